@@ -1,0 +1,51 @@
+# make run   set up and serve the embedded models; shows what the trained heads look at (ONCE=1 ends after that)
+# make test  set up and run every test
+# make help  the rest
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+DEV := .venv-dev/bin
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
+
+# The server has an environment of its own, without torch; everything else happens in the development environment.
+.venv/.ready: pyproject.toml
+	deploy/system-packages.sh
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[server,cli,plot]'
+	@touch $@
+
+.venv-dev/.ready: pyproject.toml
+	deploy/system-packages.sh
+	$(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: .venv/.ready .venv-dev/.ready ## both environments
+
+run: .venv/.ready ## serve the embedded models and show an answer
+	deploy/run.sh $(if $(ONCE),--once)
+
+test: setup check ## every check and every test
+	$(DEV)/pytest $(PYTEST)
+
+check: setup ## format, lint, types, import rules, generated code, contract
+	$(DEV)/ruff format --check .
+	$(DEV)/ruff check .
+	$(DEV)/mypy
+	$(DEV)/lint-imports
+	$(DEV)/python proto/generate.py --check
+	proto/lint.sh $(DEV)
+
+format: .venv-dev/.ready ## format the code and mend what the linter can
+	$(DEV)/ruff format .
+	$(DEV)/ruff check --fix .
+
+proto: .venv-dev/.ready ## generate attention_proto from the .proto files
+	$(DEV)/python proto/generate.py
+
+models: .venv-dev/.ready ## train and export the embedded models anew
+	$(DEV)/attention-export embedded models
+
+.PHONY: help setup run test check format proto models

@@ -1,0 +1,49 @@
+"""Attention Service from Python: NumPy arrays or text in, outputs and attention weights out.
+
+    from attention_client import AttentionClient
+
+    with AttentionClient("127.0.0.1:50051") as client:
+        result = client.attend("multi-head", text="I gave my cat Tater a toy", outputs=["weights"])
+        result.weights  # float32 [H, T, S]
+
+Whatever fails raises an `AttentionError`; the tree of them is drawn in `attention_client.errors`.
+"""
+
+from attention_client.aio import AsyncAttentionClient
+from attention_client.client import AttentionClient
+from attention_client.errors import (
+    AttentionError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NotRequested,
+    PermissionDenied,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from attention_client.request import OutputSpec, Sequence
+from attention_client.result import AttendResult, Prediction, TopK
+
+__all__ = [
+    "AsyncAttentionClient",
+    "AttendResult",
+    "AttentionClient",
+    "AttentionError",
+    "DeadlineExceeded",
+    "InternalError",
+    "InvalidRequest",
+    "NotFound",
+    "NotRequested",
+    "OutputSpec",
+    "PermissionDenied",
+    "Prediction",
+    "Sequence",
+    "TooLarge",
+    "TopK",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]

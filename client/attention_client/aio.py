@@ -1,0 +1,105 @@
+"""The asyncio client: `AttentionClient` with `await`."""
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_proto.masks import Causal
+from numpy.typing import ArrayLike
+
+from attention_client import channel
+from attention_client.errors import translated
+from attention_client.request import Output, Sequence, attend_request
+from attention_client.result import AttendResult, read
+
+
+class AsyncAttentionClient:
+    """`AttentionClient` for asyncio: the same arguments, results and errors; make it where the event loop runs."""
+
+    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(channel.uri(target), channel.OPTIONS)
+        stub = AttentionServiceStub(self._channel)
+        self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
+        self._list: grpc.aio.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
+        self._get: grpc.aio.UnaryUnaryMultiCallable[pb.GetModelRequest, pb.Model] = stub.GetModel
+
+    async def attend(
+        self,
+        model: str,
+        *,
+        query: ArrayLike | None = None,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        text: str | None = None,
+        memory_text: str | None = None,
+        memory: str | None = None,
+        causal: Causal = "none",
+        window: tuple[int, int] | None = None,
+        allowed: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        outputs: Iterable[Output] = (),
+        version: int = 0,
+        token_offsets: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
+    ) -> AttendResult:
+        """Attend from each position of one sequence; see `AttentionClient.attend`."""
+        sequence = Sequence(
+            query=query,
+            key=key,
+            value=value,
+            text=text,
+            memory_text=memory_text,
+            memory=memory,
+            causal=causal,
+            window=window,
+            allowed=allowed,
+            bias=bias,
+        )
+        results = await self.attend_batch(
+            model, [sequence], outputs=outputs, version=version, token_offsets=token_offsets, timeout=timeout
+        )
+        return results[0]
+
+    async def attend_batch(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike],
+        *,
+        outputs: Iterable[Output] = (),
+        version: int = 0,
+        token_offsets: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
+    ) -> list[AttendResult]:
+        """Attend over several sequences in one message; see `AttentionClient.attend_batch`."""
+        request = attend_request(model, sequences, outputs, version, token_offsets)
+        with translated():
+            return read(request, await self._attend(request, timeout=self._seconds(timeout)))
+
+    async def models(self, *, timeout: float | None = None) -> list[pb.Model]:  # noqa: ASYNC109  # as above
+        """Return the models served; see `AttentionClient.models`."""
+        with translated():
+            return list((await self._list(pb.ListModelsRequest(), timeout=self._seconds(timeout))).models)
+
+    async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> pb.Model:  # noqa: ASYNC109
+        """Return one model with its manifest; see `AttentionClient.model`."""
+        with translated():
+            return await self._get(pb.GetModelRequest(model=name, version=version), timeout=self._seconds(timeout))
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout

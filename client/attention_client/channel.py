@@ -1,0 +1,55 @@
+"""How a channel to the service is set up: balancing, message sizes, retries, keep-alive."""
+
+import json
+import re
+from typing import Any
+
+UNLIMITED = -1
+_SERVICE = "attention.v1.AttentionService"
+_IPV4_AND_PORT = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d+")
+
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE}],
+            # Every method may be repeated: creating the same memory twice gives one memory. gRPC caps attempts at 5.
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.enable_retries", 1),
+    # gRPC keeps a request for its retries up to this size, by default 256 KiB; a larger one is silently not retried.
+    ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),
+    # Weights grow with the square of the length: the server, which knows its memory, sets the limits.
+    ("grpc.max_send_message_length", UNLIMITED),
+    ("grpc.max_receive_message_length", UNLIMITED),
+    # While a call waits, a peer that is gone without a word is noticed, and the call retried elsewhere.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # A server that restarts is found again within seconds; the default backs off to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def uri(target: str) -> str:
+    """Return what gRPC connects to.
+
+    Args:
+        target: `HOST:PORT`, where calls are balanced over all addresses the name resolves to; several IPv4 addresses
+            `A:PORT,B:PORT`; or any name gRPC understands, as `unix:/PATH`.
+    """
+    addresses = target.replace(" ", "").split(",")
+    if all(_IPV4_AND_PORT.fullmatch(address) for address in addresses):
+        return "ipv4:" + ",".join(addresses)
+    return target

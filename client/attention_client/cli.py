@@ -1,0 +1,160 @@
+"""`attention-client`: ask an Attention Service from a terminal."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+from attention_proto.attention.v1 import attention_pb2 as pb
+
+from attention_client.client import AttentionClient
+from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
+from attention_client.result import Array, AttendResult, as_document
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+
+    from attention_client.heatmap import render
+except ModuleNotFoundError as missing:
+    sys.exit(f"attention-client needs {missing.name}: pip install 'attention-service[cli]'")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Ask an Attention Service.")
+
+
+class Causal(StrEnum):
+    """How a causal mask lines up query and key positions."""
+
+    NONE = "none"
+    TOP_LEFT = "top_left"
+    BOTTOM_RIGHT = "bottom_right"
+
+
+def _array(path: str) -> Array:
+    try:
+        return np.asarray(np.load(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise typer.BadParameter(f"cannot read {path}: {error}") from error
+
+
+Target = Annotated[str, typer.Option(envvar="ATTENTION_TARGET", help="Where the server listens, HOST:PORT.")]
+Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for an answer.")]
+ArrayFile = Annotated[Array | None, typer.Option(parser=_array, metavar="FILE.npy")]
+
+
+@app.command(no_args_is_help=True)
+def attend(
+    text: Annotated[str | None, typer.Argument(help="The sequence, for a text model; others take --query.")] = None,
+    *,
+    model: Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")],
+    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
+    memory_text: Annotated[str | None, typer.Option(help="The sequence to attend to, when it is another.")] = None,
+    query: ArrayFile = None,
+    key: ArrayFile = None,
+    value: ArrayFile = None,
+    causal: Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")] = Causal.NONE,
+    outputs: Annotated[
+        str, typer.Option(help="Stages to show, with commas: weights, predictions, output, scores, heads, q, k, v.")
+    ] = "",
+    target: Target = "127.0.0.1:50051",
+    timeout: Timeout = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")] = False,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the weights into a picture.")] = None,
+) -> None:
+    """Attend over one sequence, and show what each head looked at."""
+    with _client(target, timeout) as client:
+        shown = outputs.replace(" ", "").split(",") if outputs else _default_outputs(client.model(model, version), text)
+        result = client.attend(
+            model,
+            version=version,
+            text=text,
+            memory_text=memory_text,
+            query=query,
+            key=key,
+            value=value,
+            causal=causal.value,
+            outputs=shown,
+        )
+    if as_json:
+        typer.echo(json.dumps(as_document([result])))
+    else:
+        console = Console()
+        console.print(render(result, console.width))
+    if png:
+        _draw(result, png)
+
+
+@app.command()
+def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
+    """List the models that are served."""
+    with _client(target, timeout) as client:
+        served = client.models()
+    table = Table("name", "version", "block", "heads", "widths", "text", "predictions", "device", box=None)
+    for model in served:
+        table.add_row(*_row(model))
+    Console().print(table)
+
+
+def _row(model: pb.Model) -> tuple[str, ...]:
+    manifest = model.manifest
+    layer = manifest.layers[0]
+    layers = "" if len(manifest.layers) == 1 else f"{len(manifest.layers)} layers of "
+    predictors = ", ".join(predictor.name for predictor in manifest.predictors)
+    text = "yes" if manifest.HasField("text") else "no"
+    version = str(model.version)
+    return model.name, version, manifest.block, f"{layers}{layer.heads}", _widths(layer), text, predictors, model.device
+
+
+def _widths(layer: pb.Layer) -> str:
+    """Say which vectors go in and come out: one width where query, key and value share it."""
+    inputs = [layer.query_dim, layer.key_dim or layer.query_dim, layer.value_dim or layer.key_dim or layer.query_dim]
+    output = layer.output_dim or layer.heads * layer.value_head_dim
+    taken = " ".join(str(width or "any") for width in (inputs if len(set(inputs)) > 1 else inputs[:1]))
+    return f"{taken} → {output or 'any'}"
+
+
+def _default_outputs(model: pb.Model, text: str | None) -> list[str]:
+    """Weights, and what the model reads from them where it reads text."""
+    return ["weights", "predictions"] if text is not None and model.manifest.predictors else ["weights"]
+
+
+@contextmanager
+def _client(target: str, timeout: float) -> Iterator[AttentionClient]:
+    """Connect; a failed call becomes one line on stderr and exit status 1."""
+    try:
+        with AttentionClient(target, timeout=timeout) as client:
+            yield client
+    except AttentionError as error:
+        _fail(_explained(error, target, timeout))
+
+
+def _explained(error: AttentionError, target: str, timeout: float) -> str:
+    if isinstance(error, DeadlineExceeded):
+        return f"no answer from {target} within {timeout:g} s (--timeout)"
+    if isinstance(error, Unavailable) and error.retry_after is None:
+        cause = error.message.rpartition(": ")[-1].rstrip("]")  # the last of the reasons that gRPC nests
+        return f"cannot reach {target}: {cause}. Start a server there with `attention-server`, or name one by --target"
+    return str(error)
+
+
+def _draw(result: AttendResult, path: Path) -> None:
+    try:
+        from attention_client import plot  # noqa: PLC0415  # matplotlib is an extra, and slow to import
+    except ModuleNotFoundError:
+        _fail("--png needs matplotlib: pip install 'attention-service[plot]'")
+    plot.figure(result).savefig(path)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command."""
+    app()

@@ -1,0 +1,151 @@
+"""The blocking client."""
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import grpc
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_proto.masks import Causal
+from numpy.typing import ArrayLike
+
+from attention_client import channel
+from attention_client.errors import translated
+from attention_client.request import Output, Sequence, attend_request
+from attention_client.result import AttendResult, read
+
+
+class AttentionClient:
+    """Calls one Attention Service, or several replicas of one; use it as a context manager, from any thread.
+
+    Every call has a deadline, and is repeated when the service is unavailable, whatever its size. A failed call raises
+    an error of `attention_client.errors`.
+
+    Args:
+        target: `HOST:PORT`, where calls are balanced over all addresses the name resolves to, or several IPv4 addresses
+            `A:PORT,B:PORT`.
+        timeout: seconds within which a call has to be answered, its repetitions included.
+    """
+
+    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(channel.uri(target), channel.OPTIONS)
+        stub = AttentionServiceStub(self._channel)
+        self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
+        self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
+        self._get: grpc.UnaryUnaryMultiCallable[pb.GetModelRequest, pb.Model] = stub.GetModel
+
+    def attend(
+        self,
+        model: str,
+        *,
+        query: ArrayLike | None = None,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        text: str | None = None,
+        memory_text: str | None = None,
+        memory: str | None = None,
+        causal: Causal = "none",
+        window: tuple[int, int] | None = None,
+        allowed: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        outputs: Iterable[Output] = (),
+        version: int = 0,
+        token_offsets: bool = False,
+        timeout: float | None = None,
+    ) -> AttendResult:
+        """Attend from each position of one sequence.
+
+        Args:
+            model: its name.
+            query: [T, query width], float32 or float16; other numbers are sent as float32. Or `text`.
+            key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
+            value: [S, value width]; the key when absent.
+            text: the query as text, for a text model.
+            memory_text: the memory as text, for a text model that attends to a second sequence; in place of `key`.
+            memory: the id of a memory that the server keeps; in place of `key`.
+            causal: `top_left` or `bottom_right` hides the future, lined up at the first or the last position.
+            window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
+            allowed: bool, broadcastable to [H, T, S]; true = may attend.
+            bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
+            outputs: what to send back: names, `OutputSpec`s or dicts of them. Empty: `output`, and `predictions` where
+                the model has a head.
+            version: of the model; 0 is its default.
+            token_offsets: whether to say where each token stands in its text.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            InvalidRequest: the model cannot take it; `field` says where.
+            NotFound: there is no such model, version or memory.
+            TooLarge: a limit of the server.
+            Unavailable: nobody answered, or the server is full or stopping.
+            DeadlineExceeded: no answer in time.
+        """
+        sequence = Sequence(
+            query=query,
+            key=key,
+            value=value,
+            text=text,
+            memory_text=memory_text,
+            memory=memory,
+            causal=causal,
+            window=window,
+            allowed=allowed,
+            bias=bias,
+        )
+        return self.attend_batch(
+            model, [sequence], outputs=outputs, version=version, token_offsets=token_offsets, timeout=timeout
+        )[0]
+
+    def attend_batch(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike],
+        *,
+        outputs: Iterable[Output] = (),
+        version: int = 0,
+        token_offsets: bool = False,
+        timeout: float | None = None,
+    ) -> list[AttendResult]:
+        """Attend over several sequences, of any lengths, in one message; return a result for each, in order.
+
+        Args:
+            model: its name.
+            sequences: each a `Sequence`, a text, or a query [T, query width].
+            outputs: what to send back for each, as in `attend`.
+            version: of the model; 0 is its default.
+            token_offsets: whether to say where each token stands in its text.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            AttentionError: as for `attend`; one bad sequence fails the call.
+        """
+        request = attend_request(model, sequences, outputs, version, token_offsets)
+        with translated():
+            return read(request, self._attend(request, timeout=self._seconds(timeout)))
+
+    def models(self, *, timeout: float | None = None) -> list[pb.Model]:
+        """Return the models served, each at its default version, by name; a Model is as the contract describes it."""
+        with translated():
+            return list(self._list(pb.ListModelsRequest(), timeout=self._seconds(timeout)).models)
+
+    def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> pb.Model:
+        """Return one model with its manifest. Raises NotFound."""
+        with translated():
+            return self._get(pb.GetModelRequest(model=name, version=version), timeout=self._seconds(timeout))
+
+    def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout

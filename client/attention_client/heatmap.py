@@ -1,0 +1,135 @@
+"""Attention weights in a terminal: a heat map for each head, and what the model's head read from them.
+
+Shades are for terminals with colours; numbers stand beside them, so that a pipe or a screen reader loses nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.cells import cell_len
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from attention_client.picture import Picture, picture, printable
+from attention_client.result import Array, AttendResult, summary
+
+# From nothing to all, through colours that stay apart for colour-blind eyes and in greyscale.
+_RAMP = np.array([(33, 39, 54), (37, 72, 112), (33, 128, 141), (120, 188, 112), (253, 214, 92)])
+_FAINT = 0.005  # what rounds to .00
+_NARROWEST = 4  # a cell that holds .99 and a gap
+_TOP_KEYS = 3
+_MOST_ROWS = 16
+
+
+class _Map(NamedTuple):
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Array  # [R, C]
+    marked: int | None = None
+
+
+def render(result: AttendResult, width: int) -> RenderableType:
+    """Draw one result on `width` columns: what was predicted and from where, each head's weights, other outputs."""
+    drawn = picture(result) if "weights" in result.outputs else None
+    parts = [*_readout(result, drawn, width - 1), *_heads(drawn, width - 1), *_others(result)]
+    return Padding(Group(*parts), (1, 0, 0, 1))
+
+
+def _readout(result: AttendResult, drawn: Picture | None, width: int) -> Iterator[RenderableType]:
+    """Draw the predictions; where all were read from one row, beside what each head looked at from there."""
+    if not result.predictions:
+        return
+    if drawn is None or drawn.focus is None:
+        yield _abreast(_predictions(result, result.tokens))
+    else:
+        heads = [f"head {head}" for head in range(len(drawn.weights))]
+        looked_at = _Map(f"from {drawn.queries[drawn.focus]}", heads, drawn.keys, drawn.weights[:, drawn.focus])
+        yield _abreast(_table(looked_at, width), _predictions(result))
+
+
+def _predictions(result: AttendResult, tokens: Sequence[str] = ()) -> Table:
+    """List the predictions; with tokens, also from which of them each was read."""
+    table = Table("predicted", "", "", "", box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for name, label, probability, row in result.predictions:
+        place = f"at {printable(tokens[row])}" if row is not None and row < len(tokens) else ""
+        table.add_row(Text(name), Text(printable(label), "bold"), f"{probability:.2f}", Text(place, "dim"))
+    return table
+
+
+def _heads(drawn: Picture | None, width: int) -> Iterator[RenderableType]:
+    if drawn is not None:
+        maps = [
+            _Map(f"head {head}", drawn.queries, drawn.keys, weights, drawn.focus)
+            for head, weights in enumerate(drawn.weights)
+        ]
+        yield _abreast(*(_table(one, width) for one in maps))
+
+
+def _abreast(*tables: Table) -> Columns:
+    """Set tables side by side, as many as fit."""
+    return Columns([Padding(table, (0, 0, 1, 0)) for table in tables], padding=(0, 3))
+
+
+def _table(drawn: _Map, width: int) -> Table:
+    """Draw a heat map where it fits, else the largest of each row."""
+    names = max(cell_len(name) for name in [drawn.title, *drawn.rows])
+    cells = [max(_NARROWEST, cell_len(column) + 1) for column in drawn.columns]
+    return _shaded(drawn, cells) if names + 1 + sum(cells) <= width else _largest(drawn)
+
+
+def _shaded(drawn: _Map, widths: Sequence[int]) -> Table:
+    table = Table(box=None, padding=0, pad_edge=False, header_style="bold")
+    table.add_column(Text(drawn.title + " "))
+    for column, width in zip(drawn.columns, widths, strict=True):
+        table.add_column(Text(_centred(column, width)), width=width)
+    for row, values in enumerate(drawn.values):
+        table.add_row(_row_name(drawn, row), *map(_cell, values, widths))
+    return table
+
+
+def _cell(value: float, width: int) -> Text:
+    number = "·" if value < _FAINT else "1.0" if value >= 1 - _FAINT else f"{value:.2f}"[1:]
+    return Text(_centred(number, width), _shade(value))
+
+
+def _centred(text: str, width: int) -> str:
+    """Pad on both sides; what cannot be halved goes to the left, so that neighbours never touch."""
+    spare = width - cell_len(text)
+    return " " * ((spare + 1) // 2) + text + " " * (spare // 2)
+
+
+def _shade(value: float) -> str:
+    """Return the style of a weight in 0..1: the ramp's colour, under ink that stands out from it."""
+    stops = np.linspace(0, 1, len(_RAMP))
+    red, green, blue = (round(np.interp(value, stops, channel)) for channel in _RAMP.T)
+    ink = "black" if value > 0.5 else "white" if value >= _FAINT else "bright_black"
+    return f"{ink} on rgb({red},{green},{blue})"
+
+
+def _largest(drawn: _Map) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(Text(drawn.title))
+    table.add_column(Text("looks most at"))
+    for row, values in enumerate(drawn.values[:_MOST_ROWS]):
+        order = np.argsort(-values, kind="stable")[:_TOP_KEYS]
+        keys = "  ".join(f"{drawn.columns[key]} {values[key]:.2f}" for key in order)
+        table.add_row(_row_name(drawn, row), Text(keys))
+    if len(drawn.rows) > _MOST_ROWS:
+        table.add_row("…", Text(f"{len(drawn.rows) - _MOST_ROWS} more rows; --json has them all", "dim"))
+    return table
+
+
+def _row_name(drawn: _Map, row: int) -> Text:
+    return Text(f"{drawn.rows[row]} ", "bold" if row == drawn.marked else "")
+
+
+def _others(result: AttendResult) -> Iterator[RenderableType]:
+    with np.printoptions(precision=3, suppress=True, threshold=64, edgeitems=2):
+        for name, value in result.outputs.items():
+            if name != "weights":
+                yield Text(f"{name} {summary(value)}\n{value}\n")

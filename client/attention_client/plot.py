@@ -1,0 +1,79 @@
+"""Attention weights as a figure, by matplotlib (the extra `plot`)."""
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from attention_client.picture import Picture, picture
+from attention_client.result import Array, AttendResult
+
+_INK = "#1f2937"
+_ACCENT = "#d97706"
+_WIDEST = 15.0  # inches, of all panels side by side
+_MOST_NUMBERS = 12  # positions, beyond which a number in each cell cannot be read
+_MOST_NAMES = 32
+_MOST_PREDICTIONS = 4  # in the caption
+_FAINT = 0.005  # what rounds to .00
+
+
+def figure(result: AttendResult) -> Figure:
+    """Draw a heat map for each head: query positions down, keys across; the row predictions were read from is framed.
+
+    Raises:
+        NotRequested: the weights were not asked for.
+    """
+    drawn = picture(result)
+    heads, queries, keys = drawn.weights.shape
+    columns = min(heads, int(_WIDEST // _inches(keys)))
+    rows = math.ceil(heads / columns)
+    size = (columns * _inches(keys) + 0.8, rows * (_inches(queries) + 0.6) + 0.6)
+    drawing = Figure(figsize=size, dpi=150, layout="constrained")
+    panels = drawing.subplots(rows, columns, squeeze=False, sharey=True).flat
+    for head, panel in enumerate(panels):
+        if head < heads:
+            _heat_map(panel, drawn, drawn.weights[head], f"head {head}")
+        else:
+            panel.set_axis_off()
+    drawing.suptitle(_caption(result), color=_INK, fontsize=11)
+    return drawing
+
+
+def _inches(positions: int) -> float:
+    """Return the side of a panel: roomy where numbers are written, else as names need, within bounds."""
+    return min(max(2.2, positions * (0.42 if positions <= _MOST_NUMBERS else 0.16)), 5.0)
+
+
+def _caption(result: AttendResult) -> str:
+    said = [f"{name}: {label} {probability:.2f}" for name, label, probability, _ in result.predictions]
+    return "   ".join(said[:_MOST_PREDICTIONS]) or f"{result.model} {result.version}"
+
+
+def _heat_map(panel: Axes, drawn: Picture, weights: Array, title: str) -> None:
+    panel.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    panel.set_title(title, color=_INK, fontsize=10)
+    panel.tick_params(length=0, labelsize=9, colors=_INK)
+    panel.spines[:].set_visible(False)
+    if max(weights.shape) <= _MOST_NAMES:
+        panel.set_xticks(range(len(drawn.keys)), drawn.keys, rotation=45, ha="right", rotation_mode="anchor")
+        panel.set_yticks(range(len(drawn.queries)), drawn.queries)
+    if max(weights.shape) <= _MOST_NUMBERS:
+        _write_numbers(panel, weights)
+    if drawn.focus is not None:
+        _frame_row(panel, drawn.focus, len(drawn.keys))
+
+
+def _write_numbers(panel: Axes, weights: Array) -> None:
+    for row, values in enumerate(weights):
+        for key, value in enumerate(values):
+            if value >= _FAINT:
+                ink = "white" if value > 0.5 else _INK
+                panel.text(key, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+
+
+def _frame_row(panel: Axes, row: int, keys: int) -> None:
+    frame = Rectangle((-0.5, row - 0.5), keys, 1, fill=False, edgecolor=_ACCENT, linewidth=1.8, clip_on=False, zorder=3)
+    panel.add_patch(frame)
+    for name in panel.get_yticklabels()[row : row + 1]:
+        name.set(color=_ACCENT, fontweight="bold")

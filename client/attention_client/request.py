@@ -1,0 +1,207 @@
+"""From Python values to the request on the wire; the one place where requests are built."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from attention_proto import codec
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.masks import Causal
+from numpy.typing import ArrayLike, NDArray
+
+from attention_client.errors import InvalidRequest
+
+_CAUSAL = {
+    "none": pb.Mask.CAUSAL_NONE,
+    "top_left": pb.Mask.CAUSAL_TOP_LEFT,
+    "bottom_right": pb.Mask.CAUSAL_BOTTOM_RIGHT,
+}
+_REDUCE = {None: pb.OutputSpec.REDUCE_UNSPECIFIED, "mean": pb.OutputSpec.REDUCE_MEAN, "max": pb.OutputSpec.REDUCE_MAX}
+_DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sequence:
+    """One sequence, and what it attends to: `query` or `text`; at most one of `key`, `memory_text` and `memory`.
+
+    Numbers are sent as float32, or as float16 where the array is float16.
+
+    Attributes:
+        query: [T, query width].
+        key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
+        value: [S, value width]; the key when absent.
+        text: the query as text, for a text model.
+        memory_text: the memory as text, for a text model that attends to a second sequence.
+        memory: the id of a memory that the server keeps.
+        causal: hides the future; positions are lined up at the first or the last of query and key.
+        window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
+        allowed: bool, broadcastable to [H, T, S]; true = may attend.
+        bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
+    """
+
+    query: ArrayLike | None = None
+    key: ArrayLike | None = None
+    value: ArrayLike | None = None
+    text: str | None = None
+    memory_text: str | None = None
+    memory: str | None = None
+    causal: Causal = "none"
+    window: tuple[int, int] | None = None
+    allowed: ArrayLike | None = None
+    bias: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One thing to send back; in a request's `outputs` its name alone, or a dict of these, does as well.
+
+    Attributes:
+        name: a stage (`q`, `k`, `v`, `scores`, `weights`, `heads`, `output`) or `predictions`.
+        alias: the name in the result, the stage's when empty. A dict may say `as`.
+        heads: which heads, in this order; all when empty.
+        rows: which query positions (key positions for `k` and `v`), in this order; all when empty; -1 is the last.
+        reduce: heads made one, by mean or maximum; the rank stays.
+        top_k: `weights` and `scores` only: the k largest of each row, as a `TopK`; 0 sends all.
+        data_type: of the numbers sent.
+        layers: which layers of a model that has several; the last when empty.
+    """
+
+    name: str
+    alias: str = ""
+    heads: Iterable[int] = ()
+    rows: Iterable[int] = ()
+    reduce: Literal["mean", "max"] | None = None
+    top_k: int = 0
+    data_type: Literal["FP32", "FP16"] = "FP32"
+    layers: Iterable[str] = ()
+
+
+Output = str | OutputSpec | Mapping[str, Any]
+
+
+def attend_request(
+    model: str,
+    sequences: Iterable[Sequence | str | ArrayLike],
+    outputs: Iterable[Output],
+    version: int,
+    token_offsets: bool,
+) -> pb.AttendRequest:
+    """Build the request for several sequences.
+
+    Raises:
+        InvalidRequest: a value has no form on the wire.
+    """
+    with _field("outputs"):
+        if isinstance(outputs, str):
+            raise TypeError(f"must be a list; write [{outputs!r}]")
+    return pb.AttendRequest(
+        model=model,
+        version=version,
+        inputs=[_sequence(item, f"inputs[{i}]") for i, item in enumerate(sequences)],
+        outputs=[_output(item, f"outputs[{i}]") for i, item in enumerate(outputs)],
+        token_offsets=token_offsets,
+    )
+
+
+def _sequence(item: Sequence | str | ArrayLike, field: str) -> pb.Sequence:
+    if isinstance(item, str):
+        item = Sequence(text=item)
+    elif not isinstance(item, Sequence):
+        item = Sequence(query=item)
+    return pb.Sequence(
+        query=_query(item.query, f"{field}.query"),
+        key=_numbers(item.key, f"{field}.key"),
+        value=_numbers(item.value, f"{field}.value"),
+        text=item.text,
+        memory_text=item.memory_text,
+        memory=item.memory or "",
+        mask=_mask(item, f"{field}.mask"),
+    )
+
+
+def _query(value: ArrayLike | None, field: str) -> pb.Tensor | None:
+    tensor = _numbers(value, field)
+    if tensor is not None and len(tensor.shape) == 3:
+        # On the wire [B, T, D] stands for B sequences; here each sequence has its own result.
+        raise InvalidRequest("is a batch of rank 3; send its sequences by attend_batch", field=field)
+    return tensor
+
+
+def _mask(item: Sequence, field: str) -> pb.Mask | None:
+    """Build the mask, or none where nothing is hidden, for the server has a faster way then."""
+    if item.causal == "none" and item.window is None and item.allowed is None and item.bias is None:
+        return None
+    with _field(f"{field}.causal"):
+        causal = _choice(_CAUSAL, item.causal)
+    with _field(f"{field}.window"):
+        window = None if item.window is None else pb.Mask.Window(left=item.window[0], right=item.window[1])
+    return pb.Mask(
+        causal=causal,
+        window=window,
+        allowed=_booleans(item.allowed, f"{field}.allowed"),
+        bias=_numbers(item.bias, f"{field}.bias"),
+    )
+
+
+def _output(item: Output, field: str) -> pb.OutputSpec:
+    with _field(field):
+        spec = _spec(item)
+        return pb.OutputSpec(
+            name=spec.name,
+            alias=spec.alias,
+            heads=spec.heads,
+            rows=spec.rows,
+            reduce=_choice(_REDUCE, spec.reduce),
+            top_k=spec.top_k,
+            data_type=_choice(_DATA_TYPE, spec.data_type),
+            layers=spec.layers,
+        )
+
+
+def _spec(item: Output) -> OutputSpec:
+    if isinstance(item, OutputSpec):
+        return item
+    if isinstance(item, str):
+        return OutputSpec(item)
+    return OutputSpec(**{"alias" if key == "as" else key: value for key, value in item.items()})
+
+
+def _numbers(value: ArrayLike | None, field: str) -> pb.Tensor | None:
+    """Encode as float16 where the array is that, else as float32."""
+    if value is None:
+        return None
+    array = _array(value, field)
+    if array.dtype.kind not in "fiu":
+        raise InvalidRequest(f"holds {array.dtype}; it must hold numbers", field=field)
+    return codec.encode(array.astype(np.float16 if array.dtype == np.float16 else np.float32, copy=False))
+
+
+def _booleans(value: ArrayLike | None, field: str) -> pb.Tensor | None:
+    if value is None:
+        return None
+    array = _array(value, field)
+    if array.dtype != np.bool_:
+        raise InvalidRequest(f"holds {array.dtype}; it must hold bool, where true = may attend", field=field)
+    return codec.encode(array)
+
+
+def _array(value: ArrayLike, field: str) -> NDArray[Any]:
+    with _field(field):
+        return np.asarray(value)
+
+
+def _choice(choices: Mapping[Any, Any], value: object) -> Any:
+    if value not in choices:
+        raise ValueError(f"is {value!r}; it must be one of {', '.join(str(choice) for choice in choices)}")
+    return choices[value]
+
+
+@contextmanager
+def _field(field: str) -> Iterator[None]:
+    """Name the field in what NumPy and protobuf raise about a value."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(str(error), field=field) from error

@@ -1,0 +1,223 @@
+"""The four attention blocks, from plain arithmetic to trained heads.
+
+    scores_ij = q_i . k_j        how well query i and key j match
+    weights   = softmax(scores)  each query's attention, a row that sums to 1
+    y_i       = sum_j weights_ij v_j
+
+(scaled dot-product attention; Vaswani et al., "Attention Is All You Need", 2017). Shapes in comments: B sequences, T
+query positions, S key positions, H heads, Dh and Dv the widths of a head's keys and values.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Stages(NamedTuple):
+    """Everything between a query and its output; softmax(mask(scores)) = weights, weights.v = heads, heads.M_O = output."""
+
+    q: Tensor  # (B, H, T, Dh)
+    k: Tensor  # (B, Hkv, S, Dh)
+    v: Tensor  # (B, Hkv, S, Dv)
+    scores: Tensor  # (B, H, T, S), scaled, before the mask
+    weights: Tensor  # (B, H, T, S)
+    heads: Tensor  # (B, H, T, Dv)
+    output: Tensor  # (B, T, D)
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The widths of a block. A 0 takes the usual: key as query, value as key, head as query / heads, output as query.
+
+    Attributes:
+        query, key, value: the widths of the vectors that come in. In `dot_product`, 0 stands for any.
+        heads: H.
+        head: Dh, the width of one head's queries and keys.
+        value_head: Dv, the width of one head's values; 0 is Dh.
+        output: D, for blocks with M_O.
+        key_value_heads: heads of k and v, each shared by heads / key_value_heads of q; 0 is H. `dot_product` only.
+
+    Raises:
+        ValueError: a width is negative, or `heads` does not divide what it has to.
+    """
+
+    query: int = 0
+    key: int = 0
+    value: int = 0
+    heads: int = 1
+    head: int = 0
+    value_head: int = 0
+    output: int = 0
+    key_value_heads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or min(self.query, self.key, self.value, self.head, self.value_head, self.output) < 0:
+            raise ValueError(f"widths must not be negative and heads must be at least 1, not {self}")
+        if not self.head and self.query % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide the query width {self.query}; give `head`")
+        if self.heads % (self.key_value_heads or self.heads):
+            raise ValueError(f"key_value_heads={self.key_value_heads} does not divide heads={self.heads}")
+
+    def resolved(self) -> "Dims":
+        """Return the same widths with every 0 replaced by what it stands for."""
+        key = self.key or self.query
+        head = self.head or self.query // self.heads
+        return Dims(
+            query=self.query,
+            key=key,
+            value=self.value or key,
+            heads=self.heads,
+            head=head,
+            value_head=self.value_head or head,
+            output=self.output or self.query,
+            key_value_heads=self.key_value_heads or self.heads,
+        )
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """(B, T, H * Dh) -> (B, H, T, Dh)."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-3, -2)
+
+
+def join(x: Tensor) -> Tensor:
+    """(B, H, T, Dv) -> (B, T, H * Dv)."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Turn scores into weights, (B, H, T, S); a row that is masked whole gives zeros, not NaN.
+
+    Args:
+        scores: (B, H, T, S).
+        mask: added to the scores, -inf where a key is hidden; broadcastable to (B, H, T, S).
+    """
+    if mask is None:
+        return scores.softmax(-1)
+    attends = (mask > -math.inf).any(-1, keepdim=True)  # (.., T, 1)
+    return torch.where(attends, scores + mask, 0.0).softmax(-1) * attends
+
+
+class DotProduct(nn.Module):
+    """Attention on the raw vectors: nothing is learned, q = query, k = key, v = value, and scores are not scaled."""
+
+    name = "dot_product"
+
+    def __init__(self, dims: Dims | None = None, *, scale: float = 1.0, softcap: float = 0.0) -> None:
+        super().__init__()
+        self.dims = dims or Dims()
+        if self.dims.heads > 1 and not (self.dims.query and self.dims.key and self.dims.value):
+            raise ValueError("a block of several heads needs the widths of query, key and value")
+        self.scale = scale
+        self.softcap = softcap
+
+    def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, Dk), (B, S, Dv) -> k, v, heads side by side."""
+        return key, value
+
+    def queries(self, query: Tensor) -> Tensor:
+        """(B, T, Dq) -> q, heads side by side."""
+        return query
+
+    def combine(self, heads: Tensor) -> Tensor:
+        """(B, T, H * Dv) -> (B, T, D)."""
+        return heads
+
+    def forward(
+        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, mask: Tensor | None = None
+    ) -> Stages:
+        """Attend from each position of `query` over `key` and `value`.
+
+        Args:
+            query: (B, T, Dq).
+            key: (B, S, Dk); the query when absent.
+            value: (B, S, Dv); the key when absent.
+            mask: added to the scores, -inf where a key is hidden; broadcastable to (B, H, T, S).
+        """
+        key = query if key is None else key
+        value = key if value is None else value
+        k, v = self.project(key, value)
+        shared = self.dims.key_value_heads or self.dims.heads
+        q, k, v = split(self.queries(query), self.dims.heads), split(k, shared), split(v, shared)
+        return self.attend(q, k, v, mask)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Stages:
+        """Dot product, normalise, weighted sum, combine."""
+        scores = q @ self._shared(k).transpose(-2, -1) * self.scale  # (B, H, T, S)
+        if self.softcap:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        weights = softmax(scores, mask)  # (B, H, T, S)
+        heads = weights @ self._shared(v)  # (B, H, T, Dv)
+        return Stages(q, k, v, scores, weights, heads, self.combine(join(heads)))
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """(B, Hkv, S, D) -> (B, H, S, D): in grouped-query attention several heads of q read the same k and v."""
+        group = self.dims.heads // (self.dims.key_value_heads or self.dims.heads)
+        return x if group == 1 else x.repeat_interleave(group, 1)
+
+
+class SelfAttention(DotProduct):
+    """Attention with trained comparisons: q = query.M_Q, k = key.M_K, v = value.M_V, scores scaled by 1 / sqrt(Dh).
+
+    The matrices are [in, out], heads side by side in the columns, so that code and article read alike: v . M_Q.
+    """
+
+    name = "self_attention"
+
+    def __init__(self, dims: Dims, *, bias: bool = True, scale: float = 0.0, softcap: float = 0.0) -> None:
+        d = dims.resolved()
+        if d.key_value_heads != d.heads:
+            raise ValueError("key_value_heads is for dot_product, whose keys come projected")
+        super().__init__(d, scale=scale or d.head**-0.5, softcap=softcap)
+        self.M_Q, self.b_Q = _matrix(d.query, d.heads * d.head, bias=bias)
+        self.M_K, self.b_K = _matrix(d.key, d.heads * d.head, bias=bias)
+        self.M_V, self.b_V = _matrix(d.value, d.heads * d.value_head, bias=bias)
+
+    def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return _affine(key, self.M_K, self.b_K), _affine(value, self.M_V, self.b_V)
+
+    def queries(self, query: Tensor) -> Tensor:
+        return _affine(query, self.M_Q, self.b_Q)
+
+
+class MultiHead(SelfAttention):
+    """Several self-attentions in parallel, each free to specialise, combined by M_O."""
+
+    name = "multi_head"
+
+    def __init__(self, dims: Dims, *, bias: bool = True, scale: float = 0.0, softcap: float = 0.0) -> None:
+        super().__init__(dims, bias=bias, scale=scale, softcap=softcap)
+        self.M_O, self.b_O = _matrix(self.dims.heads * self.dims.value_head, self.dims.output, bias=bias)
+
+    def combine(self, heads: Tensor) -> Tensor:
+        return _affine(heads, self.M_O, self.b_O)
+
+
+class CrossAttention(MultiHead):
+    """Multi-head attention whose keys and values come from another sequence, the memory."""
+
+    name = "cross_attention"
+
+    def forward(
+        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, mask: Tensor | None = None
+    ) -> Stages:
+        if key is None:
+            raise ValueError("cross_attention needs a key: the memory that the query attends to")
+        return super().forward(query, key, value, mask)
+
+
+BLOCKS: dict[str, type[DotProduct]] = {
+    block.name: block for block in (DotProduct, SelfAttention, MultiHead, CrossAttention)
+}
+
+
+def _matrix(rows: int, columns: int, *, bias: bool) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Glorot-uniform weights (Glorot & Bengio, 2010) and a zero bias."""
+    matrix = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, columns)))
+    return matrix, nn.Parameter(torch.zeros(columns)) if bias else None
+
+
+def _affine(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ matrix if bias is None else x @ matrix + bias

@@ -1,0 +1,182 @@
+"""The command `attention-export`: train, export, verify."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from safetensors.torch import load_file
+
+from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
+from attention_export.export import export
+from attention_export.figures import save_figure
+from attention_export.manifest import ManifestError
+from attention_export.model import Model
+from attention_export.tasks import TASKS
+from attention_export.training import BelowBar, OnProgress, Task, Trained, check_bars, reproducible
+from attention_export.training import Progress as Step
+from attention_export.verify import Mismatch, verify
+
+app = typer.Typer(help="Trains attention blocks, exports them to ONNX and verifies them.", no_args_is_help=True)
+console = Console(stderr=True)
+
+BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type: ignore[misc] # for typer's choices
+TaskName = Enum("TaskName", {name: name for name in TASKS}, type=str)  # type: ignore[misc]
+
+Repository = Annotated[Path, typer.Option("--models", help="the repository to write to")]
+Version = Annotated[int, typer.Option(min=1, help="the version to write; versions are never overwritten")]
+Seed = Annotated[int, typer.Option(min=0, help="of the weights, and of the data where there is some")]
+
+
+@app.command()
+def block(
+    kind: Annotated[BlockName, typer.Argument(help="which block")],
+    name: Annotated[str, typer.Option(help="the model's name")],
+    models: Repository = Path("models"),
+    version: Version = 1,
+    width: Annotated[int, typer.Option(min=0, help="of a query; dot_product takes any when it is 0")] = 0,
+    key_width: Annotated[int, typer.Option(min=0, help="of a key; the query's when 0")] = 0,
+    value_width: Annotated[int, typer.Option(min=0, help="of a value; the key's when 0")] = 0,
+    output_width: Annotated[int, typer.Option(min=0, help="of the output; the query's when 0")] = 0,
+    heads: Annotated[int, typer.Option(min=1)] = 1,
+    head_width: Annotated[int, typer.Option(min=0, help="of a head's queries and keys; width / heads when 0")] = 0,
+    value_head_width: Annotated[int, typer.Option(min=0, help="of a head's values; the head's when 0")] = 0,
+    key_value_heads: Annotated[
+        int, typer.Option(min=0, help="dot_product: heads of k and v, shared; heads when 0")
+    ] = 0,
+    scale: Annotated[float, typer.Option(help="of the scores; the block's usual when 0")] = 0.0,
+    softcap: Annotated[float, typer.Option(min=0, help="bound of the scores by tanh; none when 0")] = 0.0,
+    bias: Annotated[bool, typer.Option(help="whether projections have a bias")] = True,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help="the matrices, in safetensors: M_Q, b_Q, .. ; drawn from the seed when absent"
+        ),  # typer reads it
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Export one block, with weights of your own or drawn from a seed."""
+    dims = Dims(width, key_width, value_width, heads, head_width, value_head_width, output_width, key_value_heads)
+    with reported(), reproducible(seed):
+        made = _make(kind.value, dims, scale=scale, softcap=softcap, bias=bias)
+        if weights is not None:
+            made.load_state_dict(load_file(weights))
+        origin = (
+            "weights given"
+            if weights
+            else "nothing learned"
+            if kind.value == "dot_product"
+            else f"drawn from seed {seed}"
+        )
+        export(Model(made, f"A {kind.value} block, {origin}."), models, name, version, progress=console.print)
+
+
+@app.command()
+def train(
+    task: Annotated[TaskName, typer.Argument(help="what to learn")],
+    models: Repository = Path("models"),
+    name: Annotated[str, typer.Option(help="the model's name; the task's own when not given")] = "",
+    version: Version = 1,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=0, help="optimiser steps; the task's own when 0")] = 0,
+    figure: Annotated[
+        Optional[Path], typer.Option(help="where to draw the loss, and the weights before and after")  # noqa: UP045
+    ] = None,
+) -> None:
+    """Train a block on a task, measure it on what it never saw, and export it if it clears the task's bars."""
+    chosen = TASKS[task.value]
+    with reported():
+        trained = _train(chosen, seed, steps or chosen.steps)
+        _print_figures(chosen, trained)
+        if figure is not None:
+            save_figure(trained, figure)
+            console.print(f"drew {figure}")
+        check_bars(trained.figures, chosen.bars)
+        export(trained.model, models, name or chosen.model, version, progress=console.print)
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="a version's folder, such as models/multi-head/1")],
+) -> None:
+    """Compare every graph of a version with PyTorch in float64, again."""
+    with reported():
+        parity = verify(folder)
+    table = Table(
+        "stage",
+        "largest error",
+        title=f"{folder}: {parity.cases} cases, all within {parity.atol:g} + {parity.rtol:g} |x|",
+    )
+    for stage, error in sorted(parity.max_abs_error.items()):
+        table.add_row(stage, f"{error:.2e}")
+    Console().print(table)
+
+
+@app.command()
+def embedded(
+    models: Annotated[Path, typer.Argument(help="the repository to write; its versions must not exist yet")],
+    figures: Annotated[Optional[Path], typer.Option(help="a folder for the figures")] = None,  # noqa: UP045
+) -> None:
+    """Make the repository that ships with the server: every task trained, and the dot product, which learns nothing."""
+    description = "Attention on the raw vectors, of any width: nothing is learned."
+    with reported():
+        export(Model(DotProduct(), description), models, "dot-product", 1, progress=console.print)
+    for task in TASKS.values():
+        train(TaskName(task.name), models, figure=figures / f"{task.name}.png" if figures else None)
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what a user can mend into a line on stderr and exit status 1."""
+    try:
+        yield
+    except (BelowBar, FileExistsError, ManifestError, Mismatch, OSError, ValueError) as error:
+        console.print(f"attention-export: {error}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _make(kind: str, dims: Dims, *, scale: float, softcap: float, bias: bool) -> DotProduct:
+    block_class = BLOCKS[kind]
+    if issubclass(block_class, SelfAttention):
+        return block_class(dims, bias=bias, scale=scale, softcap=softcap)
+    return block_class(dims, scale=scale or 1.0, softcap=softcap)
+
+
+def _train(task: Task, seed: int, steps: int) -> Trained:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+        return task.train(seed, steps, _progress_on(bars))
+
+
+def _progress_on(bars: Progress) -> OnProgress:
+    shown: dict[str, TaskID] = {}
+
+    def on_progress(step: Step) -> None:
+        if step.run not in shown:
+            shown[step.run] = bars.add_task(step.run, total=step.steps, loss=step.loss)
+        bars.update(shown[step.run], completed=step.step, loss=step.loss)
+
+    return on_progress
+
+
+def _print_figures(task: Task, trained: Trained) -> None:
+    table = Table(
+        "held out",
+        "figure",
+        "bar",
+        title=f"{task.name}, seed {trained.model.training.seed if trained.model.training else '-'}",
+    )
+    for name, figure in sorted(trained.figures.items()):
+        table.add_row(name, f"{figure:.4f}", str(task.bars.get(name, "")))
+    console.print(table)

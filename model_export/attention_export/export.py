@@ -1,0 +1,125 @@
+"""Writes a model as a version of a repository: `NAME/VERSION/` with graphs, tokenizers and the manifest."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Text
+from tokenizers import Tokenizer
+
+from attention_export.blocks import DotProduct
+from attention_export.graphs import (
+    OPSET,
+    Attend,
+    Graph,
+    attend_graphs,
+    front_graphs,
+    head_graph,
+    project_graph,
+    to_onnx,
+)
+from attention_export.manifest import FORMAT, add_file, describe_layer, matrices, write_manifest
+from attention_export.model import Model, TextFront
+from attention_export.verify import Report, torch_reference, verify_layer, verify_surroundings
+
+Progress = Callable[[str], None]
+
+
+def export(model: Model, repository: Path, name: str, version: int, *, progress: Progress = lambda _: None) -> Path:
+    """Export a model, verify it, and only then give it its place in the repository.
+
+    Args:
+        model: what to export.
+        repository: the folder of models; made when absent.
+        name: the model's name.
+        version: 1 or above.
+        progress: told what is being done.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        FileExistsError: the version is there already.
+        Mismatch: a graph does not match PyTorch; nothing is written.
+    """
+    target = repository / name / str(version)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; versions are never overwritten: choose another, or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
+        folder = Path(scratch) / "version"
+        folder.mkdir()
+        _write(model, folder, progress)
+        shutil.move(folder, target)
+    progress(f"wrote {target}")
+    return target
+
+
+def _write(model: Model, folder: Path, progress: Progress) -> None:
+    manifest = Manifest(
+        format=FORMAT,
+        block=model.block.name,
+        description=model.description,
+        predictors=model.predictors,
+        training=model.training,
+        license=model.license,
+        source=model.source,
+        opset=OPSET,
+    )
+    manifest.layers.append(_write_layer(model.block, folder, "attention", progress))
+    if model.text is not None:
+        manifest.text.CopyFrom(_write_text(model.text, folder))
+    surroundings = [*front_graphs(model), *([head] if (head := head_graph(model)) else [])]
+    files = {graph.file: _write_graph(graph, folder, progress) for graph in surroundings}
+    _place(manifest, files)
+    progress("verifying against PyTorch in float64")
+    report = Report()
+    verify_layer(model.block, manifest.layers[0], folder, report)
+    references = {graph.file: torch_reference(graph.module, tuple(graph.outputs)) for graph in surroundings}
+    verify_surroundings(manifest, folder, references, report)
+    manifest.parity.CopyFrom(report.parity())
+    write_manifest(folder, manifest)
+
+
+def _write_layer(block: DotProduct, folder: Path, name: str, progress: Progress) -> Layer:
+    layer = describe_layer(block, name)
+    if (project := project_graph(block)) is not None:
+        layer.project.CopyFrom(_write_graph(project, folder, progress))
+        layer.weights.CopyFrom(add_file(folder, "block.safetensors", matrices(block)))
+    for graph, module in attend_graphs(block):
+        layer.attend.append(_describe(module, _write_graph(graph, folder, progress)))
+    return layer
+
+
+def _describe(module: Attend, file: File) -> AttendGraph:
+    # Written out, attention runs anywhere, slower; it is there for CUDA, whose kernel gives no weights.
+    devices = ["cuda"] if module.explicit else ["cpu"] if module.weights or module.mask else []
+    return AttendGraph(file=file, weights=module.weights, mask=module.mask, devices=devices)
+
+
+def _write_graph(graph: Graph, folder: Path, progress: Progress) -> File:
+    progress(f"exporting {graph.file}")
+    return add_file(folder, graph.file, to_onnx(graph))
+
+
+def _write_text(text: TextFront, folder: Path) -> Text:
+    message = Text(
+        allow_unknown=text.allow_unknown, max_tokens=text.max_tokens, max_memory_tokens=text.max_memory_tokens
+    )
+    message.tokenizer.CopyFrom(add_file(folder, "tokenizer.json", _content(text.tokenizer)))
+    if text.memory_tokenizer is not None:
+        entry = add_file(folder, "memory-tokenizer.json", _content(text.memory_tokenizer))
+        message.memory_tokenizer.CopyFrom(entry)
+    return message
+
+
+def _content(tokenizer: Tokenizer) -> bytes:
+    return (tokenizer.to_str(pretty=True) + "\n").encode()
+
+
+def _place(manifest: Manifest, files: dict[str, File]) -> None:
+    """Enter the files of front and head where the manifest has them."""
+    places = {"front.onnx": manifest.text.front, "memory-front.onnx": manifest.text.memory_front}
+    for name, file in files.items():
+        places.get(name, manifest.head).CopyFrom(file)

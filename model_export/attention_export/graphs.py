@@ -1,0 +1,264 @@
+"""The ONNX graphs of a block, cut where a service needs the cut.
+
+Between them, k and v lie heads side by side, [B, S, H * width]: the form in which ONNX's `Attention` takes them without
+a Reshape or Transpose, and in which a memory is kept. What a head's stage looks like, [H, S, width], is then a view.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from attention_export.blocks import DotProduct, join, split
+from attention_export.model import Model
+
+OPSET = 23  # the first with Attention; 25 expands it into its parts
+WEIGHTS_AFTER_SOFTMAX = 3  # qk_matmul_output_mode
+
+Shape = tuple[str | int, ...]
+
+# Sizes of the varying dimensions in the examples that are traced: at least 2 and all different, or torch specialises.
+EXAMPLE_SIZES = {"B": 2, "T": 5, "S": 7, "N": 3, "D": 11, "Dv": 13}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to export: its file, what it takes and what it gives, varying dimensions by name."""
+
+    file: str
+    module: nn.Module
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+
+
+class Project(nn.Module):
+    """key [B, S, Dk], value [B, S, Dv] -> k, v."""
+
+    def __init__(self, block: DotProduct) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self.block.project(key, value)
+
+
+class Attend(nn.Module):
+    """query, k, v [, mask] -> [q,] [heads,] output [, weights].
+
+    `explicit` writes the products and the softmax out, for devices whose `Attention` kernel gives no weights.
+    """
+
+    def __init__(self, block: DotProduct, *, weights: bool, mask: bool, explicit: bool = False) -> None:
+        super().__init__()
+        self.block, self.weights, self.mask, self.explicit = block, weights, mask, explicit
+        self.learned, self.combined = hasattr(block, "M_Q"), hasattr(block, "M_O")
+
+    def forward(self, query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        q = self.block.queries(query)
+        heads, weights = (self._written_out if self.explicit else self._fused)(q, k, v, mask)
+        found = {"q": q, "heads": heads, "output": self.block.combine(heads), "weights": weights}
+        return tuple(stage for name in self.outputs() if (stage := found[name]) is not None)
+
+    def inputs(self) -> dict[str, Shape]:
+        """Return what it takes; see `_declare_shapes` for the mask."""
+        query, _, _ = _widths(self.block)
+        k, v = _projected_widths(self.block)
+        shapes: dict[str, Shape] = {"query": ("B", "T", query), "k": ("B", "S", k), "v": ("B", "S", v)}
+        return shapes | ({"mask": (1, 1, "T", "S")} if self.mask else {})
+
+    def outputs(self) -> dict[str, Shape]:
+        """Return what it gives. A stage that is an input, or the same as the output, is left out."""
+        heads = self.block.dims.heads
+        k, v = _projected_widths(self.block)
+        joined = v if isinstance(v, str) else v // shared_heads(self.block) * heads
+        offered: dict[str, tuple[bool, Shape]] = {
+            "q": (self.learned, ("B", "T", k)),
+            "heads": (self.combined, ("B", "T", joined)),
+            "output": (True, ("B", "T", self.block.dims.output if self.combined else joined)),
+            "weights": (self.weights, ("B", heads, "T", "S")),
+        }
+        return {name: shape for name, (there, shape) in offered.items() if there}
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        dims, shared = self.block.dims, shared_heads(self.block)
+        batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+        attributes: dict[str, Any] = {
+            "q_num_heads": dims.heads,
+            "kv_num_heads": shared,
+            "scale": float(self.block.scale),
+            "softcap": float(self.block.softcap),
+        }
+        shapes: list[tuple[int, ...]] = [(batch, queries, v.shape[-1] // shared * dims.heads)]
+        if self.weights:
+            attributes["qk_matmul_output_mode"] = WEIGHTS_AFTER_SOFTMAX
+            shapes += [(batch, shared, keys, q.shape[-1]), (batch, shared, keys, v.shape[-1])]
+            shapes += [(batch, dims.heads, queries, keys)]
+        # Not torch.onnx.ops.attention: it infers that values are as wide as queries.
+        heads, *rest = torch.onnx.ops.symbolic_multi_out(
+            "Attention",
+            [x for x in (q, k, v, mask) if x is not None],
+            attrs=attributes,
+            dtypes=[torch.float32] * len(shapes),
+            shapes=shapes,
+            version=OPSET,
+        )
+        return heads, rest[-1] if rest else None
+
+    def _written_out(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        dims, shared = self.block.dims, shared_heads(self.block)
+        stages = self.block.attend(split(q, dims.heads), split(k, shared), split(v, shared), mask)
+        return join(stages.heads), stages.weights
+
+
+def shared_heads(block: DotProduct) -> int:
+    """Return the heads of k and v."""
+    return block.dims.key_value_heads or block.dims.heads
+
+
+def attend_graphs(block: DotProduct, prefix: str = "") -> list[tuple[Graph, Attend]]:
+    """Return the graphs that attend, the cheapest first."""
+    modules = {
+        "attend": Attend(block, weights=False, mask=False),
+        "attend-masked": Attend(block, weights=False, mask=True),
+        "explain": Attend(block, weights=True, mask=False),
+        "explain-masked": Attend(block, weights=True, mask=True),
+        "explain-explicit": Attend(block, weights=True, mask=True, explicit=True),
+    }
+    return [
+        (Graph(f"{prefix}{name}.onnx", module, module.inputs(), module.outputs()), module)
+        for name, module in modules.items()
+    ]
+
+
+def project_graph(block: DotProduct, prefix: str = "") -> Graph | None:
+    """Return the graph that makes k and v, or None for a block that takes them as they come."""
+    if not hasattr(block, "M_K"):
+        return None
+    _, key, value = _widths(block)
+    k, v = _projected_widths(block)
+    inputs: dict[str, Shape] = {"key": ("B", "S", key), "value": ("B", "S", value)}
+    return Graph(f"{prefix}project.onnx", Project(block), inputs, {"k": ("B", "S", k), "v": ("B", "S", v)})
+
+
+def front_graphs(model: Model) -> list[Graph]:
+    """Return the graphs that turn tokens into vectors: the query's, and the memory's where it has its own."""
+    if model.text is None:
+        return []
+    fronts: list[tuple[str, nn.Module, str, tuple[str, ...]]] = [
+        ("front", model.text.front, "T", ("query", "key", "value"))
+    ]
+    if model.text.memory_front is not None:
+        fronts.append(("memory-front", model.text.memory_front, "S", ("key", "value")))
+    return [
+        Graph(f"{file}.onnx", module, {"tokens": ("B", length)}, _front_outputs(module, length, names))
+        for file, module, length, names in fronts
+    ]
+
+
+def _front_outputs(module: nn.Module, length: str, names: tuple[str, ...]) -> dict[str, Shape]:
+    with torch.no_grad():
+        vectors = module(torch.zeros(1, 1, dtype=torch.int64))
+    return {name: ("B", length, vector.shape[-1]) for name, vector in zip(names, vectors, strict=False)}
+
+
+def head_graph(model: Model) -> Graph | None:
+    """Return the graph that reads predictions from rows of the output."""
+    if model.head is None:
+        return None
+    outputs: dict[str, Shape] = {p.name: ("N", len(p.labels)) for p in model.predictors}
+    return Graph("head.onnx", model.head, {"output": ("N", model.block.dims.output or model.block.dims.value)}, outputs)
+
+
+def to_onnx(graph: Graph) -> bytes:
+    """Export a graph; the same weights give the same bytes.
+
+    Raises:
+        onnx.checker.ValidationError: the result is no valid ONNX model.
+    """
+    examples = {name: _example(name, shape) for name, shape in graph.inputs.items()}
+    dims = {name: Dim(name) for name in EXAMPLE_SIZES}
+    dynamic = {
+        name: {axis: dims[dim] for axis, dim in enumerate(shape) if isinstance(dim, str)}
+        for name, shape in graph.inputs.items()
+    }
+    with _quiet():
+        program = torch.onnx.export(
+            graph.module.eval(),
+            tuple(examples.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=tuple(dynamic.values()),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _declare_shapes(model, graph)
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def _example(name: str, shape: Shape) -> Tensor:
+    sizes = [EXAMPLE_SIZES[dim] if isinstance(dim, str) else dim for dim in shape]
+    return torch.zeros(sizes, dtype=torch.int64 if name == "tokens" else torch.float32)
+
+
+def _declare_shapes(model: onnx.ModelProto, graph: Graph) -> None:
+    """Write the declared shapes over the traced ones, which lose the names of dimensions behind a custom operator."""
+    del model.graph.value_info[:]
+    shapes = {**graph.inputs, **graph.outputs}
+    for info in (*model.graph.input, *model.graph.output):
+        shape = shapes[info.name]
+        if info.name == "mask":
+            # Traced as one for all, or torch.export would tie its sizes to the query's; ONNX broadcasts what comes.
+            shape = ("mask_B", "mask_H", *shape[2:])
+        info.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what tells where it was made: stack traces and paths, which would change the bytes from place to place."""
+    del model.metadata_props[:]
+    parts: Iterable[Any] = (
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    )
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporter says of itself: missing torchvision, renamed dimensions, internal deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _widths(block: DotProduct) -> tuple[str | int, str | int, str | int]:
+    """Return the widths of query, key and value; a name where any will do."""
+    dims = block.dims
+    return dims.query or "D", dims.key or dims.query or "D", dims.value or dims.key or "Dv"
+
+
+def _projected_widths(block: DotProduct) -> tuple[str | int, str | int]:
+    """Return the widths of k and v, heads side by side."""
+    if not hasattr(block, "M_K"):
+        return _widths(block)[1:]
+    return block.dims.heads * block.dims.head, block.dims.heads * block.dims.value_head

@@ -1,0 +1,99 @@
+"""A version's folder, read and written: the manifest, and the block's matrices beside it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from attention_proto.attention.v1.attention_pb2 import File, Layer, Manifest
+from google.protobuf import json_format
+from safetensors.torch import load_file, save
+
+from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class ManifestError(ValueError):
+    """A version's folder is not what its manifest says."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ManifestError: it is missing or is no manifest of this format.
+    """
+    try:
+        manifest = json_format.Parse((folder / MANIFEST).read_text(), Manifest())
+    except (OSError, json_format.ParseError) as error:
+        raise ManifestError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    if manifest.format != FORMAT:
+        raise ManifestError(f"{folder / MANIFEST} has format {manifest.format}; this program reads format {FORMAT}")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest, keys sorted, so that equal manifests are equal files."""
+    content = json_format.MessageToDict(manifest, preserving_proto_field_name=True)
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def add_file(folder: Path, name: str, content: bytes) -> File:
+    """Write a file of the folder; return its entry in the manifest."""
+    (folder / name).write_bytes(content)
+    return File(name=name, sha256=hashlib.sha256(content).hexdigest())
+
+
+def describe_layer(block: DotProduct, name: str) -> Layer:
+    """Return the layer's widths and constants."""
+    dims = block.dims
+    return Layer(
+        name=name,
+        heads=dims.heads,
+        key_value_heads=dims.key_value_heads or dims.heads,
+        query_dim=dims.query,
+        key_dim=dims.key,
+        value_dim=dims.value,
+        head_dim=dims.head,
+        value_head_dim=dims.value_head,
+        output_dim=dims.output if hasattr(block, "M_O") else dims.heads * dims.value_head,
+        scale=block.scale,
+        softcap=block.softcap,
+    )
+
+
+def matrices(block: DotProduct) -> bytes:
+    """Return the block's matrices as a safetensors file."""
+    return save({name: matrix.detach().contiguous() for name, matrix in block.named_parameters()})
+
+
+def read_block(folder: Path, manifest: Manifest, layer: Layer) -> DotProduct:
+    """Build a layer's block from its matrices.
+
+    Raises:
+        ManifestError: the block is unknown, or the matrices do not have the widths that the manifest gives.
+    """
+    if manifest.block not in BLOCKS:
+        raise ManifestError(f"block {manifest.block!r} is none of {', '.join(BLOCKS)}")
+    dims = Dims(
+        query=layer.query_dim,
+        key=layer.key_dim,
+        value=layer.value_dim,
+        heads=layer.heads,
+        head=layer.head_dim,
+        value_head=layer.value_head_dim,
+        output=layer.output_dim,
+        key_value_heads=layer.key_value_heads,
+    )
+    constants = {"scale": layer.scale, "softcap": layer.softcap}
+    kind = BLOCKS[manifest.block]
+    if not issubclass(kind, SelfAttention):
+        return kind(dims, **constants)
+    parameters = load_file(folder / layer.weights.name)
+    block = kind(dims, bias="b_Q" in parameters, **constants)
+    try:
+        block.load_state_dict(parameters)
+    except RuntimeError as error:
+        raise ManifestError(f"{layer.weights.name} does not fit the manifest: {error}") from error
+    return block

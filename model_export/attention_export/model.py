@@ -1,0 +1,57 @@
+"""What is exported: a block, and what stands before and behind it when a caller sends text and wants predictions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from attention_proto.attention.v1.attention_pb2 import Predictor, Training
+from tokenizers import Tokenizer
+from torch import nn
+
+from attention_export.blocks import DotProduct
+
+
+@dataclass(frozen=True)
+class TextFront:
+    """How text becomes vectors.
+
+    Attributes:
+        tokenizer: text -> tokens; has an unknown token, by which words outside the vocabulary are found.
+        front: tokens INT64 (B, T) -> a tuple of query, or query and key, or query, key and value, each (B, T, width).
+        memory_tokenizer: the same for the memory text; `tokenizer` when absent.
+        memory_front: memory tokens INT64 (B, S) -> a tuple of key, or key and value, each (B, S, width).
+        allow_unknown: whether unknown words are read as the unknown token.
+        max_tokens, max_memory_tokens: the longest texts; 0 is any.
+    """
+
+    tokenizer: Tokenizer
+    front: nn.Module
+    memory_tokenizer: Tokenizer | None = None
+    memory_front: nn.Module | None = None
+    allow_unknown: bool = False
+    max_tokens: int = 0
+    max_memory_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A block with its surroundings.
+
+    Attributes:
+        block: the attention that is served.
+        description: one sentence for people.
+        text: how text becomes vectors; None for vectors only.
+        head: output rows (N, D) -> a tuple of probabilities (N, labels), one for each of `predictors`, in their order.
+        predictors: what the head says, and from which rows.
+        training: the record of how it learned.
+        license: of the weights, an SPDX expression.
+        source: where imported weights come from.
+    """
+
+    block: DotProduct
+    description: str
+    text: TextFront | None = None
+    head: nn.Module | None = None
+    predictors: Sequence[Predictor] = field(default_factory=tuple)
+    training: Training | None = None
+    license: str = "Apache-2.0"
+    source: str = ""

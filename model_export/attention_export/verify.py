@@ -1,0 +1,228 @@
+"""Whether graphs compute what PyTorch computes in float64: every graph, odd shapes, every kind of mask."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest, Parity
+from attention_proto.masks import Mask, additive
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from tokenizers import Tokenizer
+from torch import nn
+
+from attention_export.blocks import DotProduct, Stages, join
+from attention_export.manifest import read_block, read_manifest
+
+ATOL, RTOL = 1e-5, 1e-4
+SEED = 0
+
+# Queries and keys: alike and unalike, one and many, and the longest of both.
+LENGTHS = ((1, 1), (2, 2), (7, 2), (2, 7), (7, 64), (64, 64), (64, 1), (1, 512), (512, 7), (512, 512))
+BATCHES = (1, 3)
+TOKEN_LENGTHS = (1, 2, 7, 64, 512)
+WIDTH, VALUE_WIDTH = 24, 10  # for blocks that take any
+
+Arrays = Mapping[str, NDArray[Any]]
+Reference = Callable[[Arrays], Arrays]
+
+
+class Mismatch(ValueError):
+    """An exported graph does not compute what the PyTorch block computes."""
+
+
+@dataclass
+class Report:
+    """The largest errors seen so far."""
+
+    cases: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def compare(self, where: str, found: Arrays, expected: Arrays) -> None:
+        """Take note of one case.
+
+        Raises:
+            Mismatch: a stage is further off than ATOL + RTOL * |expected|, or not finite, or of another shape.
+        """
+        self.cases += 1
+        for name, value in found.items():
+            stage = expected[name]
+            error = np.abs(value.astype(np.float64) - stage) if value.shape == stage.shape else np.array(np.inf)
+            # `not all(<=)`, for NaN is not <= anything.
+            if not np.all(error <= ATOL + RTOL * np.abs(stage)):
+                raise Mismatch(
+                    f"{where}: {name} {value.shape} is off by {error.max():.3g} from PyTorch's {stage.shape} in float64"
+                )
+            self.errors[name] = max(self.errors.get(name, 0.0), float(error.max()))
+
+    def parity(self) -> Parity:
+        """Return the record for the manifest."""
+        return Parity(cases=self.cases, max_abs_error=self.errors, atol=ATOL, rtol=RTOL)
+
+
+def verify(folder: Path) -> Parity:
+    """Verify a version's folder by itself.
+
+    The block is computed anew by PyTorch from `block.safetensors`; front and head, which are graphs only, by ONNX's
+    reference implementation.
+
+    Raises:
+        Mismatch: a graph is off.
+        ManifestError: a file is missing, or is not the one that the manifest names.
+    """
+    manifest = read_manifest(folder)
+    report = Report()
+    for layer in manifest.layers:
+        verify_layer(read_block(folder, manifest, layer), layer, folder, report)
+    graphs = {name: _reference_graph(folder / name) for name in _surroundings(manifest)}
+    verify_surroundings(manifest, folder, graphs, report)
+    return report.parity()
+
+
+def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) -> None:
+    """Compare every graph of a layer with its block.
+
+    Raises:
+        Mismatch: a graph is off.
+    """
+    reference = copy.deepcopy(block).double().eval()
+    project = session(folder / layer.project.name) if layer.HasField("project") else None
+    graphs = [(graph, session(folder / graph.file.name)) for graph in layer.attend]
+    rng = np.random.default_rng(SEED)
+    for batch, (queries, keys) in ((batch, lengths) for lengths in LENGTHS for batch in BATCHES):
+        inputs = _vectors(rng, block, batch, queries, keys)
+        projected = {"k": inputs["key"], "v": inputs["value"]}
+        if project is not None:
+            projected = run(project, {"key": inputs["key"], "value": inputs["value"]})
+            report.compare(layer.project.name, projected, _projected(reference, inputs))
+        for kind, mask in masks(rng, block.dims.heads, queries, keys):
+            added = None if mask is None else additive(mask, queries, keys)
+            expected = _stages(reference, inputs, added)
+            where = f"batch {batch}, {queries} queries, {keys} keys, {kind}"
+            for graph, graph_session in graphs:
+                if graph.mask == (added is not None):
+                    feeds = {"query": inputs["query"], **projected} | _mask_feed(graph, added)
+                    report.compare(f"{graph.file.name}, {where}", run(graph_session, feeds), expected)
+
+
+def verify_surroundings(manifest: Manifest, folder: Path, references: Mapping[str, Reference], report: Report) -> None:
+    """Compare the graphs before and behind the block, each with its reference, at lengths up to the longest allowed.
+
+    Raises:
+        Mismatch: a graph is off.
+    """
+    rng = np.random.default_rng(SEED)
+    for name, reference in references.items():
+        graph = session(folder / name)
+        for feeds in _surrounding_feeds(rng, manifest, folder, name):
+            report.compare(f"{name}, {[x.shape for x in feeds.values()]}", run(graph, feeds), reference(feeds))
+
+
+def session(path: Path) -> ort.InferenceSession:
+    """Open a graph on the CPU, one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # onnxruntime infers wrong sizes behind Attention, and warns of its own mistake
+    return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def run(graph: ort.InferenceSession, feeds: Arrays) -> dict[str, NDArray[Any]]:
+    """Run a graph; return its outputs by name."""
+    names = [output.name for output in graph.get_outputs()]
+    return dict(zip(names, graph.run(names, dict(feeds)), strict=True))
+
+
+def torch_reference(module: nn.Module, names: tuple[str, ...]) -> Reference:
+    """Return the module in float64 as a function of arrays."""
+    exact = copy.deepcopy(module).double().eval()
+
+    def compute(feeds: Arrays) -> Arrays:
+        inputs = (torch.tensor(x) if x.dtype == np.int64 else _tensor(x) for x in feeds.values())
+        with torch.no_grad():
+            outputs = exact(*inputs)
+        return dict(zip(names, (output.numpy() for output in outputs), strict=True))
+
+    return compute
+
+
+def masks(rng: np.random.Generator, heads: int, queries: int, keys: int) -> Iterator[tuple[str, Mask | None]]:
+    """Yield one mask of every kind; the explicit ones hide some rows whole."""
+    allowed = rng.random((heads, queries, keys)) < 0.7
+    allowed[:, rng.integers(queries)] = False
+    bias = rng.standard_normal((1, queries, keys)).astype(np.float32)
+    yield "no mask", None
+    yield "causal top left", Mask(causal="top_left")
+    yield "causal bottom right", Mask(causal="bottom_right")  # with more queries than keys, the first see nothing
+    yield "window", Mask(window=(1, 2))
+    yield "padding", Mask(allowed=np.arange(keys)[None, None, :] < max(1, keys // 2))
+    yield "allowed, a mask a head", Mask(allowed=allowed)
+    yield "nothing allowed", Mask(allowed=np.zeros((1, 1, 1), np.bool_))
+    yield "bias", Mask(bias=bias)
+    yield "all at once", Mask("bottom_right", (3, 0), allowed, bias)
+
+
+def _mask_feed(graph: AttendGraph, added: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
+    return {"mask": added[None]} if graph.mask and added is not None else {}
+
+
+def _vectors(
+    rng: np.random.Generator, block: DotProduct, batch: int, queries: int, keys: int
+) -> dict[str, NDArray[Any]]:
+    dims = block.dims
+    query, value = dims.query or WIDTH, dims.value or dims.key or VALUE_WIDTH
+    shapes = {"query": (queries, query), "key": (keys, dims.key or query), "value": (keys, value)}
+    return {name: rng.standard_normal((batch, *shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    return torch.tensor(array, dtype=torch.float64)
+
+
+def _projected(reference: DotProduct, inputs: Arrays) -> Arrays:
+    with torch.no_grad():
+        k, v = reference.project(_tensor(inputs["key"]), _tensor(inputs["value"]))
+    return {"k": k.numpy(), "v": v.numpy()}
+
+
+def _stages(reference: DotProduct, inputs: Arrays, added: NDArray[Any] | None) -> Arrays:
+    """Compute the stages in float64, in the form of the graphs: q and heads side by side."""
+    mask = None if added is None else _tensor(added)
+    with torch.no_grad():
+        stages: Stages = reference(*(_tensor(inputs[name]) for name in ("query", "key", "value")), mask)
+    packed = {"q": join(stages.q), "heads": join(stages.heads), "output": stages.output, "weights": stages.weights}
+    return {name: stage.numpy() for name, stage in packed.items()}
+
+
+def _surroundings(manifest: Manifest) -> list[str]:
+    files = (manifest.text.front, manifest.text.memory_front, manifest.head)
+    return [file.name for file in files if file.name]
+
+
+def _reference_graph(path: Path) -> Reference:
+    evaluator = ReferenceEvaluator(str(path))
+
+    def compute(feeds: Arrays) -> Arrays:
+        return dict(zip(evaluator.output_names, evaluator.run(None, dict(feeds)), strict=True))
+
+    return compute
+
+
+def _surrounding_feeds(
+    rng: np.random.Generator, manifest: Manifest, folder: Path, name: str
+) -> Iterator[dict[str, NDArray[Any]]]:
+    if name == manifest.head.name:
+        for rows in TOKEN_LENGTHS:
+            yield {"output": rng.standard_normal((rows, manifest.layers[-1].output_dim)).astype(np.float32)}
+        return
+    text = manifest.text
+    of_memory = name == text.memory_front.name
+    file = text.memory_tokenizer if of_memory and text.HasField("memory_tokenizer") else text.tokenizer
+    words = Tokenizer.from_file(str(folder / file.name)).get_vocab_size()
+    longest = (text.max_memory_tokens if of_memory else text.max_tokens) or max(TOKEN_LENGTHS)
+    for length in sorted({min(length, longest) for length in TOKEN_LENGTHS}):
+        yield {"tokens": rng.integers(0, words, (2, length))}

@@ -1,0 +1,73 @@
+"""NumPy arrays to and from the wire: raw little-endian bytes, one place for data types, sizes and byte order."""
+
+import math
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attention_proto.attention.v1.attention_pb2 import DataType, Tensor
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT16": np.dtype("<u2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PREFIX = "DATA_TYPE_"
+
+if sys.byteorder != "little":
+    raise ImportError("attention_proto reads and writes tensors in place, which needs a little-endian machine")
+
+
+def from_bytes(data_type: str, shape: Iterable[int], data: bytes | memoryview) -> NDArray[Any]:
+    """View bytes as a read-only array, without a copy.
+
+    Args:
+        data_type: a key of `DTYPES`.
+        shape: the length of each dimension.
+        data: exactly product(shape) elements.
+
+    Raises:
+        ValueError: the type is unknown, a dimension is negative, or the bytes do not fill the shape.
+    """
+    dtype = DTYPES.get(data_type)
+    if dtype is None:
+        raise ValueError(f"has data type {data_type or 'UNSPECIFIED'}; it must be one of {', '.join(DTYPES)}")
+    dims = [int(dim) for dim in shape]
+    if any(dim < 0 for dim in dims):
+        raise ValueError(f"has shape {dims}; no dimension may be negative")
+    expected = math.prod(dims) * dtype.itemsize  # Python integers: no overflow to hide behind
+    if len(data) != expected:
+        raise ValueError(f"has shape {dims} of {data_type}, which is {expected} bytes, but carries {len(data)}")
+    if dtype == np.bool_:
+        return (
+            np.frombuffer(data, np.uint8).astype(np.bool_).reshape(dims)
+        )  # a byte other than 0 and 1 is no numpy bool
+    return np.frombuffer(data, dtype).reshape(dims)
+
+
+def decode(tensor: Tensor) -> NDArray[Any]:
+    """View a message's tensor as an array; see `from_bytes`."""
+    try:
+        name = DataType.Name(tensor.data_type).removeprefix(_PREFIX)
+    except ValueError:
+        name = str(tensor.data_type)
+    return from_bytes(name, tensor.shape, tensor.data)
+
+
+def encode(array: NDArray[Any]) -> Tensor:
+    """Copy an array into a message.
+
+    Raises:
+        ValueError: its dtype has no wire form.
+    """
+    name = NAMES.get(array.dtype)
+    if name is None:
+        raise ValueError(f"has dtype {array.dtype}; it must be one of {', '.join(map(str, NAMES))}")
+    return Tensor(data_type=DataType.Value(_PREFIX + name), shape=array.shape, data=array.tobytes())

@@ -1,0 +1,1 @@
+"""The service: attention, its weights and every stage between, over gRPC and REST. No torch."""

@@ -1,0 +1,104 @@
+"""The composition root: settings -> engine -> repository -> scheduler -> service -> listeners. Nothing else wires.
+
+Who runs where, decided once: the main thread's loop accepts HTTP; gRPC has threads of its own; on both, one thread
+carries a request from its bytes to its answer. Whichever thread it is in, computation is bounded by the scheduler.
+"""
+
+import asyncio
+import signal
+import sys
+from contextlib import AsyncExitStack
+
+import structlog
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from attention_server import logs
+from attention_server.engine import DeviceError, Engine
+from attention_server.grpc.server import GrpcServer
+from attention_server.repository import Repository, RepositoryError
+from attention_server.rest.server import RestServer
+from attention_server.scheduler import Scheduler
+from attention_server.service import Limits, Service
+from attention_server.settings import MIB, Settings
+
+log = structlog.get_logger()
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted.
+
+    Raises:
+        OSError: an address cannot be listened on.
+        DeviceError: the device asked for is not there.
+        RepositoryError: a model cannot be served.
+    """
+    engine = Engine(settings.device, threads=1)
+    repository = Repository(settings.models, engine)
+    scheduler = Scheduler(settings.compute_slots, settings.max_queued)
+    limits = Limits(settings.max_sequences, settings.max_answer_mib * MIB)
+    service = Service(repository, scheduler, limits)
+    requests = settings.compute_slots + settings.max_queued
+    rest = RestServer(
+        service, settings.host, settings.rest_port, requests=requests, max_message_bytes=settings.max_message_mib * MIB
+    )
+    grpc = GrpcServer(
+        service,
+        _address(settings.host, settings.grpc_port),
+        requests=requests,
+        max_message_bytes=settings.max_message_mib * MIB,
+        max_answer_bytes=settings.max_answer_mib * MIB,
+    )
+    stop = _stop_signal()
+    async with AsyncExitStack() as running:
+        running.callback(scheduler.close)
+        await running.enter_async_context(rest.running())
+        grpc.start()
+        running.push_async_callback(asyncio.to_thread, grpc.stop, settings.grace)
+        await asyncio.to_thread(repository.load)
+        grpc.set_serving(True)
+        log.info("ready", device=engine.device, slots=settings.compute_slots, models=repository.names())
+        rest_address, grpc_address = (_address(settings.host, port) for port in (rest.port, grpc.port))
+        print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # what starts us waits for it
+        await stop.wait()
+        log.info("stopping", grace=settings.grace)
+        grpc.set_serving(False)
+        rest.set_stopping()
+
+
+def main() -> None:
+    """Run the server; the command `attention-server`."""
+    try:
+        settings = CliApp.run(Settings)
+    except (ValidationError, SettingsError) as error:
+        sys.exit(f"attention-server: {error}")
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(serve(settings))
+    except (OSError, DeviceError, RepositoryError) as error:
+        sys.exit(f"attention-server: {error}")
+
+
+def _stop_signal() -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets; a second one ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        stop.set()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        log.info("signal received", signal=number.name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Whether a sequence is one that a layer can take. Every rule about tensors stands here, once, for every protocol."""
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Layer
+from attention_proto.masks import UNBOUNDED, Mask
+from numpy.typing import NDArray
+
+from attention_server.domain import Array, Sequence, join_path
+from attention_server.errors import InvalidRequest
+
+CROSS_ATTENTION = "cross_attention"
+
+
+def sources(sequence: Sequence, block: str, *, reads_text: bool, memory_apart: bool) -> None:
+    """Check which of a sequence's fields are given.
+
+    Args:
+        sequence: the sequence.
+        block: the model's block.
+        reads_text: whether the model has a text front.
+        memory_apart: whether its memory text is read by a front of its own.
+
+    Raises:
+        InvalidRequest: one is missing, or two say the same.
+    """
+    path = sequence.path
+    if (sequence.query is None) == (sequence.text is None):
+        expected = "exactly one of query and text" if reads_text else "query"
+        raise InvalidRequest(f"give {expected}", field=join_path(path, "query"))
+    if not reads_text and (sequence.text is not None or sequence.memory_text is not None):
+        raise InvalidRequest(
+            "this model reads no text; send vectors as query",
+            field=join_path(path, "text" if sequence.text is not None else "memory_text"),
+        )
+    given = [name for name in ("key", "memory_text", "memory") if getattr(sequence, name) not in (None, "")]
+    if len(given) > 1:
+        raise InvalidRequest(f"give one of {' and '.join(given)}", field=join_path(path, given[1]))
+    if sequence.memory_text is not None and not memory_apart:
+        raise InvalidRequest("this model's text attends to itself; leave it out", field=join_path(path, "memory_text"))
+    if sequence.value is not None and sequence.key is None and given:
+        raise InvalidRequest(f"goes with key, not with {given[0]}", field=join_path(path, "value"))
+    if block == CROSS_ATTENTION and not given:
+        wanted = "key, memory_text or memory" if memory_apart else "key or memory"
+        raise InvalidRequest(
+            f"a cross-attention model needs what it attends to: give {wanted}", field=join_path(path, "key")
+        )
+
+
+def vectors(array: Array, width: int, field: str) -> NDArray[np.float32]:
+    """Return a sequence of vectors as float32 [length, width].
+
+    Raises:
+        InvalidRequest: it is of another rank, type or width, or empty.
+    """
+    if array.dtype not in (np.float32, np.float16):
+        raise InvalidRequest(f"must be FP32 or FP16, not {array.dtype}", field=field)
+    if array.ndim != 2:
+        raise InvalidRequest(f"must have shape [length, width], not {list(array.shape)}", field=field)
+    if not array.size:
+        raise InvalidRequest(f"must not be empty, but has shape {list(array.shape)}", field=field)
+    if width and array.shape[1] != width:
+        raise InvalidRequest(f"must be {width} wide, but has shape {list(array.shape)}", field=field)
+    return np.ascontiguousarray(array, np.float32)
+
+
+def same_length(key: Array, value: Array, field: str) -> None:
+    """Check that there is a value for each key.
+
+    Raises:
+        InvalidRequest: there is not.
+    """
+    if len(key) != len(value):
+        raise InvalidRequest(f"has {len(value)} positions, but there are {len(key)} keys", field=field)
+
+
+def mask(mask: Mask, layer: Layer, queries: int, keys: int, field: str) -> None:
+    """Check that a mask fits.
+
+    Raises:
+        InvalidRequest: a window is negative, or a tensor is of another type, does not broadcast, or is not finite.
+    """
+    if min(mask.window) < UNBOUNDED:
+        raise InvalidRequest(
+            f"must be at least 0, or -1 for unbounded, not {list(mask.window)}", field=join_path(field, "window")
+        )
+    if mask.allowed is not None:
+        if mask.allowed.dtype != np.bool_:
+            raise InvalidRequest(f"must be BOOL, not {mask.allowed.dtype}", field=join_path(field, "allowed"))
+        _broadcasts(mask.allowed, layer, queries, keys, join_path(field, "allowed"))
+    if mask.bias is not None:
+        if mask.bias.dtype not in (np.float32, np.float16):
+            raise InvalidRequest(f"must be FP32 or FP16, not {mask.bias.dtype}", field=join_path(field, "bias"))
+        _broadcasts(mask.bias, layer, queries, keys, join_path(field, "bias"))
+        wrong = np.isnan(mask.bias) | (mask.bias == np.inf)
+        if wrong.any():
+            raise InvalidRequest(
+                f"must be finite or -inf, but is {mask.bias[wrong][0]} at {_first(wrong)}",
+                field=join_path(field, "bias"),
+            )
+
+
+def _broadcasts(array: Array, layer: Layer, queries: int, keys: int, field: str) -> None:
+    target = (layer.heads, queries, keys)
+    shape = (1,) * (3 - array.ndim) + array.shape
+    if len(shape) != 3 or any(size not in (1, wanted) for size, wanted in zip(shape, target, strict=True)):
+        raise InvalidRequest(
+            f"must be broadcastable to [heads, queries, keys] = {list(target)}, but has shape {list(array.shape)}",
+            field=field,
+        )
+
+
+def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, field: str) -> NDArray[np.float32]:
+    """Check that every vector that can reach an answer is finite; return the array with the others' faults zeroed.
+
+    A NaN in a masked key would poison the sum all the same, for 0 * NaN is NaN.
+
+    Args:
+        array: [length, width].
+        matters: which positions can reach an answer, [length]; None is all.
+        field: for the error.
+
+    Raises:
+        InvalidRequest: a NaN or infinity is where it matters.
+    """
+    good = np.isfinite(array)
+    if good.all():
+        return array
+    wrong = ~good if matters is None else ~good & matters[:, None]
+    if wrong.any():
+        where = _first(wrong)
+        raise InvalidRequest(
+            f"must be finite, but is {array[tuple(where)]} at {where}; mask the position, or send a number", field=field
+        )
+    return np.where(good, array, np.float32(0))
+
+
+def _first(wrong: NDArray[np.bool_]) -> list[int]:
+    """Return the position of the first true element."""
+    return [int(index) for index in np.unravel_index(int(wrong.argmax()), wrong.shape)]

@@ -1,0 +1,151 @@
+"""What a request means, whichever protocol it came by. Dense batches are an edge's affair: here are sequences."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from attention_proto.masks import Mask
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Reduce = Literal["none", "mean", "max"]
+
+STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
+PREDICTIONS = "predictions"
+
+
+def join_path(*parts: str) -> str:
+    """Return the path of a field, leaving out what is empty: ("", "query") -> "query"."""
+    return ".".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One sequence, and what it attends to.
+
+    Attributes:
+        path: where the caller wrote it, for errors: `inputs[0]`, or empty for a request's own fields.
+        query: [T, Dq].
+        key: [S, Dk].
+        value: [S, Dv].
+        text, memory_text: the query and the memory as text, for a text model.
+        memory: the id of a memory.
+        mask: for this sequence alone.
+    """
+
+    path: str = ""
+    query: Array | None = None
+    key: Array | None = None
+    value: Array | None = None
+    text: str | None = None
+    memory_text: str | None = None
+    memory: str = ""
+    mask: Mask = field(default_factory=Mask)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One thing to send back; see the contract's OutputSpec."""
+
+    name: str
+    alias: str = ""
+    heads: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    reduce: Reduce = "none"
+    top_k: int = 0
+    data_type: Literal["FP32", "FP16"] = "FP32"
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Attention over one or more sequences."""
+
+    model: str
+    version: int = 0
+    inputs: tuple[Sequence, ...] = ()
+    outputs: tuple[OutputSpec, ...] = ()
+    mask: Mask = field(default_factory=Mask)
+    token_offsets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who asks and how long they wait.
+
+    Attributes:
+        request_id: in the log, and sent back.
+        caller: whose work this is, for fairness: a peer's address until callers have names.
+        deadline: on `time.monotonic`; infinite when there is none.
+    """
+
+    request_id: str
+    caller: str = ""
+    deadline: float = float("inf")
+
+    def expired(self, clock: Callable[[], float] = time.monotonic) -> bool:
+        """Return whether the caller's time ran out."""
+        return clock() >= self.deadline
+
+
+class TopK(NamedTuple):
+    """The largest of each row: positions and values, [H, T, k]."""
+
+    indices: Array
+    values: Array
+
+
+class Span(NamedTuple):
+    """A part of a text, in characters."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text, read by a model's tokenizer.
+
+    Attributes:
+        ids: INT64 [T].
+        vocabulary: each token as the vocabulary has it.
+        shown: each token as the caller wrote it.
+        spans: where each stands in the text.
+    """
+
+    ids: NDArray[np.int64]
+    vocabulary: tuple[str, ...]
+    shown: tuple[str, ...]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer of a model's head; `row` is None when it was read from the mean of all rows."""
+
+    name: str
+    label: str
+    probability: float
+    row: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer for one sequence."""
+
+    outputs: dict[str, Array | TopK]
+    tokens: Tokens | None = None
+    memory_tokens: Tokens | None = None
+    predictions: tuple[Prediction, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The answer, one result a sequence, in order."""
+
+    model: str
+    version: int
+    results: tuple[Result, ...]
+    token_offsets: bool = False

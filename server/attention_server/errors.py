@@ -1,0 +1,55 @@
+"""What can go wrong, by cause. An edge names the code; see `translate.errors` for the one table.
+
+AttentionServiceError
+├── InvalidRequest      the caller sent what this model cannot take
+├── NotFound            no such model, version or memory
+├── TooLarge            the message, or the work or answer it asks for, is over a limit
+├── Unavailable         full, loading or stopping: the same request may succeed later
+├── DeadlineExceeded    the caller's time ran out, queued or running
+├── Cancelled           the caller has gone
+└── Unimplemented       not offered
+"""
+
+
+class AttentionServiceError(Exception):
+    """Why a request has no answer, in words for its caller.
+
+    Attributes:
+        message: what is wrong and what would do.
+        field: the path of the field at fault, such as `inputs[0].query`; empty when it is none.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.message = message
+        self.field = field
+
+
+class InvalidRequest(AttentionServiceError):
+    """The caller sent a tensor, mask, name or option that the model cannot take."""
+
+
+class NotFound(AttentionServiceError):
+    """There is no such model, version or memory."""
+
+
+class TooLarge(AttentionServiceError):
+    """The message, or the predicted work or answer, is over a limit; the text says what would fit."""
+
+
+class Unavailable(AttentionServiceError):
+    """Full, loading or stopping; the same request may succeed after `retry_after` seconds."""
+
+    retry_after = 1.0
+
+
+class DeadlineExceeded(AttentionServiceError):
+    """The caller's time ran out."""
+
+
+class Cancelled(AttentionServiceError):
+    """The caller has gone."""
+
+
+class Unimplemented(AttentionServiceError):
+    """Not offered here."""

@@ -1,0 +1,1 @@
+"""gRPC: the services of attention.v1, health and reflection on one port."""

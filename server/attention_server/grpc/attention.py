@@ -1,0 +1,98 @@
+"""attention.v1.AttentionService: translate, call, translate."""
+
+import functools
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import structlog
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceServicer
+from grpc_status import rpc_status
+
+from attention_server.domain import Call
+from attention_server.errors import AttentionServiceError, Unavailable
+from attention_server.service import Service, wait
+from attention_server.translate import proto
+from attention_server.translate.errors import to_status
+
+REQUEST_ID = "x-request-id"
+
+log = structlog.get_logger()
+
+M = TypeVar("M")
+Method = Callable[[Any, M, grpc.ServicerContext], Any]
+
+
+def answers(method: Method[M]) -> Method[M]:
+    """Turn what a method raises into a status: a caller's mistake by its cause; ours goes into the log alone."""
+
+    @functools.wraps(method)
+    def answer(servicer: Any, message: M, context: grpc.ServicerContext) -> Any:
+        context.set_trailing_metadata(((REQUEST_ID, request_id(context)),))
+        try:
+            return method(servicer, message, context)
+        except AttentionServiceError as error:
+            _abort(context, error)
+        except Exception as error:
+            log.exception("a request failed for a fault of ours", request_id=request_id(context))
+            _abort(context, error)
+
+    return answer
+
+
+class AttentionServicer(AttentionServiceServicer):
+    """Answers attention.v1 from the core."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @answers
+    def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
+        call = call_of(context)
+        future = self._service.submit(proto.to_request(message), call)
+        if not context.add_callback(functools.partial(_cancel, future)):
+            future.cancel()
+        return proto.from_response(wait(future, call))
+
+    @answers
+    def ListModels(self, message: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=self._service.models())
+
+    @answers
+    def GetModel(self, message: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
+        return self._service.model(message.model, message.version)
+
+
+def call_of(context: grpc.ServicerContext) -> Call:
+    """Return who asks and until when."""
+    remaining = context.time_remaining()
+    deadline = float("inf") if remaining is None else time.monotonic() + remaining
+    return Call(request_id(context), caller=context.peer(), deadline=deadline)
+
+
+def request_id(context: grpc.ServicerContext) -> str:
+    """Return the caller's id for this call, or a new one, the same each time it is asked for."""
+    chosen: str | None = getattr(context, "attention_request_id", None)
+    if chosen is None:
+        sent = dict(context.invocation_metadata()).get(REQUEST_ID, "")
+        chosen = sent[:128] if isinstance(sent, str) and sent else uuid.uuid4().hex
+        context.attention_request_id = chosen  # type: ignore[attr-defined]
+    return chosen
+
+
+def _cancel(future: "Future[Any]") -> None:
+    future.cancel()  # what has ended, or runs already, is left alone
+
+
+def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    chosen = request_id(context)
+    status = rpc_status.to_status(to_status(error, chosen))
+    metadata = [*status.trailing_metadata, (REQUEST_ID, chosen)]  # the status replaces what was set before it
+    if isinstance(error, Unavailable):
+        metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))  # what gRPC's own retries obey
+    context.abort_with_status(status._replace(trailing_metadata=tuple(metadata)))
+    raise AssertionError("abort_with_status raises")

@@ -1,0 +1,79 @@
+"""The gRPC port.
+
+A synchronous server, whose thread carries a request from its bytes to its answer and, when a slot is free, computes
+it too: no loop stands between, and a large message is parsed beside others. What the pool must never do is fill up, or
+health checks would wait behind work: it has a thread for every request that can be running or queued, and some spare.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from attention_proto.attention.v1 import attention_pb2
+from attention_proto.attention.v1.attention_pb2_grpc import add_AttentionServiceServicer_to_server
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from attention_server.grpc.attention import AttentionServicer
+from attention_server.service import Service
+
+SPARE_THREADS = 16
+SERVICE = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GrpcServer:
+    """Serves attention.v1, grpc.health.v1 and reflection.
+
+    Args:
+        service: the core.
+        address: where to listen, `HOST:PORT`; port 0 picks a free one.
+        requests: how many requests can be running and queued.
+        max_message_bytes: the largest request.
+        max_answer_bytes: the largest answer.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self, service: Service, address: str, *, requests: int, max_message_bytes: int, max_answer_bytes: int
+    ) -> None:
+        self._health = health.HealthServicer()
+        self._server = grpc.server(
+            ThreadPoolExecutor(requests + SPARE_THREADS, thread_name_prefix="grpc"),
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_answer_bytes),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a client may watch over a long call
+                ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
+            ],
+        )
+        add_AttentionServiceServicer_to_server(AttentionServicer(service), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        self.set_serving(False)
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(
+                f"cannot listen for gRPC on {address}: the port is taken or the address is not ours"
+            ) from error
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._server.start()
+
+    def set_serving(self, serving: bool) -> None:
+        """Tell health checks whether requests are answered."""
+        for name in ("", SERVICE):
+            self._health.set(name, SERVING if serving else NOT_SERVING)
+
+    def stop(self, grace: float) -> None:
+        """Accept no more, and wait for what was accepted.
+
+        Args:
+            grace: seconds after which it is cut off.
+        """
+        self._server.stop(grace).wait()

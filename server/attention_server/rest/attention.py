@@ -1,0 +1,184 @@
+"""The REST twin of attention.v1.AttentionService: translate, call, translate."""
+
+import asyncio
+import functools
+import math
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+
+import orjson
+import structlog
+from attention_proto.attention.v1 import attention_pb2 as pb
+from google.protobuf.message import DecodeError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from attention_server.domain import Call
+from attention_server.errors import AttentionServiceError, InvalidRequest, TooLarge, Unavailable
+from attention_server.service import Service
+from attention_server.translate import json, proto
+from attention_server.translate.errors import code_of, to_json
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+REQUEST_ID = "x-request-id"
+TIMEOUT = "x-request-timeout"
+PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
+
+log = structlog.get_logger()
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def answers(handler: Handler) -> Handler:
+    """Turn what a handler raises into an answer: a caller's mistake by its cause; ours goes into the log alone."""
+
+    @functools.wraps(handler)
+    async def answer(request: Request) -> Response:
+        try:
+            response = await handler(request)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except AttentionServiceError as error:
+            response = error_response(error, request_id(request))
+        except Exception as error:
+            log.exception("a request failed for a fault of ours", request_id=request_id(request))
+            response = error_response(error, request_id(request))
+        response.headers[REQUEST_ID] = request_id(request)
+        return response
+
+    return answer
+
+
+class AttentionRoutes:
+    """Answers `/v1` from the core.
+
+    Args:
+        service: the core.
+        pool: threads that carry a request from its bytes to its answer, so that no large one holds up the loop.
+        max_message_bytes: the largest body.
+    """
+
+    def __init__(self, service: Service, pool: Executor, max_message_bytes: int) -> None:
+        self._service = service
+        self._pool = pool
+        self._max_message_bytes = max_message_bytes
+
+    def routes(self) -> list[Route]:
+        """Return the routes of `/v1`."""
+        return [
+            Route("/v1/models", answers(self.list_models), methods=["GET"]),
+            Route("/v1/models/{model}", answers(self.get_model), methods=["GET"]),
+            Route("/v1/models/{model}/versions/{version}", answers(self.get_model), methods=["GET"]),
+            Route("/v1/models/{model}:attend", answers(self.attend), methods=["POST"]),
+            Route("/v1/models/{model}/versions/{version}:attend", answers(self.attend), methods=["POST"]),
+        ]
+
+    async def attend(self, request: Request) -> Response:
+        call = call_of(request)
+        model, version = request.path_params["model"], version_of(request)
+        body = await self._body(request)
+        work = self._attend_protobuf if media_type(request, "content-type") == PROTOBUF else self._attend_json
+        wants_protobuf = PROTOBUF in request.headers.get("accept", "")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, work, body, model, version, call, wants_protobuf
+        )
+
+    async def list_models(self, request: Request) -> Response:
+        return _json({"models": [json.from_model(model) for model in self._service.models()]})
+
+    async def get_model(self, request: Request) -> Response:
+        return _json(json.from_model(self._service.model(request.path_params["model"], version_of(request))))
+
+    def _attend_json(self, body: bytes, model: str, version: int, call: Call, wants_protobuf: bool) -> Response:
+        domain_request, encoding = json.to_request(body, model, version)
+        response = self._service.attend(domain_request, call)
+        if wants_protobuf:
+            return Response(proto.from_response(response).SerializeToString(), media_type=PROTOBUF)
+        return Response(json.from_response(response, encoding), media_type=JSON)
+
+    def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, wants_protobuf: bool) -> Response:
+        try:
+            message = pb.AttendRequest.FromString(body)
+        except DecodeError as error:
+            raise InvalidRequest("the body is no attention.v1.AttendRequest") from error
+        for name, expected in (("model", model), ("version", version)):
+            if getattr(message, name) not in (expected, type(expected)()):
+                raise InvalidRequest(f"is {getattr(message, name)!r}, but the URL says {expected!r}", field=name)
+        message.model, message.version = model, version
+        response = self._service.attend(proto.to_request(message), call)
+        if wants_protobuf:
+            return Response(proto.from_response(response).SerializeToString(), media_type=PROTOBUF)
+        return Response(json.from_response(response, "json"), media_type=JSON)
+
+    async def _body(self, request: Request) -> bytes:
+        """Read the body, and no more of it than may be sent."""
+        chunks = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > self._max_message_bytes:
+                raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def call_of(request: Request) -> Call:
+    """Return who asks and until when.
+
+    Raises:
+        InvalidRequest: the timeout is no number of seconds.
+    """
+    sent = request.headers.get(TIMEOUT)
+    caller = request.client.host if request.client else ""
+    if sent is None:
+        return Call(request_id(request), caller)
+    try:
+        seconds = float(sent)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequest(f"must be a number of seconds above 0, not {sent[:64]!r}", field="X-Request-Timeout")
+    return Call(request_id(request), caller, time.monotonic() + seconds)
+
+
+def request_id(request: Request) -> str:
+    """Return the caller's id for this call, or a new one, the same each time it is asked for."""
+    chosen: str | None = getattr(request.state, "request_id", None)
+    if chosen is None:
+        sent = request.headers.get(REQUEST_ID, "")
+        chosen = sent if PRINTABLE.fullmatch(sent) else uuid.uuid4().hex
+        request.state.request_id = chosen
+    return chosen
+
+
+def version_of(request: Request) -> int:
+    """Return the version that the URL names; 0 when it names none.
+
+    Raises:
+        InvalidRequest: it is no version.
+    """
+    sent = request.path_params.get("version")
+    if sent is None:
+        return 0
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", sent):
+        raise InvalidRequest(f"must be an integer above 0, not {sent[:64]!r}", field="version")
+    return int(sent)
+
+
+def media_type(request: Request, header: str) -> str:
+    """Return a header's media type without its parameters."""
+    return request.headers.get(header, "").partition(";")[0].strip().lower()
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """Return an error as REST tells it."""
+    headers = {"retry-after": str(math.ceil(error.retry_after))} if isinstance(error, Unavailable) else None
+    return _json(to_json(error, request_id), status=code_of(error).http, headers=headers)
+
+
+def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status_code=status, headers=headers, media_type=JSON)

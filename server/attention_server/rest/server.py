@@ -1,0 +1,153 @@
+"""The HTTP port: every route in one place, and the loop that serves them."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from importlib.resources import files
+
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
+
+from attention_server.rest.attention import JSON, AttentionRoutes, request_id
+from attention_server.service import Service
+
+DOCS_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8"><title>Attention Service</title><link rel="stylesheet" href="docs/assets/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+DOCS_START = 'window.ui = SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", validatorUrl: null});\n'
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+)
+
+
+class HealthRoutes:
+    """`/healthz`: the process is alive. `/readyz`: every model is loaded and warmed, and the server is not stopping."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.stopping = False
+
+    def routes(self) -> list[Route]:
+        """Return both."""
+        return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
+
+    async def alive(self, request: Request) -> Response:
+        return Response('{"status":"alive"}', media_type=JSON)
+
+    async def ready(self, request: Request) -> Response:
+        status = "stopping" if self.stopping else "ready" if self._service.ready else "loading"
+        return Response(f'{{"status":"{status}"}}', 200 if status == "ready" else 503, media_type=JSON)
+
+
+def docs_routes() -> list[Route | Mount]:
+    """Return the OpenAPI document and its viewer, which loads nothing from elsewhere."""
+    document = orjson.loads(files(__package__).joinpath("openapi.json").read_bytes())
+    document["info"]["version"] = version("attention-service")
+    content = orjson.dumps(document)
+
+    async def openapi(request: Request) -> Response:
+        return Response(content, media_type=JSON)
+
+    async def page(request: Request) -> Response:
+        return Response(DOCS_PAGE, media_type="text/html", headers={"content-security-policy": DOCS_POLICY})
+
+    async def start(request: Request) -> Response:
+        return Response(DOCS_START, media_type="text/javascript")
+
+    return [
+        Route("/openapi.json", openapi),
+        Route("/docs", page),
+        Route("/docs/start.js", start),
+        Mount("/docs/assets", StaticFiles(directory=swagger_ui_path)),
+    ]
+
+
+async def plain_error(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses, an unknown path or method, in the form of every other error."""
+    assert isinstance(error, HTTPException)
+    status = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}.get(error.status_code, "INVALID_ARGUMENT")
+    message = {404: f"there is no {request.url.path[:256]}; see /docs", 405: f"{request.method} is not offered here"}
+    content = {
+        "code": error.status_code,
+        "status": status,
+        "message": message.get(error.status_code, error.detail),
+        "request_id": request_id(request),
+    }
+    return Response(orjson.dumps({"error": content}), error.status_code, error.headers, JSON)
+
+
+class RestServer:
+    """Serves HTTP on one loop.
+
+    Args:
+        service: the core.
+        host, port: where to listen; port 0 picks a free one.
+        requests: how many requests can be running and queued.
+        max_message_bytes: the largest body.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(self, service: Service, host: str, port: int, *, requests: int, max_message_bytes: int) -> None:
+        self._socket = _listen(host, port)
+        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="rest")
+        self._health = HealthRoutes(service)
+        attention = AttentionRoutes(service, self._pool, max_message_bytes)
+        application = Starlette(
+            routes=[*attention.routes(), *self._health.routes(), *docs_routes()],
+            exception_handlers={HTTPException: plain_error},
+        )
+        self._server = _Server(
+            uvicorn.Config(application, lifespan="off", log_config=None, access_log=False, server_header=False)
+        )
+        self.port: int = self._socket.getsockname()[1]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Accept for as long as the block runs; then finish what was accepted."""
+        serving = asyncio.create_task(self._server.serve([self._socket]))
+        try:
+            yield
+        finally:
+            self._server.should_exit = True
+            await serving
+            self._pool.shutdown()
+
+    def set_stopping(self) -> None:
+        """Answer `/readyz` with 503 from now on."""
+        self._health.stopping = True
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers: the application decides when to stop."""
+
+    def install_signal_handlers(self) -> None:
+        pass
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen for REST on {host}:{port}: {error.strerror}") from error

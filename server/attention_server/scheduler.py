@@ -1,0 +1,111 @@
+"""Who computes when: a fixed number of compute slots, and a bounded queue before them.
+
+Eager, without a timer: what comes while a slot is free runs at once, in the thread that brought it, so that an idle
+server adds no hand-over to a request. What comes meanwhile queues, and threads of the slots take it in order.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from attention_server.errors import DeadlineExceeded, Unavailable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[T]):
+    """Something to compute, until when, and the future that holds what comes of it."""
+
+    run: Callable[[], T]
+    deadline: float
+    future: "Future[T]"
+
+
+class Scheduler:
+    """Runs jobs in a number of slots.
+
+    Args:
+        slots: how many jobs run at once.
+        max_queued: how many may wait.
+        clock: for deadlines; `time.monotonic`.
+    """
+
+    def __init__(self, slots: int, max_queued: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_queued = max_queued
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._queue: deque[Job[object]] = deque()
+        self._slots = slots
+        self._free = slots
+        self._closed = False
+        self._threads = [threading.Thread(target=self._serve, name=f"slot-{i}", daemon=True) for i in range(slots)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, run: Callable[[], T], deadline: float) -> "Future[T]":
+        """Run a job now or soon. A job that is cancelled or expires in the queue never runs.
+
+        Args:
+            run: the computation.
+            deadline: on the clock; infinite when there is none.
+
+        Raises:
+            Unavailable: the queue is full, or the scheduler is closed.
+        """
+        job = Job(run, deadline, Future())
+        with self._changed:
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            at_once = self._free > 0
+            if at_once:
+                self._free -= 1
+            elif len(self._queue) >= self._max_queued:
+                raise Unavailable(f"the queue is full with {self._max_queued} requests")
+            else:
+                self._queue.append(job)  # type: ignore[arg-type] # a queue holds jobs of all types
+        if at_once:
+            self._run(job)
+            self._give_back()
+        return job.future
+
+    def close(self) -> None:
+        """Take no more jobs, finish those taken, and end the slots' threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._queue and self._free == self._slots)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _give_back(self) -> None:
+        with self._changed:
+            self._free += 1
+            self._changed.notify_all() if self._closed else self._changed.notify()
+
+    def _serve(self) -> None:
+        """Take jobs from the queue while there is a slot for them; one slot's thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: (self._queue and self._free) or (self._closed and not self._queue))
+                if not self._queue:
+                    return
+                self._free -= 1
+                job = self._queue.popleft()
+            self._run(job)
+            self._give_back()
+
+    def _run(self, job: Job[T]) -> None:
+        if not job.future.set_running_or_notify_cancel():
+            return
+        if self._clock() >= job.deadline:
+            job.future.set_exception(DeadlineExceeded("the deadline passed before the request could run"))
+            return
+        try:
+            job.future.set_result(job.run())
+        except BaseException as error:  # noqa: BLE001 # it belongs to whoever waits for the future
+            job.future.set_exception(error)

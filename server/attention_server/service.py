@@ -1,0 +1,141 @@
+"""The core that every protocol calls: check, plan, schedule, compute. One request in, one response out."""
+
+import functools
+import time
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from attention_proto.attention.v1.attention_pb2 import Model
+
+from attention_server.domain import Call, Request, Response, Result
+from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, TooLarge
+from attention_server.model import LoadedModel, Prepared
+from attention_server.plan import Plan, make_plan
+from attention_server.repository import Repository
+from attention_server.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        sequences: sequences in a request.
+        answer_bytes: bytes of an answer's tensors, all sequences together.
+    """
+
+    sequences: int
+    answer_bytes: int
+
+
+class Service:
+    """Answers requests from the models of a repository."""
+
+    def __init__(self, repository: Repository, scheduler: Scheduler, limits: Limits) -> None:
+        self._repository = repository
+        self._scheduler = scheduler
+        self._limits = limits
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model is loaded and warmed."""
+        return self._repository.ready
+
+    def attend(self, request: Request, call: Call) -> Response:
+        """Answer a request, waiting for it no longer than its caller does.
+
+        Raises:
+            AttentionServiceError: see `submit`; DeadlineExceeded and Cancelled besides.
+        """
+        return wait(self.submit(request, call), call)
+
+    def submit(self, request: Request, call: Call) -> "Future[Response]":
+        """Check a request and hand it to the scheduler.
+
+        Raises:
+            InvalidRequest: the model cannot take it.
+            NotFound: there is no such model, version or memory.
+            TooLarge: it is over a limit.
+            Unavailable: the queue is full, or models are still loading.
+            DeadlineExceeded: the caller's time had run out.
+        """
+        if call.expired():
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        with ExitStack() as held:
+            model = held.enter_context(self._repository.lease(request.model, request.version))
+            plan = make_plan(request.outputs, model.manifest)
+            prepared = self._prepare(request, model, plan)
+            run = functools.partial(_answer, request, model, plan, prepared)
+            future = self._scheduler.submit(run, call.deadline)
+            release = held.pop_all()
+        future.add_done_callback(lambda _: release.close())
+        return future
+
+    def models(self) -> list[Model]:
+        """Describe every model at its default version, ordered by name.
+
+        Raises:
+            Unavailable: models are still loading.
+        """
+        return [self.model(name) for name in self._repository.names()]
+
+    def model(self, name: str, version: int = 0) -> Model:
+        """Describe one model.
+
+        Raises:
+            NotFound: there is no such model or version.
+            Unavailable: models are still loading.
+        """
+        with self._repository.lease(name, version) as model:
+            return Model(
+                name=model.name,
+                version=model.version,
+                versions=self._repository.versions(name),
+                device=model.device,
+                manifest=model.manifest,
+            )
+
+    def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> list[Prepared]:
+        if not request.inputs:
+            raise InvalidRequest("send at least one sequence", field="inputs")
+        if len(request.inputs) > self._limits.sequences:
+            raise TooLarge(
+                f"has {len(request.inputs)} sequences; a request may have {self._limits.sequences}", field="inputs"
+            )
+        prepared = []
+        size = 0
+        for sequence in request.inputs:
+            prepared.append(model.prepare(sequence, plan, request.mask))
+            size += prepared[-1].answer_bytes
+            if size > self._limits.answer_bytes:
+                raise TooLarge(
+                    f"the answer would be at least {size} bytes; {self._limits.answer_bytes} may be sent: ask for "
+                    "fewer sequences, heads or rows, reduce the heads, or take the top k",
+                    field="outputs",
+                )
+        return prepared
+
+
+def wait(future: "Future[Response]", call: Call) -> Response:
+    """Wait for an answer until the caller's deadline.
+
+    Raises:
+        DeadlineExceeded: it passed.
+        Cancelled: the caller has gone.
+        AttentionServiceError: what came of the request.
+    """
+    try:
+        return future.result(None if call.deadline == float("inf") else max(0.0, call.deadline - time.monotonic()))
+    except CancelledError as error:
+        raise Cancelled("the caller has gone") from error
+    except TimeoutError as error:
+        if future.done():
+            raise  # the computation's own
+        future.cancel()
+        raise DeadlineExceeded("the deadline passed while the request waited or ran") from error
+
+
+def _answer(request: Request, model: LoadedModel, plan: Plan, prepared: list[Prepared]) -> Response:
+    results: list[Result] = [model.answer(each, plan) for each in prepared]
+    return Response(model.name, model.version, tuple(results), request.token_offsets)

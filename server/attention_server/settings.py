@@ -1,0 +1,63 @@
+"""Every setting, declared once: a flag, an `ATTENTION_*` variable and a line of --help each."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+def embedded_models() -> Path:
+    """Return the repository that ships with the server: inside the package, or in the checkout that it is run from."""
+    inside = Path(__file__).parent / "models"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "models"
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: the cgroup's quota where there is one, for the host's count lies."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+class Settings(BaseSettings):
+    """Serves attention, its outputs and its weights, over gRPC and REST.
+
+    Every flag is also an environment variable: --rest-port is ATTENTION_REST_PORT.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="ATTENTION_",
+        frozen=True,
+        cli_prog_name="attention-server",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+    )
+
+    models: Path = Field(default_factory=embedded_models, description="the repository of models (default: embedded)")
+    host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
+    rest_port: int = Field(8080, ge=0, le=65535, description="the port of REST; 0 picks a free one")
+    grpc_port: int = Field(50051, ge=0, le=65535, description="the port of gRPC; 0 picks a free one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to compute; auto takes a GPU if there is one"
+    )
+    slots: int = Field(0, ge=0, description="requests computed at once; 0 is one a usable core")
+    max_queued: int = Field(128, ge=1, description="requests that may wait for a slot; more are refused as unavailable")
+    max_message_mib: int = Field(256, ge=1, le=2047, description="the largest request, in MiB")
+    max_answer_mib: int = Field(1024, ge=1, le=2047, description="the largest answer, in MiB")
+    max_sequences: int = Field(1024, ge=1, description="sequences in one request")
+    grace: float = Field(30.0, ge=0, description="seconds that a stop waits for requests already accepted")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="how it is logged, on stderr")
+
+    @property
+    def compute_slots(self) -> int:
+        """The number of requests computed at once."""
+        return self.slots or usable_cores()

@@ -1,0 +1,82 @@
+"""The one table from causes to codes, and what each wire form says of an error."""
+
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from attention_server.errors import (
+    AttentionServiceError,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+    Unavailable,
+    Unimplemented,
+)
+
+INTERNAL_MESSAGE = "internal error"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """How the two transports call a cause."""
+
+    grpc: grpc.StatusCode
+    http: int
+
+
+CODES: dict[type[AttentionServiceError], Code] = {
+    InvalidRequest: Code(grpc.StatusCode.INVALID_ARGUMENT, 400),
+    NotFound: Code(grpc.StatusCode.NOT_FOUND, 404),
+    TooLarge: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
+    Unavailable: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    DeadlineExceeded: Code(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
+    Cancelled: Code(grpc.StatusCode.CANCELLED, 499),
+    Unimplemented: Code(grpc.StatusCode.UNIMPLEMENTED, 501),
+}
+INTERNAL = Code(grpc.StatusCode.INTERNAL, 500)
+
+
+def code_of(error: Exception) -> Code:
+    """Return an error's codes; INTERNAL for what is not the caller's affair."""
+    return CODES[type(error)] if isinstance(error, AttentionServiceError) else INTERNAL
+
+
+def message_of(error: Exception) -> str:
+    """Return what a caller is told; nothing of our own faults."""
+    return str(error) if isinstance(error, AttentionServiceError) else INTERNAL_MESSAGE
+
+
+def to_status(error: Exception, request_id: str) -> Status:
+    """Return an error with its details: which field, when to try again, and the request's id."""
+    details = [RequestInfo(request_id=request_id)]
+    if isinstance(error, AttentionServiceError) and error.field:
+        violation = BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(BadRequest(field_violations=[violation]))
+    if isinstance(error, Unavailable):
+        retry_delay = Duration()
+        retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+        details.append(RetryInfo(retry_delay=retry_delay))
+    return Status(
+        code=code_of(error).grpc.value[0], message=message_of(error), details=[_any(each) for each in details]
+    )
+
+
+def to_json(error: Exception, request_id: str) -> dict[str, object]:
+    """Return an error as REST tells it."""
+    code = code_of(error)
+    content = {"code": code.http, "status": code.grpc.name, "message": message_of(error), "request_id": request_id}
+    if isinstance(error, AttentionServiceError) and error.field:
+        content["field"] = error.field
+    return {"error": content}
+
+
+def _any(message: BadRequest | RetryInfo | RequestInfo) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed

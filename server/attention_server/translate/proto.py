@@ -1,0 +1,139 @@
+"""attention.v1 messages to and from the domain."""
+
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.codec import decode, encode
+from attention_proto.masks import UNBOUNDED, Causal, Mask
+
+from attention_server.domain import (
+    Array,
+    OutputSpec,
+    Prediction,
+    Reduce,
+    Request,
+    Response,
+    Result,
+    Sequence,
+    Tokens,
+    TopK,
+    join_path,
+)
+from attention_server.errors import InvalidRequest
+from attention_server.translate.batch import expand
+
+CAUSAL: dict[int, Causal] = {
+    pb.Mask.CAUSAL_UNSPECIFIED: "none",
+    pb.Mask.CAUSAL_NONE: "none",
+    pb.Mask.CAUSAL_TOP_LEFT: "top_left",
+    pb.Mask.CAUSAL_BOTTOM_RIGHT: "bottom_right",
+}
+REDUCE: dict[int, Reduce] = {
+    pb.OutputSpec.REDUCE_UNSPECIFIED: "none",
+    pb.OutputSpec.REDUCE_MEAN: "mean",
+    pb.OutputSpec.REDUCE_MAX: "max",
+}
+
+
+def to_request(message: pb.AttendRequest) -> Request:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: a tensor's bytes do not fill its shape, or an enumeration is unknown.
+    """
+    return Request(
+        model=message.model,
+        version=message.version,
+        inputs=tuple(
+            each for i, sequence in enumerate(message.inputs) for each in _sequences(sequence, f"inputs[{i}]")
+        ),
+        outputs=tuple(_output_spec(spec, f"outputs[{i}]") for i, spec in enumerate(message.outputs)),
+        mask=_mask(message.mask, "mask"),
+        token_offsets=message.token_offsets,
+    )
+
+
+def from_response(response: Response) -> pb.AttendResponse:
+    """Write a response."""
+    return pb.AttendResponse(
+        model=response.model,
+        version=response.version,
+        results=[_result(result, offsets=response.token_offsets) for result in response.results],
+    )
+
+
+def _sequences(message: pb.Sequence, path: str) -> list[Sequence]:
+    return expand(
+        Sequence(
+            path=path,
+            query=_tensor(message, "query", path),
+            key=_tensor(message, "key", path),
+            value=_tensor(message, "value", path),
+            text=message.text if message.HasField("text") else None,
+            memory_text=message.memory_text if message.HasField("memory_text") else None,
+            memory=message.memory,
+            mask=_mask(message.mask, join_path(path, "mask")),
+        )
+    )
+
+
+def _tensor(message: pb.Sequence | pb.Mask, name: str, path: str) -> Array | None:
+    if not message.HasField(name):  # type: ignore[arg-type] # the name is one of the message's tensors
+        return None
+    try:
+        return decode(getattr(message, name))
+    except ValueError as error:
+        raise InvalidRequest(str(error), field=join_path(path, name)) from error
+
+
+def _mask(message: pb.Mask, path: str) -> Mask:
+    if message.causal not in CAUSAL:
+        raise InvalidRequest(f"there is no causal mask {message.causal}", field=join_path(path, "causal"))
+    window = (message.window.left, message.window.right) if message.HasField("window") else (UNBOUNDED, UNBOUNDED)
+    return Mask(
+        causal=CAUSAL[message.causal],
+        window=window,
+        allowed=_tensor(message, "allowed", path),  # type: ignore[arg-type] # its type is checked with its shape
+        bias=_tensor(message, "bias", path),  # type: ignore[arg-type]
+    )
+
+
+def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
+    if message.reduce not in REDUCE:
+        raise InvalidRequest(f"there is no reduction {message.reduce}", field=join_path(path, "reduce"))
+    if message.data_type not in (pb.DATA_TYPE_UNSPECIFIED, pb.DATA_TYPE_FP32, pb.DATA_TYPE_FP16):
+        raise InvalidRequest("must be FP32 or FP16", field=join_path(path, "data_type"))
+    return OutputSpec(
+        name=message.name,
+        alias=message.alias,
+        heads=tuple(message.heads),
+        rows=tuple(message.rows),
+        reduce=REDUCE[message.reduce],
+        top_k=message.top_k,
+        data_type="FP16" if message.data_type == pb.DATA_TYPE_FP16 else "FP32",
+        layers=tuple(message.layers),
+    )
+
+
+def _result(result: Result, *, offsets: bool) -> pb.Result:
+    tokens, memory_tokens = result.tokens, result.memory_tokens
+    return pb.Result(
+        outputs=[_output(name, value) for name, value in result.outputs.items()],
+        tokens=tokens.shown if tokens else (),
+        memory_tokens=memory_tokens.shown if memory_tokens else (),
+        predictions=[_prediction(each) for each in result.predictions or ()],
+        token_offsets=_spans(tokens) if offsets else (),
+        memory_token_offsets=_spans(memory_tokens) if offsets else (),
+    )
+
+
+def _output(name: str, value: Array | TopK) -> pb.Output:
+    if isinstance(value, TopK):
+        return pb.Output(name=name, top_k=pb.TopK(indices=encode(value.indices), values=encode(value.values)))
+    return pb.Output(name=name, tensor=encode(value))
+
+
+def _prediction(each: Prediction) -> pb.Prediction:
+    return pb.Prediction(name=each.name, label=each.label, probability=each.probability, row=each.row)
+
+
+def _spans(tokens: Tokens | None) -> list[pb.Span]:
+    return [pb.Span(start=start, end=end) for start, end in tokens.spans] if tokens else []

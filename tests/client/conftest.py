@@ -1,0 +1,171 @@
+"""A real gRPC server on a free port, with a small servicer that answers as the contract says."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from attention_client import AsyncAttentionClient, AttentionClient
+from attention_proto import codec
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import (
+    AttentionServiceServicer,
+    add_AttentionServiceServicer_to_server,
+)
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+ROLES = {"giver": "I", "recipient": "Tater", "object": "toy"}
+
+
+def text_weights(tokens: list[str], keys: list[str]) -> np.ndarray:
+    """Weights [3, T, S]: each position looks about evenly, but the verb, whose heads look at one role each."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(len(ROLES), len(tokens), len(keys)))
+    for head, filler in enumerate(ROLES.values()):
+        if "gave" in tokens and filler in keys:
+            scores[head, tokens.index("gave"), keys.index(filler)] = 9
+    weights = np.exp(scores)
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+@dataclass
+class Service(AttentionServiceServicer):
+    """Dot-product attention, and a text model that knows one verb. Fails the next calls when told to."""
+
+    failures: list[Status] = field(default_factory=list)
+    requests: list[pb.AttendRequest] = field(default_factory=list)
+    attempts: int = 0
+
+    def Attend(self, request: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
+        self.attempts += 1
+        self.requests.append(request)
+        if self.failures:
+            failure = rpc_status.to_status(self.failures.pop(0))
+            details = failure.trailing_metadata  # abort_with_status sends these alone, whatever was set before
+            context.abort_with_status(failure._replace(trailing_metadata=(*details, ("x-request-id", "r-1"))))
+        results = [self.result(sequence, request) for sequence in request.inputs]
+        return pb.AttendResponse(model=request.model, version=request.version or 1, results=results)
+
+    def result(self, sequence: pb.Sequence, request: pb.AttendRequest) -> pb.Result:
+        result = pb.Result()
+        if sequence.HasField("text"):
+            result.tokens.extend(sequence.text.split())
+            result.memory_tokens.extend(sequence.memory_text.split())
+            if request.token_offsets:
+                result.token_offsets.extend(pb.Span(start=i, end=i + 1) for i in range(len(result.tokens)))
+        stages = self.stages(sequence, result)
+        for spec in request.outputs or [pb.OutputSpec(name="output")]:
+            if spec.name == "predictions":
+                result.predictions.extend(
+                    pb.Prediction(name=name, label=label, probability=0.99, row=1) for name, label in ROLES.items()
+                )
+            else:
+                result.outputs.append(self.output(spec, stages[spec.name]))
+        return result
+
+    def stages(self, sequence: pb.Sequence, result: pb.Result) -> dict[str, np.ndarray]:
+        if result.tokens:
+            weights = text_weights(list(result.tokens), list(result.memory_tokens or result.tokens))
+            return {"weights": weights, "output": weights.mean(0)}
+        query = codec.decode(sequence.query).astype(np.float32)
+        key = codec.decode(sequence.key) if sequence.HasField("key") else query
+        value = codec.decode(sequence.value) if sequence.HasField("value") else key
+        scores = query @ key.T
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        return {"weights": weights[None], "output": weights @ value}
+
+    def output(self, spec: pb.OutputSpec, stage: np.ndarray) -> pb.Output:
+        name = spec.alias or spec.name
+        if spec.data_type == pb.DATA_TYPE_FP16:
+            stage = stage.astype(np.float16)
+        if not spec.top_k:
+            return pb.Output(name=name, tensor=codec.encode(stage))
+        indices = np.argsort(-stage, axis=-1, kind="stable")[..., : spec.top_k].astype(np.uint16)
+        values = np.take_along_axis(stage, indices.astype(np.int64), -1)
+        return pb.Output(name=name, top_k=pb.TopK(indices=codec.encode(indices), values=codec.encode(values)))
+
+    def ListModels(self, _: pb.ListModelsRequest, __: grpc.ServicerContext) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=MODELS)
+
+    def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
+        names = " and ".join(model.name for model in MODELS)
+        for model in MODELS:
+            if model.name == request.model:
+                return model
+        return context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model!r}; there are {names}")
+
+
+MODELS = [
+    pb.Model(
+        name="dot-product",
+        version=1,
+        versions=[1],
+        device="cpu",
+        manifest=pb.Manifest(format=1, block="dot_product", layers=[pb.Layer(name="0", heads=1)]),
+    ),
+    pb.Model(
+        name="multi-head",
+        version=2,
+        versions=[1, 2],
+        device="cpu",
+        manifest=pb.Manifest(
+            format=1,
+            block="multi_head",
+            layers=[pb.Layer(name="0", heads=3, query_dim=48, output_dim=48)],
+            text=pb.Text(),
+            predictors=[pb.Predictor(name=name) for name in ROLES],
+        ),
+    ),
+]
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def target(service: Service) -> Iterator[str]:
+    with serving(service) as address:
+        yield address
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", -1)])
+    add_AttentionServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def replica() -> Iterator[tuple[str, Service]]:
+    """A second server, and its service."""
+    service = Service()
+    with serving(service) as address:
+        yield address, service
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Call one method of a new client: `ask(target, "attend", "multi-head", text="...")`, blocking and by asyncio."""
+    return ask_blocking if request.param == "blocking" else lambda *args, **kw: asyncio.run(ask_awaiting(*args, **kw))
+
+
+def ask_blocking(target: str, method: str, *args: Any, **options: Any) -> Any:
+    with AttentionClient(target) as client:
+        return getattr(client, method)(*args, **options)
+
+
+async def ask_awaiting(target: str, method: str, *args: Any, **options: Any) -> Any:
+    async with AsyncAttentionClient(target) as client:
+        return await getattr(client, method)(*args, **options)

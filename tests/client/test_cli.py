@@ -1,0 +1,166 @@
+"""`attention-client`, run as a user runs it."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import attention_client
+import numpy as np
+import pytest
+from attention_client import cli
+
+SENTENCE = "I gave my cat Tater a toy"
+
+
+@pytest.fixture
+def run(target, monkeypatch, capsys):
+    """Run the command in process: exit status, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setenv("ATTENTION_TARGET", target)
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setattr(sys, "argv", ["attention-client", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_what_the_verb_looked_at(run):
+    """The picture says first where each head looked from the verb, and what was predicted; then each head's map."""
+    status, out, _ = run("attend", SENTENCE, "--model", "multi-head")
+    assert status == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["from", "gave", *SENTENCE.split(), "predicted"] in lines
+    assert ["head", "1", *"····", "1.0", *"··", "recipient", "Tater", "0.99"] in lines
+    assert sum(line[:2] == ["head", "2"] for line in lines) == 2
+
+
+def test_piped_text_is_plain(run):
+    """Into a pipe goes text without colour codes, that fits the width."""
+    _, out, _ = run("attend", SENTENCE, "--model", "multi-head")
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_long_sequences_show_their_largest(run):
+    """Where a map does not fit, each row names the keys it looks at most, and long results are cut with a word."""
+    _, out, _ = run("attend", " ".join(f"word{i}" for i in range(50)), "--model", "multi-head")
+    assert "looks most at" in out
+    assert "34 more rows; --json has them all" in out
+
+
+def test_strange_tokens_stay_in_their_cell(run):
+    """Control characters and markup in a text reach the terminal as text."""
+    _, out, _ = run("attend", "a\x1b[31m [bold]b[/]", "--model", "multi-head")
+    assert r"a\x1b[31m" in out
+    assert "[bold]b[/]" in out
+
+
+def test_memory_text(run):
+    """A second text gives the columns."""
+    _, out, _ = run("attend", "a b", "--memory-text", "x y z", "--model", "multi-head", "--outputs", "weights")
+    assert out.split()[:5] == ["head", "0", "x", "y", "z"]
+
+
+def test_json_is_the_rest_response(run):
+    """--json prints one document in the form of the REST response."""
+    status, out, _ = run("attend", SENTENCE, "--model", "multi-head", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert (document["model"], document["version"]) == ("multi-head", 1)
+    (result,) = document["results"]
+    assert result["tokens"] == SENTENCE.split()
+    assert result["predictions"][0] == {"name": "giver", "label": "I", "probability": 0.99, "row": 1}
+    weights = result["outputs"]["weights"]
+    assert (weights["data_type"], weights["shape"]) == ("FP32", [3, 7, 7])
+    np.testing.assert_allclose(np.sum(weights["values"], -1), 1, rtol=1e-6)
+
+
+def test_arrays_from_files(run, tmp_path):
+    """Vectors come from .npy files; any stage can be shown."""
+    np.save(tmp_path / "x.npy", np.eye(3))
+    file = tmp_path / "x.npy"
+    status, out, _ = run("attend", "--model", "any", "--query", file, "--key", file, "--outputs", "weights,output")
+    assert status == 0
+    assert "output float32[3, 3]" in out
+    assert "[0.576 0.212 0.212]" in out
+
+
+def test_png(run, tmp_path):
+    """--png draws the picture into a file."""
+    status, _, _ = run("attend", SENTENCE, "--model", "multi-head", "--png", tmp_path / "weights.png")
+    assert status == 0
+    assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models(run):
+    """Models are listed with what a caller must know."""
+    status, out, _ = run("models")
+    assert status == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["dot-product", "1", "dot_product", "1", "any", "→", "any", "no", "cpu"] in lines
+
+
+def test_a_refused_request(run):
+    """A failed call is one line on stderr, and status 1."""
+    status, out, err = run("attend", "x", "--model", "nope")
+    assert (status, out) == (1, "")
+    assert err == "error: no model 'nope'; there are dot-product and multi-head\n"
+
+
+def test_the_field_is_named(run, tmp_path):
+    """A bad array is named by its field."""
+    np.save(tmp_path / "flags.npy", np.ones((2, 2), bool))
+    status, _, err = run("attend", "--model", "dot-product", "--query", tmp_path / "flags.npy")
+    assert status == 1
+    assert err == "error: inputs[0].query: holds bool; it must hold numbers\n"
+
+
+def test_nobody_at_the_address(run):
+    """Without a server, the message says where it tried, and how to start one."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unheard.getsockname()[1]}"
+        status, _, err = run("models", "--target", address)
+    assert status == 1
+    assert err.startswith(f"error: cannot reach {address}: Connection refused. ")
+    assert "`attention-server`" in err
+    assert err.count("\n") == 1
+
+
+def test_no_answer_in_time(run):
+    """A deadline that passes says which."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        status, _, err = run("models", "--target", address, "--timeout", "0.2")
+    assert (status, err) == (1, f"error: no answer from {address} within 0.2 s (--timeout)\n")
+
+
+@pytest.mark.parametrize("arguments", [["attend", "x"], ["attend", "--model", "m", "--query", "none.npy"], ["x"]])
+def test_wrong_usage(run, arguments):
+    """Wrong usage is status 2, and says so on stderr."""
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert "Usage: attention-client" in err
+
+
+def test_without_the_extra():
+    """Without its extra the command says in one line what to install."""
+    code = "import sys; sys.modules['typer'] = None; from attention_client.cli import main"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "attention-client needs typer: pip install 'attention-service[cli]'\n"
+
+
+def test_png_without_matplotlib(run, monkeypatch, tmp_path):
+    """--png without its extra says what to install, after the answer."""
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.delitem(sys.modules, "attention_client.plot", raising=False)
+    monkeypatch.delattr(attention_client, "plot", raising=False)
+    status, out, err = run("attend", SENTENCE, "--model", "multi-head", "--png", tmp_path / "weights.png")
+    assert status == 1
+    assert "from gave" in out
+    assert err == "error: --png needs matplotlib: pip install 'attention-service[plot]'\n"

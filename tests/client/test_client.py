@@ -1,0 +1,251 @@
+"""Both clients, blocking and asyncio, against a real gRPC server."""
+
+import inspect
+
+import attention_client
+import numpy as np
+import pytest
+from attention_client import (
+    AsyncAttentionClient,
+    AttentionClient,
+    InvalidRequest,
+    NotFound,
+    NotRequested,
+    OutputSpec,
+    Sequence,
+    TopK,
+)
+from attention_proto import codec
+from attention_proto.attention.v1 import attention_pb2 as pb
+
+SENTENCE = "I gave my cat Tater a toy"
+X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+
+
+def test_public_names():
+    """What users import changes only on purpose."""
+    assert attention_client.__all__ == [
+        "AsyncAttentionClient",
+        "AttendResult",
+        "AttentionClient",
+        "AttentionError",
+        "DeadlineExceeded",
+        "InternalError",
+        "InvalidRequest",
+        "NotFound",
+        "NotRequested",
+        "OutputSpec",
+        "PermissionDenied",
+        "Prediction",
+        "Sequence",
+        "TooLarge",
+        "TopK",
+        "Unauthenticated",
+        "Unavailable",
+        "Unimplemented",
+    ]
+
+
+@pytest.mark.parametrize("method", ["attend", "attend_batch", "models", "model"])
+def test_twins_take_the_same_arguments(method):
+    """The asyncio client is the blocking one with `await`."""
+    ours, twins = (inspect.signature(getattr(client, method)) for client in (AttentionClient, AsyncAttentionClient))
+    assert ours == twins
+
+
+def test_text_in_weights_out(ask, target):
+    """Text goes in; tokens, weights and predictions come out as NumPy arrays and plain tuples."""
+    result = ask(target, "attend", "multi-head", text=SENTENCE, outputs=["weights", "predictions"])
+    assert result.tokens == result.key_tokens == tuple(SENTENCE.split())
+    assert result.weights.shape == (3, 7, 7)
+    np.testing.assert_allclose(result.weights.sum(-1), 1, rtol=1e-6)
+    assert [(p.name, p.label, p.row) for p in result.predictions] == [
+        ("giver", "I", 1),
+        ("recipient", "Tater", 1),
+        ("object", "toy", 1),
+    ]
+    assert (result.model, result.version) == ("multi-head", 1)
+
+
+def test_arrays_in_output_out(ask, target):
+    """Arrays go in; `output` comes back when nothing else is asked for."""
+    weights = np.exp(X @ X.T) / np.exp(X @ X.T).sum(-1, keepdims=True)
+    np.testing.assert_allclose(ask(target, "attend", "dot-product", query=X).output, weights @ X, rtol=1e-5)
+
+
+def test_batch_keeps_order_and_lengths(ask, target):
+    """Sequences of any lengths and kinds travel in one message, and each gets its own result, in order."""
+    batch = [X, X[:2], SENTENCE, Sequence(query=X[:1], key=X, causal="top_left")]
+    results = ask(target, "attend_batch", "any", batch, outputs=["weights"])
+    assert [result.weights.shape for result in results] == [(1, 5, 5), (1, 2, 2), (3, 7, 7), (1, 1, 5)]
+
+
+def test_dense_batch_is_its_sequences(ask, target):
+    """A dense array [B, T, D] is a batch of B sequences."""
+    assert len(ask(target, "attend_batch", "any", np.stack([X, X, X]))) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (X, np.float32),
+        (X.astype(np.float16), np.float16),
+        (X.astype(np.float64), np.float32),
+        (X.astype(">f4"), np.float32),
+        (X.T.copy().T, np.float32),
+        ([[1, 2], [3, 4]], np.float32),
+    ],
+)
+def test_numbers_on_the_wire(target, service, given, sent):
+    """float32 and float16 travel as they are, every other number as float32, whatever order or layout it had."""
+    with AttentionClient(target) as client:
+        client.attend("any", query=given)
+    query = codec.decode(service.requests[0].inputs[0].query)
+    assert query.dtype == sent
+    np.testing.assert_array_equal(query, np.asarray(given, sent))
+
+
+def test_every_option_reaches_the_wire(target, service):
+    """A request says exactly what the caller said, and nothing more."""
+    outputs = [
+        "output",
+        OutputSpec(
+            "weights", alias="last", heads=[2], rows=[-1], reduce="max", top_k=4, data_type="FP16", layers=["5"]
+        ),
+        {"name": "weights", "as": "mean", "reduce": "mean"},
+    ]
+    with AttentionClient(target) as client:
+        client.attend(
+            "any",
+            query=X,
+            key=X,
+            value=X,
+            causal="bottom_right",
+            window=(2, -1),
+            allowed=np.ones((1, 5, 5), bool),
+            bias=np.zeros((5, 5)),
+            outputs=outputs,
+            version=3,
+            token_offsets=True,
+        )
+    wire = codec.encode
+    assert service.requests[0] == pb.AttendRequest(
+        model="any",
+        version=3,
+        token_offsets=True,
+        inputs=[
+            pb.Sequence(
+                query=wire(X),
+                key=wire(X),
+                value=wire(X),
+                mask=pb.Mask(
+                    causal=pb.Mask.CAUSAL_BOTTOM_RIGHT,
+                    window=pb.Mask.Window(left=2, right=-1),
+                    allowed=wire(np.ones((1, 5, 5), bool)),
+                    bias=wire(np.zeros((5, 5), np.float32)),
+                ),
+            )
+        ],
+        outputs=[
+            pb.OutputSpec(name="output", data_type=pb.DATA_TYPE_FP32),
+            pb.OutputSpec(
+                name="weights",
+                alias="last",
+                heads=[2],
+                rows=[-1],
+                reduce=pb.OutputSpec.REDUCE_MAX,
+                top_k=4,
+                data_type=pb.DATA_TYPE_FP16,
+                layers=["5"],
+            ),
+            pb.OutputSpec(name="weights", alias="mean", reduce=pb.OutputSpec.REDUCE_MEAN, data_type=pb.DATA_TYPE_FP32),
+        ],
+    )
+
+
+def test_top_k(ask, target):
+    """The largest of each row come as indices and values, under the name asked for."""
+    outputs = ["weights", {"name": "weights", "as": "largest", "top_k": 2, "data_type": "FP16"}]
+    result = ask(target, "attend", "any", query=X, outputs=outputs)
+    largest = result["largest"]
+    assert isinstance(largest, TopK)
+    assert largest.values.dtype == np.float16
+    np.testing.assert_array_equal(largest.indices[..., 0], result.weights.argmax(-1))
+
+
+def test_what_was_not_requested(target):
+    """A stage that was left out of the request says so, as a KeyError and as an AttributeError."""
+    with AttentionClient(target) as client:
+        result = client.attend("any", query=X, outputs=[{"name": "weights", "top_k": 1}])
+    with pytest.raises(KeyError, match="no 'scores': add it to `outputs`"):
+        result["scores"]
+    with pytest.raises(AttributeError, match="no 'output': add it to `outputs`"):
+        result.output  # noqa: B018
+    with pytest.raises(NotRequested, match="only the largest weights"):
+        result.weights  # noqa: B018
+    assert not hasattr(result, "output")
+
+
+def test_key_tokens_never_lie(target):
+    """Keys carry the sequence's own tokens only where it attends to itself."""
+    with AttentionClient(target) as client:
+        outputs = ["weights"]
+        own, other, vectors = client.attend_batch(
+            "any",
+            [
+                "a b",
+                Sequence(text="a b", memory_text="x y"),
+                Sequence(text="a b", key=X[:2]),
+            ],
+            outputs=outputs,
+        )
+    assert own.key_tokens == ("a", "b")
+    assert other.key_tokens == ("x", "y")
+    assert vectors.key_tokens == ()
+
+
+def test_token_offsets(target):
+    """Offsets come when they are asked for."""
+    with AttentionClient(target) as client:
+        assert client.attend("any", text="a b").token_offsets == ()
+        assert client.attend("any", text="a b", token_offsets=True).token_offsets == ((0, 1), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "message"),
+    [
+        ({"query": [[1, 2], [3]]}, "inputs[0].query", "inhomogeneous"),
+        ({"query": [["a"]]}, "inputs[0].query", "must hold numbers"),
+        ({"query": X > 0}, "inputs[0].query", "holds bool"),
+        ({"query": np.stack([X, X])}, "inputs[0].query", "attend_batch"),
+        ({"query": X, "key": X + 1j}, "inputs[0].key", "complex64"),
+        ({"query": X, "allowed": X}, "inputs[0].mask.allowed", "true = may attend"),
+        ({"query": X, "causal": "yes"}, "inputs[0].mask.causal", "none, top_left, bottom_right"),
+        ({"query": X, "window": (1.5, 2)}, "inputs[0].mask.window", "float"),
+        ({"query": X, "outputs": "weights"}, "outputs", r"write \['weights'\]"),
+        ({"query": X, "outputs": ["output", {"nam": "weights"}]}, "outputs[1]", "nam"),
+        ({"query": X, "outputs": [OutputSpec("weights", data_type="FP8")]}, "outputs[0]", "FP32, FP16"),
+        ({"query": X, "outputs": [OutputSpec("weights", heads=[-1])]}, "outputs[0]", "range"),
+    ],
+)
+def test_what_has_no_wire_form(target, service, arguments, field, message):
+    """What cannot be sent is refused before it is sent, by the field's name."""
+    with AttentionClient(target) as client, pytest.raises(InvalidRequest, match=message) as caught:
+        client.attend("any", **arguments)
+    assert caught.value.field == field
+    assert service.requests == []
+
+
+def test_models(ask, target):
+    """Models are listed, and one is found by its name, with its manifest."""
+    assert [model.name for model in ask(target, "models")] == ["dot-product", "multi-head"]
+    assert ask(target, "model", "multi-head").manifest.block == "multi_head"
+    with pytest.raises(NotFound, match="there are dot-product and multi-head"):
+        ask(target, "model", "nope")
+
+
+def test_repr_is_short(target):
+    """A result shows what it holds on one line, whatever its size."""
+    with AttentionClient(target) as client:
+        result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
+    assert repr(result) == "<AttendResult of multi-head 1: weights float32[3, 7, 7]; 3 predictions>"
