@@ -1,7 +1,7 @@
 """Whether a sequence is one that a layer can take. Every rule about tensors stands here, once, for every protocol."""
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Layer
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.masks import UNBOUNDED, Mask
 from numpy.typing import NDArray
 
@@ -11,38 +11,45 @@ from attention_server.errors import InvalidRequest
 CROSS_ATTENTION = "cross_attention"
 
 
-def sources(sequence: Sequence, block: str, *, reads_text: bool, memory_apart: bool) -> None:
+def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_memory_text: bool) -> None:
     """Check which of a sequence's fields are given.
 
     Args:
         sequence: the sequence.
-        block: the model's block.
+        manifest: of the model that is to take it.
         reads_text: whether the model has a text front.
-        memory_apart: whether its memory text is read by a front of its own.
+        reads_memory_text: whether it has one for its memory.
 
     Raises:
-        InvalidRequest: one is missing, or two say the same.
+        InvalidRequest: one is missing, is not for this model, or two say the same.
     """
     path = sequence.path
+    if sequence.text is not None and not reads_text:
+        raise InvalidRequest("this model reads no text; send vectors as query", field=join_path(path, "text"))
     if (sequence.query is None) == (sequence.text is None):
-        expected = "exactly one of query and text" if reads_text else "query"
+        expected = "exactly one of query and text" if reads_text else "a query"
         raise InvalidRequest(f"give {expected}", field=join_path(path, "query"))
-    if not reads_text and (sequence.text is not None or sequence.memory_text is not None):
-        raise InvalidRequest(
-            "this model reads no text; send vectors as query",
-            field=join_path(path, "text" if sequence.text is not None else "memory_text"),
-        )
+    if sequence.memory_text is not None and not reads_memory_text:
+        raise InvalidRequest("this model reads no memory text", field=join_path(path, "memory_text"))
+    _memory_sources(sequence, manifest, reads_memory_text=reads_memory_text)
+
+
+def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text: bool) -> None:
+    path = sequence.path
     given = [name for name in ("key", "memory_text", "memory") if getattr(sequence, name) not in (None, "")]
     if len(given) > 1:
-        raise InvalidRequest(f"give one of {' and '.join(given)}", field=join_path(path, given[1]))
-    if sequence.memory_text is not None and not memory_apart:
-        raise InvalidRequest("this model's text attends to itself; leave it out", field=join_path(path, "memory_text"))
-    if sequence.value is not None and sequence.key is None and given:
+        raise InvalidRequest(f"give only one of {' and '.join(given)}", field=join_path(path, given[1]))
+    if sequence.value is not None and given and given != ["key"]:
         raise InvalidRequest(f"goes with key, not with {given[0]}", field=join_path(path, "value"))
-    if block == CROSS_ATTENTION and not given:
-        wanted = "key, memory_text or memory" if memory_apart else "key or memory"
+    if manifest.block == CROSS_ATTENTION and not given:
+        wanted = "key, memory_text or memory" if reads_memory_text else "key or memory"
         raise InvalidRequest(
             f"a cross-attention model needs what it attends to: give {wanted}", field=join_path(path, "key")
+        )
+    if len(manifest.layers) > 1 and (given or sequence.value is not None):
+        raise InvalidRequest(
+            "a model of several layers attends to its own sequence; leave it out",
+            field=join_path(path, given[0] if given else "value"),
         )
 
 
@@ -63,14 +70,16 @@ def vectors(array: Array, width: int, field: str) -> NDArray[np.float32]:
     return np.ascontiguousarray(array, np.float32)
 
 
-def same_length(key: Array, value: Array, field: str) -> None:
-    """Check that there is a value for each key.
+def stands_in(array: Array, width: int, what: str, field: str) -> None:
+    """Check that an array can stand in for one that was not sent.
 
     Raises:
-        InvalidRequest: there is not.
+        InvalidRequest: the other is of another width, so it has to be sent.
     """
-    if len(key) != len(value):
-        raise InvalidRequest(f"has {len(value)} positions, but there are {len(key)} keys", field=field)
+    if width and array.shape[1] != width:
+        raise InvalidRequest(
+            f"must be sent, {width} wide: {what}, {array.shape[1]} wide, cannot stand in for it", field=field
+        )
 
 
 def mask(mask: Mask, layer: Layer, queries: int, keys: int, field: str) -> None:

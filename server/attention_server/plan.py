@@ -1,7 +1,7 @@
 """What must be computed for the outputs asked for, decided before anything runs."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,17 @@ from attention_server.errors import InvalidRequest
 
 PAIRWISE = ("scores", "weights")  # [H, T, S]
 OF_KEYS = ("k", "v")  # rows are key positions, heads those of k and v
+EVERY_LAYER = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One output: its name in the answer, what it is made of, and where it was asked for."""
+
+    name: str
+    spec: OutputSpec
+    layer: int
+    field: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +30,16 @@ class Plan:
     """What a request needs.
 
     Attributes:
-        forms: what to send of the stages, by the name in the answer.
-        stages: every stage that must be there for it.
+        forms: what to send, in order.
+        stages: for each layer that has to run, the stages that must come out of it.
         predictions: whether the head is asked.
-        fields: where each form, and predictions, were asked for; what is sent by default has no place.
+        predictions_field: where it was asked for; empty when it is by default.
     """
 
-    forms: dict[str, OutputSpec]
-    stages: frozenset[str]
+    forms: tuple[Form, ...]
+    stages: tuple[frozenset[str], ...]
     predictions: bool
-    fields: dict[str, str]
-
-    @property
-    def weights(self) -> bool:
-        """Whether weights are needed."""
-        return "weights" in self.stages
+    predictions_field: str
 
 
 def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
@@ -42,26 +48,18 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
     Raises:
         InvalidRequest: a name, head, layer or option is not offered, or two outputs share a name.
     """
-    layer = manifest.layers[-1]
-    forms: dict[str, OutputSpec] = {}
-    fields: dict[str, str] = {}
-    predictions = False
-    for index, spec in enumerate(specs or _default(manifest)):
+    forms: list[Form] = []
+    predictions_field = ""
+    for index, spec in enumerate(specs or [OutputSpec("output")]):
         field = f"outputs[{index}]"
         if spec.name == PREDICTIONS:
             _check_predictions(spec, manifest, field)
-            predictions = True
-            if specs:
-                fields[PREDICTIONS] = field
-            continue
-        _check(spec, manifest, layer, field)
-        name = spec.alias or spec.name
-        if name in forms or name == PREDICTIONS:
-            raise InvalidRequest(f"the name {name!r} is taken; give this output another `as`", field=field)
-        forms[name] = spec
-        fields[name] = field
-    stages = {spec.name for spec in forms.values()} | ({"output"} if predictions else set())
-    return Plan(forms, frozenset(stages), predictions, fields)
+            predictions_field = field
+        else:
+            forms += _forms(spec, manifest, field)
+    _check_names(forms)
+    predictions = bool(predictions_field) or (not specs and bool(manifest.predictors))
+    return Plan(tuple(forms), _stages(forms, manifest, predictions=predictions), predictions, predictions_field)
 
 
 def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> AttendGraph:
@@ -76,23 +74,19 @@ def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> Att
     raise LookupError(f"no graph of layer {layer.name} gives weights={weights} with mask={mask} on {device}")
 
 
-def answer_bytes(plan: Plan, layer: Layer, widths: tuple[int, int, int], queries: int, keys: int) -> int:
-    """Return how many bytes the outputs of one sequence will have.
+def answer_bytes(form: Form, layer: Layer, widths: tuple[int, int, int], queries: int, keys: int) -> int:
+    """Return how many bytes one output of one sequence will have.
 
     Args:
-        plan: the outputs.
-        layer: the layer that gives them.
+        form: the output.
+        layer: the layer that gives it.
         widths: Dh, Dv and D as they are for this sequence.
         queries: T.
         keys: S.
     """
-    return sum(_form_bytes(spec, layer, widths, queries, keys) for spec in plan.forms.values())
-
-
-def _form_bytes(spec: OutputSpec, layer: Layer, widths: tuple[int, int, int], queries: int, keys: int) -> int:
+    spec = form.spec
     head, value_head, output = widths
-    all_heads = layer.key_value_heads if spec.name in OF_KEYS else layer.heads
-    heads = 1 if spec.reduce != "none" or spec.name == "output" else len(spec.heads) or all_heads
+    heads = 1 if spec.reduce != "none" or spec.name == "output" else len(spec.heads) or _heads(spec, layer)
     rows = len(spec.rows) or (keys if spec.name in OF_KEYS else queries)
     columns = {"q": head, "k": head, "v": value_head, "heads": value_head, "output": output}.get(spec.name, keys)
     size = 2 if spec.data_type == "FP16" else 4
@@ -101,8 +95,39 @@ def _form_bytes(spec: OutputSpec, layer: Layer, widths: tuple[int, int, int], qu
     return heads * rows * columns * size
 
 
-def _default(manifest: Manifest) -> list[OutputSpec]:
-    return [OutputSpec("output"), *([OutputSpec(PREDICTIONS)] if manifest.predictors else [])]
+def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Form]:
+    """Yield one form for each layer that a spec asks for."""
+    _check_options(spec, manifest, field)
+    layers = _layers(spec, manifest, field)
+    for index in layers:
+        layer = manifest.layers[index]
+        _check_heads(spec, layer, field)
+        name = spec.alias or spec.name
+        yield Form(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, index, field)
+
+
+def _layers(spec: OutputSpec, manifest: Manifest, field: str) -> list[int]:
+    names = [layer.name for layer in manifest.layers]
+    if EVERY_LAYER in spec.layers:
+        return list(range(len(names)))
+    for name in spec.layers:
+        if name not in names:
+            raise InvalidRequest(
+                f"there is no layer {name[:64]!r}; there is {', '.join(names)}", field=join_path(field, "layers")
+            )
+    return [names.index(name) for name in spec.layers] or [len(names) - 1]
+
+
+def _stages(forms: Sequence[Form], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
+    needed: list[set[str]] = [set() for _ in manifest.layers]
+    for form in forms:
+        needed[form.layer].add(form.spec.name)
+    if predictions:
+        needed[-1].add("output")
+    last = max(index for index, stages in enumerate(needed) if stages)
+    for stages in needed[:last]:
+        stages.add("output")  # what the next layer is made of
+    return tuple(frozenset(stages) for stages in needed[: last + 1])
 
 
 def _check_predictions(spec: OutputSpec, manifest: Manifest, field: str) -> None:
@@ -112,26 +137,33 @@ def _check_predictions(spec: OutputSpec, manifest: Manifest, field: str) -> None
         raise InvalidRequest("predictions take no options", field=field)
 
 
-def _check(spec: OutputSpec, manifest: Manifest, layer: Layer, field: str) -> None:
+def _check_options(spec: OutputSpec, manifest: Manifest, field: str) -> None:
     if spec.name not in STAGES:
-        close = difflib.get_close_matches(spec.name, STAGES, 1)
+        close = difflib.get_close_matches(spec.name[:64], STAGES, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         offered = ", ".join((*STAGES, PREDICTIONS) if manifest.predictors else STAGES)
-        raise InvalidRequest(f"there is no {spec.name!r} among {offered}{hint}", field=join_path(field, "name"))
+        raise InvalidRequest(f"there is no {spec.name[:64]!r} among {offered}{hint}", field=join_path(field, "name"))
     if spec.top_k and spec.name not in PAIRWISE:
         raise InvalidRequest(f"is for {' and '.join(PAIRWISE)}, not for {spec.name}", field=join_path(field, "top_k"))
     if spec.name == "output" and (spec.heads or spec.reduce != "none"):
-        raise InvalidRequest(
-            "output has no heads: they are combined; ask for `heads`",
-            field=join_path(field, "heads" if spec.heads else "reduce"),
-        )
-    heads = layer.key_value_heads if spec.name in OF_KEYS else layer.heads
+        option = "heads" if spec.heads else "reduce"
+        raise InvalidRequest("output has no heads: they are combined; ask for `heads`", field=join_path(field, option))
+
+
+def _check_heads(spec: OutputSpec, layer: Layer, field: str) -> None:
+    heads = _heads(spec, layer)
     for head in spec.heads:
         if head >= heads:
             raise InvalidRequest(f"there is no head {head}; there are {heads}, from 0", field=join_path(field, "heads"))
-    names = [each.name for each in manifest.layers]
-    for name in spec.layers:
-        if name not in names:
-            raise InvalidRequest(
-                f"there is no layer {name!r}; there is {', '.join(names)}", field=join_path(field, "layers")
-            )
+
+
+def _heads(spec: OutputSpec, layer: Layer) -> int:
+    return layer.key_value_heads if spec.name in OF_KEYS else layer.heads
+
+
+def _check_names(forms: Sequence[Form]) -> None:
+    taken = {PREDICTIONS}
+    for form in forms:
+        if form.name in taken:
+            raise InvalidRequest(f"the name {form.name!r} is taken; give this output another `as`", field=form.field)
+        taken.add(form.name)

@@ -13,8 +13,9 @@ from google.protobuf.message import Message
 
 from attention_server.engine import Engine, Graph
 from attention_server.errors import NotFound, Unavailable
-from attention_server.model import LoadedModel, memory_reader, reader, served_files
+from attention_server.model import LoadedModel, served_files
 from attention_server.plan import choose_graph
+from attention_server.text import TextReader
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -120,8 +121,8 @@ class Repository:
             manifest=manifest,
             device=self._engine.device,
             graphs=graphs,
-            reader=reader(manifest, folder),
-            memory_reader=memory_reader(manifest, folder),
+            reader=TextReader.of_query(manifest.text, folder),
+            memory_reader=TextReader.of_memory(manifest.text, folder),
         )
 
 
@@ -187,6 +188,8 @@ def _check_graphs(manifest: Manifest, graphs: dict[str, Graph], device: str) -> 
                 raise RepositoryError(str(error)) from error
         if layer.HasField("project"):
             _check_graph(layer.project.name, graphs, {"key", "value"}, {"k", "v"})
+    for layer in manifest.layers[:-1]:
+        _check_graph(layer.after.name, graphs, {"query", "output"}, {"next"})
     if manifest.text.front.name:
         _check_graph(manifest.text.front.name, graphs, {"tokens"}, {"query"})
     if manifest.text.memory_front.name:

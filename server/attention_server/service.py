@@ -10,8 +10,9 @@ from attention_proto.attention.v1.attention_pb2 import Model
 
 from attention_server.domain import Call, Request, Response, Result
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, TooLarge
-from attention_server.model import LoadedModel, Prepared
+from attention_server.model import LoadedModel
 from attention_server.plan import Plan, make_plan
+from attention_server.prepare import Prepared
 from attention_server.repository import Repository
 from attention_server.scheduler import Scheduler
 
@@ -107,7 +108,7 @@ class Service:
         size = 0
         for sequence in request.inputs:
             prepared.append(model.prepare(sequence, plan, request.mask))
-            size += prepared[-1].answer_bytes
+            size += model.answer_bytes(prepared[-1], plan)
             if size > self._limits.answer_bytes:
                 raise TooLarge(
                     f"the answer would be at least {size} bytes; {self._limits.answer_bytes} may be sent: ask for "

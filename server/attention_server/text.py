@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Text
 from tokenizers import Encoding, Tokenizer
 
 from attention_server.domain import Span, Tokens
@@ -26,6 +27,22 @@ class TextReader:
         self._tokenizer.no_truncation()
         self._unknown = None if allow_unknown else json.loads(content)["model"].get("unk_token")
         self._max_tokens = max_tokens
+
+    @classmethod
+    def of_query(cls, text: Text, folder: Path) -> "TextReader | None":
+        """Return the reader of a model's text; None when it reads none."""
+        if not text.front.name:
+            return None
+        path = folder / text.tokenizer.name
+        return cls(path, allow_unknown=text.allow_unknown, max_tokens=text.max_tokens)
+
+    @classmethod
+    def of_memory(cls, text: Text, folder: Path) -> "TextReader | None":
+        """Return the reader of a model's memory text; None when it reads none."""
+        if not text.memory_front.name:
+            return None
+        path = folder / (text.memory_tokenizer.name or text.tokenizer.name)
+        return cls(path, allow_unknown=text.allow_unknown, max_tokens=text.max_memory_tokens)
 
     def read(self, text: str, field: str) -> Tokens:
         """Read a text.

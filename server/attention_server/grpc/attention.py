@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -42,6 +43,13 @@ def answers(method: Method[M]) -> Method[M]:
             _abort(context, error)
 
     return answer
+
+
+@dataclass(frozen=True)
+class _Status(grpc.Status):
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
 
 
 class AttentionServicer(AttentionServiceServicer):
@@ -94,5 +102,5 @@ def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     metadata = [*status.trailing_metadata, (REQUEST_ID, chosen)]  # the status replaces what was set before it
     if isinstance(error, Unavailable):
         metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))  # what gRPC's own retries obey
-    context.abort_with_status(status._replace(trailing_metadata=tuple(metadata)))
+    context.abort_with_status(_Status(status.code, status.details, tuple(metadata)))
     raise AssertionError("abort_with_status raises")

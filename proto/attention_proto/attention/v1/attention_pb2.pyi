@@ -364,8 +364,8 @@ class OutputSpec(_message.Message):
 
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which layers, by the names in the manifest; the last when empty. For models of more than one layer; with more than
-        one chosen, the answer's names are `NAME@LAYER`.
+        """Which layers, by the names in the manifest, or `*` for all; the last when empty. With more than one chosen, the
+        names in the answer are `NAME@LAYER`.
         """
 
     def __init__(
@@ -872,6 +872,7 @@ class Layer(_message.Message):
     SOFTCAP_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     ATTEND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name by which an output spec chooses it."""
@@ -906,6 +907,12 @@ class Layer(_message.Message):
         """The block's own matrices, in safetensors: what `attention-export verify` computes its reference from. Not served."""
 
     @_builtins.property
+    def after(self) -> Global___File:
+        """query, output, both [B, T, D] -> next, [B, T, D]: what stands between this layer and the next one, whose query (and
+        key, and value) it gives; absent in the last.
+        """
+
+    @_builtins.property
     def attend(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttendGraph]:
         """query, k, v -> heads, output and q, the cheapest first. The first that gives the weights asked for, takes the mask
         given and runs on the device at hand is the one that runs.
@@ -927,11 +934,12 @@ class Layer(_message.Message):
         softcap: _builtins.float = ...,
         project: Global___File | None = ...,
         weights: Global___File | None = ...,
+        after: Global___File | None = ...,
         attend: _abc.Iterable[Global___AttendGraph] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "project", b"project", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attend", b"attend", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

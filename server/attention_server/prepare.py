@@ -1,0 +1,137 @@
+"""From a sequence as it was sent to one that is ready to compute: texts read, shapes checked, the mask laid out."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.masks import Mask, additive
+from numpy.typing import NDArray
+
+from attention_server import check
+from attention_server.domain import Sequence, Tokens, join_path
+from attention_server.errors import InvalidRequest, NotFound
+from attention_server.text import TextReader
+
+Vectors = NDArray[np.float32]
+HIDDEN = np.float32(-np.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A sequence that was checked and is ready to compute.
+
+    Attributes:
+        query, key, value: [T, Dq], [S, Dk], [S, Dv]; None where they come from tokens, or from each other.
+        tokens, memory_tokens: the texts, read.
+        queries, keys: T and S.
+        added: what is added to the scores, [1 or H, T, S]; None for no mask.
+    """
+
+    query: Vectors | None
+    key: Vectors | None
+    value: Vectors | None
+    tokens: Tokens | None
+    memory_tokens: Tokens | None
+    queries: int
+    keys: int
+    added: Vectors | None = None
+
+    def input_widths(self) -> tuple[int, int]:
+        """Return the widths of query and value as sent; 0 where they come from tokens."""
+        value = next((x for x in (self.value, self.key, self.query) if x is not None), None)
+        return 0 if self.query is None else self.query.shape[1], 0 if value is None else value.shape[1]
+
+
+def prepare(
+    sequence: Sequence, mask: Mask, manifest: Manifest, reader: TextReader | None, memory_reader: TextReader | None
+) -> Prepared:
+    """Check a sequence, read its texts and lay out its mask. Nothing is computed yet.
+
+    Args:
+        sequence: as sent.
+        mask: the request's.
+        manifest: of the model that is to take it.
+        reader: the model's tokenizer; None when it reads no text.
+        memory_reader: that of its memory text.
+
+    Raises:
+        InvalidRequest: the model cannot take it.
+        NotFound: it names a memory that is not kept.
+    """
+    check.sources(sequence, manifest, reads_text=reader is not None, reads_memory_text=memory_reader is not None)
+    if sequence.memory:
+        raise NotFound(f"there is no memory {sequence.memory[:64]!r}", field=join_path(sequence.path, "memory"))
+    layer = manifest.layers[0]
+    tokens = _read(sequence.text, reader, join_path(sequence.path, "text"))
+    memory_tokens = _read(sequence.memory_text, memory_reader, join_path(sequence.path, "memory_text"))
+    query, key, value = _vectors(sequence, layer, attends_to_text=memory_tokens is not None)
+    queries = _length(tokens, query)
+    keys = _length(memory_tokens, key) or queries
+    if value is not None and len(value) != keys:
+        field = join_path(sequence.path, "value")
+        raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=field)
+    added = _added(sequence, mask, layer, queries, keys)
+    return _finite(Prepared(query, key, value, tokens, memory_tokens, queries, keys, added), sequence.path)
+
+
+def _read(text: str | None, reader: TextReader | None, field: str) -> Tokens | None:
+    return None if text is None or reader is None else reader.read(text, field)
+
+
+def _length(tokens: Tokens | None, vectors: Vectors | None) -> int:
+    return len(tokens.ids) if tokens is not None else 0 if vectors is None else len(vectors)
+
+
+def _vectors(
+    sequence: Sequence, layer: Layer, *, attends_to_text: bool
+) -> tuple[Vectors | None, Vectors | None, Vectors | None]:
+    """Check the arrays that were sent, and that what stands in for the others fits in their place."""
+    path = sequence.path
+    query = key = value = None
+    if sequence.query is not None:
+        query = check.vectors(sequence.query, layer.query_dim, join_path(path, "query"))
+    key_width = layer.key_dim or (query.shape[1] if query is not None else 0)
+    if sequence.key is not None:
+        key = check.vectors(sequence.key, key_width, join_path(path, "key"))
+    elif query is not None and not attends_to_text:
+        check.stands_in(query, key_width, "the query", join_path(path, "key"))
+    if sequence.value is not None:
+        value = check.vectors(sequence.value, layer.value_dim, join_path(path, "value"))
+    elif key is not None:
+        check.stands_in(key, layer.value_dim, "the key", join_path(path, "value"))
+    elif query is not None and not attends_to_text:
+        check.stands_in(query, layer.value_dim, "the query", join_path(path, "value"))
+    return query, key, value
+
+
+def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int) -> Vectors | None:
+    """Add up the request's mask and the sequence's own."""
+    added = None
+    for each, field in ((mask, "mask"), (sequence.mask, join_path(sequence.path, "mask"))):
+        if each.is_open:
+            continue
+        check.mask(each, layer, queries, keys, field)
+        one = additive(each, queries, keys)
+        added = one if added is None else added + one
+    return added
+
+
+def _finite(prepared: Prepared, path: str) -> Prepared:
+    """Refuse numbers that are none where they matter; zero them where they do not."""
+    attended: NDArray[np.bool_] | None = None
+    attending: NDArray[np.bool_] | None = None
+    if prepared.added is not None:
+        attended = np.any(prepared.added > HIDDEN, axis=(0, 1))
+        attending = np.any(prepared.added > HIDDEN, axis=(0, 2))
+        if prepared.key is None and prepared.memory_tokens is None:
+            attending = attending | attended  # the query is the memory too
+
+    def checked(array: Vectors | None, matters: NDArray[np.bool_] | None, name: str) -> Vectors | None:
+        return None if array is None else check.finite(array, matters, join_path(path, name))
+
+    return replace(
+        prepared,
+        query=checked(prepared.query, attending, "query"),
+        key=checked(prepared.key, attended, "key"),
+        value=checked(prepared.value, attended, "value"),
+    )
