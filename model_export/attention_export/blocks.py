@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Stages(NamedTuple):
-    """Everything between a query and its output; softmax(mask(scores)) = weights, weights.v = heads, heads.M_O = output."""
+    """All between query and output: softmax(mask(scores)) = weights, weights.v = heads, heads.M_O = output."""
 
     q: Tensor  # (B, H, T, Dh)
     k: Tensor  # (B, Hkv, S, Dh)

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
 from attention_export.export import export
 from attention_export.figures import save_figure
+from attention_export.importing import read_tensors
+from attention_export.importing.encoder import import_encoder
+from attention_export.importing.multihead import import_multihead
 from attention_export.manifest import ManifestError
 from attention_export.model import Model
 from attention_export.tasks import TASKS
@@ -31,6 +34,7 @@ TaskName = Enum("TaskName", {name: name for name in TASKS}, type=str)  # type: i
 
 Repository = Annotated[Path, typer.Option("--models", help="the repository to write to")]
 Version = Annotated[int, typer.Option(min=1, help="the version to write; versions are never overwritten")]
+License = Annotated[str, typer.Option("--license", help="of the weights, an SPDX expression")]
 Seed = Annotated[int, typer.Option(min=0, help="of the weights, and of the data where there is some")]
 
 
@@ -97,8 +101,45 @@ def train(
         if figure is not None:
             save_figure(trained, figure)
             console.print(f"drew {figure}")
-        check_bars(trained.figures, chosen.bars)
+        check_bars(trained.training.figures, chosen.bars)
         export(trained.model, models, name or chosen.model, version, progress=console.print)
+
+
+@app.command("import-multihead")
+def import_multihead_command(
+    weights: Annotated[
+        Path, typer.Argument(exists=True, help="a state dict of nn.MultiheadAttention: .safetensors, or .pt of tensors")
+    ],
+    name: Annotated[str, typer.Option(help="the model's name")],
+    heads: Annotated[int, typer.Option(min=1, help="how many heads; the state dict does not say")],
+    models: Repository = Path("models"),
+    version: Version = 1,
+    cross: Annotated[bool, typer.Option("--cross", help="its keys and values come from another sequence")] = False,
+    license_: License = "",
+) -> None:
+    """Export an `nn.MultiheadAttention` of yours: projections packed or separate, bias or none, kdim and vdim."""
+    with reported():
+        block = import_multihead(read_tensors(weights), heads, cross=cross)
+        model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=weights.name)
+        export(model, models, name, version, progress=console.print)
+
+
+@app.command("import-encoder")
+def import_encoder_command(
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="model.safetensors, tokenizer.json and config.json")
+    ],
+    name: Annotated[str, typer.Option(help="the model's name")],
+    models: Repository = Path("models"),
+    version: Version = 1,
+    layer: Annotated[Optional[int], typer.Option(help="one layer, from 0; every layer when not given")] = None,  # noqa: UP045
+    heads: Annotated[Optional[int], typer.Option(min=1, help="of a layer, where there is no config.json")] = None,  # noqa: UP045
+    license_: License = "",
+) -> None:
+    """Export layers of a BERT-like encoder, with its embeddings: text goes in, attention comes out."""
+    with reported():
+        model = import_encoder(folder, layer=layer, heads=heads, license_=license_, source=folder.name)
+        export(model, models, name, version, progress=console.print)
 
 
 @app.command("verify")
@@ -177,6 +218,6 @@ def _print_figures(task: Task, trained: Trained) -> None:
         "bar",
         title=f"{task.name}, seed {trained.model.training.seed if trained.model.training else '-'}",
     )
-    for name, figure in sorted(trained.figures.items()):
+    for name, figure in sorted(trained.training.figures.items()):
         table.add_row(name, f"{figure:.4f}", str(task.bars.get(name, "")))
     console.print(table)

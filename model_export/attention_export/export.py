@@ -13,6 +13,7 @@ from attention_export.graphs import (
     OPSET,
     Attend,
     Graph,
+    after_graph,
     attend_graphs,
     front_graphs,
     head_graph,
@@ -67,27 +68,32 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
         source=model.source,
         opset=OPSET,
     )
-    manifest.layers.append(_write_layer(model.block, folder, "attention", progress))
+    surroundings = [*front_graphs(model), *([head] if (head := head_graph(model)) else [])]
+    for name, block, after in model.named_layers():
+        manifest.layers.append(_write_layer(block, folder, name, prefixed=bool(model.earlier), progress=progress))
+        if after is not None:
+            surroundings.append(after_graph(after, block, f"{name}-"))
     if model.text is not None:
         manifest.text.CopyFrom(_write_text(model.text, folder))
-    surroundings = [*front_graphs(model), *([head] if (head := head_graph(model)) else [])]
     files = {graph.file: _write_graph(graph, folder, progress) for graph in surroundings}
     _place(manifest, files)
     progress("verifying against PyTorch in float64")
     report = Report()
-    verify_layer(model.block, manifest.layers[0], folder, report)
+    for (_, block, _), layer in zip(model.named_layers(), manifest.layers, strict=True):
+        verify_layer(block, layer, folder, report)
     references = {graph.file: torch_reference(graph.module, tuple(graph.outputs)) for graph in surroundings}
     verify_surroundings(manifest, folder, references, report)
     manifest.parity.CopyFrom(report.parity())
     write_manifest(folder, manifest)
 
 
-def _write_layer(block: DotProduct, folder: Path, name: str, progress: Progress) -> Layer:
+def _write_layer(block: DotProduct, folder: Path, name: str, *, prefixed: bool, progress: Progress) -> Layer:
     layer = describe_layer(block, name)
-    if (project := project_graph(block)) is not None:
+    prefix = f"{name}-" if prefixed else ""
+    if (project := project_graph(block, prefix)) is not None:
         layer.project.CopyFrom(_write_graph(project, folder, progress))
-        layer.weights.CopyFrom(add_file(folder, "block.safetensors", matrices(block)))
-    for graph, module in attend_graphs(block):
+        layer.weights.CopyFrom(add_file(folder, f"{prefix}block.safetensors", matrices(block)))
+    for graph, module in attend_graphs(block, prefix):
         layer.attend.append(_describe(module, _write_graph(graph, folder, progress)))
     return layer
 
@@ -119,7 +125,12 @@ def _content(tokenizer: Tokenizer) -> bytes:
 
 
 def _place(manifest: Manifest, files: dict[str, File]) -> None:
-    """Enter the files of front and head where the manifest has them."""
-    places = {"front.onnx": manifest.text.front, "memory-front.onnx": manifest.text.memory_front}
+    """Enter the files of front and head, and those between layers, where the manifest has them."""
+    places = {
+        "front.onnx": manifest.text.front,
+        "memory-front.onnx": manifest.text.memory_front,
+        "head.onnx": manifest.head,
+    }
+    places |= {f"{layer.name}-after.onnx": layer.after for layer in manifest.layers}
     for name, file in files.items():
-        places.get(name, manifest.head).CopyFrom(file)
+        places[name].CopyFrom(file)

@@ -168,6 +168,12 @@ def _front_outputs(module: nn.Module, length: str, names: tuple[str, ...]) -> di
     return {name: ("B", length, vector.shape[-1]) for name, vector in zip(names, vectors, strict=False)}
 
 
+def after_graph(after: nn.Module, block: DotProduct, prefix: str) -> Graph:
+    """Return the graph that makes the next layer's query."""
+    shape: Shape = ("B", "T", block.dims.output)
+    return Graph(f"{prefix}after.onnx", after, {"query": shape, "output": shape}, {"next": shape})
+
+
 def head_graph(model: Model) -> Graph | None:
     """Return the graph that reads predictions from rows of the output."""
     if model.head is None:

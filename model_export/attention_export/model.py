@@ -33,11 +33,24 @@ class TextFront:
 
 
 @dataclass(frozen=True)
+class EarlierLayer:
+    """A layer before the last one.
+
+    Attributes:
+        block: its attention.
+        after: what stands between it and the next layer: query (B, T, D), output (B, T, D) -> the next query (B, T, D).
+    """
+
+    block: DotProduct
+    after: nn.Module
+
+
+@dataclass(frozen=True)
 class Model:
     """A block with its surroundings.
 
     Attributes:
-        block: the attention that is served.
+        block: the attention that is served; of several layers, the last.
         description: one sentence for people.
         text: how text becomes vectors; None for vectors only.
         head: output rows (N, D) -> a tuple of probabilities (N, labels), one for each of `predictors`, in their order.
@@ -45,6 +58,8 @@ class Model:
         training: the record of how it learned.
         license: of the weights, an SPDX expression.
         source: where imported weights come from.
+        earlier: the layers before the last, in the order in which they compute.
+        layer_names: what callers choose layers by; "0", "1", .. when not given.
     """
 
     block: DotProduct
@@ -55,3 +70,12 @@ class Model:
     training: Training | None = None
     license: str = "Apache-2.0"
     source: str = ""
+    earlier: Sequence[EarlierLayer] = ()
+    layer_names: Sequence[str] = ()
+
+    def named_layers(self) -> list[tuple[str, DotProduct, nn.Module | None]]:
+        """Return each layer's name, its block, and what stands behind it; None behind the last."""
+        layers: list[tuple[DotProduct, nn.Module | None]] = [(layer.block, layer.after) for layer in self.earlier]
+        layers.append((self.block, None))
+        names = self.layer_names or [str(index) for index in range(len(layers))]
+        return [(name, *layer) for name, layer in zip(names, layers, strict=True)]

@@ -25,6 +25,7 @@ SEED = 0
 # Queries and keys: alike and unalike, one and many, and the longest of both.
 LENGTHS = ((1, 1), (2, 2), (7, 2), (2, 7), (7, 64), (64, 64), (64, 1), (1, 512), (512, 7), (512, 512))
 BATCHES = (1, 3)
+MOST_PAIRS = 64 * 512  # with more queries x keys than this, one sequence at a time: float64 weights of many are large
 TOKEN_LENGTHS = (1, 2, 7, 64, 512)
 WIDTH, VALUE_WIDTH = 24, 10  # for blocks that take any
 
@@ -95,6 +96,8 @@ def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) 
     graphs = [(graph, session(folder / graph.file.name)) for graph in layer.attend]
     rng = np.random.default_rng(SEED)
     for batch, (queries, keys) in ((batch, lengths) for lengths in LENGTHS for batch in BATCHES):
+        if batch > 1 and queries * keys > MOST_PAIRS:
+            continue
         inputs = _vectors(rng, block, batch, queries, keys)
         projected = {"k": inputs["key"], "v": inputs["value"]}
         if project is not None:
@@ -199,7 +202,8 @@ def _stages(reference: DotProduct, inputs: Arrays, added: NDArray[Any] | None) -
 
 
 def _surroundings(manifest: Manifest) -> list[str]:
-    files = (manifest.text.front, manifest.text.memory_front, manifest.head)
+    between = [layer.after for layer in manifest.layers]
+    files = (manifest.text.front, manifest.text.memory_front, manifest.head, *between)
     return [file.name for file in files if file.name]
 
 
@@ -219,6 +223,12 @@ def _surrounding_feeds(
         for rows in TOKEN_LENGTHS:
             yield {"output": rng.standard_normal((rows, manifest.layers[-1].output_dim)).astype(np.float32)}
         return
+    for layer in manifest.layers:
+        if name == layer.after.name:
+            for length in TOKEN_LENGTHS:
+                shape = (2, length, layer.output_dim)
+                yield {each: rng.standard_normal(shape).astype(np.float32) for each in ("query", "output")}
+            return
     text = manifest.text
     of_memory = name == text.memory_front.name
     file = text.memory_tokenizer if of_memory and text.HasField("memory_tokenizer") else text.tokenizer

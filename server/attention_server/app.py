@@ -10,6 +10,7 @@ import sys
 from contextlib import AsyncExitStack
 
 import structlog
+import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -74,7 +75,8 @@ def main() -> None:
         sys.exit(f"attention-server: {error}")
     logs.configure(settings.log_level, settings.log_format)
     try:
-        asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
     except (OSError, DeviceError, RepositoryError) as error:
         sys.exit(f"attention-server: {error}")
 

@@ -36,7 +36,12 @@ def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_m
 
 def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text: bool) -> None:
     path = sequence.path
-    given = [name for name in ("key", "memory_text", "memory") if getattr(sequence, name) not in (None, "")]
+    sent = {
+        "key": sequence.key is not None,
+        "memory_text": sequence.memory_text is not None,
+        "memory": sequence.memory != "",
+    }
+    given = [name for name, there in sent.items() if there]
     if len(given) > 1:
         raise InvalidRequest(f"give only one of {' and '.join(given)}", field=join_path(path, given[1]))
     if sequence.value is not None and given and given != ["key"]:

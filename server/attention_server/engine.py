@@ -11,6 +11,12 @@ from attention_server.domain import Array
 Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
 
+# The smallest ONNX model, y = -x, for a look at what a session runs on.
+PROBE = bytes.fromhex(
+    "080812003a360a0b0a017812017922034e6567120570726f62655a0f0a0178120a0a08080112040a020801620f0a0179120a0a080801"
+    "12040a02080142040a00100d"
+)
+
 log = structlog.get_logger()
 
 
@@ -44,36 +50,37 @@ class Engine:
         threads: CPU threads of one run.
 
     Raises:
-        DeviceError: `cuda` was asked for and is not offered.
+        DeviceError: `cuda` was asked for and cannot be used.
     """
 
     def __init__(self, device: Device, threads: int) -> None:
-        offered = CUDA in ort.get_available_providers()
-        if device == "cuda" and not offered:
-            raise DeviceError(
-                "device=cuda was asked for, but this onnxruntime offers no CUDA: install attention-service[server-gpu] "
-                "on a machine with an NVIDIA GPU, or use device=cpu"
-            )
-        self._required = device == "cuda"
         self._threads = threads
-        self.device: Literal["cpu", "cuda"] = "cuda" if offered and device != "cpu" else "cpu"
+        self._providers = ["CPUExecutionProvider"]
+        self.device: Literal["cpu", "cuda"] = "cpu"
+        if device == "cpu":
+            return
+        obstacle = self._obstacle_to_cuda()
+        if not obstacle:
+            self._providers.insert(0, CUDA)
+            self.device = "cuda"
+        elif device == "cuda":
+            raise DeviceError(f"device=cuda was asked for, but {obstacle}; use device=cpu, or auto")
+        else:
+            log.info("computing on the CPU", reason=obstacle)
 
     def open(self, content: bytes) -> Graph:
-        """Open an ONNX file.
+        """Open an ONNX file."""
+        return _OrtGraph(ort.InferenceSession(content, self._options(), providers=self._providers))
 
-        Raises:
-            DeviceError: `cuda` was asked for and a session does not run on it.
-        """
-        session = ort.InferenceSession(content, self._options(), providers=self._providers())
-        if self.device == "cuda" and CUDA not in session.get_providers():
-            if self._required:
-                raise DeviceError("device=cuda was asked for, but onnxruntime found no GPU that it can use")
-            log.warning("onnxruntime offers CUDA but found no GPU that it can use: computing on the CPU")
-            self.device = "cpu"
-        return _OrtGraph(session)
-
-    def _providers(self) -> list[str]:
-        return ([CUDA] if self.device == "cuda" else []) + ["CPUExecutionProvider"]
+    def _obstacle_to_cuda(self) -> str:
+        """Return why CUDA cannot be used; empty when it can. To be offered is not enough: a session must run on it."""
+        if CUDA not in ort.get_available_providers():
+            return "this onnxruntime offers no CUDA (that of attention-service[server-gpu] does)"
+        try:
+            session = ort.InferenceSession(PROBE, self._options(), providers=[CUDA])
+        except Exception as error:  # noqa: BLE001 # whatever is wrong with the driver, it means the CPU
+            return f"onnxruntime cannot start CUDA: {error}"
+        return "" if CUDA in session.get_providers() else "onnxruntime finds no GPU that it can use"
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()

@@ -1,0 +1,49 @@
+"""Attention that others trained, as blocks: only safetensors, or PyTorch files read with `weights_only`."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class ImportFailure(ValueError):
+    """A file does not hold what can be imported; says what is missing or in the way."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, as float32.
+
+    Raises:
+        ImportFailure: the file is neither safetensors nor a PyTorch file of tensors alone.
+    """
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except Exception as error:  # each format has errors of its own; all mean the same here
+        raise ImportFailure(f"{path} cannot be read as tensors: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ImportFailure(f"{path} holds no state dict: expected names and tensors")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def take(tensors: dict[str, Tensor], name: str) -> Tensor:
+    """Return a tensor by name.
+
+    Raises:
+        ImportFailure: it is not there.
+    """
+    if name not in tensors:
+        raise ImportFailure(f"there is no tensor {name!r}; there is {', '.join(sorted(tensors)[:8])}, ..")
+    return tensors[name]
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Set a module's parameters.
+
+    Raises:
+        ImportFailure: a tensor is missing, left over or of another shape.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ImportFailure(str(error)) from error

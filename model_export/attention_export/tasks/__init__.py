@@ -1,0 +1,6 @@
+"""What the embedded models have learned, and how: one task for each learnable block."""
+
+from attention_export.tasks import numbers, retrieval, roles
+from attention_export.training import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (retrieval.TASK, roles.TASK, numbers.TASK)}

@@ -1,0 +1,250 @@
+"""English number words to German: each German word looks up the English word that it says, in another order."""
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from attention_proto.attention.v1.attention_pb2 import Predictor
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attention_export.blocks import CrossAttention, Dims, Stages, join
+from attention_export.model import Model, TextFront
+from attention_export.tasks.layers import Context, Embedding, sometimes_bare
+from attention_export.tasks.numerals import (
+    ENGLISH,
+    ENGLISH_TENS,
+    GERMAN,
+    GERMAN_TENS,
+    KINDS,
+    NOTHING,
+    english,
+    german,
+    split_numbers,
+)
+from attention_export.tasks.text import word_tokenizer
+from attention_export.training import (
+    Bar,
+    Batches,
+    Example,
+    Illustration,
+    Learned,
+    OnProgress,
+    Panel,
+    Task,
+    fit,
+    stack_by_shape,
+)
+
+WIDTH, HEADS = 64, 4
+BATCH, RATE = 64, 3e-3
+BEGIN, END = "[BEGIN]", "[END]"
+MAX_TOKENS, MAX_MEMORY_TOKENS = 8, 7  # those of 1121: no number is longer
+BARE, ALONE = 0.5, 0.3  # of the values and of the examples in training
+ILLUSTRATED = 4021
+
+LABELS = [*dict.fromkeys([*GERMAN, "ein", "und", "hundert", "tausend", *GERMAN_TENS[2:]]), END]
+TOKENIZER = word_tokenizer(LABELS[:-1], begin=BEGIN)
+MEMORY_TOKENIZER = word_tokenizer([*ENGLISH, "hundred", "thousand", *ENGLISH_TENS[2:]], end=END)
+
+
+class Decoder(nn.Module):
+    """German so far, INT64 (B, T) -> query (B, T, D): what to look for next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = Embedding(TOKENIZER.get_vocab_size(), MAX_TOKENS, WIDTH)
+        self.context = Context(WIDTH, HEADS, causal=True)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (self.context(self.embedding(tokens)),)
+
+
+class Encoder(nn.Module):
+    """English, INT64 (B, S) -> key (B, S, D): each word as it stands in its number. The value is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = Embedding(MEMORY_TOKENIZER.get_vocab_size(), MAX_MEMORY_TOKENS, WIDTH)
+        self.context = Context(WIDTH, HEADS)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (self.context(self.embedding(tokens)),)
+
+
+class NextWord(nn.Module):
+    """Rows of the output (N, D) -> the probabilities of the next German word (N, labels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, len(LABELS)))
+
+    def forward(self, rows: Tensor) -> tuple[Tensor]:
+        return (self.logits(rows).softmax(-1),)
+
+
+class Network(nn.Module):
+    """Encoder, decoder, and between them the block: nothing but what it looked at reaches the next word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = Decoder()
+        self.memory_front = Encoder()
+        self.block = CrossAttention(Dims(query=WIDTH, heads=HEADS))
+        self.head = NextWord()
+
+    def forward(self, source: Tensor, target: Tensor) -> Stages:
+        """Attend from German (B, T) over English (B, S)."""
+        (query,), (key,) = self.front(target), self.memory_front(source)
+        if not self.training:
+            stages: Stages = self.block(query, key)
+            return stages
+        stages = self.block(query, key, sometimes_bare(self.memory_front.embedding.tokens(source), key, BARE))
+        return stages._replace(output=self.block.combine(join(sometimes_alone(stages.heads, ALONE))))
+
+
+def sometimes_alone(heads: Tensor, share: float) -> Tensor:
+    """Silence all heads but one, (B, H, T, Dv), in that share of the examples, so that each learns the whole task.
+
+    A form of DropHead (Zhou et al., 2020). Left to themselves, heads share the words out, and none of them aligns all.
+    """
+    batch, count = heads.shape[:2]
+    alone = functional.one_hot(torch.randint(count, (batch,)), count) * count  # (B, H)
+    return heads * torch.where(torch.rand(batch, 1) < share, alone, 1)[:, :, None, None]
+
+
+def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
+    """Train on some numbers, and measure translation and alignment on others."""
+    known, unknown = split_numbers(seed)
+    held_out = [encode(number) for number in unknown]
+    batches, network = balanced(known), Network()
+    untrained = copy.deepcopy(network).eval()
+    run = partial(fit, steps=steps, rate=RATE, on_progress=on_progress)
+    losses = run(network, lambda: loss(network, *batches.draw()), run="encoder and decoder")
+    head = int(look(network, map(encode, known)).aligned.mean(0).argmax())  # chosen before it is measured
+    before = look(untrained, held_out)
+    figures = {
+        **measure(look(network, held_out), head),
+        "untrained.exact": float(before.exact.mean()),
+        "untrained.alignment": float(before.aligned.mean(0).max()),
+    }
+    illustration = illustrate({"untrained": untrained, "trained": network}, head)
+    return Learned(served(network), losses, figures, len(known), len(held_out), illustration)
+
+
+def balanced(numbers: Sequence[int]) -> Batches:
+    """Make batches in which numbers of one, two, three and four digits are equally frequent, and of these all endings.
+
+    Else few would end in "hundert", and the end after it would not be learned.
+    """
+    endings = [(len(str(number)), german(number)[-1].text) for number in numbers]
+    frequency, variety = Counter(endings), Counter(digits for digits, _ in set(endings))
+    shares = [1 / (frequency[ending] * variety[ending[0]]) for ending in endings]
+    return Batches([encode(number) for number in numbers], BATCH, shares)
+
+
+def encode(number: int) -> Example:
+    """Return English (S,) and German (T,) tokens, and of each next word its label, what it says and its kind (T,)."""
+    words = german(number)
+    text = [word.text for word in words]
+    next_words = [LABELS.index(word) for word in [*text, END]]
+    says = [*(word.says for word in words), NOTHING]
+    kinds = [*(KINDS.index(word.kind) if word.kind else NOTHING for word in words), NOTHING]
+    source = MEMORY_TOKENIZER.encode(" ".join(english(number))).ids
+    target = TOKENIZER.encode(" ".join(text)).ids
+    return tuple(map(torch.tensor, (source, target, next_words, says, kinds)))
+
+
+def loss(network: Network, source: Tensor, target: Tensor, next_words: Tensor, *_: Tensor) -> Tensor:
+    """Return the cross-entropy of the next words. Which English word each says, and so where to look, is never told."""
+    logits = network.head.logits(network(source, target).output)  # (B, T, labels)
+    return functional.cross_entropy(logits.flatten(0, 1), next_words.flatten())
+
+
+class Seen(NamedTuple):
+    """What a network said, and where it looked when it said a word that translates one (W of them in all numbers)."""
+
+    exact: Tensor  # (N,), whether the whole number was right
+    kinds: Tensor  # (W,)
+    aligned: Tensor  # (W, H), whether the largest weight lay on the English word
+    weight: Tensor  # (W, H), how large the weight on it was
+
+
+@torch.no_grad()
+def look(network: Network, examples: Iterable[Example]) -> Seen:
+    """Translate what `encode` made of numbers.
+
+    Each next word is asked for with the right words before it. Greedy decoding says the whole number rightly if, and
+    only if, all of these are right, as each step then has just those words before it.
+    """
+    seen = [_look(network, *group) for group in stack_by_shape(examples)]
+    return Seen(*(torch.cat(tensors) for tensors in zip(*seen, strict=True)))
+
+
+def _look(network: Network, source: Tensor, target: Tensor, next_words: Tensor, says: Tensor, kinds: Tensor) -> Seen:
+    stages = network(source, target)
+    right = network.head(stages.output)[0].argmax(-1) == next_words  # (B, T)
+    translates = says != NOTHING  # (B, T)
+    weights = stages.weights.transpose(1, 2)[translates]  # (W, H, S)
+    gold = says[translates][:, None]  # (W, 1)
+    weight = weights.gather(-1, gold[..., None].expand(-1, HEADS, 1)).squeeze(-1)
+    return Seen(right.all(-1).double(), kinds[translates], (weights.argmax(-1) == gold).double(), weight)
+
+
+def measure(seen: Seen, head: int) -> dict[str, float]:
+    """Return the share of exact translations, and how one head's weights align the words, for each kind of word."""
+    aligned = {kind: float(seen.aligned[seen.kinds == index, head].mean()) for index, kind in enumerate(KINDS)}
+    return {
+        "exact": float(seen.exact.mean()),
+        "head": float(head),
+        "alignment": float(seen.aligned[:, head].mean()),
+        **{f"{kind}.alignment": value for kind, value in aligned.items()},
+        "weight": float(seen.weight[:, head].mean()),
+    }
+
+
+def served(network: Network) -> Model:
+    """Say what each part of the network is to a service."""
+    return Model(
+        block=network.block,
+        description="English number words to German, 0 to 9999, a word at a time: the text is the German so far.",
+        text=TextFront(
+            TOKENIZER,
+            network.front,
+            MEMORY_TOKENIZER,
+            network.memory_front,
+            max_tokens=MAX_TOKENS,
+            max_memory_tokens=MAX_MEMORY_TOKENS,
+        ),
+        head=network.head,
+        predictors=[Predictor(name="next", rows=Predictor.ROWS_LAST, labels=LABELS)],
+    )
+
+
+@torch.no_grad()
+def illustrate(networks: Mapping[str, Network], head: int) -> Illustration:
+    """Show where each network's head looks for each word of a number it never learned."""
+    source, target, *_ = (tensor[None] for tensor in encode(ILLUSTRATED))
+    words = [*(word.text for word in german(ILLUSTRATED)), END]
+    panels = [
+        Panel(title, words, network(source, target).weights[0, head].numpy()) for title, network in networks.items()
+    ]
+    return Illustration(" ".join(english(ILLUSTRATED)), [*english(ILLUSTRATED), END], panels)
+
+
+TASK = Task(
+    name="numbers",
+    model="cross-attention",
+    steps=2_500,
+    bars={
+        "exact": Bar(at_least=0.98),
+        "alignment": Bar(at_least=0.95),
+        "swapped_unit.alignment": Bar(at_least=0.98),
+        "swapped_ten.alignment": Bar(at_least=0.98),
+        "weight": Bar(at_least=0.85),
+    },
+    learn=learn,
+)

@@ -1,0 +1,36 @@
+"""Tokenizers whose tokens are words, so that every weight has a word on each side."""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+UNKNOWN = "[UNK]"
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a list that is written as a text."""
+    return tuple(text.split())
+
+
+def word_tokenizer(vocabulary: Iterable[str], *, begin: str = "", end: str = "", deaf_to: str = ".,!?") -> Tokenizer:
+    """Make a tokenizer of whole words, whatever their case.
+
+    Args:
+        vocabulary: ids follow its order, after those of the unknown token, `begin` and `end`.
+        begin: a token put in front of every text, when given; no text can contain it.
+        end: the same, behind.
+        deaf_to: characters that are read as spaces.
+    """
+    special = [token for token in (begin, end) if token]
+    tokens = dict.fromkeys([UNKNOWN, *special, *(word.lower() for word in vocabulary)])
+    ids = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(ids, UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(f"[{deaf_to}]"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if special:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join(filter(None, [begin, "$A", end])), special_tokens=[(token, ids[token]) for token in special]
+        )
+    return tokenizer

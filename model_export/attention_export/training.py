@@ -1,0 +1,249 @@
+"""One way of training for every task, and the bars that a model must clear.
+
+Seeded and on one thread: the same bytes come out each time on the same machine.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from attention_proto.attention.v1.attention_pb2 import Training
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attention_export.model import Model
+
+Example = tuple[Tensor, ...]  # one example, or a batch of them: every tensor with one more dimension in front
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run of training stands.
+
+    Attributes:
+        run: what learns: the model, or what it is compared with.
+        step, steps: how many of how many optimiser steps are done.
+        loss: that of this step's batch.
+        seconds: since the run began.
+    """
+
+    run: str
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Attention weights to be drawn: a title, and a row of weights (R, S) for each of R labels."""
+
+    title: str
+    rows: Sequence[str]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Illustration:
+    """One text, and what different blocks look at in it.
+
+    Attributes:
+        text: the example, for people.
+        columns: the S tokens that are attended to.
+        panels: what is compared, from before training to after.
+    """
+
+    text: str
+    columns: Sequence[str]
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What comes out of learning a task.
+
+    Attributes:
+        model: without the record of its training.
+        losses: the training loss of each step.
+        figures: measurements on held-out examples, by name.
+        train_examples, held_out_examples: how many there were.
+        illustration: weights before and after.
+    """
+
+    model: Model
+    losses: Sequence[float]
+    figures: Mapping[str, float]
+    train_examples: int
+    held_out_examples: int
+    illustration: Illustration
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that has learned its task, with what a picture of it needs.
+
+    Attributes:
+        model: its `training` tells how it learned, and the figures it reached on held-out examples.
+        losses: the training loss of each step.
+        illustration: weights before and after.
+    """
+
+    model: Model
+    losses: Sequence[float]
+    illustration: Illustration
+
+    @property
+    def training(self) -> Training:
+        """The record of how it learned."""
+        assert self.model.training is not None
+        return self.model.training
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Where a figure has to lie for a model to be shipped."""
+
+    at_least: float = -math.inf
+    at_most: float = math.inf
+
+    def __str__(self) -> str:
+        """Say it as a sentence's end."""
+        return f"at least {self.at_least:g}" if self.at_least > -math.inf else f"at most {self.at_most:g}"
+
+    def holds(self, figure: float) -> bool:
+        """Tell whether a figure clears the bar; NaN never does."""
+        return self.at_least <= figure <= self.at_most
+
+
+class BelowBar(ValueError):
+    """A model learned less than its task asks."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to learn, and the model that learns it.
+
+    Attributes:
+        name: of the task.
+        model: the name under which the model is served.
+        steps: the optimiser steps after which the bars were found to hold.
+        bars: figure -> what it must reach.
+        learn: (seed, steps, on progress) -> what was learned, drawing from torch's generator.
+    """
+
+    name: str
+    model: str
+    steps: int
+    bars: Mapping[str, Bar]
+    learn: Callable[[int, int, OnProgress], Learned]
+
+    def train(self, seed: int, steps: int, on_progress: OnProgress) -> Trained:
+        """Learn the task: the same seed and steps give the same bytes on the same machine.
+
+        Whether that is enough is not asked here: see `check_bars`.
+        """
+        began = time.perf_counter()
+        with reproducible(seed):
+            learned = self.learn(seed, steps, on_progress)
+        training = Training(
+            task=self.name,
+            seed=seed,
+            train_examples=learned.train_examples,
+            held_out_examples=learned.held_out_examples,
+            steps=steps,
+            parameters=_parameters(learned.model),
+            figures=learned.figures,
+            seconds=time.perf_counter() - began,
+        )
+        return Trained(replace(learned.model, training=training), learned.losses, learned.illustration)
+
+
+def check_bars(figures: Mapping[str, float], bars: Mapping[str, Bar]) -> None:
+    """Refuse a model that falls short.
+
+    Raises:
+        BelowBar: names each figure that misses its bar, or is missing.
+    """
+    short = [
+        f"{name} is {figures[name]:.4g} and must be {bar}" if name in figures else f"{name} was not measured"
+        for name, bar in bars.items()
+        if not bar.holds(figures.get(name, math.nan))
+    ]
+    if short:
+        raise BelowBar("the model falls short of its bars: " + "; ".join(short))
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Draw from `seed` and compute on one thread, where sums have one order; leave torch as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def stack_by_shape(examples: Iterable[Example]) -> list[Example]:
+    """Group examples whose tensors have equal shapes into batches: never pad, and no mask is needed."""
+    groups: dict[tuple[torch.Size, ...], list[Example]] = {}
+    for example in examples:
+        groups.setdefault(tuple(tensor.shape for tensor in example), []).append(example)
+    return [tuple(torch.stack(tensors) for tensors in zip(*group, strict=True)) for group in groups.values()]
+
+
+class Batches:
+    """Draws batches of equally shaped examples, each example as often as its share says; all alike when not given."""
+
+    def __init__(self, examples: Sequence[Example], size: int, shares: Sequence[float] | None = None) -> None:
+        self.size = size
+        weighed = zip(examples, shares or [1.0] * len(examples), strict=True)
+        self.groups = stack_by_shape((*example, torch.tensor(share)) for example, share in weighed)
+        self.shares = torch.stack([group[-1].sum() for group in self.groups])
+
+    def draw(self) -> Example:
+        """Return one batch: each of an example's tensors, with B in front."""
+        *tensors, shares = self.groups[int(self.shares.multinomial(1))]
+        chosen = shares.multinomial(self.size, replacement=True)  # (B,)
+        return tuple(tensor[chosen] for tensor in tensors)
+
+
+def fit(
+    network: nn.Module, loss: Callable[[], Tensor], *, steps: int, rate: float, run: str, on_progress: OnProgress
+) -> list[float]:
+    """Minimise `loss()`, which draws a batch, with AdamW and the one-cycle schedule (Smith & Topin, 2018).
+
+    Returns:
+        The loss of each step. The network is left in evaluation mode.
+    """
+    began = time.perf_counter()
+    optimiser = torch.optim.AdamW(network.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
+    losses: list[float] = []
+    network.train()
+    for step in range(1, steps + 1):
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(value.item())
+        on_progress(Progress(run, step, steps, losses[-1], time.perf_counter() - began))
+    network.eval()
+    return losses
+
+
+def _parameters(model: Model) -> int:
+    """Count what was learned, before, in and behind the block."""
+    fronts = [model.text.front, model.text.memory_front] if model.text else []
+    modules = nn.ModuleList(module for module in (*fronts, model.block, model.head) if module)
+    return sum(parameter.numel() for parameter in modules.parameters() if parameter.requires_grad)

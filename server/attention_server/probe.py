@@ -1,0 +1,35 @@
+"""Ask a server's grpc.health.v1 once: `python -m attention_server.probe [HOST:PORT]` exits 0 if it serves, else 1.
+
+For a container's health check: it loads gRPC and nothing else of the service.
+"""
+
+import os
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SECONDS = 3.0
+
+
+def status(target: str) -> str:
+    """Return what the server at `target`, as `HOST:PORT`, says of itself, or why it says nothing."""
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)  # type: ignore[attr-defined]
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+def main() -> None:
+    """Probe the address given, or this machine's ATTENTION_GRPC_PORT."""
+    target = sys.argv[1] if len(sys.argv) > 1 else f"127.0.0.1:{os.environ.get('ATTENTION_GRPC_PORT', '50051')}"
+    answer = status(target)
+    if answer != "SERVING":
+        sys.exit(f"{target}: {answer}")
+
+
+if __name__ == "__main__":
+    main()

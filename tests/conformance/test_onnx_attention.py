@@ -1,0 +1,114 @@
+"""ONNX's own attention cases, asked of a real server over gRPC and REST, at each case's own tolerance."""
+
+import base64
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import requests
+from attention_client import AttentionClient, Sequence
+from conformance.onnx_cases import Case, load
+from serving import ROOT, Server, start_server
+
+CASES, OTHERS = load()
+EXPORT = """
+import sys
+from pathlib import Path
+from attention_export.export import export
+from attention_export.model import Model
+from conformance.onnx_cases import load
+wanted = set(sys.argv[2:])
+for attributes in {case.attributes for case in load()[0] if case.attributes.model in wanted}:
+    export(Model(attributes.block(), "An ONNX conformance set."), Path(sys.argv[1]), attributes.model, 1)
+"""
+NAMES = {np.dtype("?"): "BOOL", np.dtype("<f2"): "FP16", np.dtype("<f4"): "FP32"}
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of all sets. Exporting them takes minutes, so what was made from the same sources is used again."""
+    sources = sorted(
+        [
+            *(ROOT / "model_export").rglob("*.py"),
+            *(ROOT / "proto").rglob("*.py"),
+            Path(__file__).with_name("onnx_cases.py"),
+        ]
+    )
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + onnx.__version__.encode()).hexdigest()
+    repository = request.config.cache.mkdir(f"onnx-attention-{digest[:16]}")
+    names = sorted({case.attributes.model for case in CASES})
+    missing = [name for name in names if not (repository / name / "1").exists()]
+    halves = [half for half in (missing[::2], missing[1::2]) if half]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda half: _export(repository, half), halves))
+    with start_server(repository) as running:
+        yield running
+
+
+def _export(repository: Path, names: list[str]) -> None:
+    command = [sys.executable, "-c", EXPORT, str(repository), *names]
+    subprocess.run(command, check=True, cwd=ROOT / "tests", capture_output=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.removeprefix("test_attention_"))
+def test_case_over_grpc(case: Case, server: Server) -> None:
+    """The outputs, and the scores or weights where the case has them, are ONNX's own."""
+    outputs = ["output", *case.stages]
+    with AttentionClient(server.grpc) as client:
+        results = client.attend_batch(
+            case.attributes.model, [Sequence(**each) for each in case.sequences], outputs=outputs
+        )
+    compare(case, [result.outputs for result in results])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.removeprefix("test_attention_"))
+def test_case_over_rest(case: Case, server: Server) -> None:
+    """The same by JSON, tensors in base64."""
+    body = {
+        "inputs": [_json(each) for each in case.sequences],
+        "outputs": ["output", *case.stages],
+        "encoding": "base64",
+    }
+    response = requests.post(f"{server.url}/v1/models/{case.attributes.model}:attend", json=body, timeout=30)
+    assert response.status_code == 200, response.text
+    compare(case, [{name: _decoded(x) for name, x in each["outputs"].items()} for each in response.json()["results"]])
+
+
+def test_every_case_is_offered_or_named() -> None:
+    """Nothing is left out silently: what is not offered is so for a reason, and most is offered."""
+    assert sum(map(len, OTHERS.values())) + len(CASES) >= 93
+    assert len(CASES) >= 67
+
+
+def compare(case: Case, results: list) -> None:
+    """Hold each sequence against its part of the case. fp16 cases allow for ONNX's own rounding of each step."""
+    half = case.sequences[0]["query"].dtype == np.float16
+    rtol, atol = (max(case.rtol, 5e-3), max(case.atol, 5e-3)) if half else (case.rtol, max(case.atol, 1e-6))
+    for index, outputs in enumerate(results):
+        np.testing.assert_allclose(outputs["output"], case.outputs[index], rtol=rtol, atol=atol)
+        for stage, expected in case.stages.items():
+            np.testing.assert_allclose(outputs[stage], expected[index], rtol=rtol, atol=atol)
+
+
+def _json(sequence: dict) -> dict:
+    mask = {name: sequence[name] for name in ("causal",) if name in sequence}
+    mask |= {name: _encoded(sequence[name]) for name in ("allowed", "bias") if name in sequence}
+    if "window" in sequence:
+        mask["window"] = dict(zip(("left", "right"), sequence["window"], strict=True))
+    return {name: _encoded(sequence[name]) for name in ("query", "key", "value")} | ({"mask": mask} if mask else {})
+
+
+def _encoded(array: np.ndarray) -> dict:
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"data_type": NAMES[array.dtype], "shape": list(array.shape), "data": data}
+
+
+def _decoded(tensor: dict) -> np.ndarray:
+    dtype = next(dtype for dtype, name in NAMES.items() if name == tensor["data_type"])
+    return np.frombuffer(base64.b64decode(tensor["data"]), dtype).reshape(tensor["shape"])

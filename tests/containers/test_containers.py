@@ -1,0 +1,220 @@
+"""The image, and docker-compose.yml, on a real Docker engine: engine.sh brings one up where there is none.
+
+The GPU image cannot run here: it needs an NVIDIA GPU, and a base from a registry. What compose makes of it is checked.
+Images stay, so that the next run builds from their layers; containers and networks go.
+"""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pytest
+import requests
+import yaml
+from attention_client import AttentionClient
+
+ROOT = Path(__file__).parents[2]
+BASE = "python:3.11-slim-bookworm"
+IMAGE = "attention-service:test"
+PROJECT = f"attention-test-{os.getpid()}"
+MAX_ADDED_BYTES = 300_000_000
+SENTENCE = "I gave my cat Tater a toy"
+ANSWER = {"giver": "I", "recipient": "Tater", "object": "toy"}
+
+# A build here reaches the package index as this machine does; and the test does not wait ten seconds for "healthy".
+OVERRIDE = "services: {server: {build: {network: host}, healthcheck: {interval: 1s}}}\n"
+
+# Nothing of the caller's settings; Debian's docker, which engine.sh installs, before any other.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("ATTENTION_", "COMPOSE_", "PYTHON"))},
+    "PATH": f"/usr/bin:{os.environ['PATH']}",
+    "DOCKER_BUILDKIT": "1",
+    "ENGINE_STORAGE_DRIVER": "auto",
+    "ATTENTION_IMAGE": IMAGE,
+    "ATTENTION_REST_PORT": "0",
+    "ATTENTION_GRPC_PORT": "0",
+}
+
+# A first run installs the engine, makes its base image and downloads the packages.
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
+
+T = TypeVar("T")
+
+
+class Server(NamedTuple):
+    """The service as compose runs it: the container's id, and where it answers."""
+
+    container: str
+    rest: str
+    grpc: str
+
+
+def run(*command: str | Path, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def inspect(kind: str, name: str) -> dict:
+    return json.loads(run("docker", kind, "inspect", name).stdout)[0]
+
+
+def execute(container: str, *command: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
+    return run("docker", "exec", *(["--user", user] if user else []), container, *command, check=False)
+
+
+def until(condition: Callable[[], T], what: str, container: str, seconds: float = 60) -> T:
+    """Wait until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            logs = run("docker", "logs", "--tail", "50", container, check=False)
+            pytest.fail(f"not {what} within {seconds} s; its log:\n{logs.stdout}{logs.stderr}")
+        time.sleep(0.05)
+    return value
+
+
+def is_healthy(container: str) -> bool:
+    return inspect("container", container)["State"]["Health"]["Status"] == "healthy"
+
+
+@pytest.fixture(scope="session")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The compose command of this project, on an engine that runs."""
+    run(ROOT / "tests/containers/engine.sh", timeout=1200)
+    override = tmp_path_factory.mktemp("compose") / "override.yml"
+    override.write_text(OVERRIDE)
+    current = run("docker", "compose", "version", check=False).returncode == 0
+    command = ["docker", "compose"] if current else ["docker-compose"]
+    return [*command, "-p", PROJECT, "-f", str(ROOT / "docker-compose.yml"), "-f", str(override)]
+
+
+@pytest.fixture(scope="session")
+def image(compose: list[str]) -> str:
+    run(*compose, "build", "server", timeout=900)
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def server(compose: list[str], image: str) -> Iterator[Server]:
+    try:
+        run(*compose, "up", "-d", "--no-build", "server", timeout=120)
+        container = run(*compose, "ps", "-q", "server").stdout.strip()
+        until(lambda: is_healthy(container), "healthy", container)
+        rest, grpc = (run(*compose, "port", "server", port).stdout.strip() for port in ("8080", "50051"))
+        yield Server(container, rest, grpc)
+    finally:
+        run(*compose, "down", "--volumes", "--remove-orphans", timeout=120)
+
+
+def test_added_layers_are_small(image: str):
+    """The image adds no more than 300 MB to its base."""
+    base, built = inspect("image", BASE), inspect("image", image)
+    layers = base["RootFS"]["Layers"]
+    assert built["RootFS"]["Layers"][: len(layers)] == layers
+    added = built["Size"] - base["Size"]
+    print(f"added to {BASE}: {added / 1e6:.0f} MB")
+    assert added <= MAX_ADDED_BYTES
+
+
+def test_answers_over_rest(server: Server):
+    """The embedded multi-head says over REST who gave what to whom."""
+    body = {"text": SENTENCE, "outputs": ["weights", "predictions"]}
+    response = requests.post(f"http://{server.rest}/v1/models/multi-head:attend", json=body, timeout=10)
+    assert response.status_code == 200, response.text
+    [result] = response.json()["results"]
+    assert result["tokens"] == SENTENCE.split()
+    assert result["outputs"]["weights"]["shape"][-2:] == [7, 7]
+    assert {each["name"]: each["label"] for each in result["predictions"]} == ANSWER
+
+
+def test_answers_over_grpc(server: Server):
+    """The same over gRPC, by the client."""
+    with AttentionClient(server.grpc) as client:
+        result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"], timeout=10)
+    assert result.weights.shape[-2:] == (7, 7)
+    assert {each.name: each.label for each in result.predictions} == ANSWER
+
+
+def test_ports_are_published_to_this_machine_only(server: Server):
+    """Unless one asks for more, nobody else reaches it."""
+    assert server.rest.startswith("127.0.0.1:")
+    assert server.grpc.startswith("127.0.0.1:")
+
+
+def test_process_has_no_privileges(server: Server):
+    """It is not root, has no capability, and cannot gain one."""
+    lines = execute(server.container, "cat", "/proc/1/status").stdout.splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    assert set(status["Uid"] + status["Gid"]) == {"10001"}
+    assert int(status["CapEff"][0], 16) == int(status["CapBnd"][0], 16) == 0
+    assert status["NoNewPrivs"] == ["1"]
+
+
+def test_root_is_read_only(server: Server):
+    """Not even root can write to its file system; /tmp is there for what must."""
+    refused = execute(server.container, "touch", "/opt/venv/written", user="0")
+    assert refused.returncode != 0
+    assert "Read-only file system" in refused.stderr
+    assert execute(server.container, "touch", "/tmp/written").returncode == 0
+
+
+def test_there_is_no_torch(server: Server):
+    """The image serves without the framework that the models were made with; pip is not there either."""
+    for module in ("torch", "pip"):
+        refused = execute(server.container, "python", "-c", f"import {module}")
+        assert f"No module named '{module}'" in refused.stderr
+
+
+def test_onnxruntime_reports_to_nobody(server: Server):
+    """Its telemetry, which is on unless told otherwise, is off."""
+    assert execute(server.container, "printenv", "ORT_DISABLE_TELEMETRY").stdout == "1\n"
+
+
+def test_health_is_that_of_grpc(server: Server):
+    """The container's health check asks grpc.health.v1, and one that does not answer is unhealthy."""
+    assert inspect("container", server.container)["Config"]["Healthcheck"]["Test"] == [
+        *("CMD", "python", "-m", "attention_server.probe")
+    ]
+    assert is_healthy(server.container)
+    refused = execute(server.container, "python", "-m", "attention_server.probe", "127.0.0.1:1")
+    assert refused.returncode == 1
+    assert "127.0.0.1:1: UNAVAILABLE" in refused.stderr
+
+
+def test_sigterm_ends_it_with_0(image: str):
+    """`docker run`, without compose; `docker stop` ends it at once, and well."""
+    container = run("docker", "run", "--detach", "--read-only", "--cap-drop", "ALL", image).stdout.strip()
+    try:
+        until(lambda: "ready rest=" in run("docker", "logs", container).stdout, "ready", container)
+        run("docker", "stop", "--time", "30", container)
+        state = inspect("container", container)["State"]
+    finally:
+        run("docker", "rm", "--force", container)
+    assert (state["Status"], state["ExitCode"]) == ("exited", 0)
+
+
+def test_help(image: str):
+    """What follows the image's name are the server's flags."""
+    assert "--rest-port" in run("docker", "run", "--rm", image, "--help").stdout
+
+
+def test_gpu_service_reserves_a_device(compose: list[str]):
+    """Compose accepts the GPU profile: another base, onnxruntime-gpu, an NVIDIA device, no CPU in its place."""
+    config = yaml.safe_load(run(*compose, "--profile", "gpu", "config").stdout)
+    server, gpu = config["services"]["server"], config["services"]["server-gpu"]
+    assert "profiles" not in server
+    assert gpu["profiles"] == ["gpu"]
+    assert gpu["build"]["args"]["EXTRA"] == "server-gpu"
+    assert gpu["build"]["args"]["BASE"].startswith("nvidia/cuda:")
+    assert gpu["environment"]["ATTENTION_DEVICE"] == "cuda"
+    [device] = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert device["capabilities"] == ["gpu"]

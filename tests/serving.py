@@ -1,0 +1,71 @@
+"""A real server in a process of its own."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Timer
+
+ROOT = Path(__file__).parents[1]
+SERVER = ROOT / ".venv/bin/attention-server"
+SECONDS_TO_START = 60  # two cores, shared
+READY = re.compile(r"ready rest=(\S+) grpc=(\S+)\n")
+
+
+@dataclass
+class Server:
+    """A running server: where it listens, its process, and what it logs."""
+
+    process: subprocess.Popen[str]
+    rest: str
+    grpc: str
+    log_file: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.rest}"
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+
+@contextmanager
+def start_server(
+    models: Path, *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[Server]:
+    """Run the server on free ports until the block ends; it must then stop cleanly."""
+    command = [SERVER, "--rest-port", 0, "--grpc-port", 0, "--models", models, *arguments]
+    with TemporaryDirectory() as scratch:
+        log_file = Path(scratch) / "log"
+        with log_file.open("w") as log:
+            process = subprocess.Popen(
+                list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True, env=clean_env(env), cwd=cwd
+            )
+        with process:
+            try:
+                yield Server(process, *_addresses(process, log_file), log_file)
+                process.terminate()  # a no-op where the test has stopped it
+                assert process.wait(SECONDS_TO_START) == 0, log_file.read_text()
+            finally:
+                process.kill()
+
+
+def _addresses(process: subprocess.Popen[str], log_file: Path) -> tuple[str, str]:
+    assert process.stdout is not None
+    late = Timer(SECONDS_TO_START, process.kill)
+    late.start()
+    line = process.stdout.readline()
+    late.cancel()
+    ready = READY.fullmatch(line)
+    assert ready, f"said {line!r} in place of its addresses\n{log_file.read_text()}"
+    return ready[1], ready[2]
+
+
+def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment without settings of the server, and what is given."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ATTENTION_")} | dict(env or {})
