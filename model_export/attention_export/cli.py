@@ -99,6 +99,7 @@ def train(
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
         if figure is not None:
+            figure.parent.mkdir(parents=True, exist_ok=True)
             save_figure(trained, figure)
             console.print(f"drew {figure}")
         check_bars(trained.training.figures, chosen.bars)
@@ -216,7 +217,7 @@ def _print_figures(task: Task, trained: Trained) -> None:
         "held out",
         "figure",
         "bar",
-        title=f"{task.name}, seed {trained.model.training.seed if trained.model.training else '-'}",
+        title=f"{task.name}, seed {trained.training.seed}",
     )
     for name, figure in sorted(trained.training.figures.items()):
         table.add_row(name, f"{figure:.4f}", str(task.bars.get(name, "")))

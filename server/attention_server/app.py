@@ -17,6 +17,7 @@ from pydantic_settings import CliApp, SettingsError
 from attention_server import logs
 from attention_server.engine import DeviceError, Engine
 from attention_server.grpc.server import GrpcServer
+from attention_server.memories import MemoryStore
 from attention_server.repository import Repository, RepositoryError
 from attention_server.rest.server import RestServer
 from attention_server.scheduler import Scheduler
@@ -37,8 +38,9 @@ async def serve(settings: Settings) -> None:
     engine = Engine(settings.device, threads=1)
     repository = Repository(settings.models, engine)
     scheduler = Scheduler(settings.compute_slots, settings.max_queued)
-    limits = Limits(settings.max_sequences, settings.max_answer_mib * MIB)
-    service = Service(repository, scheduler, limits)
+    memories = MemoryStore(settings.memory_mib * MIB)
+    limits = Limits(settings.max_sequences, settings.max_answer_mib * MIB, settings.memory_ttl)
+    service = Service(repository, scheduler, memories, limits)
     requests = settings.compute_slots + settings.max_queued
     rest = RestServer(
         service, settings.host, settings.rest_port, requests=requests, max_message_bytes=settings.max_message_mib * MIB

@@ -5,7 +5,7 @@ from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.masks import UNBOUNDED, Mask
 from numpy.typing import NDArray
 
-from attention_server.domain import Array, Sequence, join_path
+from attention_server.domain import Array, MemoryRequest, Sequence, join_path
 from attention_server.errors import InvalidRequest
 
 CROSS_ATTENTION = "cross_attention"
@@ -56,6 +56,26 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
             "a model of several layers attends to its own sequence; leave it out",
             field=join_path(path, given[0] if given else "value"),
         )
+
+
+def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_text: bool) -> None:
+    """Check which of a memory's fields are given.
+
+    Raises:
+        InvalidRequest: one is missing, is not for this model, or two say the same.
+    """
+    if len(manifest.layers) > 1:
+        raise InvalidRequest("a model of several layers attends to its own sequence and keeps no memory", field="model")
+    if request.memory_text is not None and not reads_memory_text:
+        raise InvalidRequest("this model reads no memory text", field="memory_text")
+    if (request.key is None) == (request.memory_text is None):
+        raise InvalidRequest(
+            "give exactly one of key and memory_text" if reads_memory_text else "give a key", field="key"
+        )
+    if request.value is not None and request.key is None:
+        raise InvalidRequest("goes with key, not with memory_text", field="value")
+    if request.ttl is not None and not request.ttl > 0:
+        raise InvalidRequest(f"must be above 0 seconds, not {request.ttl}", field="ttl")
 
 
 def vectors(array: Array, width: int, field: str) -> NDArray[np.float32]:

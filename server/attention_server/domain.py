@@ -72,6 +72,26 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """A memory to be kept.
+
+    Attributes:
+        model, version: for which.
+        key: [S, Dk]; or `memory_text`.
+        value: [S, Dv]; the key when absent.
+        memory_text: the memory as text, for a text model.
+        ttl: seconds to keep it after its last use; None for the server's default.
+    """
+
+    model: str
+    version: int = 0
+    key: Array | None = None
+    value: Array | None = None
+    memory_text: str | None = None
+    ttl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """Who asks and how long they wait.
 

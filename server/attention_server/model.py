@@ -12,6 +12,7 @@ from attention_server.engine import Graph
 from attention_server.errors import InvalidRequest
 from attention_server.forms import check_rows, shape_stage
 from attention_server.layer import LoadedLayer, Vectors
+from attention_server.memories import Memory
 from attention_server.plan import OF_KEYS, Plan, answer_bytes
 from attention_server.prepare import HIDDEN, Prepared, prepare
 from attention_server.text import TextReader
@@ -42,14 +43,19 @@ class LoadedModel:
         """The blocks, in the order in which they compute."""
         return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
 
-    def prepare(self, sequence: Sequence, plan: Plan, mask: Mask) -> Prepared:
+    def prepare(self, sequence: Sequence, plan: Plan, mask: Mask, memory: Memory | None) -> Prepared:
         """Check a sequence for this model and for what is asked of it.
+
+        Args:
+            sequence: as sent.
+            plan: what is asked.
+            mask: the request's.
+            memory: the one that the sequence names.
 
         Raises:
             InvalidRequest: the model cannot take it.
-            NotFound: it names a memory that is not kept.
         """
-        prepared = prepare(sequence, mask, self.manifest, self.reader, self.memory_reader)
+        prepared = prepare(sequence, mask, memory, self.manifest, self.reader, self.memory_reader)
         for form in plan.forms:
             check_rows(form.spec, prepared.keys if form.spec.name in OF_KEYS else prepared.queries, form.field)
         by_word = any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
@@ -82,7 +88,16 @@ class LoadedModel:
             for form in plan.forms
         }
         predictions = tuple(self._predictions(stages[-1]["output"], prepared)) if plan.predictions else None
-        return Result(outputs, prepared.tokens, prepared.memory_tokens, predictions)
+        memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
+        return Result(outputs, prepared.tokens, memory_tokens, predictions)
+
+    def remember(self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None) -> tuple[Vectors, Vectors]:
+        """Project what a memory is made of, key and value or tokens; return k and v, [1, S, heads * width]."""
+        if tokens is not None:
+            front = self._read(self.manifest.text.memory_front.name, tokens)
+            key, value = front["key"], front.get("value")
+        assert key is not None
+        return self.layers[0].project(key, key if value is None else value)
 
     def warm(self) -> None:
         """Run what runs for a request once, so that no caller waits for a first allocation."""
@@ -92,11 +107,12 @@ class LoadedModel:
     def _stages(self, prepared: Prepared, plan: Plan) -> list[dict[str, Vectors]]:
         """Compute each layer's stages, as many layers as are needed."""
         query, key, value = self._vectors(prepared)
+        memory = prepared.memory
         stages: list[dict[str, Vectors]] = []
         for layer, wanted in zip(self.layers, plan.stages, strict=False):
             if stages:
                 query = key = value = self.layers[len(stages) - 1].after(query, stages[-1]["output"])
-            k, v = layer.project(key, value)
+            k, v = (memory.k, memory.v) if memory else layer.project(key, value)
             stages.append(layer.stages(query, k, v, prepared.added, wanted))
         return stages
 

@@ -8,8 +8,9 @@ from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 
 from attention_server import check
-from attention_server.domain import Sequence, Tokens, join_path
-from attention_server.errors import InvalidRequest, NotFound
+from attention_server.domain import MemoryRequest, Sequence, Tokens, join_path
+from attention_server.errors import InvalidRequest
+from attention_server.memories import Memory
 from attention_server.text import TextReader
 
 Vectors = NDArray[np.float32]
@@ -25,6 +26,7 @@ class Prepared:
         tokens, memory_tokens: the texts, read.
         queries, keys: T and S.
         added: what is added to the scores, [1 or H, T, S]; None for no mask.
+        memory: k and v, kept from before.
     """
 
     query: Vectors | None
@@ -35,43 +37,82 @@ class Prepared:
     queries: int
     keys: int
     added: Vectors | None = None
+    memory: Memory | None = None
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 where they come from tokens."""
-        value = next((x for x in (self.value, self.key, self.query) if x is not None), None)
+        kept = self.memory.v[0] if self.memory else None
+        value = next((x for x in (kept, self.value, self.key, self.query) if x is not None), None)
         return 0 if self.query is None else self.query.shape[1], 0 if value is None else value.shape[1]
 
 
 def prepare(
-    sequence: Sequence, mask: Mask, manifest: Manifest, reader: TextReader | None, memory_reader: TextReader | None
+    sequence: Sequence,
+    mask: Mask,
+    memory: Memory | None,
+    manifest: Manifest,
+    reader: TextReader | None,
+    memory_reader: TextReader | None,
 ) -> Prepared:
     """Check a sequence, read its texts and lay out its mask. Nothing is computed yet.
 
     Args:
         sequence: as sent.
         mask: the request's.
+        memory: the one that the sequence names.
         manifest: of the model that is to take it.
         reader: the model's tokenizer; None when it reads no text.
         memory_reader: that of its memory text.
 
     Raises:
         InvalidRequest: the model cannot take it.
-        NotFound: it names a memory that is not kept.
     """
     check.sources(sequence, manifest, reads_text=reader is not None, reads_memory_text=memory_reader is not None)
-    if sequence.memory:
-        raise NotFound(f"there is no memory {sequence.memory[:64]!r}", field=join_path(sequence.path, "memory"))
     layer = manifest.layers[0]
     tokens = _read(sequence.text, reader, join_path(sequence.path, "text"))
     memory_tokens = _read(sequence.memory_text, memory_reader, join_path(sequence.path, "memory_text"))
-    query, key, value = _vectors(sequence, layer, attends_to_text=memory_tokens is not None)
+    memory_apart = memory_tokens is not None or memory is not None
+    query, key, value = _vectors(sequence, layer, memory_apart=memory_apart)
+    if memory is not None:
+        _check_memory(memory, layer, query, join_path(sequence.path, "query"))
     queries = _length(tokens, query)
-    keys = _length(memory_tokens, key) or queries
+    keys = memory.length if memory else _length(memory_tokens, key) or queries
     if value is not None and len(value) != keys:
         field = join_path(sequence.path, "value")
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=field)
     added = _added(sequence, mask, layer, queries, keys)
-    return _finite(Prepared(query, key, value, tokens, memory_tokens, queries, keys, added), sequence.path)
+    prepared = Prepared(query, key, value, tokens, memory_tokens, queries, keys, added, memory)
+    return _finite(prepared, sequence.path)
+
+
+def prepare_memory(
+    request: MemoryRequest, manifest: Manifest, memory_reader: TextReader | None
+) -> tuple[Vectors | None, Vectors | None, Tokens | None]:
+    """Check what a memory is to be made of: key and value, or the tokens of its text.
+
+    Raises:
+        InvalidRequest: the model cannot take it.
+    """
+    check.memory_sources(request, manifest, reads_memory_text=memory_reader is not None)
+    tokens = _read(request.memory_text, memory_reader, "memory_text")
+    if request.key is None:
+        return None, None, tokens
+    layer = manifest.layers[0]
+    key = check.finite(check.vectors(request.key, layer.key_dim, "key"), None, "key")
+    if request.value is None:
+        check.stands_in(key, layer.value_dim, "the key", "value")
+        return key, None, None
+    value = check.finite(check.vectors(request.value, layer.value_dim, "value"), None, "value")
+    if len(value) != len(key):
+        raise InvalidRequest(f"has {len(value)} positions, but there are {len(key)} keys", field="value")
+    return key, value, None
+
+
+def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:
+    """Check that a query of a block that takes any width is as wide as the keys that were kept."""
+    width = memory.k.shape[2] // layer.key_value_heads * layer.heads
+    if query is not None and not layer.HasField("project"):
+        check.vectors(query, width, field)
 
 
 def _read(text: str | None, reader: TextReader | None, field: str) -> Tokens | None:
@@ -83,7 +124,7 @@ def _length(tokens: Tokens | None, vectors: Vectors | None) -> int:
 
 
 def _vectors(
-    sequence: Sequence, layer: Layer, *, attends_to_text: bool
+    sequence: Sequence, layer: Layer, *, memory_apart: bool
 ) -> tuple[Vectors | None, Vectors | None, Vectors | None]:
     """Check the arrays that were sent, and that what stands in for the others fits in their place."""
     path = sequence.path
@@ -93,13 +134,13 @@ def _vectors(
     key_width = layer.key_dim or (query.shape[1] if query is not None else 0)
     if sequence.key is not None:
         key = check.vectors(sequence.key, key_width, join_path(path, "key"))
-    elif query is not None and not attends_to_text:
+    elif query is not None and not memory_apart:
         check.stands_in(query, key_width, "the query", join_path(path, "key"))
     if sequence.value is not None:
         value = check.vectors(sequence.value, layer.value_dim, join_path(path, "value"))
     elif key is not None:
         check.stands_in(key, layer.value_dim, "the key", join_path(path, "value"))
-    elif query is not None and not attends_to_text:
+    elif query is not None and not memory_apart:
         check.stands_in(query, layer.value_dim, "the query", join_path(path, "value"))
     return query, key, value
 
@@ -123,7 +164,7 @@ def _finite(prepared: Prepared, path: str) -> Prepared:
     if prepared.added is not None:
         attended = np.any(prepared.added > HIDDEN, axis=(0, 1))
         attending = np.any(prepared.added > HIDDEN, axis=(0, 2))
-        if prepared.key is None and prepared.memory_tokens is None:
+        if prepared.key is None and prepared.memory_tokens is None and prepared.memory is None:
             attending = attending | attended  # the query is the memory too
 
     def checked(array: Vectors | None, matters: NDArray[np.bool_] | None, name: str) -> Vectors | None:

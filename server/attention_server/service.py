@@ -5,16 +5,20 @@ import time
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
 
-from attention_server.domain import Call, Request, Response, Result
+from attention_server.domain import Call, MemoryRequest, Request, Response, Result, Sequence, join_path
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, TooLarge
+from attention_server.memories import Memory, MemoryStore, memory_id
 from attention_server.model import LoadedModel
 from attention_server.plan import Plan, make_plan
-from attention_server.prepare import Prepared
+from attention_server.prepare import Prepared, prepare_memory
 from attention_server.repository import Repository
 from attention_server.scheduler import Scheduler
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,17 +28,20 @@ class Limits:
     Attributes:
         sequences: sequences in a request.
         answer_bytes: bytes of an answer's tensors, all sequences together.
+        memory_ttl: seconds that a memory is kept after its last use, unless it says otherwise.
     """
 
     sequences: int
     answer_bytes: int
+    memory_ttl: float
 
 
 class Service:
     """Answers requests from the models of a repository."""
 
-    def __init__(self, repository: Repository, scheduler: Scheduler, limits: Limits) -> None:
+    def __init__(self, repository: Repository, scheduler: Scheduler, memories: MemoryStore, limits: Limits) -> None:
         self._repository = repository
+        self._memories = memories
         self._scheduler = scheduler
         self._limits = limits
 
@@ -97,6 +104,56 @@ class Service:
                 manifest=model.manifest,
             )
 
+    def create_memory(self, request: MemoryRequest, call: Call) -> Memory:
+        """Project a memory and keep it.
+
+        Raises:
+            AttentionServiceError: as `attend`; TooLarge when it alone is over the budget.
+        """
+        with self._repository.lease(request.model, request.version) as model:
+            key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
+            future = self._scheduler.submit(functools.partial(model.remember, key, value, tokens), call.deadline)
+            k, v = wait(future, call)
+            id_ = memory_id(model.name, model.version, [key, value, request.memory_text])
+            ttl = request.ttl if request.ttl is not None else self._limits.memory_ttl
+            memory = Memory(id_, model.name, model.version, k, v, tokens, ttl)
+        self._memories.put(memory)
+        return memory
+
+    def memory(self, model: str, id_: str) -> Memory:
+        """Return a memory.
+
+        Raises:
+            NotFound: it is not kept.
+        """
+        return self._memories.get(id_, model, field="id")
+
+    def memories(self, model: str) -> list[Memory]:
+        """Return a model's memories, the most recently used first.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        with self._repository.lease(model):
+            return self._memories.of(model)
+
+    def delete_memory(self, model: str, id_: str) -> None:
+        """Forget a memory.
+
+        Raises:
+            NotFound: it is not kept.
+        """
+        self._memories.delete(id_, model)
+
+    def seconds_left(self, memory: Memory) -> float:
+        """Return how long a memory is kept if nobody uses it."""
+        return self._memories.seconds_left(memory)
+
+    def _memory_of(self, sequence: Sequence, model: LoadedModel) -> Memory | None:
+        if not sequence.memory:
+            return None
+        return self._memories.get(sequence.memory, model.name, model.version, join_path(sequence.path, "memory"))
+
     def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> list[Prepared]:
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
@@ -107,7 +164,7 @@ class Service:
         prepared = []
         size = 0
         for sequence in request.inputs:
-            prepared.append(model.prepare(sequence, plan, request.mask))
+            prepared.append(model.prepare(sequence, plan, request.mask, self._memory_of(sequence, model)))
             size += model.answer_bytes(prepared[-1], plan)
             if size > self._limits.answer_bytes:
                 raise TooLarge(
@@ -118,7 +175,7 @@ class Service:
         return prepared
 
 
-def wait(future: "Future[Response]", call: Call) -> Response:
+def wait(future: "Future[T]", call: Call) -> T:
     """Wait for an answer until the caller's deadline.
 
     Raises:

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     max_message_mib: int = Field(256, ge=1, le=2047, description="the largest request, in MiB")
     max_answer_mib: int = Field(1024, ge=1, le=2047, description="the largest answer, in MiB")
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
+    memory_mib: int = Field(256, ge=1, description="what memories kept by handle may weigh together, in MiB")
+    memory_ttl: float = Field(600.0, gt=0, description="seconds that a memory is kept after its last use")
     grace: float = Field(30.0, ge=0, description="seconds that a stop waits for requests already accepted")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="how it is logged, on stderr")

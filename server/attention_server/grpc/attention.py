@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from attention_server.domain import Call
 from attention_server.errors import AttentionServiceError, Unavailable
+from attention_server.memories import Memory
 from attention_server.service import Service, wait
 from attention_server.translate import proto
 from attention_server.translate.errors import to_status
@@ -73,6 +74,26 @@ class AttentionServicer(AttentionServiceServicer):
     @answers
     def GetModel(self, message: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
         return self._service.model(message.model, message.version)
+
+    @answers
+    def CreateMemory(self, message: pb.CreateMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
+        return self._memory(self._service.create_memory(proto.to_memory_request(message), call_of(context)))
+
+    @answers
+    def GetMemory(self, message: pb.GetMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
+        return self._memory(self._service.memory(message.model, message.id))
+
+    @answers
+    def ListMemories(self, message: pb.ListMemoriesRequest, context: grpc.ServicerContext) -> pb.ListMemoriesResponse:
+        return pb.ListMemoriesResponse(memories=map(self._memory, self._service.memories(message.model)))
+
+    @answers
+    def DeleteMemory(self, message: pb.DeleteMemoryRequest, context: grpc.ServicerContext) -> pb.DeleteMemoryResponse:
+        self._service.delete_memory(message.model, message.id)
+        return pb.DeleteMemoryResponse()
+
+    def _memory(self, memory: Memory) -> pb.Memory:
+        return proto.from_memory(memory, self._service.seconds_left(memory))
 
 
 def call_of(context: grpc.ServicerContext) -> Call:

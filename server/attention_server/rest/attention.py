@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from attention_server.domain import Call
 from attention_server.errors import AttentionServiceError, InvalidRequest, TooLarge, Unavailable
+from attention_server.memories import Memory
 from attention_server.service import Service
 from attention_server.translate import json, proto
 from attention_server.translate.errors import code_of, to_json
@@ -73,6 +74,10 @@ class AttentionRoutes:
             Route("/v1/models", answers(self.list_models), methods=["GET"]),
             Route("/v1/models/{model}", answers(self.get_model), methods=["GET"]),
             Route("/v1/models/{model}/versions/{version}", answers(self.get_model), methods=["GET"]),
+            Route("/v1/models/{model}/memories", answers(self.create_memory), methods=["POST"]),
+            Route("/v1/models/{model}/memories", answers(self.list_memories), methods=["GET"]),
+            Route("/v1/models/{model}/memories/{id}", answers(self.get_memory), methods=["GET"]),
+            Route("/v1/models/{model}/memories/{id}", answers(self.delete_memory), methods=["DELETE"]),
             Route("/v1/models/{model}:attend", answers(self.attend), methods=["POST"]),
             Route("/v1/models/{model}/versions/{version}:attend", answers(self.attend), methods=["POST"]),
         ]
@@ -92,6 +97,27 @@ class AttentionRoutes:
 
     async def get_model(self, request: Request) -> Response:
         return _json(json.from_model(self._service.model(request.path_params["model"], version_of(request))))
+
+    async def create_memory(self, request: Request) -> Response:
+        call, model, body = call_of(request), request.path_params["model"], await self._body(request)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._create_memory, body, model, call)
+
+    async def list_memories(self, request: Request) -> Response:
+        memories = self._service.memories(request.path_params["model"])
+        return _json({"memories": [self._memory(memory) for memory in memories]})
+
+    async def get_memory(self, request: Request) -> Response:
+        return _json(self._memory(self._service.memory(request.path_params["model"], request.path_params["id"])))
+
+    async def delete_memory(self, request: Request) -> Response:
+        self._service.delete_memory(request.path_params["model"], request.path_params["id"])
+        return _json({})
+
+    def _create_memory(self, body: bytes, model: str, call: Call) -> Response:
+        return _json(self._memory(self._service.create_memory(json.to_memory_request(body, model), call)))
+
+    def _memory(self, memory: Memory) -> dict[str, object]:
+        return json.from_memory(memory, self._service.seconds_left(memory))
 
     def _attend_json(self, body: bytes, model: str, version: int, call: Call, wants_protobuf: bool) -> Response:
         domain_request, encoding = json.to_request(body, model, version)

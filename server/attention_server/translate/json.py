@@ -3,7 +3,9 @@
 import base64
 import binascii
 import difflib
+import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +15,20 @@ from attention_proto.codec import DTYPES, NAMES, from_bytes
 from attention_proto.masks import UNBOUNDED, Mask
 from google.protobuf import json_format
 
-from attention_server.domain import Array, OutputSpec, Request, Response, Result, Sequence, Span, TopK, join_path
+from attention_server.domain import (
+    Array,
+    MemoryRequest,
+    OutputSpec,
+    Request,
+    Response,
+    Result,
+    Sequence,
+    Span,
+    TopK,
+    join_path,
+)
 from attention_server.errors import InvalidRequest
+from attention_server.memories import Memory
 from attention_server.translate.batch import expand
 
 Encoding = Literal["json", "base64"]
@@ -23,6 +37,7 @@ SEQUENCE_FIELDS = ("query", "key", "value", "text", "memory_text", "memory", "ma
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
 OUTPUT_FIELDS = ("name", "as", "heads", "rows", "reduce", "top_k", "data_type", "layers")
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
+MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
 Json = Mapping[str, Any]
@@ -39,11 +54,7 @@ def to_request(body: bytes, model: str, version: int) -> tuple[Request, Encoding
     Raises:
         InvalidRequest: the document is no JSON, or a field is unknown, of the wrong type, or no tensor.
     """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
-    content = _object(document, "", (*REQUEST_FIELDS, *SEQUENCE_FIELDS))
+    content = _object(_parse(body), "", (*REQUEST_FIELDS, *SEQUENCE_FIELDS))
     _same(content, "model", model)
     _same(content, "version", version)
     outputs = _list(content, "outputs", "")
@@ -68,9 +79,47 @@ def from_response(response: Response, encoding: Encoding) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def to_memory_request(body: bytes, model: str) -> MemoryRequest:
+    """Read a memory that is to be kept; see `to_request`."""
+    content = _object(_parse(body), "", MEMORY_FIELDS)
+    _same(content, "model", model)
+    ttl = content.get("ttl")
+    if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float)):
+        raise InvalidRequest(f"must be a number of seconds, not {_kind(ttl)}", field="ttl")
+    return MemoryRequest(
+        model=model,
+        version=_typed(content, "version", int, 0, ""),
+        key=_tensor(content.get("key"), np.float32, "key"),
+        value=_tensor(content.get("value"), np.float32, "value"),
+        memory_text=_typed(content, "memory_text", str, None, ""),
+        ttl=ttl,
+    )
+
+
+def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
+    """Write a memory: what is said of it, not what is in it."""
+    expires = datetime.fromtimestamp(time.time() + seconds_left, UTC)
+    content = {
+        "id": memory.id,
+        "model": memory.model,
+        "version": memory.version,
+        "length": memory.length,
+        "expire_time": expires.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "size_bytes": memory.size,
+    }
+    return content | ({"tokens": memory.tokens.shown} if memory.tokens else {})
+
+
 def from_model(model: Model) -> dict[str, Any]:
     """Write a model's description: the contract's message in its JSON form."""
     return json_format.MessageToDict(model, preserving_proto_field_name=True)
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
 
 
 def _inputs(content: Json) -> tuple[Sequence, ...]:

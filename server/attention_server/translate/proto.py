@@ -1,11 +1,15 @@
 """attention.v1 messages to and from the domain."""
 
+import time
+
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import decode, encode
 from attention_proto.masks import UNBOUNDED, Causal, Mask
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.domain import (
     Array,
+    MemoryRequest,
     OutputSpec,
     Prediction,
     Reduce,
@@ -18,6 +22,7 @@ from attention_server.domain import (
     join_path,
 )
 from attention_server.errors import InvalidRequest
+from attention_server.memories import Memory
 from attention_server.translate.batch import expand
 
 CAUSAL: dict[int, Causal] = {
@@ -60,6 +65,38 @@ def from_response(response: Response) -> pb.AttendResponse:
     )
 
 
+def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
+    """Read a memory that is to be kept.
+
+    Raises:
+        InvalidRequest: a tensor's bytes do not fill its shape.
+    """
+    ttl = message.ttl
+    return MemoryRequest(
+        model=message.model,
+        version=message.version,
+        key=_tensor(message, "key", ""),
+        value=_tensor(message, "value", ""),
+        memory_text=message.memory_text if message.HasField("memory_text") else None,
+        ttl=ttl.seconds + ttl.nanos / 1e9 if message.HasField("ttl") else None,
+    )
+
+
+def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
+    """Write a memory: what is said of it, not what is in it."""
+    expire_time = Timestamp()
+    expire_time.FromMilliseconds(int((time.time() + seconds_left) * 1000))
+    return pb.Memory(
+        id=memory.id,
+        model=memory.model,
+        version=memory.version,
+        length=memory.length,
+        tokens=memory.tokens.shown if memory.tokens else (),
+        expire_time=expire_time,
+        size_bytes=memory.size,
+    )
+
+
 def _sequences(message: pb.Sequence, path: str) -> list[Sequence]:
     return expand(
         Sequence(
@@ -75,7 +112,7 @@ def _sequences(message: pb.Sequence, path: str) -> list[Sequence]:
     )
 
 
-def _tensor(message: pb.Sequence | pb.Mask, name: str, path: str) -> Array | None:
+def _tensor(message: pb.Sequence | pb.Mask | pb.CreateMemoryRequest, name: str, path: str) -> Array | None:
     if not message.HasField(name):  # type: ignore[arg-type] # the name is one of the message's tensors
         return None
     try:

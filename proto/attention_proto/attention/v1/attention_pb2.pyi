@@ -1169,12 +1169,17 @@ class Parity(_message.Message):
     MAX_ABS_ERROR_FIELD_NUMBER: _builtins.int
     ATOL_FIELD_NUMBER: _builtins.int
     RTOL_FIELD_NUMBER: _builtins.int
+    LIMITED_BY_FLOAT32_FIELD_NUMBER: _builtins.int
     cases: _builtins.int
     """Shapes and masks tried."""
     atol: _builtins.float
     """What was tolerated: |error| <= atol + rtol * |reference|."""
     rtol: _builtins.float
     """See `atol`."""
+    limited_by_float32: _builtins.int
+    """How many results were further off, but no more than twice as far as PyTorch's own float32 is from its float64: where
+    a block has learned to look sharply, scores are large, and float32 tells no more.
+    """
     @_builtins.property
     def max_abs_error(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The largest |graph - reference|, by stage."""
@@ -1186,10 +1191,11 @@ class Parity(_message.Message):
         max_abs_error: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         atol: _builtins.float = ...,
         rtol: _builtins.float = ...,
+        limited_by_float32: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["atol", b"atol", "cases", b"cases", "max_abs_error", b"max_abs_error", "rtol", b"rtol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atol", b"atol", "cases", b"cases", "limited_by_float32", b"limited_by_float32", "max_abs_error", b"max_abs_error", "rtol", b"rtol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

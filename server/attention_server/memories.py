@@ -1,0 +1,138 @@
+"""Projected keys and values, kept between requests: a decoder's memory is projected once, not at each step."""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attention_server.domain import Array, Tokens
+from attention_server.errors import NotFound, TooLarge
+from attention_server.layer import Vectors
+
+
+@dataclass(slots=True)
+class Memory:
+    """One key and value sequence, projected.
+
+    Attributes:
+        id: of its content and its model's version: the same memory has the same id.
+        model, version: whose projection it is.
+        k, v: [1, S, heads * width].
+        tokens: of its text, when it was made from one.
+        ttl: seconds that it is kept after its last use.
+        expires: when it is forgotten unless used again, on the clock of the store.
+    """
+
+    id: str
+    model: str
+    version: int
+    k: Vectors
+    v: Vectors
+    tokens: Tokens | None
+    ttl: float
+    expires: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return int(self.k.shape[1])
+
+    @property
+    def size(self) -> int:
+        """What it weighs, in bytes; k and v may be the same array."""
+        return self.k.nbytes + (0 if self.v is self.k else self.v.nbytes)
+
+
+def memory_id(model: str, version: int, parts: list[Array | str | None]) -> str:
+    """Return the id of a content, 128 bits of its SHA-256."""
+    digest = hashlib.sha256(f"{model}/{version}".encode())
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(b"text" + part.encode())
+        elif part is not None:
+            digest.update(f"{part.dtype}{part.shape}".encode() + part.tobytes())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
+
+class MemoryStore:
+    """Keeps memories within a budget of bytes; the least recently used goes first.
+
+    Args:
+        budget: bytes of all memories together.
+        clock: `time.monotonic`.
+    """
+
+    def __init__(self, budget: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._budget = budget
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Memory] = OrderedDict()  # the least recently used first
+        self._size = 0
+
+    def put(self, memory: Memory) -> None:
+        """Keep a memory.
+
+        Raises:
+            TooLarge: it alone is over the budget.
+        """
+        if memory.size > self._budget:
+            raise TooLarge(f"the memory has {memory.size} bytes; all together may have {self._budget}")
+        with self._lock:
+            self._forget(memory.id)
+            self._sweep()
+            while self._size + memory.size > self._budget:
+                self._forget(next(iter(self._kept)))
+            memory.expires = self._clock() + memory.ttl
+            self._kept[memory.id] = memory
+            self._size += memory.size
+
+    def get(self, id_: str, model: str, version: int = 0, field: str = "memory") -> Memory:
+        """Return a memory, and keep it for another while.
+
+        Raises:
+            NotFound: it is not kept, or is of another model or version.
+        """
+        with self._lock:
+            self._sweep()
+            memory = self._kept.get(id_)
+            if memory is None or memory.model != model:
+                raise NotFound(f"model {model!r} keeps no memory {id_[:64]!r}; create it again", field=field)
+            if version not in (0, memory.version):
+                raise NotFound(
+                    f"memory {id_!r} is of version {memory.version}, not {version}; create it again", field=field
+                )
+            memory.expires = self._clock() + memory.ttl
+            self._kept.move_to_end(id_)
+            return memory
+
+    def of(self, model: str) -> list[Memory]:
+        """Return a model's memories, the most recently used first."""
+        with self._lock:
+            self._sweep()
+            return [memory for memory in reversed(self._kept.values()) if memory.model == model]
+
+    def delete(self, id_: str, model: str) -> None:
+        """Forget a memory. Requests that hold it finish.
+
+        Raises:
+            NotFound: it is not kept.
+        """
+        self.get(id_, model, field="id")
+        with self._lock:
+            self._forget(id_)
+
+    def seconds_left(self, memory: Memory) -> float:
+        """Return how long a memory is kept if nobody uses it."""
+        return max(0.0, memory.expires - self._clock())
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        for id_ in [id_ for id_, memory in self._kept.items() if memory.expires <= now]:
+            self._forget(id_)
+
+    def _forget(self, id_: str) -> None:
+        memory = self._kept.pop(id_, None)
+        self._size -= memory.size if memory else 0
