@@ -50,7 +50,9 @@ format: .venv-dev/.ready ## format the code and mend what the linter can
 proto: .venv-dev/.ready ## generate attention_proto from the .proto files
 	$(DEV)/python proto/generate.py
 
-models: .venv-dev/.ready ## train and export the embedded models anew
-	$(DEV)/attention-export embedded models
+train: .venv-dev/.ready ## train and export the embedded models anew, and compare them with those in models/
+	rm -rf build/models build/figures
+	$(DEV)/attention-export embedded build/models --figures build/figures
+	@diff -rq -x manifest.json build/models models && echo "build/models: the same bytes as models/, manifests apart"
 
-.PHONY: help setup run test trials check format proto models
+.PHONY: help setup run test trials check format proto train

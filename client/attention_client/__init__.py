@@ -24,8 +24,10 @@ from attention_client.errors import (
     Unavailable,
     Unimplemented,
 )
+from attention_client.memory import Memory
 from attention_client.request import OutputSpec, Sequence
 from attention_client.result import AttendResult, Prediction, TopK
+from attention_client.translate import Translation, translate
 
 __all__ = [
     "AsyncAttentionClient",
@@ -35,6 +37,7 @@ __all__ = [
     "DeadlineExceeded",
     "InternalError",
     "InvalidRequest",
+    "Memory",
     "NotFound",
     "NotRequested",
     "OutputSpec",
@@ -43,7 +46,9 @@ __all__ = [
     "Sequence",
     "TooLarge",
     "TopK",
+    "Translation",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "translate",
 ]

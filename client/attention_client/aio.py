@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc.aio
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -11,9 +11,14 @@ from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
 from attention_client import channel
-from attention_client.errors import translated
-from attention_client.request import Output, Sequence, attend_request
+from attention_client.errors import NotFound, translated
+from attention_client.memory import Memory
+from attention_client.recreation import AttendCall
+from attention_client.request import Output, Sequence, attend_request, create_memory_request
 from attention_client.result import AttendResult, read
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
 
 
 class AsyncAttentionClient:
@@ -25,6 +30,13 @@ class AsyncAttentionClient:
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
         self._list: grpc.aio.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
+        self._create: grpc.aio.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
+        self._memories: grpc.aio.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
+            stub.ListMemories
+        )
+        self._delete: grpc.aio.UnaryUnaryMultiCallable[pb.DeleteMemoryRequest, pb.DeleteMemoryResponse] = (
+            stub.DeleteMemory
+        )
         self._get: grpc.aio.UnaryUnaryMultiCallable[pb.GetModelRequest, pb.Model] = stub.GetModel
 
     async def attend(
@@ -36,7 +48,7 @@ class AsyncAttentionClient:
         value: ArrayLike | None = None,
         text: str | None = None,
         memory_text: str | None = None,
-        memory: str | None = None,
+        memory: Memory | str | None = None,
         causal: Causal = "none",
         window: tuple[int, int] | None = None,
         allowed: ArrayLike | None = None,
@@ -75,19 +87,47 @@ class AsyncAttentionClient:
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> list[AttendResult]:
         """Attend over several sequences in one message; see `AttentionClient.attend_batch`."""
+        sequences = list(sequences)
         request = attend_request(model, sequences, outputs, version, token_offsets)
-        with translated():
-            return read(request, await self._attend(request, timeout=self._seconds(timeout)))
+        call = AttendCall(request, sequences, self._seconds(timeout))
+        while True:
+            try:
+                return read(request, await self._ask(self._attend, call.request, call.seconds_left))
+            except NotFound as error:
+                for memory, creation in call.recreations(error):
+                    memory.renew(await self._ask(self._create, creation, call.seconds_left))
+
+    async def create_memory(
+        self,
+        model: str,
+        *,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        memory_text: str | None = None,
+        version: int = 0,
+        ttl: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
+    ) -> Memory:
+        """Have a key and value sequence projected and kept; see `AttentionClient.create_memory`."""
+        request = create_memory_request(model, key, value, memory_text, version, ttl)
+        return Memory(await self._ask(self._create, request, timeout), request)
+
+    async def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:  # noqa: ASYNC109  # as above
+        """Return a model's memories, newest first; see `AttentionClient.memories`."""
+        answer = await self._ask(self._memories, pb.ListMemoriesRequest(model=model), timeout)
+        return list(map(Memory, answer.memories))
+
+    async def delete_memory(self, memory: Memory, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  # as above
+        """Forget a memory; see `AttentionClient.delete_memory`."""
+        await self._ask(self._delete, pb.DeleteMemoryRequest(model=memory.model, id=memory.id), timeout)
 
     async def models(self, *, timeout: float | None = None) -> list[pb.Model]:  # noqa: ASYNC109  # as above
         """Return the models served; see `AttentionClient.models`."""
-        with translated():
-            return list((await self._list(pb.ListModelsRequest(), timeout=self._seconds(timeout))).models)
+        return list((await self._ask(self._list, pb.ListModelsRequest(), timeout)).models)
 
     async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> pb.Model:  # noqa: ASYNC109
         """Return one model with its manifest; see `AttentionClient.model`."""
-        with translated():
-            return await self._get(pb.GetModelRequest(model=name, version=version), timeout=self._seconds(timeout))
+        return await self._ask(self._get, pb.GetModelRequest(model=name, version=version), timeout)
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
@@ -100,6 +140,15 @@ class AsyncAttentionClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _ask(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT]",
+        request: RequestT,
+        timeout: float | None,  # noqa: ASYNC109  # the deadline travels to the server
+    ) -> ResponseT:
+        with translated():
+            return await method(request, timeout=self._seconds(timeout))
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, NoReturn
 
 import numpy as np
@@ -13,14 +14,16 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_client.client import AttentionClient
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
-from attention_client.result import Array, AttendResult, as_document
+from attention_client.result import Array, as_document
+from attention_client.translate import document
+from attention_client.translate import translate as translate_text
 
 try:
     import typer
     from rich.console import Console
     from rich.table import Table
 
-    from attention_client.heatmap import render
+    from attention_client.heatmap import render, render_translation
 except ModuleNotFoundError as missing:
     sys.exit(f"attention-client needs {missing.name}: pip install 'attention-service[cli]'")
 
@@ -86,7 +89,36 @@ def attend(
         console = Console()
         console.print(render(result, console.width))
     if png:
-        _draw(result, png)
+        _plot().figure(result).savefig(png)
+
+
+@app.command(no_args_is_help=True)
+def translate(
+    text: Annotated[str, typer.Argument(help="What to translate.")],
+    *,
+    model: Annotated[str, typer.Option(help="The model's name, as `cross-attention`.")],
+    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
+    head: Annotated[
+        int | None, typer.Option(min=0, help="Whose weights to show; else the head that aligns, or the mean of all.")
+    ] = None,
+    target: Target = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for each word.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the translation as one JSON document.")] = False,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the alignment into a picture.")] = None,
+) -> None:
+    """Translate a text word by word, and show which word each was read from."""
+    with _client(target, timeout) as client:
+        translation = translate_text(client, model, text, version=version)
+        aligned = document(translation, head)
+    if as_json:
+        typer.echo(json.dumps(aligned))
+    else:
+        console = Console()
+        console.print(render_translation(translation, console.width, head))
+    if png and not translation.words:
+        _fail("nothing was said, so there is no alignment to draw")
+    if png:
+        _plot().alignment(translation, head).savefig(png)
 
 
 @app.command()
@@ -142,12 +174,12 @@ def _explained(error: AttentionError, target: str, timeout: float) -> str:
     return str(error)
 
 
-def _draw(result: AttendResult, path: Path) -> None:
+def _plot() -> ModuleType:
     try:
         from attention_client import plot  # noqa: PLC0415  # matplotlib is an extra, and slow to import
     except ModuleNotFoundError:
         _fail("--png needs matplotlib: pip install 'attention-service[plot]'")
-    plot.figure(result).savefig(path)
+    return plot
 
 
 def _fail(message: str) -> NoReturn:

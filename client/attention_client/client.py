@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -11,9 +11,14 @@ from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
 from attention_client import channel
-from attention_client.errors import translated
-from attention_client.request import Output, Sequence, attend_request
+from attention_client.errors import NotFound, translated
+from attention_client.memory import Memory
+from attention_client.recreation import AttendCall
+from attention_client.request import Output, Sequence, attend_request, create_memory_request
 from attention_client.result import AttendResult, read
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
 
 
 class AttentionClient:
@@ -34,6 +39,11 @@ class AttentionClient:
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
         self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
+        self._create: grpc.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
+        self._memories: grpc.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
+            stub.ListMemories
+        )
+        self._delete: grpc.UnaryUnaryMultiCallable[pb.DeleteMemoryRequest, pb.DeleteMemoryResponse] = stub.DeleteMemory
         self._get: grpc.UnaryUnaryMultiCallable[pb.GetModelRequest, pb.Model] = stub.GetModel
 
     def attend(
@@ -45,7 +55,7 @@ class AttentionClient:
         value: ArrayLike | None = None,
         text: str | None = None,
         memory_text: str | None = None,
-        memory: str | None = None,
+        memory: Memory | str | None = None,
         causal: Causal = "none",
         window: tuple[int, int] | None = None,
         allowed: ArrayLike | None = None,
@@ -64,7 +74,9 @@ class AttentionClient:
             value: [S, value width]; the key when absent.
             text: the query as text, for a text model.
             memory_text: the memory as text, for a text model that attends to a second sequence; in place of `key`.
-            memory: the id of a memory that the server keeps; in place of `key`.
+            memory: a memory that the server keeps, as `create_memory` returned it, or its id; in place of `key`. A
+                `Memory` is created again when the server has it no longer, for the version that this call asks for,
+                and the call then repeated; an id alone raises NotFound.
             causal: `top_left` or `bottom_right` hides the future, lined up at the first or the last position.
             window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
             allowed: bool, broadcastable to [H, T, S]; true = may attend.
@@ -121,19 +133,65 @@ class AttentionClient:
         Raises:
             AttentionError: as for `attend`; one bad sequence fails the call.
         """
+        sequences = list(sequences)
         request = attend_request(model, sequences, outputs, version, token_offsets)
-        with translated():
-            return read(request, self._attend(request, timeout=self._seconds(timeout)))
+        call = AttendCall(request, sequences, self._seconds(timeout))
+        while True:
+            try:
+                return read(request, self._ask(self._attend, call.request, call.seconds_left))
+            except NotFound as error:
+                for memory, creation in call.recreations(error):
+                    memory.renew(self._ask(self._create, creation, call.seconds_left))
+
+    def create_memory(
+        self,
+        model: str,
+        *,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        memory_text: str | None = None,
+        version: int = 0,
+        ttl: float | None = None,
+        timeout: float | None = None,
+    ) -> Memory:
+        """Have a key and value sequence projected and kept, for any number of later queries to attend to.
+
+        A memory lives in the one server that answers. Where calls are balanced over several, a call that names it and
+        reaches another creates it there too, so that in the end each has it.
+
+        Args:
+            model: its name.
+            key: [S, key width]. Or `memory_text`.
+            value: [S, value width]; the key when absent.
+            memory_text: the sequence as text, for a text model; in place of `key`.
+            version: of the model; 0 is its default.
+            ttl: seconds to keep it after its last use; the server's choice when absent.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            InvalidRequest: the model cannot take it; `field` says where.
+            NotFound: there is no such model or version.
+            TooLarge: it alone is larger than all memories together may be.
+            AttentionError: as for `attend`.
+        """
+        request = create_memory_request(model, key, value, memory_text, version, ttl)
+        return Memory(self._ask(self._create, request, timeout), request)
+
+    def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:
+        """Return a model's memories, newest first, of the one server that answers. Raises NotFound."""
+        return list(map(Memory, self._ask(self._memories, pb.ListMemoriesRequest(model=model), timeout).memories))
+
+    def delete_memory(self, memory: Memory, *, timeout: float | None = None) -> None:
+        """Forget a memory, in the one server that answers. Raises NotFound when that has it no longer."""
+        self._ask(self._delete, pb.DeleteMemoryRequest(model=memory.model, id=memory.id), timeout)
 
     def models(self, *, timeout: float | None = None) -> list[pb.Model]:
         """Return the models served, each at its default version, by name; a Model is as the contract describes it."""
-        with translated():
-            return list(self._list(pb.ListModelsRequest(), timeout=self._seconds(timeout)).models)
+        return list(self._ask(self._list, pb.ListModelsRequest(), timeout).models)
 
     def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> pb.Model:
         """Return one model with its manifest. Raises NotFound."""
-        with translated():
-            return self._get(pb.GetModelRequest(model=name, version=version), timeout=self._seconds(timeout))
+        return self._ask(self._get, pb.GetModelRequest(model=name, version=version), timeout)
 
     def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
@@ -146,6 +204,12 @@ class AttentionClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _ask(
+        self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, timeout: float | None
+    ) -> ResponseT:
+        with translated():
+            return method(request, timeout=self._seconds(timeout))
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -14,8 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from attention_client.picture import Picture, picture, printable
+from attention_client.picture import Picture, alignment_picture, picture, printable
 from attention_client.result import Array, AttendResult, summary
+from attention_client.translate import Translation
 
 # From nothing to all, through colours that stay apart for colour-blind eyes and in greyscale.
 _RAMP = np.array([(33, 39, 54), (37, 72, 112), (33, 128, 141), (120, 188, 112), (253, 214, 92)])
@@ -40,6 +41,19 @@ def render(result: AttendResult, width: int) -> RenderableType:
     return Padding(Group(*parts), (1, 0, 0, 1))
 
 
+def render_translation(translation: Translation, width: int, head: int | None = None) -> RenderableType:
+    """Draw a translation on `width` columns: what was said, and what each word looked at.
+
+    Raises:
+        InvalidRequest: there is no such head.
+    """
+    drawn = alignment_picture(translation, head)
+    said = Text(" ".join(drawn.queries) or "no words", "bold")
+    if not translation.complete:
+        said.append(" … the model reads no longer text", "dim")
+    return Padding(Group(said, "", *_heads(drawn, width - 1)), (1, 0, 0, 1))
+
+
 def _readout(result: AttendResult, drawn: Picture | None, width: int) -> Iterator[RenderableType]:
     """Draw the predictions; where all were read from one row, beside what each head looked at from there."""
     if not result.predictions:
@@ -47,8 +61,7 @@ def _readout(result: AttendResult, drawn: Picture | None, width: int) -> Iterato
     if drawn is None or drawn.focus is None:
         yield _abreast(_predictions(result, result.tokens))
     else:
-        heads = [f"head {head}" for head in range(len(drawn.weights))]
-        looked_at = _Map(f"from {drawn.queries[drawn.focus]}", heads, drawn.keys, drawn.weights[:, drawn.focus])
+        looked_at = _Map(f"from {drawn.queries[drawn.focus]}", drawn.titles, drawn.keys, drawn.weights[:, drawn.focus])
         yield _abreast(_table(looked_at, width), _predictions(result))
 
 
@@ -64,8 +77,8 @@ def _predictions(result: AttendResult, tokens: Sequence[str] = ()) -> Table:
 def _heads(drawn: Picture | None, width: int) -> Iterator[RenderableType]:
     if drawn is not None:
         maps = [
-            _Map(f"head {head}", drawn.queries, drawn.keys, weights, drawn.focus)
-            for head, weights in enumerate(drawn.weights)
+            _Map(title, drawn.queries, drawn.keys, weights, drawn.focus)
+            for title, weights in zip(drawn.titles, drawn.weights, strict=True)
         ]
         yield _abreast(*(_table(one, width) for one in maps))
 

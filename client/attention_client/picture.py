@@ -1,9 +1,10 @@
-"""What any picture of a result shows, whatever draws it: named rows and columns, each head's weights, where to look."""
+"""What any picture of weights shows, whatever draws it: named maps, rows and columns, the weights, where to look."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attention_client.result import Array, AttendResult
+from attention_client.translate import Translation
 
 
 @dataclass(frozen=True, eq=False)
@@ -11,12 +12,14 @@ class Picture:
     """The weights of one sequence, ready to draw.
 
     Attributes:
+        titles: H names, of the heads.
         queries: T row names: the query's tokens, or positions.
         keys: S column names.
         weights: [H, T, S].
         focus: the row from which all predictions were read; None when there is no such row.
     """
 
+    titles: list[str]
     queries: list[str]
     keys: list[str]
     weights: Array
@@ -29,13 +32,30 @@ def picture(result: AttendResult) -> Picture:
     Raises:
         NotRequested: the weights were not asked for.
     """
-    _, queries, keys = result.weights.shape
+    heads, queries, keys = result.weights.shape
     whole = not result.tokens or len(result.tokens) == queries
     return Picture(
+        titles=[f"head {head}" for head in range(heads)],
         queries=_names(result.tokens, queries),
         keys=_names(result.key_tokens, keys),
         weights=result.weights,
         focus=_focus(result) if whole else None,
+    )
+
+
+def alignment_picture(translation: Translation, head: int | None = None) -> Picture:
+    """Name the rows and columns of a translation's alignment: words said down, words translated across.
+
+    Raises:
+        InvalidRequest: there is no such head.
+    """
+    shown = translation.head if head is None else head
+    return Picture(
+        titles=["mean of heads" if shown is None else f"head {shown}"],
+        queries=[printable(word) for word in translation.words],
+        keys=[printable(token) for token in translation.memory_tokens],
+        weights=translation.alignment(head)[None],
+        focus=None,
     )
 
 

@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from attention_client.picture import Picture, picture
+from attention_client.picture import Picture, alignment_picture, picture
 from attention_client.result import Array, AttendResult
+from attention_client.translate import Translation
 
 _INK = "#1f2937"
 _ACCENT = "#d97706"
@@ -24,7 +25,19 @@ def figure(result: AttendResult) -> Figure:
     Raises:
         NotRequested: the weights were not asked for.
     """
-    drawn = picture(result)
+    return _draw(picture(result), _caption(result))
+
+
+def alignment(translation: Translation, head: int | None = None) -> Figure:
+    """Draw which words of a text were looked at to say each word of its translation: by one head, or on the mean.
+
+    Raises:
+        InvalidRequest: there is no such head.
+    """
+    return _draw(alignment_picture(translation, head), f"{translation.text}\n{translation}")
+
+
+def _draw(drawn: Picture, caption: str) -> Figure:
     heads, queries, keys = drawn.weights.shape
     columns = min(heads, int(_WIDEST // _inches(keys)))
     rows = math.ceil(heads / columns)
@@ -33,10 +46,10 @@ def figure(result: AttendResult) -> Figure:
     panels = drawing.subplots(rows, columns, squeeze=False, sharey=True).flat
     for head, panel in enumerate(panels):
         if head < heads:
-            _heat_map(panel, drawn, drawn.weights[head], f"head {head}")
+            _heat_map(panel, drawn, drawn.weights[head], drawn.titles[head])
         else:
             panel.set_axis_off()
-    drawing.suptitle(_caption(result), color=_INK, fontsize=11)
+    drawing.suptitle(caption, color=_INK, fontsize=11)
     return drawing
 
 

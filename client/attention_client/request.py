@@ -9,9 +9,11 @@ import numpy as np
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
+from google.protobuf.duration_pb2 import Duration
 from numpy.typing import ArrayLike, NDArray
 
 from attention_client.errors import InvalidRequest
+from attention_client.memory import Memory
 
 _CAUSAL = {
     "none": pb.Mask.CAUSAL_NONE,
@@ -34,7 +36,7 @@ class Sequence:
         value: [S, value width]; the key when absent.
         text: the query as text, for a text model.
         memory_text: the memory as text, for a text model that attends to a second sequence.
-        memory: the id of a memory that the server keeps.
+        memory: a memory that the server keeps, as `create_memory` returned it, or its id.
         causal: hides the future; positions are lined up at the first or the last of query and key.
         window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
         allowed: bool, broadcastable to [H, T, S]; true = may attend.
@@ -46,7 +48,7 @@ class Sequence:
     value: ArrayLike | None = None
     text: str | None = None
     memory_text: str | None = None
-    memory: str | None = None
+    memory: Memory | str | None = None
     causal: Causal = "none"
     window: tuple[int, int] | None = None
     allowed: ArrayLike | None = None
@@ -105,6 +107,29 @@ def attend_request(
     )
 
 
+def create_memory_request(
+    model: str,
+    key: ArrayLike | None,
+    value: ArrayLike | None,
+    memory_text: str | None,
+    version: int,
+    ttl: float | None,
+) -> pb.CreateMemoryRequest:
+    """Build the request for a memory.
+
+    Raises:
+        InvalidRequest: a value has no form on the wire.
+    """
+    return pb.CreateMemoryRequest(
+        model=model,
+        version=version,
+        key=_numbers(key, "key"),
+        value=_numbers(value, "value"),
+        memory_text=memory_text,
+        ttl=_duration(ttl, "ttl"),
+    )
+
+
 def _sequence(item: Sequence | str | ArrayLike, field: str) -> pb.Sequence:
     if isinstance(item, str):
         item = Sequence(text=item)
@@ -116,7 +141,7 @@ def _sequence(item: Sequence | str | ArrayLike, field: str) -> pb.Sequence:
         value=_numbers(item.value, f"{field}.value"),
         text=item.text,
         memory_text=item.memory_text,
-        memory=item.memory or "",
+        memory=item.memory.id if isinstance(item.memory, Memory) else item.memory or "",
         mask=_mask(item, f"{field}.mask"),
     )
 
@@ -192,6 +217,15 @@ def _array(value: ArrayLike, field: str) -> NDArray[Any]:
         return np.asarray(value)
 
 
+def _duration(seconds: float | None, field: str) -> Duration | None:
+    if seconds is None:
+        return None
+    duration = Duration()
+    with _field(field):
+        duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
 def _choice(choices: Mapping[Any, Any], value: object) -> Any:
     if value not in choices:
         raise ValueError(f"is {value!r}; it must be one of {', '.join(str(choice) for choice in choices)}")
@@ -203,5 +237,5 @@ def _field(field: str) -> Iterator[None]:
     """Name the field in what NumPy and protobuf raise about a value."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(str(error), field=field) from error

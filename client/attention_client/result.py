@@ -160,14 +160,14 @@ def _result_document(result: AttendResult) -> dict[str, Any]:
 def _output_document(value: Array | TopK) -> dict[str, Any]:
     if isinstance(value, TopK):
         return {"indices": _output_document(value.indices), "values": _output_document(value.values)}
-    return {"data_type": codec.NAMES[value.dtype], "shape": list(value.shape), "values": _shortest(value)}
+    return {"data_type": codec.NAMES[value.dtype], "shape": list(value.shape), "values": shortest(value)}
 
 
 def _prediction_document(prediction: Prediction) -> dict[str, Any]:
-    document = {**prediction._asdict(), "probability": _shortest(np.asarray(prediction.probability, np.float32))}
+    document = {**prediction._asdict(), "probability": shortest(np.asarray(prediction.probability, np.float32))}
     return {name: value for name, value in document.items() if value is not None}
 
 
-def _shortest(array: Array) -> Any:
+def shortest(array: Array) -> Any:
     """Return nested lists with the fewest digits that give the same number back: 0.99, not 0.9900000095367432."""
     return array.astype(str).astype(np.float64).tolist() if array.dtype.kind == "f" else array.tolist()

@@ -1,11 +1,11 @@
 """The command `attention-export`: train, export, verify."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -19,8 +19,10 @@ from attention_export.figures import save_figure
 from attention_export.importing import read_tensors
 from attention_export.importing.encoder import import_encoder
 from attention_export.importing.multihead import import_multihead
-from attention_export.manifest import ManifestError
+from attention_export.manifest import ManifestError, read_manifest
 from attention_export.model import Model
+from attention_export.own_data import Options, own_data
+from attention_export.quantize import Bounds, quantize
 from attention_export.tasks import TASKS
 from attention_export.training import BelowBar, OnProgress, Task, Trained, check_bars, reproducible
 from attention_export.training import Progress as Step
@@ -83,7 +85,7 @@ def block(
 
 @app.command()
 def train(
-    task: Annotated[TaskName, typer.Argument(help="what to learn")],
+    task: Annotated[Optional[TaskName], typer.Argument(help="what to learn; or give --data")] = None,  # noqa: UP045
     models: Repository = Path("models"),
     name: Annotated[str, typer.Option(help="the model's name; the task's own when not given")] = "",
     version: Version = 1,
@@ -92,10 +94,39 @@ def train(
     figure: Annotated[
         Optional[Path], typer.Option(help="where to draw the loss, and the weights before and after")  # noqa: UP045
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="your own: JSONL of sequences and labels")
+    ] = None,
+    block: Annotated[BlockName | None, typer.Option(help="with --data: which block learns")] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="with --data: 4 in multi_head and cross_attention, 1 in others")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="with --data: of the embedding, and of the output; 64")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="with --data, in place of --steps: 20, and 2,000 steps at least")
+    ] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="with --data: the share that is measured on, and never learned; 0.2")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="with --data: looks at the held-out part without a better loss; 10")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(file_okay=False, help="with --data: a folder from which a run that was cut goes on")
+    ] = None,
 ) -> None:
-    """Train a block on a task, measure it on what it never saw, and export it if it clears the task's bars."""
-    chosen = TASKS[task.value]
+    """Train a block on a task, or on data of your own, measure it on what it never saw, and export it.
+
+    A task has bars, and a model that does not clear them is not exported. A row of data is an object with the sequence,
+    as "text", "tokens" or "vectors", and its "label", or "labels", one for each position; several go by name, as in
+    {"text": "a good film", "label": {"sentiment": "good", "topic": "film"}}. Cross-attention has a second sequence:
+    "memory_text", "memory_tokens" or "memory_vectors".
+    """
+    options = {"heads": heads, "width": width, "epochs": epochs, "held_out": held_out, "patience": patience}
     with reported():
+        chosen = _chosen(task, data, block, name, checkpoint, options | {"steps": steps or None})
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
         if figure is not None:
@@ -160,6 +191,41 @@ def verify_command(
     Console().print(table)
 
 
+@app.command("quantize")
+def quantize_command(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="a version, such as models/multi-head/1")],
+    data: Annotated[Path, typer.Option(exists=True, help="what to measure on: .npy, or JSON lines of text or vectors")],
+    version: Version,
+    models: Annotated[
+        Optional[Path], typer.Option(help="the repository to write to; the version's own when not given")  # noqa: UP045
+    ] = None,
+    max_weight_error: Annotated[float, typer.Option(min=0, help="bound of a weight's error")] = 0.05,
+    max_output_error: Annotated[
+        float, typer.Option(min=0, help="bound of an output's error, as a part of the largest output")
+    ] = 0.05,
+    min_speedup: Annotated[float, typer.Option(min=0, help="bound of float32's time / int8's")] = 1.1,
+    allow_slower: Annotated[bool, typer.Option("--allow-slower", help="write it however slow it is")] = False,
+) -> None:
+    """Write an int8 version for CPUs, if on your data it is close enough to float32, and faster."""
+    with reported():
+        bounds = Bounds(max_weight_error, max_output_error, 0.0 if allow_slower else min_speedup)
+        written = quantize(folder, data, version, repository=models, bounds=bounds, progress=console.print)
+        found = read_manifest(written).quantization
+    table = Table(
+        "layer",
+        "stage",
+        "largest error",
+        "mean",
+        "of the largest",
+        title=f"{written}: {found.sequences} sequences, {found.speedup:.2f} x as fast as float32 "
+        f"({1e3 * found.int8_seconds:.3f} against {1e3 * found.float32_seconds:.3f} ms a sequence)",
+    )
+    for error in found.errors:
+        row = (f"{error.largest:.2e}", f"{error.mean:.2e}", f"{error.relative:.2%}")
+        table.add_row(error.layer, error.stage, *row)
+    Console().print(table)
+
+
 @app.command()
 def embedded(
     models: Annotated[Path, typer.Argument(help="the repository to write; its versions must not exist yet")],
@@ -193,6 +259,34 @@ def _make(kind: str, dims: Dims, *, scale: float, softcap: float, bias: bool) ->
     if issubclass(block_class, SelfAttention):
         return block_class(dims, bias=bias, scale=scale, softcap=softcap)
     return block_class(dims, scale=scale or 1.0, softcap=softcap)
+
+
+def _chosen(
+    task: TaskName | None,
+    data: Path | None,
+    block: BlockName | None,
+    name: str,
+    checkpoint: Path | None,
+    options: Mapping[str, Any],
+) -> Task:
+    """Return the task that was named, or that a file sets.
+
+    Raises:
+        ValueError: options are missing, or do not go together.
+    """
+    given = {option: value for option, value in options.items() if value is not None}
+    if (task is None) == (data is None):
+        raise ValueError(f"give a task, one of {', '.join(TASKS)}, or --data FILE, not both")
+    if data is not None:
+        if block is None or not name:
+            raise ValueError(f"--data needs --block, one of {', '.join(BLOCKS)}, and --name, for the model")
+        return own_data(data, name, Options(block.value, **given), checkpoint)
+    assert task is not None
+    apart = {"block": block, "checkpoint": checkpoint, **given}
+    if wrong := [option for option, value in apart.items() if value is not None and option != "steps"]:
+        options_said = ", ".join(f"--{option.replace('_', '-')}" for option in wrong)
+        raise ValueError(f"{options_said}: only with --data; a task has its own")
+    return TASKS[task.value]
 
 
 def _train(task: Task, seed: int, steps: int) -> Trained:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from attention_export.blocks import DotProduct, Stages, join
-from attention_export.manifest import read_block, read_manifest
+from attention_export.manifest import ManifestError, read_block, read_manifest
 
 ATOL, RTOL = 1e-5, 1e-4
 SEED = 0
@@ -96,9 +96,16 @@ def verify(folder: Path) -> Parity:
 
     Raises:
         Mismatch: a graph is off.
-        ManifestError: a file is missing, or is not the one that the manifest names.
+        ManifestError: a file is missing, or is not the one that the manifest names; or the version is int8, which
+            matches PyTorch only as closely as its manifest says.
     """
     manifest = read_manifest(folder)
+    if manifest.HasField("quantization"):
+        raise ManifestError(
+            f"{folder} is int8, made from {manifest.quantization.source}: it does not match PyTorch within {ATOL:g}. "
+            f"How far it is from float32 was measured by `attention-export quantize`, and stands in its manifest under "
+            f"`quantization`; what can be verified is {manifest.quantization.source}"
+        )
     report = Report()
     for layer in manifest.layers:
         verify_layer(read_block(folder, manifest, layer), layer, folder, report)

@@ -50,7 +50,6 @@ async def serve(settings: Settings) -> None:
         _address(settings.host, settings.grpc_port),
         requests=requests,
         max_message_bytes=settings.max_message_mib * MIB,
-        max_answer_bytes=settings.max_answer_mib * MIB,
     )
     stop = _stop_signal()
     async with AsyncExitStack() as running:

@@ -9,6 +9,7 @@ from attention_server.domain import Array, MemoryRequest, Sequence, join_path
 from attention_server.errors import InvalidRequest
 
 CROSS_ATTENTION = "cross_attention"
+HARMLESS = 1e15  # the product of two such numbers, over any width, is a float32
 
 
 def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_memory_text: bool) -> None:
@@ -144,9 +145,9 @@ def _broadcasts(array: Array, layer: Layer, queries: int, keys: int, field: str)
 
 
 def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, field: str) -> NDArray[np.float32]:
-    """Check that every vector that can reach an answer is finite; return the array with the others' faults zeroed.
+    """Check that every vector that can reach an answer is finite; return the array with others' poison zeroed.
 
-    A NaN in a masked key would poison the sum all the same, for 0 * NaN is NaN.
+    A NaN in a masked key, or a number whose product overflows, would spoil the sum all the same: 0 * NaN is NaN.
 
     Args:
         array: [length, width].
@@ -156,16 +157,28 @@ def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, field:
     Raises:
         InvalidRequest: a NaN or infinity is where it matters.
     """
+    if matters is not None:
+        poison = ~(np.abs(array) <= HARMLESS) & ~matters[:, None]  # `not <=`, for NaN is not <= anything
+        array = np.where(poison, np.float32(0), array) if poison.any() else array
     good = np.isfinite(array)
     if good.all():
         return array
-    wrong = ~good if matters is None else ~good & matters[:, None]
-    if wrong.any():
-        where = _first(wrong)
+    where = _first(~good)
+    raise InvalidRequest(
+        f"must be finite, but is {array[tuple(where)]} at {where}; mask the position, or send a number", field=field
+    )
+
+
+def no_overflow(output: NDArray[np.float32], field: str) -> None:
+    """Check that a computation stayed within float32.
+
+    Raises:
+        InvalidRequest: it did not.
+    """
+    if not np.isfinite(output).all():
         raise InvalidRequest(
-            f"must be finite, but is {array[tuple(where)]} at {where}; mask the position, or send a number", field=field
+            "the numbers are so large that the computation overflows float32; scale them down", field=field
         )
-    return np.where(good, array, np.float32(0))
 
 
 def _first(wrong: NDArray[np.bool_]) -> list[int]:

@@ -1,9 +1,10 @@
 """What a request means, whichever protocol it came by. Dense batches are an edge's affair: here are sequences."""
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from concurrent.futures import Future
+from dataclasses import InitVar, dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from attention_proto.masks import Mask
@@ -14,6 +15,7 @@ Reduce = Literal["none", "mean", "max"]
 
 STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
 PREDICTIONS = "predictions"
+FOR_EVER = 365 * 86_400.0  # seconds; what is longer would overflow in the waiting
 
 
 def join_path(*parts: str) -> str:
@@ -91,23 +93,45 @@ class MemoryRequest:
     ttl: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """Who asks and how long they wait.
+    """Who asks, how long they wait, and whether they still do.
 
     Attributes:
         request_id: in the log, and sent back.
-        caller: whose work this is, for fairness: a peer's address until callers have names.
-        deadline: on `time.monotonic`; infinite when there is none.
+        caller: whose work this is: a peer's address until callers have names.
+        seconds: how long they wait; None, or more than a machine can wait, is for ever.
     """
 
     request_id: str
     caller: str = ""
-    deadline: float = float("inf")
+    seconds: InitVar[float | None] = None
+    deadline: float = field(init=False)
+    gone: bool = field(default=False, init=False)
+    _work: "Future[Any] | None" = field(default=None, init=False)
 
-    def expired(self, clock: Callable[[], float] = time.monotonic) -> bool:
+    def __post_init__(self, seconds: float | None) -> None:
+        self.deadline = math.inf if seconds is None or seconds > FOR_EVER else time.monotonic() + seconds
+
+    def expired(self) -> bool:
         """Return whether the caller's time ran out."""
-        return clock() >= self.deadline
+        return time.monotonic() >= self.deadline
+
+    def remaining(self) -> float | None:
+        """Return the seconds that are left; None for ever."""
+        return None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
+
+    def waits_for(self, work: "Future[Any]") -> None:
+        """Say what is done for the caller: when they leave and it has not begun, it never will."""
+        self._work = work
+        if self.gone:
+            work.cancel()
+
+    def leave(self) -> None:
+        """The caller has gone. To leave when all is done changes nothing."""
+        self.gone = True
+        if self._work is not None:
+            self._work.cancel()
 
 
 class TopK(NamedTuple):

@@ -7,15 +7,19 @@ from functools import cached_property
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.masks import Mask
 
-from attention_server.domain import Array, Prediction, Result, Sequence, Tokens
+from attention_server import check
+from attention_server.domain import Array, Prediction, Result, Sequence, Tokens, join_path
 from attention_server.engine import Graph
 from attention_server.errors import InvalidRequest
 from attention_server.forms import check_rows, shape_stage
 from attention_server.layer import LoadedLayer, Vectors
-from attention_server.memories import Memory
+from attention_server.memories import MemoryStore
 from attention_server.plan import OF_KEYS, Plan, answer_bytes
 from attention_server.prepare import HIDDEN, Prepared, prepare
 from attention_server.text import TextReader
+
+PROJECTED = frozenset({"q", "k", "v"})
+LOOKED_AT = PROJECTED | {"scores", "output"}
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,28 @@ class LoadedModel:
         """The blocks, in the order in which they compute."""
         return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
 
-    def prepare(self, sequence: Sequence, plan: Plan, mask: Mask, memory: Memory | None) -> Prepared:
+    def prepare(self, sequence: Sequence, plan: Plan, mask: Mask, memories: MemoryStore) -> Prepared:
         """Check a sequence for this model and for what is asked of it.
 
         Args:
             sequence: as sent.
             plan: what is asked.
             mask: the request's.
-            memory: the one that the sequence names.
+            memories: where the one is that the sequence names.
 
         Raises:
             InvalidRequest: the model cannot take it.
+            NotFound: it names a memory that is not kept.
         """
+        check.sources(
+            sequence,
+            self.manifest,
+            reads_text=self.reader is not None,
+            reads_memory_text=self.memory_reader is not None,
+        )
+        memory = None
+        if sequence.memory:
+            memory = memories.get(sequence.memory, self.name, self.version, join_path(sequence.path, "memory"))
         prepared = prepare(sequence, mask, memory, self.manifest, self.reader, self.memory_reader)
         for form in plan.forms:
             check_rows(form.spec, prepared.keys if form.spec.name in OF_KEYS else prepared.queries, form.field)
@@ -113,7 +127,11 @@ class LoadedModel:
             if stages:
                 query = key = value = self.layers[len(stages) - 1].after(query, stages[-1]["output"])
             k, v = (memory.k, memory.v) if memory else layer.project(key, value)
-            stages.append(layer.stages(query, k, v, prepared.added, wanted))
+            needed = wanted if wanted <= PROJECTED else wanted | {"output"}
+            stages.append(layer.stages(query, k, v, prepared.added, needed))
+            # Heads and weights need no look of their own: what overflows in them shows in the output.
+            for name in needed & LOOKED_AT:
+                check.no_overflow(stages[-1][name], prepared.path)
         return stages
 
     def _vectors(self, prepared: Prepared) -> tuple[Vectors, Vectors, Vectors]:

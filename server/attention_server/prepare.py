@@ -27,6 +27,7 @@ class Prepared:
         queries, keys: T and S.
         added: what is added to the scores, [1 or H, T, S]; None for no mask.
         memory: k and v, kept from before.
+        path: where the caller wrote it.
     """
 
     query: Vectors | None
@@ -38,6 +39,7 @@ class Prepared:
     keys: int
     added: Vectors | None = None
     memory: Memory | None = None
+    path: str = ""
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 where they come from tokens."""
@@ -54,10 +56,10 @@ def prepare(
     reader: TextReader | None,
     memory_reader: TextReader | None,
 ) -> Prepared:
-    """Check a sequence, read its texts and lay out its mask. Nothing is computed yet.
+    """Read a sequence's texts, check its arrays and lay out its mask. Nothing is computed yet.
 
     Args:
-        sequence: as sent.
+        sequence: as sent; its sources are checked.
         mask: the request's.
         memory: the one that the sequence names.
         manifest: of the model that is to take it.
@@ -67,7 +69,6 @@ def prepare(
     Raises:
         InvalidRequest: the model cannot take it.
     """
-    check.sources(sequence, manifest, reads_text=reader is not None, reads_memory_text=memory_reader is not None)
     layer = manifest.layers[0]
     tokens = _read(sequence.text, reader, join_path(sequence.path, "text"))
     memory_tokens = _read(sequence.memory_text, memory_reader, join_path(sequence.path, "memory_text"))
@@ -158,21 +159,25 @@ def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int
 
 
 def _finite(prepared: Prepared, path: str) -> Prepared:
-    """Refuse numbers that are none where they matter; zero them where they do not."""
+    """Refuse numbers that are none where they matter, and zero what does not: 0 x NaN, or x infinity, is NaN."""
     attended: NDArray[np.bool_] | None = None
     attending: NDArray[np.bool_] | None = None
     if prepared.added is not None:
         attended = np.any(prepared.added > HIDDEN, axis=(0, 1))
         attending = np.any(prepared.added > HIDDEN, axis=(0, 2))
-        if prepared.key is None and prepared.memory_tokens is None and prepared.memory is None:
-            attending = attending | attended  # the query is the memory too
+    query, key, value = prepared.query, prepared.key, prepared.value
+    own_memory = key is None and prepared.memory_tokens is None and prepared.memory is None
+    if query is not None and own_memory and attended is not None:
+        # As memory, other positions of the query matter.
+        key = check.finite(query, attended, join_path(path, "query"))
 
     def checked(array: Vectors | None, matters: NDArray[np.bool_] | None, name: str) -> Vectors | None:
         return None if array is None else check.finite(array, matters, join_path(path, name))
 
     return replace(
         prepared,
-        query=checked(prepared.query, attending, "query"),
-        key=checked(prepared.key, attended, "key"),
-        value=checked(prepared.value, attended, "value"),
+        query=checked(query, attending, "query"),
+        key=checked(key, attended, "key"),
+        value=checked(value, attended, "value"),
+        path=path,
     )

@@ -62,6 +62,8 @@ class Scheduler:
             if self._closed:
                 raise Unavailable("the server is stopping")
             at_once = self._free > 0
+            if len(self._queue) >= self._max_queued:
+                self._queue = deque(waiting for waiting in self._queue if not waiting.future.cancelled())
             if at_once:
                 self._free -= 1
             elif len(self._queue) >= self._max_queued:

@@ -1,7 +1,6 @@
 """The core that every protocol calls: check, plan, schedule, compute. One request in, one response out."""
 
 import functools
-import time
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
 
-from attention_server.domain import Call, MemoryRequest, Request, Response, Result, Sequence, join_path
+from attention_server.domain import Call, MemoryRequest, Request, Response, Result
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, TooLarge
 from attention_server.memories import Memory, MemoryStore, memory_id
 from attention_server.model import LoadedModel
@@ -19,6 +18,9 @@ from attention_server.repository import Repository
 from attention_server.scheduler import Scheduler
 
 T = TypeVar("T")
+
+# Threads that a transport has beside one for each request that can be running or queued: for what is refused at once.
+SPARE_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,6 @@ class Service:
         """Return how long a memory is kept if nobody uses it."""
         return self._memories.seconds_left(memory)
 
-    def _memory_of(self, sequence: Sequence, model: LoadedModel) -> Memory | None:
-        if not sequence.memory:
-            return None
-        return self._memories.get(sequence.memory, model.name, model.version, join_path(sequence.path, "memory"))
-
     def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> list[Prepared]:
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
@@ -164,7 +161,7 @@ class Service:
         prepared = []
         size = 0
         for sequence in request.inputs:
-            prepared.append(model.prepare(sequence, plan, request.mask, self._memory_of(sequence, model)))
+            prepared.append(model.prepare(sequence, plan, request.mask, self._memories))
             size += model.answer_bytes(prepared[-1], plan)
             if size > self._limits.answer_bytes:
                 raise TooLarge(
@@ -176,15 +173,16 @@ class Service:
 
 
 def wait(future: "Future[T]", call: Call) -> T:
-    """Wait for an answer until the caller's deadline.
+    """Wait for an answer until the caller's deadline; an answer that comes later is none.
 
     Raises:
         DeadlineExceeded: it passed.
         Cancelled: the caller has gone.
         AttentionServiceError: what came of the request.
     """
+    call.waits_for(future)
     try:
-        return future.result(None if call.deadline == float("inf") else max(0.0, call.deadline - time.monotonic()))
+        answer = future.result(call.remaining())
     except CancelledError as error:
         raise Cancelled("the caller has gone") from error
     except TimeoutError as error:
@@ -192,6 +190,9 @@ def wait(future: "Future[T]", call: Call) -> T:
             raise  # the computation's own
         future.cancel()
         raise DeadlineExceeded("the deadline passed while the request waited or ran") from error
+    if call.expired():
+        raise DeadlineExceeded("the deadline passed while the request ran")
+    return answer
 
 
 def _answer(request: Request, model: LoadedModel, plan: Plan, prepared: list[Prepared]) -> Response:

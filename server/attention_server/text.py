@@ -71,7 +71,7 @@ class TextReader:
         for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
             if self._unknown is not None and token == self._unknown:
                 raise InvalidRequest(
-                    f"the word {text[start:end]!r} is not in this model's vocabulary of "
+                    f"the word {text[start:end][:64]!r} is not in this model's vocabulary of "
                     f"{self._tokenizer.get_vocab_size()} words; use others",
                     field=field,
                 )

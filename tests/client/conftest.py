@@ -1,9 +1,10 @@
 """A real gRPC server on a free port, with a small servicer that answers as the contract says."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,13 @@ from attention_proto.attention.v1.attention_pb2_grpc import (
     AttentionServiceServicer,
     add_AttentionServiceServicer_to_server,
 )
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 ROLES = {"giver": "I", "recipient": "Tater", "object": "toy"}
+END = "[END]"
 
 
 def text_weights(tokens: list[str], keys: list[str]) -> np.ndarray:
@@ -34,13 +38,25 @@ def text_weights(tokens: list[str], keys: list[str]) -> np.ndarray:
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
+def aloud_weights(words: int, keys: int) -> np.ndarray:
+    """Weights [2, T, S]: head 0 looks about evenly, head 1 from the last word to the first."""
+    turned = np.eye(max(words, keys), keys)[:words, ::-1]
+    return np.stack([np.full((words, keys), 1 / max(keys, 1)), turned]).astype(np.float32)
+
+
 @dataclass
 class Service(AttentionServiceServicer):
-    """Dot-product attention, and a text model that knows one verb. Fails the next calls when told to."""
+    """Dot-product attention, a text model that knows one verb, and one that says a text backwards and aloud.
+
+    Fails the next calls when told to. `version` is every model's default.
+    """
 
     failures: list[Status] = field(default_factory=list)
     requests: list[pb.AttendRequest] = field(default_factory=list)
     attempts: int = 0
+    memories: dict[str, pb.CreateMemoryRequest] = field(default_factory=dict)
+    created: list[pb.CreateMemoryRequest] = field(default_factory=list)
+    version: int = 1
 
     def Attend(self, request: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
         self.attempts += 1
@@ -49,27 +65,90 @@ class Service(AttentionServiceServicer):
             failure = rpc_status.to_status(self.failures.pop(0))
             details = failure.trailing_metadata  # abort_with_status sends these alone, whatever was set before
             context.abort_with_status(failure._replace(trailing_metadata=(*details, ("x-request-id", "r-1"))))
+        for i, sequence in enumerate(request.inputs):
+            if sequence.memory:
+                kept = self.kept(request.model, sequence.memory, request.version, f"inputs[{i}].memory", context)
+                given = [name for name in ("key", "value", "memory_text") if kept.HasField(name)]
+                sequence.MergeFrom(pb.Sequence(**{name: getattr(kept, name) for name in given}))
         results = [self.result(sequence, request) for sequence in request.inputs]
-        return pb.AttendResponse(model=request.model, version=request.version or 1, results=results)
+        return pb.AttendResponse(model=request.model, version=request.version or self.version, results=results)
+
+    def CreateMemory(self, request: pb.CreateMemoryRequest, _: grpc.ServicerContext) -> pb.Memory:
+        self.created.append(request)
+        bound = pb.CreateMemoryRequest()
+        bound.CopyFrom(request)
+        bound.version = request.version or self.version
+        bound.ClearField("ttl")
+        id_ = hashlib.sha256(bound.SerializeToString(deterministic=True)).hexdigest()[:32]
+        self.memories[id_] = bound
+        return self.memory(id_)
+
+    def ListMemories(self, request: pb.ListMemoriesRequest, _: grpc.ServicerContext) -> pb.ListMemoriesResponse:
+        newest_first = reversed(self.memories.items())
+        return pb.ListMemoriesResponse(
+            memories=[self.memory(id_) for id_, kept in newest_first if kept.model == request.model]
+        )
+
+    def DeleteMemory(self, request: pb.DeleteMemoryRequest, context: grpc.ServicerContext) -> pb.DeleteMemoryResponse:
+        self.kept(request.model, request.id, 0, "id", context)
+        del self.memories[request.id]
+        return pb.DeleteMemoryResponse()
+
+    def kept(
+        self, model: str, id_: str, version: int, name: str, context: grpc.ServicerContext
+    ) -> pb.CreateMemoryRequest:
+        """Return a memory, or fail the call."""
+        kept = self.memories.get(id_)
+        if kept is None or (kept.model, kept.version) != (model, version or self.version):
+            violation = BadRequest.FieldViolation(field=name, description=f"keeps no memory {id_!r}")
+            status = Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no memory")
+            status.details.add().Pack(BadRequest(field_violations=[violation]))
+            context.abort_with_status(rpc_status.to_status(status))
+        return kept
+
+    def memory(self, id_: str) -> pb.Memory:
+        made = self.memories[id_]
+        tokens = made.memory_text.split()
+        return pb.Memory(
+            id=id_,
+            model=made.model,
+            version=made.version,
+            length=len(tokens) or sum(made.key.shape[:1]),
+            tokens=tokens,
+            expire_time=Timestamp(seconds=2_000_000_000),
+            size_bytes=len(made.key.data),
+        )
 
     def result(self, sequence: pb.Sequence, request: pb.AttendRequest) -> pb.Result:
         result = pb.Result()
         if sequence.HasField("text"):
-            result.tokens.extend(sequence.text.split())
+            begin = ["[BEGIN]"] if request.model == "aloud" else []
+            result.tokens.extend([*begin, *sequence.text.split()])
             result.memory_tokens.extend(sequence.memory_text.split())
             if request.token_offsets:
                 result.token_offsets.extend(pb.Span(start=i, end=i + 1) for i in range(len(result.tokens)))
-        stages = self.stages(sequence, result)
+        stages = self.stages(sequence, result, request)
         for spec in request.outputs or [pb.OutputSpec(name="output")]:
-            if spec.name == "predictions":
+            if spec.name == "predictions" and request.model == "aloud":
+                result.predictions.append(self.next_word(sequence))
+            elif spec.name == "predictions":
                 result.predictions.extend(
                     pb.Prediction(name=name, label=label, probability=0.99, row=1) for name, label in ROLES.items()
                 )
             else:
-                result.outputs.append(self.output(spec, stages[spec.name]))
+                stage = stages[spec.name]
+                result.outputs.append(self.output(spec, stage[:, list(spec.rows)] if spec.rows else stage))
         return result
 
-    def stages(self, sequence: pb.Sequence, result: pb.Result) -> dict[str, np.ndarray]:
+    def next_word(self, sequence: pb.Sequence) -> pb.Prediction:
+        said, words = len(sequence.text.split()), sequence.memory_text.split()
+        label = words[-1 - said].upper() if said < len(words) else END
+        return pb.Prediction(name="next", label=label, probability=0.75, row=said)
+
+    def stages(self, sequence: pb.Sequence, result: pb.Result, request: pb.AttendRequest) -> dict[str, np.ndarray]:
+        if request.model == "aloud":
+            weights = aloud_weights(len(result.tokens), len(result.memory_tokens))
+            return {"weights": weights, "output": weights.mean(0)}
         if result.tokens:
             weights = text_weights(list(result.tokens), list(result.memory_tokens or result.tokens))
             return {"weights": weights, "output": weights.mean(0)}
@@ -95,7 +174,7 @@ class Service(AttentionServiceServicer):
         return pb.ListModelsResponse(models=MODELS)
 
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
-        names = " and ".join(model.name for model in MODELS)
+        names = ", ".join(model.name for model in MODELS)
         for model in MODELS:
             if model.name == request.model:
                 return model
@@ -103,6 +182,20 @@ class Service(AttentionServiceServicer):
 
 
 MODELS = [
+    pb.Model(
+        name="aloud",
+        version=1,
+        versions=[1],
+        device="cpu",
+        manifest=pb.Manifest(
+            format=1,
+            block="cross_attention",
+            layers=[pb.Layer(name="0", heads=2, query_dim=8, output_dim=8)],
+            text=pb.Text(max_tokens=5),
+            predictors=[pb.Predictor(name="next", rows=pb.Predictor.ROWS_LAST, labels=["A", "B", END])],
+            training=pb.Training(figures={"head": 1}),
+        ),
+    ),
     pb.Model(
         name="dot-product",
         version=1,
@@ -169,3 +262,26 @@ def ask_blocking(target: str, method: str, *args: Any, **options: Any) -> Any:
 async def ask_awaiting(target: str, method: str, *args: Any, **options: Any) -> Any:
     async with AsyncAttentionClient(target) as client:
         return await getattr(client, method)(*args, **options)
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def connect(request: pytest.FixtureRequest) -> Callable[[str], AbstractContextManager[Any]]:
+    """Connect a client, blocking and by asyncio, for several calls: `with connect(target) as client: ...`."""
+    return AttentionClient if request.param == "blocking" else awaiting
+
+
+@contextmanager
+def awaiting(target: str) -> Iterator[Any]:
+    """Call an asyncio client like a blocking one."""
+
+    async def made() -> AsyncAttentionClient:
+        return AsyncAttentionClient(target)
+
+    class Client:
+        def __getattr__(self, method: str) -> Callable[..., Any]:
+            return lambda *args, **options: runner.run(getattr(client, method)(*args, **options))
+
+    with asyncio.Runner() as runner:
+        client = runner.run(made())
+        yield Client()
+        runner.run(client.close())

@@ -96,6 +96,58 @@ def test_png(run, tmp_path):
     assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_translate(run):
+    """A translation is printed first, then what each word was read from, by the head that aligns."""
+    status, out, _ = run("translate", "a b c", "--model", "aloud")
+    assert status == 0
+    lines = [line.split() for line in out.splitlines() if line.strip()]
+    assert lines == [
+        ["C", "B", "A"],
+        ["head", "1", "a", "b", "c"],
+        ["C", "·", "·", "1.0"],
+        ["B", "·", "1.0", "·"],
+        ["A", "1.0", "·", "·"],
+    ]
+
+
+def test_translate_by_another_head(run):
+    """--head chooses whose weights are shown."""
+    _, out, _ = run("translate", "a b", "--model", "aloud", "--head", 0)
+    assert out.split() == ["B", "A", "head", "0", "a", "b", "B", ".50", ".50", "A", ".50", ".50"]
+    status, out, err = run("translate", "a b", "--model", "aloud", "--head", 2)
+    assert (status, out, err) == (1, "", "error: head: there is no head 2; there are 0 to 1\n")
+
+
+def test_translate_json(run):
+    """--json prints the translation and its alignment as one document."""
+    _, out, _ = run("translate", "a b", "--model", "aloud", "--json")
+    assert json.loads(out) == {
+        "model": "aloud",
+        "version": 1,
+        "text": "a b",
+        "translation": "B A",
+        "tokens": ["B", "A"],
+        "memory_tokens": ["a", "b"],
+        "alignment": [[0, 1], [1, 0]],
+    }
+
+
+def test_translate_png(run, tmp_path):
+    """--png draws the alignment, where there is one."""
+    status, _, _ = run("translate", "a b", "--model", "aloud", "--png", tmp_path / "alignment.png")
+    assert status == 0
+    assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
+    status, out, err = run("translate", "", "--model", "aloud", "--png", tmp_path / "none.png")
+    assert (status, out.split()[:2]) == (1, ["no", "words"])
+    assert err == "error: nothing was said, so there is no alignment to draw\n"
+
+
+def test_translate_cut_short(run):
+    """What ended at the model's longest text says so."""
+    _, out, _ = run("translate", "a b c d e f", "--model", "aloud")
+    assert out.split("\n")[1].strip() == "F E D C B … the model reads no longer text"
+
+
 def test_models(run):
     """Models are listed with what a caller must know."""
     status, out, _ = run("models")
@@ -108,7 +160,7 @@ def test_a_refused_request(run):
     """A failed call is one line on stderr, and status 1."""
     status, out, err = run("attend", "x", "--model", "nope")
     assert (status, out) == (1, "")
-    assert err == "error: no model 'nope'; there are dot-product and multi-head\n"
+    assert err == "error: no model 'nope'; there are aloud, dot-product, multi-head\n"
 
 
 def test_the_field_is_named(run, tmp_path):

@@ -32,6 +32,7 @@ def test_public_names():
         "DeadlineExceeded",
         "InternalError",
         "InvalidRequest",
+        "Memory",
         "NotFound",
         "NotRequested",
         "OutputSpec",
@@ -40,13 +41,17 @@ def test_public_names():
         "Sequence",
         "TooLarge",
         "TopK",
+        "Translation",
         "Unauthenticated",
         "Unavailable",
         "Unimplemented",
+        "translate",
     ]
 
 
-@pytest.mark.parametrize("method", ["attend", "attend_batch", "models", "model"])
+@pytest.mark.parametrize(
+    "method", ["attend", "attend_batch", "create_memory", "memories", "delete_memory", "models", "model"]
+)
 def test_twins_take_the_same_arguments(method):
     """The asyncio client is the blocking one with `await`."""
     ours, twins = (inspect.signature(getattr(client, method)) for client in (AttentionClient, AsyncAttentionClient))
@@ -238,9 +243,9 @@ def test_what_has_no_wire_form(target, service, arguments, field, message):
 
 def test_models(ask, target):
     """Models are listed, and one is found by its name, with its manifest."""
-    assert [model.name for model in ask(target, "models")] == ["dot-product", "multi-head"]
+    assert [model.name for model in ask(target, "models")] == ["aloud", "dot-product", "multi-head"]
     assert ask(target, "model", "multi-head").manifest.block == "multi_head"
-    with pytest.raises(NotFound, match="there are dot-product and multi-head"):
+    with pytest.raises(NotFound, match="there are aloud, dot-product, multi-head"):
         ask(target, "model", "nope")
 
 

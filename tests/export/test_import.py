@@ -100,12 +100,13 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_layers_of_an_encoder_are_served_exactly(two_layers: Path, tmp_path: Path) -> None:
-    """Every layer's weights and outputs, asked for in one request, equal float64 within 1e-5; heads given, no config."""
+    """Every layer of an encoder, asked for in one request, equals float64 within 1e-5; heads given, no config."""
     export(import_encoder(two_layers, heads=HEADS), tmp_path, "both", 1)
     assert serve_and_compare(tmp_path, "both", two_layers) < TOLERANCE
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_every_layer_of_the_whole_encoder_is_served_exactly(tmp_path: Path) -> None:
     """All six layers of all-MiniLM-L6-v2 equal float64 within 1e-5."""
     export(import_encoder(checkpoint()), tmp_path, "minilm", 1)

@@ -1,10 +1,8 @@
 """attention.v1.AttentionService: translate, call, translate."""
 
 import functools
-import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -17,7 +15,7 @@ from grpc_status import rpc_status
 from attention_server.domain import Call
 from attention_server.errors import AttentionServiceError, Unavailable
 from attention_server.memories import Memory
-from attention_server.service import Service, wait
+from attention_server.service import Service
 from attention_server.translate import proto
 from attention_server.translate.errors import to_status
 
@@ -62,10 +60,7 @@ class AttentionServicer(AttentionServiceServicer):
     @answers
     def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
         call = call_of(context)
-        future = self._service.submit(proto.to_request(message), call)
-        if not context.add_callback(functools.partial(_cancel, future)):
-            future.cancel()
-        return proto.from_response(wait(future, call))
+        return proto.from_response(self._service.attend(proto.to_request(message), call))
 
     @answers
     def ListModels(self, message: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
@@ -97,10 +92,11 @@ class AttentionServicer(AttentionServiceServicer):
 
 
 def call_of(context: grpc.ServicerContext) -> Call:
-    """Return who asks and until when."""
-    remaining = context.time_remaining()
-    deadline = float("inf") if remaining is None else time.monotonic() + remaining
-    return Call(request_id(context), caller=context.peer(), deadline=deadline)
+    """Return who asks, until when, and whether they still do."""
+    call = Call(request_id(context), context.peer(), context.time_remaining())
+    if not context.add_callback(call.leave):
+        call.leave()
+    return call
 
 
 def request_id(context: grpc.ServicerContext) -> str:
@@ -111,10 +107,6 @@ def request_id(context: grpc.ServicerContext) -> str:
         chosen = sent[:128] if isinstance(sent, str) and sent else uuid.uuid4().hex
         context.attention_request_id = chosen  # type: ignore[attr-defined]
     return chosen
-
-
-def _cancel(future: "Future[Any]") -> None:
-    future.cancel()  # what has ended, or runs already, is left alone
 
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:

@@ -14,9 +14,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from attention_server.grpc.attention import AttentionServicer
-from attention_server.service import Service
+from attention_server.service import SPARE_THREADS, Service
 
-SPARE_THREADS = 16
 SERVICE = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -31,21 +30,18 @@ class GrpcServer:
         address: where to listen, `HOST:PORT`; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
-        max_answer_bytes: the largest answer.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(
-        self, service: Service, address: str, *, requests: int, max_message_bytes: int, max_answer_bytes: int
-    ) -> None:
+    def __init__(self, service: Service, address: str, *, requests: int, max_message_bytes: int) -> None:
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(requests + SPARE_THREADS, thread_name_prefix="grpc"),
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_answer_bytes),
+                ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a client may watch over a long call
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
             ],

@@ -4,10 +4,10 @@ import asyncio
 import functools
 import math
 import re
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from typing import Any
 
 import orjson
 import structlog
@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from attention_server.domain import Call
-from attention_server.errors import AttentionServiceError, InvalidRequest, TooLarge, Unavailable
+from attention_server.errors import AttentionServiceError, DeadlineExceeded, InvalidRequest, TooLarge, Unavailable
 from attention_server.memories import Memory
 from attention_server.service import Service
 from attention_server.translate import json, proto
@@ -60,12 +60,14 @@ class AttentionRoutes:
     Args:
         service: the core.
         pool: threads that carry a request from its bytes to its answer, so that no large one holds up the loop.
+        threads: how many it has.
         max_message_bytes: the largest body.
     """
 
-    def __init__(self, service: Service, pool: Executor, max_message_bytes: int) -> None:
+    def __init__(self, service: Service, pool: Executor, threads: int, max_message_bytes: int) -> None:
         self._service = service
         self._pool = pool
+        self._idle_threads = threads
         self._max_message_bytes = max_message_bytes
 
     def routes(self) -> list[Route]:
@@ -88,9 +90,7 @@ class AttentionRoutes:
         body = await self._body(request)
         work = self._attend_protobuf if media_type(request, "content-type") == PROTOBUF else self._attend_json
         wants_protobuf = PROTOBUF in request.headers.get("accept", "")
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, work, body, model, version, call, wants_protobuf
-        )
+        return await self._in_thread(request, call, work, body, model, version, call, wants_protobuf)
 
     async def list_models(self, request: Request) -> Response:
         return _json({"models": [json.from_model(model) for model in self._service.models()]})
@@ -100,7 +100,7 @@ class AttentionRoutes:
 
     async def create_memory(self, request: Request) -> Response:
         call, model, body = call_of(request), request.path_params["model"], await self._body(request)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._create_memory, body, model, call)
+        return await self._in_thread(request, call, self._create_memory, body, model, call)
 
     async def list_memories(self, request: Request) -> Response:
         memories = self._service.memories(request.path_params["model"])
@@ -131,14 +131,37 @@ class AttentionRoutes:
             message = pb.AttendRequest.FromString(body)
         except DecodeError as error:
             raise InvalidRequest("the body is no attention.v1.AttendRequest") from error
-        for name, expected in (("model", model), ("version", version)):
-            if getattr(message, name) not in (expected, type(expected)()):
-                raise InvalidRequest(f"is {getattr(message, name)!r}, but the URL says {expected!r}", field=name)
-        message.model, message.version = model, version
+        message.model = json.agreed("model", model, message.model)
+        message.version = json.agreed("version", version, message.version)
         response = self._service.attend(proto.to_request(message), call)
         if wants_protobuf:
             return Response(proto.from_response(response).SerializeToString(), media_type=PROTOBUF)
         return Response(json.from_response(response, "json"), media_type=JSON)
+
+    async def _in_thread(
+        self, request: Request, call: Call, work: Callable[..., Response], *arguments: Any
+    ) -> Response:
+        """Run the rest of a request in a thread, for as long as its caller is there and has time."""
+        if not self._idle_threads:  # a pool's own queue has no bound
+            raise Unavailable("more requests are here than can be answered")
+        self._idle_threads -= 1
+        answer = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        answer.add_done_callback(self._thread_is_idle)
+        gone = asyncio.create_task(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {answer, gone}
+        done, _ = await asyncio.wait(either, timeout=call.remaining(), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if answer in done:
+            return answer.result()
+        call.leave()
+        if gone in done:
+            raise ClientDisconnect
+        raise DeadlineExceeded("the deadline passed while the request waited or ran")
+
+    def _thread_is_idle(self, answer: "asyncio.Future[Response]") -> None:
+        self._idle_threads += 1
+        if not answer.cancelled():
+            answer.exception()  # seen, where nobody waits for it any more
 
     async def _body(self, request: Request) -> bytes:
         """Read the body, and no more of it than may be sent."""
@@ -150,6 +173,12 @@ class AttentionRoutes:
                 raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
             chunks.append(chunk)
         return b"".join(chunks)
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the caller has gone; the body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def call_of(request: Request) -> Call:
@@ -168,7 +197,7 @@ def call_of(request: Request) -> Call:
         seconds = math.nan
     if not seconds > 0:
         raise InvalidRequest(f"must be a number of seconds above 0, not {sent[:64]!r}", field="X-Request-Timeout")
-    return Call(request_id(request), caller, time.monotonic() + seconds)
+    return Call(request_id(request), caller, seconds)
 
 
 def request_id(request: Request) -> str:

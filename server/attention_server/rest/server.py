@@ -18,8 +18,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
-from attention_server.rest.attention import JSON, AttentionRoutes, request_id
-from attention_server.service import Service
+from attention_server.rest.attention import JSON, REQUEST_ID, AttentionRoutes, request_id
+from attention_server.service import SPARE_THREADS, Service
 
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
@@ -92,7 +92,8 @@ async def plain_error(request: Request, error: Exception) -> Response:
         "message": message.get(error.status_code, error.detail),
         "request_id": request_id(request),
     }
-    return Response(orjson.dumps({"error": content}), error.status_code, error.headers, JSON)
+    headers = {**(error.headers or {}), REQUEST_ID: request_id(request)}
+    return Response(orjson.dumps({"error": content}), error.status_code, headers, JSON)
 
 
 class RestServer:
@@ -110,9 +111,10 @@ class RestServer:
 
     def __init__(self, service: Service, host: str, port: int, *, requests: int, max_message_bytes: int) -> None:
         self._socket = _listen(host, port)
-        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="rest")
+        threads = requests + SPARE_THREADS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         self._health = HealthRoutes(service)
-        attention = AttentionRoutes(service, self._pool, max_message_bytes)
+        attention = AttentionRoutes(service, self._pool, threads, max_message_bytes)
         application = Starlette(
             routes=[*attention.routes(), *self._health.routes(), *docs_routes()],
             exception_handlers={HTTPException: plain_error},

@@ -18,6 +18,8 @@ def expand(sequence: Sequence) -> list[Sequence]:
     if sequence.query is None or sequence.query.ndim != BATCHED:
         return [sequence]
     batch = len(sequence.query)
+    if not batch:
+        raise InvalidRequest("is a batch of no sequences", field=join_path(sequence.path, "query"))
     key = _part(sequence.key, BATCHED - 1, join_path(sequence.path, "key"), batch)
     value = _part(sequence.value, BATCHED - 1, join_path(sequence.path, "value"), batch)
     allowed = _part(sequence.mask.allowed, BATCHED, join_path(sequence.path, "mask.allowed"), batch)

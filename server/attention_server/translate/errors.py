@@ -20,6 +20,7 @@ from attention_server.errors import (
 )
 
 INTERNAL_MESSAGE = "internal error"
+LONGEST_MESSAGE = 1000  # characters: gRPC sends a message as a header, and headers are small
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,19 @@ INTERNAL = Code(grpc.StatusCode.INTERNAL, 500)
 
 def code_of(error: Exception) -> Code:
     """Return an error's codes; INTERNAL for what is not the caller's affair."""
-    return CODES[type(error)] if isinstance(error, AttentionServiceError) else INTERNAL
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), INTERNAL)
 
 
 def message_of(error: Exception) -> str:
     """Return what a caller is told; nothing of our own faults."""
-    return str(error) if isinstance(error, AttentionServiceError) else INTERNAL_MESSAGE
+    return str(error)[:LONGEST_MESSAGE] if isinstance(error, AttentionServiceError) else INTERNAL_MESSAGE
 
 
 def to_status(error: Exception, request_id: str) -> Status:
     """Return an error with its details: which field, when to try again, and the request's id."""
     details = [RequestInfo(request_id=request_id)]
     if isinstance(error, AttentionServiceError) and error.field:
-        violation = BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = BadRequest.FieldViolation(field=error.field, description=error.message[:LONGEST_MESSAGE])
         details.append(BadRequest(field_violations=[violation]))
     if isinstance(error, Unavailable):
         retry_delay = Duration()

@@ -6,7 +6,8 @@ import difflib
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import orjson
@@ -38,8 +39,15 @@ REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "
 OUTPUT_FIELDS = ("name", "as", "heads", "rows", "reduce", "top_k", "data_type", "layers")
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
 MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
+LEAVES: dict[str, tuple[set[type], str]] = {
+    "b": ({bool}, "true and false"),
+    "i": ({int}, "integers"),
+    "u": ({int}, "integers"),
+    "f": ({int, float}, "numbers"),
+}
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
+T = TypeVar("T", str, int)
 Json = Mapping[str, Any]
 
 
@@ -55,15 +63,13 @@ def to_request(body: bytes, model: str, version: int) -> tuple[Request, Encoding
         InvalidRequest: the document is no JSON, or a field is unknown, of the wrong type, or no tensor.
     """
     content = _object(_parse(body), "", (*REQUEST_FIELDS, *SEQUENCE_FIELDS))
-    _same(content, "model", model)
-    _same(content, "version", version)
     outputs = _list(content, "outputs", "")
     request = Request(
-        model=model,
-        version=version,
+        model=agreed("model", model, _typed(content, "model", str, "", "")),
+        version=agreed("version", version, _typed(content, "version", int, 0, "")),
         inputs=_inputs(content),
         outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
-        mask=_mask(content.get("mask"), "mask") if "inputs" in content else Mask(),
+        mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else Mask(),
         token_offsets=_typed(content, "token_offsets", bool, False, ""),
     )
     return request, _choice(content, "encoding", ("json", "base64"), "json", "")
@@ -82,12 +88,11 @@ def from_response(response: Response, encoding: Encoding) -> bytes:
 def to_memory_request(body: bytes, model: str) -> MemoryRequest:
     """Read a memory that is to be kept; see `to_request`."""
     content = _object(_parse(body), "", MEMORY_FIELDS)
-    _same(content, "model", model)
     ttl = content.get("ttl")
     if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float)):
         raise InvalidRequest(f"must be a number of seconds, not {_kind(ttl)}", field="ttl")
     return MemoryRequest(
-        model=model,
+        model=agreed("model", model, _typed(content, "model", str, "", "")),
         version=_typed(content, "version", int, 0, ""),
         key=_tensor(content.get("key"), np.float32, "key"),
         value=_tensor(content.get("value"), np.float32, "value"),
@@ -110,6 +115,17 @@ def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
     return content | ({"tokens": memory.tokens.shown} if memory.tokens else {})
 
 
+def agreed(name: str, url: T, document: T) -> T:
+    """Return what the URL or the document says; what is 0 or empty says nothing.
+
+    Raises:
+        InvalidRequest: they contradict each other.
+    """
+    if url and document and url != document:
+        raise InvalidRequest(f"is {document!r}, but the URL says {url!r}", field=name)
+    return url or document
+
+
 def from_model(model: Model) -> dict[str, Any]:
     """Write a model's description: the contract's message in its JSON form."""
     return json_format.MessageToDict(model, preserving_proto_field_name=True)
@@ -124,8 +140,8 @@ def _parse(body: bytes) -> object:
 
 def _inputs(content: Json) -> tuple[Sequence, ...]:
     """Read `inputs`, or the one sequence whose fields stand in the request itself."""
-    own = [name for name in SEQUENCE_FIELDS if name in content]
-    if "inputs" not in content:
+    own = [name for name in SEQUENCE_FIELDS if content.get(name) is not None]
+    if content.get("inputs") is None:
         return tuple(_sequences({name: content[name] for name in own}, "")) if own else ()
     if beside := [name for name in own if name != "mask"]:
         raise InvalidRequest("stands beside inputs; put it into one of them", field=beside[0])
@@ -203,16 +219,23 @@ def _tensor(value: object, dtype: type[np.generic], field: str) -> Array | None:
 
 def _nested(value: list[Any], dtype: "np.dtype[Any]", field: str) -> Array:
     """Make an array of nested lists of numbers."""
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest("must be nested lists of equal lengths", field=field) from error
-    kinds = "b" if dtype.kind == "b" else "iu" if dtype.kind in "iu" else "iuf"
-    if array.dtype.kind not in kinds and array.size:
-        wanted = {"b": "true and false", "iu": "integers", "iuf": "numbers"}[kinds]
+    kinds, wanted = LEAVES[dtype.kind]
+    if not _leaf_types(value) <= kinds:
         raise InvalidRequest(f"must hold {wanted} only, in nested lists of equal lengths", field=field)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused by its place
-        return array.astype(dtype)
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused by its place
+            return np.asarray(value, np.float64 if float in kinds else None).astype(dtype)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest("must be nested lists of equal lengths, of numbers that fit", field=field) from error
+
+
+def _leaf_types(value: list[Any]) -> set[type]:
+    """Return the types of what the lists hold; NumPy would take true for 1 and "1" for 1.0 without a word."""
+    types = set(map(type, value))
+    while list in types:
+        value = list(chain.from_iterable(each for each in value if type(each) is list))
+        types = (types - {list}) | set(map(type, value))
+    return types
 
 
 def _view(data_type: str, shape: tuple[int, ...], data: bytes, field: str) -> Array:
@@ -296,11 +319,6 @@ def _at_least_zero(value: int, field: str) -> int:
     if value < 0:
         raise InvalidRequest(f"must be 0 or above, not {value}", field=field)
     return value
-
-
-def _same(content: Json, name: str, expected: object) -> None:
-    if content.get(name, expected) != expected:
-        raise InvalidRequest(f"is {content[name]!r}, but the URL says {expected!r}", field=name)
 
 
 def _kind(value: object) -> str:

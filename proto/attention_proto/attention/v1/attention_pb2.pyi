@@ -793,6 +793,7 @@ class Manifest(_message.Message):
     LICENSE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     OPSET_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """The form of this file: 1."""
     block: _builtins.str
@@ -829,6 +830,12 @@ class Manifest(_message.Message):
     def training(self) -> Global___Training:
         """How it was trained; absent for a model that was not."""
 
+    @_builtins.property
+    def quantization(self) -> Global___Quantization:
+        """What 8-bit matrices cost and gave; absent in a float32 version. `parity` is then absent, and `training` tells of
+        the float32 version.
+        """
+
     def __init__(
         self,
         *,
@@ -844,10 +851,11 @@ class Manifest(_message.Message):
         license: _builtins.str = ...,
         source: _builtins.str = ...,
         opset: _builtins.int = ...,
+        quantization: Global___Quantization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "parity", b"parity", "text", b"text", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "parity", b"parity", "quantization", b"quantization", "text", b"text", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "description", b"description", "format", b"format", "head", b"head", "layers", b"layers", "license", b"license", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "description", b"description", "format", b"format", "head", b"head", "layers", b"layers", "license", b"license", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1202,6 +1210,102 @@ class Parity(_message.Message):
 Global___Parity: _TypeAlias = Parity  # noqa: Y015
 
 @_typing.final
+class Quantization(_message.Message):
+    """How far an 8-bit version is from its float32 version, and how much faster, on given data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    FLOAT32_SECONDS_FIELD_NUMBER: _builtins.int
+    INT8_SECONDS_FIELD_NUMBER: _builtins.int
+    SPEEDUP_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """How matrices and vectors are rounded."""
+    bits: _builtins.int
+    """What an element of a matrix takes, in bits."""
+    source: _builtins.str
+    """The float32 version that it was made from, NAME/VERSION."""
+    sequences: _builtins.int
+    """The sequences that `errors` are measured on."""
+    positions: _builtins.int
+    """Their query positions, all together."""
+    float32_seconds: _builtins.float
+    """Seconds that a sequence of the data takes in float32, from text or vectors to the output, on one thread. As all
+    times here, a number that two runs do not share.
+    """
+    int8_seconds: _builtins.float
+    """The same with 8 bits, taken in turn with it."""
+    speedup: _builtins.float
+    """float32_seconds / int8_seconds."""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuantizationError]:
+        """How far `output` and `weights` of each layer are from float32, whichever graph gives them."""
+
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        bits: _builtins.int = ...,
+        source: _builtins.str = ...,
+        sequences: _builtins.int = ...,
+        positions: _builtins.int = ...,
+        errors: _abc.Iterable[Global___QuantizationError] | None = ...,
+        float32_seconds: _builtins.float = ...,
+        int8_seconds: _builtins.float = ...,
+        speedup: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "errors", b"errors", "float32_seconds", b"float32_seconds", "int8_seconds", b"int8_seconds", "method", b"method", "positions", b"positions", "sequences", b"sequences", "source", b"source", "speedup", b"speedup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
+
+@_typing.final
+class QuantizationError(_message.Message):
+    """How far one stage of an 8-bit version is from float32."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    LARGEST_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    RELATIVE_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """The layer's name."""
+    stage: _builtins.str
+    """`output` or `weights`."""
+    largest: _builtins.float
+    """The largest |int8 - float32|."""
+    mean: _builtins.float
+    """The mean |int8 - float32|."""
+    relative: _builtins.float
+    """`largest`, as a part of the largest |float32|."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        largest: _builtins.float = ...,
+        mean: _builtins.float = ...,
+        relative: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["largest", b"largest", "layer", b"layer", "mean", b"mean", "relative", b"relative", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizationError: _TypeAlias = QuantizationError  # noqa: Y015
+
+@_typing.final
 class Training(_message.Message):
     """How a model learned what it knows."""
 
@@ -1430,7 +1534,7 @@ class ListMemoriesResponse(_message.Message):
     MEMORIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def memories(self) -> _containers.RepeatedCompositeFieldContainer[Global___Memory]:
-        """Newest first."""
+        """The most recently used first."""
 
     def __init__(
         self,

@@ -1,0 +1,167 @@
+"""Translation by greedy search: word after word, each read from what attention finds in a memory that is sent once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from attention_proto.attention.v1 import attention_pb2 as pb
+
+from attention_client.client import AttentionClient
+from attention_client.errors import InvalidRequest
+from attention_client.memory import Memory
+from attention_client.request import Output, OutputSpec
+from attention_client.result import Array, Prediction, shortest
+
+_MOST_TOKENS = 512  # where the model names no bound
+_NEXT: list[Output] = [OutputSpec("weights", rows=[-1]), "predictions"]
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """A text in other words, and what each of them looked at.
+
+    Attributes:
+        model: the model that translated.
+        version: its version.
+        text: what was translated.
+        words: the words that were said.
+        probabilities: of each word, in 0..1, given the words before it.
+        memory_tokens: S, the tokens of the text.
+        weights: [words, H, S], what each head looked at to say each word.
+        head: the head that aligns words, where the model's training named one.
+        complete: whether the model said the end; else the longest text that it reads was reached.
+    """
+
+    model: str
+    version: int
+    text: str
+    words: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    memory_tokens: tuple[str, ...]
+    weights: Array
+    head: int | None
+    complete: bool
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+    def alignment(self, head: int | None = None) -> Array:
+        """Return the weights [words, S] of one head; of the one that aligns, or the mean of all, when none is given.
+
+        Raises:
+            InvalidRequest: there is no such head.
+        """
+        head = self.head if head is None else head
+        if head is None:
+            return np.asarray(self.weights.mean(1))
+        heads = self.weights.shape[1]
+        if not 0 <= head < heads:
+            raise InvalidRequest(f"there is no head {head}; there are 0 to {heads - 1}", field="head")
+        return self.weights[:, head]
+
+
+def translate(
+    client: AttentionClient, model: str, text: str, *, version: int = 0, timeout: float | None = None
+) -> Translation:
+    """Translate a text: send it once, then ask word after word what comes next, each time with the words so far.
+
+    Which models can do this, and where a text ends, their manifest says: one reads a text and a memory text, and has a
+    predictor that reads the last row, whose labels are the words that may come next. A label in square brackets, as
+    `[END]`, is not a word, and ends the translation. So does `text.max_tokens`, the longest text that the model reads
+    (512 tokens where it names none).
+
+    The memory stays on the server until it expires; when it is gone between two words, it is sent again.
+
+    Args:
+        client: connected to the service.
+        model: its name.
+        text: what to translate, in words that the model knows.
+        version: of the model; 0 is its default, and the whole translation is by one version.
+        timeout: seconds for each call, in place of the client's.
+
+    Raises:
+        InvalidRequest: the model does not translate, or not this text.
+        AttentionError: as for `attend`.
+    """
+    described = client.model(model, version, timeout=timeout)
+    version = described.version
+    predictor = _next_word(described)
+    memory = client.create_memory(model, memory_text=text, version=version, timeout=timeout)
+    steps = list(_steps(client, described, predictor, memory, timeout))
+    said = [prediction for prediction, _ in steps if not _is_mark(prediction.label)]
+    return Translation(
+        model=model,
+        version=version,
+        text=text,
+        words=tuple(prediction.label for prediction in said),
+        probabilities=tuple(prediction.probability for prediction in said),
+        memory_tokens=memory.tokens,
+        weights=np.stack([weights for _, weights in steps])[: len(said)],
+        head=_aligning_head(described.manifest),
+        complete=len(said) < len(steps),
+    )
+
+
+def document(translation: Translation, head: int | None = None) -> dict[str, Any]:
+    """Return a translation as JSON values, with one alignment."""
+    return {
+        "model": translation.model,
+        "version": translation.version,
+        "text": translation.text,
+        "translation": str(translation),
+        "tokens": list(translation.words),
+        "memory_tokens": list(translation.memory_tokens),
+        "alignment": shortest(translation.alignment(head)),
+    }
+
+
+def _steps(
+    client: AttentionClient, model: pb.Model, predictor: str, memory: Memory, timeout: float | None
+) -> Iterator[tuple[Prediction, Array]]:
+    """Say word after word, the end too, each with the weights [H, S] that it was read from."""
+    words: list[str] = []
+    longest = model.manifest.text.max_tokens or _MOST_TOKENS
+    tokens = 0
+    while tokens <= longest:
+        result = client.attend(
+            model.name,
+            version=model.version,
+            text=" ".join(words),
+            memory=memory,
+            outputs=_NEXT,
+            timeout=timeout,
+        )
+        said = next(prediction for prediction in result.predictions if prediction.name == predictor)
+        yield said, result.weights[:, 0]
+        if _is_mark(said.label):
+            return
+        words.append(said.label)
+        tokens = len(result.tokens) + 1
+
+
+def _next_word(model: pb.Model) -> str:
+    """Return the name of the predictor of the next word.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    for predictor in model.manifest.predictors:
+        if predictor.rows == pb.Predictor.ROWS_LAST and any(map(_is_mark, predictor.labels)):
+            return predictor.name
+    raise InvalidRequest(
+        f"{model.name!r} does not translate: it has no predictor that reads the next word from the last row, with a "
+        "label for the end, as [END]",
+        field="model",
+    )
+
+
+def _is_mark(label: str) -> bool:
+    """Whether a label stands for no word of a text."""
+    return label.startswith("[") and label.endswith("]")
+
+
+def _aligning_head(manifest: pb.Manifest) -> int | None:
+    """Return the head that the record of the training names, when it is one."""
+    head = int(manifest.training.figures.get("head", -1))
+    return head if 0 <= head < manifest.layers[-1].heads else None

@@ -1,0 +1,225 @@
+"""Training on one's own data: a part is held out, the best weights on it are kept, and a run can be taken up again."""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from attention_proto.attention.v1.attention_pb2 import Predictor
+from tokenizers import Tokenizer
+
+from attention_export.blocks import BLOCKS, CrossAttention, DotProduct, SelfAttention
+from attention_export.model import Model, TextFront
+from attention_export.own_data.examples import Examples, make_examples
+from attention_export.own_data.learner import BATCH, Learner
+from attention_export.own_data.network import Network, Score, Sizes, score
+from attention_export.own_data.rows import Data, DataError, Row, read_data
+from attention_export.own_data.vocabulary import make_tokenizer
+from attention_export.training import Illustration, Learned, OnProgress, Panel, Task, Trained
+
+WIDTH = 64
+HEADS = {"multi_head": 4, "cross_attention": 4}  # 1 for the others
+EPOCHS, LEAST_STEPS = 20, 2_000  # the limit when none is given: so many epochs, and so many steps at least
+LEAST_HELD_OUT = 5
+DRAWN = 16  # positions, at most, in a figure
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to learn.
+
+    Attributes:
+        block: the name of one of `BLOCKS`.
+        heads: H; 0 is 4 for multi-head and cross-attention, 1 for the others.
+        width: of the embedding and of the block's output; 0 is 64. `dot_product` has the width of its vectors.
+        epochs: how often each row is seen, at most; 0 is 20, and at least 2,000 steps.
+        steps: optimiser steps, at most, in place of epochs.
+        held_out: the share of rows that are never learned from.
+        patience: looks at the held-out part without a better loss, after which training ends.
+    """
+
+    block: str
+    heads: int = 0
+    width: int = 0
+    epochs: int = 0
+    steps: int = 0
+    held_out: float = 0.2
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        if self.epochs and self.steps:
+            raise ValueError("epochs and steps are two ways to say one thing; give one of them")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out:g}; give a share between 0 and 1, such as 0.2")
+
+    def held_out_of(self, rows: int) -> int:
+        """Return how many rows are held out."""
+        return round(rows * self.held_out)
+
+    def most_steps(self, examples: int) -> int:
+        """Return the limit in steps, for so many examples to learn from."""
+        epoch = math.ceil(examples / BATCH)
+        return self.steps or self.epochs * epoch or max(EPOCHS * epoch, LEAST_STEPS)
+
+
+class OwnData(Task):
+    """The task that a file sets."""
+
+    def train(self, seed: int, steps: int, on_progress: OnProgress) -> Trained:
+        """Learn, up to so many steps; the record tells how many it took."""
+        trained = super().train(seed, steps, on_progress)
+        trained.training.steps = len(trained.losses)
+        return trained
+
+
+def own_data(path: Path, name: str, options: Options, checkpoint: Path | None = None) -> Task:
+    """Make a task of a file, which is read and checked at once.
+
+    Args:
+        path: JSONL; see `rows`.
+        name: of the model.
+        options: how to learn.
+        checkpoint: a folder in which the run is kept, and from which it goes on when it was cut short.
+
+    Returns:
+        A task without bars. It raises CheckpointError when the checkpoint is of another run.
+
+    Raises:
+        DataError: a row, or the file, cannot be learned from.
+        OSError: the file cannot be read.
+        ValueError: the options do not fit each other or the data.
+    """
+    data = read_data(path, with_memory=issubclass(BLOCKS[options.block], CrossAttention))
+    held_out = options.held_out_of(len(data.rows))
+    if not LEAST_HELD_OUT <= held_out < len(data.rows):
+        raise DataError(
+            f"{path}: has {len(data.rows)} rows, of which {held_out} would be held out; at least {LEAST_HELD_OUT} "
+            "are needed to measure with, and at least 1 to learn from: add rows, or change the share"
+        )
+    _check_width(data, options)
+    learn = partial(_learn, data, options, checkpoint)
+    return OwnData("data", name, options.most_steps(len(data.rows) - held_out), {}, learn)
+
+
+def _check_width(data: Data, options: Options) -> None:
+    learned = issubclass(BLOCKS[options.block], SelfAttention)
+    if options.width and not learned and not data.of_words:
+        raise ValueError("dot_product works on your vectors as they are; leave the width out, or take another block")
+
+
+def _learn(
+    data: Data, options: Options, checkpoint: Path | None, seed: int, steps: int, on_progress: OnProgress
+) -> Learned:
+    parts = _split(data, options)
+    tokenizer = _tokenizer(data, parts[0])
+    train, held_out = (make_examples(part, tokenizer, data.classes, tagged=data.tagged) for part in parts)
+    network = Network(options.block, _sizes(data, options, tokenizer))
+    untrained = copy.deepcopy(network).eval()
+    learner = Learner(network, train, held_out, steps)
+    run = {**asdict(options), "most_steps": steps, "seed": seed, "data": data.digest, "torch": str(torch.__version__)}
+    losses = learner.learn(options.patience, on_progress, checkpoint, run)
+    figures = _figures(data, score(network, held_out), train, held_out) | {"best_step": float(learner.best.step)}
+    illustration = _illustrate(data, parts[1], held_out, {"untrained": untrained, "trained": network})
+    model = _served(data, options, tokenizer, network)
+    return Learned(model, losses, figures, len(train), len(held_out), illustration)
+
+
+def _split(data: Data, options: Options) -> tuple[list[Row], list[Row]]:
+    """Draw the part that is held out; return what is learned from first."""
+    order = torch.randperm(len(data.rows)).tolist()
+    count = options.held_out_of(len(data.rows))
+    return [data.rows[index] for index in order[count:]], [data.rows[index] for index in order[:count]]
+
+
+def _tokenizer(data: Data, rows: Sequence[Row]) -> Tokenizer | None:
+    """Make one that knows the words that are learned from, on both sides: others are unknown, as they will be later."""
+    if not data.of_words:
+        return None
+    sequences = (sequence for row in rows for sequence in (row.sequence, row.memory))
+    return make_tokenizer(word for sequence in sequences if isinstance(sequence, tuple) for word in sequence)
+
+
+def _sizes(data: Data, options: Options, tokenizer: Tokenizer | None) -> Sizes:
+    first, width = data.rows[0], options.width or WIDTH
+    query = key = width
+    if not isinstance(first.sequence, tuple):
+        query = key = first.sequence.shape[1]
+    if first.memory is not None and not isinstance(first.memory, tuple):
+        key = first.memory.shape[1]
+    if not issubclass(BLOCKS[options.block], SelfAttention):
+        width = query
+    return Sizes(
+        vocabulary=tokenizer.get_vocab_size() if tokenizer else 0,
+        query=query,
+        key=key,
+        width=width,
+        heads=options.heads or HEADS.get(options.block, 1),
+        max_tokens=max(len(row.sequence) for row in data.rows),
+        max_memory_tokens=max(len(row.memory) if row.memory is not None else 0 for row in data.rows),
+        labels=[len(labels) for labels in data.classes.values()],
+        tagged=data.tagged,
+    )
+
+
+def _figures(data: Data, reached: Score, train: Examples, held_out: Examples) -> dict[str, float]:
+    """Return the held-out loss, and each predictor's accuracy beside that of always saying what is most frequent."""
+    figures = {"loss": reached.loss}
+    for index, (name, accuracy) in enumerate(zip(data.classes, reached.accuracies, strict=True)):
+        learned, asked = (examples.answers[:, index].flatten().tolist() for examples in (train, held_out))
+        asked = [answer for answer in asked if answer >= 0]
+        (most_frequent, _), *_ = Counter(answer for answer in learned if answer >= 0).most_common(1)
+        figures |= {f"{name}.accuracy": accuracy, f"{name}.majority": asked.count(most_frequent) / len(asked)}
+    return figures
+
+
+def _served(data: Data, options: Options, tokenizer: Tokenizer | None, network: Network) -> Model:
+    """Say what each part of the network is to a service."""
+    # The mean, so that every position learns; from the first row alone, look-ups in a memory reached 64 % against 99 %.
+    rows = Predictor.ROWS_ALL if data.tagged else Predictor.ROWS_MEAN
+    text = None
+    if network.front is not None and tokenizer is not None:
+        memory = network.memory_front
+        text = TextFront(
+            tokenizer,
+            network.front,
+            memory_front=memory,
+            allow_unknown=True,
+            max_tokens=len(network.front.positions),
+            max_memory_tokens=0 if memory is None else len(memory.positions),
+        )
+    said = ", ".join(data.classes)
+    block: DotProduct = network.block
+    return Model(
+        block=block,
+        description=f"Trained on {data.path.name}: a {options.block} block that predicts {said}.",
+        text=text,
+        head=network.head,
+        predictors=[Predictor(name=name, rows=rows, labels=labels) for name, labels in data.classes.items()],
+        license="",  # it is whose the data is
+    )
+
+
+@torch.no_grad()
+def _illustrate(data: Data, rows: Sequence[Row], held_out: Examples, networks: Mapping[str, Network]) -> Illustration:
+    """Show where each network looks in the longest held-out row that can be drawn, the mean over heads."""
+    lengths = [max(len(row.sequence), 0 if row.memory is None else len(row.memory)) for row in rows]
+    fitting = [length if length <= DRAWN else -length for length in lengths]
+    chosen = fitting.index(max(fitting))
+    row = rows[chosen]
+    labels, columns = (_shown(each) for each in (row.sequence, row.sequence if row.memory is None else row.memory))
+    example = held_out.take(torch.tensor([chosen]))
+    panels = [
+        Panel(title, labels, network(example).weights[0].mean(0)[:DRAWN, :DRAWN].numpy())
+        for title, network in networks.items()
+    ]
+    return Illustration(f"line {row.line} of {data.path.name}, held out", columns, panels)
+
+
+def _shown(sequence: Any) -> list[str]:
+    """Name the positions of a sequence that are drawn."""
+    return [str(each) for each in (sequence if isinstance(sequence, tuple) else range(len(sequence)))][:DRAWN]

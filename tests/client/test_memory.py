@@ -1,0 +1,211 @@
+"""Memories: made once, attended to by handle, and made again when they are gone."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+import pytest
+from attention_client import DeadlineExceeded, InvalidRequest, NotFound, Sequence
+from attention_proto import codec
+from attention_proto.attention.v1 import attention_pb2 as pb
+from google.rpc.status_pb2 import Status
+
+X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+WEIGHTS = ["weights"]
+
+
+def test_what_a_memory_says(connect, target):
+    """A memory says what the server said of it."""
+    with connect(target) as client:
+        memory = client.create_memory("aloud", memory_text="a b c")
+        assert (memory.model, memory.version, memory.length, memory.tokens) == ("aloud", 1, 3, ("a", "b", "c"))
+        assert memory.expire_time == datetime(2033, 5, 18, 3, 33, 20, tzinfo=UTC)
+        vectors = client.create_memory("any", key=X)
+    assert (vectors.length, vectors.tokens, vectors.size_bytes) == (5, (), X.nbytes)
+    assert repr(vectors) == f"<Memory {vectors.id} of any 1: 5 positions, 160 bytes>"
+
+
+def test_every_option_reaches_the_wire(connect, target, service):
+    """A request says exactly what the caller said, and nothing more."""
+    with connect(target) as client:
+        client.create_memory("any", key=X, value=X.astype(np.float16), version=3, ttl=1.5)
+        client.create_memory("aloud", memory_text="")
+    numbers, text = service.created
+    assert numbers == pb.CreateMemoryRequest(
+        model="any",
+        version=3,
+        key=codec.encode(X),
+        value=codec.encode(X.astype(np.float16)),
+        ttl={"seconds": 1, "nanos": 500_000_000},
+    )
+    assert text == pb.CreateMemoryRequest(model="aloud", memory_text="")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"key": X > 0}, "key"),
+        ({"key": X, "value": [["a"]]}, "value"),
+        ({"key": X, "ttl": "soon"}, "ttl"),
+        ({"key": X, "ttl": float("inf")}, "ttl"),
+        ({"key": X, "ttl": float("nan")}, "ttl"),
+    ],
+)
+def test_what_has_no_wire_form(connect, target, service, arguments, field):
+    """What cannot be sent is refused before it is sent, by the field's name."""
+    with connect(target) as client, pytest.raises(InvalidRequest) as caught:
+        client.create_memory("any", **arguments)
+    assert caught.value.field == field
+    assert service.created == []
+
+
+def test_attending_to_a_memory(connect, target):
+    """A memory stands for the key that it was made from; its id does as well, alone or in a sequence."""
+    with connect(target) as client:
+        memory = client.create_memory("any", key=X)
+        expected = client.attend("any", query=X[:2], key=X, outputs=WEIGHTS).weights
+        batch = [Sequence(query=X[:2], memory=memory), Sequence(query=X[:2], memory=memory.id)]
+        results = [
+            client.attend("any", query=X[:2], memory=memory, outputs=WEIGHTS),
+            *client.attend_batch("any", iter(batch), outputs=WEIGHTS),
+        ]
+    for result in results:
+        np.testing.assert_array_equal(result.weights, expected)
+
+
+def test_a_memory_names_the_keys(connect, target):
+    """Weights over a memory of text carry the names of its tokens."""
+    with connect(target) as client:
+        memory = client.create_memory("aloud", memory_text="a b")
+        assert client.attend("aloud", text="", memory=memory, outputs=WEIGHTS).key_tokens == ("a", "b")
+
+
+def test_memories_and_their_end(connect, target):
+    """Memories are listed by model, newest first, and forgotten one by one."""
+    with connect(target) as client:
+        first = client.create_memory("any", key=X)
+        second = client.create_memory("any", key=X[:2])
+        client.create_memory("aloud", memory_text="a")
+        assert [memory.id for memory in client.memories("any")] == [second.id, first.id]
+        client.delete_memory(first)
+        (listed,) = client.memories("any")
+        client.delete_memory(listed)
+        assert client.memories("any") == []
+        with pytest.raises(NotFound) as caught:
+            client.delete_memory(first)
+        assert caught.value.field == "id"
+
+
+def test_what_is_gone_is_made_again(connect, target, service):
+    """A memory that is gone is created once, under the same id, and the call answered as if nothing had been."""
+    with connect(target) as client:
+        memory = client.create_memory("any", key=X, ttl=60)
+        before = client.attend("any", query=X, memory=memory).output
+        id_ = memory.id
+        service.memories.clear()
+        after = client.attend("any", query=X, memory=memory).output
+    np.testing.assert_array_equal(before, after)
+    first, again = service.created
+    assert first == again
+    assert service.attempts == 3
+    assert memory.id == id_ in service.memories
+
+
+def test_all_that_is_gone_is_made_at_once(connect, target, service):
+    """One call over several memories creates each of them once, and is repeated once."""
+    with connect(target) as client:
+        a, b = (client.create_memory("any", key=key) for key in (X, X[:2]))
+        service.memories.clear()
+        service.created.clear()
+        batch = [X, *(Sequence(query=X, memory=memory) for memory in (a, b, a))]
+        results = client.attend_batch("any", batch, outputs=WEIGHTS)
+    assert [result.weights.shape[-1] for result in results] == [5, 5, 2, 5]
+    assert len(service.created) == 2
+    assert service.attempts == 2
+
+
+def test_a_new_version_has_its_own(connect, target, service):
+    """When the model's default version is replaced, the memory is made for the new one, and keeps its new name."""
+    with connect(target) as client:
+        memory = client.create_memory("any", key=X)
+        old = memory.id
+        service.version = 2
+        assert client.attend("any", query=X, memory=memory).version == 2
+        assert client.attend("any", query=X, memory=memory).version == 2
+    assert memory.version == 2
+    assert memory.id != old
+    assert len(service.created) == 2
+
+
+def test_a_version_asked_for_gets_its_own(connect, target):
+    """A memory follows the version that the call asks for."""
+    with connect(target) as client:
+        memory = client.create_memory("any", key=X)
+        assert client.attend("any", query=X, memory=memory, version=7).version == memory.version == 7
+
+
+@pytest.mark.parametrize("kind", ["id", "listed", "of another model"])
+def test_what_cannot_be_made_again(connect, target, service, kind):
+    """An id, a memory that was listed, and one of another model are not created: the call says what it misses."""
+    with connect(target) as client:
+        made = client.create_memory("another" if kind == "of another model" else "any", key=X)
+        memory = {"id": made.id, "listed": next(iter(client.memories(made.model)))}.get(kind, made)
+        if kind != "of another model":
+            client.delete_memory(made)
+        with pytest.raises(NotFound) as caught:
+            client.attend_batch("any", [X, Sequence(query=X, memory=memory)])
+    assert caught.value.field == "inputs[1].memory"
+    assert len(service.created) == service.attempts == 1
+
+
+def test_other_things_not_found(connect, target, service):
+    """A missing model is no missing memory: nothing is created for it."""
+    service.failures = [Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no model")]
+    with connect(target) as client:
+        memory = client.create_memory("any", key=X)
+        with pytest.raises(NotFound, match="no model"):
+            client.attend("any", query=X, memory=memory)
+    assert len(service.created) == 1
+
+
+def test_a_server_that_keeps_nothing(connect, target, service):
+    """A memory that is lost again and again is given up, with what the server said."""
+    service.memories = Forgetful()
+    with connect(target) as client, pytest.raises(NotFound, match="keeps no memory"):
+        client.attend("any", query=X, memory=client.create_memory("any", key=X))
+    assert service.attempts == 4
+
+
+def test_all_repetitions_share_the_deadline(connect, target, service, monkeypatch):
+    """The timeout is that of the whole call, with all that it creates and repeats."""
+    clock = iter([0.0, 0.0, *[31.0] * 9])
+    with connect(target) as client:
+        memory = client.create_memory("any", key=X)
+        service.memories.clear()
+        monkeypatch.setattr("attention_client.recreation.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        with pytest.raises(DeadlineExceeded):
+            client.attend("any", query=X, memory=memory, timeout=30)
+
+
+def test_two_servers_that_take_turns(connect, target, service, replica):
+    """Calls that go round two servers find their memory in both, after each has had it created."""
+    other_target, other_service = replica
+    with connect(f"{target},{other_target}") as client:
+        while not (service.attempts and other_service.attempts):
+            client.attend("any", query=X)
+        memory = client.create_memory("any", key=X)
+        for _ in range(6):
+            client.attend("any", query=X, memory=memory)
+        attempts = service.attempts + other_service.attempts
+        for _ in range(6):
+            client.attend("any", query=X, memory=memory)
+    assert memory.id in service.memories and memory.id in other_service.memories
+    assert service.attempts + other_service.attempts == attempts + 6
+
+
+class Forgetful(dict):
+    """Says what it was given, and keeps it for nobody."""
+
+    def get(self, _):
+        return None

@@ -1,0 +1,407 @@
+"""Learning from a user's own file: what it may hold, what comes of it, and that a run can be killed and taken up."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from attention_client import AttentionClient
+from attention_export.cli import app
+from attention_export.own_data import CheckpointError, DataError, Options, own_data
+from attention_export.own_data.rows import read_data
+from attention_export.own_data.vocabulary import make_tokenizer, split_words
+from attention_export.tasks.text import words
+from attention_export.training import OnProgress, Trained
+from attention_proto.attention.v1.attention_pb2 import Predictor
+from serving import start_server
+from typer.testing import CliRunner
+
+FILLERS = words("the a of in it was and to is for on with as by at from")
+GOOD, BAD = words("good great fine lovely"), words("bad poor awful dull")
+TOPICS = {"film": words("movie actor scene"), "food": words("soup dish plate")}
+KILLED_AT = 130  # rounds are of 50 steps: the second checkpoint is there, the third is not
+
+
+def which_first(rng):
+    """A text whose label depends on which of two words comes first."""
+    text = rng.choices(FILLERS, k=rng.randint(4, 9))
+    first, second = rng.sample(["cat", "dog"], 2)
+    at, after = sorted(rng.sample(range(len(text)), 2))
+    text[at], text[after] = first, second
+    return {"text": " ".join(text), "label": first}
+
+
+def review(rng):
+    """A text with two labels, each in one word."""
+    good, topic = rng.random() < 0.5, rng.choice(list(TOPICS))
+    text = [*rng.choices(FILLERS, k=rng.randint(2, 6)), rng.choice(GOOD if good else BAD), rng.choice(TOPICS[topic])]
+    rng.shuffle(text)
+    sentiment = "positive" if good else "negative"
+    return {"text": " ".join(text).capitalize() + "!", "label": {"topic": topic, "sentiment": sentiment}}
+
+
+def summed(rng):
+    """A label for each word; that of a number depends on whether "plus" stands anywhere."""
+    tokens = rng.choices([*FILLERS[:4], "one", "two", "three"], k=rng.randint(2, 6))
+    if rng.random() < 0.5:
+        tokens[rng.randrange(len(tokens))] = "plus"
+    number = "term" if "plus" in tokens else "count"
+    return {"tokens": tokens, "labels": [number if word in ("one", "two", "three") else "word" for word in tokens]}
+
+
+def signal(rng):
+    """Vectors, one of which is marked and has the sign that is asked for."""
+    vectors = [[round(rng.gauss(0, 0.7), 3) for _ in range(5)] for _ in range(rng.randint(2, 7))]
+    label = rng.choice(["up", "down"])
+    rng.choice(vectors)[:2] = [4.0, 2.0 if label == "up" else -2.0]
+    return {"vectors": vectors, "label": label}
+
+
+def lookup(rng):
+    """A question, and a memory that has its answer."""
+    names, places = rng.sample(words("ann bob cid eve fay"), 3), rng.choices(words("bonn lima oslo"), k=3)
+    asked = rng.randrange(3)
+    memory = [f"{name}={place}" for name, place in zip(names, places, strict=True)]
+    return {"text": f"where is {names[asked]}", "memory_tokens": memory, "label": places[asked]}
+
+
+def near(rng):
+    """A vector, and two in memory: which of them is it?"""
+    memory = [[rng.gauss(0, 1) for _ in range(4)] + [mark] for mark in (-1.0, 1.0)]
+    index = rng.randrange(2)
+    return {"vectors": [memory[index][:4]], "memory_vectors": memory, "label": ["first", "second"][index]}
+
+
+def write(folder, rows):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def generate(folder, make, count, seed=0):
+    rng = random.Random(seed)
+    return write(folder, [make(rng) for _ in range(count)])
+
+
+def train(path, options, *, seed=0, checkpoint=None, on_progress: OnProgress = lambda _: None) -> Trained:
+    task = own_data(path, "mine", options, checkpoint)
+    return task.train(seed, task.steps, on_progress)
+
+
+def weights(trained):
+    model = trained.model
+    modules = [model.block, model.head, *([model.text.front] if model.text else [])]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def same(a, b):
+    """Whether two runs ended with the same bits."""
+    pairs = zip(weights(a), weights(b), strict=True)
+    return all(map(torch.equal, *zip(*pairs, strict=True))) and a.losses == b.losses
+
+
+class TestLearning:
+    @pytest.mark.parametrize(
+        ("make", "count", "options", "at_least"),
+        [
+            pytest.param(which_first, 500, Options("multi_head", steps=700), 0.95, id="order of words"),
+            pytest.param(summed, 400, Options("multi_head", steps=700), 0.95, id="a label for each word"),
+            pytest.param(signal, 400, Options("self_attention", width=32, steps=500), 0.95, id="vectors"),
+            pytest.param(lookup, 500, Options("cross_attention", steps=800), 0.95, id="question and memory"),
+            pytest.param(near, 500, Options("cross_attention", heads=2, width=32, steps=800), 0.8, id="two widths"),
+            pytest.param(signal, 400, Options("dot_product", steps=400), 0.65, id="vectors as they are"),
+        ],
+    )
+    def test_every_block_learns(self, tmp_path, make, count, options, at_least):
+        """Each kind of data, on rows that were never learned from, where the most frequent label is no help."""
+        trained = train(generate(tmp_path, make, count), options)
+        figures = trained.training.figures
+        assert figures["label.accuracy"] >= at_least
+        assert figures["label.majority"] < at_least - 0.1
+        assert trained.model.block.name == options.block
+
+    def test_several_labels_and_what_is_told_of_them(self, tmp_path):
+        """The plain dot product: embedding and head learn."""
+        trained = train(generate(tmp_path, review, 300), Options("dot_product", heads=2, epochs=60, held_out=0.25))
+        record = trained.training
+        assert {record.figures[f"{name}.accuracy"] for name in ("sentiment", "topic")} == {1.0}
+        assert record.figures.keys() >= {"loss", "best_step", "sentiment.majority", "topic.majority"}
+        assert (record.task, record.train_examples, record.held_out_examples) == ("data", 225, 75)
+        assert record.steps == len(trained.losses) <= 60 * 8
+        assert [(p.name, list(p.labels)) for p in trained.model.predictors] == [
+            ("sentiment", ["negative", "positive"]),
+            ("topic", ["film", "food"]),
+        ]
+        assert record.parameters == sum(weight.numel() for weight in weights(trained))
+
+    @pytest.mark.parametrize(("make", "rows"), [(summed, Predictor.ROWS_ALL), (signal, Predictor.ROWS_MEAN)])
+    def test_rows_that_are_read(self, tmp_path, make, rows):
+        """A tagger reads each row, a classifier their mean."""
+        trained = train(generate(tmp_path, make, 30), Options("self_attention", steps=1))
+        assert [predictor.rows for predictor in trained.model.predictors] == [rows]
+
+    def test_neighbours_in_a_batch_do_not_matter(self, tmp_path):
+        """Padding in training is hidden: the figures are those of one row at a time."""
+        path = generate(tmp_path, which_first, 60)
+        trained = train(path, Options("multi_head", steps=60))
+        right = []
+        for row in read_data(path, with_memory=False).rows:
+            tokens = torch.tensor(trained.model.text.tokenizer.encode(" ".join(row.sequence)).ids)
+            output = trained.model.block(*trained.model.text.front(tokens[None])).output
+            right.append(trained.model.head(output.mean(1))[0].argmax(-1).item())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            held_out = torch.randperm(60)[:12].tolist()
+        labels = [row["label"] for row in map(json.loads, path.read_text().splitlines())]
+        found = sum(["cat", "dog"][right[index]] == labels[index] for index in held_out) / 12
+        assert found == pytest.approx(trained.training.figures["label.accuracy"])
+
+    def test_ends_early_with_the_best_weights(self, tmp_path):
+        """Labels that follow from nothing: the sooner it ends the better."""
+        rng = random.Random(0)
+        rows = [{"text": " ".join(rng.choices(FILLERS, k=5)), "label": rng.choice("ab")} for _ in range(60)]
+        path = write(tmp_path, rows)
+        patient = train(path, Options("self_attention", steps=1_000, patience=3))
+        assert patient.training.steps == patient.training.figures["best_step"] + 150 < 1_000
+        at_best = train(path, Options("self_attention", steps=1_000, patience=4))
+        assert all(map(torch.equal, weights(patient), weights(at_best)))
+
+    def test_seed_decides(self, tmp_path):
+        path = generate(tmp_path, review, 40)
+        first, again, other = (train(path, Options("multi_head", steps=3), seed=seed) for seed in (0, 0, 1))
+        assert same(first, again)
+        assert not same(first, other)
+
+    def test_unknown_words_mean_something(self, tmp_path):
+        """New words are read: the unknown token is trained on words that are left out now and then."""
+        text = train(generate(tmp_path, review, 40), Options("self_attention", steps=3)).model.text
+        assert text.allow_unknown
+        assert text.tokenizer.encode("Zebra great!").ids[0] == 0 != text.tokenizer.encode("Zebra great!").ids[1]
+
+    def test_vectors_out_of_all_proportion(self, tmp_path):
+        rows = [{"vectors": [[3e38, 3e38], [-3e38, 3e38]], "label": label} for label in "ab" * 15]
+        with pytest.raises(ValueError, match="the held-out loss is nan; bring vectors to about the length 1"):
+            train(write(tmp_path, rows), Options("self_attention", steps=2))
+
+
+class TestWords:
+    def test_punctuation_behind_a_word_is_not_heard(self):
+        """As many words as a person counts; a mark that stands alone is one."""
+        assert split_words("Well, it WORKS!  (U.S. , 3.5)") == ("well", "it", "works", "(u.s", ",", "3.5)")
+
+    @pytest.mark.parametrize("text", ["It works.", "a , b", "\u00a0one\u2003two\x1cthree", "İstanbul's", "[UNK] here"])
+    def test_tokenizer_splits_alike(self, text):
+        """Or labels would fall out of step."""
+        tokenizer = make_tokenizer(split_words(text))
+        assert tuple(tokenizer.encode(text).tokens) == split_words(text)
+        assert tuple(type(tokenizer).from_str(tokenizer.to_str()).encode(text).tokens) == split_words(text)
+
+
+VECTORS = '{"vectors": [[1, 2], [3, 4]], "label": "a"}'
+TEXT = '{"text": "one two", "label": "a"}'
+TAGS = '{"text": "one two", "labels": ["a", "b"]}'
+NAMED = '{"text": "one two", "label": {"x": "a", "y": "b"}}'
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("rows", "said"),
+        [
+            ([TEXT, '{"text": '], r"line 2: the line is no JSON \(.*; write one object a line"),
+            ([TEXT, "[" * 100_000], r"line 2: the line is no JSON"),
+            (["[1]"], r"line 1: the line is a list; write an object"),
+            ([], r"has no rows; write one JSON object a line"),
+            (['{"label": "a"}'], r"line 1: text is missing, and so is tokens and vectors; give one"),
+            (['{"text": "a", "tokens": ["a"], "label": "a"}'], r"text comes with tokens; give one of them"),
+            (['{"text": 3, "label": "a"}'], r"line 1: text is a number; write a string"),
+            (['{"text": " ", "label": "a"}'], r"line 1: text has no words in it; write at least one"),
+            (['{"tokens": [], "label": "a"}'], r"tokens is empty; write a list of words, at least one"),
+            (['{"tokens": ["a", "b c"], "label": "a"}'], r"tokens\[1\] is 'b c'; write one word"),
+            (['{"tokens": ["a", null], "label": "a"}'], r"tokens\[1\] is null; write one word"),
+            (['{"vectors": [], "label": "a"}'], r"vectors is empty; write a list of vectors"),
+            (['{"vectors": [1, 2], "label": "a"}'], r"vectors\[0\] is a number; write a list of numbers"),
+            (['{"vectors": [[]], "label": "a"}'], r"vectors\[0\] is empty; write a list of numbers"),
+            (['{"vectors": [[1, "2"]], "label": "a"}'], r"vectors\[0\] has a string in it; write numbers only"),
+            (['{"vectors": [[1, true]], "label": "a"}'], r"vectors\[0\] has true in it; write numbers only"),
+            (['{"vectors": [[1, 2], [3]], "label": "a"}'], r"vectors\[1\] has 1 numbers where vectors\[0\] has 2"),
+            (['{"vectors": [[1], [NaN]], "label": "a"}'], r"vectors\[1\] has nan in it; write finite numbers"),
+            (
+                [f'{{"vectors": [[1{"0" * 400}]], "label": "a"}}'],
+                r"vectors\[0\] has 10{19} in it; write finite numbers",
+            ),
+            (['{"vectors": [[1e39]], "label": "a"}'], r"vectors\[0\] has 1e\+39 in it; write finite numbers"),
+            ([VECTORS, "", '{"vectors": [[1]], "label": "b"}'], r"line 3: .* of 1 numbers where line 1 has 2"),
+            ([TEXT, VECTORS], r"line 2: the sequence is of another kind than in line 1; use words in all rows, or"),
+            (['{"text": "a"}'], r"line 1: label is missing; give label for the whole sequence, or labels, one for"),
+            (['{"text": "a", "label": "a", "labels": ["a"]}'], r"label comes with labels; give label for"),
+            ([TEXT, TAGS], r"line 2: label is in some rows and labels in others; use the same in all"),
+            (['{"text": "a", "label": 1}'], r"line 1: label is a number; write a string, or an object of strings"),
+            (['{"text": "a", "label": ""}'], r"line 1: label is empty; write a string"),
+            (['{"text": "a", "label": {}}'], r"line 1: label is an empty object; name at least one label"),
+            (['{"text": "a", "label": {"x": ["a"]}}'], r"line 1: label\.x is a list; write a string"),
+            (['{"text": "a", "label": {"a b": "a"}}'], r"label has the name 'a b'; use a letter"),
+            (['{"text": "a", "label": {"output": "a"}}'], r"label has the name 'output'; use a letter"),
+            ([NAMED, TEXT], r"line 2: label names label where line 1 names x, y; use the same names in all rows"),
+            (['{"text": "one two", "labels": "a"}'], r"labels is a string; write a list with a label for each"),
+            (['{"text": "one two", "labels": ["a", 1]}'], r"labels\[1\] is a number; write a string"),
+            ([TAGS, '{"text": "one two", "labels": ["a"]}'], r"line 2: labels has 1 labels for a sequence of 2"),
+            ([TEXT, TEXT], r"rows\.jsonl: label is 'a' everywhere; there must be at least two classes to learn"),
+            (['{"text": "a", "memory_text": "b", "label": "a"}'], r"memory_text is for cross_attention; leave it out"),
+            ([TEXT, TEXT.replace('"a"', '"b"')] * 4, r"has 8 rows, of which 2 would be held out; at least 5 are"),
+        ],
+    )
+    def test_rows_that_cannot_be_learned_from(self, tmp_path, rows, said):
+        """File, line, field, and what would do."""
+        with pytest.raises(DataError, match=said) as caught:
+            own_data(write(tmp_path, rows), "mine", Options("self_attention"))
+        assert str(caught.value).startswith(str(tmp_path / "rows.jsonl"))
+        assert len(str(caught.value)) < len(str(tmp_path)) + 300
+
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [
+            (TEXT, "line 1: memory_text is missing, and so is memory_tokens and memory_vectors; give one"),
+            ('{"text": "a", "memory_vectors": [[1]], "label": "a"}', "line 1: the memory is of another kind than the"),
+            ('{"text": "a", "memory_tokens": ["b c"], "label": "a"}', r"memory_tokens\[0\] is 'b c'; write one word"),
+        ],
+    )
+    def test_rows_of_cross_attention(self, tmp_path, row, said):
+        with pytest.raises(DataError, match=said):
+            own_data(write(tmp_path, [row]), "mine", Options("cross_attention"))
+
+    def test_bytes_that_are_no_text(self, tmp_path):
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(b'{"text": "\xff\xfe", "label": "a"}\n')
+        with pytest.raises(DataError, match="line 1: the line is no JSON"):
+            own_data(path, "mine", Options("self_attention"))
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"epochs": 1, "steps": 1}, "two ways to say one thing"),
+            ({"held_out": 1.0}, "held_out is 1; give a share between 0 and 1"),
+            ({"block": "dot_product", "width": 3}, "dot_product works on your vectors as they are"),
+            ({"heads": 3}, "3 heads do not divide the width 64"),
+            ({"block": "dot_product", "heads": 2}, "2 heads do not divide the width 5"),
+        ],
+    )
+    def test_options_that_do_not_fit(self, tmp_path, options, said):
+        with pytest.raises(ValueError, match=said):
+            train(generate(tmp_path, signal, 30), Options(**{"block": "multi_head", **options}))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from attention_export.own_data import Options, own_data
+
+def wait_to_be_killed(*_):
+    print("ready", flush=True)
+    sys.stdin.read()
+
+def on_progress(progress):
+    if progress.step == {at}:
+        {then}
+
+path, checkpoint = map(Path, sys.argv[1:])
+task = own_data(path, "mine", Options("multi_head", steps=250), checkpoint)
+task.train(0, task.steps, on_progress)
+"""
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize(
+        ("then", "partial"),
+        [("wait_to_be_killed()", False), ("os.fsync = wait_to_be_killed", True)],
+        ids=["in a step", "while the checkpoint is written"],
+    )
+    def test_a_killed_run_goes_on_as_if_nothing_had_been(self, tmp_path, then, partial):
+        """Bit for bit, and without the steps that it had done."""
+        path, checkpoint = generate(tmp_path, which_first, 200), tmp_path / "checkpoint"
+        command = [sys.executable, "-c", KILLED.format(at=KILLED_AT, then=then), path, checkpoint]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "ready\n"
+            process.kill()
+        assert {file.name for file in checkpoint.iterdir()} == {
+            "checkpoint.pt",
+            *([".checkpoint.pt.partial"] if partial else []),
+        }
+        seen = []
+        options = Options("multi_head", steps=250)
+        resumed = train(path, options, checkpoint=checkpoint, on_progress=lambda progress: seen.append(progress.step))
+        assert seen == list(range(101, 251))
+        assert same(resumed, train(path, options))
+
+    def test_a_finished_run_is_not_run_again(self, tmp_path):
+        path, options = generate(tmp_path, review, 40), Options("self_attention", steps=60)
+        first = train(path, options, checkpoint=tmp_path / "c")
+        seen = []
+        assert same(first, train(path, options, checkpoint=tmp_path / "c", on_progress=seen.append))
+        assert not seen
+
+    def test_of_another_run(self, tmp_path):
+        """It says what differs."""
+        path, checkpoint = generate(tmp_path, review, 40), tmp_path / "c"
+        train(path, Options("self_attention", steps=2), checkpoint=checkpoint)
+        with pytest.raises(
+            CheckpointError, match=r"is of another run: heads was 0 and is 2; seed was 0 and is 1\. Give"
+        ):
+            train(path, Options("self_attention", heads=2, steps=2), seed=1, checkpoint=checkpoint)
+        generate(tmp_path, review, 40, seed=1)
+        with pytest.raises(CheckpointError, match=r"is of another run: the data differs\. Give"):
+            train(path, Options("self_attention", steps=2), checkpoint=checkpoint)
+
+    @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+    def test_damaged(self, tmp_path, damage):
+        """Nor is a file with code in it run."""
+        (tmp_path / "c").mkdir()
+        file = tmp_path / "c" / "checkpoint.pt"
+        if damage is None:
+            torch.save({"run": {}, "state": Path("x")}, file)
+        else:
+            file.write_bytes(damage)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pt is no checkpoint of this program, or is damaged"):
+            train(generate(tmp_path, review, 40), Options("self_attention", steps=2), checkpoint=tmp_path / "c")
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "give a task, one of retrieval, roles, numbers, or --data FILE, not both"),
+            (["roles", "--data", "rows.jsonl"], "give a task, one of retrieval, roles, numbers, or --data FILE, not"),
+            (["--data", "rows.jsonl"], "--data needs --block, one of dot_product, self_attention"),
+            (["roles", "--heads", "2", "--checkpoint", "c"], "--checkpoint, --heads: only with --data"),
+            (["--data", "rows.jsonl", "--block", "multi_head", "--name", "x"], "rows.jsonl, line 1: text is missing"),
+        ],
+    )
+    def test_what_does_not_go_together(self, tmp_path, monkeypatch, arguments, said):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path, ["{}"])
+        result = CliRunner().invoke(app, ["train", *arguments])
+        assert result.exit_code == 1
+        assert said in result.output
+
+    def test_from_file_to_service(self, tmp_path):
+        """What the command trained answers over the wire what it learned."""
+        data, figure, models = generate(tmp_path, lookup, 500), tmp_path / "figures" / "figure.png", tmp_path / "models"
+        arguments = ["--data", data, "--block", "cross_attention", "--name", "places", "--steps", 800]
+        arguments += ["--figure", figure, "--models", models]
+        result = CliRunner().invoke(app, ["train", *map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        assert "label.majority" in result.output
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        memory = {"ann": "lima", "cid": "oslo", "eve": "bonn"}
+        with start_server(models) as server, AttentionClient(server.grpc) as client:
+            for name, place in memory.items():
+                answer = client.attend(
+                    "places",
+                    text=f"Where was {name}?",  # "was" is new to it
+                    memory_text=" ".join("=".join(pair) for pair in memory.items()),
+                    outputs=["weights", "predictions"],
+                )
+                assert [each.label for each in answer.predictions] == [place]
+                assert answer.weights.shape == (4, 3, 3)

@@ -1,0 +1,145 @@
+"""The server in the tests' own process, put together as `app.py` does, over graphs that a test can hold up or break."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attention_server.engine import Engine
+from attention_server.grpc.server import GrpcServer
+from attention_server.memories import MemoryStore
+from attention_server.repository import Repository
+from attention_server.rest.server import RestServer
+from attention_server.scheduler import Scheduler
+from attention_server.service import Limits, Service
+
+MIB = 2**20
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for a condition that no event tells of; after so many seconds, fail."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come"
+        threading.Event().wait(0.001)  # lets the other threads run
+
+
+@dataclass
+class Gate:
+    """What every run of a graph passes; open, and counting, until a test closes or breaks it."""
+
+    fault: Exception | None = None
+    runs: int = 0
+    arrived: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.opened.set()
+
+    def close(self) -> None:
+        """Hold up the runs that come from now on; `arrived` is set when one is there."""
+        self.arrived.clear()
+        self.opened.clear()
+
+    def open(self) -> None:
+        self.opened.set()
+
+    def pass_through(self) -> None:
+        self.runs += 1
+        self.arrived.set()
+        assert self.opened.wait(60)
+        if self.fault:
+            raise self.fault
+
+
+class GatedGraph:
+    """A real graph, behind a gate."""
+
+    def __init__(self, graph, gate: Gate) -> None:
+        self._graph, self._gate = graph, gate
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+
+    def run(self, outputs, feeds):
+        self._gate.pass_through()
+        return self._graph.run(outputs, feeds)
+
+
+class GatedEngine(Engine):
+    """A real engine whose graphs stand behind one gate."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__("cpu", threads=1)
+        self._gate = gate
+
+    def open(self, content):
+        return GatedGraph(super().open(content), self._gate)
+
+
+@dataclass
+class Composed:
+    """A running server: where it listens, and its parts."""
+
+    rest: str
+    grpc: str
+    gate: Gate
+    repository: Repository
+    scheduler: Scheduler
+    grpc_server: GrpcServer
+    rest_server: RestServer
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.rest}"
+
+
+@contextmanager
+def composed(
+    models: Path,
+    *,
+    slots: int = 1,
+    max_queued: int = 8,
+    load: bool = True,
+    message_mib: int = 256,
+    answer_mib: int = 1024,
+) -> Iterator[Composed]:
+    """Run a server in threads of this process until the block ends."""
+    gate = Gate()
+    repository = Repository(models, GatedEngine(gate))
+    scheduler = Scheduler(slots, max_queued)
+    service = Service(repository, scheduler, MemoryStore(MIB), Limits(1024, answer_mib * MIB, 600.0))
+    requests = slots + max_queued
+    rest = RestServer(service, "127.0.0.1", 0, requests=requests, max_message_bytes=message_mib * MIB)
+    grpc = GrpcServer(
+        service,
+        "127.0.0.1:0",
+        requests=requests,
+        max_message_bytes=message_mib * MIB,
+    )
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with rest.running():
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    grpc.start()
+    try:
+        if load:
+            repository.load()
+            grpc.set_serving(True)
+        gate.runs = 0
+        gate.arrived.clear()
+        addresses = (f"127.0.0.1:{port}" for port in (rest.port, grpc.port))
+        yield Composed(*addresses, gate, repository, scheduler, grpc, rest)
+    finally:
+        gate.open()
+        grpc.stop(30)
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+        scheduler.close()

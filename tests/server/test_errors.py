@@ -1,0 +1,355 @@
+"""The table of errors: every cause has its codes, over both transports; our own faults are in the log alone."""
+
+import inspect
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server import errors
+from attention_server.engine import Engine
+from attention_server.repository import Repository
+from attention_server.rest.attention import error_response
+from attention_server.translate.errors import CODES, code_of, to_json, to_status
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from tests.conftest import TRANSPORTS, Refused, refused, refused_by_grpc, refused_by_http
+from tests.server.composed import composed, wait_until
+
+TABLE = {
+    "InvalidRequest": ("INVALID_ARGUMENT", 400),
+    "NotFound": ("NOT_FOUND", 404),
+    "TooLarge": ("RESOURCE_EXHAUSTED", 413),
+    "Unavailable": ("UNAVAILABLE", 503),
+    "DeadlineExceeded": ("DEADLINE_EXCEEDED", 504),
+    "Unimplemented": ("UNIMPLEMENTED", 501),
+    "Cancelled": ("CANCELLED", 499),
+}
+CAUSES = [
+    cause
+    for _, cause in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(cause, errors.AttentionServiceError) and cause is not errors.AttentionServiceError
+]
+QUERY = np.ones((2, 3), np.float32)
+
+
+@pytest.fixture
+def dot_only(repository, tmp_path):
+    """A repository of one small model."""
+    (tmp_path / "dot").symlink_to(repository / "dot")
+    return tmp_path
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_every_cause_has_its_codes(cause):
+    """Each class of error stands in the one table, with the codes that DESIGN.md gives it, field and all."""
+    error = cause("the reason", field="a.field")
+    grpc_code, http = TABLE[cause.__name__]
+    status = to_status(error, "id-1")
+    assert status.code == grpc.StatusCode[grpc_code].value[0]
+    assert "the reason" in status.message
+    details = {}
+    for packed in status.details:
+        for kind in (BadRequest, RequestInfo, RetryInfo):
+            if packed.Is(kind.DESCRIPTOR):
+                details[kind] = kind.FromString(packed.value)
+    assert details[RequestInfo].request_id == "id-1"
+    assert details[BadRequest].field_violations[0].field == "a.field"
+    assert (RetryInfo in details) == (cause is errors.Unavailable)
+    content = to_json(error, "id-1")["error"]
+    assert (content["code"], content["status"], content["field"], content["request_id"]) == (
+        http,
+        grpc_code,
+        "a.field",
+        "id-1",
+    )
+    response = error_response(error, "id-1")
+    assert response.status_code == http
+    assert ("retry-after" in response.headers) == (cause is errors.Unavailable)
+
+
+def test_the_table_and_the_tree_agree():
+    """No class is missing from the table, and none of the tree's drawing from the classes."""
+    assert set(CODES) == set(CAUSES)
+    for cause in CAUSES:
+        assert cause.__name__ in (errors.__doc__ or "")
+
+
+def test_a_subclass_has_its_parents_code():
+    """A narrower error that someone adds is told as its parent, not as a fault within the handling of faults."""
+
+    class Narrower(errors.NotFound):
+        pass
+
+    assert code_of(Narrower("x")).http == 404
+
+
+def test_what_is_no_error_of_ours_is_internal():
+    """Any other exception is INTERNAL and 500, and its words stay here."""
+    for error in (ValueError("secret"), TimeoutError("secret"), KeyError("secret"), AssertionError("secret")):
+        assert code_of(error).http == 500
+        assert to_status(error, "id").message == to_json(error, "id")["error"]["message"] == "internal error"
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("secret /etc/path"), TimeoutError("secret"), MemoryError("secret")], ids=repr
+)
+def test_a_fault_of_ours(dot_only, connect, name, fault):
+    """A fault inside says "internal error" and the request's id to the caller, and everything to the log."""
+    with composed(dot_only) as server, capture_logs() as logs:
+        transport = connect(name, server.rest, server.grpc)
+        server.gate.fault = fault
+        with refused("INTERNAL", "") as caught:
+            transport.attend("dot", query=QUERY, request_id="the-id")
+        assert caught.value.message == "internal error"
+        assert caught.value.request_id == "the-id"
+        (entry,) = (entry for entry in logs if entry["log_level"] == "error")
+        assert entry["request_id"] == "the-id"
+        assert entry["exc_info"]
+        server.gate.fault = None
+        assert transport.outputs("dot", query=QUERY)["output"].shape == (2, 3)  # and it goes on
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_a_full_queue(dot_only, connect, name):
+    """What comes when the queue is full is refused as unavailable, with a time to try again; the rest is answered."""
+    with composed(dot_only, slots=1, max_queued=1) as server, ThreadPoolExecutor(3) as callers:
+        transport = connect(name, server.rest, server.grpc)
+        server.gate.close()
+        running = callers.submit(transport.attend, "dot", query=QUERY)
+        assert server.gate.arrived.wait(30)
+        queued = callers.submit(transport.attend, "dot", query=QUERY)
+        wait_until(lambda: len(server.scheduler._queue) == 1)
+        too_many = callers.submit(transport.attend, "dot", query=QUERY)
+        try:
+            with refused("UNAVAILABLE", None, "full") as caught:
+                too_many.result(3)
+            assert caught.value.retry_after >= 1
+        finally:
+            server.gate.open()
+        for answer in (running, queued):
+            assert len(answer.result(30)["results"]) == 1
+
+
+@pytest.mark.parametrize("name", ["rest-json", "grpc"])
+@pytest.mark.parametrize("timeout", [None, 1e6, 1e12, 1e18, 1e300, float("inf")])
+def test_a_queued_request_of_any_patience(dot_only, connect, name, timeout):
+    """A request that has to queue is answered in the end, whether its caller set no deadline or a very far one."""
+    if name == "grpc" and timeout is not None and timeout > 1e9:
+        pytest.skip("no deadline that gRPC has a form for")
+    with composed(dot_only, slots=1) as server, ThreadPoolExecutor(2) as callers:
+        transport = connect(name, server.rest, server.grpc)
+        server.gate.close()
+        running = callers.submit(transport.attend, "dot", query=QUERY)
+        assert server.gate.arrived.wait(30)
+        queued = callers.submit(transport.attend, "dot", query=QUERY, timeout=timeout)
+        wait_until(lambda: len(server.scheduler._queue) == 1 or queued.done())
+        server.gate.open()
+        for answer in (running, queued):
+            assert len(answer.result(30)["results"]) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSPORTS if name != "grpc"])
+def test_a_deadline_behind_more_than_the_queue_holds(dot_only, connect, name):
+    """However many wait, a caller has an answer by its deadline."""
+    with composed(dot_only, slots=1, max_queued=1) as server, ThreadPoolExecutor(3) as callers:
+        transport = connect(name, server.rest, server.grpc)
+        server.gate.close()
+        waiting = [callers.submit(transport.attend, "dot", query=QUERY)]
+        assert server.gate.arrived.wait(30)
+        waiting.append(callers.submit(transport.attend, "dot", query=QUERY))
+        wait_until(lambda: len(server.scheduler._queue) == 1)
+        impatient = callers.submit(transport.attend, "dot", query=QUERY, timeout=0.2)
+        try:
+            with pytest.raises(Refused) as caught:
+                impatient.result(3)
+            assert caught.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+        finally:
+            server.gate.open()
+        for answer in waiting:
+            answer.result(30)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_health_while_the_queue_is_full(dot_only, connect, name):
+    """Health answers at once while every slot and place is taken."""
+    with composed(dot_only, slots=1, max_queued=1) as server, ThreadPoolExecutor(2) as callers:
+        transport = connect(name, server.rest, server.grpc)
+        server.gate.close()
+        answers = [callers.submit(transport.attend, "dot", query=QUERY)]
+        assert server.gate.arrived.wait(30)
+        answers.append(callers.submit(transport.attend, "dot", query=QUERY))
+        wait_until(lambda: len(server.scheduler._queue) == 1)
+        assert requests.get(f"{server.url}/healthz", timeout=5).status_code == 200
+        assert requests.get(f"{server.url}/readyz", timeout=5).status_code == 200
+        assert requests.get(f"{server.url}/v1/models", timeout=5).status_code == 200
+        with grpc.insecure_channel(server.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            assert (
+                health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+                == health_pb2.HealthCheckResponse.SERVING
+            )
+        server.gate.open()
+        for answer in answers:
+            answer.result(30)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_while_loading(dot_only, connect, name):
+    """While models load, the process is alive and not ready, and requests are refused as unavailable."""
+    with composed(dot_only, load=False) as server:
+        with refused("UNAVAILABLE", None, "loading") as caught:
+            connect(name, server.rest, server.grpc).attend("dot", query=QUERY)
+        assert caught.value.retry_after >= 1
+        assert requests.get(f"{server.url}/healthz", timeout=5).status_code == 200
+        for path in ("/readyz", "/v1/models", "/v1/models/dot"):
+            assert requests.get(f"{server.url}{path}", timeout=5).status_code == 503
+        with grpc.insecure_channel(server.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for service in ("", "attention.v1.AttentionService"):
+                answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+                assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_a_deadline_in_the_queue(dot_only, connect, name):
+    """A request whose deadline passes in the queue is refused then, and never runs."""
+    with composed(dot_only, slots=1) as server, ThreadPoolExecutor(1) as callers:
+        transport = connect(name, server.rest, server.grpc)
+        server.gate.close()
+        running = callers.submit(transport.attend, "dot", query=QUERY)
+        assert server.gate.arrived.wait(30)
+        with refused("DEADLINE_EXCEEDED"):
+            connect(name, server.rest, server.grpc).attend("dot", query=QUERY, timeout=0.1)
+        server.gate.open()
+        running.result(30)
+        transport.attend("dot", query=QUERY)
+        assert server.gate.runs == 2
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_a_deadline_while_running(dot_only, connect, name):
+    """A request whose deadline passes while it runs is refused then: its caller does not wait for the computation."""
+    with composed(dot_only, slots=1) as server, ThreadPoolExecutor(1) as callers:
+        server.gate.close()
+        answer = callers.submit(connect(name, server.rest, server.grpc).attend, "dot", query=QUERY, timeout=0.2)
+        assert server.gate.arrived.wait(30)
+        try:
+            with refused("DEADLINE_EXCEEDED"):
+                answer.result(2)
+        finally:
+            server.gate.open()
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSPORTS if name != "grpc"])
+def test_an_answer_that_is_late(dot_only, connect, name):
+    """An answer that was computed after its deadline is not sent as if it had been in time."""
+    with composed(dot_only, slots=1) as server, ThreadPoolExecutor(1) as callers:
+        server.gate.close()
+        answer = callers.submit(connect(name, server.rest, server.grpc).attend, "dot", query=QUERY, timeout=0.05)
+        assert server.gate.arrived.wait(30)
+        late = time.monotonic() + 0.1
+        wait_until(lambda: time.monotonic() > late)
+        server.gate.open()
+        with refused("DEADLINE_EXCEEDED"):
+            answer.result(5)
+
+
+def test_a_grpc_call_cancelled_in_the_queue(dot_only):
+    """A gRPC call whose caller has gone never runs."""
+    message = pb.AttendRequest(
+        model="dot",
+        inputs=[pb.Sequence(query=pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=QUERY.shape, data=QUERY.tobytes()))],
+    )
+    with composed(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
+        stub = AttentionServiceStub(channel)
+        server.gate.close()
+        running = stub.Attend.future(message)
+        assert server.gate.arrived.wait(30)
+        gone = stub.Attend.future(message)
+        wait_until(lambda: len(server.scheduler._queue) == 1)
+        job = server.scheduler._queue[0]
+        gone.cancel()
+        wait_until(job.future.cancelled)
+        server.gate.open()
+        running.result(30)
+        stub.Attend(message)
+        assert server.gate.runs == 2
+
+
+def test_a_http_request_whose_caller_has_gone(dot_only):
+    """An HTTP request whose caller hangs up in the queue never runs."""
+    body = b'{"query": [[1.0]]}'
+    head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with composed(dot_only, slots=1) as server, ThreadPoolExecutor(1) as callers:
+        host, port = server.rest.split(":")
+        server.gate.close()
+        running = callers.submit(
+            requests.post, f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=60
+        )
+        assert server.gate.arrived.wait(30)
+        with socket.create_connection((host, int(port))) as caller:
+            caller.sendall(head + body)
+            wait_until(lambda: len(server.scheduler._queue) == 1)
+            job = server.scheduler._queue[0]
+        try:
+            wait_until(job.future.cancelled, 2)
+        finally:
+            server.gate.open()
+        assert running.result(30).status_code == 200
+        assert (
+            requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=60).status_code == 200
+        )
+        assert server.gate.runs == 2
+
+
+def test_what_is_not_offered_yet(server):
+    """A method of the contract that is not offered says so."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(AttentionServiceStub(channel).AttendStream(iter([])))
+        assert refused_by_grpc(caught.value).code == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/x", 404),
+        ("GET", "/v1/models/a/b", 404),
+        ("POST", "/v1/models", 405),
+        ("DELETE", "/v1/models/dot", 405),
+        ("POST", "/healthz", 405),
+    ],
+)
+def test_routes_that_are_not_there(server, method, path, status):
+    """An unknown path or method is refused in the form of every other error, with the request's id."""
+    response = requests.request(method, f"{server.url}{path}", headers={"x-request-id": "the-id"}, timeout=5)
+    assert response.status_code == status
+    error = refused_by_http(response)
+    assert error.request_id == response.headers["x-request-id"] == "the-id"
+
+
+def test_a_large_request_over_both(server, connect):
+    """Refusals of large requests arrive: the body is read before the answer is sent."""
+    big = np.zeros((2000, 1000), np.float32)
+    for name in TRANSPORTS:
+        with pytest.raises(Refused) as caught:
+            connect(name, server.rest, server.grpc).attend("self", query=big)
+        assert caught.value.code == "INVALID_ARGUMENT"
+
+
+def test_a_repository_that_fails_stays_not_ready(tmp_path):
+    """A repository that cannot be loaded never says that it is ready."""
+    repository = Repository(tmp_path, Engine("cpu", threads=1))
+    with pytest.raises(Exception, match="no model"):
+        repository.load()
+    assert not repository.ready

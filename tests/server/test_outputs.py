@@ -1,0 +1,204 @@
+"""Output specs: which heads and rows, reduced how, the largest only, in which format, under which name."""
+
+import numpy as np
+import pytest
+
+from tests.conftest import refused
+from tests.server.reference import CLOSE, STAGES, read_block
+
+RNG = np.random.default_rng(0)
+QUERY = RNG.standard_normal((4, 16)).astype(np.float32)
+KEY = RNG.standard_normal((6, 12)).astype(np.float32)
+VALUE = RNG.standard_normal((6, 10)).astype(np.float32)
+VECTORS = {"query": QUERY, "key": KEY, "value": VALUE}
+
+
+@pytest.fixture
+def stages(repository):
+    """All stages of `cross` for these vectors."""
+    return read_block(repository, "cross").stages(**VECTORS)
+
+
+def only(transport, **spec):
+    """Ask for one output; return its value."""
+    (value,) = transport.outputs("cross", outputs=[spec], **VECTORS).values()
+    return value
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "output"])
+def test_heads_chosen(transport, stages, stage):
+    """`heads` chooses heads, in the order given, repeated where repeated."""
+    value = only(transport, name=stage, heads=[2, 0, 2])
+    np.testing.assert_allclose(value, stages[stage][[2, 0, 2]], **CLOSE)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_rows_chosen(transport, stages, stage):
+    """`rows` chooses query positions, or key positions of k and v, in the order given; -1 is the last."""
+    value = only(transport, name=stage, rows=[-1, 0, 2, -4])
+    np.testing.assert_allclose(value, stages[stage][..., [-1, 0, 2, -4], :], **CLOSE)
+
+
+def test_rows_of_keys_are_counted_by_keys(transport, stages):
+    """Row 5 of six keys is there for `v`, though there are four queries."""
+    np.testing.assert_allclose(only(transport, name="v", rows=[5, -6]), stages["v"][:, [5, -6]], **CLOSE)
+
+
+@pytest.mark.parametrize(("reduce", "reduced"), [("mean", np.mean), ("max", np.max)])
+@pytest.mark.parametrize("stage", ["weights", "scores", "heads", "q", "k", "v"])
+def test_reduced(transport, stages, stage, reduce, reduced):
+    """`reduce` makes the heads one; the rank stays, with H = 1."""
+    value = only(transport, name=stage, reduce=reduce)
+    assert value.shape[0] == 1
+    np.testing.assert_allclose(value, reduced(stages[stage], axis=0, keepdims=True), **CLOSE)
+
+
+def test_heads_chosen_before_the_reduction(transport, stages):
+    """Heads and rows are chosen first, then the heads chosen are reduced."""
+    value = only(transport, name="weights", heads=[3, 1], rows=[2], reduce="max")
+    np.testing.assert_allclose(value, stages["weights"][[3, 1]][:, [2]].max(0, keepdims=True), **CLOSE)
+
+
+@pytest.mark.parametrize("k", [1, 4, 6, 100])
+@pytest.mark.parametrize("options", [{}, {"reduce": "mean"}, {"heads": [1], "rows": [-1, 0]}])
+@pytest.mark.parametrize("stage", ["weights", "scores"])
+def test_top_k(transport, stages, stage, options, k):
+    """`top_k` sends each row's k largest over keys, after choice and reduction, descending; k over S is S."""
+    indices, values = only(transport, name=stage, top_k=k, **options)
+    whole = stages[stage]
+    if "heads" in options:
+        whole = whole[options["heads"]][:, options["rows"]]
+    if "reduce" in options:
+        whole = whole.mean(0, keepdims=True)
+    expected = np.argsort(-whole, axis=-1)[..., :k]
+    assert indices.dtype == np.uint16
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_allclose(values, np.take_along_axis(whole, expected, -1), **CLOSE)
+
+
+def test_ties_go_to_the_lower_index(transport):
+    """Of equal weights the lower position comes first."""
+    x = np.zeros((5, 3), np.float32)
+    indices, values = transport.outputs("dot", query=x, outputs=[{"name": "weights", "top_k": 3}])["weights"]
+    np.testing.assert_array_equal(indices, np.tile([0, 1, 2], (1, 5, 1)))
+    np.testing.assert_allclose(values, 0.2)
+
+
+@pytest.mark.parametrize("stage", ["weights", "scores"])
+def test_masked_keys_come_last(transport, stage):
+    """A masked key comes after every other, though its score be the largest or its weight tie with an underflow."""
+    query = np.array([[100.0]], np.float32)
+    key = np.array([[9.0], [-9.0], [1.0], [-1.0]], np.float32)
+    mask = {"allowed": np.array([False, True, True, True])}
+    spec = {"name": stage, "top_k": 4}
+    indices = transport.outputs("dot", query=query, key=key, mask=mask, outputs=[spec])[stage].indices
+    assert indices[0, 0].tolist()[0] == 2
+    assert indices[0, 0].tolist()[-1] == 0
+
+
+def test_masked_in_every_head_is_masked_after_reduction(transport, repository):
+    """After a reduction a key is masked when it is in all heads that were chosen, and not before."""
+    allowed = np.ones((4, 1, 6), bool)
+    allowed[:, :, 0] = False
+    allowed[2, :, 1] = False
+    spec = {"name": "scores", "top_k": 6, "reduce": "max", "heads": [2]}
+    mask = {"allowed": allowed}
+    indices = transport.outputs("cross", mask=mask, outputs=[spec], **VECTORS)["scores"].indices
+    assert (np.sort(indices[0, :, 4:], -1) == [0, 1]).all()
+    both = transport.outputs("cross", mask=mask, outputs=[spec | {"heads": [2, 3]}], **VECTORS)["scores"].indices
+    assert (both[0, :, 5] == 0).all()
+
+
+def test_half_precision(transport, stages):
+    """`data_type` FP16 sends half precision, of top k's values too."""
+    weights = only(transport, name="weights", data_type="FP16")
+    assert weights.dtype == np.float16
+    np.testing.assert_allclose(weights, stages["weights"], rtol=1e-3, atol=1e-6)
+    assert only(transport, name="weights", data_type="FP16", top_k=2).values.dtype == np.float16
+
+
+def test_what_half_precision_cannot_hold(transport):
+    """A number over FP16's largest is refused by the option that asked for it, not sent as infinity."""
+    x = np.full((1, 1), 1e5, np.float32)
+    with refused("INVALID_ARGUMENT", "outputs[0].data_type", "FP32"):
+        transport.attend("dot", query=x, outputs=[{"name": "output", "data_type": "FP16"}])
+
+
+def test_two_forms_of_one_stage(transport, stages):
+    """`as` names an output; two forms of one stage need different ones; the order of the request is kept."""
+    specs = [{"name": "weights", "as": "z"}, {"name": "output"}, {"name": "weights", "as": "a", "heads": [1]}]
+    outputs = transport.outputs("cross", outputs=specs, **VECTORS)
+    assert list(outputs) == ["z", "output", "a"]
+    np.testing.assert_allclose(outputs["z"], stages["weights"], **CLOSE)
+    np.testing.assert_allclose(outputs["a"], stages["weights"][[1]], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [["output", "output"], ["q", {"name": "k", "as": "q"}], [{"name": "q", "as": "x"}, {"name": "k", "as": "x"}]],
+)
+def test_a_name_twice(transport, specs):
+    """Two outputs with one name are refused, at the second."""
+    with refused("INVALID_ARGUMENT", "outputs[1]", "as"):
+        transport.attend("cross", outputs=specs, **VECTORS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "word"),
+    [
+        ({"name": "weight"}, "outputs[0].name", "did you mean 'weights'"),
+        ({"name": "attention"}, "outputs[0].name", "scores"),
+        ({"name": ""}, "outputs[0].name", "weights"),
+        ({"name": "predictions"}, "outputs[0].name", "no head"),
+        ({"name": "weights", "heads": [4]}, "outputs[0].heads", "4"),
+        ({"name": "weights", "rows": [4]}, "outputs[0].rows", "4"),
+        ({"name": "weights", "rows": [-5]}, "outputs[0].rows", "4"),
+        ({"name": "k", "rows": [6]}, "outputs[0].rows", "6"),
+        ({"name": "output", "heads": [0]}, "outputs[0].heads", "heads"),
+        ({"name": "output", "reduce": "mean"}, "outputs[0].reduce", "heads"),
+        ({"name": "output", "top_k": 1}, "outputs[0].top_k", "weights"),
+        ({"name": "q", "top_k": 1}, "outputs[0].top_k", "weights"),
+        ({"name": "weights", "layers": ["second"]}, "outputs[0].layers", "second"),
+    ],
+)
+def test_what_is_not_offered(transport, spec, field, word):
+    """A name, head, row, layer or option that is not offered is refused by its field, with what would do."""
+    with refused("INVALID_ARGUMENT", field, word):
+        transport.attend("cross", outputs=[spec], **VECTORS)
+
+
+def test_heads_of_grouped_keys(transport, repository):
+    """`k` and `v` have the heads of keys and values, fewer than those of q in grouped-query attention."""
+    query, key, value = (RNG.standard_normal((3, width)).astype(np.float32) for width in (16, 8, 6))
+    vectors = {"query": query, "key": key, "value": value}
+    k = transport.outputs("grouped", outputs=["k"], **vectors)["k"]
+    assert k.shape == (2, 3, 4)
+    with refused("INVALID_ARGUMENT", "outputs[0].heads", "2"):
+        transport.attend("grouped", outputs=[{"name": "k", "heads": [2]}], **vectors)
+
+
+def test_the_second_of_several_is_named(transport):
+    """The field's path counts outputs from 0."""
+    with refused("INVALID_ARGUMENT", "outputs[1].name"):
+        transport.attend("cross", outputs=["q", "x"], **VECTORS)
+
+
+def test_layers_by_name(transport, stages, repository):
+    """The one layer of a plain block can be named, or meant by `*`; the output keeps its name."""
+    for layers in ([read_block(repository, "cross").layer["name"]], ["*"]):
+        outputs = transport.outputs("cross", outputs=[{"name": "weights", "layers": layers}], **VECTORS)
+        np.testing.assert_allclose(outputs["weights"], stages["weights"], **CLOSE)
+
+
+def test_indices_that_need_more_than_16_bits(transport):
+    """Positions past 65535 come as INT32."""
+    query, key = np.ones((1, 1), np.float32), np.zeros((65537, 1), np.float32)
+    key[-1] = 1
+    outputs = [{"name": "weights", "top_k": 1}]
+    top = transport.outputs("dot", query=query, key=key, outputs=outputs)["weights"]
+    assert top.indices.dtype == np.int32
+    assert top.indices.item() == 65536
+    top = transport.outputs("dot", query=query, key=key[1:], outputs=outputs)["weights"]
+    assert top.indices.dtype == np.uint16
+    assert top.indices.item() == 65535

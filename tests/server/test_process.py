@@ -1,0 +1,263 @@
+"""The process: how it is set, started and stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from attention_server.settings import Settings
+from pydantic_settings import CliApp
+
+from tests.conftest import ROOT, SERVER, clean_env, run_server, start_server
+from tests.server.composed import wait_until
+
+# Work for a second or so in a request of a few kilobytes: many times the largest of many.
+SLOW = {
+    "query": np.zeros((1500, 1), np.float32),
+    "outputs": [{"name": "scores", "as": f"s{i}", "top_k": 1, "rows": []} for i in range(8)],
+}
+SOME = {  # a value that is not the default, for every setting
+    "models": "/tmp",
+    "host": "127.0.0.2",
+    "rest_port": 1,
+    "grpc_port": 2,
+    "device": "cpu",
+    "slots": 3,
+    "max_queued": 4,
+    "max_message_mib": 5,
+    "max_answer_mib": 6,
+    "max_sequences": 7,
+    "memory_mib": 8,
+    "memory_ttl": 9.5,
+    "grace": 0.5,
+    "log_level": "error",
+    "log_format": "json",
+}
+
+
+@pytest.fixture
+def dot_only(repository, tmp_path):
+    """A repository of one small model."""
+    (tmp_path / "dot").symlink_to(repository / "dot")
+    return tmp_path
+
+
+# --- settings ---
+
+
+def test_every_setting_is_tried_here():
+    """A new setting is to be tried here too."""
+    assert SOME.keys() == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_each_setting_is_a_flag_and_a_variable(monkeypatch, name):
+    """Each setting can be given as a flag and as ATTENTION_*, to the same effect, and the flag wins."""
+    for variable in [variable for variable in os.environ if variable.startswith("ATTENTION_")]:
+        monkeypatch.delenv(variable)
+    default = getattr(CliApp.run(Settings, cli_args=[]), name)
+    flag = f"--{name.replace('_', '-')}"
+    by_flag = getattr(CliApp.run(Settings, cli_args=[flag, str(SOME[name])]), name)
+    assert str(by_flag) == str(SOME[name])
+    assert by_flag != default
+    monkeypatch.setenv(f"ATTENTION_{name.upper()}", str(SOME[name]))
+    assert getattr(CliApp.run(Settings, cli_args=[]), name) == by_flag
+    assert getattr(CliApp.run(Settings, cli_args=[flag, str(default)]), name) == default
+
+
+def test_set_by_variables_alone(dot_only):
+    """The command obeys its variables."""
+    env = {"ATTENTION_LOG_FORMAT": "json", "ATTENTION_SLOTS": "3", "ATTENTION_HOST": "127.0.0.2"}
+    with start_server(dot_only, env=env) as server:
+        assert server.rest.startswith("127.0.0.2:")
+        assert server.grpc.startswith("127.0.0.2:")
+        assert '"slots":3' in server.log.replace(" ", "")
+        assert requests.get(f"{server.url}/readyz", timeout=5).status_code == 200
+
+
+def test_help_names_every_setting():
+    """--help names each setting with a line about it, and how variables are named."""
+    done = run_server("--help")
+    assert done.returncode == 0
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in done.stdout
+        assert " ".join((field.description or "?").split()) in " ".join(done.stdout.split())
+    assert "ATTENTION_" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--rest-port", "99999"], "rest_port"),
+        (["--rest-port", "http"], "rest_port"),
+        (["--slots", "-1"], "slots"),
+        (["--log-level", "loud"], "log_level"),
+        (["--device", "tpu"], "device"),
+        (["--max-answer-mib", "4096"], "max_answer_mib"),
+    ],
+)
+def test_settings_that_are_none(arguments, name):
+    """A value that a setting cannot take is refused by its name, without a traceback."""
+    done = run_server(*arguments)
+    assert done.returncode != 0
+    assert name in done.stderr.replace("-", "_")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_setting():
+    """An unknown flag is refused."""
+    done = run_server("--prot", 1)
+    assert done.returncode == 2
+    assert "--prot" in done.stderr
+
+
+# --- start ---
+
+
+def test_nothing_of_torch():
+    """The server's environment has no torch, nor the exporter's libraries."""
+    for module in ("torch", "onnx", "onnxscript"):
+        done = subprocess.run(
+            [ROOT / ".venv/bin/python", "-c", f"import {module}"], capture_output=True, text=True, check=False
+        )
+        assert f"No module named '{module}'" in done.stderr
+
+
+def test_the_embedded_models(tmp_path):
+    """Without --models, and wherever it is started, the server serves the models that it ships with."""
+    with subprocess.Popen(
+        [SERVER, "--rest-port", "0", "--grpc-port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=tmp_path,
+        env=clean_env(),
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            address = line.split("rest=")[1].split()[0]
+            models = requests.get(f"http://{address}/v1/models", timeout=5).json()["models"]
+            names = {model["name"] for model in models}
+            assert names == {path.name for path in (ROOT / "models").iterdir() if path.is_dir()}
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def test_stdout_is_one_line(dot_only):
+    """On stdout stands the one line that says where it listens; logs are on stderr."""
+    with start_server(dot_only) as server:
+        requests.get(f"{server.url}/v1/models/nobody", timeout=5)
+        server.process.terminate()
+        assert server.process.stdout.read() == ""
+        assert "ready" in server.log
+
+
+@pytest.mark.parametrize("flag", ["--rest-port", "--grpc-port"])
+def test_a_port_that_is_taken(dot_only, flag):
+    """A port that somebody else has is told in one line, with the address, and the process ends with 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"--rest-port": 0, "--grpc-port": 0} | {flag: port}
+        done = run_server("--models", dot_only, *(word for pair in ports.items() for word in pair))
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert f"127.0.0.1:{port}" in lines[-1]
+    assert lines[-1].startswith("attention-server: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_another_server_on_the_port(dot_only):
+    """Two servers never share a port."""
+    with start_server(dot_only) as server:
+        for flag, address in (("--rest-port", server.rest), ("--grpc-port", server.grpc)):
+            other = {"--rest-port": "0", "--grpc-port": "0"} | {flag: address.split(":")[1]}
+            done = run_server("--models", dot_only, *(word for pair in other.items() for word in pair))
+            assert done.returncode == 1
+            assert address in done.stderr
+
+
+def test_an_address_that_is_not_ours(dot_only):
+    """An address of another machine is told in one line."""
+    done = run_server("--models", dot_only, "--host", "192.0.2.1", "--rest-port", 0, "--grpc-port", 0)
+    assert done.returncode == 1
+    assert "192.0.2.1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_host_that_is_unknown(dot_only):
+    """A host name that cannot be resolved is told in one line."""
+    done = run_server("--models", dot_only, "--host", "nowhere.invalid", "--rest-port", 0, "--grpc-port", 0)
+    assert done.returncode == 1
+    assert "nowhere.invalid" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ipv6(dot_only):
+    """An IPv6 address is listened on, and written with brackets."""
+    with start_server(dot_only, "--host", "::1") as server:
+        assert server.rest.startswith("[::1]:")
+        assert server.grpc.startswith("[::1]:")
+        assert requests.get(f"{server.url}/readyz", timeout=5).status_code == 200
+
+
+def test_cuda_where_there_is_none(dot_only):
+    """A GPU asked for and absent is an error at the start, that says what to do."""
+    done = run_server("--models", dot_only, "--device", "cuda", "--rest-port", 0, "--grpc-port", 0)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "cuda" in line
+    assert "device=cpu" in line
+
+
+# --- stop ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["grpc", "rest-json"])
+def test_a_stop_finishes_what_was_accepted(dot_only, connect, name, number):
+    """On a signal, requests that run and requests that wait are answered; then the process ends with 0."""
+    with start_server(dot_only, "--slots", 1) as server, ThreadPoolExecutor(3) as callers:
+        transport = connect(name, server.rest, server.grpc)
+        transport.attend("dot", query=np.ones((1, 1), np.float32))
+        answers = [callers.submit(transport.attend, "dot", **SLOW) for _ in range(3)]
+        begin = cpu_seconds(server.process.pid)
+        wait_until(lambda: cpu_seconds(server.process.pid) > begin + 0.3)  # it is at work
+        os.kill(server.process.pid, number)
+        for answer in answers:
+            assert len(answer.result(60)["results"][0]["outputs"]) == 8
+        assert server.process.wait(30) == 0
+
+
+def cpu_seconds(pid):
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_stop_does_not_wait_for_idle_connections(dot_only, connect):
+    """Connections kept alive by clients do not hold up a stop."""
+    with start_server(dot_only) as server, requests.Session() as session:
+        session.get(f"{server.url}/readyz", timeout=5)
+        connect("grpc", server.rest, server.grpc).attend("dot", query=np.ones((1, 1), np.float32))
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+
+
+def test_a_stop_cuts_off_after_the_grace(dot_only, connect):
+    """What still runs after the grace is cut off: a stop ends."""
+    with start_server(dot_only, "--slots", 1, "--grace", 0.2) as server, ThreadPoolExecutor(1) as callers:
+        url = f"{server.url}/v1/models/dot:attend"
+        host, port = server.rest.split(":")
+        with socket.create_connection((host, int(port))) as half:
+            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+            assert callers.submit(requests.post, url, json={"query": [[1]]}, timeout=5).result().status_code == 200
+            server.process.terminate()
+            assert server.process.wait(10) == 0

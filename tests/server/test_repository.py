@@ -1,0 +1,286 @@
+"""Repositories that are not what they say: refused at the start, by folder and reason, before anything is served."""
+
+import hashlib
+import json
+import shutil
+
+import onnx
+import pytest
+from onnx import external_data_helper, numpy_helper
+
+from tests.conftest import run_server, start_server
+
+PORTS = ("--rest-port", 0, "--grpc-port", 0)
+
+
+@pytest.fixture
+def folder(repository, tmp_path):
+    """A version's folder that may be spoiled: `copy("multi")`."""
+
+    def copy(model):
+        shutil.copytree(repository / model / "1", tmp_path / "models" / model / "1")
+        return tmp_path / "models" / model / "1"
+
+    return copy
+
+
+def edit(folder, change):
+    """Change a manifest; its files' hashes stay right."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    for file in files(manifest):
+        if (folder / file["name"]).is_file():
+            file["sha256"] = hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def files(part):
+    """Yield the manifest's entries of files."""
+    if isinstance(part, dict):
+        if "sha256" in part:
+            yield part
+        else:
+            for each in part.values():
+                yield from files(each)
+    elif isinstance(part, list):
+        for each in part:
+            yield from files(each)
+
+
+def assert_refused(folder, *words, cwd=None):
+    """Start a server on a folder's repository; it must end with 1, and say which folder and why."""
+    done = run_server("--models", folder.parents[1], *PORTS, cwd=cwd)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"attention-server: {folder}: "), last
+    for word in words:
+        assert word in last, last
+
+
+def nothing(manifest):
+    """Leave the manifest as it is, with the hashes of the files as they are."""
+
+
+def test_changed_bytes(folder):
+    """A file whose hash is not the manifest's is refused by name: of a graph, the tokenizer, and the matrices too."""
+    for name in ("attend.onnx", "tokenizer.json", "block.safetensors", "head.onnx"):
+        spoiled = folder("multi-head")
+        with (spoiled / name).open("ab") as file:
+            file.write(b"\n")
+        assert_refused(spoiled, name, "SHA-256")
+        shutil.rmtree(spoiled)
+
+
+@pytest.mark.parametrize("name", ["attend.onnx", "project.onnx", "explain-explicit.onnx"])
+def test_a_missing_file(folder, name):
+    """A file that the manifest names must be there."""
+    spoiled = folder("multi")
+    (spoiled / name).unlink()
+    assert_refused(spoiled, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("", "manifest"),
+        ("{", "manifest"),
+        ("[]", "manifest"),
+        ('{"format": 1, "blocks": 2}', "blocks"),
+        ('{"format": 1}', "layers"),
+    ],
+)
+def test_what_is_no_manifest(folder, content, word):
+    """A manifest that is no JSON, or not of the contract's form, is refused."""
+    spoiled = folder("dot")
+    (spoiled / "manifest.json").write_text(content)
+    assert_refused(spoiled, word)
+
+
+def test_a_manifest_that_is_no_text(folder):
+    """A manifest of bytes that are no UTF-8 is refused."""
+    spoiled = folder("dot")
+    (spoiled / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    assert_refused(spoiled, "manifest")
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_another_format(folder, number):
+    """A manifest of another format is refused with both numbers."""
+    spoiled = folder("dot")
+    edit(spoiled, lambda manifest: manifest.update(format=number))
+    assert_refused(spoiled, "format", str(number), "1")
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "a/b.onnx", "..", ".", "", "a\0b"])
+def test_paths_that_lead_away(folder, name):
+    """A file's name in the manifest is a plain name."""
+    spoiled = folder("dot")
+    edit(spoiled, lambda manifest: manifest["layers"][0]["attend"][0]["file"].update(name=name))
+    assert_refused(spoiled)
+
+
+def test_a_link_that_leads_away(folder, tmp_path):
+    """A link to a file elsewhere is what its bytes are: with another hash it is refused, unread by anything else."""
+    spoiled = folder("dot")
+    (tmp_path / "secret").write_text("secret")
+    (spoiled / "attend.onnx").unlink()
+    (spoiled / "attend.onnx").symlink_to(tmp_path / "secret")
+    assert_refused(spoiled, "SHA-256")
+
+
+def rename(path, **names):
+    """Rename inputs and outputs of a graph."""
+    model = onnx.load(path)
+    for part in (*model.graph.input, *model.graph.output):
+        part.name = names.get(part.name, part.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("attend.onnx", {"output": "result"}),
+        ("explain.onnx", {"weights": "w"}),
+        ("project.onnx", {"k": "keys"}),
+        ("attend-masked.onnx", {"mask": "m"}),
+    ],
+)
+def test_graphs_that_name_others(folder, file, names):
+    """A graph whose inputs or outputs are not those of its place is refused, with what it has and what it needs."""
+    spoiled = folder("multi")
+    rename(spoiled / file, **names)
+    edit(spoiled, nothing)
+    assert_refused(spoiled, file, *names.values())
+
+
+def test_what_is_no_graph(folder):
+    """A file that is no ONNX graph is refused."""
+    spoiled = folder("dot")
+    (spoiled / "attend.onnx").write_bytes(b"no graph")
+    edit(spoiled, nothing)
+    assert_refused(spoiled)
+
+
+def test_a_place_without_a_graph(folder):
+    """A layer needs a graph for weights and for masks."""
+    spoiled = folder("dot")
+    edit(spoiled, lambda manifest: manifest["layers"][0].update(attend=manifest["layers"][0]["attend"][:2]))
+    assert_refused(spoiled, "weights")
+
+
+def test_data_outside_the_graph(folder, tmp_path):
+    """A graph that reads its numbers from another file, whose hash nobody checks, is refused."""
+    spoiled = folder("multi")
+    model = onnx.load(spoiled / "project.onnx")
+    external_data_helper.convert_model_to_external_data(model, location="outside.bin", size_threshold=0)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    onnx.save(model, aside / "project.onnx")
+    assert (aside / "outside.bin").stat().st_size
+    shutil.copy(aside / "project.onnx", spoiled)
+    shutil.copy(aside / "outside.bin", spoiled)  # beside the graph, and where the server is started
+    edit(spoiled, nothing)
+    assert_refused(spoiled, cwd=aside)
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("multi", {"query_dim": 23}),
+        ("multi", {"key_dim": 25}),
+        ("multi", {"output_dim": 19}),
+        ("multi", {"heads": 5, "key_value_heads": 5}),
+        ("multi", {"heads": 1, "key_value_heads": 1}),
+        ("multi", {"heads": 0}),
+        ("multi", {"key_value_heads": 0}),
+        ("multi", {"head_dim": 7}),
+        ("multi", {"value_head_dim": 6}),
+    ],
+    ids=str,
+)
+def test_widths_that_lie(folder, model, change):
+    """A manifest whose widths or heads are not its graphs' is refused: clients read them."""
+    spoiled = folder(model)
+    edit(spoiled, lambda manifest: manifest["layers"][0].update(change))
+    assert_refused(spoiled)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(block="attention"),
+        lambda manifest: manifest.pop("block"),
+        lambda manifest: manifest["predictors"][0].pop("rows"),
+        lambda manifest: manifest["predictors"][0].update(name="taker"),
+        lambda manifest: manifest["predictors"][0].update(labels=["one"]),
+        lambda manifest: manifest.pop("head"),
+    ],
+    ids=["block", "no-block", "rows", "predictor", "labels", "no-head"],
+)
+def test_a_manifest_that_contradicts_its_files(folder, change):
+    """An unknown block, a predictor that reads from nowhere, is no output of the head, or has other labels: refused."""
+    spoiled = folder("multi-head")
+    edit(spoiled, change)
+    assert_refused(spoiled)
+
+
+def test_what_is_no_tokenizer(folder):
+    """A tokenizer that cannot be read is refused."""
+    spoiled = folder("multi-head")
+    (spoiled / "tokenizer.json").write_text("{}")
+    edit(spoiled, nothing)
+    assert_refused(spoiled)
+
+
+def test_no_models(tmp_path):
+    """A folder without models, and none at all, are refused by name."""
+    for folder in (tmp_path, tmp_path / "absent"):
+        done = run_server("--models", folder, *PORTS)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert str(folder) in done.stderr.strip().splitlines()[-1]
+
+
+def test_one_bad_version_of_two(folder):
+    """A bad version is not passed over for a good one."""
+    good = folder("dot")
+    bad = good.parent / "2"
+    shutil.copytree(good, bad)
+    (bad / "attend.onnx").unlink()
+    assert_refused(bad, "attend.onnx")
+
+
+def test_a_version_without_a_manifest(folder):
+    """A version's folder whose manifest is missing is broken, not absent: no other takes its place."""
+    good = folder("dot")
+    bad = good.parent / "2"
+    shutil.copytree(good, bad)
+    (bad / "manifest.json").unlink()
+    assert_refused(bad, "manifest.json")
+
+
+def test_what_is_no_version_is_left_alone(folder):
+    """Files beside the models, and folders whose names are no versions, are none of the server's affair."""
+    good = folder("dot")
+    for name in ("latest", "01", "0", ".export-x"):
+        shutil.copytree(good, good.parent / name)
+    (good.parents[1] / "README").write_text("x")
+    (good.parents[1] / ".git").mkdir()
+    with start_server(good.parents[1]) as server:
+        assert server.log.count("model loaded") == 1
+
+
+def test_numbers_are_in_the_graph(repository):
+    """What is served has no numbers outside its graphs, and no path or stack trace inside."""
+    for path in repository.rglob("*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        for initializer in model.graph.initializer:
+            assert not external_data_helper.uses_external_data(initializer)
+            assert numpy_helper.to_array(initializer) is not None
+        assert not model.metadata_props
+        assert all(not node.metadata_props and not node.doc_string for node in model.graph.node)

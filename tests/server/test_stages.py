@@ -1,0 +1,165 @@
+"""Every stage of every block, by name, against float64."""
+
+import numpy as np
+import pytest
+
+from tests.conftest import refused
+from tests.server.reference import BLOCKS, CLOSE, STAGES, read_block
+
+SHAPES = {"q": "HTDh", "k": "GSDh", "v": "GSDv", "scores": "HTS", "weights": "HTS", "heads": "HTDv", "output": "TD"}
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case.model)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (5, 3), (2, 33)])
+def test_every_stage(transport, repository, case, queries, keys):
+    """Each stage can be asked for by name and is what the block's formulas say, FP32, without a batch dimension."""
+    vectors = case.vectors(np.random.default_rng(queries), queries, keys)
+    answer = transport.attend(case.model, outputs=list(STAGES), **vectors)
+    (result,) = answer["results"]
+    block = read_block(repository, case.model, answer["version"])
+    expected = block.stages(**vectors)
+    assert list(result["outputs"]) == list(STAGES)
+    for name, stage in result["outputs"].items():
+        assert stage.dtype == np.float32
+        assert stage.shape == expected[name].shape
+        np.testing.assert_allclose(stage, expected[name], **CLOSE, err_msg=name)
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case.model)
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_stage_alone(transport, repository, case, stage):
+    """A stage asked for alone comes alone, and is the same: whichever graph gives it."""
+    vectors = case.vectors(np.random.default_rng(1), 4, 6)
+    answer = transport.attend(case.model, outputs=[stage], **vectors)
+    (result,) = answer["results"]
+    assert list(result["outputs"]) == [stage]
+    expected = read_block(repository, case.model, answer["version"]).stages(**vectors)[stage]
+    np.testing.assert_allclose(result["outputs"][stage], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case.model)
+def test_output_is_what_is_sent_when_nothing_is_asked(transport, case):
+    """Without `outputs`, a model without a head sends `output`, and nothing beside it."""
+    result = transport.one(case.model, **case.vectors(np.random.default_rng(2), 3, 4))
+    assert list(result["outputs"]) == ["output"]
+    assert (result["predictions"], result["tokens"], result["memory_tokens"]) == ([], [], [])
+
+
+def test_the_key_is_the_query_and_the_value_the_key(transport, repository):
+    """A query alone attends to itself; a key without a value is its own value."""
+    rng = np.random.default_rng(3)
+    query, key = (rng.standard_normal((length, 12)).astype(np.float32) for length in (4, 6))
+    block = read_block(repository, "self")
+    alone = transport.outputs("self", version=1, query=query, outputs=["weights", "output"])
+    with_key = transport.outputs("self", version=1, query=query, key=key, outputs=["weights", "output"])
+    for name in ("weights", "output"):
+        np.testing.assert_allclose(alone[name], block.stages(query)[name], **CLOSE)
+        np.testing.assert_allclose(with_key[name], block.stages(query, key)[name], **CLOSE)
+
+
+def test_a_value_alone_goes_with_the_query_as_key(transport, repository):
+    """A value beside a query without a key: the query is the key."""
+    rng = np.random.default_rng(4)
+    query, value = (rng.standard_normal((4, width)).astype(np.float32) for width in (12, 10))
+    output = transport.outputs("self", query=query, value=value)["output"]
+    np.testing.assert_allclose(output, read_block(repository, "self", 2).stages(query, query, value)["output"], **CLOSE)
+
+
+def test_dot_product_takes_any_width(transport):
+    """The plain dot product takes vectors of any width, and says in one formula what it does."""
+    for width in (1, 3, 64):
+        x = np.random.default_rng(width).standard_normal((5, width)).astype(np.float32)
+        weights = np.exp(x.astype(np.float64) @ x.T)
+        weights /= weights.sum(-1, keepdims=True)
+        np.testing.assert_allclose(transport.outputs("dot", query=x)["output"], weights @ x, **CLOSE)
+
+
+@pytest.mark.parametrize("model", ["cross", "text-cross"])
+def test_cross_attention_needs_a_memory(transport, model):
+    """A cross-attention model without a key or memory is refused, not answered from the query."""
+    width = {"cross": 16, "text-cross": 8}[model]
+    with refused("INVALID_ARGUMENT", None, "memory") as caught:
+        transport.attend(model, query=np.zeros((2, width), np.float32))
+    assert caught.value.field == transport.at("key")
+
+
+def test_a_batch_is_its_sequences(transport, repository):
+    """A query [B, T, D] stands for B sequences: B results, each without a batch dimension."""
+    rng = np.random.default_rng(5)
+    query = rng.standard_normal((3, 4, 12)).astype(np.float32)
+    results = transport.attend("self", version=1, query=query, outputs=["weights", "output"])["results"]
+    block = read_block(repository, "self")
+    assert len(results) == 3
+    for result, each in zip(results, query, strict=True):
+        for name, stage in result["outputs"].items():
+            np.testing.assert_allclose(stage, block.stages(each)[name], **CLOSE)
+
+
+def test_what_goes_with_a_batch_may_be_batched_or_shared(transport, repository):
+    """Beside a query [B, T, D], key, value, allowed and bias may have a leading B, or be shared by all."""
+    rng = np.random.default_rng(6)
+    query = rng.standard_normal((2, 3, 16)).astype(np.float32)
+    key = rng.standard_normal((2, 4, 12)).astype(np.float32)
+    value = rng.standard_normal((4, 10)).astype(np.float32)
+    allowed = rng.random((2, 1, 3, 4)) < 0.7
+    bias = rng.standard_normal((4, 3, 4)).astype(np.float32)
+    mask = {"allowed": allowed, "bias": bias}
+    results = transport.attend("cross", query=query, key=key, value=value, mask=mask)["results"]
+    block = read_block(repository, "cross")
+    for i, result in enumerate(results):
+        added = np.where(allowed[i], bias, -np.inf)
+        expected = block.stages(query[i], key[i], value, added)["output"]
+        np.testing.assert_allclose(result["outputs"]["output"], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_a_batch_of_another_size(transport, name):
+    """A leading dimension that is not the query's is refused by the name of the field that has it."""
+    vectors = {"key": np.zeros((2, 4, 12), np.float32), "value": np.zeros((2, 4, 10), np.float32)}
+    vectors[name] = np.repeat(vectors[name], [2, 1], 0)
+    with refused("INVALID_ARGUMENT") as caught:
+        transport.attend("cross", query=np.zeros((2, 3, 16), np.float32), **vectors)
+    assert caught.value.field == transport.at(name)
+
+
+def test_an_empty_batch(transport):
+    """A batch of no sequences is refused by name, even beside others: results stay one a sequence."""
+    empty = {"query": np.zeros((0, 3, 12), np.float32)}
+    with refused("INVALID_ARGUMENT") as caught:
+        transport.attend("self", version=1, **empty)
+    assert caught.value.field == transport.at("query")
+    with refused("INVALID_ARGUMENT", "inputs[0].query"):
+        transport.attend("self", version=1, inputs=[empty, {"query": np.zeros((3, 12), np.float32)}])
+
+
+def test_ragged_sequences_in_one_message(transport, repository):
+    """Sequences of any lengths go in one message, and their results come in their order."""
+    rng = np.random.default_rng(7)
+    lengths = [5, 1, 17, 2, 5]
+    inputs = [{"query": rng.standard_normal((length, 24)).astype(np.float32)} for length in lengths]
+    results = transport.attend("multi", inputs=inputs, outputs=["weights", "output"])["results"]
+    block = read_block(repository, "multi")
+    assert len(results) == len(lengths)
+    for result, sequence in zip(results, inputs, strict=True):
+        expected = block.stages(sequence["query"])
+        for name, stage in result["outputs"].items():
+            np.testing.assert_allclose(stage, expected[name], **CLOSE)
+
+
+def test_a_batch_among_ragged_sequences(transport):
+    """A batch within `inputs` takes its place: results in order, one a sequence."""
+    rng = np.random.default_rng(8)
+    batch = rng.standard_normal((2, 3, 6)).astype(np.float32)
+    last = rng.standard_normal((4, 6)).astype(np.float32)
+    results = transport.attend("dot", inputs=[{"query": batch}, {"query": last}], outputs=["q"])["results"]
+    for result, each in zip(results, [*batch, last], strict=True):
+        np.testing.assert_array_equal(result["outputs"]["q"][0], each)
+
+
+def test_half_precision_inputs(transport, repository):
+    """FP16 vectors are taken as what they are; the answer is FP32."""
+    rng = np.random.default_rng(9)
+    query, key = (rng.standard_normal((length, 24)).astype(np.float16) for length in (3, 5))
+    output = transport.outputs("multi", query=query, key=key)["output"]
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output, read_block(repository, "multi").stages(query, key)["output"], **CLOSE)
