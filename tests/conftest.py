@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
 from typing import Any, NamedTuple
 
@@ -148,17 +148,23 @@ def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
 def run_server(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
     """Run the server where it must end by itself; return the finished process. One that serves after all is stopped."""
     command = list(map(str, [SERVER, *arguments]))
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=clean_env(env), cwd=cwd, **pipes) as process:
+    with (
+        TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, env=clean_env(env), cwd=cwd, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
         late = Timer(SECONDS_TO_START, process.kill)
         late.start()
         assert process.stdout is not None
         first = process.stdout.readline()
         if READY.fullmatch(first):
             process.terminate()
-        rest, errors = process.communicate()
+        rest = process.stdout.read()
+        process.wait()
         late.cancel()
-    return subprocess.CompletedProcess(command, process.returncode, first + rest, errors)
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, first + rest, errors.read())
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def test_the_session_runs_as_written() -> None:
     assert session.count("print(") == len(expected(session)) >= 5
     printed = io.StringIO()
     with start_server(ROOT / "models") as server, contextlib.redirect_stdout(printed):
-        exec(session.replace("127.0.0.1:50051", server.grpc), {})  # noqa: S102
+        exec(session.replace("127.0.0.1:50051", server.grpc), {})
     assert printed.getvalue().splitlines() == expected(session)
 
 

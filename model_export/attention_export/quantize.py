@@ -42,7 +42,7 @@ from attention_export.verify import run, session
 METHOD = "int8 matrices by column, 7 bits used; vectors by row, as they come"
 BITS = 8
 VECTOR_STEPS = 127
-# Not 127: kernels for AVX2 without VNNI add two products in 16 bits, which 255 * 127 * 2 does not fit.
+# Not 127: AVX2 without VNNI adds two products in 16 bits, which 255 * 64 * 2 fits and 255 * 127 * 2 does not.
 MATRIX_STEPS = 64
 ZERO_POINT = 128  # these kernels take vectors unsigned
 SMALLEST = np.float32(1e-30)  # stands in for the maximum of a row of zeros
@@ -318,8 +318,11 @@ class _Reader:
                 raise BadData(f"{where}: the model reads no {name}; give {name.replace('text', 'vectors')}")
         if self._crosses and not attends_to_another:
             raise BadData(f"{where}: cross_attention attends to another sequence; give memory_text or memory_vectors")
-        if "vectors" in given and not attends_to_another and not self._query == self._key == self._value:
-            raise BadData(f"{where}: keys are not as wide as queries; give memory_vectors and value_vectors")
+        if "vectors" in given and not attends_to_another and self._query != self._key:
+            raise BadData(f"{where}: keys are not as wide as queries; give memory_vectors")
+        keys_given = "memory_vectors" in given or given.keys() == {"vectors"}
+        if keys_given and "value_vectors" not in given and self._key != self._value:
+            raise BadData(f"{where}: values are not as wide as keys; give memory_vectors and value_vectors")
 
 
 class _Words:
@@ -513,14 +516,14 @@ def _array_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadData(f"{where} is no JSON: {error}") from error
             if not isinstance(row, dict):
                 raise BadData(f"{where} must be an object with text or vectors, not {type(row).__name__}")
@@ -530,7 +533,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _vectors(where: str, given: Any, width: int) -> Array:
     """Return [1, length, width]."""
     try:
-        array = np.asarray(given, np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            array = np.asarray(given, np.float32)
     except (TypeError, ValueError) as error:
         raise BadData(f"{where} is no list of equally long vectors of numbers") from error
     if array.ndim != 2 or not len(array) or array.shape[1] != width:

@@ -5,6 +5,7 @@ carries a request from its bytes to its answer. Whichever thread it is in, compu
 """
 
 import asyncio
+import os
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -28,7 +29,7 @@ log = structlog.get_logger()
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted.
+    """Serve until SIGTERM or SIGINT, then finish what was accepted, or cut it off after the grace.
 
     Raises:
         OSError: an address cannot be listened on.
@@ -43,7 +44,12 @@ async def serve(settings: Settings) -> None:
     service = Service(repository, scheduler, memories, limits)
     requests = settings.compute_slots + settings.max_queued
     rest = RestServer(
-        service, settings.host, settings.rest_port, requests=requests, max_message_bytes=settings.max_message_mib * MIB
+        service,
+        settings.host,
+        settings.rest_port,
+        requests=requests,
+        max_message_bytes=settings.max_message_mib * MIB,
+        grace=settings.grace,
     )
     grpc = GrpcServer(
         service,
@@ -53,7 +59,7 @@ async def serve(settings: Settings) -> None:
     )
     stop = _stop_signal()
     async with AsyncExitStack() as running:
-        running.callback(scheduler.close)
+        running.callback(_end, scheduler, settings.grace)
         await running.enter_async_context(rest.running())
         grpc.start()
         running.push_async_callback(asyncio.to_thread, grpc.stop, settings.grace)
@@ -80,6 +86,14 @@ def main() -> None:
             runner.run(serve(settings))
     except (OSError, DeviceError, RepositoryError) as error:
         sys.exit(f"attention-server: {error}")
+
+
+def _end(scheduler: Scheduler, grace: float) -> None:
+    """Wait for the computations. One that outlasts the grace would hold the process for ever: it ends with it."""
+    if not scheduler.close(grace):
+        log.warning("cut off what still ran after the grace", grace=grace)
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _stop_signal() -> asyncio.Event:

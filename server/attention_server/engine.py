@@ -1,5 +1,6 @@
 """onnxruntime, behind a protocol small enough to stand in for it: a graph runs, and that is all."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -8,6 +9,7 @@ import structlog
 
 from attention_server.domain import Array
 
+Shape = tuple[int | str | None, ...]  # dimensions that vary have names, or none
 Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
 
@@ -28,13 +30,13 @@ class Graph(Protocol):
     """A computation with named inputs and outputs; `run` may be called from many threads."""
 
     @property
-    def inputs(self) -> Sequence[str]:
-        """The names that `run` must be fed."""
+    def inputs(self) -> Mapping[str, Shape]:
+        """What `run` must be fed, by name."""
         ...
 
     @property
-    def outputs(self) -> Sequence[str]:
-        """The names that `run` can compute."""
+    def outputs(self) -> Mapping[str, Shape]:
+        """What `run` can compute, by name."""
         ...
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
@@ -87,6 +89,8 @@ class Engine:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
+        # Data outside the graph's file would be data whose hash nobody checked: its folder is one that cannot be.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         options.log_severity_level = 3  # below: warnings of sizes that it infers wrongly behind Attention
         return options
 
@@ -94,8 +98,8 @@ class Engine:
 class _OrtGraph:
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
-        self.inputs = [node.name for node in session.get_inputs()]
-        self.outputs = [node.name for node in session.get_outputs()]
+        self.inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}
+        self.outputs = {node.name: tuple(node.shape) for node in session.get_outputs()}
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         return self._session.run(list(outputs), dict(feeds))  # type: ignore[no-any-return] # onnxruntime is untyped

@@ -11,10 +11,10 @@ from attention_proto.attention.v1.attention_pb2 import File, Manifest
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from attention_server.engine import Engine, Graph
+from attention_server import contract
+from attention_server.engine import Engine
 from attention_server.errors import NotFound, Unavailable
 from attention_server.model import LoadedModel, served_files
-from attention_server.plan import choose_graph
 from attention_server.text import TextReader
 
 MANIFEST = "manifest.json"
@@ -107,14 +107,14 @@ class Repository:
         except RepositoryError as error:
             raise RepositoryError(f"{folder}: {error}") from error
         except Exception as error:  # whatever onnxruntime and the tokenizers raise: a bad file is the folder's fault
-            raise RepositoryError(f"{folder}: cannot be loaded: {error}") from error
+            raise RepositoryError(f"{folder}: cannot be loaded: {_one_line(error)}") from error
         log.info("model loaded", model=model.name, version=model.version, block=manifest.block, device=model.device)
         return model
 
     def _open(self, folder: Path, manifest: Manifest) -> LoadedModel:
         contents = {file.name: _read_file(folder, file) for file in _files(manifest)}
         graphs = {name: self._engine.open(contents[name]) for name in served_files(manifest, self._engine.device)}
-        _check_graphs(manifest, graphs, self._engine.device)
+        contract.check(manifest, graphs, self._engine.device)
         return LoadedModel(
             name=folder.parent.name,
             version=int(folder.name),
@@ -135,15 +135,19 @@ def _find(root: Path) -> list[Path]:
         for model in sorted(root.iterdir())
         if NAME.fullmatch(model.name) and model.is_dir()
         for version in sorted(model.iterdir())
-        if VERSION.fullmatch(version.name) and (version / MANIFEST).is_file()
+        if VERSION.fullmatch(version.name) and version.is_dir()
     ]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
         manifest = json_format.Parse((folder / MANIFEST).read_text(), Manifest())
     except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
-        raise RepositoryError(f"{MANIFEST} cannot be read: {error}") from error
+        raise RepositoryError(f"{MANIFEST} cannot be read: {_one_line(error)}") from error
     if manifest.format != FORMAT:
         raise RepositoryError(f"{MANIFEST} has format {manifest.format}; this server reads format {FORMAT}")
     if not manifest.layers:
@@ -173,37 +177,3 @@ def _read_file(folder: Path, file: File) -> bytes:
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise RepositoryError(f"{file.name} is not the file that {MANIFEST} names: its SHA-256 differs")
     return content
-
-
-def _check_graphs(manifest: Manifest, graphs: dict[str, Graph], device: str) -> None:
-    """Check that each graph takes and gives what its place in the manifest says."""
-    for layer in manifest.layers:
-        for attend in (each for each in layer.attend if each.file.name in graphs):
-            inputs = {"query", "k", "v"} | ({"mask"} if attend.mask else set())
-            _check_graph(attend.file.name, graphs, inputs, {"output"} | ({"weights"} if attend.weights else set()))
-        for weights, mask in ((False, False), (False, True), (True, False), (True, True)):
-            try:
-                choose_graph(layer, device, weights=weights, mask=mask)
-            except LookupError as error:
-                raise RepositoryError(str(error)) from error
-        if layer.HasField("project"):
-            _check_graph(layer.project.name, graphs, {"key", "value"}, {"k", "v"})
-    for layer in manifest.layers[:-1]:
-        _check_graph(layer.after.name, graphs, {"query", "output"}, {"next"})
-    if manifest.text.front.name:
-        _check_graph(manifest.text.front.name, graphs, {"tokens"}, {"query"})
-    if manifest.text.memory_front.name:
-        _check_graph(manifest.text.memory_front.name, graphs, {"tokens"}, {"key"})
-    if manifest.predictors:
-        _check_graph(manifest.head.name, graphs, {"output"}, {predictor.name for predictor in manifest.predictors})
-
-
-def _check_graph(name: str, graphs: dict[str, Graph], inputs: set[str], outputs: set[str]) -> None:
-    graph = graphs.get(name)
-    if graph is None:
-        raise RepositoryError(f"{MANIFEST} names no graph where it needs one, for {sorted(outputs)}")
-    if set(graph.inputs) != inputs or not outputs <= set(graph.outputs):
-        raise RepositoryError(
-            f"{name} takes {sorted(graph.inputs)} and gives {sorted(graph.outputs)}; "
-            f"its place needs {sorted(inputs)} and {sorted(outputs)}"
-        )

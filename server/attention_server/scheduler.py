@@ -75,14 +75,19 @@ class Scheduler:
             self._give_back()
         return job.future
 
-    def close(self) -> None:
-        """Take no more jobs, finish those taken, and end the slots' threads."""
+    def close(self, grace: float | None = None) -> bool:
+        """Take no more jobs, finish those taken, and end the slots' threads.
+
+        Args:
+            grace: seconds to wait for them; None for as long as it takes.
+
+        Returns:
+            Whether all are finished.
+        """
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._queue and self._free == self._slots)
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+            return self._changed.wait_for(lambda: not self._queue and self._free == self._slots, grace)
 
     def _give_back(self) -> None:
         with self._changed:

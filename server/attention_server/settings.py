@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    models: Path = Field(default_factory=embedded_models, description="the repository of models (default: embedded)")
+    models: Path = Field(default_factory=embedded_models, description="the repository of models")
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
     rest_port: int = Field(8080, ge=0, le=65535, description="the port of REST; 0 picks a free one")
     grpc_port: int = Field(50051, ge=0, le=65535, description="the port of gRPC; 0 picks a free one")

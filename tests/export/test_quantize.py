@@ -229,6 +229,7 @@ BAD_ROWS = [
     ({"vectors": [[0.0], [1.0, 2.0]]}, "data.jsonl:2: vectors is no list of equally long vectors"),
     ({"vectors": []}, r"data.jsonl:2: vectors has the shape \[0\]"),
     ({"vectors": [[0.0] * 47 + [float("nan")]]}, r"data.jsonl:2: vectors has .* not finite, at \[0, 47\]"),
+    ({"vectors": [[1e39] * 48]}, r"data.jsonl:2: vectors has .* not finite, at \[0, 0\]"),
     ({"vectors": [[0.0] * 48], "value_vectors": [[0.0] * 48]}, "data.jsonl:2: give memory_text, or memory_vectors and"),
     (
         {"vectors": [[0.0] * 48], "memory_vectors": [[0.0] * 48], "value_vectors": [[0.0] * 48] * 2},
@@ -243,6 +244,24 @@ def test_a_row_that_the_model_cannot_take_is_named(row: Any, message: str, tmp_p
     data = write_rows(tmp_path / "data.jsonl", {"text": TEXT}, row)
     with pytest.raises(BadData, match=message):
         quantize(MULTI_HEAD, data, 2, repository=tmp_path / "models")
+
+
+def test_widths_that_differ_need_vectors_of_their_own(tmp_path: Path) -> None:
+    """Where keys or values are not as wide as queries, they cannot stand in for each other."""
+    with reproducible(0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verifying, "LENGTHS", ((2, 7),))
+        made = MultiHead(Dims(query=8, key=6, value=4, heads=2))
+        folder = export(Model(made, "drawn"), tmp_path, "unequal", 1)
+    query, key, value = ([[0.1] * width] * 3 for width in (8, 6, 4))
+    data = tmp_path / "data.jsonl"
+    for row, message in [
+        ({"vectors": query}, "keys are not as wide as queries; give memory_vectors"),
+        ({"vectors": query, "memory_vectors": key}, "values are not as wide as keys"),
+    ]:
+        with pytest.raises(BadData, match=message):
+            quantize(folder, write_rows(data, row), 2)
+    whole = {"vectors": query, "memory_vectors": key, "value_vectors": value}
+    assert quantize(folder, write_rows(data, whole), 2, bounds=ANY_SPEED).is_dir()
 
 
 def test_arrays_are_checked_too(block: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def composed(
     scheduler = Scheduler(slots, max_queued)
     service = Service(repository, scheduler, MemoryStore(MIB), Limits(1024, answer_mib * MIB, 600.0))
     requests = slots + max_queued
-    rest = RestServer(service, "127.0.0.1", 0, requests=requests, max_message_bytes=message_mib * MIB)
+    rest = RestServer(service, "127.0.0.1", 0, requests=requests, max_message_bytes=message_mib * MIB, grace=30)
     grpc = GrpcServer(
         service,
         "127.0.0.1:0",

@@ -248,7 +248,7 @@ def test_wrong_types_and_values(error, send, body, field):
 )
 def test_huge_numbers(send, number):
     """A number that FP32 cannot hold is refused as not finite, or as no JSON; one that it can hold is taken."""
-    response = send(f'{{"query": [[{number}, 1]], "outputs": ["q"]}}')
+    response = send(f'{{"query": [[{number}, 1]], "key": [[0, 0]], "outputs": ["q"]}}')
     if abs(float(number)) < 3e38:
         assert response.status_code == 200, response.text
         assert response.json()["results"][0]["outputs"]["q"]["values"][0][0][0] == pytest.approx(float(number))
@@ -261,7 +261,7 @@ def test_huge_numbers(send, number):
 
 def test_integers_of_mixed_size(send):
     """Integers mix with others of any size and sign."""
-    answer = send(f'{{"query": [[{2**63}, -1]], "outputs": ["q"]}}').json()
+    answer = send(f'{{"query": [[{2**63}, -1]], "key": [[0, 0]], "outputs": ["q"]}}').json()
     assert answer["results"][0]["outputs"]["q"]["values"] == [[[pytest.approx(2**63), -1]]]
 
 

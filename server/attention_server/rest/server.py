@@ -1,10 +1,11 @@
 """The HTTP port: every route in one place, and the loop that serves them."""
 
 import asyncio
+import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -104,12 +105,15 @@ class RestServer:
         host, port: where to listen; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest body.
+        grace: seconds after which a stop cuts off what still runs.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, service: Service, host: str, port: int, *, requests: int, max_message_bytes: int) -> None:
+    def __init__(
+        self, service: Service, host: str, port: int, *, requests: int, max_message_bytes: int, grace: float
+    ) -> None:
         self._socket = _listen(host, port)
         threads = requests + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
@@ -119,9 +123,15 @@ class RestServer:
             routes=[*attention.routes(), *self._health.routes(), *docs_routes()],
             exception_handlers={HTTPException: plain_error},
         )
-        self._server = _Server(
-            uvicorn.Config(application, lifespan="off", log_config=None, access_log=False, server_header=False)
+        config = uvicorn.Config(
+            application,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(grace),
         )
+        self._server = _Server(config)
         self.port: int = self._socket.getsockname()[1]
 
     @asynccontextmanager
@@ -133,7 +143,7 @@ class RestServer:
         finally:
             self._server.should_exit = True
             await serving
-            self._pool.shutdown()
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def set_stopping(self) -> None:
         """Answer `/readyz` with 503 from now on."""
@@ -143,8 +153,9 @@ class RestServer:
 class _Server(uvicorn.Server):
     """Uvicorn without its signal handlers: the application decides when to stop."""
 
-    def install_signal_handlers(self) -> None:
-        pass
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:
