@@ -2,7 +2,7 @@
 
     taskset -c 1 .venv-dev/bin/python benchmarks/quantization.py
 
-Three ways to round, taken in turn with float32: ours, by row (`attention_export.quantize`); onnxruntime's
+Three ways to round, taken in turn with float32: ours, by row (`attention_export.int8`); onnxruntime's
 `quantize_dynamic`, by tensor, with 7 bits of the matrices used; and the same with all 8. Prints a table in Markdown.
 """  # noqa: INP001 - a program, not a package
 
@@ -19,7 +19,7 @@ import onnxruntime as ort
 import torch
 from attention_export.blocks import Dims, MultiHead
 from attention_export.graphs import attend_graphs, project_graph, to_onnx
-from attention_export.quantize import to_int8
+from attention_export.int8 import to_int8
 from attention_export.verify import run
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -2,17 +2,14 @@
 
 import base64
 import hashlib
-import os
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from threading import Timer
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import grpc
@@ -23,13 +20,9 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_status import rpc_status
+from serving import ROOT, SECONDS_TO_START, Server, start_server
 
-ROOT = Path(__file__).parents[1]
-SERVER = ROOT / ".venv/bin/attention-server"
-SECONDS_TO_START = 60  # two cores, shared
-READY = re.compile(r"ready rest=(\S+) grpc=(\S+)\n")
-
-# DESIGN.md's table of errors.
+# The table of errors: gRPC's code, HTTP's status.
 HTTP = {
     "INVALID_ARGUMENT": 400,
     "NOT_FOUND": 404,
@@ -87,84 +80,7 @@ class Refused(Exception):
         return f"{self.code} {self.http} at {self.field!r}: {self.message}"
 
 
-# --- a server of its own ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Server:
-    """A running server: where it listens, its process, and what it logs."""
-
-    process: subprocess.Popen[str]
-    rest: str
-    grpc: str
-    log_file: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.rest}"
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text()
-
-
-@contextmanager
-def start_server(
-    models: Path, *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> Iterator[Server]:
-    """Run the server on free ports until the block ends; it must then stop cleanly."""
-    command = [SERVER, "--rest-port", 0, "--grpc-port", 0, "--models", models, *arguments]
-    with TemporaryDirectory() as scratch:
-        log_file = Path(scratch) / "log"
-        with log_file.open("w") as log:
-            process = subprocess.Popen(
-                list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True, env=clean_env(env), cwd=cwd
-            )
-        with process:
-            try:
-                yield Server(process, *_addresses(process, log_file), log_file)
-                process.terminate()  # a no-op where the test has stopped it
-                assert process.wait(SECONDS_TO_START) == 0, log_file.read_text()
-            finally:
-                process.kill()
-
-
-def _addresses(process: subprocess.Popen[str], log_file: Path) -> tuple[str, str]:
-    assert process.stdout is not None
-    late = Timer(SECONDS_TO_START, process.kill)
-    late.start()
-    line = process.stdout.readline()
-    late.cancel()
-    ready = READY.fullmatch(line)
-    assert ready, f"said {line!r} in place of its addresses\n{log_file.read_text()}"
-    return ready[1], ready[2]
-
-
-def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without settings of the server, and what is given."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ATTENTION_")} | dict(env or {})
-
-
-def run_server(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
-    """Run the server where it must end by itself; return the finished process. One that serves after all is stopped."""
-    command = list(map(str, [SERVER, *arguments]))
-    with (
-        TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, env=clean_env(env), cwd=cwd, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
-    ):
-        late = Timer(SECONDS_TO_START, process.kill)
-        late.start()
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        if READY.fullmatch(first):
-            process.terminate()
-        rest = process.stdout.read()
-        process.wait()
-        late.cancel()
-        errors.seek(0)
-        return subprocess.CompletedProcess(command, process.returncode, first + rest, errors.read())
+# --- one server for all ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -594,6 +510,3 @@ def refused(code: str, field: str | None = None, *words: str) -> Iterator[Any]:
         assert error.field == field, error
     for word in words:
         assert word in error.message, error
-
-
-Starting = AbstractContextManager[Server]

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SERVER = ROOT / ".venv/bin/attention-server"
@@ -69,3 +70,25 @@ def _addresses(process: subprocess.Popen[str], log_file: Path) -> tuple[str, str
 def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without settings of the server, and what is given."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ATTENTION_")} | dict(env or {})
+
+
+def run_server(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
+    """Run the server where it must end by itself; return the finished process. One that serves after all is stopped."""
+    command = list(map(str, [SERVER, *arguments]))
+    with (
+        TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, env=clean_env(env), cwd=cwd, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        late = Timer(SECONDS_TO_START, process.kill)
+        late.start()
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        if READY.fullmatch(first):
+            process.terminate()
+        rest = process.stdout.read()
+        process.wait()
+        late.cancel()
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, first + rest, errors.read())

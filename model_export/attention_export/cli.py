@@ -19,10 +19,10 @@ from attention_export.figures import save_figure
 from attention_export.importing import read_tensors
 from attention_export.importing.encoder import import_encoder
 from attention_export.importing.multihead import import_multihead
+from attention_export.int8 import Bounds, quantize
 from attention_export.manifest import ManifestError, read_manifest
 from attention_export.model import Model
 from attention_export.own_data import Options, own_data
-from attention_export.quantize import Bounds, quantize
 from attention_export.tasks import TASKS
 from attention_export.training import BelowBar, OnProgress, Task, Trained, check_bars, reproducible
 from attention_export.training import Progress as Step

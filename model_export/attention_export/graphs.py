@@ -208,9 +208,24 @@ def to_onnx(graph: Graph) -> bytes:
     assert program is not None
     model = program.model_proto
     _declare_shapes(model, graph)
-    _strip(model)
+    strip(model)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what tells where it was made: stack traces and paths, which would change the bytes from place to place."""
+    del model.metadata_props[:]
+    parts: Iterable[Any] = (
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    )
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 def _example(name: str, shape: Shape) -> Tensor:
@@ -228,21 +243,6 @@ def _declare_shapes(model: onnx.ModelProto, graph: Graph) -> None:
             # Traced as one for all, or torch.export would tie its sizes to the query's; ONNX broadcasts what comes.
             shape = ("mask_B", "mask_H", *shape[2:])
         info.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove what tells where it was made: stack traces and paths, which would change the bytes from place to place."""
-    del model.metadata_props[:]
-    parts: Iterable[Any] = (
-        model.graph,
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.initializer,
-    )
-    for part in parts:
-        part.doc_string = ""
-        del part.metadata_props[:]
 
 
 @contextmanager

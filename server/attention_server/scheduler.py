@@ -87,7 +87,10 @@ class Scheduler:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._queue and self._free == self._slots, grace)
+            finished = self._changed.wait_for(lambda: not self._queue and self._free == self._slots, grace)
+        for thread in self._threads if finished else ():
+            thread.join()
+        return finished
 
     def _give_back(self) -> None:
         with self._changed:

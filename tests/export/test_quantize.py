@@ -10,15 +10,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 from attention_client import AttentionClient
-from attention_export import quantize as quantizing
 from attention_export import verify as verifying
 from attention_export.blocks import Dims, MultiHead
 from attention_export.cli import app
 from attention_export.export import export
 from attention_export.graphs import project_graph, to_onnx
+from attention_export.int8 import BadData, Bounds, PastBound, measuring, quantize, to_int8
 from attention_export.manifest import ManifestError, read_manifest
 from attention_export.model import Model
-from attention_export.quantize import BadData, Bounds, PastBound, quantize, to_int8
 from attention_export.tasks.sentences import ARTICLE, sentences, split_pairs
 from attention_export.training import reproducible
 from serving import start_server
@@ -33,7 +32,7 @@ TEXT = " ".join(ARTICLE.words)
 
 @pytest.fixture(autouse=True)
 def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizing, "SECONDS_TO_TIME", 0.1)
+    monkeypatch.setattr(measuring, "SECONDS_TO_TIME", 0.1)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from attention_export.tasks.numerals import NOTHING, english, german, split_numb
 from attention_export.tasks.sentences import ARTICLE, PEOPLE, ROLES, TEMPLATES, sentences, split_pairs
 from attention_export.tasks.text import UNKNOWN, word_tokenizer
 from attention_export.training import Bar, BelowBar, OnProgress, Trained, check_bars, stack_by_shape
+from num2words import num2words
 
 STEPS = 3
 BLOCK_OF = {"self-attention": "self_attention", "multi-head": "multi_head", "cross-attention": "cross_attention"}
@@ -97,7 +98,6 @@ class TestNumerals:
         assert [word.kind for word in german(4021)] == ["other", "thousand", "swapped_unit", "", "swapped_ten"]
 
     def test_spelling_agrees_with_an_independent_source(self):
-        num2words = pytest.importorskip("num2words").num2words
         for number in range(0, 10_000, 7):
             spoken = num2words(number).replace(" and ", " ").replace("-", " ").replace(",", "")
             assert " ".join(english(number)) == spoken
@@ -239,6 +239,5 @@ class TestModels:
         assert torch.equal(empty, ~torch.eye(3, dtype=torch.bool))
 
     def test_a_picture_is_drawn(self, trained, tmp_path):
-        pytest.importorskip("matplotlib")
         save_figure(trained, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
-# Torch's float32 against float64, as DESIGN.md has it.
+# Torch's float32 against float64: the tolerance that exports are verified with.
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 

@@ -12,8 +12,8 @@ import pytest
 import requests
 from attention_server.settings import Settings
 from pydantic_settings import CliApp
+from serving import ROOT, SERVER, clean_env, run_server, start_server
 
-from tests.conftest import ROOT, SERVER, clean_env, run_server, start_server
 from tests.server.composed import wait_until
 
 # Work for a second or so in a request of a few kilobytes: many times the largest of many.

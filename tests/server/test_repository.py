@@ -7,8 +7,7 @@ import shutil
 import onnx
 import pytest
 from onnx import external_data_helper, numpy_helper
-
-from tests.conftest import run_server, start_server
+from serving import run_server, start_server
 
 PORTS = ("--rest-port", 0, "--grpc-port", 0)
 

@@ -19,8 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
+from serving import start_server
 
-from tests.conftest import TRANSPORTS, Raw, Refused, refused, refused_by_http, request_message, start_server
+from tests.conftest import TRANSPORTS, Raw, Refused, refused, refused_by_http, request_message
 
 QUERY = np.ones((2, 3), np.float32)
 REST = [name for name in TRANSPORTS if name != "grpc"]

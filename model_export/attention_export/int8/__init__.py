@@ -1,0 +1,7 @@
+"""int8 versions for CPUs: written only when their error is known and within bounds, and they are faster."""
+
+from attention_export.int8.examples import BadData
+from attention_export.int8.rounding import to_int8
+from attention_export.int8.version import Bounds, PastBound, quantize
+
+__all__ = ["BadData", "Bounds", "PastBound", "quantize", "to_int8"]

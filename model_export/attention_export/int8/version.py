@@ -1,0 +1,147 @@
+"""Makes an int8 version of a float32 one, and gives it its place in the repository when it keeps its bounds."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from attention_proto.attention.v1.attention_pb2 import File, Manifest, Quantization
+from google.protobuf.message import Message
+
+from attention_export.int8.examples import read_data
+from attention_export.int8.measuring import cpu_graphs, measure
+from attention_export.int8.rounding import to_int8
+from attention_export.manifest import ManifestError, add_file, read_manifest, write_manifest
+
+Progress = Callable[[str], None]
+
+
+class PastBound(ValueError):
+    """The int8 version is too far from float32, or not fast enough; it was not written."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an int8 version must keep to be written.
+
+    Attributes:
+        weight_error: the largest |error| of a weight, which is between 0 and 1.
+        output_error: the largest |error| of an output, as a part of the largest |output|.
+        speedup: float32's time / int8's; 0 is any.
+    """
+
+    weight_error: float = 0.05
+    output_error: float = 0.05
+    speedup: float = 1.1
+
+    def check(self, found: Quantization) -> None:
+        """Hold what was measured against the bounds.
+
+        Raises:
+            PastBound: it is past one; gives every figure.
+        """
+        outputs = max(error.relative for error in found.errors if error.stage == "output")
+        weights = max(error.largest for error in found.errors if error.stage == "weights")
+        # `not <=`, for NaN is not <= anything.
+        if not (outputs <= self.output_error and weights <= self.weight_error and found.speedup >= self.speedup):
+            raise PastBound(
+                f"not written: weights are off by up to {weights:.3g} (bound {self.weight_error:g}), outputs by up to "
+                f"{outputs:.2%} of the largest (bound {self.output_error:.2%}), and int8 is {found.speedup:.2f} x as "
+                f"fast as float32 (bound {self.speedup:g}): {1e3 * found.int8_seconds:.3f} against "
+                f"{1e3 * found.float32_seconds:.3f} ms a sequence"
+            )
+
+
+def quantize(
+    folder: Path,
+    data: Path,
+    version: int,
+    *,
+    repository: Path | None = None,
+    bounds: Bounds | None = None,
+    progress: Progress = lambda _: None,
+) -> Path:
+    """Make an int8 version, measure it against float32, and only then give it its place in the repository.
+
+    The matrices of `project` and of every graph that attends on a CPU become int8. Fronts, heads, what stands between
+    layers, and the graph for CUDA stay as they are. The same version gives the same graphs.
+
+    Args:
+        folder: a float32 version's folder.
+        data: what to measure on; see `read_data`.
+        version: the version to write, 1 or above.
+        repository: the folder of models to write to; the one that `folder` lies in when absent.
+        bounds: what it must keep.
+        progress: told what is being done.
+
+    Returns:
+        The new version's folder.
+
+    Raises:
+        FileExistsError: the version is there already.
+        ManifestError: the folder is not what its manifest says, is int8 already, or has no matrices.
+        BadData: the data are nothing that the model takes.
+        PastBound: it is not worth it; nothing is written.
+    """
+    folder = folder.resolve()
+    manifest = read_manifest(folder)
+    _check_source(folder, manifest)
+    target = (repository or folder.parent.parent) / folder.parent.name / str(version)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; versions are never overwritten: choose another, or remove it")
+    contents = {file.name: _read_file(folder, file) for file in _files(manifest)}
+    examples = read_data(data, folder, manifest)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".quantize-") as scratch:
+        written = Path(scratch) / "version"
+        written.mkdir()
+        progress(f"quantizing {folder}")
+        _write_files(written, manifest, contents)
+        progress(f"measuring on {len(examples)} sequences")
+        manifest.quantization.CopyFrom(measure(folder, written, manifest, examples))
+        manifest.ClearField("parity")
+        (bounds or Bounds()).check(manifest.quantization)
+        write_manifest(written, manifest)
+        shutil.move(written, target)
+    progress(f"wrote {target}")
+    return target
+
+
+def _check_source(folder: Path, manifest: Manifest) -> None:
+    if manifest.HasField("quantization"):
+        raise ManifestError(f"{folder} is int8 already; quantize the version it was made from")
+    if not all(layer.HasField("project") for layer in manifest.layers):
+        raise ManifestError(f"{folder} is a {manifest.block}, which has no matrices: there is nothing to quantize")
+
+
+def _files(message: Message) -> Iterator[File]:
+    """Yield every file that a manifest names."""
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for part in [value] if isinstance(value, Message) else value:
+            if isinstance(part, File):
+                yield part
+            else:
+                yield from _files(part)
+
+
+def _read_file(folder: Path, file: File) -> bytes:
+    try:
+        content = (folder / file.name).read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{folder / file.name} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise ManifestError(f"{folder / file.name} is not the file that its manifest names: its SHA-256 differs")
+    return content
+
+
+def _write_files(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
+    """Write every file of the version, and enter its hash in the manifest."""
+    chosen = {graph.file.name for layer in manifest.layers for graph in cpu_graphs(layer)}
+    chosen |= {layer.project.name for layer in manifest.layers}
+    for file in _files(manifest):
+        content = contents[file.name]
+        file.CopyFrom(add_file(folder, file.name, to_int8(content) if file.name in chosen else content))

@@ -1,0 +1,134 @@
+"""An export is exact, reproducible and whole, or it is not there."""
+
+import json
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from attention_export import export as export_module
+from attention_export import verify as verify_module
+from attention_export.blocks import Dims, MultiHead
+from attention_export.export import export
+from attention_export.manifest import MANIFEST, ManifestError, read_manifest
+from attention_export.model import Model
+from attention_export.verify import ATOL, Mismatch, verify
+from serving import ROOT
+
+EMBEDDED = sorted(path.parent for path in (ROOT / "models").glob("*/*/manifest.json"))
+
+
+def block() -> MultiHead:
+    torch.manual_seed(1)
+    return MultiHead(Dims(query=8, heads=2))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(Model(block(), "a block"), tmp_path_factory.mktemp("repository"), "block", 1)
+
+
+def test_the_same_block_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
+    """Every file of a second export is equal to the first's, the manifest included."""
+    again = export(Model(block(), "a block"), tmp_path, "other", 3)
+    names = sorted(path.name for path in exported.iterdir())
+    assert names == sorted(path.name for path in again.iterdir())
+    for name in names:
+        assert (exported / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_files_tell_nothing_of_where_they_were_made(exported: Path) -> None:
+    """No path, stack trace or metadata of the exporter is in a graph."""
+    for path in exported.glob("*.onnx"):
+        content = path.read_bytes()
+        assert not re.search(rb"/[a-z]+/[A-Za-z_/]+\.py|site-packages|Traceback", content), path.name
+        model = onnx.load(path)
+        assert not model.metadata_props
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+def test_dimensions_vary_by_name(exported: Path) -> None:
+    """Batch and lengths are free in every graph; widths are fixed."""
+    graph = onnx.load(exported / "explain-masked.onnx").graph
+    shapes = {
+        info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in (*graph.input, *graph.output)
+    }
+    assert shapes["query"] == ["B", "T", 8]
+    assert shapes["mask"] == ["mask_B", "mask_H", "T", "S"]
+    assert shapes["weights"] == ["B", 2, "T", "S"]
+
+
+def test_what_does_not_match_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph whose numbers are off by little is refused, and leaves nothing behind."""
+    monkeypatch.setattr(export_module, "project_graph", _project_of_another_block)
+    with pytest.raises(Mismatch, match=r"project\.onnx"):
+        export(Model(block(), "a block"), tmp_path, "block", 1)
+    assert not list((tmp_path / "block").iterdir())
+
+
+def _project_of_another_block(block: MultiHead, prefix: str = ""):
+    other = MultiHead(block.dims)
+    other.load_state_dict({name: x + (1e-3 if name == "b_V" else 0) for name, x in block.state_dict().items()})
+    return verify_module_graph(other, prefix)
+
+
+def verify_module_graph(block: MultiHead, prefix: str):
+    from attention_export.graphs import project_graph  # noqa: PLC0415 # not the one that the test replaced
+
+    return project_graph(block, prefix)
+
+
+def test_a_version_is_never_overwritten(exported: Path) -> None:
+    """A second export to the same version is refused."""
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        export(Model(block(), "a block"), exported.parents[1], "block", 1)
+
+
+@pytest.mark.parametrize("folder", EMBEDDED, ids=lambda folder: folder.parent.name)
+def test_an_embedded_model_verifies(folder: Path) -> None:
+    """Each shipped version still matches PyTorch, at the errors that its manifest records."""
+    recorded, parity = read_manifest(folder).parity, verify(folder)
+    assert parity.cases == recorded.cases > 400
+    for stage in ("output", "weights"):
+        assert parity.max_abs_error[stage] == pytest.approx(recorded.max_abs_error[stage], abs=ATOL)
+
+
+def test_the_embedded_models_are_small() -> None:
+    """All of them together are a few megabytes."""
+    assert sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) < 4e6
+
+
+def test_verify_finds_a_changed_matrix(exported: Path, tmp_path: Path) -> None:
+    """A graph that no longer computes the block's matrices is found."""
+    folder = tmp_path / "1"
+    folder.mkdir()
+    for path in exported.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    model = onnx.load(folder / "attend.onnx")
+    matrix = next(each for each in model.graph.initializer if each.name.endswith("M_O"))
+    numbers = onnx.numpy_helper.to_array(matrix) * 1.01
+    matrix.CopyFrom(onnx.numpy_helper.from_array(numbers, matrix.name))
+    onnx.save(model, folder / "attend.onnx")
+    with pytest.raises(Mismatch, match=r"attend\.onnx.*output"):
+        verify(folder)
+
+
+def test_no_manifest_no_verification(exported: Path, tmp_path: Path) -> None:
+    """A folder without a manifest, or with one of another format, is refused by name."""
+    with pytest.raises(ManifestError, match="cannot be read"):
+        verify(tmp_path)
+    content = json.loads((exported / MANIFEST).read_text()) | {"format": 99}
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ManifestError, match="format 99"):
+        verify(tmp_path)
+
+
+def test_every_kind_of_mask_and_length_is_tried() -> None:
+    """The verification covers what it promises: lengths 1 to 512, alike and unalike, and each kind of mask."""
+    lengths = {length for pair in verify_module.LENGTHS for length in pair}
+    assert lengths == {1, 2, 7, 64, 512}
+    assert any(queries != keys for queries, keys in verify_module.LENGTHS)
+    kinds = [kind for kind, _ in verify_module.masks(verify_module.np.random.default_rng(0), 2, 3, 4)]
+    assert len(kinds) == len(set(kinds)) == 9
