@@ -154,7 +154,8 @@ class Transport:
         }
         self.sent_inputs = not sequence
         inputs = request.pop("inputs") if self.sent_inputs and "inputs" in request else [sequence] if sequence else []
-        return self.send(model, inputs, shorthand=self.shorthand and bool(sequence), **request)
+        shorthand = {"shorthand": True} if self.shorthand and sequence else {}
+        return self.send(model, inputs, **shorthand, **request)
 
     def one(self, model: str, **request: Any) -> dict[str, Any]:
         """Ask about one sequence; return its result."""
@@ -306,7 +307,6 @@ class GrpcSender:
         model: str,
         inputs: list[dict[str, Any]],
         *,
-        shorthand: bool,  # noqa: ARG002 # messages have none
         timeout: float | None = None,
         request_id: str = "",
         **request: Any,
@@ -350,7 +350,9 @@ class JsonSender:
     url: str
     encoding = "json"
 
-    def __call__(self, model: str, inputs: list[dict[str, Any]], *, shorthand: bool, **request: Any) -> dict[str, Any]:
+    def __call__(
+        self, model: str, inputs: list[dict[str, Any]], *, shorthand: bool = False, **request: Any
+    ) -> dict[str, Any]:
         document = {name: request.pop(name) for name in ("outputs", "token_offsets") & request.keys()}
         if "shared_mask" in request:
             document["mask"] = self.mask(request.pop("shared_mask"))
@@ -408,7 +410,6 @@ class ProtobufSender:
         model: str,
         inputs: list[dict[str, Any]],
         *,
-        shorthand: bool,  # noqa: ARG002 # messages have none
         timeout: float | None = None,
         request_id: str = "",
         version: int = 0,

@@ -237,5 +237,5 @@ def _field(field: str) -> Iterator[None]:
     """Name the field in what NumPy and protobuf raise about a value."""
     try:
         yield
-    except (TypeError, ValueError, OverflowError) as error:
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
         raise InvalidRequest(str(error), field=field) from error

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
 from attention_export.export import export
 from attention_export.figures import save_figure
+from attention_export.graphs import ExportFailure
 from attention_export.importing import read_tensors
 from attention_export.importing.encoder import import_encoder
 from attention_export.importing.multihead import import_multihead
 from attention_export.int8 import Bounds, quantize
-from attention_export.manifest import ManifestError, read_manifest
+from attention_export.manifest import ManifestError, new_version, read_manifest
 from attention_export.model import Model
 from attention_export.own_data import Options, own_data
 from attention_export.tasks import TASKS
@@ -127,6 +128,7 @@ def train(
     options = {"heads": heads, "width": width, "epochs": epochs, "held_out": held_out, "patience": patience}
     with reported():
         chosen = _chosen(task, data, block, name, checkpoint, options | {"steps": steps or None})
+        new_version(models, name or chosen.model, version)  # before minutes of training, not behind them
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
         if figure is not None:
@@ -234,6 +236,8 @@ def embedded(
     """Make the repository that ships with the server: every task trained, and the dot product, which learns nothing."""
     description = "Attention on the raw vectors, of any width: nothing is learned."
     with reported():
+        for task in TASKS.values():
+            new_version(models, task.model, 1)
         export(Model(DotProduct(), description), models, "dot-product", 1, progress=console.print)
     for task in TASKS.values():
         train(TaskName(task.name), models, figure=figures / f"{task.name}.png" if figures else None)
@@ -249,8 +253,8 @@ def reported() -> Iterator[None]:
     """Turn what a user can mend into a line on stderr and exit status 1."""
     try:
         yield
-    except (BelowBar, FileExistsError, ManifestError, Mismatch, OSError, ValueError) as error:
-        console.print(f"attention-export: {error}", style="red", highlight=False, soft_wrap=True)
+    except (BelowBar, ExportFailure, FileExistsError, ManifestError, Mismatch, OSError, ValueError) as error:
+        console.print(f"attention-export: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 
 

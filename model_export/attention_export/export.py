@@ -20,7 +20,7 @@ from attention_export.graphs import (
     project_graph,
     to_onnx,
 )
-from attention_export.manifest import FORMAT, add_file, describe_layer, matrices, write_manifest
+from attention_export.manifest import FORMAT, add_file, describe_layer, matrices, new_version, write_manifest
 from attention_export.model import Model, TextFront
 from attention_export.verify import Report, torch_reference, verify_layer, verify_surroundings
 
@@ -42,11 +42,10 @@ def export(model: Model, repository: Path, name: str, version: int, *, progress:
 
     Raises:
         FileExistsError: the version is there already.
+        ExportFailure: a part of the model has no form in ONNX.
         Mismatch: a graph does not match PyTorch; nothing is written.
     """
-    target = repository / name / str(version)
-    if target.exists():
-        raise FileExistsError(f"{target} exists; versions are never overwritten: choose another, or remove it")
+    target = new_version(repository, name, version)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder = Path(scratch) / "version"

@@ -4,10 +4,11 @@ Between them, k and v lie heads side by side, [B, S, H * width]: the form in whi
 a Reshape or Transpose, and in which a memory is kept. What a head's stage looks like, [H, S, width], is then a view.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ Shape = tuple[str | int, ...]
 
 # Sizes of the varying dimensions in the examples that are traced: at least 2 and all different, or torch specialises.
 EXAMPLE_SIZES = {"B": 2, "T": 5, "S": 7, "N": 3, "D": 11, "Dv": 13}
+
+
+class ExportFailure(ValueError):
+    """A part of a model has no form in ONNX."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,36 @@ def to_onnx(graph: Graph) -> bytes:
     """Export a graph; the same weights give the same bytes.
 
     Raises:
-        onnx.checker.ValidationError: the result is no valid ONNX model.
+        ExportFailure: PyTorch cannot say it in ONNX, or what it says is no valid model.
     """
+    try:
+        model = _traced(graph)
+        _declare_shapes(model, graph)
+        strip(model)
+        onnx.checker.check_model(model, full_check=True)
+    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        # The exporter's own words are a page of advice; what it stumbled over is in the cause.
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise ExportFailure(f"{graph.file} cannot be exported to ONNX: {reason}") from error
+    return model.SerializeToString(deterministic=True)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove what tells where it was made: stack traces and paths, which would change the bytes from place to place."""
+    del model.metadata_props[:]
+    parts: Iterable[Any] = (
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    )
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _traced(graph: Graph) -> onnx.ModelProto:
     examples = {name: _example(name, shape) for name, shape in graph.inputs.items()}
     dims = {name: Dim(name) for name in EXAMPLE_SIZES}
     dynamic = {
@@ -206,26 +239,7 @@ def to_onnx(graph: Graph) -> bytes:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    _declare_shapes(model, graph)
-    strip(model)
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Remove what tells where it was made: stack traces and paths, which would change the bytes from place to place."""
-    del model.metadata_props[:]
-    parts: Iterable[Any] = (
-        model.graph,
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.initializer,
-    )
-    for part in parts:
-        part.doc_string = ""
-        del part.metadata_props[:]
+    return program.model_proto
 
 
 def _example(name: str, shape: Shape) -> Tensor:
@@ -247,10 +261,13 @@ def _declare_shapes(model: onnx.ModelProto, graph: Graph) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the exporter says of itself: missing torchvision, renamed dimensions, internal deprecations."""
-    with warnings.catch_warnings():
+    """Hold back what the exporter says of itself: missing torchvision, renamed dimensions, internal deprecations.
+
+    And where it fails the code that it was at, which it prints: what matters is raised as well.
+    """
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:

@@ -18,6 +18,18 @@ class ManifestError(ValueError):
     """A version's folder is not what its manifest says."""
 
 
+def new_version(repository: Path, name: str, version: int) -> Path:
+    """Return the folder of a version that is to be written.
+
+    Raises:
+        FileExistsError: it is there already.
+    """
+    folder = repository / name / str(version)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; versions are never overwritten: choose another, or remove it")
+    return folder
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read a manifest.
 

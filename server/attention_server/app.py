@@ -1,14 +1,15 @@
 """The composition root: settings -> engine -> repository -> scheduler -> service -> listeners. Nothing else wires.
 
 Who runs where, decided once: the main thread's loop accepts HTTP; gRPC has threads of its own; on both, one thread
-carries a request from its bytes to its answer. Whichever thread it is in, computation is bounded by the scheduler.
+carries a request from its bytes to its answer. What onnxruntime computes is bounded by the scheduler's slots, whichever
+thread it is in; reading, checking and writing are not.
 """
 
 import asyncio
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack
+import time
 
 import structlog
 import uvloop
@@ -16,13 +17,14 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from attention_server import logs
+from attention_server.domain import Limits
 from attention_server.engine import DeviceError, Engine
 from attention_server.grpc.server import GrpcServer
 from attention_server.memories import MemoryStore
 from attention_server.repository import Repository, RepositoryError
 from attention_server.rest.server import RestServer
 from attention_server.scheduler import Scheduler
-from attention_server.service import Limits, Service
+from attention_server.service import Service
 from attention_server.settings import MIB, Settings
 
 log = structlog.get_logger()
@@ -40,7 +42,12 @@ async def serve(settings: Settings) -> None:
     repository = Repository(settings.models, engine)
     scheduler = Scheduler(settings.compute_slots, settings.max_queued)
     memories = MemoryStore(settings.memory_mib * MIB)
-    limits = Limits(settings.max_sequences, settings.max_answer_mib * MIB, settings.memory_ttl)
+    limits = Limits(
+        sequences=settings.max_sequences,
+        scores_bytes=settings.max_scores_mib * MIB,
+        answer_bytes=settings.max_answer_mib * MIB,
+        memory_ttl=settings.memory_ttl,
+    )
     service = Service(repository, scheduler, memories, limits)
     requests = settings.compute_slots + settings.max_queued
     rest = RestServer(
@@ -58,11 +65,9 @@ async def serve(settings: Settings) -> None:
         max_message_bytes=settings.max_message_mib * MIB,
     )
     stop = _stop_signal()
-    async with AsyncExitStack() as running:
-        running.callback(_end, scheduler, settings.grace)
-        await running.enter_async_context(rest.running())
-        grpc.start()
-        running.push_async_callback(asyncio.to_thread, grpc.stop, settings.grace)
+    rest.start()
+    grpc.start()
+    try:
         await asyncio.to_thread(repository.load)
         grpc.set_serving(True)
         log.info("ready", device=engine.device, slots=settings.compute_slots, models=repository.names())
@@ -70,8 +75,11 @@ async def serve(settings: Settings) -> None:
         print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # what starts us waits for it
         await stop.wait()
         log.info("stopping", grace=settings.grace)
+    finally:
+        end = time.monotonic() + settings.grace
         grpc.set_serving(False)
-        rest.set_stopping()
+        await asyncio.gather(rest.stop(), asyncio.to_thread(grpc.stop, settings.grace))
+        _end(scheduler, max(0.0, end - time.monotonic()))
 
 
 def main() -> None:
@@ -91,7 +99,7 @@ def main() -> None:
 def _end(scheduler: Scheduler, grace: float) -> None:
     """Wait for the computations. One that outlasts the grace would hold the process for ever: it ends with it."""
     if not scheduler.close(grace):
-        log.warning("cut off what still ran after the grace", grace=grace)
+        log.warning("cut off what still ran after the grace")
         sys.stderr.flush()
         os._exit(0)
 

@@ -10,6 +10,8 @@ import numpy as np
 from attention_proto.masks import Mask
 from numpy.typing import NDArray
 
+from attention_server.errors import Cancelled, DeadlineExceeded, TooLarge
+
 Array = NDArray[np.generic]
 Reduce = Literal["none", "mean", "max"]
 
@@ -21,6 +23,46 @@ FOR_EVER = 365 * 86_400.0  # seconds; what is longer would overflow in the waiti
 def join_path(*parts: str) -> str:
     """Return the path of a field, leaving out what is empty: ("", "query") -> "query"."""
     return ".".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        sequences: in a request.
+        scores_bytes: of one sequence's scores, heads x queries x keys x 4; attention needs them on the way, and more.
+        answer_bytes: of an answer's tensors, all sequences together.
+        memory_ttl: seconds that a memory is kept after its last use, unless it says otherwise.
+    """
+
+    sequences: int
+    scores_bytes: int
+    answer_bytes: int
+    memory_ttl: float
+
+    def check_sequences(self, count: int, field: str) -> None:
+        """Refuse more sequences than a request may have.
+
+        Raises:
+            TooLarge: there are more.
+        """
+        if count > self.sequences:
+            raise TooLarge(f"has {count} sequences; a request may have {self.sequences}", field=field)
+
+    def check_scores(self, heads: int, queries: int, keys: int, field: str) -> None:
+        """Refuse what would need too much memory on the way to an answer.
+
+        Raises:
+            TooLarge: it would.
+        """
+        needed = heads * queries * keys * 4
+        if needed > self.scores_bytes:
+            raise TooLarge(
+                f"{queries} queries over {keys} keys with {heads} heads need {needed} bytes of scores; "
+                f"{self.scores_bytes} may be used: send shorter sequences",
+                field=field,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +159,13 @@ class Call:
         """Return whether the caller's time ran out."""
         return time.monotonic() >= self.deadline
 
+    def check(self) -> None:
+        """Raise what ends the work for this caller: Cancelled or DeadlineExceeded."""
+        if self.gone:
+            raise Cancelled("the caller has gone")
+        if self.expired():
+            raise DeadlineExceeded("the deadline passed before the request could be answered")
+
     def remaining(self) -> float | None:
         """Return the seconds that are left; None for ever."""
         return None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
@@ -127,11 +176,16 @@ class Call:
         if self.gone:
             work.cancel()
 
+    def waits_no_more(self) -> None:
+        """All is done: keep nothing of it while the answer is on its way."""
+        self._work = None
+
     def leave(self) -> None:
         """The caller has gone. To leave when all is done changes nothing."""
         self.gone = True
-        if self._work is not None:
-            self._work.cancel()
+        work = self._work
+        if work is not None:
+            work.cancel()
 
 
 class TopK(NamedTuple):

@@ -1,5 +1,6 @@
 """The form in which a stage is sent: heads and rows chosen, heads reduced, the largest of each row, FP16."""
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,8 @@ def check_rows(spec: OutputSpec, length: int, field: str) -> None:
     for row in spec.rows:
         if not -length <= row < length:
             raise InvalidRequest(f"there is no row {row}; there are {length}, from 0", field=join_path(field, "rows"))
+    if len({row % length for row in spec.rows}) < len(spec.rows):
+        raise InvalidRequest("names a row twice", field=join_path(field, "rows"))
 
 
 def shape_stage(
@@ -44,16 +47,15 @@ def shape_stage(
     if not spec.top_k:
         return _as(stage, spec, field)
     if hidden is not None:
-        hidden = _choose(hidden, spec)
+        hidden = _choose(hidden, spec if len(hidden) > 1 else replace(spec, heads=()))  # one mask may serve all heads
         hidden = np.all(hidden, axis=0, keepdims=True) if spec.reduce != "none" else hidden
     top = top_k(stage, spec.top_k, hidden)
     return TopK(top.indices, _as(top.values, spec, field))
 
 
 def _choose(stage: NDArray[T], spec: OutputSpec) -> NDArray[T]:
-    if spec.heads and stage.shape[0] > 1:  # one mask for all heads needs no choice
-        stage = stage[list(spec.heads)]
-    return stage[..., list(spec.rows), :] if spec.rows else stage
+    stage = stage[..., list(spec.rows), :] if spec.rows else stage
+    return stage[list(spec.heads)] if spec.heads else stage
 
 
 def _as(stage: NDArray[Any], spec: OutputSpec, field: str) -> Array:

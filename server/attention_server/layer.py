@@ -31,7 +31,8 @@ class LoadedLayer:
     def project(self, key: Vectors, value: Vectors) -> tuple[Vectors, Vectors]:
         """Return k and v, [1, S, heads * width]: all that a memory has to keep."""
         if not self.about.HasField("project"):
-            return key[None], value[None]
+            k = key[None]
+            return k, k if value is key else value[None]
         k, v = self._run(self.about.project.name, ("k", "v"), {"key": key[None], "value": value[None]})
         return k, v
 
@@ -56,7 +57,9 @@ class LoadedLayer:
         source = {"heads": "heads" if "heads" in offered else "output", "scores": "q"}
         names = {source.get(stage, stage) for stage in wanted}.intersection(offered)
         found = dict(zip(names, self._run(graph.file.name, names, feeds), strict=True)) if names else {}
-        unpacked = self._unpack(found, query, k, v)
+        if "q" not in offered:
+            found["q"] = query[None]  # nothing is projected: q is the query
+        unpacked = self._unpack(found, k, v)
         if "scores" in wanted:
             unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"])
         if "heads" in wanted and "heads" not in unpacked:
@@ -87,13 +90,12 @@ class LoadedLayer:
         if about.HasField("after"):
             self.after(query, stages["output"])
 
-    def _unpack(self, found: Mapping[str, Vectors], query: Vectors, k: Vectors, v: Vectors) -> dict[str, Vectors]:
+    def _unpack(self, found: Mapping[str, Vectors], k: Vectors, v: Vectors) -> dict[str, Vectors]:
         """Turn [1, length, heads * width] into [heads, length, width]: views, until they are written to the wire."""
         heads, shared = self.about.heads, self.about.key_value_heads
         stages = {"k": _split(k[0], shared), "v": _split(v[0], shared)}
-        stages["q"] = _split(found["q"][0] if "q" in found else query, heads)
         stages |= {name: found[name][0] for name in ("output", "weights") if name in found}
-        return stages | ({"heads": _split(found["heads"][0], heads)} if "heads" in found else {})
+        return stages | {name: _split(found[name][0], heads) for name in ("q", "heads") if name in found}
 
     def _scores(self, q: Vectors, k: Vectors) -> Vectors:
         """Compute q.k * scale, [H, T, S]; no graph gives it, for it is asked for seldom and costs a pass over T * S."""

@@ -81,6 +81,9 @@ class MemoryStore:
         if memory.size > self._budget:
             raise TooLarge(f"the memory has {memory.size} bytes; all together may have {self._budget}")
         with self._lock:
+            known = self._kept.get(memory.id)
+            if known is not None:  # somebody else's, perhaps: it is kept for as long as either wants
+                memory.ttl = max(memory.ttl, known.ttl)
             self._forget(memory.id)
             self._sweep()
             while self._size + memory.size > self._budget:

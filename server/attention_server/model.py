@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.masks import Mask
 
 from attention_server import check
-from attention_server.domain import Array, Prediction, Result, Sequence, Tokens, join_path
+from attention_server.domain import Array, Limits, Prediction, Result, Sequence, Tokens, join_path
 from attention_server.engine import Graph
 from attention_server.errors import InvalidRequest
 from attention_server.forms import check_rows, shape_stage
@@ -47,7 +48,7 @@ class LoadedModel:
         """The blocks, in the order in which they compute."""
         return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
 
-    def prepare(self, sequence: Sequence, plan: Plan, mask: Mask, memories: MemoryStore) -> Prepared:
+    def prepare(self, sequence: Sequence, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits) -> Prepared:
         """Check a sequence for this model and for what is asked of it.
 
         Args:
@@ -55,10 +56,12 @@ class LoadedModel:
             plan: what is asked.
             mask: the request's.
             memories: where the one is that the sequence names.
+            limits: of one request.
 
         Raises:
             InvalidRequest: the model cannot take it.
             NotFound: it names a memory that is not kept.
+            TooLarge: it needs more memory than a request may.
         """
         check.sources(
             sequence,
@@ -69,7 +72,7 @@ class LoadedModel:
         memory = None
         if sequence.memory:
             memory = memories.get(sequence.memory, self.name, self.version, join_path(sequence.path, "memory"))
-        prepared = prepare(sequence, mask, memory, self.manifest, self.reader, self.memory_reader)
+        prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for form in plan.forms:
             check_rows(form.spec, prepared.keys if form.spec.name in OF_KEYS else prepared.queries, form.field)
         by_word = any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
@@ -117,6 +120,12 @@ class LoadedModel:
         """Run what runs for a request once, so that no caller waits for a first allocation."""
         for layer in self.layers:
             layer.warm()
+        text = self.manifest.text
+        for front in (name for name in (text.front.name, text.memory_front.name) if name):
+            self._run(front, self.graphs[front].outputs, {"tokens": np.zeros((1, 1), np.int64)})
+        if self.manifest.predictors:
+            rows = np.zeros((1, self.manifest.layers[-1].output_dim), np.float32)
+            self._run(self.manifest.head.name, self.graphs[self.manifest.head.name].outputs, {"output": rows})
 
     def _stages(self, prepared: Prepared, plan: Plan) -> list[dict[str, Vectors]]:
         """Compute each layer's stages, as many layers as are needed."""

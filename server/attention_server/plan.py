@@ -155,6 +155,8 @@ def _check_heads(spec: OutputSpec, layer: Layer, field: str) -> None:
     for head in spec.heads:
         if head >= heads:
             raise InvalidRequest(f"there is no head {head}; there are {heads}, from 0", field=join_path(field, "heads"))
+    if len(set(spec.heads)) < len(spec.heads):
+        raise InvalidRequest("names a head twice", field=join_path(field, "heads"))
 
 
 def _heads(spec: OutputSpec, layer: Layer) -> int:
@@ -165,5 +167,7 @@ def _check_names(forms: Sequence[Form]) -> None:
     taken = {PREDICTIONS}
     for form in forms:
         if form.name in taken:
-            raise InvalidRequest(f"the name {form.name!r} is taken; give this output another `as`", field=form.field)
+            raise InvalidRequest(
+                f"the name {form.name[:64]!r} is taken; give this output another `as`", field=form.field
+            )
         taken.add(form.name)

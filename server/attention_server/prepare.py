@@ -8,7 +8,7 @@ from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 
 from attention_server import check
-from attention_server.domain import MemoryRequest, Sequence, Tokens, join_path
+from attention_server.domain import Limits, MemoryRequest, Sequence, Tokens, join_path
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.text import TextReader
@@ -52,6 +52,7 @@ def prepare(
     sequence: Sequence,
     mask: Mask,
     memory: Memory | None,
+    limits: Limits,
     manifest: Manifest,
     reader: TextReader | None,
     memory_reader: TextReader | None,
@@ -62,12 +63,14 @@ def prepare(
         sequence: as sent; its sources are checked.
         mask: the request's.
         memory: the one that the sequence names.
+        limits: of one request.
         manifest: of the model that is to take it.
         reader: the model's tokenizer; None when it reads no text.
         memory_reader: that of its memory text.
 
     Raises:
         InvalidRequest: the model cannot take it.
+        TooLarge: it needs more memory than a request may.
     """
     layer = manifest.layers[0]
     tokens = _read(sequence.text, reader, join_path(sequence.path, "text"))
@@ -81,6 +84,7 @@ def prepare(
     if value is not None and len(value) != keys:
         field = join_path(sequence.path, "value")
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=field)
+    limits.check_scores(layer.heads, queries, keys, sequence.path)
     added = _added(sequence, mask, layer, queries, keys)
     prepared = Prepared(query, key, value, tokens, memory_tokens, queries, keys, added, memory)
     return _finite(prepared, sequence.path)

@@ -121,8 +121,8 @@ class Repository:
             manifest=manifest,
             device=self._engine.device,
             graphs=graphs,
-            reader=TextReader.of_query(manifest.text, folder),
-            memory_reader=TextReader.of_memory(manifest.text, folder),
+            reader=TextReader.of_query(manifest.text, contents),
+            memory_reader=TextReader.of_memory(manifest.text, contents),
         )
 
 

@@ -61,8 +61,8 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping")
-            at_once = self._free > 0
-            if len(self._queue) >= self._max_queued:
+            at_once = self._free > 0 and not self._queue  # nobody overtakes
+            if not at_once and len(self._queue) >= self._max_queued:
                 self._queue = deque(waiting for waiting in self._queue if not waiting.future.cancelled())
             if at_once:
                 self._free -= 1
@@ -107,6 +107,7 @@ class Scheduler:
                 self._free -= 1
                 job = self._queue.popleft()
             self._run(job)
+            del job  # while this thread waits for the next, nothing of the last one is kept
             self._give_back()
 
     def _run(self, job: Job[T]) -> None:

@@ -3,12 +3,11 @@
 import functools
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
 
-from attention_server.domain import Call, MemoryRequest, Request, Response, Result
+from attention_server.domain import Call, Limits, MemoryRequest, Request, Response, Result
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, TooLarge
 from attention_server.memories import Memory, MemoryStore, memory_id
 from attention_server.model import LoadedModel
@@ -23,21 +22,6 @@ T = TypeVar("T")
 SPARE_THREADS = 16
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for.
-
-    Attributes:
-        sequences: sequences in a request.
-        answer_bytes: bytes of an answer's tensors, all sequences together.
-        memory_ttl: seconds that a memory is kept after its last use, unless it says otherwise.
-    """
-
-    sequences: int
-    answer_bytes: int
-    memory_ttl: float
-
-
 class Service:
     """Answers requests from the models of a repository."""
 
@@ -45,7 +29,7 @@ class Service:
         self._repository = repository
         self._memories = memories
         self._scheduler = scheduler
-        self._limits = limits
+        self.limits = limits
 
     @property
     def ready(self) -> bool:
@@ -70,13 +54,12 @@ class Service:
             Unavailable: the queue is full, or models are still loading.
             DeadlineExceeded: the caller's time had run out.
         """
-        if call.expired():
-            raise DeadlineExceeded("the deadline passed before the request was read")
+        call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
             plan = make_plan(request.outputs, model.manifest)
             prepared = self._prepare(request, model, plan)
-            run = functools.partial(_answer, request, model, plan, prepared)
+            run = functools.partial(_answer, request, model, plan, prepared, call)
             future = self._scheduler.submit(run, call.deadline)
             release = held.pop_all()
         future.add_done_callback(lambda _: release.close())
@@ -117,7 +100,7 @@ class Service:
             future = self._scheduler.submit(functools.partial(model.remember, key, value, tokens), call.deadline)
             k, v = wait(future, call)
             id_ = memory_id(model.name, model.version, [key, value, request.memory_text])
-            ttl = request.ttl if request.ttl is not None else self._limits.memory_ttl
+            ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
             memory = Memory(id_, model.name, model.version, k, v, tokens, ttl)
         self._memories.put(memory)
         return memory
@@ -154,18 +137,15 @@ class Service:
     def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> list[Prepared]:
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
-        if len(request.inputs) > self._limits.sequences:
-            raise TooLarge(
-                f"has {len(request.inputs)} sequences; a request may have {self._limits.sequences}", field="inputs"
-            )
+        self.limits.check_sequences(len(request.inputs), "inputs")
         prepared = []
         size = 0
         for sequence in request.inputs:
-            prepared.append(model.prepare(sequence, plan, request.mask, self._memories))
+            prepared.append(model.prepare(sequence, plan, request.mask, self._memories, self.limits))
             size += model.answer_bytes(prepared[-1], plan)
-            if size > self._limits.answer_bytes:
+            if size > self.limits.answer_bytes:
                 raise TooLarge(
-                    f"the answer would be at least {size} bytes; {self._limits.answer_bytes} may be sent: ask for "
+                    f"the answer would be at least {size} bytes; {self.limits.answer_bytes} may be sent: ask for "
                     "fewer sequences, heads or rows, reduce the heads, or take the top k",
                     field="outputs",
                 )
@@ -186,15 +166,20 @@ def wait(future: "Future[T]", call: Call) -> T:
     except CancelledError as error:
         raise Cancelled("the caller has gone") from error
     except TimeoutError as error:
-        if future.done():
+        if future.done() and not future.cancelled() and future.exception() is error:
             raise  # the computation's own
         future.cancel()
         raise DeadlineExceeded("the deadline passed while the request waited or ran") from error
+    finally:
+        call.waits_no_more()
     if call.expired():
         raise DeadlineExceeded("the deadline passed while the request ran")
     return answer
 
 
-def _answer(request: Request, model: LoadedModel, plan: Plan, prepared: list[Prepared]) -> Response:
-    results: list[Result] = [model.answer(each, plan) for each in prepared]
+def _answer(request: Request, model: LoadedModel, plan: Plan, prepared: list[Prepared], call: Call) -> Response:
+    results: list[Result] = []
+    for each in prepared:
+        call.check()  # a slot is not held for a caller who has gone
+        results.append(model.answer(each, plan))
     return Response(model.name, model.version, tuple(results), request.token_offsets)

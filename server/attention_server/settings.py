@@ -51,7 +51,10 @@ class Settings(BaseSettings):
     slots: int = Field(0, ge=0, description="requests computed at once; 0 is one a usable core")
     max_queued: int = Field(128, ge=1, description="requests that may wait for a slot; more are refused as unavailable")
     max_message_mib: int = Field(256, ge=1, le=2047, description="the largest request, in MiB")
-    max_answer_mib: int = Field(1024, ge=1, le=2047, description="the largest answer, in MiB")
+    max_answer_mib: int = Field(
+        256, ge=1, le=2047, description="the largest answer, in MiB; writing it takes 4 times that"
+    )
+    max_scores_mib: int = Field(512, ge=1, description="scores of one sequence (heads x queries x keys), in MiB")
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
     memory_mib: int = Field(256, ge=1, description="what memories kept by handle may weigh together, in MiB")
     memory_ttl: float = Field(600.0, gt=0, description="seconds that a memory is kept after its last use")

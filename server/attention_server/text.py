@@ -1,7 +1,7 @@
 """How a text becomes the tokens of one model."""
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Text
@@ -10,39 +10,41 @@ from tokenizers import Encoding, Tokenizer
 from attention_server.domain import Span, Tokens
 from attention_server.errors import InvalidRequest
 
+LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
+MOST_TOKENS = 16_384  # of a model that names no longest text
+
 
 class TextReader:
     """A model's tokenizer.
 
     Args:
-        path: a `tokenizer.json`.
+        content: of a `tokenizer.json`.
         allow_unknown: whether words outside the vocabulary are read as the unknown token.
         max_tokens: the longest text; 0 is any.
     """
 
-    def __init__(self, path: Path, *, allow_unknown: bool, max_tokens: int) -> None:
-        content = path.read_text()
-        self._tokenizer = Tokenizer.from_str(content)
+    def __init__(self, content: bytes, *, allow_unknown: bool, max_tokens: int) -> None:
+        self._tokenizer = Tokenizer.from_buffer(content)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._unknown = None if allow_unknown else json.loads(content)["model"].get("unk_token")
         self._max_tokens = max_tokens
 
     @classmethod
-    def of_query(cls, text: Text, folder: Path) -> "TextReader | None":
+    def of_query(cls, text: Text, contents: Mapping[str, bytes]) -> "TextReader | None":
         """Return the reader of a model's text; None when it reads none."""
         if not text.front.name:
             return None
-        path = folder / text.tokenizer.name
-        return cls(path, allow_unknown=text.allow_unknown, max_tokens=text.max_tokens)
+        content = contents[text.tokenizer.name]
+        return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_tokens)
 
     @classmethod
-    def of_memory(cls, text: Text, folder: Path) -> "TextReader | None":
+    def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextReader | None":
         """Return the reader of a model's memory text; None when it reads none."""
         if not text.memory_front.name:
             return None
-        path = folder / (text.memory_tokenizer.name or text.tokenizer.name)
-        return cls(path, allow_unknown=text.allow_unknown, max_tokens=text.max_memory_tokens)
+        content = contents[text.memory_tokenizer.name or text.tokenizer.name]
+        return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_memory_tokens)
 
     def read(self, text: str, field: str) -> Tokens:
         """Read a text.
@@ -50,6 +52,9 @@ class TextReader:
         Raises:
             InvalidRequest: a word is not in the vocabulary, there is none, or there are too many.
         """
+        longest = LONGEST_TOKEN * (self._max_tokens or MOST_TOKENS)
+        if len(text) > longest:  # before it costs anything
+            raise InvalidRequest(f"has {len(text)} characters; this model reads at most {longest}", field=field)
         encoding = self._tokenizer.encode(text)
         self._check(text, encoding, field)
         return Tokens(

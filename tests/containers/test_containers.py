@@ -16,8 +16,8 @@ import pytest
 import requests
 import yaml
 from attention_client import AttentionClient
+from serving import ROOT
 
-ROOT = Path(__file__).parents[2]
 BASE = "python:3.11-slim-bookworm"
 IMAGE = "attention-service:test"
 PROJECT = f"attention-test-{os.getpid()}"

@@ -7,14 +7,15 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from attention_client import AttentionClient
 from attention_export import export as export_module
 from attention_export import verify as verify_module
-from attention_export.blocks import Dims, MultiHead
+from attention_export.blocks import Dims, MultiHead, SelfAttention
 from attention_export.export import export
 from attention_export.manifest import MANIFEST, ManifestError, read_manifest
 from attention_export.model import Model
 from attention_export.verify import ATOL, Mismatch, verify
-from serving import ROOT
+from serving import ROOT, start_server
 
 EMBEDDED = sorted(path.parent for path in (ROOT / "models").glob("*/*/manifest.json"))
 
@@ -78,6 +79,16 @@ def verify_module_graph(block: MultiHead, prefix: str):
     from attention_export.graphs import project_graph  # noqa: PLC0415 # not the one that the test replaced
 
     return project_graph(block, prefix)
+
+
+def test_heads_wider_than_the_query_divided_are_served(tmp_path: Path) -> None:
+    """A query width that the heads do not divide is no matter, where heads have a width of their own."""
+    dims = Dims(query=10, heads=4, head=8)
+    export(Model(SelfAttention(dims), "wide heads"), tmp_path, "wide", 1)
+    with start_server(tmp_path) as server, AttentionClient(server.grpc) as client:
+        result = client.attend("wide", query=torch.ones(3, 10).numpy(), outputs=["output", "heads"])
+    assert result.output.shape == (3, 32)
+    assert result["heads"].shape == (4, 3, 8)
 
 
 def test_a_version_is_never_overwritten(exported: Path) -> None:

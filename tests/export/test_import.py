@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from attention_client import AttentionClient, OutputSpec
 from attention_export.export import export
 from attention_export.importing import ImportFailure, read_tensors
@@ -118,7 +119,7 @@ def test_every_layer_of_the_whole_encoder_is_served_exactly(tmp_path: Path) -> N
 def test_our_reference_is_what_transformers_computes() -> None:
     """The float64 reference of these tests agrees with the library that the checkpoint was made for, in all layers."""
     folder = checkpoint()
-    model = BertModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64)
+    model = transformers.BertModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64)
     tensors = {key: tensor.numpy() for key, tensor in load_file(folder / "model.safetensors").items()}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()

@@ -20,10 +20,10 @@ from attention_export.manifest import ManifestError, read_manifest
 from attention_export.model import Model
 from attention_export.tasks.sentences import ARTICLE, sentences, split_pairs
 from attention_export.training import reproducible
-from serving import start_server
+from serving import ROOT, start_server
 from typer.testing import CliRunner
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = ROOT / "models"
 MULTI_HEAD = MODELS / "multi-head/1"
 WIDTH, HEADS = 48, 4
 ANY_SPEED = Bounds(speedup=0)  # the machine's mood is not tested

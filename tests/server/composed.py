@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attention_server.domain import Limits
 from attention_server.engine import Engine
 from attention_server.grpc.server import GrpcServer
 from attention_server.memories import MemoryStore
 from attention_server.repository import Repository
 from attention_server.rest.server import RestServer
 from attention_server.scheduler import Scheduler
-from attention_server.service import Limits, Service
+from attention_server.service import Service
 
 MIB = 2**20
 
@@ -109,7 +110,7 @@ def composed(
     gate = Gate()
     repository = Repository(models, GatedEngine(gate))
     scheduler = Scheduler(slots, max_queued)
-    service = Service(repository, scheduler, MemoryStore(MIB), Limits(1024, answer_mib * MIB, 600.0))
+    service = Service(repository, scheduler, MemoryStore(MIB), Limits(1024, 512 * MIB, answer_mib * MIB, 600.0))
     requests = slots + max_queued
     rest = RestServer(service, "127.0.0.1", 0, requests=requests, max_message_bytes=message_mib * MIB, grace=30)
     grpc = GrpcServer(
@@ -122,8 +123,9 @@ def composed(
     stop = asyncio.Event()
 
     async def serve() -> None:
-        async with rest.running():
-            await stop.wait()
+        rest.start()
+        await stop.wait()
+        await rest.stop()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()

@@ -4,6 +4,8 @@ import inspect
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import grpc
 import numpy as np
@@ -118,25 +120,31 @@ def test_a_fault_of_ours(dot_only, connect, name, fault):
         assert transport.outputs("dot", query=QUERY)["output"].shape == (2, 3)  # and it goes on
 
 
-@pytest.mark.parametrize("name", TRANSPORTS)
-def test_a_full_queue(dot_only, connect, name):
-    """What comes when the queue is full is refused as unavailable, with a time to try again; the rest is answered."""
-    with composed(dot_only, slots=1, max_queued=1) as server, ThreadPoolExecutor(3) as callers:
-        transport = connect(name, server.rest, server.grpc)
+@contextmanager
+def full(models, connect, name):
+    """A server whose one slot and one place to wait are taken until the block ends, and what asks it in a thread."""
+    with composed(models, slots=1, max_queued=1) as server, ThreadPoolExecutor(3) as callers:
+        attend = partial(callers.submit, connect(name, server.rest, server.grpc).attend, "dot", query=QUERY)
         server.gate.close()
-        running = callers.submit(transport.attend, "dot", query=QUERY)
-        assert server.gate.arrived.wait(30)
-        queued = callers.submit(transport.attend, "dot", query=QUERY)
-        wait_until(lambda: len(server.scheduler._queue) == 1)
-        too_many = callers.submit(transport.attend, "dot", query=QUERY)
         try:
-            with refused("UNAVAILABLE", None, "full") as caught:
-                too_many.result(3)
-            assert caught.value.retry_after >= 1
+            running = attend()
+            assert server.gate.arrived.wait(30)
+            queued = attend()
+            wait_until(lambda: len(server.scheduler._queue) == 1)
+            yield server, attend
         finally:
             server.gate.open()
         for answer in (running, queued):
             assert len(answer.result(30)["results"]) == 1
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_a_full_queue(dot_only, connect, name):
+    """What comes when the queue is full is refused as unavailable, with a time to try again; the rest is answered."""
+    with full(dot_only, connect, name) as (_, attend):
+        with refused("UNAVAILABLE", None, "full") as caught:
+            attend().result(3)
+        assert caught.value.retry_after >= 1
 
 
 @pytest.mark.parametrize(
@@ -163,34 +171,16 @@ def test_a_queued_request_of_any_patience(dot_only, connect, name, timeout):
 @pytest.mark.parametrize("name", [name for name in TRANSPORTS if name != "grpc"])
 def test_a_deadline_behind_more_than_the_queue_holds(dot_only, connect, name):
     """However many wait, a caller has an answer by its deadline."""
-    with composed(dot_only, slots=1, max_queued=1) as server, ThreadPoolExecutor(3) as callers:
-        transport = connect(name, server.rest, server.grpc)
-        server.gate.close()
-        waiting = [callers.submit(transport.attend, "dot", query=QUERY)]
-        assert server.gate.arrived.wait(30)
-        waiting.append(callers.submit(transport.attend, "dot", query=QUERY))
-        wait_until(lambda: len(server.scheduler._queue) == 1)
-        impatient = callers.submit(transport.attend, "dot", query=QUERY, timeout=0.2)
-        try:
-            with pytest.raises(Refused) as caught:
-                impatient.result(3)
-            assert caught.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-        finally:
-            server.gate.open()
-        for answer in waiting:
-            answer.result(30)
+    with full(dot_only, connect, name) as (_, attend):
+        with pytest.raises(Refused) as caught:
+            attend(timeout=0.2).result(3)
+        assert caught.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_health_while_the_queue_is_full(dot_only, connect, name):
     """Health answers at once while every slot and place is taken."""
-    with composed(dot_only, slots=1, max_queued=1) as server, ThreadPoolExecutor(2) as callers:
-        transport = connect(name, server.rest, server.grpc)
-        server.gate.close()
-        answers = [callers.submit(transport.attend, "dot", query=QUERY)]
-        assert server.gate.arrived.wait(30)
-        answers.append(callers.submit(transport.attend, "dot", query=QUERY))
-        wait_until(lambda: len(server.scheduler._queue) == 1)
+    with full(dot_only, connect, name) as (server, _):
         assert requests.get(f"{server.url}/healthz", timeout=5).status_code == 200
         assert requests.get(f"{server.url}/readyz", timeout=5).status_code == 200
         assert requests.get(f"{server.url}/v1/models", timeout=5).status_code == 200
@@ -200,9 +190,6 @@ def test_health_while_the_queue_is_full(dot_only, connect, name):
                 health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
                 == health_pb2.HealthCheckResponse.SERVING
             )
-        server.gate.open()
-        for answer in answers:
-            answer.result(30)
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)

@@ -288,3 +288,10 @@ def test_parameters_of_the_content_type(send):
     """A charset beside the media type, or no media type, changes nothing."""
     for kind in ("application/json; charset=utf-8", "text/plain", ""):
         assert send(b'{"query": [[1]]}', **{"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["layers", "heads", "rows"])
+def test_null_in_a_list(error, name):
+    """Null is no layer, head or row."""
+    refused = error({"query": [[1.0, 2.0]], "outputs": [{"name": "weights", name: [None]}]})
+    assert refused.field == f"outputs[0].{name}[0]"

@@ -108,6 +108,7 @@ def test_get_memory_over_grpc(server):
         ("dot-product", {"key": [[1.0]], "value": [[1.0], [2.0]]}, "value"),
         ("dot-product", {"key": [[float("nan")]]}, "key"),
         ("dot-product", {"key": [[1.0]], "ttl": -1}, "ttl"),
+        ("dot-product", {"key": [[1.0]], "ttl": 9e9}, "ttl"),
     ],
 )
 def test_what_is_no_memory_is_refused(client, model, request_, field):
@@ -115,6 +116,20 @@ def test_what_is_no_memory_is_refused(client, model, request_, field):
     with pytest.raises(InvalidRequest) as caught:
         client.create_memory(model, **request_)
     assert caught.value.field == field
+
+
+def test_a_key_that_is_its_own_value_weighs_once(client):
+    """Nothing is projected and nothing copied: a dot product's memory is as large as its key."""
+    assert client.create_memory("dot-product", key=KEY).size_bytes == KEY.nbytes
+    assert client.create_memory("dot-product", key=KEY, value=VALUE).size_bytes == KEY.nbytes + VALUE.nbytes
+
+
+def test_a_very_long_time_is_refused_and_breaks_no_list(server):
+    """A time to live beyond all calendars is a 400 over REST too, and the list goes on working."""
+    url = f"{server.url}/v1/models/dot-product/memories"
+    refused = requests.post(url, json={"key": [[1.0]], "ttl": 1e13}, timeout=10)
+    assert (refused.status_code, refused.json()["error"]["field"]) == (400, "ttl")
+    assert requests.get(url, timeout=10).status_code == 200
 
 
 def test_a_memory_is_its_models(client):
@@ -168,6 +183,16 @@ def test_a_memory_is_forgotten_after_its_last_use():
     with pytest.raises(NotKept):
         store.get(memory.id, "m")
     assert store.of("m") == []
+
+
+def test_made_again_it_is_kept_for_the_longer_of_both():
+    """Who makes the same memory for a shorter time takes nothing from who wanted it longer."""
+    now = [0.0]
+    store = MemoryStore(1000, clock=lambda: now[0])
+    store.put(make("a", ttl=600))
+    store.put(make("a", ttl=1))
+    now[0] = 500.0
+    assert store.get(make("a").id, "m").ttl == 600
 
 
 def test_a_memory_of_another_version_is_not_found():

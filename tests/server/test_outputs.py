@@ -27,16 +27,23 @@ def only(transport, **spec):
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "output"])
 def test_heads_chosen(transport, stages, stage):
-    """`heads` chooses heads, in the order given, repeated where repeated."""
-    value = only(transport, name=stage, heads=[2, 0, 2])
-    np.testing.assert_allclose(value, stages[stage][[2, 0, 2]], **CLOSE)
+    """`heads` chooses heads, in the order given."""
+    value = only(transport, name=stage, heads=[2, 0])
+    np.testing.assert_allclose(value, stages[stage][[2, 0]], **CLOSE)
+
+
+@pytest.mark.parametrize(("option", "twice"), [("heads", [2, 0, 2]), ("rows", [1, 1]), ("rows", [0, -4])])
+def test_none_is_chosen_twice(transport, option, twice):
+    """A head or row that is named twice, by whatever name, is refused: lists cannot grow beyond what is there."""
+    with refused("INVALID_ARGUMENT", f"outputs[0].{option}", "twice"):
+        only(transport, name="weights", **{option: twice})
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_rows_chosen(transport, stages, stage):
     """`rows` chooses query positions, or key positions of k and v, in the order given; -1 is the last."""
-    value = only(transport, name=stage, rows=[-1, 0, 2, -4])
-    np.testing.assert_allclose(value, stages[stage][..., [-1, 0, 2, -4], :], **CLOSE)
+    value = only(transport, name=stage, rows=[-1, 0, 2])
+    np.testing.assert_allclose(value, stages[stage][..., [-1, 0, 2], :], **CLOSE)
 
 
 def test_rows_of_keys_are_counted_by_keys(transport, stages):

@@ -32,6 +32,7 @@ SOME = {  # a value that is not the default, for every setting
     "max_message_mib": 5,
     "max_answer_mib": 6,
     "max_sequences": 7,
+    "max_scores_mib": 8,
     "memory_mib": 8,
     "memory_ttl": 9.5,
     "grace": 0.5,
@@ -249,6 +250,27 @@ def test_a_stop_does_not_wait_for_idle_connections(dot_only, connect):
         connect("grpc", server.rest, server.grpc).attend("dot", query=np.ones((1, 1), np.float32))
         server.process.terminate()
         assert server.process.wait(10) == 0
+
+
+def test_a_stop_ends_within_one_grace_whatever_still_runs(dot_only):
+    """Both transports stop at once and share the grace: new requests are refused while a long one is cut off."""
+    with start_server(dot_only, "--slots", 1, "--grace", 2, "--max-scores-mib", 4096) as server:
+        host, port = server.rest.split(":")
+        with socket.create_connection((host, int(port))) as half:
+            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+            server.process.terminate()
+            wait_until(lambda: not accepts(host, int(port)))
+            assert server.process.poll() is None  # the grace has not passed
+            assert server.process.wait(10) == 0
+
+
+def accepts(host: str, port: int) -> bool:
+    """Return whether somebody listens."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_stop_cuts_off_after_the_grace(dot_only, connect):

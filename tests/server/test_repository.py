@@ -245,22 +245,14 @@ def test_no_models(tmp_path):
         assert str(folder) in done.stderr.strip().splitlines()[-1]
 
 
-def test_one_bad_version_of_two(folder):
-    """A bad version is not passed over for a good one."""
+@pytest.mark.parametrize("missing", ["attend.onnx", "manifest.json"])
+def test_one_bad_version_of_two(folder, missing):
+    """A version that lacks a file, be it the manifest, is broken, not absent: it is not passed over for a good one."""
     good = folder("dot")
     bad = good.parent / "2"
     shutil.copytree(good, bad)
-    (bad / "attend.onnx").unlink()
-    assert_refused(bad, "attend.onnx")
-
-
-def test_a_version_without_a_manifest(folder):
-    """A version's folder whose manifest is missing is broken, not absent: no other takes its place."""
-    good = folder("dot")
-    bad = good.parent / "2"
-    shutil.copytree(good, bad)
-    (bad / "manifest.json").unlink()
-    assert_refused(bad, "manifest.json")
+    (bad / missing).unlink()
+    assert_refused(bad, missing)
 
 
 def test_what_is_no_version_is_left_alone(folder):

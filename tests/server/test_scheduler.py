@@ -1,6 +1,8 @@
 """The scheduler alone: who runs when, in which thread, and what never runs."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 from attention_server.errors import DeadlineExceeded, Unavailable
@@ -182,3 +184,40 @@ def test_close_twice(make):
     scheduler.close()
     scheduler.close()
     assert not any(thread.is_alive() for thread in scheduler._threads)
+
+
+def test_nobody_overtakes_the_queue(make):
+    """While somebody waits, a newcomer goes behind them, though the slot be free for a moment."""
+    scheduler = make()
+    stop, waited = threading.Event(), threading.Event()
+
+    def greedy():
+        while not stop.is_set():
+            scheduler.submit(lambda: None, FOREVER).result(30)
+
+    thread = threading.Thread(target=greedy)
+    thread.start()
+    try:
+        for _ in range(20):
+            scheduler.submit(waited.set, FOREVER).result(30)
+            assert waited.is_set()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_nothing_of_the_last_job_is_kept(make, busy):
+    """A slot that waits for its next job does not hold the answer of the last one."""
+    scheduler, release, _ = busy
+
+    class Answer:
+        pass
+
+    future = scheduler.submit(Answer, FOREVER)
+    release.set()
+    kept = weakref.ref(future.result(30))
+    del future
+    scheduler.submit(lambda: None, FOREVER).result(30)
+    scheduler.close()
+    gc.collect()
+    assert kept() is None

@@ -3,8 +3,6 @@
 import gzip
 import json
 import re
-import statistics
-import time
 
 import grpc
 import numpy as np
@@ -314,26 +312,21 @@ def test_an_answer_just_below_the_limit(narrowly):
     assert weights.nbytes == 2**20
 
 
+def test_scores_over_the_limit(transport):
+    """Work that would need too much memory on the way is refused before any of it, however small its answer."""
+    query = np.ones((1, 1), np.float32).repeat(12_000, 0)
+    top = {"name": "weights", "rows": [0], "top_k": 1}
+    with refused("RESOURCE_EXHAUSTED", None, "scores", "shorter"):
+        transport.attend("dot", query=query, outputs=[top], mask={"causal": "top_left"})
+
+
 def test_sequences_over_the_limit(narrowly):
     """Sequences are counted, those of a batch too."""
-    for inputs in ([{"query": QUERY}] * 4, [{"query": np.ones((4, 1, 3), np.float32)}]):
-        with refused("RESOURCE_EXHAUSTED", "inputs", "3"):
+    batch = [{"query": np.ones((4, 1, 3), np.float32)}]
+    for inputs, field in (([{"query": QUERY}] * 4, "inputs"), (batch, "inputs[0].query")):
+        with refused("RESOURCE_EXHAUSTED", field, "3"):
             narrowly.attend("dot", inputs=inputs)
     assert len(narrowly.attend("dot", inputs=[{"query": QUERY}] * 3)["results"]) == 3
-
-
-# --- speed ---
-
-
-def test_a_small_request_takes_milliseconds(transport):
-    """An idle server answers a small request in a few milliseconds: nothing in the way waits for a timer."""
-    transport.attend("dot", query=QUERY)
-    seconds = []
-    for _ in range(21):
-        begin = time.perf_counter()
-        transport.attend("dot", query=QUERY)
-        seconds.append(time.perf_counter() - begin)
-    assert statistics.median(seconds) < 0.02, seconds
 
 
 def test_the_log_tells_no_content(server, connect):

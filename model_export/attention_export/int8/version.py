@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from attention_export.int8.examples import read_data
 from attention_export.int8.measuring import cpu_graphs, measure
 from attention_export.int8.rounding import to_int8
-from attention_export.manifest import ManifestError, add_file, read_manifest, write_manifest
+from attention_export.manifest import ManifestError, add_file, new_version, read_manifest, write_manifest
 
 Progress = Callable[[str], None]
 
@@ -88,9 +88,7 @@ def quantize(
     folder = folder.resolve()
     manifest = read_manifest(folder)
     _check_source(folder, manifest)
-    target = (repository or folder.parent.parent) / folder.parent.name / str(version)
-    if target.exists():
-        raise FileExistsError(f"{target} exists; versions are never overwritten: choose another, or remove it")
+    target = new_version(repository or folder.parent.parent, folder.parent.name, version)
     contents = {file.name: _read_file(folder, file) for file in _files(manifest)}
     examples = read_data(data, folder, manifest)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import functools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -13,7 +13,7 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceServ
 from grpc_status import rpc_status
 
 from attention_server.domain import Call
-from attention_server.errors import AttentionServiceError, Unavailable
+from attention_server.errors import AttentionServiceError, Unavailable, Unimplemented
 from attention_server.memories import Memory
 from attention_server.service import Service
 from attention_server.translate import proto
@@ -60,7 +60,13 @@ class AttentionServicer(AttentionServiceServicer):
     @answers
     def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
         call = call_of(context)
-        return proto.from_response(self._service.attend(proto.to_request(message), call))
+        return proto.from_response(self._service.attend(proto.to_request(message, self._service.limits), call))
+
+    @answers
+    def AttendStream(
+        self, messages: Iterator[pb.AttendStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.AttendStreamResponse]:
+        raise Unimplemented("streams are not offered yet; send several sequences in one Attend")
 
     @answers
     def ListModels(self, message: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:

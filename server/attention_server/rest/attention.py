@@ -59,7 +59,7 @@ class AttentionRoutes:
 
     Args:
         service: the core.
-        pool: threads that carry a request from its bytes to its answer, so that no large one holds up the loop.
+        pool: threads that carry a request from its bytes to its answer, so that the loop only moves bytes.
         threads: how many it has.
         max_message_bytes: the largest body.
     """
@@ -87,7 +87,7 @@ class AttentionRoutes:
     async def attend(self, request: Request) -> Response:
         call = call_of(request)
         model, version = request.path_params["model"], version_of(request)
-        body = await self._body(request)
+        body = await self._body(request, call)
         work = self._attend_protobuf if media_type(request, "content-type") == PROTOBUF else self._attend_json
         wants_protobuf = PROTOBUF in request.headers.get("accept", "")
         return await self._in_thread(request, call, work, body, model, version, call, wants_protobuf)
@@ -99,7 +99,8 @@ class AttentionRoutes:
         return _json(json.from_model(self._service.model(request.path_params["model"], version_of(request))))
 
     async def create_memory(self, request: Request) -> Response:
-        call, model, body = call_of(request), request.path_params["model"], await self._body(request)
+        call, model = call_of(request), request.path_params["model"]
+        body = await self._body(request, call)
         return await self._in_thread(request, call, self._create_memory, body, model, call)
 
     async def list_memories(self, request: Request) -> Response:
@@ -120,7 +121,7 @@ class AttentionRoutes:
         return json.from_memory(memory, self._service.seconds_left(memory))
 
     def _attend_json(self, body: bytes, model: str, version: int, call: Call, wants_protobuf: bool) -> Response:
-        domain_request, encoding = json.to_request(body, model, version)
+        domain_request, encoding = json.to_request(body, model, version, self._service.limits)
         response = self._service.attend(domain_request, call)
         if wants_protobuf:
             return Response(proto.from_response(response).SerializeToString(), media_type=PROTOBUF)
@@ -133,7 +134,7 @@ class AttentionRoutes:
             raise InvalidRequest("the body is no attention.v1.AttendRequest") from error
         message.model = json.agreed("model", model, message.model)
         message.version = json.agreed("version", version, message.version)
-        response = self._service.attend(proto.to_request(message), call)
+        response = self._service.attend(proto.to_request(message, self._service.limits), call)
         if wants_protobuf:
             return Response(proto.from_response(response).SerializeToString(), media_type=PROTOBUF)
         return Response(json.from_response(response, "json"), media_type=JSON)
@@ -142,8 +143,7 @@ class AttentionRoutes:
         self, request: Request, call: Call, work: Callable[..., Response], *arguments: Any
     ) -> Response:
         """Run the rest of a request in a thread, for as long as its caller is there and has time."""
-        if not self._idle_threads:  # a pool's own queue has no bound
-            raise Unavailable("more requests are here than can be answered")
+        self._check_idle()
         self._idle_threads -= 1
         answer = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
         answer.add_done_callback(self._thread_is_idle)
@@ -163,16 +163,32 @@ class AttentionRoutes:
         if not answer.cancelled():
             answer.exception()  # seen, where nobody waits for it any more
 
-    async def _body(self, request: Request) -> bytes:
-        """Read the body, and no more of it than may be sent."""
+    async def _body(self, request: Request, call: Call) -> bytes:
+        """Read the body, and no more of it than may be sent, for no longer than the caller waits."""
+        self._check_length(int(request.headers.get("content-length", 0)))
+        self._check_idle()
+        try:
+            async with asyncio.timeout(call.remaining()):
+                return await self._read(request)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed while the body was read") from error
+
+    async def _read(self, request: Request) -> bytes:
         chunks = []
         size = 0
         async for chunk in request.stream():
             size += len(chunk)
-            if size > self._max_message_bytes:
-                raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
+            self._check_length(size)
             chunks.append(chunk)
         return b"".join(chunks)
+
+    def _check_length(self, length: int) -> None:
+        if length > self._max_message_bytes:
+            raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
+
+    def _check_idle(self) -> None:
+        if not self._idle_threads:  # a pool's own queue has no bound
+            raise Unavailable("more requests are here than can be answered")
 
 
 async def _disconnected(request: Request) -> None:

@@ -3,9 +3,9 @@
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -134,20 +134,16 @@ class RestServer:
         self._server = _Server(config)
         self.port: int = self._socket.getsockname()[1]
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Accept for as long as the block runs; then finish what was accepted."""
-        serving = asyncio.create_task(self._server.serve([self._socket]))
-        try:
-            yield
-        finally:
-            self._server.should_exit = True
-            await serving
-            self._pool.shutdown(wait=False, cancel_futures=True)
+    def start(self) -> None:
+        """Begin to accept, on the running loop."""
+        self._serving = asyncio.create_task(self._server.serve([self._socket]))
 
-    def set_stopping(self) -> None:
-        """Answer `/readyz` with 503 from now on."""
+    async def stop(self) -> None:
+        """Accept no more, say so to those who ask, and finish what was accepted within the grace."""
         self._health.stopping = True
+        self._server.should_exit = True
+        await self._serving
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Server(uvicorn.Server):

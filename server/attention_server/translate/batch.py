@@ -3,23 +3,25 @@
 from dataclasses import replace
 from typing import Any
 
-from attention_server.domain import Array, Sequence, join_path
+from attention_server.domain import Array, Limits, Sequence, join_path
 from attention_server.errors import InvalidRequest
 
 BATCHED = 3  # the rank of [B, T, D]
 
 
-def expand(sequence: Sequence) -> list[Sequence]:
+def expand(sequence: Sequence, limits: Limits) -> list[Sequence]:
     """Return one sequence for each of a query [B, T, D]; what goes with it is shared, or has a leading B too.
 
     Raises:
         InvalidRequest: the leading dimensions differ.
+        TooLarge: there are more than a request may have.
     """
     if sequence.query is None or sequence.query.ndim != BATCHED:
         return [sequence]
     batch = len(sequence.query)
     if not batch:
         raise InvalidRequest("is a batch of no sequences", field=join_path(sequence.path, "query"))
+    limits.check_sequences(batch, join_path(sequence.path, "query"))
     key = _part(sequence.key, BATCHED - 1, join_path(sequence.path, "key"), batch)
     value = _part(sequence.value, BATCHED - 1, join_path(sequence.path, "value"), batch)
     allowed = _part(sequence.mask.allowed, BATCHED, join_path(sequence.path, "mask.allowed"), batch)

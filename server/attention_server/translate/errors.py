@@ -20,7 +20,9 @@ from attention_server.errors import (
 )
 
 INTERNAL_MESSAGE = "internal error"
-LONGEST_MESSAGE = 1000  # characters: gRPC sends a message as a header, and headers are small
+LONGEST_MESSAGE = (
+    600  # characters: gRPC sends a message as a header, up to 12 bytes a character, twice; 16 KiB hold all
+)
 
 
 @dataclass(frozen=True, slots=True)

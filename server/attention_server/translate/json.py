@@ -18,6 +18,7 @@ from google.protobuf import json_format
 
 from attention_server.domain import (
     Array,
+    Limits,
     MemoryRequest,
     OutputSpec,
     Request,
@@ -51,15 +52,17 @@ T = TypeVar("T", str, int)
 Json = Mapping[str, Any]
 
 
-def to_request(body: bytes, model: str, version: int) -> tuple[Request, Encoding]:
+def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[Request, Encoding]:
     """Read a request, and how its answer's tensors are to be written.
 
     Args:
         body: the JSON document.
         model: what the URL says; the document may repeat it, not contradict it.
         version: the same.
+        limits: of one request.
 
     Raises:
+        TooLarge: a batch has more sequences than a request may.
         InvalidRequest: the document is no JSON, or a field is unknown, of the wrong type, or no tensor.
     """
     content = _object(_parse(body), "", (*REQUEST_FIELDS, *SEQUENCE_FIELDS))
@@ -67,7 +70,7 @@ def to_request(body: bytes, model: str, version: int) -> tuple[Request, Encoding
     request = Request(
         model=agreed("model", model, _typed(content, "model", str, "", "")),
         version=agreed("version", version, _typed(content, "version", int, 0, "")),
-        inputs=_inputs(content),
+        inputs=_inputs(content, limits),
         outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
         mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else Mask(),
         token_offsets=_typed(content, "token_offsets", bool, False, ""),
@@ -138,18 +141,18 @@ def _parse(body: bytes) -> object:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
 
 
-def _inputs(content: Json) -> tuple[Sequence, ...]:
+def _inputs(content: Json, limits: Limits) -> tuple[Sequence, ...]:
     """Read `inputs`, or the one sequence whose fields stand in the request itself."""
     own = [name for name in SEQUENCE_FIELDS if content.get(name) is not None]
     if content.get("inputs") is None:
-        return tuple(_sequences({name: content[name] for name in own}, "")) if own else ()
+        return tuple(_sequences({name: content[name] for name in own}, "", limits)) if own else ()
     if beside := [name for name in own if name != "mask"]:
         raise InvalidRequest("stands beside inputs; put it into one of them", field=beside[0])
     sequences = _list(content, "inputs", "")
-    return tuple(each for i, sequence in enumerate(sequences) for each in _sequences(sequence, f"inputs[{i}]"))
+    return tuple(each for i, sequence in enumerate(sequences) for each in _sequences(sequence, f"inputs[{i}]", limits))
 
 
-def _sequences(value: object, path: str) -> list[Sequence]:
+def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
     content = _object(value, path, SEQUENCE_FIELDS)
     return expand(
         Sequence(
@@ -161,7 +164,8 @@ def _sequences(value: object, path: str) -> list[Sequence]:
             memory_text=_typed(content, "memory_text", str, None, path),
             memory=_typed(content, "memory", str, "", path),
             mask=_mask(content.get("mask"), join_path(path, "mask")),
-        )
+        ),
+        limits,
     )
 
 
@@ -303,13 +307,16 @@ def _list(content: Json, name: str, path: str) -> list[Any]:
 
 def _each(content: Json, name: str, kind: type, path: str) -> list[Any]:
     values = _list(content, name, path)
+    for i, value in enumerate(values):
+        if value is None:
+            raise InvalidRequest("must not be null", field=join_path(path, f"{name}[{i}]"))
     return [_typed({f"{name}[{i}]": value}, f"{name}[{i}]", kind, None, path) for i, value in enumerate(values)]
 
 
 def _numbers(content: Json, name: str, path: str, minimum: int = -(2**31)) -> tuple[int, ...]:
     values = _each(content, name, int, path)
     for i, value in enumerate(values):
-        if value is None or value < minimum:
+        if value < minimum:
             least = "" if minimum < 0 else f", at least {minimum}"
             raise InvalidRequest(f"must be an integer{least}", field=join_path(path, f"{name}[{i}]"))
     return tuple(values)

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.domain import (
     Array,
+    Limits,
     MemoryRequest,
     OutputSpec,
     Prediction,
@@ -38,17 +39,18 @@ REDUCE: dict[int, Reduce] = {
 }
 
 
-def to_request(message: pb.AttendRequest) -> Request:
+def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
     """Read a request.
 
     Raises:
+        TooLarge: a batch has more sequences than a request may.
         InvalidRequest: a tensor's bytes do not fill its shape, or an enumeration is unknown.
     """
     return Request(
         model=message.model,
         version=message.version,
         inputs=tuple(
-            each for i, sequence in enumerate(message.inputs) for each in _sequences(sequence, f"inputs[{i}]")
+            each for i, sequence in enumerate(message.inputs) for each in _sequences(sequence, f"inputs[{i}]", limits)
         ),
         outputs=tuple(_output_spec(spec, f"outputs[{i}]") for i, spec in enumerate(message.outputs)),
         mask=_mask(message.mask, "mask"),
@@ -97,7 +99,7 @@ def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
     )
 
 
-def _sequences(message: pb.Sequence, path: str) -> list[Sequence]:
+def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence]:
     return expand(
         Sequence(
             path=path,
@@ -108,7 +110,8 @@ def _sequences(message: pb.Sequence, path: str) -> list[Sequence]:
             memory_text=message.memory_text if message.HasField("memory_text") else None,
             memory=message.memory,
             mask=_mask(message.mask, join_path(path, "mask")),
-        )
+        ),
+        limits,
     )
 
 
