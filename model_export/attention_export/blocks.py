@@ -54,7 +54,8 @@ class Dims:
     key_value_heads: int = 0
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or min(self.query, self.key, self.value, self.head, self.value_head, self.output) < 0:
+        widths = (self.query, self.key, self.value, self.head, self.value_head, self.output, self.key_value_heads)
+        if self.heads < 1 or min(widths) < 0:
             raise ValueError(f"widths must not be negative and heads must be at least 1, not {self}")
         if not self.head and self.query % self.heads:
             raise ValueError(f"heads={self.heads} does not divide the query width {self.query}; give `head`")

@@ -11,13 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from safetensors.torch import load_file
 
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
 from attention_export.export import export
 from attention_export.figures import save_figure
 from attention_export.graphs import ExportFailure
-from attention_export.importing import read_tensors
+from attention_export.importing import fill, read_tensors
 from attention_export.importing.encoder import import_encoder
 from attention_export.importing.multihead import import_multihead
 from attention_export.int8 import Bounds, quantize
@@ -25,7 +24,7 @@ from attention_export.manifest import ManifestError, new_version, read_manifest
 from attention_export.model import Model
 from attention_export.own_data import Options, own_data
 from attention_export.tasks import TASKS
-from attention_export.training import BelowBar, OnProgress, Task, Trained, check_bars, reproducible
+from attention_export.training import LICENSE, BelowBar, OnProgress, Task, Trained, check_bars, reproducible
 from attention_export.training import Progress as Step
 from attention_export.verify import Mismatch, verify
 
@@ -62,10 +61,9 @@ def block(
     bias: Annotated[bool, typer.Option(help="whether projections have a bias")] = True,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, help="the matrices, in safetensors: M_Q, b_Q, .. ; drawn from the seed when absent"
-        ),  # typer reads it
+        typer.Option(exists=True, help="the matrices, in safetensors: M_Q, b_Q, .. ; drawn from the seed when absent"),
     ] = None,
+    license_: License = "",
     seed: Seed = 0,
 ) -> None:
     """Export one block, with weights of your own or drawn from a seed."""
@@ -73,7 +71,7 @@ def block(
     with reported(), reproducible(seed):
         made = _make(kind.value, dims, scale=scale, softcap=softcap, bias=bias)
         if weights is not None:
-            made.load_state_dict(load_file(weights))
+            fill(made, read_tensors(weights))
         origin = (
             "weights given"
             if weights
@@ -81,7 +79,8 @@ def block(
             if kind.value == "dot_product"
             else f"drawn from seed {seed}"
         )
-        export(Model(made, f"A {kind.value} block, {origin}."), models, name, version, progress=console.print)
+        model = Model(made, f"A {kind.value} block, {origin}.", license=license_)
+        export(model, models, name, version, progress=_say)
 
 
 @app.command()
@@ -136,7 +135,7 @@ def train(
             save_figure(trained, figure)
             console.print(f"drew {figure}")
         check_bars(trained.training.figures, chosen.bars)
-        export(trained.model, models, name or chosen.model, version, progress=console.print)
+        export(trained.model, models, name or chosen.model, version, progress=_say)
 
 
 @app.command("import-multihead")
@@ -155,7 +154,7 @@ def import_multihead_command(
     with reported():
         block = import_multihead(read_tensors(weights), heads, cross=cross)
         model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=weights.name)
-        export(model, models, name, version, progress=console.print)
+        export(model, models, name, version, progress=_say)
 
 
 @app.command("import-encoder")
@@ -173,7 +172,7 @@ def import_encoder_command(
     """Export layers of a BERT-like encoder, with its embeddings: text goes in, attention comes out."""
     with reported():
         model = import_encoder(folder, layer=layer, heads=heads, license_=license_, source=folder.name)
-        export(model, models, name, version, progress=console.print)
+        export(model, models, name, version, progress=_say)
 
 
 @app.command("verify")
@@ -211,7 +210,7 @@ def quantize_command(
     """Write an int8 version for CPUs, if on your data it is close enough to float32, and faster."""
     with reported():
         bounds = Bounds(max_weight_error, max_output_error, 0.0 if allow_slower else min_speedup)
-        written = quantize(folder, data, version, repository=models, bounds=bounds, progress=console.print)
+        written = quantize(folder, data, version, repository=models, bounds=bounds, progress=_say)
         found = read_manifest(written).quantization
     table = Table(
         "layer",
@@ -238,7 +237,7 @@ def embedded(
     with reported():
         for task in TASKS.values():
             new_version(models, task.model, 1)
-        export(Model(DotProduct(), description), models, "dot-product", 1, progress=console.print)
+        export(Model(DotProduct(), description, license=LICENSE), models, "dot-product", 1, progress=_say)
     for task in TASKS.values():
         train(TaskName(task.name), models, figure=figures / f"{task.name}.png" if figures else None)
 
@@ -246,6 +245,10 @@ def embedded(
 def main() -> None:
     """Run the command."""
     app()
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Writes a model as a version of a repository: `NAME/VERSION/` with graphs, tokenizers and the manifest."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Text
+from attention_proto.folder import FORMAT
 from tokenizers import Tokenizer
 
 from attention_export.blocks import DotProduct
@@ -20,7 +20,7 @@ from attention_export.graphs import (
     project_graph,
     to_onnx,
 )
-from attention_export.manifest import FORMAT, add_file, describe_layer, matrices, new_version, write_manifest
+from attention_export.manifest import add_file, describe_layer, matrices, new_version, write_manifest
 from attention_export.model import Model, TextFront
 from attention_export.verify import Report, torch_reference, verify_layer, verify_surroundings
 
@@ -41,6 +41,7 @@ def export(model: Model, repository: Path, name: str, version: int, *, progress:
         The version's folder.
 
     Raises:
+        ManifestError: no server would find it by such a name or version.
         FileExistsError: the version is there already.
         ExportFailure: a part of the model has no form in ONNX.
         Mismatch: a graph does not match PyTorch; nothing is written.
@@ -51,7 +52,7 @@ def export(model: Model, repository: Path, name: str, version: int, *, progress:
         folder = Path(scratch) / "version"
         folder.mkdir()
         _write(model, folder, progress)
-        shutil.move(folder, target)
+        folder.rename(target)  # whole, or not at all
     progress(f"wrote {target}")
     return target
 

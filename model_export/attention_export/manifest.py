@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 
 from attention_proto.attention.v1.attention_pb2 import File, Layer, Manifest
+from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
 from google.protobuf import json_format
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
-
-MANIFEST = "manifest.json"
-FORMAT = 1
 
 
 class ManifestError(ValueError):
@@ -22,8 +21,13 @@ def new_version(repository: Path, name: str, version: int) -> Path:
     """Return the folder of a version that is to be written.
 
     Raises:
+        ManifestError: no server would find it by such a name or version.
         FileExistsError: it is there already.
     """
+    if not NAME.fullmatch(name):
+        raise ManifestError(f"{name!r} is no name for a model: letters, digits and _ . - behind the first, at most 128")
+    if not VERSION.fullmatch(str(version)):
+        raise ManifestError(f"{version} is no version: an integer from 1, of at most 9 digits")
     folder = repository / name / str(version)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; versions are never overwritten: choose another, or remove it")
@@ -45,9 +49,28 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+    """Read every file that a manifest names.
+
+    Raises:
+        ManifestError: one is missing, or is not the one that the manifest names.
+    """
+    contents = {}
+    for file in named_files(manifest):
+        try:
+            contents[file.name] = (folder / file.name).read_bytes()
+        except OSError as error:
+            raise ManifestError(f"{folder / file.name} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(contents[file.name]).hexdigest() != file.sha256:
+            raise ManifestError(f"{folder / file.name} is not the file that its manifest names: its SHA-256 differs")
+    return contents
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest, keys sorted, so that equal manifests are equal files."""
     content = json_format.MessageToDict(manifest, preserving_proto_field_name=True)
+    if manifest.HasField("training"):
+        content["training"].setdefault("seed", 0)  # which the JSON form leaves out, for a zero
     (folder / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
@@ -102,7 +125,10 @@ def read_block(folder: Path, manifest: Manifest, layer: Layer) -> DotProduct:
     kind = BLOCKS[manifest.block]
     if not issubclass(kind, SelfAttention):
         return kind(dims, **constants)
-    parameters = load_file(folder / layer.weights.name)
+    try:
+        parameters = load_file(folder / layer.weights.name)
+    except SafetensorError as error:
+        raise ManifestError(f"{layer.weights.name} is no safetensors file: {error}") from error
     block = kind(dims, bias="b_Q" in parameters, **constants)
     try:
         block.load_state_dict(parameters)

@@ -56,7 +56,7 @@ class Model:
         head: output rows (N, D) -> a tuple of probabilities (N, labels), one for each of `predictors`, in their order.
         predictors: what the head says, and from which rows.
         training: the record of how it learned.
-        license: of the weights, an SPDX expression.
+        license: of the weights, an SPDX expression; empty where nobody said.
         source: where imported weights come from.
         earlier: the layers before the last, in the order in which they compute.
         layer_names: what callers choose layers by; "0", "1", .. when not given.
@@ -68,7 +68,7 @@ class Model:
     head: nn.Module | None = None
     predictors: Sequence[Predictor] = field(default_factory=tuple)
     training: Training | None = None
-    license: str = "Apache-2.0"
+    license: str = ""
     source: str = ""
     earlier: Sequence[EarlierLayer] = ()
     layer_names: Sequence[str] = ()

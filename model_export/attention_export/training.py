@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attention_export.model import Model
 
+LICENSE = "Apache-2.0"  # of the weights that ship with the project
 Example = tuple[Tensor, ...]  # one example, or a batch of them: every tensor with one more dimension in front
 
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from attention_export.blocks import DotProduct, Stages, join
-from attention_export.manifest import ManifestError, read_block, read_manifest
+from attention_export.manifest import ManifestError, read_block, read_files, read_manifest
 
 ATOL, RTOL = 1e-5, 1e-4
 SEED = 0
@@ -106,6 +106,7 @@ def verify(folder: Path) -> Parity:
             f"How far it is from float32 was measured by `attention-export quantize`, and stands in its manifest under "
             f"`quantization`; what can be verified is {manifest.quantization.source}"
         )
+    read_files(folder, manifest)  # their hashes are part of what is verified
     report = Report()
     for layer in manifest.layers:
         verify_layer(read_block(folder, manifest, layer), layer, folder, report)

@@ -1,26 +1,20 @@
 """The folder of models: what is there, loaded and warmed; nothing is served that its manifest does not name."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 from attention_proto.attention.v1.attention_pb2 import File, Manifest
+from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
 from google.protobuf import json_format
-from google.protobuf.message import Message
 
 from attention_server import contract
 from attention_server.engine import Engine
 from attention_server.errors import NotFound, Unavailable
 from attention_server.model import LoadedModel, served_files
 from attention_server.text import TextReader
-
-MANIFEST = "manifest.json"
-FORMAT = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 log = structlog.get_logger()
 
@@ -112,7 +106,7 @@ class Repository:
         return model
 
     def _open(self, folder: Path, manifest: Manifest) -> LoadedModel:
-        contents = {file.name: _read_file(folder, file) for file in _files(manifest)}
+        contents = {file.name: _read_file(folder, file) for file in named_files(manifest)}
         graphs = {name: self._engine.open(contents[name]) for name in served_files(manifest, self._engine.device)}
         contract.check(manifest, graphs, self._engine.device)
         return LoadedModel(
@@ -153,18 +147,6 @@ def _read_manifest(folder: Path) -> Manifest:
     if not manifest.layers:
         raise RepositoryError(f"{MANIFEST} has no layers")
     return manifest
-
-
-def _files(message: Message) -> Iterator[File]:
-    """Yield every file that a manifest names, wherever it names it."""
-    for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.GetOptions().map_entry:
-            continue
-        for part in [value] if isinstance(value, Message) else value:
-            if isinstance(part, File):
-                yield part
-            else:
-                yield from _files(part)
 
 
 def _read_file(folder: Path, file: File) -> bytes:

@@ -12,9 +12,10 @@ from attention_export import export as export_module
 from attention_export import verify as verify_module
 from attention_export.blocks import Dims, MultiHead, SelfAttention
 from attention_export.export import export
-from attention_export.manifest import MANIFEST, ManifestError, read_manifest
+from attention_export.manifest import ManifestError, add_file, read_manifest, write_manifest
 from attention_export.model import Model
 from attention_export.verify import ATOL, Mismatch, verify
+from attention_proto.folder import MANIFEST
 from serving import ROOT, start_server
 
 EMBEDDED = sorted(path.parent for path in (ROOT / "models").glob("*/*/manifest.json"))
@@ -97,6 +98,14 @@ def test_a_version_is_never_overwritten(exported: Path) -> None:
         export(Model(block(), "a block"), exported.parents[1], "block", 1)
 
 
+@pytest.mark.parametrize(("name", "version"), [("../out", 1), ("my model", 1), ("", 1), ("x", 0), ("x", 10**9)])
+def test_what_no_server_would_find_is_not_written(name: str, version: int, tmp_path: Path) -> None:
+    """A name with a path or a space in it, and a version that is none, are refused before anything is made."""
+    with pytest.raises(ManifestError, match=r"is no (name|version)"):
+        export(Model(block(), "a block"), tmp_path / "models", name, version)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("folder", EMBEDDED, ids=lambda folder: folder.parent.name)
 def test_an_embedded_model_verifies(folder: Path) -> None:
     """Each shipped version still matches PyTorch, at the errors that its manifest records."""
@@ -112,7 +121,7 @@ def test_the_embedded_models_are_small() -> None:
 
 
 def test_verify_finds_a_changed_matrix(exported: Path, tmp_path: Path) -> None:
-    """A graph that no longer computes the block's matrices is found."""
+    """A file that was changed is found by its hash; one that lies in the manifest too, by what it computes."""
     folder = tmp_path / "1"
     folder.mkdir()
     for path in exported.iterdir():
@@ -122,6 +131,11 @@ def test_verify_finds_a_changed_matrix(exported: Path, tmp_path: Path) -> None:
     numbers = onnx.numpy_helper.to_array(matrix) * 1.01
     matrix.CopyFrom(onnx.numpy_helper.from_array(numbers, matrix.name))
     onnx.save(model, folder / "attend.onnx")
+    with pytest.raises(ManifestError, match=r"attend\.onnx.*SHA-256"):
+        verify(folder)
+    manifest = read_manifest(folder)
+    manifest.layers[0].attend[0].file.CopyFrom(add_file(folder, "attend.onnx", model.SerializeToString()))
+    write_manifest(folder, manifest)
     with pytest.raises(Mismatch, match=r"attend\.onnx.*output"):
         verify(folder)
 

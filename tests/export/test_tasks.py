@@ -6,12 +6,14 @@ import pytest
 import torch
 from attention_export.blocks import BLOCKS
 from attention_export.figures import save_figure
+from attention_export.manifest import read_manifest
 from attention_export.tasks import TASKS, numbers, numerals, retrieval, roles
 from attention_export.tasks.numerals import NOTHING, english, german, split_numbers
 from attention_export.tasks.sentences import ARTICLE, PEOPLE, ROLES, TEMPLATES, sentences, split_pairs
 from attention_export.tasks.text import UNKNOWN, word_tokenizer
-from attention_export.training import Bar, BelowBar, OnProgress, Trained, check_bars, stack_by_shape
+from attention_export.training import Bar, BelowBar, OnProgress, Task, Trained, check_bars, stack_by_shape
 from num2words import num2words
+from serving import ROOT
 
 STEPS = 3
 BLOCK_OF = {"self-attention": "self_attention", "multi-head": "multi_head", "cross-attention": "cross_attention"}
@@ -241,3 +243,12 @@ class TestModels:
     def test_a_picture_is_drawn(self, trained, tmp_path):
         save_figure(trained, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_what_is_shipped_clears_its_bars(task: Task) -> None:
+    """The manifest of each embedded model records held-out figures that its task's bars let through."""
+    record = read_manifest(ROOT / "models" / task.model / "1").training
+    check_bars(record.figures, task.bars)
+    assert record.task == task.name
+    assert record.held_out_examples >= 1000

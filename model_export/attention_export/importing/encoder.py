@@ -85,6 +85,11 @@ class EncoderFront(nn.Module):
         # All tokens are of the first type, so its embedding is part of every position's.
         positions = take(tensors, "embeddings.position_embeddings.weight")[config.first_position :]
         types = tensors.get("embeddings.token_type_embeddings.weight", torch.zeros(1, positions.shape[1]))
+        if self.words.shape[1] != positions.shape[1]:
+            raise ImportFailure(
+                f"word embeddings are {self.words.shape[1]} wide and positions {positions.shape[1]}: a projection "
+                "stands between them, which is not imported"
+            )
         self.positions = nn.Parameter(positions + types[0])
         self.norm = _norm(tensors, "embeddings.LayerNorm", config)
         self.below = nn.ModuleList(_FusedLayer(layer) for layer in below)
@@ -124,16 +129,33 @@ def read_config(folder: Path, heads: int | None) -> EncoderConfig:
         if heads is None:
             raise ImportFailure(f"{folder} has no config.json: say how many heads a layer has")
         return EncoderConfig(heads)
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        counted = int(content["num_attention_heads"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImportFailure(f"{path} says no num_attention_heads: {error}") from error
+    if heads not in (None, counted):
+        raise ImportFailure(f"{path} says {counted} heads, not {heads}")
+    if content.get("is_decoder"):
+        raise ImportFailure(
+            f"{path} says is_decoder: its layers hide the future, and would be served as if they did not"
+        )
     if content.get("position_embedding_type", "absolute") != "absolute":
         raise ImportFailure(f"position_embedding_type {content['position_embedding_type']!r} is not supported")
-    roberta_like = content.get("model_type") in ("roberta", "camembert", "xlm-roberta")
     return EncoderConfig(
-        heads=heads or content["num_attention_heads"],
+        heads=counted,
         epsilon=content.get("layer_norm_eps", 1e-12),
         activation=content.get("hidden_act", "gelu"),
-        first_position=content.get("pad_token_id", 1) + 1 if roberta_like else 0,
+        first_position=_first_position(content),
     )
+
+
+def _first_position(content: dict[str, Any]) -> int:
+    """Return the position of the first token: RoBERTa counts from behind its padding token's number."""
+    if content.get("model_type") not in ("roberta", "camembert", "xlm-roberta"):
+        return 0
+    padding = content.get("pad_token_id")
+    return (1 if padding is None else int(padding)) + 1
 
 
 def import_encoder(
@@ -157,6 +179,8 @@ def import_encoder(
     count = 0
     while f"encoder.layer.{count}.attention.self.query.weight" in tensors:
         count += 1
+    if not count:
+        raise ImportFailure("there is no encoder.layer.0.attention.self.query: the layers are not named as BERT's")
     if layer is not None and not 0 <= layer < count:
         raise ImportFailure(f"there is no layer {layer}; there are {count}, from 0")
     last = count - 1 if layer is None else layer

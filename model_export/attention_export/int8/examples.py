@@ -144,7 +144,7 @@ class _Words:
 def _array_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         array = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (EOFError, ValueError) as error:
         raise BadData(f"{path} is no .npy of numbers: {error}") from error
     sequences = array[None] if array.ndim == 2 else array
     if sequences.ndim != 3:

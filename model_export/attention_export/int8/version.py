@@ -1,19 +1,17 @@
 """Makes an int8 version of a float32 one, and gives it its place in the repository when it keeps its bounds."""
 
-import hashlib
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from attention_proto.attention.v1.attention_pb2 import File, Manifest, Quantization
-from google.protobuf.message import Message
+from attention_proto.attention.v1.attention_pb2 import Manifest, Quantization
+from attention_proto.folder import named_files
 
 from attention_export.int8.examples import read_data
 from attention_export.int8.measuring import cpu_graphs, measure
 from attention_export.int8.rounding import to_int8
-from attention_export.manifest import ManifestError, add_file, new_version, read_manifest, write_manifest
+from attention_export.manifest import ManifestError, add_file, new_version, read_files, read_manifest, write_manifest
 
 Progress = Callable[[str], None]
 
@@ -89,7 +87,7 @@ def quantize(
     manifest = read_manifest(folder)
     _check_source(folder, manifest)
     target = new_version(repository or folder.parent.parent, folder.parent.name, version)
-    contents = {file.name: _read_file(folder, file) for file in _files(manifest)}
+    contents = read_files(folder, manifest)
     examples = read_data(data, folder, manifest)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".quantize-") as scratch:
@@ -102,7 +100,7 @@ def quantize(
         manifest.ClearField("parity")
         (bounds or Bounds()).check(manifest.quantization)
         write_manifest(written, manifest)
-        shutil.move(written, target)
+        written.rename(target)
     progress(f"wrote {target}")
     return target
 
@@ -114,32 +112,10 @@ def _check_source(folder: Path, manifest: Manifest) -> None:
         raise ManifestError(f"{folder} is a {manifest.block}, which has no matrices: there is nothing to quantize")
 
 
-def _files(message: Message) -> Iterator[File]:
-    """Yield every file that a manifest names."""
-    for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.GetOptions().map_entry:
-            continue
-        for part in [value] if isinstance(value, Message) else value:
-            if isinstance(part, File):
-                yield part
-            else:
-                yield from _files(part)
-
-
-def _read_file(folder: Path, file: File) -> bytes:
-    try:
-        content = (folder / file.name).read_bytes()
-    except OSError as error:
-        raise ManifestError(f"{folder / file.name} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise ManifestError(f"{folder / file.name} is not the file that its manifest names: its SHA-256 differs")
-    return content
-
-
 def _write_files(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
     """Write every file of the version, and enter its hash in the manifest."""
     chosen = {graph.file.name for layer in manifest.layers for graph in cpu_graphs(layer)}
     chosen |= {layer.project.name for layer in manifest.layers}
-    for file in _files(manifest):
+    for file in named_files(manifest):
         content = contents[file.name]
         file.CopyFrom(add_file(folder, file.name, to_int8(content) if file.name in chosen else content))

@@ -27,6 +27,7 @@ from attention_export.tasks.numerals import (
 )
 from attention_export.tasks.text import word_tokenizer
 from attention_export.training import (
+    LICENSE,
     Bar,
     Batches,
     Example,
@@ -209,6 +210,7 @@ def measure(seen: Seen, head: int) -> dict[str, float]:
 def served(network: Network) -> Model:
     """Say what each part of the network is to a service."""
     return Model(
+        license=LICENSE,
         block=network.block,
         description="English number words to German, 0 to 9999, a word at a time: the text is the German so far.",
         text=TextFront(

@@ -16,6 +16,7 @@ from attention_export.model import Model, TextFront
 from attention_export.tasks.layers import Readouts
 from attention_export.tasks.text import word_tokenizer, words
 from attention_export.training import (
+    LICENSE,
     Bar,
     Batches,
     Example,
@@ -172,6 +173,7 @@ def look(network: Network, tokens: Tensor, asked: Tensor, answers: Tensor) -> Ex
 def served(network: Network) -> Model:
     """Say what each part of the network is to a service."""
     return Model(
+        license=LICENSE,
         block=network.block,
         description='Key-value retrieval: finds the pair that a question is about, as in "cat=3 dog=7 owl=1 dog=?".',
         text=TextFront(TOKENIZER, network.front),

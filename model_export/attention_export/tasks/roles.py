@@ -25,6 +25,7 @@ from attention_export.tasks.sentences import (
 )
 from attention_export.tasks.text import word_tokenizer
 from attention_export.training import (
+    LICENSE,
     Bar,
     Batches,
     Example,
@@ -122,6 +123,7 @@ def at(x: Tensor, rows: Tensor) -> Tensor:
 def served(network: Network) -> Model:
     """Say what each part of the network is to a service."""
     return Model(
+        license=LICENSE,
         block=network.block,
         description='Who gave, to whom, what: three heads find the roles in "I gave my cat Tater a toy".',
         text=TextFront(TOKENIZER, network.front, max_tokens=MAX_TOKENS),

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import structlog
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.folder import VERSION
 from google.protobuf.message import DecodeError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -235,7 +236,7 @@ def version_of(request: Request) -> int:
     sent = request.path_params.get("version")
     if sent is None:
         return 0
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", sent):
+    if not VERSION.fullmatch(sent):
         raise InvalidRequest(f"must be an integer above 0, not {sent[:64]!r}", field="version")
     return int(sent)
 
