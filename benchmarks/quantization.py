@@ -4,7 +4,7 @@
 
 Three ways to round, taken in turn with float32: ours, by row (`attention_export.int8`); onnxruntime's
 `quantize_dynamic`, by tensor, with 7 bits of the matrices used; and the same with all 8. Prints a table in Markdown.
-"""  # noqa: INP001 - a program, not a package
+"""
 
 import logging
 import statistics

@@ -13,7 +13,8 @@ SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": _SERVICE}],
-            # Every method may be repeated: creating the same memory twice gives one memory. gRPC caps attempts at 5.
+            # Every method may be repeated: the same memory created twice is one (one deleted twice is NOT_FOUND).
+            # gRPC caps attempts at 5.
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.1s",

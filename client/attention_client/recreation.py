@@ -47,9 +47,9 @@ class AttendCall:
     def recreations(self, error: NotFound) -> list[tuple[Memory, pb.CreateMemoryRequest]]:
         """Return which memories to create, by which requests and in this order, before the call is repeated.
 
-        One round suffices where one server answers. Several are asked in turn: were a memory created once before each
-        repetition, one of two servers would get every creation, and the other every repetition. So the second round
-        creates it twice, the third thrice; among six servers asked in turn, one of the rounds then succeeds.
+        Where one server answers, one round suffices. Several servers are asked in turn. If each round created a memory
+        once, then of two servers one would get every creation and the other every repetition. So round r creates it r
+        times: among up to six servers asked in turn, one of three rounds succeeds.
 
         Raises:
             NotFound: the error itself, where it is not about a memory that can be created again, or rounds are over.

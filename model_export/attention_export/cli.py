@@ -29,6 +29,8 @@ from attention_export.training import Progress as Step
 from attention_export.verify import Mismatch, verify
 
 app = typer.Typer(help="Trains attention blocks, exports them to ONNX and verifies them.", no_args_is_help=True)
+imports = typer.Typer(help="Export attention that was trained elsewhere.", no_args_is_help=True)
+app.add_typer(imports, name="import")
 console = Console(stderr=True)
 
 BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type: ignore[misc] # for typer's choices
@@ -67,8 +69,8 @@ def block(
     seed: Seed = 0,
 ) -> None:
     """Export one block, with weights of your own or drawn from a seed."""
-    dims = Dims(width, key_width, value_width, heads, head_width, value_head_width, output_width, key_value_heads)
     with reported(), reproducible(seed):
+        dims = Dims(width, key_width, value_width, heads, head_width, value_head_width, output_width, key_value_heads)
         made = _make(kind.value, dims, scale=scale, softcap=softcap, bias=bias)
         if weights is not None:
             fill(made, read_tensors(weights))
@@ -138,7 +140,7 @@ def train(
         export(trained.model, models, name or chosen.model, version, progress=_say)
 
 
-@app.command("import-multihead")
+@imports.command("multihead")
 def import_multihead_command(
     weights: Annotated[
         Path, typer.Argument(exists=True, help="a state dict of nn.MultiheadAttention: .safetensors, or .pt of tensors")
@@ -157,7 +159,7 @@ def import_multihead_command(
         export(model, models, name, version, progress=_say)
 
 
-@app.command("import-encoder")
+@imports.command("encoder")
 def import_encoder_command(
     folder: Annotated[
         Path, typer.Argument(exists=True, file_okay=False, help="model.safetensors, tokenizer.json and config.json")

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from attention_export import cli
+from attention_export.blocks import Dims, SelfAttention
 from attention_export.graphs import Graph, to_onnx
+from attention_export.manifest import read_block, read_manifest
+from click.testing import Result
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -57,3 +61,73 @@ def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), cli.reported():
         raise ValueError("[unk] has the shape [s, 3]")
     assert capsys.readouterr().err == "attention-export: [unk] has the shape [s, 3]\n"
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(each) for each in arguments])
+
+
+def test_a_block_of_given_matrices_is_exported_and_verified(tmp_path: Path) -> None:
+    """`block` writes a version of the matrices given, in the licence said; `verify` finds it good, and says how."""
+    torch.manual_seed(0)
+    block = SelfAttention(Dims(query=6))
+    save_file(block.state_dict(), tmp_path / "matrices.safetensors")
+    options = ("--width", 6, "--weights", tmp_path / "matrices.safetensors", "--license", "MIT", "--models", tmp_path)
+    made = invoke("block", "self_attention", "--name", "mine", *options)
+    assert made.exit_code == 0, made.stderr
+    manifest = read_manifest(tmp_path / "mine/1")
+    assert manifest.license == "MIT"
+    assert torch.equal(read_block(tmp_path / "mine/1", manifest, manifest.layers[0]).M_V, block.M_V)
+    verified = invoke("verify", tmp_path / "mine/1")
+    assert verified.exit_code == 0
+    assert re.search(r"weights +│ +\d\.\d+e-0\d", verified.stdout)
+
+
+def test_an_imported_multihead_attention_without_bias_is_written(tmp_path: Path) -> None:
+    """`import multihead` takes kdim and vdim of their own and no bias, through export and verification."""
+    theirs = nn.MultiheadAttention(8, 2, bias=False, kdim=5, vdim=3)
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    options = ("--name", "theirs", "--heads", 2, "--cross", "--models", tmp_path)
+    made = invoke("import", "multihead", tmp_path / "theirs.safetensors", *options)
+    assert made.exit_code == 0, made.stderr
+    layer = read_manifest(tmp_path / "theirs/1").layers[0]
+    assert (layer.query_dim, layer.key_dim, layer.value_dim) == (8, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        (b"no tensors", ("--width", 6), "cannot be read as tensors"),
+        (None, ("--width", 8), "size mismatch"),
+        (None, ("--width", 6, "--heads", 4), "does not divide"),
+    ],
+    ids=["no-tensors", "other-width", "heads"],
+)
+def test_matrices_that_do_not_fit_are_refused_in_a_line(
+    tmp_path: Path, content: bytes | None, options: tuple[object, ...], said: str
+) -> None:
+    """A file that is none, or matrices of other widths, are the user's to mend: no traceback."""
+    path = tmp_path / "matrices.safetensors"
+    save_file(SelfAttention(Dims(query=6)).state_dict(), path) if content is None else path.write_bytes(content)
+    refused = invoke("block", "self_attention", "--name", "x", "--weights", path, "--models", tmp_path, *options)
+    assert refused.exit_code == 1
+    assert said in " ".join(refused.stderr.split())
+    assert refused.exception is None or isinstance(refused.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{}", "num_attention_heads"),
+        ('{"num_attention_heads": 12, "is_decoder": true}', "is_decoder"),
+        ('{"num_attention_heads": 12, "position_embedding_type": "rotary"}', "rotary"),
+        ('{"num_attention_heads": 12, "hidden_act": "maxout"}', "maxout"),
+    ],
+)
+def test_an_encoder_that_would_be_wrong_is_refused(tmp_path: Path, config: str, said: str) -> None:
+    """A checkpoint whose layers are unlike BERT's in what its tensors do not show is not imported as if they were."""
+    save_file({"embeddings.word_embeddings.weight": torch.zeros(3, 4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config)
+    refused = invoke("import", "encoder", tmp_path, "--name", "x", "--models", tmp_path / "models")
+    assert refused.exit_code == 1
+    assert said in refused.stderr

@@ -356,11 +356,11 @@ class OutputSpec(_message.Message):
     """FP32 (default) or FP16."""
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Which heads, in this order; all when empty."""
+        """Which heads, in this order, none twice; all when empty."""
 
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Which query positions (key positions for `k` and `v`), in this order; all when empty. -1 is the last."""
+        """Which query positions (key positions for `k` and `v`), in this order, none twice; all when empty. -1 is the last."""
 
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -438,11 +438,11 @@ class Result(_message.Message):
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The query's tokens, of a text model that was sent text."""
+        """The query's tokens, all of them whatever rows were chosen, of a text model that was sent text."""
 
     @_builtins.property
     def memory_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The memory's tokens, of a text model that was sent memory_text."""
+        """The memory's tokens, of a text model that was sent memory_text, or a memory that was made from one."""
 
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
