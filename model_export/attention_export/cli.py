@@ -33,6 +33,8 @@ imports = typer.Typer(help="Export attention that was trained elsewhere.", no_ar
 app.add_typer(imports, name="import")
 console = Console(stderr=True)
 
+FIGURE = "training.png"  # beside the manifest, which does not name it, so that no server reads it
+
 BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type: ignore[misc] # for typer's choices
 TaskName = Enum("TaskName", {name: name for name in TASKS}, type=str)  # type: ignore[misc]
 
@@ -94,7 +96,10 @@ def train(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=0, help="optimiser steps; the task's own when 0")] = 0,
     figure: Annotated[
-        Optional[Path], typer.Option(help="where to draw the loss, and the weights before and after")  # noqa: UP045
+        Path | None,
+        typer.Option(
+            help=f"where to draw the loss, and the weights before and after; {FIGURE} in the version's folder"
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="your own: JSONL of sequences and labels")
@@ -132,12 +137,9 @@ def train(
         new_version(models, name or chosen.model, version)  # before minutes of training, not behind them
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
-        if figure is not None:
-            figure.parent.mkdir(parents=True, exist_ok=True)
-            save_figure(trained, figure)
-            console.print(f"drew {figure}")
         check_bars(trained.training.figures, chosen.bars)
-        export(trained.model, models, name or chosen.model, version, progress=_say)
+        folder = export(trained.model, models, name or chosen.model, version, progress=_say)
+        _draw(trained, figure or folder / FIGURE)
 
 
 @imports.command("multihead")
@@ -247,6 +249,12 @@ def embedded(
 def main() -> None:
     """Run the command."""
     app()
+
+
+def _draw(trained: Trained, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(trained, path)
+    _say(f"drew {path}")
 
 
 def _say(line: str) -> None:

@@ -1,8 +1,9 @@
 """The gRPC port.
 
 A synchronous server, whose thread carries a request from its bytes to its answer and, when a slot is free, computes
-it too: no loop stands between, and a large message is parsed beside others. What the pool must never do is fill up, or
-health checks would wait behind work: it has a thread for every request that can be running or queued, and some spare.
+it too: no loop stands between. What the pool must not do is fill up, or health checks would wait behind work: it has
+a thread for every request that can be running or queued, and some spare. Streams that stay open (reflection's, or a
+health that is watched) hold one each, and are not bounded yet.
 """
 
 from concurrent.futures import ThreadPoolExecutor
