@@ -70,6 +70,8 @@ class Scheduler:
                 raise Unavailable(f"the queue is full with {self._max_queued} requests")
             else:
                 self._queue.append(job)  # type: ignore[arg-type] # a queue holds jobs of all types
+                if self._free:  # it was given back while its next job was on the way
+                    self._changed.notify()
         if at_once:
             self._run(job)
             self._give_back()
@@ -95,7 +97,10 @@ class Scheduler:
     def _give_back(self) -> None:
         with self._changed:
             self._free += 1
-            self._changed.notify_all() if self._closed else self._changed.notify()
+            if self._closed:
+                self._changed.notify_all()
+            elif self._queue:  # to wake a thread for nothing costs the next request its turn at the interpreter
+                self._changed.notify()
 
     def _serve(self) -> None:
         """Take jobs from the queue while there is a slot for them; one slot's thread."""
