@@ -222,3 +222,24 @@ def test_many_at_once_keep_the_budget():
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(churn, range(8)))
     assert store._size == sum(memory.size for memory in store.of("m")) <= 1000
+
+
+def test_rest_speaks_protobuf_of_memories_and_models_too(server):
+    """What is sent and wanted as a message of the contract is that, on every route that has one."""
+    url, both = (
+        f"{server.url}/v1/models",
+        {"content-type": "application/x-protobuf", "accept": "application/x-protobuf"},
+    )
+    models = pb.ListModelsResponse.FromString(requests.get(url, headers=both, timeout=10).content).models
+    assert [model.name for model in models] == ["cross-attention", "dot-product", "multi-head", "self-attention"]
+    one = pb.Model.FromString(requests.get(f"{url}/multi-head", headers=both, timeout=10).content)
+    assert one == models[2]
+    wanted = pb.CreateMemoryRequest(memory_text="seven").SerializeToString()
+    memories = f"{url}/cross-attention/memories"
+    made = pb.Memory.FromString(requests.post(memories, wanted, headers=both, timeout=10).content)
+    assert list(made.tokens) == ["seven", "[END]"]
+    kept = pb.ListMemoriesResponse.FromString(requests.get(memories, headers=both, timeout=10).content).memories
+    assert made.id in [memory.id for memory in kept]
+    assert pb.Memory.FromString(requests.get(f"{memories}/{made.id}", headers=both, timeout=10).content).id == made.id
+    assert requests.delete(f"{memories}/{made.id}", headers=both, timeout=10).content == b""
+    assert requests.post(memories, b"\xff\xff", headers=both, timeout=10).json()["error"]["code"] == 400

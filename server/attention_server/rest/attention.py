@@ -7,13 +7,13 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import structlog
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.folder import VERSION
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -32,6 +32,7 @@ TIMEOUT = "x-request-timeout"
 PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 
 log = structlog.get_logger()
+M = TypeVar("M", bound=Message)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -89,55 +90,69 @@ class AttentionRoutes:
         call = call_of(request)
         model, version = request.path_params["model"], version_of(request)
         body = await self._body(request, call)
-        work = self._attend_protobuf if media_type(request, "content-type") == PROTOBUF else self._attend_json
-        wants_protobuf = PROTOBUF in request.headers.get("accept", "")
-        return await self._in_thread(request, call, work, body, model, version, call, wants_protobuf)
+        work = self._attend_protobuf if sends_protobuf(request) else self._attend_json
+        return await self._in_thread(request, call, work, body, model, version, call, wants_protobuf(request))
 
     async def list_models(self, request: Request) -> Response:
-        return _json({"models": [json.from_model(model) for model in self._service.models()]})
+        models = self._service.models()
+        if wants_protobuf(request):
+            return _protobuf(pb.ListModelsResponse(models=models))
+        return _json({"models": [json.from_model(model) for model in models]})
 
     async def get_model(self, request: Request) -> Response:
-        return _json(json.from_model(self._service.model(request.path_params["model"], version_of(request))))
+        model = self._service.model(request.path_params["model"], version_of(request))
+        return _protobuf(model) if wants_protobuf(request) else _json(json.from_model(model))
 
     async def create_memory(self, request: Request) -> Response:
         call, model = call_of(request), request.path_params["model"]
         body = await self._body(request, call)
-        return await self._in_thread(request, call, self._create_memory, body, model, call)
+        return await self._in_thread(request, call, self._create_memory, request, body, model, call)
 
     async def list_memories(self, request: Request) -> Response:
         memories = self._service.memories(request.path_params["model"])
-        return _json({"memories": [self._memory(memory) for memory in memories]})
+        if wants_protobuf(request):
+            left = self._service.seconds_left
+            return _protobuf(
+                pb.ListMemoriesResponse(memories=[proto.from_memory(each, left(each)) for each in memories])
+            )
+        return _json({"memories": [json.from_memory(each, self._service.seconds_left(each)) for each in memories]})
 
     async def get_memory(self, request: Request) -> Response:
-        return _json(self._memory(self._service.memory(request.path_params["model"], request.path_params["id"])))
+        return self._memory(request, self._service.memory(request.path_params["model"], request.path_params["id"]))
 
     async def delete_memory(self, request: Request) -> Response:
         self._service.delete_memory(request.path_params["model"], request.path_params["id"])
-        return _json({})
+        return _protobuf(pb.DeleteMemoryResponse()) if wants_protobuf(request) else _json({})
 
-    def _create_memory(self, body: bytes, model: str, call: Call) -> Response:
-        return _json(self._memory(self._service.create_memory(json.to_memory_request(body, model), call)))
+    def _create_memory(self, request: Request, body: bytes, model: str, call: Call) -> Response:
+        if sends_protobuf(request):
+            message = _parse(pb.CreateMemoryRequest, body)
+            message.model = json.agreed("model", model, message.model)
+            wanted = proto.to_memory_request(message)
+        else:
+            wanted = json.to_memory_request(body, model)
+        return self._memory(request, self._service.create_memory(wanted, call))
 
-    def _memory(self, memory: Memory) -> dict[str, object]:
-        return json.from_memory(memory, self._service.seconds_left(memory))
+    def _memory(self, request: Request, memory: Memory) -> Response:
+        left = self._service.seconds_left(memory)
+        if wants_protobuf(request):
+            return _protobuf(proto.from_memory(memory, left))
+        return _json(json.from_memory(memory, left))
 
-    def _attend_json(self, body: bytes, model: str, version: int, call: Call, wants_protobuf: bool) -> Response:
+    def _attend_json(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
         domain_request, encoding = json.to_request(body, model, version, self._service.limits)
         response = self._service.attend(domain_request, call)
-        if wants_protobuf:
-            return Response(proto.from_response(response).SerializeToString(), media_type=PROTOBUF)
+        if as_protobuf:
+            return _protobuf(proto.from_response(response))
         return Response(json.from_response(response, encoding), media_type=JSON)
 
-    def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, wants_protobuf: bool) -> Response:
-        try:
-            message = pb.AttendRequest.FromString(body)
-        except DecodeError as error:
-            raise InvalidRequest("the body is no attention.v1.AttendRequest") from error
+    def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
+        message = _parse(pb.AttendRequest, body)
         message.model = json.agreed("model", model, message.model)
         message.version = json.agreed("version", version, message.version)
         response = self._service.attend(proto.to_request(message, self._service.limits), call)
-        if wants_protobuf:
-            return Response(proto.from_response(response).SerializeToString(), media_type=PROTOBUF)
+        if as_protobuf:
+            return _protobuf(proto.from_response(response))
         return Response(json.from_response(response, "json"), media_type=JSON)
 
     async def _in_thread(
@@ -241,15 +256,31 @@ def version_of(request: Request) -> int:
     return int(sent)
 
 
-def media_type(request: Request, header: str) -> str:
-    """Return a header's media type without its parameters."""
-    return request.headers.get(header, "").partition(";")[0].strip().lower()
+def sends_protobuf(request: Request) -> bool:
+    """Return whether the body is a message of the contract."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == PROTOBUF
+
+
+def wants_protobuf(request: Request) -> bool:
+    """Return whether the answer is to be a message of the contract."""
+    return PROTOBUF in request.headers.get("accept", "")
 
 
 def error_response(error: Exception, request_id: str) -> Response:
     """Return an error as REST tells it."""
     headers = {"retry-after": str(math.ceil(error.retry_after))} if isinstance(error, Unavailable) else None
     return _json(to_json(error, request_id), status=code_of(error).http, headers=headers)
+
+
+def _parse(kind: type[M], body: bytes) -> M:
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise InvalidRequest(f"the body is no {kind.DESCRIPTOR.full_name}") from error
+
+
+def _protobuf(message: Message) -> Response:
+    return Response(message.SerializeToString(), media_type=PROTOBUF)
 
 
 def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
