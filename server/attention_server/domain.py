@@ -77,6 +77,7 @@ class Sequence:
         text, memory_text: the query and the memory as text, for a text model.
         memory: the id of a memory.
         mask: for this sequence alone.
+        part: which sequence of a dense batch it is; None when it was sent by itself.
     """
 
     path: str = ""
@@ -87,6 +88,7 @@ class Sequence:
     memory_text: str | None = None
     memory: str = ""
     mask: Mask = field(default_factory=Mask)
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

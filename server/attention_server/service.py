@@ -141,7 +141,13 @@ class Service:
         prepared = []
         size = 0
         for sequence in request.inputs:
-            prepared.append(model.prepare(sequence, plan, request.mask, self._memories, self.limits))
+            try:
+                prepared.append(model.prepare(sequence, plan, request.mask, self._memories, self.limits))
+            except InvalidRequest as error:
+                if sequence.part is None:
+                    raise
+                message = f"{error.message} (in sequence {sequence.part} of the batch, from 0)"
+                raise InvalidRequest(message, field=error.field) from error
             size += model.answer_bytes(prepared[-1], plan)
             if size > self.limits.answer_bytes:
                 raise TooLarge(

@@ -104,3 +104,11 @@ def test_no_answer_that_is_no_number(transport):
         outputs = transport.outputs("dot", query=x, outputs=["weights", "scores", "output"])
     for stage in outputs.values():
         assert np.isfinite(stage).all()
+
+
+def test_which_of_a_batch(transport):
+    """An error in a dense batch says which of its sequences it is in."""
+    batch = np.ones((3, 2, 2), np.float32)
+    batch[1, 0, 1] = np.inf
+    with refused("INVALID_ARGUMENT", None, "[0, 1]", "sequence 1 of the batch"):
+        transport.attend("dot", query=batch)

@@ -29,6 +29,7 @@ def expand(sequence: Sequence, limits: Limits) -> list[Sequence]:
     return [
         replace(
             sequence,
+            part=index,
             query=query,
             key=key[index],
             value=value[index],
