@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from attention_server.domain import Array, OutputSpec, TopK, join_path
 from attention_server.errors import InvalidRequest
+from attention_server.plan import index_type
 
 T = TypeVar("T", bound=np.generic)
 
@@ -91,8 +92,7 @@ def top_k(stage: NDArray[np.float32], k: int, hidden: NDArray[np.bool_] | None) 
     order = (rank << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - positions)
     largest = np.sort(np.partition(order, keys - k, axis=-1)[..., keys - k :], axis=-1)[..., ::-1]
     indices = (np.uint64(0xFFFFFFFF) - (largest & np.uint64(0xFFFFFFFF))).astype(np.int64)
-    narrow = np.uint16 if keys <= np.iinfo(np.uint16).max + 1 else np.int32
-    return TopK(indices.astype(narrow), np.take_along_axis(stage, indices, -1))
+    return TopK(indices.astype(index_type(keys)), np.take_along_axis(stage, indices, -1))
 
 
 def _ascending_bits(x: NDArray[np.float32]) -> NDArray[np.uint64]:

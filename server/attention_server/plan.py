@@ -91,8 +91,13 @@ def answer_bytes(form: Form, layer: Layer, widths: tuple[int, int, int], queries
     columns = {"q": head, "k": head, "v": value_head, "heads": value_head, "output": output}.get(spec.name, keys)
     size = 2 if spec.data_type == "FP16" else 4
     if spec.top_k:
-        columns, size = min(spec.top_k, keys), size + (2 if keys <= np.iinfo(np.uint16).max + 1 else 4)
+        columns, size = min(spec.top_k, keys), size + index_type(keys).itemsize
     return heads * rows * columns * size
+
+
+def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
+    """Return the type of top-k indices: the narrower where every position fits."""
+    return np.dtype(np.uint16) if keys <= np.iinfo(np.uint16).max + 1 else np.dtype(np.int32)
 
 
 def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Form]:

@@ -24,6 +24,7 @@ from attention_server.memories import Memory
 from attention_server.service import Service
 from attention_server.translate import json, proto
 from attention_server.translate.errors import code_of, to_json
+from attention_server.translate.url import agreed
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
@@ -127,7 +128,7 @@ class AttentionRoutes:
     def _create_memory(self, request: Request, body: bytes, model: str, call: Call) -> Response:
         if sends_protobuf(request):
             message = _parse(pb.CreateMemoryRequest, body)
-            message.model = json.agreed("model", model, message.model)
+            message.model = agreed("model", model, message.model)
             wanted = proto.to_memory_request(message)
         else:
             wanted = json.to_memory_request(body, model)
@@ -148,8 +149,8 @@ class AttentionRoutes:
 
     def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
         message = _parse(pb.AttendRequest, body)
-        message.model = json.agreed("model", model, message.model)
-        message.version = json.agreed("version", version, message.version)
+        message.model = agreed("model", model, message.model)
+        message.version = agreed("version", version, message.version)
         response = self._service.attend(proto.to_request(message, self._service.limits), call)
         if as_protobuf:
             return _protobuf(proto.from_response(response))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -32,6 +32,7 @@ from attention_server.domain import (
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.translate.batch import expand
+from attention_server.translate.url import agreed
 
 Encoding = Literal["json", "base64"]
 
@@ -48,7 +49,6 @@ LEAVES: dict[str, tuple[set[type], str]] = {
 }
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
-T = TypeVar("T", str, int)
 Json = Mapping[str, Any]
 
 
@@ -116,17 +116,6 @@ def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
         "size_bytes": memory.size,
     }
     return content | ({"tokens": memory.tokens.shown} if memory.tokens else {})
-
-
-def agreed(name: str, url: T, document: T) -> T:
-    """Return what the URL or the document says; what is 0 or empty says nothing.
-
-    Raises:
-        InvalidRequest: they contradict each other.
-    """
-    if url and document and url != document:
-        raise InvalidRequest(f"is {document!r}, but the URL says {url!r}", field=name)
-    return url or document
 
 
 def from_model(model: Model) -> dict[str, Any]:
