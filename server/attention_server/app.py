@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 
 import structlog
@@ -20,8 +21,9 @@ from attention_server import logs
 from attention_server.domain import Limits
 from attention_server.engine import DeviceError, Engine
 from attention_server.grpc.server import GrpcServer
+from attention_server.loading import RepositoryError
 from attention_server.memories import MemoryStore
-from attention_server.repository import Repository, RepositoryError
+from attention_server.repository import Policy, Repository
 from attention_server.rest.server import RestServer
 from attention_server.scheduler import Scheduler
 from attention_server.service import Service
@@ -39,9 +41,9 @@ async def serve(settings: Settings) -> None:
         RepositoryError: a model cannot be served.
     """
     engine = Engine(settings.device, threads=1)
-    repository = Repository(settings.models, engine)
-    scheduler = Scheduler(settings.compute_slots, settings.max_queued)
     memories = MemoryStore(settings.memory_mib * MIB)
+    repository = Repository(settings.models, engine, memories, _policy(settings))
+    scheduler = Scheduler(settings.compute_slots, settings.max_queued)
     limits = Limits(
         sequences=settings.max_sequences,
         scores_bytes=settings.max_scores_mib * MIB,
@@ -65,6 +67,7 @@ async def serve(settings: Settings) -> None:
         max_message_bytes=settings.max_message_mib * MIB,
     )
     stop = _stop_signal()
+    follower = Follower(repository, settings.repository_poll)
     rest.start()
     grpc.start()
     try:
@@ -73,13 +76,16 @@ async def serve(settings: Settings) -> None:
         log.info("ready", device=engine.device, slots=settings.compute_slots, models=repository.names())
         rest_address, grpc_address = (_address(settings.host, port) for port in (rest.port, grpc.port))
         print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # what starts us waits for it
+        if settings.repository_mode == "poll":
+            follower.start()
         await stop.wait()
         log.info("stopping", grace=settings.grace)
     finally:
         end = time.monotonic() + settings.grace
         grpc.set_serving(False)
         await asyncio.gather(rest.stop(), asyncio.to_thread(grpc.stop, settings.grace))
-        _end(scheduler, max(0.0, end - time.monotonic()))
+        finished = follower.stop(max(0.0, end - time.monotonic()))
+        _end(scheduler, max(0.0, end - time.monotonic()), finished)
 
 
 def main() -> None:
@@ -96,9 +102,52 @@ def main() -> None:
         sys.exit(f"attention-server: {error}")
 
 
-def _end(scheduler: Scheduler, grace: float) -> None:
+class Follower:
+    """A thread that follows the folder of models.
+
+    Args:
+        repository: looks at it.
+        seconds: between two looks.
+    """
+
+    def __init__(self, repository: Repository, seconds: float) -> None:
+        self._repository = repository
+        self._seconds = seconds
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="repository", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, grace: float) -> bool:
+        """Look no more; return whether the last look has ended within the grace."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(grace)
+        return not self._thread.is_alive()
+
+    def _follow(self) -> None:
+        while not self._stopping.wait(self._seconds):
+            try:
+                self._repository.poll()
+            except Exception:  # a fault of ours in one look is not to be the last of all looks
+                log.exception("the repository could not be followed; at the next look it is tried again")
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        mode=settings.repository_mode,
+        at_start=settings.load_model,
+        default_versions=settings.default_version,
+        max_version_bytes=settings.max_version_mib * MIB,
+        grace=settings.grace,
+    )
+
+
+def _end(scheduler: Scheduler, grace: float, finished: bool) -> None:
     """Wait for the computations. One that outlasts the grace would hold the process for ever: it ends with it."""
-    if not scheduler.close(grace):
+    if not scheduler.close(grace) or not finished:
         log.warning("cut off what still ran after the grace")
         sys.stderr.flush()
         os._exit(0)

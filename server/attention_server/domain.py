@@ -249,3 +249,20 @@ class Response:
     version: int
     results: tuple[Result, ...]
     token_offsets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """What is known of one version in the repository.
+
+    Attributes:
+        name, version: which.
+        state: READY answers; LOADING is being verified and warmed; UNLOADING finishes the requests that hold it;
+            UNAVAILABLE lies in the repository and is not served.
+        reason: why it is not ready; empty when it is.
+    """
+
+    name: str
+    version: int
+    state: Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+    reason: str

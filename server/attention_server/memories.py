@@ -19,6 +19,7 @@ class Memory:
     Attributes:
         id: of its content and its model's version: the same memory has the same id.
         model, version: whose projection it is.
+        digest: of that version's manifest; another version under the same number has another.
         k, v: [1, S, heads * width].
         tokens: of its text, when it was made from one.
         ttl: seconds that it is kept after its last use.
@@ -32,6 +33,7 @@ class Memory:
     v: Vectors
     tokens: Tokens | None
     ttl: float
+    digest: str = ""
     expires: float = 0.0
 
     @property
@@ -92,11 +94,11 @@ class MemoryStore:
             self._kept[memory.id] = memory
             self._size += memory.size
 
-    def get(self, id_: str, model: str, version: int = 0, field: str = "memory") -> Memory:
+    def get(self, id_: str, model: str, version: int = 0, field: str = "memory", digest: str = "") -> Memory:
         """Return a memory, and keep it for another while.
 
         Raises:
-            NotFound: it is not kept, or is of another model or version.
+            NotFound: it is not kept, or is of another model or version, or of other weights under its number.
         """
         with self._lock:
             self._sweep()
@@ -107,6 +109,8 @@ class MemoryStore:
                 raise NotFound(
                     f"memory {id_!r} is of version {memory.version}, not {version}; create it again", field=field
                 )
+            if digest not in ("", memory.digest):
+                raise NotFound(f"memory {id_!r} is of what version {version} was before; create it again", field=field)
             memory.expires = self._clock() + memory.ttl
             self._kept.move_to_end(id_)
             return memory
@@ -126,6 +130,13 @@ class MemoryStore:
         self.get(id_, model, field="id")
         with self._lock:
             self._forget(id_)
+
+    def forget(self, model: str, version: int, digest: str) -> None:
+        """Forget every memory of a version that is no longer served."""
+        with self._lock:
+            for memory in list(self._kept.values()):
+                if (memory.model, memory.version, memory.digest) == (model, version, digest):
+                    self._forget(memory.id)
 
     def seconds_left(self, memory: Memory) -> float:
         """Return how long a memory is kept if nobody uses it."""

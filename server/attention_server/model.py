@@ -30,6 +30,7 @@ class LoadedModel:
     Attributes:
         name, version: which.
         manifest: what its folder says.
+        digest: the manifest's SHA-256, and so of all its files.
         device: where it computes.
         graphs: its ONNX graphs by file name.
         reader, memory_reader: its tokenizers; None for a model that reads no text, or no memory text.
@@ -38,6 +39,7 @@ class LoadedModel:
     name: str
     version: int
     manifest: Manifest
+    digest: str
     device: str
     graphs: Mapping[str, Graph]
     reader: TextReader | None
@@ -71,7 +73,8 @@ class LoadedModel:
         )
         memory = None
         if sequence.memory:
-            memory = memories.get(sequence.memory, self.name, self.version, join_path(sequence.path, "memory"))
+            field = join_path(sequence.path, "memory")
+            memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for form in plan.forms:
             check_rows(form.spec, prepared.keys if form.spec.name in OF_KEYS else prepared.queries, form.field)

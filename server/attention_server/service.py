@@ -2,13 +2,13 @@
 
 import functools
 from concurrent.futures import CancelledError, Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
 
-from attention_server.domain import Call, Limits, MemoryRequest, Request, Response, Result
-from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, TooLarge
+from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Result
+from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, TooLarge, Unavailable
 from attention_server.memories import Memory, MemoryStore, memory_id
 from attention_server.model import LoadedModel
 from attention_server.plan import Plan, make_plan
@@ -66,12 +66,16 @@ class Service:
         return future
 
     def models(self) -> list[Model]:
-        """Describe every model at its default version, ordered by name.
+        """Describe every model whose default version answers, at that version, ordered by name.
 
         Raises:
             Unavailable: models are still loading.
         """
-        return [self.model(name) for name in self._repository.names()]
+        described = []
+        for name in self._repository.names():
+            with suppress(NotFound, Unavailable):  # it went meanwhile
+                described.append(self.model(name))
+        return described
 
     def model(self, name: str, version: int = 0) -> Model:
         """Describe one model.
@@ -99,10 +103,10 @@ class Service:
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
             future = self._scheduler.submit(functools.partial(model.remember, key, value, tokens), call.deadline)
             k, v = wait(future, call)
-            id_ = memory_id(model.name, model.version, [key, value, request.memory_text])
+            id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
             ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
-            memory = Memory(id_, model.name, model.version, k, v, tokens, ttl)
-        self._memories.put(memory)
+            memory = Memory(id_, model.name, model.version, k, v, tokens, ttl, model.digest)
+            self._memories.put(memory)  # under the lease: what is put is forgotten with the version
         return memory
 
     def memory(self, model: str, id_: str) -> Memory:
@@ -133,6 +137,37 @@ class Service:
     def seconds_left(self, memory: Memory) -> float:
         """Return how long a memory is kept if nobody uses it."""
         return self._memories.seconds_left(memory)
+
+    def index(self) -> list[IndexEntry]:
+        """Return every version in the repository and its state at this moment, also while models are still loading."""
+        return self._repository.index()
+
+    def is_ready(self, name: str, version: int = 0) -> bool:
+        """Return whether a model would answer now; version 0 is its default.
+
+        Raises:
+            NotFound: there is no such model or version.
+        """
+        return self._repository.is_ready(name, version)
+
+    def load_model(self, name: str) -> None:
+        """Load or reload what lies in a model's folder; see `Repository.load_model`.
+
+        Raises:
+            Unimplemented: the repository is not changed on request.
+            InvalidRequest: nothing of it can be served, with the reasons.
+            NotFound: there is no such folder.
+        """
+        self._repository.load_model(name)
+
+    def unload_model(self, name: str) -> None:
+        """Serve a model no more, and finish the requests that hold it; see `Repository.unload_model`.
+
+        Raises:
+            Unimplemented: the repository is not changed on request.
+            NotFound: nothing of it is loaded.
+        """
+        self._repository.unload_model(name)
 
     def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> list[Prepared]:
         if not request.inputs:

@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from attention_proto.folder import NAME
+from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
+
+ModelName = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
+Version = Annotated[int, Field(ge=1, le=999_999_999)]
 
 
 def embedded_models() -> Path:
@@ -42,6 +46,18 @@ class Settings(BaseSettings):
     )
 
     models: Path = Field(default_factory=embedded_models, description="the repository of models")
+    repository_mode: Literal["none", "poll", "explicit"] = Field(
+        "none",
+        description="none loads all at the start, or ends; poll follows the folder; explicit loads what it is told to",
+    )
+    repository_poll: float = Field(5.0, gt=0, description="seconds between two looks at the folder, in mode poll")
+    load_model: Annotated[tuple[ModelName | Literal["*"], ...], NoDecode] = Field(
+        (), description="a model loaded at the start, in mode explicit; repeatable, * is all"
+    )
+    default_version: Annotated[dict[ModelName, Version], NoDecode] = Field(
+        {}, description="NAME=VERSION: the version that answers where none is named, in place of the latest; repeatable"
+    )
+    max_version_mib: int = Field(4096, ge=1, description="the files of one version of a model, in MiB")
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
     rest_port: int = Field(8080, ge=0, le=65535, description="the port of REST; 0 picks a free one")
     grpc_port: int = Field(50051, ge=0, le=65535, description="the port of gRPC; 0 picks a free one")
@@ -61,6 +77,24 @@ class Settings(BaseSettings):
     grace: float = Field(30.0, ge=0, description="seconds that a stop waits for requests already accepted")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="how it is logged, on stderr")
+
+    @field_validator("load_model", mode="before")
+    @classmethod
+    def _names(cls, given: object) -> object:
+        return [name for name in given.split(",") if name] if isinstance(given, str) else given
+
+    @field_validator("default_version", mode="before")
+    @classmethod
+    def _versions(cls, given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        return {name: version for name, _, version in (pair.partition("=") for pair in given.split(",") if pair)}
+
+    @model_validator(mode="after")
+    def _explicit_alone(self) -> Self:
+        if self.load_model and self.repository_mode != "explicit":
+            raise ValueError("load_model is for repository_mode explicit; the others load what lies in the folder")
+        return self
 
     @property
     def compute_slots(self) -> int:

@@ -12,7 +12,7 @@ from attention_server.domain import Limits
 from attention_server.engine import Engine
 from attention_server.grpc.server import GrpcServer
 from attention_server.memories import MemoryStore
-from attention_server.repository import Repository
+from attention_server.repository import Policy, Repository
 from attention_server.rest.server import RestServer
 from attention_server.scheduler import Scheduler
 from attention_server.service import Service
@@ -86,6 +86,7 @@ class Composed:
     rest: str
     grpc: str
     gate: Gate
+    service: Service
     repository: Repository
     scheduler: Scheduler
     grpc_server: GrpcServer
@@ -94,6 +95,9 @@ class Composed:
     @property
     def url(self) -> str:
         return f"http://{self.rest}"
+
+
+NONE = Policy()
 
 
 @contextmanager
@@ -105,12 +109,14 @@ def composed(
     load: bool = True,
     message_mib: int = 256,
     answer_mib: int = 1024,
+    policy: Policy = NONE,
 ) -> Iterator[Composed]:
     """Run a server in threads of this process until the block ends."""
     gate = Gate()
-    repository = Repository(models, GatedEngine(gate))
+    memories = MemoryStore(MIB)
+    repository = Repository(models, GatedEngine(gate), memories, policy)
     scheduler = Scheduler(slots, max_queued)
-    service = Service(repository, scheduler, MemoryStore(MIB), Limits(1024, 512 * MIB, answer_mib * MIB, 600.0))
+    service = Service(repository, scheduler, memories, Limits(1024, 512 * MIB, answer_mib * MIB, 600.0))
     requests = slots + max_queued
     rest = RestServer(service, "127.0.0.1", 0, requests=requests, max_message_bytes=message_mib * MIB, grace=30)
     grpc = GrpcServer(
@@ -137,7 +143,7 @@ def composed(
         gate.runs = 0
         gate.arrived.clear()
         addresses = (f"127.0.0.1:{port}" for port in (rest.port, grpc.port))
-        yield Composed(*addresses, gate, repository, scheduler, grpc, rest)
+        yield Composed(*addresses, gate, service, repository, scheduler, grpc, rest)
     finally:
         gate.open()
         grpc.stop(30)

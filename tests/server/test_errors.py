@@ -15,7 +15,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server import errors
 from attention_server.engine import Engine
-from attention_server.repository import Repository
+from attention_server.memories import MemoryStore
+from attention_server.repository import Policy, Repository
 from attention_server.rest.attention import error_response
 from attention_server.translate.errors import CODES, code_of, to_json, to_status
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
@@ -339,7 +340,7 @@ def test_a_large_request_over_both(server, connect):
 
 def test_a_repository_that_fails_stays_not_ready(tmp_path):
     """A repository that cannot be loaded never says that it is ready."""
-    repository = Repository(tmp_path, Engine("cpu", threads=1))
+    repository = Repository(tmp_path, Engine("cpu", threads=1), MemoryStore(1), Policy())
     with pytest.raises(Exception, match="no model"):
         repository.load()
     assert not repository.ready

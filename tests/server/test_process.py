@@ -23,6 +23,11 @@ SLOW = {
 }
 SOME = {  # a value that is not the default, for every setting
     "models": "/tmp",
+    "repository_mode": "poll",
+    "repository_poll": 0.5,
+    "load_model": "multi,self",
+    "default_version": "multi=2,self=1",
+    "max_version_mib": 9,
     "host": "127.0.0.2",
     "rest_port": 1,
     "grpc_port": 2,
@@ -63,12 +68,32 @@ def test_each_setting_is_a_flag_and_a_variable(monkeypatch, name):
         monkeypatch.delenv(variable)
     default = getattr(CliApp.run(Settings, cli_args=[]), name)
     flag = f"--{name.replace('_', '-')}"
-    by_flag = getattr(CliApp.run(Settings, cli_args=[flag, str(SOME[name])]), name)
-    assert str(by_flag) == str(SOME[name])
+    beside = ["--repository-mode", "explicit"] if name == "load_model" else []
+
+    def given(*arguments):
+        return getattr(CliApp.run(Settings, cli_args=[*beside, *arguments]), name)
+
+    by_flag = given(flag, str(SOME[name]))
+    assert written(by_flag) == str(SOME[name])
     assert by_flag != default
     monkeypatch.setenv(f"ATTENTION_{name.upper()}", str(SOME[name]))
-    assert getattr(CliApp.run(Settings, cli_args=[]), name) == by_flag
-    assert getattr(CliApp.run(Settings, cli_args=[flag, str(default)]), name) == default
+    assert given() == by_flag
+    assert given(flag, written(default)) == default
+
+
+def written(value):
+    """Return a setting's value as it is given."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={each}" for key, each in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def test_repeated_settings():
+    """What may be given more than once adds up."""
+    arguments = "--repository-mode explicit --load-model a --load-model b --default-version a=1 --default-version b=2"
+    settings = CliApp.run(Settings, cli_args=arguments.split())
+    assert settings.load_model == ("a", "b")
+    assert settings.default_version == {"a": 1, "b": 2}
 
 
 def test_set_by_variables_alone(dot_only):
@@ -100,6 +125,12 @@ def test_help_names_every_setting():
         (["--log-level", "loud"], "log_level"),
         (["--device", "tpu"], "device"),
         (["--max-answer-mib", "4096"], "max_answer_mib"),
+        (["--repository-mode", "push"], "repository_mode"),
+        (["--load-model", "dot"], "load_model"),
+        (["--repository-mode", "explicit", "--load-model", "../dot"], "load_model"),
+        (["--default-version", "dot"], "default_version"),
+        (["--default-version", "dot=0"], "default_version"),
+        (["--default-version", "../dot=1"], "default_version"),
     ],
 )
 def test_settings_that_are_none(arguments, name):
