@@ -1,13 +1,13 @@
 """Repositories that are not what they say: refused at the start, by folder and reason, before anything is served."""
 
-import hashlib
-import json
 import shutil
 
 import onnx
 import pytest
 from onnx import external_data_helper, numpy_helper
 from serving import run_server, start_server
+
+from tests.server.spoil import edit
 
 PORTS = ("--rest-port", 0, "--grpc-port", 0)
 
@@ -23,29 +23,6 @@ def folder(repository, tmp_path):
     return copy
 
 
-def edit(folder, change):
-    """Change a manifest; its files' hashes stay right."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    for file in files(manifest):
-        if (folder / file["name"]).is_file():
-            file["sha256"] = hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def files(part):
-    """Yield the manifest's entries of files."""
-    if isinstance(part, dict):
-        if "sha256" in part:
-            yield part
-        else:
-            for each in part.values():
-                yield from files(each)
-    elif isinstance(part, list):
-        for each in part:
-            yield from files(each)
-
-
 def assert_refused(folder, *words, cwd=None):
     """Start a server on a folder's repository; it must end with 1, and say which folder and why."""
     done = run_server("--models", folder.parents[1], *PORTS, cwd=cwd)
@@ -56,10 +33,6 @@ def assert_refused(folder, *words, cwd=None):
     assert last.startswith(f"attention-server: {folder}: "), last
     for word in words:
         assert word in last, last
-
-
-def nothing(manifest):
-    """Leave the manifest as it is, with the hashes of the files as they are."""
 
 
 def test_changed_bytes(folder):
@@ -153,7 +126,7 @@ def test_graphs_that_name_others(folder, file, names):
     """A graph whose inputs or outputs are not those of its place is refused, with what it has and what it needs."""
     spoiled = folder("multi")
     rename(spoiled / file, **names)
-    edit(spoiled, nothing)
+    edit(spoiled)
     assert_refused(spoiled, file, *names.values())
 
 
@@ -161,7 +134,7 @@ def test_what_is_no_graph(folder):
     """A file that is no ONNX graph is refused."""
     spoiled = folder("dot")
     (spoiled / "attend.onnx").write_bytes(b"no graph")
-    edit(spoiled, nothing)
+    edit(spoiled)
     assert_refused(spoiled)
 
 
@@ -183,7 +156,7 @@ def test_data_outside_the_graph(folder, tmp_path):
     assert (aside / "outside.bin").stat().st_size
     shutil.copy(aside / "project.onnx", spoiled)
     shutil.copy(aside / "outside.bin", spoiled)  # beside the graph, and where the server is started
-    edit(spoiled, nothing)
+    edit(spoiled)
     assert_refused(spoiled, cwd=aside)
 
 
@@ -232,7 +205,7 @@ def test_what_is_no_tokenizer(folder):
     """A tokenizer that cannot be read is refused."""
     spoiled = folder("multi-head")
     (spoiled / "tokenizer.json").write_text("{}")
-    edit(spoiled, nothing)
+    edit(spoiled)
     assert_refused(spoiled)
 
 
