@@ -1,4 +1,4 @@
-"""What is served: versions side by side, those that come and go, and the leases that hold one for a request."""
+"""The folder of models, alive: which versions come, which go, and why one does not answer."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import structlog
@@ -16,12 +15,11 @@ from attention_proto.folder import MANIFEST, NAME
 from attention_server.domain import IndexEntry
 from attention_server.engine import Engine
 from attention_server.errors import AttentionServiceError, InvalidRequest, NotFound, Unavailable, Unimplemented
+from attention_server.leases import Key, Lease, Served, Table
 from attention_server.loading import Look, RepositoryError, find, find_versions, load, look
 from attention_server.memories import MemoryStore
-from attention_server.model import LoadedModel
 
 Mode = Literal["none", "poll", "explicit"]
-Key = tuple[str, int]  # a model's name and version; version 0 stands for its default
 
 ALL_MODELS = "*"
 NOT_LOADED = "not loaded"
@@ -48,15 +46,6 @@ class Policy:
     grace: float = 30.0
 
 
-@dataclass(slots=True, eq=False)
-class _Served:
-    """A version that answers, what its folder looked like when it was read, and how many hold it."""
-
-    model: LoadedModel
-    look: Look
-    leases: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Refused:
     """Why a version's folder, looking like this, cannot be served."""
@@ -65,30 +54,10 @@ class _Refused:
     reason: str
 
 
-class Lease:
-    """Holds one version, whatever happens to the repository meanwhile; a context manager that gives the model."""
-
-    __slots__ = ("_key", "_repository", "_served")
-
-    def __init__(self, repository: "Repository", key: Key) -> None:
-        self._repository = repository
-        self._key = key
-
-    def __enter__(self) -> LoadedModel:
-        self._served = self._repository._take(self._key)  # noqa: SLF001 # the two are one
-        return self._served.model
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._repository._give_back(self._served)  # noqa: SLF001 # the two are one
-        del self._served
-
-
 class Repository:
     """Models by name and version.
 
-    Requests read one table, which changes as a whole; whatever changes it does so one after another, in its own time.
+    What changes it does so one after another and takes its time; requests see the table before or after.
 
     Args:
         root: the folder: `NAME/VERSION/manifest.json`.
@@ -103,14 +72,16 @@ class Repository:
         self._memories = memories
         self._policy = policy
         self._changing = threading.Lock()  # held by who loads or retires
-        self._lock = threading.Lock()  # held for a moment, by every request
-        self._given_back = threading.Condition(self._lock)
-        self._table: dict[Key, _Served] = {}  # what answers; a default stands twice
-        self._retired: list[_Served] = []
+        self._noting = threading.Lock()  # of what follows, held for a moment
         self._loading: set[Key] = set()
         self._refused: dict[Key, _Refused] = {}
         self._root_is_there = True
-        self.ready = False
+        self._table = Table(policy.default_versions, self._absence)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first load has ended."""
+        return self._table.open
 
     # --- for requests
 
@@ -125,11 +96,11 @@ class Repository:
             NotFound: there is no such model or version.
             Unavailable: models are still loading, or this one is there and cannot be served, and why.
         """
-        return Lease(self, (name, version))
+        return Lease(self._table, (name, version))
 
     def versions(self, name: str) -> list[int]:
         """Return the versions that answer, ascending."""
-        return sorted(version for each, version in self._table if each == name and version)
+        return sorted(version for each, version in self._table.versions() if each == name)
 
     def names(self) -> list[str]:
         """Return the models whose default answers, by name.
@@ -137,8 +108,9 @@ class Repository:
         Raises:
             Unavailable: models are still loading.
         """
-        self._check_ready()
-        return sorted(name for name, version in self._table if not version)
+        if not self.ready:
+            raise Unavailable("the models are still loading")
+        return self._table.defaults()
 
     def is_ready(self, name: str, version: int = 0) -> bool:
         """Return whether a request would be answered now.
@@ -152,11 +124,13 @@ class Repository:
         """
         if not self.ready:
             return False
-        if (name, version) in self._table:
+        if self._table.get((name, version)):
             return True
-        if any(entry.name == name and version in (0, entry.version) for entry in self.index()):
-            return False
-        raise self._absence((name, version))
+        absence = self._absence((name, version))
+        on_disk = any(entry.name == name and version in (0, entry.version) for entry in self._on_disk())
+        if isinstance(absence, NotFound) and not on_disk:
+            raise absence
+        return False
 
     def index(self) -> list[IndexEntry]:
         """Return every version that is known, by name and version, and the state that each is in at this moment.
@@ -184,7 +158,7 @@ class Repository:
                     self._follow(folders)
                 case "explicit":
                     self._update(_chosen(folders, self._policy.at_start))
-        self.ready = True
+        self._table.open = True
 
     def poll(self) -> None:
         """Follow the folder once: load what is new or has changed, and retire what has gone."""
@@ -236,22 +210,6 @@ class Repository:
             retired = self._take_out(keys)
         self._drain(retired)
 
-    # --- leases
-
-    def _take(self, key: Key) -> _Served:
-        with self._lock:
-            served = self._table.get(key) if self.ready else None
-            if served is not None:
-                served.leases += 1
-                return served
-        raise self._absence(key)
-
-    def _give_back(self, served: _Served) -> None:
-        with self._lock:
-            served.leases -= 1
-            if not served.leases and self._retired:
-                self._given_back.notify_all()
-
     def _absence(self, key: Key) -> AttentionServiceError:
         """Return why a version is not served, for its caller."""
         if not self.ready:
@@ -274,10 +232,6 @@ class Repository:
             return NotFound(f"model {name!r} has no version {version}; it has {offered}", field="version")
         return Unavailable(f"model {name!r} has version {wanted} for its default, and only {offered}", field="model")
 
-    def _check_ready(self) -> None:
-        if not self.ready:
-            raise Unavailable("the models are still loading")
-
     def _check_explicit(self) -> None:
         if self._policy.mode != "explicit":
             raise Unimplemented("models are loaded and unloaded on request in repository mode explicit alone")
@@ -286,15 +240,15 @@ class Repository:
 
     def _known(self) -> list[IndexEntry]:
         """Return what is known without a look at the disk, at most one entry a version: what answers comes last."""
-        with self._lock:
+        with self._noting:
             entries = {key: IndexEntry(*key, "UNAVAILABLE", refused.reason) for key, refused in self._refused.items()}
-            for served in self._retired:
-                key = served.model.name, served.model.version
-                entries[key] = IndexEntry(*key, "UNLOADING", "requests that hold it are being finished")
-            entries |= {key: IndexEntry(*key, "LOADING", "being verified and warmed") for key in self._loading}
-            for key in (key for key in self._table if key[1]):
-                waits = IndexEntry(*key, "LOADING", "others are still loading, and all begin to answer together")
-                entries[key] = IndexEntry(*key, "READY", "") if self.ready else waits
+            loading = {key: IndexEntry(*key, "LOADING", "being verified and warmed") for key in self._loading}
+        answering, retired = self._table.state()  # later: what has taken over meanwhile is seen here
+        entries |= {key: IndexEntry(*key, "UNLOADING", "requests that hold it are being finished") for key in retired}
+        entries |= loading
+        for key in answering:
+            waits = IndexEntry(*key, "LOADING", "others are still loading, and all begin to answer together")
+            entries[key] = IndexEntry(*key, "READY", "") if self.ready else waits
         return list(entries.values())
 
     def _on_disk(self) -> list[IndexEntry]:
@@ -306,7 +260,7 @@ class Repository:
 
     def _keys(self, name: str) -> list[Key]:
         """Return what is loaded or refused of a model, ascending."""
-        return sorted({key for key in (*self._table, *self._refused) if key[0] == name and key[1]})
+        return sorted({key for key in (*self._table.versions(), *self._refused) if key[0] == name})
 
     def _reasons(self, name: str) -> str:
         refused = sorted((key[1], each.reason) for key, each in self._refused.items() if key[0] == name)
@@ -335,14 +289,14 @@ class Repository:
             except RepositoryError as error:
                 raise RepositoryError(f"{folder}: {error}") from error
         for key in self._policy.default_versions.items():
-            if key not in self._table:
+            if not self._table.get(key):
                 raise RepositoryError(f"the default of {key[0]} is to be its version {key[1]}, which is not there")
 
     def _follow(self, folders: list[Path]) -> None:
         """Make what is served what lies in these folders; what is new takes over before what is gone goes."""
         self._update(folders)
         found = set(map(_key, folders))
-        self._retire(key for key in {*self._table, *self._refused} if key[1] and key not in found)
+        self._retire({*self._table.versions(), *self._refused} - found)
 
     def _update(self, folders: list[Path], *, again: bool = False) -> bool:
         """Load what is new or changed; return whether a version answers as its folder is now.
@@ -354,17 +308,17 @@ class Repository:
         waiting = [folder for folder in folders if not self._is_served(folder)]
         if not again:
             waiting = [folder for folder in waiting if not self._is_refused(folder)]
-        with self._lock:
+        with self._noting:
             self._loading.update(map(_key, waiting))
         for folder in waiting:
             self._try(folder)
-        return any(_key(folder) in self._table and _key(folder) not in self._refused for folder in folders)
+        return any(self._table.get(_key(folder)) and _key(folder) not in self._refused for folder in folders)
 
     def _is_served(self, folder: Path) -> bool:
         served = self._table.get(_key(folder))
         if served is None or served.look != look(folder):
             return False
-        with self._lock:  # what was refused in between has been put back
+        with self._noting:  # what was refused in between has been put back
             self._refused.pop(_key(folder), None)
         return True
 
@@ -380,10 +334,10 @@ class Repository:
             known = self._refused.get(key)
             if known is None or known.reason != str(error):  # a slow copy is refused at each look, and logged once
                 log.warning("version refused", model=key[0], version=key[1], reason=str(error))
-            with self._lock:
+            with self._noting:
                 self._refused[key] = _Refused(before, str(error))
         finally:
-            with self._lock:
+            with self._noting:
                 self._loading.discard(key)
 
     def _load(self, folder: Path) -> None:
@@ -392,56 +346,44 @@ class Repository:
         model = load(folder, self._engine, self._policy.max_version_bytes)
         served = self._table.get(key)
         if served is not None and served.model.digest == model.digest:  # the same files, written anew
-            with self._lock:
+            with self._noting:
                 served.look = before
                 self._refused.pop(key, None)
             return
-        self._drain_behind(self._replace(key, _Served(model, before)))
+        self._drain_behind(self._replace(key, Served(model, before)))
         log.info("model loaded", model=key[0], version=key[1], block=model.manifest.block, device=model.device)
 
-    def _replace(self, key: Key, new: _Served | None) -> list[_Served]:
-        """Let a version take over, or go, for all requests that come from now on; return the one before it."""
-        with self._lock:
+    def _replace(self, key: Key, new: Served | None) -> list[Served]:
+        old = self._table.replace(key, new)
+        with self._noting:
             self._loading.discard(key)
             self._refused.pop(key, None)
-            table = {each: served for each, served in self._table.items() if each[1]}
-            old = table.pop(key, None)
-            if new is not None:
-                table[key] = new
-            for name, version in sorted(table):
-                if self._policy.default_versions.get(name, version) == version:
-                    table[name, 0] = table[name, version]
-            self._table = table
-            retired = [] if old is None else [old]
-            self._retired += retired
-        return retired
+        return old
 
-    def _take_out(self, keys: Iterable[Key]) -> list[_Served]:
+    def _take_out(self, keys: Iterable[Key]) -> list[Served]:
         return [served for key in keys for served in self._replace(key, None)]
 
     def _retire(self, keys: Iterable[Key]) -> None:
-        self._drain_behind(self._take_out(list(keys)))
+        self._drain_behind(self._take_out(sorted(keys)))  # the latest last: no other is the default meanwhile
 
-    def _drain_behind(self, retired: list[_Served]) -> None:
+    def _drain_behind(self, retired: list[Served]) -> None:
         if retired:
             threading.Thread(target=self._drain, args=(retired,), name="drain", daemon=True).start()
 
     # --- the end of a version
 
-    def _drain(self, retired: list[_Served]) -> None:
+    def _drain(self, retired: list[Served]) -> None:
         """Wait until nobody holds these, or the grace has passed; forget their memories, and return their memory."""
         end = time.monotonic() + self._policy.grace
         while retired:  # emptied, so that nothing here keeps a session alive
             self._end(retired.pop(), end)
         _trim()
 
-    def _end(self, served: _Served, end: float) -> None:
+    def _end(self, served: Served, end: float) -> None:
         model = served.model
-        with self._lock:
-            drained = self._given_back.wait_for(lambda: not served.leases, max(0.0, end - time.monotonic()))
+        drained = self._table.wait(served, max(0.0, end - time.monotonic()))
         self._memories.forget(model.name, model.version, model.digest)
-        with self._lock:
-            self._retired.remove(served)
+        self._table.end(served)
         if drained:
             log.info("model unloaded", model=model.name, version=model.version)
         else:

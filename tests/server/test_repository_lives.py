@@ -15,6 +15,7 @@ import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.app import Follower
 from attention_server.domain import Call, IndexEntry, MemoryRequest, Request, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unavailable, Unimplemented
 from attention_server.repository import Policy
@@ -509,6 +510,24 @@ def test_what_is_unloaded_is_freed(models):
             wait_until(lambda: not any(graph() for graph in graphs))
         finally:
             gc.enable()
+
+
+def test_a_stop_does_not_wait_for_a_look(models):
+    """A stop ends the following at once between two looks, however seldom they are; a look that has begun is waited
+    for within the grace."""
+    with start_server(models, "--repository-mode", "poll", "--repository-poll", 3600) as server:
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+    with composed(models, policy=POLL) as server:
+        shutil.copytree(models / "multi/1", models / "multi/2")
+        server.gate.close()
+        follower = Follower(server.repository, 0.001)
+        follower.start()
+        assert server.gate.arrived.wait(30)
+        assert not follower.stop(0.01)
+        server.gate.open()
+        assert follower.stop(30)
+        assert server.service.is_ready("multi", 2)
 
 
 # --- under load ------------------------------------------------------------------------------------------------------
