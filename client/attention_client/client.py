@@ -1,6 +1,6 @@
 """The blocking client."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -11,11 +11,12 @@ from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
 from attention_client import channel
-from attention_client.errors import NotFound, translated
+from attention_client.errors import AttentionError, NotFound, translated
 from attention_client.memory import Memory
 from attention_client.recreation import AttendCall
 from attention_client.request import Output, Sequence, attend_request, create_memory_request
 from attention_client.result import AttendResult, read
+from attention_client.stream import Stream
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -38,6 +39,7 @@ class AttentionClient:
         self._channel = grpc.insecure_channel(channel.uri(target), channel.OPTIONS)
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
+        self._stream = stub.AttendStream
         self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._memories: grpc.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
@@ -142,6 +144,49 @@ class AttentionClient:
             except NotFound as error:
                 for memory, creation in call.recreations(error):
                     memory.renew(self._ask(self._create, creation, call.seconds_left))
+
+    def attend_many(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike],
+        *,
+        outputs: Iterable[Output] = (),
+        version: int = 0,
+        token_offsets: bool = False,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+    ) -> Iterator[AttendResult | AttentionError]:
+        """Attend over any number of sequences, of any lengths, on a stream; yield a result for each, in order.
+
+        Sequences are drawn from another thread, as there is room: messages in flight are bounded by count and bytes. A
+        stream that breaks is opened anew and goes on where it stood.
+
+        Args:
+            model: its name.
+            sequences: each a `Sequence`, a text, or a query [T, query width].
+            outputs: what to send back for each, as in `attend`.
+            version: of the model; 0 is its default.
+            token_offsets: whether to say where each token stands in its text.
+            timeout: seconds to wait for the next answer, in place of the client's.
+            return_exceptions: whether a bad sequence yields its error in its place; else it is raised, and the rest is
+                given up.
+
+        Raises:
+            AttentionError: as for `attend`.
+        """
+        options = (list(outputs), version, token_offsets)
+        stream = Stream(
+            self._stream,
+            lambda items: attend_request(model, items, *options),
+            lambda item: self.attend_batch(
+                model, [item], outputs=options[0], version=version, token_offsets=token_offsets, timeout=timeout
+            )[0],
+            self._seconds(timeout),
+        )
+        for answer in stream.answers(sequences):
+            if isinstance(answer, AttentionError) and not return_exceptions:
+                raise answer
+            yield answer
 
     def create_memory(
         self,

@@ -4,6 +4,7 @@ Eager, without a timer: what comes while a slot is free runs at once, in the thr
 server adds no hand-over to a request. What comes meanwhile queues, and threads of the slots take it in order.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -38,21 +39,25 @@ class Scheduler:
     def __init__(self, slots: int, max_queued: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_queued = max_queued
         self._clock = clock
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._room = threading.Condition(lock)
         self._queue: deque[Job[object]] = deque()
-        self._slots = slots
+        self.slots = slots
         self._free = slots
         self._closed = False
         self._threads = [threading.Thread(target=self._serve, name=f"slot-{i}", daemon=True) for i in range(slots)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, run: Callable[[], T], deadline: float) -> "Future[T]":
+    def submit(self, run: Callable[[], T], deadline: float, *, bulk: bool = False) -> "Future[T]":
         """Run a job now or soon. A job that is cancelled or expires in the queue never runs.
 
         Args:
             run: the computation.
             deadline: on the clock; infinite when there is none.
+            bulk: one of many of a caller who sends on while it runs: it waits for room in the queue, and leaves this
+                thread free to bring the next wherever other slots could take it meanwhile.
 
         Raises:
             Unavailable: the queue is full, or the scheduler is closed.
@@ -61,7 +66,9 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping")
-            at_once = self._free > 0 and not self._queue  # nobody overtakes
+            at_once = self._free > 0 and not self._queue and not (bulk and self.slots > 1)  # nobody overtakes
+            if bulk and not at_once:
+                self._wait_for_room(deadline)
             if not at_once and len(self._queue) >= self._max_queued:
                 self._queue = deque(waiting for waiting in self._queue if not waiting.future.cancelled())
             if at_once:
@@ -89,10 +96,18 @@ class Scheduler:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            finished = self._changed.wait_for(lambda: not self._queue and self._free == self._slots, grace)
+            self._room.notify_all()
+            finished = self._changed.wait_for(lambda: not self._queue and self._free == self.slots, grace)
         for thread in self._threads if finished else ():
             thread.join()
         return finished
+
+    def _wait_for_room(self, deadline: float) -> None:
+        """Wait, with the lock, until the queue has room, the deadline passes or the scheduler closes."""
+        timeout = None if deadline == math.inf else max(0.0, deadline - self._clock())
+        self._room.wait_for(lambda: self._closed or len(self._queue) < self._max_queued, timeout)
+        if self._closed:
+            raise Unavailable("the server is stopping")
 
     def _give_back(self) -> None:
         with self._changed:
@@ -111,6 +126,7 @@ class Scheduler:
                     return
                 self._free -= 1
                 job = self._queue.popleft()
+                self._room.notify()
             self._run(job)
             del job  # while this thread waits for the next, nothing of the last one is kept
             self._give_back()

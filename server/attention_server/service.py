@@ -44,8 +44,13 @@ class Service:
         """
         return wait(self.submit(request, call), call)
 
-    def submit(self, request: Request, call: Call) -> "Future[Response]":
+    def submit(self, request: Request, call: Call, *, bulk: bool = False) -> "Future[Response]":
         """Check a request and hand it to the scheduler.
+
+        Args:
+            request: what is asked.
+            call: by whom, and until when.
+            bulk: whether it is one of many on a stream; see `Scheduler.submit`.
 
         Raises:
             InvalidRequest: the model cannot take it.
@@ -60,7 +65,7 @@ class Service:
             plan = make_plan(request.outputs, model.manifest)
             prepared = self._prepare(request, model, plan)
             run = functools.partial(_answer, request, model, plan, prepared, call)
-            future = self._scheduler.submit(run, call.deadline)
+            future = self._scheduler.submit(run, call.deadline, bulk=bulk)
             release = held.pop_all()
         future.add_done_callback(lambda _: release.close())
         return future

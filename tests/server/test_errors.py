@@ -23,7 +23,7 @@ from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from tests.conftest import TRANSPORTS, Refused, refused, refused_by_grpc, refused_by_http
+from tests.conftest import TRANSPORTS, Refused, refused, refused_by_http
 from tests.server.composed import composed, wait_until
 
 TABLE = {
@@ -300,14 +300,6 @@ def test_a_http_request_whose_caller_has_gone(dot_only):
             requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=60).status_code == 200
         )
         assert server.gate.runs == 2
-
-
-def test_what_is_not_offered_yet(server):
-    """A method of the contract that is not offered says so."""
-    with grpc.insecure_channel(server.grpc) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            list(AttentionServiceStub(channel).AttendStream(iter([])))
-        assert refused_by_grpc(caught.value).code == "UNIMPLEMENTED"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -13,7 +14,8 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceServ
 from grpc_status import rpc_status
 
 from attention_server.domain import Call
-from attention_server.errors import AttentionServiceError, Unavailable, Unimplemented
+from attention_server.errors import AttentionServiceError, Unavailable
+from attention_server.grpc.stream import Conversations
 from attention_server.memories import Memory
 from attention_server.service import Service
 from attention_server.translate import proto
@@ -32,16 +34,33 @@ def answers(method: Method[M]) -> Method[M]:
 
     @functools.wraps(method)
     def answer(servicer: Any, message: M, context: grpc.ServicerContext) -> Any:
-        context.set_trailing_metadata(((REQUEST_ID, request_id(context)),))
-        try:
+        with _statuses(context):
             return method(servicer, message, context)
-        except AttentionServiceError as error:
-            _abort(context, error)
-        except Exception as error:
-            log.exception("a request failed for a fault of ours", request_id=request_id(context))
-            _abort(context, error)
 
     return answer
+
+
+def streams(method: Method[M]) -> Method[M]:
+    """Do what `answers` does, for a method whose answers are many: it may raise before and between them."""
+
+    @functools.wraps(method)
+    def answer(servicer: Any, messages: M, context: grpc.ServicerContext) -> Iterator[Any]:
+        with _statuses(context):
+            yield from method(servicer, messages, context)
+
+    return answer
+
+
+@contextmanager
+def _statuses(context: grpc.ServicerContext) -> Iterator[None]:
+    context.set_trailing_metadata(((REQUEST_ID, request_id(context)),))
+    try:
+        yield
+    except AttentionServiceError as error:
+        _abort(context, error)
+    except Exception as error:
+        log.exception("a request failed for a fault of ours", request_id=request_id(context))
+        _abort(context, error)
 
 
 @dataclass(frozen=True)
@@ -56,17 +75,18 @@ class AttentionServicer(AttentionServiceServicer):
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.conversations = Conversations(service)
 
     @answers
     def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
         call = call_of(context)
         return proto.from_response(self._service.attend(proto.to_request(message, self._service.limits), call))
 
-    @answers
+    @streams
     def AttendStream(
         self, messages: Iterator[pb.AttendStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.AttendStreamResponse]:
-        raise Unimplemented("streams are not offered yet; send several sequences in one Attend")
+        return self.conversations.hold(messages, call_of(context), context)
 
     @answers
     def ListModels(self, message: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:

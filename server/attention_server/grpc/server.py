@@ -2,8 +2,8 @@
 
 A synchronous server, whose thread carries a request from its bytes to its answer and, when a slot is free, computes
 it too: no loop stands between. What the pool must not do is fill up, or health checks would wait behind work: it has
-a thread for every request that can be running or queued, and some spare. Streams that stay open (reflection's, or a
-health that is watched) hold one each, and are not bounded yet.
+a thread for every request that can be running or queued, for every stream of requests, and some spare. Other streams
+that stay open (reflection's, or a health that is watched) hold one each, and are not bounded yet.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from attention_server.grpc.attention import AttentionServicer
+from attention_server.grpc.stream import STREAMS
 from attention_server.service import SPARE_THREADS, Service
 
 SERVICE = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
@@ -39,7 +40,7 @@ class GrpcServer:
     def __init__(self, service: Service, address: str, *, requests: int, max_message_bytes: int) -> None:
         self._health = health.HealthServicer()
         self._server = grpc.server(
-            ThreadPoolExecutor(requests + SPARE_THREADS, thread_name_prefix="grpc"),
+            ThreadPoolExecutor(requests + STREAMS + SPARE_THREADS, thread_name_prefix="grpc"),
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
@@ -47,7 +48,9 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
             ],
         )
-        add_AttentionServiceServicer_to_server(AttentionServicer(service), self._server)
+        attention = AttentionServicer(service)
+        self._conversations = attention.conversations
+        add_AttentionServiceServicer_to_server(attention, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         self.set_serving(False)
@@ -73,4 +76,6 @@ class GrpcServer:
         Args:
             grace: seconds after which it is cut off.
         """
-        self._server.stop(grace).wait()
+        stopped = self._server.stop(grace)
+        self._conversations.end()
+        stopped.wait()

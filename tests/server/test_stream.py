@@ -1,0 +1,244 @@
+"""AttendStream on a real server: many requests in flight, matched by id, each failing by itself."""
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from attention_client import AttentionClient, InvalidRequest, NotFound, Sequence
+from attention_proto import codec
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_proto.window import Window
+from attention_server.grpc.stream import IN_FLIGHT, STREAMS
+from serving import start_server
+
+from tests.server.composed import wait_until
+
+RNG = np.random.default_rng(0)
+
+
+def sequences(count, longest=40):
+    return [RNG.normal(size=(int(length), 8)).astype(np.float32) for length in RNG.integers(1, longest, count)]
+
+
+def message(id_, query, model="dot"):
+    request = pb.AttendRequest(model=model, inputs=[pb.Sequence(query=codec.encode(query))])
+    return pb.AttendStreamRequest(id=id_, request=request)
+
+
+@pytest.fixture
+def stub(server):
+    with grpc.insecure_channel(server.grpc) as channel:
+        yield AttentionServiceStub(channel)
+
+
+@pytest.fixture
+def client(server):
+    with AttentionClient(server.grpc) as client:
+        yield client
+
+
+def test_answers_are_those_of_attend(server, client):
+    """A stream gives what the same sequences get one by one, bit for bit, in the order in which they were given."""
+    given = sequences(300)
+    streamed = list(client.attend_many("dot", given, outputs=["output", "weights"]))
+    assert len(streamed) == len(given)
+    for query, result in zip(given, streamed, strict=True):
+        alone = client.attend("dot", query=query, outputs=["output", "weights"])
+        assert np.array_equal(result.output, alone.output)
+        assert np.array_equal(result.weights, alone.weights)
+
+
+def test_ids_match_answers(stub):
+    """Each answer carries the id of its request, whatever the order."""
+    given = dict(zip(map(str, range(100)), sequences(100), strict=True))
+    answers = {each.id: each.response for each in stub.AttendStream(message(*item) for item in given.items())}
+    assert answers.keys() == given.keys()
+    for id_, query in given.items():
+        assert tuple(answers[id_].results[0].outputs[0].tensor.shape) == query.shape
+
+
+def test_an_error_is_its_requests_alone(stub):
+    """A bad request is answered by an error with its field; the stream goes on."""
+    good, bad = np.ones((2, 8), np.float32), np.full((2, 8), np.nan, np.float32)
+    messages = [
+        message("a", good),
+        message("b", bad),
+        message("", good),
+        message("d", good, "nobody"),
+        message("e", good),
+    ]
+    answers = {each.id: each for each in stub.AttendStream(iter(messages))}
+    assert {id_ for id_, each in answers.items() if each.HasField("response")} == {"a", "e"}
+    assert "inputs[0].query" in str(answers["b"].error.details)
+    assert answers["d"].error.code == grpc.StatusCode.NOT_FOUND.value[0]
+    assert "id" in answers[""].error.message
+
+
+def test_an_empty_stream_is_answered_by_none(stub, client):
+    """No request, no answer, no error."""
+    assert list(stub.AttendStream(iter([]))) == []
+    assert list(client.attend_many("dot", [])) == []
+
+
+def test_a_caller_who_does_not_read_is_not_read_for_ever(stub):
+    """The window of a stream bounds what the server takes of a caller who does not read."""
+    sent = itertools.count()
+    query = np.ones((200, 400), np.float32)  # 320 kB there, and as much back: the network holds few of them
+    last = 0
+
+    def endless():
+        nonlocal last
+        for last in sent:
+            yield message(str(last), query)
+
+    call = stub.AttendStream(endless())
+    next(call)
+    settled = threading.Event()
+    seen = -1
+    while seen != last:  # until a second passes without a message
+        seen = last
+        settled.wait(1)
+    assert last < 8 * IN_FLIGHT
+    call.cancel()
+
+
+def test_streams_are_bounded_and_do_not_leak(server, stub):
+    """More streams than there may be are refused at once; when they end, others find room, and no thread is left."""
+    query = np.ones((1, 8), np.float32)
+    doors = [threading.Event() for _ in range(STREAMS)]
+
+    def one(door):
+        yield message("a", query)
+        door.wait(60)
+
+    calls = [stub.AttendStream(one(door)) for door in doors]
+    for call in calls:
+        next(call)
+    with pytest.raises(grpc.RpcError) as refused:
+        list(stub.AttendStream(iter([message("b", query)])))
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    for call in calls[::2]:
+        call.cancel()
+    for door in doors:
+        door.set()
+    for call in calls[1::2]:
+        assert list(call) == []
+
+    def answered():
+        try:
+            return len(list(stub.AttendStream(iter([message("c", query)])))) == 1
+        except grpc.RpcError:
+            return False
+
+    wait_until(answered)
+
+
+def test_a_stop_answers_what_was_taken_and_ends_streams(repository):
+    """A server that stops does not wait for idle streams: their callers learn that they have to go elsewhere."""
+    door = threading.Event()
+    with start_server(repository, "--grace", 20) as server, grpc.insecure_channel(server.grpc) as channel:
+
+        def messages():
+            yield message("a", np.ones((1, 8), np.float32))
+            door.wait(60)
+
+        call = AttentionServiceStub(channel).AttendStream(messages())
+        assert next(call).HasField("response")
+        server.process.terminate()
+        with pytest.raises(grpc.RpcError) as ended:
+            list(call)
+        assert server.process.wait(15) == 0  # within the grace
+        door.set()
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_errors_in_place_and_raised(client):
+    """A bad sequence is raised in its turn, or yielded in its place; its neighbours in the message are answered."""
+    good = sequences(40)
+    mixed = [*good[:20], np.full((2, 8), np.nan, np.float32), *good[20:]]
+    answers = list(client.attend_many("dot", mixed, return_exceptions=True))
+    assert [position for position, each in enumerate(answers) if isinstance(each, InvalidRequest)] == [20]
+    assert all(
+        np.array_equal(each.output, client.attend("dot", query=query).output)
+        for each, query in zip(answers[21:], mixed[21:], strict=True)
+    )
+    given = client.attend_many("dot", mixed)
+    assert len(list(itertools.islice(given, 20))) == 20
+    with pytest.raises(InvalidRequest):
+        next(given)
+    with pytest.raises(NotFound):
+        next(client.attend_many("nobody", good))
+
+
+def test_a_source_that_fails_raises_after_what_came_before(client):
+    """What the caller's own iterable raises comes out where it happened."""
+
+    def failing():
+        yield from sequences(3)
+        raise RuntimeError("the source")
+
+    answers = client.attend_many("dot", failing())
+    assert len(list(itertools.islice(answers, 3))) == 3
+    with pytest.raises(RuntimeError, match="the source"):
+        next(answers)
+
+
+def test_a_caller_who_stops_early_leaves_nothing(client):
+    """To close the iterator ends the stream, its threads and its draws from an endless source."""
+    before = threading.active_count()
+    answers = client.attend_many("dot", (np.ones((1, 8), np.float32) for _ in itertools.count()))
+    next(answers)
+    answers.close()
+    wait_until(lambda: threading.active_count() <= before + 1)  # gRPC keeps one of its own for the channel
+
+
+def test_memories_are_created_again_on_a_stream(client):
+    """A memory that the server has lost in mid-stream is created again, as for a single call."""
+    memory = client.create_memory("dot", key=np.ones((3, 8), np.float32))
+    client.delete_memory(memory)
+    queries = sequences(5)
+    answers = list(client.attend_many("dot", [Sequence(query=query, memory=memory) for query in queries]))
+    assert [each.output.shape for each in answers] == [query.shape for query in queries]
+
+
+def test_many_streams_at_once(client):
+    """Streams of several callers do not mix."""
+    sets = [sequences(100) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda given: list(client.attend_many("dot", given)), sets))
+    for given, answers in zip(sets, found, strict=True):
+        assert [each.output.shape for each in answers] == [each.shape for each in given]
+
+
+def test_a_server_that_is_killed_in_mid_stream(repository):
+    """When one of two servers is killed, its unanswered messages are sent to the other: none is lost or doubled."""
+    given = sequences(3000, 20)
+    with start_server(repository) as stays, start_server(repository) as goes:
+        with AttentionClient(f"{stays.grpc},{goes.grpc}") as client:
+            streams = [client.attend_many("dot", given) for _ in range(4)]  # balanced: some are held by each
+            firsts = [next(each) for each in streams]
+            goes.process.kill()
+            assert all(first.output.shape == given[0].shape for first in firsts)
+            for each in streams:
+                assert [answer.output.shape for answer in each] == [query.shape for query in given[1:]]
+        goes.process.wait()
+        goes.process.returncode = 0  # killed on purpose
+
+
+def test_the_window():
+    """Room is by count and by bytes; what is too large alone may go alone; who waits is let go at the end."""
+    window = Window(2, 10)
+    assert window.enter(99)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(window.enter, 1)
+        assert not waiting.done()
+        window.leave(99)
+        assert waiting.result(10)
+        assert window.enter(9)
+        full = pool.submit(window.enter, 1)
+        window.close()
+        assert not full.result(10)
