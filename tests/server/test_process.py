@@ -35,6 +35,10 @@ SOME = {  # a value that is not the default, for every setting
     "max_scores_mib": 8,
     "memory_mib": 8,
     "memory_ttl": 9.5,
+    "tls_cert": "/tmp/cert.pem",
+    "tls_key": "/tmp/key.pem",
+    "tls_client_ca": "/tmp/ca.pem",
+    "tokens": "/tmp/tokens.toml",
     "grace": 0.5,
     "log_level": "error",
     "log_format": "json",
@@ -68,7 +72,7 @@ def test_each_setting_is_a_flag_and_a_variable(monkeypatch, name):
     assert by_flag != default
     monkeypatch.setenv(f"ATTENTION_{name.upper()}", str(SOME[name]))
     assert getattr(CliApp.run(Settings, cli_args=[]), name) == by_flag
-    assert getattr(CliApp.run(Settings, cli_args=[flag, str(default)]), name) == default
+    assert getattr(CliApp.run(Settings, cli_args=[flag, "null" if default is None else str(default)]), name) == default
 
 
 def test_set_by_variables_alone(dot_only):
