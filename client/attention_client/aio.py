@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, TypeVar
 
+import grpc
 import grpc.aio
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
@@ -24,9 +25,22 @@ ResponseT = TypeVar("ResponseT")
 class AsyncAttentionClient:
     """`AttentionClient` for asyncio: the same arguments, results and errors; make it where the event loop runs."""
 
-    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        timeout: float = 30.0,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(channel.uri(target), channel.OPTIONS)
+        self._metadata = channel.metadata(token)
+        uri = channel.uri(target)
+        self._channel = (
+            grpc.aio.secure_channel(uri, credentials, channel.OPTIONS)
+            if credentials
+            else grpc.aio.insecure_channel(uri, channel.OPTIONS)
+        )
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
         self._list: grpc.aio.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
@@ -148,7 +162,7 @@ class AsyncAttentionClient:
         timeout: float | None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> ResponseT:
         with translated():
-            return await method(request, timeout=self._seconds(timeout))
+            return await method(request, timeout=self._seconds(timeout), metadata=self._metadata)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

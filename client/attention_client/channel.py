@@ -1,8 +1,11 @@
-"""How a channel to the service is set up: balancing, message sizes, retries, keep-alive."""
+"""How a channel to the service is set up: balancing, message sizes, retries, keep-alive, credentials."""
 
 import json
 import re
+from pathlib import Path
 from typing import Any
+
+import grpc
 
 UNLIMITED = -1
 _SERVICE = "attention.v1.AttentionService"
@@ -54,3 +57,23 @@ def uri(target: str) -> str:
     if all(_IPV4_AND_PORT.fullmatch(address) for address in addresses):
         return "ipv4:" + ",".join(addresses)
     return target
+
+
+def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """Return what each call carries to say who calls."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def tls(ca: Path | None = None, cert: Path | None = None, key: Path | None = None) -> grpc.ChannelCredentials:
+    """Return the credentials of TLS, from PEM files.
+
+    Args:
+        ca: the authorities that a server's certificate may come from; the public ones when absent.
+        cert: the caller's own certificate, where the server asks for one.
+        key: that certificate's key.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    root, private, chain = (path.read_bytes() if path else None for path in (ca, key, cert))
+    return grpc.ssl_channel_credentials(root, private, chain)

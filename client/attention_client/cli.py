@@ -4,14 +4,17 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, NoReturn
 
+import grpc
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
 
+from attention_client import channel
 from attention_client.client import AttentionClient
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
 from attention_client.result import Array, as_document
@@ -27,7 +30,57 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"attention-client needs {missing.name}: pip install 'attention-service[cli]'")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Ask an Attention Service.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@dataclass
+class Access:
+    """How to speak to the server, whatever is asked."""
+
+    token: str | None = None
+    credentials: grpc.ChannelCredentials | None = None
+
+
+access = Access()
+
+
+@app.callback()
+def main_options(
+    *,
+    token: Annotated[str | None, typer.Option(envvar="ATTENTION_TOKEN", help="Who calls, where a server asks.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", envvar="ATTENTION_TLS", help="Speak TLS, to a public name.")] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            envvar="ATTENTION_CA",
+            help="Speak TLS, to who has a certificate of these.",
+        ),
+    ] = None,
+    cert: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            envvar="ATTENTION_CERT",
+            help="Your own certificate, for mutual TLS.",
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, metavar="FILE", envvar="ATTENTION_KEY", help="Your certificate's key."
+        ),
+    ] = None,
+) -> None:
+    """Ask an Attention Service."""
+    if (cert is None) != (key is None):
+        raise typer.BadParameter("--cert and --key go together")
+    access.token = token
+    access.credentials = channel.tls(ca, cert, key) if tls or ca or cert else None
 
 
 class Causal(StrEnum):
@@ -159,7 +212,7 @@ def _default_outputs(model: pb.Model, text: str | None) -> list[str]:
 def _client(target: str, timeout: float) -> Iterator[AttentionClient]:
     """Connect; a failed call becomes one line on stderr and exit status 1."""
     try:
-        with AttentionClient(target, timeout=timeout) as client:
+        with AttentionClient(target, timeout=timeout, token=access.token, credentials=access.credentials) as client:
             yield client
     except AttentionError as error:
         _fail(_explained(error, target, timeout))

@@ -1,5 +1,6 @@
 """The blocking client."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -32,14 +33,29 @@ class AttentionClient:
         target: `HOST:PORT`, where calls are balanced over all addresses the name resolves to, or several IPv4 addresses
             `A:PORT,B:PORT`.
         timeout: seconds within which a call has to be answered, its repetitions included.
+        token: who calls, where the server asks for it. Without `credentials` it travels in the clear.
+        credentials: of TLS, as `grpc.ssl_channel_credentials()` makes them; None speaks without TLS.
     """
 
-    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        timeout: float = 30.0,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(channel.uri(target), channel.OPTIONS)
+        self._metadata = channel.metadata(token)
+        uri = channel.uri(target)
+        self._channel = (
+            grpc.secure_channel(uri, credentials, channel.OPTIONS)
+            if credentials
+            else grpc.insecure_channel(uri, channel.OPTIONS)
+        )
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
-        self._stream = stub.AttendStream
+        self._stream = functools.partial(stub.AttendStream, metadata=self._metadata)
         self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._memories: grpc.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
@@ -254,7 +270,7 @@ class AttentionClient:
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, timeout: float | None
     ) -> ResponseT:
         with translated():
-            return method(request, timeout=self._seconds(timeout))
+            return method(request, timeout=self._seconds(timeout), metadata=self._metadata)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from attention_server import logs
+from attention_server.access import AccessError, open_access
 from attention_server.domain import Limits
 from attention_server.engine import DeviceError, Engine
 from attention_server.grpc.server import GrpcServer
@@ -39,6 +40,7 @@ async def serve(settings: Settings) -> None:
         OSError: an address cannot be listened on.
         DeviceError: the device asked for is not there.
         RepositoryError: a model cannot be served.
+        AccessError: tokens or certificates cannot be used.
     """
     engine = Engine(settings.device, threads=1)
     memories = MemoryStore(settings.memory_mib * MIB)
@@ -51,6 +53,7 @@ async def serve(settings: Settings) -> None:
         memory_ttl=settings.memory_ttl,
     )
     service = Service(repository, scheduler, memories, limits)
+    access = open_access(settings)
     requests = settings.compute_slots + settings.max_queued
     rest = RestServer(
         service,
@@ -59,12 +62,16 @@ async def serve(settings: Settings) -> None:
         requests=requests,
         max_message_bytes=settings.max_message_mib * MIB,
         grace=settings.grace,
+        callers=access.callers,
+        certificates=access.certificates,
     )
     grpc = GrpcServer(
         service,
         _address(settings.host, settings.grpc_port),
         requests=requests,
         max_message_bytes=settings.max_message_mib * MIB,
+        callers=access.callers,
+        certificates=access.certificates,
     )
     stop = _stop_signal()
     follower = Follower(repository, settings.repository_poll)
@@ -98,7 +105,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
-    except (OSError, DeviceError, RepositoryError) as error:
+    except (OSError, AccessError, DeviceError, RepositoryError) as error:
         sys.exit(f"attention-server: {error}")
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from attention_proto.masks import Mask
 from numpy.typing import NDArray
 
-from attention_server.errors import Cancelled, DeadlineExceeded, TooLarge
+from attention_server.callers import Right
+from attention_server.errors import Cancelled, DeadlineExceeded, PermissionDenied, TooLarge
 
 Array = NDArray[np.generic]
 Reduce = Literal["none", "mean", "max"]
@@ -143,13 +144,15 @@ class Call:
 
     Attributes:
         request_id: in the log, and sent back.
-        caller: whose work this is: a peer's address until callers have names.
+        caller: whose work this is: the name of their token or certificate; else their host.
         seconds: how long they wait; None, or more than a machine can wait, is for ever.
+        rights: what they may do; an edge that forgets to say lets nobody do anything.
     """
 
     request_id: str
     caller: str = ""
     seconds: InitVar[float | None] = None
+    rights: frozenset[Right] = frozenset()
     deadline: float = field(init=False)
     gone: bool = field(default=False, init=False)
     _work: "Future[Any] | None" = field(default=None, init=False)
@@ -160,6 +163,15 @@ class Call:
     def expired(self) -> bool:
         """Return whether the caller's time ran out."""
         return time.monotonic() >= self.deadline
+
+    def require(self, right: Right) -> None:
+        """Refuse what the caller may not do.
+
+        Raises:
+            PermissionDenied: they have not this right.
+        """
+        if right not in self.rights:
+            raise PermissionDenied(f"this needs the right {right!r}, which {self.caller} has not")
 
     def check(self) -> None:
         """Raise what ends the work for this caller: Cancelled or DeadlineExceeded."""

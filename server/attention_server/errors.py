@@ -5,8 +5,11 @@ AttentionServiceError
 ├── NotFound            no such model, version or memory
 ├── TooLarge            the message, or the work or answer it asks for, is over a limit
 ├── Unavailable         full, loading or stopping: the same request may succeed later
+│   └── LimitReached    this caller asks for more at once than it may
 ├── DeadlineExceeded    the caller's time ran out, queued or running
 ├── Cancelled           the caller has gone
+├── Unauthenticated     no credentials, or nobody's
+├── PermissionDenied    the credentials do not allow it
 └── Unimplemented       not offered
 """
 
@@ -43,12 +46,24 @@ class Unavailable(AttentionServiceError):
     retry_after = 1.0
 
 
+class LimitReached(Unavailable):
+    """This caller has more requests in flight, or sends them faster, than it may."""
+
+
 class DeadlineExceeded(AttentionServiceError):
     """The caller's time ran out."""
 
 
 class Cancelled(AttentionServiceError):
     """The caller has gone."""
+
+
+class Unauthenticated(AttentionServiceError):
+    """The caller sent no credentials, or nobody's."""
+
+
+class PermissionDenied(AttentionServiceError):
+    """The caller's credentials do not allow it."""
 
 
 class Unimplemented(AttentionServiceError):

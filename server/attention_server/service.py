@@ -53,12 +53,14 @@ class Service:
             bulk: whether it is one of many on a stream; see `Scheduler.submit`.
 
         Raises:
+            PermissionDenied: the caller has not the right to attend.
             InvalidRequest: the model cannot take it.
             NotFound: there is no such model, version or memory.
             TooLarge: it is over a limit.
             Unavailable: the queue is full, or models are still loading.
             DeadlineExceeded: the caller's time had run out.
         """
+        call.require("attend")
         call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
@@ -104,6 +106,7 @@ class Service:
         Raises:
             AttentionServiceError: as `attend`; TooLarge when it alone is over the budget.
         """
+        call.require("attend")
         with self._repository.lease(request.model, request.version) as model:
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
             future = self._scheduler.submit(functools.partial(model.remember, key, value, tokens), call.deadline)
@@ -114,29 +117,35 @@ class Service:
             self._memories.put(memory)  # under the lease: what is put is forgotten with the version
         return memory
 
-    def memory(self, model: str, id_: str) -> Memory:
+    def memory(self, model: str, id_: str, call: Call) -> Memory:
         """Return a memory.
 
         Raises:
+            PermissionDenied: the caller has not the right to attend.
             NotFound: it is not kept.
         """
+        call.require("attend")
         return self._memories.get(id_, model, field="id")
 
-    def memories(self, model: str) -> list[Memory]:
+    def memories(self, model: str, call: Call) -> list[Memory]:
         """Return a model's memories, the most recently used first.
 
         Raises:
+            PermissionDenied: the caller has not the right to attend.
             NotFound: there is no such model.
         """
+        call.require("attend")
         with self._repository.lease(model):
             return self._memories.of(model)
 
-    def delete_memory(self, model: str, id_: str) -> None:
+    def delete_memory(self, model: str, id_: str, call: Call) -> None:
         """Forget a memory.
 
         Raises:
+            PermissionDenied: the caller has not the right to attend.
             NotFound: it is not kept.
         """
+        call.require("attend")
         self._memories.delete(id_, model)
 
     def seconds_left(self, memory: Memory) -> float:

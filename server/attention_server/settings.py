@@ -74,6 +74,14 @@ class Settings(BaseSettings):
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
     memory_mib: int = Field(256, ge=1, description="what memories kept by handle may weigh together, in MiB")
     memory_ttl: float = Field(600.0, gt=0, description="seconds that a memory is kept after its last use")
+    tls_cert: Path | None = Field(
+        None, description="the certificate of both ports, PEM; without, they speak in the clear"
+    )
+    tls_key: Path | None = Field(None, description="the certificate's key, PEM")
+    tls_client_ca: Path | None = Field(
+        None, description="authorities, PEM: callers have to show a certificate of theirs"
+    )
+    tokens: Path | None = Field(None, description="who may call: a file of tokens; without, everyone may")
     grace: float = Field(30.0, ge=0, description="seconds that a stop waits for requests already accepted")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="how it is logged, on stderr")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attention_server.callers import Callers
+from attention_server.certificates import Certificates
 from attention_server.domain import Limits
 from attention_server.engine import Engine
 from attention_server.grpc.server import GrpcServer
@@ -110,20 +112,34 @@ def composed(
     message_mib: int = 256,
     answer_mib: int = 1024,
     policy: Policy = NONE,
+    callers: Callers | None = None,
+    certificates: Certificates | None = None,
 ) -> Iterator[Composed]:
     """Run a server in threads of this process until the block ends."""
     gate = Gate()
+    callers = callers or Callers()
     memories = MemoryStore(MIB)
     repository = Repository(models, GatedEngine(gate), memories, policy)
     scheduler = Scheduler(slots, max_queued)
     service = Service(repository, scheduler, memories, Limits(1024, 512 * MIB, answer_mib * MIB, 600.0))
     requests = slots + max_queued
-    rest = RestServer(service, "127.0.0.1", 0, requests=requests, max_message_bytes=message_mib * MIB, grace=30)
+    rest = RestServer(
+        service,
+        "127.0.0.1",
+        0,
+        requests=requests,
+        max_message_bytes=message_mib * MIB,
+        grace=30,
+        callers=callers,
+        certificates=certificates,
+    )
     grpc = GrpcServer(
         service,
         "127.0.0.1:0",
         requests=requests,
         max_message_bytes=message_mib * MIB,
+        callers=callers,
+        certificates=certificates,
     )
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()

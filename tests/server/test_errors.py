@@ -31,6 +31,9 @@ TABLE = {
     "NotFound": ("NOT_FOUND", 404),
     "TooLarge": ("RESOURCE_EXHAUSTED", 413),
     "Unavailable": ("UNAVAILABLE", 503),
+    "LimitReached": ("UNAVAILABLE", 429),
+    "Unauthenticated": ("UNAUTHENTICATED", 401),
+    "PermissionDenied": ("PERMISSION_DENIED", 403),
     "DeadlineExceeded": ("DEADLINE_EXCEEDED", 504),
     "Unimplemented": ("UNIMPLEMENTED", 501),
     "Cancelled": ("CANCELLED", 499),
@@ -65,7 +68,7 @@ def test_every_cause_has_its_codes(cause):
                 details[kind] = kind.FromString(packed.value)
     assert details[RequestInfo].request_id == "id-1"
     assert details[BadRequest].field_violations[0].field == "a.field"
-    assert (RetryInfo in details) == (cause is errors.Unavailable)
+    assert (RetryInfo in details) == issubclass(cause, errors.Unavailable)
     content = to_json(error, "id-1")["error"]
     assert (content["code"], content["status"], content["field"], content["request_id"]) == (
         http,
@@ -75,7 +78,8 @@ def test_every_cause_has_its_codes(cause):
     )
     response = error_response(error, "id-1")
     assert response.status_code == http
-    assert ("retry-after" in response.headers) == (cause is errors.Unavailable)
+    assert ("www-authenticate" in response.headers) == (cause is errors.Unauthenticated)
+    assert ("retry-after" in response.headers) == issubclass(cause, errors.Unavailable)
 
 
 def test_the_table_and_the_tree_agree():

@@ -40,6 +40,10 @@ SOME = {  # a value that is not the default, for every setting
     "max_scores_mib": 8,
     "memory_mib": 8,
     "memory_ttl": 9.5,
+    "tls_cert": "/tmp/cert.pem",
+    "tls_key": "/tmp/key.pem",
+    "tls_client_ca": "/tmp/ca.pem",
+    "tokens": "/tmp/tokens.toml",
     "grace": 0.5,
     "log_level": "error",
     "log_format": "json",
@@ -83,6 +87,8 @@ def test_each_setting_is_a_flag_and_a_variable(monkeypatch, name):
 
 def written(value):
     """Return a setting's value as it is given."""
+    if value is None:
+        return "null"
     if isinstance(value, dict):
         return ",".join(f"{key}={each}" for key, each in value.items())
     return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -16,6 +16,7 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.app import Follower
+from attention_server.callers import ALL_RIGHTS
 from attention_server.domain import Call, IndexEntry, MemoryRequest, Request, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unavailable, Unimplemented
 from attention_server.repository import Policy
@@ -31,6 +32,10 @@ POLLING = ("--repository-mode", "poll", "--repository-poll", 0.02)
 POLL = Policy("poll")
 EXPLICIT = Policy("explicit")
 SPARSE = 8 * 2**20
+
+
+def someone() -> Call:
+    return Call("test", rights=ALL_RIGHTS)
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def other_weights(folder):
 
 def ask(service, version=0, model="multi"):
     """Ask the core for an output, and which version gave it."""
-    response = service.attend(Request(model, version, (Sequence(query=QUERY),)), Call("test"))
+    response = service.attend(Request(model, version, (Sequence(query=QUERY),)), someone())
     return response.version, response.results[0].outputs["output"]
 
 
@@ -386,7 +391,7 @@ def test_a_version_replaced_under_its_number(models, publish):
     with composed(models, policy=EXPLICIT) as server:
         service = server.service
         service.load_model("multi")
-        memory = service.create_memory(MemoryRequest("multi", key=QUERY), Call("test"))
+        memory = service.create_memory(MemoryRequest("multi", key=QUERY), someone())
         first = ask(service)[1]
         with server.repository.lease("multi") as held:
             shutil.rmtree(models / "multi/1")
@@ -397,16 +402,16 @@ def test_a_version_replaced_under_its_number(models, publish):
             with server.repository.lease("multi") as new:
                 assert new is not held
             with pytest.raises(NotFound, match="create it again"):
-                service.attend(Request("multi", 0, (Sequence(query=QUERY, memory=memory.id),)), Call("test"))
-            assert service.create_memory(MemoryRequest("multi", key=QUERY), Call("test")).id != memory.id
-        wait_until(lambda: len(service.memories("multi")) == 1)  # the old one's went with it
+                service.attend(Request("multi", 0, (Sequence(query=QUERY, memory=memory.id),)), someone())
+            assert service.create_memory(MemoryRequest("multi", key=QUERY), someone()).id != memory.id
+        wait_until(lambda: len(service.memories("multi", someone())) == 1)  # the old one's went with it
 
 
 def test_the_same_version_written_anew(models, publish):
     """Files that are the same as before change nothing: memories are kept."""
     with composed(models, policy=EXPLICIT) as server:
         server.service.load_model("multi")
-        memory = server.service.create_memory(MemoryRequest("multi", key=QUERY), Call("test"))
+        memory = server.service.create_memory(MemoryRequest("multi", key=QUERY), someone())
         with server.repository.lease("multi") as before:
             pass
         shutil.rmtree(models / "multi/1")
@@ -414,7 +419,7 @@ def test_the_same_version_written_anew(models, publish):
         server.service.load_model("multi")
         with server.repository.lease("multi") as after:
             assert after is before
-        assert server.service.memory("multi", memory.id) is memory
+        assert server.service.memory("multi", memory.id, someone()) is memory
 
 
 # --- coming and going ------------------------------------------------------------------------------------------------
@@ -464,7 +469,7 @@ def test_an_unload_drains(models):
         service = server.service
         service.load_model("multi")
         expected = ask(service)[1]
-        memory = service.create_memory(MemoryRequest("multi", key=QUERY), Call("test"))
+        memory = service.create_memory(MemoryRequest("multi", key=QUERY), someone())
         server.gate.close()
         asked = aside.submit(ask, service)
         assert server.gate.arrived.wait(30)
@@ -480,8 +485,8 @@ def test_an_unload_drains(models):
         assert state(service, 1) == ("UNAVAILABLE", "not loaded")
         service.load_model("multi")
         with pytest.raises(NotFound):
-            service.memory("multi", memory.id)
-        assert service.memories("multi") == []
+            service.memory("multi", memory.id, someone())
+        assert service.memories("multi", someone()) == []
 
 
 def test_an_unload_ends_within_the_grace(models):

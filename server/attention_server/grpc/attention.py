@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -13,6 +14,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceServicer
 from grpc_status import rpc_status
 
+from attention_server.callers import Caller
 from attention_server.domain import Call
 from attention_server.errors import AttentionServiceError, Unavailable
 from attention_server.grpc.stream import Conversations
@@ -57,10 +59,10 @@ def _statuses(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except AttentionServiceError as error:
-        _abort(context, error)
+        abort(context, error)
     except Exception as error:
         log.exception("a request failed for a fault of ours", request_id=request_id(context))
-        _abort(context, error)
+        abort(context, error)
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,17 @@ class AttentionServicer(AttentionServiceServicer):
 
     @answers
     def GetMemory(self, message: pb.GetMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
-        return self._memory(self._service.memory(message.model, message.id))
+        return self._memory(self._service.memory(message.model, message.id, call_of(context)))
 
     @answers
     def ListMemories(self, message: pb.ListMemoriesRequest, context: grpc.ServicerContext) -> pb.ListMemoriesResponse:
-        return pb.ListMemoriesResponse(memories=map(self._memory, self._service.memories(message.model)))
+        return pb.ListMemoriesResponse(
+            memories=map(self._memory, self._service.memories(message.model, call_of(context)))
+        )
 
     @answers
     def DeleteMemory(self, message: pb.DeleteMemoryRequest, context: grpc.ServicerContext) -> pb.DeleteMemoryResponse:
-        self._service.delete_memory(message.model, message.id)
+        self._service.delete_memory(message.model, message.id, call_of(context))
         return pb.DeleteMemoryResponse()
 
     def _memory(self, memory: Memory) -> pb.Memory:
@@ -119,10 +123,20 @@ class AttentionServicer(AttentionServiceServicer):
 
 def call_of(context: grpc.ServicerContext) -> Call:
     """Return who asks, until when, and whether they still do."""
-    call = Call(request_id(context), context.peer(), context.time_remaining())
+    caller: Caller = context.attention_caller  # type: ignore[attr-defined] # the gate has set it
+    call = Call(request_id(context), caller.name or peer_of(context), context.time_remaining(), caller.rights)
     if not context.add_callback(call.leave):
         call.leave()
     return call
+
+
+def peer_of(context: grpc.ServicerContext) -> str:
+    """Return the name in the peer's certificate, where TLS asked for one; else its host, without the port."""
+    names: Any = context.auth_context().get("x509_common_name")
+    if names:
+        return str(names[0], errors="replace")
+    host = unquote(context.peer().partition(":")[2].rpartition(":")[0])  # of ipv4:10.0.0.7:4711, ipv6:%5B::1%5D:4711
+    return host.strip("[]") or context.peer()
 
 
 def request_id(context: grpc.ServicerContext) -> str:
@@ -135,7 +149,8 @@ def request_id(context: grpc.ServicerContext) -> str:
     return chosen
 
 
-def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    """End a call with what an error says of itself."""
     chosen = request_id(context)
     status = rpc_status.to_status(to_status(error, chosen))
     metadata = [*status.trailing_metadata, (REQUEST_ID, chosen)]  # the status replaces what was set before it

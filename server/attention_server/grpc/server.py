@@ -14,11 +14,16 @@ from attention_proto.attention.v1.attention_pb2_grpc import add_AttentionService
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from attention_server.callers import Callers
+from attention_server.certificates import Certificates, grpc_credentials
 from attention_server.grpc.attention import AttentionServicer
+from attention_server.grpc.gate import Gate
 from attention_server.grpc.stream import STREAMS
 from attention_server.service import SPARE_THREADS, Service
 
 SERVICE = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
+
+HANDSHAKE_MS = 10_000  # for a connection that is opened and says nothing
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -32,19 +37,32 @@ class GrpcServer:
         address: where to listen, `HOST:PORT`; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
+        callers: who may call.
+        certificates: of TLS; None speaks without.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, service: Service, address: str, *, requests: int, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        address: str,
+        *,
+        requests: int,
+        max_message_bytes: int,
+        callers: Callers,
+        certificates: Certificates | None = None,
+    ) -> None:
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(requests + STREAMS + SPARE_THREADS, thread_name_prefix="grpc"),
+            interceptors=[Gate(callers)],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a client may watch over a long call
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
             ],
         )
@@ -55,7 +73,11 @@ class GrpcServer:
         reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         self.set_serving(False)
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = (
+                self._server.add_secure_port(address, grpc_credentials(certificates))
+                if certificates
+                else self._server.add_insecure_port(address)
+            )
         except RuntimeError as error:
             raise OSError(
                 f"cannot listen for gRPC on {address}: the port is taken or the address is not ours"

@@ -18,8 +18,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from attention_server.callers import Caller
 from attention_server.domain import Call
-from attention_server.errors import AttentionServiceError, DeadlineExceeded, InvalidRequest, TooLarge, Unavailable
+from attention_server.errors import (
+    AttentionServiceError,
+    DeadlineExceeded,
+    InvalidRequest,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from attention_server.memories import Memory
 from attention_server.service import Service
 from attention_server.translate import json, proto
@@ -110,7 +118,7 @@ class AttentionRoutes:
         return await self._in_thread(request, call, self._create_memory, request, body, model, call)
 
     async def list_memories(self, request: Request) -> Response:
-        memories = self._service.memories(request.path_params["model"])
+        memories = self._service.memories(request.path_params["model"], call_of(request))
         if wants_protobuf(request):
             left = self._service.seconds_left
             return _protobuf(
@@ -119,10 +127,11 @@ class AttentionRoutes:
         return _json({"memories": [json.from_memory(each, self._service.seconds_left(each)) for each in memories]})
 
     async def get_memory(self, request: Request) -> Response:
-        return self._memory(request, self._service.memory(request.path_params["model"], request.path_params["id"]))
+        model, id_ = request.path_params["model"], request.path_params["id"]
+        return self._memory(request, self._service.memory(model, id_, call_of(request)))
 
     async def delete_memory(self, request: Request) -> Response:
-        self._service.delete_memory(request.path_params["model"], request.path_params["id"])
+        self._service.delete_memory(request.path_params["model"], request.path_params["id"], call_of(request))
         return _protobuf(pb.DeleteMemoryResponse()) if wants_protobuf(request) else _json({})
 
     def _create_memory(self, request: Request, body: bytes, model: str, call: Call) -> Response:
@@ -220,17 +229,9 @@ def call_of(request: Request) -> Call:
     Raises:
         InvalidRequest: the timeout is no number of seconds.
     """
-    sent = request.headers.get(TIMEOUT)
-    caller = request.client.host if request.client else ""
-    if sent is None:
-        return Call(request_id(request), caller)
-    try:
-        seconds = float(sent)
-    except ValueError:
-        seconds = math.nan
-    if not seconds > 0:
-        raise InvalidRequest(f"must be a number of seconds above 0, not {sent[:64]!r}", field="X-Request-Timeout")
-    return Call(request_id(request), caller, seconds)
+    caller: Caller = request.state.caller  # the gate has set it
+    name = caller.name or request.state.certificate or (request.client.host if request.client else "")
+    return Call(request_id(request), name, _timeout(request), caller.rights)
 
 
 def request_id(request: Request) -> str:
@@ -241,6 +242,19 @@ def request_id(request: Request) -> str:
         chosen = sent if PRINTABLE.fullmatch(sent) else uuid.uuid4().hex
         request.state.request_id = chosen
     return chosen
+
+
+def _timeout(request: Request) -> float | None:
+    sent = request.headers.get(TIMEOUT)
+    if sent is None:
+        return None
+    try:
+        seconds = float(sent)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequest(f"must be a number of seconds above 0, not {sent[:64]!r}", field="X-Request-Timeout")
+    return seconds
 
 
 def version_of(request: Request) -> int:
@@ -269,8 +283,13 @@ def wants_protobuf(request: Request) -> bool:
 
 def error_response(error: Exception, request_id: str) -> Response:
     """Return an error as REST tells it."""
-    headers = {"retry-after": str(math.ceil(error.retry_after))} if isinstance(error, Unavailable) else None
-    return _json(to_json(error, request_id), status=code_of(error).http, headers=headers)
+    response = _json(to_json(error, request_id), status=code_of(error).http)
+    if isinstance(error, Unavailable):
+        response.headers["retry-after"] = str(math.ceil(error.retry_after))
+    if isinstance(error, Unauthenticated):
+        for scheme in ("Bearer", "Basic"):  # a browser asks its user for what it sends as Basic
+            response.headers.append("www-authenticate", f'{scheme} realm="attention"')
+    return response
 
 
 def _parse(kind: type[M], body: bytes) -> M:
@@ -284,5 +303,5 @@ def _protobuf(message: Message) -> Response:
     return Response(message.SerializeToString(), media_type=PROTOBUF)
 
 
-def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), status_code=status, headers=headers, media_type=JSON)
+def _json(content: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status_code=status, media_type=JSON)

@@ -13,13 +13,18 @@ import orjson
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
+from attention_server.callers import Callers
+from attention_server.certificates import Certificates, http_context
 from attention_server.rest.attention import JSON, REQUEST_ID, AttentionRoutes, request_id
+from attention_server.rest.connection import Connection
+from attention_server.rest.gate import Gate
 from attention_server.service import SPARE_THREADS, Service
 
 DOCS_PAGE = """<!doctype html>
@@ -106,13 +111,24 @@ class RestServer:
         requests: how many requests can be running and queued.
         max_message_bytes: the largest body.
         grace: seconds after which a stop cuts off what still runs.
+        callers: who may call.
+        certificates: of TLS; None speaks without.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
     def __init__(
-        self, service: Service, host: str, port: int, *, requests: int, max_message_bytes: int, grace: float
+        self,
+        service: Service,
+        host: str,
+        port: int,
+        *,
+        requests: int,
+        max_message_bytes: int,
+        grace: float,
+        callers: Callers,
+        certificates: Certificates | None = None,
     ) -> None:
         self._socket = _listen(host, port)
         threads = requests + SPARE_THREADS
@@ -122,7 +138,9 @@ class RestServer:
         application = Starlette(
             routes=[*attention.routes(), *self._health.routes(), *docs_routes()],
             exception_handlers={HTTPException: plain_error},
+            middleware=[Middleware(Gate, callers, mutual=certificates is not None and certificates.mutual)],
         )
+        self.routes = application.routes
         config = uvicorn.Config(
             application,
             lifespan="off",
@@ -130,6 +148,10 @@ class RestServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(grace),
+            http=Connection,
+            ws="none",
+            proxy_headers=False,  # a header that anyone can send names no caller
+            ssl_context_factory=(lambda *_: http_context(certificates)) if certificates else None,
         )
         self._server = _Server(config)
         self.port: int = self._socket.getsockname()[1]

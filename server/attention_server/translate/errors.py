@@ -13,8 +13,11 @@ from attention_server.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
+    LimitReached,
     NotFound,
+    PermissionDenied,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
@@ -38,8 +41,11 @@ CODES: dict[type[AttentionServiceError], Code] = {
     NotFound: Code(grpc.StatusCode.NOT_FOUND, 404),
     TooLarge: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
     Unavailable: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    LimitReached: Code(grpc.StatusCode.UNAVAILABLE, 429),
     DeadlineExceeded: Code(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     Cancelled: Code(grpc.StatusCode.CANCELLED, 499),
+    Unauthenticated: Code(grpc.StatusCode.UNAUTHENTICATED, 401),
+    PermissionDenied: Code(grpc.StatusCode.PERMISSION_DENIED, 403),
     Unimplemented: Code(grpc.StatusCode.UNIMPLEMENTED, 501),
 }
 INTERNAL = Code(grpc.StatusCode.INTERNAL, 500)

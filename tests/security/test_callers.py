@@ -1,0 +1,417 @@
+"""Who may call: every route and RPC asks for a token, but liveness and readiness; rights and limits are kept."""
+
+import base64
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from attention_client import AttentionClient, PermissionDenied, Unauthenticated
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_server import callers as callers_module
+from attention_server.callers import ANYONE, OPEN, Callers, digest_of, new_token
+from attention_server.errors import LimitReached
+from attention_server.errors import Unauthenticated as NoCredentials
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from serving import Server, run_server, start_server
+from starlette.routing import Mount, Route
+
+from tests.conftest import refused_by_grpc, refused_by_http
+from tests.security.conftest import make_token
+from tests.server.composed import composed, wait_until
+
+QUERY = {"query": [[1.0, 0.0]]}
+# What a caller without any right may do: read what is served. Everything else asks for a right.
+READING = {
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+    ("GET", "/v1/models/{model}/versions/{version}"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/docs/start.js"),
+    ("GET", "/docs/assets"),
+}
+READING_RPCS = {
+    "/attention.v1.AttentionService/ListModels",
+    "/attention.v1.AttentionService/GetModel",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/grpc.health.v1.Health/List",
+}
+UNOFFERED_RPCS = {"/attention.v1.AttentionService/AttendStream"}
+
+
+@dataclass
+class Guarded:
+    """A server with tokens, and one of each kind."""
+
+    server: Server
+    file: Path
+    attend: str
+    nothing: str
+    repository: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+
+@pytest.fixture(scope="module")
+def guarded(dot_only, tmp_path_factory):
+    file = tmp_path_factory.mktemp("tokens") / "tokens.toml"
+    made = {
+        "attend": make_token("search"),
+        "nothing": make_token("scraper", "--rights"),
+        "repository": make_token("deployer", "--rights", "repository"),
+    }
+    file.write_text("".join(lines for _, lines in made.values()))
+    with start_server(dot_only, "--tokens", file) as server:
+        yield Guarded(server, file, **{name: token for name, (token, _) in made.items()})
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+# --- every route ---
+
+
+def all_routes(dot_only: Path) -> list[tuple[str, str]]:
+    """Every method and path of the REST port, as the router has them."""
+    with composed(dot_only) as server:
+        routes = server.rest_server.routes
+        found = [(method, route.path) for route in routes if isinstance(route, Route) for method in route.methods]
+        found += [("GET", route.path) for route in routes if isinstance(route, Mount)]
+        assert len({route.path for route in routes}) == len({path for _, path in found}), "a kind of route is missing"
+    return [(method, path) for method, path in found if method != "HEAD"]
+
+
+def filled(path: str) -> str:
+    return re.sub(r"\{(\w+)(:\w+)?\}", lambda name: {"model": "dot", "version": "1"}.get(name[1], "x"), path)
+
+
+def ask(url: str, method: str, path: str, **headers: str) -> requests.Response:
+    tensor = "key" if path.endswith("/memories") else "query"
+    body = f'{{"{tensor}": [[1.0]]}}' if method == "POST" else None
+    return requests.request(method, url + filled(path), data=body, headers=headers, timeout=30)
+
+
+def test_every_route_asks_who_calls(guarded, dot_only):
+    """Each route that the router has refuses a caller without a token, or with nobody's, but liveness and readiness."""
+    routes = all_routes(dot_only)
+    assert {"/healthz", "/readyz", "/v1/models", "/docs"} <= {path for _, path in routes}
+    for method, path in [*routes, ("GET", "/nowhere"), ("POST", "/healthz/"), ("GET", "/docs/assets/swagger-ui.css")]:
+        if path in OPEN:
+            assert ask(guarded.url, method, path).status_code == 200, path
+            continue
+        for headers in ({}, bearer(new_token()), {"authorization": "Bearer"}, {"authorization": "Bearer "}):
+            response = ask(guarded.url, method, path, **headers)
+            assert response.status_code == 401, (method, path)
+            assert refused_by_http(response).code == "UNAUTHENTICATED"
+            assert response.headers["www-authenticate"] == 'Bearer realm="attention", Basic realm="attention"'
+
+
+def test_every_route_that_does_something_asks_for_a_right(guarded, dot_only):
+    """A token without rights reads what is served; each other route says that it may not."""
+    for method, path in all_routes(dot_only):
+        response = ask(guarded.url, method, path, **bearer(guarded.nothing))
+        if path in OPEN or (method, path) in READING:
+            assert response.status_code in (200, 404), (method, path, response.text)  # assets has no index
+        else:
+            assert response.status_code == 403, (method, path, response.text)
+            assert refused_by_http(response).code == "PERMISSION_DENIED"
+
+
+# --- every RPC ---
+
+
+def all_methods(channel: grpc.Channel, token: str) -> dict[str, tuple[bool, bool]]:
+    """Every method of the gRPC port, as reflection has them; whether each way streams."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+    def told(**request: str) -> reflection_pb2.ServerReflectionResponse:
+        asked = reflection_pb2.ServerReflectionRequest(**request)
+        (answer,) = stub.ServerReflectionInfo(iter([asked]), metadata=metadata(token), timeout=30)
+        return answer
+
+    methods = {}
+    for service in told(list_services="").list_services_response.service:
+        files = told(file_containing_symbol=service.name).file_descriptor_response.file_descriptor_proto
+        for file in map(FileDescriptorProto.FromString, files):
+            for each in file.service:
+                if f"{file.package}.{each.name}" == service.name:
+                    for method in each.method:
+                        streams = method.client_streaming, method.server_streaming
+                        methods[f"/{service.name}/{method.name}"] = streams
+    return methods
+
+
+def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def status_of(channel: grpc.Channel, method: str, streams: tuple[bool, bool], token: str | None) -> str:
+    """Call a method with an empty message; return the code that comes, OK if something else does."""
+    make = {
+        (False, False): channel.unary_unary,
+        (False, True): channel.unary_stream,
+        (True, False): channel.stream_unary,
+        (True, True): channel.stream_stream,
+    }[streams](method)
+    try:
+        answer = make(iter([b""]) if streams[0] else b"", metadata=metadata(token), timeout=30)
+        if streams[1]:
+            next(answer, None)
+            answer.cancel()
+    except grpc.RpcError as error:
+        return refused_by_grpc(error).code if error.trailing_metadata() else error.code().name
+    return "OK"
+
+
+def test_every_rpc_asks_who_calls(guarded):
+    """Each method that reflection has refuses a caller without a token, or with nobody's, but those of health."""
+    with grpc.insecure_channel(guarded.server.grpc) as channel:
+        methods = all_methods(channel, guarded.nothing)
+        assert {"/attention.v1.AttentionService/Attend", "/grpc.health.v1.Health/Check"} <= methods.keys()
+        for method, streams in methods.items():
+            expected = "OK" if method in OPEN else "UNAUTHENTICATED"
+            for token in (None, new_token(), "", "x"):
+                assert status_of(channel, method, streams, token) == expected, method
+        assert status_of(channel, "/no.Such/Method", (False, False), None) == "UNAUTHENTICATED"
+
+
+def test_every_rpc_that_does_something_asks_for_a_right(guarded):
+    """A token without rights reads what is served; each other method says that it may not."""
+    with grpc.insecure_channel(guarded.server.grpc) as channel:
+        for method, streams in all_methods(channel, guarded.nothing).items():
+            if method in OPEN | READING_RPCS | UNOFFERED_RPCS:
+                assert status_of(channel, method, streams, guarded.nothing) != "PERMISSION_DENIED"
+            else:
+                assert status_of(channel, method, streams, guarded.nothing) == "PERMISSION_DENIED", method
+
+
+def test_a_refused_call_is_not_read(guarded):
+    """Who is not known is refused while the message is still on its way: it is never read into memory."""
+    endless = (b"x" * 2**20 for _ in iter(int, 1))
+    with grpc.insecure_channel(guarded.server.grpc) as channel:
+        call = channel.stream_stream("/attention.v1.AttentionService/Attend")(endless, timeout=30)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+# --- the client ---
+
+
+def test_the_client_says_who_calls(guarded):
+    """The client sends its token; without one, or one that may not, it raises what the contract says."""
+    query = np.ones((1, 2), np.float32)
+    with AttentionClient(guarded.server.grpc, token=guarded.attend) as client:
+        assert client.attend("dot", query=query).output.shape == (1, 2)
+        assert len(list(client.attend_many("dot", [query, query]))) == 2
+    with AttentionClient(guarded.server.grpc) as client:
+        with pytest.raises(Unauthenticated, match="Bearer"):
+            client.models()
+        with pytest.raises(Unauthenticated, match="Bearer"):
+            list(client.attend_many("dot", [query]))
+    for token in (guarded.nothing, guarded.repository):
+        with AttentionClient(guarded.server.grpc, token=token) as client:
+            assert [model.name for model in client.models()] == ["dot"]
+            with pytest.raises(PermissionDenied, match="attend"):
+                client.attend("dot", query=query)
+
+
+# --- browsers ---
+
+
+def test_a_browser_sends_the_token_as_a_password(guarded):
+    """Basic credentials with the token as the password are the token's, whatever the user is called."""
+    response = requests.get(f"{guarded.url}/docs", auth=("anyone", guarded.nothing), timeout=5)
+    assert response.status_code == 200
+    assert requests.get(f"{guarded.url}/docs", auth=(guarded.nothing, ""), timeout=5).status_code == 401
+    for bad in ("Basic", "Basic §", "Basic " + base64.b64encode(b"\xff:\xff").decode(), "Digest x"):
+        headers = {"authorization": bad.encode()}
+        assert requests.get(f"{guarded.url}/docs", headers=headers, timeout=5).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "OWN"}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": "OWN"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "https://elsewhere.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site", "origin": "OWN"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_pages_of_other_sites(guarded, headers, status):
+    """What a page of another site has a browser send, with the token that the browser remembers, is refused."""
+    headers = {name: guarded.url if value == "OWN" else value for name, value in headers.items()}
+    auth = ("me", guarded.attend)
+    response = requests.post(f"{guarded.url}/v1/models/dot:attend", json=QUERY, headers=headers, auth=auth, timeout=30)
+    assert response.status_code == status
+
+
+# --- the file ---
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_tokens_change_while_it_runs(dot_only, tmp_path):
+    """A token that is taken out is refused within seconds, a new one let in; a broken file changes nothing."""
+    old, old_lines = make_token("old")
+    new, new_lines = make_token("new")
+    file = written(tmp_path / "tokens.toml", old_lines)
+    with start_server(dot_only, "--tokens", file) as server:
+
+        def knows(token: str) -> bool:
+            return requests.get(f"{server.url}/v1/models", headers=bearer(token), timeout=5).status_code == 200
+
+        assert (knows(old), knows(new)) == (True, False)
+        written(file, old_lines + "[broken")
+        wait_until(lambda: knows(old) and "cannot be used" in server.log)
+        file.unlink()
+        wait_until(lambda: knows(old) and "No such file" in server.log)
+        written(file, new_lines)
+        wait_until(lambda: (knows(old), knows(new)) == (False, True))
+        assert old not in server.log
+        assert new not in server.log
+
+
+TOKEN = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[a", "table declaration"),
+        ("[a]", "a.sha256"),
+        ("a = 1", "a"),
+        ('[a]\nsha256 = "secret-in-the-wrong-place"', "a.sha256"),
+        (f'[a]\nsha256 = "{TOKEN}"\nright = ["attend"]', "a.right"),
+        (f'[a]\nsha256 = "{TOKEN}"\nrights = ["all"]', "a.rights.0"),
+        (f'[a]\nsha256 = "{TOKEN}"\nmax_in_flight = 0', "a.max_in_flight"),
+        (f'[a]\nsha256 = "{TOKEN}"\nrequests_per_second = inf', "a.requests_per_second"),
+        (f'[a]\nsha256 = "{TOKEN}"\n[b]\nsha256 = ["{TOKEN}"]', "same token"),
+    ],
+)
+def test_files_that_say_nothing_usable(tmp_path, text, said):
+    """A file that cannot be used is refused with the place, and never with what stands there."""
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        Callers(written(tmp_path / "tokens.toml", text))
+    assert "secret-in" not in str(caught.value)
+
+
+def test_a_server_does_not_start_on_a_broken_file(dot_only, tmp_path):
+    """A file that cannot be used at the start ends it with a line that says why."""
+    for file in (written(tmp_path / "broken.toml", "[a]"), tmp_path / "missing.toml"):
+        done = run_server("--models", dot_only, "--rest-port", 0, "--grpc-port", 0, "--tokens", file)
+        assert done.returncode == 1
+        assert file.name in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_two_tokens_of_one_caller(tmp_path):
+    """While one token takes another's place, both are the caller's, and share its limits."""
+    first, second = new_token(), new_token()
+    text = f'[a]\nsha256 = ["{digest_of(first)}", "{digest_of(second)}"]\nmax_in_flight = 1'
+    callers = Callers(written(tmp_path / "tokens.toml", text))
+    leave = callers.identify(f"Bearer {first}").enter()
+    with pytest.raises(LimitReached):
+        callers.identify(f"bearer {second}").enter()
+    leave()
+    callers.identify(f"bearer {second}").enter()
+
+
+def test_no_file_asks_nobody():
+    """Without a file, everyone is anyone."""
+    assert Callers().identify(None) is ANYONE
+
+
+def test_every_token_is_compared(tmp_path, monkeypatch):
+    """A comparison takes the same time wherever tokens differ, and each is compared, whoever is found."""
+    compared = []
+    real = callers_module.hmac.compare_digest
+    monkeypatch.setattr(callers_module.hmac, "compare_digest", lambda *both: compared.append(both) or real(*both))
+    tokens = [new_token() for _ in range(5)]
+    lines = (f'[c{i}]\nsha256 = "{digest_of(token)}"\n' for i, token in enumerate(tokens))
+    callers = Callers(written(tmp_path / "tokens.toml", "".join(lines)))
+    assert callers.identify(f"Bearer {tokens[0]}").name == "c0"
+    assert len(compared) == 5
+    with pytest.raises(NoCredentials):
+        callers.identify(f"Bearer {new_token()}")
+    assert len(compared) == 10
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize("port", ["rest", "grpc"])
+def test_requests_in_flight(dot_only, tmp_path, port):
+    """A caller with a limit is refused one request too many, with a time to try again; others are not."""
+    greedy, modest = new_token(), new_token()
+    lines = f'[greedy]\nsha256 = "{digest_of(greedy)}"\nmax_in_flight = 1\n[modest]\nsha256 = "{digest_of(modest)}"\n'
+    callers = Callers(written(tmp_path / "tokens.toml", lines))
+    with composed(dot_only, slots=3, callers=callers) as server, ThreadPoolExecutor(1) as pool:
+        ask = {"rest": attend_by_rest, "grpc": attend_by_grpc}[port]
+        server.gate.close()
+        first = pool.submit(ask, server, greedy)
+        assert server.gate.arrived.wait(30)
+        assert ask(server, greedy) == {"rest": ("429", True), "grpc": ("UNAVAILABLE", True)}[port]
+        other = threading.Thread(target=ask, args=(server, modest))
+        other.start()
+        wait_until(lambda: server.gate.runs == 2)
+        server.gate.open()
+        other.join()
+        assert first.result(30)[0] == {"rest": "200", "grpc": "OK"}[port]
+        wait_until(lambda: ask(server, greedy)[0] == first.result()[0])  # its place is given back
+
+
+def attend_by_rest(server, token: str) -> tuple[str, bool]:
+    response = requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, headers=bearer(token), timeout=30)
+    return str(response.status_code), "retry-after" in response.headers
+
+
+def attend_by_grpc(server, token: str) -> tuple[str, bool]:
+    request = pb.AttendRequest(model="dot")
+    request.inputs.add().query.CopyFrom(pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[1, 1], data=bytes(4)))
+    with grpc.insecure_channel(server.grpc) as channel:
+        method = channel.unary_unary("/attention.v1.AttentionService/Attend")
+        try:
+            method(request.SerializeToString(), metadata=metadata(token), timeout=30)
+        except grpc.RpcError as error:
+            return error.code().name, refused_by_grpc(error).retry_after is not None
+    return "OK", False
+
+
+def test_requests_a_second(tmp_path, monkeypatch):
+    """A caller sends as many requests at once as it may a second, and then at that rate."""
+    token, now = new_token(), [100.0]
+    monkeypatch.setattr(callers_module.time, "monotonic", lambda: now[0])
+    lines = f'[a]\nsha256 = "{digest_of(token)}"\nrequests_per_second = 4\n'
+    caller = Callers(written(tmp_path / "tokens.toml", lines)).identify(f"Bearer {token}")
+    for _ in range(4):
+        caller.enter()()
+    with pytest.raises(LimitReached, match="4 requests a second") as caught:
+        caller.enter()
+    assert caught.value.retry_after == pytest.approx(0.25)
+    now[0] += 0.25
+    caller.enter()()
+    with pytest.raises(LimitReached):
+        caller.enter()
+    now[0] += 60  # what was not used is not saved up
+    for _ in range(4):
+        caller.enter()()
+    with pytest.raises(LimitReached):
+        caller.enter()
