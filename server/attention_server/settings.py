@@ -9,6 +9,8 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
+# As a container sees its own, of version 2 and of version 1.
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 ModelName = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 Version = Annotated[int, Field(ge=1, le=999_999_999)]
@@ -28,6 +30,36 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def usable_memory() -> int:
+    """Return the bytes that this process may use: the least limit of its cgroups, or what the machine has."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in CGROUP_LIMITS:
+        try:
+            memory = min(memory, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # there is none, or it is "max"
+            continue
+    return memory
+
+
+def eighth() -> int:
+    """Return an eighth of the usable memory in MiB, at most 256."""
+    return _share(8, 256)
+
+
+def sixteenth() -> int:
+    """Return a sixteenth of the usable memory in MiB, at most 256."""
+    return _share(16, 256)
+
+
+def eighth_for_scores() -> int:
+    """Return an eighth of the usable memory in MiB, at most 512."""
+    return _share(8, 512)
+
+
+def _share(part: int, most: int) -> int:
+    return max(1, min(most, usable_memory() // part // MIB))
 
 
 class Settings(BaseSettings):
@@ -66,13 +98,32 @@ class Settings(BaseSettings):
     )
     slots: int = Field(0, ge=0, description="requests computed at once; 0 is one a usable core")
     max_queued: int = Field(128, ge=1, description="requests that may wait for a slot; more are refused as unavailable")
-    max_message_mib: int = Field(256, ge=1, le=2047, description="the largest request, in MiB")
-    max_answer_mib: int = Field(
-        256, ge=1, le=2047, description="the largest answer, in MiB; writing it takes 4 times that"
+    max_message_mib: int = Field(
+        default_factory=eighth,
+        ge=1,
+        le=2047,
+        description="the largest request, in MiB; by default an eighth of the memory, at most 256",
     )
-    max_scores_mib: int = Field(512, ge=1, description="scores of one sequence (heads x queries x keys), in MiB")
+    max_answer_mib: int = Field(
+        default_factory=sixteenth,
+        ge=1,
+        le=2047,
+        description="the largest answer, in MiB; writing it takes 4 times that; by default a sixteenth of the memory, "
+        "at most 256",
+    )
+    max_scores_mib: int = Field(
+        default_factory=eighth_for_scores,
+        ge=1,
+        description="scores of one sequence (heads x queries x keys), in MiB; by default an eighth of the memory, at "
+        "most 512",
+    )
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
-    memory_mib: int = Field(256, ge=1, description="what memories kept by handle may weigh together, in MiB")
+    memory_mib: int = Field(
+        default_factory=sixteenth,
+        ge=1,
+        description="what memories kept by handle may weigh together, in MiB; by default a sixteenth of the memory, at "
+        "most 256",
+    )
     memory_ttl: float = Field(600.0, gt=0, description="seconds that a memory is kept after its last use")
     tls_cert: Path | None = Field(
         None, description="the certificate of both ports, PEM; without, they speak in the clear"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.conftest import HTTP, refused_by_http
+from tests.conftest import refused_by_http
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +273,50 @@ def test_deep_nesting(error, depth):
     assert len(refused.message) < 1000
 
 
-def test_a_duplicate_name(send):
-    """A name twice in one object is no reason to fail in a way that is ours."""
-    assert send(b'{"query": [[1]], "query": [[2]]}').status_code in (200, HTTP["INVALID_ARGUMENT"])
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ('{"query": [[1]], "query": [[2]]}', "query"),
+        ('{"query": [[1]], "query": [[1]]}', "query"),
+        ('{"query": [[1]], "qu\\u0065ry": [[2]]}', "query"),
+        ('{"query": [[1]], "outputs": [{"name": "q", "name": "k"}]}', "name"),
+        ('{"query": [[1]], "mask": null, "mask": {"causal": "top_left"}}', "mask"),
+        ('{"inputs": [{"query": [[1]], "text": "a", "text": null}]}', "text"),
+        ('{"zzz": {"a": {"b": [{"c": 1}]}}, "query": [[1]], "query": [[2]]}', "zzz"),
+        ('{"query": {"a": 1}, "query": [[2]]}', "query"),
+        ('{"query": {"zz": 1}, "qu\\u0065ry": {"shape": [1], "data": "AAAAAA==", "data": "AAAAAA=="}}', "data"),
+        ('{"query": ' + "[" * 900 + "]" * 900 + ', "query": [[1]]}', ""),
+        ('{"query": [[1]], "query": [' + "[1]," * 300_000 + "[1]]}", ""),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_duplicate_name(error, body, name):
+    """A name twice in one object is refused; the name is told, if it is found in time."""
+    refused = error(body)
+    assert refused.field in (name, "query")
+    assert "twice" in refused.message or "no such field" in refused.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a:b",
+        "::",
+        "\\u003a",
+        "\\u003A:",
+        "\\\\u003a",
+        "\\\\\\u003a",
+        "\\\\\\\\u003a",
+        '\\":\\"',
+        "\\\\",
+        '{\\"a\\": 1}',
+    ],
+)
+def test_colons_in_text(text, send):
+    """A colon within a string, written in whatever way, makes no name: unknown words are what is wrong here."""
+    refused = refused_by_http(send(f'{{"text": "{text}", "outputs": [ {{"name" : "weights"}} ] }}', "multi-head"))
+    assert "twice" not in refused.message
+    assert refused.field == "text"
 
 
 def test_a_long_unknown_name(error):

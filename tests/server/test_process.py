@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from attention_server import settings
 from attention_server.settings import Settings
 from pydantic_settings import CliApp
 from serving import ROOT, SERVER, clean_env, run_server, start_server
@@ -100,6 +101,28 @@ def test_repeated_settings():
     settings = CliApp.run(Settings, cli_args=arguments.split())
     assert settings.load_model == ("a", "b")
     assert settings.default_version == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (["max", None], (256, 256, 512, 256)),
+        ([None, None], (256, 256, 512, 256)),
+        ([str(2**30), None], (128, 64, 128, 64)),
+        ([None, str(2**31)], (256, 128, 256, 128)),
+        (["1000000", None], (1, 1, 1, 1)),
+    ],
+)
+def test_what_follows_from_the_memory(monkeypatch, tmp_path, limits, expected):
+    """What may be large is by default a part of the memory that the cgroup allows; what is set, is set."""
+    monkeypatch.setattr(settings, "CGROUP_LIMITS", [tmp_path / "v2", tmp_path / "v1"])
+    monkeypatch.setattr(settings.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}[name])
+    for path, limit in zip(settings.CGROUP_LIMITS, limits, strict=True):
+        if limit is not None:
+            path.write_text(limit + "\n")
+    made = CliApp.run(Settings, cli_args=[])
+    assert (made.max_message_mib, made.max_answer_mib, made.max_scores_mib, made.memory_mib) == expected
+    assert CliApp.run(Settings, cli_args=["--max-message-mib", "300"]).max_message_mib == 300
 
 
 def test_set_by_variables_alone(dot_only):

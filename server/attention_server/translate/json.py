@@ -32,6 +32,7 @@ from attention_server.domain import (
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.translate.batch import expand
+from attention_server.translate.duplicates import refuse_duplicates
 from attention_server.translate.url import agreed
 
 Encoding = Literal["json", "base64"]
@@ -75,7 +76,9 @@ def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[R
         mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else Mask(),
         token_offsets=_typed(content, "token_offsets", bool, False, ""),
     )
-    return request, _choice(content, "encoding", ("json", "base64"), "json", "")
+    encoding = _choice(content, "encoding", ("json", "base64"), "json", "")
+    refuse_duplicates(body, content)
+    return request, encoding
 
 
 def from_response(response: Response, encoding: Encoding) -> bytes:
@@ -94,7 +97,7 @@ def to_memory_request(body: bytes, model: str) -> MemoryRequest:
     ttl = content.get("ttl")
     if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float)):
         raise InvalidRequest(f"must be a number of seconds, not {_kind(ttl)}", field="ttl")
-    return MemoryRequest(
+    request = MemoryRequest(
         model=agreed("model", model, _typed(content, "model", str, "", "")),
         version=_typed(content, "version", int, 0, ""),
         key=_tensor(content.get("key"), np.float32, "key"),
@@ -102,6 +105,8 @@ def to_memory_request(body: bytes, model: str) -> MemoryRequest:
         memory_text=_typed(content, "memory_text", str, None, ""),
         ttl=ttl,
     )
+    refuse_duplicates(body, content)
+    return request
 
 
 def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:

@@ -1,0 +1,236 @@
+"""Raw input: heads without end, peers that stall, connections without number, messages that inflate."""
+
+import gzip
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+import requests
+from attention_server.rest import connection
+from serving import start_server
+
+from tests.server.composed import composed, wait_until
+
+MIB = 2**20
+ATTEND = "POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\n"
+BODY = b'{"query": [[1.0]]}'
+
+
+@pytest.fixture
+def server(dot_only):
+    with composed(dot_only) as running:
+        yield running
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Looks at connections often; what may move between two looks is little too."""
+    monkeypatch.setattr(connection, "SECONDS", 0.2)
+
+
+def connect(server) -> socket.socket:
+    host, port = server.rest.split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def all_of(peer: socket.socket) -> bytes:
+    """Read to the end, which a reset is too."""
+    received = b""
+    try:
+        while more := peer.recv(65536):
+            received += more
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def answers(server) -> bool:
+    return requests.post(f"{server.url}/v1/models/dot:attend", data=BODY, timeout=30).status_code == 200
+
+
+# --- heads ---
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + "a" * 70_000 + "\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\n" + "".join(f"x{i}: a\r\n" for i in range(200)) + "\r\n",
+        "GET /" + "a" * 70_000 + " HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+    ids=["a header", "headers", "the path"],
+)
+def test_a_head_that_is_too_large(server, head):
+    """A head over 64 KiB, or of more than 128 headers, is refused as such."""
+    with connect(server) as peer:
+        peer.sendall(head.encode())
+        assert all_of(peer).startswith(b"HTTP/1.1 431 ")
+    assert answers(server)
+
+
+@pytest.mark.parametrize("start", ["GET /", "GET /healthz HTTP/1.1\r\nx: "])
+def test_a_head_without_end(server, start):
+    """A head that goes on and on is cut off: it is not gathered up."""
+    with connect(server) as peer:
+        peer.sendall(start.encode())
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012 # whichever comes first
+            for _ in range(1000):
+                peer.sendall(b"a" * 65536)
+    assert answers(server)
+
+
+def test_a_large_head_and_body_that_may_be(server):
+    """What is within the bounds is taken, however it is cut: in one piece with its body, and in single bytes."""
+    head = ATTEND + "x: " + "a" * 60_000 + f"\r\ncontent-length: {len(BODY)}\r\nconnection: close\r\n\r\n"
+    with connect(server) as peer:
+        peer.sendall(head.encode() + BODY)
+        assert all_of(peer).startswith(b"HTTP/1.1 200 ")
+    with connect(server) as peer:
+        for byte in (ATTEND + f"content-length: {len(BODY)}\r\nconnection: close\r\n\r\n").encode() + BODY:
+            peer.sendall(bytes([byte]))
+        assert all_of(peer).startswith(b"HTTP/1.1 200 ")
+
+
+# --- peers that stall ---
+
+
+def dribble(peer: socket.socket) -> None:
+    """Send a byte now and then, until the other end hangs up."""
+    try:
+        while True:
+            peer.sendall(b"a")
+            threading.Event().wait(0.02)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["", "GET /healthz HTTP/1.1\r\nx: ", ATTEND + "content-length: 1000000\r\n\r\n"],
+    ids=["nothing", "a head", "a body"],
+)
+@pytest.mark.parametrize("how", [dribble, all_of])
+def test_a_peer_that_stalls_while_it_sends(server, impatient, start, how):
+    """A peer that sends nothing, or a byte now and then, is hung up on, whatever it has begun."""
+    with connect(server) as peer:
+        peer.sendall(start.encode())
+        how(peer)  # returns when it is hung up on
+    assert answers(server)
+
+
+def test_a_peer_that_stalls_after_a_request(server, impatient):
+    """After an answer, too, the next head has its time."""
+    with connect(server) as peer:
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /")
+        dribble(peer)
+    assert answers(server)
+
+
+def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
+    """An answer that nobody reads is thrown away, with its connection."""
+    with composed(dot_only) as server, connect(server) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        rows = ",".join(["[1.0]"] * 2000)
+        body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
+        peer.sendall((ATTEND + f"content-length: {len(body)}\r\n\r\n").encode() + body)
+        wait_until(lambda: server.gate.runs == 1)
+        connections = server.rest_server._server.server_state.connections
+        wait_until(lambda: len(connections) == 1)
+        wait_until(lambda: not connections)
+        assert answers(server)
+
+
+def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
+    """Who is slow and moves, sending and receiving, is waited for; so is who waits for a long computation."""
+    monkeypatch.setattr(connection, "BYTES", 100)
+    with composed(dot_only) as server, connect(server) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        rows = ",".join(["[1.0]"] * 800)
+        body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
+        server.gate.close()
+        peer.sendall((ATTEND + f"content-length: {len(body)}\r\nconnection: close\r\n\r\n").encode())
+        for i in range(0, len(body), 500):  # a second: five looks
+            peer.sendall(body[i : i + 500])
+            threading.Event().wait(0.1)
+        assert server.gate.arrived.wait(30)
+        threading.Event().wait(1)  # five looks
+        server.gate.open()
+        received = b""
+        while more := peer.recv(200_000):
+            received += more
+            threading.Event().wait(0.02)
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert received.endswith(b"]}")
+
+
+def test_connections_without_number(server, monkeypatch):
+    """Of more connections than there may be, the last are hung up on; when they go, others come."""
+    monkeypatch.setattr(connection, "most_connections", lambda: 5)
+    with ExitStack() as stack:
+        held = [stack.enter_context(connect(server)) for _ in range(5)]
+        wait_until(lambda: len(server.rest_server._server.server_state.connections) == 5)
+        with connect(server) as peer:
+            assert all_of(peer) == b""
+        held.pop().close()
+        wait_until(lambda: len(server.rest_server._server.server_state.connections) == 4)
+        assert answers(server)
+
+
+# --- messages that inflate ---
+
+BOMB = """
+import sys, grpc
+target, size, kind = sys.argv[1], int(sys.argv[2]), grpc.Compression[sys.argv[3]]
+options = [("grpc.max_send_message_length", -1)]
+with grpc.insecure_channel(target, options, kind) as channel:
+    try:
+        channel.unary_unary("/attention.v1.AttentionService/Attend")(b"\\x12" + bytes(size), timeout=120)
+    except grpc.RpcError as error:
+        print(error.code().name, error.details())
+"""
+
+
+def peak_mib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+@pytest.mark.parametrize("kind", ["Gzip", "Deflate"])
+def test_a_message_that_inflates(dot_only, kind):
+    """Half a gigabyte of zeros, sent compressed as half a megabyte, is refused before it is inflated over the limit."""
+    with start_server(dot_only, "--max-message-mib", 16) as server:
+        before = peak_mib(server.process.pid)
+        command = [sys.executable, "-c", BOMB, server.grpc, str(512 * MIB), kind]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert done.stdout.startswith("RESOURCE_EXHAUSTED"), done
+        assert "larger than max" in done.stdout
+        grown = peak_mib(server.process.pid) - before
+        assert grown < 3 * 16, f"grew by {grown} MiB"
+        assert answers(server)
+
+
+@pytest.mark.parametrize("kind", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_messages_are_taken(server, kind):
+    """A compressed message within the limit is answered, as clients of the Open Inference Protocol may send it."""
+    with grpc.insecure_channel(server.grpc, compression=kind) as channel:
+        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"\x00" * 0, timeout=30)
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/attention.v1.AttentionService/Attend")(os.urandom(10) + bytes(10_000), timeout=30)
+        assert caught.value.code() is not grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_compressed_bodies(server):
+    """A compressed body is not inflated on /v1: it is no JSON."""
+    response = requests.post(
+        f"{server.url}/v1/models/dot:attend",
+        data=gzip.compress(BODY),
+        headers={"content-encoding": "gzip"},
+        timeout=30,
+    )
+    assert response.status_code == 400
