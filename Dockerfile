@@ -17,31 +17,21 @@ RUN python3 -c "import ensurepip, venv" 2>/dev/null || { \
       && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3 python3-venv \
       && rm -rf /var/lib/apt/lists/*; }
 
-# What of pyproject.toml decides about the dependencies: the settings of development's tools, which follow it, do not.
-FROM base AS project
-COPY pyproject.toml /
-RUN sed '/^\[tool/,$d' /pyproject.toml > /project.toml
-
-# What the service stands on, in a layer of its own: a new version of the service is a small one.
+# What the service stands on, in a layer of its own: a new version of the service is a small one. Each file has to have a
+# hash that is locked, wherever it is fetched from. What serving never loads of it goes, where it is large: onnxruntime's
+# second copy of itself, for C programs, and its tools; NumPy's tools and what is read by compilers; source maps and other
+# builds of the viewer.
 FROM base AS dependencies
 ARG EXTRA=server
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY deploy/locks /locks
 RUN python3 -m venv /opt/build \
-    && /opt/build/bin/pip install --quiet hatchling \
-    && python3 -m venv --without-pip /opt/venv
-# An empty project with the same requirements brings them in.
-WORKDIR /empty
-COPY --from=project /project.toml pyproject.toml
-RUN mkdir attention_service \
-    && touch README.md attention_service/__init__.py \
-    && /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . \
-    && /opt/build/bin/pip --python /opt/venv/bin/python install --no-compile "$(echo dist/*.whl)[${EXTRA}]" \
-    && /opt/build/bin/pip --python /opt/venv/bin/python uninstall --quiet --yes attention-service
-# What serving never loads, where it is large: downloads from a hub; onnxruntime's second copy of itself,
-# for C programs, and its tools; NumPy's tools and what is read by compilers; source maps and other builds of the viewer.
-RUN /opt/build/bin/pip --python /opt/venv/bin/python uninstall --quiet --yes \
-      huggingface-hub hf-xet httpx httpx2 httpcore httpcore2 truststore fsspec filelock tqdm pyyaml \
-    && cd /opt/venv/lib/python3*/site-packages \
+    && /opt/build/bin/pip install --quiet --require-hashes --no-deps --requirement /locks/build.lock \
+    && python3 -m venv --without-pip /opt/venv \
+    && /opt/build/bin/pip --python /opt/venv/bin/python install --no-compile --require-hashes --no-deps \
+      --requirement "/locks/${EXTRA}.lock" \
+    && install -D -m 644 "/locks/${EXTRA}.cdx.json" /opt/venv/share/sbom/attention-service.cdx.json
+RUN cd /opt/venv/lib/python3*/site-packages \
     && rm -rf onnxruntime/capi/libonnxruntime.so.* \
       onnxruntime/backend onnxruntime/datasets onnxruntime/quantization onnxruntime/tools onnxruntime/transformers \
       numpy/f2py numpy/distutils numpy/_core/include numpy/_core/lib numpy/random/lib \
@@ -70,6 +60,7 @@ RUN ["python", "-c", "import attention_server.probe, subprocess; \
   start = ['attention-server', '--device=cpu', '--rest-port=0', '--grpc-port=0']; \
   server = subprocess.Popen(start, stdout=subprocess.PIPE); \
   server.stdout.readline(); server.terminate(); raise SystemExit(server.wait())"]
+# A published port comes in by the container's own network, so it listens there, and warns of it until it is given tokens.
 ENV PYTHONDONTWRITEBYTECODE=1 ATTENTION_HOST=0.0.0.0
 USER 10001:10001
 EXPOSE 8080 50051

@@ -56,4 +56,13 @@ train: .venv-dev/.ready ## train and export the embedded models anew, and compar
 	@diff -rq -x manifest.json build/models models && echo "build/models: the same bytes as models/, manifests apart" || \
 	  echo "build/models: other bytes than models/, as on another machine; every bar was cleared"
 
-.PHONY: help setup run test trials check format proto train
+lock: setup ## pin what the images are built of to the versions of .venv, with hashes, and write their SBOMs
+	deploy/lock.sh
+
+sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
+	deploy/lock.sh --sbom
+
+audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
+	deploy/audit.sh
+
+.PHONY: help setup run test trials check format proto train lock sbom audit

@@ -1,0 +1,189 @@
+"""What the images are built of is locked, listed and audited; and nothing that serves reads what could run code."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from serving import ROOT
+
+LOCKS = ROOT / "deploy/locks"
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIG["project"]
+EXTRAS = ("server", "server-gpu")
+# What a checkout keeps of packages that serve, or are called to: all that the wheel has, but for the exporter.
+SERVING = [ROOT / "proto/attention_proto", ROOT / "client/attention_client", ROOT / "server/attention_server"]
+
+
+def locked(name: str) -> dict[str, Version]:
+    """Every package of a lock, and its version; each must have a hash."""
+    entries = (LOCKS / f"{name}.lock").read_text().replace("\\\n", " ").splitlines()
+    found = {}
+    for entry in entries:
+        if entry.startswith("#"):
+            continue
+        requirement = re.fullmatch(r"([\w.-]+)==(\S+)(?: ; [^-]+)?((?: +--hash=sha256:[0-9a-f]{64})+)", entry)
+        assert requirement, f"{name}: {entry[:80]}"
+        found[canonicalize_name(requirement[1])] = Version(requirement[2])
+    return found
+
+
+def declared(extra: str | None = None) -> Iterator[Requirement]:
+    """Everything that the project, or one of its extras, asks for, through extras of its own."""
+    lines = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
+    for requirement in map(Requirement, lines):
+        if requirement.name == PROJECT["name"]:
+            for each in requirement.extras:
+                yield from declared(each)
+        else:
+            yield requirement
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_lock_is_of_this_project(extra):
+    """Each dependency that is declared is locked, at a version that will do; `make lock` makes it so."""
+    versions = locked(extra)
+    for requirement in [*declared(), *declared(extra)]:
+        name = canonicalize_name(requirement.name)
+        assert name in versions, f"{requirement} is not locked: run `make lock`"
+        assert requirement.specifier.contains(versions[name]), f"{requirement}, but {versions[name]} is locked"
+    assert "torch" not in versions
+
+
+def test_the_build_is_locked():
+    """What builds the wheel in the image is locked too."""
+    versions = locked("build")
+    for requirement in map(
+        Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    ):
+        assert requirement.specifier.contains(versions[requirement.name])
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_sbom_lists_what_is_locked(extra):
+    """The SBOM is CycloneDX, of this version of the project, and has what is locked and nothing else."""
+    document = json.loads((LOCKS / f"{extra}.cdx.json").read_text())
+    assert document["bomFormat"] == "CycloneDX"
+    component = document["metadata"]["component"]
+    assert (component["name"], component["version"]) == (PROJECT["name"], PROJECT["version"])
+    listed = {canonicalize_name(each["name"]): Version(each["version"]) for each in document["components"]}
+    assert listed == locked(extra)
+    assert all(each["purl"] == f"pkg:pypi/{each['name']}@{each['version']}" for each in document["components"])
+
+
+def test_locks_name_no_index():
+    """Where packages are fetched from is the builder's affair: a lock says what they are, by their hashes."""
+    for file in sorted(LOCKS.iterdir()):
+        text = file.read_text()
+        assert "index-url" not in text
+        assert "find-links" not in text
+        assert not re.search(r"https?://\S*(pypi|simple)", text)
+
+
+def test_an_audit_without_a_database_says_so():
+    """Where the database of vulnerabilities cannot be reached, an audit says so, and does not pass."""
+    nowhere = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
+    env = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"} | nowhere
+    done = subprocess.run([ROOT / "deploy/audit.sh"], env=env, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 2, done
+    assert done.stderr.count("not audited") == 3
+    assert "nothing is known" not in done.stdout
+
+
+# --- nothing is read that could run code ---
+
+MODULES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "torch",
+    "yaml",
+    "jsonpickle",
+}
+CALLS = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "read_pickle", "load_module"}
+
+
+def unsafe(source: str) -> list[str]:
+    """Every place in a program that loads what could run code, or runs text."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [f"{node.lineno}: import {each.name}" for each in node.names if each.name.split(".")[0] in MODULES]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            found.append(f"{node.lineno}: from {node.module}")
+        if isinstance(node, ast.Call):
+            function = node.func
+            owner = (
+                function.value.id
+                if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)
+                else ""
+            )
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            if name in CALLS and owner != "re":
+                found.append(f"{node.lineno}: {name}()")
+            for keyword in node.keywords:
+                safe = isinstance(keyword.value, ast.Constant) and not keyword.value.value
+                if keyword.arg in ("allow_pickle", "shell") and not safe:
+                    found.append(f"{node.lineno}: {keyword.arg}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import os, marshal",
+        "from torch.serialization import load",
+        "def f():\n    import yaml",
+        "eval('1')",
+        "exec(text)",
+        "compile(text, '', 'exec')",
+        "builtins.eval(text)",
+        "importlib.import_module(name)",
+        "os.system(text)",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=flag)",
+        "subprocess.run(text, shell=True)",
+        "pandas.read_pickle(path)",
+    ],
+)
+def test_the_search_finds(source):
+    """The search below finds each kind of what it is for."""
+    assert unsafe(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["np.load(path)", "np.load(path, allow_pickle=False)", "re.compile('a')", "json.loads(a)"]
+)
+def test_the_search_leaves_alone(source):
+    """What runs nothing is not found."""
+    assert not unsafe(source)
+
+
+def test_serving_reads_nothing_that_could_run_code():
+    """No file of what serves unpickles, evaluates, or imports by a name that it was given."""
+    files = [file for package in SERVING for file in sorted(package.rglob("*.py"))]
+    assert len(files) > 40
+    found = {str(file.relative_to(ROOT)): unsafe(file.read_text()) for file in files}
+    assert {file: places for file, places in found.items() if places} == {}
+
+
+def test_every_package_that_serves_is_searched():
+    """A package that joins the wheel is searched too, unless it only makes models."""
+    wheel = CONFIG["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {ROOT / package for package in wheel} - {ROOT / "model_export/attention_export"} == set(SERVING)
+    assert all(isinstance(package, Path) and package.is_dir() for package in SERVING)
