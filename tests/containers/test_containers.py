@@ -15,8 +15,11 @@ from typing import NamedTuple, TypeVar
 import pytest
 import requests
 import yaml
-from attention_client import AttentionClient
+from attention_client import AttentionClient, Unauthenticated, channel
+from packaging.utils import canonicalize_name
 from serving import ROOT
+
+from tests.security.conftest import make_pems
 
 BASE = "python:3.11-slim-bookworm"
 IMAGE = "attention-service:test"
@@ -188,6 +191,48 @@ def test_health_is_that_of_grpc(server: Server):
     refused = execute(server.container, "python", "-m", "attention_server.probe", "127.0.0.1:1")
     assert refused.returncode == 1
     assert "127.0.0.1:1: UNAVAILABLE" in refused.stderr
+
+
+def test_the_image_has_what_its_sbom_lists(server: Server):
+    """The SBOM in the image lists the packages that are installed, by their versions, beside the service itself."""
+    sbom = json.loads(execute(server.container, "cat", "/opt/venv/share/sbom/attention-service.cdx.json").stdout)
+    asked = "import importlib.metadata as m, json; print(json.dumps([(d.name, d.version) for d in m.distributions()]))"
+    found = json.loads(execute(server.container, "python", "-c", asked).stdout)
+    installed = {canonicalize_name(name): version for name, version in found}
+    assert installed.pop("attention-service") == sbom["metadata"]["component"]["version"]
+    assert installed == {canonicalize_name(each["name"]): each["version"] for each in sbom["components"]}
+
+
+def test_mutual_tls_and_tokens(image: str, tmp_path: Path):
+    """With certificates and tokens mounted, the container is healthy, warns of nothing, and asks who calls."""
+    tmp_path.chmod(0o755)
+    pems = make_pems(tmp_path / "pems")
+    for file in pems.cert.parent.iterdir():
+        file.chmod(0o644)
+    made = run("docker", "run", "--rm", "--entrypoint", "attention-token", image, "search")
+    (pems.cert.parent / "tokens").write_text(made.stdout)
+    settings = {
+        "TLS_CERT": "cert.pem",
+        "TLS_KEY": "key.pem",
+        "TLS_CLIENT_CA": "ca.pem",
+        "TOKENS": "tokens",
+    }
+    flags = [flag for name, file in settings.items() for flag in ("--env", f"ATTENTION_{name}=/secrets/{file}")]
+    mount = f"{pems.cert.parent}:/secrets:ro"
+    ports = ["--publish", "127.0.0.1::50051", "--health-interval", "1s"]
+    container = run("docker", "run", "--detach", "--read-only", "--volume", mount, *ports, *flags, image).stdout.strip()
+    try:
+        until(lambda: is_healthy(container), "healthy", container)
+        address = run("docker", "port", container, "50051").stdout.split()[0]
+        credentials = channel.tls(pems.ca, pems.client_cert, pems.client_key)
+        with AttentionClient(address, credentials=credentials, token=made.stderr.strip()) as client:
+            assert "multi-head" in {model.name for model in client.models()}
+        with AttentionClient(address, credentials=credentials) as client, pytest.raises(Unauthenticated):
+            client.models()
+        logs = run("docker", "logs", container)
+        assert "[warning" not in logs.stdout + logs.stderr
+    finally:
+        run("docker", "rm", "--force", container)
 
 
 def test_sigterm_ends_it_with_0(image: str):

@@ -13,6 +13,7 @@ import grpc
 import pytest
 import requests
 from attention_server.rest import connection
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving import start_server
 
 from tests.server.composed import composed, wait_until
@@ -234,3 +235,14 @@ def test_compressed_bodies(server):
         timeout=30,
     )
     assert response.status_code == 400
+
+
+def test_many_who_watch_health(server):
+    """Who watches health, without credentials, holds no thread that an answer needs."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch
+        watches = [watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(60)]
+        assert all(next(each).status == health_pb2.HealthCheckResponse.SERVING for each in watches)
+        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"", timeout=10)
+        for each in watches:
+            each.cancel()

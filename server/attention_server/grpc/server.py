@@ -2,8 +2,8 @@
 
 A synchronous server, whose thread carries a request from its bytes to its answer and, when a slot is free, computes
 it too: no loop stands between. What the pool must not do is fill up, or health checks would wait behind work: it has
-a thread for every request that can be running or queued, for every stream of requests, and some spare. Other streams
-that stay open (reflection's, or a health that is watched) hold one each, and are not bounded yet.
+a thread for every request that can be running or queued, for every stream of requests, and some spare. A stream of
+reflection that stays open holds one, and these are not bounded yet; a health that is watched holds none.
 """
 
 from concurrent.futures import ThreadPoolExecutor
