@@ -164,23 +164,27 @@ class Service:
         """
         return self._repository.is_ready(name, version)
 
-    def load_model(self, name: str) -> None:
+    def load_model(self, name: str, call: Call) -> None:
         """Load or reload what lies in a model's folder; see `Repository.load_model`.
 
         Raises:
+            PermissionDenied: the caller has not the right to change the repository.
             Unimplemented: the repository is not changed on request.
             InvalidRequest: nothing of it can be served, with the reasons.
             NotFound: there is no such folder.
         """
+        call.require("repository")
         self._repository.load_model(name)
 
-    def unload_model(self, name: str) -> None:
+    def unload_model(self, name: str, call: Call) -> None:
         """Serve a model no more, and finish the requests that hold it; see `Repository.unload_model`.
 
         Raises:
+            PermissionDenied: the caller has not the right to change the repository.
             Unimplemented: the repository is not changed on request.
             NotFound: nothing of it is loaded.
         """
+        call.require("repository")
         self._repository.unload_model(name)
 
     def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> list[Prepared]:

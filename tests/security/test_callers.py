@@ -13,9 +13,12 @@ import pytest
 import requests
 from attention_client import AttentionClient, PermissionDenied, Unauthenticated
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server import callers as callers_module
 from attention_server.callers import ANYONE, OPEN, Callers, digest_of, new_token
-from attention_server.errors import LimitReached
+from attention_server.domain import Call
+from attention_server.errors import LimitReached, Unimplemented
+from attention_server.errors import PermissionDenied as NotAllowed
 from attention_server.errors import Unauthenticated as NoCredentials
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -43,7 +46,7 @@ READING_RPCS = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     "/grpc.health.v1.Health/List",
 }
-UNOFFERED_RPCS = {"/attention.v1.AttentionService/AttendStream"}
+STREAMS = {"/attention.v1.AttentionService/AttendStream"}  # each message is answered by itself, and here refused
 
 
 @dataclass
@@ -189,10 +192,31 @@ def test_every_rpc_that_does_something_asks_for_a_right(guarded):
     """A token without rights reads what is served; each other method says that it may not."""
     with grpc.insecure_channel(guarded.server.grpc) as channel:
         for method, streams in all_methods(channel, guarded.nothing).items():
-            if method in OPEN | READING_RPCS | UNOFFERED_RPCS:
+            if method in OPEN | READING_RPCS | STREAMS:
                 assert status_of(channel, method, streams, guarded.nothing) != "PERMISSION_DENIED"
             else:
                 assert status_of(channel, method, streams, guarded.nothing) == "PERMISSION_DENIED", method
+
+
+def test_each_message_of_a_stream_asks_for_a_right(guarded):
+    """On a stream of a caller without the right to attend, each message is refused."""
+    message = pb.AttendStreamRequest(id="1", request=pb.AttendRequest(model="dot"))
+    with grpc.insecure_channel(guarded.server.grpc) as channel:
+        stream = AttentionServiceStub(channel).AttendStream
+        (answer,) = stream(iter([message]), metadata=metadata(guarded.nothing), timeout=30)
+    assert (answer.id, answer.error.code) == ("1", grpc.StatusCode.PERMISSION_DENIED.value[0])
+
+
+@pytest.mark.parametrize("change", ["load_model", "unload_model"])
+def test_repository_changes_ask_for_a_right(dot_only, change):
+    """Who may attend may not load or unload models; that is a right of its own, whichever way it is asked."""
+    with composed(dot_only) as server:
+        method = getattr(server.service, change)
+        for rights in (frozenset(), frozenset({"attend"})):
+            with pytest.raises(NotAllowed, match="repository"):
+                method("dot", Call("id", "search", rights=rights))
+        with pytest.raises(Unimplemented, match="repository"):  # may, but the server does not offer it as it is set
+            method("dot", Call("id", "deployer", rights=frozenset({"repository"})))
 
 
 def test_a_refused_call_is_not_read(guarded):

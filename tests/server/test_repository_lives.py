@@ -288,7 +288,7 @@ def test_by_default_nothing_changes(models, publish):
         publish(2)
         for change in (server.service.load_model, server.service.unload_model):
             with pytest.raises(Unimplemented):
-                change("multi")
+                change("multi", someone())
         assert [(entry.version, entry.state) for entry in server.service.index()] == [(1, "READY")]
 
 
@@ -304,22 +304,22 @@ def test_load_and_unload(models, publish):
         assert service.ready
         assert service.index() == not_loaded
         assert not service.is_ready("multi")
-        service.load_model("multi")
+        service.load_model("multi", someone())
         assert service.index() == [not_loaded[0], IndexEntry("multi", 1, "READY", "")]
         assert service.is_ready("multi")
         publish(2, other_weights)
         assert ask(service)[0] == 1
-        service.load_model("multi")
+        service.load_model("multi", someone())
         assert ask(service)[0] == 2
         assert ask(service, 1)[0] == 1
         shutil.rmtree(models / "multi/1")
-        service.load_model("multi")
+        service.load_model("multi", someone())
         assert not [entry for entry in service.index() if entry.version == 1 and entry.state == "READY"]
         with pytest.raises(NotFound):
             ask(service, 1)
-        service.unload_model("multi")
+        service.unload_model("multi", someone())
         assert state(service, 2) == ("UNAVAILABLE", "not loaded")
-        for attempt in (ask, lambda _: service.unload_model("multi")):
+        for attempt in (ask, lambda _: service.unload_model("multi", someone())):
             with pytest.raises(NotFound, match="multi"):
                 attempt(service)
 
@@ -349,10 +349,10 @@ def test_names_that_lead_away(models, name):
     """A name that is none is refused before a look at the disk; nothing is loaded by it."""
     with composed(models, policy=EXPLICIT) as server:
         with pytest.raises(InvalidRequest) as caught:
-            server.service.load_model(name)
+            server.service.load_model(name, someone())
         assert caught.value.field == "model"
         with pytest.raises(NotFound):
-            server.service.unload_model(name)
+            server.service.unload_model(name, someone())
         with pytest.raises(NotFound):
             server.service.is_ready(name)
         assert [entry.state for entry in server.service.index()] == ["UNAVAILABLE"]
@@ -362,22 +362,22 @@ def test_a_load_of_nothing(models):
     """A model without a folder is not found; one without a version in it is told so."""
     with composed(models, policy=EXPLICIT) as server:
         with pytest.raises(NotFound, match="nobody"):
-            server.service.load_model("nobody")
+            server.service.load_model("nobody", someone())
         (models / "empty").mkdir()
         with pytest.raises(InvalidRequest, match="no versions"):
-            server.service.load_model("empty")
+            server.service.load_model("empty", someone())
 
 
 def test_a_load_of_what_cannot_be_served(models, publish):
     """A load of which nothing can be served says why of each version, and what was loaded answers on."""
     with composed(models, policy=EXPLICIT) as server:
-        server.service.load_model("multi")
+        server.service.load_model("multi", someone())
         expected = ask(server.service)[1]
         shutil.rmtree(models / "multi/1")
         publish(1, flip_a_byte)
         publish(2, cut)
         with pytest.raises(InvalidRequest, match=r"version 1: attend.onnx .*; version 2: explain.onnx "):
-            server.service.load_model("multi")
+            server.service.load_model("multi", someone())
         version, output = ask(server.service)
         assert version == 1
         np.testing.assert_array_equal(output, expected)
@@ -390,13 +390,13 @@ def test_a_version_replaced_under_its_number(models, publish):
     them are not taken for the new ones'."""
     with composed(models, policy=EXPLICIT) as server:
         service = server.service
-        service.load_model("multi")
+        service.load_model("multi", someone())
         memory = service.create_memory(MemoryRequest("multi", key=QUERY), someone())
         first = ask(service)[1]
         with server.repository.lease("multi") as held:
             shutil.rmtree(models / "multi/1")
             publish(1, other_weights)
-            service.load_model("multi")
+            service.load_model("multi", someone())
             second = ask(service)[1]
             assert not np.allclose(first, second)
             with server.repository.lease("multi") as new:
@@ -410,13 +410,13 @@ def test_a_version_replaced_under_its_number(models, publish):
 def test_the_same_version_written_anew(models, publish):
     """Files that are the same as before change nothing: memories are kept."""
     with composed(models, policy=EXPLICIT) as server:
-        server.service.load_model("multi")
+        server.service.load_model("multi", someone())
         memory = server.service.create_memory(MemoryRequest("multi", key=QUERY), someone())
         with server.repository.lease("multi") as before:
             pass
         shutil.rmtree(models / "multi/1")
         publish(1)
-        server.service.load_model("multi")
+        server.service.load_model("multi", someone())
         with server.repository.lease("multi") as after:
             assert after is before
         assert server.service.memory("multi", memory.id, someone()) is memory
@@ -467,13 +467,13 @@ def test_an_unload_drains(models):
     too."""
     with composed(models, policy=EXPLICIT) as server, ThreadPoolExecutor(2) as aside:
         service = server.service
-        service.load_model("multi")
+        service.load_model("multi", someone())
         expected = ask(service)[1]
         memory = service.create_memory(MemoryRequest("multi", key=QUERY), someone())
         server.gate.close()
         asked = aside.submit(ask, service)
         assert server.gate.arrived.wait(30)
-        unload = aside.submit(service.unload_model, "multi")
+        unload = aside.submit(service.unload_model, "multi", someone())
         wait_until(lambda: state(service, 1)[0] == "UNLOADING")
         assert not service.is_ready("multi")
         with pytest.raises(Unavailable, match="UNLOADING"):
@@ -483,7 +483,7 @@ def test_an_unload_drains(models):
         np.testing.assert_array_equal(asked.result(30)[1], expected)
         unload.result(30)
         assert state(service, 1) == ("UNAVAILABLE", "not loaded")
-        service.load_model("multi")
+        service.load_model("multi", someone())
         with pytest.raises(NotFound):
             service.memory("multi", memory.id, someone())
         assert service.memories("multi", someone()) == []
@@ -492,9 +492,9 @@ def test_an_unload_drains(models):
 def test_an_unload_ends_within_the_grace(models):
     """A request that holds a version for ever does not hold up its unload; it can go on with what it holds."""
     with composed(models, policy=Policy("explicit", grace=0.1)) as server:
-        server.service.load_model("multi")
+        server.service.load_model("multi", someone())
         with server.repository.lease("multi") as model:
-            server.service.unload_model("multi")
+            server.service.unload_model("multi", someone())
             with pytest.raises(NotFound):
                 ask(server.service)
             model.warm()
@@ -503,7 +503,7 @@ def test_an_unload_ends_within_the_grace(models):
 def test_what_is_unloaded_is_freed(models):
     """After an unload nothing keeps a version's graphs: no waiting for a collection of garbage, no cycle."""
     with composed(models, policy=EXPLICIT) as server:
-        server.service.load_model("multi")
+        server.service.load_model("multi", someone())
         ask(server.service)
         with server.repository.lease("multi") as model:
             graphs = [weakref.ref(graph._graph._session) for graph in model.graphs.values()]
@@ -511,7 +511,7 @@ def test_what_is_unloaded_is_freed(models):
         assert len(graphs) > 3
         gc.disable()
         try:
-            server.service.unload_model("multi")
+            server.service.unload_model("multi", someone())
             wait_until(lambda: not any(graph() for graph in graphs))
         finally:
             gc.enable()
