@@ -23,6 +23,7 @@ from attention_client.translate import translate as translate_text
 
 try:
     import typer
+    from attention_batch.cli import score
     from rich.console import Console
     from rich.table import Table
 
@@ -183,6 +184,9 @@ def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
     for model in served:
         table.add_row(*_row(model))
     Console().print(table)
+
+
+app.command(no_args_is_help=True)(score)
 
 
 def _row(model: pb.Model) -> tuple[str, ...]:

@@ -1,0 +1,104 @@
+"""The command `attention-client score`."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+
+class Causal(StrEnum):
+    """How a causal mask lines up query and key positions."""
+
+    NONE = "none"
+    TOP_LEFT = "top_left"
+    BOTTOM_RIGHT = "bottom_right"
+
+
+class Engine(StrEnum):
+    """What answers."""
+
+    CLIENT = "client"
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def score(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Parquet or JSON lines: a file, folder or pattern; or -.")
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A .parquet or .jsonl file; or -.")],
+    *,
+    model: Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")],
+    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
+    outputs: Annotated[
+        str,
+        typer.Option(help="What to write, with commas: output:mean, weights, entropy, tokens, ...; or specs as JSON."),
+    ] = "",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=COLUMN", help="Which column is id, text, query, key, value or memory_text."),
+    ] = None,
+    causal: Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")] = Causal.NONE,
+    engine: Annotated[
+        Engine, typer.Option(help="Ask a service, compute in this process, or on a Ray cluster (RAY_ADDRESS).")
+    ] = Engine.CLIENT,
+    target: Annotated[
+        str, typer.Option(envvar="ATTENTION_TARGET", help="The service: HOST:PORT, or several A:PORT,B:PORT.")
+    ] = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for one answer.")] = 120.0,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for a service that does not answer.")] = 300.0,
+    models: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The repository of models, for the engines local and ray.")
+    ] = None,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows that a sudden end can cost at most.")] = 4096,
+    max_errors: Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this have failed.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier run has done.")] = False,
+) -> None:
+    """Score a file of sequences. The same command, after whatever ended it, goes on where it was.
+
+    Exit status: 0 all rows are scored; 1 refused; 3 all but those in OUTPUT.errors.jsonl; 4 stopped, and can go on;
+    5 more rows failed than --max-errors.
+    """
+    try:
+        from attention_batch.errors import ScoringError  # noqa: PLC0415
+        from attention_batch.run import Job, run  # noqa: PLC0415 # pyarrow is an extra, and slow to import
+        from attention_batch.spec import parse  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        _fail(f"score needs {missing.name}: pip install 'attention-service[batch]'", 1)
+    try:
+        job = Job(
+            input=source,
+            output=output,
+            model=model,
+            version=version,
+            outputs=parse(outputs),
+            columns=_columns(column or []),
+            causal=causal.value,
+            engine=engine.value,
+            target=target,
+            timeout=timeout,
+            patience=patience,
+            models=models,
+            shard_rows=shard_rows,
+            max_errors=max_errors,
+            restart=restart,
+        )
+        status = run(job, sys.stdin.buffer, sys.stdout.buffer)
+    except ScoringError as error:
+        _fail(str(error), error.exit_status)
+    raise typer.Exit(status)
+
+
+def _columns(said: list[str]) -> dict[str, Any]:
+    pairs = [item.partition("=") for item in said]
+    for item, (field, _, name) in zip(said, pairs, strict=True):
+        if not field or not name:
+            raise typer.BadParameter(f"{item!r} must be FIELD=COLUMN", param_hint="--column")
+    return {field: name for field, _, name in pairs}
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(status)

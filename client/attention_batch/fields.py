@@ -1,0 +1,161 @@
+"""Which column of the input is which field of a sequence, and rows made of Arrow columns or JSON documents."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from attention_client import Sequence as Asked
+from attention_proto.masks import Causal
+
+from attention_batch.arrow import is_vectors, vectors
+from attention_batch.errors import Refused
+from attention_batch.rows import FIELDS, TEXTS, VECTORS, Failed, Row, Widths, fault
+
+LARGEST_INT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Fields:
+    """How rows are read.
+
+    Attributes:
+        columns: the input's column for each field that is read.
+        id_type: of the id column.
+        widths: of the model's vectors.
+        causal: the mask of every sequence.
+    """
+
+    columns: Mapping[str, str]
+    id_type: pa.DataType
+    widths: Widths
+    causal: Causal
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the rows are texts."""
+        return "text" in self.columns
+
+    def of_batch(self, batch: pa.RecordBatch, file: str, first: int, before: int) -> Iterator[Row | Failed]:
+        """Yield the rows of an Arrow batch.
+
+        Args:
+            batch: of the columns that are read.
+            file: whose.
+            first: the number of its first row in the file.
+            before: rows of the files before; a row without an id is called by its number in all of them.
+        """
+        ids = self._ids(batch, before + first)
+        parts = {field: self._parts(batch, field) for field in self.columns if field != "id"}
+        for i in range(batch.num_rows):
+            yield self._row(file, first + i, ids[i], {field: values[i] for field, values in parts.items()})
+
+    def of_document(self, document: Any, file: str, row: int, before: int) -> Row | Failed:
+        """Return the row of a JSON document; see `of_batch`."""
+        if not isinstance(document, dict):
+            return Failed(file, row, None, "", f"must be an object, not {type(document).__name__}")
+        id_ = document.get(self.columns["id"]) if "id" in self.columns else before + row
+        if reason := self._id_fault(id_):
+            return Failed(file, row, id_, "id", reason)
+        parts: dict[str, Any] = {}
+        for field, column in self.columns.items():
+            if field == "id":
+                continue
+            try:
+                parts[field] = _json_value(field, document.get(column))
+            except (TypeError, ValueError) as error:
+                return Failed(file, row, id_, field, str(error))
+        return self._row(file, row, id_, parts)
+
+    def _ids(self, batch: pa.RecordBatch, first: int) -> list[Any]:
+        if "id" not in self.columns:
+            return list(range(first, first + batch.num_rows))
+        return list(batch.column(self.columns["id"]).to_pylist())
+
+    def _parts(self, batch: pa.RecordBatch, field: str) -> list[Any]:
+        column = batch.column(self.columns[field])
+        return vectors(column) if field in VECTORS else list(column.to_pylist())
+
+    def _row(self, file: str, row: int, id_: Any, parts: Mapping[str, Any]) -> Row | Failed:
+        for field, value in parts.items():
+            if value is None:
+                return Failed(file, row, id_, field, "is null; every row needs it")
+            if field in VECTORS and value.ndim == 1:
+                return Failed(file, row, id_, field, "has vectors of several widths, or a null in place of one")
+        sequence = Asked(**parts, causal=self.causal)
+        found = fault(sequence, self.widths)
+        if found is not None:
+            return Failed(file, row, id_, *found)
+        size = sum(value.nbytes if field in VECTORS else len(value) for field, value in parts.items())
+        return Row(file, row, id_, sequence, size)
+
+    def _id_fault(self, id_: Any) -> str | None:
+        if self.id_type == pa.int64():
+            good = isinstance(id_, int) and not isinstance(id_, bool) and abs(id_) <= LARGEST_INT
+            return None if good else f"must be an integer, as the first row's is, not {id_!r}"
+        return None if isinstance(id_, str) else f"must be a string, as the first row's is, not {id_!r}"
+
+
+def choose(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[str, str]:
+    """Return the input's column for each field: those said, and those that bear a field's name.
+
+    Args:
+        names: of the input's columns.
+        said: field -> column, as the caller chose.
+        where: the input, for errors.
+
+    Raises:
+        Refused: a column is not there, or there is nothing to ask about.
+    """
+    for field, column in said.items():
+        if field not in FIELDS:
+            raise Refused(f"--column: there is no field {field!r}; there are {', '.join(FIELDS)}")
+        if column not in names:
+            raise Refused(f"--column {field}={column}: {where} has no such column; it has {', '.join(names)}")
+    source = {"text", "query"} & said.keys()
+    # Who names the text or the vectors has named all; an input may have both.
+    columns = {field: field for field in FIELDS if field in names and (not source or field == "id")} | dict(said)
+    if ("text" in columns) == ("query" in columns):
+        have = "both text and query" if "text" in columns else "neither text nor query"
+        raise Refused(f"{where} has {have} (of {', '.join(names)}); say which column to read: --column text=COLUMN")
+    return {field: columns[field] for field in FIELDS if field in columns}
+
+
+def check_types(schema: pa.Schema, columns: Mapping[str, str], where: str) -> None:
+    """Check that Arrow columns hold what their fields need.
+
+    Raises:
+        Refused: one does not.
+    """
+    for field, column in columns.items():
+        kind = schema.field(column).type
+        if field in TEXTS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise Refused(f"{where}: column {column!r} holds {kind}; {field} must be strings")
+        if field in VECTORS and not is_vectors(kind):
+            raise Refused(
+                f"{where}: column {column!r} holds {kind}; {field} must be lists of vectors, or tensors [T, D]"
+            )
+
+
+def _json_value(field: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if field in TEXTS:
+        if not isinstance(value, str):
+            raise TypeError(f"must be a string, not {type(value).__name__}")
+        return value
+    if not isinstance(value, list):
+        raise TypeError(f"must be a list of vectors, not {type(value).__name__}")
+    if not value:
+        return np.empty((0, 0), np.float32)
+    try:
+        array = np.array(value)
+    except ValueError as error:
+        raise ValueError("has vectors of several widths") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError("must hold numbers")
+    if array.ndim == 1:
+        raise ValueError(f"must have shape [length, width], not {list(array.shape)}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)

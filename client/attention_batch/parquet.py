@@ -1,0 +1,75 @@
+"""Parquet files: their row groups in slices, read one behind the other without going back."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from attention_batch.errors import Refused
+
+BATCH_ROWS = 256
+READ_BYTES = 2**20  # at once; without it a row group's columns are read whole
+Place = tuple[str, int, int]  # a file, a row group, and a row in it
+
+
+def schema(path: str) -> pa.Schema:
+    """Return a file's Arrow schema. Raises Refused when it is no Parquet file."""
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise Refused(f"cannot read {path} as Parquet: {error}") from error
+
+
+def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, int, float]]:
+    """Yield row group, rows of it before, rows, and the share of the file's rows, of one slice after another."""
+    metadata = pq.read_metadata(path)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+        size = max(1, min(rows, most_bytes // row_bytes))
+        for skipped in range(0, group.num_rows, size):
+            count = min(size, group.num_rows - skipped)
+            yield number, skipped, count, count / metadata.num_rows
+
+
+class Cursor:
+    """Reads slices; where the next one follows the last, nothing is read twice."""
+
+    def __init__(self) -> None:
+        self._at: Place | None = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._rest: pa.RecordBatch | None = None
+
+    def read(self, path: str, group: int, skipped: int, count: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a slice.
+
+        Raises:
+            Refused: the file cannot be read there.
+        """
+        try:
+            if self._at != (path, group, skipped):
+                self._open(path, group, columns)
+                for _ in self._next(skipped):
+                    pass
+            self._at = None  # until it has been read to its end
+            yield from self._next(count)
+            self._at = (path, group, skipped + count)
+        except (OSError, pa.ArrowException) as error:
+            raise Refused(f"cannot read row group {group} of {path}: {error}") from error
+
+    def _open(self, path: str, group: int, columns: list[str]) -> None:
+        opened = pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)
+        self._batches = opened.iter_batches(BATCH_ROWS, [group], _leaves(opened, columns))
+        self._rest = None
+
+    def _next(self, count: int) -> Iterator[pa.RecordBatch]:
+        while count:
+            batch = self._rest if self._rest is not None else next(self._batches)
+            taken = min(count, batch.num_rows)
+            self._rest = batch.slice(taken) if taken < batch.num_rows else None
+            count -= taken
+            yield batch.slice(0, taken)
+
+
+def _leaves(opened: pq.ParquetFile, columns: list[str]) -> list[str]:
+    return [name for name in opened.schema_arrow.names if name in columns]

@@ -1,0 +1,144 @@
+"""How far a run is: a bar on a terminal, JSON lines elsewhere, on standard error; and a summary at the end."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from attention_batch.sink import Counts
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass
+class Tally:
+    """What a run has done.
+
+    Attributes:
+        total: work of all shards, in bytes of input; None where nobody knows.
+        before: what earlier runs did.
+        work: work of the shards done, by earlier runs too.
+        done: what this run did in whole shards.
+        part: what it did in the shard that it is in.
+        began: on the clock `time.monotonic`.
+    """
+
+    total: float | None
+    before: Counts = Counts()  # noqa: RUF009 # frozen
+    work: float = 0.0
+    done: Counts = Counts()  # noqa: RUF009
+    part: Counts = Counts()  # noqa: RUF009
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def counts(self) -> Counts:
+        """What this run did."""
+        return self.done + self.part
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer, of all runs."""
+        return self.before.failed + self.counts.failed
+
+    def finish_shard(self, work: float, counts: Counts) -> None:
+        """Count a shard that is done."""
+        self.work += work
+        self.done += counts
+        self.part = Counts()
+
+    def summary(self) -> dict[str, Any]:
+        """Say what was done: rows of all runs; rates of this one."""
+        seconds = time.monotonic() - self.began
+        rate = 1 / seconds if seconds else 0.0
+        return {
+            "rows": self.before.rows + self.counts.rows,
+            "failed": self.failed,
+            "resumed": self.before.rows + self.before.failed,
+            "seconds": round(seconds, 3),
+            "sequences_per_second": round(self.counts.rows * rate, 1),
+            "tokens_per_second": round(self.counts.tokens * rate, 1),
+        }
+
+
+class Display(Protocol):
+    """Shows a tally."""
+
+    def show(self, tally: Tally) -> None:
+        """Show it as it is now."""
+        ...
+
+    def end(self, tally: Tally, status: str) -> None:
+        """Show how the run ended."""
+        ...
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    """Show progress as suits standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+        yield _Bar(progress)
+
+
+class _Bar:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def show(self, tally: Tally) -> None:
+        self._progress.update(self._task, total=tally.total, completed=tally.work, description=_words(tally))
+
+    def end(self, tally: Tally, status: str) -> None:
+        self.show(tally)
+        summary = tally.summary()
+        self._progress.console.print(
+            f"{status}: {summary['rows']} rows, {summary['failed']} failed, {summary['seconds']:.1f} s, "
+            f"{summary['sequences_per_second']:.0f} sequences/s, {summary['tokens_per_second']:.0f} tokens/s"
+        )
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._next = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def show(self, tally: Tally) -> None:
+        if time.monotonic() >= self._next:
+            share = round(tally.work / tally.total, 4) if tally.total else None
+            left = _seconds_left(tally)
+            event("progress", **tally.summary(), share=share, seconds_left=left and round(left))
+            self._next = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def end(self, tally: Tally, status: str) -> None:
+        event("summary", status=status, **tally.summary())
+
+
+def event(name: str, **content: Any) -> None:
+    """Write one line of JSON to standard error."""
+    sys.stderr.write(json.dumps({"event": name, **content}, ensure_ascii=False) + "\n")
+    sys.stderr.flush()
+
+
+def _words(tally: Tally) -> str:
+    summary = tally.summary()
+    words = f"{summary['rows']} rows, {summary['sequences_per_second']:.0f}/s"
+    return f"{words}, {tally.failed} failed" if tally.failed else words
+
+
+def _seconds_left(tally: Tally) -> float | None:
+    """Return how long it takes, if it goes on as it has."""
+    done = tally.counts.rows + tally.counts.failed
+    if not tally.total or not done or not tally.work:
+        return None
+    all_rows = (tally.before.rows + tally.before.failed + done) / tally.work * tally.total
+    seconds = time.monotonic() - tally.began
+    return (all_rows - done - tally.before.rows - tally.before.failed) * seconds / done

@@ -1,0 +1,203 @@
+"""What to write, chosen by the contract's output specs and what a file needs besides: pooling, entropy, tokens.
+
+output:mean,weights,predictions
+[{"name": "output", "pool": "mean"}, {"name": "weights", "reduce": "mean", "top_k": 4}, {"name": "entropy"}]
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from attention_client import AttendResult, OutputSpec, TopK
+from attention_proto.attention.v1 import attention_pb2 as pb
+
+from attention_batch.errors import Refused
+
+Pool = Literal["mean", "first", "last"]
+Dims = tuple[int | None, ...]  # None where it differs from row to row
+
+POOLS = ("mean", "first", "last")
+ENTROPY = "entropy"
+PREDICTIONS = "predictions"
+TOKENS = ("tokens", "memory_tokens")
+PAIRWISE = ("scores", "weights")
+OPTIONS = {"name", "as", "alias", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the output.
+
+    Attributes:
+        name: in the file, and in the server's answer.
+        kind: `tensor`, `top_k`, `predictions` or `tokens`.
+        dims: the tensor's, as it is written.
+        dtype: of its numbers.
+        pool: how rows become one; None for all of them.
+        entropy: whether the mean entropy of each head is written in place of its weights.
+    """
+
+    name: str
+    kind: Literal["tensor", "top_k", "predictions", "tokens"]
+    dims: Dims = ()
+    dtype: "np.dtype[Any]" = np.dtype(np.float32)  # noqa: RUF009 # a dtype never changes
+    pool: Pool | None = None
+    entropy: bool = False
+
+    def take(self, result: AttendResult) -> Any:
+        """Return what this column has of an answer: an array, a `TopK`, predictions or tokens."""
+        if self.kind == "predictions":
+            return result.predictions
+        if self.kind == "tokens":
+            return result.tokens if self.name == "tokens" else result.memory_tokens
+        value = result.outputs[self.name]
+        if isinstance(value, TopK):
+            return value
+        if self.entropy:
+            return entropy(value)
+        return value if self.pool is None else _pooled(value, self.pool)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What to ask the server for, and what to write of it."""
+
+    wire: tuple[OutputSpec, ...]
+    columns: tuple[Column, ...]
+
+
+def parse(text: str) -> list[dict[str, Any]]:
+    """Read `--outputs`: names with commas, `NAME:POOL` for pooled ones, or a JSON list of specs.
+
+    Raises:
+        Refused: it is neither.
+    """
+    if not text.lstrip().startswith("["):
+        named = (item.strip().partition(":") for item in text.split(",") if item.strip())
+        return [{"name": name, "pool": pool} if pool else {"name": name} for name, _, pool in named]
+    try:
+        specs = json.loads(text)
+    except ValueError as error:
+        raise Refused(f"--outputs: is no JSON: {error}") from error
+    for i, spec in enumerate(specs):
+        _check(spec, f"--outputs: [{i}]")
+    return list(specs)
+
+
+def resolve(specs: Iterable[Mapping[str, Any]], manifest: pb.Manifest, *, reads_text: bool) -> Outputs:
+    """Decide what to ask a model for and which columns come of it.
+
+    Args:
+        specs: as `parse` returns them; empty for `output`, and `predictions` where the model has a head.
+        manifest: the model's.
+        reads_text: whether the rows are texts.
+
+    Raises:
+        Refused: a spec has no meaning for this model. What else is wrong with it the server says.
+    """
+    chosen = list(specs) or [{"name": "output"}, *([{"name": PREDICTIONS}] if manifest.predictors else [])]
+    wire: list[OutputSpec] = []
+    columns: list[Column] = []
+    for spec in chosen:
+        name = str(spec["name"])
+        if name in TOKENS:
+            if not reads_text:
+                raise Refused(f"--outputs: rows of vectors have no {name}")
+            columns.append(Column(name, "tokens"))
+        elif name == PREDICTIONS:
+            wire.append(OutputSpec(PREDICTIONS))
+            columns.append(Column(PREDICTIONS, "predictions"))
+        else:
+            asked = _wire(spec)
+            wire.append(asked)
+            columns.extend(_columns(spec, asked, manifest))
+    names = [column.name for column in columns]
+    for name in names:
+        if names.count(name) > 1 or name == "id":
+            raise Refused(f'--outputs: the name {name!r} is taken; give this output another "as"')
+    if not any(column.kind != "tokens" for column in columns):
+        raise Refused("--outputs: tokens alone need no scoring; ask for an output besides")
+    return Outputs(tuple(wire), tuple(columns))
+
+
+def entropy(weights: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Return each head's entropy in nats, mean over the query positions: [H, T, S] -> [H].
+
+    0 is to look at one key, ln S to look at all alike. A query that may attend to nothing counts as 0.
+    """
+    w = weights.astype(np.float32, copy=False)
+    logs = np.log(w, out=np.zeros_like(w), where=w > 0)
+    nats: np.ndarray[Any, Any] = -(w * logs).sum(-1).mean(-1)
+    return nats + np.float32(0)  # -0.0 is 0
+
+
+def _pooled(value: "np.ndarray[Any, Any]", pool: Pool) -> "np.ndarray[Any, Any]":
+    if pool != "mean":
+        return value[..., 0, :]  # the server was asked for this row alone
+    mean: np.ndarray[Any, Any] = value.mean(-2, dtype=np.float32).astype(value.dtype, copy=False)
+    return mean
+
+
+def _check(spec: object, field: str) -> None:
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise Refused(f'{field}: must be an object with a "name", such as {{"name": "weights", "top_k": 4}}')
+    if unknown := sorted(spec.keys() - OPTIONS):
+        raise Refused(f"{field}: has no option {unknown[0]!r}; there are {', '.join(sorted(OPTIONS))}")
+
+
+def _wire(spec: Mapping[str, Any]) -> OutputSpec:
+    """Return what the server is asked for: pooling is done here, but a single row is all that is sent for it."""
+    options = {"alias" if name == "as" else name: value for name, value in spec.items() if name != "pool"}
+    asked = OutputSpec(**options)
+    pool = spec.get("pool")
+    if pool is not None and pool not in POOLS:
+        raise Refused(f"--outputs: {asked.name}: there is no pooling {pool!r}; there is {', '.join(POOLS)}")
+    if asked.name == ENTROPY:
+        if asked.top_k or asked.reduce or pool:
+            raise Refused("--outputs: entropy is of whole rows of each head: no top_k, no reduce, no pool")
+        return replace(asked, name="weights", alias=asked.alias or ENTROPY)
+    if pool and (asked.rows or asked.top_k):
+        raise Refused(f"--outputs: {asked.name}: is pooled over all rows, without rows or top_k")
+    if pool in ("first", "last"):
+        return replace(asked, rows=(0 if pool == "first" else -1,))
+    return asked
+
+
+def _columns(spec: Mapping[str, Any], asked: OutputSpec, manifest: pb.Manifest) -> Iterator[Column]:
+    pool: Pool | None = spec.get("pool")
+    is_entropy = spec["name"] == ENTROPY
+    dtype = np.dtype(np.float16 if asked.data_type == "FP16" and not is_entropy else np.float32)
+    layers = _layers(asked, manifest)
+    for layer in layers:
+        name = asked.alias or asked.name
+        dims = _dims(asked, layer)
+        if is_entropy:
+            dims = dims[:1]
+        elif pool:
+            dims = (*dims[:-2], dims[-1])
+        kind: Literal["tensor", "top_k"] = "top_k" if asked.top_k else "tensor"
+        yield Column(f"{name}@{layer.name}" if len(layers) > 1 else name, kind, dims, dtype, pool, is_entropy)
+
+
+def _layers(asked: OutputSpec, manifest: pb.Manifest) -> list[pb.Layer]:
+    wanted = tuple(asked.layers)
+    if "*" in wanted:
+        return list(manifest.layers)
+    by_name = {layer.name: layer for layer in manifest.layers}
+    for name in wanted:
+        if name not in by_name:
+            raise Refused(f"--outputs: there is no layer {name!r}; there is {', '.join(by_name)}")
+    return [by_name[name] for name in wanted] or [manifest.layers[-1]]
+
+
+def _dims(asked: OutputSpec, layer: pb.Layer) -> Dims:
+    rows = len(tuple(asked.rows)) or None
+    if asked.name == "output":
+        return rows, layer.output_dim or layer.heads * layer.value_head_dim or None
+    shared = asked.name in ("k", "v")
+    heads = 1 if asked.reduce else len(tuple(asked.heads)) or (layer.key_value_heads if shared else layer.heads)
+    if asked.name in PAIRWISE:
+        return heads, rows, None
+    return heads, rows, (layer.value_head_dim if asked.name in ("v", "heads") else layer.head_dim) or None
