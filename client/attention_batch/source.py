@@ -4,6 +4,7 @@ A shard follows from the files and the options alone, so that a run that goes on
 """
 
 import glob
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +240,8 @@ class StreamSource:
     def shards(self, rows: int) -> Iterator[Shard]:
         """Yield runs of lines, each with its content."""
         index = first = 0
-        while lines := jsonl.take(self._more(), rows, MOST_BYTES):
+        every = itertools.chain(self._seen, self._lines)
+        while lines := jsonl.take(every, rows, MOST_BYTES):
             yield Shard(index, 0, first, len(lines), 0, (0, 0), sum(map(len, lines)), tuple(lines))
             index += 1
             first += len(lines)
@@ -247,11 +249,6 @@ class StreamSource:
     def read(self, shard: Shard, fields: Fields) -> Iterator[Row | Failed]:
         """Yield a shard's rows."""
         yield from _json_rows(shard.lines or (), shard, "-", fields)
-
-    def _more(self) -> Iterator[bytes]:
-        while self._seen:
-            yield self._seen.pop(0)
-        yield from self._lines
 
 
 def _json_columns(

@@ -1,0 +1,26 @@
+"""A job on the shared server."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from attention_batch.run import Job
+from attention_client import AttentionClient
+from serving import Server
+
+
+@pytest.fixture
+def job(server: Server) -> Callable[..., Job]:
+    """Describe a job on the server: input, output, model, and options."""
+
+    def described(source: object, output: object, model: str, **options: Any) -> Job:
+        return Job(input=str(source), output=str(output), model=model, target=server.grpc, **options)
+
+    return described
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[AttentionClient]:
+    """What the rows are compared with: each sequence, asked about alone."""
+    with AttentionClient(server.grpc) as connected:
+        yield connected

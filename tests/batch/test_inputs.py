@@ -1,0 +1,176 @@
+"""What can be scored: every form of rows gives what each of its sequences gives by itself."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from attention_batch.errors import Refused
+
+from tests.batch.scoring import SENTENCES, WIDTH, drawn, exactly, letters_of, rows_of, score, write, write_texts
+
+SEQUENCES = drawn(40)
+EQUAL = [np.resize(each, (5, WIDTH)) for each in SEQUENCES]
+
+
+def column(kind, sequences=SEQUENCES):
+    return pa.array([each.tolist() for each in sequences], kind)
+
+
+def tensors(sequences):
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(sequences).ravel()), 5 * WIDTH)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [5, WIDTH]), storage)
+
+
+@pytest.mark.parametrize(
+    ("query", "sequences"),
+    [
+        (column(pa.list_(pa.list_(pa.float32(), WIDTH))), SEQUENCES),
+        (column(pa.list_(pa.list_(pa.float32()))), SEQUENCES),
+        (column(pa.large_list(pa.large_list(pa.float64()))), SEQUENCES),
+        (column(pa.list_(pa.list_(pa.float32(), WIDTH), 5), EQUAL), EQUAL),
+        (column(pa.list_(pa.list_(pa.float16(), WIDTH))), [each.astype(np.float16) for each in SEQUENCES]),
+        (tensors(EQUAL), EQUAL),
+    ],
+    ids=["list<fixed>", "list<list>", "large double", "fixed<fixed>", "half", "tensor"],
+)
+def test_vectors_in_parquet(job, client, tmp_path, query, sequences):
+    """Each Arrow form of [T, D] is read exactly, across row groups and shards that cut them."""
+    source = write(tmp_path / "in.parquet", {"id": range(40), "query": query}, group=17)
+    assert score(job(source, tmp_path / "out.parquet", "multi", shard_rows=7))[0] == 0
+    rows = rows_of(tmp_path / "out.parquet")
+    assert [row["id"] for row in rows] == list(range(40))
+    for row, sequence in zip(rows, sequences, strict=True):
+        assert exactly(row["output"], client.attend("multi", query=sequence).output)
+
+
+def test_vectors_in_json(job, client, tmp_path):
+    """Nested lists of JSON are vectors."""
+    source = write(tmp_path / "in.jsonl", {"query": [each.tolist() for each in SEQUENCES]})
+    assert score(job(source, tmp_path / "out.jsonl", "multi"))[0] == 0
+    rows = rows_of(tmp_path / "out.jsonl")
+    assert [row["id"] for row in rows] == list(range(40))  # without ids, rows are numbered
+    assert all(
+        exactly(row["output"], client.attend("multi", query=sequence).output)
+        for row, sequence in zip(rows, SEQUENCES, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl"])
+def test_texts(job, client, tmp_path, name):
+    """Texts are read by the model's own tokenizer."""
+    source = write_texts(tmp_path / name, 9)
+    assert score(job(source, tmp_path / "out.parquet", "multi-head", outputs=[{"name": "predictions"}]))[0] == 0
+    for i, row in enumerate(rows_of(tmp_path / "out.parquet")):
+        expected = client.attend("multi-head", text=SENTENCES[i % 4], outputs=["predictions"]).predictions
+        assert row["id"] == f"row {i}"
+        assert [tuple(each.values()) for each in row["predictions"]] == list(expected)
+
+
+def test_memory_pairs(job, client, tmp_path):
+    """For cross-attention a row has a memory besides: key and value, or a text."""
+    queries, keys, values = drawn(6, 16), drawn(6, 12, seed=1), drawn(6, 10, seed=2)
+    values = [np.resize(value, (len(key), 10)) for key, value in zip(keys, values, strict=True)]
+    lists = pa.list_(pa.list_(pa.float32()))
+    table = {"q": column(lists, queries), "key": column(lists, keys), "value": column(lists, values)}
+    source = write(tmp_path / "pairs.parquet", table)
+    columns = {"query": "q", "key": "key", "value": "value"}
+    assert score(job(source, tmp_path / "out.parquet", "cross", columns=columns))[0] == 0
+    for row, query, key, value in zip(rows_of(tmp_path / "out.parquet"), queries, keys, values, strict=True):
+        assert exactly(row["output"], client.attend("cross", query=query, key=key, value=value).output)
+    texts = write(tmp_path / "texts.jsonl", {"text": ["cats and dogs"], "memory_text": ["Katzen und Hunde"]})
+    job_ = job(texts, tmp_path / "out.jsonl", "text-cross", outputs=[{"name": "weights"}, {"name": "memory_tokens"}])
+    assert score(job_)[0] == 0
+    (row,) = rows_of(tmp_path / "out.jsonl")
+    expected = client.attend("text-cross", text="cats and dogs", memory_text="Katzen und Hunde", outputs=["weights"])
+    assert exactly(row["weights"], expected.weights)
+    assert row["memory_tokens"] == ["Katzen", "und", "Hunde"]
+
+
+def test_folders_and_patterns(job, tmp_path):
+    """A folder, or a pattern, is its files in the order of their names; hidden ones are none."""
+    folder = tmp_path / "in"
+    (folder / "b").mkdir(parents=True)
+    (folder / "_old").mkdir()
+    write(folder / "b/2.jsonl", {"id": ["b2"], "text": [SENTENCES[0]]})
+    write(folder / "10.jsonl", {"id": ["10"], "text": [SENTENCES[0]]})
+    write(folder / "9.jsonl", {"id": ["9"], "text": [SENTENCES[0]]})
+    for hidden in (".a.jsonl", "_old/a.jsonl", "notes.txt"):
+        (folder / hidden).write_text("{}")
+    assert score(job(folder, tmp_path / "a.jsonl", "multi-head"))[0] == 0
+    assert [row["id"] for row in rows_of(tmp_path / "a.jsonl")] == ["10", "9", "b2"]
+    assert score(job(folder / "*.jsonl", tmp_path / "b.jsonl", "multi-head"))[0] == 0
+    assert [row["id"] for row in rows_of(tmp_path / "b.jsonl")] == ["10", "9"]
+
+
+def test_rows_are_numbered_over_all_files(job, tmp_path):
+    """A row without an id is called by its number among all rows."""
+    for name in "ab":
+        write(tmp_path / f"{name}.parquet", {"text": SENTENCES})
+    assert score(job(tmp_path / "?.parquet", tmp_path / "out.jsonl", "multi-head", shard_rows=3))[0] == 0
+    assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == list(range(8))
+
+
+def test_streams(job, tmp_path):
+    """Lines come from standard input and go to standard output, and are what files give."""
+    source = write_texts(tmp_path / "in.jsonl", 70)
+    outputs = [{"name": "output", "pool": "mean"}]
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", outputs=outputs))[0] == 0
+    status, written = score(job("-", "-", "multi-head", outputs=outputs, shard_rows=16), source.read_bytes())
+    assert (status, written) == (0, (tmp_path / "out.jsonl").read_bytes())
+    assert score(job("-", tmp_path / "b.jsonl", "multi-head", outputs=outputs), source.read_bytes())[0] == 0
+    assert (tmp_path / "b.jsonl").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "said"),
+    [
+        ({"sentence": ["a"]}, {}, "neither text nor query (of sentence); say which column to read: --column text="),
+        ({"text": ["a"], "query": [[[1.0]]]}, {}, "both text and query"),
+        ({"text": [1]}, {}, "column 'text' holds int64; text must be strings"),
+        ({"query": [[1.0]]}, {}, "column 'query' holds list<"),
+        ({"text": ["a"]}, {"columns": {"text": "txt"}}, "no such column; it has text"),
+        ({"text": ["a"]}, {"columns": {"txt": "text"}}, "there is no field 'txt'; there are id, text,"),
+    ],
+)
+def test_columns_that_do_not_do(job, tmp_path, table, options, said):
+    """What cannot be read is refused before anything is asked, with the column's name."""
+    source = write(tmp_path / "in.parquet", table)
+    with pytest.raises(Refused) as refused:
+        score(job(source, tmp_path / "out.parquet", "multi-head", **options))
+    assert said in str(refused.value)
+
+
+def test_files_that_do_not_do(job, tmp_path):
+    """A missing file, one of another form, and forms that are mixed are refused by name."""
+    (tmp_path / "bad.parquet").write_text("no parquet")
+    (tmp_path / "in.csv").write_text("text\n")
+    write_texts(tmp_path / "good.jsonl", 1)
+    for source, said in [("none.jsonl", "no such file"), ("bad.parquet", "as Parquet"), ("*.*", "all of one form")]:
+        with pytest.raises(Refused, match=said):
+            score(job(tmp_path / source, tmp_path / "out.jsonl", "multi-head"))
+    with pytest.raises(Refused, match="must be a file whose name ends in"):
+        score(job(tmp_path / "good.jsonl", tmp_path / "out.csv", "multi-head"))
+
+
+def test_an_empty_file_is_scored(job, tmp_path):
+    """No rows give an output without rows."""
+    source = write(tmp_path / "in.parquet", {"text": pa.array([], pa.string())})
+    assert score(job(source, tmp_path / "out.parquet", "multi-head"))[0] == 0
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+def test_ids_keep_their_type(job, tmp_path):
+    """Parquet's ids stay of their type; those of JSON lines are integers or strings, as the first one is."""
+    ids = pa.array([2**60, 1], pa.uint64())
+    source = write(tmp_path / "in.parquet", {"key": ids, "text": SENTENCES[:2]})
+    columns = {"id": "key", "text": "text"}
+    assert score(job(source, tmp_path / "out.parquet", "multi-head", columns=columns))[0] == 0
+    assert pq.read_table(tmp_path / "out.parquet")["id"].combine_chunks() == ids
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"id": id_, "text": SENTENCES[0]}) + "\n" for id_ in (7, "x", True, None, 2**70, -1))
+    )
+    assert score(job(tmp_path / "in.jsonl", tmp_path / "ids.parquet", "multi-head"))[0] == 3
+    assert [row["id"] for row in rows_of(tmp_path / "ids.parquet")] == [7, -1]
+    assert {letter["field"] for letter in letters_of(tmp_path / "ids.parquet")} == {"id"}

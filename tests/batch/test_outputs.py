@@ -1,0 +1,154 @@
+"""What can be written: every output spec, pooled and whole, in Arrow's conventions and in JSON."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from attention_batch.errors import Refused
+from attention_batch.spec import entropy, parse
+from attention_client import OutputSpec
+
+from tests.batch.scoring import (
+    SENTENCES,
+    drawn,
+    exactly,
+    lines_of,
+    rows_of,
+    score,
+    write,
+    write_texts,
+    write_vectors,
+)
+
+FLOAT = pa.float32()
+
+
+def weights_type(kind=FLOAT, heads=3):
+    return pa.list_(pa.list_(pa.list_(kind)), heads)
+
+
+CASES = {
+    "whole": ("output", pa.list_(pa.list_(FLOAT, 20)), lambda ask: ask("output").output),
+    "mean": ("output:mean", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask("output").output.mean(0)),
+    "first": ("output:first", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask("output").output[0]),
+    "last": ("output:last", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask("output").output[-1]),
+    "row": (
+        '[{"name": "output", "rows": [-1, 0]}]',
+        pa.fixed_shape_tensor(FLOAT, [2, 20]),
+        lambda ask: ask("output").output[[-1, 0]],
+    ),
+    "weights": ("weights", weights_type(), lambda ask: ask("weights").weights),
+    "scores": ("scores", weights_type(), lambda ask: ask("scores")["scores"]),
+    "reduced": (
+        '[{"name": "weights", "reduce": "max", "heads": [2, 0]}]',
+        weights_type(heads=1),
+        lambda ask: ask(OutputSpec("weights", reduce="max", heads=[2, 0])).weights,
+    ),
+    "half": (
+        '[{"name": "weights", "data_type": "FP16"}]',
+        weights_type(pa.float16()),
+        lambda ask: ask(OutputSpec("weights", data_type="FP16")).weights,
+    ),
+    "heads": ("heads", pa.list_(pa.list_(pa.list_(FLOAT, 5)), 3), lambda ask: ask("heads")["heads"]),
+    "heads:mean": ("heads:mean", pa.fixed_shape_tensor(FLOAT, [3, 5]), lambda ask: ask("heads")["heads"].mean(1)),
+    "q": ("q", pa.list_(pa.list_(pa.list_(FLOAT, 8)), 3), lambda ask: ask("q")["q"]),
+    "entropy": ("entropy", pa.fixed_shape_tensor(FLOAT, [3]), lambda ask: entropy(ask("weights").weights)),
+}
+
+
+@pytest.mark.parametrize(("outputs", "kind", "expected"), CASES.values(), ids=CASES)
+def test_an_output(job, client, tmp_path, outputs, kind, expected):
+    """An output is the number that a sequence alone gives, in the type that Arrow has for it."""
+    source = write_vectors(tmp_path / "in.parquet", 12)
+    for name in ("out.parquet", "out.jsonl"):
+        described = job(source, tmp_path / name, "multi", outputs=parse(outputs), shard_rows=5)
+        # One row is too short for the second of its first and last rows.
+        assert score(described)[0] in ((0, 3) if "rows" in outputs else (0,))
+        (column,) = rows_of(tmp_path / name)[0].keys() - {"id"}
+        for row in rows_of(tmp_path / name):
+            query = drawn(12)[row["id"]]
+            found = row[column]
+            assert exactly(
+                found, expected(lambda spec, query=query: client.attend("multi", query=query, outputs=[spec]))
+            )
+    assert pq.read_schema(tmp_path / "out.parquet").field(column).type == kind
+
+
+def test_the_largest(job, client, tmp_path):
+    """Top-k weights are positions and values."""
+    source = write_vectors(tmp_path / "in.parquet", 12)
+    spec = {"name": "weights", "as": "most", "top_k": 3, "reduce": "mean"}
+    for name in ("out.parquet", "out.jsonl"):
+        assert score(job(source, tmp_path / name, "multi", outputs=[spec]))[0] == 0
+        for row, query in zip(rows_of(tmp_path / name), drawn(12), strict=True):
+            top = client.attend("multi", query=query, outputs=[spec])["most"]
+            assert exactly(row["most"]["indices"], top.indices.astype(np.int32))
+            assert exactly(row["most"]["values"], top.values)
+
+
+def test_text_gets_its_tokens(job, client, tmp_path):
+    """Several outputs are columns beside each other, in the order asked; tokens name the rows of weights."""
+    source = write_texts(tmp_path / "in.jsonl", 4)
+    described = job(source, tmp_path / "out.jsonl", "multi-head", outputs=parse("tokens, predictions,weights"))
+    assert score(described)[0] == 0
+    for row, sentence in zip(lines_of(tmp_path / "out.jsonl"), SENTENCES, strict=True):
+        result = client.attend("multi-head", text=sentence, outputs=["weights", "predictions"])
+        assert list(row) == ["id", "tokens", "predictions", "weights"]
+        assert row["tokens"] == sentence.split()
+        assert row["predictions"][0]["label"] == result.predictions[0].label
+        assert np.float32(row["predictions"][0]["probability"]) == np.float32(result.predictions[0].probability)
+
+
+def test_by_default_what_the_service_sends(job, tmp_path):
+    """Nothing said is the output, and predictions of a model with a head."""
+    source = write_texts(tmp_path / "in.jsonl", 1)
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 0
+    assert list(lines_of(tmp_path / "out.jsonl")[0]) == ["id", "output", "predictions"]
+
+
+def test_any_width_is_nested_lists(job, tmp_path):
+    """A block of any width gives rows of any width."""
+    table = {"query": [[[1.0, 0.0]], [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]]}
+    source = write(tmp_path / "in.jsonl", table)
+    assert score(job(source, tmp_path / "out.parquet", "dot"))[0] == 0
+    assert pq.read_schema(tmp_path / "out.parquet").field("output").type == pa.list_(pa.list_(FLOAT))
+    assert [np.shape(row["output"]) for row in rows_of(tmp_path / "out.parquet")] == [(1, 2), (2, 3)]
+
+
+def test_a_causal_mask(job, client, tmp_path):
+    """A mask is for every sequence."""
+    source = write_vectors(tmp_path / "in.parquet", 5)
+    assert score(job(source, tmp_path / "out.jsonl", "multi", causal="top_left"))[0] == 0
+    for row, query in zip(lines_of(tmp_path / "out.jsonl"), drawn(5), strict=True):
+        assert exactly(row["output"], client.attend("multi", query=query, causal="top_left").output)
+
+
+def test_entropy():
+    """0 where a head looks at one key, ln S where it looks at all alike, and 0 for rows that look at none."""
+    sharp, even = np.eye(4, dtype=np.float32), np.full((4, 4), 0.25, np.float32)
+    np.testing.assert_allclose(entropy(np.stack([sharp, even, 0 * even])), [0, np.log(4), 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ("wieghts", "did you mean 'weights'?"),
+        ("output:median", "there is no pooling 'median'; there is mean, first, last"),
+        ("output,output:mean", "the name 'output' is taken"),
+        ("tokens", "rows of vectors have no tokens"),
+        ('[{"name": "output", "poool": "mean"}]', "has no option 'poool'"),
+        ('[{"name": "weights", "layers": ["x"]}]', "there is no layer 'x'"),
+        ('[{"name": "entropy", "top_k": 2}]', "entropy is of whole rows"),
+        ('[{"name": "output", "rows": [0], "pool": "mean"}]', "is pooled over all rows"),
+        ("[1]", "must be an object"),
+        ("[", "is no JSON"),
+        ("predictions", "predicts nothing"),
+    ],
+)
+def test_outputs_that_do_not_do(job, tmp_path, outputs, said):
+    """What no row could give is refused, not written into the dead letters of every row."""
+    source = write_vectors(tmp_path / "in.parquet", 3)
+    with pytest.raises(Refused) as refused:
+        score(job(source, tmp_path / "out.parquet", "multi", outputs=parse(outputs)))
+    assert said in str(refused.value)
+    assert not (tmp_path / "out.parquet").exists()

@@ -1,0 +1,150 @@
+"""Rows that have no answer go to the dead letters, and take nobody with them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from attention_batch.errors import TooManyErrors
+from serving import start_server
+
+from tests.batch.scoring import (
+    SENTENCES,
+    WIDTH,
+    drawn,
+    exactly,
+    letters_of,
+    lines_of,
+    rows_of,
+    score,
+    scored,
+    summary,
+    write,
+)
+
+NAN = float("nan")
+
+
+def poisoned():
+    """Sequences, some of which no model takes, with where and why."""
+    sequences = [each.tolist() for each in drawn(100)]
+    bad = {
+        3: ([[NAN] * WIDTH], "must be finite, but is nan at [0, 0]"),
+        10: ([[1.0] * (WIDTH - 1)], f"must be {WIDTH} wide, but has shape [1, {WIDTH - 1}]"),
+        11: ([], "must not be empty, but has shape [0, "),
+        12: (None, "is null; every row needs it"),
+        50: ([[1.0] * WIDTH, [1.0]], "has vectors of several widths"),
+        51: ([[1.0] * (WIDTH - 1) + [None]], "must be finite, but is nan at"),
+        52: ([[1e300] * WIDTH], "must be finite, but is inf at [0, 0]"),
+        70: ([[1e38] * WIDTH], "overflows float32"),  # only the server sees that
+        99: ([None], "or a null in place of one"),
+    }
+    for row, (sequence, _) in bad.items():
+        sequences[row] = sequence
+    return sequences, {row: reason for row, (_, reason) in bad.items()}
+
+
+def test_poison_in_parquet(job, client, tmp_path):
+    """Each bad row is told with its number, id, field and reason; every other row has its own answer."""
+    sequences, reasons = poisoned()
+    ids = [f"id {i}" for i in range(100)]
+    source = write(tmp_path / "in.parquet", {"id": ids, "query": pa.array(sequences, pa.list_(pa.list_(pa.float64())))})
+    assert score(job(source, tmp_path / "out.parquet", "multi", shard_rows=40))[0] == 3
+    letters = letters_of(tmp_path / "out.parquet")
+    assert [letter["row"] for letter in letters] == list(reasons)
+    for letter, (row, reason) in zip(letters, reasons.items(), strict=True):
+        assert (letter["file"], letter["id"], letter["field"]) == (
+            str(source),
+            f"id {row}",
+            "" if row == 70 else "query",
+        )
+        assert reason in letter["reason"]
+    good = [row for row in range(100) if row not in reasons]
+    rows = rows_of(tmp_path / "out.parquet")
+    assert [row["id"] for row in rows] == [f"id {row}" for row in good]
+    for row, number in zip(rows, good, strict=True):
+        assert exactly(row["output"], client.attend("multi", query=np.float32(sequences[number])).output)
+
+
+def test_null_vectors_of_a_fixed_width(job, tmp_path):
+    """A null among fixed-size vectors is told, and shifts no other row."""
+    sequences = [[[float(i)] * WIDTH] * 2 for i in range(5)]
+    sequences[1] = [None, [1.0] * WIDTH]
+    sequences[3] = None
+    column = pa.array(sequences, pa.list_(pa.list_(pa.float32(), WIDTH)))
+    source = write(tmp_path / "in.parquet", {"query": column})
+    assert score(job(source, tmp_path / "out.jsonl", "multi"))[0] == 3
+    assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [0, 2, 4]
+    assert [letter["row"] for letter in letters_of(tmp_path / "out.jsonl")] == [1, 3]
+
+
+def test_poison_in_json(job, tmp_path):
+    """A line that is no JSON, no object, or of another type is told; blank lines are nothing."""
+    lines = [
+        json.dumps({"id": 0, "text": SENTENCES[0]}),
+        "{",
+        "",
+        "[1]",
+        json.dumps({"id": 4}),
+        json.dumps({"id": 5, "text": 7}),
+        json.dumps({"id": 6, "text": "  "}),
+        json.dumps({"id": 7, "text": "I gave xyzzy a toy"}),
+        json.dumps({"id": 8, "text": " ".join(["cat"] * 100)}),
+        b"\xff".decode("latin-1"),
+        json.dumps({"id": 10, "text": SENTENCES[1]}),
+    ]
+    source = tmp_path / "in.jsonl"
+    source.write_bytes("\n".join(lines).encode("latin-1"))
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 3
+    assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [0, 10]
+    told = {letter["row"]: letter for letter in letters_of(tmp_path / "out.jsonl")}
+    assert list(told) == [1, 3, 4, 5, 6, 7, 8, 9]
+    assert told[1]["reason"].startswith("the line is no JSON: ")
+    assert told[3]["reason"] == "must be an object, not list"
+    assert (told[4]["field"], told[4]["reason"]) == ("text", "is null; every row needs it")
+    assert told[5]["reason"] == "must be a string, not int"
+    assert told[6]["reason"] == "has no words in it; send at least one"
+    assert "'xyzzy' is not in this model's vocabulary" in told[7]["reason"]
+    assert "100 tokens; this model reads at most" in told[8]["reason"]
+
+
+def test_vectors_in_json_that_are_none(job, tmp_path):
+    """Ragged, empty, nested otherwise, and what is no number: each is told with its field."""
+    good = drawn(1)[0].tolist()
+    bad = ["text", [], [[]], [1.0], [[1.0], [1.0, 2.0]], [["a"]], [[None] * WIDTH], [[[1.0]]], {}]
+    source = write(tmp_path / "in.jsonl", {"query": [good, *bad, good]})
+    assert score(job(source, tmp_path / "out.jsonl", "multi"))[0] == 3
+    assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [0, 10]
+    letters = letters_of(tmp_path / "out.jsonl")
+    assert [letter["row"] for letter in letters] == list(range(1, 10))
+    assert {letter["field"] for letter in letters} == {"query"}
+
+
+def test_what_only_the_server_refuses(repository, job, tmp_path):
+    """Over a limit of the server, alone or together: the row that is too long is told, and its neighbours answered."""
+    sequences = [np.resize(each, (length, 4)) for each, length in zip(drawn(8, 4), (5, 900, 5, 600, 5, 5, 900, 5))]
+    column = pa.array([each.tolist() for each in sequences], pa.list_(pa.list_(pa.float32(), 4)))
+    source = write(tmp_path / "in.parquet", {"query": column})
+    with start_server(repository, "--max-scores-mib", 2, "--max-answer-mib", 1, "--max-sequences", 3) as small:
+        described = replace(job(source, tmp_path / "out.jsonl", "dot"), target=small.grpc)
+        assert score(replace(described, outputs=[{"name": "weights"}]))[0] == 3
+    assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [0, 2, 4, 5, 7]
+    reasons = {letter["row"]: letter["reason"] for letter in letters_of(tmp_path / "out.jsonl")}
+    assert list(reasons) == [1, 3, 6]
+    assert "need 3240000 bytes of scores" in reasons[1]
+    assert "the answer would be at least 1440000 bytes" in reasons[3]
+
+
+def test_most_errors(job, server, tmp_path):
+    """With --max-errors a run stops when it has lost more, says so by its status, and leaves no output."""
+    source = write(tmp_path / "in.jsonl", {"text": [SENTENCES[0], "", "", SENTENCES[1]]})
+    with pytest.raises(TooManyErrors, match="2 rows failed, more than --max-errors 1"):
+        score(job(source, tmp_path / "out.jsonl", "multi-head", max_errors=1))
+    assert not (tmp_path / "out.jsonl").exists()
+    arguments = (source, tmp_path / "out.jsonl", "--model", "multi-head", "--target", server.grpc)
+    done = scored(*arguments, "--max-errors", 1)
+    assert (done.returncode, summary(done)["status"]) == (5, "stopped")
+    done = scored(*arguments, "--max-errors", 2)
+    assert done.returncode == 3
+    assert (summary(done)["rows"], summary(done)["failed"]) == (2, 2)
