@@ -122,5 +122,5 @@ def _rows(task: Task, todo: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     actors = min(len(todo), max(1, int(resources.get("CPU", 1))))
     items = ray.data.from_items(todo, override_num_blocks=min(len(todo), MOST_BLOCKS))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=actors)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors)
     yield from items.map_batches(Actor, fn_constructor_args=(task,), batch_size=1, num_cpus=1, compute=pool).iter_rows()

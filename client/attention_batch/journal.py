@@ -18,6 +18,7 @@ from attention_batch.sink import Counts, durably, part_paths, sync_folder
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"
+COMPLETE = {"complete": True}
 
 
 def folder_of(output: Path) -> Path:
@@ -69,7 +70,7 @@ class Journal:
 
     def finish(self) -> None:
         """Say that the output is there, and let the parts go."""
-        self._append({"complete": True})
+        self._append(COMPLETE)
         self.complete = True
         self.tidy()
 
@@ -85,11 +86,10 @@ class Journal:
                 file.write(_line({"format": FORMAT, **subject}))
             return
         check_subject(json.loads(lines[0]), subject)
-        for line in lines[1:]:
-            entry = json.loads(line)
-            if entry.get("complete"):
-                self.complete = True
-            elif self._is_there(entry):
+        entries = [json.loads(line) for line in lines[1:]]
+        self.complete = COMPLETE in entries
+        for entry in entries:
+            if "shard" in entry and (self.complete or self._is_there(entry)):
                 self.done[entry["shard"]] = Counts(entry["rows"], entry["failed"], entry["tokens"])
 
     def _lines(self) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 import io
 import json
-
 import subprocess
 import sys
 import time
@@ -39,9 +38,11 @@ def scored(*arguments: object, stdin: bytes | None = None, env: Mapping[str, str
     )
 
 
-def begun(*arguments: object, stderr: Any = subprocess.DEVNULL, **more: Any) -> "subprocess.Popen[bytes]":
+def begun(
+    *arguments: object, stderr: Any = subprocess.DEVNULL, env: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
     """Begin a run, and let it."""
-    return subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=stderr, env=clean_env(), **more)
+    return subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=stderr, env=clean_env(env))
 
 
 def wait_until(condition: Callable[[], object], process: "subprocess.Popen[bytes] | None" = None) -> None:

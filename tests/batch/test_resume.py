@@ -1,0 +1,271 @@
+"""Nothing is lost: whatever ends a run, and however often, the next one goes on, and the output is the same bytes."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from attention_batch.errors import Refused
+
+from tests.batch.scoring import (
+    SENTENCES,
+    begun,
+    command,
+    journal_of,
+    letters_of,
+    lines_of,
+    rows_of,
+    score,
+    scored,
+    shards_done,
+    summary,
+    wait_until,
+    write,
+    write_texts,
+    write_vectors,
+)
+
+ROWS, SHARD = 3000, 50
+OUTPUTS = "tokens,weights,output:mean,predictions,entropy"
+
+
+@pytest.fixture
+def poisoned(tmp_path):
+    """Rows of which some fail, so that dead letters are resumed too."""
+    texts = ["no such words" if i % 97 == 0 else SENTENCES[i % 4] for i in range(ROWS)]
+    return write(tmp_path / "in.parquet", {"id": range(ROWS), "text": texts}, group=700)
+
+
+def options(server):
+    return ("--model", "multi-head", "--target", server.grpc, "--outputs", OUTPUTS, "--shard-rows", SHARD)
+
+
+def everything(output):
+    return output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("form", "kills"), [("parquet", 20), ("jsonl", 20), pytest.param("parquet", 300, marks=pytest.mark.long)]
+)
+def test_killed_at_any_point(server, poisoned, tmp_path, form, kills):
+    """kill -9 at random points, the assembly among them, then a last run: outputs and letters are the same bytes."""
+    whole, output = tmp_path / f"whole.{form}", tmp_path / f"out.{form}"
+    assert scored(poisoned, whole, *options(server)).returncode == 3
+    chance = random.Random(form)
+    killed = 0
+    while killed < kills:
+        if output.exists():  # killed, if at all, after the last moment
+            assert everything(output) == everything(whole)
+            shutil.rmtree(journal_of(output).parent)
+            output.unlink()
+        run = begun(poisoned, output, *options(server))
+        if killed % 20 < 17:  # so many further shards at most that all kills fall among the shards
+            until = min(shards_done(output) + chance.randrange(4), ROWS // SHARD - 1)
+            wait_until(lambda until=until: shards_done(output) >= until, run)
+            wait_until(lambda: chance.random() < 0.05, run)
+        else:
+            wait_until(output.with_name(output.name + ".tmp").exists, run)
+        run.kill()
+        killed += run.wait() == -signal.SIGKILL
+    done = scored(poisoned, output, *options(server))
+    assert done.returncode == 3
+    assert summary(done)["resumed"] > 0
+    assert everything(output) == everything(whole)
+    assert not list(journal_of(output).parent.glob("*.part"))
+
+
+def test_a_complete_run_is_not_repeated(server, tmp_path):
+    """The same command once more does nothing, and says what was done."""
+    source = write_texts(tmp_path / "in.jsonl", 20)
+    assert scored(source, tmp_path / "out.jsonl", *options(server)).returncode == 0
+    before = (tmp_path / "out.jsonl").stat().st_mtime_ns
+    done = scored(source, tmp_path / "out.jsonl", *options(server))
+    assert (done.returncode, summary(done)["rows"], summary(done)["resumed"]) == (0, 20, 20)
+    assert (tmp_path / "out.jsonl").stat().st_mtime_ns == before
+    (tmp_path / "out.jsonl").unlink()
+    done = scored(source, tmp_path / "out.jsonl", *options(server))
+    assert (done.returncode, b"was complete and has gone; --restart" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted(server, poisoned, tmp_path, number):
+    """SIGTERM and Ctrl-C end a run at once, with a word, and status 4."""
+    output = tmp_path / "out.parquet"
+    run = begun(poisoned, output, *options(server), stderr=subprocess.PIPE)
+    wait_until(lambda: shards_done(output) > 3, run)
+    run.send_signal(number)
+    _, said = run.communicate()
+    assert run.returncode == 4
+    assert b'"status": "interrupted"' in said
+    assert said.endswith(b"error: interrupted; the same command goes on\n")
+    assert scored(poisoned, output, *options(server)).returncode == 3
+
+
+def stopped(job, tmp_path, **options):
+    """Leave a run that stopped after some shards; return its job without what stopped it."""
+    source = write_texts(tmp_path / "in.jsonl", 100, poison=[0] * 100)
+    with source.open("a") as file:
+        file.write("{\n" * 3)
+    described = job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=10, max_errors=1, **options)
+    with pytest.raises(Exception, match="rows failed"):
+        score(described)
+    assert shards_done(tmp_path / "out.jsonl") == 10
+    return source
+
+
+def test_a_changed_input_is_refused(job, tmp_path):
+    """A run does not go on with other rows than it began with; --restart begins anew."""
+    source = stopped(job, tmp_path)
+    os.utime(source, ns=(1, 1))
+    with pytest.raises(Refused, match=r"input was .* and is .*--restart to start over"):
+        score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=10))
+    write_texts(source, 3)
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=10, restart=True))[0] == 0
+    assert len(lines_of(tmp_path / "out.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"shard_rows": 11}, "shard rows was 10 and is 11"),
+        ({"outputs": [{"name": "weights"}]}, 'outputs was [] and is [{"name": "weights"}]'),
+        ({"causal": "top_left"}, 'causal was "none" and is "top_left"'),
+        ({"columns": {"id": "text"}}, 'columns was {"id": "id", "text": "text"} and is {"id": "text"'),
+    ],
+)
+def test_a_changed_option_is_refused(job, tmp_path, changed, said):
+    """What would give other rows is refused by its name."""
+    source = stopped(job, tmp_path)
+    with pytest.raises(Refused) as refused:
+        score(job(source, tmp_path / "out.jsonl", "multi-head", **{"shard_rows": 10, **changed}))
+    assert said in str(refused.value)
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=10))[0] == 3
+
+
+def test_an_input_that_changes_meanwhile(server, poisoned, tmp_path):
+    """What changes while it is read is found at the end: no output is made of two versions."""
+    output = tmp_path / "out.parquet"
+    run = begun(poisoned, output, *options(server), stderr=subprocess.PIPE)
+    wait_until(lambda: shards_done(output) > 1, run)
+    run.send_signal(signal.SIGSTOP)
+    os.utime(poisoned)
+    run.send_signal(signal.SIGCONT)
+    _, said = run.communicate()
+    assert (run.returncode, output.exists()) == (1, False)
+    assert b"in.parquet has changed while it was read; --restart scores it as it is now" in said
+
+
+def test_two_versions(job, tmp_path):
+    """A run is of one model version: another default, or another version said, does not go on."""
+    source = write(tmp_path / "in.jsonl", {"query": [[[1.0] * 12], [[1.0]]]})
+    with pytest.raises(Exception, match="rows failed"):
+        score(job(source, tmp_path / "out.jsonl", "self", version=1, max_errors=0))
+    with pytest.raises(Refused, match="model version was 1 and is 2; model manifest was"):
+        score(job(source, tmp_path / "out.jsonl", "self"))
+    assert score(job(source, tmp_path / "out.jsonl", "self", version=1))[0] == 3
+
+
+def test_what_is_not_ours_is_not_overwritten(job, tmp_path):
+    """A file that no run wrote stays, unless --restart says otherwise."""
+    source = write_texts(tmp_path / "in.jsonl", 3)
+    (tmp_path / "out.jsonl").write_text("precious")
+    with pytest.raises(Refused, match="no run that can be resumed wrote it"):
+        score(job(source, tmp_path / "out.jsonl", "multi-head"))
+    assert (tmp_path / "out.jsonl").read_text() == "precious"
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", restart=True))[0] == 0
+
+
+def test_two_runs_exclude_each_other(server, poisoned, tmp_path):
+    """While a run writes an output, another is refused; a killed one holds nothing."""
+    output = tmp_path / "out.parquet"
+    first = begun(poisoned, output, *options(server))
+    wait_until(lambda: shards_done(output) > 1, first)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = scored(poisoned, output, *options(server))
+    assert second.returncode == 1
+    assert second.stderr.endswith(b"error: another run is writing %s; wait for it, or end it\n" % bytes(output))
+    first.kill()
+    first.wait()
+    assert scored(poisoned, output, *options(server)).returncode == 3
+
+
+def test_half_a_line_of_the_journal(job, tmp_path):
+    """What a sudden end left of an entry is cut off; its shard is done again."""
+    source = stopped(job, tmp_path)
+    journal = journal_of(tmp_path / "out.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-7])
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=10))[0] == 3
+    assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [f"row {i}" for i in range(100)]
+
+
+def test_a_part_that_is_gone_or_cut(job, tmp_path):
+    """A part that is not what the journal says is made again."""
+    source = stopped(job, tmp_path)
+    first, second, *_ = sorted(journal_of(tmp_path / "out.jsonl").parent.glob("*.part"))
+    first.unlink()
+    second.write_bytes(b"")
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=10))[0] == 3
+    assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [f"row {i}" for i in range(100)]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if (
+        not shutil.which("mount")
+        or os.geteuid()
+        or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], stderr=subprocess.DEVNULL)
+    ):
+        pytest.skip("a file system cannot be mounted here; the limit of a file's size stands in for it, below")
+    yield folder
+    subprocess.check_call(["umount", folder])
+
+
+def test_a_full_disk(server, poisoned, tmp_path, small_disk):
+    """Where there is no room, a run stops with a word and status 4; with room it goes on to the same bytes."""
+    assert scored(poisoned, tmp_path / "whole.parquet", *options(server)).returncode == 3
+    output = small_disk / "out.parquet"
+    done = scored(poisoned, output, *options(server))
+    assert done.returncode == 4
+    assert b"error: No space left on device; the same command goes on when that is mended\n" in done.stderr
+    assert not output.exists()
+    assert 0 < shards_done(output) < ROWS // SHARD
+    subprocess.check_call(["mount", "-o", "remount,size=50m", small_disk])
+    done = scored(poisoned, output, *options(server))
+    assert (done.returncode, summary(done)["resumed"] > 0) == (3, True)
+    assert everything(output) == everything(tmp_path / "whole.parquet")
+
+
+def test_a_file_that_may_not_grow(server, poisoned, tmp_path):
+    """The limit of a file's size ends a run as a full disk does: in the end only the output is too large."""
+    output = tmp_path / "out.parquet"
+    limited = ["prlimit", "--fsize=200000", *command(poisoned, output, *options(server))]
+    done = subprocess.run(limited, capture_output=True, check=False)
+    assert done.returncode == 4
+    assert b"File too large" in done.stderr
+    assert not list(Path(tmp_path).glob("**/*.tmp"))
+    done = scored(poisoned, output, *options(server))
+    assert (done.returncode, summary(done)["resumed"]) == (3, ROWS)
+    assert len(rows_of(output)) + len(letters_of(output)) == ROWS
+
+
+def test_memory_is_flat(server, tmp_path):
+    """Eight times the rows take no more memory: not of the input, not of the output, not of answers under way."""
+
+    def peak(rows):
+        source = write_vectors(tmp_path / f"{rows}.parquet", rows)
+        arguments = (source, tmp_path / f"{rows}-out.parquet", "--model", "multi", "--target", server.grpc)
+        run = begun(*arguments, "--outputs", "weights,output,q,k,v", "--shard-rows", 500)
+        _, status, usage = os.wait4(run.pid, 0)
+        run.returncode = 0
+        assert status == 0
+        return usage.ru_maxrss / 1024
+
+    peak(500)
+    small, large = peak(2000), peak(16000)
+    assert large < small + 40  # MiB; the input alone has 8 of them more, and the output 40

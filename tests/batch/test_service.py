@@ -1,0 +1,188 @@
+"""The service at the other end: full, gone, back again, another."""
+
+import shutil
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from attention_batch import engine_client
+from attention_batch.errors import Refused, Stopped
+from attention_client import InternalError
+from serving import Server, start_server
+
+from tests.batch.scoring import (
+    begun,
+    rows_of,
+    score,
+    scored,
+    shards_done,
+    summary,
+    wait_until,
+    write_texts,
+    write_vectors,
+)
+
+OUTPUTS = ("--outputs", "output:mean,entropy", "--shard-rows", 20)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_vectors(tmp_path / "in.parquet", 2000)
+
+
+@pytest.fixture
+def whole(server, source, tmp_path):
+    """What an undisturbed run writes."""
+    done = scored(source, tmp_path / "whole.parquet", "--model", "multi", "--target", server.grpc, *OUTPUTS)
+    assert done.returncode == 0
+    return (tmp_path / "whole.parquet").read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def kill(server: Server) -> None:
+    server.process.kill()
+    server.process.wait()
+    server.process.returncode = 0  # on purpose: for who stops it, it has stopped well
+
+
+def test_a_restarted_server(repository, source, whole, tmp_path):
+    """While the server is away the run waits; when it is back it goes on by itself, to the same bytes."""
+    output, port = tmp_path / "out.parquet", free_port()
+    arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
+    with start_server(repository, "--grpc-port", port) as first:
+        run = begun(*arguments, stderr=subprocess.PIPE)
+        wait_until(lambda: shards_done(output) > 2, run)
+        kill(first)
+        done = shards_done(output)
+    assert run.poll() is None
+    with start_server(repository, "--grpc-port", port):
+        _, said = run.communicate()
+    assert run.returncode == 0, said
+    assert done < 100
+    assert output.read_bytes() == whole
+
+
+def test_a_lost_server(repository, source, whole, server, tmp_path):
+    """A server that does not come back ends a run with a word and status 4; another server goes on."""
+    output = tmp_path / "out.parquet"
+    with start_server(repository) as lost:
+        arguments = ("--model", "multi", "--target", lost.grpc, "--patience", 0.5, *OUTPUTS)
+        run = begun(source, output, *arguments, stderr=subprocess.PIPE)
+        wait_until(lambda: shards_done(output) > 2, run)
+        kill(lost)
+        _, said = run.communicate()
+    assert run.returncode == 4, said
+    assert b"error: no answer for 0.5 s: " in said
+    done = scored(source, output, "--model", "multi", "--target", server.grpc, *OUTPUTS)
+    assert (done.returncode, 0 < summary(done)["resumed"] < 2000) == (0, True)
+    assert output.read_bytes() == whole
+
+
+def test_no_server(job, source, tmp_path):
+    """Without a server a run does not begin, and says what to do."""
+    with pytest.raises(Refused, match=r"cannot reach 127\.0\.0\.1:.*--target"):
+        score(replace(job(source, tmp_path / "out.parquet", "multi"), target=f"127.0.0.1:{free_port()}"))
+    with pytest.raises(Refused, match="no model 'none'"):
+        score(job(source, tmp_path / "out.parquet", "none"))
+
+
+def test_another_model_under_the_same_version(repository, source, tmp_path):
+    """When what is served under a version has changed, a run stops before it writes a row of the other."""
+    output, port = tmp_path / "out.parquet", free_port()
+    arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
+    with start_server(repository, "--grpc-port", port) as first:
+        run = begun(*arguments, stderr=subprocess.PIPE)
+        wait_until(lambda: shards_done(output) > 2, run)
+        kill(first)
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    shutil.rmtree(models / "multi")
+    shutil.copytree(repository / "self/1", models / "multi/1")
+    other = models / "multi/1/manifest.json"
+    assert '"multi_head"' not in other.read_text()
+    with start_server(models, "--grpc-port", port):
+        _, said = run.communicate()
+        assert (run.returncode, b"is no longer what it was when the run began" in said) == (4, True), said
+        done = scored(*arguments)
+    assert not output.exists()
+    assert (done.returncode, b"model manifest was" in done.stderr) == (1, True)
+    with start_server(repository, "--grpc-port", port):
+        assert scored(*arguments).returncode == 0
+
+
+def test_a_version_that_goes(repository, tmp_path):
+    """A version that is served no longer ends a run with status 4, for it can go on when it is served again."""
+    source = write_vectors(tmp_path / "in.parquet", 2000)
+    output, port = tmp_path / "out.parquet", free_port()
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
+    with start_server(models, "--grpc-port", port) as first:
+        run = begun(*arguments, stderr=subprocess.PIPE)
+        wait_until(lambda: shards_done(output) > 2, run)
+        kill(first)
+    (models / "multi/1").rename(models / "multi/2")
+    with start_server(models, "--grpc-port", port):
+        _, said = run.communicate()
+    assert (run.returncode, b"what answered before is gone: " in said) == (4, True)
+
+
+def test_a_full_server(repository, source, whole, tmp_path):
+    """A server that takes one request at a time, and says so, is asked again when it wants; nothing is lost."""
+    with start_server(repository, "--slots", 1, "--max-queued", 1) as narrow:
+        names = [tmp_path / f"{i}.parquet" for i in range(3)]
+        with ThreadPoolExecutor() as pool:
+            arguments = ("--model", "multi", "--target", narrow.grpc, *OUTPUTS)
+            runs = [pool.submit(scored, source, name, *arguments) for name in names]
+            assert [run.result().returncode for run in runs] == [0, 0, 0]
+    assert [name.read_bytes() for name in names] == [whole] * 3
+
+
+def test_several_replicas(repository, server, source, whole, tmp_path):
+    """Of several addresses each gets a share, and the output is the same bytes."""
+    with start_server(repository) as second:
+        arguments = ("--model", "multi", "--target", f"{server.grpc},{second.grpc}", *OUTPUTS)
+        assert scored(source, tmp_path / "out.parquet", *arguments).returncode == 0
+    assert (tmp_path / "out.parquet").read_bytes() == whole
+
+
+def test_the_engine_in_process(repository, source, whole, tmp_path):
+    """Without a server, the same core in the command's own process writes the same bytes."""
+    arguments = ("--model", "multi", "--engine", "local", "--models", repository, *OUTPUTS)
+    done = scored(source, tmp_path / "out.parquet", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.parquet").read_bytes() == whole
+    bad = scored(source, tmp_path / "x.parquet", "--model", "multi", "--engine", "local", "--models", tmp_path)
+    assert (bad.returncode, b"error: no model in " in bad.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("limits", [{"MESSAGE_ROWS": 1}, {"MESSAGE_ROWS": 7}, {"MESSAGE_BYTES": 1500}])
+def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypatch, limits):
+    """Whatever sequences travel together, each answer has the same bits."""
+    for name, value in limits.items():
+        monkeypatch.setattr(f"attention_batch.scorer.{name}", value)
+    outputs = [{"name": "output", "pool": "mean"}, {"name": "entropy"}]
+    assert score(job(source, tmp_path / "out.parquet", "multi", outputs=outputs, shard_rows=20))[0] == 0
+    assert (tmp_path / "out.parquet").read_bytes() == whole
+
+
+def test_a_server_that_fails(job, tmp_path, monkeypatch):
+    """A fault of the server is nobody's row: after some tries the run stops, and names the request in its log."""
+
+    def fail(*_):
+        raise InternalError("internal error", request_id="r-7")
+
+    monkeypatch.setattr(engine_client.ClientEngine, "attend", fail)
+    source = write_texts(tmp_path / "in.jsonl", 3)
+    with pytest.raises(Stopped, match=r"its log says why: internal error \(request r-7\)"):
+        score(job(source, tmp_path / "out.jsonl", "multi-head"))
+    assert not (tmp_path / "out.jsonl").exists()
+    monkeypatch.undo()
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 0
+    assert len(rows_of(tmp_path / "out.jsonl")) == 3
