@@ -105,7 +105,7 @@ def scored(task: Task, shards: Iterator[Shard]) -> Iterator[tuple[Shard, bytes, 
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        ray.init(log_to_driver=False, logging_level="error")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         for row in _rows(task, todo):
             if row["failure"]:
                 raise Stopped(row["failure"])
