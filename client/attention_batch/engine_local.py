@@ -23,8 +23,9 @@ from attention_server import errors as server_errors
 from attention_server import logs
 from attention_server.domain import Call, Limits
 from attention_server.engine import Engine
+from attention_server.loading import RepositoryError
 from attention_server.memories import MemoryStore
-from attention_server.repository import Repository, RepositoryError
+from attention_server.repository import Policy, Repository
 from attention_server.scheduler import Scheduler
 from attention_server.service import Service
 from attention_server.settings import MIB, Settings
@@ -56,7 +57,8 @@ class LocalEngine:
     def __init__(self, models: Path | None, lanes: int = 0) -> None:
         settings = Settings.model_validate({} if models is None else {"models": models})
         logs.configure("warning", "text")
-        repository = Repository(settings.models, Engine(settings.device, threads=1))
+        memories = MemoryStore(settings.memory_mib * MIB)
+        repository = Repository(settings.models, Engine(settings.device, threads=1), memories, Policy())
         try:
             repository.load()
         except RepositoryError as error:
@@ -69,7 +71,7 @@ class LocalEngine:
             memory_ttl=settings.memory_ttl,
         )
         scheduler = Scheduler(self.lanes, settings.max_queued)
-        self._service = Service(repository, scheduler, MemoryStore(settings.memory_mib * MIB), self._limits)
+        self._service = Service(repository, scheduler, memories, self._limits)
 
     def model(self, name: str, version: int) -> pb.Model:
         """Describe a model version. Raises AttentionError."""
