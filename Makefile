@@ -13,7 +13,7 @@ help: ## this list
 .venv/.ready: pyproject.toml
 	deploy/system-packages.sh
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --editable '.[server,cli,plot]'
+	.venv/bin/pip install --quiet --editable '.[server,batch,plot]'
 	@touch $@
 
 .venv-dev/.ready: pyproject.toml

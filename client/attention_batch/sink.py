@@ -25,9 +25,13 @@ from attention_batch.spec import Column
 Form = Literal["parquet", "jsonl"]
 
 FORMS: dict[str, Form] = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-# A record batch of a part, and with it a row group of the output, has at most so much.
+# A record batch of a part has no more than its last row above this, and a row group of the output no more than its last
+# batch.
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 * 2**20
+GROUP_ROWS = 65_536
+GROUP_BYTES = 32 * 2**20
+GROUP_MOST_ROWS = GROUP_ROWS + BATCH_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +184,21 @@ def assemble_errors(parts: Iterable[Path], output: Path) -> None:
 def _parquet(file: BinaryIO, parts: Iterable[Path], columns: pa.Schema) -> None:
     # Numbers of a model repeat too seldom for dictionaries; names and tokens are what zstd finds.
     with pq.ParquetWriter(file, columns, compression="zstd", compression_level=1, use_dictionary=False) as writer:
-        for part in parts:
-            with pa.memory_map(str(part)) as mapped, pa.ipc.open_file(mapped) as reader:
-                for i in range(reader.num_record_batches):
-                    writer.write_batch(reader.get_batch(i))
+        group: list[pa.RecordBatch] = []
+        for batch in _batches(parts):
+            group.append(batch)
+            if sum(each.num_rows for each in group) >= GROUP_ROWS or sum(each.nbytes for each in group) >= GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(group), row_group_size=GROUP_MOST_ROWS)
+                group = []
+        if group:
+            writer.write_table(pa.Table.from_batches(group), row_group_size=GROUP_MOST_ROWS)
+
+
+def _batches(parts: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+    for part in parts:
+        with pa.OSFile(str(part)) as opened, pa.ipc.open_file(opened) as reader:
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
 
 
 def _concatenated(file: BinaryIO, parts: Iterable[Path]) -> None:
