@@ -20,7 +20,12 @@ CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = CONFIG["project"]
 EXTRAS = ("server", "server-gpu")
 # What a checkout keeps of packages that serve, or are called to: all that the wheel has, but for the exporter.
-SERVING = [ROOT / "proto/attention_proto", ROOT / "client/attention_client", ROOT / "server/attention_server"]
+SERVING = [
+    ROOT / "proto/attention_proto",
+    ROOT / "client/attention_client",
+    ROOT / "client/attention_batch",
+    ROOT / "server/attention_server",
+]
 
 
 def locked(name: str) -> dict[str, Version]:
