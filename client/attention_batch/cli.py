@@ -25,6 +25,7 @@ class Engine(StrEnum):
 
 
 def score(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="Parquet or JSON lines: a file, folder or pattern; or -.")
     ],
@@ -78,6 +79,8 @@ def score(
             causal=causal.value,
             engine=engine.value,
             target=target,
+            token=context.obj.token,
+            credentials=context.obj.credentials,
             timeout=timeout,
             patience=patience,
             models=models,

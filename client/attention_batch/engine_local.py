@@ -21,6 +21,7 @@ from attention_client.result import read
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_server import errors as server_errors
 from attention_server import logs
+from attention_server.callers import ALL_RIGHTS
 from attention_server.domain import Call, Limits
 from attention_server.engine import Engine
 from attention_server.loading import RepositoryError
@@ -83,7 +84,9 @@ class LocalEngine:
         wire = question.outputs.wire
         request = attend_request(question.model, sequences, wire, question.version, token_offsets=False)
         with _translated():
-            response = self._service.attend(proto.to_request(request, self._limits), Call(uuid.uuid4().hex))
+            response = self._service.attend(
+                proto.to_request(request, self._limits), Call(uuid.uuid4().hex, rights=ALL_RIGHTS)
+            )
         return read(request, proto.from_response(response))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
+import grpc
 from attention_client import AttentionClient, AttentionError, Unavailable
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
@@ -55,8 +56,8 @@ class Job:
         columns: field -> the input's column, where they have other names.
         causal: the mask of every sequence.
         engine: `client` asks a service, `local` computes here, `ray` on a cluster.
-        target, timeout, patience: of the service: where it is, seconds for one message, and seconds to wait for it when
-            it does not answer.
+        target, token, credentials: of the service: where it is, who calls, and how it is spoken to.
+        timeout, patience: seconds for one message, and seconds to wait for a service that does not answer.
         models: the repository's folder, of the other engines; None for the embedded one.
         shard_rows: the most rows of a shard.
         max_errors: stop when more rows have failed; None for never.
@@ -72,6 +73,8 @@ class Job:
     causal: Causal = "none"
     engine: Literal["client", "local", "ray"] = "client"
     target: str = "127.0.0.1:50051"
+    token: str | None = field(default=None, repr=False)
+    credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
     timeout: float = 120.0
     patience: float = 300.0
     models: Path | None = None
@@ -158,7 +161,7 @@ def _form(output: str) -> Form:
 @contextmanager
 def _engine(job: Job) -> Iterator[Engine]:
     if job.engine == "client":
-        with AttentionClient(job.target, timeout=job.timeout) as client:
+        with AttentionClient(job.target, timeout=job.timeout, token=job.token, credentials=job.credentials) as client:
             yield ClientEngine(client)
         return
     try:

@@ -28,9 +28,9 @@ FORMS: dict[str, Form] = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "js
 # A record batch of a part has no more than its last row above this, and a row group of the output no more than its last
 # batch.
 BATCH_ROWS = 4096
-BATCH_BYTES = 16 * 2**20
+BATCH_BYTES = 4 * 2**20
 GROUP_ROWS = 65_536
-GROUP_BYTES = 32 * 2**20
+GROUP_BYTES = 16 * 2**20
 GROUP_MOST_ROWS = GROUP_ROWS + BATCH_ROWS
 
 

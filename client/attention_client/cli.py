@@ -47,6 +47,7 @@ access = Access()
 
 @app.callback()
 def main_options(
+    context: typer.Context,
     *,
     token: Annotated[str | None, typer.Option(envvar="ATTENTION_TOKEN", help="Who calls, where a server asks.")] = None,
     tls: Annotated[bool, typer.Option("--tls", envvar="ATTENTION_TLS", help="Speak TLS, to a public name.")] = False,
@@ -80,6 +81,7 @@ def main_options(
     """Ask an Attention Service."""
     if (cert is None) != (key is None):
         raise typer.BadParameter("--cert and --key go together")
+    context.obj = access
     access.token = token
     access.credentials = channel.tls(ca, cert, key) if tls or ca or cert else None
 

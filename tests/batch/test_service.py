@@ -11,6 +11,7 @@ import pytest
 from attention_batch import engine_client
 from attention_batch.errors import Refused, Stopped
 from attention_client import InternalError
+from attention_server.callers import digest_of, new_token
 from serving import Server, start_server
 
 from tests.batch.scoring import (
@@ -170,6 +171,19 @@ def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypa
     outputs = [{"name": "output", "pool": "mean"}, {"name": "entropy"}]
     assert score(job(source, tmp_path / "out.parquet", "multi", outputs=outputs, shard_rows=20))[0] == 0
     assert (tmp_path / "out.parquet").read_bytes() == whole
+
+
+def test_a_server_that_asks_who_calls(repository, tmp_path):
+    """The token that all commands take is sent, and its limit waited for; without it a run is refused."""
+    source = write_vectors(tmp_path / "in.parquet", 600)
+    token = new_token()
+    (tmp_path / "tokens.toml").write_text(f'[batch]\nsha256 = "{digest_of(token)}"\nmax_in_flight = 2\n')
+    with start_server(repository, "--tokens", tmp_path / "tokens.toml") as guarded:
+        arguments = (source, tmp_path / "out.parquet", "--model", "multi", "--target", guarded.grpc)
+        refused = scored(*arguments)
+        assert (refused.returncode, b"token" in refused.stderr) == (1, True)
+        done = scored(*arguments, env={"ATTENTION_TOKEN": token})
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_server_that_fails(job, tmp_path, monkeypatch):
