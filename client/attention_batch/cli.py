@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-
-
-class Causal(StrEnum):
-    """How a causal mask lines up query and key positions."""
-
-    NONE = "none"
-    TOP_LEFT = "top_left"
-    BOTTOM_RIGHT = "bottom_right"
+from attention_client.options import Causal
 
 
 class Engine(StrEnum):

@@ -103,7 +103,8 @@ class _Bar:
         summary = tally.summary()
         self._progress.console.print(
             f"{status}: {summary['rows']} rows, {summary['failed']} failed, {summary['seconds']:.1f} s, "
-            f"{summary['sequences_per_second']:.0f} sequences/s, {summary['tokens_per_second']:.0f} tokens/s"
+            f"{summary['sequences_per_second']:.0f} sequences/s, {summary['tokens_per_second']:.0f} tokens/s",
+            highlight=False,
         )
 
 

@@ -133,6 +133,7 @@ class Scorer:
             Refused: the model cannot do what is asked of every row.
             Stopped: there is no server, or it fails.
         """
+        self._stopping = threading.Event()
         with self._pool() as pool:
             under_way: deque[tuple[Message, Future[list[Outcome]]]] = deque()
             size = 0
@@ -153,8 +154,7 @@ class Scorer:
             yield pool
         finally:
             self._stopping.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            self._stopping.clear()
+            pool.shutdown(wait=False, cancel_futures=True)  # what is still under way ends with its connection
 
     def _answer(self, message: Message) -> list[Outcome]:
         asked = [row for row in message.rows if isinstance(row, Row)]

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
@@ -16,15 +16,10 @@ from attention_batch import jsonl, parquet
 from attention_batch.errors import Refused
 from attention_batch.fields import Fields, check_types, choose
 from attention_batch.rows import Failed, Row
+from attention_batch.sink import FORMS
 
 STREAM = "-"  # standard input, or output
 MOST_BYTES = 64 * 2**20  # of a shard's input, about
-SUFFIXES: dict[str, Literal["parquet", "jsonl"]] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +109,20 @@ def of_files(files: tuple[InputFile, ...]) -> Source:
 
 
 def _form(path: str) -> str | None:
-    return SUFFIXES.get(Path(path).suffix.lower())
+    return FORMS.get(Path(path).suffix.lower())
 
 
 def _check_forms(text: str, paths: list[str]) -> None:
     forms = set(map(_form, paths))
     if len(forms) > 1 or None in forms:
-        known = ", ".join(SUFFIXES)
+        known = ", ".join(FORMS)
         raise Refused(f"{text}: must be Parquet files or JSON lines, all of one form, by their names ({known})")
 
 
 def _paths(text: str) -> list[str]:
     """Return the files that an input names, in the order of their names."""
     if Path(text).is_dir():
-        inside = (path for path in Path(text).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        inside = (path for path in Path(text).rglob("*") if path.suffix.lower() in FORMS and path.is_file())
         # What is hidden, or begins with _, is by custom no data.
         found = [str(path) for path in inside if not any(part[0] in "._" for part in path.relative_to(text).parts)]
     elif Path(text).exists():

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, NoReturn
@@ -17,6 +16,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_client import channel
 from attention_client.client import AttentionClient
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
+from attention_client.options import Causal
 from attention_client.result import Array, as_document
 from attention_client.translate import document
 from attention_client.translate import translate as translate_text
@@ -84,14 +84,6 @@ def main_options(
     context.obj = access
     access.token = token
     access.credentials = channel.tls(ca, cert, key) if tls or ca or cert else None
-
-
-class Causal(StrEnum):
-    """How a causal mask lines up query and key positions."""
-
-    NONE = "none"
-    TOP_LEFT = "top_left"
-    BOTTOM_RIGHT = "bottom_right"
 
 
 def _array(path: str) -> Array:

@@ -154,6 +154,17 @@ def test_files_that_do_not_do(job, tmp_path):
         score(job(tmp_path / "good.jsonl", tmp_path / "out.csv", "multi-head"))
 
 
+def test_a_damaged_file(job, tmp_path):
+    """What cannot be read further ends the run with the file's name and place, not with fewer rows."""
+    source = write(tmp_path / "in.parquet", {"text": [SENTENCES[i % 4] * 50 + str(i) for i in range(1000)]})
+    content = bytearray(source.read_bytes())
+    content[100:300] = bytes(200)
+    source.write_bytes(content)
+    with pytest.raises(Refused, match="cannot read row group 0 of"):
+        score(job(source, tmp_path / "out.parquet", "multi-head"))
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_an_empty_file_is_scored(job, tmp_path):
     """No rows give an output without rows."""
     source = write(tmp_path / "in.parquet", {"text": pa.array([], pa.string())})

@@ -1,6 +1,7 @@
 """The service at the other end: full, gone, back again, another."""
 
 import shutil
+import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from attention_server.callers import digest_of, new_token
 from serving import Server, start_server
 
 from tests.batch.scoring import (
+    SECONDS,
     begun,
     rows_of,
     score,
@@ -85,6 +87,18 @@ def test_a_lost_server(repository, source, whole, server, tmp_path):
     done = scored(source, output, "--model", "multi", "--target", server.grpc, *OUTPUTS)
     assert (done.returncode, 0 < summary(done)["resumed"] < 2000) == (0, True)
     assert output.read_bytes() == whole
+
+
+def test_a_server_that_hangs(repository, source, tmp_path):
+    """A run that waits for an answer can be ended at once."""
+    output = tmp_path / "out.parquet"
+    with start_server(repository) as hanging:
+        run = begun(source, output, "--model", "multi", "--target", hanging.grpc, *OUTPUTS)
+        wait_until(lambda: shards_done(output) > 2, run)
+        hanging.process.send_signal(signal.SIGSTOP)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(SECONDS / 4) == 4  # less than --timeout
+        hanging.process.send_signal(signal.SIGCONT)
 
 
 def test_no_server(job, source, tmp_path):

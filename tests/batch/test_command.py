@@ -1,0 +1,84 @@
+"""The command as a user sees it: a bar on a terminal, lines of JSON elsewhere, and what is missing."""
+
+import os
+import pty
+import subprocess
+import sys
+
+from serving import clean_env
+
+from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait_until, write_texts
+
+
+def test_a_bar_on_a_terminal(server, tmp_path):
+    """On a terminal there is a bar, and one line at the end, with failed rows and rates."""
+    source = write_texts(tmp_path / "in.jsonl", 3000)
+    with source.open("a") as file:
+        file.write("{\n")
+    ours, theirs = pty.openpty()
+    arguments = command(source, tmp_path / "out.jsonl", "--model", "multi-head", "--target", server.grpc)
+    env = clean_env({"TERM": "xterm", "COLUMNS": "100"})
+    with subprocess.Popen(arguments, stdout=theirs, stderr=theirs, env=env) as run:
+        os.close(theirs)
+        shown = bytearray()
+        try:
+            while some := os.read(ours, 4096):
+                shown += some
+        except OSError:  # how Linux says that nobody writes any more
+            pass
+    os.close(ours)
+    assert run.returncode == 3
+    assert "━".encode() in shown
+    assert b"3000 rows" in shown
+    assert b"complete: 3000 rows, 1 failed, " in shown
+    assert b"sequences/s" in shown
+    assert b'"event"' not in shown
+
+
+def test_progress_in_lines(server, tmp_path):
+    """Elsewhere a run says where it is every few seconds, as JSON, with what is left; and a summary that adds up."""
+    log = tmp_path / "log"
+    read, write = os.pipe()  # lines that come while we watch
+    with log.open("wb") as file, os.fdopen(write, "wb") as lines:
+        arguments = ("--model", "multi-head", "--target", server.grpc, "--shard-rows", 1)
+        process = subprocess.Popen(
+            command("-", tmp_path / "out.jsonl", *arguments),
+            stdin=read,
+            stderr=file,
+            env=clean_env(),
+        )
+        os.close(read)
+        row = b'{"text": "%s"}\n' % SENTENCES[0].encode()
+        written = 0
+
+        def fed() -> bool:
+            nonlocal written
+            lines.write(row * 10)
+            lines.flush()
+            written += 10
+            return b'"progress"' in log.read_bytes()
+
+        wait_until(fed, process)
+    assert process.wait() == 0
+    done = subprocess.CompletedProcess([], 0, b"", log.read_bytes())
+    last = summary(done)
+    assert (last["rows"], last["failed"], last["status"]) == (written, 0, "complete")
+    assert last["sequences_per_second"] > 0
+    assert abs(last["tokens_per_second"] / last["sequences_per_second"] - 7) < 0.5
+
+
+def test_wrong_usage(tmp_path):
+    """Wrong usage is status 2."""
+    done = scored(tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--model", "m", "--column", "text")
+    assert (done.returncode, b"must be FIELD=COLUMN" in done.stderr) == (2, True)
+    assert begun(tmp_path / "in.jsonl").wait() == 2
+
+
+def test_without_the_extra():
+    """Without its extra the command says what to install; the other commands do not need it."""
+    code = "import sys; sys.modules['pyarrow'] = None; from attention_client.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "score", "a.jsonl", "b.jsonl", "--model", "m"], capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"error: score needs pyarrow: pip install 'attention-service[batch]'\n"
