@@ -40,7 +40,7 @@ def test_progress_in_lines(server, tmp_path):
     log = tmp_path / "log"
     read, write = os.pipe()  # lines that come while we watch
     with log.open("wb") as file, os.fdopen(write, "wb") as lines:
-        arguments = ("--model", "multi-head", "--target", server.grpc, "--shard-rows", 1)
+        arguments = ("--model", "multi-head", "--target", server.grpc, "--shard-rows", 64)
         process = subprocess.Popen(
             command("-", tmp_path / "out.jsonl", *arguments),
             stdin=read,
