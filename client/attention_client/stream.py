@@ -183,7 +183,8 @@ class Stream:
         self._failures += 1
         if not isinstance(error, Unavailable) or self._failures == ATTEMPTS:
             raise error
-        time.sleep(error.retry_after or FIRST_BACKOFF * 2 ** (self._failures - 1))
+        pause = error.retry_after or FIRST_BACKOFF * 2 ** (self._failures - 1)
+        time.sleep(min(pause, self._seconds))  # nobody waits longer than for an answer
         self._connect()
 
     def _read(self, pack: Pack, answer: pb.AttendStreamResponse | None) -> Iterator[Answer]:

@@ -43,7 +43,7 @@ class Scheduler:
         self._changed = threading.Condition(lock)
         self._room = threading.Condition(lock)
         self._queue: deque[Job[object]] = deque()
-        self.slots = slots
+        self._slots = slots
         self._free = slots
         self._closed = False
         self._threads = [threading.Thread(target=self._serve, name=f"slot-{i}", daemon=True) for i in range(slots)]
@@ -66,7 +66,7 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping")
-            at_once = self._free > 0 and not self._queue and not (bulk and self.slots > 1)  # nobody overtakes
+            at_once = self._free > 0 and not self._queue and not (bulk and self._slots > 1)  # nobody overtakes
             if bulk and not at_once:
                 self._wait_for_room(deadline)
             if not at_once and len(self._queue) >= self._max_queued:
@@ -97,7 +97,7 @@ class Scheduler:
             self._closed = True
             self._changed.notify_all()
             self._room.notify_all()
-            finished = self._changed.wait_for(lambda: not self._queue and self._free == self.slots, grace)
+            finished = self._changed.wait_for(lambda: not self._queue and self._free == self._slots, grace)
         for thread in self._threads if finished else ():
             thread.join()
         return finished

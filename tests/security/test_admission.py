@@ -226,15 +226,17 @@ def test_compressed_messages_are_taken(server, kind):
         assert caught.value.code() is not grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_compressed_bodies(server):
-    """A compressed body is not inflated on /v1: it is no JSON."""
-    response = requests.post(
-        f"{server.url}/v1/models/dot:attend",
-        data=gzip.compress(BODY),
-        headers={"content-encoding": "gzip"},
-        timeout=30,
-    )
-    assert response.status_code == 400
+def test_a_body_that_inflates(dot_only):
+    """Half a gigabyte of spaces, sent to REST compressed as half a megabyte, is refused and never held whole."""
+    with start_server(dot_only, "--max-message-mib", 16) as server:
+        before = peak_mib(server.process.pid)
+        bomb = gzip.compress(b" " * 512 * MIB, 1)
+        headers = {"content-encoding": "gzip"}
+        response = requests.post(f"{server.url}/v1/models/dot:attend", data=bomb, headers=headers, timeout=60)
+        assert response.status_code in (400, 413)  # not inflated, or not over the limit
+        grown = peak_mib(server.process.pid) - before
+        assert grown < 3 * 16, f"grew by {grown} MiB"
+        assert answers(server)
 
 
 def test_many_who_watch_health(server):

@@ -12,7 +12,9 @@ from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.window import Window
-from attention_server.grpc.stream import IN_FLIGHT, STREAMS
+from attention_server.domain import Call
+from attention_server.errors import Unavailable
+from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation
 from serving import start_server
 
 from tests.server.composed import wait_until
@@ -107,7 +109,7 @@ def test_a_caller_who_does_not_read_is_not_read_for_ever(stub):
 
 
 def test_streams_are_bounded_and_do_not_leak(server, stub):
-    """More streams than there may be are refused at once; when they end, others find room, and no thread is left."""
+    """More streams than there may be are refused at once; when they end, others find room."""
     query = np.ones((1, 8), np.float32)
     doors = [threading.Event() for _ in range(STREAMS)]
 
@@ -135,6 +137,14 @@ def test_streams_are_bounded_and_do_not_leak(server, stub):
             return False
 
     wait_until(answered)
+
+
+def test_a_caller_who_leaves_while_a_message_comes_holds_no_thread():
+    """Whoever waits for the end of a stream is let go, though nothing was taken of it."""
+    conversation = Conversation(None, Call("test"))
+    conversation.leave()
+    with pytest.raises(Unavailable):
+        list(conversation.hold(iter([message("a", np.ones((1, 8), np.float32))])))
 
 
 def test_a_stop_answers_what_was_taken_and_ends_streams(repository):

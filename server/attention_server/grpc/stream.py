@@ -100,8 +100,8 @@ class Conversation:
         self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
         self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
-        self._all_taken = False
-        self._stopping = False
+        self._complete = False  # the caller has sent all they wanted to
+        self._ended = False  # no more is taken, for whatever reason
 
     def hold(self, messages: Iterator[pb.AttendStreamRequest]) -> Iterator[pb.AttendStreamResponse]:
         """Yield an answer for each message, as they are ready.
@@ -111,20 +111,19 @@ class Conversation:
         """
         threading.Thread(target=self._take, args=(messages,), name="stream", daemon=True).start()
         sent = 0
-        while not ((self._all_taken or self._stopping) and sent == self._taken):
+        while not (self._ended and sent == self._taken):
             outcome = self._outcomes.get()
             if outcome is not None:
                 yield self._answer(outcome)
                 sent += 1
                 self._window.leave(outcome.size)
-        if self._stopping and not self._all_taken:
+        if not self._complete:
             raise Unavailable("the server is stopping")
 
     def end(self) -> None:
         """Answer what was taken, and take no more."""
-        self._stopping = True
         self._window.close()
-        self._outcomes.put(None)
+        self._end_taking()
 
     def leave(self) -> None:
         """The caller has gone, or all is done."""
@@ -140,12 +139,15 @@ class Conversation:
                 self._taken += 1
                 self._submit(message, size)
                 del message  # while this thread waits for the next, nothing of the last one is kept
-            self._all_taken = True
+            self._complete = True
         except grpc.RpcError:
             self._call.leave()  # the stream broke
-            self._all_taken = True
         finally:
-            self._outcomes.put(None)
+            self._end_taking()
+
+    def _end_taking(self) -> None:
+        self._ended = True
+        self._outcomes.put(None)
 
     def _submit(self, message: pb.AttendStreamRequest, size: int) -> None:
         try:
