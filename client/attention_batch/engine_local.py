@@ -5,43 +5,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attention_client import (
-    AttendResult,
-    AttentionError,
-    DeadlineExceeded,
-    InternalError,
-    InvalidRequest,
-    NotFound,
-    TooLarge,
-    Unavailable,
-)
+from attention_client import AttendResult
 from attention_client import Sequence as Asked
+from attention_client.errors import CLASSES, AttentionError
 from attention_client.request import attend_request
 from attention_client.result import read
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_server import errors as server_errors
 from attention_server import logs
 from attention_server.callers import ALL_RIGHTS
-from attention_server.domain import Call, Limits
-from attention_server.engine import Engine
+from attention_server.core import make_core
+from attention_server.domain import Call
+from attention_server.engine import DeviceError
+from attention_server.errors import AttentionServiceError
 from attention_server.loading import RepositoryError
-from attention_server.memories import MemoryStore
-from attention_server.repository import Policy, Repository
-from attention_server.scheduler import Scheduler
-from attention_server.service import Service
-from attention_server.settings import MIB, Settings
+from attention_server.settings import Settings
 from attention_server.translate import proto
+from attention_server.translate.errors import code_of
 
 from attention_batch.errors import Refused
 from attention_batch.scorer import Question
-
-_CLASSES: dict[type[server_errors.AttentionServiceError], type[AttentionError]] = {
-    server_errors.InvalidRequest: InvalidRequest,
-    server_errors.NotFound: NotFound,
-    server_errors.TooLarge: TooLarge,
-    server_errors.Unavailable: Unavailable,
-    server_errors.DeadlineExceeded: DeadlineExceeded,
-}
 
 
 class LocalEngine:
@@ -56,23 +38,17 @@ class LocalEngine:
     """
 
     def __init__(self, models: Path | None, lanes: int = 0) -> None:
-        settings = Settings.model_validate({} if models is None else {"models": models})
+        chosen = {"models": models, "slots": lanes or None}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        settings = Settings.model_validate({"repository_mode": "none", "load_model": (), **given})
         logs.configure("warning", "text")
-        memories = MemoryStore(settings.memory_mib * MIB)
-        repository = Repository(settings.models, Engine(settings.device, threads=1), memories, Policy())
         try:
-            repository.load()
-        except RepositoryError as error:
+            core = make_core(settings)
+            core.repository.load()
+        except (DeviceError, RepositoryError) as error:
             raise Refused(str(error)) from error
-        self.lanes = lanes or settings.compute_slots
-        self._limits = Limits(
-            sequences=settings.max_sequences,
-            scores_bytes=settings.max_scores_mib * MIB,
-            answer_bytes=settings.max_answer_mib * MIB,
-            memory_ttl=settings.memory_ttl,
-        )
-        scheduler = Scheduler(self.lanes, settings.max_queued)
-        self._service = Service(repository, scheduler, memories, self._limits)
+        self.lanes = settings.compute_slots
+        self._service = core.service
 
     def model(self, name: str, version: int) -> pb.Model:
         """Describe a model version. Raises AttentionError."""
@@ -85,7 +61,7 @@ class LocalEngine:
         request = attend_request(question.model, sequences, wire, question.version, token_offsets=False)
         with _translated():
             response = self._service.attend(
-                proto.to_request(request, self._limits), Call(uuid.uuid4().hex, rights=ALL_RIGHTS)
+                proto.to_request(request, self._service.limits), Call(uuid.uuid4().hex, rights=ALL_RIGHTS)
             )
         return read(request, proto.from_response(response))
 
@@ -94,5 +70,5 @@ class LocalEngine:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except server_errors.AttentionServiceError as error:
-        raise _CLASSES.get(type(error), InternalError)(error.message, field=error.field or None) from error
+    except AttentionServiceError as error:
+        raise CLASSES.get(code_of(error).grpc, AttentionError)(error.message, field=error.field or None) from error

@@ -1,4 +1,4 @@
-"""The composition root: settings -> engine -> repository -> scheduler -> service -> listeners. Nothing else wires.
+"""The composition root: settings -> core -> listeners. Nothing else wires, but `core` what is behind them.
 
 Who runs where, decided once: the main thread's loop accepts HTTP; gRPC has threads of its own; on both, one thread
 carries a request from its bytes to its answer. What onnxruntime computes is bounded by the scheduler's slots, whichever
@@ -19,15 +19,13 @@ from pydantic_settings import CliApp, SettingsError
 
 from attention_server import logs
 from attention_server.access import AccessError, open_access
-from attention_server.domain import Limits
-from attention_server.engine import DeviceError, Engine
+from attention_server.core import make_core
+from attention_server.engine import DeviceError
 from attention_server.grpc.server import GrpcServer
 from attention_server.loading import RepositoryError
-from attention_server.memories import MemoryStore
-from attention_server.repository import Policy, Repository
+from attention_server.repository import Repository
 from attention_server.rest.server import RestServer
 from attention_server.scheduler import Scheduler
-from attention_server.service import Service
 from attention_server.settings import MIB, Settings
 
 log = structlog.get_logger()
@@ -42,21 +40,11 @@ async def serve(settings: Settings) -> None:
         RepositoryError: a model cannot be served.
         AccessError: tokens or certificates cannot be used.
     """
-    engine = Engine(settings.device, threads=1)
-    memories = MemoryStore(settings.memory_mib * MIB)
-    repository = Repository(settings.models, engine, memories, _policy(settings))
-    scheduler = Scheduler(settings.compute_slots, settings.max_queued)
-    limits = Limits(
-        sequences=settings.max_sequences,
-        scores_bytes=settings.max_scores_mib * MIB,
-        answer_bytes=settings.max_answer_mib * MIB,
-        memory_ttl=settings.memory_ttl,
-    )
-    service = Service(repository, scheduler, memories, limits)
+    core = make_core(settings)
     access = open_access(settings)
     requests = settings.compute_slots + settings.max_queued
     rest = RestServer(
-        service,
+        core.service,
         settings.host,
         settings.rest_port,
         requests=requests,
@@ -66,7 +54,7 @@ async def serve(settings: Settings) -> None:
         certificates=access.certificates,
     )
     grpc = GrpcServer(
-        service,
+        core.service,
         _address(settings.host, settings.grpc_port),
         requests=requests,
         max_message_bytes=settings.max_message_mib * MIB,
@@ -74,13 +62,13 @@ async def serve(settings: Settings) -> None:
         certificates=access.certificates,
     )
     stop = _stop_signal()
-    follower = Follower(repository, settings.repository_poll)
+    follower = Follower(core.repository, settings.repository_poll)
     rest.start()
     grpc.start()
     try:
-        await asyncio.to_thread(repository.load)
+        await asyncio.to_thread(core.repository.load)
         grpc.set_serving(True)
-        log.info("ready", device=engine.device, slots=settings.compute_slots, models=repository.names())
+        log.info("ready", device=core.engine.device, slots=settings.compute_slots, models=core.repository.names())
         rest_address, grpc_address = (_address(settings.host, port) for port in (rest.port, grpc.port))
         print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # what starts us waits for it
         if settings.repository_mode == "poll":
@@ -92,7 +80,7 @@ async def serve(settings: Settings) -> None:
         grpc.set_serving(False)
         await asyncio.gather(rest.stop(), asyncio.to_thread(grpc.stop, settings.grace))
         finished = follower.stop(max(0.0, end - time.monotonic()))
-        _end(scheduler, max(0.0, end - time.monotonic()), finished)
+        _end(core.scheduler, max(0.0, end - time.monotonic()), finished)
 
 
 def main() -> None:
@@ -140,16 +128,6 @@ class Follower:
                 self._repository.poll()
             except Exception:  # a fault of ours in one look is not to be the last of all looks
                 log.exception("the repository could not be followed; at the next look it is tried again")
-
-
-def _policy(settings: Settings) -> Policy:
-    return Policy(
-        mode=settings.repository_mode,
-        at_start=settings.load_model,
-        default_versions=settings.default_version,
-        max_version_bytes=settings.max_version_mib * MIB,
-        grace=settings.grace,
-    )
 
 
 def _end(scheduler: Scheduler, grace: float, finished: bool) -> None:

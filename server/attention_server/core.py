@@ -1,0 +1,53 @@
+"""The server without its ports: settings -> engine -> memories -> repository -> scheduler -> service."""
+
+from dataclasses import dataclass
+
+from attention_server.domain import Limits
+from attention_server.engine import Engine
+from attention_server.memories import MemoryStore
+from attention_server.repository import Policy, Repository
+from attention_server.scheduler import Scheduler
+from attention_server.service import Service
+from attention_server.settings import MIB, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What ports are opened for, and what is closed behind them."""
+
+    engine: Engine
+    repository: Repository
+    scheduler: Scheduler
+    service: Service
+
+
+def make_core(settings: Settings) -> Core:
+    """Put the parts together; no model is loaded yet.
+
+    Raises:
+        DeviceError: the device asked for is not there.
+    """
+    engine = Engine(settings.device, threads=1)
+    memories = MemoryStore(settings.memory_mib * MIB)
+    repository = Repository(settings.models, engine, memories, _policy(settings))
+    scheduler = Scheduler(settings.compute_slots, settings.max_queued)
+    return Core(engine, repository, scheduler, Service(repository, scheduler, memories, _limits(settings)))
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        mode=settings.repository_mode,
+        at_start=settings.load_model,
+        default_versions=settings.default_version,
+        max_version_bytes=settings.max_version_mib * MIB,
+        grace=settings.grace,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        sequences=settings.max_sequences,
+        scores_bytes=settings.max_scores_mib * MIB,
+        answer_bytes=settings.max_answer_mib * MIB,
+        memory_ttl=settings.memory_ttl,
+    )
