@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import grpc
 import numpy as np
@@ -45,38 +45,19 @@ class Access:
 access = Access()
 
 
+def _pem(variable: str, help_: str) -> Any:
+    return typer.Option(exists=True, dir_okay=False, metavar="FILE", envvar=variable, help=help_)
+
+
 @app.callback()
 def main_options(
     context: typer.Context,
     *,
     token: Annotated[str | None, typer.Option(envvar="ATTENTION_TOKEN", help="Who calls, where a server asks.")] = None,
     tls: Annotated[bool, typer.Option("--tls", envvar="ATTENTION_TLS", help="Speak TLS, to a public name.")] = False,
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            metavar="FILE",
-            envvar="ATTENTION_CA",
-            help="Speak TLS, to who has a certificate of these.",
-        ),
-    ] = None,
-    cert: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            metavar="FILE",
-            envvar="ATTENTION_CERT",
-            help="Your own certificate, for mutual TLS.",
-        ),
-    ] = None,
-    key: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, metavar="FILE", envvar="ATTENTION_KEY", help="Your certificate's key."
-        ),
-    ] = None,
+    ca: Annotated[Path | None, _pem("ATTENTION_CA", "Speak TLS, to who has a certificate of these.")] = None,
+    cert: Annotated[Path | None, _pem("ATTENTION_CERT", "Your own certificate, for mutual TLS.")] = None,
+    key: Annotated[Path | None, _pem("ATTENTION_KEY", "Your certificate's key.")] = None,
 ) -> None:
     """Ask an Attention Service."""
     if (cert is None) != (key is None):

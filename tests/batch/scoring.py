@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from attention_batch.run import Job, run
 from serving import clean_env
+
+from tests.server import composed
 
 COMMAND = Path(sys.executable).with_name("attention-client")
 SECONDS = 120  # for what takes one or two on an idle machine
@@ -47,10 +48,7 @@ def begun(
 
 def wait_until(condition: Callable[[], object], process: "subprocess.Popen[bytes] | None" = None) -> None:
     """Wait for a condition, or the end of a process that was to meet it."""
-    end = time.monotonic() + SECONDS
-    while not condition() and (process is None or process.poll() is None):
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    composed.wait_until(lambda: bool(condition()) or (process is not None and process.poll() is not None), SECONDS)
 
 
 def events(stderr: bytes) -> list[dict[str, Any]]:
