@@ -37,12 +37,8 @@ OPEN = frozenset(
     {
         "/healthz",
         "/readyz",
-        "/v2/health/live",
-        "/v2/health/ready",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
-        "/inference.GRPCInferenceService/ServerLive",
-        "/inference.GRPCInferenceService/ServerReady",
     }
 )
 
