@@ -7,6 +7,7 @@ results. A stream that breaks is opened anew, and what was not answered is sent 
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -72,8 +73,9 @@ class Stream:
         self._ask = ask
         self._seconds = seconds
         self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
-        self._lock = threading.Lock()
-        self._outbox: queue.SimpleQueue[Pack | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()  # of what is to be sent, and by which stream
+        self._outbox: deque[Pack] = deque()
+        self._drawn = False
         self._inbox: queue.SimpleQueue[pb.AttendStreamResponse | grpc.RpcError | Pack] = queue.SimpleQueue()
         self._sent: dict[int, Pack] = {}
         self._answered: dict[int, tuple[Pack, pb.AttendStreamResponse | None]] = {}
@@ -110,36 +112,43 @@ class Stream:
             if pack.request is None:
                 self._inbox.put(pack)  # answered without a message
             else:
-                self._outbox.put(pack)
+                with self._changed:
+                    self._outbox.append(pack)
+                    self._changed.notify_all()
         self._inbox.put(Pack(number))  # empty: so many there are
-        self._outbox.put(None)
+        with self._changed:
+            self._drawn = True
+            self._changed.notify_all()
 
     def _connect(self) -> None:
-        with self._lock:
+        with self._changed:
             self._epoch += 1
+            self._changed.notify_all()
             again = list(self._sent.values())
             self._call = self._open(self._messages(self._epoch, again))
         threading.Thread(target=self._receive, args=(self._call,), name="attend-many", daemon=True).start()
 
     def _disconnect(self) -> None:
-        with self._lock:
+        with self._changed:
             self._epoch += 1
+            self._changed.notify_all()
         self._call.cancel()
-        self._outbox.put(None)  # whoever waits for a pack looks up
 
     def _messages(self, epoch: int, again: list[Pack]) -> Iterator[pb.AttendStreamRequest]:
         for pack in again:
             yield _message(pack)
-        while True:
-            next_pack = self._outbox.get()
-            with self._lock:
-                stale = self._epoch != epoch
-                if next_pack is not None and not stale:
-                    self._sent[next_pack.id] = next_pack
-            if stale or next_pack is None:
-                self._outbox.put(next_pack)  # for the stream that came after this one
-                return
+        while (next_pack := self._next_to_send(epoch)) is not None:
             yield _message(next_pack)
+
+    def _next_to_send(self, epoch: int) -> Pack | None:
+        """Wait for a pack; None when there is no more, or another stream has come after this one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._outbox or self._drawn or self._epoch != epoch)
+            if not self._outbox or self._epoch != epoch:
+                return None
+            pack = self._outbox.popleft()
+            self._sent[pack.id] = pack
+            return pack
 
     def _receive(self, call: Any) -> None:
         try:
@@ -174,7 +183,7 @@ class Stream:
             self._reconnect(from_call(cast("grpc.Call", news)))
         else:
             self._failures = 0
-            with self._lock:
+            with self._changed:
                 pack = self._sent.pop(int(news.id), None)
             if pack is not None:  # else it was answered twice, before and after a break
                 self._answered[pack.id] = (pack, news)
