@@ -9,6 +9,7 @@ import dataclasses
 import io
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ import ray.data
 from ray.exceptions import RayError
 
 from attention_batch.engine_local import LocalEngine
-from attention_batch.errors import ScoringError, Stopped
+from attention_batch.errors import Refused, ScoringError, Stopped
 from attention_batch.fields import Fields
 from attention_batch.scorer import Question, Scorer, pack
 from attention_batch.sink import Counts, Layout, PartWriter
@@ -64,17 +65,18 @@ class Actor:
         """Score one shard; return its part, or why there is none."""
         shard = Shard(**orjson.loads(batch["shard"][0]))
         output, errors = io.BytesIO(), io.BytesIO()
-        counts, failure = Counts(), ""
+        counts, failure, refused = Counts(), "", False
         try:
             counts = self._score(shard, output, errors)
         except (ScoringError, OSError) as error:
-            failure = str(error)
+            failure, refused = str(error), isinstance(error, Refused)
         return {
             "shard": [batch["shard"][0]],
             "output": [output.getvalue()],
             "errors": [errors.getvalue()],
             "counts": [orjson.dumps(counts).decode()],
             "failure": [failure],
+            "refused": [refused],
         }
 
     def _score(self, shard: Shard, output: io.BytesIO, errors: io.BytesIO) -> Counts:
@@ -98,6 +100,7 @@ def scored(task: Task, shards: Iterator[Shard]) -> Iterator[tuple[Shard, bytes, 
     The cluster is that of RAY_ADDRESS, or one on this machine where there is none.
 
     Raises:
+        Refused: what was asked for cannot be done.
         Stopped: the cluster has gone, or an actor cannot work.
     """
     todo = [{"shard": orjson.dumps(dataclasses.asdict(shard)).decode()} for shard in shards]
@@ -105,10 +108,12 @@ def scored(task: Task, shards: Iterator[Shard]) -> Iterator[tuple[Shard, bytes, 
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
+        interrupt = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, interrupt)  # in its place it had put what ends the process
         for row in _rows(task, todo):
             if row["failure"]:
-                raise Stopped(row["failure"])
+                raise Refused(row["failure"]) if row["refused"] else Stopped(row["failure"])
             shard, counts = orjson.loads(row["shard"]), orjson.loads(row["counts"])
             yield Shard(**shard), row["output"], row["errors"], Counts(**counts)
     except (RayError, ConnectionError) as error:

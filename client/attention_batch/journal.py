@@ -34,6 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
         Refused: another run holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,7 +120,7 @@ class Journal:
 
 
 def start_over(folder: Path, output: Path) -> None:
-    """Forget what an earlier run did. Its output goes last, so that until then it can be told whose it is."""
+    """Forget what an earlier run did: its journal first, its output last."""
     for path in folder.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()

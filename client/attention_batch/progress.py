@@ -137,9 +137,9 @@ def _words(tally: Tally) -> str:
 
 def _seconds_left(tally: Tally) -> float | None:
     """Return how long it takes, if it goes on as it has."""
-    done = tally.counts.rows + tally.counts.failed
-    if not tally.total or not done or not tally.work:
+    whole, now = tally.before + tally.done, tally.before + tally.counts
+    if not tally.total or not tally.work or now == tally.before:
         return None
-    all_rows = (tally.before.rows + tally.before.failed + done) / tally.work * tally.total
-    seconds = time.monotonic() - tally.began
-    return (all_rows - done - tally.before.rows - tally.before.failed) * seconds / done
+    rows = (whole.rows + whole.failed) / tally.work * tally.total  # if the rest is like what whole shards were
+    left = max(0.0, rows - now.rows - now.failed)
+    return left * (time.monotonic() - tally.began) / (tally.counts.rows + tally.counts.failed)

@@ -119,12 +119,16 @@ def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
         ScoringError: the run cannot begin, or cannot end; its `exit_status` says whether another can go on.
     """
     with ExitStack() as held:
-        held.enter_context(_interruptible())
+        held.enter_context(_ended_cleanly(resumable=STREAM not in (job.input, job.output)))
         engine = held.enter_context(_engine(job))
-        plan = _plan(job, sources.find(job.input, stdin), engine)
-        if job.output == STREAM:
-            return _to_stream(plan, engine, stdout)
-        return _to_file(plan, engine, Path(job.output))
+        plan = _plan(job, sources.find(job.input, stdin, _file(job)), engine)
+        output = _file(job)
+        return _to_stream(plan, engine, stdout) if output is None else _to_file(plan, engine, output)
+
+
+def _file(job: Job) -> Path | None:
+    """Return the file that a job writes; None for standard output."""
+    return None if job.output == STREAM else Path(job.output)
 
 
 def _plan(job: Job, source: Source, engine: Engine) -> Plan:
@@ -191,14 +195,15 @@ def _to_stream(plan: Plan, engine: Engine, stdout: BinaryIO) -> ExitStatus:
 def _to_file(plan: Plan, engine: Engine, output: Path) -> ExitStatus:
     """Write a file of all shards; what is done is kept, and what an earlier run has done is not done again."""
     folder = journals.folder_of(output)
-    fresh = plan.job.restart or not plan.source.files
-    if output.exists() and not plan.job.restart and not (folder / journals.JOURNAL).exists():
+    resumable = bool(plan.source.files) and (folder / journals.JOURNAL).exists()
+    if output.exists() and not plan.job.restart and not resumable:
         raise Refused(f"{output} is there, and no run that can be resumed wrote it; --restart replaces it")
     with journals.locked(folder):
-        if fresh:
+        if plan.job.restart or not plan.source.files:
             journals.start_over(folder, output)
         journal = Journal(folder, plan.subject)
         tally = Tally(plan.source.work, before=journal.counts)
+        _check_errors(plan.job, tally.failed)
         if journal.complete:
             return _complete_before(journal, output, tally)
         with _shown(tally) as show:
@@ -303,25 +308,23 @@ def _status(tally: Tally) -> ExitStatus:
 
 @contextmanager
 def _shown(tally: Tally) -> Iterator[Display]:
-    """Show progress, and how it ended; what the system refuses ends it cleanly."""
+    """Show progress, and how it ended."""
     with display() as shown:
         try:
             yield shown
-        except ScoringError:
+        except KeyboardInterrupt:
+            shown.end(tally, "interrupted")
+            raise
+        except (ScoringError, OSError):
             shown.end(tally, "stopped")
             raise
-        except KeyboardInterrupt as error:
-            shown.end(tally, "interrupted")
-            raise Stopped("interrupted; the same command goes on") from error
-        except OSError as error:
-            shown.end(tally, "stopped")
-            raise Stopped(f"{error.strerror or error}; the same command goes on when that is mended") from error
         shown.end(tally, "complete")
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does."""
+def _ended_cleanly(*, resumable: bool) -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, and say of both, and of what the system refuses, what comes then."""
+    goes_on = "; the same command goes on" if resumable else ""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -329,5 +332,10 @@ def _interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise Stopped(f"interrupted{goes_on}") from error
+    except OSError as error:
+        mended = f"{goes_on} when that is mended" if resumable else ""
+        raise Stopped(f"{error.strerror or error}{mended}") from error
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -206,11 +206,12 @@ class Scorer:
     def _ask(self, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, as long as there is hope."""
         attempts, pause = 0, FIRST_PAUSE
+        began = time.monotonic()
         while True:
             try:
                 answer = ask()
             except (Unavailable, DeadlineExceeded) as error:
-                if time.monotonic() - self._heard > self._patience:
+                if time.monotonic() - max(self._heard, began) > self._patience:
                     raise Stopped(f"no answer for {self._patience:g} s: {error}") from error
                 asked_to_wait = error.retry_after if isinstance(error, Unavailable) else None
                 self._wait(asked_to_wait or pause, error)

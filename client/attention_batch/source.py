@@ -15,6 +15,7 @@ import pyarrow as pa
 from attention_batch import jsonl, parquet
 from attention_batch.errors import Refused
 from attention_batch.fields import Fields, check_types, choose
+from attention_batch.journal import errors_of, folder_of
 from attention_batch.rows import Failed, Row
 from attention_batch.sink import FORMS
 
@@ -90,15 +91,20 @@ class Source(Protocol):
         ...
 
 
-def find(text: str, stdin: BinaryIO) -> Source:
+def find(text: str, stdin: BinaryIO, output: Path | None) -> Source:
     """Return what an input names: a file, a folder, a pattern of files, or `-` for JSON lines from standard input.
 
+    Args:
+        text: the name.
+        stdin: standard input.
+        output: the file that is to be written; nothing of it is input.
+
     Raises:
-        Refused: nothing is there, or files of two forms.
+        Refused: nothing is there, files of two forms, or what the run itself writes.
     """
     if text == STREAM:
         return StreamSource(stdin)
-    paths = _paths(text)
+    paths = _paths(text, output)
     _check_forms(text, paths)
     return of_files(tuple(map(InputFile.at, paths)))
 
@@ -119,19 +125,31 @@ def _check_forms(text: str, paths: list[str]) -> None:
         raise Refused(f"{text}: must be Parquet files or JSON lines, all of one form, by their names ({known})")
 
 
-def _paths(text: str) -> list[str]:
+def _paths(text: str, output: Path | None) -> list[str]:
     """Return the files that an input names, in the order of their names."""
     if Path(text).is_dir():
         inside = (path for path in Path(text).rglob("*") if path.suffix.lower() in FORMS and path.is_file())
         # What is hidden, or begins with _, is by custom no data.
         found = [str(path) for path in inside if not any(part[0] in "._" for part in path.relative_to(text).parts)]
     elif Path(text).exists():
+        if _is_written(text, output):
+            raise Refused(f"{text}: is what the run itself would write; name another output")
         found = [text]
     else:
         found = [path for path in glob.glob(text, recursive=True) if Path(path).is_file()]  # noqa: PTH207 # absolute too
+    found = [path for path in found if not _is_written(path, output)]
     if not found:
         raise Refused(f"{text}: there is no such file, and no file of such a name")
     return sorted(found)
+
+
+def _is_written(path: str, output: Path | None) -> bool:
+    """Return whether a file is a run's output, its dead letters, or in the folder where it keeps what it has done."""
+    if output is None:
+        return False
+    place = Path(path).resolve()
+    written = {each.resolve() for each in (output, errors_of(output), folder_of(output))}
+    return not written.isdisjoint((place, *place.parents))
 
 
 class ParquetSource:

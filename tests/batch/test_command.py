@@ -4,7 +4,11 @@ import os
 import pty
 import subprocess
 import sys
+import time
 
+import pytest
+from attention_batch.progress import Tally, _seconds_left
+from attention_batch.sink import Counts
 from serving import clean_env
 
 from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait_until, write_texts
@@ -36,7 +40,7 @@ def test_a_bar_on_a_terminal(server, tmp_path):
 
 
 def test_progress_in_lines(server, tmp_path):
-    """Elsewhere a run says where it is every few seconds, as JSON, with what is left; and a summary that adds up."""
+    """Elsewhere a run says where it is every few seconds, as JSON; and a summary that adds up."""
     log = tmp_path / "log"
     read, write = os.pipe()  # lines that come while we watch
     with log.open("wb") as file, os.fdopen(write, "wb") as lines:
@@ -65,6 +69,13 @@ def test_progress_in_lines(server, tmp_path):
     assert (last["rows"], last["failed"], last["status"]) == (written, 0, "complete")
     assert last["sequences_per_second"] > 0
     assert abs(last["tokens_per_second"] / last["sequences_per_second"] - 7) < 0.5
+
+
+def test_the_time_left():
+    """What is left is told by the rows of whole shards, and goes down within a shard."""
+    tally = Tally(4.0, work=1.0, done=Counts(10), part=Counts(10), began=time.monotonic() - 2)
+    assert _seconds_left(tally) == pytest.approx(2, rel=0.1)  # 20 of 40 rows in 2 seconds
+    assert _seconds_left(Tally(4.0, part=Counts(10))) is None
 
 
 def test_wrong_usage(tmp_path):

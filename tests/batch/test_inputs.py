@@ -185,3 +185,39 @@ def test_ids_keep_their_type(job, tmp_path):
     assert score(job(tmp_path / "in.jsonl", tmp_path / "ids.parquet", "multi-head"))[0] == 3
     assert [row["id"] for row in rows_of(tmp_path / "ids.parquet")] == [7, -1]
     assert {letter["field"] for letter in letters_of(tmp_path / "ids.parquet")} == {"id"}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_a_run_writes_is_never_its_input(job, tmp_path, restart):
+    """An output that is the input is refused and stays, whatever --restart says; so is a run on its own letters."""
+    source = write_texts(tmp_path / "a.jsonl", 3)
+    before = source.read_bytes()
+    with pytest.raises(Refused, match="name another output"):
+        score(job(source, source, "multi-head", restart=restart))
+    letters = source.rename(tmp_path / "x.jsonl.errors.jsonl")
+    with pytest.raises(Refused, match="name another output"):
+        score(job(letters, tmp_path / "x.jsonl", "multi-head", restart=restart))
+    assert letters.read_bytes() == before
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jsonl"])
+def test_an_output_among_its_inputs(job, tmp_path, pattern):
+    """A folder or pattern in which the output lies is read without it, so that the same command does nothing more."""
+    write_texts(tmp_path / "a.jsonl", 3)
+    write(tmp_path / "b.jsonl", {"id": ["bad"], "text": ["no such words"]})
+    source, output = tmp_path / pattern, tmp_path / "out.jsonl"
+    assert score(job(source, output, "multi-head"))[0] == 3
+    written = output.read_bytes()
+    assert score(job(source, output, "multi-head"))[0] == 3
+    assert output.read_bytes() == written
+
+
+def test_standard_input_replaces_nothing_unasked(job, tmp_path):
+    """An output that is complete is not lost to a run from standard input, but with --restart."""
+    source, output = write_texts(tmp_path / "a.jsonl", 3), tmp_path / "out.jsonl"
+    assert score(job(source, output, "multi-head"))[0] == 0
+    written = output.read_bytes()
+    with pytest.raises(Refused, match="--restart replaces it"):
+        score(job("-", output, "multi-head"), source.read_bytes())
+    assert output.read_bytes() == written
+    assert score(job("-", output, "multi-head", restart=True), source.read_bytes())[0] == 0

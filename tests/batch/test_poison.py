@@ -148,3 +148,11 @@ def test_most_errors(job, server, tmp_path):
     done = scored(*arguments, "--max-errors", 2)
     assert done.returncode == 3
     assert (summary(done)["rows"], summary(done)["failed"]) == (2, 2)
+
+
+def test_the_errors_of_earlier_runs_count(job, tmp_path):
+    """A run that goes on, or has nothing more to do, has the errors of those before it."""
+    source = write(tmp_path / "in.jsonl", {"id": [1, 2, 3], "text": ["no such words", "nor these", SENTENCES[0]]})
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=1))[0] == 3
+    with pytest.raises(TooManyErrors, match="2 rows failed, more than --max-errors 1"):
+        score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=1, max_errors=1))

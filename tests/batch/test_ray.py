@@ -97,3 +97,17 @@ def test_a_node_that_dies(repository, server, tmp_path, cluster):
     assert second.returncode == 0, said
     assert summary(subprocess.CompletedProcess([], 0, b"", said))["resumed"] == done * 50
     assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.timeout(240)
+def test_sigterm_on_a_cluster(repository, tmp_path, cluster):
+    """On a cluster too, SIGTERM stops a run cleanly, with status 4 and a summary."""
+    address, _ = cluster
+    source, output = write_vectors(tmp_path / "in.parquet", 6000), tmp_path / "out.parquet"
+    arguments = ("--model", "multi", "--engine", "ray", "--models", repository, *OUTPUTS)
+    run = begun(source, output, *arguments, env=address, stderr=subprocess.PIPE)
+    wait_until(lambda: shards_done(output) > 0, run)
+    run.terminate()
+    _, said = run.communicate()
+    assert run.returncode == 4, said
+    assert summary(subprocess.CompletedProcess([], 0, b"", said))["status"] == "interrupted"
