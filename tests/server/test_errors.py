@@ -17,7 +17,7 @@ from attention_server import errors
 from attention_server.engine import Engine
 from attention_server.memories import MemoryStore
 from attention_server.repository import Policy, Repository
-from attention_server.rest.attention import error_response
+from attention_server.rest.exchange import error_response
 from attention_server.translate.errors import CODES, code_of, to_json, to_status
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc

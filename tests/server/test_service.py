@@ -150,7 +150,7 @@ def test_the_document_is_valid(openapi):
 
 def test_the_document_has_every_route(openapi):
     """Every route of /v1 is in the document, with its method, and nothing that is not there."""
-    routes = [*AttentionRoutes(None, None, 0, 0).routes(), *HealthRoutes(None).routes()]
+    routes = [*AttentionRoutes(None, None).routes(), *HealthRoutes(None).routes()]
     served = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     assert served == {(path, method.upper()) for path, methods in openapi["paths"].items() for method in methods}
 

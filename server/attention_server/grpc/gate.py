@@ -10,7 +10,7 @@ import grpc
 
 from attention_server.callers import OPEN, Caller, Callers
 from attention_server.errors import LimitReached, Unauthenticated
-from attention_server.grpc.attention import abort
+from attention_server.grpc.exchange import abort
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 

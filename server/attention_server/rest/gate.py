@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from attention_server.callers import OPEN, Callers
 from attention_server.errors import AttentionServiceError, PermissionDenied, Unauthenticated
-from attention_server.rest.attention import REQUEST_ID, error_response, request_id
+from attention_server.rest.exchange import REQUEST_ID, error_response, request_id
 
 READING = ("GET", "HEAD", "OPTIONS")
 

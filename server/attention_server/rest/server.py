@@ -22,8 +22,9 @@ from swagger_ui_bundle import swagger_ui_path
 
 from attention_server.callers import Callers
 from attention_server.certificates import Certificates, http_context
-from attention_server.rest.attention import JSON, REQUEST_ID, AttentionRoutes, request_id
+from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
+from attention_server.rest.exchange import JSON, REQUEST_ID, Exchange, request_id
 from attention_server.rest.gate import Gate
 from attention_server.service import SPARE_THREADS, Service
 
@@ -134,7 +135,7 @@ class RestServer:
         threads = requests + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         self._health = HealthRoutes(service)
-        attention = AttentionRoutes(service, self._pool, threads, max_message_bytes)
+        attention = AttentionRoutes(service, Exchange(self._pool, threads, max_message_bytes))
         application = Starlette(
             routes=[*attention.routes(), *self._health.routes(), *docs_routes()],
             exception_handlers={HTTPException: plain_error},

@@ -2,6 +2,8 @@
 
 from typing import TypeVar
 
+from attention_proto.folder import VERSION
+
 from attention_server.errors import InvalidRequest
 
 T = TypeVar("T", str, int)
@@ -16,3 +18,14 @@ def agreed(name: str, url: T, document: T) -> T:
     if url and document and url != document:
         raise InvalidRequest(f"is {document!r}, but the URL says {url!r}", field=name)
     return url or document
+
+
+def to_version(text: str) -> int:
+    """Read a version.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if not VERSION.fullmatch(text):
+        raise InvalidRequest(f"must be an integer above 0, not {text[:64]!r}", field="version")
+    return int(text)

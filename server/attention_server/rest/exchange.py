@@ -1,0 +1,236 @@
+"""What every HTTP route needs beside its documents: body, thread, caller, and how a failure is told."""
+
+import asyncio
+import functools
+import math
+import re
+import uuid
+import zlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import orjson
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from attention_server.callers import Caller
+from attention_server.domain import Call
+from attention_server.errors import (
+    AttentionServiceError,
+    DeadlineExceeded,
+    InvalidRequest,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from attention_server.translate.errors import code_of, to_json
+from attention_server.translate.url import to_version
+
+JSON = "application/json"
+REQUEST_ID = "x-request-id"
+TIMEOUT = "x-request-timeout"
+PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
+INFLATED = ("gzip", "deflate")
+EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib tells gzip's header from its own
+
+log = structlog.get_logger()
+Handler = Callable[[Request], Awaitable[Response]]
+Document = Callable[[Exception, str], dict[str, object]]
+
+
+def answers(handler: Handler, document: Document = to_json) -> Handler:
+    """Turn what a handler raises into an answer: a caller's mistake by its cause; ours goes into the log alone.
+
+    Args:
+        handler: answers a request.
+        document: what the route's protocol says of an error and the request's id.
+    """
+
+    @functools.wraps(handler)
+    async def answer(request: Request) -> Response:
+        try:
+            response = await handler(request)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except AttentionServiceError as error:
+            response = error_response(error, request_id(request), document)
+        except Exception as error:
+            log.exception("a request failed for a fault of ours", request_id=request_id(request))
+            response = error_response(error, request_id(request), document)
+        response.headers[REQUEST_ID] = request_id(request)
+        return response
+
+    return answer
+
+
+class Exchange:
+    """Reads bodies, and gives work a thread.
+
+    Args:
+        pool: threads that carry a request from its bytes to its answer, so that the loop only moves bytes.
+        threads: how many it has.
+        max_message_bytes: the largest body, as it is sent and as it is when it is inflated.
+    """
+
+    def __init__(self, pool: Executor, threads: int, max_message_bytes: int) -> None:
+        self._pool = pool
+        self._idle_threads = threads
+        self._max_message_bytes = max_message_bytes
+
+    async def answer(self, request: Request, call: Call, work: Callable[[bytes], Response]) -> Response:
+        """Read a request's body and do the rest in a thread, for as long as its caller is there and has time.
+
+        Raises:
+            TooLarge: the body is larger than one may be.
+            Unavailable: no thread is free.
+            DeadlineExceeded: the caller's time ran out.
+            InvalidRequest: the body is not compressed as its header says.
+        """
+        body = await self._body(request, call)
+        encoding = request.headers.get("content-encoding", "")
+        return await self._in_thread(request, call, lambda: work(inflate(body, encoding, self._max_message_bytes)))
+
+    async def _in_thread(self, request: Request, call: Call, work: Callable[[], Response]) -> Response:
+        self._check_idle()
+        self._idle_threads -= 1
+        answer = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        answer.add_done_callback(self._thread_is_idle)
+        gone = asyncio.create_task(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {answer, gone}
+        done, _ = await asyncio.wait(either, timeout=call.remaining(), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if answer in done:
+            return answer.result()
+        call.leave()
+        if gone in done:
+            raise ClientDisconnect
+        raise DeadlineExceeded("the deadline passed while the request waited or ran")
+
+    def _thread_is_idle(self, answer: "asyncio.Future[Response]") -> None:
+        self._idle_threads += 1
+        if not answer.cancelled():
+            answer.exception()  # seen, where nobody waits for it any more
+
+    async def _body(self, request: Request, call: Call) -> bytes:
+        """Read the body, and no more of it than may be sent, for no longer than the caller waits."""
+        self._check_length(int(request.headers.get("content-length", 0)))
+        self._check_idle()
+        try:
+            async with asyncio.timeout(call.remaining()):
+                return await self._read(request)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed while the body was read") from error
+
+    async def _read(self, request: Request) -> bytes:
+        chunks = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            self._check_length(size)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _check_length(self, length: int) -> None:
+        if length > self._max_message_bytes:
+            raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
+
+    def _check_idle(self) -> None:
+        if not self._idle_threads:  # a pool's own queue has no bound
+            raise Unavailable("more requests are here than can be answered")
+
+
+def inflate(body: bytes, encoding: str, limit: int) -> bytes:
+    """Return a body as it was before it was compressed.
+
+    Args:
+        body: as it was sent.
+        encoding: what Content-Encoding says; empty or `identity` when it is not compressed.
+        limit: how many bytes it may have.
+
+    Raises:
+        InvalidRequest: the encoding is unknown, or the body is not of it.
+        TooLarge: it has more; no more than that is inflated.
+    """
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in INFLATED:
+        raise InvalidRequest(f"must be one of {', '.join(INFLATED)}, not {encoding[:64]!r}", field="Content-Encoding")
+    stream = zlib.decompressobj(EITHER_HEADER)
+    try:
+        content = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is no {name}: {error}", field="Content-Encoding") from error
+    if len(content) > limit:
+        raise TooLarge(f"the body inflates to over {limit} bytes, the largest that is read")
+    if not stream.eof or stream.unused_data:
+        raise InvalidRequest(f"the body is no {name}: it ends too early or too late", field="Content-Encoding")
+    return content
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the caller has gone; the body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def call_of(request: Request) -> Call:
+    """Return who asks and until when.
+
+    Raises:
+        InvalidRequest: the timeout is no number of seconds.
+    """
+    caller: Caller = request.state.caller  # the gate has set it
+    name = caller.name or request.state.certificate or (request.client.host if request.client else "")
+    return Call(request_id(request), name, _timeout(request), caller.rights)
+
+
+def request_id(request: Request) -> str:
+    """Return the caller's id for this call, or a new one, the same each time it is asked for."""
+    chosen: str | None = getattr(request.state, "request_id", None)
+    if chosen is None:
+        sent = request.headers.get(REQUEST_ID, "")
+        chosen = sent if PRINTABLE.fullmatch(sent) else uuid.uuid4().hex
+        request.state.request_id = chosen
+    return chosen
+
+
+def _timeout(request: Request) -> float | None:
+    sent = request.headers.get(TIMEOUT)
+    if sent is None:
+        return None
+    try:
+        seconds = float(sent)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequest(f"must be a number of seconds above 0, not {sent[:64]!r}", field="X-Request-Timeout")
+    return seconds
+
+
+def version_of(request: Request) -> int:
+    """Return the version that the URL names; 0 when it names none.
+
+    Raises:
+        InvalidRequest: it is no version.
+    """
+    sent = request.path_params.get("version")
+    return 0 if sent is None else to_version(sent)
+
+
+def json_response(content: object, status: int = 200) -> Response:
+    """Return a document."""
+    return Response(orjson.dumps(content), status_code=status, media_type=JSON)
+
+
+def error_response(error: Exception, request_id: str, document: Document = to_json) -> Response:
+    """Return an error as its protocol tells it."""
+    response = json_response(document(error, request_id), status=code_of(error).http)
+    if isinstance(error, Unavailable):
+        response.headers["retry-after"] = str(math.ceil(error.retry_after))
+    if isinstance(error, Unauthenticated):
+        for scheme in ("Bearer", "Basic"):  # a browser asks its user for what it sends as Basic
+            response.headers.append("www-authenticate", f'{scheme} realm="attention"')
+    return response
