@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PACKAGE = HERE / "attention_proto"
-PROTOS = ("attention/v1/attention.proto",)
+PROTOS = ("attention/v1/attention.proto", "inference/grpc_predict_v2.proto")
 
 
 def generate(into: Path) -> list[Path]:
@@ -28,7 +28,9 @@ def generate(into: Path) -> list[Path]:
     files = sorted(path for path in into.rglob("*_pb2*") if path.is_file())
     for path in files:
         path.write_text(
-            re.sub(r"^from attention\.", "from attention_proto.attention.", path.read_text(), flags=re.MULTILINE)
+            re.sub(
+                r"^from (attention|inference)(?=[. ])", r"from attention_proto.\1", path.read_text(), flags=re.MULTILINE
+            )
         )
     return [path.relative_to(into) for path in files]
 

@@ -21,6 +21,7 @@ from attention_server.rest.exchange import error_response
 from attention_server.translate.errors import CODES, code_of, to_json, to_status
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.requests import Request
 from structlog.testing import capture_logs
 
 from tests.conftest import TRANSPORTS, Refused, refused, refused_by_http
@@ -76,7 +77,7 @@ def test_every_cause_has_its_codes(cause):
         "a.field",
         "id-1",
     )
-    response = error_response(error, "id-1")
+    response = error_response(error, Request({"type": "http", "path": "/v1/x", "headers": [], "state": {}}))
     assert response.status_code == http
     assert ("www-authenticate" in response.headers) == (cause is errors.Unauthenticated)
     assert ("retry-after" in response.headers) == issubclass(cause, errors.Unavailable)

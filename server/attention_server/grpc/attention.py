@@ -1,24 +1,29 @@
 """attention.v1.AttentionService: translate, call, translate."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 import grpc
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceServicer
 
+from attention_server.domain import Call, Response
+from attention_server.errors import InvalidRequest
 from attention_server.grpc.exchange import answers, call_of, streams
-from attention_server.grpc.stream import Conversations
+from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.memories import Memory
 from attention_server.service import Service
 from attention_server.translate import proto
+from attention_server.translate.errors import to_status
 
 
 class AttentionServicer(AttentionServiceServicer):
     """Answers attention.v1 from the core."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, conversations: Conversations) -> None:
         self._service = service
-        self.conversations = Conversations(service)
+        self._conversations = conversations
+        self._dialect = Dialect(self._submit, _refuse, in_order=False)
 
     @answers
     def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
@@ -29,7 +34,7 @@ class AttentionServicer(AttentionServiceServicer):
     def AttendStream(
         self, messages: Iterator[pb.AttendStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.AttendStreamResponse]:
-        return self.conversations.hold(messages, call_of(context), context)
+        return self._conversations.hold(messages, self._dialect, call_of(context), context)
 
     @answers
     def ListModels(self, message: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
@@ -58,5 +63,18 @@ class AttentionServicer(AttentionServiceServicer):
         self._service.delete_memory(message.model, message.id, call_of(context))
         return pb.DeleteMemoryResponse()
 
+    def _submit(
+        self, message: pb.AttendStreamRequest, call: Call
+    ) -> tuple["Future[Response]", Callable[[Response], pb.AttendStreamResponse]]:
+        if not message.id:
+            raise InvalidRequest("must not be empty: answers are matched by it", field="id")
+        request, id_ = proto.to_request(message.request, self._service.limits), message.id
+        future = self._service.submit(request, call, bulk=True)
+        return future, lambda response: pb.AttendStreamResponse(id=id_, response=proto.from_response(response))
+
     def _memory(self, memory: Memory) -> pb.Memory:
         return proto.from_memory(memory, self._service.seconds_left(memory))
+
+
+def _refuse(id_: str, error: Exception, call: Call) -> pb.AttendStreamResponse:
+    return pb.AttendStreamResponse(id=id_, error=to_status(error, call.request_id))

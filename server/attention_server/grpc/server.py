@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from attention_proto.attention.v1 import attention_pb2
 from attention_proto.attention.v1.attention_pb2_grpc import add_AttentionServiceServicer_to_server
+from attention_proto.inference import grpc_predict_v2_pb2
+from attention_proto.inference.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -18,10 +20,14 @@ from attention_server.callers import Callers
 from attention_server.certificates import Certificates, grpc_credentials
 from attention_server.grpc.attention import AttentionServicer
 from attention_server.grpc.gate import Gate
-from attention_server.grpc.stream import STREAMS
+from attention_server.grpc.oip import InferenceServicer
+from attention_server.grpc.stream import STREAMS, Conversations
 from attention_server.service import SPARE_THREADS, Service
 
-SERVICE = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name
+SERVICES = (
+    attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name,
+    grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+)
 
 HANDSHAKE_MS = 10_000  # for a connection that is opened and says nothing
 
@@ -30,7 +36,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class GrpcServer:
-    """Serves attention.v1, grpc.health.v1 and reflection.
+    """Serves attention.v1, the Open Inference Protocol, grpc.health.v1 and reflection.
 
     Args:
         service: the core.
@@ -66,11 +72,13 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
             ],
         )
-        attention = AttentionServicer(service)
-        self._conversations = attention.conversations
+        self._conversations = Conversations()
+        attention = AttentionServicer(service, self._conversations)
         add_AttentionServiceServicer_to_server(attention, self._server)
+        inference = InferenceServicer(service, self._conversations)
+        add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         self.set_serving(False)
         try:
             self.port = (
@@ -89,7 +97,7 @@ class GrpcServer:
 
     def set_serving(self, serving: bool) -> None:
         """Tell health checks whether requests are answered."""
-        for name in ("", SERVICE):
+        for name in ("", *SERVICES):
             self._health.set(name, SERVING if serving else NOT_SERVING)
 
     def stop(self, grace: float) -> None:

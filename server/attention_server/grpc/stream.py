@@ -1,4 +1,4 @@
-"""AttendStream: requests are taken as they come, and answers go out as they are ready, matched by their ids.
+"""Streams of either protocol: requests are taken as they come, and answers go out as they are ready, or in order.
 
 Two threads hold a stream: one reads and hands to the scheduler, the other writes. A caller who does not read fills the
 window of what is in flight, and then nothing more of theirs is read: that is the flow control.
@@ -6,21 +6,18 @@ window of what is in flight, and then nothing more of theirs is read: that is th
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
-from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.window import Window
 
 from attention_server.domain import Call, Response
-from attention_server.errors import AttentionServiceError, InvalidRequest, Unavailable
-from attention_server.service import Service
-from attention_server.translate import proto
-from attention_server.translate.errors import to_status
+from attention_server.errors import AttentionServiceError, Unavailable
 
 STREAMS = 64  # at once; each holds two threads
 IN_FLIGHT = 32  # requests of one stream
@@ -29,44 +26,64 @@ IN_FLIGHT_BYTES = 64 * 1024 * 1024
 log = structlog.get_logger()
 
 
+A = TypeVar("A")  # an answer's message
+
+
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Dialect(Generic[A]):
+    """How a protocol speaks on a stream.
+
+    Attributes:
+        submit: takes a message and hands its request to the core; returns what will hold the response, and what then
+            writes it.
+        refuse: writes that a request, by its id, has no answer.
+        in_order: whether answers go out in the order of their requests; otherwise as they are ready.
+    """
+
+    submit: Callable[[Any, Call], tuple["Future[Response]", Callable[[Response], A]]]
+    refuse: Callable[[str, Exception, Call], A]
+    in_order: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[A]):
     """What came of a request.
 
     Attributes:
         id: the caller's.
         size: the request's bytes.
+        write: writes the response; None for a request that was refused.
         future: holds the response, or the error.
     """
 
     id: str
     size: int
+    write: Callable[[Response], A] | None
     future: "Future[Response]"
 
 
 class Conversations:
     """The streams that are open."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: set[Conversation] = set()
+        self._open: set[Conversation[Any]] = set()
         self._ended = False
 
     def hold(
-        self, messages: Iterator[pb.AttendStreamRequest], call: Call, context: grpc.ServicerContext
-    ) -> Iterator[pb.AttendStreamResponse]:
+        self, messages: Iterator[Any], dialect: Dialect[A], call: Call, context: grpc.ServicerContext
+    ) -> Iterator[A]:
         """Answer a stream.
 
         Raises:
             Unavailable: too many are open, or the server is stopping.
         """
-        conversation = Conversation(self._service, call)
+        conversation = Conversation(dialect, call)
         with self._lock:
             if self._ended:
                 raise Unavailable("the server is stopping")
             if len(self._open) >= STREAMS:
-                raise Unavailable(f"{STREAMS} streams are open; send several sequences in one Attend, or come back")
+                raise Unavailable(f"{STREAMS} streams are open; send several sequences in one request, or come back")
             self._open.add(conversation)
         try:
             if not context.add_callback(conversation.leave):
@@ -86,24 +103,24 @@ class Conversations:
             conversation.end()
 
 
-class Conversation:
+class Conversation(Generic[A]):
     """One stream.
 
     Args:
-        service: the core.
+        dialect: how its protocol speaks.
         call: the stream's: all its requests have its caller and its deadline.
     """
 
-    def __init__(self, service: Service, call: Call) -> None:
-        self._service = service
+    def __init__(self, dialect: Dialect[A], call: Call) -> None:
+        self._dialect = dialect
         self._call = call
         self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
-        self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()  # None: look whether this is the end
+        self._outcomes: SimpleQueue[Outcome[A] | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
         self._complete = False  # the caller has sent all they wanted to
         self._ended = False  # no more is taken, for whatever reason
 
-    def hold(self, messages: Iterator[pb.AttendStreamRequest]) -> Iterator[pb.AttendStreamResponse]:
+    def hold(self, messages: Iterator[Any]) -> Iterator[A]:
         """Yield an answer for each message, as they are ready.
 
         Raises:
@@ -130,7 +147,7 @@ class Conversation:
         self._call.leave()
         self._window.close()
 
-    def _take(self, messages: Iterator[pb.AttendStreamRequest]) -> None:
+    def _take(self, messages: Iterator[Any]) -> None:
         try:
             for message in messages:
                 size = message.ByteSize()
@@ -149,25 +166,27 @@ class Conversation:
         self._ended = True
         self._outcomes.put(None)
 
-    def _submit(self, message: pb.AttendStreamRequest, size: int) -> None:
+    def _submit(self, message: Any, size: int) -> None:
+        write = None
         try:
-            if not message.id:
-                raise InvalidRequest("must not be empty: answers are matched by it", field="id")  # noqa: TRY301
-            request = proto.to_request(message.request, self._service.limits)
-            future = self._service.submit(request, self._call, bulk=True)
+            future, write = self._dialect.submit(message, self._call)
         except Exception as error:  # noqa: BLE001 # it is this request's alone: the stream goes on
             future = Future()
             future.set_exception(error)
-        future.add_done_callback(functools.partial(self._done, message.id, size))
+        if self._dialect.in_order:
+            self._outcomes.put(Outcome(message.id, size, write, future))
+        else:
+            future.add_done_callback(functools.partial(self._done, message.id, size, write))
 
-    def _done(self, id_: str, size: int, future: "Future[Response]") -> None:
-        self._outcomes.put(Outcome(id_, size, future))
+    def _done(self, id_: str, size: int, write: Callable[[Response], A] | None, future: "Future[Response]") -> None:
+        self._outcomes.put(Outcome(id_, size, write, future))
 
-    def _answer(self, outcome: Outcome) -> pb.AttendStreamResponse:
+    def _answer(self, outcome: Outcome[A]) -> A:
         try:
             response = outcome.future.result()
-            return pb.AttendStreamResponse(id=outcome.id, response=proto.from_response(response))
+            assert outcome.write is not None  # or the future would have raised
+            return outcome.write(response)
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=self._call.request_id)
-            return pb.AttendStreamResponse(id=outcome.id, error=to_status(error, self._call.request_id))
+            return self._dialect.refuse(outcome.id, error, self._call)

@@ -1,1 +1,1 @@
-"""REST: the twin of attention.v1 in JSON, and what belongs to an HTTP port: health, an OpenAPI document, a viewer."""
+"""REST: attention.v1's twin, the Open Inference Protocol, and an HTTP port's own: health, documents, a viewer."""

@@ -31,22 +31,17 @@ from attention_server.translate.url import to_version
 JSON = "application/json"
 REQUEST_ID = "x-request-id"
 TIMEOUT = "x-request-timeout"
+OIP = "/v2"
 PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 INFLATED = ("gzip", "deflate")
 EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib tells gzip's header from its own
 
 log = structlog.get_logger()
 Handler = Callable[[Request], Awaitable[Response]]
-Document = Callable[[Exception, str], dict[str, object]]
 
 
-def answers(handler: Handler, document: Document = to_json) -> Handler:
-    """Turn what a handler raises into an answer: a caller's mistake by its cause; ours goes into the log alone.
-
-    Args:
-        handler: answers a request.
-        document: what the route's protocol says of an error and the request's id.
-    """
+def answers(handler: Handler) -> Handler:
+    """Turn what a handler raises into an answer: a caller's mistake by its cause; ours goes into the log alone."""
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
@@ -55,10 +50,10 @@ def answers(handler: Handler, document: Document = to_json) -> Handler:
         except ClientDisconnect:
             return Response(status_code=499)
         except AttentionServiceError as error:
-            response = error_response(error, request_id(request), document)
+            response = error_response(error, request)
         except Exception as error:
             log.exception("a request failed for a fault of ours", request_id=request_id(request))
-            response = error_response(error, request_id(request), document)
+            response = error_response(error, request)
         response.headers[REQUEST_ID] = request_id(request)
         return response
 
@@ -225,12 +220,21 @@ def json_response(content: object, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status_code=status, media_type=JSON)
 
 
-def error_response(error: Exception, request_id: str, document: Document = to_json) -> Response:
-    """Return an error as its protocol tells it."""
-    response = json_response(document(error, request_id), status=code_of(error).http)
+def error_response(error: Exception, request: Request) -> Response:
+    """Return an error as the protocol of the request's path tells it."""
+    response = json_response(told(request, to_json(error, request_id(request))), status=code_of(error).http)
     if isinstance(error, Unavailable):
         response.headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, Unauthenticated):
         for scheme in ("Bearer", "Basic"):  # a browser asks its user for what it sends as Basic
             response.headers.append("www-authenticate", f'{scheme} realm="attention"')
     return response
+
+
+def told(request: Request, document: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Return what the protocol of a request's path says of an error: attention.v1 all, the Open Inference Protocol words.
+
+    The words begin with the field at fault, which attention.v1 names beside them.
+    """
+    error = document["error"]
+    return {"error": error["message"]} if request.url.path.startswith(OIP) else {"error": error}

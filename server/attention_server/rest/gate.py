@@ -38,7 +38,7 @@ class Gate:
             _refuse_other_sites(request)
             leave = caller.enter()
         except AttentionServiceError as error:
-            response = error_response(error, request_id(request))
+            response = error_response(error, request)
             response.headers[REQUEST_ID] = request_id(request)
             response.headers["connection"] = "close"  # a body that may follow is not read
             await response(scope, receive, send)

@@ -24,8 +24,9 @@ from attention_server.callers import Callers
 from attention_server.certificates import Certificates, http_context
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
-from attention_server.rest.exchange import JSON, REQUEST_ID, Exchange, request_id
+from attention_server.rest.exchange import JSON, REQUEST_ID, Exchange, request_id, told
 from attention_server.rest.gate import Gate
+from attention_server.rest.oip import InferenceRoutes
 from attention_server.service import SPARE_THREADS, Service
 
 DOCS_PAGE = """<!doctype html>
@@ -56,6 +57,10 @@ class HealthRoutes:
     def routes(self) -> list[Route]:
         """Return both."""
         return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
+
+    def is_ready(self) -> bool:
+        """Return whether requests are answered."""
+        return self._service.ready and not self.stopping
 
     async def alive(self, request: Request) -> Response:
         return Response('{"status":"alive"}', media_type=JSON)
@@ -100,7 +105,7 @@ async def plain_error(request: Request, error: Exception) -> Response:
         "request_id": request_id(request),
     }
     headers = {**(error.headers or {}), REQUEST_ID: request_id(request)}
-    return Response(orjson.dumps({"error": content}), error.status_code, headers, JSON)
+    return Response(orjson.dumps(told(request, {"error": content})), error.status_code, headers, JSON)
 
 
 class RestServer:
@@ -135,9 +140,17 @@ class RestServer:
         threads = requests + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         self._health = HealthRoutes(service)
-        attention = AttentionRoutes(service, Exchange(self._pool, threads, max_message_bytes))
+        exchange = Exchange(self._pool, threads, max_message_bytes)
+        attention = AttentionRoutes(service, exchange)
+        inference = InferenceRoutes(service, exchange, self._health.is_ready)
         application = Starlette(
-            routes=[*attention.routes(), *self._health.routes(), *docs_routes()],
+            routes=[
+                *attention.routes(),
+                *inference.routes(),
+                *inference.refusals(),
+                *self._health.routes(),
+                *docs_routes(),
+            ],
             exception_handlers={HTTPException: plain_error},
             middleware=[Middleware(Gate, callers, mutual=certificates is not None and certificates.mutual)],
         )

@@ -76,10 +76,15 @@ def to_status(error: Exception, request_id: str) -> Status:
     )
 
 
-def to_json(error: Exception, request_id: str) -> dict[str, object]:
+def to_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:
     """Return an error as REST tells it."""
     code = code_of(error)
-    content = {"code": code.http, "status": code.grpc.name, "message": message_of(error), "request_id": request_id}
+    content: dict[str, object] = {
+        "code": code.http,
+        "status": code.grpc.name,
+        "message": message_of(error),
+        "request_id": request_id,
+    }
     if isinstance(error, AttentionServiceError) and error.field:
         content["field"] = error.field
     return {"error": content}

@@ -1,0 +1,123 @@
+"""inference.GRPCInferenceService, the Open Inference Protocol: translate, call, translate.
+
+What is not here, its base class answers with UNIMPLEMENTED: shared memory, trace and log settings.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+import grpc
+from attention_proto.inference import grpc_predict_v2_pb2 as pb
+from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
+from google.protobuf.json_format import ParseDict
+
+from attention_server.domain import Call, Response
+from attention_server.errors import NotFound, Unimplemented
+from attention_server.grpc.exchange import answers, call_of, streams
+from attention_server.grpc.stream import Conversations, Dialect
+from attention_server.service import Service
+from attention_server.translate import oip, oip_models, oip_proto
+from attention_server.translate.errors import message_of
+from attention_server.translate.url import to_version
+
+
+class InferenceServicer(GRPCInferenceServiceServicer):
+    """Answers the Open Inference Protocol from the core."""
+
+    def __init__(self, service: Service, conversations: Conversations) -> None:
+        self._service = service
+        self._conversations = conversations
+        self._dialect = Dialect(self._submit, _refuse, in_order=True)
+
+    @answers
+    def ServerLive(self, message: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    @answers
+    def ServerReady(self, message: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._service.ready)
+
+    @answers
+    def ModelReady(self, message: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
+        try:
+            return pb.ModelReadyResponse(ready=self._service.is_ready(message.name, _version(message.version)))
+        except NotFound:  # the protocol asks whether it answers, not whether it is there
+            return pb.ModelReadyResponse(ready=False)
+
+    @answers
+    def ServerMetadata(
+        self, message: pb.ServerMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ServerMetadataResponse:
+        return ParseDict(oip_models.server(), pb.ServerMetadataResponse())
+
+    @answers
+    def ModelMetadata(
+        self, message: pb.ModelMetadataRequest, context: grpc.ServicerContext
+    ) -> pb.ModelMetadataResponse:
+        model = self._service.model(message.name, _version(message.version))
+        return ParseDict(oip_models.metadata(model), pb.ModelMetadataResponse())
+
+    @answers
+    def ModelConfig(self, message: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
+        model = self._service.model(message.name, _version(message.version))
+        return ParseDict({"config": oip_models.config(model)}, pb.ModelConfigResponse())
+
+    @answers
+    def ModelInfer(self, message: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
+        return oip_proto.from_answer(oip.answer(oip_proto.to_infer(message), self._service, call_of(context)))
+
+    @streams
+    def ModelStreamInfer(
+        self, messages: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ModelStreamInferResponse]:
+        return self._conversations.hold(messages, self._dialect, call_of(context), context)
+
+    @answers
+    def RepositoryIndex(
+        self, message: pb.RepositoryIndexRequest, context: grpc.ServicerContext
+    ) -> pb.RepositoryIndexResponse:
+        models = oip_models.index(self._service.index(), ready=message.ready)
+        return ParseDict({"models": models}, pb.RepositoryIndexResponse())
+
+    @answers
+    def RepositoryModelLoad(
+        self, message: pb.RepositoryModelLoadRequest, context: grpc.ServicerContext
+    ) -> pb.RepositoryModelLoadResponse:
+        call_of(context).require("repository")
+        oip_models.check_load(message.parameters)
+        self._service.load_model(message.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    @answers
+    def RepositoryModelUnload(
+        self, message: pb.RepositoryModelUnloadRequest, context: grpc.ServicerContext
+    ) -> pb.RepositoryModelUnloadResponse:
+        call_of(context).require("repository")
+        oip_models.check_unload(message.parameters)
+        self._service.unload_model(message.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    @answers
+    def ModelStatistics(
+        self, message: pb.ModelStatisticsRequest, context: grpc.ServicerContext
+    ) -> pb.ModelStatisticsResponse:
+        raise Unimplemented("statistics are not kept yet")
+
+    def _submit(
+        self, message: pb.ModelInferRequest, call: Call
+    ) -> tuple["Future[Response]", Callable[[Response], pb.ModelStreamInferResponse]]:
+        future, write = oip.submit(oip_proto.to_infer(message), self._service, call)
+        return future, lambda response: _streamed(oip_proto.from_answer(write(response)))
+
+
+def _streamed(response: pb.ModelInferResponse) -> pb.ModelStreamInferResponse:
+    response.parameters["triton_final_response"].bool_param = True  # each request has one answer
+    return pb.ModelStreamInferResponse(infer_response=response)
+
+
+def _refuse(id_: str, error: Exception, call: Call) -> pb.ModelStreamInferResponse:  # noqa: ARG001 # it has no place for its id
+    return pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
+
+
+def _version(sent: str) -> int:
+    return to_version(sent) if sent else 0
