@@ -311,7 +311,7 @@ def test_a_http_request_whose_caller_has_gone(dot_only):
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
-        ("GET", "/v2/x", 404),
+        ("GET", "/v3/x", 404),
         ("GET", "/v1/models/a/b", 404),
         ("POST", "/v1/models", 405),
         ("DELETE", "/v1/models/dot", 405),

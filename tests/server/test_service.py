@@ -10,6 +10,7 @@ import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_server.rest.attention import AttentionRoutes
+from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.server import HealthRoutes
 from attention_server.translate import json as translate
 from google.protobuf import descriptor_pool, message_factory
@@ -149,8 +150,9 @@ def test_the_document_is_valid(openapi):
 
 
 def test_the_document_has_every_route(openapi):
-    """Every route of /v1 is in the document, with its method, and nothing that is not there."""
-    routes = [*AttentionRoutes(None, None).routes(), *HealthRoutes(None).routes()]
+    """Every route of /v1 and /v2 is in the document, with its method, and nothing that is not there."""
+    inference = InferenceRoutes(None, None, None).routes()
+    routes = [*AttentionRoutes(None, None).routes(), *inference, *HealthRoutes(None).routes()]
     served = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     assert served == {(path, method.upper()) for path, methods in openapi["paths"].items() for method in methods}
 
