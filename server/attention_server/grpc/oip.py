@@ -1,7 +1,4 @@
-"""inference.GRPCInferenceService, the Open Inference Protocol: translate, call, translate.
-
-What is not here, its base class answers with UNIMPLEMENTED: shared memory, trace and log settings.
-"""
+"""inference.GRPCInferenceService, the Open Inference Protocol: translate, call, translate."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -102,6 +99,14 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, message: pb.ModelStatisticsRequest, context: grpc.ServicerContext
     ) -> pb.ModelStatisticsResponse:
         raise Unimplemented("statistics are not kept yet")
+
+    @answers
+    def _refuse_all(self, message: object, context: grpc.ServicerContext) -> None:
+        raise Unimplemented(oip_models.NOT_OFFERED)
+
+    SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _refuse_all
+    CudaSharedMemoryStatus = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = _refuse_all
+    TraceSetting = LogSettings = _refuse_all
 
     def _submit(
         self, message: pb.ModelInferRequest, call: Call

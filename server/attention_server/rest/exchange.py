@@ -232,9 +232,9 @@ def error_response(error: Exception, request: Request) -> Response:
 
 
 def told(request: Request, document: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Return what the protocol of a request's path says of an error: attention.v1 all, the Open Inference Protocol words.
+    """Return what the protocol of a request's path says of an error.
 
-    The words begin with the field at fault, which attention.v1 names beside them.
+    The Open Inference Protocol has its words alone; they begin with the field at fault.
     """
     error = document["error"]
     return {"error": error["message"]} if request.url.path.startswith(OIP) else {"error": error}

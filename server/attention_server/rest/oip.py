@@ -99,7 +99,7 @@ class InferenceRoutes:
         return await self._exchange.answer(request, call, functools.partial(change, _model(request)))
 
     async def not_offered(self, request: Request) -> Response:
-        raise Unimplemented("shared memory, trace and log settings are not offered")
+        raise Unimplemented(oip_models.NOT_OFFERED)
 
     def _infer(self, body: bytes, request: Request, version: int, call: Call) -> Response:
         header_length = request.headers.get(oip_json.HEADER_LENGTH)

@@ -17,6 +17,7 @@ from attention_server.translate.oip_tensor import BYTES
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
+NOT_OFFERED = "shared memory, trace and log settings are not offered"
 ANY = -1
 PREDICTION_TYPES = {"name": BYTES, "label": BYTES, "probability": "FP32", "row": "INT64"}
 
