@@ -67,18 +67,14 @@ def from_answer(answer: Answer) -> pb.ModelInferResponse:
 
 def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes]) -> Array:
     field, data_type, shape = tensor.name[:64], tensor.datatype, tuple(tensor.shape)
-    data = b"" if tensor.contents.ByteSize() else next(raw, b"")
     if not tensor.contents.ByteSize():
-        return from_raw(data_type, shape, data, field)
+        return from_raw(data_type, shape, next(raw, b""), field)
     if data_type not in CONTENTS:
         raise InvalidRequest(f"of type {data_type[:64]!r} cannot be sent in contents, but in raw", field=field)
     contents = getattr(tensor.contents, CONTENTS[data_type])
     if data_type == BYTES:
         return texts(contents, shape, field)
-    try:
-        return reshape(np.array(contents, DTYPES[data_type]), shape, field)
-    except OverflowError as error:
-        raise InvalidRequest(f"must hold numbers that fit {data_type}", field=field) from error
+    return reshape(np.array(contents, DTYPES[data_type]), shape, field)
 
 
 def _parameters(parameters: Mapping[str, pb.InferParameter]) -> Parameters:
