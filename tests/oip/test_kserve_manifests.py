@@ -1,0 +1,57 @@
+"""KServe's manifests: its own classes know every field, and the server every flag, path and service that they name."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+from serving import ROOT, SERVER, start_server
+
+FOLDER = ROOT / "deploy/kserve"
+RUNTIMES = sorted(FOLDER.glob("serving-runtime*.yaml"))
+
+
+def container(path: Path) -> dict[str, Any]:
+    (only,) = yaml.safe_load(path.read_text())["spec"]["containers"]
+    return only
+
+
+def test_kserve_knows_every_field():
+    """The SDK's classes read each manifest without losing a field."""
+    command = [
+        ROOT / ".venv-clients/bin/python",
+        ROOT / "tests/oip/clients/manifests.py",
+        *sorted(FOLDER.glob("*.yaml")),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", RUNTIMES, ids=lambda path: path.stem)
+def test_the_server_knows_every_flag(path):
+    """Each flag of the container is one of the server's, and it listens where the manifest says."""
+    arguments = dict(each.removeprefix("--").split("=") for each in container(path)["args"])
+    described = subprocess.run([SERVER, "--help"], capture_output=True, text=True, check=True, timeout=60).stdout
+    for name in arguments:
+        assert f"--{name} " in described, name
+    (port,) = container(path)["ports"]
+    assert str(port["containerPort"]) in (arguments.get("rest-port"), arguments.get("grpc-port"))
+
+
+def test_the_probes_are_answered(repository):
+    """The paths that the probes of HTTP ask are there."""
+    probes = [container(FOLDER / "serving-runtime.yaml")[kind] for kind in ("readinessProbe", "livenessProbe")]
+    with start_server(repository) as server:
+        for probe in probes:
+            assert requests.get(server.url + probe["httpGet"]["path"], timeout=10).status_code == 200
+
+
+def test_the_service_names_a_runtime_that_is_there():
+    """The InferenceService and its runtime agree on the name, the format and the protocol."""
+    model = yaml.safe_load((FOLDER / "inference-service.yaml").read_text())["spec"]["predictor"]["model"]
+    runtimes = {each["metadata"]["name"]: each["spec"] for each in (yaml.safe_load(p.read_text()) for p in RUNTIMES)}
+    runtime = runtimes[model["runtime"]]
+    assert model["protocolVersion"] in runtime["protocolVersions"]
+    assert model["modelFormat"]["name"] in {each["name"] for each in runtime["supportedModelFormats"]}
