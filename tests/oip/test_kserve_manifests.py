@@ -18,15 +18,26 @@ def container(path: Path) -> dict[str, Any]:
     return only
 
 
+def held_against_the_sdk(*paths: Path) -> Any:
+    command = [ROOT / ".venv-clients/bin/python", ROOT / "tests/oip/clients/manifests.py", *paths]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
 def test_kserve_knows_every_field():
-    """The SDK's classes read each manifest without losing a field."""
-    command = [
-        ROOT / ".venv-clients/bin/python",
-        ROOT / "tests/oip/clients/manifests.py",
-        *sorted(FOLDER.glob("*.yaml")),
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """No manifest has a field, or a type of one, that the SDK's classes have not."""
+    done = held_against_the_sdk(*sorted(FOLDER.glob("*.yaml")))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_field_that_is_none_is_found(tmp_path):
+    """What KServe would not know is seen, so that the test above can fail."""
+    text = (FOLDER / "serving-runtime.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(
+        text.replace("protocolVersions", "protocolVersion").replace("containerPort: 8080", "containerPort: '8080'")
+    )
+    done = held_against_the_sdk(tmp_path / "wrong.yaml")
+    assert "wrong.yaml.spec.protocolVersion: V1alpha1ServingRuntimeSpec has no such field" in done.stderr
+    assert "wrong.yaml.spec.containers[0].ports[0].containerPort: must be int" in done.stderr
 
 
 @pytest.mark.parametrize("path", RUNTIMES, ids=lambda path: path.stem)
