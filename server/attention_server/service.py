@@ -15,6 +15,7 @@ from attention_server.plan import Plan, make_plan
 from attention_server.prepare import Prepared, prepare_memory
 from attention_server.repository import Repository
 from attention_server.scheduler import Scheduler
+from attention_server.statistics import Statistics, VersionStatistics, Watch
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ class Service:
         self._repository = repository
         self._memories = memories
         self._scheduler = scheduler
+        self._statistics = Statistics()
         self.limits = limits
 
     @property
@@ -64,12 +66,13 @@ class Service:
         call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
+            watch = held.enter_context(self._statistics.watch(model.name, model.version, len(request.inputs)))
             plan = make_plan(request.outputs, model.manifest)
             prepared = self._prepare(request, model, plan)
             run = functools.partial(_answer, request, model, plan, prepared, call)
-            future = self._scheduler.submit(run, call.deadline, bulk=bulk)
+            future = self._scheduler.submit(watch.timed(run), call.deadline, bulk=bulk)
             release = held.pop_all()
-        future.add_done_callback(lambda _: release.close())
+        future.add_done_callback(functools.partial(_end, watch, release))
         return future
 
     def models(self) -> list[Model]:
@@ -151,6 +154,20 @@ class Service:
     def seconds_left(self, memory: Memory) -> float:
         """Return how long a memory is kept if nobody uses it."""
         return self._memories.seconds_left(memory)
+
+    def statistics(self, name: str = "", version: int = 0) -> list[VersionStatistics]:
+        """Return what was asked of every version that answers, or of one model's, or of one.
+
+        Raises:
+            NotFound: there is no such model or version.
+            Unavailable: models are still loading.
+        """
+        found = []
+        for each in [name] if name else self._repository.names():
+            with self._repository.lease(each, version):
+                versions = [version] if version else self._repository.versions(each)
+            found += [self._statistics.of(each, number) for number in versions]
+        return found
 
     def index(self) -> list[IndexEntry]:
         """Return every version in the repository and its state at this moment, also while models are still loading."""
@@ -234,6 +251,11 @@ def wait(future: "Future[T]", call: Call) -> T:
     if call.expired():
         raise DeadlineExceeded("the deadline passed while the request ran")
     return answer
+
+
+def _end(watch: Watch, release: ExitStack, future: "Future[Response]") -> None:
+    watch.end(future)
+    release.close()
 
 
 def _answer(request: Request, model: LoadedModel, plan: Plan, prepared: list[Prepared], call: Call) -> Response:

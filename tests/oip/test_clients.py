@@ -34,6 +34,7 @@ COLUMNS = {
     "32 at once": "concurrent",
     "metadata": "metadata",
     "config": "config",
+    "statistics": "statistics",
     "repository": "index",
     "errors": "error",
 }
@@ -207,6 +208,7 @@ def test_what_models_are(reports, name):
     predictions = [f"predictions.{part}" for part in ("name", "label", "probability", "row")]
     assert facts["metadata"]["outputs"] == [*outputs, *predictions, "tokens"]
     assert facts["config"] == "multi"
+    assert facts["statistics"] >= 3  # the sequences that this client alone has had answered
     assert ["self", "2", "READY"] in facts["index"]
 
 

@@ -99,6 +99,9 @@ def test_health_knows_the_service(server):
         ("/v2/models/{model}/versions/{version}/config", "get", None),
         ("/v2/models/{model}/infer", "post", {"inputs": [QUERY], "id": "1"}),
         ("/v2/models/{model}/versions/{version}/infer", "post", {"inputs": [QUERY]}),
+        ("/v2/models/stats", "get", None),
+        ("/v2/models/{model}/stats", "get", None),
+        ("/v2/models/{model}/versions/{version}/stats", "get", None),
         ("/v2/repository/index", "post", None),
         ("/v2/repository/index", "post", {"ready": True}),
     ],
@@ -399,6 +402,41 @@ def test_a_timeout_is_in_microseconds(server):
     query = {"name": "query", "datatype": "FP32", "shape": [1, 1, 1], "data": [1]}
     assert infer(server, inputs=[query], parameters={"timeout": 1}).status_code == 504
     assert infer(server, inputs=[query], parameters={"timeout": 0}).status_code == 200
+
+
+def test_statistics_count_what_was_asked(repository):
+    """Requests, sequences and failures are counted for their version, by either protocol; parts make up the whole."""
+
+    def of(server: Any, path: str) -> list[dict[str, Any]]:
+        response = requests.get(f"{server.url}/v2/models/{path}", timeout=10)
+        assert response.status_code == 200
+        return response.json()["model_stats"]
+
+    with start_server(repository) as server:
+        (fresh,) = of(server, "dot/stats")
+        assert fresh["last_inference"] == fresh["inference_count"] == fresh["inference_stats"]["success"]["count"] == 0
+        pair = QUERY | {"shape": [2, 1, 2]}
+        assert infer(server, inputs=[pair]).status_code == 200
+        body = {"query": [[1, 0]]}
+        assert requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=10).status_code == 200
+        assert infer(server, inputs=[QUERY, LENGTHS | {"name": "bias"}]).status_code == 400
+        (one,) = of(server, "dot/versions/1/stats")
+        assert (one["inference_count"], one["execution_count"]) == (3, 2)
+        assert one["last_inference"] > 1_700_000_000_000
+        parts = one["inference_stats"]
+        assert {name: part["count"] for name, part in parts.items()} == {
+            "success": 2,
+            "fail": 1,
+            "queue": 2,
+            "compute_input": 2,
+            "compute_infer": 2,
+            "compute_output": 2,
+        }
+        inside = sum(parts[name]["ns"] for name in ("queue", "compute_input", "compute_infer"))
+        assert 0 < parts["compute_infer"]["ns"] < inside <= parts["success"]["ns"]
+        assert [each["version"] for each in of(server, "self/stats")] == ["1", "2"]
+        assert {each["name"] for each in of(server, "stats")} > {"dot", "multi", "self"}
+        assert requests.get(f"{server.url}/v2/models/nobody/stats", timeout=10).status_code == 404
 
 
 # --- gRPC's own ---

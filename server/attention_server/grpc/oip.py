@@ -98,7 +98,8 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     def ModelStatistics(
         self, message: pb.ModelStatisticsRequest, context: grpc.ServicerContext
     ) -> pb.ModelStatisticsResponse:
-        raise Unimplemented("statistics are not kept yet")
+        found = self._service.statistics(message.name, _version(message.version))
+        return ParseDict(oip_models.statistics(found), pb.ModelStatisticsResponse())
 
     @answers
     def _refuse_all(self, message: object, context: grpc.ServicerContext) -> None:

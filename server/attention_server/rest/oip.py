@@ -49,6 +49,8 @@ class InferenceRoutes:
             _route("/v2/repository/index", self.index, "POST"),
             _route(f"{repository}/load", self.load, "POST"),
             _route(f"{repository}/unload", self.unload, "POST"),
+            _route("/v2/models/stats", self.statistics, "GET"),
+            *_routes("/stats", self.statistics, "GET"),
             *_routes("", self.metadata, "GET"),
             *_routes("/ready", self.model_ready, "GET"),
             *_routes("/config", self.config, "GET"),
@@ -78,6 +80,10 @@ class InferenceRoutes:
 
     async def config(self, request: Request) -> Response:
         return json_response(oip_models.config(self._service.model(_model(request), version_of(request))))
+
+    async def statistics(self, request: Request) -> Response:
+        model = request.path_params.get("model", "")
+        return json_response(oip_models.statistics(self._service.statistics(model, version_of(request))))
 
     async def infer(self, request: Request) -> Response:
         call = call_of(request)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from attention_proto.attention.v1.attention_pb2 import Model
 
 from attention_server.domain import PREDICTIONS, IndexEntry
+from attention_server.statistics import Duration, VersionStatistics
 from attention_server.translate.document import fields
 from attention_server.translate.oip import PREDICTION_PARTS, TOKENS
 from attention_server.translate.oip_tensor import BYTES
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 NOT_OFFERED = "shared memory, trace and log settings are not offered"
 ANY = -1
 PREDICTION_TYPES = {"name": BYTES, "label": BYTES, "probability": "FP32", "row": "INT64"}
@@ -73,6 +74,11 @@ def index(entries: Iterable[IndexEntry], *, ready: bool) -> list[Document]:
         for each in entries
         if each.state == "READY" or not ready
     ]
+
+
+def statistics(versions: Iterable[VersionStatistics]) -> Document:
+    """Describe what was asked of versions, and where the time went. What writing an answer takes is not measured."""
+    return {"model_stats": [_statistics(each) for each in versions]}
 
 
 def inputs(model: Model) -> list[Place]:
@@ -132,6 +138,25 @@ def check_unload(parameters: Mapping[str, object]) -> None:
         InvalidRequest: there is another parameter.
     """
     fields(dict(parameters), "parameters", ("unload_dependents",))
+
+
+def _statistics(one: VersionStatistics) -> Document:
+    durations = {
+        "success": one.success,
+        "fail": one.fail,
+        "queue": one.queued,
+        "compute_input": one.checking,
+        "compute_infer": one.computing,
+        "compute_output": Duration(one.success.count),
+    }
+    return {
+        "name": one.model,
+        "version": str(one.version),
+        "last_inference": one.last_inference,
+        "inference_count": one.sequences,
+        "execution_count": one.success.count,
+        "inference_stats": {name: {"count": each.count, "ns": each.ns} for name, each in durations.items()},
+    }
 
 
 def _metadata(place: Place) -> Document:

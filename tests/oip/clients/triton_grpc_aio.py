@@ -30,6 +30,7 @@ async def main() -> None:
                 await client.is_model_ready("nobody"),
             ],
             "metadata": names(await client.get_model_metadata("multi-head", as_json=True)),
+            "statistics": (await client.get_inference_statistics("multi", "1")).model_stats[0].inference_count,
             "config": (await client.get_model_config("multi")).config.name,
             "index": [
                 (each.name, each.version, each.state) for each in (await client.get_model_repository_index()).models

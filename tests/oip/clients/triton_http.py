@@ -18,6 +18,7 @@ facts = {
     ],
     "server_metadata": client.get_server_metadata(),
     "metadata": names(client.get_model_metadata("multi-head")),
+    "statistics": client.get_inference_statistics("multi", "1")["model_stats"][0]["inference_count"],
     "config": client.get_model_config("multi")["name"],
     "index": [(each["name"], each["version"], each["state"]) for each in client.get_model_repository_index()],
     "json": all(
