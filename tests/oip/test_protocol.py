@@ -222,6 +222,25 @@ def test_refusals_name_the_place(server, document, words):
     assert response.json()["error"].startswith(words), response.json()
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v2/models/dot/infer", b'{"inputs": [], "inputs": []}', "inputs: stands twice"),
+        (
+            "/v2/models/dot/infer",
+            json.dumps({"inputs": [QUERY]})[:-1].encode() + b', "id": "1", "id": "2"}',
+            "id: stands",
+        ),
+        ("/v2/repository/index", b'{"ready": true, "ready": false}', "ready: stands twice"),
+    ],
+)
+def test_names_that_stand_twice(server, path, body, words):
+    """A name that stands twice in one object is refused, as in attention.v1."""
+    response = post(server, path, body)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(words), response.json()
+
+
 def test_a_sequence_of_a_batch_is_named(server):
     """A refusal says in which sequence of the batch it is."""
     query = QUERY | {"shape": [2, 1, 2]}

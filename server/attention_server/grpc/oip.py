@@ -80,18 +80,16 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     def RepositoryModelLoad(
         self, message: pb.RepositoryModelLoadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelLoadResponse:
-        call_of(context).require("repository")
         oip_models.check_load(message.parameters)
-        self._service.load_model(message.model_name)
+        self._service.load_model(message.model_name, call_of(context))
         return pb.RepositoryModelLoadResponse()
 
     @answers
     def RepositoryModelUnload(
         self, message: pb.RepositoryModelUnloadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelUnloadResponse:
-        call_of(context).require("repository")
         oip_models.check_unload(message.parameters)
-        self._service.unload_model(message.model_name)
+        self._service.unload_model(message.model_name, call_of(context))
         return pb.RepositoryModelUnloadResponse()
 
     @answers

@@ -14,6 +14,7 @@ from attention_server.rest.exchange import JSON, Exchange, Handler, answers, cal
 from attention_server.service import Service
 from attention_server.translate import oip, oip_json, oip_models
 from attention_server.translate.document import Json, fields, parse, typed
+from attention_server.translate.duplicates import refuse_duplicates
 
 BINARY = "application/octet-stream"
 NOT_OFFERED = (
@@ -99,10 +100,9 @@ class InferenceRoutes:
     async def unload(self, request: Request) -> Response:
         return await self._change(request, self._unload)
 
-    async def _change(self, request: Request, change: Callable[[str, bytes], Response]) -> Response:
+    async def _change(self, request: Request, change: Callable[[str, Call, bytes], Response]) -> Response:
         call = call_of(request)
-        call.require("repository")
-        return await self._exchange.answer(request, call, functools.partial(change, _model(request)))
+        return await self._exchange.answer(request, call, functools.partial(change, _model(request), call))
 
     async def not_offered(self, request: Request) -> Response:
         raise Unimplemented(oip_models.NOT_OFFERED)
@@ -119,14 +119,14 @@ class InferenceRoutes:
         ready = typed(_fields(body, ("ready",)), "ready", bool, False, "")
         return json_response(oip_models.index(self._service.index(), ready=ready))
 
-    def _load(self, model: str, body: bytes) -> Response:
+    def _load(self, model: str, call: Call, body: bytes) -> Response:
         oip_models.check_load(_parameters(body))
-        self._service.load_model(model)
+        self._service.load_model(model, call)
         return json_response({})
 
-    def _unload(self, model: str, body: bytes) -> Response:
+    def _unload(self, model: str, call: Call, body: bytes) -> Response:
         oip_models.check_unload(_parameters(body))
-        self._service.unload_model(model)
+        self._service.unload_model(model, call)
         return json_response({})
 
 
@@ -146,7 +146,11 @@ def _model(request: Request) -> str:
 
 def _fields(body: bytes, known: tuple[str, ...]) -> Json:
     """Read a body that may be empty."""
-    return fields(parse(body), "", known) if body.strip() else {}
+    if not body.strip():
+        return {}
+    content = fields(parse(body), "", known)
+    refuse_duplicates(body, content)
+    return content
 
 
 def _parameters(body: bytes) -> Json:

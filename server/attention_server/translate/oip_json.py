@@ -10,6 +10,7 @@ from attention_proto.codec import DTYPES
 from attention_server.domain import Array
 from attention_server.errors import InvalidRequest
 from attention_server.translate.document import Json, elements, fields, integers, nested, parse, reshape, typed
+from attention_server.translate.duplicates import refuse_duplicates
 from attention_server.translate.oip import Answer, Infer, Output, Parameters, Wanted
 from attention_server.translate.oip_tensor import BYTES, data_type_of, from_raw, texts, to_raw
 from attention_server.translate.url import agreed, to_version
@@ -51,7 +52,7 @@ def to_infer(body: bytes, header_length: str | None, model: str, version: int) -
     if raw.left:
         raise InvalidRequest(f"leaves {len(raw.left)} bytes that belong to no input", field=HEADER_LENGTH)
     sent_version = typed(content, "model_version", str, "", "")
-    return Infer(
+    infer = Infer(
         model=agreed("model_name", model, typed(content, "model_name", str, "", "")),
         version=agreed("model_version", version, to_version(sent_version) if sent_version else 0),
         id=typed(content, "id", str, "", ""),
@@ -59,6 +60,8 @@ def to_infer(body: bytes, header_length: str | None, model: str, version: int) -
         outputs=tuple(_outputs(content)),
         parameters=_parameters(content, ""),
     )
+    refuse_duplicates(body[:length], content)
+    return infer
 
 
 def from_answer(answer: Answer, infer: Infer) -> Body:
