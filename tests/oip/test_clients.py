@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from serving import ROOT
+from serving import ROOT, start_server
 
 CLIENTS = ROOT / "tests/oip/clients"
 PYTHON = ROOT / ".venv-clients/bin/python"
@@ -282,6 +282,17 @@ def test_a_client_made_from_reflection_alone(server):
         answer = call(asked, timeout=10)
         assert np.frombuffer(answer.raw_output_contents[0], "<f4").tolist() == [3, 4]
         assert not answer.outputs[0].HasField("contents")
+
+
+def test_the_documents_example_runs():
+    """The example at the top of the document, as it is written but for the port, prints what it says."""
+    text = (ROOT / "docs/open-inference-protocol.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    said = code.rsplit("  # ", 1)[1].strip()
+    with start_server(ROOT / "models") as server:
+        code = code.replace("127.0.0.1:8080", server.rest)
+        done = subprocess.run([PYTHON, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == said
 
 
 def test_the_conformance_table_is_what_was_seen(reports):

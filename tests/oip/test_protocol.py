@@ -157,6 +157,7 @@ LENGTHS = {"name": "query_lengths", "datatype": "INT64", "shape": [1], "data": [
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"inputs": []}, "query: give a query"),
+    ({"inputs": [QUERY | {"name": "key", "shape": [0, 2, 2], "data": []}]}, "query: give a query"),
     ({"inputs": [QUERY | {"name": "qery"}]}, "inputs.qery: there is no such field; did you mean 'query'?"),
     ({"inputs": [QUERY, QUERY]}, "query: is sent twice"),
     ({"inputs": [QUERY | {"name": ""}]}, "inputs[0].name: say which"),

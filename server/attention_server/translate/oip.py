@@ -253,6 +253,9 @@ def _shorten(call: Call, parameters: Parameters) -> None:
 def _sequences(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[domain.Sequence]:
     """Yield the sequences that a dense batch stands for, each as long as the lengths say."""
     batch = _batch(inputs, limits)
+    if not batch:
+        yield domain.Sequence()  # the core says what is missing
+        return
     query, key, value = (inputs.get(name) for name in ("query", "key", "value"))
     text, memory_text = inputs.get("text"), inputs.get("memory_text")
     longest = _longest(inputs, memory)
@@ -288,7 +291,7 @@ def _longest(inputs: Mapping[str, Array], memory: str) -> _Longest:
 
 
 def _batch(inputs: Mapping[str, Array], limits: Limits) -> int:
-    """Return how many sequences there are, having checked that all inputs have as many."""
+    """Return how many sequences there are, having checked that all inputs have as many; 0 without query or text."""
     for name, rank in RANKS.items():
         if name in inputs and inputs[name].ndim != rank:
             expected = "[batch, length, width]" if rank > 1 else "[batch]"
@@ -297,7 +300,7 @@ def _batch(inputs: Mapping[str, Array], limits: Limits) -> int:
             raise InvalidRequest(f"must {'' if name.endswith('text') else 'not '}be BYTES", field=name)
     first = next((name for name in ("query", "text") if name in inputs), None)
     if first is None:
-        return 1  # the core says what is missing
+        return 0
     batch = len(inputs[first])
     if not batch:
         raise InvalidRequest("is a batch of no sequences", field=first)
