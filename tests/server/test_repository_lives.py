@@ -208,7 +208,8 @@ def test_a_new_version_takes_over_and_goes(models, publish, connect):
         wait_until(lambda: "model=dot" in server.log)
         assert transport.outputs("dot", query=QUERY)["output"].shape == QUERY.shape
         (models / "multi/2").rename(models / "gone")
-        wait_until(lambda: version_of(transport) == 1)
+        wait_until(lambda: "model unloaded" in server.log)  # until then it is there, and being unloaded
+        assert version_of(transport) == 1
         with refused("NOT_FOUND", "version", "no version 2; it has 1"):
             transport.attend("multi", version=2, query=QUERY)
         (models / "multi").rename(models / ".multi")
