@@ -27,6 +27,7 @@ from attention_server.rest.connection import Connection
 from attention_server.rest.exchange import JSON, REQUEST_ID, Exchange, request_id, told
 from attention_server.rest.gate import Gate
 from attention_server.rest.oip import InferenceRoutes
+from attention_server.rest.page import page_routes
 from attention_server.service import SPARE_THREADS, Service
 
 DOCS_PAGE = """<!doctype html>
@@ -150,6 +151,7 @@ class RestServer:
                 *inference.refusals(),
                 *self._health.routes(),
                 *docs_routes(),
+                *page_routes(),
             ],
             exception_handlers={HTTPException: plain_error},
             middleware=[Middleware(Gate, callers, mutual=certificates is not None and certificates.mutual)],
