@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NoReturn
@@ -17,9 +17,11 @@ from attention_client import channel
 from attention_client.client import AttentionClient
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
 from attention_client.options import Causal
-from attention_client.result import Array, as_document
+from attention_client.request import OutputSpec
+from attention_client.result import Array, AttendResult, as_document
 from attention_client.translate import document
 from attention_client.translate import translate as translate_text
+from attention_client.viewer import page
 
 try:
     import typer
@@ -122,6 +124,62 @@ def attend(
 
 
 @app.command(no_args_is_help=True)
+def plot(
+    model: Annotated[str, typer.Argument(help="The model's name; `attention-client models` lists them.")],
+    text: Annotated[str | None, typer.Argument(help="The sequence, for a text model; others take --query.")] = None,
+    *,
+    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
+    memory_text: Annotated[str | None, typer.Option(help="The sequence to attend to, when it is another.")] = None,
+    query: ArrayFile = None,
+    key: ArrayFile = None,
+    value: ArrayFile = None,
+    causal: Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")] = Causal.NONE,
+    layer: Annotated[str, typer.Option(help="Which layer is drawn; --html has them all.")] = "",
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw lines and letters that can be edited.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw dots.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that can be pointed at.")] = None,
+    target: Target = "127.0.0.1:50051",
+    timeout: Timeout = 30.0,
+) -> None:
+    """Draw what each head looked at into files."""
+    pictures = [file for file in (svg, png) if file is not None]
+    if not pictures and html is None:
+        raise typer.BadParameter("say where to draw: --svg FILE, --png FILE or --html FILE")
+    drawing = _plot("--svg and --png need") if pictures else None
+    with _client(target, timeout) as client:
+        described = client.model(model, version)
+        layers = [each.name for each in described.manifest.layers]
+        if layer and layer not in layers:
+            _fail(f"there is no layer {layer!r}; there is {', '.join(layers)}")
+        weights = [OutputSpec("weights", layers=layers if html else [layer] if layer else ())]
+        predictions = ["predictions"] if text is not None and described.manifest.predictors else []
+        result = client.attend(
+            model,
+            version=version,
+            text=text,
+            memory_text=memory_text,
+            query=query,
+            key=key,
+            value=value,
+            causal=causal.value,
+            outputs=[*weights, *predictions],
+        )
+    if html:
+        html.write_text(page(result), "utf-8")
+    if drawing:
+        drawn = drawing.figure(_one_layer(result, layer or layers[-1]))
+        for format_, file in (("svg", svg), ("png", png)):
+            if file:
+                drawn.savefig(file, format=format_)
+
+
+def _one_layer(result: AttendResult, layer: str) -> AttendResult:
+    """Return a result with one layer's weights as its weights; of one layer alone they are called so already."""
+    name = f"weights@{layer}"
+    return replace(result, outputs={"weights": result[name if name in result.outputs else "weights"]})
+
+
+@app.command(no_args_is_help=True)
 def translate(
     text: Annotated[str, typer.Argument(help="What to translate.")],
     *,
@@ -206,11 +264,11 @@ def _explained(error: AttentionError, target: str, timeout: float) -> str:
     return str(error)
 
 
-def _plot() -> ModuleType:
+def _plot(options: str = "--png needs") -> ModuleType:
     try:
         from attention_client import plot  # noqa: PLC0415  # matplotlib is an extra, and slow to import
     except ModuleNotFoundError:
-        _fail("--png needs matplotlib: pip install 'attention-service[plot]'")
+        _fail(f"{options} matplotlib: pip install 'attention-service[plot]'")
     return plot
 
 

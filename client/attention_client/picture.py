@@ -33,13 +33,12 @@ def picture(result: AttendResult) -> Picture:
         NotRequested: the weights were not asked for.
     """
     heads, queries, keys = result.weights.shape
-    whole = not result.tokens or len(result.tokens) == queries
     return Picture(
         titles=[f"head {head}" for head in range(heads)],
-        queries=_names(result.tokens, queries),
-        keys=_names(result.key_tokens, keys),
+        queries=names_of(result.tokens, queries),
+        keys=names_of(result.key_tokens, keys),
         weights=result.weights,
-        focus=_focus(result) if whole else None,
+        focus=focus_of(result, queries),
     )
 
 
@@ -64,11 +63,13 @@ def printable(token: str) -> str:
     return token if token.isprintable() else ascii(token)[1:-1]
 
 
-def _names(tokens: Sequence[str], count: int) -> list[str]:
+def names_of(tokens: Sequence[str], count: int) -> list[str]:
     """Take the tokens, or positions where there are none or the request chose some rows only."""
     return [printable(token) for token in tokens] if len(tokens) == count else [str(i) for i in range(count)]
 
 
-def _focus(result: AttendResult) -> int | None:
+def focus_of(result: AttendResult, queries: int) -> int | None:
+    """Return the one row that all predictions were read from, where each of `queries` rows is there."""
+    whole = not result.tokens or len(result.tokens) == queries
     rows = {prediction.row for prediction in result.predictions}
-    return rows.pop() if len(rows) == 1 else None
+    return rows.pop() if whole and len(rows) == 1 else None

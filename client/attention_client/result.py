@@ -89,6 +89,15 @@ class AttendResult:
             raise NotRequested(f"the result has no {name!r}: add it to `outputs` of the request (it holds {here})")
         return self.outputs[name]
 
+    def _repr_html_(self) -> str | None:
+        """Show the weights in a notebook; where they were not asked for, it shows what `repr` says."""
+        from attention_client import viewer  # noqa: PLC0415  # it reads this module, and who draws nothing needs none
+
+        try:
+            return viewer.frame(self)
+        except NotRequested:
+            return None
+
     def _array(self, name: str) -> Array:
         value = self[name]
         if isinstance(value, TopK):
@@ -152,7 +161,7 @@ def _result_document(result: AttendResult) -> dict[str, Any]:
         "tokens": list(result.tokens),
         "memory_tokens": list(result.memory_tokens),
         "outputs": {name: _output_document(value) for name, value in result.outputs.items()},
-        "predictions": [_prediction_document(prediction) for prediction in result.predictions],
+        "predictions": [prediction_document(prediction) for prediction in result.predictions],
     }
     return {name: value for name, value in document.items() if value}
 
@@ -163,7 +172,8 @@ def _output_document(value: Array | TopK) -> dict[str, Any]:
     return {"data_type": codec.NAMES[value.dtype], "shape": list(value.shape), "values": shortest(value)}
 
 
-def _prediction_document(prediction: Prediction) -> dict[str, Any]:
+def prediction_document(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as JSON values."""
     document = {**prediction._asdict(), "probability": shortest(np.asarray(prediction.probability, np.float32))}
     return {name: value for name, value in document.items() if value is not None}
 

@@ -147,6 +147,6 @@ export class CompareView {
 function drawnOf({ picture, layer, head }: Side): Drawn {
   const { weights } = picture.layers[layer];
   const { queries, keys } = picture;
-  if (head >= 0) return { weights, head, colour: head, queries, keys };
-  return { weights: weights.mean(range(weights.heads)), head: 0, colour: null, queries, keys };
+  if (head >= 0) return { weights, head, colour: head, queries, keys, most: 1 };
+  return { weights: weights.mean(range(weights.heads)), head: 0, colour: null, queries, keys, most: 1 };
 }

@@ -1,7 +1,7 @@
 // One head's weights as a matrix or as lines: where things stand, what is drawn, and what lies under a point.
 import { cut, weight as written } from "./format.ts";
 import { headColour, inkOn, type Palette, rgb } from "./palette.ts";
-import type { Pen } from "./pen.ts";
+import { FONT, type Pen } from "./pen.ts";
 import { range, type Weights } from "./weights.ts";
 
 export type Style = "matrix" | "lines";
@@ -20,6 +20,8 @@ export interface Drawn {
   colour: number | null;
   queries: string[];
   keys: string[];
+  /** The weight that has the ramp's last colour. */
+  most: number;
   /** In -1..1, around nothing. */
   difference?: boolean;
 }
@@ -37,23 +39,27 @@ export interface Drawing {
 }
 
 const LABEL = 12;
-const CHARACTER = 6.6; // of LABEL's size, about
 const READABLE = 11; // pixels from label to label
 const MOST_LETTERS = 14;
-const NUMBERED = 32; // pixels of a cell that holds a number
+const NUMBERED = 28; // pixels of a cell that holds a number
 
 export function drawing(style: Style, drawn: Drawn, width: number): Drawing {
   return style === "matrix" ? matrix(drawn, width) : lines(drawn, width);
 }
 
-function labelWidth(labels: string[]): number {
-  return Math.max(...labels.map((label) => cut(label, MOST_LETTERS).length), 1) * CHARACTER + 8;
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** The width of the widest label, as it stands where it is chosen, which is bold. */
+function labelWidth(labels: string[], letters = MOST_LETTERS): number {
+  if (!ruler) return 80;
+  ruler.font = `600 ${LABEL}px ${FONT}`;
+  return labels.reduce((most, label) => Math.max(most, ruler.measureText(cut(label, letters)).width), 8) + 10;
 }
 
 function matrix(drawn: Drawn, width: number): Drawing {
   const { weights, head, queries, keys } = drawn;
   const [T, S] = [weights.queries, weights.keys];
-  const gutter = Math.min(labelWidth(queries), width / 3);
+  const gutter = labelWidth(queries);
   const named = (width - gutter) / S >= READABLE;
   const left = named ? gutter : 0;
   const size = Math.min((width - left) / S, 56);
@@ -64,7 +70,7 @@ function matrix(drawn: Drawn, width: number): Drawing {
   const y = (query: number) => top + query * size;
   const numbered = size >= NUMBERED;
   const shade = (value: number, colours: Palette) =>
-    drawn.difference ? colours.difference(value) : colours.ramp(Math.min(1, Math.max(0, value)));
+    drawn.difference ? colours.difference(value) : colours.ramp(shareOf(value, drawn.most));
 
   const labels = (pen: Pen, colours: Palette, query: number | null, key: number | null) => {
     const style = (chosen: boolean) => ({ size: LABEL, fill: chosen ? colours.accent : colours.ink, bold: chosen });
@@ -132,8 +138,8 @@ function pixels(
   height: number,
   shade: (w: number) => string,
 ): ImageData {
-  const columns = Math.max(1, Math.min(weights.keys, Math.round(width * 2)));
-  const rows = Math.max(1, Math.min(weights.queries, Math.round(height * 2)));
+  const columns = Math.max(1, Math.min(weights.keys, Math.round(width * devicePixelRatio)));
+  const rows = Math.max(1, Math.min(weights.queries, Math.round(height * devicePixelRatio)));
   const largest = new Float32Array(rows * columns);
   for (let query = 0; query < weights.queries; query++) {
     const start = Math.floor((query * rows) / weights.queries) * columns;
@@ -156,10 +162,9 @@ function lines(drawn: Drawn, width: number): Drawing {
   const most = Math.max(T, S);
   const pitch = most <= 40 ? 24 : Math.max(1.25, Math.min(16, 640 / most));
   const named = pitch >= READABLE;
-  const limit = width * 0.36;
-  const left = named || most > 64 ? Math.min(labelWidth(queries), limit) : 8;
-  const right = width - (named || most > 64 ? Math.min(labelWidth(keys), limit) : 8);
-  const letters = Math.max(3, Math.min(MOST_LETTERS, Math.floor((limit - 8) / CHARACTER)));
+  const letters = width < 300 ? 9 : MOST_LETTERS;
+  const left = named || most > 64 ? labelWidth(queries, letters) : 8;
+  const right = width - (named || most > 64 ? labelWidth(keys, letters) : 8);
   const y = (at: number) => 12 + (at + 0.5) * pitch;
   const height = most * pitch + 24;
   const curve = (query: number, key: number) => {
@@ -209,6 +214,12 @@ function lines(drawn: Drawn, width: number): Drawing {
       return px <= (left + right) / 2 && place >= 0 && place < T ? { query: place, key: null } : null;
     },
   };
+}
+
+/** Where on the ramp a weight lies, 0..1. Where weights are small, the root parts them better. */
+export function shareOf(weight: number, most: number): number {
+  const share = Math.min(1, Math.max(0, weight / most));
+  return most < 1 ? Math.sqrt(share) : share;
 }
 
 export interface Panel {

@@ -27,8 +27,14 @@ export async function readFile(file: File): Promise<Matrix | { content: unknown 
   return Array.isArray(content) && Array.isArray(content[0]) ? fromNested(content) : { content };
 }
 
-/** The form of one input. `name` tells two of them apart. */
-export function form(name: string, models: Model[], input: Input, events: FormEvents): TemplateResult {
+/** The form of one input. `name` tells two of them apart; where the model itself says the words, only its memory counts. */
+export function form(
+  name: string,
+  models: Model[],
+  input: Input,
+  saysWords: boolean,
+  events: FormEvents,
+): TemplateResult {
   const model = models.find((each) => each.name === input.model)!;
   const change = (changes: Partial<Input>) => events.input({ ...input, ...changes });
   const value = (event: Event) => (event.target as HTMLInputElement).value;
@@ -39,15 +45,16 @@ export function form(name: string, models: Model[], input: Input, events: FormEv
         ${models.map((each) => html`<option value=${each.name} ?selected=${each === model}>${each.name}</option>`)}</select>
       <p class="hint">${model.manifest.description ?? ""}</p></div>
     ${
-      model.manifest.text
+      model.manifest.text && !saysWords
         ? html`<div class="segmented" role="group" aria-label="Input">${(["text", "vectors"] as const).map(
             (kind) =>
               html`<button type="button" aria-pressed=${input.kind === kind} @click=${() => change({ kind })}>${kind === "text" ? "Text" : "Vectors"}</button>`,
           )}</div>`
         : nothing
     }
-    ${input.kind === "text" ? texts(id, model, input, change, value) : vectors(id, model, input, change, events)}
-    <details class="mask" ?open=${input.causal !== "none" || input.left >= 0 || input.right >= 0}><summary>Mask</summary>
+    ${saysWords ? sentence(id, "memoryText", "Text to translate", input, change) : nothing}
+    ${saysWords ? nothing : input.kind === "text" ? texts(id, model, input, change) : vectors(id, model, input, change, events)}
+    <details class="mask" ?hidden=${saysWords} ?open=${input.causal !== "none" || input.left >= 0 || input.right >= 0}><summary>Mask</summary>
       <div class="field"><label for=${id("causal")}>Causal</label>
         <select id=${id("causal")} @change=${(event: Event) => change({ causal: value(event) as Causal })}>
           ${(
@@ -67,21 +74,27 @@ export function form(name: string, models: Model[], input: Input, events: FormEv
     </details>`;
 }
 
+function sentence(
+  id: (field: string) => string,
+  name: "text" | "memoryText",
+  label: string,
+  input: Input,
+  change: (changes: Partial<Input>) => void,
+): TemplateResult {
+  return html`<div class="field"><label for=${id(name)}>${label}</label>
+    <textarea id=${id(name)} rows="2" spellcheck="false" .value=${input[name]}
+      @input=${(event: Event) => change({ [name]: (event.target as HTMLTextAreaElement).value })}></textarea></div>`;
+}
+
 function texts(
   id: (field: string) => string,
   model: Model,
   input: Input,
   change: (changes: Partial<Input>) => void,
-  value: (event: Event) => string,
 ): TemplateResult {
-  const field = (
-    name: "text" | "memoryText",
-    label: string,
-  ) => html`<div class="field"><label for=${id(name)}>${label}</label>
-    <textarea id=${id(name)} rows="2" spellcheck="false" .value=${input[name]} @input=${(event: Event) => change({ [name]: value(event) })}></textarea></div>`;
-  return isCross(model)
-    ? html`${field("memoryText", "Memory: what is attended to")} ${field("text", "Query: what attends")}`
-    : field("text", "Text");
+  if (!isCross(model)) return sentence(id, "text", "Text", input, change);
+  return html`${sentence(id, "memoryText", "Memory: what is attended to", input, change)}
+    ${sentence(id, "text", "Query: what attends", input, change)}`;
 }
 
 function vectors(

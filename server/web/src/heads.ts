@@ -1,8 +1,8 @@
 // All heads side by side, of one layer: matrices or lines, their mean, their entropy, and the row that is looked at.
-import { html, nothing, render } from "lit-html";
+import { html, nothing, render, svg } from "lit-html";
 import { repeat } from "lit-html/directives/repeat.js";
-import { type Panel as Drawable, type Place, type Style, spoken } from "./drawing.ts";
-import { cut, token, weight as written } from "./format.ts";
+import { type Panel as Drawable, type Place, type Style, shareOf, spoken } from "./drawing.ts";
+import { brief, cut, token, weight as written } from "./format.ts";
 import { headColour, inkOn, palette } from "./palette.ts";
 import { Panel } from "./panel.ts";
 import type { Picture } from "./picture.ts";
@@ -36,6 +36,8 @@ export class HeadsView {
   private hovered: Place | null = null;
   private readonly panels = new Map<number, Panel>();
   private mean: Weights | null = null;
+  /** What the ramp ends at: 1, or less where a row is spread over very many keys. */
+  private most = 1;
   private exact: { query: number; weights: Weights } | null = null;
   private chips: HTMLElement[] = [];
 
@@ -55,6 +57,7 @@ export class HeadsView {
     this.hovered = null;
     this.exact = null;
     const { weights } = this.current;
+    this.most = weights.complete ? 1 : weights.most;
     this.state.heads = this.state.heads.filter((head) => head < weights.heads);
     const { lock } = this.state;
     if (lock && (lock.query >= weights.queries || (lock.key ?? 0) >= weights.keys)) this.state.lock = null;
@@ -96,7 +99,8 @@ export class HeadsView {
   private drawn(head: number) {
     const { queries, keys } = this.picture!;
     const weights = head === MEAN ? this.mean! : this.current.weights;
-    return { weights, head: head === MEAN ? 0 : head, colour: head === MEAN ? null : head, queries, keys };
+    const most = this.most;
+    return { weights, head: head === MEAN ? 0 : head, colour: head === MEAN ? null : head, queries, keys, most };
   }
 
   private refresh(): void {
@@ -223,6 +227,7 @@ export class HeadsView {
           </div>
         </div>
         ${this.strips()}
+        ${style === "matrix" ? this.legend() : nothing}
         <p class="readout" role="status"></p>
         <div class="panels">
           ${repeat(
@@ -242,6 +247,15 @@ export class HeadsView {
       this.element,
     );
     this.chips = [...this.element.querySelectorAll<HTMLElement>(".chip")];
+  }
+
+  private legend() {
+    const colours = palette();
+    const steps = range(24).map((step) => colours.ramp(shareOf((step / 23) * this.most, this.most)));
+    return html`<p class="legend"><span>weight</span><span>0</span>
+      <svg viewBox="0 0 24 1" preserveAspectRatio="none" aria-hidden="true">${steps.map(
+        (fill, step) => svg`<rect x=${step} width="1.05" height="1" fill=${fill} />`,
+      )}</svg><span>${brief(this.most)}</span></p>`;
   }
 
   private strips() {
@@ -324,9 +338,10 @@ export class HeadsView {
     for (const chip of this.chips) {
       const value = place && chip.dataset.key !== undefined ? mean[Number(chip.dataset.key)] : 0;
       chip.classList.toggle("from", place !== null && Number(chip.dataset.query) === place.query);
-      const shaded = value >= 0.005;
-      chip.style.backgroundColor = shaded ? colours.ramp(value) : "";
-      chip.style.color = shaded ? inkOn(colours.ramp(value)) : "";
+      const share = shareOf(value, this.most);
+      const shaded = share >= 0.005;
+      chip.style.backgroundColor = shaded ? colours.ramp(share) : "";
+      chip.style.color = shaded ? inkOn(colours.ramp(share)) : "";
     }
   }
 

@@ -343,8 +343,8 @@ class Page {
         </header>
         <div class="frame">
           <aside class="inputs" aria-label="Input">
-            ${form("a", models, state.a, events("a"))}
-            ${state.view === "compare" && state.b ? html`<h2 class="with">compared with</h2>${form("b", models, state.b, events("b"))}` : nothing}
+            ${form("a", models, state.a, state.view === "translate", events("a"))}
+            ${state.view === "compare" && state.b ? html`<h2 class="with">compared with</h2>${form("b", models, state.b, false, events("b"))}` : nothing}
             ${missing.length ? html`<p class="notice">The link to this page leaves out ${missing.join(", ")}: too many for an address. Whoever opens it needs the file.</p>` : nothing}
             <label class="choose open">open a picture: JSON of this page, of :attend or of BertViz
               <input type="file" accept=".json" aria-label="Open a picture" @change=${(event: Event) => {

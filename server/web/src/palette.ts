@@ -15,7 +15,7 @@ export interface Palette {
 
 export const LIGHT: Palette = {
   ramp: (weight) => interpolateBlues(weight ** 0.8),
-  difference: (weight) => interpolatePuOr(0.5 - weight / 2),
+  difference: (weight) => interpolatePuOr(0.5 + weight / 2),
   ink: "#1c2027",
   muted: "#5c6470",
   paper: "#ffffff",

@@ -60,6 +60,11 @@ const learned = ({ model }: Scene) => model.manifest.block !== "dot_product";
 
 // --- drawings --------------------------------------------------------------------------------------------------------
 
+/** The position before a token, where the token is not the position itself. */
+function place(name: string, at: number): TemplateResult | typeof nothing {
+  return name === String(at) ? nothing : html`<span class="place">${at}</span> `;
+}
+
 /** A vector as a strip of cells, coloured around zero; each tells its number. */
 function strip(values: ArrayLike<number>, name: string, most: number, fade = 1): TemplateResult {
   const colours = palette();
@@ -105,7 +110,7 @@ function keys(scene: Scene, columns: Column[]): TemplateResult {
     <thead><tr><th scope="col">key</th>${columns.map(({ name, wide }) => html`<th scope="col" class=${wide ? "wide" : ""}>${name}</th>`)}</tr></thead>
     <tbody>${shown.map(
       (key, at) => html`<tr class=${isOpen(scene, key) ? "" : "hidden-key"}>
-        <th scope="row"><span class="place">${key}</span> ${keyName(scene, key)}</th>
+        <th scope="row">${place(scene.picture.keys[key], key)}${keyName(scene, key)}</th>
         ${columns.map(({ cell, wide }) => html`<td class=${wide ? "wide" : ""}>${cell(key, at)}</td>`)}</tr>`,
     )}</tbody>
     ${

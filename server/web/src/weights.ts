@@ -67,6 +67,11 @@ export class Weights {
     return found;
   }
 
+  /** The largest of all. */
+  get most(): number {
+    return this.values.reduce((most, each) => Math.max(most, each), 0);
+  }
+
   /** The mean of some heads, [1, T, S]; where the weights are whole. */
   mean(heads: number[]): Weights {
     const size = this.queries * this.keys;
