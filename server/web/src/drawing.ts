@@ -62,9 +62,12 @@ function matrix(drawn: Drawn, width: number): Drawing {
   const gutter = labelWidth(queries);
   const named = (width - gutter) / S >= READABLE;
   const left = named ? gutter : 0;
-  const size = Math.min((width - left) / S, 56);
+  // Names that would touch stand upright; others lean, and the last one leans over the edge.
+  const upright = (width - left) / S < 24;
+  const over = named && !upright ? Math.min(36, labelWidth(keys.slice(-1)) * 0.7) : 0;
+  const size = Math.min((width - left - over) / S, 56);
   const grid = size * S;
-  const top = named ? Math.min(labelWidth(keys) * 0.74 + 10, 96) : 0;
+  const top = named ? labelWidth(keys) * (upright ? 1 : 0.74) + (upright ? 2 : 10) : 0;
   const height = top + size * T;
   const x = (key: number) => left + key * size;
   const y = (query: number) => top + query * size;
@@ -77,7 +80,10 @@ function matrix(drawn: Drawn, width: number): Drawing {
     for (const i of query === null ? range(T) : [query])
       pen.text(left - 7, y(i) + size / 2, cut(queries[i], MOST_LETTERS), { ...style(i === query), anchor: "end" });
     for (const j of key === null ? range(S) : [key])
-      pen.text(x(j) + size / 2, top - 8, cut(keys[j], MOST_LETTERS), { ...style(j === key), turn: -45 });
+      pen.text(x(j) + size / 2, top - 8, cut(keys[j], MOST_LETTERS), {
+        ...style(j === key),
+        turn: upright ? -90 : -45,
+      });
   };
   const cells = (pen: Pen, colours: Palette) => {
     const gap = size > 8 ? 1 : 0;
@@ -95,7 +101,7 @@ function matrix(drawn: Drawn, width: number): Drawing {
     }
   };
   return {
-    width: left + grid,
+    width: left + grid + over,
     height,
     alone: false,
     base(pen, colours) {
@@ -172,12 +178,14 @@ function lines(drawn: Drawn, width: number): Drawing {
     return `M${left},${from}C${middle},${from},${middle},${to},${right},${to}`;
   };
   const colour = (colours: Palette) => (drawn.colour === null ? colours.ink : headColour(colours, drawn.colour));
-  const faintest = most > 64 ? 0.2 : 0.02;
+  // Of a long sequence only what stands out is drawn of all rows at once.
+  const faintest = drawn.most * (most > 64 ? 0.3 : 0.02);
 
   const bundle = (pen: Pen, colours: Palette, query: number, opacity: number) =>
     weights.each(head, query, (key, weight) => {
-      if (weight >= faintest || (opacity === 1 && weight >= 0.005))
-        pen.path(curve(query, key), colour(colours), Math.max(0.5, weight * 4), opacity * (0.15 + 0.85 * weight));
+      const share = shareOf(weight, drawn.most);
+      if (weight >= faintest || (opacity === 1 && share >= 0.005))
+        pen.path(curve(query, key), colour(colours), Math.max(0.5, share * 4), opacity * (0.15 + 0.85 * share));
     });
   const label = (pen: Pen, colours: Palette, side: "query" | "key", at: number, chosen: boolean) => {
     const style = { size: LABEL, fill: chosen ? colours.accent : colours.ink, bold: chosen } as const;

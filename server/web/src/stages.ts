@@ -95,6 +95,8 @@ function bar(value: number, most: number, tip: string, negative = false): Templa
     <rect x=${start} y="1" width=${width} height="10" fill=${value < 0 ? muted : accent} data-tip=${tip} /></svg>`;
 }
 
+const BAR = html`<span class="unseen">as a bar</span>`;
+
 interface Column {
   name: string | TemplateResult;
   cell(key: number, at: number): TemplateResult | string;
@@ -242,7 +244,7 @@ const scores: Stage = {
     return html`<div class="asked"><span class="asked-name"><i>q</i> of <b class="chosen">${query(scene)}</b></span>${strip(q, "q", mostK)}</div>
       ${keys(scene, [
         { name: html`<i>k</i>`, wide: true, cell: (key, at) => strip(k[at], `k${key}`, mostK) },
-        { name: "", cell: (key, at) => bar(stages.scores[head][key], most, sum(key, at), true) },
+        { name: BAR, cell: (key, at) => bar(stages.scores[head][key], most, sum(key, at), true) },
         scoreColumn(scene),
       ])}`;
   },
@@ -315,7 +317,7 @@ const powers: Stage = {
         cell: (key) => html`<span class="number">${number(masked(scene, key) - most)}</span>`,
       },
       {
-        name: "",
+        name: BAR,
         cell: (key) => bar(powers[key], 1, `exp(${number(masked(scene, key) - most)}) = ${number(powers[key])}`),
       },
       {
@@ -348,7 +350,7 @@ const weights: Stage = {
         cell: (key) => html`<span class="number">${number(powers[key])}</span>`,
         total: html`sum ${number(sum)}`,
       },
-      { name: "", cell: (key) => bar(row[key], 1, `${number(powers[key])} / ${number(sum)} = ${number(row[key])}`) },
+      { name: BAR, cell: (key) => bar(row[key], 1, `${number(powers[key])} / ${number(sum)} = ${number(row[key])}`) },
       {
         name: html`weight <i>w</i>`,
         cell: (key) =>

@@ -28,11 +28,8 @@ export class StepsView {
     render(
       html`
         <nav class="pipeline" aria-label="Stages"><ol>${STAGES.map(
-          (
-            { name, symbol },
-            i,
-          ) => html`<li><button type="button" class=${i < step ? "done" : ""} aria-current=${i === step ? "step" : nothing}
-            aria-label=${`${i + 1} ${name}`} @click=${go(i)}><span class="symbol" aria-hidden="true">${symbol}</span><span class="stage-name" aria-hidden="true">${name}</span></button></li>`,
+          ({ name, symbol }, i) =>
+            html`<li><button type="button" class=${i < step ? "done" : ""} aria-current=${i === step ? "step" : nothing} @click=${go(i)}><span class="symbol" aria-hidden="true">${symbol}</span><span class="stage-name">${name}</span></button></li>`,
         )}</ol></nav>
         <div class="strips"><span class="strip-name">query</span><div class="strip" role="group" aria-label="The query position">
           ${picture.queries.map(

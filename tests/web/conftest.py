@@ -1,0 +1,108 @@
+"""A real browser on the page of a real server, which must stay within its origin and complain of nothing."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import numpy as np
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import ROOT, Server, start_server
+
+CHROMIUM = "/usr/bin/chromium"
+LONGEST_WAIT = 30_000  # milliseconds; two cores, shared
+
+expect.set_options(timeout=LONGEST_WAIT)
+
+
+@pytest.fixture(scope="session")
+def served_models(request: pytest.FixtureRequest) -> Path:
+    """The embedded models, and a text model of two layers and twelve heads. Made once for each state of its sources."""
+    maker = ROOT / "tests/web/make_encoder.py"
+    sources = [maker, *sorted((ROOT / "model_export/attention_export").glob("*.py"))]
+    sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models").rglob("*.*"))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
+    kept = request.config.cache.mkdir("web-models")
+    made = kept / digest
+    if not made.exists():
+        with TemporaryDirectory(dir=kept) as scratch:
+            folder = Path(scratch) / "models"
+            subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
+            shutil.copytree(ROOT / "models", folder, dirs_exist_ok=True)
+            folder.rename(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def site(served_models: Path) -> Iterator[Server]:
+    """One server for every page."""
+    with start_server(served_models) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for the tests of a file: its loop must not outlive them, for other tests start loops of their own."""
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def watched(browser: Browser, origin: str, **options: Any) -> Iterator[Page]:
+    """A page that may ask nobody but its origin, and must neither complain nor fail."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+    page = context.new_page()
+    page.set_default_timeout(LONGEST_WAIT)
+    page.complaints = complaints = []
+    strangers: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda sent: strangers.append(sent.url) if not sent.url.startswith((origin, "blob:", "data:")) else None,
+    )
+    yield page
+    context.close()
+    assert strangers == []
+    assert complaints == []
+
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(browser: Browser, site: Server) -> Iterator[Visit]:
+    """Open the page at a link: `visit(view="heads", model="multi-head", text="...")`; `options` are the browser's."""
+    with ExitStack() as pages:
+
+        def visit(options: dict[str, Any] | None = None, **state: Any) -> Page:
+            page = pages.enter_context(watched(browser, site.url, **(options or {})))
+            page.goto(f"{site.url}/#{urlencode(state, quote_via=quote)}")
+            page.locator("main").wait_for()
+            return page
+
+        yield visit
+
+
+@pytest.fixture(scope="session")
+def ask(site: Server) -> Callable[..., dict[str, Any]]:
+    """Ask the API for one sequence: its result, with outputs as arrays."""
+
+    def ask(model: str, **request: Any) -> dict[str, Any]:
+        response = requests.post(f"{site.url}/v1/models/{model}:attend", json=request, timeout=30)
+        assert response.ok, response.text
+        (result,) = response.json()["results"]
+        arrays = {name: np.array(tensor["values"], np.float32) for name, tensor in result["outputs"].items()}
+        return result | {"outputs": arrays}
+
+    return ask

@@ -1,0 +1,38 @@
+"""Two inputs, or two models, side by side."""
+
+import numpy as np
+from playwright.sync_api import expect
+
+from tests.web.reading import SENTENCE, close, number
+
+OTHER = "Mia was shown a letter by Leo"
+
+
+def test_two_inputs(visit, ask):
+    """The same row of both, and the difference, as the API has them; the heads can be chosen."""
+    a, b = (ask("multi-head", text=text, outputs=["weights"])["outputs"]["weights"] for text in (SENTENCE, OTHER))
+    page = visit(view="compare", model="multi-head", text=SENTENCE, **{"b.model": "multi-head", "b.text": OTHER})
+    page.get_by_label("Head of A").select_option("1")
+    stage = page.locator(".stage").first
+    stage.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    rows = page.locator(".row-table tbody tr").all()
+    shown = [[number(cell) for cell in row.locator("td").all_inner_texts()] for row in rows]
+    row, mean = a[1, 2], b.mean(0)[2]
+    assert close(shown, [row, mean, mean - row])
+
+
+def test_two_models(visit, ask):
+    """Another model reads beside the first; where lengths differ, no difference is drawn."""
+    page = visit(view="compare", model="multi-head", text=SENTENCE)
+    expect(page.locator(".panels figure")).to_have_count(3)
+    page.get_by_label("Model").nth(1).select_option("encoder")
+    page.locator("#b-text").fill(SENTENCE)
+    expect(page.locator("figcaption").nth(1)).to_contain_text("encoder")
+    expect(page.locator(".panels figure")).to_have_count(3)
+    page.locator("#b-text").fill("I gave")
+    expect(page.locator(".panels figure")).to_have_count(2)
+    expect(page.locator(".aside")).to_contain_text("no difference")
+    assert np.isfinite(ask("encoder", text="I gave", outputs=["weights"])["outputs"]["weights"]).all()

@@ -1,0 +1,208 @@
+"""What is brought to the page and what leaves it: vectors, links, pictures, and files of other tools."""
+
+import json
+import re
+import struct
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.web.reading import SENTENCE, close, number
+
+VECTORS = np.random.default_rng(0).normal(size=(5, 48)).astype(np.float32)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def export(page: Page, kind: str, folder: Path) -> Path:
+    """Export in one form; return the file."""
+    page.locator(".menu summary").click()
+    with page.expect_download() as saved:
+        page.locator(".menu-list").get_by_text(kind, exact=True).click()
+    page.locator(".menu summary").click()
+    file = folder / saved.value.suggested_filename
+    saved.value.save_as(file)
+    return file
+
+
+def first_row(page: Page) -> list[float]:
+    return [number(each) for each in page.locator(".row-table tbody tr").first.locator("td").all_inner_texts()]
+
+
+def write(folder: Path, kind: str) -> Path:
+    file = folder / f"vectors.{kind}"
+    match kind:
+        case "npy":
+            np.save(file, VECTORS)
+        case "csv":
+            np.savetxt(file, VECTORS, delimiter=",", header="a,b", comments="")
+        case "json":
+            file.write_text(json.dumps(VECTORS.tolist()))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv", "json"])
+def test_vectors_from_a_file(kind, visit, ask, tmp_path):
+    """Vectors chosen from .npy, CSV or JSON are what the model is asked about."""
+    page = visit(view="heads", model="multi-head", **{"query-vectors": json.dumps([[0] * 48])})
+    page.get_by_label("Query vectors from a file").set_input_files(write(tmp_path, kind))
+    expect(page.locator("button.chip")).to_have_count(5)
+    page.locator("button.chip").nth(2).click()
+    true = ask("multi-head", query=VECTORS.tolist(), outputs=["weights"])["outputs"]["weights"]
+    assert close(first_row(page), true[0, 2])
+
+
+def test_vectors_dropped_on_the_page(visit, ask, tmp_path):
+    """A file dropped anywhere on the page is the query."""
+    page = visit(view="heads", model="dot-product")
+    content = write(tmp_path, "csv").read_text()
+    page.evaluate(
+        """content => {
+            const data = new DataTransfer();
+            data.items.add(new File([content], "vectors.csv"));
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+        }""",
+        content,
+    )
+    expect(page.locator("button.chip")).to_have_count(5)
+    page.locator("button.chip").nth(4).click()
+    true = ask("dot-product", query=VECTORS.tolist(), outputs=["weights"])["outputs"]["weights"]
+    assert close(first_row(page), true[0, 4])
+
+
+def test_a_file_that_holds_no_vectors_is_named(visit, tmp_path):
+    """What cannot be read is said, with the file's name and what is wrong."""
+    page = visit(view="heads", model="dot-product")
+    (tmp_path / "ragged.json").write_text("[[1, 2], [3]]")
+    page.get_by_label("Query vectors from a file").set_input_files(tmp_path / "ragged.json")
+    expect(page.get_by_role("alert")).to_have_text("ragged.json vector 1 has 1 numbers, the first 2")
+
+
+def test_a_link_says_what_it_leaves_out(visit, tmp_path):
+    """Few vectors travel in the link; many do not, and the page says so."""
+    page = visit(view="heads", model="dot-product", **{"query-vectors": "[[1,0],[0,1]]"})
+    assert "query-vectors" in page.url
+    expect(page.locator(".notice")).to_have_count(0)
+    np.save(tmp_path / "many.npy", np.zeros((64, 48), np.float32))
+    page.get_by_label("Query vectors from a file").set_input_files(tmp_path / "many.npy")
+    expect(page.locator(".notice")).to_contain_text("leaves out query (64 × 48 numbers)")
+    expect(page).not_to_have_url(re.compile("query-vectors"))
+
+
+def test_svg_is_what_is_shown(visit, tmp_path):
+    """The SVG has a cell for each weight of each panel, every token, and no outside reference."""
+    page = visit(view="heads", model="multi-head", text=SENTENCE, lock=1)
+    page.locator(".row-table").wait_for()
+    root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
+    texts = [each.text for each in root.iter(f"{SVG}text")]
+    assert {*SENTENCE.split(), "head 0", "head 2", "mean"} <= set(texts)
+    assert "0.97" in texts  # gave -> Tater, by head 1
+    assert len(list(root.iter(f"{SVG}rect"))) >= 4 * 7 * 7
+    assert "http" not in re.sub(r'xmlns="[^"]*"', "", ET.tostring(root).decode()).replace("http://www.w3.org/2000/svg", "")
+    page.get_by_role("button", name="Lines").click()
+    root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
+    assert list(root.iter(f"{SVG}path"))
+
+
+def test_png_is_a_picture(visit, tmp_path):
+    """The PNG is as large as the SVG, twice as fine."""
+    page = visit(view="heads", model="multi-head", text=SENTENCE)
+    page.locator(".readout").wait_for()
+    root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
+    content = export(page, "PNG", tmp_path).read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    assert abs(width - 2 * int(root.attrib["width"])) <= 2
+    assert abs(height - 2 * int(root.attrib["height"])) <= 2
+
+
+def test_json_comes_out_and_goes_in(visit, ask, tmp_path):
+    """The JSON holds every layer's weights as the API has them, and the page opens it again."""
+    page = visit(view="heads", model="encoder", text=SENTENCE)
+    page.locator(".readout").wait_for()
+    file = export(page, "JSON", tmp_path)
+    content = json.loads(file.read_text())
+    true = ask("encoder", text=SENTENCE, outputs=[{"name": "weights", "layers": ["*"]}])["outputs"]
+    for layer in content["layers"]:
+        assert np.array_equal(np.array(layer["weights"], np.float32), true[f"weights@{layer['name']}"])
+    assert content["queries"] == content["keys"] == SENTENCE.split()
+    page.get_by_label("Open a picture").set_input_files(file)
+    expect(page.locator(".notice")).to_contain_text("encoder.json")
+    page.get_by_label("layer").select_option("0")
+    page.locator("button.chip").nth(1).click()
+    assert close(first_row(page), true["weights@0"][0, 1])
+
+
+def test_an_answer_of_the_api_is_opened(visit, site, tmp_path):
+    """What curl got from :attend is a picture too."""
+    page = visit(view="steps", model="dot-product")
+    body = {"text": SENTENCE, "outputs": ["weights", "predictions"]}
+    answer = page.request.post(f"{site.url}/v1/models/multi-head:attend", data=body)
+    (tmp_path / "answer.json").write_bytes(answer.body())
+    page.get_by_label("Open a picture").set_input_files(tmp_path / "answer.json")
+    page.locator("button.chip").nth(1).click()
+    weights = answer.json()["results"][0]["outputs"]["weights"]["values"]
+    assert close(first_row(page), weights[0][1])
+
+
+def test_bertviz_in_and_out(visit, ask, tmp_path):
+    """What BertViz's head_view is given can be opened, and is what comes out: [layers][heads][queries][keys]."""
+    page = visit(view="heads", model="encoder", text=SENTENCE)
+    page.locator(".readout").wait_for()
+    file = export(page, "BertViz", tmp_path)
+    content = json.loads(file.read_text())
+    true = ask("encoder", text=SENTENCE, outputs=[{"name": "weights", "layers": ["*"]}])["outputs"]
+    (attention,) = content["attention"]
+    assert np.array_equal(np.array(attention["attn"], np.float32), [true["weights@0"], true["weights@1"]])
+    assert attention["left_text"] == attention["right_text"] == SENTENCE.split()
+    assert content["include_layers"] == [0, 1]
+    page.get_by_label("Open a picture").set_input_files(file)
+    page.locator("button.chip").nth(3).click()
+    assert close(first_row(page), true["weights@1"][0, 3])
+
+
+def test_what_is_no_picture_is_refused(visit, tmp_path):
+    """A file that is something else is refused with what was expected."""
+    page = visit(view="heads", model="dot-product")
+    (tmp_path / "other.json").write_text('{"attention": [{"attn": [[[[1]]]], "left_text": ["a", "b"], "right_text": ["a"]}]}')
+    page.get_by_label("Open a picture").set_input_files(tmp_path / "other.json")
+    expect(page.get_by_role("alert")).to_contain_text("other.json: attention[0].attn[0]: expected numbers [heads][2][1]")
+
+
+def test_html_is_one_file_that_needs_nobody(visit, ask, browser, tmp_path):
+    """The HTML shows the same numbers without a server, asks nobody, and does not run what a token says."""
+    page = visit(view="heads", model="encoder", text=f"{SENTENCE} </script><script>document.title='run'</script>")
+    page.locator(".readout").wait_for()
+    file = export(page, "HTML", tmp_path)
+    true = ask(
+        "encoder",
+        text=f"{SENTENCE} </script><script>document.title='run'</script>",
+        outputs=[{"name": "weights", "layers": ["*"]}],
+    )["outputs"]
+    alone = page.context.new_page()
+    asked: list[str] = []
+    alone.on("request", lambda sent: asked.append(sent.url))
+    alone.goto(file.as_uri())
+    alone.locator("button.chip").nth(1).click()
+    assert close(first_row(alone), true["weights@1"][0, 1])
+    alone.get_by_label("layer").select_option("0")
+    assert close(first_row(alone), true["weights@0"][0, 1])
+    assert alone.title() != "run"
+    assert [each for each in asked if not each.startswith(("file:", "data:"))] == []
+    alone.close()
+
+
+def test_a_long_sequence_is_exported_by_its_largest(visit, tmp_path):
+    """Above 64 tokens files hold the largest of each row; BertViz, which takes whole weights, is refused with the reason."""
+    text = " ".join([SENTENCE] * 12)
+    page = visit(view="heads", model="encoder", text=text)
+    expect(page.locator("button.chip")).to_have_count(84)
+    content = json.loads(export(page, "JSON", tmp_path).read_text())
+    assert np.shape(content["layers"][0]["largest"]["values"]) == (12, 84, 16)
+    root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
+    assert len(list(root.iter(f"{SVG}image"))) == 13
+    page.locator(".menu summary").click()
+    page.locator(".menu-list").get_by_text("BertViz").click()
+    expect(page.get_by_role("alert")).to_contain_text("BertViz takes whole weights")

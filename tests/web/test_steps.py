@@ -1,0 +1,145 @@
+"""Step by step: each stage of one query position, with the numbers of the API."""
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.web.reading import SENTENCE, close, number
+
+STAGES = [
+    "The sequence",
+    "Query, keys, values",
+    "Scores",
+    "Mask",
+    "Softmax",
+    "Weights",
+    "Weighted sum",
+    "Heads combined",
+    "Output",
+]
+VECTORS = [[1, 0, 0.5], [0, 1, -0.5], [1, 1, 0], [-0.25, 0.5, 2]]
+# What is served, asked in each way that it can be: the link's fields, and the API's.
+CASES = {
+    "dot-product": ({"query-vectors": str(VECTORS)}, {"query": VECTORS}, None),
+    "self-attention": ({"text": "cat=3 dog=7 dog=?"}, {"text": "cat=3 dog=7 dog=?"}, None),
+    "multi-head": ({"text": SENTENCE}, {"text": SENTENCE}, None),
+    "cross-attention": (
+        {"text": "ein und", "memory": "twenty one"},
+        {"text": "ein und", "memory_text": "twenty one"},
+        None,
+    ),
+    "encoder": ({"text": SENTENCE, "layer": "0"}, {"text": SENTENCE}, "0"),
+}
+
+
+def strip(page: Page, name: str) -> list[float]:
+    """Read a strip of numbers off its tips."""
+    tips = page.locator(f'.strip-of-numbers[aria-label^="{name},"] rect').evaluate_all(
+        "all => all.map((each) => each.dataset.tip)"
+    )
+    return [number(tip.split(" = ")[1]) for tip in tips]
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_every_stage_has_the_numbers_of_the_api(model, visit, ask):
+    """From the sequence to the output, for every block, text and vectors, by the arrow key: the numbers are the API's."""
+    link, asked, layer = CASES[model]
+    query, head = 1, 0
+    specs = [
+        {"name": name, "layers": [layer] if layer else []} for name in ("q", "k", "v", "scores", "weights", "heads")
+    ]
+    true = ask(model, **asked, outputs=[*specs, {"name": "output", "layers": [layer] if layer else []}])["outputs"]
+    keys = true["weights"].shape[2]
+    page = visit(model=model, query=query, head=head, **link)
+    for step, name in enumerate(STAGES):
+        expect(page.locator("#stage-title")).to_have_text(name)
+        expect(page.locator(".pipeline [aria-current=step]")).to_contain_text(name)
+        expect(page.locator(".formula math")).to_be_visible()
+        assert page.locator(".shapes").inner_text().strip()
+        match name:
+            case "Query, keys, values":
+                assert close(strip(page, "q"), true["q"][head, query])
+                assert close(strip(page, "k1"), true["k"][head, 1])
+                assert close(strip(page, "v1"), true["v"][head, 1])
+            case "Scores":
+                shown = page.locator("table.keys .number").all_inner_texts()
+                assert close([number(each) for each in shown], true["scores"][head, query])
+            case "Softmax":
+                shown = [number(each) for each in page.locator("tbody td:last-child .number").all_inner_texts()]
+                scores = true["scores"][head, query].astype(float)
+                assert close(shown, np.exp(scores - scores.max()))
+            case "Weights":
+                shown = page.locator("b.weight").evaluate_all("all => all.map((each) => each.dataset.tip)")
+                assert len(shown) == keys
+                assert close([number(each) for each in shown], true["weights"][head, query])
+            case "Weighted sum":
+                assert close(strip(page, "head"), true["heads"][head, query])
+            case "Heads combined":
+                for each in range(len(true["heads"])):
+                    assert close(strip(page, f"head {each}"), true["heads"][each, query])
+            case "Output":
+                assert close(strip(page, "y"), true["output"][query])
+        page.keyboard.press("ArrowRight")
+
+
+def test_predictions_stand_at_the_output(visit, ask):
+    """What the model's head says is read at the row that it read."""
+    said = ask("multi-head", text=SENTENCE, outputs=["predictions"])["predictions"]
+    page = visit(model="multi-head", text=SENTENCE, step=8)
+    rows = page.locator(".stage-figure table.keys tbody tr")
+    expect(rows).to_have_count(len(said))
+    for row, each in zip(rows.all(), said, strict=True):
+        assert row.locator("th, td").all_inner_texts()[:2] == [each["name"], each["label"]]
+
+
+def test_another_token_and_another_head(visit, ask):
+    """A click on a token or a head shows its numbers."""
+    true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
+    page = visit(model="multi-head", text=SENTENCE, step=5)
+    page.get_by_role("group", name="The query position").get_by_text("Tater").click()
+    page.get_by_role("group", name="The head").get_by_text("2").click()
+    expect(page.locator(".lead .chosen")).to_have_text("Tater")
+    weights = page.locator("b.weight")
+    expect(weights.nth(6)).to_have_text(f"{true[2, 4, 6]:.4f}")
+    shown = weights.evaluate_all("all => all.map((each) => each.dataset.tip)")
+    assert close([number(each) for each in shown], true[2, 4])
+
+
+def test_a_mask_hides_the_future(visit, ask):
+    """A causal mask chosen beside the input makes scores of hidden keys -inf, and their weights nothing."""
+    true = ask("multi-head", text=SENTENCE, mask={"causal": "top_left"}, outputs=["weights"])["outputs"]["weights"]
+    page = visit(model="multi-head", text=SENTENCE, query=2, step=3)
+    page.get_by_text("Mask", exact=True).first.click()
+    page.get_by_label("Causal").select_option("top_left")
+    expect(page.locator(".lead")).to_contain_text("4 of 7 keys are hidden")
+    masked = page.locator("table.keys tbody td:last-child")
+    assert masked.all_inner_texts()[3:] == ["−∞"] * 4
+    page.keyboard.press("Escape")
+    page.locator("#main").focus()
+    page.keyboard.press("6")
+    shown = page.locator("b.weight").evaluate_all("all => all.map((each) => each.dataset.tip)")
+    assert close([number(each) for each in shown], true[0, 2])
+    assert shown[3:] == ["0"] * 4
+
+
+def test_numbers_beside_the_pointer(visit, ask):
+    """Each cell of a vector tells its exact number where the pointer is."""
+    true = ask("multi-head", text=SENTENCE, outputs=["q"])["outputs"]["q"]
+    page = visit(model="multi-head", text=SENTENCE, query=1, step=1)
+    page.locator('.strip-of-numbers[aria-label^="q,"] rect').nth(3).hover()
+    name, value = page.locator(".tip").inner_text().split(" = ")
+    assert name == "q[3]"
+    assert close(number(value), true[0, 1, 3])
+
+
+def test_a_long_sequence_shows_the_keys_that_weigh_most(visit, ask):
+    """Of many keys twelve are shown, those that weigh most; k and v are asked for these alone."""
+    text = " ".join([SENTENCE] * 20)
+    true = ask("encoder", text=text, outputs=[{"name": "weights", "rows": [5]}])["outputs"]["weights"]
+    page = visit(model="encoder", text=text, query=5, step=5)
+    expect(page.locator(".aside")).to_contain_text("12 of 140 keys")
+    weights = page.locator("b.weight")
+    keys = [int(each) for each in weights.evaluate_all("all => all.map((each) => each.dataset.key)")]
+    assert keys == sorted(np.argsort(-true[0, 0], kind="stable")[:12])
+    shown = [number(each) for each in weights.evaluate_all("all => all.map((each) => each.dataset.tip)")]
+    assert close(shown, true[0, 0, keys])
