@@ -207,6 +207,37 @@ def test_without_the_extra():
     assert done.stderr == "attention-client needs typer: pip install 'attention-service[cli]'\n"
 
 
+def test_plot(run, tmp_path):
+    """One command draws a picture, an SVG with the tokens as text, and a page of its own; and prints nothing."""
+    files = {kind: tmp_path / f"weights.{kind}" for kind in ("svg", "png", "html")}
+    options = [part for kind, file in files.items() for part in (f"--{kind}", file)]
+    status, out, err = run("plot", "multi-head", SENTENCE, *options)
+    assert (status, out, err) == (0, "", "")
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in files["svg"].read_bytes()
+    page = files["html"].read_text("utf-8")
+    assert json.dumps(SENTENCE.split()) in page
+    assert 'src="' not in page
+    assert "url(" not in page
+
+
+def test_plot_vectors(run, tmp_path):
+    """Vectors are drawn too, by their positions."""
+    np.save(tmp_path / "query.npy", np.eye(3))
+    status, _, _ = run("plot", "dot-product", "--query", tmp_path / "query.npy", "--html", tmp_path / "weights.html")
+    assert status == 0
+    assert '"queries": ["0", "1", "2"]' in (tmp_path / "weights.html").read_text("utf-8")
+
+
+def test_plot_what_cannot_be_drawn(run, tmp_path):
+    """Without a file, or of a layer that is not there, the command says what would do."""
+    status, _, err = run("plot", "multi-head", SENTENCE)
+    assert status == 2
+    assert "--html FILE" in err
+    status, _, err = run("plot", "multi-head", SENTENCE, "--layer", "9", "--png", tmp_path / "weights.png")
+    assert (status, err) == (1, "error: there is no layer '9'; there is 0\n")
+
+
 def test_png_without_matplotlib(run, monkeypatch, tmp_path):
     """--png without its extra says what to install, after the answer."""
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)

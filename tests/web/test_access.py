@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from playwright.sync_api import Page, Route, expect
-from serving import ROOT
+from playwright.sync_api import Page, expect
+from serving import ROOT, start_server
 
+from tests.security.conftest import make_token
+from tests.web.conftest import watched
 from tests.web.reading import SENTENCE
 
 AXE = ROOT / "server/web/node_modules/axe-core/axe.min.js"
@@ -16,9 +18,7 @@ VIEWS = {
     "translate": {"model": "cross-attention", "memory": "twenty one", "text": ""},
 }
 SHOWN = {"steps": "b.weight", "heads": ".row-table td", "compare": ".panels canvas", "translate": ".spoken"}
-SCREENS = [
-    (scheme, width, height) for width, height in ((1280, 900), (390, 844)) for scheme in ("light", "dark")
-]
+SCREENS = [(scheme, width, height) for width, height in ((1280, 900), (390, 844)) for scheme in ("light", "dark")]
 
 
 def violations(page: Page) -> list[str]:
@@ -62,29 +62,29 @@ def test_light_and_dark_by_hand(visit):
     assert page.evaluate(colour) != before
 
 
-def test_a_server_that_asks_for_a_token(visit, site):
-    """A 401 shows a field; what is typed goes with every request, and is kept for the tab alone."""
-    page = visit(view="heads", model="multi-head", text=SENTENCE)
-    seen: list[str | None] = []
-
-    def guard(route: Route) -> None:
-        """Stands for a proxy in front of the server that wants to know who asks."""
-        sent = route.request.headers.get("authorization")
-        seen.append(sent)
-        if sent == "Bearer secret":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json={"error": {"message": "who asks?"}})
-
-    page.route("**/v1/**", guard)
-    page.reload()
-    page.get_by_label("This server asks for a bearer token").fill("secret")
-    page.get_by_role("button", name="Use it").click()
-    expect(page.locator(".panels figure")).to_have_count(4)
-    assert seen[0] is None
-    assert set(seen[1:]) == {"Bearer secret"}
-    assert "secret" not in page.url
-    page.complaints.clear()  # the browser itself says that an answer was 401
+def test_a_server_that_asks_for_a_token(browser, served_models, tmp_path):
+    """Where a token is asked for, the page has a field for it; a wrong one is asked for again; it stays with the tab."""
+    token, lines = make_token("reader")
+    (tmp_path / "tokens.toml").write_text(lines)
+    with (
+        start_server(served_models, "--tokens", tmp_path / "tokens.toml") as guarded,
+        watched(browser, guarded.url) as page,
+    ):
+        with page.expect_response("**/v1/models") as refused:
+            page.goto(f"{guarded.url}/#view=heads&model=multi-head&text=I+gave+my+cat+Tater+a+toy")
+        assert refused.value.headers["www-authenticate"] == 'Bearer realm="attention"'  # no dialog of the browser's
+        field = page.get_by_label("This server asks for a bearer token")
+        field.fill("attn_wrong")
+        page.get_by_role("button", name="Use it").click()
+        expect(field).to_have_value("")
+        field.fill(token)
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator(".panels figure")).to_have_count(4)
+        assert token not in page.url
+        page.reload()
+        expect(page.locator(".panels figure")).to_have_count(4)
+        assert page.evaluate("localStorage.length + document.cookie.length") == 0
+        page.complaints.clear()  # the browser itself says that answers were 401
 
 
 def test_a_refusal_names_its_field(visit):

@@ -100,7 +100,9 @@ def test_svg_is_what_is_shown(visit, tmp_path):
     assert {*SENTENCE.split(), "head 0", "head 2", "mean"} <= set(texts)
     assert "0.97" in texts  # gave -> Tater, by head 1
     assert len(list(root.iter(f"{SVG}rect"))) >= 4 * 7 * 7
-    assert "http" not in re.sub(r'xmlns="[^"]*"', "", ET.tostring(root).decode()).replace("http://www.w3.org/2000/svg", "")
+    assert "http" not in re.sub(r'xmlns="[^"]*"', "", ET.tostring(root).decode()).replace(
+        "http://www.w3.org/2000/svg", ""
+    )
     page.get_by_role("button", name="Lines").click()
     root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
     assert list(root.iter(f"{SVG}path"))
@@ -166,9 +168,13 @@ def test_bertviz_in_and_out(visit, ask, tmp_path):
 def test_what_is_no_picture_is_refused(visit, tmp_path):
     """A file that is something else is refused with what was expected."""
     page = visit(view="heads", model="dot-product")
-    (tmp_path / "other.json").write_text('{"attention": [{"attn": [[[[1]]]], "left_text": ["a", "b"], "right_text": ["a"]}]}')
+    (tmp_path / "other.json").write_text(
+        '{"attention": [{"attn": [[[[1]]]], "left_text": ["a", "b"], "right_text": ["a"]}]}'
+    )
     page.get_by_label("Open a picture").set_input_files(tmp_path / "other.json")
-    expect(page.get_by_role("alert")).to_contain_text("other.json: attention[0].attn[0]: expected numbers [heads][2][1]")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "other.json: attention[0].attn[0]: expected numbers [heads][2][1]"
+    )
 
 
 def test_html_is_one_file_that_needs_nobody(visit, ask, browser, tmp_path):

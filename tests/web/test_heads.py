@@ -176,6 +176,8 @@ def test_512_tokens_stay_fluid(visit, ask):
     query = int(page.locator("button.chip.from").get_attribute("data-query") or "")
     true = ask("encoder", text=text, outputs=[{"name": "weights", "rows": [query]}])["outputs"]["weights"]
     assert np.allclose(entropies(page)[:12], [bits(each[0]) for each in true], atol=0.006)
-    weights = [spec for body in asked for spec in body["outputs"] if isinstance(spec, dict) and spec["name"] == "weights"]
+    weights = [
+        spec for body in asked for spec in body["outputs"] if isinstance(spec, dict) and spec["name"] == "weights"
+    ]
     assert weights
     assert all(spec.get("top_k", 0) in range(1, 65) or len(spec.get("rows", [])) == 1 for spec in weights)

@@ -7,13 +7,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from attention_server.callers import OPEN, Callers
 from attention_server.errors import AttentionServiceError, PermissionDenied, Unauthenticated
+from attention_server.rest import page
 from attention_server.rest.exchange import REQUEST_ID, error_response, request_id
 
 READING = ("GET", "HEAD", "OPTIONS")
+# All that is answered without asking who calls: these paths, to the letter.
+UNGUARDED = OPEN | page.PATHS
 
 
 class Gate:
-    """Lets callers through who are known; those who ask for health need not be.
+    """Lets callers through who are known; those who ask for health, or for the page's own files, need not be.
 
     Args:
         app: what is behind the gate.
@@ -27,7 +30,7 @@ class Gate:
         self._mutual = mutual
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or scope["path"] in UNGUARDED:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
@@ -40,6 +43,9 @@ class Gate:
         except AttentionServiceError as error:
             response = error_response(error, request)
             response.headers[REQUEST_ID] = request_id(request)
+            if isinstance(error, Unauthenticated) and request.headers.get("sec-fetch-dest") == "empty":
+                # What a script asked for: its page asks the reader, and the browser's own dialog would come before it.
+                response.headers["www-authenticate"] = 'Bearer realm="attention"'
             response.headers["connection"] = "close"  # a body that may follow is not read
             await response(scope, receive, send)
             return

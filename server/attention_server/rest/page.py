@@ -18,15 +18,18 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".t
 INDEX = "index.html"
 
 
+CONTENTS = {each.name: each.read_bytes() for each in files(__package__).joinpath("page").iterdir()}
+# Whoever may load the page has seen nothing of a model: that, the page asks for with a token of its reader's.
+PATHS = frozenset({"/", *(f"/page/{name}" for name in CONTENTS if name != INDEX)})
+
+
 def page_routes() -> list[Route]:
     """Return `/` and the files that it loads, whose names change with their content."""
-    folder = files(__package__).joinpath("page")
-    contents = {each.name: each.read_bytes() for each in folder.iterdir()}
-    loaded = [Route(f"/page/{name}", _file(name, content)) for name, content in contents.items() if name != INDEX]
-    return [Route("/", _file(INDEX, contents[INDEX])), *loaded]
+    return [Route(path, _file(PurePath(path).name or INDEX)) for path in sorted(PATHS)]
 
 
-def _file(name: str, content: bytes) -> Callable[[Request], Awaitable[Response]]:
+def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
+    content = CONTENTS[name]
     small = gzip.compress(content, mtime=0)
     headers = {
         "content-security-policy": POLICY,

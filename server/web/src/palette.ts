@@ -66,5 +66,6 @@ export function rgb(colour: string): number[] {
 /** Black or white, whichever is read better on a colour. */
 export function inkOn(colour: string): string {
   const [red, green, blue] = rgb(colour).map((part) => (part / 255) ** 2.2);
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? "#0c0f14" : "#ffffff";
+  // Where both have the same contrast, by WCAG's formula: (L + 0.05)^2 = 1.05 * 0.05, black's own light counted.
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? "#000000" : "#ffffff";
 }
