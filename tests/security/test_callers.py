@@ -140,7 +140,7 @@ def assert_refused(response: requests.Response, path: str, code: str) -> None:
 
 
 def test_every_route_asks_who_calls(guarded, dot_only):
-    """Each route that the router has refuses a caller without a token, or with nobody's, but health and the page's files."""
+    """Each route refuses a caller without a token, or with nobody's, but health and the page's own files."""
     routes = all_routes(dot_only)
     assert {"/healthz", "/readyz", "/v1/models", "/docs"} <= {path for _, path in routes}
     for method, path in [*routes, ("GET", "/nowhere"), ("POST", "/healthz/"), ("GET", "/docs/assets/swagger-ui.css")]:

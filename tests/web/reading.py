@@ -9,7 +9,7 @@ SENTENCE = "I gave my cat Tater a toy"
 
 def number(text: str) -> float:
     """Read a number as the page writes it."""
-    return float(text.replace("−", "-").replace("∞", "inf"))
+    return float(text.replace("\N{MINUS SIGN}", "-").replace("\N{INFINITY}", "inf"))
 
 
 def close(shown: Any, true: Any) -> bool:

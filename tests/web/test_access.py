@@ -29,7 +29,7 @@ def violations(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_axe_finds_nothing(view, visit):
-    """No view has a violation that axe-core knows of, in either colour scheme, on a desk or a phone, nor does it spill."""
+    """No view has a violation that axe-core knows of, in either colour scheme, on a desk or a phone."""
     page = visit(**{"view": view, "model": "multi-head", "text": SENTENCE, **VIEWS[view]})
     page.locator(SHOWN[view]).first.wait_for()
     if view == "translate":
@@ -63,7 +63,7 @@ def test_light_and_dark_by_hand(visit):
 
 
 def test_a_server_that_asks_for_a_token(browser, served_models, tmp_path):
-    """Where a token is asked for, the page has a field for it; a wrong one is asked for again; it stays with the tab."""
+    """Where a token is asked for, the page has a field; a wrong one is asked for again; it stays with the tab."""
     token, lines = make_token("reader")
     (tmp_path / "tokens.toml").write_text(lines)
     with (

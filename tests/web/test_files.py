@@ -87,7 +87,7 @@ def test_a_link_says_what_it_leaves_out(visit, tmp_path):
     expect(page.locator(".notice")).to_have_count(0)
     np.save(tmp_path / "many.npy", np.zeros((64, 48), np.float32))
     page.get_by_label("Query vectors from a file").set_input_files(tmp_path / "many.npy")
-    expect(page.locator(".notice")).to_contain_text("leaves out query (64 × 48 numbers)")
+    expect(page.locator(".notice")).to_contain_text("leaves out query (64 \N{MULTIPLICATION SIGN} 48 numbers)")
     expect(page).not_to_have_url(re.compile("query-vectors"))
 
 
@@ -201,7 +201,7 @@ def test_html_is_one_file_that_needs_nobody(visit, ask, browser, tmp_path):
 
 
 def test_a_long_sequence_is_exported_by_its_largest(visit, tmp_path):
-    """Above 64 tokens files hold the largest of each row; BertViz, which takes whole weights, is refused with the reason."""
+    """Above 64 tokens files hold the largest of each row; BertViz, which takes whole weights, is refused."""
     text = " ".join([SENTENCE] * 12)
     page = visit(view="heads", model="encoder", text=text)
     expect(page.locator("button.chip")).to_have_count(84)

@@ -42,7 +42,7 @@ def strip(page: Page, name: str) -> list[float]:
 
 @pytest.mark.parametrize("model", CASES)
 def test_every_stage_has_the_numbers_of_the_api(model, visit, ask):
-    """From the sequence to the output, for every block, text and vectors, by the arrow key: the numbers are the API's."""
+    """From sequence to output, for every block, text and vectors, by the arrow key: the numbers are the API's."""
     link, asked, layer = CASES[model]
     query, head = 1, 0
     specs = [
@@ -51,7 +51,7 @@ def test_every_stage_has_the_numbers_of_the_api(model, visit, ask):
     true = ask(model, **asked, outputs=[*specs, {"name": "output", "layers": [layer] if layer else []}])["outputs"]
     keys = true["weights"].shape[2]
     page = visit(model=model, query=query, head=head, **link)
-    for step, name in enumerate(STAGES):
+    for name in STAGES:
         expect(page.locator("#stage-title")).to_have_text(name)
         expect(page.locator(".pipeline [aria-current=step]")).to_contain_text(name)
         expect(page.locator(".formula math")).to_be_visible()
@@ -113,7 +113,7 @@ def test_a_mask_hides_the_future(visit, ask):
     page.get_by_label("Causal").select_option("top_left")
     expect(page.locator(".lead")).to_contain_text("4 of 7 keys are hidden")
     masked = page.locator("table.keys tbody td:last-child")
-    assert masked.all_inner_texts()[3:] == ["−∞"] * 4
+    assert masked.all_inner_texts()[3:] == ["\N{MINUS SIGN}\N{INFINITY}"] * 4
     page.keyboard.press("Escape")
     page.locator("#main").focus()
     page.keyboard.press("6")

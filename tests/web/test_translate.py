@@ -11,7 +11,7 @@ TEXT = "four thousand twenty one"
 
 
 def test_the_alignment_grows_word_by_word(visit, site):
-    """Each word is the client's translation's, and its weights are those that it was read from; one memory serves all."""
+    """Each word is the client's translation's, and its weights are those it was read from; one memory serves all."""
     with AttentionClient(site.grpc) as client:
         true = translate(client, "cross-attention", TEXT)
     page = visit(view="translate", model="cross-attention", text="", memory=TEXT)

@@ -36,7 +36,7 @@ def test_a_file_shows_every_layer(browser, client, tmp_path):
 
 
 def test_a_notebook_shows_a_result(browser, client, tmp_path):
-    """The display of a result stands in a frame of its own, begins where the predictions were read, and has its numbers."""
+    """The display of a result stands in its own frame, begins where predictions were read, and has its numbers."""
     result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
     notebook = tmp_path / "notebook.html"
     notebook.write_text(f"<!doctype html><meta charset=utf-8>{result._repr_html_()}", "utf-8")
