@@ -99,7 +99,8 @@ def take(url: str) -> None:
 
 def main() -> None:
     """Serve the embedded models, and take pictures."""
-    command = [ROOT / ".venv/bin/attention-server", "--rest-port", "0", "--grpc-port", "0", "--models", ROOT / "models"]
+    ports = ["--rest-port", "0", "--grpc-port", "0"]
+    command = [ROOT / ".venv/bin/attention-server", *ports, "--models", ROOT / "models", "--log-level", "warning"]
     with TemporaryDirectory() as folder:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
         try:

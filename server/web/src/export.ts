@@ -24,7 +24,8 @@ export async function png({ style, panels, heading, place }: Shown): Promise<Blo
   const canvas = document.createElement("canvas");
   canvas.width = width * 2;
   canvas.height = height * 2;
-  const context = canvas.getContext("2d")!;
+  // It is read once: drawn by the CPU, it need not come back from a GPU.
+  const context = canvas.getContext("2d", { willReadFrequently: true })!;
   context.scale(2, 2);
   sheet(new CanvasPen(context), LIGHT, style, panels, heading, place);
   const blob = await new Promise<Blob | null>((made) => canvas.toBlob(made, "image/png"));

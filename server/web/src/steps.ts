@@ -65,5 +65,9 @@ export class StepsView {
       `,
       this.element,
     );
+    // On a narrow screen the pipeline scrolls by itself, not the page.
+    const pipeline = this.element.querySelector(".pipeline")!;
+    const current = pipeline.querySelectorAll<HTMLElement>("li")[step];
+    pipeline.scrollLeft = current.offsetLeft - (pipeline.clientWidth - current.offsetWidth) / 2;
   }
 }
