@@ -42,6 +42,7 @@ const viewerPage = fill(read("viewer.html"), {
   styleHash: hash(style, "sha256", "base64"),
   style,
   script: inline,
+  licences,
 });
 const named = (name, text, ending) => `${name}-${hash(text, "sha256", "hex").slice(0, 12)}.${ending}`;
 const names = {

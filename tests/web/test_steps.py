@@ -105,6 +105,18 @@ def test_another_token_and_another_head(visit, ask):
     assert close([number(each) for each in shown], true[2, 4])
 
 
+def test_the_token_by_keyboard(visit):
+    """The tokens are one tab stop; arrow keys move among them, Enter chooses, and the stage stays."""
+    page = visit(model="multi-head", text=SENTENCE, step=2, query=1)
+    page.locator(".chip.from").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator(".lead .chosen")).to_have_text("cat")
+    expect(page.locator("#stage-title")).to_have_text("Scores")
+    assert page.locator(".chip[tabindex='0']").count() == 1
+
+
 def test_a_mask_hides_the_future(visit, ask):
     """A causal mask chosen beside the input makes scores of hidden keys -inf, and their weights nothing."""
     true = ask("multi-head", text=SENTENCE, mask={"causal": "top_left"}, outputs=["weights"])["outputs"]["weights"]

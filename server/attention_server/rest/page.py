@@ -1,6 +1,7 @@
 """The page at `/`: static files that ask the public API for all they show."""
 
 import gzip
+import re
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import PurePath
@@ -16,6 +17,7 @@ POLICY = (
 )
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
 INDEX = "index.html"
+NAMED_BY_CONTENT = re.compile(r".+-[0-9a-f]{12}\.\w+")
 
 
 CONTENTS = {each.name: each.read_bytes() for each in files(__package__).joinpath("page").iterdir()}
@@ -24,7 +26,7 @@ PATHS = frozenset({"/", *(f"/page/{name}" for name in CONTENTS if name != INDEX)
 
 
 def page_routes() -> list[Route]:
-    """Return `/` and the files that it loads, whose names change with their content."""
+    """Return `/` and the files that it loads, whose names change with their content; and their licences."""
     return [Route(path, _file(PurePath(path).name or INDEX)) for path in sorted(PATHS)]
 
 
@@ -35,7 +37,7 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
         "content-security-policy": POLICY,
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
-        "cache-control": "no-cache" if name == INDEX else "public, max-age=31536000, immutable",
+        "cache-control": "public, max-age=31536000, immutable" if NAMED_BY_CONTENT.fullmatch(name) else "no-cache",
         "vary": "accept-encoding",
     }
 

@@ -75,15 +75,12 @@ function matrix(drawn: Drawn, width: number): Drawing {
   const shade = (value: number, colours: Palette) =>
     drawn.difference ? colours.difference(value) : colours.ramp(shareOf(value, drawn.most));
 
-  const labels = (pen: Pen, colours: Palette, query: number | null, key: number | null) => {
-    const style = (chosen: boolean) => ({ size: LABEL, fill: chosen ? colours.accent : colours.ink, bold: chosen });
-    for (const i of query === null ? range(T) : [query])
-      pen.text(left - 7, y(i) + size / 2, cut(queries[i], MOST_LETTERS), { ...style(i === query), anchor: "end" });
-    for (const j of key === null ? range(S) : [key])
-      pen.text(x(j) + size / 2, top - 8, cut(keys[j], MOST_LETTERS), {
-        ...style(j === key),
-        turn: upright ? -90 : -45,
-      });
+  const labels = (pen: Pen, colours: Palette, rows: number[], columns: number[], chosen: boolean) => {
+    const style = { size: LABEL, fill: chosen ? colours.accent : colours.ink, bold: chosen };
+    for (const i of rows)
+      pen.text(left - 7, y(i) + size / 2, cut(queries[i], MOST_LETTERS), { ...style, anchor: "end" });
+    for (const j of columns)
+      pen.text(x(j) + size / 2, top - 8, cut(keys[j], MOST_LETTERS), { ...style, turn: upright ? -90 : -45 });
   };
   const cells = (pen: Pen, colours: Palette) => {
     const gap = size > 8 ? 1 : 0;
@@ -114,7 +111,7 @@ function matrix(drawn: Drawn, width: number): Drawing {
           size * T,
           pixels(weights, head, grid, size * T, (w) => shade(w, colours)),
         );
-      if (named) labels(pen, colours, null, null);
+      if (named) labels(pen, colours, range(T), range(S), false);
     },
     highlight(pen, colours, { query, key }) {
       const line = size > 8 ? 2 : 1;
@@ -125,7 +122,7 @@ function matrix(drawn: Drawn, width: number): Drawing {
       }
       if (!named) return;
       pen.rect(0, y(query), left - 2, size, colours.paper);
-      labels(pen, colours, query, key);
+      labels(pen, colours, [query], key === null ? [] : [key], true);
     },
     at(px, py) {
       const query = Math.floor((py - top) / size);

@@ -2,6 +2,7 @@
 import { html, nothing, render, svg } from "lit-html";
 import { repeat } from "lit-html/directives/repeat.js";
 import { type Panel as Drawable, type Place, type Style, shareOf, spoken } from "./drawing.ts";
+import { moveFocus } from "./focus.ts";
 import { brief, cut, token, weight as written } from "./format.ts";
 import { headColour, inkOn, palette } from "./palette.ts";
 import { Panel } from "./panel.ts";
@@ -376,15 +377,4 @@ export class HeadsView {
     }
     return found.map((key) => html`<td>${cut(this.picture!.keys[key], 16)} ${written(row[key])}</td>`);
   }
-}
-
-/** The arrow keys move among the tokens of a strip. */
-function moveFocus(event: KeyboardEvent): void {
-  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-  if (!step) return;
-  const chip = event.currentTarget as HTMLElement;
-  const next = (step > 0 ? chip.nextElementSibling : chip.previousElementSibling) as HTMLElement | null;
-  next?.focus();
-  event.preventDefault();
-  event.stopPropagation();
 }

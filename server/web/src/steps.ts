@@ -1,5 +1,6 @@
 // Step by step: one stage a screen, for one query position and one head.
 import { html, nothing, render } from "lit-html";
+import { moveFocus } from "./focus.ts";
 import { cut } from "./format.ts";
 import { headColour, palette } from "./palette.ts";
 import { type Scene, STAGES } from "./stages.ts";
@@ -36,7 +37,7 @@ export class StepsView {
             (
               name,
               i,
-            ) => html`<button type="button" class=${`chip ${i === stages.query ? "from" : ""}`} aria-pressed=${i === stages.query}
+            ) => html`<button type="button" class=${`chip ${i === stages.query ? "from" : ""}`} aria-pressed=${i === stages.query} tabindex=${i === stages.query ? 0 : -1} @keydown=${moveFocus}
               @click=${() => this.events.query(i)}>${cut(name, 40)}</button>`,
           )}</div>
           ${
