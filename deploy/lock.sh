@@ -25,13 +25,16 @@ if [ "${1:-}" != --sbom ]; then
   lock build "$work/build.in"
 fi
 
-# Packages by name and version (purl); where they are fetched from is the builder's affair.
+# Packages by name and version (purl); where they are fetched from is the builder's affair. Those of the page's bundle are
+# named where their licences are, which `make web` writes from what it bundled.
 for extra in server server-gpu; do
   .venv-dev/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
     --spec-version 1.6 --output-format JSON "$locks/$extra.lock" 2>/dev/null >"$work/sbom"
-  .venv-dev/bin/python - "$work/sbom" >"$locks/$extra.cdx.json" <<'PYTHON'
-import json, sys
+  .venv-dev/bin/python - "$work/sbom" server/attention_server/rest/page/LICENSES.txt \
+    >"$locks/$extra.cdx.json" <<'PYTHON'
+import json, re, sys
 from pathlib import Path
+from urllib.parse import quote
 
 document = json.loads(Path(sys.argv[1]).read_text())
 for tool in document["metadata"]["tools"]["components"]:
@@ -40,6 +43,10 @@ for component in document["components"]:
     component.pop("externalReferences", None)
     component.pop("description", None)
     component["bom-ref"] = component["purl"]
+for name, version in re.findall(r"^(\S+) (\d+\.\d+\.\d+\S*)$", Path(sys.argv[2]).read_text(), re.MULTILINE):
+    purl = f"pkg:npm/{quote(name)}@{version}"
+    component = {"bom-ref": purl, "name": name, "purl": purl, "type": "library", "version": version}
+    document["components"].append(component)
 root = document["metadata"]["component"]["bom-ref"]
 document["dependencies"] = [{"ref": root, "dependsOn": sorted(c["purl"] for c in document["components"])}]
 print(json.dumps(document, indent=1))

@@ -11,17 +11,26 @@ const page = join(here, "../attention_server/rest/page");
 const viewer = join(here, "../../client/attention_client/viewer.html");
 const target = ["chrome123", "firefox121", "safari17.5"];
 
+// The packages that a bundle holds something of, by their folders.
+const bundled = new Set();
 const bundle = async (entry) => {
-  const { outputFiles } = await build({
-    entryPoints: [join(here, entry)],
+  const { outputFiles, metafile } = await build({
+    absWorkingDir: here,
+    entryPoints: [entry],
     bundle: true,
     minify: true,
     write: false,
     charset: "utf8",
     format: entry.endsWith(".ts") ? "iife" : undefined,
     legalComments: "none",
+    metafile: true,
     target,
   });
+  for (const { inputs } of Object.values(metafile.outputs))
+    for (const [path, { bytesInOutput }] of Object.entries(inputs)) {
+      const [folder] = path.match(/^node_modules\/(@[^/]+\/)?[^/]+/) ?? [];
+      if (folder && bytesInOutput) bundled.add(folder);
+    }
   return outputFiles[0].text.trimEnd();
 };
 const hash = (text, algorithm, encoding) => createHash(algorithm).update(text).digest(encoding);
@@ -29,12 +38,16 @@ const fill = (template, values) =>
   Object.entries(values).reduce((text, [name, value]) => text.replace(`{{${name}}}`, () => value), template);
 const read = (name) => readFileSync(join(here, name), "utf8");
 
-// The licences of what is bundled ask to travel with it.
-const licences = ["d3-color", "d3-format", "d3-interpolate", "d3-scale-chromatic", "lit-html"]
-  .map((name) => `${name}\n\n${read(`node_modules/${name}/LICENSE`).trim()}\n`)
-  .join("\n\n");
-
 const [style, script, viewerScript] = await Promise.all(["src/style.css", "src/page.ts", "src/viewer.ts"].map(bundle));
+
+// The licences of what is bundled ask to travel with it.
+const licences = [...bundled]
+  .sort()
+  .map((folder) => {
+    const { name, version } = JSON.parse(read(`${folder}/package.json`));
+    return `${name} ${version}\n\n${read(`${folder}/LICENSE`).trim()}\n`;
+  })
+  .join("\n\n");
 // A script's end tag inside the script would end it.
 const inline = viewerScript.replaceAll("</script", "<\\/script");
 const viewerPage = fill(read("viewer.html"), {

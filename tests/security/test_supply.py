@@ -72,16 +72,43 @@ def test_the_build_is_locked():
         assert requirement.specifier.contains(versions[requirement.name])
 
 
+def bundled() -> dict[str, str]:
+    """Every npm package that the page's bundle holds something of, and its version, as their licences beside it say."""
+    licences = (ROOT / "server/attention_server/rest/page/LICENSES.txt").read_text()
+    return dict(re.findall(r"^([\w@/.-]+) (\d+\.\d+\.\d+)$", licences, re.MULTILINE))
+
+
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_the_sbom_lists_what_is_locked(extra):
-    """The SBOM is CycloneDX, of this version of the project, and has what is locked and nothing else."""
+    """The SBOM is CycloneDX, of this version of the project, and has what is locked or bundled and nothing else."""
     document = json.loads((LOCKS / f"{extra}.cdx.json").read_text())
     assert document["bomFormat"] == "CycloneDX"
     component = document["metadata"]["component"]
     assert (component["name"], component["version"]) == (PROJECT["name"], PROJECT["version"])
-    listed = {canonicalize_name(each["name"]): Version(each["version"]) for each in document["components"]}
-    assert listed == locked(extra)
-    assert all(each["purl"] == f"pkg:pypi/{each['name']}@{each['version']}" for each in document["components"])
+    pypi, npm = (
+        [each for each in document["components"] if each["purl"].startswith(f"pkg:{kind}/")] for kind in ("pypi", "npm")
+    )
+    assert len(pypi) + len(npm) == len(document["components"])
+    assert {canonicalize_name(each["name"]): Version(each["version"]) for each in pypi} == locked(extra)
+    assert {each["name"]: each["version"] for each in npm} == bundled(), "run `make sbom`"
+    assert all(each["purl"].split("/", 1)[1] == f"{each['name']}@{each['version']}" for each in document["components"])
+    assert document["dependencies"][0]["dependsOn"] == sorted(each["purl"] for each in document["components"])
+
+
+def test_what_is_bundled_is_locked():
+    """Each package in the page's bundle is locked by its hash, at its version; all that the page asks for is there."""
+    packages = json.loads((ROOT / "server/web/package-lock.json").read_text())["packages"]
+    for name, version in bundled().items():
+        package = packages[f"node_modules/{name}"]
+        assert package["version"] == version
+        assert package["integrity"].startswith("sha512-")
+        assert not package.get("dev"), f"{name} is bundled, but only declared for development"
+    assert bundled().keys() >= packages[""]["dependencies"].keys()
+
+
+def test_the_bundle_names_no_registry():
+    """Where npm's packages are fetched from is the builder's affair too."""
+    assert "resolved" not in (ROOT / "server/web/package-lock.json").read_text()
 
 
 def test_locks_name_no_index():

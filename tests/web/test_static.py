@@ -2,9 +2,19 @@
 
 import gzip
 import re
+import subprocess
+import sys
+import zipfile
+from http.client import HTTPConnection
 
 import pytest
 import requests
+from attention_server.callers import OPEN
+from attention_server.rest import page
+from attention_server.rest.gate import UNGUARDED
+from serving import ROOT, Server, start_server
+
+from tests.security.conftest import make_token
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,90 @@ def test_caching(index, site):
         assert len(gzip.compress(plain.content)) < 64 * 1024
 
 
-def test_no_other_file_is_there(site):
-    """Only the page's own files are served."""
-    assert requests.get(f"{site.url}/page/../server.py", timeout=30).status_code == 404
-    assert requests.get(f"{site.url}/page/index.html", timeout=30).status_code == 404
+# As a caller writes them who resolves nothing first.
+ELSEWHERE = [
+    "/page/../page.py",
+    "/page/../server.py",
+    "/page/%2e%2e/page.py",
+    "/page/..%2fpage.py",
+    "/page/..%5cpage.py",
+    "/page//LICENSES.txt",
+    "//page/LICENSES.txt",
+    "//",
+    "/./",
+    "/page",
+    "/page/",
+    "/page/index.html",
+    "/page/LICENSES.txt%00",
+    "/page/LICENSES.txt%2f..%2f..%2fpage.py",
+    "/page/licenses.txt",
+    "/index.html",
+]
+
+
+def status(server: Server, method: str, path: str) -> int:
+    connection = HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=30)
+    connection.request(method, path)
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status
+
+
+@pytest.fixture(scope="module")
+def guarded(served_models, tmp_path_factory):
+    """A server that asks for tokens."""
+    tokens = tmp_path_factory.mktemp("tokens") / "tokens.toml"
+    tokens.write_text(make_token("reader")[1])
+    with start_server(served_models, "--tokens", tokens) as running:
+        yield running
+
+
+def test_open_paths_are_the_page_and_health(index):
+    """Without a token there are the page, the three files that it loads, their licences, and health; nothing else."""
+    loaded = {f"/{path}" for path in re.findall(r'"(page/[^"]+)"', index.text)}
+    assert len(loaded) == 3
+    assert {"/", "/page/LICENSES.txt", *loaded} == page.PATHS
+    assert UNGUARDED - page.PATHS == OPEN
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_no_other_file_is_there(path, site, guarded):
+    """No way of writing a path leads to another file; where tokens are asked for, it is not even looked for."""
+    assert status(site, "GET", path) in (404, 307)  # 307: to the same path without its last slash
+    assert status(guarded, "GET", path) == 401
+
+
+def test_the_page_is_only_read(guarded):
+    """Its files answer GET and HEAD alone."""
+    for path in page.PATHS:
+        assert [status(guarded, method, path) for method in ("GET", "HEAD")] == [200, 200], path
+        assert {status(guarded, method, path) for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS")} == {405}, (
+            path
+        )
+
+
+def test_licences_travel_with_the_bundle(site, index):
+    """What is bundled names its packages, their versions and their licences, in the page's files and the viewer's."""
+    licences = requests.get(f"{site.url}/page/LICENSES.txt", timeout=30).text
+    assert re.findall(r"^(\S+) \d+\.\d+\.\d+$", licences, re.MULTILINE) == [
+        "d3-color",
+        "d3-format",
+        "d3-interpolate",
+        "d3-scale-chromatic",
+        "lit-html",
+    ]
+    assert licences.count("Copyright") >= 5
+    (exported,) = (content for name, content in page.CONTENTS.items() if name.startswith("viewer-"))
+    assert licences.strip() in exported.decode()
+
+
+def test_the_wheel_has_the_page(tmp_path):
+    """What is installed serves the page and writes the viewer: the wheel has their files, not their source."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"attention_server/rest/page/{name}" for name in page.CONTENTS} <= names
+    assert "attention_client/viewer.html" in names
+    assert not [name for name in names if "node_modules" in name or name.endswith((".ts", ".mjs"))]
