@@ -1,10 +1,23 @@
-"""How the tests read numbers off the page."""
+"""How the tests read the page."""
 
+import json
 from typing import Any
 
 import numpy as np
+from playwright.sync_api import Page
+from serving import ROOT
 
 SENTENCE = "I gave my cat Tater a toy"
+OTHER = "Mia was shown a letter by Leo"
+NOTE = "Attention weights are not explanations by themselves"
+AXE = ROOT / "server/web/node_modules/axe-core/axe.min.js"
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds on the page."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run().then(({violations}) => violations)")
+    return [json.dumps([each["id"], [node["html"][:200] for node in each["nodes"]]]) for each in found]
 
 
 def number(text: str) -> float:

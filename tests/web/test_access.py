@@ -1,16 +1,13 @@
 """Who may read the page: everybody, in light and dark, on a phone, with a token where the server asks for one."""
 
-import json
-
 import pytest
-from playwright.sync_api import Page, expect
-from serving import ROOT, start_server
+from playwright.sync_api import expect
+from serving import start_server
 
 from tests.security.conftest import make_token
 from tests.web.conftest import watched
-from tests.web.reading import SENTENCE
+from tests.web.reading import NOTE, SENTENCE, violations
 
-AXE = ROOT / "server/web/node_modules/axe-core/axe.min.js"
 VIEWS = {
     "steps": {"step": 5, "query": 1},
     "heads": {"lock": 1},
@@ -19,12 +16,6 @@ VIEWS = {
 }
 SHOWN = {"steps": "b.weight", "heads": ".row-table td", "compare": ".panels canvas", "translate": ".spoken"}
 SCREENS = [(scheme, width, height) for width, height in ((1280, 900), (390, 844)) for scheme in ("light", "dark")]
-
-
-def violations(page: Page) -> list[str]:
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run().then(({violations}) => violations)")
-    return [json.dumps([each["id"], [node["html"][:200] for node in each["nodes"]]]) for each in found]
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -41,6 +32,28 @@ def test_axe_finds_nothing(view, visit):
         assert violations(page) == [], (scheme, width)
         across = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(across) <= 0, (scheme, width)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_note_stands_with_the_weights(view, visit):
+    """Wherever weights are looked at, the page says what they are not."""
+    page = visit(**{"view": view, "model": "multi-head", "text": SENTENCE, **VIEWS[view]})
+    if view == "translate":
+        page.get_by_role("button", name="Next word").click()
+    expect(page.locator(".note")).to_contain_text(NOTE)
+
+
+def test_behind_a_proxy_under_a_path(browser, site):
+    """Files, questions and the link to the API's document are relative: the page works under any path."""
+    with watched(browser, f"{site.url}/under/a/path/") as page:
+        page.route(
+            f"{site.url}/under/a/path/**",
+            lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/under/a/path", ""))),
+        )
+        page.goto(f"{site.url}/under/a/path/#view=heads&model=multi-head&text=I+gave+my+cat+Tater+a+toy")
+        expect(page.locator(".panels figure")).to_have_count(4)
+        link = page.get_by_role("link", name="API").evaluate("link => link.href")
+        assert link == f"{site.url}/under/a/path/docs"
 
 
 def test_every_stage_is_accessible(visit):
@@ -74,6 +87,8 @@ def test_a_server_that_asks_for_a_token(browser, served_models, tmp_path):
             page.goto(f"{guarded.url}/#view=heads&model=multi-head&text=I+gave+my+cat+Tater+a+toy")
         assert refused.value.headers["www-authenticate"] == 'Bearer realm="attention"'  # no dialog of the browser's
         field = page.get_by_label("This server asks for a bearer token")
+        expect(field).to_be_visible()
+        assert violations(page) == []
         field.fill("attn_wrong")
         page.get_by_role("button", name="Use it").click()
         expect(field).to_have_value("")

@@ -3,9 +3,7 @@
 import numpy as np
 from playwright.sync_api import expect
 
-from tests.web.reading import SENTENCE, close, number
-
-OTHER = "Mia was shown a letter by Leo"
+from tests.web.reading import OTHER, SENTENCE, close, number
 
 
 def test_two_inputs(visit, ask):
@@ -36,3 +34,11 @@ def test_two_models(visit, ask):
     expect(page.locator(".panels figure")).to_have_count(2)
     expect(page.locator(".aside")).to_contain_text("no difference")
     assert np.isfinite(ask("encoder", text="I gave", outputs=["weights"])["outputs"]["weights"]).all()
+
+
+def test_long_inputs(visit):
+    """Above 64 tokens the two are drawn from their largest weights; why there is no difference is said."""
+    text = " ".join([SENTENCE] * 10)
+    page = visit(view="compare", model="encoder", text=text, **{"b.model": "encoder", "b.text": text})
+    expect(page.locator(".panels figure")).to_have_count(2)
+    expect(page.locator(".aside")).to_contain_text("the largest weights only")

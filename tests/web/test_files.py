@@ -2,15 +2,16 @@
 
 import json
 import re
-import struct
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from playwright.sync_api import Page, expect
 
-from tests.web.reading import SENTENCE, close, number
+from tests.web.reading import NOTE, OTHER, SENTENCE, close, number, violations
 
 VECTORS = np.random.default_rng(0).normal(size=(5, 48)).astype(np.float32)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -54,22 +55,35 @@ def test_vectors_from_a_file(kind, visit, ask, tmp_path):
     assert close(first_row(page), true[0, 2])
 
 
-def test_vectors_dropped_on_the_page(visit, ask, tmp_path):
+@pytest.mark.parametrize("kind", ["npy", "csv", "json"])
+def test_vectors_dropped_on_the_page(kind, visit, ask, tmp_path):
     """A file dropped anywhere on the page is the query."""
     page = visit(view="heads", model="dot-product")
-    content = write(tmp_path, "csv").read_text()
+    file = write(tmp_path, kind)
     page.evaluate(
-        """content => {
+        """([name, content]) => {
             const data = new DataTransfer();
-            data.items.add(new File([content], "vectors.csv"));
+            data.items.add(new File([Uint8Array.from(content)], name));
             document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
         }""",
-        content,
+        [file.name, list(file.read_bytes())],
     )
     expect(page.locator("button.chip")).to_have_count(5)
     page.locator("button.chip").nth(4).click()
     true = ask("dot-product", query=VECTORS.tolist(), outputs=["weights"])["outputs"]["weights"]
     assert close(first_row(page), true[0, 4])
+
+
+def test_vectors_typed_as_json(visit, ask):
+    """Vectors typed into the field are the query."""
+    page = visit(view="heads", model="dot-product", **{"query-vectors": "[[1,0],[0,1]]"})
+    field = page.get_by_role("textbox", name="Query vectors")
+    field.fill("[[1, 2], [3, -1], [0, 0.5]]")
+    field.blur()
+    expect(page.locator("button.chip")).to_have_count(3)
+    page.locator("button.chip").nth(1).click()
+    true = ask("dot-product", query=[[1, 2], [3, -1], [0, 0.5]], outputs=["weights"])["outputs"]["weights"]
+    assert close(first_row(page), true[0, 1])
 
 
 def test_a_file_that_holds_no_vectors_is_named(visit, tmp_path):
@@ -91,14 +105,24 @@ def test_a_link_says_what_it_leaves_out(visit, tmp_path):
     expect(page).not_to_have_url(re.compile("query-vectors"))
 
 
-def test_svg_is_what_is_shown(visit, tmp_path):
-    """The SVG has a cell for each weight of each panel, every token, and no outside reference."""
+def numbers_in(root: ET.Element) -> Counter[str]:
+    return Counter(each.text for each in root.iter(f"{SVG}text") if re.fullmatch(r"-?\d\.\d\d", each.text or ""))
+
+
+def drawn(*weights: np.ndarray) -> Counter[str]:
+    """What is written into the cells of matrices: two digits, and nothing where they would be zeros."""
+    return Counter(f"{weight:.2f}" for each in weights for weight in each.ravel() if abs(weight) >= 0.005)
+
+
+def test_svg_is_what_is_shown(visit, ask, tmp_path):
+    """The SVG has a cell for each weight of each panel, the API's numbers, every token, and no outside reference."""
+    true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
     page = visit(view="heads", model="multi-head", text=SENTENCE, lock=1)
     page.locator(".row-table").wait_for()
     root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
     texts = [each.text for each in root.iter(f"{SVG}text")]
     assert {*SENTENCE.split(), "head 0", "head 2", "mean"} <= set(texts)
-    assert "0.97" in texts  # gave -> Tater, by head 1
+    assert numbers_in(root) == drawn(true, true.mean(0))
     assert len(list(root.iter(f"{SVG}rect"))) >= 4 * 7 * 7
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", ET.tostring(root).decode()).replace(
         "http://www.w3.org/2000/svg", ""
@@ -108,16 +132,62 @@ def test_svg_is_what_is_shown(visit, tmp_path):
     assert list(root.iter(f"{SVG}path"))
 
 
-def test_png_is_a_picture(visit, tmp_path):
-    """The PNG is as large as the SVG, twice as fine."""
+def test_svg_of_every_view(visit, ask, tmp_path):
+    """Each view's picture can be had: a step's weights, the two that are compared, the alignment so far."""
+    (a, b), two = (
+        (ask("multi-head", text=text, outputs=["weights"])["outputs"]["weights"] for text in (SENTENCE, OTHER)),
+        {"b.model": "multi-head", "b.text": OTHER},
+    )
+    page = visit(view="steps", model="multi-head", text=SENTENCE, step=2)
+    page.locator(".stage-card").wait_for()
+    assert numbers_in(ET.fromstring(export(page, "SVG", tmp_path).read_text())) == drawn(a, a.mean(0))
+    page = visit(view="compare", model="multi-head", text=SENTENCE, **two)
+    expect(page.locator(".panels figure")).to_have_count(3)
+    root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
+    assert {"B \N{MINUS SIGN} A", *SENTENCE.split(), *OTHER.split()} <= {each.text for each in root.iter(f"{SVG}text")}
+    assert numbers_in(root) == drawn(a.mean(0), b.mean(0), b.mean(0) - a.mean(0))
+    assert page.locator(".menu-list button").all_text_contents() == ["SVG", "PNG", "Copy link"]
+    page = visit(view="translate", model="cross-attention", text="", memory="twenty one")
+    page.get_by_role("button", name="Next word").click()
+    expect(page.locator(".spoken .word")).to_have_count(1)
+    texts = [each.text for each in ET.fromstring(export(page, "SVG", tmp_path).read_text()).iter(f"{SVG}text")]
+    assert {"ein", "twenty", "one"} <= set(texts)
+
+
+def blocks(pixels: np.ndarray, side: int = 16) -> np.ndarray:
+    """Average a picture over squares."""
+    rows, columns = (size // side for size in pixels.shape[:2])
+    return pixels[: rows * side, : columns * side].reshape(rows, side, columns, side, 3).mean((1, 3))
+
+
+def test_png_is_the_svg(visit, browser, tmp_path):
+    """The PNG is the picture that the SVG is, twice as fine."""
     page = visit(view="heads", model="multi-head", text=SENTENCE)
     page.locator(".readout").wait_for()
-    root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
-    content = export(page, "PNG", tmp_path).read_bytes()
-    assert content.startswith(b"\x89PNG")
-    width, height = struct.unpack(">II", content[16:24])
-    assert abs(width - 2 * int(root.attrib["width"])) <= 2
-    assert abs(height - 2 * int(root.attrib["height"])) <= 2
+    drawing = export(page, "SVG", tmp_path)
+    picture = export(page, "PNG", tmp_path)
+    root = ET.fromstring(drawing.read_text())
+    width, height = int(root.attrib["width"]), int(root.attrib["height"])
+    alone = browser.new_page(device_scale_factor=2, viewport={"width": width, "height": height})
+    alone.goto(drawing.as_uri())
+    alone.screenshot(path=tmp_path / "drawn.png")
+    alone.close()
+    shown, expected = (imread(file)[..., :3] for file in (picture, tmp_path / "drawn.png"))
+    assert shown.shape == expected.shape == (2 * height, 2 * width, 3)
+    # A canvas and an SVG place letters half a pixel apart; no cell, which is larger than a block, may differ.
+    assert np.abs(blocks(shown) - blocks(expected)).max() < 0.3
+
+
+def test_the_link_is_copied(visit):
+    """The menu's link is the address of what is shown."""
+    page = visit(
+        {"permissions": ["clipboard-read", "clipboard-write"]}, view="heads", model="multi-head", text=SENTENCE
+    )
+    page.locator(".chip").nth(1).click()
+    page.locator(".menu summary").click()
+    page.get_by_role("button", name="Copy link").click()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    assert "lock=1" in page.url
 
 
 def test_json_comes_out_and_goes_in(visit, ask, tmp_path):
@@ -193,6 +263,8 @@ def test_html_is_one_file_that_needs_nobody(visit, ask, browser, tmp_path):
     alone.goto(file.as_uri())
     alone.locator("button.chip").nth(1).click()
     assert close(first_row(alone), true["weights@1"][0, 1])
+    assert violations(alone) == []
+    expect(alone.locator(".note")).to_contain_text(NOTE)
     alone.get_by_label("layer").select_option("0")
     assert close(first_row(alone), true["weights@0"][0, 1])
     assert alone.title() != "run"

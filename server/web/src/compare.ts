@@ -53,7 +53,7 @@ export class CompareView {
   panelsShown(): Drawable[] {
     const drawn = this.sides.map((side) => ({ title: `${side.name}: ${side.picture.title}`, drawn: drawnOf(side) }));
     const difference = this.difference();
-    return difference ? [...drawn, { title: "B − A", drawn: difference }] : drawn;
+    return typeof difference === "string" ? drawn : [...drawn, { title: "B − A", drawn: difference }];
   }
 
   get place(): Place | null {
@@ -72,15 +72,19 @@ export class CompareView {
     this.look();
   }
 
-  private difference(): Drawn | null {
+  /** The difference, or why there is none. */
+  private difference(): Drawn | string {
     const [a, b] = this.sides.map(drawnOf);
-    const same = a.weights.queries === b.weights.queries && a.weights.keys === b.weights.keys;
-    if (!same || !a.weights.complete || !b.weights.complete) return null;
+    if (a.weights.queries !== b.weights.queries || a.weights.keys !== b.weights.keys)
+      return "The two have different lengths, so there is no difference to draw.";
+    if (!a.weights.complete || !b.weights.complete)
+      return "Of sequences this long the page has the largest weights only, so no difference is drawn.";
     return { ...a, weights: b.weights.minus(b.head, a.weights, a.head), head: 0, colour: null, difference: true };
   }
 
   private update(): void {
     const difference = this.difference();
+    const drawn = typeof difference !== "string";
     render(
       html`<div class="panels">${this.sides.map(
         (
@@ -98,9 +102,9 @@ export class CompareView {
           ${side.picture.predictions.length ? html`<p class="said">${side.picture.predictions.slice(0, 6).map(({ name, label, probability }) => html`<span>${name} <b>${label}</b> ${probability.toFixed(2)}</span> `)}</p>` : nothing}
         </figure>`,
       )}
-      ${difference ? html`<figure><figcaption><b>B − A</b> <span class="quiet-text">orange: more in B</span></figcaption><div class="field inline spacer"></div>${this.panels[2].element}</figure>` : nothing}
+      ${drawn ? html`<figure><figcaption><b>B − A</b> <span class="quiet-text">orange: more in B</span></figcaption><div class="field inline spacer"></div>${this.panels[2].element}</figure>` : nothing}
       </div>
-      ${difference ? nothing : html`<p class="aside">The two have different lengths, so there is no difference to draw.</p>`}
+      ${drawn ? nothing : html`<p class="aside">${difference}</p>`}
       <div class="row-table"></div>
       <p class="note">Attention weights are not explanations by themselves, and neither is a difference of two.</p>`,
       this.element,
@@ -112,13 +116,14 @@ export class CompareView {
   private draw(): void {
     if (!this.sides.length || !this.element.isConnected) return;
     const difference = this.difference();
-    const count = difference ? 3 : 2;
+    const drawn = typeof difference !== "string";
+    const count = drawn ? 3 : 2;
     const room = this.element.clientWidth;
     const columns = Math.max(1, Math.min(count, Math.floor((room + 28) / 290)));
     const width = Math.min(Math.floor((room - 28 * (columns - 1)) / columns), 480);
     this.element.style.setProperty("--columns", String(columns));
     for (const side of this.sides) side.panel.show(drawnOf(side), this.style, width, side.name);
-    if (difference) this.panels[2].show(difference, "matrix", width, "Difference");
+    if (drawn) this.panels[2].show(difference, "matrix", width, "Difference");
   }
 
   private look(): void {

@@ -248,7 +248,7 @@ export function sheet(
   const tallest = Math.max(...drawings.map(({ height }) => height));
   const rows = Math.ceil(panels.length / columns);
   const width = margin * 2 + columns * each + (columns - 1) * gap;
-  const height = margin * 2 + 24 + rows * (tallest + caption) + (rows - 1) * gap;
+  const height = Math.ceil(margin * 2 + 24 + rows * (tallest + caption) + (rows - 1) * gap);
   pen.rect(0, 0, width, height, colours.paper);
   pen.text(margin, margin + 6, cut(heading, Math.floor((width - 2 * margin) / 8)), {
     size: 15,

@@ -20,6 +20,8 @@ const NAMES: Record<View, string> = {
   translate: "Translate",
   compare: "Compare",
 };
+const PICTURES = ["SVG", "PNG"];
+const DATA = ["JSON", "HTML", "BertViz"]; // of one input
 const SETTLED = 220; // milliseconds after the last key, until what was typed is asked
 
 class Page {
@@ -316,7 +318,7 @@ class Page {
 
   private render(): void {
     if (!this.state) {
-      render(this.tokenForm(), this.root);
+      render(html`<main class="empty"><h1>Attention</h1>${this.tokenForm()}</main>`, this.root);
       return;
     }
     const { state, models } = this;
@@ -375,10 +377,10 @@ class Page {
                   : nothing
               }
               <details class="menu"><summary>Export</summary><div class="menu-list">
-                ${["SVG", "PNG", "JSON", "HTML", "BertViz"].map(
+                ${(this.state.view === "compare" ? PICTURES : [...PICTURES, ...DATA]).map(
                   (kind) => html`<button type="button" @click=${() => this.save(kind)}>${kind}</button>`,
                 )}
-                <button type="button" @click=${() => navigator.clipboard?.writeText(location.href)}>Copy link</button></div></details>
+                ${navigator.clipboard ? html`<button type="button" @click=${() => navigator.clipboard.writeText(location.href)}>Copy link</button>` : nothing}</div></details>
             </div>
             ${this.opened ? html`<p class="notice">${this.opened.name}: ${this.opened.picture.title} <button type="button" class="quiet" @click=${() => this.close()}>back to the model</button></p>` : nothing}
             ${this.problem ? html`<p class="problem" role="alert">${this.problem}</p>` : nothing}

@@ -104,7 +104,7 @@ export class SvgPen implements Pen {
   }
 
   document(width: number, height: number, title: string): string {
-    const size = `width="${Math.ceil(width)}" height="${Math.ceil(height)}" viewBox="0 0 ${r(width)} ${r(height)}"`;
+    const size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`;
     const font = escaped(FONT);
     const head = `<svg xmlns="http://www.w3.org/2000/svg" ${size} role="img" font-family="${font}">`;
     return `${head}<title>${escaped(title)}</title>${this.parts.join("")}</svg>\n`;

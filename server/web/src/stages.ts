@@ -112,7 +112,7 @@ function keys(scene: Scene, columns: Column[]): TemplateResult {
     <thead><tr><th scope="col">key</th>${columns.map(({ name, wide }) => html`<th scope="col" class=${wide ? "wide" : ""}>${name}</th>`)}</tr></thead>
     <tbody>${shown.map(
       (key, at) => html`<tr class=${isOpen(scene, key) ? "" : "hidden-key"}>
-        <th scope="row">${place(scene.picture.keys[key], key)}${keyName(scene, key)}</th>
+        <th scope="row">${place(scene.picture.keys[key], key)}<span class="key-name">${keyName(scene, key)}</span></th>
         ${columns.map(({ cell, wide }) => html`<td class=${wide ? "wide" : ""}>${cell(key, at)}</td>`)}</tr>`,
     )}</tbody>
     ${
