@@ -156,20 +156,39 @@ def test_512_tokens_stay_fluid(visit, ask):
     page.get_by_label("Text").fill(text)
     expect(page.locator("button.chip")).to_have_count(512)
     expect(page.locator(".entropy").last).to_contain_text("largest 16 of 512")
-    page.evaluate("performance.clearMeasures('interaction')")
+    # What follows a click or a key counts to the next paint; what pointing does, which no browser reports, by itself.
+    page.evaluate(
+        """() => {
+            performance.clearMeasures("interaction");
+            window.painted = [];
+            new PerformanceObserver((list) => window.painted.push(...list.getEntries())).observe(
+                {type: "event", durationThreshold: 16});
+        }"""
+    )
     stage = page.locator(".stage").first
     box = stage.bounding_box()
     assert box
     for i in range(20):
         stage.hover(position={"x": box["width"] * (i + 1) / 22, "y": box["height"] * (i + 1) / 22})
+    for i in range(8):
+        stage.click(position={"x": box["width"] / (i + 2), "y": box["height"] / (i + 2)})
+        page.keyboard.press("Escape")
+    for _ in range(8):
+        page.keyboard.press("ArrowDown")
     stage.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
     durations = page.evaluate(
         "new Promise((done) => requestAnimationFrame(() => done("
         "performance.getEntriesByName('interaction').map((each) => each.duration))))"
     )
     assert len(durations) >= 20
-    print(f"interaction at 512 tokens: median {median(durations):.1f} ms, longest {max(durations):.1f} ms")
-    assert median(durations) < 100
+    painted = page.evaluate(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done("
+        "window.painted.filter(({name}) => ['click', 'keydown'].includes(name)).map(({duration}) => duration)))))"
+    )
+    painted += [16] * (25 - len(painted))  # shorter ones are not reported
+    for what, times in (("pointing", durations), ("a click or a key, to its paint", painted)):
+        print(f"512 tokens: {what}: median {median(times):.1f} ms, longest {max(times):.1f} ms, of {len(times)}")
+        assert median(times) < 100
     expect(page.locator(".readout")).to_contain_text("locked")
     # The row that was locked is asked for whole, and alone.
     expect(page.locator(".entropy").first).to_contain_text("bits")

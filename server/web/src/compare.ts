@@ -21,13 +21,17 @@ export class CompareView {
   private readonly panels: Panel[];
   private hovered: Place | null = null;
   private locked: Place | null = null;
+  /** The width that was drawn for. */
+  private room = 0;
   private style: Style = "matrix";
 
   constructor() {
     this.element.className = "compare";
     const events = { hover: (place: Place | null) => this.hover(place), lock: (place: Place) => this.lock(place) };
     this.panels = range(3).map(() => new Panel(events));
-    new ResizeObserver(() => this.draw()).observe(this.element);
+    new ResizeObserver(() => {
+      if (this.element.clientWidth !== this.room) this.draw();
+    }).observe(this.element);
     addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.element.isConnected) this.lock(null);
     });
@@ -114,11 +118,12 @@ export class CompareView {
   }
 
   private draw(): void {
+    this.room = this.element.clientWidth;
     if (!this.sides.length || !this.element.isConnected) return;
     const difference = this.difference();
     const drawn = typeof difference !== "string";
     const count = drawn ? 3 : 2;
-    const room = this.element.clientWidth;
+    const { room } = this;
     const columns = Math.max(1, Math.min(count, Math.floor((room + 28) / 290)));
     const width = Math.min(Math.floor((room - 28 * (columns - 1)) / columns), 480);
     this.element.style.setProperty("--columns", String(columns));

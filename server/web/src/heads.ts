@@ -41,13 +41,17 @@ export class HeadsView {
   private most = 1;
   private exact: { query: number; weights: Weights } | null = null;
   private chips: HTMLElement[] = [];
+  /** The width that was drawn for; height changes with what is pointed at, and nothing is drawn anew for it. */
+  private room = 0;
 
   /** @param changed is called when what a link should remember has changed */
   constructor(private readonly changed: (state: HeadsState) => void) {
     this.element.className = "heads";
-    new ResizeObserver(() => this.draw()).observe(this.element);
+    new ResizeObserver(() => {
+      if (this.element.clientWidth !== this.room) this.draw();
+    }).observe(this.element);
     addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.element.isConnected) this.unlock();
+      if (event.key === "Escape" && this.element.isConnected) this.lock(null);
     });
   }
 
@@ -63,11 +67,6 @@ export class HeadsView {
     const { lock } = this.state;
     if (lock && (lock.query >= weights.queries || (lock.key ?? 0) >= weights.keys)) this.state.lock = null;
     this.refresh();
-  }
-
-  set(state: Partial<HeadsState>): void {
-    Object.assign(this.state, state);
-    if (this.picture) this.refresh();
   }
 
   /** What would be drawn into a file now. */
@@ -131,19 +130,19 @@ export class HeadsView {
   }
 
   private change(state: Partial<HeadsState>): void {
-    this.set(state);
+    Object.assign(this.state, state);
+    this.refresh();
     this.changed(this.state);
   }
 
-  private unlock(): void {
+  /** Of what is drawn nothing changes by it; so nothing is drawn anew, or asked for again. */
+  private lock(place: Place | null): void {
     this.hovered = null;
-    if (this.state.lock) this.change({ lock: null });
-    else this.look();
-  }
-
-  private lock(place: Place): void {
-    this.hovered = null;
-    this.change({ lock: place });
+    this.state.lock = place;
+    this.update();
+    this.look();
+    this.changed(this.state);
+    if (place) this.complete(place.query);
   }
 
   private hover(place: Place | null): void {
@@ -284,9 +283,10 @@ export class HeadsView {
   }
 
   private draw(): void {
+    this.room = this.element.clientWidth;
     if (!this.picture || !this.element.isConnected) return;
+    const { room } = this;
     const shown = this.shown();
-    const room = this.element.clientWidth;
     const gap = 28;
     const most = Math.max(1, Math.floor((room + gap) / (shown.length > 8 ? 230 : 270)));
     // Full rows: four panels are two by two where three would fit.
