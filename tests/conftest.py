@@ -39,6 +39,7 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 TENSORS = ("query", "key", "value")
 CAUSAL = {"none": 1, "top_left": 2, "bottom_right": 3}
 REDUCE = {"none": 0, "mean": 1, "max": 2}
+POOL = {"none": 0, "mean": 1, "first": 2, "last": 3}
 
 
 class Raw(NamedTuple):
@@ -228,6 +229,7 @@ def output_message(spec: str | Mapping[str, Any]) -> pb.OutputSpec:
     content = {"name": spec} if isinstance(spec, str) else dict(spec)
     content["alias"] = content.pop("as", "")
     content["reduce"] = REDUCE[content.get("reduce", "none")]
+    content["pool"] = POOL[content.get("pool", "none")]
     content["data_type"] = pb.DataType.Value(f"DATA_TYPE_{content.get('data_type', 'UNSPECIFIED')}")
     return pb.OutputSpec(**content)
 

@@ -40,7 +40,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between attempts, where the se
 
 _CULPRIT = re.compile(r"inputs\[(\d+)\]\.?(.*)")
 # What of the outputs asked for one row cannot give, and another can; all else is wrong for every row.
-_OF_ONE_ROW = re.compile(r"outputs\[\d+\]\.(rows|data_type)")
+_OF_ONE_ROW = re.compile(r"outputs\[\d+\]\.(rows|pool|data_type)")
 
 Outcome = Scored | Failed
 T = TypeVar("T")

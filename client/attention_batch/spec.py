@@ -1,4 +1,4 @@
-"""What to write, chosen by the contract's output specs and what a file needs besides: pooling, entropy, tokens.
+"""What to write, chosen by the contract's output specs and what a file needs besides: entropy, tokens.
 
 output:mean,weights,predictions
 [{"name": "output", "pool": "mean"}, {"name": "weights", "reduce": "mean", "top_k": 4}, {"name": "entropy"}]
@@ -6,19 +6,18 @@ output:mean,weights,predictions
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from attention_client import AttendResult, OutputSpec, TopK
+from attention_client import AttendResult, InvalidRequest, OutputSpec
+from attention_client.request import attend_request
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused
 
-Pool = Literal["mean", "first", "last"]
 Dims = tuple[int | None, ...]  # None where it differs from row to row
 
-POOLS = ("mean", "first", "last")
 ENTROPY = "entropy"
 PREDICTIONS = "predictions"
 TOKENS = ("tokens", "memory_tokens")
@@ -35,7 +34,6 @@ class Column:
         kind: `tensor`, `top_k`, `predictions` or `tokens`.
         dims: the tensor's, as it is written.
         dtype: of its numbers.
-        pool: how rows become one; None for all of them.
         entropy: whether the mean entropy of each head is written in place of its weights.
     """
 
@@ -43,7 +41,6 @@ class Column:
     kind: Literal["tensor", "top_k", "predictions", "tokens"]
     dims: Dims = ()
     dtype: "np.dtype[Any]" = np.dtype(np.float32)  # noqa: RUF009 # a dtype never changes
-    pool: Pool | None = None
     entropy: bool = False
 
     def take(self, result: AttendResult) -> Any:
@@ -52,12 +49,8 @@ class Column:
             return result.predictions
         if self.kind == "tokens":
             return result.tokens if self.name == "tokens" else result.memory_tokens
-        value = result.outputs[self.name]
-        if isinstance(value, TopK):
-            return value
-        if self.entropy:
-            return entropy(value)
-        return value if self.pool is None else _pooled(value, self.pool)
+        value = result[self.name]
+        return entropy(value) if self.entropy else value
 
 
 @dataclass(frozen=True)
@@ -110,9 +103,9 @@ def resolve(specs: Iterable[Mapping[str, Any]], manifest: pb.Manifest, *, reads_
             wire.append(OutputSpec(PREDICTIONS))
             columns.append(Column(PREDICTIONS, "predictions"))
         else:
-            asked = _wire(spec)
+            asked = _asked(spec)
             wire.append(asked)
-            columns.extend(_columns(spec, asked, manifest))
+            columns.extend(_columns(asked, manifest, is_entropy=name == ENTROPY))
     names = [column.name for column in columns]
     for name in names:
         if names.count(name) > 1 or name == "id":
@@ -133,13 +126,6 @@ def entropy(weights: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return nats + np.float32(0)  # -0.0 is 0
 
 
-def _pooled(value: "np.ndarray[Any, Any]", pool: Pool) -> "np.ndarray[Any, Any]":
-    if pool != "mean":
-        return value[..., 0, :]  # the server was asked for this row alone
-    mean: np.ndarray[Any, Any] = value.mean(-2, dtype=np.float32).astype(value.dtype, copy=False)
-    return mean
-
-
 def _check(spec: object, field: str) -> None:
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
         raise Refused(f'{field}: must be an object with a "name", such as {{"name": "weights", "top_k": 4}}')
@@ -147,38 +133,39 @@ def _check(spec: object, field: str) -> None:
         raise Refused(f"{field}: has no option {unknown[0]!r}; there are {', '.join(sorted(OPTIONS))}")
 
 
-def _wire(spec: Mapping[str, Any]) -> OutputSpec:
-    """Return what the server is asked for: pooling is done here, but a single row is all that is sent for it."""
-    options = {"alias" if name == "as" else name: value for name, value in spec.items() if name != "pool"}
-    asked = OutputSpec(**options)
-    pool = spec.get("pool")
-    if pool is not None and pool not in POOLS:
-        raise Refused(f"--outputs: {asked.name}: there is no pooling {pool!r}; there is {', '.join(POOLS)}")
-    if asked.name == ENTROPY:
-        if asked.top_k or asked.reduce or pool:
+def _asked(spec: Mapping[str, Any]) -> OutputSpec:
+    """Return what the server is asked for.
+
+    Raises:
+        Refused: an option has no form on the wire, or no meaning.
+    """
+    options = {"alias" if name == "as" else name: value for name, value in spec.items()}
+    if options["name"] == ENTROPY:
+        if not options.keys().isdisjoint(("top_k", "reduce", "pool")):
             raise Refused("--outputs: entropy is of whole rows of each head: no top_k, no reduce, no pool")
-        return replace(asked, name="weights", alias=asked.alias or ENTROPY)
-    if pool and (asked.rows or asked.top_k):
-        raise Refused(f"--outputs: {asked.name}: is pooled over all rows, without rows or top_k")
-    if pool in ("first", "last"):
-        return replace(asked, rows=(0 if pool == "first" else -1,))
+        options |= {"name": "weights", "alias": options.get("alias") or ENTROPY}
+    asked = OutputSpec(**options)
+    try:
+        attend_request("", [], [asked], 0, token_offsets=False)
+    except InvalidRequest as error:
+        raise Refused(f"--outputs: {spec['name']}: {error.message}") from error
     return asked
 
 
-def _columns(spec: Mapping[str, Any], asked: OutputSpec, manifest: pb.Manifest) -> Iterator[Column]:
-    pool: Pool | None = spec.get("pool")
-    is_entropy = spec["name"] == ENTROPY
+def _columns(asked: OutputSpec, manifest: pb.Manifest, *, is_entropy: bool) -> Iterator[Column]:
     dtype = np.dtype(np.float16 if asked.data_type == "FP16" and not is_entropy else np.float32)
     layers = _layers(asked, manifest)
     for layer in layers:
         name = asked.alias or asked.name
         dims = _dims(asked, layer)
-        if is_entropy:
-            dims = dims[:1]
-        elif pool:
-            dims = (*dims[:-2], dims[-1])
         kind: Literal["tensor", "top_k"] = "top_k" if asked.top_k else "tensor"
-        yield Column(f"{name}@{layer.name}" if len(layers) > 1 else name, kind, dims, dtype, pool, is_entropy)
+        yield Column(
+            f"{name}@{layer.name}" if len(layers) > 1 else name,
+            kind,
+            dims[:1] if is_entropy else dims,
+            dtype,
+            is_entropy,
+        )
 
 
 def _layers(asked: OutputSpec, manifest: pb.Manifest) -> list[pb.Layer]:
@@ -193,11 +180,11 @@ def _layers(asked: OutputSpec, manifest: pb.Manifest) -> list[pb.Layer]:
 
 
 def _dims(asked: OutputSpec, layer: pb.Layer) -> Dims:
-    rows = len(tuple(asked.rows)) or None
+    rows = () if asked.pool else (len(tuple(asked.rows)) or None,)
     if asked.name == "output":
-        return rows, layer.output_dim or layer.heads * layer.value_head_dim or None
+        return *rows, layer.output_dim or layer.heads * layer.value_head_dim or None
     shared = asked.name in ("k", "v")
     heads = 1 if asked.reduce else len(tuple(asked.heads)) or (layer.key_value_heads if shared else layer.heads)
     if asked.name in PAIRWISE:
-        return heads, rows, None
-    return heads, rows, (layer.value_head_dim if asked.name in ("v", "heads") else layer.head_dim) or None
+        return heads, *rows, None
+    return heads, *rows, (layer.value_head_dim if asked.name in ("v", "heads") else layer.head_dim) or None

@@ -21,6 +21,12 @@ _CAUSAL = {
     "bottom_right": pb.Mask.CAUSAL_BOTTOM_RIGHT,
 }
 _REDUCE = {None: pb.OutputSpec.REDUCE_UNSPECIFIED, "mean": pb.OutputSpec.REDUCE_MEAN, "max": pb.OutputSpec.REDUCE_MAX}
+_POOL = {
+    None: pb.OutputSpec.POOL_UNSPECIFIED,
+    "mean": pb.OutputSpec.POOL_MEAN,
+    "first": pb.OutputSpec.POOL_FIRST,
+    "last": pb.OutputSpec.POOL_LAST,
+}
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
 
 
@@ -68,6 +74,9 @@ class OutputSpec:
         top_k: `weights` and `scores` only: the k largest of each row, as a `TopK`; 0 sends all.
         data_type: of the numbers sent.
         layers: which layers of a model that has several; the last when empty.
+        pool: rows made one: the mean of those chosen, or the first or last of them; `output` becomes [D], `heads`
+            [H, Dv], `weights` [H, S]. Only rows that the mask leaves count: query positions that may attend to some
+            key; of `k` and `v` key positions that some query may attend to. The top k are taken after it.
     """
 
     name: str
@@ -78,6 +87,7 @@ class OutputSpec:
     top_k: int = 0
     data_type: Literal["FP32", "FP16"] = "FP32"
     layers: Iterable[str] = ()
+    pool: Literal["mean", "first", "last"] | None = None
 
 
 Output = str | OutputSpec | Mapping[str, Any]
@@ -182,6 +192,7 @@ def _output(item: Output, field: str) -> pb.OutputSpec:
             top_k=spec.top_k,
             data_type=_choice(_DATA_TYPE, spec.data_type),
             layers=spec.layers,
+            pool=_choice(_POOL, spec.pool),
         )
 
 

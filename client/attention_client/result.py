@@ -18,9 +18,9 @@ class TopK(NamedTuple):
     """The k largest of each row, in descending order; of equal ones the lower index first, masked keys last."""
 
     indices: Array
-    """Key positions, integers [H, T, k]."""
+    """Key positions, integers [H, T, k]; [H, k] of pooled rows."""
     values: Array
-    """Their values, [H, T, k]."""
+    """Their values, of the same shape."""
 
 
 class Prediction(NamedTuple):
@@ -74,13 +74,16 @@ class AttendResult:
 
     @property
     def output(self) -> Array:
-        """The combined output, [T, D]. Raises NotRequested when it was not asked for."""
+        """The combined output, [T, D]; [D] of pooled rows. Raises NotRequested when it was not asked for."""
         return self._array("output")
 
     @property
     def weights(self) -> Array:
-        """The attention weights, [H, T, S], rows sum to 1. Raises NotRequested when they were not asked for whole."""
-        return self._array("weights")
+        """The attention weights, [H, T, S], rows sum to 1. Raises NotRequested when they were not asked for as that."""
+        weights = self._array("weights")
+        if weights.ndim < 3:
+            raise NotRequested("pooled weights were asked for: read them as result['weights']")
+        return weights
 
     def __getitem__(self, name: str) -> Any:
         """Return one output, an array or a `TopK`; raises NotRequested, a KeyError, when it was not asked for."""

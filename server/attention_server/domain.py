@@ -4,7 +4,7 @@ import math
 import time
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from attention_proto.masks import Mask
@@ -15,7 +15,9 @@ from attention_server.errors import Cancelled, DeadlineExceeded, PermissionDenie
 
 Array = NDArray[np.generic]
 Reduce = Literal["none", "mean", "max"]
+Pool = Literal["none", "mean", "first", "last"]
 
+POOLS: tuple[Pool, ...] = get_args(Pool)
 STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
 PREDICTIONS = "predictions"
 FOR_EVER = 365 * 86_400.0  # seconds; what is longer would overflow in the waiting
@@ -104,6 +106,7 @@ class OutputSpec:
     top_k: int = 0
     data_type: Literal["FP32", "FP16"] = "FP32"
     layers: tuple[str, ...] = ()
+    pool: Pool = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ class Call:
 
 
 class TopK(NamedTuple):
-    """The largest of each row: positions and values, [H, T, k]."""
+    """The largest of each row: positions and values, [H, T, k]; [H, k] pooled."""
 
     indices: Array
     values: Array

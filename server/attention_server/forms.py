@@ -1,7 +1,6 @@
-"""The form in which a stage is sent: heads and rows chosen, heads reduced, the largest of each row, FP16."""
+"""The form in which a stage is sent: heads and rows chosen, heads reduced, rows pooled, the largest of a row, FP16."""
 
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,53 +9,74 @@ from attention_server.domain import Array, OutputSpec, TopK, join_path
 from attention_server.errors import InvalidRequest
 from attention_server.plan import index_type
 
-T = TypeVar("T", bound=np.generic)
+Rows = NDArray[np.intp]
 
 
-def check_rows(spec: OutputSpec, length: int, field: str) -> None:
-    """Check the rows chosen against the sequence.
+def check_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None, field: str) -> None:
+    """Check the rows chosen against the sequence; for the arguments see `read_rows`.
 
     Raises:
-        InvalidRequest: there is no such row.
+        InvalidRequest: there is no such row, or the mask leaves none to pool.
     """
     for row in spec.rows:
         if not -length <= row < length:
             raise InvalidRequest(f"there is no row {row}; there are {length}, from 0", field=join_path(field, "rows"))
     if len({row % length for row in spec.rows}) < len(spec.rows):
         raise InvalidRequest("names a row twice", field=join_path(field, "rows"))
+    if spec.pool != "none" and left is not None and not len(read_rows(spec, length, left)):  # type: ignore[arg-type]
+        raise InvalidRequest("the mask leaves no row to pool: none may attend", field=join_path(field, "pool"))
+
+
+def read_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None) -> Rows | None:
+    """Return which rows an output is made of, in its order; None for all.
+
+    Args:
+        spec: rows and pooling; checked.
+        length: how many rows there are.
+        left: which of them the mask leaves, [length]; None for all. Only these are pooled.
+    """
+    rows = np.array(spec.rows, np.intp) % length if spec.rows else None
+    if spec.pool == "none" or (spec.pool == "mean" and left is None):
+        return rows
+    rows = np.arange(length) if rows is None else rows
+    rows = rows if left is None else rows[left[rows]]
+    return rows if spec.pool == "mean" else rows[:1] if spec.pool == "first" else rows[-1:]
 
 
 def shape_stage(
-    stage: NDArray[np.float32], spec: OutputSpec, hidden: NDArray[np.bool_] | None, field: str
+    stage: NDArray[np.float32], rows: Rows | None, spec: OutputSpec, hidden: NDArray[np.bool_] | None, field: str
 ) -> Array | TopK:
     """Return a stage as it was asked for.
 
     Args:
-        stage: [H, rows, columns], or [T, D] for `output`.
-        spec: heads, rows, reduction, top k and data type.
-        hidden: which keys are masked, [1 or H, T, S]; they come last among the top k.
+        stage: [H, length, columns], or [T, D] for `output`.
+        rows: which of its rows the output is made of, in this order; None for all.
+        spec: heads, reduction, pooling, top k and data type.
+        hidden: which keys are masked, [1 or H, the rows, S]; they come last among the top k.
         field: for the error.
 
     Raises:
         InvalidRequest: FP16 was asked for and cannot hold a number of this answer.
     """
-    stage = _choose(stage, spec)
+    stage = stage if rows is None else stage[..., rows, :]
+    stage = stage[list(spec.heads)] if spec.heads else stage
     if spec.reduce == "mean":
         stage = stage.mean(0, keepdims=True)
     elif spec.reduce == "max":
         stage = stage.max(0, keepdims=True)
+    if spec.pool != "none":
+        stage = stage.mean(-2) if stage.shape[-2] > 1 else stage[..., 0, :]
     if not spec.top_k:
         return _as(stage, spec, field)
-    if hidden is not None:
-        hidden = _choose(hidden, spec if len(hidden) > 1 else replace(spec, heads=()))  # one mask may serve all heads
-        hidden = np.all(hidden, axis=0, keepdims=True) if spec.reduce != "none" else hidden
-    top = top_k(stage, spec.top_k, hidden)
+    top = top_k(stage, spec.top_k, None if hidden is None else _hidden(hidden, spec))
     return TopK(top.indices, _as(top.values, spec, field))
 
 
-def _choose(stage: NDArray[T], spec: OutputSpec) -> NDArray[T]:
-    stage = stage[..., list(spec.rows), :] if spec.rows else stage
-    return stage[list(spec.heads)] if spec.heads else stage
+def _hidden(hidden: NDArray[np.bool_], spec: OutputSpec) -> NDArray[np.bool_]:
+    """Choose, reduce and pool what is hidden as the stage is: what is hidden in all of several is hidden in one."""
+    hidden = hidden[list(spec.heads)] if spec.heads and len(hidden) > 1 else hidden  # one mask may serve all heads
+    hidden = np.all(hidden, axis=0, keepdims=True) if spec.reduce != "none" else hidden
+    return np.all(hidden, axis=-2) if spec.pool != "none" else hidden
 
 
 def _as(stage: NDArray[Any], spec: OutputSpec, field: str) -> Array:
@@ -79,9 +99,9 @@ def top_k(stage: NDArray[np.float32], k: int, hidden: NDArray[np.bool_] | None) 
     can choose and no tie is left to chance.
 
     Args:
-        stage: [H, T, S], finite.
+        stage: [..., S], finite.
         k: how many; all when there are fewer.
-        hidden: broadcastable to [H, T, S].
+        hidden: broadcastable to the stage.
     """
     keys = stage.shape[-1]
     k = min(k, keys)

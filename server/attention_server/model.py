@@ -9,13 +9,13 @@ from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.masks import Mask
 
 from attention_server import check
-from attention_server.domain import Array, Limits, Prediction, Result, Sequence, Tokens, join_path
+from attention_server.domain import Array, Limits, Prediction, Result, Sequence, Tokens, TopK, join_path
 from attention_server.engine import Graph
 from attention_server.errors import InvalidRequest
-from attention_server.forms import check_rows, shape_stage
+from attention_server.forms import Rows, check_rows, read_rows, shape_stage
 from attention_server.layer import LoadedLayer, Vectors
 from attention_server.memories import MemoryStore
-from attention_server.plan import OF_KEYS, Plan, answer_bytes
+from attention_server.plan import OF_KEYS, Form, Plan, answer_bytes
 from attention_server.prepare import HIDDEN, Prepared, prepare
 from attention_server.text import TextReader
 
@@ -77,7 +77,7 @@ class LoadedModel:
             memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for form in plan.forms:
-            check_rows(form.spec, prepared.keys if form.spec.name in OF_KEYS else prepared.queries, form.field)
+            check_rows(form.spec, *prepared.rows(form.spec.name), form.field)
         by_word = any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
         if plan.predictions_field and by_word and prepared.tokens is None:
             raise InvalidRequest(
@@ -101,13 +101,13 @@ class LoadedModel:
         Raises:
             InvalidRequest: FP16 was asked for and cannot hold the answer.
         """
-        stages = self._stages(prepared, plan)
-        hidden = None if prepared.added is None else prepared.added == HIDDEN
-        outputs = {
-            form.name: shape_stage(stages[form.layer][form.spec.name], form.spec, hidden, form.field)
-            for form in plan.forms
-        }
-        predictions = tuple(self._predictions(stages[-1]["output"], prepared)) if plan.predictions else None
+        computed = self._computed_rows(prepared, plan)
+        stages = self._stages(prepared, plan, computed)
+        outputs = {}
+        for form in plan.forms:
+            of_some = form.layer == len(stages) - 1 and form.spec.name not in OF_KEYS
+            outputs[form.name] = _output(form, stages[form.layer], prepared, computed if of_some else None)
+        predictions = tuple(self._predictions(stages[-1]["output"], prepared, computed)) if plan.predictions else None
         memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
         return Result(outputs, prepared.tokens, memory_tokens, predictions)
 
@@ -130,17 +130,35 @@ class LoadedModel:
             rows = np.zeros((1, self.manifest.layers[-1].output_dim), np.float32)
             self._run(self.manifest.head.name, self.graphs[self.manifest.head.name].outputs, {"output": rows})
 
-    def _stages(self, prepared: Prepared, plan: Plan) -> list[dict[str, Vectors]]:
-        """Compute each layer's stages, as many layers as are needed."""
+    def _computed_rows(self, prepared: Prepared, plan: Plan) -> Rows | None:
+        """Return which query rows the last layer has to compute, ascending; None for all."""
+        last = len(plan.stages) - 1
+        read = [
+            read_rows(form.spec, *prepared.rows(form.spec.name))
+            for form in plan.forms
+            if form.layer == last and form.spec.name not in OF_KEYS
+        ]
+        if plan.predictions:
+            read += [_rows(predictor, prepared) for predictor in self.manifest.predictors]
+        chosen = [rows for rows in read if rows is not None]
+        if len(chosen) < len(read) or not sum(map(len, chosen)):
+            return None
+        rows = np.unique(np.concatenate(chosen))
+        return rows if len(rows) < prepared.queries else None
+
+    def _stages(self, prepared: Prepared, plan: Plan, rows: Rows | None) -> list[dict[str, Vectors]]:
+        """Compute each layer's stages, as many layers as are needed; of the last one the rows that are."""
         query, key, value = self._vectors(prepared)
-        memory = prepared.memory
+        memory, added = prepared.memory, prepared.added
         stages: list[dict[str, Vectors]] = []
         for layer, wanted in zip(self.layers, plan.stages, strict=False):
             if stages:
                 query = key = value = self.layers[len(stages) - 1].after(query, stages[-1]["output"])
             k, v = (memory.k, memory.v) if memory else layer.project(key, value)
             needed = wanted if wanted <= PROJECTED else wanted | {"output"}
-            stages.append(layer.stages(query, k, v, prepared.added, needed))
+            if rows is not None and len(stages) == len(plan.stages) - 1:
+                query, added = query[rows], None if added is None else added[:, rows]
+            stages.append(layer.stages(query, k, v, added, needed))
             # Heads and weights need no look of their own: what overflows in them shows in the output.
             for name in needed & LOOKED_AT:
                 check.no_overflow(stages[-1][name], prepared.path)
@@ -167,16 +185,16 @@ class LoadedModel:
         vectors = self._run(front, names, {"tokens": tokens.ids[None]})
         return {name: each[0] for name, each in zip(names, vectors, strict=True)}
 
-    def _predictions(self, output: Vectors, prepared: Prepared) -> Iterator[Prediction]:
-        """Read each predictor's most probable label from each of its rows."""
+    def _predictions(self, output: Vectors, prepared: Prepared, computed: Rows | None) -> Iterator[Prediction]:
+        """Read each predictor's most probable label from each of its rows; of `output` some may be computed."""
         for predictor in self.manifest.predictors:
             of_mean = predictor.rows == Predictor.ROWS_MEAN
             rows = _rows(predictor, prepared)
-            if not rows:
+            if not len(rows):
                 continue
-            read = output.mean(0, keepdims=True) if of_mean else output[rows]
+            read = output.mean(0, keepdims=True) if of_mean else output[_places(rows, computed)]
             (probabilities,) = self._run(self.manifest.head.name, (predictor.name,), {"output": read})
-            for row, chances in zip([None] if of_mean else rows, probabilities, strict=True):
+            for row, chances in zip([None] if of_mean else rows.tolist(), probabilities, strict=True):
                 best = int(chances.argmax())
                 yield Prediction(predictor.name, predictor.labels[best], float(chances[best]), row)
 
@@ -184,18 +202,33 @@ class LoadedModel:
         return self.graphs[name].run(list(outputs), feeds)  # type: ignore[return-value] # all graphs give float32
 
 
-def _rows(predictor: Predictor, prepared: Prepared) -> list[int]:
+def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, computed: Rows | None) -> Array | TopK:
+    """Return one output; of its layer's stages all rows are there, or those that were computed."""
+    spec = form.spec
+    rows = read_rows(spec, *prepared.rows(spec.name))
+    hidden = None
+    if spec.top_k and prepared.added is not None:
+        hidden = (prepared.added if rows is None else prepared.added[:, rows]) == HIDDEN
+    return shape_stage(stages[spec.name], _places(rows, computed), spec, hidden, form.field)
+
+
+def _places(rows: Rows | None, computed: Rows | None) -> Rows | None:
+    """Return where rows are among those computed, which are all where there is None."""
+    return rows if rows is None or computed is None else np.searchsorted(computed, rows)
+
+
+def _rows(predictor: Predictor, prepared: Prepared) -> Rows:
     """Return the rows that a predictor reads, or means over."""
     match predictor.rows:
         case Predictor.ROWS_FIRST:
-            return [0]
+            return np.array([0])
         case Predictor.ROWS_LAST:
-            return [prepared.queries - 1]
+            return np.array([prepared.queries - 1])
         case Predictor.ROWS_TOKENS:
             words = prepared.tokens.vocabulary if prepared.tokens else ()  # of vectors nobody knows the words
-            return [row for row, token in enumerate(words) if token in predictor.tokens]
+            return np.array([row for row, token in enumerate(words) if token in predictor.tokens], np.intp)
         case _:
-            return list(range(prepared.queries))
+            return np.arange(prepared.queries)
 
 
 def served_files(manifest: Manifest, device: str) -> list[str]:

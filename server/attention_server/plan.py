@@ -87,7 +87,7 @@ def answer_bytes(form: Form, layer: Layer, widths: tuple[int, int, int], queries
     spec = form.spec
     head, value_head, output = widths
     heads = 1 if spec.reduce != "none" or spec.name == "output" else len(spec.heads) or _heads(spec, layer)
-    rows = len(spec.rows) or (keys if spec.name in OF_KEYS else queries)
+    rows = 1 if spec.pool != "none" else len(spec.rows) or (keys if spec.name in OF_KEYS else queries)
     columns = {"q": head, "k": head, "v": value_head, "heads": value_head, "output": output}.get(spec.name, keys)
     size = 2 if spec.data_type == "FP16" else 4
     if spec.top_k:

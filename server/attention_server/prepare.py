@@ -11,6 +11,7 @@ from attention_server import check
 from attention_server.domain import Limits, MemoryRequest, Sequence, Tokens, join_path
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
+from attention_server.plan import OF_KEYS
 from attention_server.text import TextReader
 
 Vectors = NDArray[np.float32]
@@ -26,6 +27,8 @@ class Prepared:
         tokens, memory_tokens: the texts, read.
         queries, keys: T and S.
         added: what is added to the scores, [1 or H, T, S]; None for no mask.
+        attending: which query positions may attend to some key, in some head, [T]; None for all.
+        attended: which key positions some query may attend to, [S]; None for all.
         memory: k and v, kept from before.
         path: where the caller wrote it.
     """
@@ -40,6 +43,12 @@ class Prepared:
     added: Vectors | None = None
     memory: Memory | None = None
     path: str = ""
+    attending: NDArray[np.bool_] | None = None
+    attended: NDArray[np.bool_] | None = None
+
+    def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
+        """Return how many rows a stage has, and which of them the mask leaves; None for all."""
+        return (self.keys, self.attended) if stage in OF_KEYS else (self.queries, self.attending)
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 where they come from tokens."""
@@ -167,11 +176,11 @@ def _finite(prepared: Prepared, path: str) -> Prepared:
     attended: NDArray[np.bool_] | None = None
     attending: NDArray[np.bool_] | None = None
     if prepared.added is not None:
-        attended = np.any(prepared.added > HIDDEN, axis=(0, 1))
-        attending = np.any(prepared.added > HIDDEN, axis=(0, 2))
+        open_ = prepared.added > HIDDEN
+        attended, attending = _unless_all(np.any(open_, axis=(0, 1))), _unless_all(np.any(open_, axis=(0, 2)))
     query, key, value = prepared.query, prepared.key, prepared.value
     own_memory = key is None and prepared.memory_tokens is None and prepared.memory is None
-    if query is not None and own_memory and attended is not None:
+    if query is not None and own_memory and prepared.added is not None:
         # As memory, other positions of the query matter.
         key = check.finite(query, attended, join_path(path, "query"))
 
@@ -184,4 +193,10 @@ def _finite(prepared: Prepared, path: str) -> Prepared:
         key=checked(key, attended, "key"),
         value=checked(value, attended, "value"),
         path=path,
+        attending=attending,
+        attended=attended,
     )
+
+
+def _unless_all(positions: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    return None if positions.all() else positions

@@ -23,6 +23,10 @@ from tests.batch.scoring import (
 FLOAT = pa.float32()
 
 
+def pooled(name, pool):
+    return OutputSpec(name, pool=pool)
+
+
 def weights_type(kind=FLOAT, heads=3):
     return pa.list_(pa.list_(pa.list_(kind)), heads)
 
@@ -30,12 +34,17 @@ def weights_type(kind=FLOAT, heads=3):
 CASES = {
     "whole": ("output", pa.list_(pa.list_(FLOAT, 20)), lambda ask: ask("output").output),
     "mean": ("output:mean", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask("output").output.mean(0)),
-    "first": ("output:first", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask("output").output[0]),
-    "last": ("output:last", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask("output").output[-1]),
+    "first": ("output:first", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask(pooled("output", "first")).output),
+    "last": ("output:last", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask(pooled("output", "last")).output),
     "row": (
         '[{"name": "output", "rows": [-1, 0]}]',
         pa.fixed_shape_tensor(FLOAT, [2, 20]),
-        lambda ask: ask("output").output[[-1, 0]],
+        lambda ask: ask(OutputSpec("output", rows=[-1, 0])).output,
+    ),
+    "rows pooled": (
+        '[{"name": "weights", "reduce": "max", "rows": [-1, 0], "pool": "mean"}]',
+        pa.list_(pa.list_(FLOAT), 1),
+        lambda ask: ask(OutputSpec("weights", reduce="max", rows=[-1, 0], pool="mean"))["weights"],
     ),
     "weights": ("weights", weights_type(), lambda ask: ask("weights").weights),
     "scores": ("scores", weights_type(), lambda ask: ask("scores")["scores"]),
@@ -133,13 +142,14 @@ def test_entropy():
     ("outputs", "said"),
     [
         ("wieghts", "did you mean 'weights'?"),
-        ("output:median", "there is no pooling 'median'; there is mean, first, last"),
+        ("output:median", "output: is 'median'; it must be one of None, mean, first, last"),
         ("output,output:mean", "the name 'output' is taken"),
         ("tokens", "rows of vectors have no tokens"),
         ('[{"name": "output", "poool": "mean"}]', "has no option 'poool'"),
         ('[{"name": "weights", "layers": ["x"]}]', "there is no layer 'x'"),
         ('[{"name": "entropy", "top_k": 2}]', "entropy is of whole rows"),
-        ('[{"name": "output", "rows": [0], "pool": "mean"}]', "is pooled over all rows"),
+        ('[{"name": "output", "rows": 0}]', "output: "),
+        ('[{"name": "output", "top_k": 2, "pool": "mean"}]', "is for scores and weights"),
         ("[1]", "must be an object"),
         ("[", "is no JSON"),
         ("predictions", "predicts nothing"),

@@ -115,7 +115,15 @@ def test_every_option_reaches_the_wire(target, service):
     outputs = [
         "output",
         OutputSpec(
-            "weights", alias="last", heads=[2], rows=[-1], reduce="max", top_k=4, data_type="FP16", layers=["5"]
+            "weights",
+            alias="last",
+            heads=[2],
+            rows=[-1],
+            reduce="max",
+            top_k=4,
+            data_type="FP16",
+            layers=["5"],
+            pool="first",
         ),
         {"name": "weights", "as": "mean", "reduce": "mean"},
     ]
@@ -160,6 +168,7 @@ def test_every_option_reaches_the_wire(target, service):
                 rows=[-1],
                 reduce=pb.OutputSpec.REDUCE_MAX,
                 top_k=4,
+                pool=pb.OutputSpec.POOL_FIRST,
                 data_type=pb.DATA_TYPE_FP16,
                 layers=["5"],
             ),

@@ -204,6 +204,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"parameters": {"causal": True}}, "parameters.causal: must be a string"),
     ({"parameters": {"window_left": -2}}, "parameters.window_left, parameters.window_right: must be at least 0"),
     ({"parameters": {"weights.top_k": 2}}, "parameters.weights.top_k: names no output that is asked for"),
+    ({"outputs": [{"name": "output", "parameters": {"pool": "max"}}]}, "outputs[0].pool: must be one of none, mean"),
     ({"parameters": {"timeout": -1}}, "parameters.timeout: must be"),
     ({"parameters": {"sequence_id": 7}}, "parameters.sequence_id: there is no such field"),
     ({"parameters": {"causal": ["none"]}}, "parameters.causal: must be a string, a number, true or false"),
@@ -375,6 +376,27 @@ def test_two_forms_of_one_stage(server):
     assert list(got) == ["best.indices", "best.values", "last", "weights"]
     np.testing.assert_array_equal(got["last"][0, 0, 0], got["weights"][0, 0, 1])
     np.testing.assert_array_equal(got["best.values"][0, 0, :, 0], got["weights"][0, 0].max(-1))
+
+
+def test_rows_are_pooled_without_padding(server):
+    """`pool` makes the rows of each sequence one, padding left out; the batch has no dimension for them."""
+    query = np.random.default_rng(4).standard_normal((3, 6, 24)).astype("f4")
+    sent = {"name": "query", "datatype": "FP32", "shape": [3, 6, 24], "data": query.ravel().tolist()}
+    lengths = {"name": "query_lengths", "datatype": "INT64", "shape": [3], "data": [6, 2, 4]}
+    outputs = [
+        {"name": "output"},
+        {"name": "mean", "parameters": {"stage": "output", "pool": "mean"}},
+        {"name": "heads", "parameters": {"pool": "last"}},
+        {"name": "weights"},
+        {"name": "looked_at", "parameters": {"stage": "weights", "pool": "mean"}},
+        {"name": "most", "parameters": {"stage": "weights", "pool": "first", "top_k": 2}},
+    ]
+    got = arrays(infer(server, "multi", inputs=[sent, lengths], outputs=outputs))
+    shapes = {"mean": (3, 20), "heads": (3, 3, 5), "looked_at": (3, 3, 6), "most.indices": (3, 3, 2)}
+    assert {name: got[name].shape for name in shapes} == shapes
+    for i, length in enumerate((6, 2, 4)):
+        np.testing.assert_allclose(got["mean"][i], got["output"][i, :length].mean(0), atol=1e-6)
+        np.testing.assert_allclose(got["looked_at"][i], got["weights"][i, :, :length].mean(1), atol=1e-6)
 
 
 def test_a_memory_is_named_by_a_parameter(server):

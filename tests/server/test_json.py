@@ -222,6 +222,7 @@ def test_unknown_fields(error, body, field, meant):
         ({"query": QUERY, "outputs": [{"name": "weights", "top_k": -1}]}, "outputs[0].top_k"),
         ({"query": QUERY, "outputs": [{"name": "weights", "top_k": "1"}]}, "outputs[0].top_k"),
         ({"query": QUERY, "outputs": [{"name": "weights", "reduce": "sum"}]}, "outputs[0].reduce"),
+        ({"query": QUERY, "outputs": [{"name": "weights", "pool": "median"}]}, "outputs[0].pool"),
         ({"query": QUERY, "outputs": [{"name": "weights", "data_type": "INT64"}]}, "outputs[0].data_type"),
         ({"query": QUERY, "outputs": [{"name": "weights", "layers": "0"}]}, "outputs[0].layers"),
         ({"query": QUERY, "outputs": [{"name": "weights", "layers": [0]}]}, "outputs[0].layers[0]"),

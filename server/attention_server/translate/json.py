@@ -15,6 +15,7 @@ from attention_proto.masks import UNBOUNDED, Mask
 from google.protobuf import json_format
 
 from attention_server.domain import (
+    POOLS,
     Array,
     Limits,
     MemoryRequest,
@@ -51,7 +52,7 @@ Encoding = Literal["json", "base64"]
 
 SEQUENCE_FIELDS = ("query", "key", "value", "text", "memory_text", "memory", "mask")
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
-OUTPUT_FIELDS = ("name", "as", "heads", "rows", "reduce", "top_k", "data_type", "layers")
+OUTPUT_FIELDS = ("name", "as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool")
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
 MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
@@ -193,6 +194,7 @@ def _output_spec(value: object, path: str) -> OutputSpec:
         top_k=at_least_zero(typed(content, "top_k", int, 0, path), join_path(path, "top_k")),
         data_type=choice(content, "data_type", ("FP32", "FP16"), "FP32", path),
         layers=tuple(each_typed(content, "layers", str, path)),
+        pool=choice(content, "pool", POOLS, "none", path),
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from attention_proto.masks import UNBOUNDED, Mask
 
 from attention_server import domain
-from attention_server.domain import PREDICTIONS, Array, Call, Limits, OutputSpec, Request, Response, Result, TopK
+from attention_server.domain import POOLS, PREDICTIONS, Array, Call, Limits, OutputSpec, Request, Response, Result, TopK
 from attention_server.errors import InvalidRequest, NotFound, TooLarge
 from attention_server.plan import OF_KEYS, PAIRWISE
 from attention_server.service import Service
@@ -35,7 +35,7 @@ INPUTS = (*RANKS, *MASKS)
 TOKENS = ("tokens", "memory_tokens")  # outputs that are no stage
 PREDICTION_PARTS = ("name", "label", "probability", "row")
 REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "timeout")
-OUTPUT_PARAMETERS = ("stage", "heads", "rows", "reduce", "top_k", "data_type", "layers")
+OUTPUT_PARAMETERS = ("stage", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool")
 # What says how something is sent, not what: each wire form reads its own.
 OF_THE_WIRE = ("binary_data", "binary_data_output", "binary_data_size", "triton_enable_empty_final_response")
 # How the protocol names what the core calls by the domain's names.
@@ -226,6 +226,7 @@ def _spec(name: str, options: Parameters, path: str) -> OutputSpec:
         top_k=at_least_zero(typed(options, "top_k", int, 0, path), f"{path}.top_k"),
         data_type=choice(options, "data_type", ("FP32", "FP16"), "FP32", path),
         layers=tuple(layers.split(",")) if layers else (),
+        pool=choice(options, "pool", POOLS, "none", path),
     )
 
 
@@ -387,7 +388,8 @@ def _least(spec: OutputSpec, longest: _Longest) -> tuple[int, ...]:
     """Return the shape that a stage has at least: as long as the batch that was sent, whatever its lengths say."""
     rows = 0 if spec.rows else longest.keys if spec.name in OF_KEYS else longest.queries
     columns = longest.keys if spec.name in PAIRWISE and not spec.top_k else 0
-    return (rows, columns) if spec.name == "output" else (0, rows, columns)
+    shape = (columns,) if spec.pool != "none" else (rows, columns)
+    return shape if spec.name == "output" else (0, *shape)
 
 
 def _texts(texts: Iterable[str]) -> Array:

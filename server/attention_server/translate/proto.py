@@ -12,6 +12,7 @@ from attention_server.domain import (
     Limits,
     MemoryRequest,
     OutputSpec,
+    Pool,
     Prediction,
     Reduce,
     Request,
@@ -36,6 +37,12 @@ REDUCE: dict[int, Reduce] = {
     pb.OutputSpec.REDUCE_UNSPECIFIED: "none",
     pb.OutputSpec.REDUCE_MEAN: "mean",
     pb.OutputSpec.REDUCE_MAX: "max",
+}
+POOL: dict[int, Pool] = {
+    pb.OutputSpec.POOL_UNSPECIFIED: "none",
+    pb.OutputSpec.POOL_MEAN: "mean",
+    pb.OutputSpec.POOL_FIRST: "first",
+    pb.OutputSpec.POOL_LAST: "last",
 }
 
 
@@ -139,6 +146,8 @@ def _mask(message: pb.Mask, path: str) -> Mask:
 def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
     if message.reduce not in REDUCE:
         raise InvalidRequest(f"there is no reduction {message.reduce}", field=join_path(path, "reduce"))
+    if message.pool not in POOL:
+        raise InvalidRequest(f"there is no pooling {message.pool}", field=join_path(path, "pool"))
     if message.data_type not in (pb.DATA_TYPE_UNSPECIFIED, pb.DATA_TYPE_FP32, pb.DATA_TYPE_FP16):
         raise InvalidRequest("must be FP32 or FP16", field=join_path(path, "data_type"))
     return OutputSpec(
@@ -150,6 +159,7 @@ def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         top_k=message.top_k,
         data_type="FP16" if message.data_type == pb.DATA_TYPE_FP16 else "FP32",
         layers=tuple(message.layers),
+        pool=POOL[message.pool],
     )
 
 

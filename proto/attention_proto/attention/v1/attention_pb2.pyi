@@ -334,6 +334,33 @@ class OutputSpec(_message.Message):
     REDUCE_MAX: OutputSpec.Reduce.ValueType  # 2
     """The maximum over the heads chosen."""
 
+    class _Pool:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PoolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[OutputSpec._Pool.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        POOL_UNSPECIFIED: OutputSpec._Pool.ValueType  # 0
+        """Every row is sent."""
+        POOL_MEAN: OutputSpec._Pool.ValueType  # 1
+        """The mean over the rows chosen."""
+        POOL_FIRST: OutputSpec._Pool.ValueType  # 2
+        """The first of the rows chosen."""
+        POOL_LAST: OutputSpec._Pool.ValueType  # 3
+        """The last of the rows chosen."""
+
+    class Pool(_Pool, metaclass=_PoolEnumTypeWrapper):
+        """How rows become one."""
+
+    POOL_UNSPECIFIED: OutputSpec.Pool.ValueType  # 0
+    """Every row is sent."""
+    POOL_MEAN: OutputSpec.Pool.ValueType  # 1
+    """The mean over the rows chosen."""
+    POOL_FIRST: OutputSpec.Pool.ValueType  # 2
+    """The first of the rows chosen."""
+    POOL_LAST: OutputSpec.Pool.ValueType  # 3
+    """The last of the rows chosen."""
+
     NAME_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
@@ -342,6 +369,7 @@ class OutputSpec(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The stage: `q` [H, T, Dh], `k` [H, S, Dh], `v` [H, S, Dv], `scores` [H, T, S], `weights` [H, T, S],
     `heads` [H, T, Dv], `output` [T, D]; or `predictions`.
@@ -351,9 +379,14 @@ class OutputSpec(_message.Message):
     reduce: Global___OutputSpec.Reduce.ValueType
     """Heads made one; the rank stays, with H = 1."""
     top_k: _builtins.int
-    """`weights` and `scores` only: the k largest a row, over keys, after the reduction. 0 sends all."""
+    """`weights` and `scores` only: the k largest a row, over keys, after the reduction and the pooling. 0 sends all."""
     data_type: Global___DataType.ValueType
     """FP32 (default) or FP16."""
+    pool: Global___OutputSpec.Pool.ValueType
+    """Rows made one, after the reduction: the shape has no dimension for them, so `output` is [D], `heads` [H, Dv],
+    `weights` [H, S]. Only rows that the mask leaves count: query positions that may attend to some key in some head; for
+    `k` and `v` key positions that some query may attend to. Where none is left, INVALID_ARGUMENT.
+    """
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Which heads, in this order, none twice; all when empty."""
@@ -379,10 +412,11 @@ class OutputSpec(_message.Message):
         top_k: _builtins.int = ...,
         data_type: Global___DataType.ValueType = ...,
         layers: _abc.Iterable[_builtins.str] | None = ...,
+        pool: Global___OutputSpec.Pool.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "reduce", b"reduce", "rows", b"rows", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -520,11 +554,11 @@ class TopK(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def indices(self) -> Global___Tensor:
-        """Positions of keys, UINT16 where they fit, else INT32: [H, T, min(k, S)]."""
+        """Positions of keys, UINT16 where they fit, else INT32: [H, T, min(k, S)], or [H, min(k, S)] pooled."""
 
     @_builtins.property
     def values(self) -> Global___Tensor:
-        """Their values: [H, T, min(k, S)]."""
+        """Their values, of the same shape."""
 
     def __init__(
         self,

@@ -1,0 +1,161 @@
+"""Rows made one on the server: their mean, the first or the last, of those that a mask leaves."""
+
+import numpy as np
+import pytest
+
+from tests.conftest import refused
+from tests.server.reference import CLOSE, STAGES, additive, read_block
+
+RNG = np.random.default_rng(3)
+VECTORS = {
+    "query": RNG.standard_normal((5, 16)).astype(np.float32),
+    "key": RNG.standard_normal((6, 12)).astype(np.float32),
+    "value": RNG.standard_normal((6, 10)).astype(np.float32),
+}
+HEADS, QUERIES, KEYS = 4, 5, 6
+HIDDEN_ROWS = np.ones((QUERIES, KEYS), bool)
+HIDDEN_ROWS[[0, 3]] = False  # two queries that attend to nothing
+HIDDEN_ROWS[:, [2, 5]] = False  # two keys that nobody attends to
+BY_HEAD = np.ones((HEADS, QUERIES, KEYS), bool)
+BY_HEAD[:2, 1] = False  # a query that attends in two heads only
+BY_HEAD[:, 4] = False
+MASKS = {
+    "none": {},
+    "rows": {"allowed": HIDDEN_ROWS},
+    "by head": {"allowed": BY_HEAD},
+    # Five queries over six keys: the last query sees all, and a window hides the first key from everyone.
+    "causal": {"causal": "bottom_right", "window": {"left": 0, "right": -1}},
+    "bias": {"bias": np.where(HIDDEN_ROWS, 0.5, -np.inf).astype(np.float32)},
+}
+of_every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+every_pool = pytest.mark.parametrize("pool", ["mean", "first", "last"])
+
+
+def reference(repository, mask):
+    """All stages in float64, and which rows the mask leaves of each."""
+    added = additive(mask, HEADS, QUERIES, KEYS)
+    stages = read_block(repository, "cross").stages(**VECTORS, added=added)
+    attending, attended = np.isfinite(added).any((0, 2)), np.isfinite(added).any((0, 1))
+    return stages, {name: attended if name in ("k", "v") else attending for name in STAGES}
+
+
+def pooled(stage, left, pool, rows=None):
+    """Pool by loops: the rows chosen, of these the ones that are left, and of these one."""
+    chosen = [row % stage.shape[-2] for row in (range(stage.shape[-2]) if rows is None else rows)]
+    real = [stage[..., row, :] for row in chosen if left[row]]
+    return sum(real) / len(real) if pool == "mean" else real[0 if pool == "first" else -1]
+
+
+def ask(transport, mask, **spec):
+    request = dict(VECTORS) | ({"mask": mask} if mask else {})
+    (value,) = transport.outputs("cross", outputs=[spec], **request).values()
+    return value
+
+
+@every_pool
+@of_every_mask
+def test_every_stage_pooled(transport, repository, mask, pool):
+    """A pooled stage has no dimension of rows, and is made of the rows that the mask leaves, all others left out."""
+    stages, left = reference(repository, mask)
+    asked = [{"name": name, "pool": pool} for name in STAGES]
+    outputs = transport.outputs("cross", outputs=asked, **VECTORS, **({"mask": mask} if mask else {}))
+    for name in STAGES:
+        expected = pooled(stages[name], left[name], pool)
+        assert outputs[name].shape == expected.shape
+        np.testing.assert_allclose(outputs[name], expected, **CLOSE, err_msg=name)
+
+
+@every_pool
+@of_every_mask
+@pytest.mark.parametrize("name", ["output", "v"])
+def test_rows_are_chosen_before(transport, repository, mask, pool, name):
+    """Of rows chosen, in their order, those that the mask leaves are pooled."""
+    stages, left = reference(repository, mask)
+    rows = [-1, 0, 2]
+    np.testing.assert_allclose(
+        ask(transport, mask, name=name, pool=pool, rows=rows), pooled(stages[name], left[name], pool, rows), **CLOSE
+    )
+
+
+@every_pool
+@of_every_mask
+def test_heads_are_reduced_before(transport, repository, mask, pool):
+    """Heads are chosen and reduced, then rows pooled: [1, S]."""
+    stages, left = reference(repository, mask)
+    found = ask(transport, mask, name="weights", heads=[3, 1], reduce="max", pool=pool)
+    expected = pooled(stages["weights"][[3, 1]].max(0, keepdims=True), left["weights"], pool)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+@of_every_mask
+@pytest.mark.parametrize("name", ["weights", "scores"])
+def test_the_largest_are_taken_after(transport, repository, mask, name):
+    """The top k are those of the pooled rows, [H, k]; a key that is hidden from all of these rows comes last."""
+    stages, left = reference(repository, mask)
+    hidden = (additive(mask, HEADS, QUERIES, KEYS) == -np.inf)[:, left[name]].all(1)
+    whole = pooled(stages[name], left[name], "mean")
+    indices, values = ask(transport, mask, name=name, pool="mean", top_k=KEYS)
+    for head in range(HEADS):
+        order = sorted(
+            range(KEYS), key=lambda key: (hidden[head, key], 0 if hidden[head, key] else -whole[head, key], key)
+        )
+        assert indices[head].tolist() == order
+        np.testing.assert_allclose(values[head], whole[head, order], **CLOSE)
+
+
+def test_half_precision(transport, repository):
+    """The mean is taken in FP32, and sent in FP16."""
+    stages, left = reference(repository, {})
+    found = ask(transport, {}, name="output", pool="mean", data_type="FP16")
+    assert (found.dtype, found.shape) == (np.float16, stages["output"].shape[1:])
+    np.testing.assert_allclose(found, pooled(stages["output"], left["output"], "mean"), rtol=1e-3, atol=1e-3)
+
+
+@every_pool
+def test_nothing_is_left(transport, pool):
+    """Where the mask leaves none of the rows, there is nothing to pool, and the field says so."""
+    for mask, rows in (({"allowed": np.zeros((1, KEYS), bool)}, []), ({"allowed": HIDDEN_ROWS}, [3, 0])):
+        with refused("INVALID_ARGUMENT", "outputs[0].pool", "mask leaves no row"):
+            ask(transport, mask, name="output", pool=pool, rows=rows)
+
+
+@pytest.mark.parametrize("outputs", [["output"], [{"name": "q", "rows": [1]}, {"name": "heads", "pool": "last"}]])
+def test_beside_others(transport, repository, outputs):
+    """Other outputs of the same request are what they are alone, whichever rows each of them needs."""
+    asked = [*outputs, {"name": "output", "as": "cls", "pool": "first"}, {"name": "weights", "rows": [-1, 1]}]
+    found = transport.outputs("cross", outputs=asked, **VECTORS)
+    stages, _ = reference(repository, {})
+    np.testing.assert_allclose(found["cls"], stages["output"][0], **CLOSE)
+    np.testing.assert_allclose(found["weights"], stages["weights"][:, [-1, 1]], **CLOSE)
+    if outputs == ["output"]:
+        np.testing.assert_allclose(found["output"], stages["output"], **CLOSE)
+    else:
+        np.testing.assert_allclose(found["q"], stages["q"][:, [1]], **CLOSE)
+        np.testing.assert_allclose(found["heads"], stages["heads"][:, -1], **CLOSE)
+
+
+def test_rows_of_a_sequence_of_their_own(transport, repository):
+    """A sequence that attends to itself is the memory of the rows chosen whole, whatever is asked of it."""
+    query = RNG.standard_normal((7, 24)).astype(np.float32)
+    expected = read_block(repository, "multi").stages(query, added=additive({"causal": "top_left"}, 3, 7, 7))
+    asked = [{"name": "output", "rows": [3]}, {"name": "weights", "pool": "last"}, "k"]
+    found = transport.outputs("multi", query=query, outputs=asked, mask={"causal": "top_left"})
+    np.testing.assert_allclose(found["output"], expected["output"][[3]], **CLOSE)
+    np.testing.assert_allclose(found["weights"], expected["weights"][:, -1], **CLOSE)
+    np.testing.assert_allclose(found["k"], expected["k"], **CLOSE)
+
+
+def test_predictions_beside_rows(transport):
+    """The head reads its own rows, whichever others are sent."""
+    asked = {"text": "I gave my cat Tater a toy"}
+    whole = transport.one("multi-head", outputs=["predictions", "output"], **asked)
+    some = transport.one("multi-head", outputs=["predictions", {"name": "output", "rows": [-1]}], **asked)
+    np.testing.assert_allclose(some["outputs"]["output"], whole["outputs"]["output"][[-1]], **CLOSE)
+    for one, other in zip(some["predictions"], whole["predictions"], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_predictions_are_not_pooled(transport):
+    """Predictions have no rows to make one, and take no options."""
+    with refused("INVALID_ARGUMENT", "outputs[0]", "no options"):
+        transport.attend("multi-head", text="I gave", outputs=[{"name": "predictions", "pool": "mean"}])
