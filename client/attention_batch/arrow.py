@@ -4,6 +4,7 @@ A tensor whose dimensions are all known is a `fixed_shape_tensor`; one that diff
 which those of a known length are fixed-size: `[T, D]` is `list<fixed_size_list<float>[D]>`.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -61,31 +62,35 @@ def vectors(column: pa.Array) -> list[Array | None]:
     Takes lists of lists, of which any may be fixed-size or large, and fixed-shape tensors. Null numbers are NaN. A row
     with a null vector, or with vectors of several widths, comes as an array of rank 1, which nobody takes.
 
-    Raises:
-        TypeError: it holds something else.
+    Args:
+        column: of a type that `is_vectors` knows.
     """
     if isinstance(column.type, pa.FixedShapeTensorType):
         return _fixed_tensors(column)
-    if not _is_list(column.type) or not _is_list(column.type.value_type):
-        raise TypeError(f"holds {column.type}; it must hold lists of vectors, or tensors of rank 2")
     starts, ends = _bounds(column)
     inner = column.values
     inner_starts, inner_ends = _bounds(inner)
     numbers = _numbers(inner.values)
-    lengths = inner_ends - inner_starts
-    nulls = np.asarray(column.is_null())
-    broken = np.asarray(inner.is_null()) if inner.null_count else None
+    widths = inner_ends - inner_starts
+    changes = _before(widths[1:] != widths[:-1])  # from one vector to the next
+    broken = _before(np.asarray(inner.is_null()))
+    nulls = np.asarray(column.is_null()).tolist() if column.null_count else itertools.repeat(False)
     rows: list[Array | None] = []
-    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        if nulls[i]:
+    for null, start, end in zip(nulls, starts.tolist(), ends.tolist(), strict=False):
+        if null:
             rows.append(None)
         elif start == end:
             rows.append(np.empty((0, column.type.value_type.list_size if _is_fixed(inner.type) else 0), np.float32))
-        elif (lengths[start:end] != lengths[start]).any() or (broken is not None and broken[start:end].any()):
+        elif changes[end - 1] > changes[start] or broken[end] > broken[start]:
             rows.append(np.empty(end - start, np.float32))
         else:
             rows.append(numbers[inner_starts[start] : inner_ends[end - 1]].reshape(end - start, -1))
     return rows
+
+
+def _before(found: Array) -> Array:
+    """Return how many are true before each position, and before the end."""
+    return np.concatenate([[0], np.cumsum(found)])
 
 
 def is_vectors(kind: pa.DataType) -> bool:
@@ -138,8 +143,6 @@ def _lists(values: pa.Array, size: int | None, lengths: Array) -> pa.Array:
 
 
 def _fixed_tensors(column: pa.FixedShapeTensorArray) -> list[Array | None]:
-    if len(column.type.shape) != 2:
-        raise TypeError(f"holds tensors of shape {column.type.shape}; they must be of rank 2")
     size = int(np.prod(column.type.shape))
     storage = column.storage
     numbers = _numbers(storage.values)[storage.offset * size : (storage.offset + len(storage)) * size]
@@ -162,8 +165,6 @@ def _bounds(lists: pa.Array) -> tuple[Array, Array]:
 
 def _numbers(values: pa.Array) -> Array:
     """View numbers as float32 (float16 stays, as it is sent); null is NaN."""
-    if not _is_number(values.type):
-        raise TypeError(f"holds {values.type}; it must hold numbers")
     if values.null_count:
         values = values.cast(pa.float32()).fill_null(float("nan"))
     numbers: Array = values.to_numpy(zero_copy_only=False)

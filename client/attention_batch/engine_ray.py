@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 from attention_batch.engine_local import LocalEngine
 from attention_batch.errors import Refused, ScoringError, Stopped
 from attention_batch.fields import Fields
+from attention_batch.patience import Patience
 from attention_batch.scorer import Question, Scorer, pack
 from attention_batch.sink import Counts, Layout, PartWriter
 from attention_batch.source import InputFile, Shard, Source, of_files
@@ -89,7 +90,7 @@ class Actor:
 
     def _prepared(self) -> tuple[Source, Scorer]:
         os.chdir(self._task.folder)
-        scorer = Scorer(LocalEngine(self._task.models, lanes=1), self._task.question, patience=0)
+        scorer = Scorer(LocalEngine(self._task.models, lanes=1), self._task.question, Patience(0, print))
         scorer.confirm()
         return of_files(self._task.files), scorer
 

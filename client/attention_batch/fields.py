@@ -11,7 +11,7 @@ from attention_proto.masks import Causal
 
 from attention_batch.arrow import is_vectors, vectors
 from attention_batch.errors import Refused
-from attention_batch.rows import FIELDS, TEXTS, VECTORS, Failed, Row, Widths, fault
+from attention_batch.rows import FIELDS, TEXTS, VECTORS, Failed, Row
 
 LARGEST_INT = 2**63 - 1
 
@@ -23,13 +23,11 @@ class Fields:
     Attributes:
         columns: the input's column for each field that is read.
         id_type: of the id column.
-        widths: of the model's vectors.
         causal: the mask of every sequence.
     """
 
     columns: Mapping[str, str]
     id_type: pa.DataType
-    widths: Widths
     causal: Causal
 
     @property
@@ -71,7 +69,9 @@ class Fields:
     def _ids(self, batch: pa.RecordBatch, first: int) -> list[Any]:
         if "id" not in self.columns:
             return list(range(first, first + batch.num_rows))
-        return list(batch.column(self.columns["id"]).to_pylist())
+        ids = batch.column(self.columns["id"])
+        # Python's own times have no nanoseconds.
+        return list(ids) if pa.types.is_temporal(ids.type) else list(ids.to_pylist())
 
     def _parts(self, batch: pa.RecordBatch, field: str) -> list[Any]:
         column = batch.column(self.columns[field])
@@ -83,12 +83,8 @@ class Fields:
                 return Failed(file, row, id_, field, "is null; every row needs it")
             if field in VECTORS and value.ndim == 1:
                 return Failed(file, row, id_, field, "has vectors of several widths, or a null in place of one")
-        sequence = Asked(**parts, causal=self.causal)
-        found = fault(sequence, self.widths)
-        if found is not None:
-            return Failed(file, row, id_, *found)
         size = sum(value.nbytes if field in VECTORS else len(value) for field, value in parts.items())
-        return Row(file, row, id_, sequence, size)
+        return Row(file, row, id_, Asked(**parts, causal=self.causal), size)
 
     def _id_fault(self, id_: Any) -> str | None:
         if self.id_type == pa.int64():
@@ -130,6 +126,8 @@ def check_types(schema: pa.Schema, columns: Mapping[str, str], where: str) -> No
     """
     for field, column in columns.items():
         kind = schema.field(column).type
+        if field == "id" and (pa.types.is_nested(kind) or isinstance(kind, pa.FixedShapeTensorType)):
+            raise Refused(f"{where}: column {column!r} holds {kind}; an id is one value")
         if field in TEXTS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise Refused(f"{where}: column {column!r} holds {kind}; {field} must be strings")
         if field in VECTORS and not is_vectors(kind):

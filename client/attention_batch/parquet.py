@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 
 from attention_batch.errors import Refused
 
-BATCH_ROWS = 256
+BATCH_ROWS = 1024
+BATCH_BYTES = 2**20  # about; of more, the memory would come from the system anew with each batch
 READ_BYTES = 2**20  # at once; without it a row group's columns are read whole
 Place = tuple[str, int, int]  # a file, a row group, and a row in it
 
@@ -25,8 +26,7 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
     metadata = pq.read_metadata(path)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
-        size = max(1, min(rows, most_bytes // row_bytes))
+        size = max(1, min(rows, most_bytes // _row_bytes(group)))
         for skipped in range(0, group.num_rows, size):
             count = min(size, group.num_rows - skipped)
             yield number, skipped, count, count / metadata.num_rows
@@ -59,7 +59,9 @@ class Cursor:
 
     def _open(self, path: str, group: int, columns: list[str]) -> None:
         opened = pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)
-        self._batches = opened.iter_batches(BATCH_ROWS, [group], _leaves(opened, columns))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // _row_bytes(opened.metadata.row_group(group))))
+        # One behind the other: what answers has the other cores.
+        self._batches = opened.iter_batches(rows, [group], _leaves(opened, columns), use_threads=False)
         self._rest = None
 
     def _next(self, count: int) -> Iterator[pa.RecordBatch]:
@@ -69,6 +71,11 @@ class Cursor:
             self._rest = batch.slice(taken) if taken < batch.num_rows else None
             count -= taken
             yield batch.slice(0, taken)
+
+
+def _row_bytes(group: pq.RowGroupMetaData) -> int:
+    size: int = group.total_byte_size // max(1, group.num_rows)
+    return max(1, size)
 
 
 def _leaves(opened: pq.ParquetFile, columns: list[str]) -> list[str]:

@@ -1,11 +1,9 @@
 """One row on its way: what was read, and what came of it."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from attention_client import Sequence
-from numpy.typing import NDArray
 
 FIELDS = ("id", "text", "query", "key", "value", "memory_text")
 VECTORS = ("query", "key", "value")
@@ -65,41 +63,3 @@ class Scored:
     id: Any
     values: tuple[Any, ...]
     tokens: int
-
-
-class Widths(NamedTuple):
-    """How wide a model's vectors are; 0 is any."""
-
-    query: int
-    key: int
-    value: int
-
-
-def fault(sequence: Sequence, widths: Widths) -> tuple[str, str] | None:
-    """Return the field and the reason for which a server would refuse a row; None for one worth sending.
-
-    What only the server knows (its vocabulary, its limits) it says itself.
-    """
-    for name in TEXTS:
-        text = getattr(sequence, name)
-        if text is not None and not text.strip():
-            return name, "has no words in it; send at least one"
-    for name in VECTORS:
-        array = getattr(sequence, name)
-        if array is not None and (reason := _vectors_fault(array, getattr(widths, name))):
-            return name, reason
-    return None
-
-
-def _vectors_fault(array: NDArray[Any], width: int) -> str | None:
-    if array.ndim != 2:
-        return f"must have shape [length, width], not {list(array.shape)}"
-    if not array.size:
-        return f"must not be empty, but has shape {list(array.shape)}"
-    if width and array.shape[1] != width:
-        return f"must be {width} wide, but has shape {list(array.shape)}"
-    good = np.isfinite(array)
-    if good.all():
-        return None
-    where = [int(index) for index in np.unravel_index(int((~good).argmax()), good.shape)]
-    return f"must be finite, but is {array[tuple(where)]} at {where}"

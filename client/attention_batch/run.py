@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
 import grpc
-from attention_client import AttentionClient, AttentionError, Unavailable
-from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_client import AttentionClient, AttentionError
 from attention_proto.masks import Causal
 
 from attention_batch import journal as journals
@@ -23,8 +22,8 @@ from attention_batch.engine_client import ClientEngine
 from attention_batch.errors import ExitStatus, Refused, ScoringError, Stopped, TooManyErrors
 from attention_batch.fields import Fields
 from attention_batch.journal import Journal
-from attention_batch.progress import Display, Tally, display
-from attention_batch.rows import Widths
+from attention_batch.patience import Patience
+from attention_batch.progress import Display, Tally, display, event
 from attention_batch.scorer import Engine, Message, Outcome, Question, Scorer, digest, pack
 from attention_batch.sink import (
     FORMS,
@@ -92,6 +91,7 @@ class Plan:
     fields: Fields
     question: Question
     layout: Layout
+    patience: Patience
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -121,7 +121,8 @@ def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
     with ExitStack() as held:
         held.enter_context(_ended_cleanly(resumable=STREAM not in (job.input, job.output)))
         engine = held.enter_context(_engine(job))
-        plan = _plan(job, sources.find(job.input, stdin, _file(job)), engine)
+        patience = Patience(job.patience, lambda why: event("waiting", reason=why))
+        plan = _plan(job, sources.find(job.input, stdin, _file(job)), engine, patience)
         output = _file(job)
         return _to_stream(plan, engine, stdout) if output is None else _to_file(plan, engine, output)
 
@@ -131,26 +132,16 @@ def _file(job: Job) -> Path | None:
     return None if job.output == STREAM else Path(job.output)
 
 
-def _plan(job: Job, source: Source, engine: Engine) -> Plan:
-    model = _described(job, engine)
-    columns, id_type = source.columns(job.columns)
-    layer = model.manifest.layers[0]
-    key = layer.key_dim or layer.query_dim
-    fields = Fields(columns, id_type, Widths(layer.query_dim, key, layer.value_dim), job.causal)
-    outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
-    question = Question(model.name, model.version, digest(model), outputs)
-    return Plan(job, source, fields, question, Layout(_form(job.output), outputs.columns, id_type))
-
-
-def _described(job: Job, engine: Engine) -> pb.Model:
+def _plan(job: Job, source: Source, engine: Engine, patience: Patience) -> Plan:
     try:
-        return engine.model(job.model, job.version)
-    except Unavailable as error:
-        raise Refused(
-            f"cannot reach {job.target}: {error.message}; start a server there, or name one by --target"
-        ) from error
+        model = patience.ask(lambda: engine.model(job.model, job.version))
     except AttentionError as error:
         raise Refused(str(error)) from error
+    columns, id_type = source.columns(job.columns)
+    fields = Fields(columns, id_type, job.causal)
+    outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
+    question = Question(model.name, model.version, digest(model), outputs)
+    return Plan(job, source, fields, question, Layout(_form(job.output), outputs.columns, id_type), patience)
 
 
 def _form(output: str) -> Form:
@@ -248,7 +239,7 @@ def _scored_here(
     plan: Plan, engine: Engine, shards: Iterator[Shard], opened: OpenPart, tally: Tally, show: Display
 ) -> Iterator[tuple[Shard, Counts]]:
     """Yield shards whose parts are written. What the next one reads is under way while the last one is written."""
-    scorer = Scorer(engine, plan.question, plan.job.patience)
+    scorer = Scorer(engine, plan.question, plan.patience)
     begun: dict[int, Shard] = {}
 
     def messages() -> Iterator[Message]:

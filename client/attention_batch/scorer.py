@@ -6,8 +6,6 @@ take is told from its neighbours, which are asked again without it.
 
 import hashlib
 import re
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,25 +16,21 @@ from typing import Protocol, TypeVar
 from attention_client import (
     AttendResult,
     AttentionError,
-    DeadlineExceeded,
-    InternalError,
     InvalidRequest,
     NotFound,
     TooLarge,
-    Unavailable,
 )
 from attention_client import Sequence as Asked
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused, Stopped
+from attention_batch.patience import Patience
 from attention_batch.rows import Failed, Row, Scored
 from attention_batch.spec import Outputs
 
 MESSAGE_ROWS = 32
 MESSAGE_BYTES = 2**20
 BYTES_UNDER_WAY = 32 * 2**20  # of messages, unless one alone has more
-INTERNAL_ATTEMPTS = 3
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between attempts, where the server names none
 
 _CULPRIT = re.compile(r"inputs\[(\d+)\]\.?(.*)")
 # What of the outputs asked for one row cannot give, and another can; all else is wrong for every row.
@@ -116,15 +110,13 @@ class Scorer:
     Args:
         engine: what answers.
         question: about every row.
-        patience: seconds to wait for a server that does not answer, from its last answer.
+        patience: how long to wait for an answer.
     """
 
-    def __init__(self, engine: Engine, question: Question, patience: float) -> None:
+    def __init__(self, engine: Engine, question: Question, patience: Patience) -> None:
         self._engine = engine
         self._question = question
         self._patience = patience
-        self._stopping = threading.Event()
-        self._heard = time.monotonic()
 
     def score(self, messages: Iterable[Message]) -> Generator[tuple[Message, list[Outcome]]]:
         """Yield each message with what came of its rows, in order.
@@ -133,11 +125,10 @@ class Scorer:
             Refused: the model cannot do what is asked of every row.
             Stopped: there is no server, or it fails.
         """
-        self._stopping = threading.Event()
+        self._patience.begin()
         with self._pool() as pool:
             under_way: deque[tuple[Message, Future[list[Outcome]]]] = deque()
             size = 0
-            self._heard = time.monotonic()
             for message in messages:
                 while under_way and (len(under_way) >= 2 * self._engine.lanes or size + message.size > BYTES_UNDER_WAY):
                     size -= under_way[0][0].size
@@ -153,7 +144,7 @@ class Scorer:
         try:
             yield pool
         finally:
-            self._stopping.set()
+            self._patience.end()
             pool.shutdown(wait=False, cancel_futures=True)  # what is still under way ends with its connection
 
     def _answer(self, message: Message) -> list[Outcome]:
@@ -204,36 +195,14 @@ class Scorer:
             )
 
     def _ask(self, ask: Callable[[], T]) -> T:
-        """Ask until there is an answer, as long as there is hope."""
-        attempts, pause = 0, FIRST_PAUSE
-        began = time.monotonic()
-        while True:
-            try:
-                answer = ask()
-            except (Unavailable, DeadlineExceeded) as error:
-                if time.monotonic() - max(self._heard, began) > self._patience:
-                    raise Stopped(f"no answer for {self._patience:g} s: {error}") from error
-                asked_to_wait = error.retry_after if isinstance(error, Unavailable) else None
-                self._wait(asked_to_wait or pause, error)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            except InternalError as error:
-                attempts += 1
-                if attempts == INTERNAL_ATTEMPTS:
-                    raise Stopped(f"the server failed, its log says why: {_with_id(error)}") from error
-                self._wait(pause, error)
-            except NotFound as error:
-                raise Stopped(f"what answered before is gone: {error}") from error
-            except (InvalidRequest, TooLarge):
-                self._heard = time.monotonic()
-                raise
-            except AttentionError as error:
-                raise Stopped(str(error)) from error
-            else:
-                self._heard = time.monotonic()
-                return answer
-
-    def _wait(self, seconds: float, error: AttentionError) -> None:
-        if self._stopping.wait(seconds):
+        """Ask about rows of a run that has begun: what is gone now may come back for the next one."""
+        try:
+            return self._patience.ask(ask)
+        except (InvalidRequest, TooLarge):
+            raise
+        except NotFound as error:
+            raise Stopped(f"what answered before is gone: {error}") from error
+        except AttentionError as error:
             raise Stopped(str(error)) from error
 
 
@@ -245,7 +214,3 @@ def digest(model: pb.Model) -> str:
 def _next(under_way: "deque[tuple[Message, Future[list[Outcome]]]]") -> tuple[Message, list[Outcome]]:
     message, future = under_way.popleft()
     return message, future.result()
-
-
-def _with_id(error: AttentionError) -> str:
-    return f"{error} (request {error.request_id})" if error.request_id else str(error)

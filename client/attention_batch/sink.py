@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -106,13 +106,13 @@ class PartWriter:
 
 def dead_letter(failed: Failed) -> bytes:
     """Return the line that tells of a failed row."""
-    return orjson.dumps(asdict(failed), default=str) + b"\n"
+    return orjson.dumps({field.name: getattr(failed, field.name) for field in fields(failed)}, default=_text) + b"\n"
 
 
 def json_line(row: Scored, columns: Sequence[Column]) -> bytes:
     """Return the line of one answer: numbers with the fewest digits that give them back."""
     values = {column.name: _json_value(value) for column, value in zip(columns, row.values, strict=True)}
-    return orjson.dumps({"id": row.id, **values}, default=str, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+    return orjson.dumps({"id": row.id, **values}, default=_text, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
 
 
 @contextmanager
@@ -219,6 +219,11 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_json_prediction(each) if isinstance(each, Prediction) else each for each in value]
     return value
+
+
+def _text(id_: Any) -> str:
+    """Return an id of a type that JSON has no form for."""
+    return str(id_.cast(pa.string())) if isinstance(id_, pa.Scalar) else str(id_)
 
 
 def _json_prediction(prediction: Prediction) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Self, TypeVar
 
 import grpc
 import grpc.aio
+from attention_proto import wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.masks import Causal
@@ -42,7 +43,9 @@ class AsyncAttentionClient:
             else grpc.aio.insecure_channel(uri, channel.OPTIONS)
         )
         stub = AttentionServiceStub(self._channel)
-        self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
+        self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
+            channel.method("Attend"), wire.serialize, pb.AttendResponse.FromString
+        )
         self._list: grpc.aio.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.aio.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._memories: grpc.aio.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (

@@ -59,6 +59,11 @@ def uri(target: str) -> str:
     return target
 
 
+def method(name: str) -> str:
+    """Return what gRPC calls a method of the service."""
+    return f"/{_SERVICE}/{name}"
+
+
 def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     """Return what each call carries to say who calls."""
     return (("authorization", f"Bearer {token}"),) if token else ()

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from attention_proto import wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.masks import Causal
@@ -54,8 +55,15 @@ class AttentionClient:
             else grpc.insecure_channel(uri, channel.OPTIONS)
         )
         stub = AttentionServiceStub(self._channel)
-        self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
-        self._stream = functools.partial(stub.AttendStream, metadata=self._metadata)
+        self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
+            channel.method("Attend"), wire.serialize, pb.AttendResponse.FromString
+        )
+        self._stream = functools.partial(
+            self._channel.stream_stream(
+                channel.method("AttendStream"), wire.serialize, pb.AttendStreamResponse.FromString
+            ),
+            metadata=self._metadata,
+        )
         self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._memories: grpc.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (

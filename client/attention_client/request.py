@@ -108,13 +108,15 @@ def attend_request(
     with _field("outputs"):
         if isinstance(outputs, str):
             raise TypeError(f"must be a list; write [{outputs!r}]")
-    return pb.AttendRequest(
+    request = pb.AttendRequest(
         model=model,
         version=version,
-        inputs=[_sequence(item, f"inputs[{i}]") for i, item in enumerate(sequences)],
         outputs=[_output(item, f"outputs[{i}]") for i, item in enumerate(outputs)],
         token_offsets=token_offsets,
     )
+    for i, item in enumerate(sequences):
+        _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
+    return request
 
 
 def create_memory_request(
@@ -130,54 +132,39 @@ def create_memory_request(
     Raises:
         InvalidRequest: a value has no form on the wire.
     """
-    return pb.CreateMemoryRequest(
-        model=model,
-        version=version,
-        key=_numbers(key, "key"),
-        value=_numbers(value, "value"),
-        memory_text=memory_text,
-        ttl=_duration(ttl, "ttl"),
-    )
+    request = pb.CreateMemoryRequest(model=model, version=version, memory_text=memory_text, ttl=_duration(ttl, "ttl"))
+    _write_numbers(key, request.key, "key")
+    _write_numbers(value, request.value, "value")
+    return request
 
 
-def _sequence(item: Sequence | str | ArrayLike, field: str) -> pb.Sequence:
+def _write_sequence(item: Sequence | str | ArrayLike, message: pb.Sequence, field: str) -> None:
     if isinstance(item, str):
         item = Sequence(text=item)
     elif not isinstance(item, Sequence):
         item = Sequence(query=item)
-    return pb.Sequence(
-        query=_query(item.query, f"{field}.query"),
-        key=_numbers(item.key, f"{field}.key"),
-        value=_numbers(item.value, f"{field}.value"),
-        text=item.text,
-        memory_text=item.memory_text,
-        memory=item.memory.id if isinstance(item.memory, Memory) else item.memory or "",
-        mask=_mask(item, f"{field}.mask"),
-    )
-
-
-def _query(value: ArrayLike | None, field: str) -> pb.Tensor | None:
-    tensor = _numbers(value, field)
-    if tensor is not None and len(tensor.shape) == 3:
+    for name in ("query", "key", "value"):
+        _write_numbers(getattr(item, name), getattr(message, name), f"{field}.{name}")
+    if len(message.query.shape) == 3:
         # On the wire [B, T, D] stands for B sequences; here each sequence has its own result.
-        raise InvalidRequest("is a batch of rank 3; send its sequences by attend_batch", field=field)
-    return tensor
+        raise InvalidRequest("is a batch of rank 3; send its sequences by attend_batch", field=f"{field}.query")
+    for name in ("text", "memory_text"):
+        if getattr(item, name) is not None:
+            setattr(message, name, getattr(item, name))
+    message.memory = item.memory.id if isinstance(item.memory, Memory) else item.memory or ""
+    if item.causal != "none" or any(each is not None for each in (item.window, item.allowed, item.bias)):
+        _write_mask(item, message.mask, f"{field}.mask")  # where nothing is hidden, the server has a faster way
 
 
-def _mask(item: Sequence, field: str) -> pb.Mask | None:
-    """Build the mask, or none where nothing is hidden, for the server has a faster way then."""
-    if item.causal == "none" and item.window is None and item.allowed is None and item.bias is None:
-        return None
+def _write_mask(item: Sequence, message: pb.Mask, field: str) -> None:
     with _field(f"{field}.causal"):
-        causal = _choice(_CAUSAL, item.causal)
-    with _field(f"{field}.window"):
-        window = None if item.window is None else pb.Mask.Window(left=item.window[0], right=item.window[1])
-    return pb.Mask(
-        causal=causal,
-        window=window,
-        allowed=_booleans(item.allowed, f"{field}.allowed"),
-        bias=_numbers(item.bias, f"{field}.bias"),
-    )
+        message.causal = _choice(_CAUSAL, item.causal)
+    if item.window is not None:
+        with _field(f"{field}.window"):
+            message.window.left, message.window.right = item.window[0], item.window[1]
+    if item.allowed is not None:
+        codec.write(_booleans(item.allowed, f"{field}.allowed"), message.allowed)
+    _write_numbers(item.bias, message.bias, f"{field}.bias")
 
 
 def _output(item: Output, field: str) -> pb.OutputSpec:
@@ -204,23 +191,21 @@ def _spec(item: Output) -> OutputSpec:
     return OutputSpec(**{"alias" if key == "as" else key: value for key, value in item.items()})
 
 
-def _numbers(value: ArrayLike | None, field: str) -> pb.Tensor | None:
-    """Encode as float16 where the array is that, else as float32."""
+def _write_numbers(value: ArrayLike | None, message: pb.Tensor, field: str) -> None:
+    """Write as float16 where the array is that, else as float32."""
     if value is None:
-        return None
+        return
     array = _array(value, field)
     if array.dtype.kind not in "fiu":
         raise InvalidRequest(f"holds {array.dtype}; it must hold numbers", field=field)
-    return codec.encode(array.astype(np.float16 if array.dtype == np.float16 else np.float32, copy=False))
+    codec.write(array.astype(np.float16 if array.dtype == np.float16 else np.float32, copy=False), message)
 
 
-def _booleans(value: ArrayLike | None, field: str) -> pb.Tensor | None:
-    if value is None:
-        return None
+def _booleans(value: ArrayLike, field: str) -> NDArray[np.bool_]:
     array = _array(value, field)
     if array.dtype != np.bool_:
         raise InvalidRequest(f"holds {array.dtype}; it must hold bool, where true = may attend", field=field)
-    return codec.encode(array)
+    return array
 
 
 def _array(value: ArrayLike, field: str) -> NDArray[Any]:

@@ -19,7 +19,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_PREFIX = "DATA_TYPE_"
+_NUMBERS = {dtype: DataType.Value(f"DATA_TYPE_{name}") for name, dtype in DTYPES.items()}
+_NAMES_OF_NUMBERS: dict[int, str] = {number: NAMES[dtype] for dtype, number in _NUMBERS.items()}
 
 if sys.byteorder != "little":
     raise ImportError("attention_proto reads and writes tensors in place, which needs a little-endian machine")
@@ -54,20 +55,26 @@ def from_bytes(data_type: str, shape: Iterable[int], data: bytes | memoryview) -
 
 def decode(tensor: Tensor) -> NDArray[Any]:
     """View a message's tensor as an array; see `from_bytes`."""
-    try:
-        name = DataType.Name(tensor.data_type).removeprefix(_PREFIX)
-    except ValueError:
-        name = str(tensor.data_type)
-    return from_bytes(name, tensor.shape, tensor.data)
+    number = tensor.data_type
+    return from_bytes(_NAMES_OF_NUMBERS.get(number) or str(number or ""), tensor.shape, tensor.data)
 
 
 def encode(array: NDArray[Any]) -> Tensor:
-    """Copy an array into a message.
+    """Copy an array into a message; see `write`."""
+    tensor = Tensor()
+    write(array, tensor)
+    return tensor
+
+
+def write(array: NDArray[Any], tensor: Tensor) -> None:
+    """Copy an array into an empty message, which may be a part of another: what is built apart is copied again.
 
     Raises:
         ValueError: its dtype has no wire form.
     """
-    name = NAMES.get(array.dtype)
-    if name is None:
+    number = _NUMBERS.get(array.dtype)
+    if number is None:
         raise ValueError(f"has dtype {array.dtype}; it must be one of {', '.join(map(str, NAMES))}")
-    return Tensor(data_type=DataType.Value(_PREFIX + name), shape=array.shape, data=array.tobytes())
+    tensor.data_type = number
+    tensor.shape.extend(array.shape)
+    tensor.data = array.tobytes()

@@ -1,6 +1,6 @@
 """From a sequence as it was sent to one that is ready to compute: texts read, shapes checked, the mask laid out."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
@@ -95,8 +95,24 @@ def prepare(
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=field)
     limits.check_scores(layer.heads, queries, keys, sequence.path)
     added = _added(sequence, mask, layer, queries, keys)
-    prepared = Prepared(query, key, value, tokens, memory_tokens, queries, keys, added, memory)
-    return _finite(prepared, sequence.path)
+    attending, attended = (None, None) if added is None else _left(added)
+    path = sequence.path
+    # As memory, other positions of the query matter than as query.
+    own_key = query is not None and key is None and not memory_apart and added is not None
+    return Prepared(
+        query=_finite(query, attending, path, "query"),
+        key=_finite(query if own_key else key, attended, path, "query" if own_key else "key"),
+        value=_finite(value, attended, path, "value"),
+        tokens=tokens,
+        memory_tokens=memory_tokens,
+        queries=queries,
+        keys=keys,
+        added=added,
+        memory=memory,
+        path=path,
+        attending=attending,
+        attended=attended,
+    )
 
 
 def prepare_memory(
@@ -171,31 +187,15 @@ def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int
     return added
 
 
-def _finite(prepared: Prepared, path: str) -> Prepared:
+def _finite(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
     """Refuse numbers that are none where they matter, and zero what does not: 0 x NaN, or x infinity, is NaN."""
-    attended: NDArray[np.bool_] | None = None
-    attending: NDArray[np.bool_] | None = None
-    if prepared.added is not None:
-        open_ = prepared.added > HIDDEN
-        attended, attending = _unless_all(np.any(open_, axis=(0, 1))), _unless_all(np.any(open_, axis=(0, 2)))
-    query, key, value = prepared.query, prepared.key, prepared.value
-    own_memory = key is None and prepared.memory_tokens is None and prepared.memory is None
-    if query is not None and own_memory and prepared.added is not None:
-        # As memory, other positions of the query matter.
-        key = check.finite(query, attended, join_path(path, "query"))
+    return None if array is None else check.finite(array, matters, join_path(path, name))
 
-    def checked(array: Vectors | None, matters: NDArray[np.bool_] | None, name: str) -> Vectors | None:
-        return None if array is None else check.finite(array, matters, join_path(path, name))
 
-    return replace(
-        prepared,
-        query=checked(query, attending, "query"),
-        key=checked(key, attended, "key"),
-        value=checked(value, attended, "value"),
-        path=path,
-        attending=attending,
-        attended=attended,
-    )
+def _left(added: Vectors) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """Return which query positions a mask leaves, [T], and which key positions, [S]; None for all."""
+    left = added > HIDDEN
+    return _unless_all(np.any(left, axis=(0, 2))), _unless_all(np.any(left, axis=(0, 1)))
 
 
 def _unless_all(positions: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

@@ -187,6 +187,30 @@ def test_ids_keep_their_type(job, tmp_path):
     assert {letter["field"] for letter in letters_of(tmp_path / "ids.parquet")} == {"id"}
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.timestamp("ns", "UTC"), pa.time64("ns"), pa.duration("ns"), pa.date32(), pa.dictionary(pa.int8(), pa.string())],
+    ids=str,
+)
+def test_ids_of_any_type(job, tmp_path, kind):
+    """An id of any type is kept, to the nanosecond; in JSON lines it is a string where JSON has no form for it."""
+    ids = (
+        pa.array(["a", "b"]).dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else pa.array([3, 5], kind)
+    )
+    source = write(tmp_path / "in.parquet", {"id": ids, "text": SENTENCES[:2]})
+    assert score(job(source, tmp_path / "out.parquet", "multi-head"))[0] == 0
+    assert pq.read_table(tmp_path / "out.parquet")["id"].equals(pq.read_table(source)["id"])
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 0
+    assert len({row["id"] for row in rows_of(tmp_path / "out.jsonl")}) == 2
+
+
+def test_an_id_is_one_value(job, tmp_path):
+    """Lists and tensors are no ids, and refused before anything is asked."""
+    source = write(tmp_path / "in.parquet", {"id": [[1], [2]], "text": SENTENCES[:2]})
+    with pytest.raises(Refused, match=r"column 'id' holds list<.*; an id is one value"):
+        score(job(source, tmp_path / "out.parquet", "multi-head"))
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_what_a_run_writes_is_never_its_input(job, tmp_path, restart):
     """An output that is the input is refused and stays, whatever --restart says; so is a run on its own letters."""

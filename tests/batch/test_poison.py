@@ -121,6 +121,21 @@ def test_vectors_in_json_that_are_none(job, tmp_path):
     assert {letter["field"] for letter in letters} == {"query"}
 
 
+def test_poison_that_is_masked(job, client, tmp_path):
+    """A number that is none where nothing attends hurts nobody: the server says what matters."""
+    rng = np.random.default_rng(7)
+    vectors = {"query": (2, 16), "key": (4, 12), "value": (4, 10)}
+    row = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in vectors.items()}
+    row["key"][3] = NAN
+    table = {name: pa.array([each.tolist()], pa.list_(pa.list_(pa.float32()))) for name, each in row.items()}
+    source = write(tmp_path / "in.parquet", table)
+    assert score(job(source, tmp_path / "out.jsonl", "cross", causal="top_left"))[0] == 0
+    assert exactly(
+        lines_of(tmp_path / "out.jsonl")[0]["output"], client.attend("cross", causal="top_left", **row).output
+    )
+    assert score(job(source, tmp_path / "open.jsonl", "cross"))[0] == 3
+
+
 def test_what_only_the_server_refuses(repository, job, tmp_path):
     """Over a limit of the server, alone or together: the row that is too long is told, and its neighbours answered."""
     sequences = [np.resize(drawn(1, 4)[0], (length, 4)) for length in (5, 900, 5, 600, 5, 5, 900, 5)]

@@ -162,10 +162,19 @@ def test_two_versions(job, tmp_path):
     """A run is of one model version: another default, or another version said, does not go on."""
     source = write(tmp_path / "in.jsonl", {"query": [[[1.0] * 12], [[1.0]]]})
     with pytest.raises(Exception, match="rows failed"):
-        score(job(source, tmp_path / "out.jsonl", "self", version=1, max_errors=0))
+        score(job(source, tmp_path / "out.jsonl", "self", shard_rows=1, version=1, max_errors=0))
     with pytest.raises(Refused, match="model version was 1 and is 2; model manifest was"):
-        score(job(source, tmp_path / "out.jsonl", "self"))
-    assert score(job(source, tmp_path / "out.jsonl", "self", version=1))[0] == 3
+        score(job(source, tmp_path / "out.jsonl", "self", shard_rows=1))
+    assert score(job(source, tmp_path / "out.jsonl", "self", shard_rows=1, version=1))[0] == 3
+
+
+def test_a_run_that_did_nothing_binds_nobody(job, tmp_path):
+    """After outputs that the server refuses, the same run with others begins, without --restart."""
+    source = write_texts(tmp_path / "in.jsonl", 3)
+    for outputs in ([{"name": "wieghts"}], [{"name": "weights", "heads": [99]}]):
+        with pytest.raises(Refused, match="outputs"):
+            score(job(source, tmp_path / "out.jsonl", "multi-head", outputs=outputs))
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head", outputs=[{"name": "entropy"}]))[0] == 0
 
 
 def test_what_is_not_ours_is_not_overwritten(job, tmp_path):

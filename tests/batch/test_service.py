@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 from attention_batch import engine_client
 from attention_batch.errors import Refused, Stopped
 from attention_client import InternalError
@@ -48,6 +49,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def answered(server: Server) -> int:
+    """Return how many sequences a server has answered about."""
+    statistics = requests.get(f"{server.url}/v2/models/multi/stats", timeout=10).json()
+    return sum(int(each["inference_count"]) for each in statistics["model_stats"])
 
 
 def kill(server: Server) -> None:
@@ -102,11 +109,25 @@ def test_a_server_that_hangs(repository, source, tmp_path):
 
 
 def test_no_server(job, source, tmp_path):
-    """Without a server a run does not begin, and says what to do."""
-    with pytest.raises(Refused, match=r"cannot reach 127\.0\.0\.1:.*--target"):
-        score(replace(job(source, tmp_path / "out.parquet", "multi"), target=f"127.0.0.1:{free_port()}"))
+    """Without a server a run does not begin; without the model it is refused at once."""
+    with pytest.raises(Stopped, match=r"no answer for 0\.5 s"):
+        score(replace(job(source, tmp_path / "out.parquet", "multi", patience=0.5), target=f"127.0.0.1:{free_port()}"))
     with pytest.raises(Refused, match="no model 'none'"):
         score(job(source, tmp_path / "out.parquet", "none"))
+
+
+def test_a_server_that_comes_later(repository, source, whole, tmp_path):
+    """A run that finds no server says so, waits for it, and goes on by itself."""
+    output, port = tmp_path / "out.parquet", free_port()
+    arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
+    with begun(*arguments, stderr=subprocess.PIPE) as run:
+        assert run.stderr is not None
+        first = run.stderr.readline()
+        assert b'{"event": "waiting", "reason": "no answer, waiting 300 s (--patience): ' in first
+        with start_server(repository, "--grpc-port", port):
+            _, said = run.communicate()
+    assert run.returncode == 0, said
+    assert output.read_bytes() == whole
 
 
 def test_another_model_under_the_same_version(repository, source, tmp_path):
@@ -162,8 +183,12 @@ def test_a_full_server(repository, source, whole, tmp_path):
 def test_several_replicas(repository, server, source, whole, tmp_path):
     """Of several addresses each gets a share, and the output is the same bytes."""
     with start_server(repository) as second:
+        before = answered(server)
         arguments = ("--model", "multi", "--target", f"{server.grpc},{second.grpc}", *OUTPUTS)
         assert scored(source, tmp_path / "out.parquet", *arguments).returncode == 0
+        assert answered(second) > 0
+        assert answered(server) - before + answered(second) >= 2000
+        assert answered(server) > before
     assert (tmp_path / "out.parquet").read_bytes() == whole
 
 

@@ -38,6 +38,7 @@ REDUCE: dict[int, Reduce] = {
     pb.OutputSpec.REDUCE_MEAN: "mean",
     pb.OutputSpec.REDUCE_MAX: "max",
 }
+OPEN = Mask()
 POOL: dict[int, Pool] = {
     pb.OutputSpec.POOL_UNSPECIFIED: "none",
     pb.OutputSpec.POOL_MEAN: "mean",
@@ -116,7 +117,7 @@ def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence
             text=message.text if message.HasField("text") else None,
             memory_text=message.memory_text if message.HasField("memory_text") else None,
             memory=message.memory,
-            mask=_mask(message.mask, join_path(path, "mask")),
+            mask=_mask(message.mask, join_path(path, "mask")) if message.HasField("mask") else OPEN,
         ),
         limits,
     )
