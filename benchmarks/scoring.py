@@ -1,23 +1,31 @@
-"""Sequences a second: a file scored through a server on one core, and the same sequences through the graphs in process.
+"""Sequences a second: a file scored by `attention-client score`, and the same sequences through the graphs in process.
 
-    attention-export block multi_head --width 384 --heads 12 --name block --models build/scoring
-    python benchmarks/scoring.py build/scoring --rows 50000
+    .venv-dev/bin/python benchmarks/scoring.py
 
-The server has one core to itself, which is also where the graphs run in process; the client has another. In process a
-sequence is a row of the same file already in memory, projected, attended to and pooled: nothing is read or written.
-Rounds alternate, for machines drift.
+50,000 sequences of mixed lengths (lognormal, 4 to 256), d = 384, outputs pooled. All that takes part in a way has the
+same cores together, by default two: the graphs in process have a thread on each; the server a slot on each, and the
+command that reads, asks and writes shares them. CPU is that of all processes of a way. Ways take turns, and medians are
+printed as a table. It takes about five minutes.
 
-`--triton URL` asks a Triton server on the same core with a bare loop over its client, where `tritonclient` is there;
-its model is `m` with inputs `x` and `mask` and the output `y`.
+- `graphs`: in process; a sequence is a row of the file already in memory, projected, attended to and pooled. Nothing is
+  read or written.
+- `script`: the same in a script that reads the file and writes the result, as one without a service would.
+- `score`: the command, through a server. `score, local`: the command, with `--engine local`.
+- `Triton's client`: a bare loop over `tritonclient.grpc`, as its examples have it, in `.venv-clients`: one sequence a
+  call, of a part of the sequences, pooled by NumPy. It asks the same server by the Open Inference Protocol; with
+  `--triton URL` also a Triton there, whose model `m` has the inputs `x` and `mask` and the output `y`.
 """
 
 import argparse
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,21 +35,51 @@ import pyarrow.parquet as pq
 from attention_server.engine import Engine
 from rich.console import Console
 
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
 WIDTH = 384
-SERVER_CORE, CLIENT_CORE = 0, 1
+EXPORT = ("block", "multi_head", "--width", WIDTH, "--heads", "12", "--name", "block", "--models")
+TRITON_ROWS = 3000
+TRITON = """
+import sys, time
+import numpy as np
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+url, flat, lengths, model, x_name, y_name, mask_name = sys.argv[1:]
+flat, lengths = np.load(flat, mmap_mode="r"), np.load(lengths)
+with InferenceServerClient(url) as client:
+    began, start = time.perf_counter(), 0
+    for length in lengths.tolist():
+        query = np.ascontiguousarray(flat[start : start + length])[None]
+        start += length
+        inputs = [InferInput(x_name, query.shape, "FP32")]
+        inputs[0].set_data_from_numpy(query)
+        if mask_name:
+            inputs.append(InferInput(mask_name, query.shape[:2], "BOOL"))
+            inputs[1].set_data_from_numpy(np.ones(query.shape[:2], bool))
+        client.infer(model, inputs, outputs=[InferRequestedOutput(y_name)]).as_numpy(y_name)[0].mean(0)
+    print(time.perf_counter() - began)
+"""
 
 
-def lengths(rows: int) -> np.ndarray:
-    """Lognormal, 4 to 256: the mixed lengths of the peers' comparison."""
+class Took:
+    """Wall and CPU seconds of one way, and how many sequences it did."""
+
+    def __init__(self, rows: int, wall: float, cpu: float) -> None:
+        self.rate = rows / wall
+        self.cpu = cpu / rows
+
+
+def drawn(rows: int) -> np.ndarray:
+    """Return lengths: lognormal, 4 to 256, as in the comparison with other servers."""
     return np.clip(np.random.default_rng(0).lognormal(3.6, 0.7, rows), 4, 256).astype(int)
 
 
 def write(path: Path, rows: int) -> None:
-    """Write the file, in row groups as a job would."""
+    """Write the file in row groups as a job would, and a part of it as Triton's loop reads it."""
     rng = np.random.default_rng(1)
     kind = pa.list_(pa.list_(pa.float32(), WIDTH))
+    counts = drawn(rows)
     with pq.ParquetWriter(path, pa.schema([("id", pa.int64()), ("query", kind)]), compression="none") as writer:
-        counts = lengths(rows)
         for start in range(0, rows, 4096):
             part = counts[start : start + 4096]
             flat = rng.standard_normal((int(part.sum()), WIDTH), dtype=np.float32)
@@ -49,105 +87,161 @@ def write(path: Path, rows: int) -> None:
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), WIDTH)
             column = pa.ListArray.from_arrays(pa.array(offsets), vectors).cast(kind)
             writer.write_table(pa.table({"id": np.arange(start, start + len(part)), "query": column}))
+            if start == 0:
+                some = part[:TRITON_ROWS]
+                np.save(path.with_name("flat.npy"), flat[: some.sum()])
+                np.save(path.with_name("lengths.npy"), some)
 
 
-def sequences(path: Path) -> Iterator[np.ndarray]:
-    """Yield the file's sequences."""
-    for batch in pq.ParquetFile(path).iter_batches(1024, columns=["query"]):
+def batches(path: Path) -> Iterator[list[np.ndarray]]:
+    """Yield the file's sequences, some at a time."""
+    for batch in pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20).iter_batches(32, columns=["query"]):
         column = batch.column("query")
         flat = column.flatten().flatten().to_numpy().reshape(-1, WIDTH)
-        yield from np.split(flat, np.cumsum(np.diff(column.offsets.to_numpy()))[:-1])
+        yield np.split(flat, np.cumsum(np.diff(column.offsets.to_numpy()))[:-1])
 
 
-@contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Let this process use one core, until the block ends."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+class Graphs:
+    """The block's two graphs, one thread a run."""
 
-
-def in_process(models: Path, path: Path) -> float:
-    """Return the seconds that the graphs alone take."""
-    folder = models / "block/1"
-    with on_core(SERVER_CORE):
+    def __init__(self, models: Path) -> None:
         engine = Engine("cpu", threads=1)
-        project, attend = (engine.open((folder / f"{name}.onnx").read_bytes()) for name in ("project", "attend"))
-        took = 0.0
-        for query in sequences(path):
-            began = time.perf_counter()
-            x = query[None]
-            k, v = project.run(["k", "v"], {"key": x, "value": x})
-            attend.run(["output"], {"query": x, "k": k, "v": v})[0][0].mean(0)
-            took += time.perf_counter() - began
-    return took
+        folder = models / "block/1"
+        self._project, self._attend = (
+            engine.open((folder / f"{name}.onnx").read_bytes()) for name in ("project", "attend")
+        )
+
+    def pooled(self, queries: list[np.ndarray]) -> np.ndarray:
+        """Answer some sequences, one after another."""
+        return np.stack([self._one(query[None]) for query in queries])
+
+    def _one(self, x: np.ndarray) -> np.ndarray:
+        k, v = self._project.run(["k", "v"], {"key": x, "value": x})
+        output: np.ndarray = self._attend.run(["output"], {"query": x, "k": k, "v": v})[0][0].mean(0)
+        return output
 
 
-def scored(target: str, path: Path, output: Path) -> float:
-    """Return the seconds that the command takes, from its start to its end."""
-    executable = Path(sys.executable).with_name("attention-client")
-    arguments = [executable, "score", path, output, "--model", "block", "--outputs", "output:mean", "--target", target]
-    command = ["taskset", "-c", str(CLIENT_CORE), *arguments, "--restart"]
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)  # noqa: S603 # our own
-    return time.perf_counter() - began
+def in_memory(graphs: Graphs, path: Path, rows: int, cores: int) -> Took:
+    """Time the graphs alone: what is in memory, again and again where the file is larger than that."""
+    some = list(zip(range(256), batches(path), strict=False))
+    held = [queries for _, queries in some]
+    repeated = [held[i % len(held)] for i in range(rows // 32)]
+    with ThreadPoolExecutor(cores) as pool:
+        began, cpu = time.perf_counter(), time.process_time()
+        list(pool.map(graphs.pooled, repeated))
+        return Took(sum(map(len, repeated)), time.perf_counter() - began, time.process_time() - cpu)
 
 
-def triton(url: str, path: Path) -> float:
-    """Return the seconds of a loop over Triton's client, one sequence after another, as its examples have it."""
-    from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput  # noqa: PLC0415
+def script(graphs: Graphs, path: Path, output: Path, rows: int, cores: int) -> Took:
+    """Time a script that reads, computes and writes."""
+    began, cpu = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(cores) as pool:
+        results, under_way = [], []
+        for queries in batches(path):
+            under_way.append(pool.submit(graphs.pooled, queries))
+            if len(under_way) > 4 * cores:  # the rest of the file is not read ahead
+                results.append(under_way.pop(0).result())
+        results += [each.result() for each in under_way]
+    column = pa.FixedSizeListArray.from_arrays(np.concatenate(results).ravel(), WIDTH)
+    pq.write_table(pa.table({"id": np.arange(rows), "output": column}), output)
+    return Took(rows, time.perf_counter() - began, time.process_time() - cpu)
 
-    took = 0.0
-    with on_core(CLIENT_CORE), InferenceServerClient(url) as client:
-        for query in sequences(path):
-            began = time.perf_counter()
-            x = InferInput("x", (1, *query.shape), "FP32")
-            x.set_data_from_numpy(query[None])
-            mask = InferInput("mask", (1, len(query)), "BOOL")
-            mask.set_data_from_numpy(np.ones((1, len(query)), bool))
-            client.infer("m", [x, mask], outputs=[InferRequestedOutput("y")]).as_numpy("y")[0].mean(0)
-            took += time.perf_counter() - began
-    return took
+
+def score(path: Path, output: Path, rows: int, *options: object, server: int | None = None) -> Took:
+    """Time the command, from its start to its end, with what a server does meanwhile."""
+    command = [BIN / "attention-client", "score", path, output, "--model", "block", "--outputs", "output:mean"]
+    began, cpu = time.perf_counter(), _children_cpu() + _cpu_of(server)
+    subprocess.run([*map(str, command), "--restart", *map(str, options)], check=True, stderr=subprocess.DEVNULL)  # noqa: S603 # our own
+    return Took(rows, time.perf_counter() - began, _children_cpu() + _cpu_of(server) - cpu)
+
+
+def triton(path: Path, url: str, names: tuple[str, str, str, str], server: int | None = None) -> Took:
+    """Time the loop over Triton's client; not its start."""
+    files = (path.with_name("flat.npy"), path.with_name("lengths.npy"))
+    command = [ROOT / ".venv-clients/bin/python", "-c", TRITON, url, *files, *names]
+    cpu = _children_cpu() + _cpu_of(server)
+    done = subprocess.run(  # noqa: S603 # our own
+        list(map(str, command)), check=True, capture_output=True, text=True, env=_without_path()
+    )
+    return Took(len(np.load(files[1])), float(done.stdout), _children_cpu() + _cpu_of(server) - cpu)
+
+
+def _without_path() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _cpu_of(process: int | None) -> float:
+    if process is None:
+        return 0.0
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def serving(models: Path) -> Iterator[str]:
-    """Serve on one core; yield the address."""
-    executable = Path(sys.executable).with_name("attention-server")
-    arguments = [executable, "--models", models, "--rest-port", "0", "--grpc-port", "0", "--log-level", "error"]
-    command = ["taskset", "-c", str(SERVER_CORE), *arguments]
+def serving(models: Path, cores: int) -> Iterator[tuple[str, int]]:
+    """Serve with a slot a core; yield the address and the process."""
+    arguments = ["--models", models, "--rest-port", "0", "--grpc-port", "0", "--log-level", "error", "--slots", cores]
+    command = list(map(str, [BIN / "attention-server", *arguments]))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 # our own
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().split("grpc=")[1].strip()
+            yield process.stdout.readline().split("grpc=")[1].strip(), process.pid
         finally:
             process.terminate()
+
+
+def table(taken: dict[str, list[Took]]) -> str:
+    """Return medians as a table in Markdown."""
+    median = {name: statistics.median(each.rate for each in runs) for name, runs in taken.items()}
+    lines = ["| | sequences a second | of the graphs | CPU of all, us a sequence |", "|---|---|---|---|"]
+    for name, runs in taken.items():
+        cpu = statistics.median(each.cpu for each in runs) * 1e6
+        lines.append(f"| {name} | {median[name]:,.0f} | {median[name] / median['graphs']:.2f} | {cpu:.0f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, round by round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, help="a repository with the model `block`")
+    parser.add_argument(
+        "--models", type=Path, default=ROOT / "build/scoring", help="a repository for the model `block`"
+    )
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--triton", metavar="URL")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, serving(options.models) as target:
-        path = Path(scratch) / "in.parquet"
-        write(path, options.rows)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])  # of all processes started here, too
+    if not (options.models / "block/1").exists():
+        subprocess.run(list(map(str, [BIN / "attention-export", *EXPORT, options.models])), check=True)  # noqa: S603 # our own
+    rows, cores = options.rows, options.cores
+    taken: dict[str, list[Took]] = {}
+    with tempfile.TemporaryDirectory() as scratch, serving(options.models, cores) as (target, server):
+        path, output = Path(scratch) / "in.parquet", Path(scratch) / "out.parquet"
+        write(path, rows)
+        graphs = Graphs(options.models)
+        local = ("--engine", "local", "--models", options.models)
+        ours, theirs = ("block", "query", "output", ""), ("m", "x", "y", "mask")
+        ways: dict[str, Callable[[], Took]] = {
+            "graphs": lambda: in_memory(graphs, path, rows, cores),
+            "script": lambda: script(graphs, path, output.with_name("script.parquet"), rows, cores),
+            "score": lambda: score(path, output, rows, "--target", target, server=server),
+            "score, local": lambda: score(path, output, rows, *local),
+            "Triton's client, this server": lambda: triton(path, target, ours, server),
+        }
+        if options.triton:
+            ways["Triton's client, Triton"] = lambda: triton(path, options.triton, theirs)
         for _ in range(options.rounds):
-            seconds = {
-                "in process": in_process(options.models, path),
-                "score": scored(target, path, Path(scratch) / "out.parquet"),
-            }
-            if options.triton:
-                seconds["Triton's client in a loop"] = triton(options.triton, path)
-            for name, took in seconds.items():
-                share = seconds["in process"] / took
-                Console().print(f"{name:26} {options.rows / took:8.0f} sequences/s  {share:5.2f} of in process")
+            for name, way in ways.items():
+                taken.setdefault(name, []).append(way())
+                took = taken[name][-1]
+                Console(stderr=True).print(f"{name:30} {took.rate:8.0f}/s {took.cpu * 1e6:6.0f} us of CPU each")
+    sys.stdout.write(table(taken) + "\n")
 
 
 if __name__ == "__main__":
