@@ -1,6 +1,8 @@
 """The asyncio client: `AttentionClient` with `await`."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -13,7 +15,8 @@ from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
 from attention_client import channel
-from attention_client.errors import NotFound, translated
+from attention_client.aio_stream import AsyncStream
+from attention_client.errors import AttentionError, NotFound, translated
 from attention_client.memory import Memory
 from attention_client.recreation import AttendCall
 from attention_client.request import Output, Sequence, attend_request, create_memory_request
@@ -45,6 +48,12 @@ class AsyncAttentionClient:
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
             channel.method("Attend"), wire.serialize, pb.AttendResponse.FromString
+        )
+        self._stream = functools.partial(
+            self._channel.stream_stream(
+                channel.method("AttendStream"), wire.serialize, pb.AttendStreamResponse.FromString
+            ),
+            metadata=self._metadata,
         )
         self._list: grpc.aio.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.aio.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
@@ -113,6 +122,39 @@ class AsyncAttentionClient:
             except NotFound as error:
                 for memory, creation in call.recreations(error):
                     memory.renew(await self._ask(self._create, creation, call.seconds_left))
+
+    async def attend_many(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike] | AsyncIterable[Sequence | str | ArrayLike],
+        *,
+        outputs: Iterable[Output] = (),
+        version: int = 0,
+        token_offsets: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109  # as above
+        return_exceptions: bool = False,
+    ) -> AsyncIterator[AttendResult | AttentionError]:
+        """Attend over any number of sequences on a stream: `async for result in client.attend_many(...)`.
+
+        See `AttentionClient.attend_many`. Sequences may come from an asynchronous iterable; another is drawn on the
+        event loop, which it must not hold up.
+        """
+        options = (list(outputs), version, token_offsets)
+
+        async def ask(item: Sequence | str | ArrayLike) -> AttendResult:
+            (result,) = await self.attend_batch(
+                model, [item], outputs=options[0], version=version, token_offsets=token_offsets, timeout=timeout
+            )
+            return result
+
+        stream = AsyncStream(
+            self._stream, lambda items: attend_request(model, items, *options), ask, self._seconds(timeout)
+        )
+        async with aclosing(stream.answers(sequences)) as answers:
+            async for answer in answers:
+                if isinstance(answer, AttentionError) and not return_exceptions:
+                    raise answer
+                yield answer
 
     async def create_memory(
         self,

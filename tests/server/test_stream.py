@@ -1,5 +1,6 @@
 """AttendStream on a real server: many requests in flight, matched by id, each failing by itself."""
 
+import asyncio
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from attention_client import AttentionClient, InvalidRequest, NotFound, Sequence
+from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, NotFound, Sequence
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
@@ -37,9 +38,61 @@ def stub(server):
         yield AttentionServiceStub(channel)
 
 
+class Awaiting:
+    """An asyncio client, asked like a blocking one from any thread; its loop runs in a thread of its own."""
+
+    def __init__(self, target):
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.client = self.run(self.made(target))
+
+    async def made(self, target):
+        return AsyncAttentionClient(target)
+
+    def run(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    def attend(self, *args, **options):
+        return self.run(self.client.attend(*args, **options))
+
+    def create_memory(self, *args, **options):
+        return self.run(self.client.create_memory(*args, **options))
+
+    def delete_memory(self, *args, **options):
+        return self.run(self.client.delete_memory(*args, **options))
+
+    def attend_many(self, *args, **options):
+        answers = self.client.attend_many(*args, **options)
+
+        async def following():
+            return await anext(answers, None)
+
+        try:
+            while (answer := self.run(following())) is not None:
+                yield answer
+        finally:
+            self.run(answers.aclose())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.run(self.client.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture(params=[AttentionClient, Awaiting], ids=["blocking", "asyncio"])
+def connected(request):
+    """A client, blocking and by asyncio."""
+    return request.param
+
+
 @pytest.fixture
-def client(server):
-    with AttentionClient(server.grpc) as client:
+def client(server, connected):
+    with connected(server.grpc) as client:
         yield client
 
 
@@ -197,6 +250,32 @@ def test_a_source_that_fails_raises_after_what_came_before(client):
         next(answers)
 
 
+def test_an_asynchronous_source(server):
+    """By asyncio sequences may come from an asynchronous iterable, when they come; results come meanwhile."""
+    given = sequences(20)
+    first_is_there = asyncio.Event()
+
+    async def source():
+        for query in given[:16]:  # one message
+            yield query
+        await first_is_there.wait()
+        for query in given[16:]:
+            yield query
+        raise RuntimeError("the source")
+
+    found = []
+
+    async def answered():
+        async with AsyncAttentionClient(server.grpc) as client:
+            async for answer in client.attend_many("dot", source()):
+                found.append(answer.output)
+                first_is_there.set()
+
+    with pytest.raises(RuntimeError, match="the source"):
+        asyncio.run(asyncio.wait_for(answered(), 60))
+    assert [each.shape for each in found] == [query.shape for query in given]
+
+
 def test_a_caller_who_stops_early_leaves_nothing(client):
     """To close the iterator ends the stream, its threads and its draws from an endless source."""
     before = threading.active_count()
@@ -224,11 +303,11 @@ def test_many_streams_at_once(client):
         assert [each.output.shape for each in answers] == [each.shape for each in given]
 
 
-def test_a_server_that_is_killed_in_mid_stream(repository):
+def test_a_server_that_is_killed_in_mid_stream(repository, connected):
     """When one of two servers is killed, its unanswered messages are sent to the other: none is lost or doubled."""
     given = sequences(3000, 20)
     with start_server(repository) as stays, start_server(repository) as goes:
-        with AttentionClient(f"{stays.grpc},{goes.grpc}") as client:
+        with connected(f"{stays.grpc},{goes.grpc}") as client:
             streams = [client.attend_many("dot", given) for _ in range(4)]  # balanced: some are held by each
             firsts = [next(each) for each in streams]
             goes.process.kill()
