@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from attention_batch.errors import Refused
 
 BATCH_ROWS = 1024
-BATCH_BYTES = 2**20  # about; of more, the memory would come from the system anew with each batch
+BATCH_BYTES = 2**22  # about; of much more, the memory would come from the system anew with each batch
 READ_BYTES = 2**20  # at once; without it a row group's columns are read whole
 Place = tuple[str, int, int]  # a file, a row group, and a row in it
 

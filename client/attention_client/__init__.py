@@ -27,7 +27,7 @@ from attention_client.errors import (
 from attention_client.memory import Memory
 from attention_client.request import OutputSpec, Sequence
 from attention_client.result import AttendResult, Prediction, TopK
-from attention_client.translate import Translation, translate
+from attention_client.translate import Translation, translate, translate_async
 
 __all__ = [
     "AsyncAttentionClient",
@@ -51,4 +51,5 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "translate",
+    "translate_async",
 ]

@@ -1,12 +1,14 @@
 """Translation by greedy search: word after word, each read from what attention finds in a memory that is sent once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from operator import methodcaller
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
 
+from attention_client.aio import AsyncAttentionClient
 from attention_client.client import AttentionClient
 from attention_client.errors import InvalidRequest
 from attention_client.memory import Memory
@@ -14,6 +16,8 @@ from attention_client.request import Output, OutputSpec
 from attention_client.result import Array, Prediction, shortest
 
 _MOST_TOKENS = 512  # where the model names no bound
+T = TypeVar("T")
+Turns = Generator[Callable[[Any], Any], Any, T]  # calls of either client, their answers, and what comes of them
 _NEXT: list[Output] = [OutputSpec("weights", rows=[-1]), "predictions"]
 
 
@@ -84,23 +88,31 @@ def translate(
         InvalidRequest: the model does not translate, or not this text.
         AttentionError: as for `attend`.
     """
-    described = client.model(model, version, timeout=timeout)
-    version = described.version
-    predictor = _next_word(described)
-    memory = client.create_memory(model, memory_text=text, version=version, timeout=timeout)
-    steps = list(_steps(client, described, predictor, memory, timeout))
-    said = [prediction for prediction, _ in steps if not _is_mark(prediction.label)]
-    return Translation(
-        model=model,
-        version=version,
-        text=text,
-        words=tuple(prediction.label for prediction in said),
-        probabilities=tuple(prediction.probability for prediction in said),
-        memory_tokens=memory.tokens,
-        weights=np.stack([weights for _, weights in steps])[: len(said)],
-        head=_aligning_head(described.manifest),
-        complete=len(said) < len(steps),
-    )
+    turns = _turns(model, text, version, timeout)
+    call = next(turns)
+    while True:
+        try:
+            call = turns.send(call(client))
+        except StopIteration as said:
+            return cast("Translation", said.value)
+
+
+async def translate_async(
+    client: AsyncAttentionClient,
+    model: str,
+    text: str,
+    *,
+    version: int = 0,
+    timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
+) -> Translation:
+    """Translate a text by asyncio; see `translate`."""
+    turns = _turns(model, text, version, timeout)
+    call = next(turns)
+    while True:
+        try:
+            call = turns.send(await call(client))
+        except StopIteration as said:
+            return cast("Translation", said.value)
 
 
 def document(translation: Translation, head: int | None = None) -> dict[str, Any]:
@@ -116,15 +128,38 @@ def document(translation: Translation, head: int | None = None) -> dict[str, Any
     }
 
 
+def _turns(model: str, text: str, version: int, timeout: float | None) -> Turns[Translation]:
+    """Say call by call what is to be asked, and in the end what it comes to."""
+    described = yield methodcaller("model", model, version, timeout=timeout)
+    version = described.version
+    predictor = _next_word(described)
+    memory = yield methodcaller("create_memory", model, memory_text=text, version=version, timeout=timeout)
+    steps = yield from _steps(described, predictor, memory, timeout)
+    said = [prediction for prediction, _ in steps if not _is_mark(prediction.label)]
+    return Translation(
+        model=model,
+        version=version,
+        text=text,
+        words=tuple(prediction.label for prediction in said),
+        probabilities=tuple(prediction.probability for prediction in said),
+        memory_tokens=memory.tokens,
+        weights=np.stack([weights for _, weights in steps])[: len(said)],
+        head=_aligning_head(described.manifest),
+        complete=len(said) < len(steps),
+    )
+
+
 def _steps(
-    client: AttentionClient, model: pb.Model, predictor: str, memory: Memory, timeout: float | None
-) -> Iterator[tuple[Prediction, Array]]:
+    model: pb.Model, predictor: str, memory: Memory, timeout: float | None
+) -> Turns[list[tuple[Prediction, Array]]]:
     """Say word after word, the end too, each with the weights [H, S] that it was read from."""
+    steps: list[tuple[Prediction, Array]] = []
     words: list[str] = []
     longest = model.manifest.text.max_tokens or _MOST_TOKENS
     tokens = 0
     while tokens <= longest:
-        result = client.attend(
+        result = yield methodcaller(
+            "attend",
             model.name,
             version=model.version,
             text=" ".join(words),
@@ -133,11 +168,12 @@ def _steps(
             timeout=timeout,
         )
         said = next(prediction for prediction in result.predictions if prediction.name == predictor)
-        yield said, result.weights[:, 0]
+        steps.append((said, result.weights[:, 0]))
         if _is_mark(said.label):
-            return
+            break
         words.append(said.label)
         tokens = len(result.tokens) + 1
+    return steps
 
 
 def _next_word(model: pb.Model) -> str:

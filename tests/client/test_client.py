@@ -46,6 +46,7 @@ def test_public_names():
         "Unavailable",
         "Unimplemented",
         "translate",
+        "translate_async",
     ]
 
 

@@ -1,8 +1,17 @@
 """Translation: by a servicer that says texts backwards, and by the real server with the model that learned numbers."""
 
+import asyncio
+
 import numpy as np
 import pytest
-from attention_client import AttentionClient, InvalidRequest, NotFound, translate
+from attention_client import (
+    AsyncAttentionClient,
+    AttentionClient,
+    InvalidRequest,
+    NotFound,
+    translate,
+    translate_async,
+)
 from attention_proto.attention.v1 import attention_pb2 as pb
 from serving import ROOT, start_server
 
@@ -30,10 +39,26 @@ class Sabotaged(AttentionClient):
         return super().attend(model, **options)
 
 
-def test_word_by_word(target, service):
-    """The text is sent once; each step asks with the words so far, for the last row alone, until the end."""
+def translate_blocking(target, *said):
     with AttentionClient(target) as client:
-        translation = translate(client, "aloud", "a b c")
+        return translate(client, *said)
+
+
+def translate_awaiting(target, *said):
+    async def translated():
+        async with AsyncAttentionClient(target) as client:
+            return await translate_async(client, *said)
+
+    return asyncio.run(translated())
+
+
+either = pytest.mark.parametrize("translated", [translate_blocking, translate_awaiting], ids=["blocking", "asyncio"])
+
+
+@either
+def test_word_by_word(target, service, translated):
+    """The text is sent once; each step asks with the words so far, for the last row alone, until the end."""
+    translation = translated(target, "aloud", "a b c")
     assert str(translation) == "C B A"
     assert translation.words == ("C", "B", "A")
     assert translation.probabilities == (0.75,) * 3
@@ -88,11 +113,12 @@ def test_nothing_to_say(target):
     assert translation.alignment().shape == (0, 0)
 
 
+@either
 @pytest.mark.parametrize("model", ["dot-product", "multi-head"])
-def test_models_that_do_not_translate(target, service, model):
+def test_models_that_do_not_translate(target, service, model, translated):
     """A model without a next word is refused before anything is sent to it."""
-    with AttentionClient(target) as client, pytest.raises(InvalidRequest, match="does not translate") as caught:
-        translate(client, model, "a b")
+    with pytest.raises(InvalidRequest, match="does not translate") as caught:
+        translated(target, model, "a b")
     assert caught.value.field == "model"
     assert service.created == []
 
