@@ -1,16 +1,13 @@
 """The command `attention-client score`."""
 
-import ctypes
 import sys
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from attention_client.options import Causal
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
+from attention_proto.allocator import keep_freed
 
 
 class Engine(StrEnum):
@@ -59,7 +56,7 @@ def score(
     Exit status: 0 all rows are scored; 1 refused; 3 all but those in OUTPUT.errors.jsonl; 4 stopped, and can go on;
     5 more rows failed than --max-errors.
     """
-    _keep_what_is_freed()
+    keep_freed()
     try:
         from attention_batch.errors import ScoringError  # noqa: PLC0415
         from attention_batch.run import Job, run  # noqa: PLC0415 # pyarrow is an extra, and slow to import
@@ -98,14 +95,6 @@ def _columns(said: list[str]) -> dict[str, Any]:
         if not field or not name:
             raise typer.BadParameter(f"{item!r} must be FIELD=COLUMN", param_hint="--column")
     return {field: name for field, _, name in pairs}
-
-
-def _keep_what_is_freed() -> None:
-    """Have glibc keep what messages leave: what goes back to the system comes again page by page, for each message."""
-    with suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 2**25)
-        mallopt(_M_TRIM_THRESHOLD, 2**28)
 
 
 def _fail(message: str, status: int) -> NoReturn:

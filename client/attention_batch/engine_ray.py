@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its maker
 
 import ray
 import ray.data
+from attention_proto.allocator import keep_freed
 from ray.exceptions import RayError
 
 from attention_batch.engine_local import LocalEngine
@@ -89,6 +90,7 @@ class Actor:
         return writer.counts
 
     def _prepared(self) -> tuple[Source, Scorer]:
+        keep_freed()
         os.chdir(self._task.folder)
         scorer = Scorer(LocalEngine(self._task.models, lanes=1), self._task.question, Patience(0, print))
         scorer.confirm()

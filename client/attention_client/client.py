@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
-from attention_proto import wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.masks import Causal
@@ -16,7 +15,7 @@ from attention_client import channel
 from attention_client.errors import AttentionError, NotFound, translated
 from attention_client.memory import Memory
 from attention_client.recreation import AttendCall
-from attention_client.request import Output, Sequence, attend_request, create_memory_request
+from attention_client.request import Output, Sequence, attend_request, create_memory_request, serialize
 from attention_client.result import AttendResult, read
 from attention_client.stream import Stream
 
@@ -56,12 +55,10 @@ class AttentionClient:
         )
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
-            channel.method("Attend"), wire.serialize, pb.AttendResponse.FromString
+            channel.method("Attend"), serialize, pb.AttendResponse.FromString
         )
         self._stream = functools.partial(
-            self._channel.stream_stream(
-                channel.method("AttendStream"), wire.serialize, pb.AttendStreamResponse.FromString
-            ),
+            self._channel.stream_stream(channel.method("AttendStream"), serialize, pb.AttendStreamResponse.FromString),
             metadata=self._metadata,
         )
         self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels

@@ -7,7 +7,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from numpy.typing import ArrayLike
 
 from attention_client.errors import AttentionError, Unavailable
-from attention_client.request import Sequence
+from attention_client.request import Sequence, tensor_bytes
 from attention_client.result import AttendResult, read
 
 PACK_SEQUENCES = 16
@@ -85,7 +85,7 @@ class Packer:
             pack.request = self._build(pack.items)
         except AttentionError:
             return pack  # each is asked for by itself, and the one at fault says so
-        pack.size = pack.request.ByteSize()
+        pack.size = tensor_bytes(pack.request)
         return pack
 
 

@@ -1,12 +1,13 @@
 """From Python values to the request on the wire; the one place where requests are built."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from attention_proto import codec
+from attention_proto import codec, wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
 from google.protobuf.duration_pb2 import Duration
@@ -27,6 +28,7 @@ _POOL = {
     "first": pb.OutputSpec.POOL_FIRST,
     "last": pb.OutputSpec.POOL_LAST,
 }
+_LARGE = 2**17  # bytes
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
 
 
@@ -117,6 +119,18 @@ def attend_request(
     for i, item in enumerate(sequences):
         _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
     return request
+
+
+def tensor_bytes(request: pb.AttendRequest) -> int:
+    """Return how many bytes a request's vectors have, at four a number; protobuf finds a size by writing all of it."""
+    tensors = ((sequence.query, sequence.key, sequence.value) for sequence in request.inputs)
+    return 4 * sum(math.prod(tensor.shape) for each in tensors for tensor in each if tensor.shape)
+
+
+def serialize(message: pb.AttendRequest | pb.AttendStreamRequest) -> bytes:
+    """Return a request's bytes."""
+    request = message if isinstance(message, pb.AttendRequest) else message.request
+    return wire.serialize(message) if tensor_bytes(request) > _LARGE else message.SerializeToString()
 
 
 def create_memory_request(

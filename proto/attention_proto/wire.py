@@ -1,57 +1,63 @@
-"""Messages with large tensors to bytes: each tensor is copied once, where protobuf itself moves it several times."""
+"""Large messages to bytes: what they hold in `bytes` is copied once, where protobuf itself moves it several times."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from attention_proto.attention.v1.attention_pb2 import Tensor
-
 _LENGTH_DELIMITED = 2
-_DATA = Tensor.DESCRIPTOR.fields_by_name["data"].number
 
 
 def serialize(message: Message) -> bytes:
-    """Return what `message.SerializeToString()` means; fields may stand in another order."""
+    """Return what `message.SerializeToString()` means; fields may stand in another order.
+
+    Small messages protobuf writes sooner.
+    """
     return b"".join(_parts(message))
 
 
 def _parts(message: Message) -> list[bytes]:
-    if isinstance(message, Tensor):
-        data = message.data
-        form = Tensor(data_type=message.data_type, shape=message.shape)
-        return [form.SerializeToString(), _head(_DATA, len(data)), data]
+    large = _large_fields(message.DESCRIPTOR)
     rest, parts = type(message)(), []
     for field, value in message.ListFields():
-        if field.message_type is None or not _has_tensors(field.message_type):
+        kind = large.get(field.number)
+        if kind is None:
             _set(rest, field, value)
             continue
-        for each in value if field.is_repeated else (value,):
-            inner = _parts(each)
-            parts += [_head(field.number, sum(map(len, inner))), *inner]
+        for each in value if kind.is_repeated else (value,):
+            inner = [each] if kind.is_bytes else _parts(each)
+            parts += [kind.tag, _varint(sum(map(len, inner))), *inner]
     return [rest.SerializeToString(), *parts]
 
 
-def _set(message: Message, field: Any, value: Any) -> None:
+def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
     if field.is_repeated:
-        getattr(message, field.name).extend(value)
+        getattr(message, field.name).MergeFrom(value)
     elif field.message_type is not None:
         getattr(message, field.name).CopyFrom(value)
     else:
         setattr(message, field.name, value)
 
 
+class _Kind(NamedTuple):
+    """How a field is written that is, or holds, bytes."""
+
+    tag: bytes
+    is_bytes: bool
+    is_repeated: bool
+
+
 @functools.cache
-def _has_tensors(kind: Descriptor) -> bool:
-    return kind is Tensor.DESCRIPTOR or any(
-        field.message_type is not None and _has_tensors(field.message_type) for field in kind.fields
-    )
-
-
-def _head(number: int, length: int) -> bytes:
-    """Return the tag of a field and the length of its content."""
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
+def _large_fields(kind: Descriptor) -> dict[int, _Kind]:
+    """Return the fields of a message that are, or hold, bytes, by their numbers."""
+    found = {}
+    for field in kind.fields:
+        is_bytes = field.type == FieldDescriptor.TYPE_BYTES
+        if is_bytes or (field.message_type is not None and _large_fields(field.message_type)):
+            tag = _varint(field.number << 3 | _LENGTH_DELIMITED)
+            found[field.number] = _Kind(tag, is_bytes, field.is_repeated)
+    return found
 
 
 def _varint(number: int) -> bytes:

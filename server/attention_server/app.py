@@ -14,6 +14,7 @@ import time
 
 import structlog
 import uvloop
+from attention_proto.allocator import keep_freed
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -90,6 +91,7 @@ def main() -> None:
     except (ValidationError, SettingsError) as error:
         sys.exit(f"attention-server: {error}")
     logs.configure(settings.log_level, settings.log_format)
+    keep_freed()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))

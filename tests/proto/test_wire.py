@@ -1,9 +1,10 @@
-"""Messages of tensors written by hand: what protobuf reads is the message."""
+"""Messages written by hand: what protobuf reads is the message."""
 
 import numpy as np
 import pytest
 from attention_proto import codec, wire
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.inference import grpc_predict_v2_pb2 as oip
 from google.rpc.status_pb2 import Status
 
 
@@ -37,10 +38,22 @@ RESPONSE = pb.AttendResponse(
         )
     ],
 )
+INFERENCE = oip.ModelInferResponse(
+    model_name="m",
+    parameters={"a": oip.InferParameter(int64_param=0), "b": oip.InferParameter(string_param="x")},
+    outputs=[
+        oip.ModelInferResponse.InferOutputTensor(name="y", shape=[1, 300]),
+        oip.ModelInferResponse.InferOutputTensor(
+            contents=oip.InferTensorContents(fp32_contents=[1, 2], bytes_contents=[b"", b"x"])
+        ),
+    ],
+    raw_output_contents=[b"", b"\x01" * 300, b"z"],
+)
 MESSAGES = [
     REQUEST,
     RESPONSE,
     pb.AttendRequest(),
+    INFERENCE,
     pb.AttendStreamRequest(id="7", request=REQUEST),
     pb.AttendStreamResponse(id="7", response=RESPONSE),
     pb.AttendStreamResponse(id="7", error=Status(code=3, message="no")),

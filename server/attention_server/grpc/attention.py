@@ -70,7 +70,13 @@ class AttentionServicer(AttentionServiceServicer):
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
         request, id_ = proto.to_request(message.request, self._service.limits), message.id
         future = self._service.submit(request, call, bulk=True)
-        return future, lambda response: pb.AttendStreamResponse(id=id_, response=proto.from_response(response))
+
+        def written(response: Response) -> pb.AttendStreamResponse:
+            answer = pb.AttendStreamResponse(id=id_)
+            proto.write_response(response, answer.response)
+            return answer
+
+        return future, written
 
     def _memory(self, memory: Memory) -> pb.Memory:
         return proto.from_memory(memory, self._service.seconds_left(memory))

@@ -3,7 +3,7 @@
 import time
 
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.codec import decode, encode
+from attention_proto.codec import decode, write
 from attention_proto.masks import UNBOUNDED, Causal, Mask
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -68,11 +68,16 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
 
 def from_response(response: Response) -> pb.AttendResponse:
     """Write a response."""
-    return pb.AttendResponse(
-        model=response.model,
-        version=response.version,
-        results=[_result(result, offsets=response.token_offsets) for result in response.results],
-    )
+    message = pb.AttendResponse()
+    write_response(response, message)
+    return message
+
+
+def write_response(response: Response, message: pb.AttendResponse) -> None:
+    """Write a response into an empty message, where it stands: what is built apart is copied again."""
+    message.model, message.version = response.model, response.version
+    for result in response.results:
+        _write_result(result, message.results.add(), offsets=response.token_offsets)
 
 
 def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
@@ -164,27 +169,29 @@ def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
     )
 
 
-def _result(result: Result, *, offsets: bool) -> pb.Result:
-    tokens, memory_tokens = result.tokens, result.memory_tokens
-    return pb.Result(
-        outputs=[_output(name, value) for name, value in result.outputs.items()],
-        tokens=tokens.shown if tokens else (),
-        memory_tokens=memory_tokens.shown if memory_tokens else (),
-        predictions=[_prediction(each) for each in result.predictions or ()],
-        token_offsets=_spans(tokens) if offsets else (),
-        memory_token_offsets=_spans(memory_tokens) if offsets else (),
-    )
+def _write_result(result: Result, message: pb.Result, *, offsets: bool) -> None:
+    for name, value in result.outputs.items():
+        _write_output(value, message.outputs.add(name=name))
+    message.predictions.extend(map(_prediction, result.predictions or ()))
+    if result.tokens:
+        message.tokens.extend(result.tokens.shown)
+        message.token_offsets.extend(_spans(result.tokens) if offsets else ())
+    if result.memory_tokens:
+        message.memory_tokens.extend(result.memory_tokens.shown)
+        message.memory_token_offsets.extend(_spans(result.memory_tokens) if offsets else ())
 
 
-def _output(name: str, value: Array | TopK) -> pb.Output:
+def _write_output(value: Array | TopK, message: pb.Output) -> None:
     if isinstance(value, TopK):
-        return pb.Output(name=name, top_k=pb.TopK(indices=encode(value.indices), values=encode(value.values)))
-    return pb.Output(name=name, tensor=encode(value))
+        write(value.indices, message.top_k.indices)
+        write(value.values, message.top_k.values)
+    else:
+        write(value, message.tensor)
 
 
 def _prediction(each: Prediction) -> pb.Prediction:
     return pb.Prediction(name=each.name, label=each.label, probability=each.probability, row=each.row)
 
 
-def _spans(tokens: Tokens | None) -> list[pb.Span]:
-    return [pb.Span(start=start, end=end) for start, end in tokens.spans] if tokens else []
+def _spans(tokens: Tokens) -> list[pb.Span]:
+    return [pb.Span(start=start, end=end) for start, end in tokens.spans]
