@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from attention_server.domain import Limits
 from attention_server.engine import Engine
+from attention_server.fair_queue import QueueLimits
 from attention_server.memories import MemoryStore
 from attention_server.repository import Policy, Repository
 from attention_server.scheduler import Scheduler
@@ -30,7 +31,8 @@ def make_core(settings: Settings) -> Core:
     engine = Engine(settings.device, threads=1)
     memories = MemoryStore(settings.memory_mib * MIB)
     repository = Repository(settings.models, engine, memories, _policy(settings))
-    scheduler = Scheduler(settings.compute_slots, settings.max_queued)
+    waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)
+    scheduler = Scheduler(settings.compute_slots, waiting)
     return Core(engine, repository, scheduler, Service(repository, scheduler, memories, _limits(settings)))
 
 

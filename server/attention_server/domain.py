@@ -4,7 +4,7 @@ import math
 import time
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from attention_proto.masks import Mask
@@ -25,7 +25,7 @@ FOR_EVER = 365 * 86_400.0  # seconds; what is longer would overflow in the waiti
 
 def join_path(*parts: str) -> str:
     """Return the path of a field, leaving out what is empty: ("", "query") -> "query"."""
-    return ".".join(part for part in parts if part)
+    return ".".join(filter(None, parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,13 @@ class MemoryRequest:
     ttl: float | None = None
 
 
+class Computation(Protocol):
+    """What runs for one or more callers."""
+
+    def leave(self) -> None:
+        """One caller waits no more."""
+
+
 @dataclass(slots=True)
 class Call:
     """Who asks, how long they wait, and whether they still do.
@@ -159,6 +166,7 @@ class Call:
     deadline: float = field(init=False)
     gone: bool = field(default=False, init=False)
     _work: "Future[Any] | None" = field(default=None, init=False)
+    _runs: set[Computation] = field(default_factory=set, init=False)
 
     def __post_init__(self, seconds: float | None) -> None:
         self.deadline = math.inf if seconds is None or seconds > FOR_EVER else time.monotonic() + seconds
@@ -178,10 +186,10 @@ class Call:
 
     def check(self) -> None:
         """Raise what ends the work for this caller: Cancelled or DeadlineExceeded."""
+        if self.expired():  # asked first, for with the time the transport goes too
+            raise DeadlineExceeded("the deadline passed before the request could be answered")
         if self.gone:
             raise Cancelled("the caller has gone")
-        if self.expired():
-            raise DeadlineExceeded("the deadline passed before the request could be answered")
 
     def remaining(self) -> float | None:
         """Return the seconds that are left; None for ever."""
@@ -203,6 +211,25 @@ class Call:
         work = self._work
         if work is not None:
             work.cancel()
+        for run in list(self._runs):
+            self._leave(run)
+
+    def joins(self, run: Computation) -> None:
+        """A computation for the caller begins: when they leave, they leave it too."""
+        self._runs.add(run)
+        if self.gone:
+            self._leave(run)
+
+    def parts_from(self, run: Computation) -> None:
+        """The computation has ended."""
+        self._runs.discard(run)
+
+    def _leave(self, run: Computation) -> None:
+        try:
+            self._runs.remove(run)
+        except KeyError:  # it ended, or another thread left it
+            return
+        run.leave()
 
 
 class TopK(NamedTuple):

@@ -1,17 +1,22 @@
 """onnxruntime, behind a protocol small enough to stand in for it: a graph runs, and that is all."""
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
 
 import onnxruntime as ort
 import structlog
 
 from attention_server.domain import Array
+from attention_server.errors import Cancelled
 
+S = TypeVar("S")
+T = TypeVar("T")
 Shape = tuple[int | str | None, ...]  # dimensions that vary have names, or none
 Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
+LEAST_ROWS = 128  # of a part of a sequence: less is not worth a hand-over
 
 # The smallest ONNX model, y = -x, for a look at what a session runs on.
 PROBE = bytes.fromhex(
@@ -24,6 +29,59 @@ log = structlog.get_logger()
 
 class DeviceError(RuntimeError):
     """The device asked for is not there."""
+
+
+class Helpers(Protocol):
+    """Slots beside a run's own, while nobody else wants them."""
+
+    @property
+    def idle_slots(self) -> int:
+        """How many there are at this moment."""
+        ...
+
+    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """Do something with each item, in these slots too."""
+        ...
+
+
+class Run:
+    """One computation, perhaps of several graphs: another thread may end it, and idle slots may help.
+
+    Args:
+        helpers: the idle slots; None for none.
+        callers: how many wait for it. When all have left it ends, between two nodes of a graph.
+    """
+
+    def __init__(self, helpers: Helpers | None = None, callers: int = 1) -> None:
+        self.helpers = helpers
+        self.options = ort.RunOptions()
+        self.was_helped = False
+        self._callers = [None] * callers  # a list, for to pop is atomic
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return not self._callers
+
+    def leave(self) -> None:
+        """One caller waits no more."""
+        self._callers.pop()
+        if self.ended:
+            self.options.terminate = True
+
+    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """Do something with each item, in idle slots too where there are any."""
+        if len(items) == 1 or self.helpers is None or not self.helpers.idle_slots:
+            return [each(item) for item in items]
+        self.was_helped = True
+        return self.helpers.spread(each, items)
+
+    def parts(self, rows: int) -> list[slice]:
+        """Cut the rows of one sequence into a part for each slot that can take one."""
+        slots = 1 + (self.helpers.idle_slots if self.helpers else 0)
+        count = max(1, min(slots, rows // LEAST_ROWS))
+        ends = [rows * i // count for i in range(count + 1)]
+        return [slice(*between) for between in itertools.pairwise(ends)]
 
 
 class Graph(Protocol):
@@ -39,8 +97,12 @@ class Graph(Protocol):
         """What `run` can compute, by name."""
         ...
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Compute the outputs named, in their order."""
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
+        """Compute the outputs named, in their order.
+
+        Raises:
+            Cancelled: the run was ended meanwhile.
+        """
         ...
 
 
@@ -101,5 +163,10 @@ class _OrtGraph:
         self.inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}
         self.outputs = {node.name: tuple(node.shape) for node in session.get_outputs()}
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        return self._session.run(list(outputs), dict(feeds))  # type: ignore[no-any-return] # onnxruntime is untyped
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
+        try:
+            return self._session.run(outputs, feeds, run.options)  # type: ignore[no-any-return] # onnxruntime is untyped
+        except Exception as error:
+            if run.ended:
+                raise Cancelled("the caller has gone") from error
+            raise

@@ -1,6 +1,6 @@
 """One attention block, loaded: k and v from key and value, the stages from query, k and v."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ from attention_proto.attention.v1.attention_pb2 import Layer
 from numpy.typing import NDArray
 
 from attention_server.domain import Array
-from attention_server.engine import Graph
+from attention_server.engine import LEAST_ROWS, Graph, Run
 from attention_server.plan import choose_graph
 
 Vectors = NDArray[np.float32]
@@ -28,37 +28,44 @@ class LoadedLayer:
     device: str
     graphs: Mapping[str, Graph]
 
-    def project(self, key: Vectors, value: Vectors) -> tuple[Vectors, Vectors]:
-        """Return k and v, [1, S, heads * width]: all that a memory has to keep."""
+    def project(self, key: Vectors, value: Vectors, run: Run) -> tuple[Vectors, Vectors]:
+        """Return k and v, [B, S, heads * width]: all that a memory has to keep.
+
+        Args:
+            key: [B, S, Dk].
+            value: [B, S, Dv].
+            run: what this is a part of.
+        """
         if not self.about.HasField("project"):
-            k = key[None]
-            return k, k if value is key else value[None]
-        k, v = self._run(self.about.project.name, ("k", "v"), {"key": key[None], "value": value[None]})
+            return key, value
+        k, v = self._run(self.about.project.name, ("k", "v"), {"key": key, "value": value}, run)
         return k, v
 
     def stages(
-        self, query: Vectors, k: Vectors, v: Vectors, added: Vectors | None, wanted: frozenset[str]
+        self, query: Vectors, k: Vectors, v: Vectors, added: Vectors | None, wanted: frozenset[str], run: Run
     ) -> dict[str, Vectors]:
-        """Compute the stages wanted, each [H, length, width], and the output, [T, D].
+        """Compute the stages wanted, each [B, H, length, width], and the output, [B, T, D].
 
         Args:
-            query: [T, Dq].
-            k: [1, S, heads * Dh].
-            v: [1, S, heads * Dv].
-            added: what is added to the scores, [1 or H, T, S]; None for no mask.
+            query: [B, T, Dq].
+            k: [B, S, heads * Dh].
+            v: [B, S, heads * Dv].
+            added: what is added to the scores of each, [1 or H, T, S]; None for no mask.
             wanted: names of stages.
+            run: what this is a part of.
         """
         graph = choose_graph(self.about, self.device, weights="weights" in wanted, mask=added is not None)
-        feeds: dict[str, Array] = {"query": query[None], "k": k, "v": v}
+        feeds: dict[str, Array] = {"query": query, "k": k, "v": v}
         if graph.mask:
-            feeds["mask"] = np.zeros((1, 1, len(query), k.shape[1]), np.float32) if added is None else added[None]
+            mask = np.zeros((1, query.shape[1], k.shape[1]), np.float32) if added is None else added
+            feeds["mask"] = mask[None] if len(query) == 1 else np.repeat(mask[None], len(query), 0)
         offered = self.graphs[graph.file.name].outputs
         # Without M_O, the heads are the output.
         source = {"heads": "heads" if "heads" in offered else "output", "scores": "q"}
-        names = {source.get(stage, stage) for stage in wanted}.intersection(offered)
-        found = dict(zip(names, self._run(graph.file.name, names, feeds), strict=True)) if names else {}
+        names = [*{source.get(stage, stage) for stage in wanted}.intersection(offered)]
+        found = dict(zip(names, self._run(graph.file.name, names, feeds, run), strict=True)) if names else {}
         if "q" not in offered:
-            found["q"] = query[None]  # nothing is projected: q is the query
+            found["q"] = query  # nothing is projected: q is the query
         unpacked = self._unpack(found, k, v)
         if "scores" in wanted:
             unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"])
@@ -66,10 +73,11 @@ class LoadedLayer:
             unpacked["heads"] = _split(unpacked["output"], self.about.heads)
         return unpacked
 
-    def after(self, query: Vectors, output: Vectors) -> Vectors:
-        """Return the next layer's query, [T, D]."""
-        (following,) = self._run(self.about.after.name, ("next",), {"query": query[None], "output": output[None]})
-        advanced: Vectors = following[0]
+    def after(self, query: Vectors, output: Vectors, run: Run) -> Vectors:
+        """Return the next layer's query, [B, T, D]."""
+        feeds = {"query": query, "output": output}
+        (following,) = self.graphs[self.about.after.name].run(("next",), feeds, run)
+        advanced: Vectors = following  # type: ignore[assignment] # all graphs give float32
         return advanced
 
     def widths(self, query: int, value: int) -> tuple[int, int, int]:
@@ -82,34 +90,47 @@ class LoadedLayer:
         """Run every graph once, so that no caller waits for a first allocation."""
         about = self.about
         widths = (about.query_dim or 8, about.key_dim or about.query_dim or 8, about.value_dim or about.key_dim or 8)
-        query, key, value = (np.ones((4, width), np.float32) for width in widths)
-        k, v = self.project(key, value)
+        query, key, value = (np.ones((1, 4, width), np.float32) for width in widths)
+        run = Run()
+        k, v = self.project(key, value, run)
         for wanted in (frozenset({"output"}), frozenset({"output", "weights"})):
             for added in (None, np.zeros((1, 4, 4), np.float32)):
-                stages = self.stages(query, k, v, added, wanted)
+                stages = self.stages(query, k, v, added, wanted, run)
         if about.HasField("after"):
-            self.after(query, stages["output"])
+            self.after(query, stages["output"], run)
 
     def _unpack(self, found: Mapping[str, Vectors], k: Vectors, v: Vectors) -> dict[str, Vectors]:
-        """Turn [1, length, heads * width] into [heads, length, width]: views, until they are written to the wire."""
+        """Turn [B, length, heads * width] into [B, heads, length, width]: views, until they are written to the wire."""
         heads, shared = self.about.heads, self.about.key_value_heads
-        stages = {"k": _split(k[0], shared), "v": _split(v[0], shared)}
-        stages |= {name: found[name][0] for name in ("output", "weights") if name in found}
-        return stages | {name: _split(found[name][0], heads) for name in ("q", "heads") if name in found}
+        stages = {"k": _split(k, shared), "v": _split(v, shared)}
+        stages |= {name: found[name] for name in ("output", "weights") if name in found}
+        return stages | {name: _split(found[name], heads) for name in ("q", "heads") if name in found}
 
     def _scores(self, q: Vectors, k: Vectors) -> Vectors:
-        """Compute q.k * scale, [H, T, S]; no graph gives it, for it is asked for seldom and costs a pass over T * S."""
+        """Compute q.k * scale, [B, H, T, S]; no graph gives it: it is asked for seldom, and costs a pass over T * S."""
         about = self.about
-        shared = np.repeat(k, about.heads // about.key_value_heads, 0) if about.key_value_heads < about.heads else k
-        scores: Vectors = (q @ shared.transpose(0, 2, 1)) * np.float32(about.scale or q.shape[-1] ** -0.5)
+        shared = np.repeat(k, about.heads // about.key_value_heads, 1) if about.key_value_heads < about.heads else k
+        scores: Vectors = (q @ shared.transpose(0, 1, 3, 2)) * np.float32(about.scale or q.shape[-1] ** -0.5)
         if about.softcap:
             scores = np.float32(about.softcap) * np.tanh(scores / np.float32(about.softcap))
         return scores
 
-    def _run(self, name: str, outputs: Iterable[str], feeds: Mapping[str, Array]) -> list[Vectors]:
-        return self.graphs[name].run(list(outputs), feeds)  # type: ignore[return-value] # all graphs give float32
+    def _run(self, name: str, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Vectors]:
+        """Run a graph, each of whose rows depends on no other: what is not k and v may be cut, and run in parts."""
+        graph = self.graphs[name]
+        batch, rows = next(iter(feeds.values())).shape[:2]
+        parts = run.parts(rows) if batch == 1 and rows >= 2 * LEAST_ROWS and self.device == "cpu" else []
+        if len(parts) < 2:
+            return graph.run(outputs, feeds, run)  # type: ignore[return-value] # all graphs give float32
+
+        cut = [each for each in feeds if each not in ("k", "v")]
+
+        def part(rows: slice) -> list[Array]:
+            return graph.run(outputs, {**feeds, **{each: feeds[each][..., rows, :] for each in cut}}, run)
+
+        return [np.concatenate(each, -2) for each in zip(*run.spread(part, parts), strict=True)]
 
 
 def _split(x: Vectors, heads: int) -> Vectors:
-    """[length, heads * width] -> [heads, length, width], a view."""
-    return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
+    """[B, length, heads * width] -> [B, heads, length, width], a view."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)

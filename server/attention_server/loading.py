@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from attention_proto.attention.v1.attention_pb2 import File, Manifest
@@ -10,8 +11,9 @@ from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
 from google.protobuf import json_format
 
 from attention_server import contract
+from attention_server.costs import measure
 from attention_server.engine import Engine
-from attention_server.model import LoadedModel, served_files
+from attention_server.model import Drawn, LoadedModel, served_files
 from attention_server.text import TextReader
 
 MANIFEST_BYTES = 16 * 2**20  # of the largest manifest that is read; the embedded ones have 4 KiB
@@ -62,7 +64,7 @@ def look(folder: Path) -> Look:
 
 
 def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
-    """Verify a version's folder, open its graphs and warm them.
+    """Verify a version's folder, open its graphs, warm and measure them.
 
     Args:
         folder: `NAME/VERSION`.
@@ -75,11 +77,11 @@ def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
     try:
         model = _open(folder, engine, max_bytes)
         model.warm()
+        return replace(model, costs=measure(Drawn(model)))
     except RepositoryError:
         raise
     except Exception as error:  # whatever onnxruntime and the tokenizers raise: a bad file is the folder's fault
         raise RepositoryError(f"cannot be loaded: {_one_line(error)}") from error
-    return model
 
 
 def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:

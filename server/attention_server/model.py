@@ -1,26 +1,44 @@
 """One version of a model, loaded: text -> vectors -> one or more layers of attention -> predictions."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.masks import Mask
 
 from attention_server import check
-from attention_server.domain import Array, Limits, Prediction, Result, Sequence, Tokens, TopK, join_path
-from attention_server.engine import Graph
+from attention_server.costs import Correction, Costs, Size
+from attention_server.domain import Array, Limits, OutputSpec, Prediction, Result, Tokens, TopK, join_path
+from attention_server.domain import Sequence as Sent
+from attention_server.engine import Graph, Run
 from attention_server.errors import InvalidRequest
 from attention_server.forms import Rows, check_rows, read_rows, shape_stage
 from attention_server.layer import LoadedLayer, Vectors
 from attention_server.memories import MemoryStore
-from attention_server.plan import OF_KEYS, Form, Plan, answer_bytes
+from attention_server.plan import OF_KEYS, Form, Plan, answer_bytes, make_plan
 from attention_server.prepare import HIDDEN, Prepared, prepare
 from attention_server.text import TextReader
 
 PROJECTED = frozenset({"q", "k", "v"})
 LOOKED_AT = PROJECTED | {"scores", "output"}
+PLANS = 128  # that are kept
+SMALL = 32  # names, rows, heads and letters of a plan that is kept
+ANY_WIDTH = 64  # of a head, where a block that takes any width is measured
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """What is asked for, planned, and how far its cost is from what was measured.
+
+    Attributes:
+        plan: what has to be computed.
+        correction: of the cost; learned, where the same is asked for again.
+    """
+
+    plan: Plan
+    correction: Correction = field(default_factory=Correction)
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,7 @@ class LoadedModel:
         device: where it computes.
         graphs: its ONNX graphs by file name.
         reader, memory_reader: its tokenizers; None for a model that reads no text, or no memory text.
+        costs: what its sequences cost; nothing, until it is measured.
     """
 
     name: str
@@ -44,13 +63,27 @@ class LoadedModel:
     graphs: Mapping[str, Graph]
     reader: TextReader | None
     memory_reader: TextReader | None
+    costs: Costs = field(default_factory=Costs)
 
     @cached_property
     def layers(self) -> list[LoadedLayer]:
         """The blocks, in the order in which they compute."""
         return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
 
-    def prepare(self, sequence: Sequence, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits) -> Prepared:
+    def ask(self, specs: tuple[OutputSpec, ...]) -> Asked:
+        """Plan what is asked for; what was asked before is planned already.
+
+        Raises:
+            InvalidRequest: it is not offered.
+        """
+        return self._ask(specs) if _is_small(specs) else Asked(make_plan(specs, self.manifest))
+
+    @cached_property
+    def _ask(self) -> Callable[[tuple[OutputSpec, ...]], Asked]:
+        manifest = self.manifest  # not the model, which would then hold itself
+        return lru_cache(PLANS)(lambda specs: Asked(make_plan(specs, manifest)))
+
+    def prepare(self, sequence: Sent, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits) -> Prepared:
         """Check a sequence for this model and for what is asked of it.
 
         Args:
@@ -78,8 +111,7 @@ class LoadedModel:
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for form in plan.forms:
             check_rows(form.spec, *prepared.rows(form.spec.name), form.field)
-        by_word = any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
-        if plan.predictions_field and by_word and prepared.tokens is None:
+        if plan.predictions_field and self._predicts_by_word and prepared.tokens is None:
             raise InvalidRequest(
                 "this model predicts from the rows of certain words, so predictions need text",
                 field=plan.predictions_field,
@@ -95,40 +127,63 @@ class LoadedModel:
             total += answer_bytes(form, layer.about, widths, prepared.queries, prepared.keys)
         return total
 
-    def answer(self, prepared: Prepared, plan: Plan) -> Result:
-        """Compute what the plan asks for.
+    def size(self, prepared: Prepared, plan: Plan) -> Size:
+        """Return what the cost of a sequence depends on."""
+        projected = prepared.queries + (0 if prepared.memory else prepared.keys)
+        return Size(projected, prepared.queries * prepared.keys, len(plan.stages) / len(self.layers))
+
+    def kind(self, prepared: Prepared, plan: Plan) -> Hashable | None:
+        """Return what sequences have in common that run together for the same plan; None for one that runs alone."""
+        if prepared.memory or self.costs.together(max(prepared.queries, prepared.keys))[0] == 1:
+            return None
+        if plan.predictions and self._predicts_by_word:
+            return None  # of each sequence other rows are computed
+        sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
+        shapes = tuple(None if x is None else x.shape if isinstance(x, np.ndarray) else () for x in sources)
+        mask = None if prepared.added is None else (prepared.added.shape, prepared.added.tobytes())
+        return prepared.queries, prepared.keys, shapes, mask
+
+    def answer(self, batch: Sequence[Prepared], plan: Plan, run: Run) -> list[Result]:
+        """Compute what the plan asks for, of one sequence, or of several of one kind together.
 
         Raises:
-            InvalidRequest: FP16 was asked for and cannot hold the answer.
+            InvalidRequest: FP16 was asked for and cannot hold an answer; or what was sent overflows.
+            Cancelled: the run was ended meanwhile.
         """
-        computed = self._computed_rows(prepared, plan)
-        stages = self._stages(prepared, plan, computed)
-        outputs = {}
-        for form in plan.forms:
-            of_some = form.layer == len(stages) - 1 and form.spec.name not in OF_KEYS
-            outputs[form.name] = _output(form, stages[form.layer], prepared, computed if of_some else None)
-        predictions = tuple(self._predictions(stages[-1]["output"], prepared, computed)) if plan.predictions else None
-        memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
-        return Result(outputs, prepared.tokens, memory_tokens, predictions)
+        computed = self._computed_rows(batch[0], plan)
+        stages = self._stages(batch, plan, computed, run)
+        return [
+            self._result(each, plan, [{name: stage[i] for name, stage in of.items()} for of in stages], computed, run)
+            for i, each in enumerate(batch)
+        ]
 
-    def remember(self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None) -> tuple[Vectors, Vectors]:
+    def remember(
+        self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
+    ) -> tuple[Vectors, Vectors]:
         """Project what a memory is made of, key and value or tokens; return k and v, [1, S, heads * width]."""
         if tokens is not None:
-            front = self._read(self.manifest.text.memory_front.name, tokens)
-            key, value = front["key"], front.get("value")
-        assert key is not None
-        return self.layers[0].project(key, key if value is None else value)
+            front = self._read(self.manifest.text.memory_front.name, [tokens], run)
+            keys, values = front["key"], front.get("value")
+        else:
+            assert key is not None
+            keys, values = key[None], None if value is None else value[None]
+        return self.layers[0].project(keys, keys if values is None else values, run)
 
     def warm(self) -> None:
         """Run what runs for a request once, so that no caller waits for a first allocation."""
         for layer in self.layers:
             layer.warm()
         text = self.manifest.text
+        run = Run()
         for front in (name for name in (text.front.name, text.memory_front.name) if name):
-            self._run(front, self.graphs[front].outputs, {"tokens": np.zeros((1, 1), np.int64)})
+            self._run(front, list(self.graphs[front].outputs), {"tokens": np.zeros((1, 1), np.int64)}, run)
         if self.manifest.predictors:
-            rows = np.zeros((1, self.manifest.layers[-1].output_dim), np.float32)
-            self._run(self.manifest.head.name, self.graphs[self.manifest.head.name].outputs, {"output": rows})
+            head, rows = self.manifest.head.name, np.zeros((1, self.manifest.layers[-1].output_dim), np.float32)
+            self._run(head, list(self.graphs[head].outputs), {"output": rows}, run)
+
+    @cached_property
+    def _predicts_by_word(self) -> bool:
+        return any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
 
     def _computed_rows(self, prepared: Prepared, plan: Plan) -> Rows | None:
         """Return which query rows the last layer has to compute, ascending; None for all."""
@@ -146,46 +201,61 @@ class LoadedModel:
         rows = np.unique(np.concatenate(chosen))
         return rows if len(rows) < prepared.queries else None
 
-    def _stages(self, prepared: Prepared, plan: Plan, rows: Rows | None) -> list[dict[str, Vectors]]:
+    def _stages(self, batch: Sequence[Prepared], plan: Plan, rows: Rows | None, run: Run) -> list[dict[str, Vectors]]:
         """Compute each layer's stages, as many layers as are needed; of the last one the rows that are."""
-        query, key, value = self._vectors(prepared)
-        memory, added = prepared.memory, prepared.added
+        query, key, value = self._vectors(batch, run)
+        memory, added = batch[0].memory, batch[0].added
         stages: list[dict[str, Vectors]] = []
         for layer, wanted in zip(self.layers, plan.stages, strict=False):
             if stages:
-                query = key = value = self.layers[len(stages) - 1].after(query, stages[-1]["output"])
-            k, v = (memory.k, memory.v) if memory else layer.project(key, value)
+                query = key = value = self.layers[len(stages) - 1].after(query, stages[-1]["output"], run)
+            k, v = (memory.k, memory.v) if memory else layer.project(key, value, run)
             needed = wanted if wanted <= PROJECTED else wanted | {"output"}
             if rows is not None and len(stages) == len(plan.stages) - 1:
-                query, added = query[rows], None if added is None else added[:, rows]
-            stages.append(layer.stages(query, k, v, added, needed))
+                query, added = query[:, rows], None if added is None else added[:, rows]
+            stages.append(layer.stages(query, k, v, added, needed, run))
             # Heads and weights need no look of their own: what overflows in them shows in the output.
             for name in needed & LOOKED_AT:
-                check.no_overflow(stages[-1][name], prepared.path)
+                check.no_overflow(stages[-1][name], batch[0].path)
         return stages
 
-    def _vectors(self, prepared: Prepared) -> tuple[Vectors, Vectors, Vectors]:
+    def _vectors(self, batch: Sequence[Prepared], run: Run) -> tuple[Vectors, Vectors, Vectors]:
         """Return query, key and value: what was sent, what a front makes of tokens, or what stands in for them."""
         text = self.manifest.text
-        query, key, value = prepared.query, prepared.key, prepared.value
-        if prepared.tokens is not None:
-            front = self._read(text.front.name, prepared.tokens)
+        query, key, value = (_stack([getattr(each, name) for each in batch]) for name in ("query", "key", "value"))
+        if batch[0].tokens is not None:
+            front = self._read(text.front.name, [each.tokens for each in batch], run)
             query = front["query"]
             if key is None:
                 key, value = front.get("key"), front.get("value") if value is None else value
-        if prepared.memory_tokens is not None:
-            front = self._read(text.memory_front.name, prepared.memory_tokens)
+        if batch[0].memory_tokens is not None:
+            front = self._read(text.memory_front.name, [each.memory_tokens for each in batch], run)
             key, value = front["key"], front.get("value")
         assert query is not None
         key = query if key is None else key
         return query, key, key if value is None else value
 
-    def _read(self, front: str, tokens: Tokens) -> dict[str, Vectors]:
-        names = self.graphs[front].outputs
-        vectors = self._run(front, names, {"tokens": tokens.ids[None]})
-        return {name: each[0] for name, each in zip(names, vectors, strict=True)}
+    def _read(self, front: str, texts: Sequence[Tokens | None], run: Run) -> dict[str, Vectors]:
+        names = list(self.graphs[front].outputs)
+        ids = np.stack([tokens.ids for tokens in texts if tokens is not None])
+        return dict(zip(names, self._run(front, names, {"tokens": ids}, run), strict=True))
 
-    def _predictions(self, output: Vectors, prepared: Prepared, computed: Rows | None) -> Iterator[Prediction]:
+    def _result(
+        self, prepared: Prepared, plan: Plan, stages: list[dict[str, Vectors]], computed: Rows | None, run: Run
+    ) -> Result:
+        outputs = {}
+        for form in plan.forms:
+            of_some = form.layer == len(stages) - 1 and form.spec.name not in OF_KEYS
+            outputs[form.name] = _output(form, stages[form.layer], prepared, computed if of_some else None)
+        predictions = (
+            tuple(self._predictions(stages[-1]["output"], prepared, computed, run)) if plan.predictions else None
+        )
+        memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
+        return Result(outputs, prepared.tokens, memory_tokens, predictions)
+
+    def _predictions(
+        self, output: Vectors, prepared: Prepared, computed: Rows | None, run: Run
+    ) -> Iterator[Prediction]:
         """Read each predictor's most probable label from each of its rows; of `output` some may be computed."""
         for predictor in self.manifest.predictors:
             of_mean = predictor.rows == Predictor.ROWS_MEAN
@@ -193,13 +263,31 @@ class LoadedModel:
             if not len(rows):
                 continue
             read = output.mean(0, keepdims=True) if of_mean else output[_places(rows, computed)]
-            (probabilities,) = self._run(self.manifest.head.name, (predictor.name,), {"output": read})
+            (probabilities,) = self._run(self.manifest.head.name, [predictor.name], {"output": read}, run)
             for row, chances in zip([None] if of_mean else rows.tolist(), probabilities, strict=True):
                 best = int(chances.argmax())
                 yield Prediction(predictor.name, predictor.labels[best], float(chances[best]), row)
 
-    def _run(self, name: str, outputs: Iterable[str], feeds: Mapping[str, Array]) -> list[Vectors]:
-        return self.graphs[name].run(list(outputs), feeds)  # type: ignore[return-value] # all graphs give float32
+    def _run(self, name: str, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Vectors]:
+        return self.graphs[name].run(outputs, feeds, run)  # type: ignore[return-value] # all graphs give float32
+
+
+def _is_small(specs: tuple[OutputSpec, ...]) -> bool:
+    """Return whether what is asked for is worth keeping: callers choose it, and it may be long."""
+    if len(specs) > SMALL:
+        return False
+    for spec in specs:  # noqa: SIM110 # a generator takes longer than what it looks at
+        if len(spec.rows) + len(spec.heads) + len(spec.alias) > SMALL:
+            return False
+    return True
+
+
+def _stack(vectors: Sequence[Vectors | None]) -> Vectors | None:
+    """[length, width] of each -> [B, length, width]; of one a view, None of none."""
+    first = vectors[0]
+    if first is None:
+        return None
+    return first[None] if len(vectors) == 1 else np.stack(vectors)  # type: ignore[arg-type] # all are there, or none
 
 
 def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, computed: Rows | None) -> Array | TopK:
@@ -242,3 +330,45 @@ def served_files(manifest: Manifest, device: str) -> list[str]:
     between = [file for layer in manifest.layers for file in (layer.project, layer.after)]
     text = manifest.text
     return [file.name for file in (*attend, *between, text.front, text.memory_front, manifest.head) if file.name]
+
+
+class Drawn:
+    """Sequences that a model takes, drawn to measure it; see `costs.measure`."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._plain = make_plan([OutputSpec("output")], model.manifest)
+        self._weights = make_plan([OutputSpec("output"), OutputSpec("weights")], model.manifest)
+        self._random = np.random.default_rng(0)
+        about = model.layers[0].about
+        query = about.query_dim or ANY_WIDTH * about.heads
+        key = about.key_dim or query // about.heads * about.key_value_heads
+        self._widths = (query, key, about.value_dim or key)
+
+    def draw(self, length: int, count: int, *, masked: bool = False) -> list[Prepared]:
+        added = np.triu(np.full((1, length, length), HIDDEN, np.float32), 1) if masked else None
+        return [Prepared(*self._vectors(length), None, None, length, length, added) for _ in range(count)]
+
+    def run(self, sequences: Sequence[Prepared]) -> object:
+        return self._model.answer(sequences, self._plain, Run())
+
+    def is_sound(self, length: int, count: int) -> bool:
+        return all(
+            self._are_same(self.draw(length, count, masked=masked), plan)
+            for plan in (self._plain, self._weights)
+            for masked in (False, True)
+        )
+
+    def _vectors(self, length: int) -> tuple[Vectors, Vectors, Vectors]:
+        query, key, value = (self._random.standard_normal((length, width), np.float32) for width in self._widths)
+        return query, key, value
+
+    def _are_same(self, batch: list[Prepared], plan: Plan) -> bool:
+        """Compare the first and the last of several: every other has a place between them."""
+        together = self._model.answer(batch, plan, Run())
+        return all(
+            np.array_equal(together[place].outputs[name], output)
+            for place in (0, -1)
+            for alone in self._model.answer([batch[place]], plan, Run())
+            for name, output in alone.outputs.items()
+        )

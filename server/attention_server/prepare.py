@@ -50,6 +50,12 @@ class Prepared:
         """Return how many rows a stage has, and which of them the mask leaves; None for all."""
         return (self.keys, self.attended) if stage in OF_KEYS else (self.queries, self.attending)
 
+    @property
+    def size(self) -> int:
+        """The bytes that it holds; what it shares with a memory is not its own."""
+        arrays = (self.query, self.key, self.value, self.added)
+        return sum(each.nbytes for each in arrays if each is not None)
+
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 where they come from tokens."""
         kept = self.memory.v[0] if self.memory else None

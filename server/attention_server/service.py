@@ -7,14 +7,17 @@ from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
 
-from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Result
+from attention_server.attending import Attending
+from attention_server.costs import Size
+from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Tokens
+from attention_server.engine import Run
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, TooLarge, Unavailable
 from attention_server.memories import Memory, MemoryStore, memory_id
 from attention_server.model import LoadedModel
-from attention_server.plan import Plan, make_plan
-from attention_server.prepare import Prepared, prepare_memory
+from attention_server.plan import Plan
+from attention_server.prepare import Prepared, Vectors, prepare_memory
 from attention_server.repository import Repository
-from attention_server.scheduler import Scheduler
+from attention_server.scheduler import Scheduler, Work
 from attention_server.statistics import Statistics, VersionStatistics, Watch
 
 T = TypeVar("T")
@@ -59,7 +62,7 @@ class Service:
             InvalidRequest: the model cannot take it.
             NotFound: there is no such model, version or memory.
             TooLarge: it is over a limit.
-            Unavailable: the queue is full, or models are still loading.
+            Unavailable: the queue is full, or too long for the caller's deadline; or models are still loading.
             DeadlineExceeded: the caller's time had run out.
         """
         call.require("attend")
@@ -67,10 +70,10 @@ class Service:
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
             watch = held.enter_context(self._statistics.watch(model.name, model.version, len(request.inputs)))
-            plan = make_plan(request.outputs, model.manifest)
-            prepared = self._prepare(request, model, plan)
-            run = functools.partial(_answer, request, model, plan, prepared, call)
-            future = self._scheduler.submit(watch.timed(run), call.deadline, bulk=bulk)
+            asked = model.ask(request.outputs)
+            prepared, answer_bytes = self._prepare(request, model, asked.plan)
+            attending = Attending(request, model, asked, prepared, answer_bytes, call, watch)
+            future = self._scheduler.submit(attending.work(self._scheduler), bulk=bulk)
             release = held.pop_all()
         future.add_done_callback(functools.partial(_end, watch, release))
         return future
@@ -112,8 +115,7 @@ class Service:
         call.require("attend")
         with self._repository.lease(request.model, request.version) as model:
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
-            future = self._scheduler.submit(functools.partial(model.remember, key, value, tokens), call.deadline)
-            k, v = wait(future, call)
+            k, v = wait(self._scheduler.submit(_remembering(model, key, value, tokens, call)), call)
             id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
             ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
             memory = Memory(id_, model.name, model.version, k, v, tokens, ttl, model.digest)
@@ -204,7 +206,8 @@ class Service:
         call.require("repository")
         self._repository.unload_model(name)
 
-    def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> list[Prepared]:
+    def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> tuple[list[Prepared], int]:
+        """Check every sequence; return them ready to compute, and the bytes of the answer."""
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
         self.limits.check_sequences(len(request.inputs), "inputs")
@@ -225,7 +228,7 @@ class Service:
                     "fewer sequences, heads or rows, reduce the heads, or take the top k",
                     field="outputs",
                 )
-        return prepared
+        return prepared, size
 
 
 def wait(future: "Future[T]", call: Call) -> T:
@@ -258,9 +261,17 @@ def _end(watch: Watch, release: ExitStack, future: "Future[Response]") -> None:
     release.close()
 
 
-def _answer(request: Request, model: LoadedModel, plan: Plan, prepared: list[Prepared], call: Call) -> Response:
-    results: list[Result] = []
-    for each in prepared:
-        call.check()  # a slot is not held for a caller who has gone
-        results.append(model.answer(each, plan))
-    return Response(model.name, model.version, tuple(results), request.token_offsets)
+def _remembering(
+    model: LoadedModel, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, call: Call
+) -> Work[None, tuple[Vectors, Vectors]]:
+    def run(_: object) -> list[tuple[Vectors, Vectors]]:
+        running = Run()
+        call.joins(running)
+        try:
+            return [model.remember(key, value, tokens, running)]
+        finally:
+            call.parts_from(running)
+
+    length = len(tokens.ids) if tokens else 0 if key is None else len(key)
+    size = sum(each.nbytes for each in (key, value) if each is not None)
+    return Work(None, run, call.deadline, call.caller, model.costs.of(Size(length, 0)), 2 * size)

@@ -53,7 +53,7 @@ def sixteenth() -> int:
     return _share(16, 256)
 
 
-def eighth_for_scores() -> int:
+def larger_eighth() -> int:
     """Return an eighth of the usable memory in MiB, at most 512."""
     return _share(8, 512)
 
@@ -98,6 +98,18 @@ class Settings(BaseSettings):
     )
     slots: int = Field(0, ge=0, description="requests computed at once; 0 is one a usable core")
     max_queued: int = Field(128, ge=1, description="requests that may wait for a slot; more are refused as unavailable")
+    max_wait: float = Field(
+        0.1,
+        gt=0,
+        description="predicted seconds that a request may wait for a slot, or twice what it takes, if that is more; "
+        "what would wait longer is refused as unavailable",
+    )
+    max_queued_mib: int = Field(
+        default_factory=larger_eighth,
+        ge=1,
+        description="what requests that wait may hold, with their answers, in MiB; by default an eighth of the memory, "
+        "at most 512",
+    )
     max_message_mib: int = Field(
         default_factory=eighth,
         ge=1,
@@ -112,7 +124,7 @@ class Settings(BaseSettings):
         "at most 256",
     )
     max_scores_mib: int = Field(
-        default_factory=eighth_for_scores,
+        default_factory=larger_eighth,
         ge=1,
         description="scores of one sequence (heads x queries x keys), in MiB; by default an eighth of the memory, at "
         "most 512",

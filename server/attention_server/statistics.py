@@ -2,13 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -100,17 +98,17 @@ class Watch:
         self.sequences = sequences
         self.begun = self.checked = self.running = self.computed = time.perf_counter_ns()
 
-    def timed(self, run: Callable[[], T]) -> Callable[[], T]:
-        """Return the computation, which takes note of when it runs; all is checked when this is called."""
+    def is_checked(self) -> None:
+        """It goes to the scheduler now."""
         self.checked = time.perf_counter_ns()
 
-        def run_and_note() -> T:
-            self.running = time.perf_counter_ns()
-            answer = run()
-            self.computed = time.perf_counter_ns()
-            return answer
+    def runs(self) -> None:
+        """It computes from now on."""
+        self.running = time.perf_counter_ns()
 
-        return run_and_note
+    def has_run(self) -> None:
+        """It is computed."""
+        self.computed = time.perf_counter_ns()
 
     def end(self, future: "Future[Any]") -> None:
         """Count what came of it."""

@@ -12,6 +12,7 @@ from attention_server.callers import Callers
 from attention_server.certificates import Certificates
 from attention_server.domain import Limits
 from attention_server.engine import Engine
+from attention_server.fair_queue import QueueLimits
 from attention_server.grpc.server import GrpcServer
 from attention_server.memories import MemoryStore
 from attention_server.repository import Policy, Repository
@@ -65,9 +66,9 @@ class GatedGraph:
         self._graph, self._gate = graph, gate
         self.inputs, self.outputs = graph.inputs, graph.outputs
 
-    def run(self, outputs, feeds):
+    def run(self, outputs, feeds, run):
         self._gate.pass_through()
-        return self._graph.run(outputs, feeds)
+        return self._graph.run(outputs, feeds, run)
 
 
 class GatedEngine(Engine):
@@ -120,7 +121,7 @@ def composed(
     callers = callers or Callers()
     memories = MemoryStore(MIB)
     repository = Repository(models, GatedEngine(gate), memories, policy)
-    scheduler = Scheduler(slots, max_queued)
+    scheduler = Scheduler(slots, QueueLimits(max_queued, 60.0, 256 * MIB))
     service = Service(repository, scheduler, memories, Limits(1024, 512 * MIB, answer_mib * MIB, 600.0))
     requests = slots + max_queued
     rest = RestServer(

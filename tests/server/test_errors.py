@@ -150,7 +150,7 @@ def test_a_full_queue(dot_only, connect, name):
     with full(dot_only, connect, name) as (_, attend):
         with refused("UNAVAILABLE", None, "full") as caught:
             attend().result(3)
-        assert caught.value.retry_after >= 1
+        assert caught.value.retry_after > 0
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_grpc_call_cancelled_in_the_queue(dot_only):
         assert server.gate.arrived.wait(30)
         gone = stub.Attend.future(message)
         wait_until(lambda: len(server.scheduler._queue) == 1)
-        job = server.scheduler._queue[0]
+        job = server.scheduler._queue._jobs[0]
         gone.cancel()
         wait_until(job.future.cancelled)
         server.gate.open()
@@ -295,7 +295,7 @@ def test_a_http_request_whose_caller_has_gone(dot_only):
         with socket.create_connection((host, int(port))) as caller:
             caller.sendall(head + body)
             wait_until(lambda: len(server.scheduler._queue) == 1)
-            job = server.scheduler._queue[0]
+            job = server.scheduler._queue._jobs[0]
         try:
             wait_until(job.future.cancelled, 2)
         finally:

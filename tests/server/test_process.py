@@ -35,6 +35,8 @@ SOME = {  # a value that is not the default, for every setting
     "device": "cpu",
     "slots": 3,
     "max_queued": 4,
+    "max_wait": 0.25,
+    "max_queued_mib": 11,
     "max_message_mib": 5,
     "max_answer_mib": 6,
     "max_sequences": 7,

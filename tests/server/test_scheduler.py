@@ -3,12 +3,22 @@
 import gc
 import threading
 import weakref
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from attention_server.errors import DeadlineExceeded, Unavailable
-from attention_server.scheduler import Scheduler
+from attention_server.fair_queue import QueueLimits
+from attention_server.scheduler import Scheduler, Work
+
+from tests.server.composed import wait_until
 
 FOREVER = float("inf")
+
+
+def submit(scheduler, job, deadline=FOREVER, *, bulk=False, **work):
+    """Submit what a function computes."""
+    return scheduler.submit(Work(None, lambda _: [job()], deadline, **work), bulk=bulk)
 
 
 class Blocker:
@@ -28,13 +38,33 @@ def make():
     """Make schedulers that are closed in the end."""
     made = []
 
-    def make(**options):
-        made.append(Scheduler(**{"slots": 1, "max_queued": 8} | options))
+    def make(slots=1, max_queued=8, max_wait=60.0, max_bytes=1000, **options):
+        made.append(Scheduler(slots, QueueLimits(max_queued, max_wait, max_bytes), **options))
         return made[-1]
 
     yield make
     for scheduler in made:
         scheduler.close()
+
+
+@contextmanager
+def held(scheduler):
+    """Hold every slot of a scheduler, until its `release` is set or the block ends."""
+    blockers = [Blocker() for _ in range(scheduler._slots)]
+    scheduler.release = threading.Event()
+    for blocker in blockers:
+        blocker.release = scheduler.release
+    threads = [threading.Thread(target=submit, args=(scheduler, blocker)) for blocker in blockers]
+    for thread in threads:
+        thread.start()
+    try:
+        for blocker in blockers:
+            assert blocker.started.wait(30)
+        yield scheduler
+    finally:
+        scheduler.release.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.fixture
@@ -43,7 +73,7 @@ def busy(make):
     now = [0.0]
     scheduler = make(max_queued=3, clock=lambda: now[0])
     blocker = Blocker()
-    thread = threading.Thread(target=scheduler.submit, args=(blocker, FOREVER))
+    thread = threading.Thread(target=submit, args=(scheduler, blocker))
     thread.start()
     assert blocker.started.wait(30)
     yield scheduler, blocker.release, now
@@ -53,7 +83,7 @@ def busy(make):
 
 def test_at_once_in_the_callers_thread(make):
     """While a slot is free a job runs in the thread that brings it, and is done when submit returns."""
-    future = make().submit(threading.current_thread, FOREVER)
+    future = submit(make(), threading.current_thread)
     assert future.done()
     assert future.result() is threading.current_thread()
 
@@ -62,7 +92,7 @@ def test_in_order(busy):
     """What waits runs in the order in which it came, in a thread of the slots."""
     scheduler, release, _ = busy
     ran = []
-    futures = [scheduler.submit(lambda i=i: ran.append(i) or threading.current_thread(), FOREVER) for i in range(3)]
+    futures = [submit(scheduler, lambda i=i: ran.append(i) or threading.current_thread()) for i in range(3)]
     assert not any(future.done() for future in futures)
     release.set()
     threads = [future.result(30) for future in futures]
@@ -73,10 +103,10 @@ def test_in_order(busy):
 def test_a_full_queue(busy):
     """Beyond the queue's length a job is refused, and runs neither then nor later."""
     scheduler, release, _ = busy
-    futures = [scheduler.submit(int, FOREVER) for _ in range(3)]
+    futures = [submit(scheduler, int) for _ in range(3)]
     refused = threading.Event()
     with pytest.raises(Unavailable, match="full"):
-        scheduler.submit(refused.set, FOREVER)
+        submit(scheduler, refused.set)
     release.set()
     assert [future.result(30) for future in futures] == [0, 0, 0]
     assert not refused.is_set()
@@ -87,9 +117,9 @@ def test_cancelled_in_the_queue(busy):
     """A job cancelled while it waits never runs."""
     scheduler, release, _ = busy
     ran = threading.Event()
-    future = scheduler.submit(ran.set, FOREVER)
+    future = submit(scheduler, ran.set)
     assert future.cancel()
-    after = scheduler.submit(int, FOREVER)
+    after = submit(scheduler, int)
     release.set()
     after.result(30)
     assert not ran.is_set()
@@ -98,16 +128,16 @@ def test_cancelled_in_the_queue(busy):
 def test_cancelled_jobs_make_room(busy):
     """A job whose caller has gone does not keep the queue full for others."""
     scheduler, _, _ = busy
-    futures = [scheduler.submit(int, FOREVER) for _ in range(3)]
+    futures = [submit(scheduler, int) for _ in range(3)]
     futures[1].cancel()
-    scheduler.submit(int, FOREVER)
+    submit(scheduler, int)
 
 
 def test_expired_in_the_queue(busy):
     """A job whose deadline passes while it waits never runs, and says why; a deadline not reached is no matter."""
     scheduler, release, now = busy
     ran = threading.Event()
-    late, in_time = scheduler.submit(ran.set, 5.0), scheduler.submit(int, 7.0)
+    late, in_time = submit(scheduler, ran.set, 5.0), submit(scheduler, int, 7.0)
     now[0] = 6.0
     release.set()
     with pytest.raises(DeadlineExceeded):
@@ -119,7 +149,7 @@ def test_expired_in_the_queue(busy):
 def test_expired_before_it_came(make):
     """A job that comes too late does not run, though a slot is free."""
     ran = threading.Event()
-    future = make(clock=lambda: 10.0).submit(ran.set, 10.0)
+    future = submit(make(clock=lambda: 10.0), ran.set, 10.0)
     with pytest.raises(DeadlineExceeded):
         future.result(0)
     assert not ran.is_set()
@@ -133,8 +163,8 @@ def test_a_job_that_fails(make):
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        scheduler.submit(fail, FOREVER).result(0)
-    assert scheduler.submit(int, FOREVER).result(0) == 0
+        submit(scheduler, fail).result(0)
+    assert submit(scheduler, int).result(0) == 0
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
@@ -153,7 +183,7 @@ def test_as_many_at_once_as_there_are_slots(make, slots):
         with lock:
             running -= 1
 
-    threads = [threading.Thread(target=lambda: scheduler.submit(job, FOREVER).result(30)) for _ in range(slots * 3)]
+    threads = [threading.Thread(target=lambda: submit(scheduler, job).result(30)) for _ in range(slots * 3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,13 +194,13 @@ def test_as_many_at_once_as_there_are_slots(make, slots):
 def test_close_finishes_what_was_taken(busy):
     """Closing refuses what is new, and waits for what runs and what waits."""
     scheduler, release, _ = busy
-    futures = [scheduler.submit(int, FOREVER) for _ in range(2)]
+    futures = [submit(scheduler, int) for _ in range(2)]
     closing = threading.Thread(target=scheduler.close)
     closing.start()
     while not scheduler._closed:  # set at once
         threading.Event().wait(0.001)
     with pytest.raises(Unavailable, match="stopping"):
-        scheduler.submit(int, FOREVER)
+        submit(scheduler, int)
     assert closing.is_alive()
     release.set()
     closing.join(30)
@@ -193,13 +223,13 @@ def test_nobody_overtakes_the_queue(make):
 
     def greedy():
         while not stop.is_set():
-            scheduler.submit(lambda: None, FOREVER).result(30)
+            submit(scheduler, lambda: None).result(30)
 
     thread = threading.Thread(target=greedy)
     thread.start()
     try:
         for _ in range(20):
-            scheduler.submit(waited.set, FOREVER).result(30)
+            submit(scheduler, waited.set).result(30)
             assert waited.is_set()
     finally:
         stop.set()
@@ -213,11 +243,256 @@ def test_nothing_of_the_last_job_is_kept(make, busy):
     class Answer:
         pass
 
-    future = scheduler.submit(Answer, FOREVER)
+    future = submit(scheduler, Answer)
     release.set()
     kept = weakref.ref(future.result(30))
     del future
-    scheduler.submit(lambda: None, FOREVER).result(30)
+    submit(scheduler, lambda: None).result(30)
     scheduler.close()
     gc.collect()
     assert kept() is None
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wait_that_is_too_long(make):
+    """What would wait longer than may be waited, by what is predicted, is refused, and told when to come back."""
+    with held(make(max_wait=1.0)) as scheduler:
+        submit(scheduler, int, cost=0.7)
+        submit(scheduler, int, cost=0.7)  # waits 0.7 s
+        with pytest.raises(Unavailable, match="full") as refused:
+            submit(scheduler, int, cost=0.1)  # would wait 1.4 s
+        assert refused.value.retry_after == pytest.approx(1.4)
+
+
+def test_as_many_as_slots_wait_for_as_long_as_it_takes(make):
+    """Where requests take longer than may be waited, one for each slot may wait all the same."""
+    with held(make(max_wait=0.01)) as scheduler:
+        submit(scheduler, int, cost=5.0)
+        with pytest.raises(Unavailable):
+            submit(scheduler, int, cost=0.1)
+
+
+def test_what_takes_long_may_wait_long(make):
+    """A job may wait for twice as long as it takes itself, though that is more than others may."""
+    with held(make(max_wait=0.5)) as scheduler:
+        submit(scheduler, int, cost=1.0)
+        submit(scheduler, int, cost=0.5)
+        with pytest.raises(Unavailable):
+            submit(scheduler, int, cost=0.7)
+        submit(scheduler, int, cost=0.8)
+
+
+def test_bytes_that_wait(make):
+    """What would make the queue hold too many bytes is refused; what is larger than all of it may wait alone."""
+    with held(make(max_bytes=100)) as scheduler:
+        submit(scheduler, int, size=500).cancel()
+        submit(scheduler, int, size=60)
+        with pytest.raises(Unavailable, match="full"):
+            submit(scheduler, int, size=41)
+        submit(scheduler, int, size=40)
+
+
+def test_a_deadline_that_cannot_be_met(make):
+    """What would be answered after its deadline, as predicted, is refused at once; what would be before, waits."""
+    with held(make(clock=lambda: 100.0)) as scheduler:
+        submit(scheduler, int, cost=2.0)
+        with pytest.raises(Unavailable, match="after the deadline"):
+            submit(scheduler, int, 103.5, cost=2.0)
+        submit(scheduler, int, 104.5, cost=2.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "fitting"), [({"max_queued": 4}, 2), ({"max_wait": 0.4}, 3), ({"max_bytes": 40}, 2)], ids=str
+)
+def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
+    """What is one of many waits while half of the queue is full, by whichever bound; and goes in when there is room."""
+    with held(make(**limits)) as scheduler:
+        work = {"cost": 0.1, "size": 10}
+        for _ in range(fitting):
+            submit(scheduler, int, bulk=True, **work)
+        waiting = threading.Thread(target=submit, args=(scheduler, int), kwargs={"bulk": True, **work})
+        waiting.start()
+        wait_until(lambda: scheduler._room._waiters)
+        single = submit(scheduler, int, **work)
+        assert len(scheduler._queue) == fitting + 1
+        scheduler.release.set()
+        assert single.result(30) == 0
+        waiting.join(30)
+        assert not waiting.is_alive()
+
+
+# --- callers ---------------------------------------------------------------------------------------------------------
+
+
+def test_callers_take_turns(make):
+    """Who sends much is behind who sends little: of two callers each has every second turn."""
+    ran = []
+    with held(make(max_queued=20)) as scheduler:
+        futures = [submit(scheduler, partial(ran.append, "greedy"), caller="greedy", cost=0.1) for _ in range(6)]
+        futures += [submit(scheduler, partial(ran.append, "light"), caller="light", cost=0.1) for _ in range(2)]
+        scheduler.release.set()
+        for future in futures:
+            future.result(30)
+    assert ran == ["greedy", "light", "greedy", "light", "greedy", "greedy", "greedy", "greedy"]
+
+
+def test_turns_are_as_long_as_the_work(make):
+    """Callers share seconds, not requests: beside one whose requests take four times as long, four are answered."""
+    ran = []
+    with held(make(max_queued=20)) as scheduler:
+        futures = [submit(scheduler, partial(ran.append, "long"), caller="a", cost=0.4) for _ in range(3)]
+        futures += [submit(scheduler, partial(ran.append, "short"), caller="b", cost=0.1) for _ in range(8)]
+        scheduler.release.set()
+        for future in futures:
+            future.result(30)
+    assert ran[:10].count("short") in (7, 8)
+    assert [i for i, each in enumerate(ran) if each == "long"][1] in (4, 5)
+
+
+def test_the_greedy_make_room(make):
+    """In a full queue the newest of the caller who has most goes, not the newcomer; until shares are even."""
+    with held(make(max_queued=4)) as scheduler:
+        greedy = [submit(scheduler, int, caller="greedy", cost=0.1) for _ in range(4)]
+        light = [submit(scheduler, int, caller="light", cost=0.1) for _ in range(2)]
+        for shed in greedy[2:]:
+            with pytest.raises(Unavailable, match="most of what waits") as refused:
+                shed.result(0)
+            assert refused.value.retry_after > 0
+        for caller in ("light", "greedy"):
+            with pytest.raises(Unavailable, match="full"):
+                submit(scheduler, int, caller=caller, cost=0.1)
+        scheduler.release.set()
+        assert [future.result(30) for future in (*greedy[:2], *light)] == [0] * 4
+
+
+def test_streams_are_not_shed(make):
+    """What waited to be let in stays in, however much its caller has in the queue."""
+    with held(make(max_queued=4)) as scheduler:
+        streamed = [submit(scheduler, int, caller="stream", cost=1.0, bulk=True) for _ in range(2)]
+        for _ in range(2):
+            submit(scheduler, int, caller="light", cost=0.1)
+        with pytest.raises(Unavailable, match="full"):
+            submit(scheduler, int, caller="another", cost=0.2)
+        scheduler.release.set()
+        assert [future.result(30) for future in streamed] == [0, 0]
+
+
+def test_what_was_cancelled_costs_no_turn(make):
+    """Jobs that were cancelled in the queue do not put their caller's next one behind."""
+    ran = []
+    with held(make(max_queued=4)) as scheduler:
+        for _ in range(3):
+            submit(scheduler, int, caller="a", cost=1.0).cancel()
+        futures = [submit(scheduler, partial(ran.append, each), caller=each, cost=1.0) for each in ("b", "b", "a")]
+        scheduler.release.set()
+        for future in futures:
+            future.result(30)
+    assert ran == ["b", "a", "b"]
+
+
+# --- together --------------------------------------------------------------------------------------------------------
+
+
+def together(batches):
+    """Return what runs works together, and takes note of which."""
+
+    def run(subjects):
+        batches.append(list(subjects))
+        return [ValueError(each) if each == "bad" else each for each in subjects]
+
+    return run
+
+
+def test_one_kind_runs_together(make):
+    """Works of one kind run together, as many as may; others alone. Each future has its own answer, or error."""
+    batches = []
+    run = together(batches)
+    with held(make(max_queued=20)) as scheduler:
+        kinds = [("a", 1), ("b", None), ("c", 1), ("bad", 1), ("d", 2), ("e", 1)]
+        futures = {each: scheduler.submit(Work(each, run, kind=kind, most=3)) for each, kind in kinds}
+        scheduler.release.set()
+        for name, future in futures.items():
+            if name == "bad":
+                with pytest.raises(ValueError, match="bad"):
+                    future.result(30)
+            else:
+                assert future.result(30) == name
+    assert batches == [["a", "c", "bad"], ["b"], ["d"], ["e"]]
+
+
+def test_what_is_gone_is_not_run_together(make):
+    """Of works that run together, those that were cancelled or have expired are left out."""
+    batches, now = [], [0.0]
+    run = together(batches)
+    with held(make(clock=lambda: now[0])) as scheduler:
+        works = [Work(each, run, deadline, kind=1, most=8) for each, deadline in zip("abcd", (9, 1, 9, 9), strict=True)]
+        futures = [scheduler.submit(work) for work in works]
+        futures[2].cancel()
+        now[0] = 2.0
+        scheduler.release.set()
+        assert (futures[0].result(30), futures[3].result(30)) == ("a", "d")
+        with pytest.raises(DeadlineExceeded):
+            futures[1].result(30)
+    assert batches == [["a", "d"]]
+
+
+# --- alone -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_is_alone_has_all_slots(make):
+    """What a job spreads is done in as many slots as are free, and in order for who reads it."""
+    scheduler = make(slots=3)
+    together_at_once = threading.Barrier(3)
+
+    def each(item):
+        together_at_once.wait(30)
+        return item * 2
+
+    assert submit(scheduler, lambda: scheduler.spread(each, [1, 2, 3])).result(30) == [2, 4, 6]
+    assert scheduler.idle_slots == 3
+
+
+def test_a_job_that_is_not_alone_has_one_slot(make):
+    """While others wait, what a job spreads is done in its own slot, one after the other."""
+    with held(make(slots=1)) as scheduler:
+        threads = submit(scheduler, lambda: scheduler.spread(lambda _: threading.get_ident(), range(5)))
+        scheduler.release.set()
+        assert len(set(threads.result(30))) == 1
+
+
+def test_a_job_that_is_alone_while_the_server_stops(make):
+    """A job that runs while the scheduler closes ends by itself, and the closing with it."""
+    scheduler = make(slots=2)
+    begun, closing = threading.Event(), threading.Event()
+
+    def job():
+        begun.set()
+        assert closing.wait(30)
+        return scheduler.spread(lambda item: item, range(50))
+
+    future = []
+    runner = threading.Thread(target=lambda: future.append(submit(scheduler, job)))
+    runner.start()
+    assert begun.wait(30)
+    closer = threading.Thread(target=scheduler.close)
+    closer.start()
+    wait_until(lambda: scheduler._closed)
+    closing.set()
+    runner.join(30)
+    closer.join(30)
+    assert not closer.is_alive()
+    assert future[0].result(0) == list(range(50))
+
+
+def test_a_part_that_fails(make):
+    """What a part raises is the job's; the slots are free again."""
+    scheduler = make(slots=2)
+
+    def each(item):
+        raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        submit(scheduler, lambda: scheduler.spread(each, range(4))).result(30)
+    wait_until(lambda: scheduler.idle_slots == 2)

@@ -1,0 +1,176 @@
+"""A request that was checked and planned, on its way through the scheduler: what it costs, and how it runs."""
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from attention_server.domain import Call, Request, Response, Result
+from attention_server.engine import Helpers, Run
+from attention_server.errors import AttentionServiceError, Cancelled
+from attention_server.model import Asked, LoadedModel
+from attention_server.prepare import Prepared
+from attention_server.scheduler import Scheduler, Work
+from attention_server.statistics import Watch
+
+WORTH_SPREADING = 0.001  # seconds: what takes less is done before another thread has begun
+
+
+@dataclass(slots=True)
+class Part:
+    """Sequences of one request that run together.
+
+    Attributes:
+        places: which of its sequences.
+        kind: what they have in common; None for one that runs alone.
+        most: how many of the kind may run together.
+        alone: seconds that one of them takes by itself, before correction.
+        spared: what part of that remains when there are several.
+    """
+
+    places: list[int]
+    kind: Hashable | None
+    most: int
+    alone: float
+    spared: float
+
+    @property
+    def cost(self) -> float:
+        """The seconds that they take, before correction."""
+        count = len(self.places)
+        return self.alone if count == 1 else self.alone * self.spared * count
+
+
+@dataclass(slots=True, eq=False)
+class Attending:
+    """One request, and what its answer takes.
+
+    Attributes:
+        request: as sent.
+        model: what answers.
+        asked: what it is asked for.
+        prepared: its sequences, checked.
+        answer_bytes: what the answer's tensors will have.
+        call: who waits for it.
+        watch: of its statistics.
+        parts: what of it runs together.
+        cost: the seconds that it takes in one slot, as predicted.
+    """
+
+    request: Request
+    model: LoadedModel
+    asked: Asked
+    prepared: list[Prepared]
+    answer_bytes: int
+    call: Call
+    watch: Watch
+    parts: list[Part] = field(init=False)
+    cost: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts = _parts(self.model, self.asked, self.prepared)
+        self.cost = sum([part.cost for part in self.parts]) * self.asked.correction.factor
+
+    def work(self, scheduler: Scheduler) -> "Work[Attending, Response]":
+        """Return what the scheduler has to know."""
+        self.watch.is_checked()
+        alone = len(self.prepared) == 1 and self.parts[0].kind is not None
+        return Work(
+            subject=self,
+            run=lambda subjects: _answer(subjects, scheduler),
+            deadline=self.call.deadline,
+            caller=self.call.caller,
+            cost=self.cost,
+            size=self.answer_bytes + sum(each.size for each in self.prepared),
+            kind=(self.asked, self.parts[0].kind) if alone else None,
+            most=self.parts[0].most,
+        )
+
+    def response(self, results: Sequence[Result]) -> Response:
+        """Put the answer together."""
+        return Response(self.model.name, self.model.version, tuple(results), self.request.token_offsets)
+
+
+def _answer(subjects: Sequence[Attending], helpers: Helpers) -> list[Response | Exception]:
+    """Answer one request, or several of one sequence each and of one kind together."""
+    for each in subjects:
+        each.watch.runs()
+    try:
+        if len(subjects) == 1:
+            return [_answer_one(subjects[0], helpers)]
+        return _answer_together(subjects)
+    finally:
+        for each in subjects:
+            each.watch.has_run()
+
+
+def _answer_one(subject: Attending, helpers: Helpers | None) -> Response:
+    call, run = subject.call, Run(helpers)
+    results: list[Result | None] = [None] * len(subject.prepared)
+
+    def answer(part: Part) -> None:
+        call.check()  # a slot is not held for a caller who has gone
+        for place, result in zip(part.places, _timed(subject, part, run), strict=True):
+            results[place] = result
+
+    call.joins(run)
+    try:
+        if subject.cost < WORTH_SPREADING:
+            for part in subject.parts:
+                answer(part)
+        else:
+            run.spread(answer, subject.parts)
+    except Cancelled:
+        call.check()  # perhaps it was the time that ran out
+        raise
+    finally:
+        call.parts_from(run)
+    return subject.response(results)  # type: ignore[arg-type] # every place is in one part
+
+
+def _timed(subject: Attending, part: Part, run: Run) -> list[Result]:
+    begun = time.perf_counter()
+    results = subject.model.answer([subject.prepared[place] for place in part.places], subject.asked.plan, run)
+    if not run.was_helped:
+        subject.asked.correction.learn(part.cost, time.perf_counter() - begun)
+    return results
+
+
+def _answer_together(subjects: Sequence[Attending]) -> list[Response | Exception]:
+    """Answer those whose callers are still there; where that fails, each by itself: the fault is one's."""
+    there = [each for each in subjects if not each.call.gone]
+    first, run = subjects[0], Run(callers=len(there))
+    for each in there:
+        each.call.joins(run)
+    try:
+        results = first.model.answer([each.prepared[0] for each in there], first.asked.plan, run) if there else []
+    except AttentionServiceError:
+        results = []
+    finally:
+        for each in there:
+            each.call.parts_from(run)
+    found = dict(zip(there, results, strict=False))
+    return [each.response([found[each]]) if each in found else _answer_or_error(each) for each in subjects]
+
+
+def _answer_or_error(subject: Attending) -> Response | Exception:
+    try:
+        return _answer_one(subject, None)
+    except Exception as error:  # noqa: BLE001 # it is this request's alone
+        return error
+
+
+def _parts(model: LoadedModel, asked: Asked, prepared: list[Prepared]) -> list[Part]:
+    """Put sequences of one kind together, as many as pay."""
+    parts: list[Part] = []
+    growing: dict[Hashable, Part] = {}
+    for place, each in enumerate(prepared):
+        kind = model.kind(each, asked.plan)
+        part = None if kind is None else growing.get(kind)
+        if part is None or len(part.places) == part.most:
+            most, spared = model.costs.together(max(each.queries, each.keys))
+            part = Part([], kind, most, model.costs.of(model.size(each, asked.plan)), spared)
+            parts.append(part)
+            if kind is not None:
+                growing[kind] = part
+        part.places.append(place)
+    return parts

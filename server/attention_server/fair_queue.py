@@ -1,0 +1,200 @@
+"""Who is next: jobs that wait, in an order that is fair between callers, and within bounds.
+
+Start-time fair queueing (Goyal, Vin and Cheng, 1996): a job's tag is where its caller's last one ends on a clock that
+counts predicted seconds of work, or the clock's present when that is past; the least tag is next. Who sends much is
+thereby behind who sends little, and nobody waits for more than their share of others' work.
+"""
+
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+PATIENCE = 2  # times what it takes itself, a job may wait
+LEAST_COST = 1e-6  # seconds: what costs nothing would never have to share
+
+_tag = attrgetter("tag")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What may wait.
+
+    Attributes:
+        count: jobs.
+        seconds: that a job may have to wait, as predicted; twice what it takes itself, where that is longer.
+        size: bytes that the jobs hold.
+    """
+
+    count: int
+    seconds: float
+    size: int
+
+    def half(self) -> "QueueLimits":
+        """Return what those may fill who can wait to be let in, so that room is left for those who cannot."""
+        return QueueLimits(max(1, self.count // 2), self.seconds / 2, self.size // 2)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """What the queue has to know of a job.
+
+    Attributes:
+        caller: whose it is.
+        cost: the seconds that it will take in one slot, as predicted.
+        size: the bytes that it holds: what was sent, and what the answer will have.
+        future: holds what comes of it; cancelled when nobody wants it any more.
+        kind: jobs of one kind may run together; None runs alone.
+        most: how many of its kind.
+        bulk: whether it waited to be let in; such a job is never shed.
+        tag: where it stands in the order.
+    """
+
+    caller: str
+    cost: float
+    size: int
+    future: "Future[Any]"
+    kind: Hashable | None = None
+    most: int = 1
+    bulk: bool = False
+    tag: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.cost = max(self.cost, LEAST_COST)
+
+
+class FairQueue:
+    """Jobs in a fair order. Not for several threads at once.
+
+    Args:
+        limits: what may wait.
+        slots: how many jobs run at once.
+    """
+
+    def __init__(self, limits: QueueLimits, slots: int) -> None:
+        self._limits = limits
+        self._bulk_limits = limits.half()
+        self._slots = slots
+        self._jobs: list[Waiting] = []  # by tag, and of equal ones as they came
+        self._clock = 0.0
+        self._ends: dict[str, float] = {}  # of each caller's last job, on the clock
+        self.seconds = 0.0
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def start(self, job: Waiting) -> None:
+        """Note a job that runs without having waited."""
+        self._place(job)
+        self._clock = job.tag
+
+    def rest(self) -> None:
+        """Nothing runs and nothing waits: all callers are equal again."""
+        self._ends.clear()
+        self._clock = 0.0
+
+    def push(self, job: Waiting) -> None:
+        """Let a job in."""
+        self._place(job)
+        insort(self._jobs, job, key=_tag)
+        self.seconds += job.cost
+        self.size += job.size
+
+    def pop(self, spare_slots: int) -> list[Waiting]:
+        """Take what is next, and what may run together with it.
+
+        Args:
+            spare_slots: how many others can run at the same time; their share is left to them.
+        """
+        first = self._jobs[0]
+        taken = [first]
+        if first.kind is not None:
+            alike = [job for job in self._jobs if job.kind == first.kind]
+            taken = alike[: min(first.most, -(-len(alike) // (1 + spare_slots)))]
+        self._remove(taken)
+        self._clock = max(self._clock, first.tag)
+        return taken
+
+    def withdraw_cancelled(self) -> None:
+        """Drop the jobs that nobody wants any more."""
+        self.withdraw([job for job in self._jobs if job.future.cancelled()])
+
+    def has_room(self, job: Waiting, busy: float, without: Iterable[Waiting] = ()) -> bool:
+        """Return whether a job may come in.
+
+        As many as there are slots may wait however long it takes; more only while the wait is short, by itself or to
+        what the job takes. And a job that is larger than all that may wait is let in alone, or it never would be.
+
+        Args:
+            job: the job.
+            busy: predicted seconds of what runs.
+            without: jobs as if they were gone.
+        """
+        limits = self._bulk_limits if job.bulk else self._limits
+        gone = list(without)
+        count = len(self._jobs) - len(gone)
+        seconds = self.seconds - sum(each.cost for each in gone)
+        size = self.size - sum(each.size for each in gone)
+        return (
+            count < limits.count
+            and (count < self._slots or (busy + seconds) / self._slots <= max(limits.seconds, PATIENCE * job.cost))
+            and (not count or size + job.size <= limits.size)
+        )
+
+    def heavier(self, job: Waiting, busy: float) -> list[Waiting]:
+        """Return the jobs that should make room for another: the newest of those callers who have the most in here.
+
+        None goes for a caller who, with this job, would have as much. Empty when that makes no room.
+        """
+        queued: dict[str, float] = defaultdict(float)
+        for each in self._jobs:
+            queued[each.caller] += each.cost
+        mine = queued.pop(job.caller, 0.0) + job.cost
+        gone: list[Waiting] = []
+        left = [each for each in self._jobs if not each.bulk and each.caller in queued]
+        while left:
+            newest = max(left, key=lambda each: (queued[each.caller], each.tag))
+            if queued[newest.caller] <= mine:
+                break
+            left.remove(newest)
+            gone.append(newest)
+            queued[newest.caller] -= newest.cost
+            if self.has_room(job, busy, gone):
+                return gone
+        return []
+
+    def withdraw(self, gone: list[Waiting]) -> None:
+        """Drop jobs; those of their callers that stood behind them move up, for they have cost nothing."""
+        self._remove(gone)
+        for job in gone:
+            self._ends[job.caller] -= job.cost
+            for each in self._jobs:
+                if each.caller == job.caller and each.tag > job.tag:
+                    each.tag -= job.cost
+        self._jobs.sort(key=_tag)
+
+    def wait(self, job: Waiting, busy: float) -> float:
+        """Return the seconds that a job would wait, as predicted.
+
+        Args:
+            job: one that is not in the queue.
+            busy: predicted seconds of what runs.
+        """
+        tag = max(self._clock, self._ends.get(job.caller, 0.0))
+        return (busy + sum(each.cost for each in self._jobs if each.tag <= tag)) / self._slots
+
+    def _place(self, job: Waiting) -> None:
+        job.tag = max(self._clock, self._ends.get(job.caller, 0.0))
+        self._ends[job.caller] = job.tag + job.cost
+
+    def _remove(self, gone: list[Waiting]) -> None:
+        self.seconds = max(0.0, self.seconds - sum(job.cost for job in gone))
+        self.size -= sum(job.size for job in gone)
+        if len(gone) == 1 and gone[0] is self._jobs[0]:
+            del self._jobs[0]
+        elif gone:
+            self._jobs = [job for job in self._jobs if job not in gone]

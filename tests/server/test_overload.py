@@ -1,0 +1,203 @@
+"""A server with more to do than it can: who is refused, who is not, and what is left when callers go."""
+
+import hashlib
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.callers import Callers
+from attention_server.engine import Engine, Run
+from attention_server.errors import Cancelled
+from serving import start_server
+
+from tests.conftest import refused, refused_by_grpc, tensor
+from tests.server.composed import composed, wait_until
+
+DRAWN = np.random.default_rng(5)
+QUERY = DRAWN.standard_normal((2, 12), np.float32)
+
+
+@pytest.fixture
+def self_only(repository, tmp_path):
+    """A repository of one small model."""
+    (tmp_path / "self").symlink_to(repository / "self")
+    return tmp_path
+
+
+def message(*queries, **options):
+    return pb.AttendRequest(
+        model="self", version=1, inputs=[pb.Sequence(query=tensor(query)) for query in queries], **options
+    )
+
+
+def output(response):
+    return [np.frombuffer(result.outputs[0].tensor.data, np.float32) for result in response.results]
+
+
+@pytest.fixture
+def two_callers(tmp_path):
+    """Two callers by name, and the metadata by which they are known."""
+    names = ("greedy", "light")
+    path = tmp_path / "tokens.toml"
+    path.write_text("".join(f'[{name}]\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n' for name in names))
+    return Callers(path), [[("authorization", f"Bearer {name}")] for name in names]
+
+
+def test_a_greedy_caller_does_not_starve_others(self_only, two_callers):
+    """One caller fills the queue; another's calls are all answered, and the first one's that are refused hear when to
+    come back."""
+    callers, (greedy, light) = two_callers
+    with (
+        composed(self_only, slots=1, max_queued=8, callers=callers) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        attend = AttentionServiceStub(channel).Attend.future
+        server.gate.close()
+        calls = [attend(message(QUERY), metadata=greedy, timeout=60)]
+        assert server.gate.arrived.wait(30)
+        calls += [attend(message(QUERY), metadata=greedy, timeout=60) for _ in range(20)]
+        wait_until(lambda: sum(call.done() for call in calls) == 12)  # refused: 1 runs, 8 wait
+        favoured = []
+        for _ in range(3):
+            favoured.append(attend(message(QUERY), metadata=light, timeout=60))
+            wait_until(lambda: sum(call.done() for call in calls) == 12 + len(favoured))
+        server.gate.open()
+        assert all(len(call.result(60).results) == 1 for call in favoured)
+        errors = [call.exception(60) for call in calls]
+    answered = errors.count(None)
+    assert answered == 6
+    for error in filter(None, errors):
+        refusal = refused_by_grpc(error)
+        assert refusal.code == "UNAVAILABLE"
+        assert refusal.retry_after > 0
+
+
+def test_a_client_of_many_connections_is_one_caller(self_only, connect):
+    """Without tokens a caller is a host, however many connections it opens."""
+    with composed(self_only, slots=1, max_queued=2) as server, ThreadPoolExecutor(4) as threads:
+        server.gate.close()
+        asked = []
+        channels = []
+        for index in range(3):
+            channels.append(grpc.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)]))
+            asked.append(threads.submit(AttentionServiceStub(channels[-1]).Attend, message(QUERY), timeout=60))
+            wait_until(lambda: server.gate.arrived.is_set() and len(server.scheduler._queue) == index)  # noqa: B023
+        with refused("UNAVAILABLE", None, "full"):
+            connect("rest-json", server.rest, server.grpc).attend("self", version=1, query=QUERY)
+        server.gate.open()
+        assert all(len(each.result(60).results) == 1 for each in asked)
+        for channel in channels:
+            channel.close()
+
+
+def test_a_deadline_that_will_pass_in_the_queue(self_only, connect):
+    """A request that cannot be answered in time, as predicted, is refused at once, by either transport."""
+    with composed(self_only, slots=1) as server, ThreadPoolExecutor(2) as threads:
+        with server.service._repository.lease("self", 1) as model:
+            model.costs.base = 30.0
+        attend = connect("grpc", server.rest, server.grpc).attend
+        server.gate.close()
+        running = threads.submit(attend, "self", version=1, query=QUERY)
+        assert server.gate.arrived.wait(30)
+        queued = threads.submit(attend, "self", version=1, query=QUERY)
+        wait_until(lambda: len(server.scheduler._queue) == 1)
+        for name in ("grpc", "rest-json"):
+            with refused("UNAVAILABLE", None, "after the deadline") as caught:
+                connect(name, server.rest, server.grpc).attend("self", version=1, query=QUERY, timeout=20)
+            assert caught.value.retry_after > 20
+        server.gate.open()
+        for each in (running, queued):
+            assert len(each.result(30)["results"]) == 1
+
+
+# --- cancelled -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_ended_leaves_its_graph_sound(repository):
+    """A run that is ended stops, and the graph computes on for others."""
+    graph = Engine("cpu", threads=1).open((repository / "self/1/project.onnx").read_bytes())
+    feeds = {"key": QUERY[None], "value": QUERY[None]}
+    before = graph.run(["k"], feeds, Run())
+    ended = Run(callers=2)
+    ended.leave()
+    np.testing.assert_array_equal(graph.run(["k"], feeds, ended), before)  # one still waits
+    ended.leave()
+    with pytest.raises(Cancelled):
+        graph.run(["k"], feeds, ended)
+    np.testing.assert_array_equal(graph.run(["k"], feeds, Run()), before)
+
+
+@pytest.mark.parametrize("way", ["cancelled", "deadline"])
+def test_a_call_that_ends_while_it_runs(self_only, way):
+    """A call that is cancelled, or whose deadline passes, while it runs computes no further, and its slot is free."""
+    with composed(self_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
+        attend = AttentionServiceStub(channel).Attend
+        expected = output(attend(message(QUERY)))
+        server.gate.close()
+        before = server.gate.runs
+        call = attend.future(message(QUERY), timeout=0.5 if way == "deadline" else None)
+        assert server.gate.arrived.wait(30)
+        if way == "cancelled":
+            call.cancel()
+        else:
+            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        (running,) = server.scheduler._ends
+        run = next(iter(running.work.subject.call._runs), None)
+        wait_until(lambda: running.work.subject.call.gone and (run is None or run.ended))
+        server.gate.open()
+        wait_until(lambda: server.scheduler.idle_slots == 1)
+        assert server.gate.runs == before + 1  # of the two graphs that it takes
+        np.testing.assert_array_equal(output(attend(message(QUERY))), expected)
+
+
+def _status(process, name):
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+@pytest.mark.parametrize("calls", [2_000, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+def test_many_cancelled_calls_leave_nothing(self_only, calls):
+    """Calls that are cancelled at any moment leave no thread, no slot and no memory behind, and the next is right."""
+    queries = [DRAWN.standard_normal((length, 12), np.float32) for length in (2, 64, 256)]
+    at_once = 24  # more than run and fewer than may wait: each is cancelled queued, running or answered
+    with start_server(self_only, "--slots", 2) as server, grpc.insecure_channel(server.grpc) as channel:
+        attend = AttentionServiceStub(channel).Attend
+        expected = output(attend(message(*queries)))
+
+        def cancel_many(count):
+            random = np.random.default_rng(count)
+            flying: set[Future[object]] = set()
+            for i in range(count):
+                call = attend.future(message(queries[i % 3]))
+                ended: Future[object] = Future()
+                call.add_done_callback(partial(_end, ended))
+                delay = random.choice((0.0, 0.0005, 0.002))
+                if delay:
+                    threading.Timer(delay, call.cancel).start()
+                else:
+                    call.cancel()
+                flying.add(ended)
+                while len(flying) >= at_once:
+                    flying = wait(flying, 60, "FIRST_COMPLETED").not_done
+            assert not wait(flying, 60).not_done
+
+        cancel_many(calls // 4)  # what is made once and kept is made here
+        threads, memory = _status(server.process, "Threads"), _status(server.process, "VmRSS")
+        cancel_many(calls)
+        every_slot = [attend.future(message(*queries), timeout=60) for _ in range(8)]
+        for call in every_slot:
+            np.testing.assert_equal(output(call.result()), expected)
+        # The pool may grow to its bound; what leaks has no bound.
+        assert _status(server.process, "Threads") <= threads + 2 * at_once
+        assert _status(server.process, "VmRSS") <= memory + 32 * 1024
+        assert "Traceback" not in server.log
+
+
+def _end(ended, _call):
+    ended.set_result(None)

@@ -1,0 +1,186 @@
+"""Sequences that run together, and one that runs in several slots: faster, and the same to the bit."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from tests.conftest import Refused
+from tests.server.composed import composed, wait_until
+
+DRAWN = np.random.default_rng(8)
+WIDTHS = {"self": 12, "multi": 24, "cross": (16, 12, 10), "grouped": (16, 8, 6), "dot": 5}
+EVERYTHING = ["q", "k", "v", "scores", "weights", "heads", "output"]
+LONG = 300
+
+
+@pytest.fixture
+def models(repository, tmp_path):
+    """The models of vectors; of one of them the version whose query can stand in for its key and value."""
+    for name in WIDTHS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1").symlink_to(repository / name / "1")
+    (tmp_path / "text-cross").symlink_to(repository / "text-cross")
+    return tmp_path
+
+
+def sequence(name, length, keys=None):
+    """Draw a sequence that a model takes."""
+    widths = WIDTHS[name]
+    if isinstance(widths, int):
+        return {"query": DRAWN.standard_normal((length, widths), np.float32)}
+    lengths = (length, keys or length, keys or length)
+    drawn = [DRAWN.standard_normal(shape, np.float32) for shape in zip(lengths, widths, strict=True)]
+    return dict(zip(("query", "key", "value"), drawn, strict=True))
+
+
+@contextmanager
+def merging(models, *, most=8, **options):
+    """A server whose every model runs tiny sequences together, whatever was measured on this machine."""
+    with composed(models, max_queued=32, **options) as server:
+        for name in [*WIDTHS, "text-cross"]:
+            with server.service._repository.lease(name) as model:
+                model.costs.tiny[:] = [(most, 0.5)] * 17
+        yield server
+
+
+def assert_same(results, expected):
+    """Check that results are equal to the bit."""
+    assert len(results) == len(expected)
+    for one, other in zip(results, expected, strict=True):
+        assert one["outputs"].keys() == other["outputs"].keys()
+        for name, array in one["outputs"].items():
+            np.testing.assert_array_equal(array, other["outputs"][name], name)
+        assert one["predictions"] == other["predictions"]
+        assert one["tokens"] == other["tokens"]
+
+
+@pytest.mark.parametrize("mask", [{}, {"causal": "top_left"}, {"window": {"left": 1, "right": 0}}], ids=str)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_equal_lengths_of_one_request(models, connect, name, mask):
+    """The sequences of a request that are equally short run together; each has the answer that it has alone."""
+    lengths = (3, 2, 3, 40, 3, 2, 3)
+    sequences = [sequence(name, length, length + 1) for length in lengths]
+    with merging(models) as server:
+        ask = connect("grpc", server.rest, server.grpc).attend
+        options = {"outputs": EVERYTHING, **({"shared_mask": mask} if mask else {})}
+        alone = [ask(name, inputs=[each], **options)["results"][0] for each in sequences]
+        runs = server.gate.runs // len(sequences)  # of one
+        server.gate.runs = 0
+        assert_same(ask(name, inputs=sequences, **options)["results"], alone)
+        assert server.gate.runs == 3 * runs
+
+
+def test_texts_run_together(models, connect):
+    """Texts of one length run together, fronts, heads and all, and are answered as alone."""
+    texts = [("twenty one", "ein und"), ("cats and", "zwanzig Katzen"), ("dogs", "und Hunde"), ("one and", "ein ein")]
+    inputs = [{"text": text, "memory_text": memory} for text, memory in texts]
+    with merging(models) as server:
+        ask = connect("grpc", server.rest, server.grpc).attend
+        outputs = [*EVERYTHING, "predictions"]
+        alone = [ask("text-cross", inputs=[each], outputs=outputs)["results"][0] for each in inputs]
+        runs = server.gate.runs // 4
+        server.gate.runs = 0
+        assert_same(ask("text-cross", inputs=inputs, outputs=outputs)["results"], alone)
+        assert server.gate.runs < 4 * runs
+
+
+def queued_behind_one(server, threads, asks):
+    """Send requests, one after the other, that all have to wait; let them run; return what came of each."""
+    server.gate.close()
+    first = threads.submit(asks[0])
+    assert server.gate.arrived.wait(30)
+    rest = []
+    for ask in asks[1:]:
+        rest.append(threads.submit(ask))
+        wait_until(lambda: len(server.scheduler._queue) == len(rest))
+    server.gate.runs = 0
+    server.gate.open()
+    return [future.exception(30) or future.result() for future in (first, *rest)]
+
+
+def test_equal_lengths_of_several_requests(models, connect):
+    """What queues is merged where it is alike: the same model, outputs, mask and lengths. Answers are those of each
+    request alone."""
+    sequences = [sequence("multi", length) for length in (2, 3, 3, 3, 3, 3, 2)]
+    weights = {"outputs": ["weights"]}
+    causal = {"shared_mask": {"causal": "top_left"}}
+    options = [{}, {}, {}, weights, causal, {}, {}]
+    with merging(models) as server, ThreadPoolExecutor(len(sequences)) as threads:
+        attend = connect("grpc", server.rest, server.grpc).attend
+        asks = [
+            lambda each=each, more=more: attend("multi", inputs=[each], **more)["results"]
+            for each, more in zip(sequences, options, strict=True)
+        ]
+        alone = [ask() for ask in asks]
+        answers = queued_behind_one(server, threads, asks)
+        for answer, expected in zip(answers, alone, strict=True):
+            assert_same(answer, expected)
+        assert server.gate.runs == 1 + 2 * 4  # the rest of the first; three together, and three by themselves
+
+
+def test_one_fault_among_several(models, connect):
+    """Where one of several that run together overflows, it alone is refused."""
+    good = [sequence("multi", 3) for _ in range(4)]
+    bad = {"query": np.full((3, 24), 3e38, np.float32)}
+    with merging(models) as server, ThreadPoolExecutor(6) as threads:
+        attend = connect("grpc", server.rest, server.grpc).attend
+        asks = [lambda each=each: attend("multi", inputs=[each])["results"] for each in (*good, bad)]
+        alone = [ask() for ask in asks[:-1]]
+        *answers, fault = queued_behind_one(server, threads, asks)
+        for answer, expected in zip(answers, alone, strict=True):
+            assert_same(answer, expected)
+        assert isinstance(fault, Refused)
+        assert fault.code == "INVALID_ARGUMENT"
+        assert fault.field == "inputs[0]"
+
+
+@pytest.mark.parametrize("outputs", [["output"], EVERYTHING], ids=str)
+@pytest.mark.parametrize("mask", [{}, {"causal": "bottom_right"}], ids=str)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_long_sequence_that_is_alone_runs_in_every_slot(models, connect, name, mask, outputs):
+    """While nobody else asks, a long sequence is cut into as many parts as there are slots; the answer has the same
+    bits."""
+    one = sequence(name, LONG, LONG + 9)
+    options = {"outputs": outputs, **({"shared_mask": mask} if mask else {})}
+    with composed(models, slots=1) as server:
+        expected = connect("grpc", server.rest, server.grpc).attend(name, inputs=[one], **options)["results"]
+    with composed(models, slots=2) as server, ThreadPoolExecutor(1) as threads:
+        server.gate.close()
+        answer = threads.submit(connect("grpc", server.rest, server.grpc).attend, name, inputs=[one], **options)
+        wait_until(lambda: server.gate.runs == 2)
+        server.gate.open()
+        assert_same(answer.result(30)["results"], expected)
+        wait_until(lambda: server.scheduler.idle_slots == 2)
+
+
+def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
+    """While others are there, a long sequence has one slot, and the other runs what else is asked."""
+    with composed(models, slots=2) as server, ThreadPoolExecutor(2) as threads:
+        attend = connect("grpc", server.rest, server.grpc).attend
+        server.gate.close()
+        short = threads.submit(attend, "self", **sequence("self", 2))
+        wait_until(lambda: server.gate.runs == 1)
+        long = threads.submit(attend, "self", **sequence("self", LONG))
+        wait_until(lambda: server.gate.runs == 2)
+        assert server.scheduler.idle_slots == 0
+        assert not server.scheduler._errands
+        server.gate.open()
+        assert all(len(each.result(30)["results"]) == 1 for each in (short, long))
+
+
+def test_many_sequences_that_are_alone_run_in_every_slot(models, connect):
+    """A request of several sequences that is alone spreads them over the slots."""
+    sequences = [sequence("self", 90 + i) for i in range(5)]
+    with composed(models, slots=2) as server, ThreadPoolExecutor(1) as threads:
+        with server.service._repository.lease("self") as model:
+            model.costs.base = 0.01  # worth it, whatever was measured
+        attend = connect("grpc", server.rest, server.grpc).attend
+        alone = [attend("self", inputs=[each])["results"][0] for each in sequences]
+        server.gate.runs = 0
+        server.gate.close()
+        answer = threads.submit(attend, "self", inputs=sequences)
+        wait_until(lambda: server.gate.runs == 2)
+        server.gate.open()
+        assert_same(answer.result(30)["results"], alone)
