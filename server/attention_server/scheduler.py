@@ -88,7 +88,7 @@ class Scheduler:
         Args:
             work: the computation.
             bulk: one of many of a caller who sends on while it runs: it waits for room in the queue, and leaves this
-                thread free to bring the next wherever other slots could take it meanwhile.
+                thread free to bring the next wherever other slots could take it meanwhile, or could run both together.
 
         Raises:
             Unavailable: the queue is full, or it is so long that the deadline would pass; or the scheduler is closed.
@@ -98,7 +98,8 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise Unavailable("the server is stopping")
-            at_once = self._free > 0 and not self._queue and not (bulk and self._slots > 1)  # nobody overtakes
+            hands_over = bulk and (self._slots > 1 or work.most > 1)
+            at_once = self._free > 0 and not self._queue and not hands_over  # nobody overtakes
             if at_once:
                 self._queue.start(job)
                 self._occupy(job, job.cost)

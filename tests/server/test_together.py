@@ -3,10 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import grpc
 import numpy as np
 import pytest
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 
-from tests.conftest import Refused
+from tests.conftest import Refused, read_message, request_message
 from tests.server.composed import composed, wait_until
 
 DRAWN = np.random.default_rng(8)
@@ -184,3 +187,25 @@ def test_many_sequences_that_are_alone_run_in_every_slot(models, connect):
         wait_until(lambda: server.gate.runs == 2)
         server.gate.open()
         assert_same(answer.result(30)["results"], alone)
+
+
+def test_tiny_messages_of_a_stream(models, connect):
+    """What comes on a stream while another computes runs together, on one slot too."""
+    sequences = [sequence("multi", 3) for _ in range(9)]
+    with merging(models, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
+        attend = connect("grpc", server.rest, server.grpc).attend
+        alone = [attend("multi", inputs=[each])["results"] for each in sequences]
+        server.gate.close()
+        server.gate.runs = 0
+        answers = AttentionServiceStub(channel).AttendStream(
+            iter(
+                pb.AttendStreamRequest(id=str(i), request=request_message("multi", [each]))
+                for i, each in enumerate(sequences)
+            )
+        )
+        wait_until(lambda: server.gate.runs == 1 and len(server.scheduler._queue) == 8)
+        server.gate.open()
+        found = {int(answer.id): read_message(answer.response)["results"] for answer in answers}
+        for i, expected in enumerate(alone):
+            assert_same(found[i], expected)
+        assert server.gate.runs == 2 + 2  # the first, and the rest together
