@@ -27,6 +27,16 @@ class Job(Generic[T]):
     future: "Future[T]"
 
 
+@dataclass(frozen=True, slots=True)
+class SchedulerState:
+    """How full a scheduler is: slots, those that compute, places in the queue, jobs in it."""
+
+    slots: int
+    running: int
+    max_queued: int
+    queued: int
+
+
 class Scheduler:
     """Runs jobs in a number of slots.
 
@@ -83,6 +93,11 @@ class Scheduler:
             self._run(job)
             self._give_back()
         return job.future
+
+    def state(self) -> SchedulerState:
+        """Return how full it is at this moment."""
+        with self._changed:
+            return SchedulerState(self._slots, self._slots - self._free, self._max_queued, len(self._queue))
 
     def close(self, grace: float | None = None) -> bool:
         """Take no more jobs, finish those taken, and end the slots' threads.

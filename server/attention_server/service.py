@@ -9,13 +9,14 @@ from attention_proto.attention.v1.attention_pb2 import Model
 
 from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Result
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, TooLarge, Unavailable
-from attention_server.memories import Memory, MemoryStore, memory_id
+from attention_server.memories import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.model import LoadedModel
+from attention_server.observe import Observer
 from attention_server.plan import Plan, make_plan
 from attention_server.prepare import Prepared, prepare_memory
 from attention_server.repository import Repository
-from attention_server.scheduler import Scheduler
-from attention_server.statistics import Statistics, VersionStatistics, Watch
+from attention_server.scheduler import Scheduler, SchedulerState
+from attention_server.statistics import VersionStatistics
 
 T = TypeVar("T")
 
@@ -26,12 +27,19 @@ SPARE_THREADS = 16
 class Service:
     """Answers requests from the models of a repository."""
 
-    def __init__(self, repository: Repository, scheduler: Scheduler, memories: MemoryStore, limits: Limits) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        scheduler: Scheduler,
+        memories: MemoryStore,
+        limits: Limits,
+        observer: Observer | None = None,
+    ) -> None:
         self._repository = repository
         self._memories = memories
         self._scheduler = scheduler
-        self._statistics = Statistics()
         self.limits = limits
+        self.observer = observer or Observer()
 
     @property
     def ready(self) -> bool:
@@ -66,13 +74,15 @@ class Service:
         call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
-            watch = held.enter_context(self._statistics.watch(model.name, model.version, len(request.inputs)))
+            call.watch.asks(model.name, model.version, len(request.inputs))
             plan = make_plan(request.outputs, model.manifest)
             prepared = self._prepare(request, model, plan)
             run = functools.partial(_answer, request, model, plan, prepared, call)
-            future = self._scheduler.submit(watch.timed(run), call.deadline, bulk=bulk)
+            call.watch.queries = [each.queries for each in prepared]
+            call.watch.keys = [each.keys for each in prepared]
+            future = self._scheduler.submit(call.watch.timed(run), call.deadline, bulk=bulk)
             release = held.pop_all()
-        future.add_done_callback(functools.partial(_end, watch, release))
+        future.add_done_callback(lambda _: release.close())
         return future
 
     def models(self) -> list[Model]:
@@ -111,8 +121,10 @@ class Service:
         """
         call.require("attend")
         with self._repository.lease(request.model, request.version) as model:
+            call.watch.asks(model.name, model.version)
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
-            future = self._scheduler.submit(functools.partial(model.remember, key, value, tokens), call.deadline)
+            run = functools.partial(model.remember, key, value, tokens)
+            future = self._scheduler.submit(call.watch.timed(run), call.deadline)
             k, v = wait(future, call)
             id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
             ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
@@ -166,8 +178,12 @@ class Service:
         for each in [name] if name else self._repository.names():
             with self._repository.lease(each, version):
                 versions = [version] if version else self._repository.versions(each)
-            found += [self._statistics.of(each, number) for number in versions]
+            found += [self.observer.statistics.of(each, number) for number in versions]
         return found
+
+    def state(self) -> tuple[SchedulerState, MemoryState]:
+        """Return how full the scheduler and the memories are at this moment."""
+        return self._scheduler.state(), self._memories.state()
 
     def index(self) -> list[IndexEntry]:
         """Return every version in the repository and its state at this moment, also while models are still loading."""
@@ -251,11 +267,6 @@ def wait(future: "Future[T]", call: Call) -> T:
     if call.expired():
         raise DeadlineExceeded("the deadline passed while the request ran")
     return answer
-
-
-def _end(watch: Watch, release: ExitStack, future: "Future[Response]") -> None:
-    watch.end(future)
-    release.close()
 
 
 def _answer(request: Request, model: LoadedModel, plan: Plan, prepared: list[Prepared], call: Call) -> Response:

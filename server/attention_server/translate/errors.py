@@ -1,5 +1,6 @@
 """The one table from causes to codes, and what each wire form says of an error."""
 
+import re
 from dataclasses import dataclass
 
 import grpc
@@ -21,8 +22,10 @@ from attention_server.errors import (
     Unavailable,
     Unimplemented,
 )
+from attention_server.watch import OK, Watch
 
 INTERNAL_MESSAGE = "internal error"
+WORDS = re.compile("(?<!^)(?=[A-Z])")  # TooLarge -> too_large
 LONGEST_MESSAGE = (
     600  # characters: gRPC sends a message as a header, up to 12 bytes a character, twice; 16 KiB hold all
 )
@@ -51,9 +54,26 @@ CODES: dict[type[AttentionServiceError], Code] = {
 INTERNAL = Code(grpc.StatusCode.INTERNAL, 500)
 
 
+STATUSES = {code.http: code.grpc.name for code in CODES.values()} | {405: grpc.StatusCode.UNIMPLEMENTED.name}
+
+
 def code_of(error: Exception) -> Code:
     """Return an error's codes; INTERNAL for what is not the caller's affair."""
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), INTERNAL)
+
+
+def name_of(status: int) -> str:
+    """Return the name of gRPC's code for what HTTP says by a status."""
+    if status < 400:
+        return OK
+    return STATUSES.get(status, (INTERNAL.grpc if status >= 500 else CODES[InvalidRequest].grpc).name)
+
+
+def note(watch: Watch, error: Exception) -> None:
+    """Tell who watches a request why it has no answer."""
+    ours = not isinstance(error, AttentionServiceError)
+    reason = "internal" if ours else WORDS.sub("_", type(error).__name__).lower()
+    watch.failed(code_of(error).grpc.name, reason, message_of(error))
 
 
 def message_of(error: Exception) -> str:
