@@ -1,6 +1,5 @@
 """The blocking client."""
 
-import functools
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -55,7 +54,7 @@ class AttentionClient:
         )
         stub = AttentionServiceStub(self._channel)
         self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = stub.Attend
-        self._stream = functools.partial(stub.AttendStream, metadata=self._metadata)
+        self._stream = lambda messages: stub.AttendStream(messages, metadata=channel.traced(self._metadata))
         self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._memories: grpc.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
@@ -270,7 +269,7 @@ class AttentionClient:
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, timeout: float | None
     ) -> ResponseT:
         with translated():
-            return method(request, timeout=self._seconds(timeout), metadata=self._metadata)
+            return method(request, timeout=self._seconds(timeout), metadata=channel.traced(self._metadata))
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout
