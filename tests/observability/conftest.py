@@ -15,10 +15,10 @@ import pytest
 import requests
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
-from prometheus_client.parser import text_string_to_metric_families
 from serving import Server
 
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def scraped(server: Server, **headers: str) -> str:
@@ -31,11 +31,13 @@ def scraped(server: Server, **headers: str) -> str:
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every sample of an exposition, by its name and labels; none may stand twice."""
     found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            key = sample.name, frozenset(sample.labels.items())
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            sample = SAMPLE.fullmatch(line)
+            assert sample, line
+            key = sample[1], frozenset(LABEL.findall(sample[2] or ""))
             assert key not in found, key
-            found[key] = sample.value
+            found[key] = float(sample[3])
     return found
 
 
@@ -73,7 +75,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     received: list[trace_service_pb2.ExportTraceServiceRequest] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext) -> Any:
+    def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, _: grpc.ServicerContext) -> Any:
         with self.changed:
             self.received.append(request)
             self.changed.notify_all()

@@ -1,5 +1,6 @@
 """OpenTelemetry: spans over the wire to a collector, in the trace of the caller."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,9 +12,8 @@ import pytest
 import requests
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest
 from attention_proto.attention.v1 import attention_pb2 as pb
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.proto.trace.v1 import trace_pb2
+from opentelemetry.sdk.trace import TracerProvider
 from serving import clean_env, run_server, start_server
 
 from tests.observability.conftest import attributes, entries, run_collector
@@ -34,7 +34,7 @@ def traced_server(models, collector, *arguments, **env):
 
 
 def test_a_request_is_a_span_with_its_parts(dot_only):
-    """Over both transports and protocols: one server span in the caller's trace; queue, compute and encode within it."""
+    """Over both transports and protocols: a span in the caller's trace, and in it queue, compute and encode."""
     infer = {"inputs": [{"name": "query", "datatype": "FP32", "shape": [1, 1, 2], "data": [1, 0]}]}
     with run_collector() as collector, traced_server(dot_only, collector) as server:
         headers = {"traceparent": TRACEPARENT, "x-request-id": "r-1"}
@@ -108,7 +108,6 @@ def test_the_client_hands_its_trace_on(dot_only):
             with pytest.raises(InvalidRequest):
                 client.attend("dot", query=np.ones((1, 2), np.float32), outputs=["nothing"])
         with tracer.start_as_current_span("caller") as other:
-            import asyncio
 
             async def ask():
                 async with AsyncAttentionClient(server.grpc) as client:

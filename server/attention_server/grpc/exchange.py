@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
@@ -14,21 +14,21 @@ from attention_server.callers import Caller
 from attention_server.domain import Call
 from attention_server.errors import AttentionServiceError, Unavailable
 from attention_server.translate.errors import note, to_status
-from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch
+from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch, request_id
 
 log = structlog.get_logger()
 
 
 @contextmanager
-def statuses(context: grpc.ServicerContext, watch: Watch) -> Iterator[None]:
+def statuses(context: grpc.ServicerContext) -> Iterator[None]:
     """Turn what a method raises into a status: a caller's mistake by its cause; ours goes into the log alone."""
     try:
         yield
     except AttentionServiceError as error:
-        _abort(context, watch, error)
+        abort(context, error)
     except Exception as error:
-        log.exception("a request failed for a fault of ours", request_id=watch.request_id)
-        _abort(context, watch, error)
+        log.exception("a request failed for a fault of ours", request_id=watch_of(context).request_id)
+        abort(context, error)
 
 
 def trailing_metadata(watch: Watch) -> tuple[tuple[str, str], ...]:
@@ -46,9 +46,8 @@ class _Status(grpc.Status):
 
 def call_of(context: grpc.ServicerContext) -> Call:
     """Return who asks, until when, and whether they still do."""
-    # The gate has set both.
-    caller: Caller = context.attention_caller  # type: ignore[attr-defined]
-    watch: Watch = context.attention_watch  # type: ignore[attr-defined]
+    caller: Caller = context.attention_caller  # type: ignore[attr-defined] # the gate has set it
+    watch = watch_of(context)
     call = Call(watch.request_id, watch.caller, context.time_remaining(), caller.rights, watch)
     if not context.add_callback(call.leave):
         call.leave()
@@ -64,11 +63,19 @@ def peer_of(context: grpc.ServicerContext) -> str:
     return host.strip("[]") or context.peer()
 
 
-def _abort(context: grpc.ServicerContext, watch: Watch, error: Exception) -> None:
+def watch_of(context: grpc.ServicerContext) -> Watch:
+    """Return what takes note of what happens to a call; the gate has set it, but for those who ask for health."""
+    watch: Watch = getattr(context, "attention_watch", None) or Watch(request_id=request_id(None))
+    return watch
+
+
+def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     """End a call with what an error says of itself."""
+    watch = watch_of(context)
     note(watch, error)
     status = rpc_status.to_status(to_status(error, watch.request_id))
     metadata = [*status.trailing_metadata, *trailing_metadata(watch)]  # the status replaces what was set before it
     if isinstance(error, Unavailable):
         metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))  # what gRPC's own retries obey
     context.abort_with_status(_Status(status.code, status.details, tuple(metadata)))
+    raise AssertionError("abort_with_status raises")

@@ -118,7 +118,7 @@ class _Entry:
         )
         context.attention_watch = watch  # type: ignore[attr-defined]
         try:
-            with statuses(context, watch):
+            with statuses(context):
                 if caller:
                     leave = caller.enter()
                     if not context.add_callback(leave):

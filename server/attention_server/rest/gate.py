@@ -81,8 +81,9 @@ def _told(send: Send, watch: Watch) -> Send:
     async def tell(message: Message) -> None:
         if message["type"] == "http.response.start":
             watch.is_written()
-            if watch.code == OK:
-                watch.code = name_of(message["status"])
+            code = name_of(message["status"])
+            if watch.code == OK != code:  # the router's own refusals
+                watch.failed(code, code.lower(), "")
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID] = watch.request_id
             timing = watch.server_timing()
