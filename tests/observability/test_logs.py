@@ -22,6 +22,7 @@ TIMING = re.compile(r"queue;dur=(\d+\.\d{3}), compute;dur=(\d+\.\d{3}), encode;d
 MADE = re.compile("[0-9a-f]{32}")
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HOSTILE = "x\n2026-01-01T00:00:00Z [info     ] ready\x1b[2K\u2028"
+CURSOR = "\x1b[2K"
 
 
 def attend(url: str, body: Any = QUERY, model: str = "dot", **headers: str) -> requests.Response:
@@ -89,15 +90,12 @@ def test_nobody_writes_lines_of_their_own(dot_only, form):
             stub = AttentionServiceStub(channel)
             with pytest.raises(grpc.RpcError):
                 stub.Attend(pb.AttendRequest(model=HOSTILE), timeout=10)
-            list(stub.AttendStream(iter([pb.AttendStreamRequest(id=HOSTILE, request=REQUEST)]), timeout=10))
-        log = server.log
-    lines = log.split("\n")[before:-1]
-    lines = [line for line in lines if "request_id" in line]
-    assert len(lines) == 6  # the stream has one too
-    assert len(log.split("\n")) - 1 - before == 6 + sum(
-        "signal" in line or "stopping" in line for line in log.split("\n")
-    )
-    assert all(line.isprintable() for line in log.split("\n"))
+            messages = [pb.AttendStreamRequest(id=id_, request=REQUEST) for id_ in (HOSTILE, CURSOR)]
+            list(stub.AttendStream(iter(messages), timeout=10))
+        log = server.log.split("\n")[before:-1]
+    assert [line for line in log if "request_id" not in line] == []
+    assert len(log) == 7  # the stream has one too
+    assert all(line.isprintable() for line in log)
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "é", "x" * 129, "tab\there"])
