@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from attention_server.errors import DeadlineExceeded, Unavailable
+from attention_server.errors import DeadlineExceeded, Full, Stopping
 
 T = TypeVar("T")
 
@@ -70,12 +70,13 @@ class Scheduler:
                 thread free to bring the next wherever other slots could take it meanwhile.
 
         Raises:
-            Unavailable: the queue is full, or the scheduler is closed.
+            Full: the queue is.
+            Stopping: the scheduler is closed.
         """
         job = Job(run, deadline, Future())
         with self._changed:
             if self._closed:
-                raise Unavailable("the server is stopping")
+                raise Stopping("the server is stopping")
             at_once = self._free > 0 and not self._queue and not (bulk and self._slots > 1)  # nobody overtakes
             if bulk and not at_once:
                 self._wait_for_room(deadline)
@@ -84,7 +85,7 @@ class Scheduler:
             if at_once:
                 self._free -= 1
             elif len(self._queue) >= self._max_queued:
-                raise Unavailable(f"the queue is full with {self._max_queued} requests")
+                raise Full(f"the queue is full with {self._max_queued} requests")
             else:
                 self._queue.append(job)  # type: ignore[arg-type] # a queue holds jobs of all types
                 if self._free:  # it was given back while its next job was on the way
@@ -122,7 +123,7 @@ class Scheduler:
         timeout = None if deadline == math.inf else max(0.0, deadline - self._clock())
         self._room.wait_for(lambda: self._closed or len(self._queue) < self._max_queued, timeout)
         if self._closed:
-            raise Unavailable("the server is stopping")
+            raise Stopping("the server is stopping")
 
     def _give_back(self) -> None:
         with self._changed:

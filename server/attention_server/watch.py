@@ -76,15 +76,27 @@ class Watch:
 
     def timed(self, run: Callable[[], T]) -> Callable[[], T]:
         """Return the computation, which takes note of when it runs; all is checked when this is called."""
-        self.checked = time.perf_counter_ns()
+        self.is_checked()
 
         def run_and_note() -> T:
-            self.running = time.perf_counter_ns()
+            self.runs()
             answer = run()
-            self.computed = time.perf_counter_ns()
+            self.has_run()
             return answer
 
         return run_and_note
+
+    def is_checked(self) -> None:
+        """Note that it goes to the scheduler now."""
+        self.checked = time.perf_counter_ns()
+
+    def runs(self) -> None:
+        """Note that it computes from now on."""
+        self.running = time.perf_counter_ns()
+
+    def has_run(self) -> None:
+        """Note that it is computed."""
+        self.computed = time.perf_counter_ns()
 
     def is_written(self, size: int = 0) -> None:
         """Note that the answer is bytes now, and how many."""

@@ -175,6 +175,7 @@ def test_what_waits_and_runs_is_shown(dot_only):
         assert (after("attention_queue_depth"), after("attention_slots_busy")) == (0, 0)
         assert after("nv_inference_pending_request_count", **VERSION) == 0
         assert after("attention_requests_total", code="UNAVAILABLE", **VERSION) == 1
+        assert after("attention_rejections_total", reason="full") == 1
         assert after("nv_inference_request_failure", reason="REJECTED", **VERSION) == 1
 
 

@@ -19,7 +19,7 @@ from attention_proto.window import Window
 from google.protobuf.message import Message
 
 from attention_server.domain import Call, Response
-from attention_server.errors import AttentionServiceError, Cancelled, Unavailable
+from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.observe import Observer
 from attention_server.translate.errors import note
 
@@ -85,14 +85,15 @@ class Conversations:
         """Answer a stream.
 
         Raises:
-            Unavailable: too many are open, or the server is stopping.
+            Full: too many are open.
+            Stopping: the server is.
         """
         conversation = Conversation(dialect, call, self._observer)
         with self._lock:
             if self._ended:
-                raise Unavailable("the server is stopping")
+                raise Stopping("the server is stopping")
             if len(self._open) >= STREAMS:
-                raise Unavailable(f"{STREAMS} streams are open; send several sequences in one request, or come back")
+                raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
             self._open.add(conversation)
         try:
             if not context.add_callback(conversation.leave):
@@ -137,7 +138,7 @@ class Conversation(Generic[A]):
 
         Raises:
             Cancelled: the caller has gone.
-            Unavailable: the server stops; what it took is answered.
+            Stopping: the server is; what it took is answered.
         """
         threading.Thread(target=self._take, args=(messages,), name="stream", daemon=True).start()
         sent = 0
@@ -154,7 +155,7 @@ class Conversation(Generic[A]):
         if not self._complete:
             if self._call.gone:
                 raise Cancelled("the caller has gone")
-            raise Unavailable("the server is stopping")
+            raise Stopping("the server is stopping")
 
     def end(self) -> None:
         """Answer what was taken, and take no more."""

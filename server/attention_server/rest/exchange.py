@@ -19,6 +19,7 @@ from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
     DeadlineExceeded,
+    Full,
     InvalidRequest,
     TooLarge,
     Unauthenticated,
@@ -80,7 +81,7 @@ class Exchange:
 
         Raises:
             TooLarge: the body is larger than one may be.
-            Unavailable: no thread is free.
+            Full: no thread is free.
             DeadlineExceeded: the caller's time ran out.
             InvalidRequest: the body is not compressed as its header says.
         """
@@ -135,7 +136,7 @@ class Exchange:
 
     def _check_idle(self) -> None:
         if not self._idle_threads:  # a pool's own queue has no bound
-            raise Unavailable("more requests are here than can be answered")
+            raise Full("more requests are here than can be answered")
 
 
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
