@@ -98,7 +98,8 @@ class Observer:
             "tokens": sum(watch.queries),
             "request_bytes": watch.request_bytes,
             "answer_bytes": watch.answer_bytes,
-            "error": watch.message,
+            "reason": watch.reason,
+            "field": watch.field_at_fault,
         }
         times = {
             "duration_ms": watch.written - watch.begun,

@@ -50,7 +50,7 @@ def open_tracing() -> Tracing | None:
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if not named or disabled or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return None
-    return _OpenTelemetry(_exporter())
+    return OpenTelemetry(_exporter())
 
 
 def _exporter() -> Any:
@@ -68,7 +68,13 @@ def _exporter() -> Any:
     return trace_exporter.OTLPSpanExporter()
 
 
-class _OpenTelemetry:
+class OpenTelemetry:
+    """Sends spans by OpenTelemetry's SDK.
+
+    Args:
+        exporter: takes them, in batches, from a thread of its own.
+    """
+
     def __init__(self, exporter: Any) -> None:
         from opentelemetry import trace  # noqa: PLC0415 # as above
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
@@ -97,7 +103,7 @@ class _OpenTelemetry:
             span.update_name(watch.method or "HTTP")  # of a request over HTTP it is known by its route
             span.set_attributes({name: value for name, value in _attributes(watch).items() if value})
             if watch.code in FAULTS:
-                span.set_status(self._trace.StatusCode.ERROR, watch.message)
+                span.set_status(self._trace.StatusCode.ERROR, watch.reason)
             within = self._trace.set_span_in_context(span)
             for name, begun, ended in _parts(watch):
                 part = self._tracer.start_span(name, within, start_time=_on_the_wall(begun))
@@ -118,6 +124,7 @@ def _attributes(watch: Watch) -> dict[str, str | int]:
         "rpc.method": watch.method,
         "attention.code": watch.code,
         "attention.reason": watch.reason,
+        "attention.field": watch.field_at_fault,
         "attention.request_id": watch.request_id,
         "attention.message_id": watch.message_id,
         "attention.caller": watch.caller,

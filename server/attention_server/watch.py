@@ -39,7 +39,7 @@ class Watch:
         sequences: that attention is asked for; None where that is not what is asked.
         queries, keys: the length of each sequence, T and S.
         request_bytes, answer_bytes: messages or bodies.
-        code, reason, message: what came of it: the name of gRPC's code; of an error, its cause and its words.
+        code, reason, field_at_fault: what came of it: the name of gRPC's code; of an error, its cause and place.
         begun: it came. checked: it was handed to the scheduler. running, computed: as long as it had a slot.
         written: its answer was bytes.
     """
@@ -61,7 +61,7 @@ class Watch:
     answer_bytes: int = 0
     code: str = OK
     reason: str = ""
-    message: str = ""
+    field_at_fault: str = ""
     begun: int = field(default_factory=time.perf_counter_ns)
     checked: int = 0
     running: int = 0
@@ -103,11 +103,11 @@ class Watch:
         self.written = time.perf_counter_ns()
         self.answer_bytes += size
 
-    def failed(self, code: str, reason: str, message: str) -> None:
+    def failed(self, code: str, reason: str, field_at_fault: str = "") -> None:
         """Note why there is no answer."""
         self.code = code
         self.reason = reason
-        self.message = message
+        self.field_at_fault = field_at_fault[:128]
 
     @property
     def queued_ns(self) -> int:

@@ -83,7 +83,7 @@ def _told(send: Send, watch: Watch) -> Send:
             watch.is_written()
             code = name_of(message["status"])
             if watch.code == OK != code:  # the router's own refusals
-                watch.failed(code, code.lower(), "")
+                watch.failed(code, code.lower())
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID] = watch.request_id
             timing = watch.server_timing()

@@ -13,10 +13,13 @@ from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
     DeadlineExceeded,
+    Full,
     InvalidRequest,
     LimitReached,
+    Loading,
     NotFound,
     PermissionDenied,
+    Stopping,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -44,6 +47,9 @@ CODES: dict[type[AttentionServiceError], Code] = {
     NotFound: Code(grpc.StatusCode.NOT_FOUND, 404),
     TooLarge: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
     Unavailable: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    Full: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    Loading: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    Stopping: Code(grpc.StatusCode.UNAVAILABLE, 503),
     LimitReached: Code(grpc.StatusCode.UNAVAILABLE, 429),
     DeadlineExceeded: Code(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     Cancelled: Code(grpc.StatusCode.CANCELLED, 499),
@@ -70,10 +76,12 @@ def name_of(status: int) -> str:
 
 
 def note(watch: Watch, error: Exception) -> None:
-    """Tell who watches a request why it has no answer."""
-    ours = not isinstance(error, AttentionServiceError)
-    reason = "internal" if ours else WORDS.sub("_", type(error).__name__).lower()
-    watch.failed(code_of(error).grpc.name, reason, message_of(error))
+    """Tell who watches a request why it has no answer; not in the caller's words, which may be content."""
+    code = code_of(error).grpc.name
+    if isinstance(error, AttentionServiceError):
+        watch.failed(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
+    else:
+        watch.failed(code, "internal")
 
 
 def message_of(error: Exception) -> str:
