@@ -17,6 +17,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from serving import Server
 
+from tests.server.composed import wait_until
+
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -65,6 +67,12 @@ def metrics_of(server: Server, **headers: str) -> Metrics:
 def entries(log: str, event: str = "request") -> list[dict[str, Any]]:
     """The entries of a log of JSON lines; each line must be one."""
     return [entry for entry in map(json.loads, log.splitlines()) if entry["event"] == event]
+
+
+def logged(server: Server, count: int) -> list[dict[str, Any]]:
+    """The entries of requests, when there are as many: over HTTP an answer may be here before its line."""
+    wait_until(lambda: len(entries(server.log)) >= count)
+    return entries(server.log)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from serving import start_server
 
-from tests.observability.conftest import entries
+from tests.observability.conftest import logged
 from tests.security.conftest import make_token
 
 QUERY = {"query": [[1.0, 0.0], [0.0, 1.0]]}
@@ -42,9 +42,8 @@ def test_every_request_has_a_line(dot_only, tmp_path):
             client.attend_batch("dot", [np.ones((5, 2), np.float32)] * 3)
             list(client.attend_many("dot", [np.ones((1, 2), np.float32)]))
         attend(server.url)
-        log = server.log
-    assert token not in log
-    rest, batch, message, stream, refused = entries(log)
+        rest, batch, message, stream, refused = logged(server, 5)
+        assert token not in server.log
     assert rest.pop("timestamp")
     times = [rest.pop(f"{name}_ms") for name in ("queue", "compute", "encode", "duration")]
     assert 0 < sum(times[:3]) <= times[3]
@@ -75,7 +74,7 @@ def test_which_requests_have_a_line(dot_only, setting, codes):
     with start_server(dot_only, "--access-log", setting, "--log-format", "json") as server:
         attend(server.url)
         attend(server.url, model="nobody")
-        assert [entry["code"] for entry in entries(server.log)] == codes
+        assert [entry["code"] for entry in logged(server, len(codes))] == codes
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import TracerProvider
 from serving import clean_env, run_server, start_server
 
-from tests.observability.conftest import attributes, entries, run_collector
+from tests.observability.conftest import attributes, logged, run_collector
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -73,12 +73,11 @@ def test_failures_are_told(dot_only):
             assert wrong.status_code == 400
             unsampled = {"traceparent": TRACEPARENT[:-1] + "0"}
             requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, headers=unsampled, timeout=10)
-            log = server.log
+            (entry,) = logged(server, 1)
         (span,) = collector.spans  # all was sent when the server stopped
     told = attributes(span.attributes)
     assert (told["attention.code"], told["attention.reason"]) == ("INVALID_ARGUMENT", "invalid_request")
     assert span.status.code == trace_pb2.Status.STATUS_CODE_UNSET
-    (entry,) = entries(log)
     assert entry["trace_id"] == span.trace_id.hex()
 
 
