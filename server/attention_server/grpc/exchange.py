@@ -1,7 +1,7 @@
 """What every servicer needs beside its messages: who calls and for how long, and how a failure is told."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -19,11 +19,17 @@ from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch, request_id
 log = structlog.get_logger()
 
 
+class Aborted(Exception):
+    """A call has its status; there is nothing more to say."""
+
+
 @contextmanager
 def statuses(context: grpc.ServicerContext) -> Iterator[None]:
     """Turn what a method raises into a status: a caller's mistake by its cause; ours goes into the log alone."""
     try:
         yield
+    except Aborted:
+        raise
     except AttentionServiceError as error:
         abort(context, error)
     except Exception as error:
@@ -77,5 +83,6 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     metadata = [*status.trailing_metadata, *trailing_metadata(watch)]  # the status replaces what was set before it
     if isinstance(error, Unavailable):
         metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))  # what gRPC's own retries obey
-    context.abort_with_status(_Status(status.code, status.details, tuple(metadata)))
-    raise AssertionError("abort_with_status raises")
+    with suppress(Exception):  # by which it ends a method
+        context.abort_with_status(_Status(status.code, status.details, tuple(metadata)))
+    raise Aborted
