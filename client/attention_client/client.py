@@ -1,6 +1,5 @@
 """The blocking client."""
 
-import functools
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -57,10 +56,10 @@ class AttentionClient:
         self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
             channel.method("Attend"), serialize, pb.AttendResponse.FromString
         )
-        self._stream = functools.partial(
-            self._channel.stream_stream(channel.method("AttendStream"), serialize, pb.AttendStreamResponse.FromString),
-            metadata=self._metadata,
+        stream: grpc.StreamStreamMultiCallable[pb.AttendStreamRequest, pb.AttendStreamResponse] = (
+            self._channel.stream_stream(channel.method("AttendStream"), serialize, pb.AttendStreamResponse.FromString)
         )
+        self._stream = lambda messages: stream(messages, metadata=channel.traced(self._metadata))
         self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._memories: grpc.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
@@ -275,7 +274,7 @@ class AttentionClient:
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, timeout: float | None
     ) -> ResponseT:
         with translated():
-            return method(request, timeout=self._seconds(timeout), metadata=self._metadata)
+            return method(request, timeout=self._seconds(timeout), metadata=channel.traced(self._metadata))
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -24,10 +24,12 @@ from attention_server.core import make_core
 from attention_server.engine import DeviceError
 from attention_server.grpc.server import GrpcServer
 from attention_server.loading import RepositoryError
+from attention_server.observe import Observer
 from attention_server.repository import Repository
 from attention_server.rest.server import RestServer
 from attention_server.scheduler import Scheduler
 from attention_server.settings import MIB, Settings
+from attention_server.tracing import TracingError, open_tracing
 
 log = structlog.get_logger()
 
@@ -40,8 +42,9 @@ async def serve(settings: Settings) -> None:
         DeviceError: the device asked for is not there.
         RepositoryError: a model cannot be served.
         AccessError: tokens or certificates cannot be used.
+        TracingError: traces cannot be sent as the environment asks.
     """
-    core = make_core(settings)
+    core = make_core(settings, Observer(open_tracing(), settings.access_log))
     access = open_access(settings)
     requests = settings.compute_slots + settings.max_queued
     rest = RestServer(
@@ -81,6 +84,7 @@ async def serve(settings: Settings) -> None:
         grpc.set_serving(False)
         await asyncio.gather(rest.stop(), asyncio.to_thread(grpc.stop, settings.grace))
         finished = follower.stop(max(0.0, end - time.monotonic()))
+        core.service.observer.close()
         _end(core.scheduler, max(0.0, end - time.monotonic()), finished)
 
 
@@ -95,7 +99,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
-    except (OSError, AccessError, DeviceError, RepositoryError) as error:
+    except (OSError, AccessError, DeviceError, RepositoryError, TracingError) as error:
         sys.exit(f"attention-server: {error}")
 
 

@@ -10,7 +10,6 @@ from attention_server.errors import AttentionServiceError, Cancelled
 from attention_server.model import Asked, LoadedModel
 from attention_server.prepare import Prepared
 from attention_server.scheduler import Scheduler, Work
-from attention_server.statistics import Watch
 
 WORTH_SPREADING = 0.001  # seconds: what takes less is done before another thread has begun
 
@@ -51,7 +50,6 @@ class Attending:
         prepared: its sequences, checked.
         answer_bytes: what the answer's tensors will have.
         call: who waits for it.
-        watch: of its statistics.
         parts: what of it runs together.
         cost: the seconds that it takes in one slot, as predicted.
     """
@@ -62,7 +60,6 @@ class Attending:
     prepared: list[Prepared]
     answer_bytes: int
     call: Call
-    watch: Watch
     parts: list[Part] = field(init=False)
     cost: float = field(init=False)
 
@@ -72,7 +69,7 @@ class Attending:
 
     def work(self, scheduler: Scheduler) -> "Work[Attending, Response]":
         """Return what the scheduler has to know."""
-        self.watch.is_checked()
+        self.call.watch.is_checked()
         alone = len(self.prepared) == 1 and self.parts[0].kind is not None
         return Work(
             subject=self,
@@ -93,14 +90,14 @@ class Attending:
 def _answer(subjects: Sequence[Attending], helpers: Helpers) -> list[Response | Exception]:
     """Answer one request, or several of one sequence each and of one kind together."""
     for each in subjects:
-        each.watch.runs()
+        each.call.watch.runs()
     try:
         if len(subjects) == 1:
             return [_answer_one(subjects[0], helpers)]
         return _answer_together(subjects)
     finally:
         for each in subjects:
-            each.watch.has_run()
+            each.call.watch.has_run()
 
 
 def _answer_one(subject: Attending, helpers: Helpers | None) -> Response:

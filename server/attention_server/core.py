@@ -6,6 +6,7 @@ from attention_server.domain import Limits
 from attention_server.engine import Engine
 from attention_server.fair_queue import QueueLimits
 from attention_server.memories import MemoryStore
+from attention_server.observe import Observer
 from attention_server.repository import Policy, Repository
 from attention_server.scheduler import Scheduler
 from attention_server.service import Service
@@ -22,8 +23,12 @@ class Core:
     service: Service
 
 
-def make_core(settings: Settings) -> Core:
+def make_core(settings: Settings, observer: Observer | None = None) -> Core:
     """Put the parts together; no model is loaded yet.
+
+    Args:
+        settings: of the server.
+        observer: watches the requests; None for one that counts, and no more.
 
     Raises:
         DeviceError: the device asked for is not there.
@@ -33,7 +38,8 @@ def make_core(settings: Settings) -> Core:
     repository = Repository(settings.models, engine, memories, _policy(settings))
     waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)
     scheduler = Scheduler(settings.compute_slots, waiting)
-    return Core(engine, repository, scheduler, Service(repository, scheduler, memories, _limits(settings)))
+    service = Service(repository, scheduler, memories, _limits(settings), observer)
+    return Core(engine, repository, scheduler, service)
 
 
 def _policy(settings: Settings) -> Policy:

@@ -1,5 +1,6 @@
 """What a request means, whichever protocol it came by. Dense batches are an edge's affair: here are sequences."""
 
+import copy
 import math
 import time
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from attention_server.callers import Right
 from attention_server.errors import Cancelled, DeadlineExceeded, PermissionDenied, TooLarge
+from attention_server.watch import Watch
 
 Array = NDArray[np.generic]
 Reduce = Literal["none", "mean", "max"]
@@ -149,6 +151,13 @@ class Computation(Protocol):
 
 
 @dataclass(slots=True)
+class Presence:
+    """Whether a caller is still there; one for all the messages of a stream."""
+
+    gone: bool = False
+
+
+@dataclass(slots=True)
 class Call:
     """Who asks, how long they wait, and whether they still do.
 
@@ -157,19 +166,32 @@ class Call:
         caller: whose work this is: the name of their token or certificate; else their host.
         seconds: how long they wait; None, or more than a machine can wait, is for ever.
         rights: what they may do; an edge that forgets to say lets nobody do anything.
+        watch: what takes note of what happens to the request.
     """
 
     request_id: str
     caller: str = ""
     seconds: InitVar[float | None] = None
     rights: frozenset[Right] = frozenset()
+    watch: Watch = field(default_factory=Watch)
     deadline: float = field(init=False)
-    gone: bool = field(default=False, init=False)
+    _presence: Presence = field(default_factory=Presence, init=False)
     _work: "Future[Any] | None" = field(default=None, init=False)
     _runs: set[Computation] = field(default_factory=set, init=False)
 
     def __post_init__(self, seconds: float | None) -> None:
         self.deadline = math.inf if seconds is None or seconds > FOR_EVER else time.monotonic() + seconds
+
+    @property
+    def gone(self) -> bool:
+        """Whether the caller has left."""
+        return self._presence.gone
+
+    def part(self, watch: Watch) -> "Call":
+        """Return the call of a message of the stream that this is of: its caller is the same, its time its own."""
+        part = copy.copy(self)
+        part.watch = watch
+        return part
 
     def expired(self) -> bool:
         """Return whether the caller's time ran out."""
@@ -207,7 +229,7 @@ class Call:
 
     def leave(self) -> None:
         """The caller has gone. To leave when all is done changes nothing."""
-        self.gone = True
+        self._presence.gone = True
         work = self._work
         if work is not None:
             work.cancel()

@@ -4,7 +4,10 @@ AttentionServiceError
 ├── InvalidRequest      the caller sent what this model cannot take
 ├── NotFound            no such model, version or memory
 ├── TooLarge            the message, or the work or answer it asks for, is over a limit
-├── Unavailable         full, loading or stopping: the same request may succeed later
+├── Unavailable         the same request may succeed later
+│   ├── Full            the queue is, or what else has a bound
+│   ├── Loading         the models are not all there yet
+│   ├── Stopping        the server takes no more
 │   └── LimitReached    this caller asks for more at once than it may
 ├── DeadlineExceeded    the caller's time ran out, queued or running
 ├── Cancelled           the caller has gone
@@ -41,9 +44,21 @@ class TooLarge(AttentionServiceError):
 
 
 class Unavailable(AttentionServiceError):
-    """Full, loading or stopping; the same request may succeed after `retry_after` seconds."""
+    """Full, loading, stopping or refused on disk; the same request may succeed after `retry_after` seconds."""
 
     retry_after = 1.0
+
+
+class Full(Unavailable):
+    """There is no room for the request at this moment."""
+
+
+class Loading(Unavailable):
+    """The models are still loading."""
+
+
+class Stopping(Unavailable):
+    """The server takes no more requests."""
 
 
 class LimitReached(Unavailable):

@@ -13,14 +13,18 @@ def configure(level: str, form: str) -> None:
         level: the least that is logged.
         form: `text` for people, `json` for collectors.
     """
-    renderer = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [_escape, structlog.dev.ConsoleRenderer(colors=False)]
+    )
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, structlog.processors.format_exc_info, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -32,8 +36,20 @@ def configure(level: str, form: str) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,  # plain: the renderer's own would print the values of variables
-            renderer,
+            *renderers,
         ],
     )
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape what cannot be printed, so that what a caller has written looks like no line, and moves no cursor."""
+    escaped = {name: _printable(value) if isinstance(value, str) else value for name, value in event.items()}
+    if "exception" in event:  # of several lines, and each looks like one of them
+        escaped["exception"] = "\n".join(f"    {_printable(line)}" for line in event["exception"].split("\n"))
+    return escaped
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

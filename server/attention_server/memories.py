@@ -5,7 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attention_server.domain import Array, Tokens
 from attention_server.errors import NotFound, TooLarge
@@ -59,6 +59,26 @@ def memory_id(model: str, version: int, parts: list[Array | str | None]) -> str:
     return digest.hexdigest()[:32]
 
 
+@dataclass(slots=True)
+class MemoryState:
+    """What is kept, and what became of what was looked up, since the start.
+
+    Attributes:
+        budget, size: bytes that there may be, and that there are.
+        entries: memories.
+        hits, misses: of those who named one.
+        evicted, expired: forgotten to make room, or because nobody used them.
+    """
+
+    budget: int
+    size: int = 0
+    entries: int = 0
+    hits: int = 0
+    misses: int = 0
+    evicted: int = 0
+    expired: int = 0
+
+
 class MemoryStore:
     """Keeps memories within a budget of bytes; the least recently used goes first.
 
@@ -72,7 +92,7 @@ class MemoryStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Memory] = OrderedDict()  # the least recently used first
-        self._size = 0
+        self._state = MemoryState(budget)
 
     def put(self, memory: Memory) -> None:
         """Keep a memory.
@@ -88,11 +108,12 @@ class MemoryStore:
                 memory.ttl = max(memory.ttl, known.ttl)
             self._forget(memory.id)
             self._sweep()
-            while self._size + memory.size > self._budget:
+            while self._state.size + memory.size > self._budget:
                 self._forget(next(iter(self._kept)))
+                self._state.evicted += 1
             memory.expires = self._clock() + memory.ttl
             self._kept[memory.id] = memory
-            self._size += memory.size
+            self._state.size += memory.size
 
     def get(self, id_: str, model: str, version: int = 0, field: str = "memory", digest: str = "") -> Memory:
         """Return a memory, and keep it for another while.
@@ -103,6 +124,7 @@ class MemoryStore:
         with self._lock:
             self._sweep()
             memory = self._kept.get(id_)
+            self._state.misses += 1  # until it is found
             if memory is None or memory.model != model:
                 raise NotFound(f"model {model!r} keeps no memory {id_[:64]!r}; create it again", field=field)
             if version not in (0, memory.version):
@@ -111,6 +133,8 @@ class MemoryStore:
                 )
             if digest not in ("", memory.digest):
                 raise NotFound(f"memory {id_!r} is of what version {version} was before; create it again", field=field)
+            self._state.misses -= 1
+            self._state.hits += 1
             memory.expires = self._clock() + memory.ttl
             self._kept.move_to_end(id_)
             return memory
@@ -138,6 +162,12 @@ class MemoryStore:
                 if (memory.model, memory.version, memory.digest) == (model, version, digest):
                     self._forget(memory.id)
 
+    def state(self) -> MemoryState:
+        """Return what is kept at this moment."""
+        with self._lock:
+            self._sweep()
+            return replace(self._state, entries=len(self._kept))
+
     def seconds_left(self, memory: Memory) -> float:
         """Return how long a memory is kept if nobody uses it."""
         return max(0.0, memory.expires - self._clock())
@@ -146,7 +176,8 @@ class MemoryStore:
         now = self._clock()
         for id_ in [id_ for id_, memory in self._kept.items() if memory.expires <= now]:
             self._forget(id_)
+            self._state.expired += 1
 
     def _forget(self, id_: str) -> None:
         memory = self._kept.pop(id_, None)
-        self._size -= memory.size if memory else 0
+        self._state.size -= memory.size if memory else 0

@@ -14,7 +14,7 @@ from attention_proto.folder import MANIFEST, NAME
 
 from attention_server.domain import IndexEntry
 from attention_server.engine import Engine
-from attention_server.errors import AttentionServiceError, InvalidRequest, NotFound, Unavailable, Unimplemented
+from attention_server.errors import AttentionServiceError, InvalidRequest, Loading, NotFound, Unavailable, Unimplemented
 from attention_server.leases import Key, Lease, Served, Table
 from attention_server.loading import Look, RepositoryError, find, find_versions, load, look
 from attention_server.memories import MemoryStore
@@ -109,7 +109,7 @@ class Repository:
             Unavailable: models are still loading.
         """
         if not self.ready:
-            raise Unavailable("the models are still loading")
+            raise Loading("the models are still loading")
         return self._table.defaults()
 
     def is_ready(self, name: str, version: int = 0) -> bool:
@@ -213,7 +213,7 @@ class Repository:
     def _absence(self, key: Key) -> AttentionServiceError:
         """Return why a version is not served, for its caller."""
         if not self.ready:
-            return Unavailable("the models are still loading")
+            return Loading("the models are still loading")
         name, version = key
         known = [entry for entry in self._known() if entry.name == name]
         if not known:

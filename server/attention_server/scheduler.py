@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from attention_server.errors import DeadlineExceeded, Unavailable
+from attention_server.errors import DeadlineExceeded, Full, Stopping
 from attention_server.fair_queue import FairQueue, QueueLimits, Waiting
 
 S = TypeVar("S")
@@ -58,6 +58,16 @@ class _Job(Waiting, Generic[S, T]):
         self.work = work
 
 
+@dataclass(frozen=True, slots=True)
+class SchedulerState:
+    """How full a scheduler is: slots, those that compute, places in the queue, jobs in it."""
+
+    slots: int
+    running: int
+    max_queued: int
+    queued: int
+
+
 class Scheduler:
     """Runs jobs in a number of slots.
 
@@ -73,6 +83,7 @@ class Scheduler:
         self._changed = threading.Condition(lock)
         self._room = threading.Condition(lock)
         self._queue = FairQueue(limits, slots)
+        self._max_queued = limits.count
         self._slots = slots
         self._free = slots
         self._ends: dict[object, float] = {}  # when what runs will have ended, as predicted
@@ -91,13 +102,14 @@ class Scheduler:
                 thread free to bring the next wherever other slots could take it meanwhile, or could run both together.
 
         Raises:
-            Unavailable: the queue is full, or it is so long that the deadline would pass; or the scheduler is closed.
+            Full: the queue is, or it is so long that the deadline would pass.
+            Stopping: the scheduler is closed.
         """
         job = _Job(work, bulk=bulk)
         shed: list[Waiting] = []
         with self._changed:
             if self._closed:
-                raise Unavailable("the server is stopping")
+                raise Stopping("the server is stopping")
             hands_over = bulk and (self._slots > 1 or work.most > 1)
             at_once = self._free > 0 and not self._queue and not hands_over  # nobody overtakes
             if at_once:
@@ -112,8 +124,13 @@ class Scheduler:
         for each in shed:
             if each.future.set_running_or_notify_cancel():
                 message = "the queue is full, and most of what waits in it is this caller's"
-                each.future.set_exception(_unavailable(message, retry_after))
+                each.future.set_exception(_full(message, retry_after))
         return job.future
+
+    def state(self) -> SchedulerState:
+        """Return how full it is at this moment."""
+        with self._changed:
+            return SchedulerState(self._slots, self._slots - self._free, self._max_queued, len(self._queue))
 
     @property
     def idle_slots(self) -> int:
@@ -186,13 +203,13 @@ class Scheduler:
         timeout = None if job.work.deadline == math.inf else max(0.0, job.work.deadline - self._clock())
         self._room.wait_for(lambda: self._closed or self._queue.has_room(job, self._busy()), timeout)
         if self._closed:
-            raise Unavailable("the server is stopping")
+            raise Stopping("the server is stopping")
 
     def _make_room(self, job: _Job[Any, Any]) -> list[Waiting]:
         """Return the jobs that have to make room for another: none, or those of callers who have more than their share.
 
         Raises:
-            Unavailable: there is no room.
+            Full: there is no room.
         """
         busy = self._busy()
         if self._queue.has_room(job, busy):
@@ -202,21 +219,21 @@ class Scheduler:
             return []
         shed = self._queue.heavier(job, busy)
         if not shed:
-            raise _unavailable(f"the queue is full with {len(self._queue)} requests", self._drained())
+            raise _full(f"the queue is full with {len(self._queue)} requests", self._drained())
         return shed
 
     def _check_deadline(self, job: _Job[Any, Any]) -> None:
         """Refuse what would be late.
 
         Raises:
-            Unavailable: the deadline would pass before the job's end, as predicted.
+            Full: the deadline would pass before the job's end, as predicted.
         """
         if job.work.deadline == math.inf:
             return
         needed = self._queue.wait(job, self._busy()) + job.cost
         left = job.work.deadline - self._clock()
         if 0 < left < needed:
-            raise _unavailable(
+            raise _full(
                 f"the answer is expected in {needed:.3g} s, after the deadline, which is in {left:.3g} s",
                 self._drained(),
             )
@@ -323,7 +340,7 @@ class _Errand:
             self.done.set_result(None)
 
 
-def _unavailable(message: str, retry_after: float) -> Unavailable:
-    error = Unavailable(message)
+def _full(message: str, retry_after: float) -> Full:
+    error = Full(message)
     error.retry_after = max(LEAST_RETRY, retry_after)
     return error

@@ -1,6 +1,5 @@
 """The core that every protocol calls: check, plan, schedule, compute. One request in, one response out."""
 
-import functools
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, suppress
 from typing import TypeVar
@@ -12,13 +11,14 @@ from attention_server.costs import Size
 from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Tokens
 from attention_server.engine import Run
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, TooLarge, Unavailable
-from attention_server.memories import Memory, MemoryStore, memory_id
+from attention_server.memories import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.model import LoadedModel
+from attention_server.observe import Observer
 from attention_server.plan import Plan
 from attention_server.prepare import Prepared, Vectors, prepare_memory
 from attention_server.repository import Repository
-from attention_server.scheduler import Scheduler, Work
-from attention_server.statistics import Statistics, VersionStatistics, Watch
+from attention_server.scheduler import Scheduler, SchedulerState, Work
+from attention_server.statistics import VersionStatistics
 
 T = TypeVar("T")
 
@@ -29,12 +29,19 @@ SPARE_THREADS = 16
 class Service:
     """Answers requests from the models of a repository."""
 
-    def __init__(self, repository: Repository, scheduler: Scheduler, memories: MemoryStore, limits: Limits) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        scheduler: Scheduler,
+        memories: MemoryStore,
+        limits: Limits,
+        observer: Observer | None = None,
+    ) -> None:
         self._repository = repository
         self._memories = memories
         self._scheduler = scheduler
-        self._statistics = Statistics()
         self.limits = limits
+        self.observer = observer or Observer()
 
     @property
     def ready(self) -> bool:
@@ -69,13 +76,15 @@ class Service:
         call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
-            watch = held.enter_context(self._statistics.watch(model.name, model.version, len(request.inputs)))
+            call.watch.asks(model.name, model.version, len(request.inputs))
             asked = model.ask(request.outputs)
             prepared, answer_bytes = self._prepare(request, model, asked.plan)
-            attending = Attending(request, model, asked, prepared, answer_bytes, call, watch)
+            call.watch.queries = [each.queries for each in prepared]
+            call.watch.keys = [each.keys for each in prepared]
+            attending = Attending(request, model, asked, prepared, answer_bytes, call)
             future = self._scheduler.submit(attending.work(self._scheduler), bulk=bulk)
             release = held.pop_all()
-        future.add_done_callback(functools.partial(_end, watch, release))
+        future.add_done_callback(lambda _: release.close())
         return future
 
     def models(self) -> list[Model]:
@@ -114,6 +123,7 @@ class Service:
         """
         call.require("attend")
         with self._repository.lease(request.model, request.version) as model:
+            call.watch.asks(model.name, model.version)
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
             k, v = wait(self._scheduler.submit(_remembering(model, key, value, tokens, call)), call)
             id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
@@ -168,8 +178,12 @@ class Service:
         for each in [name] if name else self._repository.names():
             with self._repository.lease(each, version):
                 versions = [version] if version else self._repository.versions(each)
-            found += [self._statistics.of(each, number) for number in versions]
+            found += [self.observer.statistics.of(each, number) for number in versions]
         return found
+
+    def state(self) -> tuple[SchedulerState, MemoryState]:
+        """Return how full the scheduler and the memories are at this moment."""
+        return self._scheduler.state(), self._memories.state()
 
     def index(self) -> list[IndexEntry]:
         """Return every version in the repository and its state at this moment, also while models are still loading."""
@@ -256,22 +270,20 @@ def wait(future: "Future[T]", call: Call) -> T:
     return answer
 
 
-def _end(watch: Watch, release: ExitStack, future: "Future[Response]") -> None:
-    watch.end(future)
-    release.close()
-
-
 def _remembering(
     model: LoadedModel, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, call: Call
 ) -> Work[None, tuple[Vectors, Vectors]]:
     def run(_: object) -> list[tuple[Vectors, Vectors]]:
         running = Run()
         call.joins(running)
+        call.watch.runs()
         try:
             return [model.remember(key, value, tokens, running)]
         finally:
             call.parts_from(running)
+            call.watch.has_run()
 
+    call.watch.is_checked()
     length = len(tokens.ids) if tokens else 0 if key is None else len(key)
     size = sum(each.nbytes for each in (key, value) if each is not None)
     return Work(None, run, call.deadline, call.caller, model.costs.of(Size(length, 0)), 2 * size)

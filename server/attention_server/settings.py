@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     grace: float = Field(30.0, ge=0, description="seconds that a stop waits for requests already accepted")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="how it is logged, on stderr")
+    access_log: Literal["none", "errors", "all"] = Field(
+        "errors", description="the requests that have a line in the log, at level info: none, those that fail, or all"
+    )
 
     @field_validator("load_model", mode="before")
     @classmethod

@@ -1,115 +1,169 @@
-"""What was asked of each version since the start, what became of it, and where its time went."""
+"""What was asked since the start, what became of it, and where its time went: by version, and by method and code."""
 
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from bisect import bisect_left
+from collections import Counter
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from attention_server.watch import OK, Watch
+
+# Upper bounds. Of times in nanoseconds, 0.1 ms to 10 s; of lengths and of sequences in a request, their number.
+TIMES = tuple(int(ms * 1e6) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000))
+LENGTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(slots=True)
-class Duration:
-    """How often something was done, and how many nanoseconds it took in all."""
+class Histogram:
+    """How often something was how large, and how much in all.
 
-    count: int = 0
-    ns: int = 0
+    Attributes:
+        bounds: upper ones, inclusive, ascending.
+        counts: of each, and of what is larger than all.
+    """
 
-    def add(self, ns: int) -> None:
+    bounds: tuple[int, ...] = ()
+    total: int = 0
+    counts: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    @property
+    def count(self) -> int:
+        """How often."""
+        return sum(self.counts)
+
+    def add(self, value: int) -> None:
         """Count it once more."""
-        self.count += 1
-        self.ns += ns
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+Times = partial(Histogram, TIMES)
+Lengths = partial(Histogram, LENGTHS)
 
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """The statistics of one version.
+    """What was asked of one version. Times are in nanoseconds.
 
     Attributes:
         model, version: which.
         last_inference: when it was last asked, in milliseconds since 1970; 0 for never.
-        sequences: answered.
-        success, fail: requests, and how long they took in all; those that were refused before they ran failed.
-        checking, queued, computing: parts of what the answered ones took.
+        success: requests for attention, and how long they took in all.
+        failures: the same of those without an answer, by the name of gRPC's code; those that never ran too.
+        checking, queued, computing, encoding: parts of what the answered ones took.
+        sequences: of each answered request. queries, keys: the length of each of these, T and S.
     """
 
     model: str
     version: int
     last_inference: int = 0
-    sequences: int = 0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    checking: Duration = field(default_factory=Duration)
-    queued: Duration = field(default_factory=Duration)
-    computing: Duration = field(default_factory=Duration)
+    success: Histogram = field(default_factory=Histogram)
+    failures: dict[str, Histogram] = field(default_factory=dict)
+    checking: Histogram = field(default_factory=Histogram)
+    queued: Histogram = field(default_factory=Times)
+    computing: Histogram = field(default_factory=Times)
+    encoding: Histogram = field(default_factory=Times)
+    sequences: Histogram = field(default_factory=partial(Histogram, SEQUENCES))
+    queries: Histogram = field(default_factory=Lengths)
+    keys: Histogram = field(default_factory=Lengths)
+
+    def add(self, watch: Watch) -> None:
+        """Count a request for attention."""
+        self.last_inference = time.time_ns() // 1_000_000
+        if watch.code != OK:
+            self.failures.setdefault(watch.code, Histogram()).add(watch.written - watch.begun)
+            return
+        self.success.add(watch.written - watch.begun)
+        self.checking.add(watch.checked - watch.begun)
+        self.queued.add(watch.queued_ns)
+        self.computing.add(watch.compute_ns)
+        self.encoding.add(watch.encode_ns)
+        self.sequences.add(len(watch.queries))
+        for length in watch.queries:
+            self.queries.add(length)
+        for length in watch.keys:
+            self.keys.add(length)
+
+
+class Way(NamedTuple):
+    """By which requests come, and to whom; model and version are empty and 0 where they are for none."""
+
+    protocol: str
+    method: str
+    model: str
+    version: int
+
+
+@dataclass(slots=True)
+class WayStatistics:
+    """What came by one way.
+
+    Attributes:
+        codes: how often a request ended with each, by the name of gRPC's.
+        reasons: how often one failed for which cause.
+        durations: from when it came until its answer was bytes, in nanoseconds.
+        request_bytes, answer_bytes: in all.
+    """
+
+    codes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    durations: Histogram = field(default_factory=Times)
+    request_bytes: int = 0
+    answer_bytes: int = 0
+
+    def add(self, watch: Watch) -> None:
+        """Count a request."""
+        self.codes[watch.code] += 1
+        if watch.reason:
+            self.reasons[watch.reason] += 1
+        self.durations.add(watch.written - watch.begun)
+        self.request_bytes += watch.request_bytes
+        self.answer_bytes += watch.answer_bytes
 
 
 class Statistics:
-    """Counts by version. A version that went and came again counts on."""
+    """Counts. A version that went and came again counts on."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._versions: dict[tuple[str, int], VersionStatistics] = {}
+        self._ways: dict[Way, WayStatistics] = {}
 
     def of(self, model: str, version: int) -> VersionStatistics:
         """Return a version's statistics as they are now."""
         with self._lock:
-            now = self._of(model, version)
-            parts = ("success", "fail", "checking", "queued", "computing")
-            return replace(now, **{name: replace(getattr(now, name)) for name in parts})
+            return deepcopy(self._of(model, version))
 
-    @contextmanager
-    def watch(self, model: str, version: int, sequences: int) -> Iterator["Watch"]:
-        """Watch a request until it is handed over, and count it as failed if it is refused before."""
-        watch = Watch(self, model, version, sequences)
-        try:
-            yield watch
-        except Exception:
-            self.count(watch, succeeded=False)
-            raise
-
-    def count(self, watch: "Watch", *, succeeded: bool) -> None:
-        """Count a request that has ended."""
-        now = time.perf_counter_ns()
+    def all(self) -> tuple[list[VersionStatistics], dict[Way, WayStatistics]]:
+        """Return everything as it is now."""
         with self._lock:
-            version = self._of(watch.model, watch.version)
-            version.last_inference = time.time_ns() // 1_000_000
-            if not succeeded:
-                version.fail.add(now - watch.begun)
-                return
-            version.sequences += watch.sequences
-            version.success.add(now - watch.begun)
-            version.checking.add(watch.checked - watch.begun)
-            version.queued.add(watch.running - watch.checked)
-            version.computing.add(watch.computed - watch.running)
+            versions, ways = list(self._versions), list(self._ways)
+        return [self.of(*key) for key in versions], {key: self._by(key) for key in ways}
+
+    def _by(self, way: Way) -> WayStatistics:
+        with self._lock:  # for each anew: requests do not wait until all are copied
+            return deepcopy(self._ways[way])
+
+    def count(self, watch: Watch) -> None:
+        """Count a request that has ended."""
+        key = Way(watch.protocol, watch.method, watch.model, watch.version)
+        with self._lock:
+            way = self._ways.get(key)
+            if way is None:
+                way = self._ways[key] = WayStatistics()
+            way.add(watch)
+            if watch.sequences is not None:
+                self._of(watch.model, watch.version).add(watch)
 
     def _of(self, model: str, version: int) -> VersionStatistics:
-        return self._versions.setdefault((model, version), VersionStatistics(model, version))
-
-
-class Watch:
-    """One request: when it came, was checked, began to run, and had run, in nanoseconds of one clock."""
-
-    def __init__(self, statistics: Statistics, model: str, version: int, sequences: int) -> None:
-        self._statistics = statistics
-        self.model = model
-        self.version = version
-        self.sequences = sequences
-        self.begun = self.checked = self.running = self.computed = time.perf_counter_ns()
-
-    def is_checked(self) -> None:
-        """It goes to the scheduler now."""
-        self.checked = time.perf_counter_ns()
-
-    def runs(self) -> None:
-        """It computes from now on."""
-        self.running = time.perf_counter_ns()
-
-    def has_run(self) -> None:
-        """It is computed."""
-        self.computed = time.perf_counter_ns()
-
-    def end(self, future: "Future[Any]") -> None:
-        """Count what came of it."""
-        self._statistics.count(self, succeeded=not future.cancelled() and future.exception() is None)
+        found = self._versions.get((model, version))
+        if found is None:
+            found = self._versions[model, version] = VersionStatistics(model, version)
+        return found

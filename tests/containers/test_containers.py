@@ -264,6 +264,15 @@ def test_help(image: str):
     assert "--rest-port" in run("docker", "run", "--rm", image, "--help").stdout
 
 
+def test_metrics_have_a_profile(compose: list[str]):
+    """Compose accepts Prometheus and Grafana, which come with a profile alone, on this machine's own address."""
+    config = yaml.safe_load(run(*compose, "--profile", "metrics", "config").stdout)
+    for name, port in (("prometheus", 9090), ("grafana", 3000)):
+        service = config["services"][name]
+        assert service["profiles"] == ["metrics"]
+        assert f"127.0.0.1:{port}" in str(service["ports"]) or "host_ip: 127.0.0.1" in yaml.safe_dump(service["ports"])
+
+
 def test_gpu_service_reserves_a_device(compose: list[str]):
     """Compose accepts the GPU profile: another base, onnxruntime-gpu, an NVIDIA device, no CPU in its place."""
     config = yaml.safe_load(run(*compose, "--profile", "gpu", "config").stdout)

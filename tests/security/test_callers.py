@@ -42,6 +42,7 @@ READING = {
     ("GET", "/docs/start.js"),
     ("GET", "/docs/assets"),
     ("GET", "/v2"),
+    ("GET", "/metrics"),
     *(
         ("GET", f"/v2/models/{{model}}{version}{what}")
         for version in ("", "/versions/{version}")

@@ -19,6 +19,7 @@ from attention_server.memories import MemoryStore
 from attention_server.repository import Policy, Repository
 from attention_server.rest.exchange import error_response
 from attention_server.translate.errors import CODES, code_of, to_json, to_status
+from attention_server.watch import Watch
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from starlette.requests import Request
@@ -32,6 +33,9 @@ TABLE = {
     "NotFound": ("NOT_FOUND", 404),
     "TooLarge": ("RESOURCE_EXHAUSTED", 413),
     "Unavailable": ("UNAVAILABLE", 503),
+    "Full": ("UNAVAILABLE", 503),
+    "Loading": ("UNAVAILABLE", 503),
+    "Stopping": ("UNAVAILABLE", 503),
     "LimitReached": ("UNAVAILABLE", 429),
     "Unauthenticated": ("UNAUTHENTICATED", 401),
     "PermissionDenied": ("PERMISSION_DENIED", 403),
@@ -77,7 +81,8 @@ def test_every_cause_has_its_codes(cause):
         "a.field",
         "id-1",
     )
-    response = error_response(error, Request({"type": "http", "path": "/v1/x", "headers": [], "state": {}}))
+    scope = {"type": "http", "path": "/v1/x", "headers": [], "state": {"watch": Watch()}}
+    response = error_response(error, Request(scope))
     assert response.status_code == http
     assert ("www-authenticate" in response.headers) == (cause is errors.Unauthenticated)
     assert ("retry-after" in response.headers) == issubclass(cause, errors.Unavailable)

@@ -221,7 +221,7 @@ def test_many_at_once_keep_the_budget():
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(churn, range(8)))
-    assert store._size == sum(memory.size for memory in store.of("m")) <= 1000
+    assert store.state().size == sum(memory.size for memory in store.of("m")) <= 1000
 
 
 def test_rest_speaks_protobuf_of_memories_and_models_too(server):

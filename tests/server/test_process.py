@@ -50,6 +50,7 @@ SOME = {  # a value that is not the default, for every setting
     "grace": 0.5,
     "log_level": "error",
     "log_format": "json",
+    "access_log": "all",
 }
 
 

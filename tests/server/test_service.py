@@ -154,6 +154,7 @@ def test_the_document_has_every_route(openapi):
     inference = InferenceRoutes(None, None, None).routes()
     routes = [*AttentionRoutes(None, None).routes(), *inference, *HealthRoutes(None).routes()]
     served = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
+    served.add(("/metrics", "GET"))
     assert served == {(path, method.upper()) for path, methods in openapi["paths"].items() for method in methods}
 
 

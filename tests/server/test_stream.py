@@ -14,8 +14,9 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.window import Window
 from attention_server.domain import Call
-from attention_server.errors import Unavailable
+from attention_server.errors import Cancelled
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation
+from attention_server.observe import Observer
 from serving import start_server
 
 from tests.server.composed import wait_until
@@ -194,9 +195,9 @@ def test_streams_are_bounded_and_do_not_leak(server, stub):
 
 def test_a_caller_who_leaves_while_a_message_comes_holds_no_thread():
     """Whoever waits for the end of a stream is let go, though nothing was taken of it."""
-    conversation = Conversation(None, Call("test"))
+    conversation = Conversation(None, Call("test"), Observer())
     conversation.leave()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Cancelled):
         list(conversation.hold(iter([message("a", np.ones((1, 8), np.float32))])))
 
 

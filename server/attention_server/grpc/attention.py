@@ -9,7 +9,7 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceServ
 
 from attention_server.domain import Call, Response
 from attention_server.errors import InvalidRequest
-from attention_server.grpc.exchange import answers, call_of, streams
+from attention_server.grpc.exchange import call_of
 from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.memories import Memory
 from attention_server.service import Service
@@ -25,40 +25,32 @@ class AttentionServicer(AttentionServiceServicer):
         self._conversations = conversations
         self._dialect = Dialect(self._submit, _refuse, in_order=False)
 
-    @answers
     def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
         call = call_of(context)
         return proto.from_response(self._service.attend(proto.to_request(message, self._service.limits), call))
 
-    @streams
     def AttendStream(
         self, messages: Iterator[pb.AttendStreamRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.AttendStreamResponse]:
+    ) -> Iterator[bytes]:
         return self._conversations.hold(messages, self._dialect, call_of(context), context)
 
-    @answers
     def ListModels(self, message: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=self._service.models())
 
-    @answers
     def GetModel(self, message: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
         return self._service.model(message.model, message.version)
 
-    @answers
     def CreateMemory(self, message: pb.CreateMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
         return self._memory(self._service.create_memory(proto.to_memory_request(message), call_of(context)))
 
-    @answers
     def GetMemory(self, message: pb.GetMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
         return self._memory(self._service.memory(message.model, message.id, call_of(context)))
 
-    @answers
     def ListMemories(self, message: pb.ListMemoriesRequest, context: grpc.ServicerContext) -> pb.ListMemoriesResponse:
         return pb.ListMemoriesResponse(
             memories=map(self._memory, self._service.memories(message.model, call_of(context)))
         )
 
-    @answers
     def DeleteMemory(self, message: pb.DeleteMemoryRequest, context: grpc.ServicerContext) -> pb.DeleteMemoryResponse:
         self._service.delete_memory(message.model, message.id, call_of(context))
         return pb.DeleteMemoryResponse()

@@ -1,11 +1,9 @@
 """What every servicer needs beside its messages: who calls and for how long, and how a failure is told."""
 
-import functools
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
@@ -15,48 +13,34 @@ from grpc_status import rpc_status
 from attention_server.callers import Caller
 from attention_server.domain import Call
 from attention_server.errors import AttentionServiceError, Unavailable
-from attention_server.translate.errors import to_status
-
-REQUEST_ID = "x-request-id"
+from attention_server.translate.errors import note, to_status
+from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch, request_id
 
 log = structlog.get_logger()
 
-M = TypeVar("M")
-Method = Callable[[Any, M, grpc.ServicerContext], Any]
 
-
-def answers(method: Method[M]) -> Method[M]:
-    """Turn what a method raises into a status: a caller's mistake by its cause; ours goes into the log alone."""
-
-    @functools.wraps(method)
-    def answer(servicer: Any, message: M, context: grpc.ServicerContext) -> Any:
-        with _statuses(context):
-            return method(servicer, message, context)
-
-    return answer
-
-
-def streams(method: Method[M]) -> Method[M]:
-    """Do what `answers` does, for a method whose answers are many: it may raise before and between them."""
-
-    @functools.wraps(method)
-    def answer(servicer: Any, messages: M, context: grpc.ServicerContext) -> Iterator[Any]:
-        with _statuses(context):
-            yield from method(servicer, messages, context)
-
-    return answer
+class Aborted(Exception):
+    """A call has its status; there is nothing more to say."""
 
 
 @contextmanager
-def _statuses(context: grpc.ServicerContext) -> Iterator[None]:
-    context.set_trailing_metadata(((REQUEST_ID, request_id(context)),))
+def statuses(context: grpc.ServicerContext) -> Iterator[None]:
+    """Turn what a method raises into a status: a caller's mistake by its cause; ours goes into the log alone."""
     try:
         yield
+    except Aborted:
+        raise
     except AttentionServiceError as error:
         abort(context, error)
     except Exception as error:
-        log.exception("a request failed for a fault of ours", request_id=request_id(context))
+        log.exception("a request failed for a fault of ours", request_id=watch_of(context).request_id)
         abort(context, error)
+
+
+def trailing_metadata(watch: Watch) -> tuple[tuple[str, str], ...]:
+    """Return what a caller is told of every call: its id and, where something ran, where the time went."""
+    timing = watch.server_timing()
+    return ((REQUEST_ID, watch.request_id), *(((SERVER_TIMING, timing),) if timing else ()))
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,8 @@ class _Status(grpc.Status):
 def call_of(context: grpc.ServicerContext) -> Call:
     """Return who asks, until when, and whether they still do."""
     caller: Caller = context.attention_caller  # type: ignore[attr-defined] # the gate has set it
-    call = Call(request_id(context), caller.name or peer_of(context), context.time_remaining(), caller.rights)
+    watch = watch_of(context)
+    call = Call(watch.request_id, watch.caller, context.time_remaining(), caller.rights, watch)
     if not context.add_callback(call.leave):
         call.leave()
     return call
@@ -84,22 +69,20 @@ def peer_of(context: grpc.ServicerContext) -> str:
     return host.strip("[]") or context.peer()
 
 
-def request_id(context: grpc.ServicerContext) -> str:
-    """Return the caller's id for this call, or a new one, the same each time it is asked for."""
-    chosen: str | None = getattr(context, "attention_request_id", None)
-    if chosen is None:
-        sent = dict(context.invocation_metadata()).get(REQUEST_ID, "")
-        chosen = sent[:128] if isinstance(sent, str) and sent else uuid.uuid4().hex
-        context.attention_request_id = chosen  # type: ignore[attr-defined]
-    return chosen
+def watch_of(context: grpc.ServicerContext) -> Watch:
+    """Return what takes note of what happens to a call; the gate has set it, but for those who ask for health."""
+    watch: Watch = getattr(context, "attention_watch", None) or Watch(request_id=request_id(None))
+    return watch
 
 
 def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     """End a call with what an error says of itself."""
-    chosen = request_id(context)
-    status = rpc_status.to_status(to_status(error, chosen))
-    metadata = [*status.trailing_metadata, (REQUEST_ID, chosen)]  # the status replaces what was set before it
+    watch = watch_of(context)
+    note(watch, error)
+    status = rpc_status.to_status(to_status(error, watch.request_id))
+    metadata = [*status.trailing_metadata, *trailing_metadata(watch)]  # the status replaces what was set before it
     if isinstance(error, Unavailable):
         metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))  # what gRPC's own retries obey
-    context.abort_with_status(_Status(status.code, status.details, tuple(metadata)))
-    raise AssertionError("abort_with_status raises")
+    with suppress(Exception):  # by which it ends a method
+        context.abort_with_status(_Status(status.code, status.details, tuple(metadata)))
+    raise Aborted

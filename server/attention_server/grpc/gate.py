@@ -1,16 +1,19 @@
-"""What every call passes before its method: whose it is, and whether there is room for it.
+"""What every call passes before its method: who watches it, whose it is, and whether there is room for it.
 
 A call that is refused for its credentials is refused before any of its messages is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
 from attention_server.callers import OPEN, Caller, Callers
-from attention_server.errors import LimitReached, Unauthenticated
-from attention_server.grpc.exchange import abort
+from attention_server.errors import Unauthenticated
+from attention_server.grpc.exchange import peer_of, statuses, trailing_metadata
+from attention_server.observe import Observer
+from attention_server.watch import Watch
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
@@ -20,49 +23,107 @@ Continuation = Callable[[grpc.HandlerCallDetails], "grpc.RpcMethodHandler[Any, A
 class Gate(grpc.ServerInterceptor):
     """Lets callers through who are known; those who ask for health need not be."""
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: Callers, observer: Observer) -> None:
         self._callers = callers
+        self._observer = observer
 
     def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Return the method, behind the gate; or what refuses the call."""
+        handler = continuation(handler_call_details)
         if handler_call_details.method in OPEN:
-            return continuation(handler_call_details)
-        metadata = dict(handler_call_details.invocation_metadata or ())
+            return handler
+        metadata: Mapping[str, Any] = dict(handler_call_details.invocation_metadata or ())
+        entry = _Entry(self._observer, handler_call_details.method.rpartition("/")[2] if handler else "", metadata)
         try:
             caller = self._callers.identify(_text(metadata.get("authorization")))
         except Unauthenticated as error:
-            return _refusal(error)
-        handler = continuation(handler_call_details)
-        return None if handler is None else _guarded(handler, caller)
+            return entry.refusing(error)
+        return entry.guarding(handler, caller) if handler else None
 
 
 def _text(value: str | bytes | None) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _refusal(error: Unauthenticated) -> "grpc.RpcMethodHandler[Any, Any]":
-    # As a stream, which it refuses without reading: a method of one message would be called when that is here whole.
-    return grpc.stream_stream_rpc_method_handler(lambda _, context: abort(context, error))
+class _Entry:
+    """One call's way in.
 
+    Args:
+        observer: watches it.
+        name: its method's; empty where there is no such method.
+        metadata: it came with.
+    """
 
-def _guarded(handler: "grpc.RpcMethodHandler[Any, Any]", caller: Caller) -> "grpc.RpcMethodHandler[Any, Any]":
-    kind = next(kind for kind in KINDS if getattr(handler, kind))
-    method = getattr(handler, kind)
+    def __init__(self, observer: Observer, name: str, metadata: Mapping[str, Any]) -> None:
+        self._observer = observer
+        self._name = name
+        self._metadata = metadata
 
-    def behind_the_gate(request: Any, context: grpc.ServicerContext) -> Any:
+    def refusing(self, error: Unauthenticated) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return what refuses the call."""
+
+        def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> None:
+            with self._watched(context):
+                raise error
+
+        # As a stream, which it refuses without reading: a method of one message is called when that is here whole.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def guarding(self, handler: "grpc.RpcMethodHandler[Any, Any]", caller: Caller) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return a method behind the gate. It gives bytes, and is told those of its message: they are watched too."""
+        kind = next(kind for kind in KINDS if getattr(handler, kind))
+        method: Any = getattr(handler, kind)
+        read: Any = handler.request_deserializer
+        write: Any = handler.response_serializer
+
+        def answer_once(request: Any, context: grpc.ServicerContext) -> bytes:
+            with self._watched(context, caller) as watch:
+                message, watch.request_bytes = request
+                answer: bytes = write(method(message, context))
+                watch.is_written(len(answer))
+                context.set_trailing_metadata(trailing_metadata(watch))
+                return answer
+
+        def answer_often(messages: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            with self._watched(context, caller, is_stream=True) as watch:
+                context.set_trailing_metadata(trailing_metadata(watch))
+                for answer in method(messages, context):
+                    # A stream of requests has written its answers, each for the request that it is of.
+                    yield answer if isinstance(answer, bytes) else write(answer)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        guarded: grpc.RpcMethodHandler[Any, Any] = (
+            make(answer_often, read)
+            if handler.response_streaming
+            else make(answer_once, lambda content: (read(content), len(content)))
+        )
+        return guarded
+
+    @contextmanager
+    def _watched(
+        self, context: grpc.ServicerContext, caller: Caller | None = None, *, is_stream: bool = False
+    ) -> Iterator[Watch]:
+        """Watch the call and let its caller in; what is raised becomes its status.
+
+        Args:
+            context: the call's.
+            caller: None for one who is refused.
+            is_stream: whether its messages are requests.
+        """
+        known = caller.name if caller else ""
+        watch = self._observer.begin(
+            "grpc", self._name, self._metadata, is_stream=is_stream, caller=known or peer_of(context)
+        )
+        context.attention_watch = watch  # type: ignore[attr-defined]
         try:
-            leave = caller.enter()
-        except LimitReached as error:
-            abort(context, error)
-        if not context.add_callback(leave):
-            leave()
-        context.attention_caller = caller  # type: ignore[attr-defined]
-        return method(request, context)
-
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    guarded: grpc.RpcMethodHandler[Any, Any] = make(
-        behind_the_gate, handler.request_deserializer, handler.response_serializer
-    )
-    return guarded
+            with statuses(context):
+                if caller:
+                    leave = caller.enter()
+                    if not context.add_callback(leave):
+                        leave()
+                    context.attention_caller = caller  # type: ignore[attr-defined]
+                yield watch
+        finally:
+            self._observer.end(watch)

@@ -10,7 +10,7 @@ from google.protobuf.json_format import ParseDict
 
 from attention_server.domain import Call, Response
 from attention_server.errors import NotFound, Unimplemented
-from attention_server.grpc.exchange import answers, call_of, streams
+from attention_server.grpc.exchange import call_of
 from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.service import Service
 from attention_server.translate import oip, oip_models, oip_proto
@@ -26,57 +26,47 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self._conversations = conversations
         self._dialect = Dialect(self._submit, _refuse, in_order=True)
 
-    @answers
     def ServerLive(self, message: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    @answers
     def ServerReady(self, message: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._service.ready)
 
-    @answers
     def ModelReady(self, message: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
         try:
             return pb.ModelReadyResponse(ready=self._service.is_ready(message.name, _version(message.version)))
         except NotFound:  # the protocol asks whether it answers, not whether it is there
             return pb.ModelReadyResponse(ready=False)
 
-    @answers
     def ServerMetadata(
         self, message: pb.ServerMetadataRequest, context: grpc.ServicerContext
     ) -> pb.ServerMetadataResponse:
         return ParseDict(oip_models.server(), pb.ServerMetadataResponse())
 
-    @answers
     def ModelMetadata(
         self, message: pb.ModelMetadataRequest, context: grpc.ServicerContext
     ) -> pb.ModelMetadataResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict(oip_models.metadata(model), pb.ModelMetadataResponse())
 
-    @answers
     def ModelConfig(self, message: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict({"config": oip_models.config(model)}, pb.ModelConfigResponse())
 
-    @answers
     def ModelInfer(self, message: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
         return oip_proto.from_answer(oip.answer(oip_proto.to_infer(message), self._service, call_of(context)))
 
-    @streams
     def ModelStreamInfer(
         self, messages: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.ModelStreamInferResponse]:
+    ) -> Iterator[bytes]:
         return self._conversations.hold(messages, self._dialect, call_of(context), context)
 
-    @answers
     def RepositoryIndex(
         self, message: pb.RepositoryIndexRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryIndexResponse:
         models = oip_models.index(self._service.index(), ready=message.ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
-    @answers
     def RepositoryModelLoad(
         self, message: pb.RepositoryModelLoadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelLoadResponse:
@@ -84,7 +74,6 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self._service.load_model(message.model_name, call_of(context))
         return pb.RepositoryModelLoadResponse()
 
-    @answers
     def RepositoryModelUnload(
         self, message: pb.RepositoryModelUnloadRequest, context: grpc.ServicerContext
     ) -> pb.RepositoryModelUnloadResponse:
@@ -92,14 +81,12 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self._service.unload_model(message.model_name, call_of(context))
         return pb.RepositoryModelUnloadResponse()
 
-    @answers
     def ModelStatistics(
         self, message: pb.ModelStatisticsRequest, context: grpc.ServicerContext
     ) -> pb.ModelStatisticsResponse:
         found = self._service.statistics(message.name, _version(message.version))
         return ParseDict(oip_models.statistics(found), pb.ModelStatisticsResponse())
 
-    @answers
     def _refuse_all(self, message: object, context: grpc.ServicerContext) -> None:
         raise Unimplemented(oip_models.NOT_OFFERED)
 

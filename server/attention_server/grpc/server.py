@@ -63,7 +63,7 @@ class GrpcServer:
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(requests + STREAMS + SPARE_THREADS, thread_name_prefix="grpc"),
-            interceptors=[Gate(callers)],
+            interceptors=[Gate(callers, service.observer)],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
@@ -72,7 +72,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
             ],
         )
-        self._conversations = Conversations()
+        self._conversations = Conversations(service.observer)
         attention = AttentionServicer(service, self._conversations)
         add_AttentionServiceServicer_to_server(attention, self._server)
         inference = InferenceServicer(service, self._conversations)

@@ -4,20 +4,24 @@ Two threads hold a stream: one reads and hands to the scheduler, the other write
 window of what is in flight, and then nothing more of theirs is read: that is the flow control.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
 from attention_proto.window import Window
+from google.protobuf.message import Message
 
 from attention_server.domain import Call, Response
-from attention_server.errors import AttentionServiceError, Unavailable
+from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
+from attention_server.observe import Observer
+from attention_server.translate.errors import note
 
 STREAMS = 64  # at once; each holds two threads
 IN_FLIGHT = 32  # requests of one stream
@@ -26,7 +30,7 @@ IN_FLIGHT_BYTES = 64 * 1024 * 1024
 log = structlog.get_logger()
 
 
-A = TypeVar("A")  # an answer's message
+A = TypeVar("A", bound=Message)  # an answer's
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,39 +55,45 @@ class Outcome(Generic[A]):
 
     Attributes:
         id: the caller's.
-        size: the request's bytes.
+        call: the request's own, within the stream's.
         write: writes the response; None for a request that was refused.
         future: holds the response, or the error.
     """
 
     id: str
-    size: int
+    call: Call
     write: Callable[[Response], A] | None
     future: "Future[Response]"
 
 
 class Conversations:
-    """The streams that are open."""
+    """The streams that are open.
 
-    def __init__(self) -> None:
+    Args:
+        observer: watches what they bring.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         self._lock = threading.Lock()
         self._open: set[Conversation[Any]] = set()
         self._ended = False
 
     def hold(
         self, messages: Iterator[Any], dialect: Dialect[A], call: Call, context: grpc.ServicerContext
-    ) -> Iterator[A]:
+    ) -> Iterator[bytes]:
         """Answer a stream.
 
         Raises:
-            Unavailable: too many are open, or the server is stopping.
+            Full: too many are open.
+            Stopping: the server is.
         """
-        conversation = Conversation(dialect, call)
+        conversation = Conversation(dialect, call, self._observer)
         with self._lock:
             if self._ended:
-                raise Unavailable("the server is stopping")
+                raise Stopping("the server is stopping")
             if len(self._open) >= STREAMS:
-                raise Unavailable(f"{STREAMS} streams are open; send several sequences in one request, or come back")
+                raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
             self._open.add(conversation)
         try:
             if not context.add_callback(conversation.leave):
@@ -109,33 +119,43 @@ class Conversation(Generic[A]):
     Args:
         dialect: how its protocol speaks.
         call: the stream's: all its requests have its caller and its deadline.
+        observer: watches each.
     """
 
-    def __init__(self, dialect: Dialect[A], call: Call) -> None:
+    def __init__(self, dialect: Dialect[A], call: Call, observer: Observer) -> None:
         self._dialect = dialect
         self._call = call
+        self._observer = observer
         self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
         self._outcomes: SimpleQueue[Outcome[A] | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
         self._complete = False  # the caller has sent all they wanted to
         self._ended = False  # no more is taken, for whatever reason
+        self._over = False  # no more is answered
 
-    def hold(self, messages: Iterator[Any]) -> Iterator[A]:
+    def hold(self, messages: Iterator[Any]) -> Iterator[bytes]:
         """Yield an answer for each message, as they are ready.
 
         Raises:
-            Unavailable: the server stops; what it took is answered.
+            Cancelled: the caller has gone.
+            Stopping: the server is; what it took is answered.
         """
         threading.Thread(target=self._take, args=(messages,), name="stream", daemon=True).start()
         sent = 0
-        while not (self._ended and sent == self._taken):
-            outcome = self._outcomes.get()
-            if outcome is not None:
-                yield self._answer(outcome)
-                sent += 1
-                self._window.leave(outcome.size)
+        try:
+            while not (self._ended and sent == self._taken):
+                outcome = self._outcomes.get()
+                if outcome is not None:
+                    yield self._answer(outcome)
+                    sent += 1
+                    self._window.leave(outcome.call.watch.request_bytes)
+        finally:
+            self._over = True
+            self._watch_no_more()
         if not self._complete:
-            raise Unavailable("the server is stopping")
+            if self._call.gone:
+                raise Cancelled("the caller has gone")
+            raise Stopping("the server is stopping")
 
     def end(self) -> None:
         """Answer what was taken, and take no more."""
@@ -167,26 +187,46 @@ class Conversation(Generic[A]):
         self._outcomes.put(None)
 
     def _submit(self, message: Any, size: int) -> None:
+        call = self._call.part(self._observer.message(self._call.watch, message.id, size))
         write = None
         try:
-            future, write = self._dialect.submit(message, self._call)
+            future, write = self._dialect.submit(message, call)
         except Exception as error:  # noqa: BLE001 # it is this request's alone: the stream goes on
             future = Future()
             future.set_exception(error)
         if self._dialect.in_order:
-            self._outcomes.put(Outcome(message.id, size, write, future))
+            self._put(Outcome(message.id, call, write, future))
         else:
-            future.add_done_callback(functools.partial(self._done, message.id, size, write))
+            future.add_done_callback(functools.partial(self._done, message.id, call, write))
 
-    def _done(self, id_: str, size: int, write: Callable[[Response], A] | None, future: "Future[Response]") -> None:
-        self._outcomes.put(Outcome(id_, size, write, future))
+    def _done(self, id_: str, call: Call, write: Callable[[Response], A] | None, future: "Future[Response]") -> None:
+        self._put(Outcome(id_, call, write, future))
 
-    def _answer(self, outcome: Outcome[A]) -> A:
+    def _put(self, outcome: Outcome[A]) -> None:
+        self._outcomes.put(outcome)
+        if self._over:
+            self._watch_no_more()
+
+    def _watch_no_more(self) -> None:
+        """End the watch of what is not answered any more, for its caller has gone."""
+        with contextlib.suppress(Empty):
+            while True:
+                outcome = self._outcomes.get_nowait()
+                if outcome is not None:
+                    note(outcome.call.watch, Cancelled("the caller has gone"))
+                    self._observer.end(outcome.call.watch)
+
+    def _answer(self, outcome: Outcome[A]) -> bytes:
+        watch = outcome.call.watch
         try:
             response = outcome.future.result()
             assert outcome.write is not None  # or the future would have raised
-            return outcome.write(response)
+            answer = outcome.write(response).SerializeToString()
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
-                log.exception("a request failed for a fault of ours", request_id=self._call.request_id)
-            return self._dialect.refuse(outcome.id, error, self._call)
+                log.exception("a request failed for a fault of ours", request_id=watch.request_id)
+            note(watch, error)
+            answer = self._dialect.refuse(outcome.id, error, outcome.call).SerializeToString()
+        watch.is_written(len(answer))
+        self._observer.end(watch)
+        return answer

@@ -3,8 +3,6 @@
 import asyncio
 import functools
 import math
-import re
-import uuid
 import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -19,20 +17,21 @@ from attention_server.callers import Caller
 from attention_server.domain import Call
 from attention_server.errors import (
     AttentionServiceError,
+    Cancelled,
     DeadlineExceeded,
+    Full,
     InvalidRequest,
     TooLarge,
     Unauthenticated,
     Unavailable,
 )
-from attention_server.translate.errors import code_of, to_json
+from attention_server.translate.errors import code_of, note, to_json
 from attention_server.translate.url import to_version
+from attention_server.watch import Watch
 
 JSON = "application/json"
-REQUEST_ID = "x-request-id"
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
-PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 INFLATED = ("gzip", "deflate")
 EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib tells gzip's header from its own
 
@@ -41,21 +40,24 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answers(handler: Handler) -> Handler:
-    """Turn what a handler raises into an answer: a caller's mistake by its cause; ours goes into the log alone."""
+    """Turn what a handler raises into an answer: a caller's mistake by its cause; ours goes into the log alone.
+
+    The handler is named like the RPC that does the same, and so the request is watched by that name.
+    """
+    name = "".join(word.capitalize() for word in handler.__name__.split("_"))
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
+        watch_of(request).method = name
         try:
-            response = await handler(request)
+            return await handler(request)
         except ClientDisconnect:
-            return Response(status_code=499)
+            return error_response(Cancelled("the caller has gone"), request)
         except AttentionServiceError as error:
-            response = error_response(error, request)
+            return error_response(error, request)
         except Exception as error:
-            log.exception("a request failed for a fault of ours", request_id=request_id(request))
-            response = error_response(error, request)
-        response.headers[REQUEST_ID] = request_id(request)
-        return response
+            log.exception("a request failed for a fault of ours", request_id=watch_of(request).request_id)
+            return error_response(error, request)
 
     return answer
 
@@ -79,11 +81,12 @@ class Exchange:
 
         Raises:
             TooLarge: the body is larger than one may be.
-            Unavailable: no thread is free.
+            Full: no thread is free.
             DeadlineExceeded: the caller's time ran out.
             InvalidRequest: the body is not compressed as its header says.
         """
         body = await self._body(request, call)
+        call.watch.request_bytes = len(body)
         encoding = request.headers.get("content-encoding", "")
         return await self._in_thread(request, call, lambda: work(inflate(body, encoding, self._max_message_bytes)))
 
@@ -133,7 +136,7 @@ class Exchange:
 
     def _check_idle(self) -> None:
         if not self._idle_threads:  # a pool's own queue has no bound
-            raise Unavailable("more requests are here than can be answered")
+            raise Full("more requests are here than can be answered")
 
 
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
@@ -178,18 +181,14 @@ def call_of(request: Request) -> Call:
         InvalidRequest: the timeout is no number of seconds.
     """
     caller: Caller = request.state.caller  # the gate has set it
-    name = caller.name or request.state.certificate or (request.client.host if request.client else "")
-    return Call(request_id(request), name, _timeout(request), caller.rights)
+    watch = watch_of(request)
+    return Call(watch.request_id, watch.caller, _timeout(request), caller.rights, watch)
 
 
-def request_id(request: Request) -> str:
-    """Return the caller's id for this call, or a new one, the same each time it is asked for."""
-    chosen: str | None = getattr(request.state, "request_id", None)
-    if chosen is None:
-        sent = request.headers.get(REQUEST_ID, "")
-        chosen = sent if PRINTABLE.fullmatch(sent) else uuid.uuid4().hex
-        request.state.request_id = chosen
-    return chosen
+def watch_of(request: Request) -> Watch:
+    """Return what takes note of what happens to a request; the gate has set it."""
+    watch: Watch = request.state.watch
+    return watch
 
 
 def _timeout(request: Request) -> float | None:
@@ -222,7 +221,9 @@ def json_response(content: object, status: int = 200) -> Response:
 
 def error_response(error: Exception, request: Request) -> Response:
     """Return an error as the protocol of the request's path tells it."""
-    response = json_response(told(request, to_json(error, request_id(request))), status=code_of(error).http)
+    watch = watch_of(request)
+    note(watch, error)
+    response = json_response(told(request, to_json(error, watch.request_id)), status=code_of(error).http)
     if isinstance(error, Unavailable):
         response.headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, Unauthenticated):

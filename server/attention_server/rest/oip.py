@@ -44,60 +44,60 @@ class InferenceRoutes:
         """Return the routes of `/v2`."""
         repository = "/v2/repository/models/{model}"
         return [
-            _route("/v2", self.server, "GET"),
-            _route("/v2/health/live", self.live, "GET"),
-            _route("/v2/health/ready", self.ready, "GET"),
-            _route("/v2/repository/index", self.index, "POST"),
-            _route(f"{repository}/load", self.load, "POST"),
-            _route(f"{repository}/unload", self.unload, "POST"),
-            _route("/v2/models/stats", self.statistics, "GET"),
-            *_routes("/stats", self.statistics, "GET"),
-            *_routes("", self.metadata, "GET"),
+            _route("/v2", self.server_metadata, "GET"),
+            _route("/v2/health/live", self.server_live, "GET"),
+            _route("/v2/health/ready", self.server_ready, "GET"),
+            _route("/v2/repository/index", self.repository_index, "POST"),
+            _route(f"{repository}/load", self.repository_model_load, "POST"),
+            _route(f"{repository}/unload", self.repository_model_unload, "POST"),
+            _route("/v2/models/stats", self.model_statistics, "GET"),
+            *_routes("/stats", self.model_statistics, "GET"),
+            *_routes("", self.model_metadata, "GET"),
             *_routes("/ready", self.model_ready, "GET"),
-            *_routes("/config", self.config, "GET"),
-            *_routes("/infer", self.infer, "POST"),
+            *_routes("/config", self.model_config, "GET"),
+            *_routes("/infer", self.model_infer, "POST"),
         ]
 
     def refusals(self) -> list[Route]:
         """Return the routes of what the protocol has and this server does not."""
         return [_route(path, self.not_offered, "GET", "POST") for path in NOT_OFFERED]
 
-    async def server(self, request: Request) -> Response:
+    async def server_metadata(self, request: Request) -> Response:
         return json_response(oip_models.server())
 
-    async def live(self, request: Request) -> Response:
+    async def server_live(self, request: Request) -> Response:
         return json_response({"live": True})
 
-    async def ready(self, request: Request) -> Response:
+    async def server_ready(self, request: Request) -> Response:
         ready = self._ready()
         return json_response({"ready": ready}, 200 if ready else 503)
 
-    async def metadata(self, request: Request) -> Response:
+    async def model_metadata(self, request: Request) -> Response:
         return json_response(oip_models.metadata(self._service.model(_model(request), version_of(request))))
 
     async def model_ready(self, request: Request) -> Response:
         ready = self._service.is_ready(_model(request), version_of(request))
         return json_response({"name": _model(request), "ready": ready}, 200 if ready else 503)
 
-    async def config(self, request: Request) -> Response:
+    async def model_config(self, request: Request) -> Response:
         return json_response(oip_models.config(self._service.model(_model(request), version_of(request))))
 
-    async def statistics(self, request: Request) -> Response:
+    async def model_statistics(self, request: Request) -> Response:
         model = request.path_params.get("model", "")
         return json_response(oip_models.statistics(self._service.statistics(model, version_of(request))))
 
-    async def infer(self, request: Request) -> Response:
+    async def model_infer(self, request: Request) -> Response:
         call = call_of(request)
         work = functools.partial(self._infer, request=request, version=version_of(request), call=call)
         return await self._exchange.answer(request, call, work)
 
-    async def index(self, request: Request) -> Response:
+    async def repository_index(self, request: Request) -> Response:
         return await self._exchange.answer(request, call_of(request), self._index)
 
-    async def load(self, request: Request) -> Response:
+    async def repository_model_load(self, request: Request) -> Response:
         return await self._change(request, self._load)
 
-    async def unload(self, request: Request) -> Response:
+    async def repository_model_unload(self, request: Request) -> Response:
         return await self._change(request, self._unload)
 
     async def _change(self, request: Request, change: Callable[[str, Call, bytes], Response]) -> Response:

@@ -12,6 +12,7 @@ from importlib.resources import files
 import orjson
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -24,11 +25,13 @@ from attention_server.callers import Callers
 from attention_server.certificates import Certificates, http_context
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
-from attention_server.rest.exchange import JSON, REQUEST_ID, Exchange, request_id, told
+from attention_server.rest.exchange import JSON, Exchange, answers, told, watch_of
 from attention_server.rest.gate import Gate
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
 from attention_server.service import SPARE_THREADS, Service
+from attention_server.translate import prometheus
+from attention_server.translate.errors import name_of
 
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
@@ -97,16 +100,14 @@ def docs_routes() -> list[Route | Mount]:
 async def plain_error(request: Request, error: Exception) -> Response:
     """Answer what the router refuses, an unknown path or method, in the form of every other error."""
     assert isinstance(error, HTTPException)
-    status = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}.get(error.status_code, "INVALID_ARGUMENT")
     message = {404: f"there is no {request.url.path[:256]}; see /docs", 405: f"{request.method} is not offered here"}
     content = {
         "code": error.status_code,
-        "status": status,
+        "status": name_of(error.status_code),
         "message": message.get(error.status_code, error.detail),
-        "request_id": request_id(request),
+        "request_id": watch_of(request).request_id,
     }
-    headers = {**(error.headers or {}), REQUEST_ID: request_id(request)}
-    return Response(orjson.dumps(told(request, {"error": content})), error.status_code, headers, JSON)
+    return Response(orjson.dumps(told(request, {"error": content})), error.status_code, error.headers, JSON)
 
 
 class RestServer:
@@ -137,6 +138,7 @@ class RestServer:
         callers: Callers,
         certificates: Certificates | None = None,
     ) -> None:
+        self._service = service
         self._socket = _listen(host, port)
         threads = requests + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
@@ -150,11 +152,12 @@ class RestServer:
                 *inference.routes(),
                 *inference.refusals(),
                 *self._health.routes(),
+                Route("/metrics", answers(self.metrics)),
                 *docs_routes(),
                 *page_routes(),
             ],
             exception_handlers={HTTPException: plain_error},
-            middleware=[Middleware(Gate, callers, mutual=certificates is not None and certificates.mutual)],
+            middleware=[Middleware(Gate, callers, certificates is not None and certificates.mutual, service.observer)],
         )
         self.routes = application.routes
         config = uvicorn.Config(
@@ -182,6 +185,10 @@ class RestServer:
         self._server.should_exit = True
         await self._serving
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def metrics(self, request: Request) -> Response:
+        content = await run_in_threadpool(prometheus.exposition, self._service)
+        return Response(content, media_type=prometheus.CONTENT_TYPE)
 
 
 class _Server(uvicorn.Server):

@@ -1,5 +1,6 @@
 """The one table from causes to codes, and what each wire form says of an error."""
 
+import re
 from dataclasses import dataclass
 
 import grpc
@@ -12,17 +13,22 @@ from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
     DeadlineExceeded,
+    Full,
     InvalidRequest,
     LimitReached,
+    Loading,
     NotFound,
     PermissionDenied,
+    Stopping,
     TooLarge,
     Unauthenticated,
     Unavailable,
     Unimplemented,
 )
+from attention_server.watch import OK, Watch
 
 INTERNAL_MESSAGE = "internal error"
+WORDS = re.compile("(?<!^)(?=[A-Z])")  # TooLarge -> too_large
 LONGEST_MESSAGE = (
     600  # characters: gRPC sends a message as a header, up to 12 bytes a character, twice; 16 KiB hold all
 )
@@ -41,6 +47,9 @@ CODES: dict[type[AttentionServiceError], Code] = {
     NotFound: Code(grpc.StatusCode.NOT_FOUND, 404),
     TooLarge: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
     Unavailable: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    Full: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    Loading: Code(grpc.StatusCode.UNAVAILABLE, 503),
+    Stopping: Code(grpc.StatusCode.UNAVAILABLE, 503),
     LimitReached: Code(grpc.StatusCode.UNAVAILABLE, 429),
     DeadlineExceeded: Code(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     Cancelled: Code(grpc.StatusCode.CANCELLED, 499),
@@ -51,9 +60,28 @@ CODES: dict[type[AttentionServiceError], Code] = {
 INTERNAL = Code(grpc.StatusCode.INTERNAL, 500)
 
 
+STATUSES = {code.http: code.grpc.name for code in CODES.values()} | {405: grpc.StatusCode.UNIMPLEMENTED.name}
+
+
 def code_of(error: Exception) -> Code:
     """Return an error's codes; INTERNAL for what is not the caller's affair."""
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), INTERNAL)
+
+
+def name_of(status: int) -> str:
+    """Return the name of gRPC's code for what HTTP says by a status."""
+    if status < 400:
+        return OK
+    return STATUSES.get(status, (INTERNAL.grpc if status >= 500 else CODES[InvalidRequest].grpc).name)
+
+
+def note(watch: Watch, error: Exception) -> None:
+    """Tell who watches a request why it has no answer; not in the caller's words, which may be content."""
+    code = code_of(error).grpc.name
+    if isinstance(error, AttentionServiceError):
+        watch.failed(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
+    else:
+        watch.failed(code, "internal")
 
 
 def message_of(error: Exception) -> str:

@@ -3,7 +3,6 @@
 Its forms on the wire are read and written by `oip_proto` and `oip_json`; what a request means is decided here, once.
 """
 
-import copy
 import functools
 import math
 import re
@@ -115,10 +114,9 @@ def submit(infer: Infer, service: Service, call: Call) -> tuple["Future[Response
         AttentionServiceError: as `Service.submit`, the fields named as the protocol names them.
     """
     request = to_request(infer, service.limits)
-    own = copy.copy(call)  # its time is its own, not its stream's
-    _shorten(own, infer.parameters)
+    _shorten(call, infer.parameters)
     with _named_as_sent(infer):
-        future = service.submit(request, call if own.deadline == call.deadline else own, bulk=True)
+        future = service.submit(request, call, bulk=True)
     return future, functools.partial(from_response, infer=infer, limits=service.limits)
 
 

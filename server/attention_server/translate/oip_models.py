@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from attention_proto.attention.v1.attention_pb2 import Model
 
 from attention_server.domain import PREDICTIONS, IndexEntry
-from attention_server.statistics import Duration, VersionStatistics
+from attention_server.statistics import VersionStatistics
 from attention_server.translate.document import fields
 from attention_server.translate.oip import PREDICTION_PARTS, TOKENS
 from attention_server.translate.oip_tensor import BYTES
@@ -77,7 +77,7 @@ def index(entries: Iterable[IndexEntry], *, ready: bool) -> list[Document]:
 
 
 def statistics(versions: Iterable[VersionStatistics]) -> Document:
-    """Describe what was asked of versions, and where the time went. What writing an answer takes is not measured."""
+    """Describe what was asked of versions, and where the time went."""
     return {"model_stats": [_statistics(each) for each in versions]}
 
 
@@ -142,20 +142,23 @@ def check_unload(parameters: Mapping[str, object]) -> None:
 
 def _statistics(one: VersionStatistics) -> Document:
     durations = {
-        "success": one.success,
-        "fail": one.fail,
-        "queue": one.queued,
-        "compute_input": one.checking,
-        "compute_infer": one.computing,
-        "compute_output": Duration(one.success.count),
+        "success": [one.success],
+        "fail": one.failures.values(),
+        "queue": [one.queued],
+        "compute_input": [one.checking],
+        "compute_infer": [one.computing],
+        "compute_output": [one.encoding],
     }
     return {
         "name": one.model,
         "version": str(one.version),
         "last_inference": one.last_inference,
-        "inference_count": one.sequences,
+        "inference_count": one.sequences.total,
         "execution_count": one.success.count,
-        "inference_stats": {name: {"count": each.count, "ns": each.ns} for name, each in durations.items()},
+        "inference_stats": {
+            name: {"count": sum(each.count for each in all_), "ns": sum(each.total for each in all_)}
+            for name, all_ in durations.items()
+        },
     }
 
 
