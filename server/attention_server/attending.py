@@ -79,7 +79,7 @@ class Attending:
             cost=self.cost,
             size=self.answer_bytes + sum(each.size for each in self.prepared),
             kind=(self.asked, self.parts[0].kind) if alone else None,
-            most=self.parts[0].most,
+            most=self.parts[0].most if alone else 1,
         )
 
     def response(self, results: Sequence[Result]) -> Response:

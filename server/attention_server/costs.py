@@ -124,7 +124,7 @@ def _tiny(subject: Subject[S]) -> Iterator[tuple[int, float]]:
         if alone > PATIENCE:
             return
         remains = _seconds(subject, length, count) / count / alone
-        if remains > PAYS or not subject.is_sound(length, count):
+        if remains > PAYS or not all(subject.is_sound(length, each) for each in {2, 3, count}):
             return
         yield from [(count, remains)] * (length - before)
         before = length

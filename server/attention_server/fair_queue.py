@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any
 
 PATIENCE = 2  # times what it takes itself, a job may wait
+REMEMBERED = 1024  # callers; beyond, those are forgotten who have nothing here, and with them whose turn it was
 LEAST_COST = 1e-6  # seconds: what costs nothing would never have to share
 
 _tag = attrgetter("tag")
@@ -188,6 +189,8 @@ class FairQueue:
         return (busy + sum(each.cost for each in self._jobs if each.tag <= tag)) / self._slots
 
     def _place(self, job: Waiting) -> None:
+        if len(self._ends) > REMEMBERED:
+            self._ends = {each.caller: self._ends[each.caller] for each in self._jobs}
         job.tag = max(self._clock, self._ends.get(job.caller, 0.0))
         self._ends[job.caller] = job.tag + job.cost
 

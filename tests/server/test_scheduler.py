@@ -392,6 +392,20 @@ def test_what_was_cancelled_costs_no_turn(make):
     assert ran == ["b", "a", "b"]
 
 
+def test_callers_who_have_gone_are_forgotten(make):
+    """A server that is never idle does not remember everyone who ever called."""
+    scheduler = make(slots=2, max_queued=2)
+    release = Blocker()
+    holding = threading.Thread(target=submit, args=(scheduler, release))
+    holding.start()
+    assert release.started.wait(30)
+    for i in range(5000):
+        submit(scheduler, int, caller=str(i), cost=0.1)
+    assert len(scheduler._queue._ends) < 2000
+    release.release.set()
+    holding.join()
+
+
 # --- together --------------------------------------------------------------------------------------------------------
 
 
