@@ -111,6 +111,14 @@ def repository(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
+def dot_only(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of one small model."""
+    folder = tmp_path_factory.mktemp("dot_only")
+    (folder / "dot").symlink_to(repository / "dot")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
     """One server for all tests that leave it as it is."""
     with start_server(repository) as running:

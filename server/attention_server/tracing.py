@@ -4,6 +4,7 @@ What this imports is imported when traces are sent, which OpenTelemetry's own va
 """
 
 import os
+import threading
 import time
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -86,9 +87,8 @@ class OpenTelemetry:
         resource = Resource(ours).merge(OTELResourceDetector().detect())  # what the variables say goes before
         self._trace = trace
         self._propagator = TraceContextTextMapPropagator()
-        self._processor = BatchSpanProcessor(exporter)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(self._processor)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("attention_server")
 
     def begin(self, watch: Watch, within: Watch) -> None:
@@ -114,8 +114,10 @@ class OpenTelemetry:
         return f"{watch.span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
-        self._processor.force_flush(int(SECONDS_TO_CLOSE * 1000))
-        self._provider.shutdown()
+        # It sends what is left, and tries again where nobody answers; its own time limit is not kept.
+        closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        closing.start()
+        closing.join(SECONDS_TO_CLOSE)
 
 
 def _attributes(watch: Watch) -> dict[str, str | int]:

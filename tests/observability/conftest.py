@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 import requests
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
@@ -121,11 +119,3 @@ def run_collector() -> Iterator[Collector]:
         yield collector
     finally:
         server.stop(None).wait()
-
-
-@pytest.fixture(scope="module")
-def dot_only(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of one small model."""
-    folder = tmp_path_factory.mktemp("dot_only")
-    (folder / "dot").symlink_to(repository / "dot")
-    return folder

@@ -52,13 +52,5 @@ def make_token(name: str, *arguments: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def dot_only(repository, tmp_path_factory) -> Path:
-    """A repository of one small model."""
-    folder = tmp_path_factory.mktemp("dot_only")
-    (folder / "dot").symlink_to(repository / "dot")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def pems(tmp_path_factory) -> Pems:
     return make_pems(tmp_path_factory.mktemp("pems"))
