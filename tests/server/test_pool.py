@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from attention_server.engine import _OrtGraph
 
 from tests.conftest import refused
+from tests.server.composed import composed
 from tests.server.reference import CLOSE, STAGES, additive, read_block
 
 RNG = np.random.default_rng(3)
@@ -153,6 +155,33 @@ def test_predictions_beside_rows(transport):
     np.testing.assert_allclose(some["outputs"]["output"], whole["outputs"]["output"][[-1]], **CLOSE)
     for one, other in zip(some["predictions"], whole["predictions"], strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch):
+    """What asks for some rows costs these alone: the graph is given no others."""
+    computed = []
+    run = _OrtGraph.run
+
+    def noted(self, outputs, feeds):
+        computed.append(feeds["query"].shape[1] if "query" in feeds else None)
+        return run(self, outputs, feeds)
+
+    monkeypatch.setattr(_OrtGraph, "run", noted)
+    with composed(repository) as server:
+        transport = connect("grpc", server.rest, server.grpc)
+        for outputs, rows in (
+            ([{"name": "output", "pool": "first"}, {"name": "weights", "rows": [-1]}], 2),
+            ([{"name": "output", "rows": [1]}, "k"], 1),
+            ([{"name": "output", "pool": "mean"}, {"name": "q", "rows": [1]}], QUERIES),
+        ):
+            computed.clear()
+            transport.attend("cross", outputs=outputs, **VECTORS)
+            assert [each for each in computed if each is not None] == [rows]
+        computed.clear()
+        transport.attend(
+            "cross", outputs=[{"name": "output", "pool": "mean"}], mask={"allowed": HIDDEN_ROWS}, **VECTORS
+        )
+        assert [each for each in computed if each is not None] == [QUERIES - 2]
 
 
 def test_predictions_are_not_pooled(transport):
