@@ -160,11 +160,11 @@ def test_predictions_beside_rows(transport):
 def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch):
     """What asks for some rows costs these alone: the graph is given no others."""
     computed = []
-    run = _OrtGraph.run
+    original = _OrtGraph.run
 
-    def noted(self, outputs, feeds):
+    def noted(self, outputs, feeds, run):
         computed.append(feeds["query"].shape[1] if "query" in feeds else None)
-        return run(self, outputs, feeds)
+        return original(self, outputs, feeds, run)
 
     monkeypatch.setattr(_OrtGraph, "run", noted)
     with composed(repository) as server:

@@ -197,12 +197,13 @@ def test_tiny_messages_of_a_stream(models, connect):
         alone = [attend("multi", inputs=[each])["results"] for each in sequences]
         server.gate.close()
         server.gate.runs = 0
-        answers = AttentionServiceStub(channel).AttendStream(
-            iter(
-                pb.AttendStreamRequest(id=str(i), request=request_message("multi", [each]))
-                for i, each in enumerate(sequences)
-            )
-        )
+
+        def messages():
+            for i, each in enumerate(sequences):
+                yield pb.AttendStreamRequest(id=str(i), request=request_message("multi", [each]))
+                wait_until(lambda: server.gate.runs)  # the first runs by itself
+
+        answers = AttentionServiceStub(channel).AttendStream(messages())
         wait_until(lambda: server.gate.runs == 1 and len(server.scheduler._queue) == 8)
         server.gate.open()
         found = {int(answer.id): read_message(answer.response)["results"] for answer in answers}
