@@ -33,7 +33,7 @@ from benchmarks.start import RUNS, start
 
 DOCUMENT = ROOT / "docs/benchmarks.md"
 SECONDS_TO_START = 120
-SECONDS_TO_SPARE = 60  # for a load generator, beyond what it measures
+SECONDS_TO_SPARE = 40  # for a load generator, beyond what it measures; a call gives up after 30
 BLOCKS = {"block": "multi_head", "cross": "cross_attention"}
 
 say = Console(highlight=False, soft_wrap=True).print
@@ -41,6 +41,10 @@ say = Console(highlight=False, soft_wrap=True).print
 
 class NotMeasured(RuntimeError):
     """A load generator failed, or was answered wrongly; the message is the last that it said."""
+
+
+class NoTime(RuntimeError):
+    """The minutes are over."""
 
 
 class Run:
@@ -73,17 +77,21 @@ class Run:
             self.results.start = [start() for _ in range(RUNS)]
         for name in dict.fromkeys(name for case in cases for each in case.contenders for name in each.servers):
             self._serve(name)
-        for number in range(self._options.rounds):
-            before = time.monotonic()
-            for case in cases:
-                for contender in case.contenders:
-                    self._measure(case, contender, number)
-            took = time.monotonic() - before
-            self.results.about |= {"rounds": number + 1, "minutes": f"{self._elapsed() / 60:.0f}"}
-            self._save()
-            if self._elapsed() + took > 60 * self._options.minutes:
-                say(f"no time for more than {number + 1} rounds")
-                break
+        try:
+            for number in range(self._options.rounds):
+                self._round(cases, number)
+        except NoTime:
+            say("the minutes are over")
+
+    def _round(self, cases: Sequence[Case], number: int) -> None:
+        before = self._elapsed()
+        for case in cases:
+            for contender in case.contenders:
+                self._measure(case, contender, number)
+        self.results.about |= {"rounds": number + 1, "minutes": f"{self._elapsed() / 60:.0f}"}
+        self._save()
+        if 2 * self._elapsed() - before > 60 * self._options.minutes:
+            raise NoTime
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begin
@@ -103,8 +111,11 @@ class Run:
 
     def _prepare(self) -> None:
         """Export the blocks once for all, compute right answers, and make the environments."""
-        shutil.rmtree(self._models, ignore_errors=True)
+        if not self._options.resume:
+            shutil.rmtree(self._models, ignore_errors=True)
         for name, kind in BLOCKS.items():
+            if (self._models / name / "1/manifest.json").exists():
+                continue
             say(f"exporting {kind}")
             shape = ("--width", "384", "--heads", "12", "--name", name, "--models", self._models)
             command = (OWN["development"] / "bin/attention-export", "block", kind, *shape)
@@ -149,17 +160,27 @@ class Run:
         server = Server(name, how(self._pythons[environment]), cores, self._home)
         self._stack.callback(server.stop)
         self._servers[name] = server
+        try:
+            self._await(name)
+        except ServerFailed as error:
+            self._fail(name, f"does not start: {error}")
+            self._servers.pop(name).stop()
+
+    def _await(self, name: str) -> None:
+        """Ask a server until it answers rightly.
+
+        Raises:
+            ServerFailed: it has ended, or does not answer rightly in time.
+        """
         contender = next(each for each in plan.MANY if each.servers and each.peer == _peer(name))
-        end = time.monotonic() + SECONDS_TO_START
+        server, end = self._servers[name], time.monotonic() + SECONDS_TO_START
         while True:
+            server.check()
             try:
-                server.check()
                 self._ask(plan.SPEED[1], contender, server.address, 0.0)
-            except (ServerFailed, NotMeasured) as error:
-                if isinstance(error, ServerFailed) or time.monotonic() > end:
-                    self._fail(name, str(error))
-                    del self._servers[name]
-                    return
+            except NotMeasured as error:
+                if time.monotonic() > end:
+                    raise ServerFailed(str(error)) from error
             else:
                 return
 
@@ -168,7 +189,13 @@ class Run:
         return self._models / "block/1"
 
     def _measure(self, case: Case, contender: Contender, number: int) -> None:
-        """Measure one round of one contender, and keep it; a failure is kept in its place."""
+        """Measure one round of one contender, and keep it; a failure is kept in its place.
+
+        Raises:
+            NoTime: the minutes are over.
+        """
+        if self._elapsed() > 60 * self._options.minutes:
+            raise NoTime
         if self.results.has(case.key, contender.name, number) or not self._takes_part(contender):
             return
         try:
@@ -176,7 +203,12 @@ class Run:
                 self._servers[name].check()
             target = ",".join(self._servers[name].address for name in contender.servers) or str(self._models)
             measured = self._ask(case, contender, target, self._options.seconds)
-        except (ServerFailed, NotMeasured) as error:
+        except ServerFailed as error:  # the others go on without it
+            for name in contender.servers:
+                self._servers.pop(name).stop()
+                self._fail(name, f"{case.title}, round {number + 1}: {error}")
+            return
+        except NotMeasured as error:
             self._fail(f"{case.title}, {contender.name}, round {number + 1}", str(error))
             return
         self.results.add(case.key, contender.name, number, measured)
@@ -190,7 +222,12 @@ class Run:
         return wanted and all(name in self._servers for name in contender.servers)
 
     def _ask(self, case: Case, contender: Contender, target: str, seconds: float) -> dict[str, float]:
-        """Run a load generator."""
+        """Run a load generator.
+
+        Raises:
+            NotMeasured: it failed.
+            ServerFailed: it did not end.
+        """
         load = Load(
             target=target,
             reference=str(self._reference),
@@ -210,13 +247,13 @@ class Run:
                 command,
                 capture_output=True,
                 text=True,
-                timeout=10 * seconds + SECONDS_TO_SPARE,
+                timeout=5 * seconds + SECONDS_TO_SPARE,
                 env=servers.environment(),
                 cwd=ROOT,
                 check=True,
             )
         except subprocess.TimeoutExpired as error:
-            raise NotMeasured(f"no end after {error.timeout:.0f} s") from error
+            raise ServerFailed(f"no end after {error.timeout:.0f} s") from error
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
             raise NotMeasured(said[-1][-200:]) from error

@@ -1,7 +1,7 @@
 """The block that everybody serves, and the sequences that everybody is sent.
 
-Run as the server runs it: the graphs that `attention-export block` wrote, one thread a run, nothing padded unless asked.
-Peers import this file in environments of their own: NumPy and onnxruntime are all it may need.
+Run as the server runs it: the graphs that `attention-export block` wrote, one thread a run, nothing padded unless
+asked. Peers import this file in environments of their own: NumPy and onnxruntime are all it may need.
 """
 
 import functools

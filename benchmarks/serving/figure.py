@@ -9,7 +9,7 @@ from benchmarks.serving.results import Results
 
 mpl.use("svg")
 
-from matplotlib import pyplot as plt  # noqa: E402 # after its backend is chosen
+from matplotlib import pyplot as plt  # after its backend is chosen
 
 INK = "#808890"  # to be read on white and on black
 SHOWN = {

@@ -57,7 +57,7 @@ class Results:
         return median(rounds.values()) if rounds else None
 
     def ratio(self, case: str, upper: str, lower: str, what: str = "rate") -> float | None:
-        """Return the median of the rounds' ratios of two contenders, for what else drifts is the same within a round."""
+        """Return the median of the rounds' ratios of two contenders: within a round the machine is the same."""
         above, below = self.rounds(case, upper, what), self.rounds(case, lower, what)
         both = [above[number] / below[number] for number in above.keys() & below.keys()]
         return median(both) if both else None

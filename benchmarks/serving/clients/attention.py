@@ -21,7 +21,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 
 from benchmarks.serving.block import Vectors, memory, sequences
-from benchmarks.serving.clients.loop import Load, at_once, given_load, measurement, now, one_by_one, tell
+from benchmarks.serving.clients.loop import Load, Watch, at_once, given_load, measurement, now, one_by_one, rate, tell
 from benchmarks.serving.reference import CHECKED, TOP, Reference
 
 PACK = 16  # sequences in a message, where several travel together
@@ -121,29 +121,31 @@ def streamed(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
             yield pb.AttendStreamRequest(id=str(number), request=requests[number % len(requests)])
 
     with grpc.insecure_channel(uri(load.target), OPTIONS) as channel:
-        begin, answered = 0.0, 0
+        watch, answered = None, 0
         for answer in AttentionServiceStub(channel).AttendStream(messages(), timeout=load.seconds + 30):
             room.release()
             assert answer.HasField("response"), answer.error
             read(requests[int(answer.id) % len(requests)], answer.response)
-            if begin:
+            if watch:
                 answered += len(answer.response.results)
             elif now() >= until - load.seconds:
-                begin = now()
-        return {"rate": answered / (now() - begin)}
+                watch = Watch()
+        assert watch
+        return rate(answered, watch)
 
 
 def attend_many(client: AttentionClient, model: str, items: list[Item | Vectors], load: Load) -> dict[str, float]:
     """Send sequences by the shipped client's stream."""
     until = now() + 1.2 * load.seconds
     source = itertools.takewhile(lambda _: now() < until, itertools.cycle(items))
-    begin, answered = 0.0, 0
+    watch, answered = None, 0
     for _ in client.attend_many(model, source, outputs=ASKED[load.outputs]):
-        if begin:
+        if watch:
             answered += 1
         elif now() >= until - load.seconds:
-            begin = now()
-    return {"rate": answered / (now() - begin)}
+            watch = Watch()
+    assert watch
+    return rate(answered, watch)
 
 
 async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
@@ -170,19 +172,19 @@ async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, fl
             else:
                 admitted.append(now() - start)
 
-        seconds, rate = 2 * load.seconds, OVERLOAD * peak["rate"]
-        begin = now()
-        for i in range(int(seconds * rate)):
-            await asyncio.sleep(max(0.0, begin + i / rate - now()))
+        each = 1 / (OVERLOAD * peak["rate"])
+        watch = Watch()
+        for i in range(int(2 * load.seconds / each)):
+            await asyncio.sleep(max(0.0, i * each - watch.seconds))
             calls.append(asyncio.create_task(call(i)))
-        offered = len(calls) / (now() - begin)
+        offered = len(calls) / watch.seconds
         await asyncio.gather(*calls)
-        good = measurement(admitted, now() - begin)
+        good = measurement(admitted, watch)
     return good | {
         "peak": peak["rate"],
         "unloaded_p99": unloaded["p99"],
         "offered": offered,
-        "refused": len(refused),
+        "refused": len(refused) / (2 * load.seconds),
         "refused_p99": float(np.percentile(refused, 99)) * 1e3 if refused else 0.0,
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.serving.block import Block, sequences
-from benchmarks.serving.clients.loop import Load, given_load, now, one_by_one, tell
+from benchmarks.serving.clients.loop import Load, Watch, given_load, one_by_one, rate, tell
 from benchmarks.serving.reference import CHECKED, Reference
 
 TOGETHER = 32
@@ -25,7 +25,7 @@ def main() -> None:
         else:
             reference.check(i, {"output": block.attend(x)[0]})
     if load.way == "threads":
-        tell({"rate": threads(block, xs, load)})
+        tell(threads(block, xs, load))
         return
     run = block.explain if load.outputs == "weights" else block.attend
     if load.way == "together":
@@ -35,14 +35,14 @@ def main() -> None:
         tell(one_by_one(lambda i: run(xs[i % len(xs)]), load.seconds))
 
 
-def threads(block: Block, xs: list[np.ndarray], load: Load) -> float:
-    """Return the sequences a second of several threads on one session of the graphs."""
+def threads(block: Block, xs: list[np.ndarray], load: Load) -> dict[str, float]:
+    """Measure several threads on one session of the graphs."""
     counts = [0] * load.concurrency
-    begin = now()
+    watch = Watch()
 
     def work(number: int) -> None:
         for x in itertools.islice(itertools.cycle(xs), 7 * number, None):
-            if now() - begin >= load.seconds:
+            if watch.seconds >= load.seconds:
                 return
             block.attend(x)
             counts[number] += 1
@@ -52,7 +52,7 @@ def threads(block: Block, xs: list[np.ndarray], load: Load) -> float:
         worker.start()
     for worker in workers:
         worker.join()
-    return sum(counts) / (now() - begin)
+    return rate(sum(counts), watch)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,24 @@ import numpy as np
 
 WARM_UP = 0.2  # of the seconds measured, before them
 
-Clock = Callable[[], float]
-now: Clock = time.perf_counter
+now = time.perf_counter
+
+
+class Watch:
+    """Time since it was made: of the clock, and of this process."""
+
+    def __init__(self) -> None:
+        self._begin, self._cpu = now(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the clock."""
+        return now() - self._begin
+
+    @property
+    def busy(self) -> float:
+        """The share of a core that this process has used: near 1, it was the load generator that was measured."""
+        return (time.process_time() - self._cpu) / self.seconds
 
 
 @dataclass(frozen=True)
@@ -54,23 +70,28 @@ def tell(measurement: dict[str, Any]) -> None:
     print(json.dumps(measurement), flush=True)  # noqa: T201 # it is read by who started us
 
 
-def measurement(took: list[float], seconds: float, sequences: int = 1) -> dict[str, float]:
+def measurement(took: list[float], watch: Watch, sequences: int = 1) -> dict[str, float]:
     """Return sequences a second, and the milliseconds of a call at the median and the 99th percentile.
 
     Args:
         took: seconds of each call.
-        seconds: of all of them together.
+        watch: of all of them together.
         sequences: in a call.
     """
     p50, p99 = np.percentile(np.array(took) * 1e3, (50, 99))
-    return {"rate": len(took) * sequences / seconds, "p50": float(p50), "p99": float(p99)}
+    return rate(len(took) * sequences, watch) | {"p50": float(p50), "p99": float(p99)}
+
+
+def rate(sequences: int, watch: Watch) -> dict[str, float]:
+    """Return sequences a second, and how busy this process was."""
+    return {"rate": sequences / watch.seconds, "busy": watch.busy}
 
 
 def one_by_one(ask: Callable[[int], object], seconds: float, sequences: int = 1) -> dict[str, float]:
     """Measure calls one after another, in this thread."""
     _repeat(ask, WARM_UP * seconds)
-    begin = now()
-    return measurement(_repeat(ask, seconds), now() - begin, sequences)
+    watch = Watch()
+    return measurement(_repeat(ask, seconds), watch, sequences)
 
 
 def _repeat(ask: Callable[[int], object], seconds: float) -> list[float]:
@@ -88,9 +109,8 @@ async def at_once(
 ) -> dict[str, float]:
     """Measure calls of which a fixed number is under way."""
     await _repeat_at_once(ask, concurrency, WARM_UP * seconds)
-    begin = now()
-    took = await _repeat_at_once(ask, concurrency, seconds)
-    return measurement(took, now() - begin, sequences)
+    watch = Watch()
+    return measurement(await _repeat_at_once(ask, concurrency, seconds), watch, sequences)
 
 
 async def _repeat_at_once(ask: Callable[[int], Awaitable[object]], concurrency: int, seconds: float) -> list[float]:
