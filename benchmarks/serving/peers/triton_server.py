@@ -5,6 +5,7 @@ would cost a lone caller.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def explain(x: Vectors) -> dict[str, Vectors]:
 
 def main() -> None:
     """Serve until a signal."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # on any other, pytriton leaves its workspace behind
     http, grpc, metrics = map(int, sys.argv[1:])
     x = Tensor(name="x", dtype=np.float32, shape=(-1, WIDTH))
     output = Tensor(name="output", dtype=np.float32, shape=(-1, WIDTH))
