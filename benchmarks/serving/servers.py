@@ -1,7 +1,9 @@
 """The servers under load: how each is started on its core, found ready, and ended with all that it started."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -67,16 +69,15 @@ class Server:
 
     def stop(self) -> None:
         """End it and all that it started: politely, and after a while for good."""
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             family = [self._process, *self._process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        if self._process.is_running():
             self._process.terminate()
-        _, alive = psutil.wait_procs(family, SECONDS_TO_STOP)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, SECONDS_TO_STOP)
+            _, alive = psutil.wait_procs(family, SECONDS_TO_STOP)
+            for process in alive:  # those too that have left its session
+                process.kill()
+        with contextlib.suppress(ProcessLookupError):  # one that died has left its children to nobody
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def environment() -> dict[str, str]:

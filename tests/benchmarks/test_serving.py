@@ -6,8 +6,11 @@ One load, for a moment; no bar for speed.
 import json
 import re
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from serving import ROOT, clean_env
 
@@ -15,6 +18,7 @@ from benchmarks.serving import plan, report
 from benchmarks.serving.block import Block, sequences
 from benchmarks.serving.reference import Reference
 from benchmarks.serving.results import Results
+from benchmarks.serving.servers import Server, ServerFailed, Start
 from benchmarks.serving.targets import verdicts
 
 SECONDS = 200  # two cores, shared
@@ -92,3 +96,36 @@ def test_a_target_is_held_against_the_better_of_two_peers(rate: float, met: bool
             results.add("mixed-c32", name, number, {"rate": each * drift})
     first = next(verdicts(results))
     assert (first.met, first.found) == (met, f"{rate / 100:.2f} x (mosec)")
+
+
+def test_a_rate_that_the_load_generator_may_have_bounded_is_marked(tmp_path: Path) -> None:
+    """An asterisk stands where its core was busy; in process there is no other core."""
+    results = Results()
+    for name, busy in (("in process, one by one", 1.0), ("unary", 0.95), ("ragged", 0.85)):
+        results.add("t4-c32", name, 0, {"rate": 1000, "busy": busy})
+    report.write(results, tmp_path / "written.md", ROOT / "docs/benchmarks.md")
+    rows = [line for line in (tmp_path / "written.md").read_text().splitlines() if "1,000" in line]
+    assert [row.count("\\*") for row in rows] == [0, 1, 0]
+
+
+def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    """Its children go with it, even when it has died before them."""
+    command = ("bash", "-c", "sleep 600 & echo $!; wait")
+    server = Server("parent", Start(command, ""), plan.SERVER_CORE, tmp_path)
+    wait_until(lambda: (tmp_path / "parent.log").read_text().strip())
+    child = psutil.Process(int((tmp_path / "parent.log").read_text()))
+    parent = child.parent()
+    assert parent is not None
+    parent.kill()
+    wait_until(lambda: child.ppid() != parent.pid)
+    with pytest.raises(ServerFailed, match="status -9"):
+        server.check()
+    server.stop()
+    psutil.wait_procs([child], 10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
