@@ -47,6 +47,9 @@ run: .venv/.ready ## serve the embedded models and show an answer
 test: setup check ## every check and every test
 	$(DEV)/pytest $(PYTEST)
 
+bench: setup ## measure against peers and write docs/benchmarks.md; BENCH=--quick for a moment each, BENCH=--help
+	$(DEV)/python -m benchmarks.serving $(BENCH)
+
 trials: setup ## the tests that take minutes
 	$(DEV)/pytest -m long -s $(PYTEST)
 
@@ -88,4 +91,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test trials check format proto web screenshots train lock sbom audit
+.PHONY: help setup run test bench trials check format proto web screenshots train lock sbom audit

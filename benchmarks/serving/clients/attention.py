@@ -1,0 +1,193 @@
+"""Load on attention.v1 over gRPC.
+
+Requests are made before the clock starts, as those to the peers are; answers are read into arrays. `client` is the
+shipped client's `attend_many`, which makes its messages meanwhile.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+from attention_client import AttendResult, AttentionClient, OutputSpec, TopK
+from attention_client import Sequence as Item
+from attention_client.channel import OPTIONS, uri
+from attention_client.request import Output, attend_request
+from attention_client.result import read
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+
+from benchmarks.serving.block import Vectors, memory, sequences
+from benchmarks.serving.clients.loop import Load, Watch, at_once, given_load, measurement, now, one_by_one, rate, tell
+from benchmarks.serving.reference import CHECKED, TOP, Reference
+
+PACK = 16  # sequences in a message, where several travel together
+STREAM_MESSAGES = 8  # under way on a stream
+ASKED: dict[str, tuple[Output, ...]] = {
+    "output": ("output",),
+    "weights": ("output", "weights"),
+    "top": ("output", OutputSpec("weights", reduce="mean", top_k=TOP, data_type="FP16")),
+}
+OVERLOAD = 2  # times the capacity
+# The shipped client asks again when it is refused; what is refused is to be counted here.
+NO_RETRIES = (*(option for option in OPTIONS if option[0] != "grpc.enable_retries"), ("grpc.enable_retries", 0))
+
+
+def main() -> None:
+    """Measure one way."""
+    load = given_load()
+    with AttentionClient(load.target) as client:
+        if load.way in {"handle", "handle streamed", "sent"}:
+            model, items, name = "cross", steps(client, load), "memory"
+        else:
+            model, items, name = "block", list(sequences(load.lengths)), "output"
+        check(client.attend_batch(model, items[:CHECKED], outputs=ASKED[load.outputs]), load, name)
+        tell(measure(client, model, items, load) if load.seconds else {})
+
+
+def steps(client: AttentionClient, load: Load) -> list[Item | Vectors]:
+    """Return steps of a decoder, a row each, which attend to one memory: by its handle, or sent with each."""
+    rows = sequences(load.lengths)
+    if load.way == "sent":
+        return [Item(query=row, key=memory()) for row in rows[:CHECKED]]
+    handle = client.create_memory("cross", key=memory())
+    return [Item(query=row, memory=handle) for row in rows]
+
+
+def check(results: Sequence[AttendResult], load: Load, name: str) -> None:
+    reference = Reference(Path(load.reference), load.lengths)
+    for i, result in enumerate(results):
+        answer = {name: result.output}
+        if load.outputs == "weights":
+            answer["weights"] = result.weights
+        elif load.outputs == "top":
+            top = result["weights"]
+            assert isinstance(top, TopK)
+            answer |= {"values": top.values, "indices": top.indices}
+        reference.check(i, answer)
+
+
+def measure(client: AttentionClient, model: str, items: list[Item | Vectors], load: Load) -> dict[str, float]:
+    """Measure one way of sending sequences."""
+    if load.way == "client":
+        return attend_many(client, model, items, load)
+    together = PACK if load.way in {"ragged", "streamed", "handle streamed"} else 1
+    packs = [items[i : i + together] for i in range(0, len(items), together)]
+    requests = [attend_request(model, pack, ASKED[load.outputs], 0, False) for pack in packs]
+    if load.way.endswith("streamed"):
+        return streamed(requests, load)
+    if load.way == "overload":
+        return asyncio.run(overload(requests, load))
+    if load.concurrency == 1:
+        return blocking(requests, load)
+    return asyncio.run(concurrent(requests, load, together))
+
+
+def blocking(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
+    with grpc.insecure_channel(uri(load.target), OPTIONS) as channel:
+        attend = AttentionServiceStub(channel).Attend
+
+        def ask(i: int) -> None:
+            request = requests[i % len(requests)]
+            read(request, attend(request, timeout=30))
+
+        return one_by_one(ask, load.seconds)
+
+
+async def concurrent(requests: list[pb.AttendRequest], load: Load, together: int) -> dict[str, float]:
+    async with grpc.aio.insecure_channel(uri(load.target), OPTIONS) as channel:
+        attend = AttentionServiceStub(channel).Attend
+
+        async def ask(i: int) -> None:
+            request = requests[i % len(requests)]
+            read(request, await attend(request, timeout=30))
+
+        return await at_once(ask, max(1, load.concurrency // together), load.seconds, together)
+
+
+def streamed(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
+    """Send packs over one stream, a few of them under way."""
+    room = threading.Semaphore(STREAM_MESSAGES)
+    until = now() + 1.2 * load.seconds
+
+    def messages() -> Iterator[pb.AttendStreamRequest]:
+        for number in itertools.count():
+            room.acquire()
+            if now() >= until:
+                return
+            yield pb.AttendStreamRequest(id=str(number), request=requests[number % len(requests)])
+
+    with grpc.insecure_channel(uri(load.target), OPTIONS) as channel:
+        watch, answered = None, 0
+        for answer in AttentionServiceStub(channel).AttendStream(messages(), timeout=load.seconds + 30):
+            room.release()
+            assert answer.HasField("response"), answer.error
+            read(requests[int(answer.id) % len(requests)], answer.response)
+            if watch:
+                answered += len(answer.response.results)
+            elif now() >= until - load.seconds:
+                watch = Watch()
+        assert watch
+        return rate(answered, watch)
+
+
+def attend_many(client: AttentionClient, model: str, items: list[Item | Vectors], load: Load) -> dict[str, float]:
+    """Send sequences by the shipped client's stream."""
+    until = now() + 1.2 * load.seconds
+    source = itertools.takewhile(lambda _: now() < until, itertools.cycle(items))
+    watch, answered = None, 0
+    for _ in client.attend_many(model, source, outputs=ASKED[load.outputs]):
+        if watch:
+            answered += 1
+        elif now() >= until - load.seconds:
+            watch = Watch()
+    assert watch
+    return rate(answered, watch)
+
+
+async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
+    """Measure one caller, then the capacity, then what comes of a fixed rate of twice that, whatever is answered."""
+    async with grpc.aio.insecure_channel(uri(load.target), NO_RETRIES) as channel:
+        attend = AttentionServiceStub(channel).Attend
+
+        async def ask(i: int) -> None:
+            request = requests[i % len(requests)]
+            read(request, await attend(request, timeout=30))
+
+        unloaded = await at_once(ask, 1, load.seconds)
+        peak = await at_once(ask, load.concurrency, load.seconds)
+        admitted, refused, calls = [], [], []
+
+        async def call(i: int) -> None:
+            start = now()
+            try:
+                await ask(i)
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+                refused.append(now() - start)
+            else:
+                admitted.append(now() - start)
+
+        each = 1 / (OVERLOAD * peak["rate"])
+        watch = Watch()
+        for i in range(int(2 * load.seconds / each)):
+            await asyncio.sleep(max(0.0, i * each - watch.seconds))
+            calls.append(asyncio.create_task(call(i)))
+        offered = len(calls) / watch.seconds
+        await asyncio.gather(*calls)
+        good = measurement(admitted, watch)
+    return good | {
+        "peak": peak["rate"],
+        "unloaded_p99": unloaded["p99"],
+        "offered": offered,
+        "refused": len(refused) / (2 * load.seconds),
+        "refused_p99": float(np.percentile(refused, 99)) * 1e3 if refused else 0.0,
+    }
+
+
+if __name__ == "__main__":
+    main()

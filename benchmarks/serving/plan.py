@@ -1,0 +1,109 @@
+"""What is measured: the cases, and who takes part in each."""
+
+from dataclasses import dataclass
+
+SERVER_CORE, LOAD_CORE = "0", "1"
+BOTH_CORES = "0,1"
+PEERS = ("mosec", "Triton", "MLServer")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One who takes part.
+
+    Attributes:
+        name: in tables.
+        client: the load generator, a module of `clients`.
+        way: how it sends, one of the load generator's.
+        servers: the servers that it asks; none in process.
+        cores: of the load generator.
+        outputs: what it asks for; the case's when empty.
+        concurrency: the case's when 0.
+    """
+
+    name: str
+    client: str = "attention"
+    way: str = "unary"
+    servers: tuple[str, ...] = ("attention",)
+    cores: str = LOAD_CORE
+    outputs: str = ""
+    concurrency: int = 0
+
+    @property
+    def peer(self) -> str:
+        """Whose it is, in `PEERS`; empty for ours and for what runs in process."""
+        return next((peer for peer in PEERS if any(server.startswith(peer) for server in self.servers)), "")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One load, and all who are put under it in turn.
+
+    Attributes:
+        key: its name in commands and results.
+        title: in tables.
+        lengths: of the sequences, as `block.sequences` takes them.
+        concurrency: sequences under way.
+        contenders: in their order.
+        outputs: what is asked for.
+    """
+
+    key: str
+    title: str
+    lengths: str
+    concurrency: int
+    contenders: tuple[Contender, ...]
+    outputs: str = "output"
+
+
+ONE_BY_ONE = Contender("in process, one by one", "in_process", "one", (), SERVER_CORE)
+TOGETHER = Contender("in process, 32 at once", "in_process", "together", (), SERVER_CORE)
+UNARY = Contender("unary")
+RAGGED = Contender("ragged", way="ragged")
+STREAMED = Contender("streamed", way="streamed")
+CLIENT = Contender("streamed by the shipped client", way="client")
+MOSEC = Contender("mosec", "mosec", servers=("mosec",))
+MOSEC_BATCHED = Contender("mosec, batched", "mosec", servers=("mosec batched",))
+TRITON = Contender("Triton", "open_inference", servers=("Triton",))
+MLSERVER = Contender("MLServer", "open_inference", servers=("MLServer",))
+
+ALONE = (ONE_BY_ONE, UNARY, MOSEC, MOSEC_BATCHED, TRITON, MLSERVER)
+MANY = (ONE_BY_ONE, UNARY, RAGGED, STREAMED, CLIENT, MOSEC, MOSEC_BATCHED, TRITON, MLSERVER)
+
+ONE_THREAD = Contender("1 thread", "in_process", "threads", (), SERVER_CORE, concurrency=1)
+TWO_THREADS = Contender("2 threads", "in_process", "threads", (), BOTH_CORES, concurrency=2)
+TWO_SLOTS = Contender("one server, two slots", servers=("two slots",), cores=BOTH_CORES)
+REPLICAS = Contender("two replicas", servers=("attention", "replica"), cores=BOTH_CORES)
+
+PLAIN = Contender("outputs only", outputs="output")
+TOP = Contender("mean over heads, top 8, FP16", outputs="top")
+SENT = Contender("memory sent each time", way="sent")
+HANDLE = Contender("by handle, unary", way="handle")
+HANDLE_STREAMED = Contender("by handle, streamed", way="handle streamed")
+OVERLOAD = Contender("twice the capacity", way="overload")
+
+SPEED = (
+    Case("t4-c32", "T=4 c32", "4", 32, (ONE_BY_ONE, TOGETHER, *MANY[1:])),
+    Case("t32-c1", "T=32 c1", "32", 1, ALONE),
+    Case("t32-c32", "T=32 c32", "32", 32, MANY),
+    Case("t128-c1", "T=128 c1", "128", 1, ALONE),
+    Case("t128-c16", "T=128 c16", "128", 16, MANY),
+    Case("mixed-c32", "mixed c32", "mixed", 32, MANY),
+)
+WEIGHTS = (
+    Case("weights", "T=128 c8, all weights", "128", 8, (ONE_BY_ONE, UNARY, MOSEC, TRITON, MLSERVER), "weights"),
+    Case("reduced", "T=128 c8", "128", 8, (PLAIN, TOP)),
+)
+MEMORY = Case("memory", "one row over 1,024 positions", "1", 1, (SENT, HANDLE, HANDLE_STREAMED))
+CORES = tuple(
+    Case(f"slots-{key}", f"engine alone, {title}", key, 2, (ONE_THREAD, TWO_THREADS))
+    for key, title in (("32", "T=32"), ("128", "T=128"), ("mixed", "mixed"))
+)
+TWO_CORES = tuple(
+    Case(f"replicas-{key}", f"{title}, unary", key, concurrency, (TWO_SLOTS, REPLICAS))
+    for key, title, concurrency in (("4", "T=4 c32", 32), ("128", "T=128 c16", 16), ("mixed", "mixed c32", 32))
+)
+TOO_MUCH = Case("overload", "T=128, unary", "128", 16, (OVERLOAD,))
+
+CASES = (*SPEED, *WEIGHTS, MEMORY, *CORES, *TWO_CORES, TOO_MUCH)
+START = "start"  # measured once, before all cases

@@ -1,0 +1,140 @@
+"""From results to the document: tables between its markers."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks.serving import plan
+from benchmarks.serving.plan import Case, Contender
+from benchmarks.serving.results import Results
+from benchmarks.serving.targets import verdicts
+
+BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
+GENERATED = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+BUSY = 0.9  # of the load's core: from there on it may be the load generator that is measured
+SECOND_REPLICA = ("unary", "front, ms", "compute, ms", "a second replica pays beyond, cores")
+IN_PROCESS = plan.ONE_BY_ONE.name
+
+
+def write(results: Results, document: Path, template: Path) -> None:
+    """Put the tables of a run into the document, in place of those of the last."""
+    tables = "\n\n".join((BEGIN, *_sections(results), END))
+    document.write_text(GENERATED.sub(lambda _: tables, template.read_text()))
+
+
+def _sections(results: Results) -> Iterator[str]:
+    """Yield titles and tables; those of which nothing was measured are left out."""
+    sections = {
+        "Targets": (_table(("load", "target", "found", "met"), _targets(results)),),
+        "Sequences a second, and the share of the same graphs in process, one by one": (
+            _rates(results, plan.SPEED, IN_PROCESS, "{:.2f}"),
+        ),
+        "Latency of one caller: p50 and p99, ms": (_latencies(results),),
+        "Weights, memory, cores: sequences a second, and times the first line": tuple(
+            _rates(results, cases, cases[0].contenders[0].name, "{:.2f} x")
+            for cases in (*((each,) for each in plan.WEIGHTS), (plan.MEMORY,), plan.CORES, plan.TWO_CORES)
+        ),
+        "When a second replica pays": (_table(SECOND_REPLICA, _replicas(results)),),
+        "Start, and twice the capacity": (
+            _table(("embedded models", "median", "worst"), _starts(results)),
+            _table(("T=128, unary", "a second", "p99, ms"), _overload(results)),
+        ),
+        "What was run": (
+            _table(("", ""), _about(results)),
+            _table(("not measured", "why"), sorted(results.failures.items())),
+        ),
+    }
+    for title, tables in sections.items():
+        if any(tables):
+            yield f"### {title}"
+            yield from filter(None, tables)
+            if _measured(results, plan.SPEED) and title.startswith("Sequences"):
+                yield "![Share of the graphs' own speed in process that each server keeps](figures/benchmarks.svg)"
+
+
+def _targets(results: Results) -> Iterator[tuple[str, ...]]:
+    words = {True: "met", False: "**not met**", None: "not measured"}
+    for verdict in verdicts(results):
+        yield verdict.load, verdict.promise, verdict.found, words[verdict.met]
+
+
+def _rates(results: Results, cases: Sequence[Case], against: str, form: str) -> str:
+    """Return a table of cases' rates, and of their ratios to one contender."""
+
+    def cell(case: str, contender: Contender) -> str:
+        rate, ratio = results.median(case, contender.name), results.ratio(case, contender.name, against)
+        busy = results.median(case, contender.name, "busy") or 0.0
+        mark = "\\*" if contender.servers and busy > BUSY else ""
+        return "-" if rate is None else f"{rate:,.0f}{mark}" + ("" if ratio is None else f" ({form.format(ratio)})")
+
+    return _by_case(_measured(results, cases), cell)
+
+
+def _latencies(results: Results) -> str:
+    def cell(case: str, contender: Contender) -> str:
+        p50, p99 = (results.median(case, contender.name, what) for what in ("p50", "p99"))
+        return "-" if p50 is None or p99 is None else f"{p50:.2f}, {p99:.2f}"
+
+    return _by_case(_measured(results, [case for case in plan.SPEED if case.concurrency == 1]), cell)
+
+
+def _measured(results: Results, cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if case.key in results.measured]
+
+
+def _by_case(cases: Sequence[Case], cell: Callable[[str, Contender], str]) -> str:
+    """Return a table with a column for each case and a row for each contender."""
+    contenders = dict.fromkeys(each for case in cases for each in case.contenders)
+    rows = ((_name(each), *(cell(case.key, each) for case in cases)) for each in contenders)
+    return _table(("", *(case.title for case in cases)), rows)
+
+
+def _name(contender: Contender) -> str:
+    bare = {plan.UNARY, plan.RAGGED, plan.STREAMED, plan.CLIENT}
+    return f"Attention Service, {contender.name}" if contender in bare else contender.name
+
+
+def _replicas(results: Results) -> Iterator[tuple[str, ...]]:
+    for case in (case for case in plan.SPEED if case.concurrency > 1):
+        unary, alone = results.median(case.key, plan.UNARY.name), results.median(case.key, IN_PROCESS)
+        if unary and alone and unary < alone:
+            front, compute = 1 / unary - 1 / alone, 1 / alone
+            yield case.title, f"{front * 1e3:.2f}", f"{compute * 1e3:.2f}", f"{1 + compute / front:.1f}"
+
+
+def _starts(results: Results) -> Iterator[tuple[str, ...]]:
+    if results.start:
+        for name, figures, form in zip(
+            ("start to ready, s", "resident, MiB"), zip(*results.start, strict=True), ("{:.2f}", "{:.0f}"), strict=True
+        ):
+            yield name, form.format(median(figures)), form.format(max(figures))
+
+
+def _overload(results: Results) -> Iterator[tuple[str, ...]]:
+    def figure(what: str, form: str = "{:,.0f}") -> str:
+        found = results.median("overload", plan.OVERLOAD.name, what)
+        return "-" if found is None else form.format(found)
+
+    if plan.TOO_MUCH.key in results.measured:
+        yield "one caller", "-", figure("unloaded_p99", "{:.2f}")
+        yield "16 callers: the capacity", figure("peak"), "-"
+        yield "offered", figure("offered"), "-"
+        yield "admitted", figure("rate"), figure("p99", "{:.2f}")
+        yield "refused", figure("refused"), figure("refused_p99", "{:.2f}")
+
+
+def _about(results: Results) -> Iterator[tuple[str, str]]:
+    yield from ((name, str(value)) for name, value in results.about.items())
+    spread = results.spread()
+    if spread:
+        yield "rounds lie apart by", f"{median(spread):.0%} of their median as a rule, {max(spread):.0%} at most"
+    for name, versions in results.versions.items():
+        yield name, ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (head, ("---",) * len(head), *rows)
+    if len(lines) == 2:
+        return ""
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

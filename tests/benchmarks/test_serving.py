@@ -1,0 +1,131 @@
+"""`make bench` measures, keeps what it found, and says what it could not measure.
+
+One load, for a moment; no bar for speed.
+"""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from serving import ROOT, clean_env
+
+from benchmarks.serving import plan, report
+from benchmarks.serving.block import Block, sequences
+from benchmarks.serving.reference import Reference
+from benchmarks.serving.results import Results
+from benchmarks.serving.servers import Server, ServerFailed, Start
+from benchmarks.serving.targets import verdicts
+
+SECONDS = 200  # two cores, shared
+
+
+def run(build: Path, *arguments: object) -> None:
+    command = [ROOT / ".venv-dev/bin/python", "-m", "benchmarks.serving", "--build", build, "--out", build, *arguments]
+    env = clean_env({"PIP_NO_INDEX": "1"})  # so that no peer can be installed
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one load, with a peer that pip cannot install."""
+    folder = tmp_path_factory.mktemp("bench")
+    run(folder, "--peers", "mosec", "--loads", "t32-c32", "--rounds", 1, "--seconds", 0.3)
+    return folder
+
+
+def test_all_ways_of_one_load_are_measured_and_kept(build: Path) -> None:
+    """The JSON has rates of the graphs in process and of every way to ask our server, and what they were taken on."""
+    results = json.loads((build / "benchmarks.json").read_text())
+    ours = {each.name for each in plan.MANY if not each.peer}
+    assert results["measured"]["t32-c32"].keys() == ours
+    assert all(rounds["0"]["rate"] > 0 for rounds in results["measured"]["t32-c32"].values())
+    assert {"command", "date", "processor", "cores", "cgroup", "rounds"} <= results["about"].keys()
+    assert results["versions"]["server"]["onnxruntime"]
+
+
+def test_the_document_has_the_table_and_the_figure(build: Path) -> None:
+    """Between its markers the document has the rates with their shares, every target, and a plot that is SVG."""
+    document = (build / "benchmarks.md").read_text()
+    assert document.startswith("# Benchmarks")
+    figures = document[document.index(report.BEGIN) : document.index(report.END)]
+    assert re.search(r"^\| Attention Service, unary \| [\d,]+(\\\*)? \(\d+\.\d\d\) \|$", figures, re.MULTILINE)
+    assert figures.count("| not measured | not measured |") == len(list(verdicts(Results())))
+    assert "<svg" in (build / "figures/benchmarks.svg").read_text()
+
+
+def test_a_peer_that_cannot_be_installed_is_left_out_and_the_document_says_why(build: Path) -> None:
+    """The others are measured all the same."""
+    assert re.search(r"^\| mosec \| cannot be installed: .+ \|$", (build / "benchmarks.md").read_text(), re.MULTILINE)
+
+
+def test_a_run_that_goes_on_measures_only_what_is_missing(build: Path) -> None:
+    """With --resume what is measured stays as it is."""
+    before = Results.load(build / "benchmarks.json")
+    del before.measured["t32-c32"]["ragged"]
+    before.save(build / "benchmarks.json")
+    run(build, "--peers", "none", "--loads", "t32-c32", "--rounds", 1, "--seconds", 0.3, "--resume")
+    after = Results.load(build / "benchmarks.json").measured["t32-c32"]
+    assert after.pop("ragged")["0"]["rate"] > 0
+    assert after == before.measured["t32-c32"]
+
+
+def test_wrong_answers_are_not_measured(build: Path) -> None:
+    """What a load generator compares its first answers with tells a right one from a wrong one."""
+    reference, x = Reference(build / "reference.npz", "32"), sequences("32")[3]
+    output = Block(build / "models/block/1").attend(x[None])[0]
+    reference.check(3, {"output": output})
+    with pytest.raises(AssertionError, match="output of sequence 3"):
+        reference.check(3, {"output": output * 1.01})
+
+
+@pytest.mark.parametrize(("rate", "met"), [(111, True), (109, False)])
+def test_a_target_is_held_against_the_better_of_two_peers(rate: float, met: bool) -> None:
+    """Ratios are taken round by round, against whichever configuration of a peer was faster."""
+    results = Results()
+    for number in range(3):
+        drift = 1 + number
+        for name, each in (("unary", rate), ("mosec", 100), ("mosec, batched", 50)):
+            results.add("mixed-c32", name, number, {"rate": each * drift})
+    first = next(verdicts(results))
+    assert (first.met, first.found) == (met, f"{rate / 100:.2f} x (mosec)")
+
+
+def test_a_rate_that_the_load_generator_may_have_bounded_is_marked(tmp_path: Path) -> None:
+    """An asterisk stands where its core was busy; in process there is no other core."""
+    results = Results()
+    for name, busy in (("in process, one by one", 1.0), ("unary", 0.95), ("ragged", 0.85)):
+        results.add("t4-c32", name, 0, {"rate": 1000, "busy": busy})
+    report.write(results, tmp_path / "written.md", ROOT / "docs/benchmarks.md")
+    rows = [line for line in (tmp_path / "written.md").read_text().splitlines() if "1,000" in line]
+    assert [row.count("\\*") for row in rows] == [0, 1, 0]
+
+
+def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    """Its children go with it, even when it has died before them."""
+    command = ("bash", "-c", "sleep 600 & echo $!; wait")
+    server = Server("parent", Start(command, ""), plan.SERVER_CORE, tmp_path)
+    wait_until(lambda: (tmp_path / "parent.log").read_text().strip())
+    child = psutil.Process(int((tmp_path / "parent.log").read_text()))
+    parent = child.parent()
+    assert parent is not None
+    parent.kill()
+    wait_until(lambda: child.ppid() != parent.pid)
+    with pytest.raises(ServerFailed, match="status -9"):
+        server.check()
+    server.stop()
+    psutil.wait_procs([child], 10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
