@@ -1,15 +1,10 @@
 """What the tests share: a repository made once, a real server on it, and one way to ask over every transport."""
 
 import base64
-import hashlib
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import grpc
@@ -20,7 +15,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_status import rpc_status
-from serving import ROOT, SECONDS_TO_START, Server, start_server
+from serving import SECONDS_TO_START, Server, made_repository, start_server
 
 # The table of errors: gRPC's code, HTTP's status.
 HTTP = {
@@ -85,28 +80,8 @@ class Refused(Exception):
 
 @pytest.fixture(scope="session")
 def repository(request: pytest.FixtureRequest) -> Path:
-    """A folder of models: small ones of every block with drawn weights, and the trained one that reads text.
-
-    Made once for each state of the exporter and the contract, and kept in pytest's cache.
-    """
-    maker = ROOT / "tests/server/make_repository.py"
-    exporter = ROOT / "model_export/attention_export"
-    training = {"cli.py", "training.py", "figures.py"}  # change often, and not what is exported
-    sources = [maker, *(file for file in sorted(exporter.glob("*.py")) if file.name not in training)]
-    sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models/multi-head").rglob("*.*"))]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
-    kept = request.config.cache.mkdir("repositories")
-    made = kept / digest
-    if not made.exists():
-        with TemporaryDirectory(dir=kept) as scratch:
-            folder = Path(scratch) / "models"
-            subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
-            shutil.copytree(ROOT / "models/multi-head", folder / "multi-head")
-            try:
-                folder.rename(made)
-            except OSError:  # another run made it meanwhile
-                assert made.is_dir()
-    return made
+    """A folder of models: small ones of every block with drawn weights, and the trained one that reads text."""
+    return made_repository(request.config.cache.mkdir("repositories"))
 
 
 @pytest.fixture(scope="session")

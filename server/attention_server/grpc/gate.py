@@ -48,8 +48,7 @@ def _refusal(error: Unauthenticated) -> "grpc.RpcMethodHandler[Any, Any]":
 
 
 def _guarded(handler: "grpc.RpcMethodHandler[Any, Any]", caller: Caller) -> "grpc.RpcMethodHandler[Any, Any]":
-    kind = next(kind for kind in KINDS if getattr(handler, kind))
-    method = getattr(handler, kind)
+    method = getattr(handler, kind_of(handler))
 
     def behind_the_gate(request: Any, context: grpc.ServicerContext) -> Any:
         try:
@@ -61,8 +60,20 @@ def _guarded(handler: "grpc.RpcMethodHandler[Any, Any]", caller: Caller) -> "grp
         context.attention_caller = caller  # type: ignore[attr-defined]
         return method(request, context)
 
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    guarded: grpc.RpcMethodHandler[Any, Any] = make(
-        behind_the_gate, handler.request_deserializer, handler.response_serializer
-    )
-    return guarded
+    return replaced(handler, behind_the_gate, handler.request_deserializer)
+
+
+def kind_of(handler: "grpc.RpcMethodHandler[Any, Any]") -> str:
+    """Return which of gRPC's four kinds a method is of."""
+    return next(kind for kind in KINDS if getattr(handler, kind))
+
+
+def replaced(
+    handler: "grpc.RpcMethodHandler[Any, Any]",
+    method: Callable[..., Any],
+    deserialize: Callable[[bytes], Any] | None,
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    """Return a handler of the same kind, with another method and another reader of messages."""
+    make = getattr(grpc, f"{kind_of(handler)}_rpc_method_handler")
+    made: grpc.RpcMethodHandler[Any, Any] = make(method, deserialize, handler.response_serializer)
+    return made

@@ -3,7 +3,7 @@
 A synchronous server, whose thread carries a request from its bytes to its answer and, when a slot is free, computes
 it too: no loop stands between. What the pool must not do is fill up, or health checks would wait behind work: it has
 a thread for every request that can be running or queued, for every stream of requests, and some spare. A stream of
-reflection that stays open holds one, and these are not bounded yet; a health that is watched holds none.
+reflection holds one, and these are few and end by themselves; a health that is watched holds none.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +14,15 @@ from attention_proto.attention.v1.attention_pb2_grpc import add_AttentionService
 from attention_proto.inference import grpc_predict_v2_pb2
 from attention_proto.inference.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from attention_server.callers import Callers
 from attention_server.certificates import Certificates, grpc_credentials
 from attention_server.grpc.attention import AttentionServicer
 from attention_server.grpc.gate import Gate
 from attention_server.grpc.oip import InferenceServicer
+from attention_server.grpc.reading import Reading
+from attention_server.grpc.standard import Health, Reflection
 from attention_server.grpc.stream import STREAMS, Conversations
 from attention_server.service import SPARE_THREADS, Service
 
@@ -60,10 +62,10 @@ class GrpcServer:
         callers: Callers,
         certificates: Certificates | None = None,
     ) -> None:
-        self._health = health.HealthServicer()
+        self._health = Health()
         self._server = grpc.server(
             ThreadPoolExecutor(requests + STREAMS + SPARE_THREADS, thread_name_prefix="grpc"),
-            interceptors=[Gate(callers)],
+            interceptors=[Gate(callers), Reading()],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
@@ -78,7 +80,8 @@ class GrpcServer:
         inference = InferenceServicer(service, self._conversations)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        listed = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(listed), self._server)
         self.set_serving(False)
         try:
             self.port = (

@@ -17,7 +17,7 @@ import structlog
 from attention_proto.window import Window
 
 from attention_server.domain import Call, Response
-from attention_server.errors import AttentionServiceError, Unavailable
+from attention_server.errors import AttentionServiceError, InvalidRequest, Unavailable
 
 STREAMS = 64  # at once; each holds two threads
 IN_FLIGHT = 32  # requests of one stream
@@ -118,6 +118,7 @@ class Conversation(Generic[A]):
         self._outcomes: SimpleQueue[Outcome[A] | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
         self._complete = False  # the caller has sent all they wanted to
+        self._unreadable: InvalidRequest | None = None  # what followed the last message
         self._ended = False  # no more is taken, for whatever reason
 
     def hold(self, messages: Iterator[Any]) -> Iterator[A]:
@@ -125,6 +126,7 @@ class Conversation(Generic[A]):
 
         Raises:
             Unavailable: the server stops; what it took is answered.
+            InvalidRequest: what followed is no message; what came before it is answered.
         """
         threading.Thread(target=self._take, args=(messages,), name="stream", daemon=True).start()
         sent = 0
@@ -134,6 +136,8 @@ class Conversation(Generic[A]):
                 yield self._answer(outcome)
                 sent += 1
                 self._window.leave(outcome.size)
+        if self._unreadable:
+            raise self._unreadable
         if not self._complete:
             raise Unavailable("the server is stopping")
 
@@ -157,6 +161,8 @@ class Conversation(Generic[A]):
                 self._submit(message, size)
                 del message  # while this thread waits for the next, nothing of the last one is kept
             self._complete = True
+        except InvalidRequest as error:
+            self._unreadable = error
         except grpc.RpcError:
             self._call.leave()  # the stream broke
         finally:
