@@ -382,3 +382,11 @@ def test_streams_of_reflection_that_stay(dot_only, monkeypatch):
         assert next(reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=60))
         release.set()
     assert not [entry for entry in logs if entry["log_level"] == "error"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/dot:attend", "/v1/models/dot/versions/1:attend", "/v2/models/dot/infer"])
+def test_a_method_that_is_not_offered(server, path):
+    """Asking by GET for what is computed is a 405 that says which method there is."""
+    response = requests.get(server.url + path, timeout=30)
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"

@@ -12,6 +12,7 @@ from importlib.resources import files
 import orjson
 import uvicorn
 from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -46,6 +47,15 @@ DOCS_START = 'window.ui = SwaggerUIBundle({url: "openapi.json", dom_id: "#swagge
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 )
+
+
+class Name(StringConvertor):
+    """A part of a path. What follows a colon is a verb, not part of a name: GET of `...:attend` is a 405."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("str", Name())
 
 
 class HealthRoutes:
