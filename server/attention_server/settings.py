@@ -133,6 +133,9 @@ class Settings(BaseSettings):
         None, description="authorities, PEM: callers have to show a certificate of theirs"
     )
     tokens: Path | None = Field(None, description="who may call: a file of tokens; without, everyone may")
+    stop_accepting_after: float = Field(
+        0.0, ge=0, description="seconds that a stop, having said that it is not ready, goes on accepting requests"
+    )
     grace: float = Field(30.0, ge=0, description="seconds that a stop waits for requests already accepted")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="how it is logged, on stderr")

@@ -77,7 +77,7 @@ class GrpcServer:
         self._conversations = Conversations()
         attention = AttentionServicer(service, self._conversations)
         add_AttentionServiceServicer_to_server(attention, self._server)
-        inference = InferenceServicer(service, self._conversations)
+        inference = InferenceServicer(service, self._conversations, lambda: self._serving)
         add_GRPCInferenceServiceServicer_to_server(inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         listed = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -100,6 +100,7 @@ class GrpcServer:
 
     def set_serving(self, serving: bool) -> None:
         """Tell health checks whether requests are answered."""
+        self._serving = serving
         for name in ("", *SERVICES):
             self._health.set(name, SERVING if serving else NOT_SERVING)
 

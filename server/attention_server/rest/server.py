@@ -186,9 +186,13 @@ class RestServer:
         """Begin to accept, on the running loop."""
         self._serving = asyncio.create_task(self._server.serve([self._socket]))
 
-    async def stop(self) -> None:
-        """Accept no more, say so to those who ask, and finish what was accepted within the grace."""
+    def set_stopping(self) -> None:
+        """Say to those who ask that this server is not ready; go on answering."""
         self._health.stopping = True
+
+    async def stop(self) -> None:
+        """Accept no more, and finish what was accepted within the grace."""
+        self.set_stopping()
         self._server.should_exit = True
         await self._serving
         self._pool.shutdown(wait=False, cancel_futures=True)
