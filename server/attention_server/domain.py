@@ -4,6 +4,7 @@ import math
 import time
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -261,6 +262,12 @@ class Response:
     version: int
     results: tuple[Result, ...]
     token_offsets: bool = False
+
+    @property
+    def size(self) -> int:
+        """The bytes of all its tensors."""
+        outputs = chain.from_iterable(result.outputs.values() for result in self.results)
+        return sum(sum(each.nbytes for each in x) if isinstance(x, TopK) else x.nbytes for x in outputs)
 
 
 @dataclass(frozen=True, slots=True)

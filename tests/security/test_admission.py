@@ -1,5 +1,6 @@
 """Raw input: heads without end, peers that stall, connections without number, messages that inflate."""
 
+import gc
 import gzip
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.inference import grpc_predict_v2_pb2 as oip
+from attention_server.domain import Response
 from attention_server.grpc import standard
 from attention_server.rest import connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -390,3 +392,47 @@ def test_a_method_that_is_not_offered(server, path):
     response = requests.get(server.url + path, timeout=30)
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/dot:attend", "/v1/models/dot/memories", "/v2/models/dot/infer"])
+@pytest.mark.parametrize("container", ["[]", "{}"])
+def test_lists_without_number(server, path, container):
+    """A document of a million lists or objects, many times as large when it is parsed, is refused before it is."""
+    body = '{"query": [' + ",".join([container] * 1_000_000) + "]}"
+    response = requests.post(server.url + path, data=body, timeout=60)
+    assert response.status_code == 413
+    assert "1000000" in response.text
+
+
+def test_a_stream_that_nobody_reads(dot_only):
+    """Of a stream that nobody reads few answers are computed, and none is kept when its caller goes."""
+    query = pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[900, 1], data=bytes(3600))
+    request = pb.AttendRequest(
+        model="dot", inputs=[pb.Sequence(query=query)], outputs=[pb.OutputSpec(name="weights")]
+    )  # 3 MiB of answer
+    done = threading.Event()
+
+    def many():
+        for i in range(60):
+            yield pb.AttendStreamRequest(id=str(i), request=request).SerializeToString()
+        done.wait(60)
+
+    gc.collect()
+    gc.disable()  # what is left is to be let go, not found
+    try:
+        with composed(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
+            before = server.gate.runs
+            call = channel.stream_stream("/attention.v1.AttentionService/AttendStream")(many(), timeout=60)
+            wait_until(lambda: server.gate.runs - before >= 5)
+            threading.Event().wait(1)  # in which all would be computed
+            assert kept_answers() > 0
+            assert server.gate.runs - before < 24
+            done.set()
+            call.cancel()
+            wait_until(lambda: kept_answers() == 0)
+    finally:
+        gc.enable()
+
+
+def kept_answers() -> int:
+    return sum(isinstance(each, Response) for each in gc.get_objects())

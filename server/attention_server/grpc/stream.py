@@ -8,8 +8,9 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -21,7 +22,8 @@ from attention_server.errors import AttentionServiceError, InvalidRequest, Unava
 
 STREAMS = 64  # at once; each holds two threads
 IN_FLIGHT = 32  # requests of one stream
-IN_FLIGHT_BYTES = 64 * 1024 * 1024
+IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of its requests
+ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how large the next will be, the last one tells
 
 log = structlog.get_logger()
 
@@ -45,19 +47,27 @@ class Dialect(Generic[A]):
     in_order: bool
 
 
+@dataclass(slots=True)
+class Held:
+    """What a request holds until it is answered: its bytes, and its answer's; expected ones, until there is one."""
+
+    request: int
+    answer: int
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[A]):
     """What came of a request.
 
     Attributes:
         id: the caller's.
-        size: the request's bytes.
+        held: what it holds.
         write: writes the response; None for a request that was refused.
         future: holds the response, or the error.
     """
 
     id: str
-    size: int
+    held: Held
     write: Callable[[Response], A] | None
     future: "Future[Response]"
 
@@ -114,12 +124,15 @@ class Conversation(Generic[A]):
     def __init__(self, dialect: Dialect[A], call: Call) -> None:
         self._dialect = dialect
         self._call = call
-        self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
+        self._requests = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
+        self._answers = Window(IN_FLIGHT, ANSWER_BYTES)
+        self._expected = ANSWER_BYTES // 8  # of the next answer
         self._outcomes: SimpleQueue[Outcome[A] | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
         self._complete = False  # the caller has sent all they wanted to
         self._unreadable: InvalidRequest | None = None  # what followed the last message
         self._ended = False  # no more is taken, for whatever reason
+        self._left = False  # nobody reads any more
 
     def hold(self, messages: Iterator[Any]) -> Iterator[A]:
         """Yield an answer for each message, as they are ready.
@@ -130,12 +143,13 @@ class Conversation(Generic[A]):
         """
         threading.Thread(target=self._take, args=(messages,), name="stream", daemon=True).start()
         sent = 0
-        while not (self._ended and sent == self._taken):
+        while not self._left and not (self._ended and sent == self._taken):
             outcome = self._outcomes.get()
             if outcome is not None:
                 yield self._answer(outcome)
                 sent += 1
-                self._window.leave(outcome.size)
+                self._requests.leave(outcome.held.request)
+                self._answers.leave(outcome.held.answer)
         if self._unreadable:
             raise self._unreadable
         if not self._complete:
@@ -143,22 +157,27 @@ class Conversation(Generic[A]):
 
     def end(self) -> None:
         """Answer what was taken, and take no more."""
-        self._window.close()
+        self._close()
         self._end_taking()
 
     def leave(self) -> None:
-        """The caller has gone, or all is done."""
+        """The caller has gone, or all is done: keep no answer for them."""
+        self._left = True
         self._call.leave()
-        self._window.close()
+        self._close()
+        with suppress(Empty):  # gRPC's objects hold each other, and this: it may be long before they are collected
+            while True:
+                self._outcomes.get_nowait()
+        self._outcomes.put(None)
 
     def _take(self, messages: Iterator[Any]) -> None:
         try:
             for message in messages:
-                size = message.ByteSize()
-                if not self._window.enter(size):
+                held = Held(message.ByteSize(), self._expected)
+                if not (self._requests.enter(held.request) and self._answers.enter(held.answer)):
                     return
                 self._taken += 1
-                self._submit(message, size)
+                self._submit(message, held)
                 del message  # while this thread waits for the next, nothing of the last one is kept
             self._complete = True
         except InvalidRequest as error:
@@ -172,20 +191,33 @@ class Conversation(Generic[A]):
         self._ended = True
         self._outcomes.put(None)
 
-    def _submit(self, message: Any, size: int) -> None:
+    def _close(self) -> None:
+        self._requests.close()
+        self._answers.close()
+
+    def _submit(self, message: Any, held: Held) -> None:
         write = None
         try:
             future, write = self._dialect.submit(message, self._call)
         except Exception as error:  # noqa: BLE001 # it is this request's alone: the stream goes on
             future = Future()
             future.set_exception(error)
+        future.add_done_callback(functools.partial(self._weigh, held))
         if self._dialect.in_order:
-            self._outcomes.put(Outcome(message.id, size, write, future))
+            self._outcomes.put(Outcome(message.id, held, write, future))
         else:
-            future.add_done_callback(functools.partial(self._done, message.id, size, write))
+            future.add_done_callback(functools.partial(self._done, message.id, held, write))
 
-    def _done(self, id_: str, size: int, write: Callable[[Response], A] | None, future: "Future[Response]") -> None:
-        self._outcomes.put(Outcome(id_, size, write, future))
+    def _weigh(self, held: Held, future: "Future[Response]") -> None:
+        """Count an answer with the bytes that it has."""
+        failed = future.cancelled() or future.exception() is not None
+        expected, held.answer = held.answer, 0 if failed else future.result().size
+        self._answers.resize(held.answer - expected)
+        self._expected = held.answer
+
+    def _done(self, id_: str, held: Held, write: Callable[[Response], A] | None, future: "Future[Response]") -> None:
+        if not self._left:
+            self._outcomes.put(Outcome(id_, held, write, future))
 
     def _answer(self, outcome: Outcome[A]) -> A:
         try:
