@@ -1,7 +1,8 @@
 """A long mixed load, looked at all the while: `python -m tests.trials.soak --seconds 3600`.
 
-Good requests of every block, over each way in, memories, streams, callers who leave, and malformed messages;
-every answer is compared. Memory, threads and open files are sampled; when the load has warmed everything up, they may not grow.
+Good requests of every block, over each way in, memories, streams, callers who leave, and malformed messages; every
+answer is compared. Memory, threads and open files are sampled; when the load has warmed everything up, they may not
+grow.
 """
 
 import argparse
