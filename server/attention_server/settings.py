@@ -118,6 +118,10 @@ class Settings(BaseSettings):
         "most 512",
     )
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
+    max_outputs: int = Field(256, ge=1, description="outputs named in one request")
+    max_work_mib: int = Field(
+        8192, ge=1, description="scores of all sequences of one request together, and of each layer, in MiB"
+    )
     memory_mib: int = Field(
         default_factory=sixteenth,
         ge=1,

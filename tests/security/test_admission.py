@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.inference import grpc_predict_v2_pb2 as oip
 from attention_server.domain import Response
+from attention_server.grpc import server as grpc_server
 from attention_server.grpc import standard
 from attention_server.rest import connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,6 +25,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from serving import start_server
 from structlog.testing import capture_logs
 
+from tests.conftest import TRANSPORTS, refused
 from tests.server.composed import composed, wait_until
 
 MIB = 2**20
@@ -436,3 +439,35 @@ def test_a_stream_that_nobody_reads(dot_only):
 
 def kept_answers() -> int:
     return sum(isinstance(each, Response) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_outputs_without_number(server, connect, name):
+    """More outputs than a request may name are refused by the limit, before anything is made of them."""
+    transport = connect(name, server.rest, server.grpc)
+    outputs = [{"name": "weights", "as": f"w{i}"} for i in range(257)]
+    query = np.ones((1, 1), np.float32)
+    assert len(transport.outputs("dot", query=query, outputs=outputs[:256])) == 256
+    with refused("RESOURCE_EXHAUSTED", "outputs", "257", "256"):
+        transport.attend("dot", query=query, outputs=outputs)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_work_without_bound(dot_only, connect, name):
+    """Sequences that are each within the limit, and together too much work, are refused, with what may be used."""
+    with start_server(dot_only, "--max-work-mib", 1) as server:
+        transport = connect(name, server.rest, server.grpc)
+        sequence = {"query": np.ones((256, 1), np.float32)}  # scores of a quarter of a MiB
+        assert len(transport.attend("dot", inputs=[sequence] * 4)["results"]) == 4
+        with refused("RESOURCE_EXHAUSTED", "inputs", "1048576"):
+            transport.attend("dot", inputs=[sequence] * 5)
+
+
+def test_an_idle_connection_of_grpc(dot_only, monkeypatch):
+    """A connection without a call is closed after a while."""
+    monkeypatch.setattr(grpc_server, "IDLE_MS", 500)
+    with composed(dot_only) as server:
+        host, port = server.grpc.split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as peer:
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+            assert all_of(peer)  # to its end: it is hung up on

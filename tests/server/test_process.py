@@ -40,6 +40,8 @@ SOME = {  # a value that is not the default, for every setting
     "max_message_mib": 5,
     "max_answer_mib": 6,
     "max_sequences": 7,
+    "max_outputs": 9,
+    "max_work_mib": 10,
     "max_scores_mib": 8,
     "memory_mib": 8,
     "memory_ttl": 9.5,

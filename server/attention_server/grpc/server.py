@@ -32,6 +32,9 @@ SERVICES = (
 )
 
 HANDSHAKE_MS = 10_000  # for a connection that is opened and says nothing
+IDLE_MS = 300_000  # after which a connection without a call is closed; clients open another when they need one
+KEEPALIVE_MS = 60_000  # between two looks at whether the peer of a connection is still there
+KEEPALIVE_TIMEOUT_MS = 20_000
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -71,6 +74,9 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a client may watch over a long call
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
                 ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
             ],
         )
