@@ -25,6 +25,8 @@ PACK_SEQUENCES = 16
 PACK_BYTES = 1024 * 1024
 IN_FLIGHT = 32  # messages
 IN_FLIGHT_BYTES = 32 * 1024 * 1024
+# A server that stops cancels what reaches it in that moment.
+AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 ATTEMPTS = 5  # without an answer between them
 FIRST_BACKOFF = 0.1  # seconds; doubles
 
@@ -180,7 +182,7 @@ class Stream:
             if self._count is None:
                 self._answered[news.id] = (news, None)
         elif isinstance(news, grpc.RpcError):
-            self._reconnect(from_call(cast("grpc.Call", news)))
+            self._reconnect(cast("grpc.Call", news))
         else:
             self._failures = 0
             with self._changed:
@@ -188,11 +190,13 @@ class Stream:
             if pack is not None:  # else it was answered twice, before and after a break
                 self._answered[pack.id] = (pack, news)
 
-    def _reconnect(self, error: AttentionError) -> None:
+    def _reconnect(self, broken: grpc.Call) -> None:
+        error = from_call(broken)
         self._failures += 1
-        if not isinstance(error, Unavailable) or self._failures == ATTEMPTS:
+        if broken.code() not in AGAIN or self._failures == ATTEMPTS:
             raise error
-        pause = error.retry_after or FIRST_BACKOFF * 2 ** (self._failures - 1)
+        asked = error.retry_after if isinstance(error, Unavailable) else None
+        pause = asked or FIRST_BACKOFF * 2 ** (self._failures - 1)
         time.sleep(min(pause, self._seconds))  # nobody waits longer than for an answer
         self._connect()
 

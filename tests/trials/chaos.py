@@ -401,7 +401,7 @@ def main() -> None:
             "kill -9 of one of two replicas, of requests to 1 MiB": str(counted["kills"]),
             "stops under load": str(counted["stops"]),
             "models loaded or unloaded under load": str(counted["swaps"]),
-            "checks passed: same process, healthy, next answer right, memory back, log clean": str(counted["checks"]),
+            scorecard.CHECKS: str(counted["checks"]),
             "memory, most above the start": f"{counted['peak']} MiB",
         },
     )

@@ -311,7 +311,7 @@ def main() -> None:
             "crashes": "0",
             "INTERNAL, UNKNOWN, 500": "0",
             "errors that told of the server's inside": "0",
-            "checks passed: same process, healthy, next answer right, memory back, log clean": f"{subject.checks + cases.checks:,}",
+            scorecard.CHECKS: f"{subject.checks + cases.checks:,}",
             "memory, most above the start, after any of these": f"{subject.peak:.0f} MiB",
             "floods, bombs, frames by hand, peers that hold on: cases passed": f"{cases.checks:,}",
             "memory, most above the start, after any of those": f"{cases.peak:.0f} MiB",
