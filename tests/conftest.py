@@ -14,6 +14,7 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from serving import SECONDS_TO_START, Server, made_repository, start_server
 
@@ -300,7 +301,22 @@ def refused_by_grpc(error: Any) -> Refused:
     refused = Refused(error.code().name, HTTP.get(error.code().name, 0), "", error.details())
     refused.request_id = dict(error.trailing_metadata() or ()).get("x-request-id", "")
     status = rpc_status.from_call(error)
-    for packed in status.details if status else ():
+    read_details(status.details if status else (), refused)
+    return refused
+
+
+def refused_by_protobuf(response: requests.Response) -> Refused:
+    """Read an error answer that is a google.rpc.Status."""
+    status = Status.FromString(response.content)
+    code = next(each.name for each in grpc.StatusCode if each.value[0] == status.code)
+    refused = Refused(code, response.status_code, "", status.message, response.headers["x-request-id"])
+    read_details(status.details, refused)
+    return refused
+
+
+def read_details(details: Any, refused: Refused) -> None:
+    """Read what goes with an error: the field, the id, when to come back."""
+    for packed in details:
         for kind in (BadRequest, RequestInfo, RetryInfo):
             detail = kind()
             if not packed.Unpack(detail):
@@ -311,7 +327,6 @@ def refused_by_grpc(error: Any) -> Refused:
                 assert detail.request_id == refused.request_id
             else:
                 refused.retry_after = detail.retry_delay.ToTimedelta().total_seconds()
-    return refused
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -426,6 +441,8 @@ def post(
 
 def refused_by_http(response: requests.Response) -> Refused:
     """Read an error answer; it must be one in form."""
+    if response.headers["content-type"] == "application/x-protobuf":
+        return refused_by_protobuf(response)
     assert response.headers["content-type"] == "application/json", response.text
     error = response.json()["error"]
     assert error.keys() <= {"code", "status", "message", "request_id", "field"}

@@ -49,7 +49,7 @@ class Call:
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 def test_what_is_drawn_after_a_break_is_sent_by_the_new_stream(code, attempt, monkeypatch):
     """A stream that broke while the source paused leaves the rest, the very last too, to the one after it."""
-    monkeypatch.setattr(Broken, "code", lambda self: code)
+    monkeypatch.setattr(Broken, "code", lambda _: code)
     calls = queue.SimpleQueue()
     pause = threading.Event()
 

@@ -5,6 +5,7 @@ import gzip
 import os
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.inference import grpc_predict_v2_pb2 as oip
 
 from tests.trials.doors import GrpcDoor, SocketDoor, exchanged
-from tests.trials.subject import MIB, Subject, Wrong, judge
+from tests.trials.subject import MIB, SECONDS_TO_SETTLE, Subject, Wrong, judge
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS, PING, HEADERS, CONTINUATION, RST, DATA, WINDOW, PRIORITY = 4, 6, 1, 9, 3, 0, 8, 2
@@ -87,6 +88,18 @@ def floods_of_frames(subject: Subject) -> None:
     ):
         with grpc_socket(subject) as peer, contextlib.suppress(OSError):
             exchanged(peer, [sent])
+        _wait_until_answered(subject)
+
+
+def _wait_until_answered(subject: Subject) -> None:
+    """Wait until a flood has been worked off: of the calls that wait then, gRPC drops some, as CANCELLED."""
+    good = subject.goods[0].message().SerializeToString()
+    end = time.monotonic() + SECONDS_TO_SETTLE
+    with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        attend = channel.unary_unary(ATTEND)
+        while any(call.exception() for call in [attend.future(good, timeout=60) for _ in range(20)]):
+            if time.monotonic() > end:
+                raise Wrong("long after a flood, calls are still dropped")
 
 
 def floods_of_headers(subject: Subject) -> None:
