@@ -307,6 +307,7 @@ def main() -> None:
         command,
         {
             "malformed requests, of which by schemathesis": f"{tally.requests.total() + made:,}, {made:,}",
+            "of which valid after all, and answered": f"{tally.codes['OK'] + tally.codes['200']:,}",
             "executions of the core, guided by coverage": f"{runs:,}",
             "crashes": "0",
             "INTERNAL, UNKNOWN, 500": "0",
