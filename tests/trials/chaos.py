@@ -35,6 +35,9 @@ from tests.trials.subject import Good, Subject, Wrong, goods, under_trial
 
 ATTEND = "/attention.v1.AttentionService/Attend"
 STREAM = "/attention.v1.AttentionService/AttendStream"
+# What glibc keeps for itself of the answers that slow readers leave, in arenas of many threads: 310 MiB after 24
+# rounds, and no more; 95 MiB where it is told to give back what is larger than 1 MiB (see docs/scorecard.md).
+MOST_MIB = 400.0
 ENOUGH = 30  # answers of the load that are waited for, to know that it goes on
 
 
@@ -356,7 +359,7 @@ def chaos(rounds: int = 1, kills: int = 1, number: int = 1) -> dict[str, int]:
     """
     rng = random.Random(number)
     counted = {"right": 0, "checks": 0, "kills": 0, "stops": 0, "swaps": 0, "peak": 0}
-    with under_trial("--max-queued", 32, growth=320.0) as subject:
+    with under_trial("--max-queued", 32, growth=MOST_MIB) as subject:
         for i in range(rounds):
             for fault in CALLERS:
                 begun = time.monotonic()

@@ -11,7 +11,7 @@ from tests.trials.subject import Wrong, judge, under_trial
 
 @pytest.fixture(scope="module")
 def subject():
-    with under_trial(*fuzz.LIMITS, "--max-queued", 32, growth=320.0) as started:
+    with under_trial(*fuzz.LIMITS, "--max-queued", 32, growth=chaos.MOST_MIB) as started:
         yield started
 
 
