@@ -53,6 +53,16 @@ bench: setup ## measure against peers and write docs/benchmarks.md; BENCH=--quic
 trials: setup ## the tests that take minutes
 	$(DEV)/pytest -m long -s $(PYTEST)
 
+# The page is docs/scorecard.md, which each of the three writes its figures to.
+fuzz: setup ## malformed requests through every door: N=100000 of them, or for SECONDS=
+	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.fuzz $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS),$(if $(N),--requests $(N)))
+
+chaos: setup ## faults under load, ROUNDS=5 times: the slow, the leaving, the dying
+	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.chaos $(if $(ROUNDS),--rounds $(ROUNDS))
+
+soak: setup ## a mixed load for SECONDS=3600, and whether anything grows
+	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.soak $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS))
+
 check: setup ## format, lint, types, import rules, generated code, contract, the page's bundle
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
@@ -91,4 +101,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test bench trials check format proto web screenshots train lock sbom audit
+.PHONY: help setup run test bench trials fuzz chaos soak check format proto web screenshots train lock sbom audit

@@ -1,15 +1,10 @@
 """What the tests share: a repository made once, a real server on it, and one way to ask over every transport."""
 
 import base64
-import hashlib
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import grpc
@@ -19,8 +14,9 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
-from serving import ROOT, SECONDS_TO_START, Server, start_server
+from serving import SECONDS_TO_START, Server, made_repository, start_server
 
 # The table of errors: gRPC's code, HTTP's status.
 HTTP = {
@@ -86,28 +82,8 @@ class Refused(Exception):
 
 @pytest.fixture(scope="session")
 def repository(request: pytest.FixtureRequest) -> Path:
-    """A folder of models: small ones of every block with drawn weights, and the trained one that reads text.
-
-    Made once for each state of the exporter and the contract, and kept in pytest's cache.
-    """
-    maker = ROOT / "tests/server/make_repository.py"
-    exporter = ROOT / "model_export/attention_export"
-    training = {"cli.py", "training.py", "figures.py"}  # change often, and not what is exported
-    sources = [maker, *(file for file in sorted(exporter.glob("*.py")) if file.name not in training)]
-    sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models/multi-head").rglob("*.*"))]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
-    kept = request.config.cache.mkdir("repositories")
-    made = kept / digest
-    if not made.exists():
-        with TemporaryDirectory(dir=kept) as scratch:
-            folder = Path(scratch) / "models"
-            subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
-            shutil.copytree(ROOT / "models/multi-head", folder / "multi-head")
-            try:
-                folder.rename(made)
-            except OSError:  # another run made it meanwhile
-                assert made.is_dir()
-    return made
+    """A folder of models: small ones of every block with drawn weights, and the trained one that reads text."""
+    return made_repository(request.config.cache.mkdir("repositories"))
 
 
 @pytest.fixture(scope="session")
@@ -335,7 +311,22 @@ def refused_by_grpc(error: Any) -> Refused:
     refused = Refused(error.code().name, HTTP.get(error.code().name, 0), "", error.details())
     refused.request_id = dict(error.trailing_metadata() or ()).get("x-request-id", "")
     status = rpc_status.from_call(error)
-    for packed in status.details if status else ():
+    read_details(status.details if status else (), refused)
+    return refused
+
+
+def refused_by_protobuf(response: requests.Response) -> Refused:
+    """Read an error answer that is a google.rpc.Status."""
+    status = Status.FromString(response.content)
+    code = next(each.name for each in grpc.StatusCode if each.value[0] == status.code)
+    refused = Refused(code, response.status_code, "", status.message, response.headers["x-request-id"])
+    read_details(status.details, refused)
+    return refused
+
+
+def read_details(details: Any, refused: Refused) -> None:
+    """Read what goes with an error: the field, the id, when to come back."""
+    for packed in details:
         for kind in (BadRequest, RequestInfo, RetryInfo):
             detail = kind()
             if not packed.Unpack(detail):
@@ -346,7 +337,6 @@ def refused_by_grpc(error: Any) -> Refused:
                 assert detail.request_id == refused.request_id
             else:
                 refused.retry_after = detail.retry_delay.ToTimedelta().total_seconds()
-    return refused
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -461,6 +451,8 @@ def post(
 
 def refused_by_http(response: requests.Response) -> Refused:
     """Read an error answer; it must be one in form."""
+    if response.headers["content-type"] == "application/x-protobuf":
+        return refused_by_protobuf(response)
     assert response.headers["content-type"] == "application/json", response.text
     error = response.json()["error"]
     assert error.keys() <= {"code", "status", "message", "request_id", "field"}

@@ -1,8 +1,11 @@
-"""A real server in a process of its own."""
+"""A real server in a process of its own, and the models that it serves."""
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,32 @@ ROOT = Path(__file__).parents[1]
 SERVER = ROOT / ".venv/bin/attention-server"
 SECONDS_TO_START = 60  # two cores, shared
 READY = re.compile(r"ready rest=(\S+) grpc=(\S+)\n")
+
+
+def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
+    """Return a folder of models, made once for each state of the exporter and the contract.
+
+    Args:
+        kept: where they are kept; pytest's cache.
+    """
+    maker = ROOT / "tests/server/make_repository.py"
+    exporter = ROOT / "model_export/attention_export"
+    training = {"cli.py", "training.py", "figures.py"}  # change often, and not what is exported
+    sources = [maker, *(file for file in sorted(exporter.glob("*.py")) if file.name not in training)]
+    sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models/multi-head").rglob("*.*"))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
+    made = kept / digest
+    if not made.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept) as scratch:
+            folder = Path(scratch) / "models"
+            subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
+            shutil.copytree(ROOT / "models/multi-head", folder / "multi-head")
+            try:
+                folder.rename(made)
+            except OSError:  # another run made it meanwhile
+                assert made.is_dir()
+    return made
 
 
 @dataclass

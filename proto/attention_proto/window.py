@@ -38,6 +38,16 @@ class Window:
             self._size += size
             self._changed.notify_all()
 
+    def resize(self, more: int) -> None:
+        """Count a message that was let in with so many bytes more, or fewer.
+
+        Args:
+            more: bytes; below zero for fewer.
+        """
+        with self._changed:
+            self._size -= more
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Let nobody in any more, nor wait."""
         with self._changed:

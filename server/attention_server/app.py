@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted, or cut it off after the grace.
+    """Serve until SIGTERM or SIGINT, then say so, go on for a while, and finish what was accepted within the grace.
 
     Raises:
         OSError: an address cannot be listened on.
@@ -78,7 +78,10 @@ async def serve(settings: Settings) -> None:
         if settings.repository_mode == "poll":
             follower.start()
         await stop.wait()
-        log.info("stopping", grace=settings.grace)
+        log.info("stopping", stop_accepting_after=settings.stop_accepting_after, grace=settings.grace)
+        rest.set_stopping()
+        grpc.set_serving(False)
+        await asyncio.sleep(settings.stop_accepting_after)  # for those who balance over several to look elsewhere
     finally:
         end = time.monotonic() + settings.grace
         grpc.set_serving(False)

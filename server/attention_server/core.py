@@ -58,4 +58,6 @@ def _limits(settings: Settings) -> Limits:
         scores_bytes=settings.max_scores_mib * MIB,
         answer_bytes=settings.max_answer_mib * MIB,
         memory_ttl=settings.memory_ttl,
+        outputs=settings.max_outputs,
+        work_bytes=settings.max_work_mib * MIB,
     )

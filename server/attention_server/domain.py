@@ -5,6 +5,7 @@ import math
 import time
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -39,12 +40,41 @@ class Limits:
         scores_bytes: of one sequence's scores, heads x queries x keys x 4; attention needs them on the way, and more.
         answer_bytes: of an answer's tensors, all sequences together.
         memory_ttl: seconds that a memory is kept after its last use, unless it says otherwise.
+        outputs: named in a request.
+        work_bytes: of all scores of a request together, those of each layer that runs.
     """
 
     sequences: int
     scores_bytes: int
     answer_bytes: int
     memory_ttl: float
+    outputs: int = 256
+    work_bytes: int = 8 * 2**30
+
+    def check_outputs(self, count: int) -> None:
+        """Refuse more outputs than a request may name.
+
+        Raises:
+            TooLarge: there are more.
+        """
+        if count > self.outputs:
+            raise TooLarge(f"has {count} outputs; a request may name {self.outputs}", field="outputs")
+
+    def check_work(self, needed: int) -> None:
+        """Refuse what would keep a slot for too long.
+
+        Args:
+            needed: bytes of scores, so far.
+
+        Raises:
+            TooLarge: it would.
+        """
+        if needed > self.work_bytes:
+            raise TooLarge(
+                f"the sequences need at least {needed} bytes of scores together; {self.work_bytes} may be used: send "
+                "fewer or shorter ones",
+                field="inputs",
+            )
 
     def check_sequences(self, count: int, field: str) -> None:
         """Refuse more sequences than a request may have.
@@ -313,6 +343,12 @@ class Response:
     version: int
     results: tuple[Result, ...]
     token_offsets: bool = False
+
+    @property
+    def size(self) -> int:
+        """The bytes of all its tensors."""
+        outputs = chain.from_iterable(result.outputs.values() for result in self.results)
+        return sum(sum(each.nbytes for each in x) if isinstance(x, TopK) else x.nbytes for x in outputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class Service:
         call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
+            self.limits.check_outputs(len(request.outputs))
             call.watch.asks(model.name, model.version, len(request.inputs))
             asked = model.ask(request.outputs)
             prepared, answer_bytes = self._prepare(request, model, asked.plan)
@@ -226,7 +227,8 @@ class Service:
             raise InvalidRequest("send at least one sequence", field="inputs")
         self.limits.check_sequences(len(request.inputs), "inputs")
         prepared = []
-        size = 0
+        size = work = 0
+        heads = sum(layer.heads for layer in model.manifest.layers)
         for sequence in request.inputs:
             try:
                 prepared.append(model.prepare(sequence, plan, request.mask, self._memories, self.limits))
@@ -235,6 +237,8 @@ class Service:
                     raise
                 message = f"{error.message} (in sequence {sequence.part} of the batch, from 0)"
                 raise InvalidRequest(message, field=error.field) from error
+            work += heads * prepared[-1].queries * prepared[-1].keys * 4
+            self.limits.check_work(work)
             size += model.answer_bytes(prepared[-1], plan)
             if size > self.limits.answer_bytes:
                 raise TooLarge(

@@ -130,6 +130,10 @@ class Settings(BaseSettings):
         "most 512",
     )
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
+    max_outputs: int = Field(256, ge=1, description="outputs named in one request")
+    max_work_mib: int = Field(
+        8192, ge=1, description="scores of all sequences of one request together, and of each layer, in MiB"
+    )
     memory_mib: int = Field(
         default_factory=sixteenth,
         ge=1,
@@ -145,6 +149,9 @@ class Settings(BaseSettings):
         None, description="authorities, PEM: callers have to show a certificate of theirs"
     )
     tokens: Path | None = Field(None, description="who may call: a file of tokens; without, everyone may")
+    stop_accepting_after: float = Field(
+        0.0, ge=0, description="seconds that a stop, having said that it is not ready, goes on accepting requests"
+    )
     grace: float = Field(30.0, ge=0, description="seconds that a stop waits for requests already accepted")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="how it is logged, on stderr")

@@ -74,7 +74,7 @@ def test_deadline(ask):
 
 def test_large_requests_are_tried_again(ask, target, service):
     """A request of 4 MiB survives two failed attempts."""
-    service.failures = [failure(grpc.StatusCode.UNAVAILABLE)] * 2
+    service.failures = [failure(grpc.StatusCode.UNAVAILABLE), failure(grpc.StatusCode.CANCELLED)]
     ask(target, "attend", "any", query=FOUR_MIB[:4], key=FOUR_MIB)
     assert service.attempts == 3
 

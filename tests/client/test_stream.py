@@ -46,8 +46,10 @@ class Call:
 
 
 @pytest.mark.parametrize("attempt", range(10))
-def test_what_is_drawn_after_a_break_is_sent_by_the_new_stream(attempt):
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_what_is_drawn_after_a_break_is_sent_by_the_new_stream(code, attempt, monkeypatch):
     """A stream that broke while the source paused leaves the rest, the very last too, to the one after it."""
+    monkeypatch.setattr(Broken, "code", lambda _: code)
     calls = queue.SimpleQueue()
     pause = threading.Event()
 

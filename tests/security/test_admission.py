@@ -1,5 +1,6 @@
 """Raw input: heads without end, peers that stall, connections without number, messages that inflate."""
 
+import gc
 import gzip
 import os
 import socket
@@ -10,12 +11,21 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import requests
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.inference import grpc_predict_v2_pb2 as oip
+from attention_server.domain import Response
+from attention_server.grpc import server as grpc_server
+from attention_server.grpc import standard
 from attention_server.rest import connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from serving import start_server
+from structlog.testing import capture_logs
 
+from tests.conftest import TRANSPORTS, refused
 from tests.server.composed import composed, wait_until
 
 MIB = 2**20
@@ -239,6 +249,83 @@ def test_a_body_that_inflates(dot_only):
         assert answers(server)
 
 
+# --- what is no message, and no request ---
+
+UNREADABLE = b"\x0c\xff\xff"
+STREAMS = {
+    "/attention.v1.AttentionService/AttendStream": pb.AttendStreamRequest(id="1"),
+    "/inference.GRPCInferenceService/ModelStreamInfer": oip.ModelInferRequest(id="1"),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(),
+}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/attention.v1.AttentionService/Attend",
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    ],
+)
+def test_what_is_no_message(server, method, caplog):
+    """Bytes that are no message are the caller's mistake, told as that, and none of the log's."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.unary_stream(method)(UNREADABLE, timeout=30)
+        with pytest.raises(grpc.RpcError):
+            list(call)
+    assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message" in call.details()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("method", STREAMS)
+def test_what_is_no_message_on_a_stream(server, method, caplog):
+    """On a stream, what came before bytes that are no message is answered; then it ends as the caller's mistake."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        good = STREAMS[method].SerializeToString()
+        call = channel.stream_stream(method)(iter([good, UNREADABLE, good]), timeout=30)
+        assert next(call)
+        with pytest.raises(grpc.RpcError):
+            next(call)
+    assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
+
+
+def test_an_origin_that_is_none(server):
+    """An origin that is no URL is another site's."""
+    response = requests.post(
+        f"{server.url}/v1/models/dot:attend", data=BODY, headers={"origin": "http://["}, timeout=30
+    )
+    assert response.status_code == 403
+
+
+@pytest.mark.parametrize("body", ['{"parameters": true}', '{"parameters": [1]}', '{"parameters": {"a": {}}}'])
+@pytest.mark.parametrize("action", ["load", "unload"])
+def test_parameters_that_are_none(server, action, body):
+    """Parameters of a load or unload that are no object of scalars are refused by their field."""
+    response = requests.post(f"{server.url}/v2/repository/models/dot/{action}", data=body, timeout=30)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("parameters")
+
+
+@pytest.mark.parametrize("after", [b"", b"NO HTTP\r\n\r\n"], ids=["it hangs up", "it sends no HTTP"])
+def test_two_requests_and_a_peer_that_goes(server, after, caplog):
+    """Who sends two requests and goes, or is hung up on, leaves no fault in the log."""
+    server.gate.close()
+    one = (ATTEND + f"content-length: {len(BODY)}\r\n\r\n").encode() + BODY
+    with connect(server) as peer:
+        peer.sendall(one + one)
+        assert server.gate.arrived.wait(30)
+        peer.sendall(after)
+        if after:
+            assert all_of(peer).startswith(b"HTTP/1.1 400 ")
+    wait_until(lambda: not server.rest_server._server.server_state.connections)
+    server.gate.open()
+    assert answers(server)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_many_who_watch_health(server):
     """Who watches health, without credentials, holds no thread that an answer needs."""
     with grpc.insecure_channel(server.grpc) as channel:
@@ -248,3 +335,139 @@ def test_many_who_watch_health(server):
         assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"", timeout=10)
         for each in watches:
             each.cancel()
+
+
+def test_too_many_who_watch_health(dot_only, monkeypatch):
+    """Of more watches than there may be, the last is refused; when one ends, another may come."""
+    monkeypatch.setattr(standard, "WATCHES", 2)
+    with composed(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch
+        watches = [watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(2)]
+        assert all(next(each).status == health_pb2.HealthCheckResponse.SERVING for each in watches)
+        refused = watch(health_pb2.HealthCheckRequest(), timeout=60)
+        with pytest.raises(grpc.RpcError):
+            next(refused)
+        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        watches.pop().cancel()
+        wait_until(lambda: _watches(watch))
+
+
+def _watches(watch) -> bool:
+    call = watch(health_pb2.HealthCheckRequest(), timeout=60)
+    try:
+        return next(call).status == health_pb2.HealthCheckResponse.SERVING
+    except grpc.RpcError:
+        return False
+    finally:
+        call.cancel()
+
+
+def test_streams_of_reflection_that_stay(dot_only, monkeypatch):
+    """Streams of reflection are few, and end by themselves: those who leave them open keep nobody out for long."""
+    monkeypatch.setattr(standard, "REFLECTIONS", 2)
+    monkeypatch.setattr(standard, "REFLECTION_SECONDS", 1.0)
+    with capture_logs() as logs, composed(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
+        reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        release = threading.Event()
+
+        def once_and_wait():
+            yield reflection_pb2.ServerReflectionRequest(list_services="")
+            release.wait(60)
+
+        held = [reflect(once_and_wait(), timeout=60) for _ in range(2)]
+        assert all(next(each).list_services_response.service for each in held)
+        refused = reflect(once_and_wait(), timeout=60)
+        with pytest.raises(grpc.RpcError):
+            next(refused)
+        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        for each in held:
+            with pytest.raises(grpc.RpcError):
+                next(each)
+            assert each.code() is grpc.StatusCode.CANCELLED
+        assert next(reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=60))
+        release.set()
+    assert not [entry for entry in logs if entry["log_level"] == "error"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/dot:attend", "/v1/models/dot/versions/1:attend", "/v2/models/dot/infer"])
+def test_a_method_that_is_not_offered(server, path):
+    """Asking by GET for what is computed is a 405 that says which method there is."""
+    response = requests.get(server.url + path, timeout=30)
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/dot:attend", "/v1/models/dot/memories", "/v2/models/dot/infer"])
+@pytest.mark.parametrize("container", ["[]", "{}"])
+def test_lists_without_number(server, path, container):
+    """A document of a million lists or objects, many times as large when it is parsed, is refused before it is."""
+    body = '{"query": [' + ",".join([container] * 1_000_000) + "]}"
+    response = requests.post(server.url + path, data=body, timeout=60)
+    assert response.status_code == 413
+    assert "1000000" in response.text
+
+
+def test_a_stream_that_nobody_reads(dot_only):
+    """Of a stream that nobody reads few answers are computed, and none is kept when its caller goes."""
+    query = pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[900, 1], data=bytes(3600))
+    request = pb.AttendRequest(
+        model="dot", inputs=[pb.Sequence(query=query)], outputs=[pb.OutputSpec(name="weights")]
+    )  # 3 MiB of answer
+    done = threading.Event()
+
+    def many():
+        for i in range(60):
+            yield pb.AttendStreamRequest(id=str(i), request=request).SerializeToString()
+        done.wait(60)
+
+    gc.collect()
+    gc.disable()  # what is left is to be let go, not found
+    try:
+        with composed(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
+            before = server.gate.runs
+            call = channel.stream_stream("/attention.v1.AttentionService/AttendStream")(many(), timeout=60)
+            wait_until(lambda: server.gate.runs - before >= 5)
+            threading.Event().wait(1)  # in which all would be computed
+            assert kept_answers() > 0
+            assert server.gate.runs - before < 24
+            done.set()
+            call.cancel()
+            wait_until(lambda: kept_answers() == 0)
+    finally:
+        gc.enable()
+
+
+def kept_answers() -> int:
+    return sum(isinstance(each, Response) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_outputs_without_number(server, connect, name):
+    """More outputs than a request may name are refused by the limit, before anything is made of them."""
+    transport = connect(name, server.rest, server.grpc)
+    outputs = [{"name": "weights", "as": f"w{i}"} for i in range(257)]
+    query = np.ones((1, 1), np.float32)
+    assert len(transport.outputs("dot", query=query, outputs=outputs[:256])) == 256
+    with refused("RESOURCE_EXHAUSTED", "outputs", "257", "256"):
+        transport.attend("dot", query=query, outputs=outputs)
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_work_without_bound(dot_only, connect, name):
+    """Sequences that are each within the limit, and together too much work, are refused, with what may be used."""
+    with start_server(dot_only, "--max-work-mib", 1) as server:
+        transport = connect(name, server.rest, server.grpc)
+        sequence = {"query": np.ones((256, 1), np.float32)}  # scores of a quarter of a MiB
+        assert len(transport.attend("dot", inputs=[sequence] * 4)["results"]) == 4
+        with refused("RESOURCE_EXHAUSTED", "inputs", "1048576"):
+            transport.attend("dot", inputs=[sequence] * 5)
+
+
+def test_an_idle_connection_of_grpc(dot_only, monkeypatch):
+    """A connection without a call is closed after a while."""
+    monkeypatch.setattr(grpc_server, "IDLE_MS", 500)
+    with composed(dot_only) as server:
+        host, port = server.grpc.split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as peer:
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+            assert all_of(peer)  # to its end: it is hung up on

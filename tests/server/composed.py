@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import uvloop
 from attention_server.callers import Callers
 from attention_server.certificates import Certificates
 from attention_server.domain import Limits
@@ -142,7 +143,7 @@ def composed(
         callers=callers,
         certificates=certificates,
     )
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()  # as the process has
     stop = asyncio.Event()
 
     async def serve() -> None:

@@ -14,6 +14,8 @@ from attention_server.errors import TooLarge as OverBudget
 from attention_server.memories import Memory, MemoryStore, memory_id
 from serving import ROOT, start_server
 
+from tests.conftest import refused_by_http
+
 RNG = np.random.default_rng(5)
 KEY = RNG.standard_normal((9, 6)).astype(np.float32)
 VALUE = RNG.standard_normal((9, 4)).astype(np.float32)
@@ -242,4 +244,4 @@ def test_rest_speaks_protobuf_of_memories_and_models_too(server):
     assert made.id in [memory.id for memory in kept]
     assert pb.Memory.FromString(requests.get(f"{memories}/{made.id}", headers=both, timeout=10).content).id == made.id
     assert requests.delete(f"{memories}/{made.id}", headers=both, timeout=10).content == b""
-    assert requests.post(memories, b"\xff\xff", headers=both, timeout=10).json()["error"]["code"] == 400
+    assert refused_by_http(requests.post(memories, b"\xff\xff", headers=both, timeout=10)).http == 400

@@ -7,11 +7,13 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import requests
 from attention_server import settings
 from attention_server.settings import Settings
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic_settings import CliApp
 from serving import ROOT, SERVER, clean_env, run_server, start_server
 
@@ -40,6 +42,8 @@ SOME = {  # a value that is not the default, for every setting
     "max_message_mib": 5,
     "max_answer_mib": 6,
     "max_sequences": 7,
+    "max_outputs": 9,
+    "max_work_mib": 10,
     "max_scores_mib": 8,
     "memory_mib": 8,
     "memory_ttl": 9.5,
@@ -47,6 +51,7 @@ SOME = {  # a value that is not the default, for every setting
     "tls_key": "/tmp/key.pem",
     "tls_client_ca": "/tmp/ca.pem",
     "tokens": "/tmp/tokens.toml",
+    "stop_accepting_after": 1.5,
     "grace": 0.5,
     "log_level": "error",
     "log_format": "json",
@@ -334,6 +339,33 @@ def accepts(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_stop_that_goes_on_accepting(dot_only, connect):
+    """Having said on both ports that it is not ready, a server goes on accepting for as long as was set."""
+    with start_server(dot_only, "--stop-accepting-after", 2) as server, grpc.insecure_channel(server.grpc) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+        assert ready(b"") == b"\x08\x01"
+        server.process.terminate()
+        wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=5).status_code == 503)
+        assert requests.get(f"{server.url}/healthz", timeout=5).status_code == 200
+        wait_until(lambda: check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert ready(b"") == b""
+        for name in ("grpc", "rest-json"):
+            transport = connect(name, server.rest, server.grpc)
+            assert transport.attend("dot", query=np.ones((1, 1), np.float32))["results"]
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal(dot_only):
+    """A second signal ends the process at once, whatever it was still waiting for."""
+    with start_server(dot_only, "--stop-accepting-after", 600) as server:
+        server.process.terminate()
+        wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=5).status_code == 503)
+        server.process.terminate()
+        assert server.process.wait(30) == -signal.SIGTERM
+        server.process.returncode = 0  # what a stop within a test is expected to end with
 
 
 def test_a_stop_cuts_off_after_the_grace(dot_only, connect):

@@ -73,8 +73,7 @@ class _Entry:
 
     def guarding(self, handler: "grpc.RpcMethodHandler[Any, Any]", caller: Caller) -> "grpc.RpcMethodHandler[Any, Any]":
         """Return a method behind the gate. It gives bytes, and is told those of its message: they are watched too."""
-        kind = next(kind for kind in KINDS if getattr(handler, kind))
-        method: Any = getattr(handler, kind)
+        method: Any = getattr(handler, kind_of(handler))
         read: Any = handler.request_deserializer
         write: Any = handler.response_serializer
 
@@ -93,13 +92,9 @@ class _Entry:
                     # A stream of requests has written its answers, each for the request that it is of.
                     yield answer if isinstance(answer, bytes) else write(answer)
 
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        guarded: grpc.RpcMethodHandler[Any, Any] = (
-            make(answer_often, read)
-            if handler.response_streaming
-            else make(answer_once, lambda content: (read(content), len(content)))
-        )
-        return guarded
+        if handler.response_streaming:
+            return replaced(handler, answer_often, read, None)
+        return replaced(handler, answer_once, lambda content: (read(content), len(content)), None)
 
     @contextmanager
     def _watched(
@@ -127,3 +122,20 @@ class _Entry:
                 yield watch
         finally:
             self._observer.end(watch)
+
+
+def kind_of(handler: "grpc.RpcMethodHandler[Any, Any]") -> str:
+    """Return which of gRPC's four kinds a method is of."""
+    return next(kind for kind in KINDS if getattr(handler, kind))
+
+
+def replaced(
+    handler: "grpc.RpcMethodHandler[Any, Any]",
+    method: Callable[..., Any],
+    deserialize: Callable[[bytes], Any] | None,
+    serialize: Callable[[Any], bytes] | None,
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    """Return a handler of the same kind, with another method, and other readers and writers of messages."""
+    make = getattr(grpc, f"{kind_of(handler)}_rpc_method_handler")
+    made: grpc.RpcMethodHandler[Any, Any] = make(method, deserialize, serialize)
+    return made

@@ -21,8 +21,9 @@ from attention_server.translate.url import to_version
 class InferenceServicer(GRPCInferenceServiceServicer):
     """Answers the Open Inference Protocol from the core."""
 
-    def __init__(self, service: Service, conversations: Conversations) -> None:
+    def __init__(self, service: Service, conversations: Conversations, ready: Callable[[], bool]) -> None:
         self._service = service
+        self._ready = ready
         self._conversations = conversations
         self._dialect = Dialect(self._submit, _refuse, in_order=True)
 
@@ -30,7 +31,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         return pb.ServerLiveResponse(live=True)
 
     def ServerReady(self, message: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._service.ready)
+        return pb.ServerReadyResponse(ready=self._ready())
 
     def ModelReady(self, message: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
         try:

@@ -4,11 +4,11 @@ Two threads hold a stream: one reads and hands to the scheduler, the other write
 window of what is in flight, and then nothing more of theirs is read: that is the flow control.
 """
 
-import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -19,13 +19,14 @@ from attention_proto.window import Window
 from google.protobuf.message import Message
 
 from attention_server.domain import Call, Response
-from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
+from attention_server.errors import AttentionServiceError, Cancelled, Full, InvalidRequest, Stopping
 from attention_server.observe import Observer
 from attention_server.translate.errors import note
 
 STREAMS = 64  # at once; each holds two threads
 IN_FLIGHT = 32  # requests of one stream
-IN_FLIGHT_BYTES = 64 * 1024 * 1024
+IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of its requests
+ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how large the next will be, the last one tells
 
 log = structlog.get_logger()
 
@@ -49,6 +50,14 @@ class Dialect(Generic[A]):
     in_order: bool
 
 
+@dataclass(slots=True)
+class Held:
+    """What a request holds until it is answered: its bytes, and its answer's; expected ones, until there is one."""
+
+    request: int
+    answer: int
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[A]):
     """What came of a request.
@@ -56,12 +65,14 @@ class Outcome(Generic[A]):
     Attributes:
         id: the caller's.
         call: the request's own, within the stream's.
+        held: what it holds.
         write: writes the response; None for a request that was refused.
         future: holds the response, or the error.
     """
 
     id: str
     call: Call
+    held: Held
     write: Callable[[Response], A] | None
     future: "Future[Response]"
 
@@ -126,12 +137,15 @@ class Conversation(Generic[A]):
         self._dialect = dialect
         self._call = call
         self._observer = observer
-        self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
+        self._requests = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
+        self._answers = Window(IN_FLIGHT, ANSWER_BYTES)
+        self._expected = ANSWER_BYTES // 8  # of the next answer
         self._outcomes: SimpleQueue[Outcome[A] | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
         self._complete = False  # the caller has sent all they wanted to
+        self._unreadable: InvalidRequest | None = None  # what followed the last message
         self._ended = False  # no more is taken, for whatever reason
-        self._over = False  # no more is answered
+        self._over = False  # nobody reads any more
 
     def hold(self, messages: Iterator[Any]) -> Iterator[bytes]:
         """Yield an answer for each message, as they are ready.
@@ -139,19 +153,19 @@ class Conversation(Generic[A]):
         Raises:
             Cancelled: the caller has gone.
             Stopping: the server is; what it took is answered.
+            InvalidRequest: what followed is no message; what came before it is answered.
         """
         threading.Thread(target=self._take, args=(messages,), name="stream", daemon=True).start()
         sent = 0
-        try:
-            while not (self._ended and sent == self._taken):
-                outcome = self._outcomes.get()
-                if outcome is not None:
-                    yield self._answer(outcome)
-                    sent += 1
-                    self._window.leave(outcome.call.watch.request_bytes)
-        finally:
-            self._over = True
-            self._watch_no_more()
+        while not self._over and not (self._ended and sent == self._taken):
+            outcome = self._outcomes.get()
+            if outcome is not None:
+                yield self._answer(outcome)
+                sent += 1
+                self._requests.leave(outcome.held.request)
+                self._answers.leave(outcome.held.answer)
+        if self._unreadable:
+            raise self._unreadable
         if not self._complete:
             if self._call.gone:
                 raise Cancelled("the caller has gone")
@@ -159,24 +173,28 @@ class Conversation(Generic[A]):
 
     def end(self) -> None:
         """Answer what was taken, and take no more."""
-        self._window.close()
+        self._close()
         self._end_taking()
 
     def leave(self) -> None:
-        """The caller has gone, or all is done."""
+        """The caller has gone, or all is done: keep no answer for them."""
+        self._over = True
         self._call.leave()
-        self._window.close()
+        self._close()
+        self._forget()
 
     def _take(self, messages: Iterator[Any]) -> None:
         try:
             for message in messages:
-                size = message.ByteSize()
-                if not self._window.enter(size):
+                held = Held(message.ByteSize(), self._expected)
+                if not (self._requests.enter(held.request) and self._answers.enter(held.answer)):
                     return
                 self._taken += 1
-                self._submit(message, size)
+                self._submit(message, held)
                 del message  # while this thread waits for the next, nothing of the last one is kept
             self._complete = True
+        except InvalidRequest as error:
+            self._unreadable = error
         except grpc.RpcError:
             self._call.leave()  # the stream broke
         finally:
@@ -186,35 +204,53 @@ class Conversation(Generic[A]):
         self._ended = True
         self._outcomes.put(None)
 
-    def _submit(self, message: Any, size: int) -> None:
-        call = self._call.part(self._observer.message(self._call.watch, message.id, size))
+    def _close(self) -> None:
+        self._requests.close()
+        self._answers.close()
+
+    def _submit(self, message: Any, held: Held) -> None:
+        call = self._call.part(self._observer.message(self._call.watch, message.id, held.request))
         write = None
         try:
             future, write = self._dialect.submit(message, call)
         except Exception as error:  # noqa: BLE001 # it is this request's alone: the stream goes on
             future = Future()
             future.set_exception(error)
+        future.add_done_callback(functools.partial(self._weigh, held))
         if self._dialect.in_order:
-            self._put(Outcome(message.id, call, write, future))
+            self._put(Outcome(message.id, call, held, write, future))
         else:
-            future.add_done_callback(functools.partial(self._done, message.id, call, write))
+            future.add_done_callback(functools.partial(self._done, message.id, call, held, write))
 
-    def _done(self, id_: str, call: Call, write: Callable[[Response], A] | None, future: "Future[Response]") -> None:
-        self._put(Outcome(id_, call, write, future))
+    def _weigh(self, held: Held, future: "Future[Response]") -> None:
+        """Count an answer with the bytes that it has."""
+        failed = future.cancelled() or future.exception() is not None
+        expected, held.answer = held.answer, 0 if failed else future.result().size
+        self._answers.resize(held.answer - expected)
+        self._expected = held.answer
+
+    def _done(
+        self, id_: str, call: Call, held: Held, write: Callable[[Response], A] | None, future: "Future[Response]"
+    ) -> None:
+        self._put(Outcome(id_, call, held, write, future))
 
     def _put(self, outcome: Outcome[A]) -> None:
         self._outcomes.put(outcome)
         if self._over:
-            self._watch_no_more()
+            self._forget()
 
-    def _watch_no_more(self) -> None:
-        """End the watch of what is not answered any more, for its caller has gone."""
-        with contextlib.suppress(Empty):
+    def _forget(self) -> None:
+        """End the watch of what nobody reads any more, and keep nothing of it.
+
+        gRPC's objects hold each other, and this: it may be long before they are collected.
+        """
+        with suppress(Empty):
             while True:
                 outcome = self._outcomes.get_nowait()
                 if outcome is not None:
                     note(outcome.call.watch, Cancelled("the caller has gone"))
                     self._observer.end(outcome.call.watch)
+        self._outcomes.put(None)
 
     def _answer(self, outcome: Outcome[A]) -> bytes:
         watch = outcome.call.watch

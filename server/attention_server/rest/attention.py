@@ -12,12 +12,19 @@ from starlette.routing import Route
 from attention_server.domain import Call
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
-from attention_server.rest.exchange import JSON, Exchange, answers, call_of, json_response, version_of
+from attention_server.rest.exchange import (
+    JSON,
+    PROTOBUF,
+    Exchange,
+    answers,
+    call_of,
+    json_response,
+    version_of,
+    wants_protobuf,
+)
 from attention_server.service import Service
 from attention_server.translate import json, proto
 from attention_server.translate.url import agreed
-
-PROTOBUF = "application/x-protobuf"
 
 M = TypeVar("M", bound=Message)
 
@@ -125,11 +132,6 @@ class AttentionRoutes:
 def sends_protobuf(request: Request) -> bool:
     """Return whether the body is a message of the contract."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == PROTOBUF
-
-
-def wants_protobuf(request: Request) -> bool:
-    """Return whether the answer is to be a message of the contract."""
-    return PROTOBUF in request.headers.get("accept", "")
 
 
 def _parse(kind: type[M], body: bytes) -> M:

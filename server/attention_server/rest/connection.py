@@ -9,7 +9,7 @@ from asyncio import TimerHandle, Transport
 from http import HTTPStatus
 from typing import Literal
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers
 HEADERS = 128
@@ -29,6 +29,7 @@ class Connection(HttpToolsProtocol):
 
     _certificate: str | None = None
     _look: TimerHandle | None = None
+    _cycles: tuple[RequestResponseCycle, ...] = ()  # requests that have no answer yet
     _in_head = True
     _head = 0
     # What has moved since the last look, and what was waited for then.
@@ -50,6 +51,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Look no more."""
         super().connection_lost(exc)
+        self._leave()  # Uvicorn tells only the last of several requests
         if self._look:
             self._look.cancel()
 
@@ -76,6 +78,7 @@ class Connection(HttpToolsProtocol):
         self._head = 0
         self._heads += 1
         super().on_headers_complete()
+        self._cycles = (*(each for each in self._cycles if not each.response_complete), self.cycle)
 
     def on_message_complete(self) -> None:
         """Expect the next head."""
@@ -86,6 +89,7 @@ class Connection(HttpToolsProtocol):
         """Answer what is no HTTP, unless it was answered."""
         if not self.transport.is_closing():
             super().send_400_response(msg)
+            self._leave()
 
     def resume_writing(self) -> None:
         """Take note that what was sent is on its way."""
@@ -99,6 +103,13 @@ class Connection(HttpToolsProtocol):
             head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain\r\nconnection: close\r\n"
             self.transport.write(head.encode() + b"content-length: %d\r\n\r\n" % len(words) + words)
             self.transport.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Tell requests that came before on this connection, and are not answered yet, that they never will be."""
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _look_at_it(self) -> None:
         """Hang up if what was waited for at the last look still is, and hardly anything has moved since."""

@@ -25,11 +25,12 @@ from attention_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from attention_server.translate.errors import code_of, note, to_json
+from attention_server.translate.errors import code_of, note, to_json, to_status
 from attention_server.translate.url import to_version
 from attention_server.watch import Watch
 
 JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
 INFLATED = ("gzip", "deflate")
@@ -219,11 +220,21 @@ def json_response(content: object, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status_code=status, media_type=JSON)
 
 
+def wants_protobuf(request: Request) -> bool:
+    """Return whether the answer is to be a message."""
+    return PROTOBUF in request.headers.get("accept", "")
+
+
 def error_response(error: Exception, request: Request) -> Response:
-    """Return an error as the protocol of the request's path tells it."""
+    """Return an error as the protocol of the request's path tells it; as a google.rpc.Status where that is wanted."""
     watch = watch_of(request)
     note(watch, error)
-    response = json_response(told(request, to_json(error, watch.request_id)), status=code_of(error).http)
+    status = code_of(error).http
+    if wants_protobuf(request) and not request.url.path.startswith(OIP):
+        content = to_status(error, watch.request_id).SerializeToString()
+        response = Response(content, status, media_type=PROTOBUF)
+    else:
+        response = json_response(told(request, to_json(error, watch.request_id)), status)
     if isinstance(error, Unavailable):
         response.headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, Unauthenticated):

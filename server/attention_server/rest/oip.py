@@ -153,8 +153,8 @@ def _fields(body: bytes, known: tuple[str, ...]) -> Json:
     return content
 
 
-def _parameters(body: bytes) -> Json:
-    return _fields(body, ("parameters",)).get("parameters") or {}
+def _parameters(body: bytes) -> oip.Parameters:
+    return oip_json.parameters_of(_fields(body, ("parameters",)), "")
 
 
 def _compress(content: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:

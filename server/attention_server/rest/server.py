@@ -13,6 +13,7 @@ import orjson
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -49,6 +50,15 @@ DOCS_START = 'window.ui = SwaggerUIBundle({url: "openapi.json", dom_id: "#swagge
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 )
+
+
+class Name(StringConvertor):
+    """A part of a path. What follows a colon is a verb, not part of a name: GET of `...:attend` is a 405."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("str", Name())
 
 
 class HealthRoutes:
@@ -179,9 +189,13 @@ class RestServer:
         """Begin to accept, on the running loop."""
         self._serving = asyncio.create_task(self._server.serve([self._socket]))
 
-    async def stop(self) -> None:
-        """Accept no more, say so to those who ask, and finish what was accepted within the grace."""
+    def set_stopping(self) -> None:
+        """Say to those who ask that this server is not ready; go on answering."""
         self._health.stopping = True
+
+    async def stop(self) -> None:
+        """Accept no more, and finish what was accepted within the grace."""
+        self.set_stopping()
         self._server.should_exit = True
         await self._serving
         self._pool.shutdown(wait=False, cancel_futures=True)

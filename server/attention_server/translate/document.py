@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from attention_server.domain import Array, join_path
-from attention_server.errors import InvalidRequest
+from attention_server.errors import InvalidRequest, TooLarge
 
 LEAVES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true and false"),
@@ -18,14 +18,21 @@ LEAVES: dict[str, tuple[set[type], str]] = {
     "f": ({int, float}, "numbers"),
 }
 Json = Mapping[str, Any]
+MOST_CONTAINERS = 1_000_000  # of a document; parsed, an empty one has some 70 bytes
 
 
 def parse(body: bytes) -> object:
     """Read JSON.
 
     Raises:
+        TooLarge: it has more lists and objects than one may; each takes many times its two bytes.
         InvalidRequest: it is none; NaN and infinity are none.
     """
+    containers = body.count(b"[") + body.count(b"{")
+    if containers > MOST_CONTAINERS:
+        raise TooLarge(
+            f"the body has {containers} lists and objects; JSON may have {MOST_CONTAINERS}: send tensors as base64"
+        )
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -141,6 +141,7 @@ def _inputs(content: Json, limits: Limits) -> tuple[Sequence, ...]:
     if beside := [name for name in own if name != "mask"]:
         raise InvalidRequest("stands beside inputs; put it into one of them", field=beside[0])
     sequences = elements(content, "inputs", "")
+    limits.check_sequences(len(sequences), "inputs")  # before they cost anything
     return tuple(each for i, sequence in enumerate(sequences) for each in _sequences(sequence, f"inputs[{i}]", limits))
 
 

@@ -58,7 +58,7 @@ def to_infer(body: bytes, header_length: str | None, model: str, version: int) -
         id=typed(content, "id", str, "", ""),
         inputs=inputs,
         outputs=tuple(_outputs(content)),
-        parameters=_parameters(content, ""),
+        parameters=parameters_of(content, ""),
     )
     refuse_duplicates(body[:length], content)
     return infer
@@ -119,7 +119,7 @@ def _name(content: Json, path: str) -> str:
 def _tensor(content: Json, name: str, path: str, raw: _Raw) -> Array:
     data_type = typed(content, "datatype", str, "", path)
     shape = integers(content, "shape", path, minimum=0)
-    parameters = fields(_parameters(content, path), f"{path}.parameters", ("binary_data_size",))
+    parameters = fields(parameters_of(content, path), f"{path}.parameters", ("binary_data_size",))
     size = typed(parameters, "binary_data_size", int, None, f"{path}.parameters")
     if size is not None:
         if "data" in content:
@@ -150,12 +150,17 @@ def _outputs(content: Json) -> Iterator[Wanted]:
     for i, each in enumerate(elements(content, "outputs", "")):
         path = f"outputs[{i}]"
         output = fields(each, path, ("name", "parameters"))
-        parameters = _parameters(output, path)
+        parameters = parameters_of(output, path)
         typed(parameters, "binary_data", bool, None, f"{path}.parameters")
         yield Wanted(_name(output, path), parameters)
 
 
-def _parameters(content: Json, path: str) -> Parameters:
+def parameters_of(content: Json, path: str) -> Parameters:
+    """Return the parameters of a document or a part of it.
+
+    Raises:
+        InvalidRequest: they are no object, or one of them is a list or an object.
+    """
     sent = content.get("parameters")
     where = f"{path}.parameters" if path else "parameters"
     parameters = {} if sent is None else fields(sent, where, tuple(sent) if isinstance(sent, dict) else ())

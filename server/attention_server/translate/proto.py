@@ -54,6 +54,7 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
         TooLarge: a batch has more sequences than a request may.
         InvalidRequest: a tensor's bytes do not fill its shape, or an enumeration is unknown.
     """
+    limits.check_sequences(len(message.inputs), "inputs")  # before they cost anything
     return Request(
         model=message.model,
         version=message.version,

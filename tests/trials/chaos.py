@@ -1,0 +1,414 @@
+"""Faults under load: `python -m tests.trials.chaos --rounds 5`.
+
+While callers who mean well ask, and every answer of theirs is compared with what is right, others are slow, leave,
+break off and die; and so do servers. After each fault stands the one check of `Subject`.
+"""
+
+import argparse
+import contextlib
+import http.client
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import grpc
+import numpy as np
+import requests
+from attention_client import AttentionClient
+from attention_proto.attention.v1 import attention_pb2 as pb
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from serving import made_repository, start_server
+
+from tests.trials import scorecard
+from tests.trials.load import Load, ask, call_all, mib_of_request, sequence_of, under_load
+from tests.trials.proxy import line
+from tests.trials.subject import Good, Subject, Wrong, goods, under_trial
+
+ATTEND = "/attention.v1.AttentionService/Attend"
+STREAM = "/attention.v1.AttentionService/AttendStream"
+# What glibc keeps for itself of the answers that slow readers leave, in arenas of many threads: 310 MiB after 24
+# rounds, and no more; 95 MiB where it is told to give back what is larger than 1 MiB (see docs/scorecard.md).
+MOST_MIB = 400.0
+ENOUGH = 30  # answers of the load that are waited for, to know that it goes on
+
+
+def connect(subject: Subject) -> socket.socket:
+    host, port = subject.server.rest.split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def post(good: Good, subject: Subject, *more: str) -> bytes:
+    """Return a whole request of HTTP."""
+    body = str(good.document()).replace("'", '"').encode()
+    head = [f"POST /v1/models/{good.model}/versions/{good.version}:attend HTTP/1.1", "host: x", *more]
+    return "\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body
+
+
+# --- callers ---
+
+
+def slow_writers(subject: Subject, rng: random.Random) -> None:
+    """Callers who send a byte at a time, over both protocols, have their right answers."""
+    good = subject.goods[0]
+
+    def over_http() -> None:
+        with connect(subject) as peer:
+            for byte in post(good, subject, "connection: close"):
+                peer.sendall(bytes([byte]))
+            received = b""
+            while more := peer.recv(65536):
+                received += more
+        if not received.startswith(b"HTTP/1.1 200"):
+            raise Wrong(f"a slow writer had {received[:200]!r}")
+
+    call_all([over_http] * 4)
+    with line(subject.server.grpc, piece=1, pause=0.0) as slow, AttentionClient(slow.address, timeout=60) as client:
+        for each in subject.goods[:3]:
+            ask(client, each)
+
+
+def one_byte_chunks(subject: Subject, rng: random.Random) -> None:
+    """A body in chunks of a byte is a body."""
+    for good in subject.goods[::6]:
+        connection = http.client.HTTPConnection(subject.server.rest, timeout=60)
+        body = str(good.document()).replace("'", '"').encode()
+        path = f"/v1/models/{good.model}/versions/{good.version}:attend"
+        connection.request("POST", path, iter([body[i : i + 1] for i in range(len(body))]), encode_chunked=True)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise Wrong(f"chunks of a byte had {response.status} {response.read()[:200]!r}")
+        connection.close()
+
+
+def slow_readers(subject: Subject, rng: random.Random) -> None:
+    """Callers who do not take their answers hold up nobody else."""
+    rows = ",".join(["[1.0]"] * 900)
+    body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
+    head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    large = pb.AttendRequest(
+        model="dot",
+        inputs=[pb.Sequence(query=pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[900, 1], data=bytes(3600)))],
+        outputs=[pb.OutputSpec(name="weights")],
+    )
+    stopping = threading.Event()
+
+    def many() -> Iterator[bytes]:
+        for i in range(40):
+            yield pb.AttendStreamRequest(id=str(i), request=large).SerializeToString()
+        stopping.wait(60)
+
+    with ExitStack() as stack:
+        for _ in range(8):
+            peer = stack.enter_context(connect(subject))
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.sendall(head + body)
+        channel = stack.enter_context(
+            grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)])
+        )
+        calls = [channel.stream_stream(STREAM)(many(), timeout=60) for _ in range(4)]
+        with under_load(subject.server.grpc, subject.goods) as load:
+            load.wait_for(ENOUGH)
+        stopping.set()
+        for call in calls:
+            call.cancel()
+
+
+def churn(subject: Subject, rng: random.Random) -> None:
+    """Connections that come and go, with and without a word, or with a reset."""
+    good = subject.goods[0]
+    for i in range(300):
+        peer = connect(subject)
+        if i % 3:
+            peer.sendall(post(good, subject)[: rng.randrange(200)])
+        if i % 2:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+    host, port = subject.server.grpc.split(":")
+    for i in range(100):
+        peer = socket.create_connection((host, int(port)), timeout=60)
+        peer.sendall((b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + rng.randbytes(rng.randrange(100)))[: rng.randrange(120)])
+        if i % 2:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+    for _ in range(30):
+        with AttentionClient(subject.server.grpc, timeout=60) as client:
+            ask(client, good)
+
+
+def callers_who_leave(subject: Subject, rng: random.Random) -> None:
+    """Calls that are cancelled, and connections closed, before, while and after they are computed."""
+    with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        attend = channel.unary_unary(ATTEND)
+        for _ in range(300):
+            futures = [
+                attend.future(good.message().SerializeToString(), timeout=60)
+                for good in rng.choices(subject.goods, k=3)
+            ]
+            if rng.randrange(2):
+                threading.Event().wait(rng.random() * 0.004)
+            for future in futures:
+                future.cancel()
+    for _ in range(100):
+        peer = connect(subject)
+        peer.sendall(post(rng.choice(subject.goods), subject))
+        threading.Event().wait(rng.random() * 0.004)
+        peer.close()
+
+
+def deadline_storm(subject: Subject, rng: random.Random) -> None:
+    """Thousands of calls that have a few milliseconds: an answer that comes is right, and no other code comes."""
+    with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        attend = channel.unary_unary(ATTEND)
+        for _ in range(40):
+            sent = [rng.choice(subject.goods) for _ in range(25)]
+            futures = [attend.future(each.message().SerializeToString(), timeout=rng.random() * 0.02) for each in sent]
+            for future in futures:
+                code = future.code().name
+                if code not in ("OK", "DEADLINE_EXCEEDED", "UNAVAILABLE"):
+                    raise Wrong(f"a deadline had {code} {future.details()}")
+    for _ in range(100):
+        headers = {"x-request-timeout": f"{rng.random() * 0.01:f}"}
+        good = rng.choice(subject.goods)
+        url = f"{subject.server.url}/v1/models/{good.model}/versions/{good.version}:attend"
+        status = requests.post(url, json=good.document(), headers=headers, timeout=60).status_code
+        if status not in (200, 504, 503):
+            raise Wrong(f"a deadline had {status}")
+
+
+def broken_streams(subject: Subject, rng: random.Random) -> None:
+    """Streams whose line breaks midway go on where they stood: all answers come, in order, and right."""
+    good = subject.goods[4]
+    with line(subject.server.grpc) as fragile, AttentionClient(fragile.address, timeout=60) as client:
+        count = cuts = 0
+        sequences = (sequence_of(good) for _ in range(600))
+        for result in client.attend_many(good.model, sequences, outputs=list(good.outputs), version=good.version):
+            good.compare({name: result[name] for name in good.outputs}, "stream")
+            count += 1
+            if count in (100, 250, 400):
+                cuts += fragile.cut()
+        if count != 600 or not cuts:
+            raise Wrong(f"{count} of 600 answers came, over {cuts} cuts")
+
+
+def overload(subject: Subject, rng: random.Random) -> None:
+    """Of more than can be queued some is refused, none wrongly, and liveness answers throughout."""
+    stopping = threading.Event()
+    failed: list[str] = []
+    asked = 0
+
+    def alive() -> None:
+        nonlocal asked
+        with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            while not stopping.is_set():
+                try:
+                    status = requests.get(f"{subject.server.url}/healthz", timeout=30).status_code
+                    if status != 200 or check(health_pb2.HealthCheckRequest(), timeout=30).status != 1:
+                        failed.append(f"/healthz {status}")
+                except (requests.RequestException, grpc.RpcError) as error:
+                    failed.append(repr(error))
+                asked += 1
+
+    def storm() -> None:
+        with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            attend = channel.unary_unary(ATTEND)
+            for _ in range(4):
+                futures = [attend.future(large, timeout=60) for _ in range(100)]
+                codes = {future.code().name for future in futures}
+                if not codes <= {"OK", "UNAVAILABLE"}:
+                    failed.append(f"overload had {codes}")
+
+    query = np.ones((300, 8), np.float32)
+    tensor = pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=query.shape, data=query.tobytes())
+    large = pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=tensor)]).SerializeToString()
+    watcher = threading.Thread(target=alive)
+    watcher.start()
+    call_all([storm] * 3)
+    stopping.set()
+    watcher.join()
+    if failed or not asked:
+        raise Wrong(f"liveness, asked {asked} times: {failed[:3]}")
+
+
+CALLERS: tuple[Callable[[Subject, random.Random], None], ...] = (
+    slow_writers,
+    one_byte_chunks,
+    slow_readers,
+    churn,
+    callers_who_leave,
+    deadline_storm,
+    broken_streams,
+    overload,
+)
+
+
+# --- servers ---
+
+
+def kill_of_one_of_two(rng: random.Random, kills: int = 1) -> int:
+    """One of two replicas is killed under load, at 1 MiB a request too: no call of the shipped client fails."""
+    repository = made_repository()
+    asked = goods(repository)
+    answered = 0
+    for _ in range(kills):
+        with ExitStack() as stack:
+            first = stack.enter_context(start_server(repository))
+            second = stack.enter_context(start_server(repository))
+            target = f"{first.grpc},{second.grpc}"
+            with under_load(target, asked, threads=4, large=mib_of_request()) as load:
+                load.wait_for(2 * ENOUGH)
+                victim = rng.choice((first, second))
+                os.kill(victim.process.pid, signal.SIGKILL)
+                victim.process.wait(30)
+                load.wait_for(2 * ENOUGH)
+            victim.process.returncode = 0  # it was to die
+            answered += load.answered
+    return answered
+
+
+def stop_under_load(rng: random.Random) -> int:
+    """A replica is told to stop under load: it says so, goes on, drains and ends with 0, and no call fails."""
+    repository = made_repository()
+    asked = goods(repository)
+    with start_server(repository) as other, start_server(repository, "--stop-accepting-after", 1.5) as leaving:
+        own = Load(
+            leaving.grpc, asked, threads=2
+        )  # they have nowhere else to go: they may be refused, once it has closed
+        own.start()
+        with (
+            under_load(f"{leaving.grpc},{other.grpc}", asked, threads=3, large=mib_of_request()) as load,
+            grpc.insecure_channel(leaving.grpc) as channel,
+        ):
+            load.wait_for(ENOUGH)
+            leaving.process.terminate()
+            told = time.monotonic()
+            while requests.get(f"{leaving.url}/readyz", timeout=30).status_code != 503:
+                if time.monotonic() > told + 1:
+                    raise Wrong("/readyz did not say that it stops")
+            status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30).status
+            alive = requests.get(f"{leaving.url}/healthz", timeout=30).status_code
+            if status != health_pb2.HealthCheckResponse.NOT_SERVING or alive != 200:
+                raise Wrong(f"while it stops, gRPC's health says {status} and /healthz {alive}")
+            with AttentionClient(leaving.grpc) as client:
+                ask(client, asked[0])  # it still accepts
+            if own.lost:
+                raise Wrong(f"while it still accepted, {own.lost[:3]}")
+            if leaving.process.wait(60) != 0:
+                raise Wrong(f"a stop ended with {leaving.process.returncode}")
+            load.wait_for(ENOUGH)
+        own._stopping.set()
+        if own.wrong or "Traceback" in leaving.log:
+            raise Wrong(f"{own.wrong[:3]} {leaving.log[-2000:]}")
+    return load.answered
+
+
+def swaps(rng: random.Random, count: int = 10) -> int:
+    """Models come, go and are loaded anew under load: each answer is right for the version that gave it."""
+    repository = made_repository()
+    with TemporaryDirectory() as scratch:
+        models = Path(scratch) / "models"
+        shutil.copytree(repository, models)
+        mode = ("--repository-mode", "explicit", "--load-model", "*")
+        steady = [good for good in goods(repository) if good.model != "self"]
+        moving = [good for good in goods(repository) if good.model == "self"]
+        with under_trial(*mode, models=models) as subject:
+            subject.goods = tuple(steady)
+            with under_load(subject.server.grpc, tuple(steady)) as load, AttentionClient(subject.server.grpc) as client:
+                for i in range(count):
+                    action = "unload" if i % 2 == 0 else "load"
+                    url = f"{subject.server.url}/v2/repository/models/self/{action}"
+                    if (status := requests.post(url, timeout=60).status_code) != 200:
+                        raise Wrong(f"{action} had {status}")
+                    for good in moving:
+                        if action == "load":
+                            ask(client, good)
+                            continue
+                        with contextlib.suppress(LookupError):
+                            _is_not_found(client, good)
+                    load.wait_for(5)
+            subject.check("swaps")
+    return load.answered
+
+
+def _is_not_found(client: AttentionClient, good: Good) -> None:
+    try:
+        ask(client, good)
+    except Wrong:
+        raise
+    except Exception as error:  # it is looked at
+        if type(error).__name__ != "NotFound":
+            raise Wrong(f"a model that was unloaded had {error!r}") from error
+    else:
+        raise Wrong("a model that was unloaded answers")
+
+
+def chaos(rounds: int = 1, kills: int = 1, number: int = 1) -> dict[str, int]:
+    """Do all of it; return what was counted.
+
+    Raises:
+        Wrong: a call was lost, an answer wrong, or a server left otherwise than it was.
+    """
+    rng = random.Random(number)
+    counted = {"right": 0, "checks": 0, "kills": 0, "stops": 0, "swaps": 0, "peak": 0}
+    with under_trial("--max-queued", 32, growth=MOST_MIB) as subject:
+        for i in range(rounds):
+            for fault in CALLERS:
+                begun = time.monotonic()
+                if fault in (slow_readers, overload):  # which have a load of their own, or refuse
+                    fault(subject, rng)
+                else:
+                    with under_load(subject.server.grpc, subject.goods, threads=2) as load:
+                        fault(subject, rng)
+                    counted["right"] += load.answered
+                subject.check(fault.__name__)
+                print(
+                    f"round {i + 1}  {fault.__name__.replace('_', ' '):18}  {time.monotonic() - begun:5.1f} s"
+                    f"  memory {subject.memory() - subject.before:+6.1f} MiB",
+                    flush=True,
+                )
+        counted["checks"] = subject.checks
+        counted["peak"] = round(subject.peak)
+    for i in range(kills):
+        counted["right"] += kill_of_one_of_two(rng)
+        counted["kills"] += 1
+        counted["right"] += stop_under_load(rng)
+        counted["stops"] += 1
+        counted["right"] += swaps(rng)
+        counted["swaps"] += 10
+        print(f"kill, stop and swaps {i + 1}", flush=True)
+    return counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Faults under load.")
+    parser.add_argument("--rounds", type=int, default=5, help="of callers who are slow, leave, break off; and kills")
+    parser.add_argument("--seed", type=int, default=1)
+    chosen = parser.parse_args()
+    counted = chaos(chosen.rounds, chosen.rounds, chosen.seed)
+    scorecard.write(
+        "chaos",
+        f"make chaos ROUNDS={chosen.rounds}",
+        {
+            "right answers to those who asked meanwhile": f"{counted['right']:,}",
+            "wrong answers": "0",
+            "calls lost": "0",
+            "kill -9 of one of two replicas, of requests to 1 MiB": str(counted["kills"]),
+            "stops under load": str(counted["stops"]),
+            "models loaded or unloaded under load": str(counted["swaps"]),
+            scorecard.CHECKS: str(counted["checks"]),
+            "memory, most above the start": f"{counted['peak']} MiB",
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
