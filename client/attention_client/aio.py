@@ -1,6 +1,6 @@
 """The asyncio client: `AttentionClient` with `await`."""
 
-import functools
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from attention_client import channel
 from attention_client.aio_stream import AsyncStream
-from attention_client.errors import AttentionError, NotFound, translated
+from attention_client.errors import AttentionError, NotFound, broke_off, translated
 from attention_client.memory import Memory
 from attention_client.recreation import AttendCall
 from attention_client.request import Output, Sequence, attend_request, create_memory_request, serialize
@@ -48,10 +48,10 @@ class AsyncAttentionClient:
         self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
             channel.method("Attend"), serialize, pb.AttendResponse.FromString
         )
-        self._stream = functools.partial(
-            self._channel.stream_stream(channel.method("AttendStream"), serialize, pb.AttendStreamResponse.FromString),
-            metadata=self._metadata,
+        stream: grpc.aio.StreamStreamMultiCallable[pb.AttendStreamRequest, pb.AttendStreamResponse] = (
+            self._channel.stream_stream(channel.method("AttendStream"), serialize, pb.AttendStreamResponse.FromString)
         )
+        self._stream = lambda: stream(metadata=channel.traced(self._metadata))
         self._list: grpc.aio.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._create: grpc.aio.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._memories: grpc.aio.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
@@ -203,8 +203,15 @@ class AsyncAttentionClient:
         request: RequestT,
         timeout: float | None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> ResponseT:
+        metadata = channel.traced(self._metadata)
+        end = time.monotonic() + self._seconds(timeout)
         with translated():
-            return await method(request, timeout=self._seconds(timeout), metadata=channel.traced(self._metadata))
+            while True:
+                try:
+                    return await method(request, timeout=end - time.monotonic(), metadata=metadata)
+                except grpc.RpcError as error:
+                    if not broke_off(error):
+                        raise
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -1,5 +1,6 @@
 """The blocking client."""
 
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -11,7 +12,7 @@ from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
 from attention_client import channel
-from attention_client.errors import AttentionError, NotFound, translated
+from attention_client.errors import AttentionError, NotFound, broke_off, translated
 from attention_client.memory import Memory
 from attention_client.recreation import AttendCall
 from attention_client.request import Output, Sequence, attend_request, create_memory_request, serialize
@@ -273,8 +274,14 @@ class AttentionClient:
     def _ask(
         self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, timeout: float | None
     ) -> ResponseT:
+        end = time.monotonic() + self._seconds(timeout)
         with translated():
-            return method(request, timeout=self._seconds(timeout), metadata=channel.traced(self._metadata))
+            while True:
+                try:
+                    return method(request, timeout=end - time.monotonic(), metadata=channel.traced(self._metadata))
+                except grpc.RpcError as error:
+                    if not broke_off(error):
+                        raise
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -118,6 +118,12 @@ def translated() -> Iterator[None]:
         raise from_call(cast("grpc.Call", error)) from error
 
 
+def broke_off(error: grpc.RpcError) -> bool:
+    """Return whether the line to a server broke while its answer came: gRPC repeats no call that was being answered."""
+    call = cast("grpc.Call", error)
+    return call.code() is grpc.StatusCode.UNAVAILABLE and "Stream removed" in (call.details() or "")
+
+
 def from_call(call: grpc.Call) -> AttentionError:
     """Read a failed call's code, details and trailing metadata."""
     metadata = cast("dict[str, Any]", dict(call.trailing_metadata() or ()))

@@ -37,6 +37,7 @@ class Reading(grpc.ServerInterceptor):
             handler,
             _of_stream(method) if handler.request_streaming else _of_one(method),
             _tolerant(handler.request_deserializer),
+            handler.response_serializer,
         )
 
 

@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from attention_server.errors import Unavailable
-from attention_server.grpc.exchange import abort, streams
+from attention_server.grpc.exchange import abort
 
 WATCHES = 256  # of health at once, which need no credentials; each holds memory, none a thread
 REFLECTIONS = 8  # at once; each holds a thread
@@ -70,7 +70,6 @@ class Reflection(reflection.ReflectionServicer):
         super().__init__(services)
         self._places = Places(REFLECTIONS, "streams of reflection")
 
-    @streams
     def ServerReflectionInfo(  # type: ignore[override] # the server is a synchronous one
         self, request_iterator: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
     ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
