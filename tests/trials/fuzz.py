@@ -6,6 +6,7 @@ ours, or that it tells too much about itself, ends the trial with the bytes that
 """
 
 import argparse
+import os
 import random
 import re
 import subprocess
@@ -276,7 +277,10 @@ def coverage_guided(runs: int, seconds: int, number: int = 1) -> int:
         with TemporaryDirectory() as scratch:
             command = [sys.executable, "-m", "tests.trials.coverage_guided", target, scratch, f"-seed={number}"]
             command += [f"-runs={runs // len(TARGETS)}", f"-max_total_time={max(1, seconds // len(TARGETS))}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+            paths = os.pathsep.join([str(ROOT / "tests"), *sys.path])
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}
+            )
             if done.returncode:
                 crash = [each.read_bytes() for each in Path(scratch).glob("crash-*")]
                 raise Wrong(f"{target}: {crash!r}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
