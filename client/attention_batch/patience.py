@@ -52,6 +52,8 @@ class Patience:
             try:
                 answer = ask()
             except (Unavailable, DeadlineExceeded) as error:
+                if self._stopping.is_set():  # the run's own end has broken the call off
+                    raise Stopped(str(error)) from error
                 if time.monotonic() - max(self._heard, began) > self._seconds:
                     raise Stopped(f"no answer for {self._seconds:g} s: {error}") from error
                 asked_to_wait = error.retry_after if isinstance(error, Unavailable) else None
