@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from attention_server.domain import Call, Request, Response, Result
 from attention_server.engine import Helpers, Run
-from attention_server.errors import AttentionServiceError, Cancelled
+from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
 from attention_server.model import Asked, LoadedModel
 from attention_server.prepare import Prepared
 from attention_server.scheduler import Scheduler, Work
@@ -126,7 +126,15 @@ def _answer_one(subject: Attending, helpers: Helpers | None) -> Response:
 
 def _timed(subject: Attending, part: Part, run: Run) -> list[Result]:
     begun = time.perf_counter()
-    results = subject.model.answer([subject.prepared[place] for place in part.places], subject.asked.plan, run)
+    prepared = [subject.prepared[place] for place in part.places]
+    try:
+        results = subject.model.answer(prepared, subject.asked.plan, run)
+    except InvalidRequest:
+        if len(prepared) == 1:
+            raise
+        for each in prepared:  # which of them is at fault, and not which came first
+            subject.model.answer([each], subject.asked.plan, run)
+        raise
     if not run.was_helped:
         subject.asked.correction.learn(part.cost, time.perf_counter() - begun)
     return results

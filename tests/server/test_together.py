@@ -9,7 +9,7 @@ import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 
-from tests.conftest import Refused, read_message, request_message
+from tests.conftest import Refused, read_message, refused, request_message
 from tests.server.composed import composed, wait_until
 
 DRAWN = np.random.default_rng(8)
@@ -137,6 +137,15 @@ def test_one_fault_among_several(models, connect):
         assert isinstance(fault, Refused)
         assert fault.code == "INVALID_ARGUMENT"
         assert fault.field == "inputs[0]"
+
+
+def test_one_fault_in_a_request(models, connect):
+    """Where one of the sequences of a request that run together overflows, it is the one that is named."""
+    bad = {"query": np.full((3, 24), 3e38, np.float32)}
+    with merging(models) as server:
+        attend = connect("grpc", server.rest, server.grpc).attend
+        with refused("INVALID_ARGUMENT", "inputs[2]", "overflows"):
+            attend("multi", inputs=[sequence("multi", 3), sequence("multi", 3), bad, sequence("multi", 3)])
 
 
 @pytest.mark.parametrize("outputs", [["output"], EVERYTHING], ids=str)

@@ -5,7 +5,7 @@ import queue
 import tritonclient.grpc as module
 from google.protobuf.json_format import MessageToDict
 from scenario import CASES, Case, addresses, drawn, report
-from triton import names, outputs, request, same
+from triton_scenario import names, outputs, request, same
 from tritonclient.utils import InferenceServerException
 
 _, address = addresses()

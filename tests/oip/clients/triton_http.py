@@ -2,7 +2,7 @@
 
 import tritonclient.http as module
 from scenario import CASES, Case, addresses, drawn, report
-from triton import names, outputs, request, same
+from triton_scenario import names, outputs, request, same
 from tritonclient.utils import InferenceServerException
 
 rest, _ = addresses()

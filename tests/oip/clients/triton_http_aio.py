@@ -5,7 +5,7 @@ import asyncio
 import tritonclient.http as classes
 import tritonclient.http.aio as module
 from scenario import CASES, Case, addresses, drawn, report
-from triton import names, outputs, request, same
+from triton_scenario import names, outputs, request, same
 from tritonclient.utils import InferenceServerException
 
 
