@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -15,7 +16,7 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.window import Window
 from attention_server.domain import Call
 from attention_server.errors import Cancelled
-from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation
+from attention_server.grpc.stream import ANSWER_BYTES, IN_FLIGHT, STREAMS, Conversation, Dialect
 from attention_server.observe import Observer
 from serving import start_server
 
@@ -199,6 +200,35 @@ def test_a_caller_who_leaves_while_a_message_comes_holds_no_thread():
     conversation.leave()
     with pytest.raises(Cancelled):
         list(conversation.hold(iter([message("a", np.ones((1, 8), np.float32))])))
+
+
+class ToldLate(Future):
+    """A future that tells of its end after those who waited for it have gone on."""
+
+    def __init__(self):
+        super().__init__()
+        self.callbacks = []
+
+    def add_done_callback(self, callback):
+        self.callbacks.append(callback)
+
+
+@pytest.mark.parametrize("size", [0, 64 * 1024 * 1024])
+def test_an_answer_that_is_weighed_after_it_was_sent(size):
+    """Of a stream that answers in order no bytes stay counted, whichever thread is told first."""
+    future = ToldLate()
+    future.set_result(SimpleNamespace(size=size))
+    dialect = Dialect(
+        lambda *_: (future, lambda _: pb.AttendStreamResponse(id="a")),
+        lambda *_: pb.AttendStreamResponse(),
+        in_order=True,
+    )
+    conversation = Conversation(dialect, Call("test"), Observer())
+    answers = conversation.hold(iter([message("a", np.ones((1, 8), np.float32))]))
+    assert len(list(answers)) == 1
+    for callback in future.callbacks:
+        callback(future)
+    assert conversation._answers._size == ANSWER_BYTES
 
 
 def test_a_stop_answers_what_was_taken_and_ends_streams(repository):

@@ -56,6 +56,7 @@ class Held:
 
     request: int
     answer: int
+    left: bool = False  # it is answered, and holds nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class Conversation(Generic[A]):
         self._observer = observer
         self._requests = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
         self._answers = Window(IN_FLIGHT, ANSWER_BYTES)
+        self._weighing = threading.Lock()
         self._expected = ANSWER_BYTES // 8  # of the next answer
         self._outcomes: SimpleQueue[Outcome[A] | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
@@ -162,8 +164,7 @@ class Conversation(Generic[A]):
             if outcome is not None:
                 yield self._answer(outcome)
                 sent += 1
-                self._requests.leave(outcome.held.request)
-                self._answers.leave(outcome.held.answer)
+                self._leave_windows(outcome.held)
         if self._unreadable:
             raise self._unreadable
         if not self._complete:
@@ -223,11 +224,21 @@ class Conversation(Generic[A]):
             future.add_done_callback(functools.partial(self._done, message.id, call, held, write))
 
     def _weigh(self, held: Held, future: "Future[Response]") -> None:
-        """Count an answer with the bytes that it has."""
+        """Count an answer with the bytes that it has; who waits for a future may have sent it before this is called."""
         failed = future.cancelled() or future.exception() is not None
-        expected, held.answer = held.answer, 0 if failed else future.result().size
-        self._answers.resize(held.answer - expected)
-        self._expected = held.answer
+        size = 0 if failed else future.result().size
+        with self._weighing:
+            if not held.left:
+                self._answers.resize(size - held.answer)
+                held.answer = size
+        if not failed:
+            self._expected = size
+
+    def _leave_windows(self, held: Held) -> None:
+        with self._weighing:
+            held.left = True
+        self._requests.leave(held.request)
+        self._answers.leave(held.answer)
 
     def _done(
         self, id_: str, call: Call, held: Held, write: Callable[[Response], A] | None, future: "Future[Response]"
