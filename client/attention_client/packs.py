@@ -71,13 +71,10 @@ class Packer:
         return self._built() if full else None
 
     def rest(self, fault: BaseException | None = None) -> Iterator[Pack]:
-        """Yield what was begun, then what the source raised, and at last an empty pack: so many there are."""
+        """Yield what was begun, and then a pack that is empty: what the source raised, or how many packs there are."""
         if self._pack.items:
             yield self._built()
-        if fault is not None:
-            yield Pack(self._pack.id, fault=fault)
-        else:
-            yield Pack(self._pack.id)
+        yield Pack(self._pack.id, fault=fault)
 
     def _built(self) -> Pack:
         pack, self._pack = self._pack, Pack(self._pack.id + 1)

@@ -438,9 +438,8 @@ def test_a_stream_that_nobody_reads(dot_only):
 
 
 def kept_answers() -> int:
-    return sum(
-        type(each) is Response for each in gc.get_objects()
-    )  # isinstance would ask objects of others, which may warn
+    # By type: isinstance would ask the objects of other libraries what they are, and some warn of it.
+    return sum(type(each) is Response for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
