@@ -122,6 +122,7 @@ def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
         held.enter_context(_ended_cleanly(resumable=STREAM not in (job.input, job.output)))
         engine = held.enter_context(_engine(job))
         patience = Patience(job.patience, lambda why: event("waiting", reason=why))
+        held.callback(patience.end)  # before its connection goes, which would look like a lost server
         plan = _plan(job, sources.find(job.input, stdin, _file(job)), engine, patience)
         output = _file(job)
         return _to_stream(plan, engine, stdout) if output is None else _to_file(plan, engine, output)

@@ -50,7 +50,8 @@ def cluster() -> Iterator[tuple[dict[str, str], "subprocess.Popen[bytes]"]]:
     # Sockets lie in these folders, whose names must be short.
     with TemporaryDirectory(prefix="ray", dir="/tmp") as folder, ExitStack() as nodes:
         head = ("--head", "--port", "0", "--include-dashboard", "false", "--disable-usage-stats")
-        _, log = nodes.enter_context(node(Path(folder) / "a", "127.0.0.2", *head))
+        process, log = nodes.enter_context(node(Path(folder) / "a", "127.0.0.2", *head))
+        wait_until(lambda: ADDRESS.search(log.read_text()), process)  # it is said after the word that it runs
         found = ADDRESS.search(log.read_text())
         assert found, log.read_text()
         other, _ = nodes.enter_context(node(Path(folder) / "b", "127.0.0.3", "--address", found[1]))
