@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attention_proto import wire
 from attention_proto.attention.v1.attention_pb2 import DataType, Tensor
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -20,6 +21,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NUMBERS = {dtype: DataType.Value(f"DATA_TYPE_{name}") for name, dtype in DTYPES.items()}
+_DATA = wire.tag(Tensor.DESCRIPTOR.fields_by_name["data"])
 _NAMES_OF_NUMBERS: dict[int, str] = {number: NAMES[dtype] for dtype, number in _NUMBERS.items()}
 
 if sys.byteorder != "little":
@@ -40,8 +42,8 @@ def from_bytes(data_type: str, shape: Iterable[int], data: bytes | memoryview) -
     dtype = DTYPES.get(data_type)
     if dtype is None:
         raise ValueError(f"has data type {data_type or 'UNSPECIFIED'}; it must be one of {', '.join(DTYPES)}")
-    dims = [int(dim) for dim in shape]
-    if any(dim < 0 for dim in dims):
+    dims = [*shape]
+    if dims and min(dims) < 0:
         raise ValueError(f"has shape {dims}; no dimension may be negative")
     expected = math.prod(dims) * dtype.itemsize  # Python integers: no overflow to hide behind
     if len(data) != expected:
@@ -66,15 +68,30 @@ def encode(array: NDArray[Any]) -> Tensor:
     return tensor
 
 
+def parts(array: NDArray[Any]) -> wire.Parts:
+    """Return the parts of an array's message, of which the array is one: it must not change until they are joined.
+
+    Raises:
+        ValueError: its dtype has no wire form.
+    """
+    found = wire.Parts(Tensor(data_type=_number(array), shape=array.shape).SerializeToString())
+    found.add(_DATA, np.ascontiguousarray(array))
+    return found
+
+
 def write(array: NDArray[Any], tensor: Tensor) -> None:
     """Copy an array into an empty message, which may be a part of another: what is built apart is copied again.
 
     Raises:
         ValueError: its dtype has no wire form.
     """
+    tensor.data_type = _number(array)
+    tensor.shape.extend(array.shape)
+    tensor.data = array.tobytes()
+
+
+def _number(array: NDArray[Any]) -> "DataType.ValueType":
     number = _NUMBERS.get(array.dtype)
     if number is None:
         raise ValueError(f"has dtype {array.dtype}; it must be one of {', '.join(map(str, NAMES))}")
-    tensor.data_type = number
-    tensor.shape.extend(array.shape)
-    tensor.data = array.tobytes()
+    return number

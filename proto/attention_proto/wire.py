@@ -5,8 +5,43 @@ from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 _LENGTH_DELIMITED = 2
+LARGE = 2**14  # bytes; what is smaller protobuf writes sooner
+
+
+class Parts:
+    """The bytes of a message, in pieces that are put together once, at the end.
+
+    Args:
+        start: what of it is small, written by protobuf.
+    """
+
+    def __init__(self, start: bytes = b"") -> None:
+        self.pieces: list[Any] = [start]  # bytes, and what has the buffer protocol
+        self.size = len(start)
+
+    def add(self, tag: bytes, content: "Parts | NDArray[Any]") -> None:
+        """Add a field: a message; or bytes, as a C-contiguous array has them in memory.
+
+        Args:
+            tag: of the field, see `tag`.
+            content: what it holds.
+        """
+        size, pieces = (content.size, content.pieces) if isinstance(content, Parts) else (content.nbytes, [content])
+        head = tag + _varint(size)
+        self.pieces += [head, *pieces]
+        self.size += len(head) + size
+
+    def join(self) -> bytes:
+        """Return the bytes."""
+        return b"".join(self.pieces)
+
+
+def tag(field: FieldDescriptor) -> bytes:
+    """Return what stands before a field's length."""
+    return _varint(field.number << 3 | _LENGTH_DELIMITED)
 
 
 def serialize(message: Message) -> bytes:
@@ -55,8 +90,7 @@ def _large_fields(kind: Descriptor) -> dict[int, _Kind]:
     for field in kind.fields:
         is_bytes = field.type == FieldDescriptor.TYPE_BYTES
         if is_bytes or (field.message_type is not None and _large_fields(field.message_type)):
-            tag = _varint(field.number << 3 | _LENGTH_DELIMITED)
-            found[field.number] = _Kind(tag, is_bytes, field.is_repeated)
+            found[field.number] = _Kind(tag(field), is_bytes, field.is_repeated)
     return found
 
 

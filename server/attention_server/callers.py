@@ -84,12 +84,14 @@ class Caller:
     _counted: float = field(default=0.0, init=False, repr=False, compare=False)  # 0 was long ago: the bucket is full
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
-    def enter(self) -> Callable[[], None]:
-        """Begin a request; return what ends it, to be called once.
+    def enter(self) -> Callable[[], None] | None:
+        """Begin a request; return what ends it, to be called once; None where nobody counts.
 
         Raises:
             LimitReached: too many are here, or came within a second.
         """
+        if self.max_in_flight is None and self.requests_per_second is None:
+            return None
         with self._lock:
             if self.max_in_flight is not None and self._in_flight >= self.max_in_flight:
                 raise LimitReached(f"{self.name} has {self._in_flight} requests in flight, as many as it may")

@@ -37,15 +37,16 @@ def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_m
 
 def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text: bool) -> None:
     path = sequence.path
-    sent = {
-        "key": sequence.key is not None,
-        "memory_text": sequence.memory_text is not None,
-        "memory": sequence.memory != "",
-    }
-    given = [name for name, there in sent.items() if there]
+    given = []
+    if sequence.key is not None:
+        given.append("key")
+    if sequence.memory_text is not None:
+        given.append("memory_text")
+    if sequence.memory:
+        given.append("memory")
     if len(given) > 1:
         raise InvalidRequest(f"give only one of {' and '.join(given)}", field=join_path(path, given[1]))
-    if sequence.value is not None and given and given != ["key"]:
+    if sequence.value is not None and given not in ([], ["key"]):
         raise InvalidRequest(f"goes with key, not with {given[0]}", field=join_path(path, "value"))
     if manifest.block == CROSS_ATTENTION and not given:
         wanted = "key, memory_text or memory" if reads_memory_text else "key or memory"

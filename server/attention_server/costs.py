@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,7 @@ WEIGHT = 0.1  # of the latest run in the average that corrects
 FURTHEST = 16.0  # a correction, or its inverse: beyond it was some other thing that took the time
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """What the cost of a sequence depends on.
 
     Attributes:

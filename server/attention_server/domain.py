@@ -23,6 +23,7 @@ Pool = Literal["none", "mean", "first", "last"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
 PREDICTIONS = "predictions"
+OPEN = Mask()  # hides nothing
 FOR_EVER = 365 * 86_400.0  # seconds; what is longer would overflow in the waiting
 
 
@@ -100,8 +101,7 @@ class Limits:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Sequence:
+class Sequence(NamedTuple):
     """One sequence, and what it attends to.
 
     Attributes:
@@ -122,12 +122,11 @@ class Sequence:
     text: str | None = None
     memory_text: str | None = None
     memory: str = ""
-    mask: Mask = field(default_factory=Mask)
+    mask: Mask = OPEN
     part: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OutputSpec:
+class OutputSpec(NamedTuple):
     """One thing to send back; see the contract's OutputSpec."""
 
     name: str
@@ -141,15 +140,14 @@ class OutputSpec:
     pool: Pool = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Attention over one or more sequences."""
 
     model: str
     version: int = 0
     inputs: tuple[Sequence, ...] = ()
     outputs: tuple[OutputSpec, ...] = ()
-    mask: Mask = field(default_factory=Mask)
+    mask: Mask = OPEN
     token_offsets: bool = False
 
 
@@ -325,8 +323,7 @@ class Prediction:
     row: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The answer for one sequence."""
 
     outputs: dict[str, Array | TopK]
@@ -335,8 +332,7 @@ class Result:
     predictions: tuple[Prediction, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """The answer, one result a sequence, in order."""
 
     model: str

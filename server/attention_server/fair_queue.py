@@ -5,6 +5,7 @@ counts predicted seconds of work, or the clock's present when that is past; the 
 thereby behind who sends little, and nobody waits for more than their share of others' work.
 """
 
+import math
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
@@ -15,6 +16,7 @@ from typing import Any
 
 PATIENCE = 2  # times what it takes itself, a job may wait
 REMEMBERED = 1024  # callers; beyond, those are forgotten who have nothing here, and with them whose turn it was
+STRAINED = (1.0, 32.0)  # seconds for which a queue stays short after it was full, at first and at most
 LEAST_COST = 1e-6  # seconds: what costs nothing would never have to share
 
 _tag = attrgetter("tag")
@@ -67,6 +69,30 @@ class Waiting:
         self.cost = max(self.cost, LEAST_COST)
 
 
+class Strain:
+    """Whether more comes than can be done, and not as a burst.
+
+    A queue takes bursts. Where more comes all the time it is always full, and all that its length gains is that every
+    request waits for it. So when it has been full, only as much waits for a while as keeps the slots busy; then the
+    whole queue is tried again. If it is full again soon, the while is twice as long.
+    """
+
+    def __init__(self) -> None:
+        self._until = -math.inf
+        self._seconds = 0.0
+
+    def is_felt(self, now: float) -> bool:
+        """Return whether the queue was full a while ago."""
+        return now < self._until
+
+    def grow(self, now: float) -> None:
+        """The queue is full: not for this strain, but by its own bounds."""
+        least, most = STRAINED
+        again = now < self._until + self._seconds
+        self._seconds = min(most, 2 * self._seconds) if again else least
+        self._until = now + self._seconds
+
+
 class FairQueue:
     """Jobs in a fair order. Not for several threads at once.
 
@@ -88,10 +114,9 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def start(self, job: Waiting) -> None:
+    def start(self, caller: str, cost: float) -> None:
         """Note a job that runs without having waited."""
-        self._place(job)
-        self._clock = job.tag
+        self._clock = self._place(caller, max(cost, LEAST_COST))
 
     def rest(self) -> None:
         """Nothing runs and nothing waits: all callers are equal again."""
@@ -100,17 +125,21 @@ class FairQueue:
 
     def push(self, job: Waiting) -> None:
         """Let a job in."""
-        self._place(job)
+        job.tag = self._place(job.caller, job.cost)
         insort(self._jobs, job, key=_tag)
         self.seconds += job.cost
         self.size += job.size
 
     def pop(self, spare_slots: int) -> list[Waiting]:
-        """Take what is next, and what may run together with it.
+        """Take what is next, and what may run together with it; nothing when nobody wants any of it any more.
 
         Args:
             spare_slots: how many others can run at the same time; their share is left to them.
         """
+        if self._jobs and self._jobs[0].future.cancelled():
+            self.withdraw_cancelled()
+        if not self._jobs:
+            return []
         first = self._jobs[0]
         taken = [first]
         if first.kind is not None:
@@ -145,6 +174,26 @@ class FairQueue:
             and (count < self._slots or (busy + seconds) / self._slots <= max(limits.seconds, PATIENCE * job.cost))
             and (not count or size + job.size <= limits.size)
         )
+
+    def is_enough(self, caller: str, busy: float, cost: float | None = None) -> bool:
+        """Return whether what waits keeps the slots busy without one more job of a caller.
+
+        It is not while a caller has less in here than another. What streams bring does not count: it can wait.
+
+        Args:
+            caller: whose job it would be.
+            busy: predicted seconds of what runs.
+            cost: of the job; as those that wait have on the average, where it is not known.
+        """
+        waiting = [each for each in self._jobs if not each.bulk]
+        if len(waiting) < self._slots:
+            return False
+        queued: dict[str, float] = defaultdict(float)
+        for each in waiting:
+            queued[each.caller] += each.cost
+        seconds = sum(queued.values())
+        cost = seconds / len(waiting) if cost is None else cost
+        return (busy + seconds) / self._slots > PATIENCE * cost and queued[caller] + cost >= max(queued.values())
 
     def heavier(self, job: Waiting, busy: float) -> list[Waiting]:
         """Return the jobs that should make room for another: the newest of those callers who have the most in here.
@@ -188,11 +237,13 @@ class FairQueue:
         tag = max(self._clock, self._ends.get(job.caller, 0.0))
         return (busy + sum(each.cost for each in self._jobs if each.tag <= tag)) / self._slots
 
-    def _place(self, job: Waiting) -> None:
+    def _place(self, caller: str, cost: float) -> float:
+        """Return where a job of a caller stands, behind their others."""
         if len(self._ends) > REMEMBERED:
             self._ends = {each.caller: self._ends[each.caller] for each in self._jobs}
-        job.tag = max(self._clock, self._ends.get(job.caller, 0.0))
-        self._ends[job.caller] = job.tag + job.cost
+        tag = max(self._clock, self._ends.get(caller, 0.0))
+        self._ends[caller] = tag + cost
+        return tag
 
     def _remove(self, gone: list[Waiting]) -> None:
         self.seconds = max(0.0, self.seconds - sum(job.cost for job in gone))

@@ -18,6 +18,8 @@ def check_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None, fi
     Raises:
         InvalidRequest: there is no such row, or the mask leaves none to pool.
     """
+    if not spec.rows and spec.pool == "none":
+        return
     for row in spec.rows:
         if not -length <= row < length:
             raise InvalidRequest(f"there is no row {row}; there are {length}, from 0", field=join_path(field, "rows"))

@@ -1,7 +1,8 @@
 """One attention block, loaded: k and v from key and value, the stages from query, k and v."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer
@@ -12,6 +13,8 @@ from attention_server.engine import LEAST_ROWS, Graph, Run
 from attention_server.plan import choose_graph
 
 Vectors = NDArray[np.float32]
+PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
+FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
 
 
 @dataclass(frozen=True)
@@ -54,24 +57,37 @@ class LoadedLayer:
             wanted: names of stages.
             run: what this is a part of.
         """
-        graph = choose_graph(self.about, self.device, weights="weights" in wanted, mask=added is not None)
+        graph, takes_mask, names = self._recipe(wanted, added is not None)
         feeds: dict[str, Array] = {"query": query, "k": k, "v": v}
-        if graph.mask:
+        if takes_mask:
             mask = np.zeros((1, query.shape[1], k.shape[1]), np.float32) if added is None else added
             feeds["mask"] = mask[None] if len(query) == 1 else np.repeat(mask[None], len(query), 0)
-        offered = self.graphs[graph.file.name].outputs
-        # Without M_O, the heads are the output.
-        source = {"heads": "heads" if "heads" in offered else "output", "scores": "q"}
-        names = [*{source.get(stage, stage) for stage in wanted}.intersection(offered)]
-        found = dict(zip(names, self._run(graph.file.name, names, feeds, run), strict=True)) if names else {}
-        if "q" not in offered:
-            found["q"] = query  # nothing is projected: q is the query
-        unpacked = self._unpack(found, k, v)
+        found = dict(zip(names, self._run(graph, names, feeds, run), strict=True)) if names else {}
+        if "q" in wanted or "scores" in wanted:
+            found.setdefault("q", query)  # where nothing is projected, q is the query
+        unpacked = self._unpack(found)
+        if not wanted.isdisjoint(FROM_KEYS):
+            unpacked |= {"k": _split(k, self.about.key_value_heads), "v": _split(v, self.about.key_value_heads)}
         if "scores" in wanted:
             unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"])
         if "heads" in wanted and "heads" not in unpacked:
             unpacked["heads"] = _split(unpacked["output"], self.about.heads)
         return unpacked
+
+    @cached_property
+    def _recipe(self) -> Callable[[frozenset[str], bool], tuple[str, bool, list[str]]]:
+        """Tell for the stages wanted, and for a mask or none: the graph, whether it takes a mask, and what it gives."""
+
+        def recipe(wanted: frozenset[str], mask: bool) -> tuple[str, bool, list[str]]:
+            graph = choose_graph(about, device, weights="weights" in wanted, mask=mask)
+            offered = graphs[graph.file.name].outputs
+            # Without M_O, the heads are the output.
+            source = {"heads": "heads" if "heads" in offered else "output", "scores": "q"}
+            names = sorted({source.get(stage, stage) for stage in wanted}.intersection(offered))
+            return graph.file.name, graph.mask, names
+
+        about, device, graphs = self.about, self.device, self.graphs  # not the layer, which would then hold itself
+        return cache(recipe)
 
     def after(self, query: Vectors, output: Vectors, run: Run) -> Vectors:
         """Return the next layer's query, [B, T, D]."""
@@ -99,12 +115,10 @@ class LoadedLayer:
         if about.HasField("after"):
             self.after(query, stages["output"], run)
 
-    def _unpack(self, found: Mapping[str, Vectors], k: Vectors, v: Vectors) -> dict[str, Vectors]:
+    def _unpack(self, found: Mapping[str, Vectors]) -> dict[str, Vectors]:
         """Turn [B, length, heads * width] into [B, heads, length, width]: views, until they are written to the wire."""
-        heads, shared = self.about.heads, self.about.key_value_heads
-        stages = {"k": _split(k, shared), "v": _split(v, shared)}
-        stages |= {name: found[name] for name in ("output", "weights") if name in found}
-        return stages | {name: _split(found[name], heads) for name in ("q", "heads") if name in found}
+        heads = self.about.heads
+        return {name: _split(x, heads) if name in PACKED else x for name, x in found.items()}
 
     def _scores(self, q: Vectors, k: Vectors) -> Vectors:
         """Compute q.k * scale, [B, H, T, S]; no graph gives it: it is asked for seldom, and costs a pass over T * S."""

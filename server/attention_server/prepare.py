@@ -1,6 +1,6 @@
 """From a sequence as it was sent to one that is ready to compute: texts read, shapes checked, the mask laid out."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
@@ -8,7 +8,7 @@ from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 
 from attention_server import check
-from attention_server.domain import Limits, MemoryRequest, Sequence, Tokens, join_path
+from attention_server.domain import OPEN, Limits, MemoryRequest, Sequence, Tokens, join_path
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.plan import OF_KEYS
@@ -18,8 +18,7 @@ Vectors = NDArray[np.float32]
 HIDDEN = np.float32(-np.inf)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A sequence that was checked and is ready to compute.
 
     Attributes:
@@ -87,22 +86,20 @@ def prepare(
         InvalidRequest: the model cannot take it.
         TooLarge: it needs more memory than a request may.
     """
-    layer = manifest.layers[0]
-    tokens = _read(sequence.text, reader, join_path(sequence.path, "text"))
-    memory_tokens = _read(sequence.memory_text, memory_reader, join_path(sequence.path, "memory_text"))
+    layer, path = manifest.layers[0], sequence.path
+    tokens = _read(sequence.text, reader, path, "text")
+    memory_tokens = _read(sequence.memory_text, memory_reader, path, "memory_text")
     memory_apart = memory_tokens is not None or memory is not None
     query, key, value = _vectors(sequence, layer, memory_apart=memory_apart)
     if memory is not None:
-        _check_memory(memory, layer, query, join_path(sequence.path, "query"))
+        _check_memory(memory, layer, query, join_path(path, "query"))
     queries = _length(tokens, query)
     keys = memory.length if memory else _length(memory_tokens, key) or queries
     if value is not None and len(value) != keys:
-        field = join_path(sequence.path, "value")
-        raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=field)
-    limits.check_scores(layer.heads, queries, keys, sequence.path)
+        raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=join_path(path, "value"))
+    limits.check_scores(layer.heads, queries, keys, path)
     added = _added(sequence, mask, layer, queries, keys)
     attending, attended = (None, None) if added is None else _left(added)
-    path = sequence.path
     # As memory, other positions of the query matter than as query.
     own_key = query is not None and key is None and not memory_apart and added is not None
     return Prepared(
@@ -130,7 +127,7 @@ def prepare_memory(
         InvalidRequest: the model cannot take it.
     """
     check.memory_sources(request, manifest, reads_memory_text=memory_reader is not None)
-    tokens = _read(request.memory_text, memory_reader, "memory_text")
+    tokens = _read(request.memory_text, memory_reader, "", "memory_text")
     if request.key is None:
         return None, None, tokens
     layer = manifest.layers[0]
@@ -151,8 +148,8 @@ def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: st
         check.vectors(query, width, field)
 
 
-def _read(text: str | None, reader: TextReader | None, field: str) -> Tokens | None:
-    return None if text is None or reader is None else reader.read(text, field)
+def _read(text: str | None, reader: TextReader | None, path: str, name: str) -> Tokens | None:
+    return None if text is None or reader is None else reader.read(text, join_path(path, name))
 
 
 def _length(tokens: Tokens | None, vectors: Vectors | None) -> int:
@@ -184,10 +181,10 @@ def _vectors(
 def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int) -> Vectors | None:
     """Add up the request's mask and the sequence's own."""
     added = None
-    for each, field in ((mask, "mask"), (sequence.mask, join_path(sequence.path, "mask"))):
-        if each.is_open:
+    for each, path in ((mask, ""), (sequence.mask, sequence.path)):
+        if each is OPEN or each.is_open:
             continue
-        check.mask(each, layer, queries, keys, field)
+        check.mask(each, layer, queries, keys, join_path(path, "mask"))
         one = additive(each, queries, keys)
         added = one if added is None else added + one
     return added

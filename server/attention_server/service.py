@@ -20,6 +20,7 @@ from attention_server.repository import Repository
 from attention_server.scheduler import Scheduler, SchedulerState, Work
 from attention_server.statistics import VersionStatistics
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # Threads that a transport has beside one for each request that can be running or queued: for what is refused at once.
@@ -49,20 +50,7 @@ class Service:
         return self._repository.ready
 
     def attend(self, request: Request, call: Call) -> Response:
-        """Answer a request, waiting for it no longer than its caller does.
-
-        Raises:
-            AttentionServiceError: see `submit`; DeadlineExceeded and Cancelled besides.
-        """
-        return wait(self.submit(request, call), call)
-
-    def submit(self, request: Request, call: Call, *, bulk: bool = False) -> "Future[Response]":
-        """Check a request and hand it to the scheduler.
-
-        Args:
-            request: what is asked.
-            call: by whom, and until when.
-            bulk: whether it is one of many on a stream; see `Scheduler.submit`.
+        """Answer a request in this thread, which waits for its turn no longer than the caller does.
 
         Raises:
             PermissionDenied: the caller has not the right to attend.
@@ -70,20 +58,33 @@ class Service:
             NotFound: there is no such model, version or memory.
             TooLarge: it is over a limit.
             Unavailable: the queue is full, or too long for the caller's deadline; or models are still loading.
-            DeadlineExceeded: the caller's time had run out.
+            DeadlineExceeded: the caller's time ran out.
+            Cancelled: the caller has gone.
+        """
+        call.require("attend")
+        call.check()
+        with self._repository.lease(request.model, request.version) as model:
+            return self._run(self._work(request, model, call), call)
+
+    def check_load(self, caller: str) -> None:
+        """Refuse a request that was not read yet; see `Scheduler.check_load`.
+
+        Raises:
+            Full: more is asked for than can be computed.
+        """
+        self._scheduler.check_load(caller)
+
+    def submit(self, request: Request, call: Call) -> "Future[Response]":
+        """Check a request that is one of many on a stream, and hand it to the scheduler; see `Scheduler.submit`.
+
+        Raises:
+            AttentionServiceError: as `attend`, as far as it can be told now; else the future holds it.
         """
         call.require("attend")
         call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
-            self.limits.check_outputs(len(request.outputs))
-            call.watch.asks(model.name, model.version, len(request.inputs))
-            asked = model.ask(request.outputs)
-            prepared, answer_bytes = self._prepare(request, model, asked.plan)
-            call.watch.queries = [each.queries for each in prepared]
-            call.watch.keys = [each.keys for each in prepared]
-            attending = Attending(request, model, asked, prepared, answer_bytes, call)
-            future = self._scheduler.submit(attending.work(self._scheduler), bulk=bulk)
+            future = self._scheduler.submit(self._work(request, model, call))
             release = held.pop_all()
         future.add_done_callback(lambda _: release.close())
         return future
@@ -126,7 +127,7 @@ class Service:
         with self._repository.lease(request.model, request.version) as model:
             call.watch.asks(model.name, model.version)
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
-            k, v = wait(self._scheduler.submit(_remembering(model, key, value, tokens, call)), call)
+            k, v = self._run(_remembering(model, key, value, tokens, call), call)
             id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
             ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
             memory = Memory(id_, model.name, model.version, k, v, tokens, ttl, model.digest)
@@ -221,6 +222,28 @@ class Service:
         call.require("repository")
         self._repository.unload_model(name)
 
+    def _run(self, work: Work[S, T], call: Call) -> T:
+        """Run a work for its caller; an answer that comes after their deadline is none."""
+        try:
+            answer = self._scheduler.run(work, call.waits_for)
+        except CancelledError as error:
+            raise Cancelled("the caller has gone") from error
+        finally:
+            call.waits_no_more()
+        if call.expired():
+            raise DeadlineExceeded("the deadline passed while the request ran")
+        return answer
+
+    def _work(self, request: Request, model: LoadedModel, call: Call) -> Work[Attending, Response]:
+        """Check a request, and plan it."""
+        self.limits.check_outputs(len(request.outputs))
+        call.watch.asks(model.name, model.version, len(request.inputs))
+        asked = model.ask(request.outputs)
+        prepared, answer_bytes = self._prepare(request, model, asked.plan)
+        call.watch.queries = [each.queries for each in prepared]
+        call.watch.keys = [each.keys for each in prepared]
+        return Attending(request, model, asked, prepared, answer_bytes, call).work(self._scheduler)
+
     def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> tuple[list[Prepared], int]:
         """Check every sequence; return them ready to compute, and the bytes of the answer."""
         if not request.inputs:
@@ -247,31 +270,6 @@ class Service:
                     field="outputs",
                 )
         return prepared, size
-
-
-def wait(future: "Future[T]", call: Call) -> T:
-    """Wait for an answer until the caller's deadline; an answer that comes later is none.
-
-    Raises:
-        DeadlineExceeded: it passed.
-        Cancelled: the caller has gone.
-        AttentionServiceError: what came of the request.
-    """
-    call.waits_for(future)
-    try:
-        answer = future.result(call.remaining())
-    except CancelledError as error:
-        raise Cancelled("the caller has gone") from error
-    except TimeoutError as error:
-        if future.done() and not future.cancelled() and future.exception() is error:
-            raise  # the computation's own
-        future.cancel()
-        raise DeadlineExceeded("the deadline passed while the request waited or ran") from error
-    finally:
-        call.waits_no_more()
-    if call.expired():
-        raise DeadlineExceeded("the deadline passed while the request ran")
-    return answer
 
 
 def _remembering(

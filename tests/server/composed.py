@@ -12,7 +12,7 @@ import uvloop
 from attention_server.callers import Callers
 from attention_server.certificates import Certificates
 from attention_server.domain import Limits
-from attention_server.engine import Engine
+from attention_server.engine import Engine, Run
 from attention_server.fair_queue import QueueLimits
 from attention_server.grpc.server import GrpcServer
 from attention_server.memories import MemoryStore
@@ -38,6 +38,7 @@ class Gate:
 
     fault: Exception | None = None
     runs: int = 0
+    last: Run | None = None
     arrived: threading.Event = field(default_factory=threading.Event)
     opened: threading.Event = field(default_factory=threading.Event)
 
@@ -68,6 +69,7 @@ class GatedGraph:
         self.inputs, self.outputs = graph.inputs, graph.outputs
 
     def run(self, outputs, feeds, run):
+        self._gate.last = run
         self._gate.pass_through()
         return self._graph.run(outputs, feeds, run)
 

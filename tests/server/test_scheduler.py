@@ -3,8 +3,10 @@
 import gc
 import threading
 import weakref
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 
 import pytest
 from attention_server.errors import DeadlineExceeded, Unavailable
@@ -16,9 +18,34 @@ from tests.server.composed import wait_until
 FOREVER = float("inf")
 
 
-def submit(scheduler, job, deadline=FOREVER, *, bulk=False, **work):
-    """Submit what a function computes."""
-    return scheduler.submit(Work(None, lambda _: [job()], deadline, **work), bulk=bulk)
+def work(job, deadline=FOREVER, **about):
+    """Return the work of calling a function."""
+    return Work(None, lambda _: [job()], deadline, **about)
+
+
+def submit(scheduler, job, deadline=FOREVER, *, bulk=False, **about):
+    """Ask for what a function computes: in a thread that waits for it, or as one of many of a stream."""
+    wanted = work(job, deadline, **about)
+    return scheduler.submit(wanted) if bulk else asked(scheduler, wanted)
+
+
+def asked(scheduler, wanted):
+    """Run a work in a thread of its own; return its future when the thread waits for its turn, or is done."""
+    told = SimpleQueue()
+
+    def ask():
+        done = Future()
+        try:
+            done.set_result(scheduler.run(wanted, told.put))
+        except BaseException as error:  # noqa: BLE001 # it belongs to the future
+            done.set_exception(error)
+        told.put(done)
+
+    threading.Thread(target=ask).start()
+    future = told.get(timeout=30)
+    if future.done() and not future.cancelled() and isinstance(future.exception(), Unavailable):
+        raise future.exception()
+    return future
 
 
 class Blocker:
@@ -54,7 +81,7 @@ def held(scheduler):
     scheduler.release = threading.Event()
     for blocker in blockers:
         blocker.release = scheduler.release
-    threads = [threading.Thread(target=submit, args=(scheduler, blocker)) for blocker in blockers]
+    threads = [threading.Thread(target=scheduler.run, args=(work(blocker),)) for blocker in blockers]
     for thread in threads:
         thread.start()
     try:
@@ -73,7 +100,7 @@ def busy(make):
     now = [0.0]
     scheduler = make(max_queued=3, clock=lambda: now[0])
     blocker = Blocker()
-    thread = threading.Thread(target=submit, args=(scheduler, blocker))
+    thread = threading.Thread(target=scheduler.run, args=(work(blocker),))
     thread.start()
     assert blocker.started.wait(30)
     yield scheduler, blocker.release, now
@@ -81,23 +108,68 @@ def busy(make):
     thread.join()
 
 
-def test_at_once_in_the_callers_thread(make):
-    """While a slot is free a job runs in the thread that brings it, and is done when submit returns."""
-    future = submit(make(), threading.current_thread)
+def test_in_the_callers_thread(make):
+    """While a slot is free a job runs in the thread that brings it, whether that waits for it or not."""
+    assert make().run(work(threading.current_thread)) is threading.current_thread()
+    future = make().submit(work(threading.current_thread))
     assert future.done()
     assert future.result() is threading.current_thread()
 
 
+def test_after_its_turn_in_the_callers_thread(make):
+    """What had to wait runs in the thread that brought it all the same; what nobody waits for, in a slot's."""
+    threads = []
+    with held(make()) as scheduler:
+        asking = threading.Thread(target=lambda: threads.append(scheduler.run(work(threading.current_thread))))
+        asking.start()
+        wait_until(lambda: scheduler.state().queued == 1)
+        streamed = submit(scheduler, threading.current_thread, bulk=True)
+        scheduler.release.set()
+        asking.join(30)
+    assert threads == [asking]
+    assert streamed.result(30) in scheduler._threads
+
+
+def test_given_up_at_its_turn(make):
+    """A thread that gives up at the very moment in which it is given the slot passes it on: none is lost."""
+    with held(make()) as scheduler:
+        given_up = threading.Event()
+
+        def ask():
+            with pytest.raises(CancelledError):
+                scheduler.run(work(int))
+            given_up.set()
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until(lambda: scheduler.state().queued == 1)
+        pop = scheduler._queue.pop
+
+        def slow_pop(spare_slots):
+            jobs = pop(spare_slots)
+            for job in jobs[:1]:
+                job.future.cancel()
+                asking.join(0.2)  # it has time to leave, if it would
+            return jobs
+
+        scheduler._queue.pop = slow_pop
+        scheduler.release.set()
+        asking.join(30)
+    assert given_up.is_set()
+    wait_until(lambda: scheduler.idle_slots == 1)
+    assert submit(scheduler, int).result(30) == 0
+
+
 def test_in_order(busy):
-    """What waits runs in the order in which it came, in a thread of the slots."""
+    """What waits runs in the order in which it came."""
     scheduler, release, _ = busy
     ran = []
-    futures = [submit(scheduler, lambda i=i: ran.append(i) or threading.current_thread()) for i in range(3)]
+    futures = [submit(scheduler, partial(ran.append, i)) for i in range(3)]
     assert not any(future.done() for future in futures)
     release.set()
-    threads = [future.result(30) for future in futures]
+    for future in futures:
+        future.result(30)
     assert ran == [0, 1, 2]
-    assert threading.current_thread() not in threads
 
 
 def test_a_full_queue(busy):
@@ -149,9 +221,8 @@ def test_expired_in_the_queue(busy):
 def test_expired_before_it_came(make):
     """A job that comes too late does not run, though a slot is free."""
     ran = threading.Event()
-    future = submit(make(clock=lambda: 10.0), ran.set, 10.0)
     with pytest.raises(DeadlineExceeded):
-        future.result(0)
+        submit(make(clock=lambda: 10.0), ran.set, 10.0).result(30)
     assert not ran.is_set()
 
 
@@ -163,8 +234,8 @@ def test_a_job_that_fails(make):
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        submit(scheduler, fail).result(0)
-    assert submit(scheduler, int).result(0) == 0
+        submit(scheduler, fail).result(30)
+    assert submit(scheduler, int).result(30) == 0
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
@@ -205,7 +276,7 @@ def test_close_finishes_what_was_taken(busy):
     release.set()
     closing.join(30)
     assert not closing.is_alive()
-    assert [future.result(0) for future in futures] == [0, 0]
+    assert [future.result(30) for future in futures] == [0, 0]
 
 
 def test_close_twice(make):
@@ -243,7 +314,7 @@ def test_nothing_of_the_last_job_is_kept(make, busy):
     class Answer:
         pass
 
-    future = submit(scheduler, Answer)
+    future = submit(scheduler, Answer, bulk=True)
     release.set()
     kept = weakref.ref(future.result(30))
     del future
@@ -309,13 +380,13 @@ def test_a_deadline_that_cannot_be_met(make):
 def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
     """What is one of many waits while half of the queue is full, by whichever bound; and goes in when there is room."""
     with held(make(**limits)) as scheduler:
-        work = {"cost": 0.1, "size": 10}
+        about = {"cost": 0.1, "size": 10}
         for _ in range(fitting):
-            submit(scheduler, int, bulk=True, **work)
-        waiting = threading.Thread(target=submit, args=(scheduler, int), kwargs={"bulk": True, **work})
+            submit(scheduler, int, bulk=True, **about)
+        waiting = threading.Thread(target=submit, args=(scheduler, int), kwargs={"bulk": True, **about})
         waiting.start()
         wait_until(lambda: scheduler._room._waiters)
-        single = submit(scheduler, int, **work)
+        single = submit(scheduler, int, **about)
         assert len(scheduler._queue) == fitting + 1
         scheduler.release.set()
         assert single.result(30) == 0
@@ -396,7 +467,7 @@ def test_callers_who_have_gone_are_forgotten(make):
     """A server that is never idle does not remember everyone who ever called."""
     scheduler = make(slots=2, max_queued=2)
     release = Blocker()
-    holding = threading.Thread(target=submit, args=(scheduler, release))
+    holding = threading.Thread(target=scheduler.run, args=(work(release),))
     holding.start()
     assert release.started.wait(30)
     for i in range(5000):
@@ -425,7 +496,7 @@ def test_one_kind_runs_together(make):
     run = together(batches)
     with held(make(max_queued=20)) as scheduler:
         kinds = [("a", 1), ("b", None), ("c", 1), ("bad", 1), ("d", 2), ("e", 1)]
-        futures = {each: scheduler.submit(Work(each, run, kind=kind, most=3)) for each, kind in kinds}
+        futures = {each: asked(scheduler, Work(each, run, kind=kind, most=3)) for each, kind in kinds}
         scheduler.release.set()
         for name, future in futures.items():
             if name == "bad":
@@ -442,7 +513,7 @@ def test_what_is_gone_is_not_run_together(make):
     run = together(batches)
     with held(make(clock=lambda: now[0])) as scheduler:
         works = [Work(each, run, deadline, kind=1, most=8) for each, deadline in zip("abcd", (9, 1, 9, 9), strict=True)]
-        futures = [scheduler.submit(work) for work in works]
+        futures = [asked(scheduler, each) for each in works]
         futures[2].cancel()
         now[0] = 2.0
         scheduler.release.set()
@@ -497,7 +568,7 @@ def test_a_job_that_is_alone_while_the_server_stops(make):
     runner.join(30)
     closer.join(30)
     assert not closer.is_alive()
-    assert future[0].result(0) == list(range(50))
+    assert future[0].result(30) == list(range(50))
 
 
 def test_a_part_that_fails(make):

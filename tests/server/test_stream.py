@@ -219,8 +219,8 @@ def test_an_answer_that_is_weighed_after_it_was_sent(size):
     future = ToldLate()
     future.set_result(SimpleNamespace(size=size))
     dialect = Dialect(
-        lambda *_: (future, lambda _: pb.AttendStreamResponse(id="a")),
-        lambda *_: pb.AttendStreamResponse(),
+        lambda *_: (future, lambda _: pb.AttendStreamResponse(id="a").SerializeToString()),
+        lambda *_: pb.AttendStreamResponse().SerializeToString(),
         in_order=True,
     )
     conversation = Conversation(dialect, Call("test"), Observer())

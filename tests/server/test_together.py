@@ -177,7 +177,7 @@ def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
         long = threads.submit(attend, "self", **sequence("self", LONG))
         wait_until(lambda: server.gate.runs == 2)
         assert server.scheduler.idle_slots == 0
-        assert not server.scheduler._errands
+        assert not server.scheduler._ready
         server.gate.open()
         assert all(len(each.result(30)["results"]) == 1 for each in (short, long))
 

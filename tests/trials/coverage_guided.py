@@ -53,7 +53,7 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
 
     def attend_proto(body: bytes) -> None:
         request = proto.to_request(pb.AttendRequest.FromString(body), service.limits)
-        proto.from_response(service.attend(request, call())).SerializeToString()
+        proto.serialize(service.attend(request, call()))
 
     def infer_proto(body: bytes) -> None:
         infer = oip_proto.to_infer(oip_pb.ModelInferRequest.FromString(body))

@@ -25,9 +25,9 @@ class AttentionServicer(AttentionServiceServicer):
         self._conversations = conversations
         self._dialect = Dialect(self._submit, _refuse, in_order=False)
 
-    def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
+    def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> bytes:
         call = call_of(context)
-        return proto.from_response(self._service.attend(proto.to_request(message, self._service.limits), call))
+        return proto.serialize(self._service.attend(proto.to_request(message, self._service.limits), call))
 
     def AttendStream(
         self, messages: Iterator[pb.AttendStreamRequest], context: grpc.ServicerContext
@@ -57,22 +57,15 @@ class AttentionServicer(AttentionServiceServicer):
 
     def _submit(
         self, message: pb.AttendStreamRequest, call: Call
-    ) -> tuple["Future[Response]", Callable[[Response], pb.AttendStreamResponse]]:
+    ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
         request, id_ = proto.to_request(message.request, self._service.limits), message.id
-        future = self._service.submit(request, call, bulk=True)
-
-        def written(response: Response) -> pb.AttendStreamResponse:
-            answer = pb.AttendStreamResponse(id=id_)
-            proto.write_response(response, answer.response)
-            return answer
-
-        return future, written
+        return self._service.submit(request, call), lambda response: proto.serialize_streamed(response, id_)
 
     def _memory(self, memory: Memory) -> pb.Memory:
         return proto.from_memory(memory, self._service.seconds_left(memory))
 
 
-def _refuse(id_: str, error: Exception, call: Call) -> pb.AttendStreamResponse:
-    return pb.AttendStreamResponse(id=id_, error=to_status(error, call.request_id))
+def _refuse(id_: str, error: Exception, call: Call) -> bytes:
+    return pb.AttendStreamResponse(id=id_, error=to_status(error, call.request_id)).SerializeToString()

@@ -1,8 +1,8 @@
 """What every servicer needs beside its messages: who calls and for how long, and how a failure is told."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -23,18 +23,13 @@ class Aborted(Exception):
     """A call has its status; there is nothing more to say."""
 
 
-@contextmanager
-def statuses(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turn what a method raises into a status: a caller's mistake by its cause; ours goes into the log alone."""
-    try:
-        yield
-    except Aborted:
-        raise
-    except AttentionServiceError as error:
-        abort(context, error)
-    except Exception as error:
-        log.exception("a request failed for a fault of ours", request_id=watch_of(context).request_id)
-        abort(context, error)
+def fail(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    """End a call for what its method raised: a caller's mistake is told by its cause; ours goes into the log alone."""
+    if isinstance(error, Aborted):
+        raise error
+    if not isinstance(error, AttentionServiceError):
+        log.error("a request failed for a fault of ours", request_id=watch_of(context).request_id, exc_info=error)
+    abort(context, error)
 
 
 def trailing_metadata(watch: Watch) -> tuple[tuple[str, str], ...]:
@@ -65,8 +60,14 @@ def peer_of(context: grpc.ServicerContext) -> str:
     names: Any = context.auth_context().get("x509_common_name")
     if names:
         return str(names[0], errors="replace")
-    host = unquote(context.peer().partition(":")[2].rpartition(":")[0])  # of ipv4:10.0.0.7:4711, ipv6:%5B::1%5D:4711
-    return host.strip("[]") or context.peer()
+    return _host(context.peer())
+
+
+@lru_cache(1024)
+def _host(peer: str) -> str:
+    """`ipv4:10.0.0.7:4711`, `ipv6:%5B::1%5D:4711` -> `10.0.0.7`, `::1`."""
+    host = unquote(peer.partition(":")[2].rpartition(":")[0])
+    return host.strip("[]") or peer
 
 
 def watch_of(context: grpc.ServicerContext) -> Watch:

@@ -3,16 +3,18 @@
 A call that is refused for its credentials is refused before any of its messages is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import grpc
 
 from attention_server.callers import OPEN, Caller, Callers
 from attention_server.errors import Unauthenticated
-from attention_server.grpc.exchange import peer_of, statuses, trailing_metadata
+from attention_server.grpc.exchange import fail, peer_of, trailing_metadata
 from attention_server.observe import Observer
+from attention_server.service import Service
 from attention_server.watch import Watch
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -20,108 +22,141 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 Continuation = Callable[[grpc.HandlerCallDetails], "grpc.RpcMethodHandler[Any, Any] | None"]
 
 
-class Gate(grpc.ServerInterceptor):
-    """Lets callers through who are known; those who ask for health need not be."""
+class _Arrival(NamedTuple):
+    """What is known of a call before its method: its caller, None for one who is refused; and its metadata."""
 
-    def __init__(self, callers: Callers, observer: Observer) -> None:
+    caller: Caller | None
+    metadata: Mapping[str, Any]
+
+
+_arrival: ContextVar[_Arrival] = ContextVar("arrival")  # gRPC runs the interceptors and the method in one context
+
+
+class Gate(grpc.ServerInterceptor):
+    """Lets callers through who are known; those who ask for health need not be.
+
+    Args:
+        callers: who is known.
+        service: the core, whose observer watches the calls.
+        computing: methods, by path, that are refused before they are read while more is asked for than can be computed.
+    """
+
+    def __init__(self, callers: Callers, service: Service, computing: Collection[str]) -> None:
         self._callers = callers
-        self._observer = observer
+        self._service = service
+        self._computing = computing
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # every call's, for they hold nothing of it
 
     def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Return the method, behind the gate; or what refuses the call."""
-        handler = continuation(handler_call_details)
-        if handler_call_details.method in OPEN:
-            return handler
+        method = handler_call_details.method
+        if method in OPEN:
+            return continuation(handler_call_details)
+        handler = self._guarded.get(method) or self._guard(method, continuation(handler_call_details))
         metadata: Mapping[str, Any] = dict(handler_call_details.invocation_metadata or ())
-        entry = _Entry(self._observer, handler_call_details.method.rpartition("/")[2] if handler else "", metadata)
         try:
-            caller = self._callers.identify(_text(metadata.get("authorization")))
+            _arrival.set(_Arrival(self._callers.identify(_text(metadata.get("authorization"))), metadata))
         except Unauthenticated as error:
-            return entry.refusing(error)
-        return entry.guarding(handler, caller) if handler else None
+            _arrival.set(_Arrival(None, metadata))
+            return self._refusing(method if handler else "", error)
+        return handler
 
+    def _guard(
+        self, method: str, handler: "grpc.RpcMethodHandler[Any, Any] | None"
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Put a method behind the gate, once: it is told how many bytes its message has, and may give bytes itself."""
+        if handler is None:
+            return None
+        answer: Any = getattr(handler, kind_of(handler))
+        read: Any = handler.request_deserializer
+        write: Any = handler.response_serializer
+        observer, name = self._service.observer, _name(method)
+        check_load = self._service.check_load if method in self._computing else None
 
-def _text(value: str | bytes | None) -> str | None:
-    return value if isinstance(value, str) else None
+        def answer_once(request: bytes, context: grpc.ServicerContext) -> bytes:
+            with _Visit(observer, name, context) as visit:
+                watch = visit.enter()
+                watch.request_bytes = len(request)
+                if check_load:
+                    check_load(watch.caller)
+                found = answer(read(request), context)
+                written: bytes = found if isinstance(found, bytes) else write(found)
+                watch.is_written(len(written))
+                context.set_trailing_metadata(trailing_metadata(watch))
+                return written
 
+        def answer_often(messages: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            with _Visit(observer, name, context, is_stream=True) as visit:
+                context.set_trailing_metadata(trailing_metadata(visit.enter()))
+                for each in answer(messages, context):
+                    yield each if isinstance(each, bytes) else write(each)
 
-class _Entry:
-    """One call's way in.
+        self._guarded[method] = (
+            replaced(handler, answer_often, read, None)
+            if handler.response_streaming
+            else replaced(handler, answer_once, None, None)
+        )
+        return self._guarded[method]
 
-    Args:
-        observer: watches it.
-        name: its method's; empty where there is no such method.
-        metadata: it came with.
-    """
-
-    def __init__(self, observer: Observer, name: str, metadata: Mapping[str, Any]) -> None:
-        self._observer = observer
-        self._name = name
-        self._metadata = metadata
-
-    def refusing(self, error: Unauthenticated) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Return what refuses the call."""
+    def _refusing(self, method: str, error: Unauthenticated) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return what refuses a call."""
 
         def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> None:
-            with self._watched(context):
+            with _Visit(self._service.observer, _name(method), context):
                 raise error
 
         # As a stream, which it refuses without reading: a method of one message is called when that is here whole.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def guarding(self, handler: "grpc.RpcMethodHandler[Any, Any]", caller: Caller) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Return a method behind the gate. It gives bytes, and is told those of its message: they are watched too."""
-        method: Any = getattr(handler, kind_of(handler))
-        read: Any = handler.request_deserializer
-        write: Any = handler.response_serializer
 
-        def answer_once(request: Any, context: grpc.ServicerContext) -> bytes:
-            with self._watched(context, caller) as watch:
-                message, watch.request_bytes = request
-                answer: bytes = write(method(message, context))
-                watch.is_written(len(answer))
-                context.set_trailing_metadata(trailing_metadata(watch))
-                return answer
+class _Visit:
+    """One call, watched from its way in to its end; what is raised meanwhile becomes its status.
 
-        def answer_often(messages: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-            with self._watched(context, caller, is_stream=True) as watch:
-                context.set_trailing_metadata(trailing_metadata(watch))
-                for answer in method(messages, context):
-                    # A stream of requests has written its answers, each for the request that it is of.
-                    yield answer if isinstance(answer, bytes) else write(answer)
+    Args:
+        observer: watches it.
+        name: its method's; empty where there is no such method.
+        context: its.
+        is_stream: whether its messages are requests.
+    """
 
-        if handler.response_streaming:
-            return replaced(handler, answer_often, read, None)
-        return replaced(handler, answer_once, lambda content: (read(content), len(content)), None)
+    __slots__ = ("_caller", "_context", "_observer", "_watch")
 
-    @contextmanager
-    def _watched(
-        self, context: grpc.ServicerContext, caller: Caller | None = None, *, is_stream: bool = False
-    ) -> Iterator[Watch]:
-        """Watch the call and let its caller in; what is raised becomes its status.
+    def __init__(
+        self, observer: Observer, name: str, context: grpc.ServicerContext, *, is_stream: bool = False
+    ) -> None:
+        self._observer = observer
+        self._context = context
+        self._caller, metadata = _arrival.get()
+        who = (self._caller.name if self._caller else "") or peer_of(context)
+        self._watch = observer.begin("grpc", name, metadata, is_stream=is_stream, caller=who)
+        context.attention_watch = self._watch  # type: ignore[attr-defined]
 
-        Args:
-            context: the call's.
-            caller: None for one who is refused.
-            is_stream: whether its messages are requests.
+    def enter(self) -> Watch:
+        """Let its caller in.
+
+        Raises:
+            LimitReached: they have as much here as they may.
         """
-        known = caller.name if caller else ""
-        watch = self._observer.begin(
-            "grpc", self._name, self._metadata, is_stream=is_stream, caller=known or peer_of(context)
-        )
-        context.attention_watch = watch  # type: ignore[attr-defined]
+        assert self._caller is not None
+        leave = self._caller.enter()
+        if leave and not self._context.add_callback(leave):
+            leave()
+        self._context.attention_caller = self._caller  # type: ignore[attr-defined]
+        return self._watch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            with statuses(context):
-                if caller:
-                    leave = caller.enter()
-                    if not context.add_callback(leave):
-                        leave()
-                    context.attention_caller = caller  # type: ignore[attr-defined]
-                yield watch
+            if isinstance(error, Exception):
+                fail(self._context, error)
         finally:
-            self._observer.end(watch)
+            self._observer.end(self._watch)
 
 
 def kind_of(handler: "grpc.RpcMethodHandler[Any, Any]") -> str:
@@ -139,3 +174,12 @@ def replaced(
     make = getattr(grpc, f"{kind_of(handler)}_rpc_method_handler")
     made: grpc.RpcMethodHandler[Any, Any] = make(method, deserialize, serialize)
     return made
+
+
+def _name(method: str) -> str:
+    """`/package.Service/Method` -> `Method`."""
+    return method.rpartition("/")[2]
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value if isinstance(value, str) else None

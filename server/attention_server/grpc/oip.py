@@ -97,18 +97,19 @@ class InferenceServicer(GRPCInferenceServiceServicer):
 
     def _submit(
         self, message: pb.ModelInferRequest, call: Call
-    ) -> tuple["Future[Response]", Callable[[Response], pb.ModelStreamInferResponse]]:
+    ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
         future, write = oip.submit(oip_proto.to_infer(message), self._service, call)
         return future, lambda response: _streamed(oip_proto.from_answer(write(response)))
 
 
-def _streamed(response: pb.ModelInferResponse) -> pb.ModelStreamInferResponse:
+def _streamed(response: pb.ModelInferResponse) -> bytes:
     response.parameters["triton_final_response"].bool_param = True  # each request has one answer
-    return pb.ModelStreamInferResponse(infer_response=response)
+    return pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
 
 
-def _refuse(id_: str, error: Exception, call: Call) -> pb.ModelStreamInferResponse:  # noqa: ARG001 # it has no place for its id
-    return pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
+def _refuse(id_: str, error: Exception, call: Call) -> bytes:  # noqa: ARG001 # it has no place for its id
+    refused = pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
+    return refused.SerializeToString()
 
 
 def _version(sent: str) -> int:

@@ -31,6 +31,8 @@ SERVICES = (
     grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 
+COMPUTING = frozenset({f"/{SERVICES[0]}/Attend", f"/{SERVICES[0]}/CreateMemory", f"/{SERVICES[1]}/ModelInfer"})
+
 HANDSHAKE_MS = 10_000  # for a connection that is opened and says nothing
 IDLE_MS = 300_000  # after which a connection without a call is closed; clients open another when they need one
 KEEPALIVE_MS = 60_000  # between two looks at whether the peer of a connection is still there
@@ -68,7 +70,7 @@ class GrpcServer:
         self._health = Health()
         self._server = grpc.server(
             ThreadPoolExecutor(requests + STREAMS + SPARE_THREADS, thread_name_prefix="grpc"),
-            interceptors=[Gate(callers, service.observer), Reading()],
+            interceptors=[Gate(callers, service, COMPUTING), Reading()],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit

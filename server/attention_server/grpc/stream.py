@@ -11,12 +11,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 import structlog
 from attention_proto.window import Window
-from google.protobuf.message import Message
 
 from attention_server.domain import Call, Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, InvalidRequest, Stopping
@@ -31,11 +30,8 @@ ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how lar
 log = structlog.get_logger()
 
 
-A = TypeVar("A", bound=Message)  # an answer's
-
-
 @dataclass(frozen=True, slots=True)
-class Dialect(Generic[A]):
+class Dialect:
     """How a protocol speaks on a stream.
 
     Attributes:
@@ -45,8 +41,8 @@ class Dialect(Generic[A]):
         in_order: whether answers go out in the order of their requests; otherwise as they are ready.
     """
 
-    submit: Callable[[Any, Call], tuple["Future[Response]", Callable[[Response], A]]]
-    refuse: Callable[[str, Exception, Call], A]
+    submit: Callable[[Any, Call], tuple["Future[Response]", Callable[[Response], bytes]]]
+    refuse: Callable[[str, Exception, Call], bytes]
     in_order: bool
 
 
@@ -60,7 +56,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Generic[A]):
+class Outcome:
     """What came of a request.
 
     Attributes:
@@ -74,7 +70,7 @@ class Outcome(Generic[A]):
     id: str
     call: Call
     held: Held
-    write: Callable[[Response], A] | None
+    write: Callable[[Response], bytes] | None
     future: "Future[Response]"
 
 
@@ -88,11 +84,11 @@ class Conversations:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._lock = threading.Lock()
-        self._open: set[Conversation[Any]] = set()
+        self._open: set[Conversation] = set()
         self._ended = False
 
     def hold(
-        self, messages: Iterator[Any], dialect: Dialect[A], call: Call, context: grpc.ServicerContext
+        self, messages: Iterator[Any], dialect: Dialect, call: Call, context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """Answer a stream.
 
@@ -125,7 +121,7 @@ class Conversations:
             conversation.end()
 
 
-class Conversation(Generic[A]):
+class Conversation:
     """One stream.
 
     Args:
@@ -134,7 +130,7 @@ class Conversation(Generic[A]):
         observer: watches each.
     """
 
-    def __init__(self, dialect: Dialect[A], call: Call, observer: Observer) -> None:
+    def __init__(self, dialect: Dialect, call: Call, observer: Observer) -> None:
         self._dialect = dialect
         self._call = call
         self._observer = observer
@@ -142,7 +138,7 @@ class Conversation(Generic[A]):
         self._answers = Window(IN_FLIGHT, ANSWER_BYTES)
         self._weighing = threading.Lock()
         self._expected = ANSWER_BYTES // 8  # of the next answer
-        self._outcomes: SimpleQueue[Outcome[A] | None] = SimpleQueue()  # None: look whether this is the end
+        self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()  # None: look whether this is the end
         self._taken = 0
         self._complete = False  # the caller has sent all they wanted to
         self._unreadable: InvalidRequest | None = None  # what followed the last message
@@ -241,11 +237,11 @@ class Conversation(Generic[A]):
         self._answers.leave(held.answer)
 
     def _done(
-        self, id_: str, call: Call, held: Held, write: Callable[[Response], A] | None, future: "Future[Response]"
+        self, id_: str, call: Call, held: Held, write: Callable[[Response], bytes] | None, future: "Future[Response]"
     ) -> None:
         self._put(Outcome(id_, call, held, write, future))
 
-    def _put(self, outcome: Outcome[A]) -> None:
+    def _put(self, outcome: Outcome) -> None:
         self._outcomes.put(outcome)
         if self._over:
             self._forget()
@@ -263,17 +259,17 @@ class Conversation(Generic[A]):
                     self._observer.end(outcome.call.watch)
         self._outcomes.put(None)
 
-    def _answer(self, outcome: Outcome[A]) -> bytes:
+    def _answer(self, outcome: Outcome) -> bytes:
         watch = outcome.call.watch
         try:
             response = outcome.future.result()
             assert outcome.write is not None  # or the future would have raised
-            answer = outcome.write(response).SerializeToString()
+            answer = outcome.write(response)
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=watch.request_id)
             note(watch, error)
-            answer = self._dialect.refuse(outcome.id, error, outcome.call).SerializeToString()
+            answer = self._dialect.refuse(outcome.id, error, outcome.call)
         watch.is_written(len(answer))
         self._observer.end(watch)
         return answer

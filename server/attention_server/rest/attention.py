@@ -97,6 +97,7 @@ class AttentionRoutes:
         return _protobuf(pb.DeleteMemoryResponse()) if wants_protobuf(request) else json_response({})
 
     def _create_memory(self, body: bytes, request: Request, call: Call) -> Response:
+        self._service.check_load(call.caller)
         model = request.path_params["model"]
         if sends_protobuf(request):
             message = _parse(pb.CreateMemoryRequest, body)
@@ -113,19 +114,21 @@ class AttentionRoutes:
         return json_response(json.from_memory(memory, left))
 
     def _attend_json(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
+        self._service.check_load(call.caller)
         domain_request, encoding = json.to_request(body, model, version, self._service.limits)
         response = self._service.attend(domain_request, call)
         if as_protobuf:
-            return _protobuf(proto.from_response(response))
+            return Response(proto.serialize(response), media_type=PROTOBUF)
         return Response(json.from_response(response, encoding), media_type=JSON)
 
     def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
+        self._service.check_load(call.caller)
         message = _parse(pb.AttendRequest, body)
         message.model = agreed("model", model, message.model)
         message.version = agreed("version", version, message.version)
         response = self._service.attend(proto.to_request(message, self._service.limits), call)
         if as_protobuf:
-            return _protobuf(proto.from_response(response))
+            return Response(proto.serialize(response), media_type=PROTOBUF)
         return Response(json.from_response(response, "json"), media_type=JSON)
 
 

@@ -72,7 +72,8 @@ class Gate:
         try:
             await self._app(request.scope, receive, send)
         finally:
-            leave()
+            if leave:
+                leave()
 
 
 def _told(send: Send, watch: Watch) -> Send:

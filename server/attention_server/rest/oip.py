@@ -108,6 +108,7 @@ class InferenceRoutes:
         raise Unimplemented(oip_models.NOT_OFFERED)
 
     def _infer(self, body: bytes, request: Request, version: int, call: Call) -> Response:
+        self._service.check_load(call.caller)
         header_length = request.headers.get(oip_json.HEADER_LENGTH)
         infer = oip_json.to_infer(body, header_length, _model(request), version)
         content, json_length = oip_json.from_answer(oip.answer(infer, self._service, call), infer)

@@ -27,8 +27,7 @@ def expand(sequence: Sequence, limits: Limits) -> list[Sequence]:
     allowed = _part(sequence.mask.allowed, BATCHED, join_path(sequence.path, "mask.allowed"), batch)
     bias = _part(sequence.mask.bias, BATCHED, join_path(sequence.path, "mask.bias"), batch)
     return [
-        replace(
-            sequence,
+        sequence._replace(
             part=index,
             query=query,
             key=key[index],

@@ -116,7 +116,7 @@ def submit(infer: Infer, service: Service, call: Call) -> tuple["Future[Response
     request = to_request(infer, service.limits)
     _shorten(call, infer.parameters)
     with _named_as_sent(infer):
-        future = service.submit(request, call, bulk=True)
+        future = service.submit(request, call)
     return future, functools.partial(from_response, infer=infer, limits=service.limits)
 
 

@@ -2,12 +2,15 @@
 
 import time
 
+from attention_proto import wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import decode, write
+from attention_proto.codec import parts as parts_of
 from attention_proto.masks import UNBOUNDED, Causal, Mask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.domain import (
+    OPEN,
     Array,
     Limits,
     MemoryRequest,
@@ -27,6 +30,18 @@ from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.translate.batch import expand
 
+RESPONSE, RESULTS, OUTPUTS, TENSOR, TOP_K, INDICES, VALUES = (
+    wire.tag(message.DESCRIPTOR.fields_by_name[name])
+    for message, name in (
+        (pb.AttendStreamResponse, "response"),
+        (pb.AttendResponse, "results"),
+        (pb.Result, "outputs"),
+        (pb.Output, "tensor"),
+        (pb.Output, "top_k"),
+        (pb.TopK, "indices"),
+        (pb.TopK, "values"),
+    )
+)
 CAUSAL: dict[int, Causal] = {
     pb.Mask.CAUSAL_UNSPECIFIED: "none",
     pb.Mask.CAUSAL_NONE: "none",
@@ -38,7 +53,6 @@ REDUCE: dict[int, Reduce] = {
     pb.OutputSpec.REDUCE_MEAN: "mean",
     pb.OutputSpec.REDUCE_MAX: "max",
 }
-OPEN = Mask()
 POOL: dict[int, Pool] = {
     pb.OutputSpec.POOL_UNSPECIFIED: "none",
     pb.OutputSpec.POOL_MEAN: "mean",
@@ -55,30 +69,40 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
         InvalidRequest: a tensor's bytes do not fill its shape, or an enumeration is unknown.
     """
     limits.check_sequences(len(message.inputs), "inputs")  # before they cost anything
+    inputs: list[Sequence] = []
+    for i, sequence in enumerate(message.inputs):
+        inputs += _sequences(sequence, f"inputs[{i}]", limits)
     return Request(
-        model=message.model,
-        version=message.version,
-        inputs=tuple(
-            each for i, sequence in enumerate(message.inputs) for each in _sequences(sequence, f"inputs[{i}]", limits)
-        ),
-        outputs=tuple(_output_spec(spec, f"outputs[{i}]") for i, spec in enumerate(message.outputs)),
-        mask=_mask(message.mask, "mask"),
-        token_offsets=message.token_offsets,
+        message.model,
+        message.version,
+        tuple(inputs),
+        tuple([_output_spec(spec, f"outputs[{i}]") for i, spec in enumerate(message.outputs)]),
+        _mask(message.mask, "mask") if message.HasField("mask") else OPEN,
+        message.token_offsets,
     )
 
 
 def from_response(response: Response) -> pb.AttendResponse:
     """Write a response."""
     message = pb.AttendResponse()
-    write_response(response, message)
+    _write_response(response, message)
     return message
 
 
-def write_response(response: Response, message: pb.AttendResponse) -> None:
-    """Write a response into an empty message, where it stands: what is built apart is copied again."""
-    message.model, message.version = response.model, response.version
-    for result in response.results:
-        _write_result(result, message.results.add(), offsets=response.token_offsets)
+def serialize(response: Response) -> bytes:
+    """Write a response, as the bytes of its message."""
+    return _parts(response).join() if response.size >= wire.LARGE else from_response(response).SerializeToString()
+
+
+def serialize_streamed(response: Response, id_: str) -> bytes:
+    """Write the response to one request of a stream, as the bytes of an AttendStreamResponse."""
+    if response.size >= wire.LARGE:
+        streamed = wire.Parts(pb.AttendStreamResponse(id=id_).SerializeToString())
+        streamed.add(RESPONSE, _parts(response))
+        return streamed.join()
+    message = pb.AttendStreamResponse(id=id_)
+    _write_response(response, message.response)  # where it stands: what is built apart is copied again
+    return message.SerializeToString()
 
 
 def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
@@ -170,9 +194,42 @@ def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
     )
 
 
-def _write_result(result: Result, message: pb.Result, *, offsets: bool) -> None:
-    for name, value in result.outputs.items():
-        _write_output(value, message.outputs.add(name=name))
+def _write_response(response: Response, message: pb.AttendResponse) -> None:
+    message.model, message.version = response.model, response.version
+    for result in response.results:
+        written = message.results.add()
+        for name, value in result.outputs.items():
+            _write_output(value, written.outputs.add(name=name))
+        _write_words(result, written, offsets=response.token_offsets)
+
+
+def _parts(response: Response) -> wire.Parts:
+    """Return a response's parts: each tensor is copied once, where protobuf copies it three times."""
+    parts = wire.Parts(pb.AttendResponse(model=response.model, version=response.version).SerializeToString())
+    for result in response.results:
+        words = pb.Result()
+        _write_words(result, words, offsets=response.token_offsets)
+        written = wire.Parts(words.SerializeToString())
+        for name, value in result.outputs.items():
+            written.add(OUTPUTS, _output_parts(name, value))
+        parts.add(RESULTS, written)
+    return parts
+
+
+def _output_parts(name: str, value: Array | TopK) -> wire.Parts:
+    parts = wire.Parts(pb.Output(name=name).SerializeToString())
+    if isinstance(value, TopK):
+        top = wire.Parts()
+        top.add(INDICES, parts_of(value.indices))
+        top.add(VALUES, parts_of(value.values))
+        parts.add(TOP_K, top)
+    else:
+        parts.add(TENSOR, parts_of(value))
+    return parts
+
+
+def _write_words(result: Result, message: pb.Result, *, offsets: bool) -> None:
+    """Write all of a result but its outputs."""
     message.predictions.extend(map(_prediction, result.predictions or ()))
     if result.tokens:
         message.tokens.extend(result.tokens.shown)
