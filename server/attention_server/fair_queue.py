@@ -5,7 +5,6 @@ counts predicted seconds of work, or the clock's present when that is past; the 
 thereby behind who sends little, and nobody waits for more than their share of others' work.
 """
 
-import math
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
@@ -16,7 +15,6 @@ from typing import Any
 
 PATIENCE = 2  # times what it takes itself, a job may wait
 REMEMBERED = 1024  # callers; beyond, those are forgotten who have nothing here, and with them whose turn it was
-STRAINED = (1.0, 32.0)  # seconds for which a queue stays short after it was full, at first and at most
 LEAST_COST = 1e-6  # seconds: what costs nothing would never have to share
 
 _tag = attrgetter("tag")
@@ -67,30 +65,6 @@ class Waiting:
 
     def __post_init__(self) -> None:
         self.cost = max(self.cost, LEAST_COST)
-
-
-class Strain:
-    """Whether more comes than can be done, and not as a burst.
-
-    A queue takes bursts. Where more comes all the time it is always full, and all that its length gains is that every
-    request waits for it. So when it has been full, only as much waits for a while as keeps the slots busy; then the
-    whole queue is tried again. If it is full again soon, the while is twice as long.
-    """
-
-    def __init__(self) -> None:
-        self._until = -math.inf
-        self._seconds = 0.0
-
-    def is_felt(self, now: float) -> bool:
-        """Return whether the queue was full a while ago."""
-        return now < self._until
-
-    def grow(self, now: float) -> None:
-        """The queue is full: not for this strain, but by its own bounds."""
-        least, most = STRAINED
-        again = now < self._until + self._seconds
-        self._seconds = min(most, 2 * self._seconds) if again else least
-        self._until = now + self._seconds
 
 
 class FairQueue:
@@ -175,15 +149,16 @@ class FairQueue:
             and (not count or size + job.size <= limits.size)
         )
 
-    def is_enough(self, caller: str, busy: float, cost: float | None = None) -> bool:
-        """Return whether what waits keeps the slots busy without one more job of a caller.
+    def is_enough(self, job: Waiting, busy: float, bound: float) -> bool:
+        """Return whether enough waits without one more job.
 
-        It is not while a caller has less in here than another. What streams bring does not count: it can wait.
+        It is not while a slot has nothing that waits for it, nor while the job's caller has less in here than another.
+        What streams bring does not count: it can wait.
 
         Args:
-            caller: whose job it would be.
+            job: the job.
             busy: predicted seconds of what runs.
-            cost: of the job; as those that wait have on the average, where it is not known.
+            bound: seconds that a job may have to wait; twice what it takes itself, where that is longer.
         """
         waiting = [each for each in self._jobs if not each.bulk]
         if len(waiting) < self._slots:
@@ -191,9 +166,8 @@ class FairQueue:
         queued: dict[str, float] = defaultdict(float)
         for each in waiting:
             queued[each.caller] += each.cost
-        seconds = sum(queued.values())
-        cost = seconds / len(waiting) if cost is None else cost
-        return (busy + seconds) / self._slots > PATIENCE * cost and queued[caller] + cost >= max(queued.values())
+        is_heavy = queued[job.caller] + job.cost >= max(queued.values())
+        return is_heavy and (busy + sum(queued.values())) / self._slots > max(bound, PATIENCE * job.cost)
 
     def heavier(self, job: Waiting, busy: float) -> list[Waiting]:
         """Return the jobs that should make room for another: the newest of those callers who have the most in here.

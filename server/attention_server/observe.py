@@ -1,5 +1,8 @@
 """Sees each request begin and end: what is counted, traced and logged of it begins here."""
 
+import math
+import threading
+import time
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,6 +12,7 @@ from attention_server.statistics import Statistics
 from attention_server.tracing import Tracing
 from attention_server.watch import OK, REQUEST_ID, TRACE_HEADERS, Watch, request_id
 
+OVERLOADED = "full"  # the reason of `errors.Full`
 AccessLog = Literal["none", "errors", "all"]
 
 log = structlog.get_logger()
@@ -26,6 +30,9 @@ class Observer:
         self.statistics = Statistics()
         self._tracing = tracing
         self._access_log = access_log
+        self._overload = threading.Lock()
+        self._refused = 0  # for want of room, and not told yet
+        self._told = -math.inf  # when that was
         self._open: set[Watch] = set()  # to add, to discard and to copy are one step each for the interpreter
 
     def begin(
@@ -66,7 +73,9 @@ class Observer:
             self.statistics.count(watch)
         if self._tracing:
             self._tracing.end(watch)
-        if self._access_log == "all" or (self._access_log == "errors" and watch.code != OK):
+        if self._access_log == "errors" and watch.reason == OVERLOADED:
+            self._log_overload()
+        elif self._access_log == "all" or (self._access_log == "errors" and watch.code != OK):
             self._log(watch)
 
     def watched(self) -> list[Watch]:
@@ -83,6 +92,16 @@ class Observer:
             self._tracing.begin(watch, within)
         self._open.add(watch)
         return watch
+
+    def _log_overload(self) -> None:
+        """Say every second how many were refused since: a line for each would be more work where there is too much."""
+        with self._overload:
+            self._refused += 1
+            now = time.monotonic()
+            if now < self._told + 1:
+                return
+            refused, self._refused, self._told = self._refused, 0, now
+        log.warning("more is asked for than can be computed", refused=refused)
 
     def _log(self, watch: Watch) -> None:
         fields = {

@@ -19,12 +19,11 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from attention_server.errors import DeadlineExceeded, Full, Stopping
-from attention_server.fair_queue import FairQueue, QueueLimits, Strain, Waiting
+from attention_server.fair_queue import FairQueue, QueueLimits, Waiting
+from attention_server.overload import Overload, full
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-LEAST_RETRY = 0.1  # seconds: a prediction may be wrong, and who comes back at once, in vain, only adds to the load
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +84,9 @@ class Scheduler:
         slots: how many jobs run at once.
         limits: what may wait.
         clock: for deadlines; `time.monotonic`.
+
+    Attributes:
+        overload: what is let in while more comes than can be done.
     """
 
     def __init__(self, slots: int, limits: QueueLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -93,7 +95,7 @@ class Scheduler:
         self._changed = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
         self._queue = FairQueue(limits, slots)
-        self._strain = Strain()
+        self.overload = Overload(slots, limits.seconds, clock)
         self._max_queued = limits.count
         self._slots = slots
         self._free = slots
@@ -168,21 +170,6 @@ class Scheduler:
             self._run([job])
             self._give_back(slot)
         return job.future
-
-    def check_load(self, caller: str) -> None:
-        """Refuse what need not be read to be refused: while more comes than can be done, and enough of it waits.
-
-        Args:
-            caller: whose it is.
-
-        Raises:
-            Full: it would be refused, if it is as those that wait are.
-        """
-        if not self._strain.is_felt(self._clock()):
-            return
-        with self._lock:
-            if self._queue.is_enough(caller, self._busy()):
-                raise self._too_much()
 
     def state(self) -> SchedulerState:
         """Return how full it is at this moment."""
@@ -263,7 +250,7 @@ class Scheduler:
         self._queue.withdraw(shed)
         self._queue.push(job)
         message = "the queue is full, and most of what waits in it is this caller's"
-        return [(each, _full(message, self._drained())) for each in shed]
+        return [(each, full(message, self._drained())) for each in shed]
 
     def _wait_for_turn(self, job: _Job[Any, Any]) -> list[_Job[Any, Any]]:
         """Wait for the slot; return what is to run in it. Nothing, when another has answered it or nobody will."""
@@ -295,21 +282,20 @@ class Scheduler:
             Full: there is no room.
         """
         busy = self._busy()
-        if self._strain.is_felt(self._clock()) and self._queue.is_enough(job.caller, busy, job.cost):
-            raise self._too_much()
+        bound = self.overload.bound
+        if bound < math.inf and self._queue.is_enough(job, busy, bound):
+            self.overload.grow()
+            raise full("the queue is full: more was asked for than could be computed", self._drained())
         if self._queue.has_room(job, busy):
             return []
         self._queue.withdraw_cancelled()
         if self._queue.has_room(job, busy):
             return []
-        self._strain.grow(self._clock())
+        self.overload.grow()
         shed = self._queue.heavier(job, busy)
         if not shed:
-            raise _full(f"the queue is full with {len(self._queue)} requests", self._drained())
+            raise full(f"the queue is full with {len(self._queue)} requests", self._drained())
         return shed
-
-    def _too_much(self) -> Full:
-        return _full("the queue is full: more is asked for than can be computed", self._drained())
 
     def _check_deadline(self, job: _Job[Any, Any]) -> None:
         """Refuse what would be late.
@@ -322,7 +308,7 @@ class Scheduler:
         needed = self._queue.wait(job, self._busy()) + job.cost
         left = job.work.deadline - self._clock()
         if 0 < left < needed:
-            raise _full(
+            raise full(
                 f"the answer is expected in {needed:.3g} s, after the deadline, which is in {left:.3g} s",
                 self._drained(),
             )
@@ -448,9 +434,3 @@ def _refuse(shed: "list[tuple[Waiting, Full]]") -> None:
     for job, error in shed:
         if job.future.set_running_or_notify_cancel():
             job.future.set_exception(error)
-
-
-def _full(message: str, retry_after: float) -> Full:
-    error = Full(message)
-    error.retry_after = max(LEAST_RETRY, retry_after)
-    return error

@@ -14,6 +14,7 @@ from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest,
 from attention_server.memories import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.model import LoadedModel
 from attention_server.observe import Observer
+from attention_server.overload import Overload
 from attention_server.plan import Plan
 from attention_server.prepare import Prepared, Vectors, prepare_memory
 from attention_server.repository import Repository
@@ -66,13 +67,10 @@ class Service:
         with self._repository.lease(request.model, request.version) as model:
             return self._run(self._work(request, model, call), call)
 
-    def check_load(self, caller: str) -> None:
-        """Refuse a request that was not read yet; see `Scheduler.check_load`.
-
-        Raises:
-            Full: more is asked for than can be computed.
-        """
-        self._scheduler.check_load(caller)
+    @property
+    def overload(self) -> Overload:
+        """What is let in while more is asked for than can be computed."""
+        return self._scheduler.overload
 
     def submit(self, request: Request, call: Call) -> "Future[Response]":
         """Check a request that is one of many on a stream, and hand it to the scheduler; see `Scheduler.submit`.

@@ -149,7 +149,10 @@ def attend_many(client: AttentionClient, model: str, items: list[Item | Vectors]
 
 
 async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
-    """Measure one caller, then the capacity, then what comes of a fixed rate of twice that, whatever is answered."""
+    """Measure one caller, then the capacity, then what comes of a fixed rate of twice that, whatever is answered.
+
+    A third of the latter passes before it counts: a server that is overloaded for long is measured, not a burst.
+    """
     async with grpc.aio.insecure_channel(uri(load.target), NO_RETRIES) as channel:
         attend = AttentionServiceStub(channel).Attend
 
@@ -160,31 +163,38 @@ async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, fl
         unloaded = await at_once(ask, 1, load.seconds)
         peak = await at_once(ask, load.concurrency, load.seconds)
         admitted, refused, calls = [], [], []
+        counted = False
 
         async def call(i: int) -> None:
+            took = None
             start = now()
             try:
                 await ask(i)
             except grpc.aio.AioRpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
                     raise
-                refused.append(now() - start)
+                took = refused
             else:
-                admitted.append(now() - start)
+                took = admitted
+            if counted:
+                took.append(now() - start)
 
         each = 1 / (OVERLOAD * peak["rate"])
-        watch = Watch()
-        for i in range(int(2 * load.seconds / each)):
-            await asyncio.sleep(max(0.0, i * each - watch.seconds))
+        watch = begun = Watch()
+        for i in range(int(3 * load.seconds / each)):
+            await asyncio.sleep(max(0.0, i * each - begun.seconds))
+            if not counted and begun.seconds >= load.seconds:
+                counted, watch = True, Watch()
             calls.append(asyncio.create_task(call(i)))
-        offered = len(calls) / watch.seconds
-        await asyncio.gather(*calls)
+        offered = len(calls) / begun.seconds
         good = measurement(admitted, watch)
+        refusals = len(refused) / watch.seconds
+        await asyncio.gather(*calls)
     return good | {
         "peak": peak["rate"],
         "unloaded_p99": unloaded["p99"],
         "offered": offered,
-        "refused": len(refused) / (2 * load.seconds),
+        "refused": refusals,
         "refused_p99": float(np.percentile(refused, 99)) * 1e3 if refused else 0.0,
     }
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import grpc
 
 from attention_server.callers import OPEN, Caller, Callers
-from attention_server.errors import Unauthenticated
+from attention_server.errors import Cancelled, InvalidRequest, Unauthenticated
 from attention_server.grpc.exchange import fail, peer_of, trailing_metadata
 from attention_server.observe import Observer
 from attention_server.service import Service
@@ -32,6 +32,19 @@ class _Arrival(NamedTuple):
 _arrival: ContextVar[_Arrival] = ContextVar("arrival")  # gRPC runs the interceptors and the method in one context
 
 
+class _Guarded(NamedTuple):
+    """A method behind the gate.
+
+    Attributes:
+        handler: of its kind.
+        wary: reads its one message only when there is room for it. It does so as a stream, for a method of one message
+            is called when that is here whole; to callers it is the same.
+    """
+
+    handler: "grpc.RpcMethodHandler[Any, Any]"
+    wary: "grpc.RpcMethodHandler[Any, Any] | None" = None
+
+
 class Gate(grpc.ServerInterceptor):
     """Lets callers through who are known; those who ask for health need not be.
 
@@ -45,7 +58,7 @@ class Gate(grpc.ServerInterceptor):
         self._callers = callers
         self._service = service
         self._computing = computing
-        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # every call's, for they hold nothing of it
+        self._guarded: dict[str, _Guarded] = {}  # by path; they serve every call, and hold nothing of one
 
     def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -54,18 +67,16 @@ class Gate(grpc.ServerInterceptor):
         method = handler_call_details.method
         if method in OPEN:
             return continuation(handler_call_details)
-        handler = self._guarded.get(method) or self._guard(method, continuation(handler_call_details))
+        guarded = self._guarded.get(method) or self._guard(method, continuation(handler_call_details))
         metadata: Mapping[str, Any] = dict(handler_call_details.invocation_metadata or ())
         try:
             _arrival.set(_Arrival(self._callers.identify(_text(metadata.get("authorization"))), metadata))
         except Unauthenticated as error:
             _arrival.set(_Arrival(None, metadata))
-            return self._refusing(method if handler else "", error)
-        return handler
+            return self._refusing(method if guarded else "", error)
+        return guarded and (guarded.wary if guarded.wary and self._service.overload.is_closed else guarded.handler)
 
-    def _guard(
-        self, method: str, handler: "grpc.RpcMethodHandler[Any, Any] | None"
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+    def _guard(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any] | None") -> "_Guarded | None":
         """Put a method behind the gate, once: it is told how many bytes its message has, and may give bytes itself."""
         if handler is None:
             return None
@@ -73,19 +84,25 @@ class Gate(grpc.ServerInterceptor):
         read: Any = handler.request_deserializer
         write: Any = handler.response_serializer
         observer, name = self._service.observer, _name(method)
-        check_load = self._service.check_load if method in self._computing else None
+
+        def written(request: bytes, context: grpc.ServicerContext, watch: Watch) -> bytes:
+            watch.request_bytes = len(request)
+            found = answer(read(request), context)
+            content: bytes = found if isinstance(found, bytes) else write(found)
+            watch.is_written(len(content))
+            context.set_trailing_metadata(trailing_metadata(watch))
+            return content
 
         def answer_once(request: bytes, context: grpc.ServicerContext) -> bytes:
             with _Visit(observer, name, context) as visit:
+                return written(request, context, visit.enter())
+
+        def answer_warily(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            with _Visit(observer, name, context) as visit:
                 watch = visit.enter()
-                watch.request_bytes = len(request)
-                if check_load:
-                    check_load(watch.caller)
-                found = answer(read(request), context)
-                written: bytes = found if isinstance(found, bytes) else write(found)
-                watch.is_written(len(written))
-                context.set_trailing_metadata(trailing_metadata(watch))
-                return written
+                with self._service.overload.place(watch.caller):
+                    content = written(_only(requests), context, watch)
+                yield content
 
         def answer_often(messages: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
             with _Visit(observer, name, context, is_stream=True) as visit:
@@ -94,9 +111,12 @@ class Gate(grpc.ServerInterceptor):
                     yield each if isinstance(each, bytes) else write(each)
 
         self._guarded[method] = (
-            replaced(handler, answer_often, read, None)
+            _Guarded(replaced(handler, answer_often, read, None))
             if handler.response_streaming
-            else replaced(handler, answer_once, None, None)
+            else _Guarded(
+                replaced(handler, answer_once, None, None),
+                grpc.stream_stream_rpc_method_handler(answer_warily) if method in self._computing else None,
+            )
         )
         return self._guarded[method]
 
@@ -174,6 +194,16 @@ def replaced(
     make = getattr(grpc, f"{kind_of(handler)}_rpc_method_handler")
     made: grpc.RpcMethodHandler[Any, Any] = make(method, deserialize, serialize)
     return made
+
+
+def _only(requests: Iterator[bytes]) -> bytes:
+    """Read the message of a method that takes one."""
+    try:
+        return next(requests)
+    except StopIteration as error:
+        raise InvalidRequest("the method takes one message") from error
+    except grpc.RpcError as error:
+        raise Cancelled("the caller has gone") from error
 
 
 def _name(method: str) -> str:

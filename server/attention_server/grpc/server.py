@@ -68,13 +68,16 @@ class GrpcServer:
         certificates: Certificates | None = None,
     ) -> None:
         self._health = Health()
+        threads = requests + STREAMS + SPARE_THREADS
         self._server = grpc.server(
-            ThreadPoolExecutor(requests + STREAMS + SPARE_THREADS, thread_name_prefix="grpc"),
+            ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
             interceptors=[Gate(callers, service, COMPUTING), Reading()],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a client may watch over a long call
+                # What is more waits with its caller: of what waits here without a thread gRPC cancels some, unasked.
+                ("grpc.max_concurrent_streams", threads),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 ("grpc.max_connection_idle_ms", IDLE_MS),
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),

@@ -60,7 +60,7 @@ class AttentionRoutes:
         model, version = request.path_params["model"], version_of(request)
         attend = self._attend_protobuf if sends_protobuf(request) else self._attend_json
         work = functools.partial(attend, model=model, version=version, call=call, as_protobuf=wants_protobuf(request))
-        return await self._exchange.answer(request, call, work)
+        return await self._exchange.compute(request, call, work)
 
     async def list_models(self, request: Request) -> Response:
         models = self._service.models()
@@ -75,7 +75,7 @@ class AttentionRoutes:
     async def create_memory(self, request: Request) -> Response:
         call = call_of(request)
         work = functools.partial(self._create_memory, request=request, call=call)
-        return await self._exchange.answer(request, call, work)
+        return await self._exchange.compute(request, call, work)
 
     async def list_memories(self, request: Request) -> Response:
         memories = self._service.memories(request.path_params["model"], call_of(request))
@@ -97,7 +97,6 @@ class AttentionRoutes:
         return _protobuf(pb.DeleteMemoryResponse()) if wants_protobuf(request) else json_response({})
 
     def _create_memory(self, body: bytes, request: Request, call: Call) -> Response:
-        self._service.check_load(call.caller)
         model = request.path_params["model"]
         if sends_protobuf(request):
             message = _parse(pb.CreateMemoryRequest, body)
@@ -114,7 +113,6 @@ class AttentionRoutes:
         return json_response(json.from_memory(memory, left))
 
     def _attend_json(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
-        self._service.check_load(call.caller)
         domain_request, encoding = json.to_request(body, model, version, self._service.limits)
         response = self._service.attend(domain_request, call)
         if as_protobuf:
@@ -122,7 +120,6 @@ class AttentionRoutes:
         return Response(json.from_response(response, encoding), media_type=JSON)
 
     def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
-        self._service.check_load(call.caller)
         message = _parse(pb.AttendRequest, body)
         message.model = agreed("model", model, message.model)
         message.version = agreed("version", version, message.version)

@@ -25,6 +25,7 @@ from attention_server.errors import (
     Unauthenticated,
     Unavailable,
 )
+from attention_server.overload import Overload
 from attention_server.translate.errors import code_of, note, to_json, to_status
 from attention_server.translate.url import to_version
 from attention_server.watch import Watch
@@ -70,9 +71,11 @@ class Exchange:
         pool: threads that carry a request from its bytes to its answer, so that the loop only moves bytes.
         threads: how many it has.
         max_message_bytes: the largest body, as it is sent and as it is when it is inflated.
+        overload: what is let in while more is asked for than can be computed.
     """
 
-    def __init__(self, pool: Executor, threads: int, max_message_bytes: int) -> None:
+    def __init__(self, pool: Executor, threads: int, max_message_bytes: int, overload: Overload) -> None:
+        self._overload = overload
         self._pool = pool
         self._idle_threads = threads
         self._max_message_bytes = max_message_bytes
@@ -90,6 +93,20 @@ class Exchange:
         call.watch.request_bytes = len(body)
         encoding = request.headers.get("content-encoding", "")
         return await self._in_thread(request, call, lambda: work(inflate(body, encoding, self._max_message_bytes)))
+
+    async def compute(self, request: Request, call: Call, work: Callable[[bytes], Response]) -> Response:
+        """Do what computes as `answer` does; in an overload it may be refused before its body is looked at.
+
+        Raises:
+            Full: more is asked for than can be computed.
+            AttentionServiceError: as `answer`.
+        """
+
+        def in_place(body: bytes) -> Response:
+            with self._overload.place(call.caller):
+                return work(body)
+
+        return await self.answer(request, call, in_place)
 
     async def _in_thread(self, request: Request, call: Call, work: Callable[[], Response]) -> Response:
         self._check_idle()

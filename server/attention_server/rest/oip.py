@@ -89,7 +89,7 @@ class InferenceRoutes:
     async def model_infer(self, request: Request) -> Response:
         call = call_of(request)
         work = functools.partial(self._infer, request=request, version=version_of(request), call=call)
-        return await self._exchange.answer(request, call, work)
+        return await self._exchange.compute(request, call, work)
 
     async def repository_index(self, request: Request) -> Response:
         return await self._exchange.answer(request, call_of(request), self._index)
@@ -108,7 +108,6 @@ class InferenceRoutes:
         raise Unimplemented(oip_models.NOT_OFFERED)
 
     def _infer(self, body: bytes, request: Request, version: int, call: Call) -> Response:
-        self._service.check_load(call.caller)
         header_length = request.headers.get(oip_json.HEADER_LENGTH)
         infer = oip_json.to_infer(body, header_length, _model(request), version)
         content, json_length = oip_json.from_answer(oip.answer(infer, self._service, call), infer)

@@ -153,7 +153,7 @@ class RestServer:
         threads = requests + SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         self._health = HealthRoutes(service)
-        exchange = Exchange(self._pool, threads, max_message_bytes)
+        exchange = Exchange(self._pool, threads, max_message_bytes, service.overload)
         attention = AttentionRoutes(service, exchange)
         inference = InferenceRoutes(service, exchange, self._health.is_ready)
         application = Starlette(
