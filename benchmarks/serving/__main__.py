@@ -140,6 +140,7 @@ class Run:
             "attention": ("development", plan.SERVER_CORE, lambda _: servers.attention(self._models)),
             "replica": ("development", plan.LOAD_CORE, lambda _: servers.attention(self._models)),
             "two slots": ("development", plan.BOTH_CORES, lambda _: servers.attention(self._models)),
+            "bare gRPC": ("development", plan.SERVER_CORE, lambda _: servers.bare_grpc(self._block)),
             "mosec": ("mosec", plan.SERVER_CORE, lambda python: servers.mosec(python, self._block, batched=False)),
             "mosec batched": (
                 "mosec",

@@ -93,6 +93,13 @@ def attention(models: Path, *arguments: object) -> Start:
     return Start((*command, "--log-level", "warning", *arguments), f"127.0.0.1:{grpc}")
 
 
+def bare_grpc(block: Path) -> Start:
+    """Return how the floor of our transport is started."""
+    (port,) = free_ports(1)
+    command = (OWN["development"] / "bin/python", "-m", "benchmarks.serving.peers.bare_grpc", f"127.0.0.1:{port}")
+    return Start(command, f"127.0.0.1:{port}", {"BLOCK": str(block)})
+
+
 def mosec(python: Path, block: Path, *, batched: bool) -> Start:
     """Return how mosec is started, one by one or with batching."""
     (port,) = free_ports(1)

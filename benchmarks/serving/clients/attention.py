@@ -32,6 +32,7 @@ ASKED: dict[str, tuple[Output, ...]] = {
     "top": ("output", OutputSpec("weights", reduce="mean", top_k=TOP, data_type="FP16")),
 }
 OVERLOAD = 2  # times the capacity
+SETTLES = 8.0  # seconds before an overload counts
 # The shipped client asks again when it is refused; what is refused is to be counted here.
 NO_RETRIES = (*(option for option in OPTIONS if option[0] != "grpc.enable_retries"), ("grpc.enable_retries", 0))
 
@@ -151,7 +152,7 @@ def attend_many(client: AttentionClient, model: str, items: list[Item | Vectors]
 async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
     """Measure one caller, then the capacity, then what comes of a fixed rate of twice that, whatever is answered.
 
-    A third of the latter passes before it counts: a server that is overloaded for long is measured, not a burst.
+    Some seconds of the latter pass before it counts: a server that is overloaded for long is measured, not a burst.
     """
     async with grpc.aio.insecure_channel(uri(load.target), NO_RETRIES) as channel:
         attend = AttentionServiceStub(channel).Attend
@@ -181,9 +182,9 @@ async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, fl
 
         each = 1 / (OVERLOAD * peak["rate"])
         watch = begun = Watch()
-        for i in range(int(3 * load.seconds / each)):
+        for i in range(int((SETTLES + 2 * load.seconds) / each)):
             await asyncio.sleep(max(0.0, i * each - begun.seconds))
-            if not counted and begun.seconds >= load.seconds:
+            if not counted and begun.seconds >= SETTLES:
                 counted, watch = True, Watch()
             calls.append(asyncio.create_task(call(i)))
         offered = len(calls) / begun.seconds

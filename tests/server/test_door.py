@@ -1,0 +1,193 @@
+"""An overload: when the door is closed, who comes in all the same, and what a refusal there costs."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+import requests
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.errors import Full, Unavailable
+from attention_server.fair_queue import QueueLimits
+from attention_server.overload import AFTERWARDS, LEAST, MOST, PLACES, Overload
+from attention_server.scheduler import Scheduler
+from serving import start_server
+
+from tests.conftest import refused, refused_by_grpc, tensor
+from tests.observability.conftest import entries, metrics_of
+from tests.server.composed import composed, wait_until
+from tests.server.test_scheduler import held, submit
+
+QUERY = np.ones((2, 3), np.float32)
+NONSENSE = b"\xff" * 40
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def overload():
+    made = Overload(2, max_wait=1.0, clock=Clock())
+    made.tick = made._clock
+    return made
+
+
+def test_open_until_the_queue_was_full(overload):
+    """Without an overload everybody comes in, and nobody is counted."""
+    for _ in range(100):
+        with overload.place("a"):
+            assert not overload.is_closed
+    assert overload.bound == float("inf")
+
+
+def test_closed_for_a_while_that_doubles(overload):
+    """A full queue closes the door; one that is full soon afterwards, for twice as long, up to a bound; then all is
+    forgotten."""
+    closed = LEAST
+    for _ in range(8):
+        overload.grow()
+        overload.tick.now += 0.999 * closed
+        overload.grow()  # those who were here before
+        assert overload.is_closed
+        overload.tick.now += 0.002 * closed
+        assert not overload.is_closed
+        assert overload.bound == AFTERWARDS
+        closed = min(MOST, 2 * closed)
+    overload.tick.now += MOST
+    assert overload.bound == float("inf")
+    overload.grow()
+    overload.tick.now += LEAST
+    assert not overload.is_closed
+
+
+def test_places_behind_a_closed_door(overload):
+    """Some come in for each slot; of those who then come, the ones who have fewer in; who leaves makes room."""
+    overload.grow()
+    greedy = [overload.place("greedy") for _ in range(2 * PLACES)]
+    for place in greedy:
+        place.__enter__()
+    with pytest.raises(Full, match="full"), overload.place("greedy"):
+        pass
+    with overload.place("light"), overload.place("light"):
+        pass
+    greedy[0].__exit__(None, None, None)
+    with overload.place("greedy"), pytest.raises(Full), overload.place("greedy"):
+        pass
+
+
+def test_a_request_that_came_before_is_not_counted_out(overload):
+    """Who came through an open door leaves through a closed one, and nobody's place is lost."""
+    place = overload.place("a")
+    with place:
+        overload.grow()
+    for _ in range(3 * PLACES):
+        with overload.place("a"):
+            pass
+
+
+def test_a_shorter_queue_afterwards():
+    """When the door opens again, a part of the queue is enough to close it."""
+    clock = Clock()
+    scheduler = Scheduler(1, QueueLimits(50, 1.0, 1000), clock=clock)
+    try:
+        with held(scheduler):
+            for _ in range(11):
+                submit(scheduler, int, cost=0.1, caller="a")
+            with pytest.raises(Unavailable, match="full"):
+                submit(scheduler, int, cost=0.1, caller="a")
+            assert scheduler.overload.is_closed
+            clock.now = 1.1 * LEAST
+            with pytest.raises(Unavailable, match="more was asked for"):
+                submit(scheduler, int, cost=0.1, caller="a")
+            assert scheduler.overload.is_closed
+            submit(scheduler, int, cost=0.1, caller="light")  # has less in the queue than another
+            scheduler.release.set()
+    finally:
+        scheduler.close()
+
+
+def message():
+    return pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=tensor(QUERY))])
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_refused_unread(dot_only, transport):
+    """Behind a closed door nothing of a request is looked at; when one has left, the next is answered, and rightly."""
+    with (
+        composed(dot_only, slots=1) as server,
+        ThreadPoolExecutor(4) as threads,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        stub = AttentionServiceStub(channel)
+        expected = stub.Attend(message())
+        raw = channel.unary_unary("/attention.v1.AttentionService/Attend")
+        overload = server.service.overload
+        overload.grow()
+        overload._until = float("inf")
+        server.gate.close()
+        inside = [threads.submit(stub.Attend, message()) for _ in range(PLACES)]
+        wait_until(lambda: overload._in.total() == PLACES)
+        if transport == "grpc":
+            with pytest.raises(grpc.RpcError) as caught:
+                raw(NONSENSE, timeout=30)
+            refusal = refused_by_grpc(caught.value)
+            assert (refusal.code, refusal.retry_after > 0) == ("UNAVAILABLE", True)
+        else:
+            answer = requests.post(f"{server.url}/v1/models/dot:attend", data=NONSENSE, timeout=30)
+            assert (answer.status_code, float(answer.headers["retry-after"]) > 0) == (503, True)
+        assert stub.ListModels(pb.ListModelsRequest(), timeout=30).models  # what computes nothing is answered
+        server.gate.open()
+        assert all(each.result(30) == expected for each in inside)
+        wait_until(lambda: not overload._in)
+        assert stub.Attend(message(), timeout=30) == expected
+        with pytest.raises(grpc.RpcError) as caught:
+            raw(NONSENSE, timeout=30)
+        assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
+        with pytest.raises(grpc.RpcError) as caught:
+            list(channel.stream_unary("/attention.v1.AttentionService/Attend")(iter([]), timeout=30))
+        assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
+        wait_until(lambda: not overload._in)
+
+
+def test_a_caller_who_leaves_before_the_message_is_here(dot_only):
+    """Who is let in and sends nothing has no place any more when they have gone."""
+    with composed(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
+        overload = server.service.overload
+        overload.grow()
+        overload._until = float("inf")
+        door = threading.Event()
+
+        def nothing():
+            door.wait(30)
+            yield from ()
+
+        call = channel.stream_unary("/attention.v1.AttentionService/Attend").future(nothing())
+        wait_until(lambda: overload._in.total() == 1)
+        call.cancel()
+        wait_until(lambda: not overload._in)
+        door.set()
+        with refused("NOT_FOUND", "model"), grpc.insecure_channel(server.grpc) as other:
+            try:
+                AttentionServiceStub(other).Attend(pb.AttendRequest(model="nobody"), timeout=30)
+            except grpc.RpcError as error:
+                raise refused_by_grpc(error) from error
+
+
+def test_refusals_are_counted_in_the_log(dot_only):
+    """A server that refuses much says so every second, and counts each in its metrics."""
+    with start_server(dot_only, "--slots", 1, "--max-queued", 1, "--log-format", "json") as server:
+        long = pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=tensor(np.ones((1500, 64), np.float32)))] * 8)
+        with grpc.insecure_channel(server.grpc) as channel:
+            calls = [AttentionServiceStub(channel).Attend.future(long, timeout=60) for _ in range(12)]
+            refusals = sum(call.code() is grpc.StatusCode.UNAVAILABLE for call in calls)
+        assert refusals
+        wait_until(lambda: entries(server.log, "more is asked for than can be computed"))
+        assert not entries(server.log)
+        assert metrics_of(server)("attention_rejections_total", reason="full") == refusals
