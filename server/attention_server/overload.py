@@ -37,11 +37,11 @@ class Overload:
         self._lock = threading.Lock()
         self._until = -math.inf
         self._seconds = 0.0
-        self._in: Counter[str] = Counter()  # by caller, of those who came while the door was closed
+        self._in: Counter[str] = Counter()  # requests by caller, those too that came through an open door
 
     @property
     def is_closed(self) -> bool:
-        """Whether who comes needs a place."""
+        """Whether who comes is let in only where there is a place."""
         return self._clock() < self._until
 
     @property
@@ -61,19 +61,16 @@ class Overload:
         """Return a place for a request, to be entered; see `Place`."""
         return Place(self, caller)
 
-    def enter(self, caller: str) -> bool:
-        """Let a request in, and return whether it has to leave.
+    def enter(self, caller: str) -> None:
+        """Let a request in.
 
         Raises:
-            Full: the door is closed, all places are taken, and no other caller has more of them.
+            Full: the door is closed, all places are taken, and no other caller has more in.
         """
-        if not self.is_closed:
-            return False
         with self._lock:
-            if self._in.total() >= self._places and self._in[caller] + 1 >= max(self._in.values()):
+            if self.is_closed and self._in.total() >= self._places and self._in[caller] + 1 >= max(self._in.values()):
                 raise full("the queue is full: more is asked for than can be computed")
             self._in[caller] += 1
-        return True
 
     def leave(self, caller: str) -> None:
         """A request has its answer."""
@@ -86,20 +83,19 @@ class Overload:
 class Place:
     """What a request has while it is read and answered. To enter raises Full where there is none."""
 
-    __slots__ = ("_caller", "_is_taken", "_overload")
+    __slots__ = ("_caller", "_overload")
 
     def __init__(self, overload: Overload, caller: str) -> None:
         self._overload = overload
         self._caller = caller
 
     def __enter__(self) -> None:
-        self._is_taken = self._overload.enter(self._caller)
+        self._overload.enter(self._caller)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_taken:
-            self._overload.leave(self._caller)
+        self._overload.leave(self._caller)
 
 
 def full(message: str, retry_after: float = 0.0) -> Full:

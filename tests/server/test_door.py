@@ -40,10 +40,11 @@ def overload():
 
 
 def test_open_until_the_queue_was_full(overload):
-    """Without an overload everybody comes in, and nobody is counted."""
-    for _ in range(100):
-        with overload.place("a"):
-            assert not overload.is_closed
+    """Without an overload everybody comes in."""
+    places = [overload.place("a") for _ in range(100)]
+    for place in places:
+        place.__enter__()
+    assert not overload.is_closed
     assert overload.bound == float("inf")
 
 
@@ -82,11 +83,18 @@ def test_places_behind_a_closed_door(overload):
         pass
 
 
-def test_a_request_that_came_before_is_not_counted_out(overload):
-    """Who came through an open door leaves through a closed one, and nobody's place is lost."""
-    place = overload.place("a")
-    with place:
-        overload.grow()
+def test_those_who_came_before_have_places(overload):
+    """Who came through an open door counts behind a closed one, until they leave."""
+    before = [overload.place("a") for _ in range(3 * PLACES)]
+    for place in before:
+        place.__enter__()
+    overload.grow()
+    with pytest.raises(Full), overload.place("a"):
+        pass
+    with overload.place("b"):
+        pass
+    for place in before:
+        place.__exit__(None, None, None)
     for _ in range(3 * PLACES):
         with overload.place("a"):
             pass

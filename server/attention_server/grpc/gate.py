@@ -97,7 +97,13 @@ class Gate(grpc.ServerInterceptor):
             with _Visit(observer, name, context) as visit:
                 return written(request, context, visit.enter())
 
-        def answer_warily(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        def compute(request: bytes, context: grpc.ServicerContext) -> bytes:
+            with _Visit(observer, name, context) as visit:
+                watch = visit.enter()
+                with self._service.overload.place(watch.caller):
+                    return written(request, context, watch)
+
+        def compute_warily(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             with _Visit(observer, name, context) as visit:
                 watch = visit.enter()
                 with self._service.overload.place(watch.caller):
@@ -110,15 +116,15 @@ class Gate(grpc.ServerInterceptor):
                 for each in answer(messages, context):
                     yield each if isinstance(each, bytes) else write(each)
 
-        self._guarded[method] = (
-            _Guarded(replaced(handler, answer_often, read, None))
-            if handler.response_streaming
-            else _Guarded(
-                replaced(handler, answer_once, None, None),
-                grpc.stream_stream_rpc_method_handler(answer_warily) if method in self._computing else None,
-            )
-        )
-        return self._guarded[method]
+        if handler.response_streaming:
+            guarded = _Guarded(replaced(handler, answer_often, read, None))
+        elif method in self._computing:
+            wary: Any = grpc.stream_stream_rpc_method_handler(compute_warily)
+            guarded = _Guarded(replaced(handler, compute, None, None), wary)
+        else:
+            guarded = _Guarded(replaced(handler, answer_once, None, None))
+        self._guarded[method] = guarded
+        return guarded
 
     def _refusing(self, method: str, error: Unauthenticated) -> "grpc.RpcMethodHandler[Any, Any]":
         """Return what refuses a call."""
