@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attention_server.engine import Engine
+from attention_server.engine import Engine, Run
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +40,7 @@ BIN = Path(sys.executable).parent
 WIDTH = 384
 EXPORT = ("block", "multi_head", "--width", WIDTH, "--heads", "12", "--name", "block", "--models")
 TRITON_ROWS = 3000
+NOBODY_ENDS = Run()
 TRITON = """
 import sys, time
 import numpy as np
@@ -116,8 +117,8 @@ class Graphs:
         return np.stack([self._one(query[None]) for query in queries])
 
     def _one(self, x: np.ndarray) -> np.ndarray:
-        k, v = self._project.run(["k", "v"], {"key": x, "value": x})
-        output: np.ndarray = self._attend.run(["output"], {"query": x, "k": k, "v": v})[0][0].mean(0)
+        k, v = self._project.run(["k", "v"], {"key": x, "value": x}, NOBODY_ENDS)
+        output: np.ndarray = self._attend.run(["output"], {"query": x, "k": k, "v": v}, NOBODY_ENDS)[0][0].mean(0)
         return output
 
 
