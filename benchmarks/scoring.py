@@ -9,6 +9,7 @@ printed as a table. It takes about five minutes.
 
 - `graphs`: in process; a sequence is a row of the file already in memory, projected, attended to and pooled. Nothing is
   read or written.
+- `reading`: the file, into arrays, and nothing else.
 - `script`: the same in a script that reads the file and writes the result, as one without a service would.
 - `score`: the command, through a server. `score, local`: the command, with `--engine local`.
 - `Triton's client`: a bare loop over `tritonclient.grpc`, as its examples have it, in `.venv-clients`: one sequence a
@@ -133,6 +134,14 @@ def in_memory(graphs: Graphs, path: Path, rows: int, cores: int) -> Took:
         return Took(sum(map(len, repeated)), time.perf_counter() - began, time.process_time() - cpu)
 
 
+def reading(path: Path, rows: int) -> Took:
+    """Time the reading alone."""
+    began, cpu = time.perf_counter(), time.process_time()
+    for _ in batches(path):
+        pass
+    return Took(rows, time.perf_counter() - began, time.process_time() - cpu)
+
+
 def script(graphs: Graphs, path: Path, output: Path, rows: int, cores: int) -> Took:
     """Time a script that reads, computes and writes."""
     began, cpu = time.perf_counter(), time.process_time()
@@ -230,6 +239,7 @@ def main() -> None:
         ours, theirs = ("block", "query", "output", ""), ("m", "x", "y", "mask")
         ways: dict[str, Callable[[], Took]] = {
             "graphs": lambda: in_memory(graphs, path, rows, cores),
+            "reading": lambda: reading(path, rows),
             "script": lambda: script(graphs, path, output.with_name("script.parquet"), rows, cores),
             "score": lambda: score(path, output, rows, "--target", target, server=server),
             "score, local": lambda: score(path, output, rows, *local),

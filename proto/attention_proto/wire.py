@@ -22,14 +22,17 @@ class Parts:
         self.pieces: list[Any] = [start]  # bytes, and what has the buffer protocol
         self.size = len(start)
 
-    def add(self, tag: bytes, content: "Parts | NDArray[Any]") -> None:
-        """Add a field: a message; or bytes, as a C-contiguous array has them in memory.
+    def add(self, tag: bytes, content: "Parts | bytes | NDArray[Any]") -> None:
+        """Add a field: a message; or bytes, given or as a C-contiguous array has them in memory.
 
         Args:
             tag: of the field, see `tag`.
             content: what it holds.
         """
-        size, pieces = (content.size, content.pieces) if isinstance(content, Parts) else (content.nbytes, [content])
+        if isinstance(content, Parts):
+            size, pieces = content.size, content.pieces
+        else:
+            size, pieces = len(content) if isinstance(content, bytes) else content.nbytes, [content]
         head = tag + _varint(size)
         self.pieces += [head, *pieces]
         self.size += len(head) + size
@@ -49,21 +52,22 @@ def serialize(message: Message) -> bytes:
 
     Small messages protobuf writes sooner.
     """
-    return b"".join(_parts(message))
+    return _parts(message).join()
 
 
-def _parts(message: Message) -> list[bytes]:
-    large = _large_fields(message.DESCRIPTOR)
-    rest, parts = type(message)(), []
-    for field, value in message.ListFields():
-        kind = large.get(field.number)
-        if kind is None:
+def _parts(message: Message) -> Parts:
+    large, fields = _large_fields(message.DESCRIPTOR), message.ListFields()
+    rest = type(message)()
+    for field, value in fields:
+        if field.number not in large:
             _set(rest, field, value)
-            continue
-        for each in value if kind.is_repeated else (value,):
-            inner = [each] if kind.is_bytes else _parts(each)
-            parts += [kind.tag, _varint(sum(map(len, inner))), *inner]
-    return [rest.SerializeToString(), *parts]
+    parts = Parts(rest.SerializeToString())
+    for field, value in fields:
+        kind = large.get(field.number)
+        if kind:
+            for each in value if kind.is_repeated else (value,):
+                parts.add(kind.tag, each if kind.is_bytes else _parts(each))
+    return parts
 
 
 def _set(message: Message, field: FieldDescriptor, value: Any) -> None:

@@ -77,52 +77,17 @@ class Gate(grpc.ServerInterceptor):
         return guarded and (guarded.wary if guarded.wary and self._service.overload.is_closed else guarded.handler)
 
     def _guard(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any] | None") -> "_Guarded | None":
-        """Put a method behind the gate, once: it is told how many bytes its message has, and may give bytes itself."""
+        """Put a method behind the gate, once."""
         if handler is None:
             return None
-        answer: Any = getattr(handler, kind_of(handler))
-        read: Any = handler.request_deserializer
-        write: Any = handler.response_serializer
-        observer, name = self._service.observer, _name(method)
-
-        def written(request: bytes, context: grpc.ServicerContext, watch: Watch) -> bytes:
-            watch.request_bytes = len(request)
-            found = answer(read(request), context)
-            content: bytes = found if isinstance(found, bytes) else write(found)
-            watch.is_written(len(content))
-            context.set_trailing_metadata(trailing_metadata(watch))
-            return content
-
-        def answer_once(request: bytes, context: grpc.ServicerContext) -> bytes:
-            with _Visit(observer, name, context) as visit:
-                return written(request, context, visit.enter())
-
-        def compute(request: bytes, context: grpc.ServicerContext) -> bytes:
-            with _Visit(observer, name, context) as visit:
-                watch = visit.enter()
-                with self._service.overload.place(watch.caller):
-                    return written(request, context, watch)
-
-        def compute_warily(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            with _Visit(observer, name, context) as visit:
-                watch = visit.enter()
-                with self._service.overload.place(watch.caller):
-                    content = written(_only(requests), context, watch)
-                yield content
-
-        def answer_often(messages: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-            with _Visit(observer, name, context, is_stream=True) as visit:
-                context.set_trailing_metadata(trailing_metadata(visit.enter()))
-                for each in answer(messages, context):
-                    yield each if isinstance(each, bytes) else write(each)
-
+        behind = _Method(self._service, _name(method), handler)
         if handler.response_streaming:
-            guarded = _Guarded(replaced(handler, answer_often, read, None))
+            guarded = _Guarded(replaced(handler, behind.answer_often, handler.request_deserializer, None))
         elif method in self._computing:
-            wary: Any = grpc.stream_stream_rpc_method_handler(compute_warily)
-            guarded = _Guarded(replaced(handler, compute, None, None), wary)
+            wary: Any = grpc.stream_stream_rpc_method_handler(behind.compute_warily)
+            guarded = _Guarded(replaced(handler, behind.compute, None, None), wary)
         else:
-            guarded = _Guarded(replaced(handler, answer_once, None, None))
+            guarded = _Guarded(replaced(handler, behind.answer_once, None, None))
         self._guarded[method] = guarded
         return guarded
 
@@ -135,6 +100,59 @@ class Gate(grpc.ServerInterceptor):
 
         # As a stream, which it refuses without reading: a method of one message is called when that is here whole.
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class _Method:
+    """A method behind the gate; it reads its message itself, and gives bytes.
+
+    Args:
+        service: the core.
+        name: the method's.
+        handler: what gRPC would call.
+    """
+
+    def __init__(self, service: Service, name: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
+        self._overload = service.overload
+        self._observer = service.observer
+        self._name = name
+        self._answer: Any = getattr(handler, kind_of(handler))
+        self._read: Any = handler.request_deserializer
+        self._write: Any = handler.response_serializer
+
+    def answer_once(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        """Answer a message with one."""
+        with _Visit(self._observer, self._name, context) as visit:
+            return self._written(request, context, visit.enter())
+
+    def compute(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        """Answer a message with one, which has to be computed."""
+        with _Visit(self._observer, self._name, context) as visit:
+            watch = visit.enter()
+            with self._overload.place(watch.caller):
+                return self._written(request, context, watch)
+
+    def compute_warily(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Do the same, and read the message only when there is a place for it."""
+        with _Visit(self._observer, self._name, context) as visit:
+            watch = visit.enter()
+            with self._overload.place(watch.caller):
+                content = self._written(_only(requests), context, watch)
+            yield content
+
+    def answer_often(self, messages: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Answer with a stream, whose messages may be bytes already."""
+        with _Visit(self._observer, self._name, context, is_stream=True) as visit:
+            context.set_trailing_metadata(trailing_metadata(visit.enter()))
+            for each in self._answer(messages, context):
+                yield each if isinstance(each, bytes) else self._write(each)
+
+    def _written(self, request: bytes, context: grpc.ServicerContext, watch: Watch) -> bytes:
+        watch.request_bytes = len(request)
+        found = self._answer(self._read(request), context)
+        content: bytes = found if isinstance(found, bytes) else self._write(found)
+        watch.is_written(len(content))
+        context.set_trailing_metadata(trailing_metadata(watch))
+        return content
 
 
 class _Visit:
