@@ -25,7 +25,7 @@ def generate(into: Path) -> list[Path]:
     command += [f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}"]
     command += [f"--python_out={into}", f"--grpc_python_out={into}", f"--mypy_out=quiet:{into}", *PROTOS]
     subprocess.run(command, check=True)
-    files = sorted(path for path in into.rglob("*_pb2*") if path.is_file())
+    files = sorted(path for path in into.rglob("*_pb2*") if path.suffix in (".py", ".pyi"))
     for path in files:
         path.write_text(
             re.sub(

@@ -146,12 +146,15 @@ class DotProduct(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Stages:
         """Dot product, normalise, weighted sum, combine."""
-        scores = q @ self._shared(k).transpose(-2, -1) * self.scale  # (B, H, T, S)
-        if self.softcap:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores = self.compare(q, k)
         weights = softmax(scores, mask)  # (B, H, T, S)
         heads = weights @ self._shared(v)  # (B, H, T, Dv)
         return Stages(q, k, v, scores, weights, heads, self.combine(join(heads)))
+
+    def compare(self, q: Tensor, k: Tensor) -> Tensor:
+        """(B, H, T, Dh), (B, Hkv, S, Dh) -> scores, (B, H, T, S)."""
+        scores = q @ self._shared(k).transpose(-2, -1) * self.scale
+        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap else scores
 
     def _shared(self, x: Tensor) -> Tensor:
         """(B, Hkv, S, D) -> (B, H, S, D): in grouped-query attention several heads of q read the same k and v."""
@@ -181,6 +184,25 @@ class SelfAttention(DotProduct):
 
     def queries(self, query: Tensor) -> Tensor:
         return _affine(query, self.M_Q, self.b_Q)
+
+    def pool(self, query: Tensor, key: Tensor, value: Tensor, pool: Tensor) -> Tensor:
+        """Average rows of the output without computing them: (B, P, D).
+
+        A row is (w_t X M_V + b_V) M_O + b_O, where w_t are its weights and X the values as they come. So the mean that
+        takes p_t of row t, with p and each w_t summing to 1, is ((p w) X M_V + b_V) M_O + b_O: P rows are projected
+        instead of S, and P combined instead of T, which spares a self-attention half of its products.
+
+        Args:
+            query: (B, T, Dq).
+            key: (B, S, Dk).
+            value: (B, S, Dv).
+            pool: what each mean takes of each row, (P, T); each sums to 1.
+        """
+        heads = self.dims.heads
+        q, k = split(self.queries(query), heads), split(_affine(key, self.M_K, self.b_K), heads)
+        weights = pool @ self.compare(q, k).softmax(-1)  # (B, H, P, S)
+        pooled = join(weights @ value.unsqueeze(1) @ split(self.M_V, heads))  # (B, P, H * Dv)
+        return self.combine(pooled if self.b_V is None else pooled + self.b_V)
 
 
 class MultiHead(SelfAttention):

@@ -17,6 +17,7 @@ from attention_export.graphs import (
     attend_graphs,
     front_graphs,
     head_graph,
+    pool_graph,
     project_graph,
     to_onnx,
 )
@@ -70,9 +71,13 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
     )
     surroundings = [*front_graphs(model), *([head] if (head := head_graph(model)) else [])]
     for name, block, after in model.named_layers():
-        manifest.layers.append(_write_layer(block, folder, name, prefixed=bool(model.earlier), progress=progress))
+        prefix = f"{name}-" if model.earlier else ""
+        layer = _write_layer(block, folder, name, prefix, progress)
         if after is not None:
-            surroundings.append(after_graph(after, block, f"{name}-"))
+            surroundings.append(after_graph(after, block, prefix))
+        elif (pool := pool_graph(block, prefix)) is not None:
+            layer.pool.CopyFrom(_write_graph(pool, folder, progress))
+        manifest.layers.append(layer)
     if model.text is not None:
         manifest.text.CopyFrom(_write_text(model.text, folder))
     files = {graph.file: _write_graph(graph, folder, progress) for graph in surroundings}
@@ -87,9 +92,8 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
     write_manifest(folder, manifest)
 
 
-def _write_layer(block: DotProduct, folder: Path, name: str, *, prefixed: bool, progress: Progress) -> Layer:
+def _write_layer(block: DotProduct, folder: Path, name: str, prefix: str, progress: Progress) -> Layer:
     layer = describe_layer(block, name)
-    prefix = f"{name}-" if prefixed else ""
     if (project := project_graph(block, prefix)) is not None:
         layer.project.CopyFrom(_write_graph(project, folder, progress))
         layer.weights.CopyFrom(add_file(folder, f"{prefix}block.safetensors", matrices(block)))

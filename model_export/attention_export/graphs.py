@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from attention_export.blocks import DotProduct, join, split
+from attention_export.blocks import DotProduct, SelfAttention, join, split
 from attention_export.model import Model
 
 OPSET = 23  # the first with Attention; 25 expands it into its parts
@@ -26,7 +26,7 @@ WEIGHTS_AFTER_SOFTMAX = 3  # qk_matmul_output_mode
 Shape = tuple[str | int, ...]
 
 # Sizes of the varying dimensions in the examples that are traced: at least 2 and all different, or torch specialises.
-EXAMPLE_SIZES = {"B": 2, "T": 5, "S": 7, "N": 3, "D": 11, "Dv": 13}
+EXAMPLE_SIZES = {"B": 2, "T": 5, "S": 7, "N": 3, "D": 11, "Dv": 13, "P": 4}
 
 
 class ExportFailure(ValueError):
@@ -52,6 +52,17 @@ class Project(nn.Module):
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return self.block.project(key, value)
+
+
+class Pool(nn.Module):
+    """query [B, T, Dq], key [B, S, Dk], value [B, S, Dv], pool [P, T] -> output [B, P, D]."""
+
+    def __init__(self, block: SelfAttention) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, pool: Tensor) -> Tensor:
+        return self.block.pool(query, key, value, pool)
 
 
 class Attend(nn.Module):
@@ -150,6 +161,16 @@ def project_graph(block: DotProduct, prefix: str = "") -> Graph | None:
     k, v = _projected_widths(block)
     inputs: dict[str, Shape] = {"key": ("B", "S", key), "value": ("B", "S", value)}
     return Graph(f"{prefix}project.onnx", Project(block), inputs, {"k": ("B", "S", k), "v": ("B", "S", v)})
+
+
+def pool_graph(block: DotProduct, prefix: str = "") -> Graph | None:
+    """Return the graph that averages rows of the output, or None for a block whose values are not projected."""
+    if not isinstance(block, SelfAttention):
+        return None
+    query, key, value = _widths(block)
+    inputs: dict[str, Shape] = {"query": ("B", "T", query), "key": ("B", "S", key), "value": ("B", "S", value)}
+    width = Attend(block, weights=False, mask=False).outputs()["output"][-1]
+    return Graph(f"{prefix}pool.onnx", Pool(block), inputs | {"pool": ("P", "T")}, {"output": ("B", "P", width)})
 
 
 def front_graphs(model: Model) -> list[Graph]:

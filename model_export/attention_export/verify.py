@@ -123,6 +123,7 @@ def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) 
     """
     reference = copy.deepcopy(block).double().eval()
     project = session(folder / layer.project.name) if layer.HasField("project") else None
+    pool = session(folder / layer.pool.name) if layer.HasField("pool") else None
     graphs = [(graph, session(folder / graph.file.name)) for graph in layer.attend]
     rng = np.random.default_rng(SEED)
     for where, inputs in _inputs(rng, block):
@@ -138,6 +139,11 @@ def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) 
                 if graph.mask == (added is not None):
                     found = run(graph_session, {"query": inputs["query"], **projected} | _mask_feed(graph, added))
                     report.compare(f"{graph.file.name}, {where}, {kind}", found, expected, in_float32)
+            if pool is not None and added is None:
+                rows = _pools(rng, inputs["query"].shape[1])
+                report.compare(
+                    f"{layer.pool.name}, {where}", run(pool, {**inputs, "pool": rows}), pooled(expected, rows)
+                )
 
 
 def _inputs(rng: np.random.Generator, block: DotProduct) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
@@ -201,6 +207,17 @@ def masks(rng: np.random.Generator, heads: int, queries: int, keys: int) -> Iter
     yield "nothing allowed", Mask(allowed=np.zeros((1, 1, 1), np.bool_))
     yield "bias", Mask(bias=bias)
     yield "all at once", Mask("bottom_right", (3, 0), allowed, bias)
+
+
+def _pools(rng: np.random.Generator, queries: int) -> NDArray[Any]:
+    """Return what means take of rows, [3, T]: the plain one, the last row alone, and any."""
+    last = np.arange(queries) == queries - 1
+    return np.stack([np.full(queries, 1 / queries), last, rng.dirichlet(np.ones(queries))]).astype(np.float32)
+
+
+def pooled(stages: Arrays, pool: NDArray[Any]) -> Arrays:
+    """Return means of the output's rows, from stages that have all of them."""
+    return {"output": pool.astype(np.float64) @ stages["output"]}
 
 
 def _mask_feed(graph: AttendGraph, added: NDArray[Any] | None) -> dict[str, NDArray[Any]]:

@@ -91,6 +91,9 @@ def _layer_places(layer: Layer, graphs: Mapping[str, Graph]) -> Iterator[Place]:
         yield Place(layer.project.name, {"key": layer.key_dim, "value": layer.value_dim}, {"k": k, "v": v}, {})
     else:
         k, v = layer.key_dim, layer.value_dim
+    if layer.HasField("pool"):
+        sources = {"query": layer.query_dim, "key": layer.key_dim, "value": layer.value_dim}
+        yield Place(layer.pool.name, sources | {"pool": ANY}, {"output": layer.output_dim}, {})
     for attend in (each for each in layer.attend if each.file.name in graphs):
         inputs = {"query": layer.query_dim, "k": k, "v": v} | ({"mask": ANY} if attend.mask else {})
         outputs = {"output": layer.output_dim} | ({"weights": ANY} if attend.weights else {})

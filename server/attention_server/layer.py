@@ -74,6 +74,27 @@ class LoadedLayer:
             unpacked["heads"] = _split(unpacked["output"], self.about.heads)
         return unpacked
 
+    def pools(self, queries: int, keys: int) -> bool:
+        """Return whether rows of such a sequence are pooled by a graph: the longer ones idle slots can help with.
+
+        It is a matter of the lengths alone, for which slots are idle must not show in the bits of an answer.
+        """
+        return self.device != "cpu" or max(queries, keys) < 2 * LEAST_ROWS
+
+    def pool(self, query: Vectors, key: Vectors, value: Vectors, pool: Vectors, run: Run) -> Vectors:
+        """Return weighted means of the output's rows, [B, P, D]; the rows themselves are not computed.
+
+        Args:
+            query: [B, T, Dq].
+            key: [B, S, Dk].
+            value: [B, S, Dv].
+            pool: what each mean takes of each row, [P, T].
+            run: what this is a part of.
+        """
+        feeds = {"query": query, "key": key, "value": value, "pool": pool}
+        (output,) = self.graphs[self.about.pool.name].run(("output",), feeds, run)
+        return output  # type: ignore[return-value] # all graphs give float32
+
     @cached_property
     def _recipe(self) -> Callable[[frozenset[str], bool], tuple[str, bool, list[str]]]:
         """Tell for the stages wanted, and for a mask or none: the graph, whether it takes a mask, and what it gives."""
@@ -112,6 +133,8 @@ class LoadedLayer:
         for wanted in (frozenset({"output"}), frozenset({"output", "weights"})):
             for added in (None, np.zeros((1, 4, 4), np.float32)):
                 stages = self.stages(query, k, v, added, wanted, run)
+        if about.HasField("pool"):
+            self.pool(query, key, value, np.ones((1, 4), np.float32), run)
         if about.HasField("after"):
             self.after(query, stages["output"], run)
 

@@ -151,11 +151,12 @@ class LoadedModel:
             Cancelled: the run was ended meanwhile.
         """
         computed = self._computed_rows(batch[0], plan)
-        stages = self._stages(batch, plan, computed, run)
-        return [
-            self._result(each, plan, [{name: stage[i] for name, stage in of.items()} for of in stages], computed, run)
-            for i, each in enumerate(batch)
-        ]
+        pool = self._pool(batch[0], plan, computed)
+        stages = self._stages(batch, plan, computed, pool, run)
+        stages_of = [[{name: stage[i] for name, stage in of.items()} for of in stages] for i in range(len(batch))]
+        if pool is None:
+            return [self._result(each, plan, of, computed, run) for each, of in zip(batch, stages_of, strict=True)]
+        return [self._pooled(each, plan, of) for each, of in zip(batch, stages_of, strict=True)]
 
     def remember(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
@@ -201,19 +202,40 @@ class LoadedModel:
         rows = np.unique(np.concatenate(chosen))
         return rows if len(rows) < prepared.queries else None
 
-    def _stages(self, batch: Sequence[Prepared], plan: Plan, rows: Rows | None, run: Run) -> list[dict[str, Vectors]]:
-        """Compute each layer's stages, as many layers as are needed; of the last one the rows that are."""
+    def _pool(self, prepared: Prepared, plan: Plan, computed: Rows | None) -> Vectors | None:
+        """Return what each pooled output takes of each computed row, [P, T]; None where the rows are needed."""
+        if not plan.pools or prepared.added is not None or prepared.memory:
+            return None
+        last = len(plan.stages) - 1
+        rows = prepared.queries if computed is None else len(computed)
+        if not self.layers[last].pools(rows, prepared.keys):
+            return None
+        forms = _of_layer(plan, last)
+        pool = np.zeros((len(forms), rows), np.float32)
+        for weights, form in zip(pool, forms, strict=True):
+            taken = _places(read_rows(form.spec, *prepared.rows(form.spec.name)), computed)
+            weights[slice(None) if taken is None else taken] = 1 / (rows if taken is None else len(taken))
+        return pool
+
+    def _stages(
+        self, batch: Sequence[Prepared], plan: Plan, rows: Rows | None, pool: Vectors | None, run: Run
+    ) -> list[dict[str, Vectors]]:
+        """Compute the stages of as many layers as are needed; of the last one the rows that are, or their means."""
         query, key, value = self._vectors(batch, run)
         memory, added = batch[0].memory, batch[0].added
         stages: list[dict[str, Vectors]] = []
         for layer, wanted in zip(self.layers, plan.stages, strict=False):
             if stages:
                 query = key = value = self.layers[len(stages) - 1].after(query, stages[-1]["output"], run)
-            k, v = (memory.k, memory.v) if memory else layer.project(key, value, run)
             needed = wanted if wanted <= PROJECTED else wanted | {"output"}
-            if rows is not None and len(stages) == len(plan.stages) - 1:
+            is_last = len(stages) == len(plan.stages) - 1
+            if rows is not None and is_last:
                 query, added = query[:, rows], None if added is None else added[:, rows]
-            stages.append(layer.stages(query, k, v, added, needed, run))
+            if pool is not None and is_last:
+                stages.append({"output": layer.pool(query, key, value, pool, run)})
+            else:
+                k, v = (memory.k, memory.v) if memory else layer.project(key, value, run)
+                stages.append(layer.stages(query, k, v, added, needed, run))
             # Heads and weights need no look of their own: what overflows in them shows in the output.
             for name in needed & LOOKED_AT:
                 check.no_overflow(stages[-1][name], batch[0].path)
@@ -252,6 +274,17 @@ class LoadedModel:
         )
         memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
         return Result(outputs, prepared.tokens, memory_tokens, predictions)
+
+    def _pooled(self, prepared: Prepared, plan: Plan, stages: list[dict[str, Vectors]]) -> Result:
+        """Return the result whose last layer gives the pooled outputs themselves, in the plan's order."""
+        pooled = {form.name: place for place, form in enumerate(_of_layer(plan, len(stages) - 1))}
+        outputs = {
+            form.name: shape_stage(stages[-1]["output"], np.array([pooled[form.name]]), form.spec, None, form.field)
+            if form.name in pooled
+            else _output(form, stages[form.layer], prepared, None)
+            for form in plan.forms
+        }
+        return Result(outputs, prepared.tokens, prepared.memory_tokens, None)
 
     def _predictions(
         self, output: Vectors, prepared: Prepared, computed: Rows | None, run: Run
@@ -300,6 +333,11 @@ def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, compu
     return shape_stage(stages[spec.name], _places(rows, computed), spec, hidden, form.field)
 
 
+def _of_layer(plan: Plan, layer: int) -> list[Form]:
+    """Return the outputs that are made of a layer."""
+    return [form for form in plan.forms if form.layer == layer]
+
+
 def _places(rows: Rows | None, computed: Rows | None) -> Rows | None:
     """Return where rows are among those computed, which are all where there is None."""
     return rows if rows is None or computed is None else np.searchsorted(computed, rows)
@@ -327,7 +365,7 @@ def served_files(manifest: Manifest, device: str) -> list[str]:
         for graph in layer.attend
         if not graph.devices or device in graph.devices
     ]
-    between = [file for layer in manifest.layers for file in (layer.project, layer.after)]
+    between = [file for layer in manifest.layers for file in (layer.project, layer.pool, layer.after)]
     text = manifest.text
     return [file.name for file in (*attend, *between, text.front, text.memory_front, manifest.head) if file.name]
 
@@ -338,6 +376,7 @@ class Drawn:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._plain = make_plan([OutputSpec("output")], model.manifest)
+        self._pooled = make_plan([OutputSpec("output", pool="mean")], model.manifest)
         self._weights = make_plan([OutputSpec("output"), OutputSpec("weights")], model.manifest)
         self._random = np.random.default_rng(0)
         about = model.layers[0].about
@@ -355,7 +394,7 @@ class Drawn:
     def is_sound(self, length: int, count: int) -> bool:
         return all(
             self._are_same(self.draw(length, count, masked=masked), plan)
-            for plan in (self._plain, self._weights)
+            for plan in (self._plain, self._weights, self._pooled)
             for masked in (False, True)
         )
 

@@ -34,12 +34,14 @@ class Plan:
         stages: for each layer that has to run, the stages that must come out of it.
         predictions: whether the head is asked.
         predictions_field: where it was asked for; empty when it is by default.
+        pools: whether of the last layer that has to run only pooled outputs are wanted, and it has a graph for them.
     """
 
     forms: tuple[Form, ...]
     stages: tuple[frozenset[str], ...]
     predictions: bool
     predictions_field: str
+    pools: bool
 
 
 def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
@@ -59,7 +61,9 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
             forms += _forms(spec, manifest, field)
     _check_names(forms)
     predictions = bool(predictions_field) or (not specs and bool(manifest.predictors))
-    return Plan(tuple(forms), _stages(forms, manifest, predictions=predictions), predictions, predictions_field)
+    stages = _stages(forms, manifest, predictions=predictions)
+    pools = not predictions and _pools(forms, len(stages) - 1, manifest)
+    return Plan(tuple(forms), stages, predictions, predictions_field, pools)
 
 
 def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> AttendGraph:
@@ -133,6 +137,12 @@ def _stages(forms: Sequence[Form], manifest: Manifest, *, predictions: bool) -> 
     for stages in needed[:last]:
         stages.add("output")  # what the next layer is made of
     return tuple(frozenset(stages) for stages in needed[: last + 1])
+
+
+def _pools(forms: Sequence[Form], last: int, manifest: Manifest) -> bool:
+    if not manifest.layers[last].HasField("pool"):
+        return False
+    return all(form.spec.name == "output" and form.spec.pool != "none" for form in forms if form.layer == last)
 
 
 def _check_predictions(spec: OutputSpec, manifest: Manifest, field: str) -> None:

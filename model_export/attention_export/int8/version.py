@@ -64,7 +64,8 @@ def quantize(
     """Make an int8 version, measure it against float32, and only then give it its place in the repository.
 
     The matrices of `project` and of every graph that attends on a CPU become int8. Fronts, heads, what stands between
-    layers, and the graph for CUDA stay as they are. The same version gives the same graphs.
+    layers, and the graph for CUDA stay as they are; the one that pools is left out. The same version gives the same
+    graphs.
 
     Args:
         folder: a float32 version's folder.
@@ -116,6 +117,8 @@ def _write_files(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -
     """Write every file of the version, and enter its hash in the manifest."""
     chosen = {graph.file.name for layer in manifest.layers for graph in cpu_graphs(layer)}
     chosen |= {layer.project.name for layer in manifest.layers}
+    for layer in manifest.layers:
+        layer.ClearField("pool")  # or pooled outputs would be float32's
     for file in named_files(manifest):
         content = contents[file.name]
         file.CopyFrom(add_file(folder, file.name, to_int8(content) if file.name in chosen else content))

@@ -916,6 +916,7 @@ class Layer(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     ATTEND_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name by which an output spec chooses it."""
     heads: _builtins.int
@@ -960,6 +961,13 @@ class Layer(_message.Message):
         given and runs on the device at hand is the one that runs.
         """
 
+    @_builtins.property
+    def pool(self) -> Global___File:
+        """query, key, value, pool [P, T] -> output [B, P, D]: weighted means of the output's rows, for less than the rows take.
+        For whom every output is pooled and nothing is masked. Absent in dot_product, in int8, and in all layers but the
+        last; without it the rows are computed.
+        """
+
     def __init__(
         self,
         *,
@@ -978,10 +986,11 @@ class Layer(_message.Message):
         weights: Global___File | None = ...,
         after: Global___File | None = ...,
         attend: _abc.Iterable[Global___AttendGraph] | None = ...,
+        pool: Global___File | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "project", b"project", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "pool", b"pool", "project", b"project", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "pool", b"pool", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
