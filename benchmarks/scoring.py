@@ -8,10 +8,10 @@ command that reads, asks and writes shares them. CPU is that of all processes of
 printed as a table. It takes about five minutes.
 
 - `graphs`: in process; a sequence is a row of the file already in memory, projected, attended to and pooled. Nothing is
-  read or written.
+  read or written. `the graph that pools`: the same by the one that averages rows without computing them.
 - `reading`: the file, into arrays, and nothing else.
 - `script`: the same in a script that reads the file and writes the result, as one without a service would.
-- `score`: the command, through a server. `score, local`: the command, with `--engine local`.
+- `score`: the command, through a server. `score, local`: the command, with `--engine local`; also from an Arrow file.
 - `Triton's client`: a bare loop over `tritonclient.grpc`, as its examples have it, in `.venv-clients`: one sequence a
   call, of a part of the sequences, pooled by NumPy. It asks the same server by the Open Inference Protocol; with
   `--triton URL` also a Triton there, whose model `m` has the inputs `x` and `mask` and the output `y`.
@@ -77,18 +77,24 @@ def drawn(rows: int) -> np.ndarray:
 
 
 def write(path: Path, rows: int) -> None:
-    """Write the file in row groups as a job would, and a part of it as Triton's loop reads it."""
+    """Write the file in row groups as a job would, as Arrow too, and a part of it as Triton's loop reads it."""
     rng = np.random.default_rng(1)
     kind = pa.list_(pa.list_(pa.float32(), WIDTH))
     counts = drawn(rows)
-    with pq.ParquetWriter(path, pa.schema([("id", pa.int64()), ("query", kind)]), compression="none") as writer:
+    columns = pa.schema([("id", pa.int64()), ("query", kind)])
+    with (
+        pq.ParquetWriter(path, columns, compression="none") as writer,
+        pa.ipc.new_file(path.with_suffix(".arrow"), columns) as arrow,
+    ):
         for start in range(0, rows, 4096):
             part = counts[start : start + 4096]
             flat = rng.standard_normal((int(part.sum()), WIDTH), dtype=np.float32)
             offsets = np.concatenate([[0], part.cumsum()]).astype(np.int32)
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), WIDTH)
             column = pa.ListArray.from_arrays(pa.array(offsets), vectors).cast(kind)
-            writer.write_table(pa.table({"id": np.arange(start, start + len(part)), "query": column}))
+            table = pa.table({"id": np.arange(start, start + len(part)), "query": column}, columns)
+            writer.write_table(table)
+            arrow.write_table(table)
             if start == 0:
                 some = part[:TRITON_ROWS]
                 np.save(path.with_name("flat.npy"), flat[: some.sum()])
@@ -109,13 +115,23 @@ class Graphs:
     def __init__(self, models: Path) -> None:
         engine = Engine("cpu", threads=1)
         folder = models / "block/1"
-        self._project, self._attend = (
-            engine.open((folder / f"{name}.onnx").read_bytes()) for name in ("project", "attend")
+        self._project, self._attend, self._pool = (
+            engine.open((folder / f"{name}.onnx").read_bytes()) for name in ("project", "attend", "pool")
         )
 
     def pooled(self, queries: list[np.ndarray]) -> np.ndarray:
         """Answer some sequences, one after another."""
         return np.stack([self._one(query[None]) for query in queries])
+
+    def averaged(self, queries: list[np.ndarray]) -> np.ndarray:
+        """Answer some sequences by the graph that pools."""
+        return np.concatenate([self._averaged(query[None])[0] for query in queries])
+
+    def _averaged(self, x: np.ndarray) -> np.ndarray:
+        mean = np.full((1, x.shape[1]), 1 / x.shape[1], np.float32)
+        feeds = {"query": x, "key": x, "value": x, "pool": mean}
+        output: np.ndarray = self._pool.run(["output"], feeds, NOBODY_ENDS)[0]
+        return output
 
     def _one(self, x: np.ndarray) -> np.ndarray:
         k, v = self._project.run(["k", "v"], {"key": x, "value": x}, NOBODY_ENDS)
@@ -123,14 +139,14 @@ class Graphs:
         return output
 
 
-def in_memory(graphs: Graphs, path: Path, rows: int, cores: int) -> Took:
-    """Time the graphs alone: what is in memory, again and again where the file is larger than that."""
+def in_memory(answer: Callable[[list[np.ndarray]], np.ndarray], path: Path, rows: int, cores: int) -> Took:
+    """Time graphs alone: what is in memory, again and again where the file is larger than that."""
     some = list(zip(range(256), batches(path), strict=False))
     held = [queries for _, queries in some]
     repeated = [held[i % len(held)] for i in range(rows // 32)]
     with ThreadPoolExecutor(cores) as pool:
         began, cpu = time.perf_counter(), time.process_time()
-        list(pool.map(graphs.pooled, repeated))
+        list(pool.map(answer, repeated))
         return Took(sum(map(len, repeated)), time.perf_counter() - began, time.process_time() - cpu)
 
 
@@ -238,11 +254,13 @@ def main() -> None:
         local = ("--engine", "local", "--models", options.models)
         ours, theirs = ("block", "query", "output", ""), ("m", "x", "y", "mask")
         ways: dict[str, Callable[[], Took]] = {
-            "graphs": lambda: in_memory(graphs, path, rows, cores),
+            "graphs": lambda: in_memory(graphs.pooled, path, rows, cores),
+            "the graph that pools": lambda: in_memory(graphs.averaged, path, rows, cores),
             "reading": lambda: reading(path, rows),
             "script": lambda: script(graphs, path, output.with_name("script.parquet"), rows, cores),
             "score": lambda: score(path, output, rows, "--target", target, server=server),
             "score, local": lambda: score(path, output, rows, *local),
+            "score, local, from Arrow": lambda: score(path.with_suffix(".arrow"), output, rows, *local),
             "Triton's client, this server": lambda: triton(path, target, ours, server),
         }
         if options.triton:

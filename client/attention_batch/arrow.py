@@ -68,7 +68,9 @@ def vectors(column: pa.Array) -> list[Array | None]:
     if isinstance(column.type, pa.FixedShapeTensorType):
         return _fixed_tensors(column)
     starts, ends = _bounds(column)
-    inner = column.values
+    first, last = (int(starts[0]), int(ends[-1])) if len(column) else (0, 0)
+    starts, ends = starts - first, ends - first
+    inner = column.values.slice(first, last - first)  # a slice of a column has all its values
     inner_starts, inner_ends = _bounds(inner)
     numbers = _numbers(inner.values)
     widths = inner_ends - inner_starts

@@ -1,20 +1,19 @@
-"""An engine in this process: the server's core without its listeners. The only part that needs the server's extra."""
+"""An engine in this process: the server's core without its listeners, and without a wire to it."""
 
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attention_client import AttendResult
+from attention_client import AttendResult, Prediction, TopK
 from attention_client import Sequence as Asked
 from attention_client.errors import CLASSES, AttentionError
 from attention_client.request import attend_request
-from attention_client.result import read
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_server import logs
+from attention_proto.masks import Mask
+from attention_server import domain, logs
 from attention_server.callers import ALL_RIGHTS
 from attention_server.core import make_core
-from attention_server.domain import Call
 from attention_server.engine import DeviceError
 from attention_server.errors import AttentionServiceError
 from attention_server.loading import RepositoryError
@@ -24,6 +23,7 @@ from attention_server.translate.errors import code_of
 
 from attention_batch.errors import Refused
 from attention_batch.scorer import Question
+from attention_batch.spec import Outputs
 
 
 class LocalEngine:
@@ -47,8 +47,9 @@ class LocalEngine:
             core.repository.load()
         except (DeviceError, RepositoryError) as error:
             raise Refused(str(error)) from error
-        self.lanes = settings.compute_slots
+        self.lanes = settings.compute_slots if core.engine.device == "cpu" else 1  # a GPU is shared by threads
         self._service = core.service
+        self._outputs: tuple[Outputs | None, tuple[domain.OutputSpec, ...]] = (None, ())
 
     def model(self, name: str, version: int) -> pb.Model:
         """Describe a model version. Raises AttentionError."""
@@ -56,14 +57,55 @@ class LocalEngine:
             return self._service.model(name, version)
 
     def attend(self, question: Question, sequences: list[Asked]) -> list[AttendResult]:
-        """Answer one message, by the way that one over the wire takes. Raises AttentionError."""
-        wire = question.outputs.wire
-        request = attend_request(question.model, sequences, wire, question.version, token_offsets=False)
+        """Answer one message. Raises AttentionError."""
         with _translated():
-            response = self._service.attend(
-                proto.to_request(request, self._service.limits), Call(uuid.uuid4().hex, rights=ALL_RIGHTS)
+            self._service.limits.check_sequences(len(sequences), "inputs")
+            request = domain.Request(
+                model=question.model,
+                version=question.version,
+                inputs=tuple([_sequence(each, f"inputs[{i}]") for i, each in enumerate(sequences)]),
+                outputs=self._specs(question.outputs),
             )
-        return read(request, proto.from_response(response))
+            response = self._service.attend(request, domain.Call(uuid.uuid4().hex, rights=ALL_RIGHTS))
+        return [_result(response, result) for result in response.results]
+
+    def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:
+        """Return what is asked for as the core names it, by the one way there is, which is that of the wire."""
+        asked, specs = self._outputs
+        if asked is not outputs:
+            message = attend_request("", [], outputs.wire, 0, token_offsets=False)
+            specs = proto.to_request(message, self._service.limits).outputs
+            self._outputs = outputs, specs
+        return specs
+
+
+def _sequence(asked: Asked, path: str) -> domain.Sequence:
+    """Return a row's sequence; rows have vectors or texts, and no mask but a causal one."""
+    return domain.Sequence(
+        path=path,
+        query=asked.query,  # type: ignore[arg-type] # what was read from a file are arrays
+        key=asked.key,  # type: ignore[arg-type]
+        value=asked.value,  # type: ignore[arg-type]
+        text=asked.text,
+        memory_text=asked.memory_text,
+        mask=domain.OPEN if asked.causal == "none" else Mask(causal=asked.causal),
+    )
+
+
+def _result(response: domain.Response, result: domain.Result) -> AttendResult:
+    words = [() if tokens is None else tuple(tokens.shown) for tokens in (result.tokens, result.memory_tokens)]
+    return AttendResult(
+        model=response.model,
+        version=response.version,
+        outputs={name: _output(value) for name, value in result.outputs.items()},
+        tokens=words[0],
+        memory_tokens=words[1],
+        predictions=tuple([Prediction(p.name, p.label, p.probability, p.row) for p in result.predictions or ()]),
+    )
+
+
+def _output(value: domain.Array | domain.TopK) -> domain.Array | TopK:
+    return TopK(*value) if isinstance(value, domain.TopK) else value
 
 
 @contextmanager

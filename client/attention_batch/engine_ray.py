@@ -11,8 +11,6 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,47 +19,22 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its maker
 
 import ray
 import ray.data
-from attention_proto.allocator import keep_freed
 from ray.exceptions import RayError
 
-from attention_batch.engine_local import LocalEngine
 from attention_batch.errors import Refused, ScoringError, Stopped
-from attention_batch.fields import Fields
-from attention_batch.patience import Patience
-from attention_batch.scorer import Question, Scorer, pack
-from attention_batch.sink import Counts, Layout, PartWriter
-from attention_batch.source import InputFile, Shard, Source, of_files
+from attention_batch.sink import Counts, PartWriter
+from attention_batch.source import Shard
+from attention_batch.worker import Task, Worker
 
 MOST_BLOCKS = 1000  # tasks that Ray plans at once; with more shards, several to a task
 
 
-@dataclass(frozen=True)
-class Task:
-    """What an actor has to know.
-
-    Attributes:
-        files: of the input, at the same paths on every node.
-        fields: how its rows are read.
-        question: about every row.
-        layout: of the parts.
-        models: the repository's folder on every node; None for the embedded one.
-        folder: which relative paths start from.
-    """
-
-    files: tuple[InputFile, ...]
-    fields: Fields
-    question: Question
-    layout: Layout
-    models: Path | None
-    folder: Path = field(default_factory=Path.cwd)
-
-
 class Actor:
-    """Scores shards on one core of a node."""
+    """A worker on one core of a node."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._ready: tuple[Source, Scorer] | None = None
+        self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score one shard; return its part, or why there is none."""
@@ -69,7 +42,11 @@ class Actor:
         output, errors = io.BytesIO(), io.BytesIO()
         counts, failure, refused = Counts(), "", False
         try:
-            counts = self._score(shard, output, errors)
+            self._worker = self._worker or Worker(self._task)
+            writer = PartWriter(output, errors, self._task.layout)
+            self._worker.score(shard, writer)
+            writer.close()
+            counts = writer.counts
         except (ScoringError, OSError) as error:
             failure, refused = str(error), isinstance(error, Refused)
         return {
@@ -80,21 +57,6 @@ class Actor:
             "failure": [failure],
             "refused": [refused],
         }
-
-    def _score(self, shard: Shard, output: io.BytesIO, errors: io.BytesIO) -> Counts:
-        source, scorer = self._ready = self._ready or self._prepared()
-        writer = PartWriter(output, errors, self._task.layout)
-        for _, outcomes in scorer.score(pack(shard.index, source.read(shard, self._task.fields))):
-            writer.add(outcomes)
-        writer.close()
-        return writer.counts
-
-    def _prepared(self) -> tuple[Source, Scorer]:
-        keep_freed()
-        os.chdir(self._task.folder)
-        scorer = Scorer(LocalEngine(self._task.models, lanes=1), self._task.question, Patience(0, print))
-        scorer.confirm()
-        return of_files(self._task.files), scorer
 
 
 def scored(task: Task, shards: Iterator[Shard]) -> Iterator[tuple[Shard, bytes, bytes, Counts]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
 import grpc
 from attention_client import AttentionClient, AttentionError
@@ -39,6 +39,9 @@ from attention_batch.sink import (
 )
 from attention_batch.source import STREAM, InputFile, Shard, Source
 from attention_batch.spec import resolve
+
+if TYPE_CHECKING:
+    from attention_batch.worker import Task
 
 OpenPart = Callable[[int], AbstractContextManager[PartWriter]]
 
@@ -225,10 +228,16 @@ def _score(plan: Plan, engine: Engine, folder: Path, journal: Journal, tally: Ta
     def opened(shard: int) -> AbstractContextManager[PartWriter]:
         return part(folder, shard, plan.layout)
 
+    shards = pending()
+    in_processes = plan.job.engine == "local" and plan.source.files
+    first = list(itertools.islice(shards, engine.lanes if in_processes else 0))
+    shards = itertools.chain(first, shards)
     if plan.job.engine == "ray":
-        done = _on_ray(plan, pending(), folder)
+        done = _on_ray(plan, shards, folder)
+    elif len(first) > 1:
+        done = _by_processes(plan, shards, folder, len(first), tally, show)
     else:
-        done = _scored_here(plan, engine, pending(), opened, tally, show)
+        done = _scored_here(plan, engine, shards, opened, tally, show)
     for shard, counts in done:
         journal.enter(shard.index, counts)
         tally.finish_shard(shard.work, counts)
@@ -267,15 +276,36 @@ def _of_shard(message: Message, answers: Iterator[tuple[Message, list[Outcome]]]
         yield outcomes
 
 
+def _by_processes(
+    plan: Plan, shards: Iterator[Shard], folder: Path, processes: int, tally: Tally, show: Display
+) -> Iterator[tuple[Shard, Counts]]:
+    from attention_batch import engine_processes  # noqa: PLC0415 # needs the server's extra
+
+    runs = sources.in_runs(plan.source, shards, processes)
+    with closing(engine_processes.scored(_task(plan), runs, folder, processes)) as done:
+        for each in done:
+            if isinstance(each, Counts):
+                tally.part = each
+                show.show(tally)
+                _check_errors(plan.job, tally.failed)
+            else:
+                yield each
+
+
 def _on_ray(plan: Plan, shards: Iterator[Shard], folder: Path) -> Iterator[tuple[Shard, Counts]]:
     try:
         from attention_batch import engine_ray  # noqa: PLC0415 # an extra
     except ModuleNotFoundError as missing:
         raise Refused(f"--engine ray needs {missing.name}: pip install 'attention-service[batch,ray]'") from missing
-    task = engine_ray.Task(plan.source.files, plan.fields, plan.question, plan.layout, plan.job.models)
-    for shard, output, errors, counts in engine_ray.scored(task, shards):
+    for shard, output, errors, counts in engine_ray.scored(_task(plan), shards):
         store(folder, shard.index, output, errors)
         yield shard, counts
+
+
+def _task(plan: Plan) -> "Task":
+    from attention_batch.worker import Task  # noqa: PLC0415 # needs the server's extra
+
+    return Task(plan.source.files, plan.fields, plan.question, plan.layout, plan.job.models)
 
 
 def _finish(plan: Plan, folder: Path, journal: Journal, output: Path) -> None:

@@ -126,6 +126,10 @@ class Scorer:
             Stopped: there is no server, or it fails.
         """
         self._patience.begin()
+        if self._engine.lanes == 1:
+            # Another thread would only take turns with this one.
+            yield from ((message, self._answer(message)) for message in messages)
+            return
         with self._pool() as pool:
             under_way: deque[tuple[Message, Future[list[Outcome]]]] = deque()
             size = 0

@@ -150,6 +150,13 @@ def part(folder: Path, shard: int, layout: Layout) -> Iterator[PartWriter]:
         writer.close()
 
 
+def publish(scratch: Path, folder: Path, shard: int) -> None:
+    """Give a part that lies whole in another folder of the same disk its place."""
+    for made, path in zip(part_paths(scratch, shard), part_paths(folder, shard), strict=True):
+        made.rename(path)
+    sync_folder(folder)
+
+
 def store(folder: Path, shard: int, output: bytes, errors: bytes) -> None:
     """Write a part that was made elsewhere."""
     for path, content in zip(part_paths(folder, shard), (output, errors), strict=True):

@@ -8,19 +8,27 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import pyarrow as pa
 
-from attention_batch import jsonl, parquet
+from attention_batch import ipc, jsonl, parquet
 from attention_batch.errors import Refused
 from attention_batch.fields import Fields, check_types, choose
 from attention_batch.journal import errors_of, folder_of
 from attention_batch.rows import Failed, Row
-from attention_batch.sink import FORMS
 
+FORMS: dict[str, Literal["parquet", "arrow", "jsonl"]] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 STREAM = "-"  # standard input, or output
 MOST_BYTES = 64 * 2**20  # of a shard's input, about
+MANY = 2  # row groups for each reader: with fewer, one of them would wait for another at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,11 @@ class Source(Protocol):
         """Bytes of all shards together; None where nobody knows."""
         ...
 
+    @property
+    def from_start(self) -> bool:
+        """Whether a slice costs the reading of all before it in its group of rows."""
+        ...
+
     def columns(self, said: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field that is read, and the type of ids. Raises Refused."""
         ...
@@ -111,7 +124,30 @@ def find(text: str, stdin: BinaryIO, output: Path | None) -> Source:
 
 def of_files(files: tuple[InputFile, ...]) -> Source:
     """Return the rows of files that are all of one form."""
-    return ParquetSource(files) if _form(files[0].path) == "parquet" else JsonSource(files)
+    match _form(files[0].path):
+        case "parquet":
+            return TableSource(files, parquet, from_start=True)
+        case "arrow":
+            return TableSource(files, ipc, from_start=False)
+        case _:
+            return JsonSource(files)
+
+
+def in_runs(source: "Source", shards: Iterable[Shard], readers: int) -> Iterator[list[Shard]]:
+    """Yield shards in runs for several readers, each of whom reads its run from the beginning to the end.
+
+    A run is a shard; of files whose groups of rows can only be read from their start it is a group, or a piece of one
+    where they are few for so many readers.
+    """
+    if not source.from_start:
+        yield from ([shard] for shard in shards)
+        return
+    groups = (list(group) for _, group in itertools.groupby(shards, lambda shard: (shard.file, shard.place[0])))
+    first = list(itertools.islice(groups, MANY * readers))
+    pieces = 1 if len(first) == MANY * readers else readers
+    for group in itertools.chain(first, groups):
+        size = -(-len(group) // pieces)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _form(path: str) -> str | None:
@@ -122,7 +158,9 @@ def _check_forms(text: str, paths: list[str]) -> None:
     forms = set(map(_form, paths))
     if len(forms) > 1 or None in forms:
         known = ", ".join(FORMS)
-        raise Refused(f"{text}: must be Parquet files or JSON lines, all of one form, by their names ({known})")
+        raise Refused(
+            f"{text}: must be Parquet or Arrow files or JSON lines, all of one form, by their names ({known})"
+        )
 
 
 def _paths(text: str, output: Path | None) -> list[str]:
@@ -152,21 +190,47 @@ def _is_written(path: str, output: Path | None) -> bool:
     return not written.isdisjoint((place, *place.parents))
 
 
-class ParquetSource:
-    """Rows of Parquet files."""
+class Tables(Protocol):
+    """A module that reads files of columns: `parquet`, or `ipc`."""
 
-    def __init__(self, files: tuple[InputFile, ...]) -> None:
+    def schema(self, path: str) -> pa.Schema:
+        """Return a file's schema."""
+        ...
+
+    def slices(self, path: str, rows: int, most_bytes: int, /) -> Iterator[tuple[int, int, int, float]]:
+        """Yield the slices of a file's groups of rows: group, rows of it before, rows, and share of the file."""
+        ...
+
+    def Cursor(self) -> "Cursor":
+        """Return what reads slices."""
+        ...
+
+
+class Cursor(Protocol):
+    """Reads slices, the next one faster than any other."""
+
+    def read(self, path: str, group: int, skipped: int, count: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a slice."""
+        ...
+
+
+class TableSource:
+    """Rows of files of columns: row groups of Parquet, or record batches of Arrow."""
+
+    def __init__(self, files: tuple[InputFile, ...], tables: Tables, *, from_start: bool) -> None:
         self.files = files
+        self.from_start = from_start
+        self._tables = tables
         self.work: float | None = float(sum(file.size for file in files))
-        self._cursor = parquet.Cursor()
+        self._cursor = tables.Cursor()
 
     def columns(self, said: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field; every file must have them, with ids of one type."""
-        first = parquet.schema(self.files[0].path)
+        first = self._tables.schema(self.files[0].path)
         columns = choose(first.names, said, self.files[0].path)
         id_type = first.field(columns["id"]).type if "id" in columns else pa.int64()
         for file in self.files:
-            schema = parquet.schema(file.path)
+            schema = self._tables.schema(file.path)
             missing = [column for column in columns.values() if column not in schema.names]
             if missing:
                 raise Refused(f"{file.path} has no column {missing[0]!r}, as {self.files[0].path} has")
@@ -178,11 +242,11 @@ class ParquetSource:
         return columns, id_type
 
     def shards(self, rows: int) -> Iterator[Shard]:
-        """Yield parts of row groups."""
+        """Yield parts of groups of rows."""
         before = index = 0
         for number, file in enumerate(self.files):
             first = 0
-            for group, skipped, count, share in parquet.slices(file.path, rows, MOST_BYTES):
+            for group, skipped, count, share in self._tables.slices(file.path, rows, MOST_BYTES):
                 yield Shard(index, number, first, count, before, (group, skipped), share * file.size)
                 index += 1
                 first += count
@@ -199,6 +263,8 @@ class ParquetSource:
 
 class JsonSource:
     """Rows of files of JSON lines."""
+
+    from_start = False
 
     def __init__(self, files: tuple[InputFile, ...]) -> None:
         self.files = files
@@ -237,6 +303,7 @@ class StreamSource:
 
     files: tuple[InputFile, ...] = ()
     work: float | None = None
+    from_start = False
 
     def __init__(self, stream: BinaryIO) -> None:
         self._lines = jsonl.lines(stream)

@@ -25,6 +25,7 @@ PROJECTED = frozenset({"q", "k", "v"})
 LOOKED_AT = PROJECTED | {"scores", "output"}
 PLANS = 128  # that are kept
 SMALL = 32  # names, rows, heads and letters of a plan that is kept
+MEANS = 256  # of small plans and lengths: they are the same again and again
 ANY_WIDTH = 64  # of a head, where a block that takes any width is measured
 
 
@@ -150,13 +151,14 @@ class LoadedModel:
             InvalidRequest: FP16 was asked for and cannot hold an answer; or what was sent overflows.
             Cancelled: the run was ended meanwhile.
         """
+        if self._pools(batch[0], plan):
+            return self._pooled(batch, plan, run)
         computed = self._computed_rows(batch[0], plan)
-        pool = self._pool(batch[0], plan, computed)
-        stages = self._stages(batch, plan, computed, pool, run)
-        stages_of = [[{name: stage[i] for name, stage in of.items()} for of in stages] for i in range(len(batch))]
-        if pool is None:
-            return [self._result(each, plan, of, computed, run) for each, of in zip(batch, stages_of, strict=True)]
-        return [self._pooled(each, plan, of) for each, of in zip(batch, stages_of, strict=True)]
+        stages = self._stages(batch, plan, computed, None, run)
+        return [
+            self._result(each, plan, [{name: stage[i] for name, stage in of.items()} for of in stages], computed, run)
+            for i, each in enumerate(batch)
+        ]
 
     def remember(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
@@ -202,20 +204,32 @@ class LoadedModel:
         rows = np.unique(np.concatenate(chosen))
         return rows if len(rows) < prepared.queries else None
 
-    def _pool(self, prepared: Prepared, plan: Plan, computed: Rows | None) -> Vectors | None:
-        """Return what each pooled output takes of each computed row, [P, T]; None where the rows are needed."""
+    def _pools(self, prepared: Prepared, plan: Plan) -> bool:
+        """Return whether the last layer's rows are averaged without being computed."""
         if not plan.pools or prepared.added is not None or prepared.memory:
-            return None
+            return False
+        return self.layers[len(plan.stages) - 1].pools(prepared.queries, prepared.keys)
+
+    def _pooled(self, batch: Sequence[Prepared], plan: Plan, run: Run) -> list[Result]:
+        """Answer those of whose last layer only means are asked for."""
         last = len(plan.stages) - 1
-        rows = prepared.queries if computed is None else len(computed)
-        if not self.layers[last].pools(rows, prepared.keys):
-            return None
-        forms = _of_layer(plan, last)
-        pool = np.zeros((len(forms), rows), np.float32)
-        for weights, form in zip(pool, forms, strict=True):
-            taken = _places(read_rows(form.spec, *prepared.rows(form.spec.name)), computed)
-            weights[slice(None) if taken is None else taken] = 1 / (rows if taken is None else len(taken))
-        return pool
+        forms = [form for form in plan.forms if form.layer == last]
+        rows, pool = _means(tuple([form.spec for form in forms]), batch[0].queries)
+        stages = self._stages(batch, plan, rows, pool, run)
+        results = []
+        for i, each in enumerate(batch):
+            of_last = {
+                form.name: shape_stage(stages[-1]["output"][i, place, None], None, form.spec, None, form.field)
+                for place, form in enumerate(forms)
+            }
+            outputs = {
+                form.name: of_last[form.name]
+                if form.name in of_last
+                else _output(form, {name: stage[i] for name, stage in stages[form.layer].items()}, each, None)
+                for form in plan.forms
+            }
+            results.append(Result(outputs, each.tokens, each.memory_tokens, None))
+        return results
 
     def _stages(
         self, batch: Sequence[Prepared], plan: Plan, rows: Rows | None, pool: Vectors | None, run: Run
@@ -244,7 +258,11 @@ class LoadedModel:
     def _vectors(self, batch: Sequence[Prepared], run: Run) -> tuple[Vectors, Vectors, Vectors]:
         """Return query, key and value: what was sent, what a front makes of tokens, or what stands in for them."""
         text = self.manifest.text
-        query, key, value = (_stack([getattr(each, name) for each in batch]) for name in ("query", "key", "value"))
+        if len(batch) == 1:
+            one = batch[0]
+            query, key, value = [None if x is None else x[None] for x in (one.query, one.key, one.value)]
+        else:
+            query, key, value = [_stack([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
         if batch[0].tokens is not None:
             front = self._read(text.front.name, [each.tokens for each in batch], run)
             query = front["query"]
@@ -274,17 +292,6 @@ class LoadedModel:
         )
         memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
         return Result(outputs, prepared.tokens, memory_tokens, predictions)
-
-    def _pooled(self, prepared: Prepared, plan: Plan, stages: list[dict[str, Vectors]]) -> Result:
-        """Return the result whose last layer gives the pooled outputs themselves, in the plan's order."""
-        pooled = {form.name: place for place, form in enumerate(_of_layer(plan, len(stages) - 1))}
-        outputs = {
-            form.name: shape_stage(stages[-1]["output"], np.array([pooled[form.name]]), form.spec, None, form.field)
-            if form.name in pooled
-            else _output(form, stages[form.layer], prepared, None)
-            for form in plan.forms
-        }
-        return Result(outputs, prepared.tokens, prepared.memory_tokens, None)
 
     def _predictions(
         self, output: Vectors, prepared: Prepared, computed: Rows | None, run: Run
@@ -316,11 +323,8 @@ def _is_small(specs: tuple[OutputSpec, ...]) -> bool:
 
 
 def _stack(vectors: Sequence[Vectors | None]) -> Vectors | None:
-    """[length, width] of each -> [B, length, width]; of one a view, None of none."""
-    first = vectors[0]
-    if first is None:
-        return None
-    return first[None] if len(vectors) == 1 else np.stack(vectors)  # type: ignore[arg-type] # all are there, or none
+    """[length, width] of each -> [B, length, width]; None of none."""
+    return None if vectors[0] is None else np.stack(vectors)  # type: ignore[arg-type] # all are there, or none
 
 
 def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, computed: Rows | None) -> Array | TopK:
@@ -333,9 +337,18 @@ def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, compu
     return shape_stage(stages[spec.name], _places(rows, computed), spec, hidden, form.field)
 
 
-def _of_layer(plan: Plan, layer: int) -> list[Form]:
-    """Return the outputs that are made of a layer."""
-    return [form for form in plan.forms if form.layer == layer]
+@lru_cache(MEANS)
+def _means(specs: tuple[OutputSpec, ...], queries: int) -> tuple[Rows | None, Vectors]:
+    """Return which rows pooled outputs are made of, ascending, and what each takes of each, [P, rows]; None for all."""
+    read = [read_rows(spec, queries, None) for spec in specs]
+    some = [rows for rows in read if rows is not None]
+    computed = np.unique(np.concatenate(some)) if len(some) == len(read) else None
+    pool = np.zeros((len(specs), queries if computed is None else len(computed)), np.float32)
+    for takes, rows in zip(pool, read, strict=True):
+        places = _places(rows, computed)
+        takes[slice(None) if places is None else places] = 1 / (queries if rows is None else len(rows))
+    pool.flags.writeable = False
+    return computed, pool
 
 
 def _places(rows: Rows | None, computed: Rows | None) -> Rows | None:

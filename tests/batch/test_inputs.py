@@ -45,6 +45,52 @@ def test_vectors_in_parquet(job, client, tmp_path, query, sequences):
         assert exactly(row["output"], client.attend("multi", query=sequence).output)
 
 
+def write_arrow(path, table, opener, rows, **options):
+    """Write record batches of so many rows, in the file or the stream format."""
+    with opener(path, table.schema, **options) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["in.arrow", "in.feather"])
+@pytest.mark.parametrize("opener", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+def test_vectors_in_arrow(job, client, tmp_path, name, opener, compression):
+    """Arrow's own files are read exactly, across record batches and shards that cut them."""
+    columns = {"id": range(40), "query": column(pa.list_(pa.list_(pa.float32(), WIDTH)))}
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    source = write_arrow(tmp_path / name, pa.table(columns), opener, 17, options=options)
+    assert score(job(source, tmp_path / "out.parquet", "multi", shard_rows=7))[0] == 0
+    rows = rows_of(tmp_path / "out.parquet")
+    assert [row["id"] for row in rows] == list(range(40))
+    for row, sequence in zip(rows, SEQUENCES, strict=True):
+        assert exactly(row["output"], client.attend("multi", query=sequence).output)
+
+
+def test_texts_and_nulls_in_arrow(job, tmp_path):
+    """Texts of Arrow files are rows as any; a null is told as one, and an empty batch is none."""
+    batch = pa.record_batch({"text": [SENTENCES[0], None, SENTENCES[1]]})
+    with pa.ipc.new_file(tmp_path / "in.arrow", batch.schema) as writer:
+        for part in (batch.slice(0, 0), batch.slice(0, 2), batch.slice(2)):
+            writer.write_batch(part)
+    assert score(job(tmp_path / "in.arrow", tmp_path / "out.jsonl", "multi-head", shard_rows=1))[0] == 3
+    assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == [0, 2]
+    assert [letter["row"] for letter in letters_of(tmp_path / "out.jsonl")] == [1]
+
+
+@pytest.mark.parametrize("opener", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_a_damaged_arrow_file(job, tmp_path, opener):
+    """What is no Arrow file, or ends too soon, is refused by its name; nothing is written."""
+    table = pa.table({"text": [SENTENCES[i % 4] for i in range(1000)]})
+    source = write_arrow(tmp_path / "in.arrow", table, opener, 300)
+    whole = source.read_bytes()
+    for content in (b"", b"no arrow", whole[: len(whole) // 2]):
+        source.write_bytes(content)
+        with pytest.raises(Refused, match=r"cannot read .*in\.arrow"):
+            score(job(source, tmp_path / "out.jsonl", "multi-head"))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_vectors_in_json(job, client, tmp_path):
     """Nested lists of JSON are vectors."""
     source = write(tmp_path / "in.jsonl", {"query": [each.tolist() for each in SEQUENCES]})

@@ -184,6 +184,67 @@ def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch
         assert [each for each in computed if each is not None] == [QUERIES - 2]
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that are run, by what each is fed."""
+    run, fed = _OrtGraph.run, []
+
+    def noted(self, outputs, feeds, under):
+        fed.append(frozenset(feeds))
+        return run(self, outputs, feeds, under)
+
+    monkeypatch.setattr(_OrtGraph, "run", noted)
+    return fed
+
+
+POOLS = {"query", "key", "value", "pool"}
+PROJECTS, ATTENDS = {"key", "value"}, {"query", "k", "v"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "mask", "expected"),
+    [
+        ([{"name": "output", "pool": "mean"}], {}, [POOLS]),
+        ([{"name": "output", "pool": "mean"}, {"name": "output", "as": "b", "pool": "last"}], {}, [POOLS]),
+        ([{"name": "output", "pool": "first", "data_type": "FP16"}], {}, [POOLS]),
+        ([{"name": "output", "pool": "mean"}, "output@"], {}, [PROJECTS, ATTENDS]),
+        ([{"name": "output", "pool": "mean"}, {"name": "heads", "pool": "mean"}], {}, [PROJECTS, ATTENDS]),
+        ([{"name": "output", "pool": "mean"}], {"causal": "top_left"}, [PROJECTS, ATTENDS | {"mask"}]),
+    ],
+)
+def test_rows_are_averaged_where_only_their_mean_is_sent(repository, connect, graphs, outputs, mask, expected):
+    """One graph runs where every output is a pooled one of the output and nothing is masked; else rows are needed."""
+    outputs = [{"name": "output", "as": "all"} if each == "output@" else each for each in outputs]
+    with composed(repository) as server:
+        transport = connect("grpc", server.rest, server.grpc)
+        graphs.clear()
+        transport.attend("cross", outputs=outputs, **VECTORS, **({"mask": mask} if mask else {}))
+        assert graphs == expected
+
+
+@pytest.mark.parametrize(("name", "version"), [("self", 2), ("multi", 1), ("cross", 1)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (7, 3), (255, 200), (255, 300), (300, 4)])
+def test_means_of_any_length(repository, transport, name, version, queries, keys):
+    """Whether rows are averaged before they are projected, or computed as the longest are, the means are the same."""
+    block = read_block(repository, name, version)
+    widths = [block.matrices[f"M_{each}"].shape[0] for each in "QKV"]
+    lengths = (queries, keys, keys)
+    vectors = {
+        each: RNG.standard_normal((length, width)).astype(np.float32)
+        for each, length, width in zip(VECTORS, lengths, widths, strict=True)
+    }
+    asked = [
+        {"name": "output", "pool": "mean", "as": "mean"},
+        {"name": "output", "pool": "last", "as": "last"},
+        {"name": "output", "pool": "mean", "rows": [-1, 0][: min(2, queries)], "as": "ends"},
+    ]
+    found = transport.outputs(name, outputs=asked, **vectors)
+    rows = block.stages(**vectors, added=np.zeros((1, 1, 1)))["output"]
+    np.testing.assert_allclose(found["mean"], rows.mean(0), **CLOSE)
+    np.testing.assert_allclose(found["last"], rows[-1], **CLOSE)
+    np.testing.assert_allclose(found["ends"], rows[[-1, 0][: min(2, queries)]].mean(0), **CLOSE)
+
+
 def test_predictions_are_not_pooled(transport):
     """Predictions have no rows to make one, and take no options."""
     with refused("INVALID_ARGUMENT", "outputs[0]", "no options"):

@@ -1,0 +1,84 @@
+"""Arrow's own files, `.arrow` and `.feather`, of its file or its stream format: their record batches in slices.
+
+Mapped into memory they are not read at all: vectors go from the page cache to the model.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from attention_batch.errors import Refused
+
+Reader = Any  # pa.ipc.RecordBatchFileReader or RecordBatchStreamReader: pyarrow is untyped
+
+
+def schema(path: str) -> pa.Schema:
+    """Return a file's schema. Raises Refused when it is no Arrow file."""
+    try:
+        return _open(path).schema
+    except (OSError, pa.ArrowException) as error:
+        raise Refused(f"cannot read {path} as Arrow's IPC format: {error}") from error
+
+
+def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, int, float]]:
+    """Yield record batch, rows of it before, rows, and the share of the file's rows, of one slice after another."""
+    try:
+        counts = [(batch.num_rows, batch.nbytes) for batch in _batches(_open(path))]
+    except (OSError, pa.ArrowException) as error:
+        raise Refused(f"cannot read {path}: {error}") from error
+    total = sum(count for count, _ in counts)
+    for number, (count, size) in enumerate(counts):
+        step = max(1, min(rows, most_bytes // max(1, size // max(1, count))))
+        for skipped in range(0, count, step):
+            taken = min(step, count - skipped)
+            yield number, skipped, taken, taken / total
+
+
+class Cursor:
+    """Reads slices; keeps the record batch that it is in, which may have been decompressed."""
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._reader: Reader = None
+        self._batch: tuple[int, pa.RecordBatch] = (-1, None)
+
+    def read(self, path: str, number: int, skipped: int, count: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the batch of a slice.
+
+        Raises:
+            Refused: the file cannot be read there.
+        """
+        try:
+            if path != self._path or number < self._batch[0]:
+                self._path, self._reader, self._batch = path, _open(path), (-1, None)
+            yield self._at(number).select(columns).slice(skipped, count)
+        except (OSError, StopIteration, pa.ArrowException) as error:
+            self._path = ""
+            raise Refused(f"cannot read record batch {number} of {path}: {error}") from error
+
+    def _at(self, number: int) -> pa.RecordBatch:
+        at, batch = self._batch
+        if isinstance(self._reader, pa.ipc.RecordBatchFileReader) and at != number:
+            at, batch = number, self._reader.get_batch(number)
+        while at < number:
+            at, batch = at + 1, self._reader.read_next_batch()
+        batch.validate()
+        self._batch = at, batch
+        return batch
+
+
+def _open(path: str) -> Reader:
+    mapped = pa.memory_map(path)
+    try:
+        return pa.ipc.open_file(mapped)
+    except pa.ArrowInvalid:
+        mapped.seek(0)
+        return pa.ipc.open_stream(mapped)
+
+
+def _batches(reader: Reader) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        yield from reader

@@ -1,0 +1,149 @@
+"""Without a server, on several cores: workers in processes of their own, of which any may go at any moment."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from attention_batch.source import Shard, find, in_runs
+
+from tests.batch.scoring import SENTENCES, begun, command, journal_of, scored, shards_done, summary, wait_until, write
+
+ROWS, SHARD = 4000, 50
+TWO = {"ATTENTION_SLOTS": "2"}  # also where there is one core
+OUTPUTS = ("--outputs", "tokens,weights,output:mean,predictions,entropy", "--shard-rows", SHARD)
+
+
+@pytest.fixture
+def poisoned(tmp_path):
+    texts = ["no such words" if i % 97 == 0 else SENTENCES[i % 4] for i in range(ROWS)]
+    return write(tmp_path / "in.parquet", {"id": range(ROWS), "text": texts}, group=350)
+
+
+@pytest.fixture
+def options(repository):
+    return ("--model", "multi-head", "--engine", "local", "--models", repository, *OUTPUTS)
+
+
+@pytest.fixture
+def whole(server, poisoned, tmp_path):
+    """What a run through a server writes: the output, and the dead letters."""
+    output = tmp_path / "whole.parquet"
+    assert scored(poisoned, output, "--model", "multi-head", "--target", server.grpc, *OUTPUTS).returncode == 3
+    return everything(output)
+
+
+def everything(output):
+    return output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()
+
+
+def workers(output: Path) -> list[int]:
+    """Return the processes that have a folder among a run's parts."""
+    return [int(folder.name.removeprefix("worker-")) for folder in journal_of(output).parent.glob("worker-*")]
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process is gone, or waits for nobody who would ask how it ended."""
+    try:
+        return bool(re.search(r"State:\s+[ZX]", Path(f"/proc/{process}/status").read_text()))
+    except FileNotFoundError:
+        return True
+
+
+def test_killed_at_any_point(poisoned, options, whole, tmp_path):
+    """kill -9 of the run at random points: its workers go with it, and a last run ends with the same bytes."""
+    output, chance, killed = tmp_path / "out.parquet", random.Random(0), 0
+    while killed < 8:
+        if output.exists():  # killed, if at all, after the last moment
+            assert everything(output) == whole
+            shutil.rmtree(journal_of(output).parent)
+            output.unlink()
+        run = begun(poisoned, output, *options, env=TWO)
+        until = min(shards_done(output) + chance.randrange(8), ROWS // SHARD - 1)
+        wait_until(lambda until=until: shards_done(output) >= until and workers(output), run)
+        left = workers(output)
+        run.kill()
+        killed += run.wait() == -signal.SIGKILL
+        wait_until(lambda left=left: all(map(has_ended, left)))
+    done = scored(poisoned, output, *options, env=TWO)
+    assert (done.returncode, summary(done)["resumed"] > 0) == (3, True), done.stderr
+    assert everything(output) == whole
+    assert {each.name for each in journal_of(output).parent.iterdir()} == {"journal.jsonl", "lock"}
+
+
+def test_a_worker_that_goes(poisoned, options, whole, tmp_path):
+    """A worker that is killed, as the system does for want of memory, stops the run with a word and status 4."""
+    output = tmp_path / "out.parquet"
+    run = begun(poisoned, output, *options, env=TWO, stderr=subprocess.PIPE)
+    wait_until(lambda: shards_done(output) > 3 and workers(output), run)
+    os.kill(workers(output)[0], signal.SIGKILL)
+    _, said = run.communicate()
+    assert run.returncode == 4
+    assert said.endswith(b"error: a worker has ended, perhaps for want of memory; the same command goes on\n")
+    assert not workers(output)
+    done = scored(poisoned, output, *options, env=TWO)
+    assert (done.returncode, summary(done)["resumed"] > 0) == (3, True)
+    assert everything(output) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted(poisoned, options, tmp_path, number):
+    """SIGTERM, and Ctrl-C, which workers hear too, end a run at once, with a word and nothing of the workers."""
+    output = tmp_path / "out.parquet"
+    run = begun(poisoned, output, *options, env=TWO, stderr=subprocess.PIPE)
+    wait_until(lambda: shards_done(output) > 3 and workers(output), run)
+    at_work = workers(output)
+    if number == signal.SIGINT:
+        for worker in at_work:
+            os.kill(worker, number)
+    run.send_signal(number)
+    _, said = run.communicate()
+    assert (run.returncode, b'"status": "interrupted"' in said, b"Traceback" in said) == (4, True, False), said
+    assert said.endswith(b"error: interrupted; the same command goes on\n")
+    assert all(map(has_ended, at_work))
+    assert not workers(output)
+
+
+def test_too_many_errors(poisoned, options, tmp_path):
+    """The bound on failed rows is over those of all workers."""
+    done = scored(poisoned, tmp_path / "out.parquet", *options, "--max-errors", 5, env=TWO)
+    assert done.returncode == 5
+    assert b"rows failed, more than --max-errors 5" in done.stderr
+    assert 5 < summary(done)["failed"] < ROWS
+
+
+def test_a_full_disk(poisoned, options, tmp_path):
+    """What a worker cannot write stops the run as it would by itself."""
+    output = tmp_path / "out.parquet"
+    limited = ["prlimit", "--fsize=20000", *command(poisoned, output, *options)]
+    done = subprocess.run(limited, capture_output=True, check=False, env={**os.environ, **TWO})
+    assert done.returncode == 4, done.stderr
+    assert b"error: File too large; the same command goes on when that is mended\n" in done.stderr
+    assert not workers(output)
+
+
+def shards(*groups):
+    """Return shards of row groups that have so many each, as (group, row)."""
+    places = [(group, row) for group, count in enumerate(groups) for row in range(count)]
+    return [Shard(i, 0, 0, 1, 0, place, 0.0) for i, place in enumerate(places)]
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "expected"),
+    [
+        ("in.parquet", [3, 2, 1, 4], [[0, 1, 2], [3, 4], [5], [6, 7, 8, 9]]),
+        ("in.parquet", [5], [[0, 1, 2], [3, 4]]),
+        ("in.parquet", [2, 3], [[0], [1], [2, 3], [4]]),
+        ("in.parquet", [], []),
+        ("in.jsonl", [3], [[0], [1], [2]]),
+    ],
+)
+def test_runs(tmp_path, name, groups, expected):
+    """A row group, which is read from its start, has one reader; but no reader is left without."""
+    source = find(str(write(tmp_path / name, {"text": SENTENCES[:1]})), None, None)
+    runs = in_runs(source, iter(shards(*groups)), 2)
+    assert [[shard.index for shard in run] for run in runs] == expected
