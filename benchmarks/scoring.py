@@ -250,6 +250,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, serving(options.models, cores) as (target, server):
         path, output = Path(scratch) / "in.parquet", Path(scratch) / "out.parquet"
         write(path, rows)
+        os.sync()  # or the disk is still written to meanwhile
         graphs = Graphs(options.models)
         local = ("--engine", "local", "--models", options.models)
         ours, theirs = ("block", "query", "output", ""), ("m", "x", "y", "mask")

@@ -93,13 +93,12 @@ def _sequence(asked: Asked, path: str) -> domain.Sequence:
 
 
 def _result(response: domain.Response, result: domain.Result) -> AttendResult:
-    words = [() if tokens is None else tuple(tokens.shown) for tokens in (result.tokens, result.memory_tokens)]
     return AttendResult(
         model=response.model,
         version=response.version,
         outputs={name: _output(value) for name, value in result.outputs.items()},
-        tokens=words[0],
-        memory_tokens=words[1],
+        tokens=tuple(result.tokens.shown) if result.tokens else (),
+        memory_tokens=tuple(result.memory_tokens.shown) if result.memory_tokens else (),
         predictions=tuple([Prediction(p.name, p.label, p.probability, p.row) for p in result.predictions or ()]),
     )
 

@@ -18,12 +18,14 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attention_batch.errors import ExitStatus, Stopped
 from attention_batch.sink import Counts, part, publish
 from attention_batch.source import Shard
-from attention_batch.worker import Task, Worker
+
+if TYPE_CHECKING:
+    from attention_batch.worker import Task
 
 AHEAD = 2  # runs handed out for each worker
 SECONDS_BETWEEN_WORDS = 0.25  # of a worker on how far it is
@@ -31,7 +33,9 @@ SCRATCH = "worker-"
 
 Done = tuple[Shard, Counts]
 
-_process: "_Process"  # in a worker's process, its own
+# In a worker's process, its own.
+_process: "_Process | None" = None
+_words: "Queue[_Word]"
 
 
 class _Word(NamedTuple):
@@ -42,95 +46,113 @@ class _Word(NamedTuple):
     folder: Path | None = None
 
 
-class _Process:
-    """What lives in a worker's process."""
+class Workers:
+    """Processes that compute; they begin at once, while the run still looks at its input and its model.
 
-    def __init__(self, task: Task, folder: Path, words: "Queue[_Word]") -> None:
+    Args:
+        processes: how many.
+    """
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit locks, and no threads to release them
+        self._words: Queue[_Word] = context.Queue()
+        self._ahead = AHEAD * processes
+        self._pool = ProcessPoolExecutor(processes, context, _begin, (self._words,))
+        for _ in range(processes):
+            self._pool.submit(_get_ready)
+
+    def scored(self, task: "Task", runs: Iterable[list[Shard]], folder: Path) -> Generator[Done | Counts]:
+        """Yield shards as their parts are there, in any order; and now and then what those hold that are under way.
+
+        Args:
+            task: what to do.
+            runs: the pending shards; those of a run are done one behind the other.
+            folder: for the parts.
+
+        Raises:
+            Refused: what was asked for cannot be done.
+            Stopped: a worker has ended.
+        """
+        _tidy(folder)
+        try:
+            yield from self._scored(task, iter(runs), folder)
+        except BrokenProcessPool as error:
+            raise Stopped("a worker has ended, perhaps for want of memory; the same command goes on") from error
+        finally:
+            self.close()
+            _tidy(folder)
+
+    def close(self) -> None:
+        """End them; what is under way is done again by a later run."""
+        for process in multiprocessing.active_children():
+            process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _scored(self, task: "Task", runs: Iterator[list[Shard]], folder: Path) -> Iterator[Done | Counts]:
+        futures: set[Future[None]] = set()
+        pending: dict[int, Shard] = {}
+        held: dict[int, Counts] = {}
+        while True:
+            for run in itertools.islice(runs, self._ahead - len(futures)):
+                futures.add(self._pool.submit(_score, task, folder, run))
+                pending |= {shard.index: shard for shard in run}
+            if not pending:
+                return
+            try:
+                word = self._words.get(timeout=SECONDS_BETWEEN_WORDS)
+            except queue.Empty:
+                word = None
+            if word is not None and word.folder is not None:
+                publish(word.folder, folder, word.shard)
+                held.pop(word.shard, None)
+                yield pending.pop(word.shard), word.counts
+            elif word is not None:
+                held[word.shard] = word.counts
+            yield sum(held.values(), Counts())
+            for future in [future for future in futures if future.done()]:
+                futures.remove(future)
+                future.result()
+
+
+class _Process:
+    """What lives in a worker's process, from its first run on."""
+
+    def __init__(self, task: "Task", folder: Path) -> None:
         self._folder = (folder / f"{SCRATCH}{os.getpid()}").absolute()
         self._folder.mkdir()
-        self._worker, self._layout, self._words = Worker(task), task.layout, words
+        from attention_batch.worker import Worker  # noqa: PLC0415 # needs the server's extra, and is slow to import
+
+        self._worker, self._layout = Worker(task), task.layout
         self._next_word = 0.0
 
     def score(self, shard: Shard) -> None:
         with part(self._folder, shard.index, self._layout) as writer:
             self._worker.score(shard, writer, lambda counts: self._tell(shard, counts))
-        self._words.put(_Word(shard.index, writer.counts, self._folder))
+        _words.put(_Word(shard.index, writer.counts, self._folder))
 
     def _tell(self, shard: Shard, counts: Counts) -> None:
         if time.monotonic() >= self._next_word:
-            self._words.put(_Word(shard.index, counts))
+            _words.put(_Word(shard.index, counts))
             self._next_word = time.monotonic() + SECONDS_BETWEEN_WORDS
 
 
-def scored(
-    task: Task, runs: Iterable[list[Shard]], folder: Path, processes: int
-) -> Generator[Done | Counts, None, None]:
-    """Yield shards as their parts are there, in any order; and now and then what those hold that are under way.
-
-    Args:
-        task: what to do.
-        runs: the pending shards; those of a run are done one behind the other.
-        folder: for the parts.
-        processes: how many workers.
-
-    Raises:
-        Refused: what was asked for cannot be done.
-        Stopped: a worker has ended.
-    """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit locks, and no threads to release them
-    words: Queue[_Word] = context.Queue()
-    _tidy(folder)
-    pool = ProcessPoolExecutor(processes, context, _begin, (task, folder, words))
-    try:
-        yield from _scored(pool, iter(runs), folder, words, AHEAD * processes)
-    except BrokenProcessPool as error:
-        raise Stopped("a worker has ended, perhaps for want of memory; the same command goes on") from error
-    finally:
-        for process in multiprocessing.active_children():
-            process.terminate()  # what is under way is done again
-        pool.shutdown(cancel_futures=True)
-        _tidy(folder)
-
-
-def _scored(
-    pool: ProcessPoolExecutor, runs: Iterator[list[Shard]], folder: Path, words: "Queue[_Word]", ahead: int
-) -> Iterator[Done | Counts]:
-    futures: set[Future[None]] = set()
-    pending: dict[int, Shard] = {}
-    held: dict[int, Counts] = {}
-    while True:
-        for run in itertools.islice(runs, ahead - len(futures)):
-            futures.add(pool.submit(_score, run))
-            pending |= {shard.index: shard for shard in run}
-        if not pending:
-            return
-        try:
-            word = words.get(timeout=SECONDS_BETWEEN_WORDS)
-        except queue.Empty:
-            word = None
-        if word is not None and word.folder is not None:
-            publish(word.folder, folder, word.shard)
-            held.pop(word.shard, None)
-            yield pending.pop(word.shard), word.counts
-        elif word is not None:
-            held[word.shard] = word.counts
-        yield sum(held.values(), Counts())
-        for future in [future for future in futures if future.done()]:
-            futures.remove(future)
-            future.result()
-
-
-def _begin(task: Task, folder: Path, words: "Queue[_Word]") -> None:
+def _begin(words: "Queue[_Word]") -> None:
     """Begin a worker's process. Ctrl-C is for the run to hear, and when that is gone the worker goes too."""
-    global _process  # noqa: PLW0603 # the pool gives its processes nowhere else to keep it
+    global _words  # noqa: PLW0603 # the pool gives its processes nowhere else to keep it
+    _words = words
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_run, daemon=True).start()
-    _process = _Process(task, folder, words)
 
 
-def _score(run: list[Shard]) -> None:
+def _score(task: "Task", folder: Path, run: list[Shard]) -> None:
+    global _process  # noqa: PLW0603
+    _process = _process or _Process(task, folder)
     for shard in run:
         _process.score(shard)
+
+
+def _get_ready() -> None:
+    import attention_batch.worker  # noqa: F401, PLC0415
 
 
 def _end_with_run() -> None:

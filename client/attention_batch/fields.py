@@ -78,12 +78,16 @@ class Fields:
         return vectors(column) if field in VECTORS else list(column.to_pylist())
 
     def _row(self, file: str, row: int, id_: Any, parts: Mapping[str, Any]) -> Row | Failed:
+        size = 0
         for field, value in parts.items():
             if value is None:
                 return Failed(file, row, id_, field, "is null; every row needs it")
-            if field in VECTORS and value.ndim == 1:
+            if field in TEXTS:
+                size += len(value)
+            elif value.ndim > 1:
+                size += value.nbytes
+            else:
                 return Failed(file, row, id_, field, "has vectors of several widths, or a null in place of one")
-        size = sum(value.nbytes if field in VECTORS else len(value) for field, value in parts.items())
         return Row(file, row, id_, Asked(**parts, causal=self.causal), size)
 
     def _id_fault(self, id_: Any) -> str | None:

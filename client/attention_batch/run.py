@@ -19,6 +19,7 @@ from attention_proto.masks import Causal
 from attention_batch import journal as journals
 from attention_batch import source as sources
 from attention_batch.engine_client import ClientEngine
+from attention_batch.engine_processes import Workers
 from attention_batch.errors import ExitStatus, Refused, ScoringError, Stopped, TooManyErrors
 from attention_batch.fields import Fields
 from attention_batch.journal import Journal
@@ -42,6 +43,8 @@ from attention_batch.spec import resolve
 
 if TYPE_CHECKING:
     from attention_batch.worker import Task
+
+LARGE = 2**24  # bytes of input: what has less is done before other processes have begun
 
 OpenPart = Callable[[int], AbstractContextManager[PartWriter]]
 
@@ -87,7 +90,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job comes to, once its input and its model have been looked at."""
+    """What a job comes to, once its input and its model have been looked at.
+
+    Attributes:
+        workers: processes that have begun; None until there is enough for several.
+    """
 
     job: Job
     source: Source
@@ -95,6 +102,7 @@ class Plan:
     question: Question
     layout: Layout
     patience: Patience
+    workers: Workers | None
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -123,10 +131,14 @@ def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
     """
     with ExitStack() as held:
         held.enter_context(_ended_cleanly(resumable=STREAM not in (job.input, job.output)))
+        source = sources.find(job.input, stdin, _file(job))
+        workers = _early_workers(job, source)
+        if workers is not None:
+            held.callback(workers.close)
         engine = held.enter_context(_engine(job))
         patience = Patience(job.patience, lambda why: event("waiting", reason=why))
         held.callback(patience.end)  # before its connection goes, which would look like a lost server
-        plan = _plan(job, sources.find(job.input, stdin, _file(job)), engine, patience)
+        plan = _plan(job, source, engine, patience, workers)
         output = _file(job)
         return _to_stream(plan, engine, stdout) if output is None else _to_file(plan, engine, output)
 
@@ -136,7 +148,19 @@ def _file(job: Job) -> Path | None:
     return None if job.output == STREAM else Path(job.output)
 
 
-def _plan(job: Job, source: Source, engine: Engine, patience: Patience) -> Plan:
+def _early_workers(job: Job, source: Source) -> Workers | None:
+    """Begin processes for an input that is surely enough for several, while its model is still looked for."""
+    if job.engine != "local" or job.output == STREAM or not source.files or (source.work or 0) < LARGE:
+        return None
+    try:
+        from attention_server.settings import Settings  # noqa: PLC0415 # the server's extra
+    except ModuleNotFoundError:
+        return None  # what is missing is said by the engine
+    slots = Settings.model_validate({}).compute_slots
+    return Workers(slots) if slots > 1 else None
+
+
+def _plan(job: Job, source: Source, engine: Engine, patience: Patience, workers: Workers | None) -> Plan:
     try:
         model = patience.ask(lambda: engine.model(job.model, job.version))
     except AttentionError as error:
@@ -145,7 +169,7 @@ def _plan(job: Job, source: Source, engine: Engine, patience: Patience) -> Plan:
     fields = Fields(columns, id_type, job.causal)
     outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
     question = Question(model.name, model.version, digest(model), outputs)
-    return Plan(job, source, fields, question, Layout(_form(job.output), outputs.columns, id_type), patience)
+    return Plan(job, source, fields, question, Layout(_form(job.output), outputs.columns, id_type), patience, workers)
 
 
 def _form(output: str) -> Form:
@@ -279,10 +303,9 @@ def _of_shard(message: Message, answers: Iterator[tuple[Message, list[Outcome]]]
 def _by_processes(
     plan: Plan, shards: Iterator[Shard], folder: Path, processes: int, tally: Tally, show: Display
 ) -> Iterator[tuple[Shard, Counts]]:
-    from attention_batch import engine_processes  # noqa: PLC0415 # needs the server's extra
-
+    workers = plan.workers or Workers(processes)
     runs = sources.in_runs(plan.source, shards, processes)
-    with closing(engine_processes.scored(_task(plan), runs, folder, processes)) as done:
+    with closing(workers.scored(_task(plan), runs, folder)) as done:
         for each in done:
             if isinstance(each, Counts):
                 tally.part = each

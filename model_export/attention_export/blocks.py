@@ -199,7 +199,9 @@ class SelfAttention(DotProduct):
             pool: what each mean takes of each row, (P, T); each sums to 1.
         """
         heads = self.dims.heads
-        q, k = split(self.queries(query), heads), split(_affine(key, self.M_K, self.b_K), heads)
+        # q.b_K is the same for every key, so that a softmax over keys does not see it; a softcap would.
+        k = key @ self.M_K if not self.softcap else _affine(key, self.M_K, self.b_K)
+        q, k = split(self.queries(query), heads), split(k, heads)
         weights = pool @ self.compare(q, k).softmax(-1)  # (B, H, P, S)
         pooled = join(weights @ value.unsqueeze(1) @ split(self.M_V, heads))  # (B, P, H * Dv)
         return self.combine(pooled if self.b_V is None else pooled + self.b_V)
