@@ -105,7 +105,10 @@ TWO_CORES = tuple(
     Case(f"replicas-{key}", f"{title}, unary", key, concurrency, (TWO_SLOTS, REPLICAS))
     for key, title, concurrency in (("4", "T=4 c32", 32), ("128", "T=128 c16", 16), ("mixed", "mixed c32", 32))
 )
-TOO_MUCH = Case("overload", "T=128, unary", "128", 16, (OVERLOAD,))
+TOO_MUCH = tuple(
+    Case(f"overload-{key}", f"T={key}, unary", key, concurrency, (OVERLOAD,))
+    for key, concurrency in (("128", 16), ("512", 8))
+)
 
-CASES = (*SPEED, *WEIGHTS, MEMORY, *CORES, *TWO_CORES, TOO_MUCH)
+CASES = (*SPEED, *WEIGHTS, MEMORY, *CORES, *TWO_CORES, *TOO_MUCH)
 START = "start"  # measured once, before all cases

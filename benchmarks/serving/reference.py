@@ -15,7 +15,7 @@ def write(path: Path, models: Path) -> None:
     block, cross = Block(models / "block/1"), Block(models / "cross/1")
     k, v = cross.project(memory()[None])
     right = {}
-    for lengths in ("4", "32", "128", "mixed"):
+    for lengths in ("4", "32", "128", "512", "mixed"):
         for i, x in enumerate(sequences(lengths)[:CHECKED]):
             right[f"{lengths}/output/{i}"] = block.attend(x[None])[0]
             if lengths == "128":

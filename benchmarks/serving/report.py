@@ -38,7 +38,11 @@ def _sections(results: Results) -> Iterator[str]:
         "When a second replica pays": (_table(SECOND_REPLICA, _replicas(results)),),
         "Start, and twice the capacity": (
             _table(("embedded models", "median", "worst"), _starts(results)),
-            _table(("T=128, unary", "a second", "p99, ms"), _overload(results)),
+            *(
+                _table((case.title, "a second", "p99, ms"), _overload(case, results))
+                for case in plan.TOO_MUCH
+                if case.key in results.measured
+            ),
         ),
         "What was run": (
             _table(("", ""), _about(results)),
@@ -111,17 +115,16 @@ def _starts(results: Results) -> Iterator[tuple[str, ...]]:
             yield name, form.format(median(figures)), form.format(max(figures))
 
 
-def _overload(results: Results) -> Iterator[tuple[str, ...]]:
+def _overload(case: plan.Case, results: Results) -> Iterator[tuple[str, ...]]:
     def figure(what: str, form: str = "{:,.0f}") -> str:
-        found = results.median("overload", plan.OVERLOAD.name, what)
+        found = results.median(case.key, plan.OVERLOAD.name, what)
         return "-" if found is None else form.format(found)
 
-    if plan.TOO_MUCH.key in results.measured:
-        yield "one caller", "-", figure("unloaded_p99", "{:.2f}")
-        yield "16 callers: the capacity", figure("peak"), "-"
-        yield "offered", figure("offered"), "-"
-        yield "admitted", figure("rate"), figure("p99", "{:.2f}")
-        yield "refused", figure("refused"), figure("refused_p99", "{:.2f}")
+    yield "one caller", "-", figure("unloaded_p99", "{:.2f}")
+    yield f"{case.concurrency} callers: the capacity", figure("peak"), "-"
+    yield "offered", figure("offered"), "-"
+    yield "admitted", figure("rate"), figure("p99", "{:.2f}")
+    yield "refused", figure("refused"), figure("refused_p99", "{:.2f}")
 
 
 def _about(results: Results) -> Iterator[tuple[str, str]]:

@@ -33,7 +33,8 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     yield from _against_peers(results)
     yield from _latency(results)
     yield from _less_work(results)
-    yield from _overload(results)
+    for case in plan.TOO_MUCH:
+        yield from _overload(case, results)
 
 
 def _against_peers(results: Results) -> Iterator[Verdict]:
@@ -75,10 +76,10 @@ def _less_work(results: Results) -> Iterator[Verdict]:
     yield _judged(load, "at most 150 MB resident", megabytes, lambda found: found <= 150, "{:.0f} MB")
 
 
-def _overload(results: Results) -> Iterator[Verdict]:
-    load, name = f"{plan.TOO_MUCH.title}, {plan.OVERLOAD.name}", plan.OVERLOAD.name
+def _overload(case: plan.Case, results: Results) -> Iterator[Verdict]:
+    load, name = f"{case.title}, {plan.OVERLOAD.name}", plan.OVERLOAD.name
     good, peak, p99, unloaded, refused = (
-        results.median("overload", name, what) for what in ("rate", "peak", "p99", "unloaded_p99", "refused_p99")
+        results.median(case.key, name, what) for what in ("rate", "peak", "p99", "unloaded_p99", "refused_p99")
     )
     share = good / peak if good and peak else None
     yield _judged(load, "goodput at least 90 % of the peak", share, lambda found: found >= 0.9, "{:.0%}")
