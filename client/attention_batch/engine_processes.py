@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # runs handed out for each worker
 SECONDS_BETWEEN_WORDS = 0.25  # of a worker on how far it is
+SECONDS_FOR_THE_LAST = 10.0  # words, when all runs have ended
 SCRATCH = "worker-"
 
 Done = tuple[Shard, Counts]
@@ -58,8 +59,10 @@ class Workers:
         self._words: Queue[_Word] = context.Queue()
         self._ahead = AHEAD * processes
         self._pool = ProcessPoolExecutor(processes, context, _begin, (self._words,))
+        others = set(multiprocessing.active_children())
         for _ in range(processes):
-            self._pool.submit(_get_ready)
+            self._pool.submit(_get_ready)  # which starts one
+        self._children = set(multiprocessing.active_children()) - others
 
     def scored(self, task: "Task", runs: Iterable[list[Shard]], folder: Path) -> Generator[Done | Counts]:
         """Yield shards as their parts are there, in any order; and now and then what those hold that are under way.
@@ -76,7 +79,7 @@ class Workers:
         _tidy(folder)
         try:
             yield from self._scored(task, iter(runs), folder)
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, queue.Empty) as error:
             raise Stopped("a worker has ended, perhaps for want of memory; the same command goes on") from error
         finally:
             self.close()
@@ -84,7 +87,7 @@ class Workers:
 
     def close(self) -> None:
         """End them; what is under way is done again by a later run."""
-        for process in multiprocessing.active_children():
+        for process in self._children:
             process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
@@ -98,10 +101,7 @@ class Workers:
                 pending |= {shard.index: shard for shard in run}
             if not pending:
                 return
-            try:
-                word = self._words.get(timeout=SECONDS_BETWEEN_WORDS)
-            except queue.Empty:
-                word = None
+            word = self._next_word(may_wait=bool(futures))
             if word is not None and word.folder is not None:
                 publish(word.folder, folder, word.shard)
                 held.pop(word.shard, None)
@@ -112,6 +112,15 @@ class Workers:
             for future in [future for future in futures if future.done()]:
                 futures.remove(future)
                 future.result()
+
+    def _next_word(self, *, may_wait: bool) -> _Word | None:
+        """Return what a worker says; None when it says nothing yet. Raises queue.Empty when nothing will come."""
+        try:
+            return self._words.get(timeout=SECONDS_BETWEEN_WORDS if may_wait else SECONDS_FOR_THE_LAST)
+        except queue.Empty:
+            if may_wait:
+                return None
+            raise
 
 
 class _Process:

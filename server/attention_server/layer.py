@@ -8,6 +8,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer
 from numpy.typing import NDArray
 
+from attention_server.costs import TINY
 from attention_server.domain import Array
 from attention_server.engine import LEAST_ROWS, Graph, Run
 from attention_server.plan import choose_graph
@@ -75,11 +76,11 @@ class LoadedLayer:
         return unpacked
 
     def pools(self, queries: int, keys: int) -> bool:
-        """Return whether rows of such a sequence are pooled by a graph: the longer ones idle slots can help with.
+        """Return whether rows of such a sequence are averaged by a graph: tiny ones run together, long ones in parts.
 
-        It is a matter of the lengths alone, for which slots are idle must not show in the bits of an answer.
+        It is a matter of the lengths alone: what else waits, and which slots are idle, must not show in the bits.
         """
-        return self.device != "cpu" or max(queries, keys) < 2 * LEAST_ROWS
+        return TINY[-1] < max(queries, keys) < 2 * LEAST_ROWS
 
     def pool(self, query: Vectors, key: Vectors, value: Vectors, pool: Vectors, run: Run) -> Vectors:
         """Return weighted means of the output's rows, [B, P, D]; the rows themselves are not computed.

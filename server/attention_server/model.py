@@ -389,7 +389,6 @@ class Drawn:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._plain = make_plan([OutputSpec("output")], model.manifest)
-        self._pooled = make_plan([OutputSpec("output", pool="mean")], model.manifest)
         self._weights = make_plan([OutputSpec("output"), OutputSpec("weights")], model.manifest)
         self._random = np.random.default_rng(0)
         about = model.layers[0].about
@@ -407,7 +406,7 @@ class Drawn:
     def is_sound(self, length: int, count: int) -> bool:
         return all(
             self._are_same(self.draw(length, count, masked=masked), plan)
-            for plan in (self._plain, self._weights, self._pooled)
+            for plan in (self._plain, self._weights)
             for masked in (False, True)
         )
 

@@ -6,12 +6,28 @@ import re
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from attention_batch.engine_processes import Workers
+from attention_batch.errors import Refused
+from attention_batch.run import Job
 from attention_batch.source import Shard, find, in_runs
+from attention_batch.spec import parse
 
-from tests.batch.scoring import SENTENCES, begun, command, journal_of, scored, shards_done, summary, wait_until, write
+from tests.batch.scoring import (
+    SENTENCES,
+    begun,
+    command,
+    journal_of,
+    score,
+    scored,
+    shards_done,
+    summary,
+    wait_until,
+    write,
+)
 
 ROWS, SHARD = 4000, 50
 TWO = {"ATTENTION_SLOTS": "2"}  # also where there is one core
@@ -124,6 +140,30 @@ def test_a_full_disk(poisoned, options, tmp_path):
     assert done.returncode == 4, done.stderr
     assert b"error: File too large; the same command goes on when that is mended\n" in done.stderr
     assert not workers(output)
+
+
+def test_workers_that_begin_early(repository, poisoned, whole, tmp_path, monkeypatch):
+    """Of a large input they begin before the model is known; where there is none they end with the run."""
+    monkeypatch.setattr("attention_batch.run.LARGE", 1)
+    monkeypatch.setenv("ATTENTION_SLOTS", "2")
+    output, begun_early = tmp_path / "out.parquet", []
+    monkeypatch.setattr("attention_batch.run.Workers", lambda n: begun_early.append(Workers(n)) or begun_early[-1])
+    specs = parse(OUTPUTS[1])
+    job = Job(
+        input=str(poisoned),
+        output=str(output),
+        model="multi-head",
+        outputs=specs,
+        engine="local",
+        models=repository,
+        shard_rows=SHARD,
+    )
+    assert score(job)[0] == 3
+    assert everything(output) == whole
+    with pytest.raises(Refused, match="no model 'none'"):
+        score(replace(job, model="none", output=str(tmp_path / "none.parquet")))
+    assert len(begun_early) == 2
+    assert not any(child.is_alive() for workers in begun_early for child in workers._children)
 
 
 def shards(*groups):

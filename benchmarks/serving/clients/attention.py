@@ -7,7 +7,7 @@ shipped client's `attend_many`, which makes its messages meanwhile.
 import asyncio
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -149,6 +149,14 @@ def attend_many(client: AttentionClient, model: str, items: list[Item | Vectors]
     return rate(answered, watch)
 
 
+async def recovered(ask: Callable[[int], Awaitable[None]], callers: int) -> None:
+    """Wait until so many at once are answered again: after an overload a server lets in fewer, for up to a minute."""
+    until = now() + 90
+    while any(await asyncio.gather(*map(ask, range(callers)), return_exceptions=True)):
+        assert now() < until, "it does not recover"
+        await asyncio.sleep(1)
+
+
 async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
     """Measure one caller, then the capacity, then what comes of a fixed rate of twice that, whatever is answered.
 
@@ -161,6 +169,7 @@ async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, fl
             request = requests[i % len(requests)]
             read(request, await attend(request, timeout=30))
 
+        await recovered(ask, load.concurrency)
         unloaded = await at_once(ask, 1, load.seconds)
         peak = await at_once(ask, load.concurrency, load.seconds)
         admitted, refused, calls = [], [], []
