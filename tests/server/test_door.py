@@ -68,6 +68,49 @@ def test_closed_for_a_while_that_doubles(overload):
     assert not overload.is_closed
 
 
+def come(overload, count, seconds):
+    """Let so many come at once; those who are let in are answered one after another. Return how many are."""
+    let_in = []
+    for _ in range(count):
+        place = overload.place("a")
+        try:
+            place.__enter__()
+        except Full:
+            continue
+        let_in.append(place)
+    for place in let_in:
+        overload.tick.now += seconds
+        place.__exit__(None, None, None)
+    return len(let_in)
+
+
+def test_bursts_are_no_overload(overload):
+    """Who comes with many at once, and then leaves the slots idle, is let in again before the door's time is over."""
+    for _ in range(6):
+        overload.grow()
+        overload.tick.now = overload._until  # it will be closed for 32 s
+    overload.grow()
+    assert come(overload, 30, 0.01) == 2 * PLACES
+    overload.tick.now += LEAST
+    assert come(overload, 30, 0.01) == 30
+    assert not overload.is_closed
+    assert overload.bound == float("inf")
+
+
+@pytest.mark.parametrize("times", [1.1, 2, 10])
+def test_an_overload_stays_one(overload, times):
+    """As long as more comes than can be computed, the door stays closed for its time."""
+    for _ in range(3):
+        overload.grow()
+        overload.tick.now = overload._until
+    overload.grow()
+    end = overload._until
+    while overload.tick.now < end - 0.2:
+        # In 20 ms two slots answer their places; so many more come besides.
+        assert come(overload, round(2 * PLACES * times), 0.02 / (2 * PLACES)) < 2 * PLACES * times
+    assert overload.is_closed
+
+
 def test_places_behind_a_closed_door(overload):
     """Some come in for each slot; of those who then come, the ones who have fewer in; who leaves makes room."""
     overload.grow()
