@@ -39,6 +39,13 @@ _process: "_Process | None" = None
 _words: "Queue[_Word]"
 
 
+def slots() -> int:
+    """Return how many workers a machine has room for, by the server's own setting. Raises ModuleNotFoundError."""
+    from attention_server.settings import Settings  # noqa: PLC0415 # the server's extra
+
+    return Settings.model_validate({}).compute_slots
+
+
 class _Word(NamedTuple):
     """What a worker says of a shard: what its part holds, and where it lies once it is whole."""
 

@@ -19,7 +19,7 @@ from attention_proto.masks import Causal
 from attention_batch import journal as journals
 from attention_batch import source as sources
 from attention_batch.engine_client import ClientEngine
-from attention_batch.engine_processes import Workers
+from attention_batch.engine_processes import Workers, slots
 from attention_batch.errors import ExitStatus, Refused, ScoringError, Stopped, TooManyErrors
 from attention_batch.fields import Fields
 from attention_batch.journal import Journal
@@ -153,11 +153,10 @@ def _early_workers(job: Job, source: Source) -> Workers | None:
     if job.engine != "local" or job.output == STREAM or not source.files or (source.work or 0) < LARGE:
         return None
     try:
-        from attention_server.settings import Settings  # noqa: PLC0415 # the server's extra
+        processes = slots()
     except ModuleNotFoundError:
         return None  # what is missing is said by the engine
-    slots = Settings.model_validate({}).compute_slots
-    return Workers(slots) if slots > 1 else None
+    return Workers(processes) if processes > 1 else None
 
 
 def _plan(job: Job, source: Source, engine: Engine, patience: Patience, workers: Workers | None) -> Plan:
