@@ -13,6 +13,7 @@ class ClientEngine:
     """Asks a service, or several replicas of one, through a client that is connected to it."""
 
     lanes = LANES
+    workers = 0
 
     def __init__(self, client: AttentionClient) -> None:
         self._client = client

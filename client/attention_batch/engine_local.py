@@ -47,7 +47,8 @@ class LocalEngine:
             core.repository.load()
         except (DeviceError, RepositoryError) as error:
             raise Refused(str(error)) from error
-        self.lanes = settings.compute_slots if core.engine.device == "cpu" else 1  # a GPU is shared by threads
+        self.lanes = settings.compute_slots
+        self.workers = self.lanes if core.engine.device == "cpu" else 0  # a GPU is shared by threads
         self._service = core.service
         self._outputs: tuple[Outputs | None, tuple[domain.OutputSpec, ...]] = (None, ())
 
@@ -59,7 +60,6 @@ class LocalEngine:
     def attend(self, question: Question, sequences: list[Asked]) -> list[AttendResult]:
         """Answer one message. Raises AttentionError."""
         with _translated():
-            self._service.limits.check_sequences(len(sequences), "inputs")
             request = domain.Request(
                 model=question.model,
                 version=question.version,

@@ -253,7 +253,7 @@ def _score(plan: Plan, engine: Engine, folder: Path, journal: Journal, tally: Ta
 
     shards = pending()
     in_processes = plan.job.engine == "local" and plan.source.files
-    first = list(itertools.islice(shards, engine.lanes if in_processes else 0))
+    first = list(itertools.islice(shards, engine.workers if in_processes else 0))
     shards = itertools.chain(first, shards)
     if plan.job.engine == "ray":
         done = _on_ray(plan, shards, folder)

@@ -64,6 +64,11 @@ class Engine(Protocol):
         """How many messages to have under way at once."""
         ...
 
+    @property
+    def workers(self) -> int:
+        """How many processes would do more than the lanes of this one; 0 for none."""
+        ...
+
     def model(self, name: str, version: int) -> pb.Model:
         """Describe a model version; 0 is the default one. Raises AttentionError."""
         ...

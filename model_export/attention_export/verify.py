@@ -141,9 +141,9 @@ def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) 
                     report.compare(f"{graph.file.name}, {where}, {kind}", found, expected, in_float32)
             if pool is not None and added is None:
                 rows = _pools(rng, inputs["query"].shape[1])
-                report.compare(
-                    f"{layer.pool.name}, {where}", run(pool, {**inputs, "pool": rows}), pooled(expected, rows)
-                )
+                found, means = run(pool, {**inputs, "pool": rows}), _means(rows, expected)
+                rounded = functools.partial(lambda rows, stages: _means(rows, stages()), rows, in_float32)
+                report.compare(f"{layer.pool.name}, {where}", found, means, rounded)
 
 
 def _inputs(rng: np.random.Generator, block: DotProduct) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
@@ -215,7 +215,7 @@ def _pools(rng: np.random.Generator, queries: int) -> NDArray[Any]:
     return np.stack([np.full(queries, 1 / queries), last, rng.dirichlet(np.ones(queries))]).astype(np.float32)
 
 
-def pooled(stages: Arrays, pool: NDArray[Any]) -> Arrays:
+def _means(pool: NDArray[Any], stages: Arrays) -> Arrays:
     """Return means of the output's rows, from stages that have all of them."""
     return {"output": pool.astype(np.float64) @ stages["output"]}
 

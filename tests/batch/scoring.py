@@ -73,6 +73,12 @@ def drawn(count: int, width: int = WIDTH, longest: int = 9, seed: int = 0) -> li
     return [rng.standard_normal((rng.integers(1, longest + 1), width)).astype(np.float32) for _ in range(count)]
 
 
+def write_poisoned(path: Path, count: int, group: int) -> Path:
+    """Write rows of which some fail, so that dead letters are resumed too."""
+    texts = ["no such words" if i % 97 == 0 else SENTENCES[i % len(SENTENCES)] for i in range(count)]
+    return write(path, {"id": range(count), "text": texts}, group=group)
+
+
 def write_vectors(path: Path, count: int, seed: int = 0) -> Path:
     """Write rows of vectors as Arrow's convention has them: list<fixed_size_list<float>>."""
     sequences = drawn(count, seed=seed)
@@ -100,6 +106,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def everything(output: Path) -> tuple[bytes, bytes]:
+    """Read what a run leaves: its output, and its dead letters."""
+    return output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()
 
 
 def letters_of(output: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from tests.batch.scoring import (
     SENTENCES,
     begun,
     command,
+    everything,
     journal_of,
     score,
     scored,
@@ -27,6 +28,7 @@ from tests.batch.scoring import (
     summary,
     wait_until,
     write,
+    write_poisoned,
 )
 
 ROWS, SHARD = 4000, 50
@@ -36,8 +38,7 @@ OUTPUTS = ("--outputs", "tokens,weights,output:mean,predictions,entropy", "--sha
 
 @pytest.fixture
 def poisoned(tmp_path):
-    texts = ["no such words" if i % 97 == 0 else SENTENCES[i % 4] for i in range(ROWS)]
-    return write(tmp_path / "in.parquet", {"id": range(ROWS), "text": texts}, group=350)
+    return write_poisoned(tmp_path / "in.parquet", ROWS, group=350)
 
 
 @pytest.fixture
@@ -51,10 +52,6 @@ def whole(server, poisoned, tmp_path):
     output = tmp_path / "whole.parquet"
     assert scored(poisoned, output, "--model", "multi-head", "--target", server.grpc, *OUTPUTS).returncode == 3
     return everything(output)
-
-
-def everything(output):
-    return output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()
 
 
 def workers(output: Path) -> list[int]:

@@ -14,9 +14,9 @@ import pytest
 from attention_batch.errors import Refused
 
 from tests.batch.scoring import (
-    SENTENCES,
     begun,
     command,
+    everything,
     journal_of,
     lines_of,
     score,
@@ -25,6 +25,7 @@ from tests.batch.scoring import (
     summary,
     wait_until,
     write,
+    write_poisoned,
     write_texts,
 )
 
@@ -34,17 +35,11 @@ OUTPUTS = "tokens,weights,output:mean,predictions,entropy"
 
 @pytest.fixture
 def poisoned(tmp_path):
-    """Rows of which some fail, so that dead letters are resumed too."""
-    texts = ["no such words" if i % 97 == 0 else SENTENCES[i % 4] for i in range(ROWS)]
-    return write(tmp_path / "in.parquet", {"id": range(ROWS), "text": texts}, group=700)
+    return write_poisoned(tmp_path / "in.parquet", ROWS, group=700)
 
 
 def options(server):
     return ("--model", "multi-head", "--target", server.grpc, "--outputs", OUTPUTS, "--shard-rows", SHARD)
-
-
-def everything(output):
-    return output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(

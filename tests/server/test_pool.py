@@ -207,14 +207,13 @@ PROJECTS, ATTENDS = {"key", "value"}, {"query", "k", "v"}
         ([{"name": "output", "pool": "mean"}], {}, [POOLS]),
         ([{"name": "output", "pool": "mean"}, {"name": "output", "as": "b", "pool": "last"}], {}, [POOLS]),
         ([{"name": "output", "pool": "first", "data_type": "FP16"}], {}, [POOLS]),
-        ([{"name": "output", "pool": "mean"}, "output@"], {}, [PROJECTS, ATTENDS]),
+        ([{"name": "output", "pool": "mean"}, {"name": "output", "as": "all"}], {}, [PROJECTS, ATTENDS]),
         ([{"name": "output", "pool": "mean"}, {"name": "heads", "pool": "mean"}], {}, [PROJECTS, ATTENDS]),
         ([{"name": "output", "pool": "mean"}], {"causal": "top_left"}, [PROJECTS, ATTENDS | {"mask"}]),
     ],
 )
 def test_rows_are_averaged_where_only_their_mean_is_sent(repository, connect, graphs, outputs, mask, expected):
     """One graph runs where every output is a pooled one of the output and nothing is masked; else rows are needed."""
-    outputs = [{"name": "output", "as": "all"} if each == "output@" else each for each in outputs]
     with composed(repository) as server:
         transport = connect("grpc", server.rest, server.grpc)
         graphs.clear()
