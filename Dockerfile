@@ -10,12 +10,12 @@
 
 ARG BASE=python:3.11-slim-bookworm
 
-# An interpreter with venv; a base without one is given its distribution's.
+# An interpreter with venv, which a base without one is given from its distribution; and nghttp2, which speaks HTTP/2.
 FROM ${BASE} AS base
-RUN python3 -c "import ensurepip, venv" 2>/dev/null || { \
-      apt-get update \
-      && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3 python3-venv \
-      && rm -rf /var/lib/apt/lists/*; }
+RUN python3 -c "import ensurepip, venv" 2>/dev/null || interpreter="python3 python3-venv"; \
+    apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends libnghttp2-14 ${interpreter:-} \
+    && rm -rf /var/lib/apt/lists/*
 
 # What the service stands on, in a layer of its own: a new version of the service is a small one. Each file has to have a
 # hash that is locked, wherever it is fetched from. What serving never loads of it goes, where it is large: onnxruntime's

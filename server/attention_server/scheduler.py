@@ -1,11 +1,13 @@
 """Who computes when: a fixed number of compute slots, and a bounded queue before them that is fair between callers.
 
-Eager, without a timer: what comes while a slot is free runs at once; what comes meanwhile queues. A request runs in the
-thread that brought it, also when it had to wait: the slot goes from thread to thread, and nobody is woken to take an
-answer from another's hands. Only what nobody waits for, as on a stream, runs in threads of the slots' own. A job that
-is alone may lend itself the slots that nobody else wants; see `Scheduler.spread`.
+Eager, without a timer: what comes while a slot is free runs at once; what comes meanwhile queues. Nobody is woken to
+take an answer from another's hands, where that can be spared: what a thread brings and waits for runs in that thread,
+also when it had to wait; what a loop brings runs in the loop's own thread when it is short and nothing else computes
+(`Scheduler.attach`), else in threads of the slots' own. A job that is alone may lend itself the slots that nobody else
+wants; see `Scheduler.spread`.
 """
 
+import asyncio
 import functools
 import math
 import threading
@@ -18,12 +20,14 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from attention_server.errors import DeadlineExceeded, Full, Stopping
+from attention_server.errors import DeadlineExceeded, Full, Stopping, Unavailable
 from attention_server.fair_queue import FairQueue, QueueLimits, Waiting
 from attention_server.overload import Overload, full
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+SHORT = 0.002  # seconds, as predicted: for so long a loop may compute, and do nothing else meanwhile
 
 
 @dataclass(slots=True, eq=False)
@@ -61,10 +65,10 @@ class _Job(Waiting, Generic[S, T]):
 
     __slots__ = ("turn", "work")
 
-    def __init__(self, work: Work[S, T], *, bulk: bool) -> None:
+    def __init__(self, work: Work[S, T], *, waits: bool = False, bulk: bool = False) -> None:
         super().__init__(work.caller, work.cost, work.size, Future(), work.kind, work.most, bulk)
         self.work = work
-        self.turn: SimpleQueue[list[_Job[Any, Any]]] | None = None if bulk else SimpleQueue()
+        self.turn: SimpleQueue[list[_Job[Any, Any]]] | None = SimpleQueue() if waits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,10 @@ class Scheduler:
         self._clock = clock
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._room = threading.Condition(self._lock)
+        self._lobby: deque[tuple[_Job[Any, Any], Callable[[], None]]] = deque()  # they wait to be let in
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._loop_comes = False  # to take a job
         self._queue = FairQueue(limits, slots)
         self.overload = Overload(slots, limits.seconds, clock)
         self._max_queued = limits.count
@@ -124,7 +131,7 @@ class Scheduler:
             self._check_open()
             slot = self._slot_at_once(work)
             if slot is None:
-                job: _Job[S, T] = _Job(work, bulk=False)
+                job: _Job[S, T] = _Job(work, waits=True)
                 shed = self._enqueue(job)
         if slot is not None:
             try:
@@ -143,33 +150,44 @@ class Scheduler:
         answer: T = job.future.result()
         return answer
 
-    def submit(self, work: Work[S, T]) -> "Future[T]":
-        """Run a work that is one of many of a caller who sends on meanwhile, and whose thread does not wait for it.
-
-        It waits for room in the queue; then this thread is free to bring the next, wherever other slots could take this
-        one meanwhile or could run both together. One that is cancelled or expires in the queue never runs.
+    def submit(self, work: Work[S, T], admitted: Callable[[], None] | None = None) -> "Future[T]":
+        """Run a work while this thread goes on. One that is cancelled or expires in the queue never runs.
 
         Args:
             work: the computation.
+            admitted: called when it is let into the queue, perhaps by another thread, where it can wait for that: such
+                a work is one of many of a caller who sends no more meanwhile, and is refused nothing. Without, it is
+                let in now or refused.
 
         Raises:
+            Full: as `run`.
             Stopping: the scheduler is closed.
         """
-        job = _Job(work, bulk=True)
-        hands_over = self._slots > 1 or work.most > 1
+        job = _Job(work, bulk=admitted is not None)
+        shed: list[tuple[Waiting, Full]] = []
         with self._lock:
             self._check_open()
-            slot = None if hands_over else self._slot_at_once(work)
-            if slot is None:
-                self._wait_for_room(job)
+            if admitted is not None:
+                self._lobby.append((job, admitted))
+                self._let_in()
+            elif self._free and not self._queue:
                 self._queue.push(job)
-                self._hand_out()
-                if self._queue.has_room(job, self._busy()):  # there may be room for another, too
-                    self._room.notify()
-        if slot is not None:
-            self._run([job])
-            self._give_back(slot)
+            else:
+                shed = self._enqueue(job)
+            self._hand_out()
+        _refuse(shed)
         return job.future
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a loop compute, in its own thread, what is short and waited for by no thread.
+
+        A hand-over to another thread and back takes longer than such a job. But a loop that computes answers nobody
+        else: so it takes one job a turn, and where there are several slots only while nothing else computes.
+
+        Args:
+            loop: the running one, of this thread.
+        """
+        self._loop, self._loop_thread = loop, threading.get_ident()
 
     def state(self) -> SchedulerState:
         """Return how full it is at this moment."""
@@ -219,8 +237,14 @@ class Scheduler:
         """
         with self._changed:
             self._closed = True
+            self._loop = None  # it may have ended
+            lobby, self._lobby = self._lobby, deque()
+            self._hand_out()
             self._changed.notify_all()
-            self._room.notify_all()
+        for job, admitted in lobby:
+            _refuse([(job, Stopping("the server is stopping"))])
+            admitted()
+        with self._changed:
             finished = self._changed.wait_for(lambda: not self._queue and self._free == self._slots, grace)
         for thread in self._threads if finished else ():
             thread.join()
@@ -269,11 +293,16 @@ class Scheduler:
             job.future.cancel()  # no effect where it is done, or runs beside another
             return []
 
-    def _wait_for_room(self, job: _Job[Any, Any]) -> None:
-        """Wait, with the lock, until the queue has room, the deadline passes or the scheduler closes."""
-        timeout = None if job.work.deadline == math.inf else max(0.0, job.work.deadline - self._clock())
-        self._room.wait_for(lambda: self._closed or self._queue.has_room(job, self._busy()), timeout)
-        self._check_open()
+    def _let_in(self) -> None:
+        """Let those in who wait for room, with the lock, as far as there is some."""
+        while self._lobby:
+            job, admitted = self._lobby[0]
+            if not (job.future.cancelled() or self._queue.has_room(job, self._busy())):
+                return
+            self._lobby.popleft()
+            if not job.future.cancelled():
+                self._queue.push(job)
+            admitted()
 
     def _make_room(self, job: _Job[Any, Any]) -> list[Waiting]:
         """Return the jobs that have to make room for another: none, or those of callers who have more than their share.
@@ -333,21 +362,68 @@ class Scheduler:
             self._hand_out()
             if self._closed:
                 self._changed.notify_all()
-            elif self._free == self._slots:
+            elif self._free == self._slots and not self._queue:
                 self._queue.rest()
 
     def _hand_out(self) -> None:
         """Give free slots to what is next, with the lock."""
         while self._free and self._queue:
-            jobs: list[_Job[Any, Any]] = self._queue.pop(self._free - 1)  # type: ignore[assignment] # it holds no others
-            if not jobs:  # nobody wanted them any more
+            if self._is_for_loop():
+                self._call_loop()
                 return
+            self._begin(self._pop())
+
+    def _begin(self, jobs: list[_Job[Any, Any]]) -> None:
+        """Give jobs that have their slot to the thread that waits for it, or to one of the slots', with the lock."""
+        turn = jobs[0].turn if jobs else None
+        if turn is not None:
+            turn.put(jobs)
+        elif jobs:
+            self._put(functools.partial(self._serve_jobs, jobs))
+
+    def _pop(self) -> list[_Job[Any, Any]]:
+        """Take what is next, with its slot, with the lock; nothing when nobody wants any of it any more."""
+        jobs: list[_Job[Any, Any]] = self._queue.pop(self._free - 1)  # type: ignore[assignment] # it holds no others
+        if jobs:
             self._occupy(jobs[0], sum(job.cost for job in jobs))
-            self._room.notify()
-            if jobs[0].turn is None:
-                self._put(functools.partial(self._serve_jobs, jobs))
-            else:
-                jobs[0].turn.put(jobs)
+        self._let_in()
+        return jobs
+
+    def _is_for_loop(self) -> bool:
+        """Return whether what is next is to be computed by the loop, with the lock."""
+        first: _Job[Any, Any] = self._queue.first  # type: ignore[assignment] # it holds no others
+        return self._loop is not None and first.turn is None and first.cost <= SHORT and self._free == self._slots
+
+    def _call_loop(self) -> None:
+        """Have the loop take what is next, with the lock: in its next turn, when all that has come is in the queue."""
+        if self._loop is None or self._loop_comes:
+            return
+        self._loop_comes = True
+        if threading.get_ident() == self._loop_thread:
+            self._loop.call_soon(self._serve_loop)
+        else:
+            self._loop.call_soon_threadsafe(self._serve_loop)
+
+    def _serve_loop(self) -> None:
+        """Compute what is next in the loop's thread, for a short time: what is read and written together costs less."""
+        spent = 0.0
+        while jobs := self._next_for_loop(SHORT - spent):
+            self._run(jobs)
+            spent += sum(job.cost for job in jobs)
+            self._give_back(jobs[0])
+
+    def _next_for_loop(self, seconds: float) -> list[_Job[Any, Any]]:
+        """Take what is next, if it is the loop's to compute and takes no longer; with its slot."""
+        with self._lock:
+            self._loop_comes = False
+            fits = self._free and self._queue and self._queue.first.cost <= seconds and self._is_for_loop()
+            jobs = self._pop() if fits else []
+            if jobs and self._free and self._queue:  # other slots compute anyway: the loop had better answer
+                self._begin(jobs)
+                jobs = []
+            if not jobs:
+                self._hand_out()
+        return jobs
 
     def _lend(self, most: int, work: Callable[[], None]) -> "list[_Errand]":
         """Give a running job the slots that nobody wants; each is given back when the errand in it ends."""
@@ -430,7 +506,7 @@ class _Errand:
             self.done.set_result(None)
 
 
-def _refuse(shed: "list[tuple[Waiting, Full]]") -> None:
+def _refuse(shed: "Sequence[tuple[Waiting, Unavailable]]") -> None:
     for job, error in shed:
         if job.future.set_running_or_notify_cancel():
             job.future.set_exception(error)

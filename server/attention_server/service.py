@@ -1,5 +1,6 @@
 """The core that every protocol calls: check, plan, schedule, compute. One request in, one response out."""
 
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, suppress
 from typing import TypeVar
@@ -72,8 +73,13 @@ class Service:
         """What is let in while more is asked for than can be computed."""
         return self._scheduler.overload
 
-    def submit(self, request: Request, call: Call) -> "Future[Response]":
-        """Check a request that is one of many on a stream, and hand it to the scheduler; see `Scheduler.submit`.
+    def submit(self, request: Request, call: Call, admitted: Callable[[], None] | None = None) -> "Future[Response]":
+        """Check a request and hand it to the scheduler, which computes it while this thread goes on.
+
+        Args:
+            request: what is asked.
+            call: who asks.
+            admitted: called when it is let in, where it can wait for that: it is one of many of a stream.
 
         Raises:
             AttentionServiceError: as `attend`, as far as it can be told now; else the future holds it.
@@ -82,7 +88,7 @@ class Service:
         call.check()
         with ExitStack() as held:
             model = held.enter_context(self._repository.lease(request.model, request.version))
-            future = self._scheduler.submit(self._work(request, model, call))
+            future = self._scheduler.submit(self._work(request, model, call), admitted)
             release = held.pop_all()
         future.add_done_callback(lambda _: release.close())
         return future

@@ -135,8 +135,11 @@ def test_callers_by_name(dot_only, pems, tmp_path, token, mutual, name):
     certificates = Certificates(pems.cert, pems.key, pems.ca if mutual else None)
     seen = []
     with composed(dot_only, callers=Callers(tokens if token else None), certificates=certificates) as server:
-        attend = server.service.attend
+        attend, submit = server.service.attend, server.service.submit  # REST's way in, and gRPC's
         server.service.attend = lambda request, call: seen.append(call.caller) or attend(request, call)
+        server.service.submit = lambda request, call, admitted: (
+            seen.append(call.caller) or submit(request, call, admitted)
+        )
         known = channel.tls(pems.ca, pems.client_cert, pems.client_key)
         with AttentionClient(server.grpc, credentials=known, token=secret) as client:
             client.attend("dot", query=QUERY)

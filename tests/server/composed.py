@@ -119,7 +119,10 @@ def composed(
     callers: Callers | None = None,
     certificates: Certificates | None = None,
 ) -> Iterator[Composed]:
-    """Run a server in threads of this process until the block ends."""
+    """Run a server in threads of this process until the block ends.
+
+    Its loop computes nothing, unlike the process's: a test that holds up a graph holds up a slot, and not the loop.
+    """
     gate = Gate()
     callers = callers or Callers()
     memories = MemoryStore(MIB)
@@ -139,7 +142,8 @@ def composed(
     )
     grpc = GrpcServer(
         service,
-        "127.0.0.1:0",
+        "127.0.0.1",
+        0,
         requests=requests,
         max_message_bytes=message_mib * MIB,
         callers=callers,
@@ -150,23 +154,25 @@ def composed(
 
     async def serve() -> None:
         rest.start()
+        await grpc.start()
+        started.set()
         await stop.wait()
-        await rest.stop()
+        await asyncio.gather(rest.stop(), grpc.stop(30))
 
+    started = threading.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    grpc.start()
+    assert started.wait(30)
     try:
         if load:
             repository.load()
-            grpc.set_serving(True)
+            loop.call_soon_threadsafe(grpc.set_serving, True)
         gate.runs = 0
         gate.arrived.clear()
         addresses = (f"127.0.0.1:{port}" for port in (rest.port, grpc.port))
         yield Composed(*addresses, gate, service, repository, scheduler, grpc, rest)
     finally:
         gate.open()
-        grpc.stop(30)
         loop.call_soon_threadsafe(stop.set)
         thread.join()
         loop.close()

@@ -1,5 +1,6 @@
 """The scheduler alone: who runs when, in which thread, and what never runs."""
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -9,9 +10,9 @@ from functools import partial
 from queue import SimpleQueue
 
 import pytest
-from attention_server.errors import DeadlineExceeded, Unavailable
+from attention_server.errors import DeadlineExceeded, Stopping, Unavailable
 from attention_server.fair_queue import QueueLimits
-from attention_server.scheduler import Scheduler, Work
+from attention_server.scheduler import SHORT, Scheduler, Work
 
 from tests.server.composed import wait_until
 
@@ -26,7 +27,15 @@ def work(job, deadline=FOREVER, **about):
 def submit(scheduler, job, deadline=FOREVER, *, bulk=False, **about):
     """Ask for what a function computes: in a thread that waits for it, or as one of many of a stream."""
     wanted = work(job, deadline, **about)
-    return scheduler.submit(wanted) if bulk else asked(scheduler, wanted)
+    return let_in(scheduler, wanted) if bulk else asked(scheduler, wanted)
+
+
+def let_in(scheduler, wanted):
+    """Submit a work as one of many of a stream; return its future when it is let in."""
+    admitted = threading.Event()
+    future = scheduler.submit(wanted, admitted.set)
+    assert admitted.wait(30)
+    return future
 
 
 def asked(scheduler, wanted):
@@ -109,11 +118,8 @@ def busy(make):
 
 
 def test_in_the_callers_thread(make):
-    """While a slot is free a job runs in the thread that brings it, whether that waits for it or not."""
+    """While a slot is free a job runs in the thread that brings it and waits for it."""
     assert make().run(work(threading.current_thread)) is threading.current_thread()
-    future = make().submit(work(threading.current_thread))
-    assert future.done()
-    assert future.result() is threading.current_thread()
 
 
 def test_after_its_turn_in_the_callers_thread(make):
@@ -383,15 +389,113 @@ def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
         about = {"cost": 0.1, "size": 10}
         for _ in range(fitting):
             submit(scheduler, int, bulk=True, **about)
-        waiting = threading.Thread(target=submit, args=(scheduler, int), kwargs={"bulk": True, **about})
-        waiting.start()
-        wait_until(lambda: scheduler._room._waiters)
+        admitted = threading.Event()
+        waiting = scheduler.submit(work(int, **about), admitted.set)
         single = submit(scheduler, int, **about)
         assert len(scheduler._queue) == fitting + 1
+        assert not admitted.is_set()
         scheduler.release.set()
         assert single.result(30) == 0
-        waiting.join(30)
-        assert not waiting.is_alive()
+        assert waiting.result(30) == 0
+        assert admitted.is_set()
+
+
+def test_what_waits_for_room_is_told_of_the_end(make):
+    """Who waits to be let in when the scheduler closes is let go, and learns why."""
+    scheduler = make(max_queued=2)
+    with held(scheduler):
+        submit(scheduler, int, bulk=True)
+        admitted = threading.Event()
+        waiting = scheduler.submit(work(int), admitted.set)
+        assert not scheduler.close(0)
+        assert admitted.is_set()
+        with pytest.raises(Stopping):
+            waiting.result(0)
+
+
+# --- a loop ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop():
+    """A loop that runs in a thread of its own."""
+    running = asyncio.new_event_loop()
+    thread = threading.Thread(target=running.run_forever)
+    thread.start()
+    running.do = lambda function, *args: asyncio.run_coroutine_threadsafe(_called(function, *args), running).result(30)
+    yield running
+    running.call_soon_threadsafe(running.stop)
+    thread.join()
+    running.close()
+
+
+async def _called(function, *args):
+    return function(*args)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_loop_computes_what_is_short(make, loop, slots):
+    """What is short a loop computes itself, while nothing else does; what takes longer, a thread of the slots'."""
+    scheduler = make(slots=slots)
+    loop.do(scheduler.attach, loop)
+    here = loop.do(threading.current_thread)
+    assert loop.do(scheduler.submit, work(threading.current_thread, cost=SHORT)).result(30) is here
+    assert scheduler.submit(work(threading.current_thread, cost=SHORT)).result(30) is here
+    assert loop.do(scheduler.submit, work(threading.current_thread, cost=1.1 * SHORT)).result(30) in scheduler._threads
+
+
+def test_a_loop_answers_while_slots_compute(make, loop):
+    """Where there are several slots, what comes together is theirs."""
+    scheduler = make(slots=2)
+    loop.do(scheduler.attach, loop)
+
+    def several():
+        return [scheduler.submit(work(threading.current_thread)) for _ in range(4)]
+
+    assert all(future.result(30) in scheduler._threads for future in loop.do(several))
+
+
+def test_a_loop_takes_turns(make, loop):
+    """Between short jobs the loop does what else there is to do; and it takes those together that may run together."""
+    scheduler = make(max_queued=100)
+    loop.do(scheduler.attach, loop)
+    ran = []
+
+    def several():
+        loop.call_soon(lambda: loop.call_soon(ran.append, "else"))
+        return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 2)) for i in range(6)]
+
+    for future in loop.do(several):
+        future.result(30)
+    assert ran.index("else") < 5
+    alike = [Work(i, lambda these: [len(these)] * len(these), kind="alike", most=8) for i in range(5)]
+    assert [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])] == [5] * 5
+
+
+def test_a_loop_that_is_gone(make, loop):
+    """What a loop was to compute when the scheduler closes, threads compute."""
+    scheduler = make()
+    loop.do(scheduler.attach, loop)
+
+    def submitted_and_closed():
+        future = scheduler.submit(work(threading.current_thread))
+        assert scheduler.close(30)
+        return future
+
+    assert loop.do(submitted_and_closed).result(0) in scheduler._threads
+
+
+def test_a_full_queue_refuses(make):
+    """What nobody waits for in a thread is refused as other work is: the bounds and deadlines are the same."""
+    with held(make(max_queued=2, clock=lambda: 100.0)) as scheduler:
+        first = scheduler.submit(work(int, cost=2.0))
+        with pytest.raises(Unavailable, match="after the deadline"):
+            scheduler.submit(work(int, 103.5, cost=2.0))
+        scheduler.submit(work(int))
+        with pytest.raises(Unavailable, match="full"):
+            scheduler.submit(work(int))
+        scheduler.release.set()
+        assert first.result(30) == 0
 
 
 # --- callers ---------------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.window import Window
 from attention_server.domain import Call
-from attention_server.errors import Cancelled
-from attention_server.grpc.stream import ANSWER_BYTES, IN_FLIGHT, STREAMS, Conversation, Dialect
+from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation, Dialect
 from attention_server.observe import Observer
 from serving import start_server
 
@@ -194,41 +193,50 @@ def test_streams_are_bounded_and_do_not_leak(server, stub):
     wait_until(answered)
 
 
-def test_a_caller_who_leaves_while_a_message_comes_holds_no_thread():
-    """Whoever waits for the end of a stream is let go, though nothing was taken of it."""
-    conversation = Conversation(None, Call("test"), Observer())
-    conversation.leave()
-    with pytest.raises(Cancelled):
-        list(conversation.hold(iter([message("a", np.ones((1, 8), np.float32))])))
+class Conversed:
+    """A stream's ends in memory: what it brings, and what it was sent."""
+
+    def __init__(self, messages):
+        self.rpc = self
+        self.sent = []
+        self._messages = iter(messages)
+
+    async def next(self):
+        found = next(self._messages, None)
+        return None if found is None else (found, found.ByteSize())
+
+    def send(self, content, is_gone):
+        self.sent.append(content)
+        is_gone()
 
 
-class ToldLate(Future):
-    """A future that tells of its end after those who waited for it have gone on."""
-
-    def __init__(self):
-        super().__init__()
-        self.callbacks = []
-
-    def add_done_callback(self, callback):
-        self.callbacks.append(callback)
-
-
+@pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("size", [0, 64 * 1024 * 1024])
-def test_an_answer_that_is_weighed_after_it_was_sent(size):
-    """Of a stream that answers in order no bytes stay counted, whichever thread is told first."""
-    future = ToldLate()
-    future.set_result(SimpleNamespace(size=size))
-    dialect = Dialect(
-        lambda *_: (future, lambda _: pb.AttendStreamResponse(id="a").SerializeToString()),
-        lambda *_: pb.AttendStreamResponse().SerializeToString(),
-        in_order=True,
-    )
-    conversation = Conversation(dialect, Call("test"), Observer())
-    answers = conversation.hold(iter([message("a", np.ones((1, 8), np.float32))]))
-    assert len(list(answers)) == 1
-    for callback in future.callbacks:
-        callback(future)
-    assert conversation._answers._size == ANSWER_BYTES
+def test_nothing_stays_counted(size, in_order):
+    """Of a stream whose answers are sent no bytes stay counted, in whichever order they are ready, however large."""
+    asked = []
+    all_asked = asyncio.Event()
+
+    async def submit(message, call, admitted):
+        admitted()
+        asked.append(Future())
+        if len(asked) == 3:
+            all_asked.set()
+        return asked[-1], lambda _: message.id.encode()
+
+    async def held():
+        conversed = Conversed(message(id_, np.ones((1, 8), np.float32)) for id_ in "abc")
+        conversation = Conversation(conversed, Dialect(submit, None, in_order), Call("test"), Observer())
+        holding = asyncio.create_task(conversation.hold())
+        await all_asked.wait()
+        for i, place in enumerate((1, 0, 2)):
+            asked[place].set_result(SimpleNamespace(size=size))
+            assert len(conversed.sent) == ([0, 2, 3] if in_order else [1, 2, 3])[i]
+        await holding
+        assert (conversation._count, conversation._size, conversation._answer_size) == (0, 0, 0)
+        return b"".join(conversed.sent)
+
+    assert asyncio.run(held()) == (b"abc" if in_order else b"bac")
 
 
 def test_a_stop_answers_what_was_taken_and_ends_streams(repository):

@@ -1,15 +1,15 @@
 """attention.v1.AttentionService: translate, call, translate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
-import grpc
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceServicer
 
 from attention_server.domain import Call, Response
 from attention_server.errors import InvalidRequest
-from attention_server.grpc.exchange import call_of
+from attention_server.grpc.exchange import answered
+from attention_server.grpc.gate import Conversed
+from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.memories import Memory
 from attention_server.service import Service
@@ -17,51 +17,62 @@ from attention_server.translate import proto
 from attention_server.translate.errors import to_status
 
 
-class AttentionServicer(AttentionServiceServicer):
+class AttentionServicer:
     """Answers attention.v1 from the core."""
 
-    def __init__(self, service: Service, conversations: Conversations) -> None:
+    def __init__(self, service: Service, conversations: Conversations, heavy: Heavy) -> None:
         self._service = service
         self._conversations = conversations
+        self._heavy = heavy
         self._dialect = Dialect(self._submit, _refuse, in_order=False)
 
-    def Attend(self, message: pb.AttendRequest, context: grpc.ServicerContext) -> bytes:
-        call = call_of(context)
-        return proto.serialize(self._service.attend(proto.to_request(message, self._service.limits), call))
+    async def Attend(self, message: pb.AttendRequest, call: Call) -> bytes:
+        response = await answered(await self._begin(message, call), call)
+        return await self._heavy.to_write(lambda: proto.serialize(response), response.size)
 
-    def AttendStream(
-        self, messages: Iterator[pb.AttendStreamRequest], context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
-        return self._conversations.hold(messages, self._dialect, call_of(context), context)
+    async def AttendStream(self, conversed: Conversed, call: Call) -> None:
+        await self._conversations.hold(conversed, self._dialect, call)
 
-    def ListModels(self, message: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+    def ListModels(self, message: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=self._service.models())
 
-    def GetModel(self, message: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
+    def GetModel(self, message: pb.GetModelRequest, call: Call) -> pb.Model:
         return self._service.model(message.model, message.version)
 
-    def CreateMemory(self, message: pb.CreateMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
-        return self._memory(self._service.create_memory(proto.to_memory_request(message), call_of(context)))
-
-    def GetMemory(self, message: pb.GetMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
-        return self._memory(self._service.memory(message.model, message.id, call_of(context)))
-
-    def ListMemories(self, message: pb.ListMemoriesRequest, context: grpc.ServicerContext) -> pb.ListMemoriesResponse:
-        return pb.ListMemoriesResponse(
-            memories=map(self._memory, self._service.memories(message.model, call_of(context)))
+    async def CreateMemory(self, message: pb.CreateMemoryRequest, call: Call) -> pb.Memory:
+        return await self._heavy.run(
+            lambda: self._memory(self._service.create_memory(proto.to_memory_request(message), call))
         )
 
-    def DeleteMemory(self, message: pb.DeleteMemoryRequest, context: grpc.ServicerContext) -> pb.DeleteMemoryResponse:
-        self._service.delete_memory(message.model, message.id, call_of(context))
+    def GetMemory(self, message: pb.GetMemoryRequest, call: Call) -> pb.Memory:
+        return self._memory(self._service.memory(message.model, message.id, call))
+
+    def ListMemories(self, message: pb.ListMemoriesRequest, call: Call) -> pb.ListMemoriesResponse:
+        return pb.ListMemoriesResponse(memories=map(self._memory, self._service.memories(message.model, call)))
+
+    def DeleteMemory(self, message: pb.DeleteMemoryRequest, call: Call) -> pb.DeleteMemoryResponse:
+        self._service.delete_memory(message.model, message.id, call)
         return pb.DeleteMemoryResponse()
 
-    def _submit(
-        self, message: pb.AttendStreamRequest, call: Call
+    async def _begin(
+        self, message: pb.AttendRequest, call: Call, admitted: Callable[[], None] | None = None
+    ) -> "Future[Response]":
+        def begin() -> "Future[Response]":
+            return self._service.submit(proto.to_request(message, self._service.limits), call, admitted)
+
+        inputs = message.inputs
+        text = any(each.text or each.memory_text for each in inputs)
+        return await self._heavy.to_read(begin, call.watch.request_bytes, len(inputs), text=text)
+
+    async def _submit(
+        self, message: pb.AttendStreamRequest, call: Call, admitted: Callable[[], None]
     ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
-        request, id_ = proto.to_request(message.request, self._service.limits), message.id
-        return self._service.submit(request, call), lambda response: proto.serialize_streamed(response, id_)
+        id_ = message.id
+        return await self._begin(message.request, call, admitted), lambda response: proto.serialize_streamed(
+            response, id_
+        )
 
     def _memory(self, memory: Memory) -> pb.Memory:
         return proto.from_memory(memory, self._service.seconds_left(memory))

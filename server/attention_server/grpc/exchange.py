@@ -1,89 +1,108 @@
-"""What every servicer needs beside its messages: who calls and for how long, and how a failure is told."""
+"""What every method needs beside its messages: who calls and for how long, and how a failure is told."""
 
+import asyncio
+import base64
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NoReturn
-from urllib.parse import unquote
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-import grpc
 import structlog
-from grpc_status import rpc_status
 
 from attention_server.callers import Caller
 from attention_server.domain import Call
-from attention_server.errors import AttentionServiceError, Unavailable
+from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
+from attention_server.grpc.nghttp2 import Header
+from attention_server.grpc.rpc import Rpc
 from attention_server.translate.errors import note, to_status
-from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch, request_id
+from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch
+
+T = TypeVar("T")
+
+OK = (b"grpc-status", b"0")
+PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # what a message of gRPC has as it is
 
 log = structlog.get_logger()
 
 
-class Aborted(Exception):
-    """A call has its status; there is nothing more to say."""
-
-
-def fail(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+def fail(rpc: Rpc, watch: Watch, error: Exception) -> None:
     """End a call for what its method raised: a caller's mistake is told by its cause; ours goes into the log alone."""
-    if isinstance(error, Aborted):
-        raise error
     if not isinstance(error, AttentionServiceError):
-        log.error("a request failed for a fault of ours", request_id=watch_of(context).request_id, exc_info=error)
-    abort(context, error)
+        log.error("a request failed for a fault of ours", request_id=watch.request_id, exc_info=error)
+    note(watch, error)
+    status = to_status(error, watch.request_id)
+    trailers = [
+        (b"grpc-status", b"%d" % status.code),
+        (b"grpc-message", quote(status.message, safe=PLAIN).encode()),
+        (b"grpc-status-details-bin", base64.b64encode(status.SerializeToString()).rstrip(b"=")),
+        *told(watch),
+    ]
+    if isinstance(error, Unavailable):  # what gRPC's own retries obey
+        trailers.append((b"grpc-retry-pushback-ms", b"%d" % int(error.retry_after * 1000)))
+    rpc.finish(trailers)
 
 
-def trailing_metadata(watch: Watch) -> tuple[tuple[str, str], ...]:
+def told(watch: Watch) -> list[Header]:
     """Return what a caller is told of every call: its id and, where something ran, where the time went."""
     timing = watch.server_timing()
-    return ((REQUEST_ID, watch.request_id), *(((SERVER_TIMING, timing),) if timing else ()))
+    headers = [(REQUEST_ID.encode(), watch.request_id.encode())]
+    return [*headers, (SERVER_TIMING.encode(), timing.encode())] if timing else headers
 
 
-@dataclass(frozen=True)
-class _Status(grpc.Status):
-    code: grpc.StatusCode
-    details: str
-    trailing_metadata: tuple[tuple[str, str | bytes], ...]
-
-
-def call_of(context: grpc.ServicerContext) -> Call:
+def call_of(rpc: Rpc, caller: Caller, watch: Watch) -> Call:
     """Return who asks, until when, and whether they still do."""
-    caller: Caller = context.attention_caller  # type: ignore[attr-defined] # the gate has set it
-    watch = watch_of(context)
-    call = Call(watch.request_id, watch.caller, context.time_remaining(), caller.rights, watch)
-    if not context.add_callback(call.leave):
-        call.leave()
+    call = Call(watch.request_id, watch.caller, rpc.seconds, caller.rights, watch)
+    rpc.on_leaving(call.leave)
     return call
 
 
-def peer_of(context: grpc.ServicerContext) -> str:
-    """Return the name in the peer's certificate, where TLS asked for one; else its host, without the port."""
-    names: Any = context.auth_context().get("x509_common_name")
-    if names:
-        return str(names[0], errors="replace")
-    return _host(context.peer())
+async def answered(future: "Future[T]", call: Call) -> T:
+    """Wait for what the core computes for a call.
+
+    Raises:
+        DeadlineExceeded: it came too late.
+        Exception: what the future holds.
+    """
+    call.waits_for(future)
+    try:
+        answer = await on_loop(future)
+    finally:
+        call.waits_no_more()
+    if call.expired():
+        raise DeadlineExceeded("the deadline passed while the request ran")
+    return answer
 
 
-@lru_cache(1024)
-def _host(peer: str) -> str:
-    """`ipv4:10.0.0.7:4711`, `ipv6:%5B::1%5D:4711` -> `10.0.0.7`, `::1`."""
-    host = unquote(peer.partition(":")[2].rpartition(":")[0])
-    return host.strip("[]") or peer
+def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
+    """Return what can be awaited of a future that any thread may settle; the loop's own does so without a detour."""
+    found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def settle() -> None:
+        if found.done():
+            return
+        if future.cancelled():
+            found.cancel()
+        elif error := future.exception():
+            found.set_exception(error)
+        else:
+            found.set_result(future.result())
+
+    post = poster()
+    future.add_done_callback(lambda _: post(settle))
+    return found
 
 
-def watch_of(context: grpc.ServicerContext) -> Watch:
-    """Return what takes note of what happens to a call; the gate has set it, but for those who ask for health."""
-    watch: Watch = getattr(context, "attention_watch", None) or Watch(request_id=request_id(None))
-    return watch
+def poster() -> Callable[[Callable[[], Any]], None]:
+    """Return what has the loop do something: at once where it is called by the loop's thread."""
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
 
+    def post(task: Callable[[], Any]) -> None:
+        if threading.get_ident() == thread:
+            task()
+        else:
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever would want to know
+                loop.call_soon_threadsafe(task)
 
-def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    """End a call with what an error says of itself."""
-    watch = watch_of(context)
-    note(watch, error)
-    status = rpc_status.to_status(to_status(error, watch.request_id))
-    metadata = [*status.trailing_metadata, *trailing_metadata(watch)]  # the status replaces what was set before it
-    if isinstance(error, Unavailable):
-        metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after * 1000))))  # what gRPC's own retries obey
-    with suppress(Exception):  # by which it ends a method
-        context.abort_with_status(_Status(status.code, status.details, tuple(metadata)))
-    raise Aborted
+    return post

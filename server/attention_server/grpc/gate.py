@@ -1,158 +1,157 @@
 """What every call passes before its method: who watches it, whose it is, and whether there is room for it.
 
-A call that is refused for its credentials is refused before any of its messages is read.
+A call that is refused for its credentials, or where more is asked for than can be computed, is refused before any of
+its messages is read.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextvars import ContextVar
+import asyncio
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import grpc
+from google.protobuf.message import DecodeError, Message
 
 from attention_server.callers import OPEN, Caller, Callers
-from attention_server.errors import Cancelled, InvalidRequest, Unauthenticated
-from attention_server.grpc.exchange import fail, peer_of, trailing_metadata
+from attention_server.domain import Call
+from attention_server.errors import InvalidRequest, TooLarge, Unimplemented
+from attention_server.grpc.exchange import OK, call_of, fail, told
+from attention_server.grpc.nghttp2 import HEAD_BYTES, HEADERS_COUNT
+from attention_server.grpc.rpc import Rpc
 from attention_server.observe import Observer
 from attention_server.service import Service
-from attention_server.watch import Watch
+from attention_server.transport import Threads
+from attention_server.watch import REQUEST_ID, TRACE_HEADERS, Watch, request_id
 
-KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-Continuation = Callable[[grpc.HandlerCallDetails], "grpc.RpcMethodHandler[Any, Any] | None"]
-
-
-class _Arrival(NamedTuple):
-    """What is known of a call before its method: its caller, None for one who is refused; and its metadata."""
-
-    caller: Caller | None
-    metadata: Mapping[str, Any]
+INLINE = 4 * 1024 * 1024  # bytes of a message: what is larger would hold up the loop while it is read
+LOOKED_AT = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
 
 
-_arrival: ContextVar[_Arrival] = ContextVar("arrival")  # gRPC runs the interceptors and the method in one context
-
-
-class _Guarded(NamedTuple):
-    """A method behind the gate.
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method.
 
     Attributes:
-        handler: of its kind.
-        wary: reads its one message only when there is room for it. It does so as a stream, for a method of one message
-            is called when that is here whole; to callers it is the same.
+        name: of the RPC.
+        kind: of its requests.
+        answer: a message and its call -> what answers it, a message or its bytes, now or when it is awaited; where it
+            converses, a stream and its call -> all is said.
+        converses: it answers with a stream.
+        computes: it is refused before it is read while more is asked for than can be computed.
     """
 
-    handler: "grpc.RpcMethodHandler[Any, Any]"
-    wary: "grpc.RpcMethodHandler[Any, Any] | None" = None
+    name: str
+    kind: type[Message]
+    answer: Callable[[Any, Call], Any]
+    converses: bool = False
+    computes: bool = False
 
 
-class Gate(grpc.ServerInterceptor):
+@dataclass(frozen=True, slots=True)
+class Conversed:
+    """A stream, and what its bytes are."""
+
+    rpc: Rpc
+    kind: type[Message]
+
+    async def next(self) -> tuple[Any, int] | None:
+        """Return the next message and how many bytes it has; None behind the last.
+
+        Raises:
+            AttentionServiceError: as `Rpc.next`; InvalidRequest for bytes that are no message.
+        """
+        content = await self.rpc.next()
+        return None if content is None else (_read(self.kind, content), len(content))
+
+    async def one(self) -> Any:
+        """Return the only message, where just the answers are a stream. Raises as `next`."""
+        return _read(self.kind, await self.rpc.message())
+
+
+class Gate:
     """Lets callers through who are known; those who ask for health need not be.
 
     Args:
         callers: who is known.
         service: the core, whose observer watches the calls.
-        computing: methods, by path, that are refused before they are read while more is asked for than can be computed.
+        methods: by their paths.
+        threads: for messages that would hold up the loop.
     """
 
-    def __init__(self, callers: Callers, service: Service, computing: Collection[str]) -> None:
+    def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], threads: Threads) -> None:
         self._callers = callers
         self._service = service
-        self._computing = computing
-        self._guarded: dict[str, _Guarded] = {}  # by path; they serve every call, and hold nothing of one
+        self._methods = methods
+        self._threads = threads
 
-    def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Return the method, behind the gate; or what refuses the call."""
-        method = handler_call_details.method
-        if method in OPEN:
-            return continuation(handler_call_details)
-        guarded = self._guarded.get(method) or self._guard(method, continuation(handler_call_details))
-        metadata: Mapping[str, Any] = dict(handler_call_details.invocation_metadata or ())
-        try:
-            _arrival.set(_Arrival(self._callers.identify(_text(metadata.get("authorization"))), metadata))
-        except Unauthenticated as error:
-            _arrival.set(_Arrival(None, metadata))
-            return self._refusing(method if guarded else "", error)
-        return guarded and (guarded.wary if guarded.wary and self._service.overload.is_closed else guarded.handler)
-
-    def _guard(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any] | None") -> "_Guarded | None":
-        """Put a method behind the gate, once."""
-        if handler is None:
-            return None
-        behind = _Method(self._service, _name(method), handler)
-        if handler.response_streaming:
-            guarded = _Guarded(replaced(handler, behind.answer_often, handler.request_deserializer, None))
-        elif method in self._computing:
-            wary: Any = grpc.stream_stream_rpc_method_handler(behind.compute_warily)
-            guarded = _Guarded(replaced(handler, behind.compute, None, None), wary)
+    def arrive(self, rpc: Rpc, fits: bool) -> None:
+        """Take a call whose head is here."""
+        if not rpc.headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            rpc.refuse([(b":status", b"415"), (b"accept", b"application/grpc")])
+            rpc.start(_nothing())
+        elif rpc.headers.get(b":method") != b"POST":
+            rpc.refuse([(b":status", b"405"), (b"allow", b"POST")])
+            rpc.start(_nothing())
+        elif rpc.method in OPEN:
+            rpc.start(self._answer_anyone(rpc, self._methods[rpc.method]))
         else:
-            guarded = _Guarded(replaced(handler, behind.answer_once, None, None))
-        self._guarded[method] = guarded
-        return guarded
+            rpc.start(self._answer(rpc, fits=fits))
 
-    def _refusing(self, method: str, error: Unauthenticated) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Return what refuses a call."""
+    async def _answer_anyone(self, rpc: Rpc, method: Method) -> None:
+        """Answer what needs no credentials, and is not counted."""
+        watch = Watch(request_id=request_id(_headers(rpc).get(REQUEST_ID)))
+        try:
+            await self._serve(rpc, method, Call(watch.request_id, watch=watch))
+        except asyncio.CancelledError:
+            fail(rpc, watch, rpc.why())
+        except Exception as error:  # noqa: BLE001 # it is told, or logged
+            fail(rpc, watch, error)
 
-        def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> None:
-            with _Visit(self._service.observer, _name(method), context):
-                raise error
+    async def _answer(self, rpc: Rpc, *, fits: bool) -> None:
+        method = self._methods.get(rpc.method)
+        with _Visit(self._service.observer, rpc, method) as visit:
+            if not fits:
+                raise TooLarge(f"the metadata is over {HEAD_BYTES} bytes, or has more than {HEADERS_COUNT} names")
+            caller = self._callers.identify(_text(rpc.headers.get(b"authorization")))
+            call = visit.enter(caller)
+            if method is None:
+                raise Unimplemented(f"there is no method {rpc.method[:256]}")
+            if method.computes:
+                await self._compute(rpc, method, call)
+            else:
+                await self._serve(rpc, method, call)
 
-        # As a stream, which it refuses without reading: a method of one message is called when that is here whole.
-        return grpc.stream_stream_rpc_method_handler(refuse)
+    async def _compute(self, rpc: Rpc, method: Method, call: Call) -> None:
+        overload = self._service.overload
+        if overload.is_closed:  # then a message is not read, unless there is a place for it
+            with overload.place(call.caller):
+                await self._reply(rpc, method, call, await rpc.message())
+        else:
+            content = await rpc.message()
+            with overload.place(call.caller):
+                await self._reply(rpc, method, call, content)
 
+    async def _serve(self, rpc: Rpc, method: Method, call: Call) -> None:
+        if method.converses:
+            await method.answer(Conversed(rpc, method.kind), call)
+            rpc.finish([OK, *told(call.watch)])
+        else:
+            await self._reply(rpc, method, call, await rpc.message())
 
-class _Method:
-    """A method behind the gate; it reads its message itself, and gives bytes.
-
-    Args:
-        service: the core.
-        name: the method's.
-        handler: what gRPC would call.
-    """
-
-    def __init__(self, service: Service, name: str, handler: "grpc.RpcMethodHandler[Any, Any]") -> None:
-        self._overload = service.overload
-        self._observer = service.observer
-        self._name = name
-        self._answer: Any = getattr(handler, kind_of(handler))
-        self._read: Any = handler.request_deserializer
-        self._write: Any = handler.response_serializer
-
-    def answer_once(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Answer a message with one."""
-        with _Visit(self._observer, self._name, context) as visit:
-            return self._written(request, context, visit.enter())
-
-    def compute(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """Answer a message with one, which has to be computed."""
-        with _Visit(self._observer, self._name, context) as visit:
-            watch = visit.enter()
-            with self._overload.place(watch.caller):
-                return self._written(request, context, watch)
-
-    def compute_warily(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Do the same, and read the message only when there is a place for it."""
-        with _Visit(self._observer, self._name, context) as visit:
-            watch = visit.enter()
-            with self._overload.place(watch.caller):
-                content = self._written(_only(requests), context, watch)
-            yield content
-
-    def answer_often(self, messages: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Answer with a stream, whose messages may be bytes already."""
-        with _Visit(self._observer, self._name, context, is_stream=True) as visit:
-            context.set_trailing_metadata(trailing_metadata(visit.enter()))
-            for each in self._answer(messages, context):
-                yield each if isinstance(each, bytes) else self._write(each)
-
-    def _written(self, request: bytes, context: grpc.ServicerContext, watch: Watch) -> bytes:
-        watch.request_bytes = len(request)
-        found = self._answer(self._read(request), context)
-        content: bytes = found if isinstance(found, bytes) else self._write(found)
-        watch.is_written(len(content))
-        context.set_trailing_metadata(trailing_metadata(watch))
-        return content
+    async def _reply(self, rpc: Rpc, method: Method, call: Call, content: bytes) -> None:
+        watch = call.watch
+        watch.request_bytes = len(content)
+        if len(content) > INLINE:
+            message = await self._threads.run(functools.partial(_read, method.kind, content))
+        else:
+            message = _read(method.kind, content)
+        found = method.answer(message, call)
+        if not isinstance(found, bytes | Message):
+            found = await found
+        answer = found if isinstance(found, bytes) else found.SerializeToString()
+        watch.is_written(len(answer))
+        rpc.finish([OK, *told(watch)], answer)
 
 
 class _Visit:
@@ -160,80 +159,67 @@ class _Visit:
 
     Args:
         observer: watches it.
-        name: its method's; empty where there is no such method.
-        context: its.
-        is_stream: whether its messages are requests.
+        rpc: it.
+        method: what it asks for; None where there is no such method.
     """
 
-    __slots__ = ("_caller", "_context", "_observer", "_watch")
+    __slots__ = ("_observer", "_rpc", "_watch")
 
-    def __init__(
-        self, observer: Observer, name: str, context: grpc.ServicerContext, *, is_stream: bool = False
-    ) -> None:
+    def __init__(self, observer: Observer, rpc: Rpc, method: Method | None) -> None:
         self._observer = observer
-        self._context = context
-        self._caller, metadata = _arrival.get()
-        who = (self._caller.name if self._caller else "") or peer_of(context)
-        self._watch = observer.begin("grpc", name, metadata, is_stream=is_stream, caller=who)
-        context.attention_watch = self._watch  # type: ignore[attr-defined]
+        self._rpc = rpc
+        self._watch = observer.begin(
+            "grpc",
+            method.name if method else "",
+            _headers(rpc),
+            is_stream=method is not None and method.converses,
+            caller=rpc.certificate or rpc.host,
+        )
 
-    def enter(self) -> Watch:
-        """Let its caller in.
+    def enter(self, caller: Caller) -> Call:
+        """Let a caller in.
 
         Raises:
             LimitReached: they have as much here as they may.
         """
-        assert self._caller is not None
-        leave = self._caller.enter()
-        if leave and not self._context.add_callback(leave):
-            leave()
-        self._context.attention_caller = self._caller  # type: ignore[attr-defined]
-        return self._watch
+        self._watch.caller = caller.name or self._watch.caller
+        leave = caller.enter()
+        if leave:
+            self._rpc.on_leaving(leave)
+        return call_of(self._rpc, caller, self._watch)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool:
         try:
+            if isinstance(error, asyncio.CancelledError):
+                error = self._rpc.why()
             if isinstance(error, Exception):
-                fail(self._context, error)
+                fail(self._rpc, self._watch, error)
         finally:
             self._observer.end(self._watch)
+        return isinstance(error, Exception)
 
 
-def kind_of(handler: "grpc.RpcMethodHandler[Any, Any]") -> str:
-    """Return which of gRPC's four kinds a method is of."""
-    return next(kind for kind in KINDS if getattr(handler, kind))
+async def _nothing() -> None:
+    """Answer what is answered already."""
 
 
-def replaced(
-    handler: "grpc.RpcMethodHandler[Any, Any]",
-    method: Callable[..., Any],
-    deserialize: Callable[[bytes], Any] | None,
-    serialize: Callable[[Any], bytes] | None,
-) -> "grpc.RpcMethodHandler[Any, Any]":
-    """Return a handler of the same kind, with another method, and other readers and writers of messages."""
-    make = getattr(grpc, f"{kind_of(handler)}_rpc_method_handler")
-    made: grpc.RpcMethodHandler[Any, Any] = make(method, deserialize, serialize)
-    return made
-
-
-def _only(requests: Iterator[bytes]) -> bytes:
-    """Read the message of a method that takes one."""
+def _read(kind: type[Message], content: bytes) -> Message:
     try:
-        return next(requests)
-    except StopIteration as error:
-        raise InvalidRequest("the method takes one message") from error
-    except grpc.RpcError as error:
-        raise Cancelled("the caller has gone") from error
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise InvalidRequest("the bytes are no message of the type that this method takes") from error
 
 
-def _name(method: str) -> str:
-    """`/package.Service/Method` -> `Method`."""
-    return method.rpartition("/")[2]
+def _headers(rpc: Rpc) -> dict[str, str]:
+    """Return the headers that who watches a call looks at."""
+    sent = rpc.headers
+    return {text: sent[name].decode("latin-1") for name, text in LOOKED_AT.items() if name in sent}
 
 
-def _text(value: str | bytes | None) -> str | None:
-    return value if isinstance(value, str) else None
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

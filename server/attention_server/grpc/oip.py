@@ -1,105 +1,109 @@
 """inference.GRPCInferenceService, the Open Inference Protocol: translate, call, translate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
-import grpc
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
-from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 from google.protobuf.json_format import ParseDict
 
 from attention_server.domain import Call, Response
 from attention_server.errors import NotFound, Unimplemented
-from attention_server.grpc.exchange import call_of
+from attention_server.grpc.exchange import answered
+from attention_server.grpc.gate import Conversed
+from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.service import Service
 from attention_server.translate import oip, oip_models, oip_proto
 from attention_server.translate.errors import message_of
+from attention_server.translate.oip_tensor import BYTES
 from attention_server.translate.url import to_version
 
 
-class InferenceServicer(GRPCInferenceServiceServicer):
+class InferenceServicer:
     """Answers the Open Inference Protocol from the core."""
 
-    def __init__(self, service: Service, conversations: Conversations, ready: Callable[[], bool]) -> None:
+    def __init__(self, service: Service, conversations: Conversations, heavy: Heavy, ready: Callable[[], bool]) -> None:
         self._service = service
+        self._heavy = heavy
         self._ready = ready
         self._conversations = conversations
         self._dialect = Dialect(self._submit, _refuse, in_order=True)
 
-    def ServerLive(self, message: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
+    def ServerLive(self, message: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, message: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
+    def ServerReady(self, message: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._ready())
 
-    def ModelReady(self, message: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
+    def ModelReady(self, message: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         try:
             return pb.ModelReadyResponse(ready=self._service.is_ready(message.name, _version(message.version)))
         except NotFound:  # the protocol asks whether it answers, not whether it is there
             return pb.ModelReadyResponse(ready=False)
 
-    def ServerMetadata(
-        self, message: pb.ServerMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ServerMetadataResponse:
+    def ServerMetadata(self, message: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
         return ParseDict(oip_models.server(), pb.ServerMetadataResponse())
 
-    def ModelMetadata(
-        self, message: pb.ModelMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ModelMetadataResponse:
+    def ModelMetadata(self, message: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict(oip_models.metadata(model), pb.ModelMetadataResponse())
 
-    def ModelConfig(self, message: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
+    def ModelConfig(self, message: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict({"config": oip_models.config(model)}, pb.ModelConfigResponse())
 
-    def ModelInfer(self, message: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
-        return oip_proto.from_answer(oip.answer(oip_proto.to_infer(message), self._service, call_of(context)))
+    async def ModelInfer(self, message: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        future, write = await self._begin(message, call, None)
+        response = await answered(future, call)
+        return await self._heavy.to_write(lambda: oip_proto.from_answer(write(response)), response.size)
 
-    def ModelStreamInfer(
-        self, messages: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
-        return self._conversations.hold(messages, self._dialect, call_of(context), context)
+    async def ModelStreamInfer(self, conversed: Conversed, call: Call) -> None:
+        await self._conversations.hold(conversed, self._dialect, call)
 
-    def RepositoryIndex(
-        self, message: pb.RepositoryIndexRequest, context: grpc.ServicerContext
-    ) -> pb.RepositoryIndexResponse:
+    def RepositoryIndex(self, message: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
         models = oip_models.index(self._service.index(), ready=message.ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
-    def RepositoryModelLoad(
-        self, message: pb.RepositoryModelLoadRequest, context: grpc.ServicerContext
+    async def RepositoryModelLoad(
+        self, message: pb.RepositoryModelLoadRequest, call: Call
     ) -> pb.RepositoryModelLoadResponse:
         oip_models.check_load(message.parameters)
-        self._service.load_model(message.model_name, call_of(context))
+        await self._heavy.run(lambda: self._service.load_model(message.model_name, call))
         return pb.RepositoryModelLoadResponse()
 
-    def RepositoryModelUnload(
-        self, message: pb.RepositoryModelUnloadRequest, context: grpc.ServicerContext
+    async def RepositoryModelUnload(
+        self, message: pb.RepositoryModelUnloadRequest, call: Call
     ) -> pb.RepositoryModelUnloadResponse:
         oip_models.check_unload(message.parameters)
-        self._service.unload_model(message.model_name, call_of(context))
+        await self._heavy.run(lambda: self._service.unload_model(message.model_name, call))
         return pb.RepositoryModelUnloadResponse()
 
-    def ModelStatistics(
-        self, message: pb.ModelStatisticsRequest, context: grpc.ServicerContext
-    ) -> pb.ModelStatisticsResponse:
+    def ModelStatistics(self, message: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
         found = self._service.statistics(message.name, _version(message.version))
         return ParseDict(oip_models.statistics(found), pb.ModelStatisticsResponse())
 
-    def _refuse_all(self, message: object, context: grpc.ServicerContext) -> None:
+    def _refuse_all(self, message: object, call: Call) -> None:
         raise Unimplemented(oip_models.NOT_OFFERED)
 
     SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _refuse_all
     CudaSharedMemoryStatus = CudaSharedMemoryRegister = CudaSharedMemoryUnregister = _refuse_all
     TraceSetting = LogSettings = _refuse_all
 
-    def _submit(
-        self, message: pb.ModelInferRequest, call: Call
+    async def _submit(
+        self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None]
     ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
-        future, write = oip.submit(oip_proto.to_infer(message), self._service, call)
+        future, write = await self._begin(message, call, admitted)
         return future, lambda response: _streamed(oip_proto.from_answer(write(response)))
+
+    async def _begin(
+        self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None] | None
+    ) -> tuple["Future[Response]", Callable[[Response], oip.Answer]]:
+        def begin() -> "tuple[Future[Response], Callable[[Response], oip.Answer]]":
+            return oip.submit(oip_proto.to_infer(message), self._service, call, admitted)
+
+        sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
+        text = any(each.datatype == BYTES for each in message.inputs)
+        return await self._heavy.to_read(begin, call.watch.request_bytes, sequences, text=text)
 
 
 def _streamed(response: pb.ModelInferResponse) -> bytes:

@@ -1,53 +1,48 @@
-"""The gRPC port.
+"""The gRPC port: every method in one place, and the loop that serves them.
 
-A synchronous server, whose thread carries a request from its bytes to its answer and, when a slot is free, computes
-it too: no loop stands between. What the pool must not do is fill up, or health checks would wait behind work: it has
-a thread for every request that can be running or queued, for every stream of requests, and some spare. A stream of
-reflection holds one, and these are few and end by themselves; a health that is watched holds none.
+The loop that serves HTTP serves this too. It moves bytes, reads and writes messages, and lets the scheduler compute
+what is short in between (`Scheduler.attach`), so that a short request changes threads nowhere on its way.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from typing import Any
 
-import grpc
 from attention_proto.attention.v1 import attention_pb2
-from attention_proto.attention.v1.attention_pb2_grpc import add_AttentionServiceServicer_to_server
 from attention_proto.inference import grpc_predict_v2_pb2
-from attention_proto.inference.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from attention_server.callers import Callers
-from attention_server.certificates import Certificates, grpc_credentials
+from attention_server.certificates import Certificates, grpc_context
+from attention_server.errors import Stopping
 from attention_server.grpc.attention import AttentionServicer
-from attention_server.grpc.gate import Gate
+from attention_server.grpc.connection import Connection, Port
+from attention_server.grpc.gate import Gate, Method
+from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.oip import InferenceServicer
-from attention_server.grpc.reading import Reading
-from attention_server.grpc.standard import Health, Reflection
+from attention_server.grpc.rpc import Inbound
+from attention_server.grpc.standard import NOT_SERVING, SERVING, Health, Reflection
 from attention_server.grpc.stream import STREAMS, Conversations
 from attention_server.service import SPARE_THREADS, Service
+from attention_server.transport import Threads, listen
 
-SERVICES = (
-    attention_pb2.DESCRIPTOR.services_by_name["AttentionService"].full_name,
-    grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-)
+ATTENTION = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"]
+INFERENCE = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-COMPUTING = frozenset({f"/{SERVICES[0]}/Attend", f"/{SERVICES[0]}/CreateMemory", f"/{SERVICES[1]}/ModelInfer"})
-
-HANDSHAKE_MS = 10_000  # for a connection that is opened and says nothing
-IDLE_MS = 300_000  # after which a connection without a call is closed; clients open another when they need one
-KEEPALIVE_MS = 60_000  # between two looks at whether the peer of a connection is still there
-KEEPALIVE_TIMEOUT_MS = 20_000
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+COMPUTING = frozenset({"Attend", "CreateMemory", "ModelInfer"})
+INBOUND_MESSAGES = 2  # of the largest size, may be on their way in at once, all calls together
+HANDSHAKE_SECONDS = 10.0  # of TLS
 
 
 class GrpcServer:
-    """Serves attention.v1, the Open Inference Protocol, grpc.health.v1 and reflection.
+    """Serves attention.v1, the Open Inference Protocol, grpc.health.v1 and reflection on the running loop.
 
     Args:
         service: the core.
-        address: where to listen, `HOST:PORT`; port 0 picks a free one.
+        host, port: where to listen; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
         callers: who may call.
@@ -60,67 +55,99 @@ class GrpcServer:
     def __init__(
         self,
         service: Service,
-        address: str,
+        host: str,
+        port: int,
         *,
         requests: int,
         max_message_bytes: int,
         callers: Callers,
         certificates: Certificates | None = None,
     ) -> None:
+        self._socket = listen("gRPC", host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self._certificates = certificates
+        self._threads = Threads(requests + SPARE_THREADS, "grpc")
         self._health = Health()
-        threads = requests + STREAMS + SPARE_THREADS
-        self._server = grpc.server(
-            ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
-            interceptors=[Gate(callers, service, COMPUTING), Reading()],
-            options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", -1),  # the core bounds an answer, with words of what would fit
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a client may watch over a long call
-                # What is more waits with its caller: of what waits here without a thread gRPC cancels some, unasked.
-                ("grpc.max_concurrent_streams", threads),
-                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-                ("grpc.max_connection_idle_ms", IDLE_MS),
-                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-                ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a partner
-            ],
-        )
         self._conversations = Conversations(service.observer)
-        attention = AttentionServicer(service, self._conversations)
-        add_AttentionServiceServicer_to_server(attention, self._server)
-        inference = InferenceServicer(service, self._conversations, lambda: self._serving)
-        add_GRPCInferenceServiceServicer_to_server(inference, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        listed = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(listed), self._server)
+        heavy = Heavy(self._threads)
+        self._methods = {
+            **_methods(ATTENTION, AttentionServicer(service, self._conversations, heavy)),
+            **_methods(INFERENCE, InferenceServicer(service, self._conversations, heavy, lambda: self._serving)),
+            **_methods(HEALTH, self._health),
+            **_methods(REFLECTION, Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])),
+        }
+        gate = Gate(callers, service, self._methods, self._threads)
+        self._port = Port(
+            gate.arrive,
+            max_message_bytes,
+            # What is more waits with its caller.
+            concurrent_calls=requests + STREAMS + SPARE_THREADS,
+            inbound=Inbound(INBOUND_MESSAGES * max_message_bytes),
+            threads=self._threads,
+        )
         self.set_serving(False)
-        try:
-            self.port = (
-                self._server.add_secure_port(address, grpc_credentials(certificates))
-                if certificates
-                else self._server.add_insecure_port(address)
-            )
-        except RuntimeError as error:
-            raise OSError(
-                f"cannot listen for gRPC on {address}: the port is taken or the address is not ours"
-            ) from error
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to accept."""
-        self._server.start()
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self._port),
+            sock=self._socket,
+            ssl=grpc_context(self._certificates) if self._certificates else None,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if self._certificates else None,
+        )
 
     def set_serving(self, serving: bool) -> None:
-        """Tell health checks whether requests are answered."""
+        """Tell health checks whether requests are answered; from the loop."""
         self._serving = serving
-        for name in ("", *SERVICES):
+        for name in ("", ATTENTION.full_name, INFERENCE.full_name):
             self._health.set(name, SERVING if serving else NOT_SERVING)
 
-    def stop(self, grace: float) -> None:
+    async def stop(self, grace: float) -> None:
         """Accept no more, and wait for what was accepted.
 
         Args:
             grace: seconds after which it is cut off.
         """
-        stopped = self._server.stop(grace)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace
+        self._listener.close()
+        self._port.is_ending = True
+        for connection in list(self._port.connections):
+            connection.warn_of_end()
+        self._health.end()
         self._conversations.end()
-        stopped.wait()
+        while self._port.calls and loop.time() < end:
+            await _wait(self._port.ended, end - loop.time())
+        for rpc in list(self._port.calls):
+            rpc.stop(Stopping("the server is stopping, and its time is over"))
+        await asyncio.sleep(0)
+        for connection in list(self._port.connections):
+            connection.close()
+        while self._port.connections and loop.time() < end:
+            await _wait(self._port.ended, end - loop.time())
+        for connection in list(self._port.connections):
+            connection.abort()
+        self._threads.close()
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    event.clear()
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+def _methods(service: Any, servicer: Any) -> dict[str, Method]:
+    """Return a service's methods by their paths: the servicer's, by their names."""
+    return {
+        f"/{service.full_name}/{about.name}": Method(
+            about.name,
+            GetMessageClass(about.input_type),
+            getattr(servicer, about.name),
+            converses=about.server_streaming,
+            computes=about.name in COMPUTING,
+        )
+        for about in service.methods
+    }

@@ -1,19 +1,25 @@
 """The standard services, health and reflection, with bounds on the streams that a caller may leave open."""
 
-import threading
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
 
-from attention_server.errors import Unavailable
-from attention_server.grpc.exchange import abort
+from attention_server.domain import Call
+from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
+from attention_server.grpc.gate import Conversed
 
-WATCHES = 256  # of health at once, which need no credentials; each holds memory, none a thread
-REFLECTIONS = 8  # at once; each holds a thread
+WATCHES = 256  # of health at once, which need no credentials
+REFLECTIONS = 8  # at once
 REFLECTION_SECONDS = 60.0  # after which one is ended, for idle ones would keep others out
+
+SERVING = HealthCheckResponse.SERVING
+NOT_SERVING = HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Places:
@@ -22,64 +28,90 @@ class Places:
     def __init__(self, count: int, what: str) -> None:
         self._count = count
         self._what = what
-        self._lock = threading.Lock()
         self._taken = 0
 
-    def take(self, context: grpc.ServicerContext) -> None:
-        """Take a place until a call ends.
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have a place meanwhile.
 
         Raises:
             Unavailable: none is free.
         """
-        with self._lock:
-            if self._taken >= self._count:
-                raise Unavailable(f"{self._count} {self._what} are open, as many as may be")
-            self._taken += 1
-        if not context.add_callback(self._leave):
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
+        if self._taken >= self._count:
+            raise Unavailable(f"{self._count} {self._what} are open, as many as may be")
+        self._taken += 1
+        try:
+            yield
+        finally:
             self._taken -= 1
 
 
-class Health(health.HealthServicer):
+class Health:
     """grpc.health.v1."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._places = Places(WATCHES, "watches of health")
+        self._statuses: dict[str, int] = {}
+        self._changed: set[asyncio.Event] = set()  # of those who watch
+        self._ended = False
 
-    def Watch(
-        self,
-        request: health_pb2.HealthCheckRequest,
-        context: grpc.ServicerContext,
-        send_response_callback: Callable[[Any], None] | None = None,
-    ) -> Any:
-        try:
-            self._places.take(context)
-        except Unavailable as error:
-            abort(context, error)
-        return super().Watch(request, context, send_response_callback)
+    def set(self, service: str, status: int) -> None:
+        """Say how a service is, to those who watch it too."""
+        self._statuses[service] = status
+        self._tell()
+
+    def end(self) -> None:
+        """Watch no more: the server stops."""
+        self._ended = True
+        self._tell()
+
+    def Check(self, message: HealthCheckRequest, call: Call) -> HealthCheckResponse:
+        status = self._statuses.get(message.service)
+        if status is None:
+            raise NotFound(f"there is no service {message.service[:256]!r}")
+        return HealthCheckResponse(status=status)
+
+    def List(self, message: Any, call: Call) -> Any:
+        statuses = {name: HealthCheckResponse(status=status) for name, status in self._statuses.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined] # newer than its types
+
+    async def Watch(self, conversed: Conversed, call: Call) -> None:
+        found = await conversed.one()
+        changed = asyncio.Event()
+        with self._places.taken():
+            self._changed.add(changed)
+            try:
+                told = None
+                while not self._ended:
+                    status = self._statuses.get(found.service, SERVICE_UNKNOWN)
+                    if status != told:
+                        conversed.rpc.send(HealthCheckResponse(status=status).SerializeToString())
+                        told = status
+                    await changed.wait()
+                    changed.clear()
+            finally:
+                self._changed.discard(changed)
+        raise Stopping("the server is stopping")
+
+    def _tell(self) -> None:
+        for changed in self._changed:
+            changed.set()
 
 
-class Reflection(reflection.ReflectionServicer):
-    """grpc.reflection.v1alpha."""
+class Reflection:
+    """grpc.reflection.v1alpha: what gRPC's own servicer answers."""
 
     def __init__(self, services: list[str]) -> None:
-        super().__init__(services)
         self._places = Places(REFLECTIONS, "streams of reflection")
+        self._servicer = reflection.ReflectionServicer(services)
 
-    def ServerReflectionInfo(  # type: ignore[override] # the server is a synchronous one
-        self, request_iterator: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
-    ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
-        self._places.take(context)
-        end = threading.Timer(REFLECTION_SECONDS, context.cancel)
-        end.daemon = True
-        end.start()
-        try:
-            yield from super().ServerReflectionInfo(request_iterator, context)
-        except grpc.RpcError:
-            return  # the caller has gone, or stayed too long
-        finally:
-            end.cancel()
+    async def ServerReflectionInfo(self, conversed: Conversed, call: Call) -> None:
+        with self._places.taken():
+            try:
+                async with asyncio.timeout(REFLECTION_SECONDS):
+                    while (found := await conversed.next()) is not None:
+                        answers: Any = self._servicer.ServerReflectionInfo(iter([found[0]]), None)  # type: ignore[arg-type] # it asks nothing of its call
+                        for answer in answers:
+                            conversed.rpc.send(answer.SerializeToString())
+            except TimeoutError as error:
+                raise Cancelled(f"a stream of reflection ends after {REFLECTION_SECONDS:g} s") from error

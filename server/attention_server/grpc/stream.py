@@ -1,33 +1,34 @@
 """Streams of either protocol: requests are taken as they come, and answers go out as they are ready, or in order.
 
-Two threads hold a stream: one reads and hands to the scheduler, the other writes. A caller who does not read fills the
-window of what is in flight, and then nothing more of theirs is read: that is the flow control.
+All of it happens on the loop. A caller who does not read fills the windows of what is in flight, and then nothing more
+of theirs is read: that is the flow control.
 """
 
-import functools
-import threading
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import grpc
 import structlog
-from attention_proto.window import Window
 
 from attention_server.domain import Call, Response
-from attention_server.errors import AttentionServiceError, Cancelled, Full, InvalidRequest, Stopping
+from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
+from attention_server.grpc.exchange import poster
+from attention_server.grpc.gate import Conversed
 from attention_server.observe import Observer
 from attention_server.translate.errors import note
 
-STREAMS = 64  # at once; each holds two threads
+STREAMS = 64  # at once
 IN_FLIGHT = 32  # requests of one stream
 IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of its requests
 ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how large the next will be, the last one tells
 
 log = structlog.get_logger()
+
+Write = Callable[[Response], bytes]
+Submit = Callable[[Any, Call, Callable[[], None]], Awaitable[tuple["Future[Response]", Write]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,43 +36,36 @@ class Dialect:
     """How a protocol speaks on a stream.
 
     Attributes:
-        submit: takes a message and hands its request to the core; returns what will hold the response, and what then
-            writes it.
+        submit: takes a message, its call, and what is told when it is let in, and hands its request to the core;
+            returns what will hold the response, and what then writes it.
         refuse: writes that a request, by its id, has no answer.
         in_order: whether answers go out in the order of their requests; otherwise as they are ready.
     """
 
-    submit: Callable[[Any, Call], tuple["Future[Response]", Callable[[Response], bytes]]]
+    submit: Submit
     refuse: Callable[[str, Exception, Call], bytes]
     in_order: bool
 
 
-@dataclass(slots=True)
-class Held:
-    """What a request holds until it is answered: its bytes, and its answer's; expected ones, until there is one."""
-
-    request: int
-    answer: int
-    left: bool = False  # it is answered, and holds nothing any more
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a request.
+@dataclass(slots=True, eq=False)
+class Asked:
+    """One request of a stream, until its answer is on its way.
 
     Attributes:
         id: the caller's.
-        call: the request's own, within the stream's.
-        held: what it holds.
+        call: its own, within the stream's.
+        size: its bytes.
+        answer_size: its answer's; expected ones, until there is one.
         write: writes the response; None for a request that was refused.
-        future: holds the response, or the error.
+        outcome: holds the response, or the error, when it is settled.
     """
 
     id: str
     call: Call
-    held: Held
-    write: Callable[[Response], bytes] | None
-    future: "Future[Response]"
+    size: int
+    answer_size: int
+    write: Write | None = None
+    outcome: "Future[Response] | None" = field(default=None)
 
 
 class Conversations:
@@ -83,41 +77,31 @@ class Conversations:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._lock = threading.Lock()
         self._open: set[Conversation] = set()
         self._ended = False
 
-    def hold(
-        self, messages: Iterator[Any], dialect: Dialect, call: Call, context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
+    async def hold(self, conversed: Conversed, dialect: Dialect, call: Call) -> None:
         """Answer a stream.
 
         Raises:
             Full: too many are open.
-            Stopping: the server is.
+            AttentionServiceError: as `Conversation.hold`.
         """
-        conversation = Conversation(dialect, call, self._observer)
-        with self._lock:
-            if self._ended:
-                raise Stopping("the server is stopping")
-            if len(self._open) >= STREAMS:
-                raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
-            self._open.add(conversation)
+        if self._ended:
+            raise Stopping("the server is stopping")
+        if len(self._open) >= STREAMS:
+            raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
+        conversation = Conversation(conversed, dialect, call, self._observer)
+        self._open.add(conversation)
         try:
-            if not context.add_callback(conversation.leave):
-                conversation.leave()
-            yield from conversation.hold(messages)
+            await conversation.hold()
         finally:
-            conversation.leave()
-            with self._lock:
-                self._open.discard(conversation)
+            self._open.discard(conversation)
 
     def end(self) -> None:
         """Let every stream answer what it has taken, and take no more."""
-        with self._lock:
-            self._ended = True
-            still_open = list(self._open)
-        for conversation in still_open:
+        self._ended = True
+        for conversation in self._open:
             conversation.end()
 
 
@@ -125,151 +109,155 @@ class Conversation:
     """One stream.
 
     Args:
+        conversed: what it brings.
         dialect: how its protocol speaks.
         call: the stream's: all its requests have its caller and its deadline.
         observer: watches each.
     """
 
-    def __init__(self, dialect: Dialect, call: Call, observer: Observer) -> None:
+    def __init__(self, conversed: Conversed, dialect: Dialect, call: Call, observer: Observer) -> None:
+        self._conversed = conversed
         self._dialect = dialect
         self._call = call
         self._observer = observer
-        self._requests = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
-        self._answers = Window(IN_FLIGHT, ANSWER_BYTES)
-        self._weighing = threading.Lock()
+        self._post = poster()
+        self._loop = asyncio.get_running_loop()
+        self._asked: dict[Asked, None] = {}  # in their order, and not on their way yet
+        self._count = 0  # of those whose answers are not on their way
+        self._size = self._answer_size = 0  # bytes of theirs
         self._expected = ANSWER_BYTES // 8  # of the next answer
-        self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()  # None: look whether this is the end
-        self._taken = 0
-        self._complete = False  # the caller has sent all they wanted to
-        self._unreadable: InvalidRequest | None = None  # what followed the last message
-        self._ended = False  # no more is taken, for whatever reason
-        self._over = False  # nobody reads any more
+        self._moved: asyncio.Future[None] | None = None  # something was sent
+        self._is_over = False  # nobody reads any more
+        self._taking: asyncio.Task[None] | None = None
 
-    def hold(self, messages: Iterator[Any]) -> Iterator[bytes]:
-        """Yield an answer for each message, as they are ready.
+    async def hold(self) -> None:
+        """Take what comes and answer it, until all is answered.
 
         Raises:
             Cancelled: the caller has gone.
             Stopping: the server is; what it took is answered.
             InvalidRequest: what followed is no message; what came before it is answered.
         """
-        threading.Thread(target=self._take, args=(messages,), name="stream", daemon=True).start()
-        sent = 0
-        while not self._over and not (self._ended and sent == self._taken):
-            outcome = self._outcomes.get()
-            if outcome is not None:
-                yield self._answer(outcome)
-                sent += 1
-                self._leave_windows(outcome.held)
-        if self._unreadable:
-            raise self._unreadable
-        if not self._complete:
-            if self._call.gone:
-                raise Cancelled("the caller has gone")
-            raise Stopping("the server is stopping")
+        self._taking = self._loop.create_task(self._take())
+        try:
+            await asyncio.wait([self._taking])
+            while self._count:
+                await self._something()
+            if self._taking.cancelled():
+                raise Stopping("the server is stopping")
+            self._taking.result()
+        finally:
+            self._is_over = True
+            self._taking.cancel()
+            self._forget()
 
     def end(self) -> None:
         """Answer what was taken, and take no more."""
-        self._close()
-        self._end_taking()
+        if self._taking:
+            self._taking.cancel()
 
-    def leave(self) -> None:
-        """The caller has gone, or all is done: keep no answer for them."""
-        self._over = True
-        self._call.leave()
-        self._close()
-        self._forget()
+    async def _take(self) -> None:
+        while (found := await self._conversed.next()) is not None:
+            message, size = found
+            while not self._has_room(size):
+                await self._something()
+            asked = Asked(message.id, self._part(message.id, size), size, self._expected)
+            self._enter(asked)
+            await self._submit(message, asked)
+            del message, found, asked  # while the next is waited for, nothing of the last one is kept
 
-    def _take(self, messages: Iterator[Any]) -> None:
+    def _has_room(self, size: int) -> bool:
+        """Return whether one more fits; what is too large alone may go alone."""
+        fits = self._size + size <= IN_FLIGHT_BYTES and self._answer_size + self._expected <= ANSWER_BYTES
+        return not self._count or (self._count < IN_FLIGHT and fits)
+
+    def _part(self, id_: str, size: int) -> Call:
+        return self._call.part(self._observer.message(self._call.watch, id_, size))
+
+    def _enter(self, asked: Asked) -> None:
+        self._asked[asked] = None
+        self._count += 1
+        self._size += asked.size
+        self._answer_size += asked.answer_size
+
+    async def _submit(self, message: Any, asked: Asked) -> None:
+        admitted = self._loop.create_future()
+        tell = partial(self._post, partial(_settle, admitted))
         try:
-            for message in messages:
-                held = Held(message.ByteSize(), self._expected)
-                if not (self._requests.enter(held.request) and self._answers.enter(held.answer)):
-                    return
-                self._taken += 1
-                self._submit(message, held)
-                del message  # while this thread waits for the next, nothing of the last one is kept
-            self._complete = True
-        except InvalidRequest as error:
-            self._unreadable = error
-        except grpc.RpcError:
-            self._call.leave()  # the stream broke
-        finally:
-            self._end_taking()
-
-    def _end_taking(self) -> None:
-        self._ended = True
-        self._outcomes.put(None)
-
-    def _close(self) -> None:
-        self._requests.close()
-        self._answers.close()
-
-    def _submit(self, message: Any, held: Held) -> None:
-        call = self._call.part(self._observer.message(self._call.watch, message.id, held.request))
-        write = None
-        try:
-            future, write = self._dialect.submit(message, call)
+            future, asked.write = await self._dialect.submit(message, asked.call, tell)
+        except asyncio.CancelledError:  # the server stops: it was taken, and is answered
+            self._refuse(asked, Stopping("the server is stopping"))
+            raise
         except Exception as error:  # noqa: BLE001 # it is this request's alone: the stream goes on
-            future = Future()
-            future.set_exception(error)
-        future.add_done_callback(functools.partial(self._weigh, held))
-        if self._dialect.in_order:
-            self._put(Outcome(message.id, call, held, write, future))
-        else:
-            future.add_done_callback(functools.partial(self._done, message.id, call, held, write))
+            self._refuse(asked, error)
+            return
+        future.add_done_callback(lambda future: self._post(partial(self._done, asked, future)))
+        await admitted
 
-    def _weigh(self, held: Held, future: "Future[Response]") -> None:
-        """Count an answer with the bytes that it has; who waits for a future may have sent it before this is called."""
-        failed = future.cancelled() or future.exception() is not None
-        size = 0 if failed else future.result().size
-        with self._weighing:
-            if not held.left:
-                self._answers.resize(size - held.answer)
-                held.answer = size
+    def _refuse(self, asked: Asked, error: Exception) -> None:
+        future: Future[Response] = Future()
+        future.set_exception(error)
+        self._done(asked, future)
+
+    def _done(self, asked: Asked, outcome: "Future[Response]") -> None:
+        """Take note of what came of a request, and send what can be sent."""
+        if self._is_over:
+            return
+        asked.outcome = outcome
+        failed = outcome.cancelled() or outcome.exception() is not None
+        size = 0 if failed else outcome.result().size
+        self._answer_size += size - asked.answer_size
+        asked.answer_size = size
         if not failed:
             self._expected = size
+        if not self._dialect.in_order:
+            self._send(asked)
+        while self._dialect.in_order and self._asked and next(iter(self._asked)).outcome is not None:
+            self._send(next(iter(self._asked)))
 
-    def _leave_windows(self, held: Held) -> None:
-        with self._weighing:
-            held.left = True
-        self._requests.leave(held.request)
-        self._answers.leave(held.answer)
+    def _send(self, asked: Asked) -> None:
+        del self._asked[asked]
+        self._conversed.rpc.send(self._written(asked), partial(self._gone, asked.size, asked.answer_size))
 
-    def _done(
-        self, id_: str, call: Call, held: Held, write: Callable[[Response], bytes] | None, future: "Future[Response]"
-    ) -> None:
-        self._put(Outcome(id_, call, held, write, future))
+    def _gone(self, size: int, answer_size: int) -> None:
+        """Take note that an answer is on its way."""
+        self._count -= 1
+        self._size -= size
+        self._answer_size -= answer_size
+        if self._moved and not self._moved.done():
+            self._moved.set_result(None)
 
-    def _put(self, outcome: Outcome) -> None:
-        self._outcomes.put(outcome)
-        if self._over:
-            self._forget()
+    async def _something(self) -> None:
+        """Wait until an answer is on its way."""
+        self._moved = self._loop.create_future()
+        await self._moved
 
     def _forget(self) -> None:
-        """End the watch of what nobody reads any more, and keep nothing of it.
+        """End the watch of what nobody reads any more, and keep nothing of it."""
+        for asked in self._asked:
+            note(asked.call.watch, Cancelled("the caller has gone"))
+            self._observer.end(asked.call.watch)
+            asked.outcome = None  # they hold each other
+        self._asked.clear()
 
-        gRPC's objects hold each other, and this: it may be long before they are collected.
-        """
-        with suppress(Empty):
-            while True:
-                outcome = self._outcomes.get_nowait()
-                if outcome is not None:
-                    note(outcome.call.watch, Cancelled("the caller has gone"))
-                    self._observer.end(outcome.call.watch)
-        self._outcomes.put(None)
-
-    def _answer(self, outcome: Outcome) -> bytes:
-        watch = outcome.call.watch
+    def _written(self, asked: Asked) -> bytes:
+        watch, outcome = asked.call.watch, asked.outcome
+        asked.outcome = None  # they hold each other
         try:
-            response = outcome.future.result()
-            assert outcome.write is not None  # or the future would have raised
-            answer = outcome.write(response)
+            assert outcome is not None
+            response = outcome.result()
+            assert asked.write is not None  # or the future would have raised
+            answer = asked.write(response)
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=watch.request_id)
             note(watch, error)
-            answer = self._dialect.refuse(outcome.id, error, outcome.call)
+            answer = self._dialect.refuse(asked.id, error, asked.call)
         watch.is_written(len(answer))
         self._observer.end(watch)
         return answer
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

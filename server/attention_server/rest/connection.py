@@ -4,12 +4,14 @@ Uvicorn bounds neither the head of a request nor the time that a peer takes. Her
 and a peer that stalls, while it sends or receives, is hung up on; one whose request is being computed is not.
 """
 
-import resource
 from asyncio import TimerHandle, Transport
 from http import HTTPStatus
 from typing import Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from attention_server.certificates import common_name
+from attention_server.transport import most_connections
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers
 HEADERS = 128
@@ -17,11 +19,6 @@ SECONDS = 10.0  # between two looks at a connection
 BYTES = 10 * 1024  # that have to move between two looks, where there is something to move
 
 Waiting = Literal["for a head", "for a body", "to send", ""]
-
-
-def most_connections() -> int:
-    """Return how many connections there may be: half of the files that the process may open."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 class Connection(HttpToolsProtocol):
@@ -45,7 +42,7 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > most_connections():
             transport.abort()
             return
-        self._certificate = _certificate(transport)
+        self._certificate = common_name(transport)
         self._look = self.loop.call_later(SECONDS, self._look_at_it)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -128,12 +125,3 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             return "for a head"
         return "for a body" if self.cycle.more_body and not self.flow.read_paused else ""
-
-
-def _certificate(transport: Transport) -> str | None:
-    """Return the common name in the peer's certificate, empty where it has none; None without a certificate."""
-    connection = transport.get_extra_info("ssl_object")
-    certificate = connection.getpeercert() if connection else None
-    if not certificate:
-        return None
-    return next((value for part in certificate["subject"] for key, value in part if key == "commonName"), "")

@@ -3,9 +3,7 @@
 import asyncio
 import functools
 import math
-import zlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from typing import Any
 
 import orjson
@@ -19,7 +17,6 @@ from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
     DeadlineExceeded,
-    Full,
     InvalidRequest,
     TooLarge,
     Unauthenticated,
@@ -28,14 +25,13 @@ from attention_server.errors import (
 from attention_server.overload import Overload
 from attention_server.translate.errors import code_of, note, to_json, to_status
 from attention_server.translate.url import to_version
+from attention_server.transport import Threads, inflate
 from attention_server.watch import Watch
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
-INFLATED = ("gzip", "deflate")
-EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib tells gzip's header from its own
 
 log = structlog.get_logger()
 Handler = Callable[[Request], Awaitable[Response]]
@@ -68,16 +64,14 @@ class Exchange:
     """Reads bodies, and gives work a thread.
 
     Args:
-        pool: threads that carry a request from its bytes to its answer, so that the loop only moves bytes.
-        threads: how many it has.
+        threads: carry a request from its bytes to its answer, so that the loop only moves bytes.
         max_message_bytes: the largest body, as it is sent and as it is when it is inflated.
         overload: what is let in while more is asked for than can be computed.
     """
 
-    def __init__(self, pool: Executor, threads: int, max_message_bytes: int, overload: Overload) -> None:
+    def __init__(self, threads: Threads, max_message_bytes: int, overload: Overload) -> None:
         self._overload = overload
-        self._pool = pool
-        self._idle_threads = threads
+        self._threads = threads
         self._max_message_bytes = max_message_bytes
 
     async def answer(self, request: Request, call: Call, work: Callable[[bytes], Response]) -> Response:
@@ -92,7 +86,10 @@ class Exchange:
         body = await self._body(request, call)
         call.watch.request_bytes = len(body)
         encoding = request.headers.get("content-encoding", "")
-        return await self._in_thread(request, call, lambda: work(inflate(body, encoding, self._max_message_bytes)))
+        limit = self._max_message_bytes
+        return await self._in_thread(
+            request, call, lambda: work(inflate(body, encoding, limit, "body", "Content-Encoding"))
+        )
 
     async def compute(self, request: Request, call: Call, work: Callable[[bytes], Response]) -> Response:
         """Do what computes as `answer` does; in an overload it may be refused before its body is looked at.
@@ -109,10 +106,7 @@ class Exchange:
         return await self.answer(request, call, in_place)
 
     async def _in_thread(self, request: Request, call: Call, work: Callable[[], Response]) -> Response:
-        self._check_idle()
-        self._idle_threads -= 1
-        answer = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        answer.add_done_callback(self._thread_is_idle)
+        answer = self._threads.run(work)
         gone = asyncio.create_task(_disconnected(request))
         either: set[asyncio.Future[Any]] = {answer, gone}
         done, _ = await asyncio.wait(either, timeout=call.remaining(), return_when=asyncio.FIRST_COMPLETED)
@@ -124,15 +118,10 @@ class Exchange:
             raise ClientDisconnect
         raise DeadlineExceeded("the deadline passed while the request waited or ran")
 
-    def _thread_is_idle(self, answer: "asyncio.Future[Response]") -> None:
-        self._idle_threads += 1
-        if not answer.cancelled():
-            answer.exception()  # seen, where nobody waits for it any more
-
     async def _body(self, request: Request, call: Call) -> bytes:
         """Read the body, and no more of it than may be sent, for no longer than the caller waits."""
         self._check_length(int(request.headers.get("content-length", 0)))
-        self._check_idle()
+        self._threads.check_idle()
         try:
             async with asyncio.timeout(call.remaining()):
                 return await self._read(request)
@@ -151,39 +140,6 @@ class Exchange:
     def _check_length(self, length: int) -> None:
         if length > self._max_message_bytes:
             raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
-
-    def _check_idle(self) -> None:
-        if not self._idle_threads:  # a pool's own queue has no bound
-            raise Full("more requests are here than can be answered")
-
-
-def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """Return a body as it was before it was compressed.
-
-    Args:
-        body: as it was sent.
-        encoding: what Content-Encoding says; empty or `identity` when it is not compressed.
-        limit: how many bytes it may have.
-
-    Raises:
-        InvalidRequest: the encoding is unknown, or the body is not of it.
-        TooLarge: it has more; no more than that is inflated.
-    """
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
-        return body
-    if name not in INFLATED:
-        raise InvalidRequest(f"must be one of {', '.join(INFLATED)}, not {encoding[:64]!r}", field="Content-Encoding")
-    stream = zlib.decompressobj(EITHER_HEADER)
-    try:
-        content = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"the body is no {name}: {error}", field="Content-Encoding") from error
-    if len(content) > limit:
-        raise TooLarge(f"the body inflates to over {limit} bytes, the largest that is read")
-    if not stream.eof or stream.unused_data:
-        raise InvalidRequest(f"the body is no {name}: it ends too early or too late", field="Content-Encoding")
-    return content
 
 
 async def _disconnected(request: Request) -> None:

@@ -2,9 +2,7 @@
 
 import asyncio
 import math
-import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -33,6 +31,7 @@ from attention_server.rest.page import page_routes
 from attention_server.service import SPARE_THREADS, Service
 from attention_server.translate import prometheus
 from attention_server.translate.errors import name_of
+from attention_server.transport import Threads, listen
 
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
@@ -149,11 +148,10 @@ class RestServer:
         certificates: Certificates | None = None,
     ) -> None:
         self._service = service
-        self._socket = _listen(host, port)
-        threads = requests + SPARE_THREADS
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
+        self._socket = listen("REST", host, port)
+        self._threads = Threads(requests + SPARE_THREADS, "rest")
         self._health = HealthRoutes(service)
-        exchange = Exchange(self._pool, threads, max_message_bytes, service.overload)
+        exchange = Exchange(self._threads, max_message_bytes, service.overload)
         attention = AttentionRoutes(service, exchange)
         inference = InferenceRoutes(service, exchange, self._health.is_ready)
         application = Starlette(
@@ -198,7 +196,7 @@ class RestServer:
         self.set_stopping()
         self._server.should_exit = True
         await self._serving
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def metrics(self, request: Request) -> Response:
         content = await run_in_threadpool(prometheus.exposition, self._service)
@@ -211,11 +209,3 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise OSError(f"cannot listen for REST on {host}:{port}: {error.strerror}") from error

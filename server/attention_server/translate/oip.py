@@ -107,8 +107,10 @@ def answer(infer: Infer, service: Service, call: Call) -> Answer:
     return from_response(response, infer, service.limits)
 
 
-def submit(infer: Infer, service: Service, call: Call) -> tuple["Future[Response]", Callable[[Response], Answer]]:
-    """Hand one of a stream's requests to the core; return what will hold the response, and what then writes it.
+def submit(
+    infer: Infer, service: Service, call: Call, admitted: Callable[[], None] | None = None
+) -> tuple["Future[Response]", Callable[[Response], Answer]]:
+    """Hand a request to the core; return what will hold the response, and what then writes it.
 
     Raises:
         AttentionServiceError: as `Service.submit`, the fields named as the protocol names them.
@@ -116,7 +118,7 @@ def submit(infer: Infer, service: Service, call: Call) -> tuple["Future[Response
     request = to_request(infer, service.limits)
     _shorten(call, infer.parameters)
     with _named_as_sent(infer):
-        future = service.submit(request, call)
+        future = service.submit(request, call, admitted)
     return future, functools.partial(from_response, infer=infer, limits=service.limits)
 
 

@@ -1,0 +1,49 @@
+"""What would hold up the loop, and is done in a thread: other callers are answered meanwhile."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from attention_server.transport import Threads
+
+T = TypeVar("T")
+
+BYTES = 4 * 1024 * 1024  # of a message: those are read or written within a few milliseconds
+SEQUENCES = 64  # likewise
+TEXT_BYTES = 16 * 1024  # of a message with text
+
+
+class Heavy:
+    """Does what is light at once, and what is heavy in a thread.
+
+    Args:
+        threads: which refuse what comes when all are busy.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do something in a thread.
+
+        Raises:
+            Full: all are busy.
+            Exception: what it raises.
+        """
+        return await self._threads.run(work)
+
+    async def to_read(self, work: Callable[[], T], size: int, sequences: int, *, text: bool) -> T:
+        """Read a message, in a thread where it takes long. Raises as `run`.
+
+        Args:
+            work: reads it.
+            size: its bytes.
+            sequences: that it has.
+            text: whether one of them is a text.
+        """
+        if size > (TEXT_BYTES if text else BYTES) or sequences > SEQUENCES:
+            return await self._threads.run(work)
+        return work()
+
+    async def to_write(self, work: Callable[[], T], size: int) -> T:
+        """Write an answer of so many bytes, in a thread where they are many. Raises as `run`."""
+        return await self._threads.run(work) if size > BYTES else work()

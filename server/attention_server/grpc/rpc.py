@@ -1,0 +1,375 @@
+"""One call of gRPC: messages out of a request's bytes, messages and a status into an answer's.
+
+The form is that of `doc/PROTOCOL-HTTP2.md` of gRPC: each message behind a byte that says whether it is compressed, and
+its length; the status in headers behind the body, or, where there is no body, in the only ones.
+"""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from attention_server.domain import FOR_EVER
+from attention_server.errors import (
+    AttentionServiceError,
+    Cancelled,
+    DeadlineExceeded,
+    Full,
+    InvalidRequest,
+    Stopping,
+    TooLarge,
+)
+from attention_server.grpc.nghttp2 import Header, Session
+from attention_server.transport import Threads, inflate
+
+PREFIX = 5  # bytes before each message
+SMALL = 4096  # bytes of a message that is rather copied than sent in two pieces
+TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
+SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+HEAD: tuple[Header, ...] = (
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b"identity, deflate, gzip"),
+)
+
+
+class Inbound:
+    """Bytes that have come and belong to messages that nobody has taken yet, of all calls together.
+
+    Args:
+        most: how many there may be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that have come.
+
+        Raises:
+            Full: there are too many; they are not counted.
+        """
+        if self._held + count > self._most:
+            raise Full("more is being sent at once than can be held")
+        self._held += count
+
+    def remove(self, count: int) -> None:
+        """Count bytes no more."""
+        self._held -= count
+
+
+class Line(Protocol):
+    """The connection that a call came by."""
+
+    session: Session
+    host: str
+    certificate: str
+
+    def flush(self) -> None:
+        """Send what is to be sent."""
+
+    def forget(self, rpc: "Rpc") -> None:
+        """The call's task has ended."""
+
+
+class Rpc:
+    """One call.
+
+    Args:
+        line: the connection.
+        stream: its number there.
+        headers: by name, in small letters.
+        max_message_bytes: the largest message, as it is sent and as it is when it is inflated.
+        inbound: what counts the bytes that have come.
+        threads: for what would hold up the loop.
+
+    Attributes:
+        method: its path, `/package.Service/Method`.
+        seconds: how long its caller waits; None for ever.
+        is_over: nothing more of it can be sent.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        stream: int,
+        headers: dict[bytes, bytes],
+        *,
+        max_message_bytes: int,
+        inbound: Inbound,
+        threads: Threads,
+    ) -> None:
+        self.headers = headers
+        self.method = headers.get(b":path", b"").decode("latin-1")
+        self.is_over = False
+        self.seconds = _seconds(headers.get(b"grpc-timeout"))
+        self._line = line
+        self._stream = stream
+        self._max_message_bytes = max_message_bytes
+        self._inbound = inbound
+        self._threads = threads
+        self._pieces: deque[memoryview] = deque()
+        self._have = 0  # bytes in them
+        self._needed = PREFIX  # bytes until the next message is whole
+        self._flag: int | None = None  # of the message that comes; None before its prefix is here
+        self._held = 0  # bytes, of pieces and messages
+        self._owed = 0  # bytes that the peer has sent and not been given room for again
+        self._messages: deque[tuple[int, bytes]] = deque()
+        self._is_whole = False
+        self._fault: AttentionServiceError | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._begun = False
+        self._is_finished = False
+        self._why: AttentionServiceError | None = None  # its task was cancelled
+        self._leaving: list[Callable[[], None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def host(self) -> str:
+        """The peer's, without the port."""
+        return self._line.host
+
+    @property
+    def certificate(self) -> str:
+        """The name in the peer's certificate, where TLS asked for one."""
+        return self._line.certificate
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the peer has begun a message and not ended it."""
+        return self._flag is not None and not self._messages and not self._is_whole
+
+    # --- how it lives ---
+
+    def start(self, answer: Coroutine[Any, Any, None]) -> None:
+        """Let it be answered, for as long as its caller waits."""
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(answer)
+        self._task.add_done_callback(self._ended)
+        if self.seconds is not None:
+            self._timer = loop.call_later(self.seconds, self._expire)
+
+    def stop(self, why: AttentionServiceError) -> None:
+        """End it before it is answered."""
+        if self._task and not self._task.done() and not self._why:
+            self._why = why
+            self._leave()
+            self._task.cancel()
+
+    def _expire(self) -> None:
+        self.stop(DeadlineExceeded("the deadline passed before the request could be answered"))
+
+    def why(self) -> AttentionServiceError:
+        """Return why its task was cancelled."""
+        return self._why or Stopping("the server is stopping")
+
+    def on_leaving(self, tell: Callable[[], None]) -> None:
+        """Have it told when the caller does not wait any more, whyever."""
+        self._leaving.append(tell)
+
+    def closed(self) -> None:
+        """It is over on the wire: it was answered, or its caller has gone."""
+        self.is_over = True
+        self._drop()
+        if not self._is_finished:
+            self.stop(Cancelled("the caller has gone"))
+
+    def _leave(self) -> None:
+        for tell in self._leaving:
+            tell()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._why is None:
+            self._leave()
+        self._leaving.clear()
+        self._line.forget(self)
+        self._task = None
+        if not task.cancelled():
+            task.exception()
+
+    # --- what comes ---
+
+    def feed(self, content: bytes) -> None:
+        """Take bytes that have come."""
+        self._owed += len(content)
+        if self._fault is None and not self.is_over:
+            try:
+                self._inbound.add(len(content))
+                self._held += len(content)
+                self._pieces.append(memoryview(content))
+                self._have += len(content)
+                while self._cut():
+                    pass
+            except AttentionServiceError as error:
+                self._fault = error
+                self._drop_pieces()
+            self._tell()
+        self._make_room()
+
+    def fed(self) -> None:
+        """All has come."""
+        self._is_whole = True
+        self._tell()
+
+    async def message(self) -> bytes:
+        """Return the message of a call that has one.
+
+        Raises:
+            InvalidRequest: there is none, or it is not as it should be.
+            TooLarge: it is larger than one may be.
+            Full: more is being sent than can be held.
+        """
+        found = await self.next()
+        if found is None:
+            raise InvalidRequest("the method takes one message")
+        return found
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """Yield what a stream of requests brings; what is not taken is soon not sent any more.
+
+        Raises:
+            AttentionServiceError: as `message`.
+        """
+        while (found := await self.next()) is not None:
+            yield found
+
+    async def next(self) -> bytes | None:
+        """Return the next message; None behind the last. Raises as `message`."""
+        while not self._messages:
+            if self._fault is not None:
+                raise self._fault
+            if self._is_whole:
+                if self._have or self._flag is not None:
+                    raise InvalidRequest("the bytes end within a message")
+                return None
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        compressed, content = self._messages.popleft()
+        self._release(len(content) + PREFIX)
+        self._make_room()
+        return await self._inflated(content) if compressed else content
+
+    def _cut(self) -> bool:
+        """Cut the next prefix or message off; return whether there was one."""
+        if self._have < self._needed:
+            return False
+        content = self._take(self._needed)
+        if self._flag is None:
+            flag, length = content[0], int.from_bytes(content[1:], "big")
+            if flag > 1:
+                raise InvalidRequest("the bytes are no message of gRPC: the first is 0, or 1 before a compressed one")
+            if length > self._max_message_bytes:
+                raise TooLarge(
+                    f"the message has {length} bytes; {self._max_message_bytes} may be sent: send fewer or shorter "
+                    "sequences"
+                )
+            self._flag, self._needed = flag, length
+        else:
+            self._messages.append((self._flag, content))
+            self._flag, self._needed = None, PREFIX
+        return True
+
+    def _take(self, count: int) -> bytes:
+        parts = []
+        self._have -= count
+        while count:
+            piece = self._pieces[0]
+            if len(piece) > count:
+                parts.append(piece[:count])
+                self._pieces[0] = piece[count:]
+                break
+            parts.append(self._pieces.popleft())
+            count -= len(piece)
+        return b"".join(parts)
+
+    async def _inflated(self, content: bytes) -> bytes:
+        encoding = self.headers.get(b"grpc-encoding", b"").decode("latin-1")
+        if encoding in ("", "identity"):
+            raise InvalidRequest("a message is compressed, and this does not say how", field="grpc-encoding")
+        limit = self._max_message_bytes
+        return await self._threads.run(lambda: inflate(content, encoding, limit, "message", "grpc-encoding"))
+
+    def _make_room(self) -> None:
+        """Let the peer send more, unless there is a message that nobody has taken."""
+        if self._owed and not self._messages and not self.is_over:
+            self._line.session.took(self._stream, self._owed)
+            self._owed = 0
+
+    def _tell(self) -> None:
+        if self._news and not self._news.done():
+            self._news.set_result(None)
+
+    def _release(self, count: int) -> None:
+        self._held -= count
+        self._inbound.remove(count)
+
+    def _drop_pieces(self) -> None:
+        self._pieces.clear()
+        self._release(self._have + (PREFIX if self._flag is not None else 0))
+        self._have, self._flag = 0, None
+
+    def _drop(self) -> None:
+        self._pieces.clear()
+        self._messages.clear()
+        self._release(self._held)
+        self._have, self._flag = 0, None
+
+    # --- what goes ---
+
+    def send(self, content: bytes, is_gone: Callable[[], None] | None = None) -> None:
+        """Send a message.
+
+        Args:
+            content: of the message.
+            is_gone: called when it is on its way.
+        """
+        if not self.is_over:
+            self._put(content, is_gone)
+            self._line.flush()
+
+    def finish(self, trailers: Sequence[Header], content: bytes | None = None) -> None:
+        """End it with a status.
+
+        Args:
+            trailers: the status, and what is told beside it.
+            content: a message to send before.
+        """
+        if self.is_over:
+            return
+        self._is_finished = True
+        session = self._line.session
+        if content is not None:
+            self._put(content, None)
+        if self._begun:
+            session.finish(self._stream, trailers)
+        else:
+            session.answer(self._stream, [*HEAD, *trailers])
+        self._line.flush()
+
+    def _put(self, content: bytes, is_gone: Callable[[], None] | None) -> None:
+        session, prefix = self._line.session, b"\0" + len(content).to_bytes(4, "big")
+        if not self._begun:
+            self._begun = True
+            session.begin(self._stream, HEAD)
+        if len(content) <= SMALL:
+            session.send(self._stream, prefix + content, is_gone)
+        else:
+            session.send(self._stream, prefix)
+            session.send(self._stream, content, is_gone)
+
+    def refuse(self, headers: Sequence[Header]) -> None:
+        """Answer what is no call of gRPC as HTTP does."""
+        if not self.is_over:
+            self._line.session.answer(self._stream, headers)
+
+
+def _seconds(sent: bytes | None) -> float | None:
+    """Return a timeout in seconds; None where there is none, or none that can be read: the caller keeps their own."""
+    found = TIMEOUT.fullmatch(sent) if sent else None
+    seconds = int(found[1]) * SECONDS[found[2]] if found else FOR_EVER
+    return seconds if seconds < FOR_EVER else None

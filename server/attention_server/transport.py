@@ -1,0 +1,108 @@
+"""What both ports need: a socket to listen on, a bound on connections, threads, and what compressed bytes were."""
+
+import asyncio
+import resource
+import socket
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from attention_server.errors import Full, InvalidRequest, TooLarge
+
+T = TypeVar("T")
+
+INFLATED = ("gzip", "deflate")
+EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib tells gzip's header from its own
+
+
+def listen(protocol: str, host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0 picks a free one.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen for {protocol} on {host}:{port}: {error.strerror}") from error
+
+
+def most_connections() -> int:
+    """Return how many connections a port may have: half of the files that the process may open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+class Threads:
+    """Threads for what would hold up a loop. None waits for one: what comes when all are busy is refused.
+
+    Args:
+        count: how many.
+        name: theirs.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._idle = count
+
+    def check_idle(self) -> None:
+        """Refuse what no thread is free for; a pool's own queue has no bound.
+
+        Raises:
+            Full: all are busy.
+        """
+        if not self._idle:
+            raise Full("more requests are here than can be answered")
+
+    def run(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """Do something in a thread; from the loop.
+
+        Raises:
+            Full: all are busy.
+        """
+        self.check_idle()
+        self._idle -= 1
+        done = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        done.add_done_callback(self._is_idle)
+        return done
+
+    def close(self) -> None:
+        """End the threads when they have done what they do."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_idle(self, done: "asyncio.Future[Any]") -> None:
+        self._idle += 1
+        if not done.cancelled():
+            done.exception()  # seen, where nobody waits for it any more
+
+
+def inflate(content: bytes, encoding: str, limit: int, what: str, field: str) -> bytes:
+    """Return bytes as they were before they were compressed.
+
+    Args:
+        content: as it was sent.
+        encoding: `gzip`, `deflate`; empty or `identity` when it is not compressed.
+        limit: how many bytes it may have.
+        what: it is, for errors.
+        field: what says the encoding, for errors.
+
+    Raises:
+        InvalidRequest: the encoding is unknown, or the content is not of it.
+        TooLarge: it has more; no more than that is inflated.
+    """
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return content
+    if name not in INFLATED:
+        raise InvalidRequest(f"must be one of {', '.join(INFLATED)}, not {encoding[:64]!r}", field=field)
+    stream = zlib.decompressobj(EITHER_HEADER)
+    try:
+        inflated = stream.decompress(content, limit + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"the {what} is no {name}: {error}", field=field) from error
+    if len(inflated) > limit:
+        raise TooLarge(f"the {what} inflates to over {limit} bytes, the largest that is read")
+    if not stream.eof or stream.unused_data:
+        raise InvalidRequest(f"the {what} is no {name}: it ends too early or too late", field=field)
+    return inflated

@@ -1,0 +1,413 @@
+"""gRPC below its messages: frames made by hand, what a peer may hold, who is hung up on, how a stop goes."""
+
+import gzip
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import unquote
+
+import grpc
+import hpack
+import numpy as np
+import pytest
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.grpc import connection
+from attention_server.grpc.nghttp2 import CONNECTION_WINDOW, HEAD_BYTES, STREAM_WINDOW
+from attention_server.grpc.rpc import Inbound
+from serving import start_server
+
+from tests.conftest import refused_by_grpc, tensor
+from tests.server.composed import composed, wait_until
+from tests.trials.hostile_cases import DATA, HEADERS, PING, PREFACE, RST, SETTINGS, WINDOW, call_head, frame, literal
+
+ATTEND = "/attention.v1.AttentionService/Attend"
+END_HEADERS, END_STREAM = 4, 1
+GOAWAY = 7
+OPENING = PREFACE + frame(SETTINGS) + frame(SETTINGS, 1)  # the second: the server's are taken note of
+QUERY = np.ones((2, 3), np.float32)
+MIB = 2**20
+
+
+def request(query=QUERY, **about) -> pb.AttendRequest:
+    return pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=tensor(query))], **about)
+
+
+def prefixed(content: bytes, flag: int = 0) -> bytes:
+    return bytes([flag]) + struct.pack(">I", len(content)) + content
+
+
+class Peer:
+    """A peer of HTTP/2 that sends what it is told to, and reads frames."""
+
+    def __init__(self, server) -> None:
+        host, port = server.grpc.split(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=20)
+        self._received = b""
+        self._headers = hpack.Decoder()
+
+    def send(self, *frames: bytes) -> None:
+        self.socket.sendall(b"".join(frames))
+
+    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield each frame that comes, kind, flags, stream, content, headers in the clear, to the end."""
+        while True:
+            while len(self._received) < 9 or len(self._received) < 9 + self._length():
+                try:
+                    more = self.socket.recv(65536)
+                except ConnectionResetError:
+                    return
+                if not more:
+                    return
+                self._received += more
+            end = 9 + self._length()
+            whole, self._received = self._received[:end], self._received[end:]
+            content = whole[9:]
+            if whole[3] == HEADERS:
+                content = unquote("\n".join(map(": ".join, self._headers.decode(content)))).encode()
+            yield whole[3], whole[4], struct.unpack(">I", whole[5:9])[0], content
+
+    def _length(self) -> int:
+        return int.from_bytes(self._received[:3], "big")
+
+    def until(self, kind: int, stream: int | None = None) -> tuple[int, bytes]:
+        """Return flags and content of the next frame of a kind."""
+        for found, flags, of, content in self.frames():
+            if found == kind and stream in (None, of):
+                return flags, content
+        raise AssertionError("the server hung up")
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@contextmanager
+def peer_of(server) -> Iterator[Peer]:
+    peer = Peer(server)
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
+@pytest.fixture
+def server(dot_only):
+    with composed(dot_only) as running:
+        yield running
+
+
+def answers(server) -> bool:
+    with grpc.insecure_channel(server.grpc) as channel:
+        return bool(AttentionServiceStub(channel).Attend(request(), timeout=30).results)
+
+
+# --- framing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_message_in_pieces(server, size):
+    """However a message is cut into frames, within its prefix too, it is read as one."""
+    content = prefixed(request().SerializeToString())
+    pieces = [content[i : i + size] for i in range(0, len(content), size)]
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()), *(frame(DATA, 0, 1, each) for each in pieces))
+        peer.send(frame(DATA, END_STREAM, 1))
+        _, answer = peer.until(DATA, 1)
+        assert pb.AttendResponse.FromString(answer[5:]).results
+        flags, _ = peer.until(HEADERS, 1)
+        assert flags & END_STREAM
+
+
+def test_an_answer_follows_the_window(server):
+    """Of an answer no more is sent than the peer has room for; the rest follows when there is more."""
+    large = np.ones((1000, 64), np.float32)
+    with peer_of(server) as peer:
+        message = prefixed(request(large).SerializeToString())
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
+        for start in range(0, len(message), 16384):
+            peer.send(frame(DATA, 0, 1, message[start : start + 16384]))
+        peer.send(frame(DATA, END_STREAM, 1))
+        received = 0
+        frames = peer.frames()
+        while received < 65535:
+            kind, _, of, content = next(frames)
+            received += len(content) if (kind, of) == (DATA, 1) else 0
+        assert received == 65535
+        peer.send(frame(PING, 0, 0, b"12345678"))
+        assert next(kind for kind, flags, *_ in frames if kind != WINDOW) == PING  # and nothing before it
+        for stream in (0, 1):
+            peer.send(frame(WINDOW, 0, stream, struct.pack(">I", MIB)))
+        for kind, flags, of, content in frames:
+            received += len(content) if (kind, of) == (DATA, 1) else 0
+            if kind == HEADERS and flags & END_STREAM:
+                break
+        assert received > large.nbytes
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
+def test_a_compressed_message(server, compress):
+    """A message may be compressed as its call says; without a word of how, or damaged, it is the caller's mistake."""
+    name = {gzip.compress: "gzip", zlib.compress: "deflate"}[compress]
+    packed = compress(request().SerializeToString())
+    with peer_of(server) as peer:
+        peer.send(OPENING)
+        for stream, head, content in (
+            (1, call_head() + literal("grpc-encoding", name), packed),
+            (3, call_head(), packed),
+            (5, call_head() + literal("grpc-encoding", name), packed[:-3]),
+            (7, call_head() + literal("grpc-encoding", "br"), packed),
+        ):
+            peer.send(frame(HEADERS, END_HEADERS, stream, head))
+            peer.send(frame(DATA, END_STREAM, stream, prefixed(content, 1)))
+            if stream == 1:
+                assert pb.AttendResponse.FromString(peer.until(DATA, stream)[1][5:]).results
+            else:
+                assert b"grpc-encoding" in peer.until(HEADERS, stream)[1]
+    assert answers(server)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x02\0\0\0\x01a", b"first is 0"),
+        (b"\0\xff\xff\xff\xffabc", b"may be sent"),
+        (b"\0\0\0\0\x09abc", b"end within a message"),
+        (b"\0\0", b"end within a message"),
+        (b"", b"takes one message"),
+    ],
+    ids=["flag", "length", "cut off", "cut off in its prefix", "none"],
+)
+def test_bytes_that_are_no_message(server, content, says):
+    """What is no message of gRPC is refused as that, at once, whatever its length says."""
+    with peer_of(server) as peer:
+        head = call_head()
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, head), frame(DATA, END_STREAM, 1, content))
+        _, trailers = peer.until(HEADERS, 1)
+        assert says in trailers
+    assert answers(server)
+
+
+def test_what_is_no_call_of_grpc(server):
+    """A request of HTTP/2 that is none of gRPC has an answer of HTTP."""
+    head = call_head().replace(literal("content-type", "application/grpc"), literal("content-type", "text/plain"))
+    get = call_head().replace(literal(":method", "POST"), literal(":method", "GET"))
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, head))
+        assert b"415" in peer.until(HEADERS, 1)[1]
+        peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, get))
+        assert b"405" in peer.until(HEADERS, 3)[1]
+    assert answers(server)
+
+
+def test_metadata_that_is_too_large(server):
+    """Metadata over the bound is refused as that, and nothing else of the connection is disturbed."""
+    with peer_of(server) as peer:
+        large = literal("x-a", "a" * 126) * (HEAD_BYTES // 126)
+        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, call_head() + large))
+        assert b"metadata" in peer.until(HEADERS, 1)[1]
+        peer.send(frame(HEADERS, END_HEADERS, 3, call_head()))
+        peer.send(frame(DATA, END_STREAM, 3, prefixed(request().SerializeToString())))
+        assert peer.until(DATA, 3)
+
+
+# --- what a peer may hold --------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_read_is_not_taken(server):
+    """Of a stream whose requests wait the server takes a window's worth; other calls of the connection go on."""
+    content = prefixed(
+        pb.AttendStreamRequest(id="a", request=request(np.ones((3000, 16), np.float32))).SerializeToString()
+    )
+    head = call_head("/attention.v1.AttentionService/AttendStream")
+    server.gate.close()
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, head))
+        granted, sent = 65535, 0
+        frames = peer.frames()
+
+        def room() -> int:
+            nonlocal granted
+            peer.socket.settimeout(1)
+            try:
+                for kind, _, of, found in frames:
+                    if kind == WINDOW and of == 1:
+                        granted += struct.unpack(">I", found)[0]
+                    elif kind == SETTINGS and found:
+                        granted += STREAM_WINDOW - 65535
+                    if granted - sent >= 16000:
+                        break
+            except TimeoutError:
+                pass
+            return granted - sent
+
+        source = (content[i : i + 16000] for _ in range(1000) for i in range(0, len(content), 16000))
+        for piece in source:
+            if len(piece) > granted - sent and room() < len(piece):
+                break
+            peer.send(frame(DATA, 0, 1, piece))
+            sent += len(piece)
+        assert STREAM_WINDOW < sent < 64 * MIB + 4 * STREAM_WINDOW
+    server.gate.open()
+    assert answers(server)
+
+
+def test_more_than_can_be_held(dot_only, monkeypatch):
+    """When more is on its way in than can be held, the call that brings it is refused; what is held is let go."""
+    monkeypatch.setattr("attention_server.grpc.server.INBOUND_MESSAGES", 1)
+    with composed(dot_only, message_mib=1) as server, ExitStack() as stack:
+        peers = [stack.enter_context(peer_of(server)) for _ in range(3)]
+        started = frame(HEADERS, END_HEADERS, 1, call_head()) + frame(DATA, 0, 1, b"\0\0\x0f\xff\xff")
+        for peer in peers[:2]:
+            peer.send(OPENING, started, *[frame(DATA, 0, 1, bytes(16000))] * 30)
+        inbound = server.grpc_server._port.inbound
+        wait_until(lambda: inbound._held > 900_000)
+        peers[2].send(OPENING, started, *[frame(DATA, 0, 1, bytes(16000))] * 30)
+        assert b"held" in peers[2].until(HEADERS, 1)[1]
+        for peer in peers:
+            peer.send(frame(RST, 0, 1, struct.pack(">I", 8)))
+        wait_until(lambda: inbound._held == 0)
+        assert answers(server)
+
+
+def test_nothing_stays_counted_of_what_came(server):
+    """Whatever calls bring, good or bad, and however they end, no byte stays counted as on its way."""
+    good = request().SerializeToString()
+    with grpc.insecure_channel(server.grpc) as channel:
+        attend = channel.unary_unary(ATTEND)
+        assert attend(good, timeout=30)
+        for content, code in ((b"\xff" * 1000, "INVALID_ARGUMENT"), (b"", "NOT_FOUND")):
+            with pytest.raises(grpc.RpcError) as caught:
+                attend(content, timeout=30)
+            assert refused_by_grpc(caught.value).code == code
+        with pytest.raises(grpc.RpcError):
+            channel.stream_unary(ATTEND)(iter([good, good]), timeout=1e-9)
+        assert channel.stream_unary(ATTEND)(iter([good, good]), timeout=30)
+    wait_until(lambda: server.grpc_server._port.inbound._held == 0)
+
+
+def test_inbound_is_bounded():
+    """What does not fit is not counted."""
+    inbound = Inbound(10)
+    inbound.add(8)
+    with pytest.raises(Exception, match="held"):
+        inbound.add(3)
+    inbound.add(2)
+    inbound.remove(10)
+    inbound.add(10)
+
+
+# --- who is hung up on -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(connection, "SECONDS", 0.2)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", PREFACE[:10], OPENING + frame(HEADERS, END_HEADERS, 1, call_head()) + frame(DATA, 0, 1, b"\0\0\0\1\0a")],
+    ids=["nothing", "a part of the preface", "a part of a message"],
+)
+def test_a_peer_that_stalls(server, impatient, sent):
+    """Who begins something and does not go on is hung up on."""
+    with peer_of(server) as peer:
+        peer.send(sent)
+        list(peer.frames())  # to the end
+    assert answers(server)
+
+
+def test_a_peer_that_takes_no_answer(server, impatient):
+    """Who does not read is hung up on, with the answer; who only waits for one is not."""
+    with peer_of(server) as peer:
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        server.gate.close()
+        query = np.ones((1500, 1), np.float32)
+        message = prefixed(request(query, outputs=[pb.OutputSpec(name="weights")]).SerializeToString())
+        windows = [frame(WINDOW, 0, stream, struct.pack(">I", 2**30)) for stream in (0, 1)]
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()), *windows)
+        peer.send(frame(DATA, END_STREAM, 1, message))
+        assert server.gate.arrived.wait(30)
+        threading.Event().wait(1)  # five looks
+        assert len(server.grpc_server._port.connections) == 1
+        server.gate.open()
+        wait_until(lambda: not server.grpc_server._port.connections)
+    assert answers(server)
+
+
+def test_a_quiet_peer_is_asked(server, impatient, monkeypatch):
+    """A peer that sends nothing for long is asked whether it is there; one that does not say so is hung up on."""
+    monkeypatch.setattr(connection, "QUIET_SECONDS", 0.5)
+    with peer_of(server) as silent, peer_of(server) as there:
+        for peer in (silent, there):
+            peer.send(OPENING)
+        for _ in range(3):
+            _, content = there.until(PING)
+            there.send(frame(PING, 1, 0, content))
+        list(silent.frames())
+        assert len(server.grpc_server._port.connections) == 1
+
+
+def test_connections_without_number(server, monkeypatch):
+    """Of more connections than there may be, the last are hung up on; when they go, others come."""
+    monkeypatch.setattr(connection, "most_connections", lambda: 3)
+    connections = server.grpc_server._port.connections
+    with ExitStack() as stack:
+        held = [stack.enter_context(peer_of(server)) for _ in range(3)]
+        for peer in held:
+            peer.send(OPENING)
+        wait_until(lambda: len(connections) == 3)
+        with peer_of(server) as peer:
+            assert list(peer.frames()) == []
+        held.pop().close()
+        wait_until(lambda: len(connections) == 2)
+        assert answers(server)
+
+
+def test_many_calls_that_are_cancelled(dot_only):
+    """Thousands of calls, cancelled as soon as they are made, leave no call, no byte and no slot taken."""
+    with composed(dot_only, max_queued=128) as server, grpc.insecure_channel(server.grpc) as channel:
+        stub = AttentionServiceStub(channel)
+        large = request(np.ones((300, 64), np.float32))
+        for _ in range(40):
+            calls = [stub.Attend.future(large, timeout=60) for _ in range(100)]
+            for call in calls:
+                call.cancel()
+        port = server.grpc_server._port
+        wait_until(lambda: not port.calls and port.inbound._held == 0)
+        wait_until(lambda: server.scheduler.state().running == server.scheduler.state().queued == 0)
+        assert not server.service.observer.watched()
+        assert stub.Attend(request(), timeout=30).results
+
+
+# --- a stop ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_says_so_and_finishes(dot_only):
+    """Who stops tells its peers to send elsewhere, takes what was on its way, answers it, and hangs up."""
+    with start_server(dot_only, "--slots", 1) as server, peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
+        peer.send(frame(PING, 0, 0, bytes(8)))
+        assert peer.until(PING)
+        server.process.terminate()
+        _, told = peer.until(GOAWAY)
+        assert struct.unpack(">I", told[:4])[0] == 2**31 - 1
+        peer.send(frame(HEADERS, END_HEADERS, 3, call_head()))  # it was on its way
+        content = frame(DATA, END_STREAM, 3, prefixed(request().SerializeToString()))
+        peer.send(content, content.replace(b"\0\0\0\x03", b"\0\0\0\x01", 1))
+        answered = set()
+        for kind, _, of, _ in peer.frames():
+            if kind == PING:
+                peer.send(frame(PING, 1, 0, bytes(8)))
+            if kind == DATA:
+                answered.add(of)
+        assert answered == {1, 3}
+        assert server.process.wait(20) == 0
+
+
+def test_the_bounds_of_a_connection():
+    """A connection has room for several streams that are not read."""
+    assert CONNECTION_WINDOW >= 8 * STREAM_WINDOW
