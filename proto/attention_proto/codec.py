@@ -1,5 +1,6 @@
 """NumPy arrays to and from the wire: raw little-endian bytes, one place for data types, sizes and byte order."""
 
+import functools
 import math
 import sys
 from collections.abc import Iterable
@@ -68,15 +69,15 @@ def encode(array: NDArray[Any]) -> Tensor:
     return tensor
 
 
-def parts(array: NDArray[Any]) -> wire.Parts:
-    """Return the parts of an array's message, of which the array is one: it must not change until they are joined.
+@functools.lru_cache(4096)
+def head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return the bytes of an array's message up to the array's own, which are its end.
 
     Raises:
-        ValueError: its dtype has no wire form.
+        ValueError: the dtype has no wire form.
     """
-    found = wire.Parts(Tensor(data_type=_number(array), shape=array.shape).SerializeToString())
-    found.add(_DATA, np.ascontiguousarray(array))
-    return found
+    start = Tensor(data_type=_number(dtype), shape=shape).SerializeToString()
+    return start + _DATA + wire.varint(math.prod(shape) * dtype.itemsize)
 
 
 def write(array: NDArray[Any], tensor: Tensor) -> None:
@@ -85,13 +86,13 @@ def write(array: NDArray[Any], tensor: Tensor) -> None:
     Raises:
         ValueError: its dtype has no wire form.
     """
-    tensor.data_type = _number(array)
+    tensor.data_type = _number(array.dtype)
     tensor.shape.extend(array.shape)
     tensor.data = array.tobytes()
 
 
-def _number(array: NDArray[Any]) -> "DataType.ValueType":
-    number = _NUMBERS.get(array.dtype)
+def _number(dtype: np.dtype[Any]) -> "DataType.ValueType":
+    number = _NUMBERS.get(dtype)
     if number is None:
-        raise ValueError(f"has dtype {array.dtype}; it must be one of {', '.join(map(str, NAMES))}")
+        raise ValueError(f"has dtype {dtype}; it must be one of {', '.join(map(str, NAMES))}")
     return number

@@ -3,12 +3,12 @@
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 _LENGTH_DELIMITED = 2
-LARGE = 2**14  # bytes; what is smaller protobuf writes sooner
 
 
 class Parts:
@@ -33,9 +33,14 @@ class Parts:
             size, pieces = content.size, content.pieces
         else:
             size, pieces = len(content) if isinstance(content, bytes) else content.nbytes, [content]
-        head = tag + _varint(size)
+        head = tag + varint(size)
         self.pieces += [head, *pieces]
         self.size += len(head) + size
+
+    def put(self, head: bytes, array: NDArray[Any]) -> None:
+        """Add what stands before an array's bytes, and these; the array must not change until all is joined."""
+        self.pieces += (head, np.ascontiguousarray(array))
+        self.size += len(head) + array.nbytes
 
     def join(self) -> bytes:
         """Return the bytes."""
@@ -44,7 +49,7 @@ class Parts:
 
 def tag(field: FieldDescriptor) -> bytes:
     """Return what stands before a field's length."""
-    return _varint(field.number << 3 | _LENGTH_DELIMITED)
+    return varint(field.number << 3 | _LENGTH_DELIMITED)
 
 
 def serialize(message: Message) -> bytes:
@@ -98,7 +103,9 @@ def _large_fields(kind: Descriptor) -> dict[int, _Kind]:
     return found
 
 
-def _varint(number: int) -> bytes:
+@functools.lru_cache(4096)
+def varint(number: int) -> bytes:
+    """Return a number as protobuf writes it."""
     written = bytearray()
     while number > 0x7F:
         written.append(number & 0x7F | 0x80)

@@ -5,7 +5,6 @@ import math
 import time
 from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field
-from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -343,8 +342,11 @@ class Response(NamedTuple):
     @property
     def size(self) -> int:
         """The bytes of all its tensors."""
-        outputs = chain.from_iterable(result.outputs.values() for result in self.results)
-        return sum(sum(each.nbytes for each in x) if isinstance(x, TopK) else x.nbytes for x in outputs)
+        size = 0
+        for result in self.results:
+            for x in result.outputs.values():
+                size += x.indices.nbytes + x.values.nbytes if isinstance(x, TopK) else x.nbytes
+        return size
 
 
 @dataclass(frozen=True, slots=True)

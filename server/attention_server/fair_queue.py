@@ -144,10 +144,9 @@ class FairQueue:
             without: jobs as if they were gone.
         """
         limits = self._bulk_limits if job.bulk else self._limits
-        gone = list(without)
-        count = len(self._jobs) - len(gone)
-        seconds = self.seconds - sum(each.cost for each in gone)
-        size = self.size - sum(each.size for each in gone)
+        count, seconds, size = len(self._jobs), self.seconds, self.size
+        for each in without:
+            count, seconds, size = count - 1, seconds - each.cost, size - each.size
         return (
             count < limits.count
             and (count < self._slots or (busy + seconds) / self._slots <= max(limits.seconds, PATIENCE * job.cost))
@@ -225,8 +224,10 @@ class FairQueue:
         return tag
 
     def _remove(self, gone: list[Waiting]) -> None:
-        self.seconds = max(0.0, self.seconds - sum(job.cost for job in gone))
-        self.size -= sum(job.size for job in gone)
+        for job in gone:
+            self.seconds -= job.cost
+            self.size -= job.size
+        self.seconds = max(0.0, self.seconds)
         if len(gone) == 1 and gone[0] is self._jobs[0]:
             del self._jobs[0]
         elif gone:

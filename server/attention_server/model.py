@@ -71,6 +71,11 @@ class LoadedModel:
         """The blocks, in the order in which they compute."""
         return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
 
+    @cached_property
+    def heads(self) -> int:
+        """Of all layers together."""
+        return sum(layer.heads for layer in self.manifest.layers)
+
     def ask(self, specs: tuple[OutputSpec, ...]) -> Asked:
         """Plan what is asked for; what was asked before is planned already.
 

@@ -53,12 +53,13 @@ class Prepared(NamedTuple):
     def size(self) -> int:
         """The bytes that it holds; what it shares with a memory is not its own."""
         arrays = (self.query, self.key, self.value, self.added)
-        return sum(each.nbytes for each in arrays if each is not None)
+        return sum([each.nbytes for each in arrays if each is not None])
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 where they come from tokens."""
-        kept = self.memory.v[0] if self.memory else None
-        value = next((x for x in (kept, self.value, self.key, self.query) if x is not None), None)
+        value = self.memory.v[0] if self.memory else self.value if self.value is not None else self.key
+        if value is None:
+            value = self.query
         return 0 if self.query is None else self.query.shape[1], 0 if value is None else value.shape[1]
 
 

@@ -269,8 +269,9 @@ class Scheduler:
         Raises:
             Full: there is no room, or the job would be late.
         """
-        shed = self._make_room(job)
-        self._check_deadline(job)
+        busy = self._busy()
+        shed = self._make_room(job, busy)
+        self._check_deadline(job, busy)
         self._queue.withdraw(shed)
         self._queue.push(job)
         message = "the queue is full, and most of what waits in it is this caller's"
@@ -304,13 +305,12 @@ class Scheduler:
                 self._queue.push(job)
             admitted()
 
-    def _make_room(self, job: _Job[Any, Any]) -> list[Waiting]:
+    def _make_room(self, job: _Job[Any, Any], busy: float) -> list[Waiting]:
         """Return the jobs that have to make room for another: none, or those of callers who have more than their share.
 
         Raises:
             Full: there is no room.
         """
-        busy = self._busy()
         bound = self.overload.bound
         if bound < math.inf and self._queue.is_enough(job, busy, bound):
             self.overload.grow()
@@ -326,7 +326,7 @@ class Scheduler:
             raise full(f"the queue is full with {len(self._queue)} requests", self._drained())
         return shed
 
-    def _check_deadline(self, job: _Job[Any, Any]) -> None:
+    def _check_deadline(self, job: _Job[Any, Any], busy: float) -> None:
         """Refuse what would be late.
 
         Raises:
@@ -334,8 +334,10 @@ class Scheduler:
         """
         if job.work.deadline == math.inf:
             return
-        needed = self._queue.wait(job, self._busy()) + job.cost
         left = job.work.deadline - self._clock()
+        if left >= (busy + self._queue.seconds) / self._slots + job.cost:  # even behind all others
+            return
+        needed = self._queue.wait(job, busy) + job.cost
         if 0 < left < needed:
             raise full(
                 f"the answer is expected in {needed:.3g} s, after the deadline, which is in {left:.3g} s",
@@ -344,8 +346,10 @@ class Scheduler:
 
     def _busy(self) -> float:
         """Return the predicted seconds that what runs will still take, all slots together."""
+        if not self._ends:
+            return 0.0
         now = self._clock()
-        return sum(max(0.0, end - now) for end in self._ends.values())
+        return sum([max(0.0, end - now) for end in self._ends.values()])
 
     def _drained(self) -> float:
         """Return the seconds until nothing waits any more, as predicted, if nothing else came."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
@@ -86,11 +86,14 @@ class Service:
         """
         call.require("attend")
         call.check()
-        with ExitStack() as held:
-            model = held.enter_context(self._repository.lease(request.model, request.version))
+        lease = self._repository.lease(request.model, request.version)
+        model = lease.__enter__()  # it outlasts this method: the answer's future gives it back
+        try:
             future = self._scheduler.submit(self._work(request, model, call), admitted)
-            release = held.pop_all()
-        future.add_done_callback(lambda _: release.close())
+        except BaseException:
+            lease.__exit__(None, None, None)
+            raise
+        future.add_done_callback(lambda _: lease.__exit__(None, None, None))
         return future
 
     def models(self) -> list[Model]:
@@ -255,7 +258,6 @@ class Service:
         self.limits.check_sequences(len(request.inputs), "inputs")
         prepared = []
         size = work = 0
-        heads = sum(layer.heads for layer in model.manifest.layers)
         for sequence in request.inputs:
             try:
                 prepared.append(model.prepare(sequence, plan, request.mask, self._memories, self.limits))
@@ -264,7 +266,7 @@ class Service:
                     raise
                 message = f"{error.message} (in sequence {sequence.part} of the batch, from 0)"
                 raise InvalidRequest(message, field=error.field) from error
-            work += heads * prepared[-1].queries * prepared[-1].keys * 4
+            work += model.heads * prepared[-1].queries * prepared[-1].keys * 4
             self.limits.check_work(work)
             size += model.answer_bytes(prepared[-1], plan)
             if size > self.limits.answer_bytes:

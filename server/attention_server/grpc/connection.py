@@ -68,7 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         self._rpcs: dict[int, Rpc] = {}  # open on the wire
         self._calls = 0  # whose tasks run
         self._received = buffer(port.received)
-        self._is_flushing = False
+        self._will_flush = False
         self._is_full = False  # the transport takes no more at this moment
         self._look: asyncio.TimerHandle | None = None
         self._last_call = self._last_byte = self._loop.time()
@@ -103,14 +103,11 @@ class Connection(asyncio.BufferedProtocol):
         """Take bytes."""
         self._came += nbytes
         self._last_byte = self._loop.time()
-        self._is_flushing = True  # what is answered meanwhile goes out at the end, together
         try:
             self.session.receive(self._received, nbytes)
         except Http2Error as error:
             log.debug("a connection ends: its peer does not speak HTTP/2", reason=str(error))
             self._hang_up()
-        finally:
-            self._is_flushing = False
         self.flush()
 
     def eof_received(self) -> bool:
@@ -184,18 +181,20 @@ class Connection(asyncio.BufferedProtocol):
     # --- of its calls ---
 
     def flush(self) -> None:
+        """Send what is to be sent, at the end of this turn of the loop: what comes together goes together."""
+        if not self._will_flush:
+            self._will_flush = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
         """Send what is to be sent, as far as the transport takes it."""
-        if self._is_flushing or self._transport is None:
-            return
-        self._is_flushing = True
+        self._will_flush = False
         try:
-            while not self._is_full and (parts := self.session.pull(PULLED)):
+            while self._transport and not self._is_full and (parts := self.session.pull(PULLED)):
                 self._write(parts)
         except Http2Error as error:
             log.debug("a connection ends: nothing more can be sent on it", reason=str(error))
             self._hang_up()
-        finally:
-            self._is_flushing = False
         if self._transport and self.session.is_over:
             self._transport.close()
 
@@ -218,6 +217,7 @@ class Connection(asyncio.BufferedProtocol):
         """End it, when what was sent is on its way."""
         if self._transport:
             self._end()
+            self._flush()
             if self._transport:
                 self._transport.close()
 

@@ -22,6 +22,7 @@ from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch
 T = TypeVar("T")
 
 OK = (b"grpc-status", b"0")
+ID, TIMING = REQUEST_ID.encode(), SERVER_TIMING.encode()
 PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # what a message of gRPC has as it is
 
 log = structlog.get_logger()
@@ -44,11 +45,11 @@ def fail(rpc: Rpc, watch: Watch, error: Exception) -> None:
     rpc.finish(trailers)
 
 
-def told(watch: Watch) -> list[Header]:
+def told(watch: Watch) -> tuple[Header, ...]:
     """Return what a caller is told of every call: its id and, where something ran, where the time went."""
     timing = watch.server_timing()
-    headers = [(REQUEST_ID.encode(), watch.request_id.encode())]
-    return [*headers, (SERVER_TIMING.encode(), timing.encode())] if timing else headers
+    id_ = (ID, watch.request_id.encode())
+    return (id_, (TIMING, timing.encode())) if timing else (id_,)
 
 
 def call_of(rpc: Rpc, caller: Caller, watch: Watch) -> Call:
@@ -77,7 +78,8 @@ async def answered(future: "Future[T]", call: Call) -> T:
 
 def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
     """Return what can be awaited of a future that any thread may settle; the loop's own does so without a detour."""
-    found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
+    found: asyncio.Future[T] = loop.create_future()
 
     def settle() -> None:
         if found.done():
@@ -89,8 +91,14 @@ def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
         else:
             found.set_result(future.result())
 
-    post = poster()
-    future.add_done_callback(lambda _: post(settle))
+    def done(_: "Future[T]") -> None:
+        if threading.get_ident() == thread:
+            settle()
+        else:
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever would want to know
+                loop.call_soon_threadsafe(settle)
+
+    future.add_done_callback(done)
     return found
 
 
@@ -102,7 +110,7 @@ def poster() -> Callable[[Callable[[], Any]], None]:
         if threading.get_ident() == thread:
             task()
         else:
-            with suppress(RuntimeError):  # the loop has ended, and with it whoever would want to know
+            with suppress(RuntimeError):  # as above
                 loop.call_soon_threadsafe(task)
 
     return post

@@ -23,7 +23,7 @@ typedef struct nghttp2_session_callbacks nghttp2_session_callbacks;
 typedef struct nghttp2_option nghttp2_option;
 typedef struct { size_t length; int32_t stream_id; uint8_t type; uint8_t flags; uint8_t reserved; } nghttp2_frame_hd;
 typedef nghttp2_frame_hd nghttp2_frame;
-typedef struct { uint8_t *name; uint8_t *value; size_t namelen; size_t valuelen; uint8_t flags; } nghttp2_nv;
+typedef struct { char *name; char *value; size_t namelen; size_t valuelen; uint8_t flags; } nghttp2_nv;
 typedef struct { int32_t settings_id; uint32_t value; } nghttp2_settings_entry;
 typedef union { int fd; void *ptr; } nghttp2_data_source;
 typedef ssize_t (*nghttp2_data_source_read_callback)(nghttp2_session *, int32_t, uint8_t *, size_t, uint32_t *,
@@ -144,7 +144,7 @@ class _Body:
     def __init__(self) -> None:
         self.pieces: deque[tuple[memoryview, Callable[[], None] | None]] = deque()
         self.size = 0
-        self.trailers: Sequence[Header] | None = None
+        self.trailers: Headers | None = None
         self.is_deferred = False
 
 
@@ -231,10 +231,10 @@ class Session:
         """Make room for more of a request's body: so many bytes of it were taken."""
         lib.nghttp2_session_consume_stream(self._session, stream, count)
 
-    def begin(self, stream: int, headers: Sequence[Header]) -> None:
+    def begin(self, stream: int, headers: "Headers") -> None:
         """Begin an answer whose body follows."""
         self.bodies[stream] = _Body()
-        lib.nghttp2_submit_response(self._session, stream, _pairs(headers), len(headers), _provider)
+        lib.nghttp2_submit_response(self._session, stream, headers.pairs, headers.count, _provider)
 
     def send(self, stream: int, content: Buffer, is_gone: Callable[[], None] | None = None) -> None:
         """Send a piece of an answer's body.
@@ -251,16 +251,16 @@ class Session:
         body.size += len(content)
         self._resume(stream, body)
 
-    def finish(self, stream: int, trailers: Sequence[Header]) -> None:
+    def finish(self, stream: int, trailers: "Headers") -> None:
         """End an answer behind its body."""
         body = self.bodies.get(stream)
         if body is not None:
             body.trailers = trailers
             self._resume(stream, body)
 
-    def answer(self, stream: int, headers: Sequence[Header]) -> None:
+    def answer(self, stream: int, headers: "Headers") -> None:
         """Answer without a body."""
-        lib.nghttp2_submit_response(self._session, stream, _pairs(headers), len(headers), ffi.NULL)
+        lib.nghttp2_submit_response(self._session, stream, headers.pairs, headers.count, ffi.NULL)
 
     def reset(self, stream: int, code: int) -> None:
         """End a stream at once."""
@@ -282,6 +282,7 @@ class Session:
     def close(self) -> None:
         """Let everything go; nothing may be called any more."""
         lib.nghttp2_session_del(self._session)
+        del self._self, self.events  # they hold this
 
     def forget(self, stream: int) -> None:
         """Keep nothing of a stream that is over."""
@@ -289,9 +290,9 @@ class Session:
         self.bodies.pop(stream, None)
         self.unended.discard(stream)
 
-    def write_trailers(self, stream: int, trailers: Sequence[Header]) -> None:
+    def write_trailers(self, stream: int, trailers: "Headers") -> None:
         """Write what ends an answer; from within `pull`."""
-        lib.nghttp2_submit_trailer(self._session, stream, _pairs(trailers), len(trailers))
+        lib.nghttp2_submit_trailer(self._session, stream, trailers.pairs, trailers.count)
 
     def _resume(self, stream: int, body: _Body) -> None:
         if body.is_deferred:
@@ -324,14 +325,24 @@ def _error(code: int) -> Http2Error:
     return Http2Error(str(ffi.string(lib.nghttp2_strerror(code)), errors="replace"))  # type: ignore[arg-type] # bytes
 
 
-def _pairs(headers: Sequence[Header]) -> Any:
-    """Return headers as nghttp2 takes them; it copies them, and they are kept until then by `headers`."""
-    pairs = ffi.new("nghttp2_nv[]", len(headers))
-    for pair, (name, value) in zip(pairs, headers, strict=True):
-        pair.name, pair.namelen = ffi.from_buffer("uint8_t[]", name), len(name)
-        pair.value, pair.valuelen = ffi.from_buffer("uint8_t[]", value), len(value)
-        pair.flags = 0 if name in INDEXED else NO_INDEX
-    return pairs
+class Headers:
+    """Headers as nghttp2 takes them, which copies them when they are submitted.
+
+    Args:
+        headers: names in small letters, and values.
+    """
+
+    __slots__ = ("_kept", "count", "pairs")
+
+    def __init__(self, headers: Sequence[Header]) -> None:
+        self._kept = headers  # they stay where they are
+        self.count = len(headers)
+        self.pairs = pairs = ffi.new(PAIRS, self.count)
+        for i, (name, value) in enumerate(headers):
+            pair = pairs[i]
+            pair.name, pair.namelen = ffi.from_buffer(name), len(name)
+            pair.value, pair.valuelen = ffi.from_buffer(value), len(value)
+            pair.flags = 0 if name in INDEXED else NO_INDEX
 
 
 INDEXED = frozenset({b":status", b"content-type", b"grpc-status", b"grpc-accept-encoding"})
@@ -339,6 +350,7 @@ INDEXED = frozenset({b":status", b"content-type", b"grpc-status", b"grpc-accept-
 ffi = FFI()
 ffi.cdef(DECLARATIONS)
 lib = _load()
+PAIRS = ffi.typeof("nghttp2_nv[]")
 
 
 def _fault(kind: Any, error: Any, trace: Any) -> None:

@@ -20,7 +20,7 @@ from attention_server.errors import (
     Stopping,
     TooLarge,
 )
-from attention_server.grpc.nghttp2 import Header, Session
+from attention_server.grpc.nghttp2 import Header, Headers, Session
 from attention_server.transport import Threads, inflate
 
 PREFIX = 5  # bytes before each message
@@ -32,6 +32,7 @@ HEAD: tuple[Header, ...] = (
     (b"content-type", b"application/grpc"),
     (b"grpc-accept-encoding", b"identity, deflate, gzip"),
 )
+BEGINNING = Headers(HEAD)
 
 
 class Inbound:
@@ -196,8 +197,10 @@ class Rpc:
 
     def feed(self, content: bytes) -> None:
         """Take bytes that have come."""
+        if self._is_finished:  # it was answered without this
+            return
         self._owed += len(content)
-        if self._fault is None and not self.is_over:
+        if self._fault is None:
             try:
                 self._inbound.add(len(content))
                 self._held += len(content)
@@ -339,23 +342,23 @@ class Rpc:
             trailers: the status, and what is told beside it.
             content: a message to send before.
         """
-        if self.is_over:
+        if self.is_over or self._is_finished:
             return
         self._is_finished = True
         session = self._line.session
         if content is not None:
             self._put(content, None)
         if self._begun:
-            session.finish(self._stream, trailers)
+            session.finish(self._stream, Headers(trailers))
         else:
-            session.answer(self._stream, [*HEAD, *trailers])
+            session.answer(self._stream, Headers([*HEAD, *trailers]))
         self._line.flush()
 
     def _put(self, content: bytes, is_gone: Callable[[], None] | None) -> None:
         session, prefix = self._line.session, b"\0" + len(content).to_bytes(4, "big")
         if not self._begun:
             self._begun = True
-            session.begin(self._stream, HEAD)
+            session.begin(self._stream, BEGINNING)
         if len(content) <= SMALL:
             session.send(self._stream, prefix + content, is_gone)
         else:
@@ -365,7 +368,8 @@ class Rpc:
     def refuse(self, headers: Sequence[Header]) -> None:
         """Answer what is no call of gRPC as HTTP does."""
         if not self.is_over:
-            self._line.session.answer(self._stream, headers)
+            self._is_finished = True
+            self._line.session.answer(self._stream, Headers(headers))
 
 
 def _seconds(sent: bytes | None) -> float | None:

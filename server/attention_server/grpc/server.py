@@ -68,13 +68,14 @@ class GrpcServer:
         self._certificates = certificates
         self._threads = Threads(requests + SPARE_THREADS, "grpc")
         self._health = Health()
+        self._reflection = Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])
         self._conversations = Conversations(service.observer)
         heavy = Heavy(self._threads)
         self._methods = {
             **_methods(ATTENTION, AttentionServicer(service, self._conversations, heavy)),
             **_methods(INFERENCE, InferenceServicer(service, self._conversations, heavy, lambda: self._serving)),
             **_methods(HEALTH, self._health),
-            **_methods(REFLECTION, Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])),
+            **_methods(REFLECTION, self._reflection),
         }
         gate = Gate(callers, service, self._methods, self._threads)
         self._port = Port(
@@ -115,6 +116,7 @@ class GrpcServer:
         for connection in list(self._port.connections):
             connection.warn_of_end()
         self._health.end()
+        self._reflection.end()
         self._conversations.end()
         while self._port.calls and loop.time() < end:
             await _wait(self._port.ended, end - loop.time())

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from attention_server.domain import Call
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
 from attention_server.grpc.gate import Conversed
+from attention_server.grpc.rpc import Rpc
 
 WATCHES = 256  # of health at once, which need no credentials
 REFLECTIONS = 8  # at once
@@ -104,9 +105,16 @@ class Reflection:
     def __init__(self, services: list[str]) -> None:
         self._places = Places(REFLECTIONS, "streams of reflection")
         self._servicer = reflection.ReflectionServicer(services)
+        self._open: set[Rpc] = set()
+
+    def end(self) -> None:
+        """End the streams: the server stops."""
+        for rpc in list(self._open):
+            rpc.stop(Stopping("the server is stopping"))
 
     async def ServerReflectionInfo(self, conversed: Conversed, call: Call) -> None:
         with self._places.taken():
+            self._open.add(conversed.rpc)
             try:
                 async with asyncio.timeout(REFLECTION_SECONDS):
                     while (found := await conversed.next()) is not None:
@@ -115,3 +123,5 @@ class Reflection:
                             conversed.rpc.send(answer.SerializeToString())
             except TimeoutError as error:
                 raise Cancelled(f"a stream of reflection ends after {REFLECTION_SECONDS:g} s") from error
+            finally:
+                self._open.discard(conversed.rpc)

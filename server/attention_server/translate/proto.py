@@ -1,11 +1,13 @@
 """attention.v1 messages to and from the domain."""
 
+import functools
+import math
 import time
 
+import numpy as np
 from attention_proto import wire
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.codec import decode, write
-from attention_proto.codec import parts as parts_of
+from attention_proto.codec import decode, head
 from attention_proto.masks import UNBOUNDED, Causal, Mask
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -82,27 +84,16 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
     )
 
 
-def from_response(response: Response) -> pb.AttendResponse:
-    """Write a response."""
-    message = pb.AttendResponse()
-    _write_response(response, message)
-    return message
-
-
 def serialize(response: Response) -> bytes:
-    """Write a response, as the bytes of its message."""
-    return _parts(response).join() if response.size >= wire.LARGE else from_response(response).SerializeToString()
+    """Write a response, as the bytes of an AttendResponse."""
+    return _parts(response).join()
 
 
 def serialize_streamed(response: Response, id_: str) -> bytes:
     """Write the response to one request of a stream, as the bytes of an AttendStreamResponse."""
-    if response.size >= wire.LARGE:
-        streamed = wire.Parts(pb.AttendStreamResponse(id=id_).SerializeToString())
-        streamed.add(RESPONSE, _parts(response))
-        return streamed.join()
-    message = pb.AttendStreamResponse(id=id_)
-    _write_response(response, message.response)  # where it stands: what is built apart is copied again
-    return message.SerializeToString()
+    streamed = wire.Parts(pb.AttendStreamResponse(id=id_).SerializeToString())
+    streamed.add(RESPONSE, _parts(response))
+    return streamed.join()
 
 
 def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
@@ -194,57 +185,51 @@ def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
     )
 
 
-def _write_response(response: Response, message: pb.AttendResponse) -> None:
-    message.model, message.version = response.model, response.version
-    for result in response.results:
-        written = message.results.add()
-        for name, value in result.outputs.items():
-            _write_output(value, written.outputs.add(name=name))
-        _write_words(result, written, offsets=response.token_offsets)
-
-
 def _parts(response: Response) -> wire.Parts:
     """Return a response's parts: each tensor is copied once, where protobuf copies it three times."""
     parts = wire.Parts(pb.AttendResponse(model=response.model, version=response.version).SerializeToString())
     for result in response.results:
-        words = pb.Result()
-        _write_words(result, words, offsets=response.token_offsets)
-        written = wire.Parts(words.SerializeToString())
+        written = wire.Parts(_words(result, offsets=response.token_offsets))
         for name, value in result.outputs.items():
-            written.add(OUTPUTS, _output_parts(name, value))
+            if isinstance(value, TopK):
+                written.add(OUTPUTS, _top_k_parts(name, value))
+            else:
+                written.put(_output_head(name, value.dtype, value.shape), value)
         parts.add(RESULTS, written)
     return parts
 
 
-def _output_parts(name: str, value: Array | TopK) -> wire.Parts:
+@functools.lru_cache(1024)
+def _output_head(name: str, dtype: "np.dtype[np.generic]", shape: tuple[int, ...]) -> bytes:
+    """Return the bytes of an output, a result's field, up to those of its array, which are its end."""
+    tensor = head(dtype, shape)
+    size = math.prod(shape) * dtype.itemsize
+    output = pb.Output(name=name).SerializeToString() + TENSOR + wire.varint(len(tensor) + size) + tensor
+    return OUTPUTS + wire.varint(len(output) + size) + output
+
+
+def _top_k_parts(name: str, value: TopK) -> wire.Parts:
     parts = wire.Parts(pb.Output(name=name).SerializeToString())
-    if isinstance(value, TopK):
-        top = wire.Parts()
-        top.add(INDICES, parts_of(value.indices))
-        top.add(VALUES, parts_of(value.values))
-        parts.add(TOP_K, top)
-    else:
-        parts.add(TENSOR, parts_of(value))
+    top = wire.Parts()
+    for tag, array in ((INDICES, value.indices), (VALUES, value.values)):
+        start = head(array.dtype, array.shape)
+        top.put(tag + wire.varint(len(start) + array.nbytes) + start, array)
+    parts.add(TOP_K, top)
     return parts
 
 
-def _write_words(result: Result, message: pb.Result, *, offsets: bool) -> None:
+def _words(result: Result, *, offsets: bool) -> bytes:
     """Write all of a result but its outputs."""
-    message.predictions.extend(map(_prediction, result.predictions or ()))
+    if not (result.predictions or result.tokens or result.memory_tokens):
+        return b""
+    message = pb.Result(predictions=map(_prediction, result.predictions or ()))
     if result.tokens:
         message.tokens.extend(result.tokens.shown)
         message.token_offsets.extend(_spans(result.tokens) if offsets else ())
     if result.memory_tokens:
         message.memory_tokens.extend(result.memory_tokens.shown)
         message.memory_token_offsets.extend(_spans(result.memory_tokens) if offsets else ())
-
-
-def _write_output(value: Array | TopK, message: pb.Output) -> None:
-    if isinstance(value, TopK):
-        write(value.indices, message.top_k.indices)
-        write(value.values, message.top_k.values)
-    else:
-        write(value, message.tensor)
+    return message.SerializeToString()
 
 
 def _prediction(each: Prediction) -> pb.Prediction:
