@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 from attention_client import AttendResult, Prediction, TopK
 from attention_client import Sequence as Asked
 from attention_client.errors import CLASSES, AttentionError
@@ -112,4 +113,5 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except AttentionServiceError as error:
-        raise CLASSES.get(code_of(error).grpc, AttentionError)(error.message, field=error.field or None) from error
+        kind = CLASSES.get(grpc.StatusCode[code_of(error).grpc.name], AttentionError)
+        raise kind(error.message, field=error.field or None) from error

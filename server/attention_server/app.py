@@ -92,7 +92,7 @@ async def serve(settings: Settings) -> None:
         end = time.monotonic() + settings.grace
         grpc.set_serving(False)
         await asyncio.gather(rest.stop(), grpc.stop(settings.grace))
-        finished = follower.stop(max(0.0, end - time.monotonic()))
+        finished = follower.stop(max(0.0, end - time.monotonic())) and rest.is_idle and grpc.is_idle
         core.service.observer.close()
         _end(core.scheduler, max(0.0, end - time.monotonic()), finished)
 

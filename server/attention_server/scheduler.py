@@ -413,21 +413,27 @@ class Scheduler:
         spent = 0.0
         while jobs := self._next_for_loop(SHORT - spent):
             self._run(jobs)
-            spent += sum(job.cost for job in jobs)
+            spent += sum([job.cost for job in jobs])
             self._give_back(jobs[0])
 
     def _next_for_loop(self, seconds: float) -> list[_Job[Any, Any]]:
         """Take what is next, if it is the loop's to compute and takes no longer; with its slot."""
         with self._lock:
-            self._loop_comes = False
             fits = self._free and self._queue and self._queue.first.cost <= seconds and self._is_for_loop()
             jobs = self._pop() if fits else []
-            if jobs and self._free and self._queue:  # other slots compute anyway: the loop had better answer
+            if jobs and not self._is_the_loops(jobs):
                 self._begin(jobs)
                 jobs = []
-            if not jobs:
+            if not jobs:  # until then whoever has a slot to give knows that the loop comes
+                self._loop_comes = False
                 self._hand_out()
         return jobs
+
+    def _is_the_loops(self, jobs: list[_Job[Any, Any]]) -> bool:
+        """Return whether the loop is to compute these, which may be others than were looked at, with the lock."""
+        if jobs[0].turn is not None or sum([job.cost for job in jobs]) > SHORT:
+            return False
+        return not (self._free and self._queue)  # other slots compute anyway: the loop had better answer
 
     def _lend(self, most: int, work: Callable[[], None]) -> "list[_Errand]":
         """Give a running job the slots that nobody wants; each is given back when the errand in it ends."""

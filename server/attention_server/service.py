@@ -94,6 +94,8 @@ class Service:
             lease.__exit__(None, None, None)
             raise
         future.add_done_callback(lambda _: lease.__exit__(None, None, None))
+        if admitted is None:  # of a stream, what waits when its caller goes is looked at in its turn
+            call.waits_for(future)
         return future
 
     def models(self) -> list[Model]:

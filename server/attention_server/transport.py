@@ -6,6 +6,7 @@ import socket
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from attention_server.errors import Full, InvalidRequest, TooLarge
@@ -44,7 +45,7 @@ class Threads:
 
     def __init__(self, count: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._idle = count
+        self._count = self._idle = count
 
     def check_idle(self) -> None:
         """Refuse what no thread is free for; a pool's own queue has no bound.
@@ -63,18 +64,35 @@ class Threads:
         """
         self.check_idle()
         self._idle -= 1
-        done = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        done.add_done_callback(self._is_idle)
-        return done
+        loop = asyncio.get_running_loop()
+        done = self._pool.submit(work)
+        # Whoever waits may leave meanwhile: a thread is idle when it is, not when nobody waits for it.
+        done.add_done_callback(lambda _: self._tell(loop))
+        found = asyncio.wrap_future(done)
+        found.add_done_callback(_seen)
+        return found
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none does anything."""
+        return self._idle == self._count
 
     def close(self) -> None:
         """End the threads when they have done what they do."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _is_idle(self, done: "asyncio.Future[Any]") -> None:
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._one_is_idle)
+
+    def _one_is_idle(self) -> None:
         self._idle += 1
-        if not done.cancelled():
-            done.exception()  # seen, where nobody waits for it any more
+
+
+def _seen(found: "asyncio.Future[Any]") -> None:
+    """Take note of a failure, where nobody waits for it any more."""
+    if not found.cancelled():
+        found.exception()
 
 
 def inflate(content: bytes, encoding: str, limit: int, what: str, field: str) -> bytes:

@@ -97,6 +97,8 @@ class Composed:
     scheduler: Scheduler
     grpc_server: GrpcServer
     rest_server: RestServer
+    loop: asyncio.AbstractEventLoop
+    stop: asyncio.Event
 
     @property
     def url(self) -> str:
@@ -170,7 +172,7 @@ def composed(
         gate.runs = 0
         gate.arrived.clear()
         addresses = (f"127.0.0.1:{port}" for port in (rest.port, grpc.port))
-        yield Composed(*addresses, gate, service, repository, scheduler, grpc, rest)
+        yield Composed(*addresses, gate, service, repository, scheduler, grpc, rest, loop, stop)
     finally:
         gate.open()
         loop.call_soon_threadsafe(stop.set)

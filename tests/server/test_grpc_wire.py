@@ -17,7 +17,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.grpc import connection
 from attention_server.grpc.nghttp2 import CONNECTION_WINDOW, HEAD_BYTES, STREAM_WINDOW
-from attention_server.grpc.rpc import Inbound
+from attention_server.grpc.rpc import CUT, Inbound
 from serving import start_server
 
 from tests.conftest import refused_by_grpc, tensor
@@ -213,6 +213,50 @@ def test_metadata_that_is_too_large(server):
         assert peer.until(DATA, 3)
 
 
+def test_every_call_has_a_status(server):
+    """However short their time, and however many come at once: none ends without a word."""
+    head = call_head() + literal("grpc-timeout", "1m")
+    streams = range(1, 2 * 80, 2)
+    with peer_of(server) as peer:
+        message = frame(DATA, END_STREAM, 0, prefixed(request(np.ones((200, 64), np.float32)).SerializeToString()))
+        calls = [
+            frame(HEADERS, END_HEADERS, n, head) + message[:5] + struct.pack(">I", n) + message[9:] for n in streams
+        ]
+        windows = frame(WINDOW, 0, 0, struct.pack(">I", 2**30))
+        peer.send(OPENING, windows, *calls)
+        ended = set()
+        for kind, flags, of, content in peer.frames():
+            if kind == HEADERS and flags & END_STREAM:
+                assert b"grpc-status" in content
+                ended.add(of)
+            if ended == set(streams):
+                break
+    wait_until(lambda: not server.grpc_server._port.calls)
+
+
+def test_a_path_of_http(server):
+    """A path that is REST's is no method, and who asks for it disturbs nobody on the same connection."""
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, call_head("/healthz")))
+        assert b"grpc-status: 12" in peer.until(HEADERS, 1)[1]
+        peer.send(frame(HEADERS, END_HEADERS, 3, call_head()))
+        peer.send(frame(DATA, END_STREAM, 3, prefixed(request().SerializeToString())))
+        assert peer.until(DATA, 3)
+    wait_until(lambda: not server.grpc_server._port.calls)
+
+
+@pytest.mark.parametrize("kind", ["application/grpc-web+proto", "application/grpc+json", "application/grpcx"])
+def test_another_kind_of_grpc(server, kind):
+    """What is not gRPC's own form of a call is not taken for it; a parameter of the form is."""
+    head = call_head().replace(literal("content-type", "application/grpc"), literal("content-type", kind))
+    good = head.replace(literal("content-type", kind), literal("content-type", "application/grpc+proto; a=b"))
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, head))
+        assert b"415" in peer.until(HEADERS, 1)[1]
+        peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, good))
+        assert b"takes one message" in peer.until(HEADERS, 3)[1]
+
+
 # --- what a peer may hold --------------------------------------------------------------------------------------------
 
 
@@ -282,8 +326,7 @@ def test_nothing_stays_counted_of_what_came(server):
             with pytest.raises(grpc.RpcError) as caught:
                 attend(content, timeout=30)
             assert refused_by_grpc(caught.value).code == code
-        with pytest.raises(grpc.RpcError):
-            channel.stream_unary(ATTEND)(iter([good, good]), timeout=1e-9)
+        channel.stream_unary(ATTEND).future(iter([good, good])).cancel()
         assert channel.stream_unary(ATTEND)(iter([good, good]), timeout=30)
     wait_until(lambda: server.grpc_server._port.inbound._held == 0)
 
@@ -297,6 +340,45 @@ def test_inbound_is_bounded():
     inbound.add(2)
     inbound.remove(10)
     inbound.add(10)
+
+
+def test_who_is_not_known_sends_little(server):
+    """A message to a method that everyone may call is small; a larger one is refused, compressed or not."""
+    check = "/grpc.health.v1.Health/Check"
+    with peer_of(server) as peer:
+        peer.send(
+            OPENING, frame(HEADERS, END_HEADERS, 1, call_head(check)), frame(DATA, 0, 1, b"\0\0\x10\0\0" + b"a" * 9)
+        )
+        assert b"may be sent" in peer.until(HEADERS, 1)[1]
+        packed = gzip.compress(bytes(MIB))
+        peer.send(frame(HEADERS, END_HEADERS, 3, call_head(check) + literal("grpc-encoding", "gzip")))
+        peer.send(frame(DATA, END_STREAM, 3, prefixed(packed, 1)))
+        assert b"inflates" in peer.until(HEADERS, 3)[1]
+
+
+def test_tiny_frames_are_kept_together(server):
+    """What comes in frames of a byte takes about as many bytes here, and is read as one message all the same."""
+    content = prefixed(request(np.ones((500, 8), np.float32)).SerializeToString())
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
+        peer.send(*(frame(DATA, 0, 1, content[i : i + 1]) for i in range(len(content) - 1)))
+        wait_until(lambda: server.grpc_server._port.inbound._held == len(content) - 1)
+        (rpc,) = server.grpc_server._port.calls
+        assert len(rpc._pieces) <= 2
+        peer.send(frame(DATA, END_STREAM, 1, content[-1:]))
+        assert peer.until(DATA, 1)
+
+
+def test_messages_that_nobody_takes(server):
+    """Messages without content that nobody takes are kept as the bytes that they came as."""
+    with peer_of(server) as peer:
+        watch = "/grpc.health.v1.Health/Watch"
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head(watch)), frame(DATA, 0, 1, bytes(5) * 3000))
+        assert peer.until(DATA, 1)
+        wait_until(lambda: server.grpc_server._port.inbound._held >= 5 * 2900)
+        (rpc,) = server.grpc_server._port.calls
+        assert len(rpc._messages) <= CUT
+    wait_until(lambda: server.grpc_server._port.inbound._held == 0)
 
 
 # --- who is hung up on -----------------------------------------------------------------------------------------------
@@ -349,6 +431,15 @@ def test_a_quiet_peer_is_asked(server, impatient, monkeypatch):
             there.send(frame(PING, 1, 0, content))
         list(silent.frames())
         assert len(server.grpc_server._port.connections) == 1
+
+
+def test_headers_that_a_byte_stands_for(server):
+    """Who has a byte of a head stand for a long header, again and again, is hung up on before it costs anything."""
+    bomb = b"\x40\x03x-a\x7e" + b"a" * 126 + b"\xbe" * 16_000  # a header for the table, and 16,000 times the same
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, call_head() + bomb[:16_000]))
+        assert all(kind != HEADERS for kind, *_ in peer.frames())
+    assert answers(server)
 
 
 def test_connections_without_number(server, monkeypatch):
@@ -406,6 +497,45 @@ def test_a_stop_says_so_and_finishes(dot_only):
                 answered.add(of)
         assert answered == {1, 3}
         assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_request_on_its_way_when_the_server_stops(dot_only, idle):
+    """What was sent before a peer could know of the stop is answered, also on a connection that was idle."""
+    with composed(dot_only) as server, peer_of(server) as peer:
+        peer.send(OPENING, frame(PING, 0, 0, bytes(8)))
+        peer.until(PING)
+        message = frame(DATA, END_STREAM, 1, prefixed(request().SerializeToString()))
+        if not idle:
+            peer.send(frame(HEADERS, END_HEADERS, 1, call_head()))
+            wait_until(lambda: server.grpc_server._port.calls)
+        server.loop.call_soon_threadsafe(server.stop.set)
+        peer.until(GOAWAY)
+        threading.Event().wait(0.1)  # as a longer line would take
+        peer.send(*([frame(HEADERS, END_HEADERS, 1, call_head())] if idle else []), message)
+        assert peer.until(DATA, 1)
+
+
+def test_an_answer_that_is_taken_slowly_when_the_server_stops(dot_only):
+    """An answer that is made when the server stops is sent whole, however slowly its caller takes it."""
+    query = np.ones((800, 64), np.float32)
+    with composed(dot_only) as server, peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
+        content = prefixed(request(query).SerializeToString())
+        pieces = [content[i : i + 16000] for i in range(0, len(content), 16000)]
+        peer.send(*(frame(DATA, 0, 1, each) for each in pieces), frame(DATA, END_STREAM, 1))
+        peer.until(DATA, 1)
+        server.loop.call_soon_threadsafe(server.stop.set)
+        peer.until(GOAWAY)
+        received = 0
+        for _ in range(7):  # as many as it takes
+            threading.Event().wait(0.1)
+            peer.send(*(frame(WINDOW, 0, stream, struct.pack(">I", 20_000)) for stream in (0, 1)))
+        for kind, flags, _, found in peer.frames():
+            received += len(found) if kind == DATA else 0
+            if kind == HEADERS and flags & END_STREAM:
+                break
+        assert received > query.nbytes - 2 * 65535
 
 
 def test_the_bounds_of_a_connection():

@@ -7,6 +7,7 @@ import weakref
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from queue import SimpleQueue
 
 import pytest
@@ -470,6 +471,46 @@ def test_a_loop_takes_turns(make, loop):
     assert ran.index("else") < 5
     alike = [Work(i, lambda these: [len(these)] * len(these), kind="alike", most=8) for i in range(5)]
     assert [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])] == [5] * 5
+
+
+def test_a_loop_never_computes_what_is_long(make, loop):
+    """Whatever stands behind a short job that is given up, or runs with it, the loop computes for a short time."""
+    scheduler = make(max_queued=100)
+    loop.do(scheduler.attach, loop)
+    here = loop.do(threading.current_thread)
+
+    def given_up():
+        short = scheduler.submit(work(int, cost=SHORT / 2))
+        long = scheduler.submit(work(threading.current_thread, cost=1.0))
+        short.cancel()
+        return long
+
+    assert loop.do(given_up).result(30) in scheduler._threads
+    about = {"kind": "alike", "most": 8, "cost": SHORT / 2}
+    alike = [Work(i, lambda these: [threading.current_thread()] * len(these), **about) for i in range(8)]
+    together = loop.do(lambda: [scheduler.submit(each) for each in alike])
+    assert here not in {each.result(30) for each in together}
+
+
+def test_a_loop_computes_once_a_turn(make, loop):
+    """However many jobs wait, between two turns of the loop only those of a short time are computed."""
+    scheduler = make(max_queued=200)
+    loop.do(scheduler.attach, loop)
+    ran, turns = [], []
+
+    def turn():
+        turns.append(len(ran))
+        if len(ran) < 100:
+            loop.call_soon(turn)
+
+    def several():
+        turn()
+        return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 4)) for i in range(100)]
+
+    for future in loop.do(several):
+        future.result(30)
+    wait_until(lambda: turns[-1] == 100)
+    assert max(after - before for before, after in pairwise(turns)) <= 4
 
 
 def test_a_loop_that_is_gone(make, loop):

@@ -70,11 +70,12 @@ class Connection(asyncio.BufferedProtocol):
         self._received = buffer(port.received)
         self._will_flush = False
         self._is_full = False  # the transport takes no more at this moment
+        self._is_broken = False
         self._look: asyncio.TimerHandle | None = None
         self._last_call = self._last_byte = self._loop.time()
         self._pinged = False
         # What has moved since the last look, and whether that was waited for then.
-        self._came = 0
+        self._came = self._went = 0
         self._unsent = 0
         self._resumed = False
         self._waited = False
@@ -106,8 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self.session.receive(self._received, nbytes)
         except Http2Error as error:
-            log.debug("a connection ends: its peer does not speak HTTP/2", reason=str(error))
-            self._hang_up()
+            self._break(error)
         self.flush()
 
     def eof_received(self) -> bool:
@@ -149,10 +149,10 @@ class Connection(asyncio.BufferedProtocol):
             inbound=port.inbound,
             threads=port.threads,
         )
+        port.arrive(rpc, fits)
         self._rpcs[stream] = rpc
         self._calls += 1
         port.calls.add(rpc)
-        port.arrive(rpc, fits)
 
     def on_data(self, stream: int, content: bytes) -> None:
         """Give a call its bytes."""
@@ -170,6 +170,7 @@ class Connection(asyncio.BufferedProtocol):
         """Tell a call that it is over on the wire."""
         rpc = self._rpcs.pop(stream, None)
         if rpc:
+            self._last_call = self._loop.time()
             rpc.closed()
 
     def on_pong(self) -> None:
@@ -190,12 +191,11 @@ class Connection(asyncio.BufferedProtocol):
         """Send what is to be sent, as far as the transport takes it."""
         self._will_flush = False
         try:
-            while self._transport and not self._is_full and (parts := self.session.pull(PULLED)):
+            while self._may_send and (parts := self.session.pull(PULLED)):
                 self._write(parts)
         except Http2Error as error:
-            log.debug("a connection ends: nothing more can be sent on it", reason=str(error))
-            self._hang_up()
-        if self._transport and self.session.is_over:
+            self._break(error)
+        if self._transport and not self._is_broken and self.session.is_over:
             self._transport.close()
 
     def forget(self, rpc: Rpc) -> None:
@@ -215,11 +215,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """End it, when what was sent is on its way."""
-        if self._transport:
+        if self._transport and not self._transport.is_closing():
             self._end()
             self._flush()
-            if self._transport:
-                self._transport.close()
+            self._transport.close()
 
     def abort(self) -> None:
         """End it at once."""
@@ -230,12 +229,23 @@ class Connection(asyncio.BufferedProtocol):
             self.session.end()
             self.flush()
 
+    @property
+    def _may_send(self) -> bool:
+        return self._transport is not None and not (self._is_full or self._is_broken)
+
     def _write(self, parts: list[Buffer]) -> None:
         assert self._transport is not None
+        self._went += self.session.out_size
         if len(parts) == 1:
             self._transport.write(parts[0])
         else:
             self._transport.writelines(parts)
+
+    def _break(self, error: Http2Error) -> None:
+        """Hang up on a peer with whom no HTTP/2 is to be spoken; nothing of its session may be used any more."""
+        log.debug("a connection ends: it is no HTTP/2, or ended", reason=str(error))
+        self._is_broken = True
+        self._hang_up()
 
     def _hang_up(self) -> None:
         if self._transport:
@@ -245,18 +255,17 @@ class Connection(asyncio.BufferedProtocol):
         """End it where nothing moves that should; ask a quiet peer whether it is there."""
         assert self._transport is not None
         now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
-        waits = bool(unsent) or any(rpc.is_sending for rpc in self._rpcs.values())
-        moved = self._resumed or self._came >= BYTES or self._unsent - unsent >= BYTES
+        waits = bool(unsent) or any(rpc.is_on_its_way for rpc in self._rpcs.values())
+        moved = self._resumed or max(self._came, self._went, self._unsent - unsent) >= BYTES
         is_stalled = waits and self._waited and not moved
-        self._waited, self._unsent, self._came, self._resumed = waits, unsent, 0, False
+        self._waited, self._unsent, self._came, self._went, self._resumed = waits, unsent, 0, 0, False
         is_gone = self._pinged and self._last_byte < now - QUIET_SECONDS - SECONDS
         if is_stalled or is_gone or not self.session.greeted:
             self._hang_up()
             return
-        if not self._calls and self._last_call < now - IDLE_SECONDS:
+        if not (self._calls or self._rpcs) and self._last_call < now - IDLE_SECONDS:
             self.close()
-            return
-        if self._last_byte < now - QUIET_SECONDS and not self._pinged:
+        elif self._last_byte < now - QUIET_SECONDS and not self._pinged:
             self._pinged = True
             self.session.ping()
             self.flush()

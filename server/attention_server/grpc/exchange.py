@@ -60,13 +60,12 @@ def call_of(rpc: Rpc, caller: Caller, watch: Watch) -> Call:
 
 
 async def answered(future: "Future[T]", call: Call) -> T:
-    """Wait for what the core computes for a call.
+    """Wait for what the core computes for a call, which waits for it already.
 
     Raises:
         DeadlineExceeded: it came too late.
         Exception: what the future holds.
     """
-    call.waits_for(future)
     try:
         answer = await on_loop(future)
     finally:

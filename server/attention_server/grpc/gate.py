@@ -24,6 +24,8 @@ from attention_server.service import Service
 from attention_server.transport import Threads
 from attention_server.watch import REQUEST_ID, TRACE_HEADERS, Watch, request_id
 
+CONTENT_TYPES = (b"application/grpc", b"application/grpc+proto")
+OPEN_BYTES = 4096  # of a message from whoever it may be
 INLINE = 4 * 1024 * 1024  # bytes of a message: what is larger would hold up the loop while it is read
 LOOKED_AT = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
 
@@ -87,16 +89,19 @@ class Gate:
 
     def arrive(self, rpc: Rpc, fits: bool) -> None:
         """Take a call whose head is here."""
-        if not rpc.headers.get(b"content-type", b"").startswith(b"application/grpc"):
+        method = self._methods.get(rpc.method)
+        kind = rpc.headers.get(b"content-type", b"").partition(b";")[0].strip()
+        if fits and kind not in CONTENT_TYPES:
             rpc.refuse([(b":status", b"415"), (b"accept", b"application/grpc")])
             rpc.start(_nothing())
-        elif rpc.headers.get(b":method") != b"POST":
+        elif fits and rpc.headers.get(b":method") != b"POST":
             rpc.refuse([(b":status", b"405"), (b"allow", b"POST")])
             rpc.start(_nothing())
-        elif rpc.method in OPEN:
-            rpc.start(self._answer_anyone(rpc, self._methods[rpc.method]))
+        elif fits and method and rpc.method in OPEN:
+            rpc.max_message_bytes = OPEN_BYTES
+            rpc.start(self._answer_anyone(rpc, method))
         else:
-            rpc.start(self._answer(rpc, fits=fits))
+            rpc.start(self._answer(rpc, method, fits=fits))
 
     async def _answer_anyone(self, rpc: Rpc, method: Method) -> None:
         """Answer what needs no credentials, and is not counted."""
@@ -108,8 +113,7 @@ class Gate:
         except Exception as error:  # noqa: BLE001 # it is told, or logged
             fail(rpc, watch, error)
 
-    async def _answer(self, rpc: Rpc, *, fits: bool) -> None:
-        method = self._methods.get(rpc.method)
+    async def _answer(self, rpc: Rpc, method: Method | None, *, fits: bool) -> None:
         with _Visit(self._service.observer, rpc, method) as visit:
             if not fits:
                 raise TooLarge(f"the metadata is over {HEAD_BYTES} bytes, or has more than {HEADERS_COUNT} names")

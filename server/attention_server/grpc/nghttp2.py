@@ -7,6 +7,7 @@ callbacks are told is passed on as `Events`; none of them may call `receive` or 
 import ctypes.util
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -94,6 +95,7 @@ STREAM_WINDOW = 1024 * 1024  # bytes that a peer may send on a stream ahead of w
 CONNECTION_WINDOW = 16 * 1024 * 1024
 HEAD_BYTES = 16 * 1024  # of all headers of a request
 HEADERS_COUNT = 128
+ENOUGH = 8  # times what a head may have, after which nothing more is heard
 RESETS, RESETS_A_SECOND = 20_000, 2_000  # that a peer may send: to cancel a call is nothing uncommon
 
 
@@ -123,11 +125,12 @@ class Events(Protocol):
 class _Head:
     """A head that is on its way in."""
 
-    __slots__ = ("headers", "size")
+    __slots__ = ("fits", "headers", "size")
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
         self.size = 0
+        self.fits = True
 
 
 class _Body:
@@ -379,10 +382,12 @@ def _on_header(_: Any, frame: Any, name: Any, name_size: int, value: Any, value_
     head = ffi.from_handle(user).heads.get(frame.stream_id)
     if head is not None:
         head.size += name_size + value_size + 32
-        if head.size <= HEAD_BYTES and len(head.headers) < HEADERS_COUNT:
+        if head.fits and head.size <= HEAD_BYTES and len(head.headers) < HEADERS_COUNT:
             head.headers[ffi.buffer(name, name_size)[:]] = ffi.buffer(value, value_size)[:]
         else:
-            head.size = HEAD_BYTES + 1
+            head.fits = False
+        if head.size > ENOUGH * HEAD_BYTES:
+            return CALLBACK_FAILURE  # a byte on the wire may stand for a long header: who goes on is hung up on
     return 0
 
 
@@ -395,7 +400,7 @@ def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
         if kind == HEADERS:
             head = session.heads.pop(stream, None)
             if head is not None:
-                session.events.on_head(stream, head.headers, fits=head.size <= HEAD_BYTES)
+                session.events.on_head(stream, head.headers, fits=head.fits)
         if frame.flags & END_STREAM and stream in session.unended:
             session.unended.discard(stream)
             session.events.on_end(stream)
@@ -496,9 +501,11 @@ def _made_options() -> Any:
     _check(lib.nghttp2_option_new(made))
     lib.nghttp2_option_set_no_auto_window_update(made[0], 1)
     lib.nghttp2_option_set_no_closed_streams(made[0], 1)
-    # A space at the end of a header's value is no reason to end a call without a word.
-    lib.nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(made[0], 1)
-    lib.nghttp2_option_set_stream_reset_rate_limit(made[0], RESETS, RESETS_A_SECOND)
+    with suppress(AttributeError):  # before 1.50 there was nothing to be asked off
+        # A space at the end of a header's value is no reason to end a call without a word.
+        lib.nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(made[0], 1)
+    with suppress(AttributeError):  # before 1.57 resets had no bound, unless the distribution brought it
+        lib.nghttp2_option_set_stream_reset_rate_limit(made[0], RESETS, RESETS_A_SECOND)
     return made[0]
 
 

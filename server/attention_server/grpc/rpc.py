@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+import structlog
+
 from attention_server.domain import FOR_EVER
 from attention_server.errors import (
     AttentionServiceError,
@@ -19,12 +21,16 @@ from attention_server.errors import (
     InvalidRequest,
     Stopping,
     TooLarge,
+    Unimplemented,
 )
 from attention_server.grpc.nghttp2 import Header, Headers, Session
-from attention_server.transport import Threads, inflate
+from attention_server.transport import INFLATED, Threads, inflate
 
 PREFIX = 5  # bytes before each message
 SMALL = 4096  # bytes of a message that is rather copied than sent in two pieces
+TINY, GATHERED = 1024, 16 * 1024  # bytes of pieces that come, up to which they are gathered, and how many
+CUT = 64  # messages that are cut off ahead of who takes them
+INFLATING = 2  # messages at once
 TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 HEAD: tuple[Header, ...] = (
@@ -33,6 +39,9 @@ HEAD: tuple[Header, ...] = (
     (b"grpc-accept-encoding", b"identity, deflate, gzip"),
 )
 BEGINNING = Headers(HEAD)
+FAULT = ((b"grpc-status", b"13"), (b"grpc-message", b"internal error"))
+
+log = structlog.get_logger()
 
 
 class Inbound:
@@ -40,11 +49,15 @@ class Inbound:
 
     Args:
         most: how many there may be.
+
+    Attributes:
+        inflating: held by who makes a compressed message what it was, which may be as large as any.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._held = 0
+        self.inflating = asyncio.Semaphore(INFLATING)
 
     def add(self, count: int) -> None:
         """Count bytes that have come.
@@ -88,6 +101,7 @@ class Rpc:
 
     Attributes:
         method: its path, `/package.Service/Method`.
+        max_message_bytes: as given; less may be set before a message has come.
         seconds: how long its caller waits; None for ever.
         is_over: nothing more of it can be sent.
     """
@@ -108,10 +122,10 @@ class Rpc:
         self.seconds = _seconds(headers.get(b"grpc-timeout"))
         self._line = line
         self._stream = stream
-        self._max_message_bytes = max_message_bytes
+        self.max_message_bytes = max_message_bytes
         self._inbound = inbound
         self._threads = threads
-        self._pieces: deque[memoryview] = deque()
+        self._pieces: deque[memoryview | bytearray] = deque()
         self._have = 0  # bytes in them
         self._needed = PREFIX  # bytes until the next message is whole
         self._flag: int | None = None  # of the message that comes; None before its prefix is here
@@ -121,7 +135,8 @@ class Rpc:
         self._is_whole = False
         self._fault: AttentionServiceError | None = None
         self._news: asyncio.Future[None] | None = None
-        self._begun = False
+        self._has_begun = False  # its task
+        self._begun = False  # its answer
         self._is_finished = False
         self._why: AttentionServiceError | None = None  # its task was cancelled
         self._leaving: list[Callable[[], None]] = []
@@ -139,26 +154,34 @@ class Rpc:
         return self._line.certificate
 
     @property
-    def is_sending(self) -> bool:
-        """Whether the peer has begun a message and not ended it."""
-        return self._flag is not None and not self._messages and not self._is_whole
+    def is_on_its_way(self) -> bool:
+        """Whether the peer has begun a message and not ended it, or is not taking an answer that is whole."""
+        return self._is_finished or (self._flag is not None and not self._messages and not self._is_whole)
 
     # --- how it lives ---
 
     def start(self, answer: Coroutine[Any, Any, None]) -> None:
         """Let it be answered, for as long as its caller waits."""
         loop = asyncio.get_running_loop()
-        self._task = loop.create_task(answer)
+        self._task = loop.create_task(self._run(answer))
         self._task.add_done_callback(self._ended)
         if self.seconds is not None:
             self._timer = loop.call_later(self.seconds, self._expire)
 
     def stop(self, why: AttentionServiceError) -> None:
         """End it before it is answered."""
-        if self._task and not self._task.done() and not self._why:
-            self._why = why
-            self._leave()
-            self._task.cancel()
+        if not self._task or self._task.done() or self._why:
+            return
+        if not self._has_begun:  # who is cancelled before that could not say so
+            asyncio.get_running_loop().call_soon(self.stop, why)
+            return
+        self._why = why
+        self._leave()
+        self._task.cancel()
+
+    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
+        self._has_begun = True
+        await answer
 
     def _expire(self) -> None:
         self.stop(DeadlineExceeded("the deadline passed before the request could be answered"))
@@ -190,8 +213,10 @@ class Rpc:
         self._leaving.clear()
         self._line.forget(self)
         self._task = None
-        if not task.cancelled():
-            task.exception()
+        error = None if task.cancelled() else task.exception()
+        if error or not (self._is_finished or self.is_over):
+            log.error("a call ends without a status, for a fault of ours", exc_info=error)
+            self.finish(FAULT)
 
     # --- what comes ---
 
@@ -204,10 +229,8 @@ class Rpc:
             try:
                 self._inbound.add(len(content))
                 self._held += len(content)
-                self._pieces.append(memoryview(content))
-                self._have += len(content)
-                while self._cut():
-                    pass
+                self._add(content)
+                self._cut_off()
             except AttentionServiceError as error:
                 self._fault = error
                 self._drop_pieces()
@@ -254,8 +277,27 @@ class Rpc:
             await self._news
         compressed, content = self._messages.popleft()
         self._release(len(content) + PREFIX)
+        if not self._messages and self._fault is None:
+            try:
+                self._cut_off()
+            except AttentionServiceError as error:
+                self._fault = error
+                self._drop_pieces()
         self._make_room()
         return await self._inflated(content) if compressed else content
+
+    def _add(self, content: bytes) -> None:
+        """Keep a piece; tiny ones together, for each by itself would take many times its bytes."""
+        last = self._pieces[-1] if self._pieces else None
+        if isinstance(last, bytearray) and len(last) < GATHERED:
+            last += content
+        else:
+            self._pieces.append(bytearray(content) if len(content) < TINY else memoryview(content))
+        self._have += len(content)
+
+    def _cut_off(self) -> None:
+        while len(self._messages) < CUT and self._cut():
+            pass
 
     def _cut(self) -> bool:
         """Cut the next prefix or message off; return whether there was one."""
@@ -266,9 +308,9 @@ class Rpc:
             flag, length = content[0], int.from_bytes(content[1:], "big")
             if flag > 1:
                 raise InvalidRequest("the bytes are no message of gRPC: the first is 0, or 1 before a compressed one")
-            if length > self._max_message_bytes:
+            if length > self.max_message_bytes:
                 raise TooLarge(
-                    f"the message has {length} bytes; {self._max_message_bytes} may be sent: send fewer or shorter "
+                    f"the message has {length} bytes; {self.max_message_bytes} may be sent: send fewer or shorter "
                     "sequences"
                 )
             self._flag, self._needed = flag, length
@@ -281,12 +323,13 @@ class Rpc:
         parts = []
         self._have -= count
         while count:
-            piece = self._pieces[0]
+            piece = memoryview(self._pieces[0])
             if len(piece) > count:
                 parts.append(piece[:count])
                 self._pieces[0] = piece[count:]
                 break
-            parts.append(self._pieces.popleft())
+            parts.append(piece)
+            self._pieces.popleft()
             count -= len(piece)
         return b"".join(parts)
 
@@ -294,8 +337,11 @@ class Rpc:
         encoding = self.headers.get(b"grpc-encoding", b"").decode("latin-1")
         if encoding in ("", "identity"):
             raise InvalidRequest("a message is compressed, and this does not say how", field="grpc-encoding")
-        limit = self._max_message_bytes
-        return await self._threads.run(lambda: inflate(content, encoding, limit, "message", "grpc-encoding"))
+        if encoding not in INFLATED:
+            raise Unimplemented(f"messages may be compressed by {', '.join(INFLATED)}", field="grpc-encoding")
+        limit = self.max_message_bytes
+        async with self._inbound.inflating:
+            return await self._threads.run(lambda: inflate(content, encoding, limit, "message", "grpc-encoding"))
 
     def _make_room(self) -> None:
         """Let the peer send more, unless there is a message that nobody has taken."""

@@ -35,6 +35,7 @@ REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 COMPUTING = frozenset({"Attend", "CreateMemory", "ModelInfer"})
 INBOUND_MESSAGES = 2  # of the largest size, may be on their way in at once, all calls together
 HANDSHAKE_SECONDS = 10.0  # of TLS
+SHUTDOWN_SECONDS = 1.0  # of TLS
 
 
 class GrpcServer:
@@ -95,6 +96,7 @@ class GrpcServer:
             sock=self._socket,
             ssl=grpc_context(self._certificates) if self._certificates else None,
             ssl_handshake_timeout=HANDSHAKE_SECONDS if self._certificates else None,
+            ssl_shutdown_timeout=SHUTDOWN_SECONDS if self._certificates else None,
         )
 
     def set_serving(self, serving: bool) -> None:
@@ -118,18 +120,24 @@ class GrpcServer:
         self._health.end()
         self._reflection.end()
         self._conversations.end()
-        while self._port.calls and loop.time() < end:
+        # A connection ends by itself when all that came by it is answered, and the answers are on their way.
+        while (self._port.calls or self._port.connections) and loop.time() < end:
             await _wait(self._port.ended, end - loop.time())
         for rpc in list(self._port.calls):
             rpc.stop(Stopping("the server is stopping, and its time is over"))
-        await asyncio.sleep(0)
+        for _ in range(3):  # in which they say so
+            await asyncio.sleep(0)
         for connection in list(self._port.connections):
             connection.close()
-        while self._port.connections and loop.time() < end:
-            await _wait(self._port.ended, end - loop.time())
+        await asyncio.sleep(0)
         for connection in list(self._port.connections):
             connection.abort()
         self._threads.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none of its threads does anything any more."""
+        return self._threads.is_idle
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

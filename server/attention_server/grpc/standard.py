@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_reflection.v1alpha import reflection
 
 from attention_server.domain import Call
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
@@ -104,8 +104,14 @@ class Reflection:
 
     def __init__(self, services: list[str]) -> None:
         self._places = Places(REFLECTIONS, "streams of reflection")
-        self._servicer = reflection.ReflectionServicer(services)
+        self._services = services
         self._open: set[Rpc] = set()
+
+    @cached_property
+    def _servicer(self) -> Any:
+        from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 # it brings all of gRPC, for who asks alone
+
+        return reflection.ReflectionServicer(self._services)
 
     def end(self) -> None:
         """End the streams: the server stops."""
@@ -118,8 +124,7 @@ class Reflection:
             try:
                 async with asyncio.timeout(REFLECTION_SECONDS):
                     while (found := await conversed.next()) is not None:
-                        answers: Any = self._servicer.ServerReflectionInfo(iter([found[0]]), None)  # type: ignore[arg-type] # it asks nothing of its call
-                        for answer in answers:
+                        for answer in self._servicer.ServerReflectionInfo(iter([found[0]]), None):
                             conversed.rpc.send(answer.SerializeToString())
             except TimeoutError as error:
                 raise Cancelled(f"a stream of reflection ends after {REFLECTION_SECONDS:g} s") from error

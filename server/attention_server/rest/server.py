@@ -198,6 +198,11 @@ class RestServer:
         await self._serving
         self._threads.close()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether none of its threads does anything any more."""
+        return self._threads.is_idle
+
     async def metrics(self, request: Request) -> Response:
         content = await run_in_threadpool(prometheus.exposition, self._service)
         return Response(content, media_type=prometheus.CONTENT_TYPE)

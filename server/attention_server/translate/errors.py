@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
+from enum import IntEnum
 
-import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
@@ -34,33 +34,48 @@ LONGEST_MESSAGE = (
 )
 
 
+class StatusCode(IntEnum):
+    """gRPC's codes, as google.rpc.Code has them; those that are used."""
+
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """How the two transports call a cause."""
 
-    grpc: grpc.StatusCode
+    grpc: StatusCode
     http: int
 
 
 CODES: dict[type[AttentionServiceError], Code] = {
-    InvalidRequest: Code(grpc.StatusCode.INVALID_ARGUMENT, 400),
-    NotFound: Code(grpc.StatusCode.NOT_FOUND, 404),
-    TooLarge: Code(grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
-    Unavailable: Code(grpc.StatusCode.UNAVAILABLE, 503),
-    Full: Code(grpc.StatusCode.UNAVAILABLE, 503),
-    Loading: Code(grpc.StatusCode.UNAVAILABLE, 503),
-    Stopping: Code(grpc.StatusCode.UNAVAILABLE, 503),
-    LimitReached: Code(grpc.StatusCode.UNAVAILABLE, 429),
-    DeadlineExceeded: Code(grpc.StatusCode.DEADLINE_EXCEEDED, 504),
-    Cancelled: Code(grpc.StatusCode.CANCELLED, 499),
-    Unauthenticated: Code(grpc.StatusCode.UNAUTHENTICATED, 401),
-    PermissionDenied: Code(grpc.StatusCode.PERMISSION_DENIED, 403),
-    Unimplemented: Code(grpc.StatusCode.UNIMPLEMENTED, 501),
+    InvalidRequest: Code(StatusCode.INVALID_ARGUMENT, 400),
+    NotFound: Code(StatusCode.NOT_FOUND, 404),
+    TooLarge: Code(StatusCode.RESOURCE_EXHAUSTED, 413),
+    Unavailable: Code(StatusCode.UNAVAILABLE, 503),
+    Full: Code(StatusCode.UNAVAILABLE, 503),
+    Loading: Code(StatusCode.UNAVAILABLE, 503),
+    Stopping: Code(StatusCode.UNAVAILABLE, 503),
+    LimitReached: Code(StatusCode.UNAVAILABLE, 429),
+    DeadlineExceeded: Code(StatusCode.DEADLINE_EXCEEDED, 504),
+    Cancelled: Code(StatusCode.CANCELLED, 499),
+    Unauthenticated: Code(StatusCode.UNAUTHENTICATED, 401),
+    PermissionDenied: Code(StatusCode.PERMISSION_DENIED, 403),
+    Unimplemented: Code(StatusCode.UNIMPLEMENTED, 501),
 }
-INTERNAL = Code(grpc.StatusCode.INTERNAL, 500)
+INTERNAL = Code(StatusCode.INTERNAL, 500)
 
 
-STATUSES = {code.http: code.grpc.name for code in CODES.values()} | {405: grpc.StatusCode.UNIMPLEMENTED.name}
+STATUSES = {code.http: code.grpc.name for code in CODES.values()} | {405: StatusCode.UNIMPLEMENTED.name}
 
 
 def code_of(error: Exception) -> Code:
@@ -99,9 +114,7 @@ def to_status(error: Exception, request_id: str) -> Status:
         retry_delay = Duration()
         retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(RetryInfo(retry_delay=retry_delay))
-    return Status(
-        code=code_of(error).grpc.value[0], message=message_of(error), details=[_any(each) for each in details]
-    )
+    return Status(code=code_of(error).grpc, message=message_of(error), details=[_any(each) for each in details])
 
 
 def to_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:

@@ -1,0 +1,52 @@
+"""What both ports share: threads that are counted as busy for as long as they are."""
+
+import asyncio
+import threading
+
+import pytest
+from attention_server.errors import Full
+from attention_server.transport import Threads
+
+from tests.server.composed import wait_until
+
+
+def test_a_thread_is_busy_until_it_is_idle():
+    """Who leaves does not free the thread that works for them; when it has ended, another has room."""
+    release = threading.Event()
+
+    async def used():
+        threads = Threads(1, "test")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(threads.run(lambda: release.wait(30)), 0.01)
+        with pytest.raises(Full):
+            threads.run(int)
+        assert not threads.is_idle
+        release.set()
+        await asyncio.to_thread(wait_until, lambda: threads.is_idle)
+        assert await threads.run(int) == 0
+        threads.close()
+
+    asyncio.run(used())
+
+
+def test_what_fails_when_nobody_waits(caplog):
+    """A failure that nobody waits for any more is nobody's affair, and none of the log's."""
+
+    async def used():
+        threads = Threads(1, "test")
+        begun, release = threading.Event(), threading.Event()
+
+        def fail():
+            begun.set()
+            release.wait(30)
+            raise ValueError
+
+        left = threads.run(fail)
+        await asyncio.to_thread(begun.wait, 30)
+        del left
+        release.set()
+        await asyncio.to_thread(wait_until, lambda: threads.is_idle)
+        threads.close()
+
+    asyncio.run(used())
+    assert not caplog.records
