@@ -200,6 +200,7 @@ async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, fl
         good = measurement(admitted, watch)
         refusals = len(refused) / watch.seconds
         await asyncio.gather(*calls)
+        await recovered(ask, load.concurrency)  # or whoever is measured next would be refused
     return good | {
         "peak": peak["rate"],
         "unloaded_p99": unloaded["p99"],

@@ -174,6 +174,7 @@ class Session:
         self.heads: dict[int, _Head] = {}
         self.bodies: dict[int, _Body] = {}
         self.unended: set[int] = set()  # requests whose bodies are not whole
+        self.answered: set[int] = set()  # those for which a body that still comes makes no difference
         self.greeted = False  # the peer has sent its settings
         self.out: list[Buffer] = []
         self.out_size = 0
@@ -258,11 +259,13 @@ class Session:
         """End an answer behind its body."""
         body = self.bodies.get(stream)
         if body is not None:
+            self.answered.add(stream)
             body.trailers = trailers
             self._resume(stream, body)
 
     def answer(self, stream: int, headers: "Headers") -> None:
         """Answer without a body."""
+        self.answered.add(stream)
         lib.nghttp2_submit_response(self._session, stream, headers.pairs, headers.count, ffi.NULL)
 
     def reset(self, stream: int, code: int) -> None:
@@ -292,6 +295,7 @@ class Session:
         self.heads.pop(stream, None)
         self.bodies.pop(stream, None)
         self.unended.discard(stream)
+        self.answered.discard(stream)
 
     def write_trailers(self, stream: int, trailers: "Headers") -> None:
         """Write what ends an answer; from within `pull`."""
@@ -424,7 +428,9 @@ def _on_frame_send(_: Any, frame: Any, user: Any) -> int:
 @_callback("int(nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *)")
 def _on_data_chunk(raw: Any, _: int, stream: int, content: Any, size: int, user: Any) -> int:
     lib.nghttp2_session_consume_connection(raw, size)  # one stream that is not read holds up no other
-    ffi.from_handle(user).events.on_data(stream, ffi.buffer(content, size)[:])
+    session: Session = ffi.from_handle(user)
+    if stream not in session.answered:
+        session.events.on_data(stream, ffi.buffer(content, size)[:])
     return 0
 
 

@@ -222,8 +222,6 @@ class Rpc:
 
     def feed(self, content: bytes) -> None:
         """Take bytes that have come."""
-        if self._is_finished:  # it was answered without this
-            return
         self._owed += len(content)
         if self._fault is None:
             try:
