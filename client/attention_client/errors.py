@@ -132,7 +132,10 @@ def from_call(call: grpc.Call) -> AttentionError:
     message = violations[0].description if violations else call.details() or call.code().name
     field = violations[0].field if violations else None
     request_id = metadata.get(_REQUEST_ID) or _detail(status, RequestInfo()).request_id or None
-    error = CLASSES.get(call.code(), AttentionError)(message, field=field, request_id=request_id)
+    kind = CLASSES.get(call.code(), AttentionError)
+    if kind is InternalError and request_id is None:  # no fault of the server's, which names one: the line to it broke
+        kind = Unavailable
+    error = kind(message, field=field, request_id=request_id)
     if isinstance(error, Unavailable):
         error.retry_after = _detail(status, RetryInfo()).retry_delay.ToTimedelta().total_seconds() or None
     return error

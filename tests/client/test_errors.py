@@ -3,6 +3,7 @@
 import json
 import pickle
 import socket
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -33,6 +34,15 @@ def test_every_code_has_its_error(ask, target, service, code):
     assert type(caught.value) is errors.CLASSES.get(code, errors.AttentionError)
     assert caught.value.field is None
     assert caught.value.request_id == "r-1"
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+def test_a_fault_that_no_server_names(code):
+    """What the library says of a line that broke in the middle is no fault of the server's, and may be tried again."""
+    call = SimpleNamespace(code=lambda: code, details=lambda: "Internal error from Core", trailing_metadata=tuple)
+    assert type(errors.from_call(call)) is Unavailable
+    call.trailing_metadata = lambda: (("x-request-id", "r-1"),)
+    assert type(errors.from_call(call)) is errors.InternalError
 
 
 def test_invalid_request_names_the_field(ask, target, service):

@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import grpc
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.grpc import connection
+from attention_server.grpc import connection, nghttp2
 from attention_server.grpc.nghttp2 import CONNECTION_WINDOW, HEAD_BYTES, STREAM_WINDOW
 from attention_server.grpc.rpc import CUT, Inbound
 from serving import start_server
@@ -536,6 +537,17 @@ def test_an_answer_that_is_taken_slowly_when_the_server_stops(dot_only):
             if kind == HEADERS and flags & END_STREAM:
                 break
         assert received > query.nbytes - 2 * 65535
+
+
+def test_a_system_without_the_library(monkeypatch):
+    """Where nghttp2 is missing, the error says what to install."""
+
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(nghttp2, "ffi", SimpleNamespace(dlopen=missing))
+    with pytest.raises(ImportError, match="apt-get install libnghttp2-14"):
+        nghttp2._load()
 
 
 def test_the_bounds_of_a_connection():

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, NotFound, Sequence
+from attention_client.window import Window
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_proto.window import Window
 from attention_server.domain import Call
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation, Dialect
 from attention_server.observe import Observer

@@ -1,4 +1,4 @@
-"""The floor of our transport: gRPC's Python server with the graphs in its handlers, and nothing else.
+"""Another transport: gRPC's Python server with the graphs in its handlers, and nothing else.
 
 No check, limit, schedule, metric or error: what a request costs here, no server on gRPC for Python can save.
 """

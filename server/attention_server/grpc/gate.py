@@ -5,28 +5,26 @@ its messages is read.
 """
 
 import asyncio
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from attention_server.callers import OPEN, Caller, Callers
 from attention_server.domain import Call
-from attention_server.errors import InvalidRequest, TooLarge, Unimplemented
+from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
+from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.nghttp2 import HEAD_BYTES, HEADERS_COUNT
 from attention_server.grpc.rpc import Rpc
 from attention_server.observe import Observer
 from attention_server.service import Service
-from attention_server.transport import Threads
 from attention_server.watch import REQUEST_ID, TRACE_HEADERS, Watch, request_id
 
 CONTENT_TYPES = (b"application/grpc", b"application/grpc+proto")
 OPEN_BYTES = 4096  # of a message from whoever it may be
-INLINE = 4 * 1024 * 1024  # bytes of a message: what is larger would hold up the loop while it is read
 LOOKED_AT = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
 
 
@@ -56,6 +54,7 @@ class Conversed:
 
     rpc: Rpc
     kind: type[Message]
+    heavy: Heavy
 
     async def next(self) -> tuple[Any, int] | None:
         """Return the next message and how many bytes it has; None behind the last.
@@ -64,11 +63,11 @@ class Conversed:
             AttentionServiceError: as `Rpc.next`; InvalidRequest for bytes that are no message.
         """
         content = await self.rpc.next()
-        return None if content is None else (_read(self.kind, content), len(content))
+        return None if content is None else (await self.heavy.message(self.kind, content), len(content))
 
     async def one(self) -> Any:
         """Return the only message, where just the answers are a stream. Raises as `next`."""
-        return _read(self.kind, await self.rpc.message())
+        return await self.heavy.message(self.kind, await self.rpc.message())
 
 
 class Gate:
@@ -78,14 +77,14 @@ class Gate:
         callers: who is known.
         service: the core, whose observer watches the calls.
         methods: by their paths.
-        threads: for messages that would hold up the loop.
+        heavy: reads messages.
     """
 
-    def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], threads: Threads) -> None:
+    def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], heavy: Heavy) -> None:
         self._callers = callers
         self._service = service
         self._methods = methods
-        self._threads = threads
+        self._heavy = heavy
 
     def arrive(self, rpc: Rpc, fits: bool) -> None:
         """Take a call whose head is here."""
@@ -138,7 +137,7 @@ class Gate:
 
     async def _serve(self, rpc: Rpc, method: Method, call: Call) -> None:
         if method.converses:
-            await method.answer(Conversed(rpc, method.kind), call)
+            await method.answer(Conversed(rpc, method.kind, self._heavy), call)
             rpc.finish([OK, *told(call.watch)])
         else:
             await self._reply(rpc, method, call, await rpc.message())
@@ -146,11 +145,7 @@ class Gate:
     async def _reply(self, rpc: Rpc, method: Method, call: Call, content: bytes) -> None:
         watch = call.watch
         watch.request_bytes = len(content)
-        if len(content) > INLINE:
-            message = await self._threads.run(functools.partial(_read, method.kind, content))
-        else:
-            message = _read(method.kind, content)
-        found = method.answer(message, call)
+        found = method.answer(await self._heavy.message(method.kind, content), call)
         if not isinstance(found, bytes | Message):
             found = await found
         answer = found if isinstance(found, bytes) else found.SerializeToString()
@@ -210,13 +205,6 @@ class _Visit:
 
 async def _nothing() -> None:
     """Answer what is answered already."""
-
-
-def _read(kind: type[Message], content: bytes) -> Message:
-    try:
-        return kind.FromString(content)
-    except DecodeError as error:
-        raise InvalidRequest("the bytes are no message of the type that this method takes") from error
 
 
 def _headers(rpc: Rpc) -> dict[str, str]:

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from google.protobuf.message import DecodeError, Message
+
+from attention_server.errors import InvalidRequest
 from attention_server.transport import Threads
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 BYTES = 4 * 1024 * 1024  # of a message: those are read or written within a few milliseconds
 SEQUENCES = 64  # likewise
@@ -21,6 +25,20 @@ class Heavy:
 
     def __init__(self, threads: Threads) -> None:
         self._threads = threads
+
+    async def message(self, kind: type[M], content: bytes) -> M:
+        """Read a message's bytes, in a thread where they are many.
+
+        Raises:
+            InvalidRequest: they are no message of this kind.
+            Full: all threads are busy.
+        """
+        try:
+            if len(content) > BYTES:
+                return await self._threads.run(lambda: kind.FromString(content))
+            return kind.FromString(content)
+        except DecodeError as error:
+            raise InvalidRequest("the bytes are no message of the type that this method takes") from error
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do something in a thread.

@@ -78,7 +78,7 @@ class GrpcServer:
             **_methods(HEALTH, self._health),
             **_methods(REFLECTION, self._reflection),
         }
-        gate = Gate(callers, service, self._methods, self._threads)
+        gate = Gate(callers, service, self._methods, heavy)
         self._port = Port(
             gate.arrive,
             max_message_bytes,

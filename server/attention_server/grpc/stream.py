@@ -148,7 +148,8 @@ class Conversation:
             self._taking.result()
         finally:
             self._is_over = True
-            self._taking.cancel()
+            if not self._taking.cancel() and not self._taking.cancelled():
+                self._taking.exception()  # seen, where it was not told: its caller has gone
             self._forget()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""What may be in flight on a stream, by count and by bytes; both ends hold themselves to one."""
+"""What may be in flight on a stream, by count and by bytes."""
 
 import threading
 
@@ -36,16 +36,6 @@ class Window:
         with self._changed:
             self._free += 1
             self._size += size
-            self._changed.notify_all()
-
-    def resize(self, more: int) -> None:
-        """Count a message that was let in with so many bytes more, or fewer.
-
-        Args:
-            more: bytes; below zero for fewer.
-        """
-        with self._changed:
-            self._size -= more
             self._changed.notify_all()
 
     def close(self) -> None:
