@@ -27,7 +27,7 @@ from attention_server.overload import Overload, full
 S = TypeVar("S")
 T = TypeVar("T")
 
-SHORT = 0.002  # seconds, as predicted: for so long a loop may compute, and do nothing else meanwhile
+SHORT = 0.004  # seconds, as predicted: for so long a loop may compute, and do nothing else meanwhile
 
 
 @dataclass(slots=True, eq=False)
