@@ -92,7 +92,7 @@ def floods_of_frames(subject: Subject) -> None:
 
 
 def _wait_until_answered(subject: Subject) -> None:
-    """Wait until a flood has been worked off: of the calls that wait then, gRPC drops some, as CANCELLED."""
+    """Wait until a flood has been worked off: until then calls may be refused."""
     good = subject.goods[0].message().SerializeToString()
     end = time.monotonic() + SECONDS_TO_SETTLE
     with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:

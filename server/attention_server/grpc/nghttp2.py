@@ -81,7 +81,7 @@ const char *nghttp2_strerror(int);
 # Of RFC 9113.
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
 END_STREAM = ACK = 1
-NO_ERROR, INTERNAL_ERROR, CANCEL = 0, 2, 8
+NO_ERROR = 0
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6
 
 # Of nghttp2.
@@ -223,7 +223,8 @@ class Session:
             Http2Error: nothing more can be sent.
         """
         session, sent, send = self._session, self._sent, lib.nghttp2_session_mem_send
-        self.out, self.out_size = out, _ = [], 0
+        self.out = out = []
+        self.out_size = 0
         while self.out_size < most and (count := send(session, sent)):
             if count < 0:
                 raise _error(count)

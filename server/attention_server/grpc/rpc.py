@@ -7,7 +7,7 @@ its length; the status in headers behind the body, or, where there is no body, i
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -253,17 +253,11 @@ class Rpc:
             raise InvalidRequest("the method takes one message")
         return found
 
-    async def messages(self) -> AsyncIterator[bytes]:
-        """Yield what a stream of requests brings; what is not taken is soon not sent any more.
-
-        Raises:
-            AttentionServiceError: as `message`.
-        """
-        while (found := await self.next()) is not None:
-            yield found
-
     async def next(self) -> bytes | None:
-        """Return the next message; None behind the last. Raises as `message`."""
+        """Return the next message; None behind the last. Raises as `message`.
+
+        What is not taken is soon not sent any more: the peer is given no room for it.
+        """
         while not self._messages:
             if self._fault is not None:
                 raise self._fault
