@@ -1,8 +1,9 @@
 """A request that was checked and planned, on its way through the scheduler: what it costs, and how it runs."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from attention_server.domain import Call, Request, Response, Result
 from attention_server.engine import Helpers, Run
@@ -10,6 +11,8 @@ from attention_server.errors import AttentionServiceError, Cancelled, InvalidReq
 from attention_server.model import Asked, LoadedModel
 from attention_server.prepare import Prepared
 from attention_server.scheduler import Scheduler, Work
+
+Answers = Callable[[], list[Response | Exception]]
 
 WORTH_SPREADING = 0.001  # seconds: what takes less is done before another thread has begun
 
@@ -82,84 +85,110 @@ class Attending:
             most=self.parts[0].most if alone else 1,
         )
 
+    def answer(self, places: Sequence[int], run: Run) -> Callable[[], list[Result]]:
+        """Compute sequences that run together; see `LoadedModel.answer`, also for what it raises."""
+        prepared = [self.prepared[place] for place in places]
+        if len(prepared) == 1:
+            return self.model.answer(prepared, self.asked.plan, run)
+        try:
+            return partial(self._results, prepared, self.model.answer(prepared, self.asked.plan, run))
+        except InvalidRequest:
+            self._find_fault(prepared)
+            raise
+
+    def _results(self, prepared: Sequence[Prepared], results: Callable[[], list[Result]]) -> list[Result]:
+        try:
+            return results()
+        except InvalidRequest:
+            self._find_fault(prepared)
+            raise
+
+    def _find_fault(self, prepared: Sequence[Prepared]) -> None:
+        """Raise what is wrong with the one of several that is at fault, and not with the one that came first."""
+        for each in prepared:
+            self.model.answer([each], self.asked.plan, Run())()
+
     def response(self, results: Sequence[Result]) -> Response:
         """Put the answer together."""
         return Response(self.model.name, self.model.version, tuple(results), self.request.token_offsets)
 
 
-def _answer(subjects: Sequence[Attending], helpers: Helpers) -> list[Response | Exception]:
-    """Answer one request, or several of one sequence each and of one kind together."""
+def _answer(subjects: Sequence[Attending], helpers: Helpers) -> Answers:
+    """Compute the answer of one request, or of several of one sequence each and of one kind together."""
     for each in subjects:
         each.call.watch.runs()
     try:
-        if len(subjects) == 1:
-            return [_answer_one(subjects[0], helpers)]
-        return _answer_together(subjects)
+        if len(subjects) > 1:
+            return _answer_together(subjects)
+        answer = _answer_one(subjects[0], helpers)
     finally:
         for each in subjects:
             each.call.watch.has_run()
+    return lambda: [answer()]
 
 
-def _answer_one(subject: Attending, helpers: Helpers | None) -> Response:
+def _answer_one(subject: Attending, helpers: Helpers | None) -> Callable[[], Response]:
     call, run = subject.call, Run(helpers)
-    results: list[Result | None] = [None] * len(subject.prepared)
-
-    def answer(part: Part) -> None:
-        call.check()  # a slot is not held for a caller who has gone
-        for place, result in zip(part.places, _timed(subject, part, run), strict=True):
-            results[place] = result
-
     call.joins(run)
     try:
         if subject.cost < WORTH_SPREADING:
-            for part in subject.parts:
-                answer(part)
+            parts = [_answer_part(subject, run, part) for part in subject.parts]
         else:
-            run.spread(answer, subject.parts)
+            parts = run.spread(partial(_answer_part, subject, run), subject.parts)
     except Cancelled:
         call.check()  # perhaps it was the time that ran out
         raise
     finally:
         call.parts_from(run)
-    return subject.response(results)  # type: ignore[arg-type] # every place is in one part
+    return partial(_put_together, subject, parts)
 
 
-def _timed(subject: Attending, part: Part, run: Run) -> list[Result]:
+def _answer_part(subject: Attending, run: Run, part: Part) -> Callable[[], list[Result]]:
+    subject.call.check()  # a slot is not held for a caller who has gone
     begun = time.perf_counter()
-    prepared = [subject.prepared[place] for place in part.places]
-    try:
-        results = subject.model.answer(prepared, subject.asked.plan, run)
-    except InvalidRequest:
-        if len(prepared) == 1:
-            raise
-        for each in prepared:  # which of them is at fault, and not which came first
-            subject.model.answer([each], subject.asked.plan, run)
-        raise
+    results = subject.answer(part.places, run)
     if not run.was_helped:
         subject.asked.correction.learn(part.cost, time.perf_counter() - begun)
     return results
 
 
-def _answer_together(subjects: Sequence[Attending]) -> list[Response | Exception]:
+def _put_together(subject: Attending, parts: Sequence[Callable[[], list[Result]]]) -> Response:
+    results: list[Result | None] = [None] * len(subject.prepared)
+    for part, found in zip(subject.parts, parts, strict=True):
+        for place, result in zip(part.places, found(), strict=True):
+            results[place] = result
+    return subject.response(results)  # type: ignore[arg-type] # every place is in one part
+
+
+def _answer_together(subjects: Sequence[Attending]) -> Answers:
     """Answer those whose callers are still there; where that fails, each by itself: the fault is one's."""
     there = [each for each in subjects if not each.call.gone]
     first, run = subjects[0], Run(callers=len(there))
     for each in there:
         each.call.joins(run)
+    results: Callable[[], list[Result]] = list
     try:
-        results = first.model.answer([each.prepared[0] for each in there], first.asked.plan, run) if there else []
+        if there:
+            results = first.model.answer([each.prepared[0] for each in there], first.asked.plan, run)
     except AttentionServiceError:
-        results = []
+        pass
     finally:
         for each in there:
             each.call.parts_from(run)
-    found = dict(zip(there, results, strict=False))
-    return [each.response([found[each]]) if each in found else _answer_or_error(each) for each in subjects]
+
+    def answers() -> list[Response | Exception]:
+        try:
+            found = dict(zip(there, results(), strict=False))
+        except AttentionServiceError:
+            found = {}
+        return [each.response([found[each]]) if each in found else _answer_or_error(each) for each in subjects]
+
+    return answers
 
 
 def _answer_or_error(subject: Attending) -> Response | Exception:
     try:
-        return _answer_one(subject, None)
+        return _answer_one(subject, None)()
     except Exception as error:  # noqa: BLE001 # it is this request's alone
         return error
 

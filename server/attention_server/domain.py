@@ -138,6 +138,11 @@ class OutputSpec(NamedTuple):
     layers: tuple[str, ...] = ()
     pool: Pool = "none"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a stage is sent as it is computed."""
+        return self._replace(alias="", layers=()) == OutputSpec(self.name)
+
 
 class Request(NamedTuple):
     """Attention over one or more sequences."""

@@ -159,13 +159,15 @@ class Engine:
 
 class _OrtGraph:
     def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+        # What is behind `InferenceSession.run`, which looks at each feed for what is never fed here: values of its own
+        # kind, and graphs captured on a GPU. That takes as long as a small graph.
+        self._run = getattr(session, "_sess", session).run
         self.inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}
         self.outputs = {node.name: tuple(node.shape) for node in session.get_outputs()}
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
         try:
-            return self._session.run(outputs, feeds, run.options)  # type: ignore[no-any-return] # onnxruntime is untyped
+            return self._run(outputs, feeds, run.options)  # type: ignore[no-any-return] # onnxruntime is untyped
         except Exception as error:
             if run.ended:
                 raise Cancelled("the caller has gone") from error

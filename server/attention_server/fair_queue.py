@@ -5,6 +5,7 @@ counts predicted seconds of work, or the clock's present when that is past; the 
 thereby behind who sends little, and nobody waits for more than their share of others' work.
 """
 
+import math
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
@@ -109,24 +110,28 @@ class FairQueue:
         self.seconds += job.cost
         self.size += job.size
 
-    def pop(self, spare_slots: int) -> list[Waiting]:
-        """Take what is next, and what may run together with it; nothing when nobody wants any of it any more.
+    def pop(self, spare_slots: int, seconds: float = math.inf) -> list[Waiting]:
+        """Take what is next, and what may run together with it. There is one, perhaps cancelled meanwhile.
 
         Args:
             spare_slots: how many others can run at the same time; their share is left to them.
+            seconds: how long it may take; what is next is taken anyway.
         """
-        if self._jobs and self._jobs[0].future.cancelled():
-            self.withdraw_cancelled()
-        if not self._jobs:
-            return []
         first = self._jobs[0]
         taken = [first]
         if first.kind is not None:
             alike = [job for job in self._jobs if job.kind == first.kind]
-            taken = alike[: min(first.most, -(-len(alike) // (1 + spare_slots)))]
+            most = min(first.most, -(-len(alike) // (1 + spare_slots)), seconds // first.cost)
+            taken = alike[: max(1, int(most))]
         self._remove(taken)
         self._clock = max(self._clock, first.tag)
         return taken
+
+    def is_wanted(self) -> bool:
+        """Return whether somebody still waits for what is next; what nobody does is dropped."""
+        if self._jobs and self._jobs[0].future.cancelled():
+            self.withdraw_cancelled()
+        return bool(self._jobs)
 
     def withdraw_cancelled(self) -> None:
         """Drop the jobs that nobody wants any more."""

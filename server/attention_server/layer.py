@@ -157,7 +157,7 @@ class LoadedLayer:
         """Run a graph, each of whose rows depends on no other: what is not k and v may be cut, and run in parts."""
         graph = self.graphs[name]
         batch, rows = next(iter(feeds.values())).shape[:2]
-        parts = run.parts(rows) if batch == 1 and rows >= 2 * LEAST_ROWS and self.device == "cpu" else []
+        parts = run.parts(rows) if rows >= 2 * LEAST_ROWS and batch == 1 and self.device == "cpu" else []
         if len(parts) < 2:
             return graph.run(outputs, feeds, run)  # type: ignore[return-value] # all graphs give float32
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
@@ -149,21 +149,31 @@ class LoadedModel:
         mask = None if prepared.added is None else (prepared.added.shape, prepared.added.tobytes())
         return prepared.queries, prepared.keys, shapes, mask
 
-    def answer(self, batch: Sequence[Prepared], plan: Plan, run: Run) -> list[Result]:
+    def answer(self, batch: Sequence[Prepared], plan: Plan, run: Run) -> Callable[[], list[Result]]:
         """Compute what the plan asks for, of one sequence, or of several of one kind together.
 
+        Returns:
+            What gives the results. What is sent as it was computed is put together there: in the middle of
+            computations, which leave nothing of it in the processor's caches, that would take twice as long.
+
         Raises:
-            InvalidRequest: FP16 was asked for and cannot hold an answer; or what was sent overflows.
+            InvalidRequest: FP16 was asked for and cannot hold an answer; or what was sent overflows. Here, or there.
             Cancelled: the run was ended meanwhile.
         """
+        if not plan.shapes:
+            stages = self._stages(batch, plan, None, None, run)
+            return partial(_whole, batch, plan, stages)
         if self._pools(batch[0], plan):
-            return self._pooled(batch, plan, run)
+            pooled = self._pooled(batch, plan, run)
+            return lambda: pooled
         computed = self._computed_rows(batch[0], plan)
         stages = self._stages(batch, plan, computed, None, run)
-        return [
+        _check_overflow(batch, stages)
+        results = [
             self._result(each, plan, [{name: stage[i] for name, stage in of.items()} for of in stages], computed, run)
             for i, each in enumerate(batch)
         ]
+        return lambda: results
 
     def remember(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
@@ -221,6 +231,7 @@ class LoadedModel:
         forms = [form for form in plan.forms if form.layer == last]
         rows, pool = _means(tuple([form.spec for form in forms]), batch[0].queries)
         stages = self._stages(batch, plan, rows, pool, run)
+        _check_overflow(batch, stages)
         results = []
         for i, each in enumerate(batch):
             of_last = {
@@ -233,7 +244,7 @@ class LoadedModel:
                 else _output(form, {name: stage[i] for name, stage in stages[form.layer].items()}, each, None)
                 for form in plan.forms
             }
-            results.append(Result(outputs, each.tokens, each.memory_tokens, None))
+            results.append(_told(each, outputs))
         return results
 
     def _stages(
@@ -255,9 +266,6 @@ class LoadedModel:
             else:
                 k, v = (memory.k, memory.v) if memory else layer.project(key, value, run)
                 stages.append(layer.stages(query, k, v, added, needed, run))
-            # Heads and weights need no look of their own: what overflows in them shows in the output.
-            for name in needed & LOOKED_AT:
-                check.no_overflow(stages[-1][name], batch[0].path)
         return stages
 
     def _vectors(self, batch: Sequence[Prepared], run: Run) -> tuple[Vectors, Vectors, Vectors]:
@@ -295,8 +303,7 @@ class LoadedModel:
         predictions = (
             tuple(self._predictions(stages[-1]["output"], prepared, computed, run)) if plan.predictions else None
         )
-        memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
-        return Result(outputs, prepared.tokens, memory_tokens, predictions)
+        return _told(prepared, outputs, predictions)
 
     def _predictions(
         self, output: Vectors, prepared: Prepared, computed: Rows | None, run: Run
@@ -325,6 +332,34 @@ def _is_small(specs: tuple[OutputSpec, ...]) -> bool:
         if len(spec.rows) + len(spec.heads) + len(spec.alias) > SMALL:
             return False
     return True
+
+
+def _whole(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors]]) -> list[Result]:
+    """Return the results of what is sent as it was computed."""
+    _check_overflow(batch, stages)
+    return [
+        _told(each, {form.name: stages[form.layer][form.spec.name][i] for form in plan.forms})
+        for i, each in enumerate(batch)
+    ]
+
+
+def _told(
+    prepared: Prepared, outputs: dict[str, Array | TopK], predictions: tuple[Prediction, ...] | None = None
+) -> Result:
+    memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
+    return Result(outputs, prepared.tokens, memory_tokens, predictions)
+
+
+def _check_overflow(batch: Sequence[Prepared], stages: list[dict[str, Vectors]]) -> None:
+    """Check what was computed; heads and weights need no look of their own: what overflows in them shows in the output.
+
+    Raises:
+        InvalidRequest: something overflowed.
+    """
+    for of in stages:
+        for name, stage in of.items():
+            if name in LOOKED_AT:
+                check.no_overflow(stage, batch[0].path)
 
 
 def _stack(vectors: Sequence[Vectors | None]) -> Vectors | None:
@@ -406,7 +441,7 @@ class Drawn:
         return [Prepared(*self._vectors(length), None, None, length, length, added) for _ in range(count)]
 
     def run(self, sequences: Sequence[Prepared]) -> object:
-        return self._model.answer(sequences, self._plain, Run())
+        return self._model.answer(sequences, self._plain, Run())()
 
     def is_sound(self, length: int, count: int) -> bool:
         return all(
@@ -421,10 +456,10 @@ class Drawn:
 
     def _are_same(self, batch: list[Prepared], plan: Plan) -> bool:
         """Compare the first and the last of several: every other has a place between them."""
-        together = self._model.answer(batch, plan, Run())
+        together = self._model.answer(batch, plan, Run())()
         return all(
             np.array_equal(together[place].outputs[name], output)
             for place in (0, -1)
-            for alone in self._model.answer([batch[place]], plan, Run())
+            for alone in self._model.answer([batch[place]], plan, Run())()
             for name, output in alone.outputs.items()
         )

@@ -35,6 +35,8 @@ class Plan:
         predictions: whether the head is asked.
         predictions_field: where it was asked for; empty when it is by default.
         pools: whether of the last layer that has to run only pooled outputs are wanted, and it has a graph for them.
+        shapes: whether there is more to do than to send stages as they are computed: rows, heads or types are chosen,
+            heads reduced, or something is predicted.
     """
 
     forms: tuple[Form, ...]
@@ -42,6 +44,7 @@ class Plan:
     predictions: bool
     predictions_field: str
     pools: bool
+    shapes: bool
 
 
 def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
@@ -63,7 +66,8 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
     predictions = bool(predictions_field) or (not specs and bool(manifest.predictors))
     stages = _stages(forms, manifest, predictions=predictions)
     pools = not predictions and _pools(forms, len(stages) - 1, manifest)
-    return Plan(tuple(forms), stages, predictions, predictions_field, pools)
+    shapes = predictions or not all(form.spec.is_whole for form in forms)
+    return Plan(tuple(forms), stages, predictions, predictions_field, pools, shapes)
 
 
 def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> AttendGraph:

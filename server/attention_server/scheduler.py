@@ -27,7 +27,11 @@ from attention_server.overload import Overload, full
 S = TypeVar("S")
 T = TypeVar("T")
 
-SHORT = 0.004  # seconds, as predicted: for so long a loop may compute, and do nothing else meanwhile
+# Seconds, as predicted: a job that a loop may compute, and all of one turn, in which it does nothing else. What is read,
+# planned and written at once for many costs less than half of what it costs between two computations, which leave nothing
+# of it in the processor's caches.
+SHORT = 0.004
+TURN = 0.010
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +40,8 @@ class Work(Generic[S, T]):
 
     Attributes:
         subject: what it is about.
-        run: computes the answers, or errors, of one or more subjects; what it raises is of all of them.
+        run: computes one or more subjects, and returns what gives their answers, or errors; what it or that raises is of
+            all of them.
         deadline: on the clock; infinite when there is none.
         caller: whose it is; callers share the slots evenly.
         cost: the seconds that it will take in one slot, as predicted.
@@ -46,7 +51,7 @@ class Work(Generic[S, T]):
     """
 
     subject: S
-    run: Callable[[Sequence[S]], Sequence[T | Exception]]
+    run: Callable[[Sequence[S]], Callable[[], Sequence[T | Exception]]]
     deadline: float = math.inf
     caller: str = ""
     cost: float = 0.0
@@ -142,7 +147,7 @@ class Scheduler:
         waiting(job.future)
         jobs = self._wait_for_turn(job)
         if jobs:
-            self._run(jobs)
+            self._run([jobs])
             self._give_back(jobs[0])
         # Runs that others share go on without it; and with the time the caller goes too.
         if not job.future.done() or (job.future.cancelled() and self._clock() >= work.deadline):
@@ -169,7 +174,6 @@ class Scheduler:
             self._check_open()
             if admitted is not None:
                 self._lobby.append((job, admitted))
-                self._let_in()
             elif self._free and not self._queue:
                 self._queue.push(job)
             else:
@@ -182,7 +186,8 @@ class Scheduler:
         """Have a loop compute, in its own thread, what is short and waited for by no thread.
 
         A hand-over to another thread and back takes longer than such a job. But a loop that computes answers nobody
-        else: so it takes one job a turn, and where there are several slots only while nothing else computes.
+        else: so it computes for a short time in each turn, for a shorter one while there is somebody to refuse, and where
+        there are several slots only while nothing else computes.
 
         Args:
             loop: the running one, of this thread.
@@ -370,33 +375,33 @@ class Scheduler:
                 self._queue.rest()
 
     def _hand_out(self) -> None:
-        """Give free slots to what is next, with the lock."""
-        while self._free and self._queue:
+        """Let in who waits for room, and give free slots to what is next, with the lock."""
+        self._let_in()
+        while self._free and self._queue.is_wanted():
             if self._is_for_loop():
                 self._call_loop()
                 return
             self._begin(self._pop())
+            self._let_in()
 
     def _begin(self, jobs: list[_Job[Any, Any]]) -> None:
-        """Give jobs that have their slot to the thread that waits for it, or to one of the slots', with the lock."""
-        turn = jobs[0].turn if jobs else None
+        """Give jobs a slot, in the thread that waits for it or in one of the slots', with the lock."""
+        self._occupy(jobs[0], sum(job.cost for job in jobs))
+        turn = jobs[0].turn
         if turn is not None:
             turn.put(jobs)
-        elif jobs:
+        else:
             self._put(functools.partial(self._serve_jobs, jobs))
 
-    def _pop(self) -> list[_Job[Any, Any]]:
-        """Take what is next, with its slot, with the lock; nothing when nobody wants any of it any more."""
-        jobs: list[_Job[Any, Any]] = self._queue.pop(self._free - 1)  # type: ignore[assignment] # it holds no others
-        if jobs:
-            self._occupy(jobs[0], sum(job.cost for job in jobs))
-        self._let_in()
-        return jobs
+    def _pop(self, seconds: float = math.inf) -> list[_Job[Any, Any]]:
+        """Take what is next, with the lock; of what may run together so much as takes no longer."""
+        return self._queue.pop(self._free - 1, seconds)  # type: ignore[return-value] # it holds no others
 
     def _is_for_loop(self) -> bool:
         """Return whether what is next is to be computed by the loop, with the lock."""
         first: _Job[Any, Any] = self._queue.first  # type: ignore[assignment] # it holds no others
-        return self._loop is not None and first.turn is None and first.cost <= SHORT and self._free == self._slots
+        is_short = first.turn is None and first.cost <= SHORT
+        return is_short and self._loop is not None and self._free == self._slots
 
     def _call_loop(self) -> None:
         """Have the loop take what is next, with the lock: in its next turn, when all that has come is in the queue."""
@@ -409,31 +414,30 @@ class Scheduler:
             self._loop.call_soon_threadsafe(self._serve_loop)
 
     def _serve_loop(self) -> None:
-        """Compute what is next in the loop's thread, for a short time: what is read and written together costs less."""
-        spent = 0.0
-        while jobs := self._next_for_loop(SHORT - spent):
-            self._run(jobs)
-            spent += sum([job.cost for job in jobs])
-            self._give_back(jobs[0])
+        """Compute what is next in the loop's thread, in one slot."""
+        turn = self._take_turn()
+        if turn:
+            self._run(turn)
+            self._give_back(turn[0][0])
 
-    def _next_for_loop(self, seconds: float) -> list[_Job[Any, Any]]:
-        """Take what is next, if it is the loop's to compute and takes no longer; with its slot."""
+    def _take_turn(self) -> "list[list[_Job[Any, Any]]]":
+        """Take what the loop is to compute in this turn, with one slot for all of it."""
+        turn: list[list[_Job[Any, Any]]] = []
+        most = left = TURN if self.overload.bound == math.inf else SHORT
         with self._lock:
-            fits = self._free and self._queue and self._queue.first.cost <= seconds and self._is_for_loop()
-            jobs = self._pop() if fits else []
-            if jobs and not self._is_the_loops(jobs):
-                self._begin(jobs)
-                jobs = []
-            if not jobs:  # until then whoever has a slot to give knows that the loop comes
-                self._loop_comes = False
-                self._hand_out()
-        return jobs
-
-    def _is_the_loops(self, jobs: list[_Job[Any, Any]]) -> bool:
-        """Return whether the loop is to compute these, which may be others than were looked at, with the lock."""
-        if jobs[0].turn is not None or sum([job.cost for job in jobs]) > SHORT:
-            return False
-        return not (self._free and self._queue)  # other slots compute anyway: the loop had better answer
+            self._loop_comes = False
+            while self._queue.is_wanted() and self._is_for_loop() and self._queue.first.cost <= left:
+                jobs = self._pop(left)
+                self._let_in()
+                if self._queue and self._slots > 1:  # other slots compute anyway: the loop had better answer
+                    self._begin(jobs)
+                    break
+                turn.append(jobs)
+                left -= sum([job.cost for job in jobs])
+            if turn:
+                self._occupy(turn[0][0], most - left)
+            self._hand_out()
+        return turn
 
     def _lend(self, most: int, work: Callable[[], None]) -> "list[_Errand]":
         """Give a running job the slots that nobody wants; each is given back when the errand in it ends."""
@@ -462,7 +466,7 @@ class Scheduler:
             del task  # while this thread waits for the next, nothing of the last one is kept
 
     def _serve_jobs(self, jobs: list[_Job[Any, Any]]) -> None:
-        self._run(jobs)
+        self._run([jobs])
         self._give_back(jobs[0])
 
     def _serve_errand(self, errand: "_Errand") -> None:
@@ -473,29 +477,32 @@ class Scheduler:
         """Run one work whose turn it is."""
         if self._clock() >= work.deadline:
             raise DeadlineExceeded("the deadline passed before the request could run")
-        (answer,) = work.run([work.subject])
+        (answer,) = work.run([work.subject])()
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
-    def _run(self, jobs: list[_Job[Any, Any]]) -> None:
+    def _run(self, turn: "Sequence[list[_Job[Any, Any]]]") -> None:
+        """Compute jobs, those of a list together, and when all are computed tell what came of them."""
+        for jobs, answers in [self._compute(jobs) for jobs in turn]:
+            _tell(jobs, answers)
+
+    def _compute(self, jobs: list[_Job[Any, Any]]) -> "tuple[list[_Job[Any, Any]], Callable[[], Sequence[Any]]]":
+        """Compute jobs together; return those that were, and what gives their answers."""
         begun = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         now = self._clock()
-        for job in begun:
-            if now >= job.work.deadline:
-                job.future.set_exception(DeadlineExceeded("the deadline passed before the request could run"))
         wanted = [job for job in begun if now < job.work.deadline]
+        if len(wanted) < len(begun):
+            for job in begun:
+                if now >= job.work.deadline:
+                    job.future.set_exception(DeadlineExceeded("the deadline passed before the request could run"))
         if not wanted:
-            return
+            return [], tuple
         try:
-            answers = wanted[0].work.run([job.work.subject for job in wanted])
+            return wanted, wanted[0].work.run([job.work.subject for job in wanted])
         except BaseException as error:  # noqa: BLE001 # it belongs to whoever waits for the future
-            answers = [error] * len(wanted)
-        for job, answer in zip(wanted, answers, strict=True):
-            if isinstance(answer, BaseException):
-                job.future.set_exception(answer)
-            else:
-                job.future.set_result(answer)
+            failed = [error] * len(wanted)
+            return wanted, lambda: failed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -520,3 +527,16 @@ def _refuse(shed: "Sequence[tuple[Waiting, Unavailable]]") -> None:
     for job, error in shed:
         if job.future.set_running_or_notify_cancel():
             job.future.set_exception(error)
+
+
+def _tell(jobs: "Sequence[_Job[Any, Any]]", answers: Callable[[], Sequence[Any]]) -> None:
+    """Tell those who wait for jobs what came of them."""
+    try:
+        found = answers()
+    except BaseException as error:  # noqa: BLE001 # as where they are computed
+        found = [error] * len(jobs)
+    for job, answer in zip(jobs, found, strict=True):
+        if isinstance(answer, BaseException):
+            job.future.set_exception(answer)
+        else:
+            job.future.set_result(answer)

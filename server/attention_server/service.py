@@ -283,15 +283,16 @@ class Service:
 def _remembering(
     model: LoadedModel, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, call: Call
 ) -> Work[None, tuple[Vectors, Vectors]]:
-    def run(_: object) -> list[tuple[Vectors, Vectors]]:
+    def run(_: object) -> Callable[[], list[tuple[Vectors, Vectors]]]:
         running = Run()
         call.joins(running)
         call.watch.runs()
         try:
-            return [model.remember(key, value, tokens, running)]
+            made = [model.remember(key, value, tokens, running)]
         finally:
             call.parts_from(running)
             call.watch.has_run()
+        return lambda: made
 
     call.watch.is_checked()
     length = len(tokens.ids) if tokens else 0 if key is None else len(key)

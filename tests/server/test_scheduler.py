@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import pytest
 from attention_server.errors import DeadlineExceeded, Stopping, Unavailable
 from attention_server.fair_queue import QueueLimits
-from attention_server.scheduler import SHORT, Scheduler, Work
+from attention_server.scheduler import SHORT, TURN, Scheduler, Work
 
 from tests.server.composed import wait_until
 
@@ -22,7 +22,12 @@ FOREVER = float("inf")
 
 def work(job, deadline=FOREVER, **about):
     """Return the work of calling a function."""
-    return Work(None, lambda _: [job()], deadline, **about)
+    return Work(None, lambda _: told([job()]), deadline, **about)
+
+
+def told(answers):
+    """Return what gives answers, when all of a turn are computed."""
+    return lambda: answers
 
 
 def submit(scheduler, job, deadline=FOREVER, *, bulk=False, **about):
@@ -41,18 +46,18 @@ def let_in(scheduler, wanted):
 
 def asked(scheduler, wanted):
     """Run a work in a thread of its own; return its future when the thread waits for its turn, or is done."""
-    told = SimpleQueue()
+    news = SimpleQueue()
 
     def ask():
         done = Future()
         try:
-            done.set_result(scheduler.run(wanted, told.put))
+            done.set_result(scheduler.run(wanted, news.put))
         except BaseException as error:  # noqa: BLE001 # it belongs to the future
             done.set_exception(error)
-        told.put(done)
+        news.put(done)
 
     threading.Thread(target=ask).start()
-    future = told.get(timeout=30)
+    future = news.get(timeout=30)
     if future.done() and not future.cancelled() and isinstance(future.exception(), Unavailable):
         raise future.exception()
     return future
@@ -152,8 +157,8 @@ def test_given_up_at_its_turn(make):
         wait_until(lambda: scheduler.state().queued == 1)
         pop = scheduler._queue.pop
 
-        def slow_pop(spare_slots):
-            jobs = pop(spare_slots)
+        def slow_pop(*args):
+            jobs = pop(*args)
             for job in jobs[:1]:
                 job.future.cancel()
                 asking.join(0.2)  # it has time to leave, if it would
@@ -464,12 +469,12 @@ def test_a_loop_takes_turns(make, loop):
 
     def several():
         loop.call_soon(lambda: loop.call_soon(ran.append, "else"))
-        return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 2)) for i in range(6)]
+        return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 2)) for i in range(8)]
 
     for future in loop.do(several):
         future.result(30)
-    assert ran.index("else") < 5
-    alike = [Work(i, lambda these: [len(these)] * len(these), kind="alike", most=8) for i in range(5)]
+    assert ran.index("else") <= TURN / (SHORT / 2)
+    alike = [Work(i, lambda these: told([len(these)] * len(these)), kind="alike", most=8) for i in range(5)]
     assert [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])] == [5] * 5
 
 
@@ -487,14 +492,17 @@ def test_a_loop_never_computes_what_is_long(make, loop):
 
     assert loop.do(given_up).result(30) in scheduler._threads
     about = {"kind": "alike", "most": 8, "cost": SHORT / 2}
-    alike = [Work(i, lambda these: [threading.current_thread()] * len(these), **about) for i in range(8)]
-    together = loop.do(lambda: [scheduler.submit(each) for each in alike])
-    assert here not in {each.result(30) for each in together}
+    alike = [Work(i, lambda these: told([len(these)] * len(these)), **about) for i in range(8)]
+    together = [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])]
+    assert max(together) == TURN / (SHORT / 2)
 
 
-def test_a_loop_computes_once_a_turn(make, loop):
-    """However many jobs wait, between two turns of the loop only those of a short time are computed."""
+@pytest.mark.parametrize(("closed", "most"), [(False, TURN), (True, SHORT)])
+def test_a_loop_computes_once_a_turn(make, loop, closed, most):
+    """However many jobs wait, a turn of the loop computes those of a short time; a shorter one where many are refused."""
     scheduler = make(max_queued=200)
+    if closed:
+        scheduler.overload.grow()
     loop.do(scheduler.attach, loop)
     ran, turns = [], []
 
@@ -505,12 +513,12 @@ def test_a_loop_computes_once_a_turn(make, loop):
 
     def several():
         turn()
-        return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 4)) for i in range(100)]
+        return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 4), int) for i in range(100)]
 
     for future in loop.do(several):
         future.result(30)
     wait_until(lambda: turns[-1] == 100)
-    assert max(after - before for before, after in pairwise(turns)) <= 4
+    assert max(after - before for before, after in pairwise(turns)) == most / (SHORT / 4)
 
 
 def test_a_loop_that_is_gone(make, loop):
@@ -630,7 +638,7 @@ def together(batches):
 
     def run(subjects):
         batches.append(list(subjects))
-        return [ValueError(each) if each == "bad" else each for each in subjects]
+        return told([ValueError(each) if each == "bad" else each for each in subjects])
 
     return run
 
