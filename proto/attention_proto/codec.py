@@ -25,6 +25,8 @@ _NUMBERS = {dtype: DataType.Value(f"DATA_TYPE_{name}") for name, dtype in DTYPES
 _DATA = wire.tag(Tensor.DESCRIPTOR.fields_by_name["data"])
 _NAMES_OF_NUMBERS: dict[int, str] = {number: NAMES[dtype] for dtype, number in _NUMBERS.items()}
 
+USUAL_RANK = 4  # of an array; what is known of a shape is kept, and whoever sends it may send a long one
+
 if sys.byteorder != "little":
     raise ImportError("attention_proto reads and writes tensors in place, which needs a little-endian machine")
 
@@ -40,20 +42,28 @@ def from_bytes(data_type: str, shape: Iterable[int], data: bytes | memoryview) -
     Raises:
         ValueError: the type is unknown, a dimension is negative, or the bytes do not fill the shape.
     """
-    dtype = DTYPES.get(data_type)
-    if dtype is None:
-        raise ValueError(f"has data type {data_type or 'UNSPECIFIED'}; it must be one of {', '.join(DTYPES)}")
-    dims = [*shape]
-    if dims and min(dims) < 0:
-        raise ValueError(f"has shape {dims}; no dimension may be negative")
-    expected = math.prod(dims) * dtype.itemsize  # Python integers: no overflow to hide behind
+    dims = tuple(shape)
+    dtype, expected = (_known_form if len(dims) <= USUAL_RANK else _form)(data_type, dims)
     if len(data) != expected:
-        raise ValueError(f"has shape {dims} of {data_type}, which is {expected} bytes, but carries {len(data)}")
+        raise ValueError(f"has shape {[*dims]} of {data_type}, which is {expected} bytes, but carries {len(data)}")
     if dtype == np.bool_:
         return (
             np.frombuffer(data, np.uint8).astype(np.bool_).reshape(dims)
         )  # a byte other than 0 and 1 is no numpy bool
     return np.frombuffer(data, dtype).reshape(dims)
+
+
+def _form(data_type: str, dims: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
+    """Return an array's type, and how many bytes it has."""
+    dtype = DTYPES.get(data_type)
+    if dtype is None:
+        raise ValueError(f"has data type {data_type or 'UNSPECIFIED'}; it must be one of {', '.join(DTYPES)}")
+    if dims and min(dims) < 0:
+        raise ValueError(f"has shape {[*dims]}; no dimension may be negative")
+    return dtype, math.prod(dims) * dtype.itemsize  # Python integers: no overflow to hide behind
+
+
+_known_form = functools.lru_cache(4096)(_form)
 
 
 def decode(tensor: Tensor) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from attention_server.domain import Call, Request, Response, Result
 from attention_server.engine import Helpers, Run
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
-from attention_server.model import Asked, LoadedModel
+from attention_server.model import Asked, LoadedModel, Sizes
 from attention_server.prepare import Prepared
 from attention_server.scheduler import Scheduler, Work
 
@@ -23,23 +23,17 @@ class Part:
 
     Attributes:
         places: which of its sequences.
-        kind: what they have in common; None for one that runs alone.
-        most: how many of the kind may run together.
-        alone: seconds that one of them takes by itself, before correction.
-        spared: what part of that remains when there are several.
+        sizes: of each of them.
     """
 
     places: list[int]
-    kind: Hashable | None
-    most: int
-    alone: float
-    spared: float
+    sizes: Sizes
 
     @property
     def cost(self) -> float:
         """The seconds that they take, before correction."""
         count = len(self.places)
-        return self.alone if count == 1 else self.alone * self.spared * count
+        return self.sizes.alone if count == 1 else self.sizes.alone * self.sizes.spared * count
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +45,7 @@ class Attending:
         model: what answers.
         asked: what it is asked for.
         prepared: its sequences, checked.
-        answer_bytes: what the answer's tensors will have.
+        sizes: theirs.
         call: who waits for it.
         parts: what of it runs together.
         cost: the seconds that it takes in one slot, as predicted.
@@ -61,28 +55,29 @@ class Attending:
     model: LoadedModel
     asked: Asked
     prepared: list[Prepared]
-    answer_bytes: int
+    sizes: list[Sizes]
     call: Call
     parts: list[Part] = field(init=False)
     cost: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = _parts(self.model, self.asked, self.prepared)
+        self.parts = _parts(self.sizes)
         self.cost = sum([part.cost for part in self.parts]) * self.asked.correction.factor
 
     def work(self, scheduler: Scheduler) -> "Work[Attending, Response]":
         """Return what the scheduler has to know."""
         self.call.watch.is_checked()
-        alone = len(self.prepared) == 1 and self.parts[0].kind is not None
+        first = self.sizes[0]
+        alone = len(self.sizes) == 1 and first.kind is not None
         return Work(
             subject=self,
             run=lambda subjects: _answer(subjects, scheduler),
             deadline=self.call.deadline,
             caller=self.call.caller,
             cost=self.cost,
-            size=self.answer_bytes + sum(each.size for each in self.prepared),
-            kind=(self.asked, self.parts[0].kind) if alone else None,
-            most=self.parts[0].most if alone else 1,
+            size=sum([each.answered + each.held for each in self.sizes]),
+            kind=(self.asked, first.kind) if alone else None,
+            most=first.most if alone else 1,
         )
 
     def answer(self, places: Sequence[int], run: Run) -> Callable[[], list[Result]]:
@@ -193,18 +188,16 @@ def _answer_or_error(subject: Attending) -> Response | Exception:
         return error
 
 
-def _parts(model: LoadedModel, asked: Asked, prepared: list[Prepared]) -> list[Part]:
+def _parts(sizes: list[Sizes]) -> list[Part]:
     """Put sequences of one kind together, as many as pay."""
     parts: list[Part] = []
     growing: dict[Hashable, Part] = {}
-    for place, each in enumerate(prepared):
-        kind = model.kind(each, asked.plan)
-        part = None if kind is None else growing.get(kind)
-        if part is None or len(part.places) == part.most:
-            most, spared = model.costs.together(max(each.queries, each.keys))
-            part = Part([], kind, most, model.costs.of(model.size(each, asked.plan)), spared)
+    for place, each in enumerate(sizes):
+        part = None if each.kind is None else growing.get(each.kind)
+        if part is None or len(part.places) == each.most:
+            part = Part([], each)
             parts.append(part)
-            if kind is not None:
-                growing[kind] = part
+            if each.kind is not None:
+                growing[each.kind] = part
         part.places.append(place)
     return parts

@@ -145,7 +145,7 @@ def _broadcasts(array: Array, layer: Layer, queries: int, keys: int, field: str)
         )
 
 
-def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, field: str) -> NDArray[np.float32]:
+def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, path: str, name: str) -> NDArray[np.float32]:
     """Check that every vector that can reach an answer is finite; return the array with others' poison zeroed.
 
     A NaN in a masked key, or a number whose product overflows, would spoil the sum all the same: 0 * NaN is NaN.
@@ -153,7 +153,8 @@ def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, field:
     Args:
         array: [length, width].
         matters: which positions can reach an answer, [length]; None is all.
-        field: for the error.
+        path: of the sequence, for the error.
+        name: of the field.
 
     Raises:
         InvalidRequest: a NaN or infinity is where it matters.
@@ -166,7 +167,8 @@ def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, field:
         return array
     where = _first(~good)
     raise InvalidRequest(
-        f"must be finite, but is {array[tuple(where)]} at {where}; mask the position, or send a number", field=field
+        f"must be finite, but is {array[tuple(where)]} at {where}; mask the position, or send a number",
+        field=join_path(path, name),
     )
 
 

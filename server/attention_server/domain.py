@@ -76,6 +76,22 @@ class Limits:
                 field="inputs",
             )
 
+    def check_answer(self, size: int) -> None:
+        """Refuse what would have too large an answer.
+
+        Args:
+            size: bytes of its tensors, so far.
+
+        Raises:
+            TooLarge: it would.
+        """
+        if size > self.answer_bytes:
+            raise TooLarge(
+                f"the answer would be at least {size} bytes; {self.answer_bytes} may be sent: ask for fewer sequences, "
+                "heads or rows, reduce the heads, or take the top k",
+                field="outputs",
+            )
+
     def check_sequences(self, count: int, field: str) -> None:
         """Refuse more sequences than a request may have.
 

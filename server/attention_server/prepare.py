@@ -1,5 +1,6 @@
 """From a sequence as it was sent to one that is ready to compute: texts read, shapes checked, the mask laid out."""
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +120,32 @@ def prepare(
     )
 
 
+def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
+    """Return what alone decides how a sequence is prepared; None where there is a text, a mask or a memory."""
+    if mask is not OPEN or sequence.mask is not OPEN or sequence.memory:
+        return None
+    if sequence.text is not None or sequence.memory_text is not None:
+        return None
+    query, key, value = sequence.query, sequence.key, sequence.value
+    if query is not None and key is None and value is None:
+        return query.shape, query.dtype.char
+    return tuple([None if each is None else (each.shape, each.dtype.char) for each in (query, key, value)])
+
+
+def prepare_alike(sequence: Sequence, queries: int, keys: int) -> Prepared:
+    """Prepare a sequence when one of the same `shapes` was taken before, with so many queries and keys.
+
+    Raises:
+        InvalidRequest: a number is none.
+    """
+    path = sequence.path
+    query, key, value = [
+        None if array is None else check.finite(np.ascontiguousarray(array, np.float32), None, path, name)
+        for name, array in (("query", sequence.query), ("key", sequence.key), ("value", sequence.value))
+    ]
+    return Prepared(query, key, value, None, None, queries, keys, path=path)
+
+
 def prepare_memory(
     request: MemoryRequest, manifest: Manifest, memory_reader: TextReader | None
 ) -> tuple[Vectors | None, Vectors | None, Tokens | None]:
@@ -132,11 +159,11 @@ def prepare_memory(
     if request.key is None:
         return None, None, tokens
     layer = manifest.layers[0]
-    key = check.finite(check.vectors(request.key, layer.key_dim, "key"), None, "key")
+    key = check.finite(check.vectors(request.key, layer.key_dim, "key"), None, "", "key")
     if request.value is None:
         check.stands_in(key, layer.value_dim, "the key", "value")
         return key, None, None
-    value = check.finite(check.vectors(request.value, layer.value_dim, "value"), None, "value")
+    value = check.finite(check.vectors(request.value, layer.value_dim, "value"), None, "", "value")
     if len(value) != len(key):
         raise InvalidRequest(f"has {len(value)} positions, but there are {len(key)} keys", field="value")
     return key, value, None
@@ -193,7 +220,7 @@ def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int
 
 def _finite(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
     """Refuse numbers that are none where they matter, and zero what does not: 0 x NaN, or x infinity, is NaN."""
-    return None if array is None else check.finite(array, matters, join_path(path, name))
+    return None if array is None else check.finite(array, matters, path, name)
 
 
 def _left(added: Vectors) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:

@@ -27,9 +27,9 @@ from attention_server.overload import Overload, full
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Seconds, as predicted: a job that a loop may compute, and all of one turn, in which it does nothing else. What is read,
-# planned and written at once for many costs less than half of what it costs between two computations, which leave nothing
-# of it in the processor's caches.
+# Seconds, as predicted: a job that a loop may compute, and all of one turn, in which it does nothing else. To read,
+# plan and write for many at once takes less than half of what it takes between two computations, which leave nothing of
+# it in the processor's caches.
 SHORT = 0.004
 TURN = 0.010
 
@@ -40,8 +40,8 @@ class Work(Generic[S, T]):
 
     Attributes:
         subject: what it is about.
-        run: computes one or more subjects, and returns what gives their answers, or errors; what it or that raises is of
-            all of them.
+        run: computes one or more subjects, and returns what gives their answers, or errors; what one of the two raises
+            is of all of them.
         deadline: on the clock; infinite when there is none.
         caller: whose it is; callers share the slots evenly.
         cost: the seconds that it will take in one slot, as predicted.
@@ -186,8 +186,8 @@ class Scheduler:
         """Have a loop compute, in its own thread, what is short and waited for by no thread.
 
         A hand-over to another thread and back takes longer than such a job. But a loop that computes answers nobody
-        else: so it computes for a short time in each turn, for a shorter one while there is somebody to refuse, and where
-        there are several slots only while nothing else computes.
+        else: so it computes for a short time in each turn, for a shorter one while there is somebody to refuse, and
+        where there are several slots only while nothing else computes.
 
         Args:
             loop: the running one, of this thread.

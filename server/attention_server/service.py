@@ -11,12 +11,11 @@ from attention_server.attending import Attending
 from attention_server.costs import Size
 from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Tokens
 from attention_server.engine import Run
-from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, TooLarge, Unavailable
+from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from attention_server.memories import Memory, MemoryState, MemoryStore, memory_id
-from attention_server.model import LoadedModel
+from attention_server.model import Asked, LoadedModel, Sizes
 from attention_server.observe import Observer
 from attention_server.overload import Overload
-from attention_server.plan import Plan
 from attention_server.prepare import Prepared, Vectors, prepare_memory
 from attention_server.repository import Repository
 from attention_server.scheduler import Scheduler, SchedulerState, Work
@@ -248,36 +247,34 @@ class Service:
         self.limits.check_outputs(len(request.outputs))
         call.watch.asks(model.name, model.version, len(request.inputs))
         asked = model.ask(request.outputs)
-        prepared, answer_bytes = self._prepare(request, model, asked.plan)
-        call.watch.queries = [each.queries for each in prepared]
-        call.watch.keys = [each.keys for each in prepared]
-        return Attending(request, model, asked, prepared, answer_bytes, call).work(self._scheduler)
+        prepared, sizes = self._prepare(request, model, asked)
+        call.watch.queries = [each.queries for each in sizes]
+        call.watch.keys = [each.keys for each in sizes]
+        return Attending(request, model, asked, prepared, sizes, call).work(self._scheduler)
 
-    def _prepare(self, request: Request, model: LoadedModel, plan: Plan) -> tuple[list[Prepared], int]:
-        """Check every sequence; return them ready to compute, and the bytes of the answer."""
+    def _prepare(self, request: Request, model: LoadedModel, asked: Asked) -> tuple[list[Prepared], list[Sizes]]:
+        """Check every sequence; return them ready to compute."""
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
         self.limits.check_sequences(len(request.inputs), "inputs")
-        prepared = []
-        size = work = 0
+        prepared: list[Prepared] = []
+        sizes: list[Sizes] = []
+        answered = work = 0
         for sequence in request.inputs:
             try:
-                prepared.append(model.prepare(sequence, plan, request.mask, self._memories, self.limits))
+                ready, size = model.prepare(sequence, asked, request.mask, self._memories, self.limits)
             except InvalidRequest as error:
                 if sequence.part is None:
                     raise
                 message = f"{error.message} (in sequence {sequence.part} of the batch, from 0)"
                 raise InvalidRequest(message, field=error.field) from error
-            work += model.heads * prepared[-1].queries * prepared[-1].keys * 4
+            prepared.append(ready)
+            sizes.append(size)
+            work += size.work
+            answered += size.answered
             self.limits.check_work(work)
-            size += model.answer_bytes(prepared[-1], plan)
-            if size > self.limits.answer_bytes:
-                raise TooLarge(
-                    f"the answer would be at least {size} bytes; {self.limits.answer_bytes} may be sent: ask for "
-                    "fewer sequences, heads or rows, reduce the heads, or take the top k",
-                    field="outputs",
-                )
-        return prepared, size
+            self.limits.check_answer(answered)
+        return prepared, sizes
 
 
 def _remembering(

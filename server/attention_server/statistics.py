@@ -38,10 +38,10 @@ class Histogram:
         """How often."""
         return sum(self.counts)
 
-    def add(self, value: int) -> None:
-        """Count it once more."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def add(self, value: int, times: int = 1) -> None:
+        """Count it once more, or several times."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
 
 Times = partial(Histogram, TIMES)
@@ -86,10 +86,12 @@ class VersionStatistics:
         self.computing.add(watch.compute_ns)
         self.encoding.add(watch.encode_ns)
         self.sequences.add(len(watch.queries))
-        for length in watch.queries:
-            self.queries.add(length)
-        for length in watch.keys:
-            self.keys.add(length)
+        for lengths, counted in ((watch.queries, self.queries), (watch.keys, self.keys)):
+            if len(lengths) == 1:
+                counted.add(lengths[0])
+            else:
+                for length, times in Counter(lengths).items():
+                    counted.add(length, times)
 
 
 class Way(NamedTuple):

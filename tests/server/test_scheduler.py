@@ -482,7 +482,6 @@ def test_a_loop_never_computes_what_is_long(make, loop):
     """Whatever stands behind a short job that is given up, or runs with it, the loop computes for a short time."""
     scheduler = make(max_queued=100)
     loop.do(scheduler.attach, loop)
-    here = loop.do(threading.current_thread)
 
     def given_up():
         short = scheduler.submit(work(int, cost=SHORT / 2))
@@ -499,7 +498,7 @@ def test_a_loop_never_computes_what_is_long(make, loop):
 
 @pytest.mark.parametrize(("closed", "most"), [(False, TURN), (True, SHORT)])
 def test_a_loop_computes_once_a_turn(make, loop, closed, most):
-    """However many jobs wait, a turn of the loop computes those of a short time; a shorter one where many are refused."""
+    """However many jobs wait, a turn of the loop computes those of a short time; shorter where many are refused."""
     scheduler = make(max_queued=200)
     if closed:
         scheduler.overload.grow()

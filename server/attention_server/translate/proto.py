@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from typing import Any
 
 import numpy as np
 from attention_proto import wire
@@ -32,6 +33,7 @@ from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.translate.batch import expand
 
+ARRAYS = frozenset({"query", "key", "value"})
 RESPONSE, RESULTS, OUTPUTS, TENSOR, TOP_K, INDICES, VALUES = (
     wire.tag(message.DESCRIPTOR.fields_by_name[name])
     for message, name in (
@@ -129,26 +131,25 @@ def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
 
 
 def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence]:
-    return expand(
-        Sequence(
-            path=path,
-            query=_tensor(message, "query", path),
-            key=_tensor(message, "key", path),
-            value=_tensor(message, "value", path),
-            text=message.text if message.HasField("text") else None,
-            memory_text=message.memory_text if message.HasField("memory_text") else None,
-            memory=message.memory,
-            mask=_mask(message.mask, join_path(path, "mask")) if message.HasField("mask") else OPEN,
-        ),
-        limits,
-    )
+    given: dict[str, Any] = {}
+    for field, value in message.ListFields():  # most fields are not there: to ask for each would take longer
+        name = field.name
+        if name in ARRAYS:
+            given[name] = _array(value, path, name)
+        elif name == "mask":
+            given[name] = _mask(value, join_path(path, name))
+        else:
+            given[name] = value
+    return expand(Sequence(path, **given), limits)
 
 
-def _tensor(message: pb.Sequence | pb.Mask | pb.CreateMemoryRequest, name: str, path: str) -> Array | None:
-    if not message.HasField(name):  # type: ignore[arg-type] # the name is one of the message's tensors
-        return None
+def _tensor(message: pb.Mask | pb.CreateMemoryRequest, name: str, path: str) -> Array | None:
+    return _array(getattr(message, name), path, name) if message.HasField(name) else None  # type: ignore[arg-type]
+
+
+def _array(tensor: pb.Tensor, path: str, name: str) -> Array:
     try:
-        return decode(getattr(message, name))
+        return decode(tensor)
     except ValueError as error:
         raise InvalidRequest(str(error), field=join_path(path, name)) from error
 
@@ -187,9 +188,15 @@ def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
 
 def _parts(response: Response) -> wire.Parts:
     """Return a response's parts: each tensor is copied once, where protobuf copies it three times."""
-    parts = wire.Parts(pb.AttendResponse(model=response.model, version=response.version).SerializeToString())
+    parts = wire.Parts(_about(response.model, response.version))
     for result in response.results:
-        written = wire.Parts(_words(result, offsets=response.token_offsets))
+        words = _words(result, offsets=response.token_offsets)
+        if not words and len(result.outputs) == 1:
+            name, value = next(iter(result.outputs.items()))
+            if not isinstance(value, TopK):
+                parts.put(_result_head(name, value.dtype, value.shape), value)
+                continue
+        written = wire.Parts(words)
         for name, value in result.outputs.items():
             if isinstance(value, TopK):
                 written.add(OUTPUTS, _top_k_parts(name, value))
@@ -197,6 +204,18 @@ def _parts(response: Response) -> wire.Parts:
                 written.put(_output_head(name, value.dtype, value.shape), value)
         parts.add(RESULTS, written)
     return parts
+
+
+@functools.lru_cache(256)
+def _about(model: str, version: int) -> bytes:
+    return pb.AttendResponse(model=model, version=version).SerializeToString()
+
+
+@functools.lru_cache(1024)
+def _result_head(name: str, dtype: "np.dtype[np.generic]", shape: tuple[int, ...]) -> bytes:
+    """Return the bytes of a result that is one array, up to those of the array, which are its end."""
+    output = _output_head(name, dtype, shape)
+    return RESULTS + wire.varint(len(output) + math.prod(shape) * dtype.itemsize) + output
 
 
 @functools.lru_cache(1024)
