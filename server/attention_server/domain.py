@@ -3,7 +3,6 @@
 import copy
 import math
 import time
-from concurrent.futures import Future
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from attention_server.callers import Right
 from attention_server.errors import Cancelled, DeadlineExceeded, PermissionDenied, TooLarge
+from attention_server.outcome import Outcome
 from attention_server.watch import Watch
 
 Array = NDArray[np.generic]
@@ -224,7 +224,7 @@ class Call:
     watch: Watch = field(default_factory=Watch)
     deadline: float = field(init=False)
     _presence: Presence = field(default_factory=Presence, init=False)
-    _work: "Future[Any] | None" = field(default=None, init=False)
+    _work: "Outcome[Any] | None" = field(default=None, init=False)
     _runs: set[Computation] = field(default_factory=set, init=False)
 
     def __post_init__(self, seconds: float | None) -> None:
@@ -265,7 +265,7 @@ class Call:
         """Return the seconds that are left; None for ever."""
         return None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
 
-    def waits_for(self, work: "Future[Any]") -> None:
+    def waits_for(self, work: "Outcome[Any]") -> None:
         """Say what is done for the caller: when they leave and it has not begun, it never will."""
         self._work = work
         if self.gone:

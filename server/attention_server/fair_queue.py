@@ -9,10 +9,11 @@ import math
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
+
+from attention_server.outcome import Outcome
 
 PATIENCE = 2  # times what it takes itself, a job may wait
 REMEMBERED = 1024  # callers; beyond, those are forgotten who have nothing here, and with them whose turn it was
@@ -58,7 +59,7 @@ class Waiting:
     caller: str
     cost: float
     size: int
-    future: "Future[Any]"
+    future: "Outcome[Any]"
     kind: Hashable | None = None
     most: int = 1
     bulk: bool = False

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -22,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from attention_server.errors import DeadlineExceeded, Full, Stopping, Unavailable
 from attention_server.fair_queue import FairQueue, QueueLimits, Waiting
+from attention_server.outcome import Outcome
 from attention_server.overload import Overload, full
 
 S = TypeVar("S")
@@ -71,7 +71,7 @@ class _Job(Waiting, Generic[S, T]):
     __slots__ = ("turn", "work")
 
     def __init__(self, work: Work[S, T], *, waits: bool = False, bulk: bool = False) -> None:
-        super().__init__(work.caller, work.cost, work.size, Future(), work.kind, work.most, bulk)
+        super().__init__(work.caller, work.cost, work.size, Outcome(), work.kind, work.most, bulk)
         self.work = work
         self.turn: SimpleQueue[list[_Job[Any, Any]]] | None = SimpleQueue() if waits else None
 
@@ -118,7 +118,7 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Work[S, T], waiting: "Callable[[Future[T]], None]" = lambda _: None) -> T:
+    def run(self, work: Work[S, T], waiting: "Callable[[Outcome[T]], None]" = lambda _: None) -> T:
         """Run a work in this thread, now or when it is its turn. One that expires in the queue never runs.
 
         Args:
@@ -155,7 +155,7 @@ class Scheduler:
         answer: T = job.future.result()
         return answer
 
-    def submit(self, work: Work[S, T], admitted: Callable[[], None] | None = None) -> "Future[T]":
+    def submit(self, work: Work[S, T], admitted: Callable[[], None] | None = None) -> "Outcome[T]":
         """Run a work while this thread goes on. One that is cancelled or expires in the queue never runs.
 
         Args:
@@ -443,7 +443,7 @@ class Scheduler:
         """Give a running job the slots that nobody wants; each is given back when the errand in it ends."""
         with self._lock:
             idle = 0 if self._closed else self.idle_slots  # then its thread may have ended
-            errands = [_Errand(work, Future()) for _ in range(min(most, idle))]
+            errands = [_Errand(work, Outcome()) for _ in range(min(most, idle))]
             for errand in errands:
                 self._occupy(errand, 0.0)
                 self._put(functools.partial(self._serve_errand, errand))
@@ -510,7 +510,7 @@ class _Errand:
     """A part of a running job, in a slot that it was lent."""
 
     work: Callable[[], None]
-    done: "Future[None]"
+    done: "Outcome[None]"
 
     def run(self) -> None:
         if not self.done.set_running_or_notify_cancel():

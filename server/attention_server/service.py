@@ -1,7 +1,7 @@
 """The core that every protocol calls: check, plan, schedule, compute. One request in, one response out."""
 
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest,
 from attention_server.memories import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.model import Asked, LoadedModel, Sizes
 from attention_server.observe import Observer
+from attention_server.outcome import Outcome
 from attention_server.overload import Overload
 from attention_server.prepare import Prepared, Vectors, prepare_memory
 from attention_server.repository import Repository
@@ -72,7 +73,7 @@ class Service:
         """What is let in while more is asked for than can be computed."""
         return self._scheduler.overload
 
-    def submit(self, request: Request, call: Call, admitted: Callable[[], None] | None = None) -> "Future[Response]":
+    def submit(self, request: Request, call: Call, admitted: Callable[[], None] | None = None) -> "Outcome[Response]":
         """Check a request and hand it to the scheduler, which computes it while this thread goes on.
 
         Args:

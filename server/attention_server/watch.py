@@ -122,5 +122,7 @@ class Watch:
         """Return where the time went, in milliseconds, as the header Server-Timing has it; empty if nothing ran."""
         if not self.computed:
             return ""
-        queue, compute, encode = (ns / 1e6 for ns in (self.queued_ns, self.compute_ns, self.encode_ns))
-        return f"queue;dur={queue:.3f}, compute;dur={compute:.3f}, encode;dur={encode:.3f}"
+        queued = self.running - self.checked
+        computed = self.computed - self.running
+        encoded = self.written - self.computed if self.written else 0
+        return f"queue;dur={queued / 1e6:.3f}, compute;dur={computed / 1e6:.3f}, encode;dur={encoded / 1e6:.3f}"

@@ -1,7 +1,6 @@
 """attention.v1.AttentionService: translate, call, translate."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 
@@ -12,6 +11,7 @@ from attention_server.grpc.gate import Conversed
 from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.memories import Memory
+from attention_server.outcome import Outcome
 from attention_server.service import Service
 from attention_server.translate import proto
 from attention_server.translate.errors import to_status
@@ -56,17 +56,17 @@ class AttentionServicer:
 
     async def _begin(
         self, message: pb.AttendRequest, call: Call, admitted: Callable[[], None] | None = None
-    ) -> "Future[Response]":
-        def begin() -> "Future[Response]":
+    ) -> "Outcome[Response]":
+        def begin() -> "Outcome[Response]":
             return self._service.submit(proto.to_request(message, self._service.limits), call, admitted)
 
         inputs = message.inputs
-        text = any(each.text or each.memory_text for each in inputs)
+        text = bool([each for each in inputs if each.text or each.memory_text])
         return await self._heavy.to_read(begin, call.watch.request_bytes, len(inputs), text=text)
 
     async def _submit(
         self, message: pb.AttendStreamRequest, call: Call, admitted: Callable[[], None]
-    ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
+    ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
         id_ = message.id

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from attention_server.domain import Call
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
 from attention_server.grpc.nghttp2 import Header
 from attention_server.grpc.rpc import Rpc
+from attention_server.outcome import Outcome
 from attention_server.translate.errors import note, to_status
 from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch
 
@@ -59,7 +59,7 @@ def call_of(rpc: Rpc, caller: Caller, watch: Watch) -> Call:
     return call
 
 
-async def answered(future: "Future[T]", call: Call) -> T:
+async def answered(future: "Outcome[T]", call: Call) -> T:
     """Wait for what the core computes for a call, which waits for it already.
 
     Raises:
@@ -75,7 +75,7 @@ async def answered(future: "Future[T]", call: Call) -> T:
     return answer
 
 
-def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
+def on_loop(future: "Outcome[T]") -> "asyncio.Future[T]":
     """Return what can be awaited of a future that any thread may settle; the loop's own does so without a detour."""
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     found: asyncio.Future[T] = loop.create_future()
@@ -90,7 +90,7 @@ def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
         else:
             found.set_result(future.result())
 
-    def done(_: "Future[T]") -> None:
+    def done(_: "Outcome[T]") -> None:
         if threading.get_ident() == thread:
             settle()
         else:

@@ -5,12 +5,14 @@ callbacks are told is passed on as `Events`; none of them may call `receive` or 
 """
 
 import ctypes.util
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import structlog
+from _cffi_backend import from_handle  # without the method around it: each callback begins by it
 from cffi import FFI
 
 log = structlog.get_logger()
@@ -348,9 +350,16 @@ class Headers:
         self.pairs = pairs = ffi.new(PAIRS, self.count)
         for i, (name, value) in enumerate(headers):
             pair = pairs[i]
-            pair.name, pair.namelen = ffi.from_buffer(name), len(name)
-            pair.value, pair.valuelen = ffi.from_buffer(value), len(value)
-            pair.flags = 0 if name in INDEXED else NO_INDEX
+            indexed = name in INDEXED
+            pair.name, pair.namelen = _pointer(name), len(name)
+            pair.value, pair.valuelen = _pointer(value) if indexed else ffi.from_buffer(value), len(value)
+            pair.flags = 0 if indexed else NO_INDEX
+
+
+@functools.lru_cache(256)
+def _pointer(word: bytes) -> Any:
+    """Return where a word is, of which there are few: names, and values that are the same again and again."""
+    return ffi.from_buffer(word)
 
 
 INDEXED = frozenset({b":status", b"content-type", b"grpc-status", b"grpc-accept-encoding"})
@@ -372,7 +381,7 @@ def _callback(signature: str) -> Callable[[Callable[..., int]], Any]:
 
 @_callback("int(nghttp2_session *, const nghttp2_frame *, void *)")
 def _on_begin_headers(_: Any, frame: Any, user: Any) -> int:
-    session: Session = ffi.from_handle(user)
+    session: Session = from_handle(user)
     stream = frame.stream_id
     if stream not in session.unended:  # or they are trailers, of which gRPC has none that count
         session.heads[stream] = _Head()
@@ -384,7 +393,7 @@ def _on_begin_headers(_: Any, frame: Any, user: Any) -> int:
     "int(nghttp2_session *, const nghttp2_frame *, const uint8_t *, size_t, const uint8_t *, size_t, uint8_t, void *)"
 )
 def _on_header(_: Any, frame: Any, name: Any, name_size: int, value: Any, value_size: int, __: int, user: Any) -> int:
-    head = ffi.from_handle(user).heads.get(frame.stream_id)
+    head = from_handle(user).heads.get(frame.stream_id)
     if head is not None:
         head.size += name_size + value_size + 32
         if head.fits and head.size <= HEAD_BYTES and len(head.headers) < HEADERS_COUNT:
@@ -400,7 +409,7 @@ def _on_header(_: Any, frame: Any, name: Any, name_size: int, value: Any, value_
 def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
     kind = frame.type
     if kind in (DATA, HEADERS):
-        session: Session = ffi.from_handle(user)
+        session: Session = from_handle(user)
         stream = frame.stream_id
         if kind == HEADERS:
             head = session.heads.pop(stream, None)
@@ -410,9 +419,9 @@ def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
             session.unended.discard(stream)
             session.events.on_end(stream)
     elif kind == SETTINGS:
-        ffi.from_handle(user).greeted = True
+        from_handle(user).greeted = True
     elif kind == PING and frame.flags & ACK:
-        ffi.from_handle(user).events.on_pong()
+        from_handle(user).events.on_pong()
     return 0
 
 
@@ -420,7 +429,7 @@ def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
 def _on_frame_send(_: Any, frame: Any, user: Any) -> int:
     # Who is answered before they have sent all is told that the rest is not wanted.
     if frame.type == HEADERS and frame.flags & END_STREAM:
-        session: Session = ffi.from_handle(user)
+        session: Session = from_handle(user)
         if frame.stream_id in session.unended:
             session.reset(frame.stream_id, NO_ERROR)
     return 0
@@ -429,7 +438,7 @@ def _on_frame_send(_: Any, frame: Any, user: Any) -> int:
 @_callback("int(nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *)")
 def _on_data_chunk(raw: Any, _: int, stream: int, content: Any, size: int, user: Any) -> int:
     lib.nghttp2_session_consume_connection(raw, size)  # one stream that is not read holds up no other
-    session: Session = ffi.from_handle(user)
+    session: Session = from_handle(user)
     if stream not in session.answered:
         session.events.on_data(stream, ffi.buffer(content, size)[:])
     return 0
@@ -437,7 +446,7 @@ def _on_data_chunk(raw: Any, _: int, stream: int, content: Any, size: int, user:
 
 @_callback("int(nghttp2_session *, int32_t, uint32_t, void *)")
 def _on_stream_close(_: Any, stream: int, __: int, user: Any) -> int:
-    session: Session = ffi.from_handle(user)
+    session: Session = from_handle(user)
     session.forget(stream)
     session.events.on_closed(stream)
     return 0
@@ -451,7 +460,7 @@ def _read_length(_: Any, __: int, ___: int, connection: int, stream: int, frame:
 @_callback("ssize_t(nghttp2_session *, int32_t, uint8_t *, size_t, uint32_t *, nghttp2_data_source *, void *)")
 def _read(_: Any, stream: int, __: Any, room: int, flags: Any, ___: Any, user: Any) -> int:
     """Say how much of a body the next frame has, and whether it is the last."""
-    session: Session = ffi.from_handle(user)
+    session: Session = from_handle(user)
     body = session.bodies[stream]
     if body.size <= room and body.trailers is not None:
         flags[0] = EOF | NO_END_STREAM | NO_COPY
@@ -467,7 +476,7 @@ def _read(_: Any, stream: int, __: Any, room: int, flags: Any, ___: Any, user: A
 @_callback("int(nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *)")
 def _send_data(_: Any, frame: Any, head: Any, size: int, __: Any, user: Any) -> int:
     """Send so much of a body as it stands."""
-    session: Session = ffi.from_handle(user)
+    session: Session = from_handle(user)
     body = session.bodies[frame.stream_id]
     session.out.append(ffi.buffer(head, 9)[:])
     session.out_size += 9 + size

@@ -1,7 +1,6 @@
 """inference.GRPCInferenceService, the Open Inference Protocol: translate, call, translate."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
 from google.protobuf.json_format import ParseDict
@@ -12,6 +11,7 @@ from attention_server.grpc.exchange import answered
 from attention_server.grpc.gate import Conversed
 from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
+from attention_server.outcome import Outcome
 from attention_server.service import Service
 from attention_server.translate import oip, oip_models, oip_proto
 from attention_server.translate.errors import message_of
@@ -91,14 +91,14 @@ class InferenceServicer:
 
     async def _submit(
         self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None]
-    ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
+    ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
         future, write = await self._begin(message, call, admitted)
         return future, lambda response: _streamed(oip_proto.from_answer(write(response)))
 
     async def _begin(
         self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None] | None
-    ) -> tuple["Future[Response]", Callable[[Response], oip.Answer]]:
-        def begin() -> "tuple[Future[Response], Callable[[Response], oip.Answer]]":
+    ) -> tuple["Outcome[Response]", Callable[[Response], oip.Answer]]:
+        def begin() -> "tuple[Outcome[Response], Callable[[Response], oip.Answer]]":
             return oip.submit(oip_proto.to_infer(message), self._service, call, admitted)
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)

@@ -227,8 +227,9 @@ class Rpc:
             try:
                 self._inbound.add(len(content))
                 self._held += len(content)
-                self._add(content)
-                self._cut_off()
+                if not self._take_whole(content):
+                    self._add(content)
+                    self._cut_off()
             except AttentionServiceError as error:
                 self._fault = error
                 self._drop_pieces()
@@ -277,6 +278,17 @@ class Rpc:
                 self._drop_pieces()
         self._make_room()
         return await self._inflated(content) if compressed else content
+
+    def _take_whole(self, content: bytes) -> bool:
+        """Take a message that comes in one piece, as most do; return whether it does."""
+        if self._have or self._flag is not None or len(content) < PREFIX:
+            return False
+        if content[0] > 1 or int.from_bytes(content[1:PREFIX], "big") != len(content) - PREFIX:
+            return False
+        if len(content) - PREFIX > self.max_message_bytes or len(self._messages) >= CUT:
+            return False
+        self._messages.append((content[0], content[PREFIX:]))
+        return True
 
     def _add(self, content: bytes) -> None:
         """Keep a piece; tiny ones together, for each by itself would take many times its bytes."""

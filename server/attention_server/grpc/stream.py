@@ -6,7 +6,6 @@ of theirs is read: that is the flow control.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from attention_server.errors import AttentionServiceError, Cancelled, Full, Stop
 from attention_server.grpc.exchange import poster
 from attention_server.grpc.gate import Conversed
 from attention_server.observe import Observer
+from attention_server.outcome import Outcome
 from attention_server.translate.errors import note
 
 STREAMS = 64  # at once
@@ -28,7 +28,7 @@ ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how lar
 log = structlog.get_logger()
 
 Write = Callable[[Response], bytes]
-Submit = Callable[[Any, Call, Callable[[], None]], Awaitable[tuple["Future[Response]", Write]]]
+Submit = Callable[[Any, Call, Callable[[], None]], Awaitable[tuple["Outcome[Response]", Write]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Asked:
     size: int
     answer_size: int
     write: Write | None = None
-    outcome: "Future[Response] | None" = field(default=None)
+    outcome: "Outcome[Response] | None" = field(default=None)
 
 
 class Conversations:
@@ -196,11 +196,11 @@ class Conversation:
         await admitted
 
     def _refuse(self, asked: Asked, error: Exception) -> None:
-        future: Future[Response] = Future()
+        future: Outcome[Response] = Outcome()
         future.set_exception(error)
         self._done(asked, future)
 
-    def _done(self, asked: Asked, outcome: "Future[Response]") -> None:
+    def _done(self, asked: Asked, outcome: "Outcome[Response]") -> None:
         """Take note of what came of a request, and send what can be sent."""
         if self._is_over:
             return

@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -20,6 +19,7 @@ from attention_proto.masks import UNBOUNDED, Mask
 from attention_server import domain
 from attention_server.domain import POOLS, PREDICTIONS, Array, Call, Limits, OutputSpec, Request, Response, Result, TopK
 from attention_server.errors import InvalidRequest, NotFound, TooLarge
+from attention_server.outcome import Outcome
 from attention_server.plan import OF_KEYS, PAIRWISE
 from attention_server.service import Service
 from attention_server.translate.batch import BATCHED
@@ -109,7 +109,7 @@ def answer(infer: Infer, service: Service, call: Call) -> Answer:
 
 def submit(
     infer: Infer, service: Service, call: Call, admitted: Callable[[], None] | None = None
-) -> tuple["Future[Response]", Callable[[Response], Answer]]:
+) -> tuple["Outcome[Response]", Callable[[Response], Answer]]:
     """Hand a request to the core; return what will hold the response, and what then writes it.
 
     Raises:
