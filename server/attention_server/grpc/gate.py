@@ -17,7 +17,7 @@ from attention_server.domain import Call
 from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
 from attention_server.grpc.heavy import Heavy
-from attention_server.grpc.nghttp2 import HEAD_BYTES, HEADERS_COUNT
+from attention_server.grpc.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
 from attention_server.grpc.rpc import Rpc
 from attention_server.observe import Observer
 from attention_server.service import Service
@@ -142,7 +142,7 @@ class Gate:
         else:
             await self._reply(rpc, method, call, await rpc.message())
 
-    async def _reply(self, rpc: Rpc, method: Method, call: Call, content: bytes) -> None:
+    async def _reply(self, rpc: Rpc, method: Method, call: Call, content: Buffer) -> None:
         watch = call.watch
         watch.request_bytes = len(content)
         found = method.answer(await self._heavy.message(method.kind, content), call)

@@ -1,11 +1,12 @@
 """What would hold up the loop, and is done in a thread: other callers are answered meanwhile."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from attention_server.errors import InvalidRequest
+from attention_server.grpc.nghttp2 import Buffer
 from attention_server.transport import Threads
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ class Heavy:
     def __init__(self, threads: Threads) -> None:
         self._threads = threads
 
-    async def message(self, kind: type[M], content: bytes) -> M:
+    async def message(self, kind: type[M], content: Buffer) -> M:
         """Read a message's bytes, in a thread where they are many.
 
         Raises:
@@ -34,9 +35,8 @@ class Heavy:
             Full: all threads are busy.
         """
         try:
-            if len(content) > BYTES:
-                return await self._threads.run(lambda: kind.FromString(content))
-            return kind.FromString(content)
+            read: Callable[[Any], M] = kind.FromString  # which takes views too, and copies nothing of them
+            return await self._threads.run(lambda: read(content)) if len(content) > BYTES else read(content)
         except DecodeError as error:
             raise InvalidRequest("the bytes are no message of the type that this method takes") from error
 

@@ -23,7 +23,7 @@ from attention_server.errors import (
     TooLarge,
     Unimplemented,
 )
-from attention_server.grpc.nghttp2 import Header, Headers, Session
+from attention_server.grpc.nghttp2 import Buffer, Header, Headers, Session
 from attention_server.transport import INFLATED, Threads, inflate
 
 PREFIX = 5  # bytes before each message
@@ -131,7 +131,7 @@ class Rpc:
         self._flag: int | None = None  # of the message that comes; None before its prefix is here
         self._held = 0  # bytes, of pieces and messages
         self._owed = 0  # bytes that the peer has sent and not been given room for again
-        self._messages: deque[tuple[int, bytes]] = deque()
+        self._messages: deque[tuple[int, Buffer]] = deque()
         self._is_whole = False
         self._fault: AttentionServiceError | None = None
         self._news: asyncio.Future[None] | None = None
@@ -241,7 +241,7 @@ class Rpc:
         self._is_whole = True
         self._tell()
 
-    async def message(self) -> bytes:
+    async def message(self) -> Buffer:
         """Return the message of a call that has one.
 
         Raises:
@@ -254,7 +254,7 @@ class Rpc:
             raise InvalidRequest("the method takes one message")
         return found
 
-    async def next(self) -> bytes | None:
+    async def next(self) -> Buffer | None:
         """Return the next message; None behind the last. Raises as `message`.
 
         What is not taken is soon not sent any more: the peer is given no room for it.
@@ -287,7 +287,7 @@ class Rpc:
             return False
         if len(content) - PREFIX > self.max_message_bytes or len(self._messages) >= CUT:
             return False
-        self._messages.append((content[0], content[PREFIX:]))
+        self._messages.append((content[0], memoryview(content)[PREFIX:]))
         return True
 
     def _add(self, content: bytes) -> None:
@@ -323,7 +323,7 @@ class Rpc:
             self._flag, self._needed = None, PREFIX
         return True
 
-    def _take(self, count: int) -> bytes:
+    def _take(self, count: int) -> Buffer:
         parts = []
         self._have -= count
         while count:
@@ -335,9 +335,9 @@ class Rpc:
             parts.append(piece)
             self._pieces.popleft()
             count -= len(piece)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _inflated(self, content: bytes) -> bytes:
+    async def _inflated(self, content: Buffer) -> bytes:
         encoding = self.headers.get(b"grpc-encoding", b"").decode("latin-1")
         if encoding in ("", "identity"):
             raise InvalidRequest("a message is compressed, and this does not say how", field="grpc-encoding")
@@ -345,7 +345,7 @@ class Rpc:
             raise Unimplemented(f"messages may be compressed by {', '.join(INFLATED)}", field="grpc-encoding")
         limit = self.max_message_bytes
         async with self._inbound.inflating:
-            return await self._threads.run(lambda: inflate(content, encoding, limit, "message", "grpc-encoding"))
+            return await self._threads.run(lambda: inflate(bytes(content), encoding, limit, "message", "grpc-encoding"))
 
     def _make_room(self) -> None:
         """Let the peer send more, unless there is a message that nobody has taken."""
