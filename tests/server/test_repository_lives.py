@@ -507,7 +507,7 @@ def test_what_is_unloaded_is_freed(models):
         server.service.load_model("multi", someone())
         ask(server.service)
         with server.repository.lease("multi") as model:
-            graphs = [weakref.ref(graph._graph._session) for graph in model.graphs.values()]
+            graphs = [weakref.ref(graph._graph) for graph in model.graphs.values()]
         del model
         assert len(graphs) > 3
         gc.disable()
