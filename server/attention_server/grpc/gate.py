@@ -20,6 +20,7 @@ from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
 from attention_server.grpc.rpc import Rpc
 from attention_server.observe import Observer
+from attention_server.overload import Place
 from attention_server.service import Service
 from attention_server.watch import REQUEST_ID, TRACE_HEADERS, Watch, request_id
 
@@ -99,6 +100,8 @@ class Gate:
         elif fits and method and rpc.method in OPEN:
             rpc.max_message_bytes = OPEN_BYTES
             rpc.start(self._answer_anyone(rpc, method))
+        elif fits and method and method.computes and self._service.overload.is_closed:
+            self._arrive_in_overload(rpc, method)
         else:
             rpc.start(self._answer(rpc, method, fits=fits))
 
@@ -125,15 +128,30 @@ class Gate:
             else:
                 await self._serve(rpc, method, call)
 
-    async def _compute(self, rpc: Rpc, method: Method, call: Call) -> None:
-        overload = self._service.overload
-        if overload.is_closed:  # then a message is not read, unless there is a place for it
-            with overload.place(call.caller):
-                await self._reply(rpc, method, call, await rpc.message())
+    def _arrive_in_overload(self, rpc: Rpc, method: Method) -> None:
+        """Take a call if there is a place for it; else refuse it now, before anything of its message is kept."""
+        visit = _Visit(self._service.observer, rpc, method)
+        try:
+            call = visit.enter(self._callers.identify(_text(rpc.headers.get(b"authorization"))))
+            place = self._service.overload.place(call.caller)
+            place.__enter__()  # for as long as its task runs
+        except Exception as error:  # noqa: BLE001 # it is told, or logged
+            visit.__exit__(type(error), error, None)
+            rpc.start(_nothing())
         else:
-            content = await rpc.message()
-            with overload.place(call.caller):
-                await self._reply(rpc, method, call, content)
+            rpc.start(self._answer_in_place(visit, place, rpc, method, call))
+
+    async def _answer_in_place(self, visit: "_Visit", place: Place, rpc: Rpc, method: Method, call: Call) -> None:
+        with visit:
+            try:
+                await self._reply(rpc, method, call, await rpc.message())
+            finally:
+                place.__exit__(None, None, None)
+
+    async def _compute(self, rpc: Rpc, method: Method, call: Call) -> None:
+        content = await rpc.message()
+        with self._service.overload.place(call.caller):
+            await self._reply(rpc, method, call, content)
 
     async def _serve(self, rpc: Rpc, method: Method, call: Call) -> None:
         if method.converses:
