@@ -151,8 +151,9 @@ class Connection(asyncio.BufferedProtocol):
         )
         port.arrive(rpc, fits)
         self._rpcs[stream] = rpc
-        self._calls += 1
-        port.calls.add(rpc)
+        if rpc.is_under_way:
+            self._calls += 1
+            port.calls.add(rpc)
 
     def on_data(self, stream: int, content: bytes) -> None:
         """Give a call its bytes."""

@@ -88,15 +88,13 @@ class Gate:
         self._heavy = heavy
 
     def arrive(self, rpc: Rpc, fits: bool) -> None:
-        """Take a call whose head is here."""
+        """Take a call whose head is here: refuse it now, or start to answer it."""
         method = self._methods.get(rpc.method)
         kind = rpc.headers.get(b"content-type", b"").partition(b";")[0].strip()
         if fits and kind not in CONTENT_TYPES:
             rpc.refuse([(b":status", b"415"), (b"accept", b"application/grpc")])
-            rpc.start(_nothing())
         elif fits and rpc.headers.get(b":method") != b"POST":
             rpc.refuse([(b":status", b"405"), (b"allow", b"POST")])
-            rpc.start(_nothing())
         elif fits and method and rpc.method in OPEN:
             rpc.max_message_bytes = OPEN_BYTES
             rpc.start(self._answer_anyone(rpc, method))
@@ -137,7 +135,7 @@ class Gate:
             place.__enter__()  # for as long as its task runs
         except Exception as error:  # noqa: BLE001 # it is told, or logged
             visit.__exit__(type(error), error, None)
-            rpc.start(_nothing())
+            rpc.left()
         else:
             rpc.start(self._answer_in_place(visit, place, rpc, method, call))
 
@@ -219,10 +217,6 @@ class _Visit:
         finally:
             self._observer.end(self._watch)
         return isinstance(error, Exception)
-
-
-async def _nothing() -> None:
-    """Answer what is answered already."""
 
 
 def _headers(rpc: Rpc) -> dict[str, str]:

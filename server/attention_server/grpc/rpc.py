@@ -158,6 +158,11 @@ class Rpc:
         """Whether the peer has begun a message and not ended it, or is not taking an answer that is whole."""
         return self._is_finished or (self._flag is not None and not self._messages and not self._is_whole)
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is being answered; one that was refused at its head never is."""
+        return self._task is not None
+
     # --- how it lives ---
 
     def start(self, answer: Coroutine[Any, Any, None]) -> None:
@@ -200,6 +205,11 @@ class Rpc:
         self._drop()
         if not self._is_finished:
             self.stop(Cancelled("the caller has gone"))
+
+    def left(self) -> None:
+        """It has its answer, and its caller does not wait any more."""
+        self._leave()
+        self._leaving.clear()
 
     def _leave(self) -> None:
         for tell in self._leaving:
@@ -416,7 +426,7 @@ class Rpc:
             session.send(self._stream, content, is_gone)
 
     def refuse(self, headers: Sequence[Header]) -> None:
-        """Answer what is no call of gRPC as HTTP does."""
+        """Answer what is no call of gRPC as HTTP does, at once."""
         if not self.is_over:
             self._is_finished = True
             self._line.session.answer(self._stream, Headers(headers))
