@@ -15,6 +15,7 @@ from attention_server.plan import choose_graph
 
 Vectors = NDArray[np.float32]
 PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
+UNPACKED = frozenset({"output", "weights"})  # stages that they give as they are sent
 FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
 
 
@@ -40,9 +41,9 @@ class LoadedLayer:
             value: [B, S, Dv].
             run: what this is a part of.
         """
-        if not self.about.HasField("project"):
+        if not self._project:
             return key, value
-        k, v = self._run(self.about.project.name, ("k", "v"), {"key": key, "value": value}, run)
+        k, v = self._run(self._project, ("k", "v"), {"key": key, "value": value}, run)
         return k, v
 
     def stages(
@@ -64,6 +65,8 @@ class LoadedLayer:
             mask = np.zeros((1, query.shape[1], k.shape[1]), np.float32) if added is None else added
             feeds["mask"] = mask[None] if len(query) == 1 else np.repeat(mask[None], len(query), 0)
         found = dict(zip(names, self._run(graph, names, feeds, run), strict=True)) if names else {}
+        if wanted <= UNPACKED:
+            return found
         if "q" in wanted or "scores" in wanted:
             found.setdefault("q", query)  # where nothing is projected, q is the query
         unpacked = self._unpack(found)
@@ -95,6 +98,10 @@ class LoadedLayer:
         feeds = {"query": query, "key": key, "value": value, "pool": pool}
         (output,) = self.graphs[self.about.pool.name].run(("output",), feeds, run)
         return output  # type: ignore[return-value] # all graphs give float32
+
+    @cached_property
+    def _project(self) -> str:
+        return self.about.project.name
 
     @cached_property
     def _recipe(self) -> Callable[[frozenset[str], bool], tuple[str, bool, list[str]]]:

@@ -18,11 +18,10 @@ from attention_server.errors import InvalidRequest
 from attention_server.forms import Rows, check_rows, read_rows, shape_stage
 from attention_server.layer import LoadedLayer, Vectors
 from attention_server.memories import MemoryStore
-from attention_server.plan import OF_KEYS, Form, Plan, answer_bytes, make_plan
+from attention_server.plan import OF_KEYS, PROJECTED, Form, Plan, answer_bytes, make_plan
 from attention_server.prepare import HIDDEN, Prepared, prepare, prepare_alike, shapes
 from attention_server.text import TextReader
 
-PROJECTED = frozenset({"q", "k", "v"})
 LOOKED_AT = PROJECTED | {"scores", "output"}
 PLANS = 128  # that are kept
 KNOWN = 1024  # shapes, for each of them
@@ -297,7 +296,6 @@ class LoadedModel:
         for layer, wanted in zip(self.layers, plan.stages, strict=False):
             if stages:
                 query = key = value = self.layers[len(stages) - 1].after(query, stages[-1]["output"], run)
-            needed = wanted if wanted <= PROJECTED else wanted | {"output"}
             is_last = len(stages) == len(plan.stages) - 1
             if rows is not None and is_last:
                 query, added = query[:, rows], None if added is None else added[:, rows]
@@ -305,24 +303,23 @@ class LoadedModel:
                 stages.append({"output": layer.pool(query, key, value, pool, run)})
             else:
                 k, v = (memory.k, memory.v) if memory else layer.project(key, value, run)
-                stages.append(layer.stages(query, k, v, added, needed, run))
+                stages.append(layer.stages(query, k, v, added, wanted, run))
         return stages
 
     def _vectors(self, batch: Sequence[Prepared], run: Run) -> tuple[Vectors, Vectors, Vectors]:
         """Return query, key and value: what was sent, what a front makes of tokens, or what stands in for them."""
-        text = self.manifest.text
         if len(batch) == 1:
             one = batch[0]
             query, key, value = [None if x is None else x[None] for x in (one.query, one.key, one.value)]
         else:
             query, key, value = [_stack([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
         if batch[0].tokens is not None:
-            front = self._read(text.front.name, [each.tokens for each in batch], run)
+            front = self._read(self.manifest.text.front.name, [each.tokens for each in batch], run)
             query = front["query"]
             if key is None:
                 key, value = front.get("key"), front.get("value") if value is None else value
         if batch[0].memory_tokens is not None:
-            front = self._read(text.memory_front.name, [each.memory_tokens for each in batch], run)
+            front = self._read(self.manifest.text.memory_front.name, [each.memory_tokens for each in batch], run)
             key, value = front["key"], front.get("value")
         assert query is not None
         key = query if key is None else key

@@ -11,6 +11,7 @@ from attention_server.domain import PREDICTIONS, STAGES, OutputSpec, join_path
 from attention_server.errors import InvalidRequest
 
 PAIRWISE = ("scores", "weights")  # [H, T, S]
+PROJECTED = frozenset({"q", "k", "v"})
 OF_KEYS = ("k", "v")  # rows are key positions, heads those of k and v
 EVERY_LAYER = "*"
 
@@ -31,7 +32,8 @@ class Plan:
 
     Attributes:
         forms: what to send, in order.
-        stages: for each layer that has to run, the stages that must come out of it.
+        stages: for each layer that has to run, the stages that must come out of it; the output too, unless it ends
+            before its attention: what overflows on the way shows in the output.
         predictions: whether the head is asked.
         predictions_field: where it was asked for; empty when it is by default.
         pools: whether of the last layer that has to run only pooled outputs are wanted, and it has a graph for them.
@@ -140,7 +142,7 @@ def _stages(forms: Sequence[Form], manifest: Manifest, *, predictions: bool) -> 
     last = max(index for index, stages in enumerate(needed) if stages)
     for stages in needed[:last]:
         stages.add("output")  # what the next layer is made of
-    return tuple(frozenset(stages) for stages in needed[: last + 1])
+    return tuple(frozenset(stages if stages <= PROJECTED else stages | {"output"}) for stages in needed[: last + 1])
 
 
 def _pools(forms: Sequence[Form], last: int, manifest: Manifest) -> bool:
