@@ -112,3 +112,17 @@ def test_which_of_a_batch(transport):
     batch[1, 0, 1] = np.inf
     with refused("INVALID_ARGUMENT", None, "[0, 1]", "sequence 1 of the batch"):
         transport.attend("dot", query=batch)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_refused_where_such_a_one_was_taken(transport, dtype):
+    """A sequence of shapes that were taken before is looked at for its numbers, and for what else it brings."""
+    good = {name: array.astype(dtype) for name, array in VECTORS.items()}
+    before = transport.outputs("cross", **good)
+    with refused("INVALID_ARGUMENT", None, "finite", "[2, 3]") as caught:
+        transport.attend("cross", **with_fault("key", np.nan, (2, 3), dtype))
+    assert caught.value.field == transport.at("key")
+    for name, array in transport.outputs("cross", **good).items():
+        np.testing.assert_array_equal(array, before[name])
+    with refused("INVALID_ARGUMENT", None, "wide"):
+        transport.attend("cross", **good | {"value": good["value"][:, :9]})

@@ -553,3 +553,43 @@ def test_a_system_without_the_library(monkeypatch):
 def test_the_bounds_of_a_connection():
     """A connection has room for several streams that are not read."""
     assert CONNECTION_WINDOW >= 8 * STREAM_WINDOW
+
+
+# --- overload --------------------------------------------------------------------------------------------------------
+
+
+def test_refused_at_its_head(server):
+    """Where there is no place for it, a call is refused before anything of its message has come, and nothing is kept.
+
+    What the peer sends before it has read that is thrown away.
+    """
+    overload = server.service.overload
+    overload.grow()
+    places = [overload.place("other") for _ in range(2)]
+    with ExitStack() as taken, peer_of(server) as peer:
+        for place in places:
+            taken.enter_context(place)
+        taken.enter_context(overload.place("127.0.0.1"))  # with one more it would have as many as the other
+        content = prefixed(request().SerializeToString())
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
+        flags, trailers = peer.until(HEADERS, 1)
+        assert flags & END_STREAM
+        assert b"grpc-status: 14" in trailers
+        assert b"more is asked for than can be computed" in trailers
+        assert peer.until(RST, 1)[1] == bytes(4)  # NO_ERROR: the rest is not wanted
+        peer.send(frame(DATA, 0, 1, content))
+        assert not server.grpc_server._port.calls
+        assert not server.grpc_server._port.inbound._held
+    assert not server.service.observer.watched()
+
+
+def test_let_in_at_its_head(server):
+    """Where there is a place, a call is answered, and gives it back; also where its caller goes."""
+    overload = server.service.overload
+    overload.grow()
+    assert answers(server)
+    with peer_of(server) as peer:
+        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
+        wait_until(lambda: overload._in.total() == 1)
+    wait_until(lambda: not overload._in.total())
+    assert answers(server)

@@ -520,6 +520,24 @@ def test_a_loop_computes_once_a_turn(make, loop, closed, most):
     assert max(after - before for before, after in pairwise(turns)) == most / (SHORT / 4)
 
 
+def test_a_loop_tells_when_a_turn_is_computed(make, loop):
+    """What comes of the jobs of a turn is told when all of them are computed."""
+    scheduler = make(max_queued=100)
+    loop.do(scheduler.attach, loop)
+    steps = []
+
+    def job(i):
+        def run(_):
+            steps.append(("computed", i))
+            return lambda: [steps.append(("told", i))]
+
+        return Work(None, run, cost=SHORT / 4)
+
+    for future in loop.do(lambda: [scheduler.submit(job(i)) for i in range(3)]):
+        future.result(30)
+    assert steps == [(step, i) for step in ("computed", "told") for i in range(3)]
+
+
 def test_a_loop_that_is_gone(make, loop):
     """What a loop was to compute when the scheduler closes, threads compute."""
     scheduler = make()
@@ -657,6 +675,21 @@ def test_one_kind_runs_together(make):
             else:
                 assert future.result(30) == name
     assert batches == [["a", "c", "bad"], ["b"], ["d"], ["e"]]
+
+
+def test_an_answer_that_cannot_be_given(make):
+    """Where the arithmetic was done and the answers cannot be put together, each future has the error."""
+
+    def run(subjects):
+        return lambda: 1 / 0
+
+    with held(make(max_queued=20)) as scheduler:
+        futures = [asked(scheduler, Work(each, run, kind=1, most=2)) for each in "ab"]
+        scheduler.release.set()
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                future.result(30)
+    assert submit(scheduler, int).result(30) == 0
 
 
 def test_what_is_gone_is_not_run_together(make):

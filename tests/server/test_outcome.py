@@ -1,0 +1,81 @@
+"""A future: settled once, given up only before it begins, told to whoever asks in time or late."""
+
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+from attention_server.outcome import Outcome
+
+
+def test_an_answer():
+    """Who asked before is told when it is settled, who asks later at once; a thread may wait."""
+    outcome, told = Outcome(), []
+    outcome.add_done_callback(told.append)
+    assert outcome.set_running_or_notify_cancel()
+    assert not outcome.done()
+    with pytest.raises(TimeoutError):
+        outcome.result(0.01)
+    threading.Timer(0.05, outcome.set_result, [7]).start()
+    assert outcome.result(30) == 7
+    assert outcome.exception() is None
+    outcome.add_done_callback(told.append)
+    assert told == [outcome, outcome]
+
+
+def test_an_error():
+    """It is raised to who asks for the answer, each time."""
+    outcome = Outcome()
+    outcome.set_exception(KeyError("x"))
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            outcome.result(0)
+    assert isinstance(outcome.exception(0), KeyError)
+
+
+def test_given_up():
+    """What is given up never begins; what has begun cannot be given up."""
+    outcome, told = Outcome(), []
+    outcome.add_done_callback(told.append)
+    assert outcome.cancel()
+    assert outcome.cancel()
+    assert outcome.cancelled()
+    assert not outcome.set_running_or_notify_cancel()
+    assert told == [outcome]
+    with pytest.raises(CancelledError):
+        outcome.result(0)
+    begun = Outcome()
+    assert begun.set_running_or_notify_cancel()
+    assert not begun.cancel()
+    begun.set_result(1)
+    assert not begun.cancel()
+    assert begun.result(0) == 1
+
+
+def test_one_who_fails_to_be_told():
+    """The others are told all the same."""
+    outcome, told = Outcome(), []
+    outcome.add_done_callback(lambda _: 1 / 0)
+    outcome.add_done_callback(told.append)
+    outcome.set_result(None)
+    assert told == [outcome]
+
+
+def test_given_up_or_begun():
+    """Of a thread that begins and one that gives up at the same moment, one wins."""
+    for _ in range(500):
+        outcome, won = Outcome(), []
+        meet = threading.Barrier(2)
+
+        def race(step, outcome=outcome, won=won, meet=meet):
+            meet.wait(30)
+            won.append(step())
+
+        threads = [
+            threading.Thread(target=race, args=[step])
+            for step in (outcome.cancel, outcome.set_running_or_notify_cancel)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(won) == [False, True]
