@@ -148,6 +148,7 @@ def _answer_part(subject: Attending, run: Run, part: Part) -> Callable[[], list[
 
 
 def _put_together(subject: Attending, parts: Sequence[Callable[[], list[Result]]]) -> Response:
+    subject.call.watch.is_settled()
     results: list[Result | None] = [None] * len(subject.prepared)
     for part, found in zip(subject.parts, parts, strict=True):
         for place, result in zip(part.places, found(), strict=True):
@@ -172,6 +173,8 @@ def _answer_together(subjects: Sequence[Attending]) -> Answers:
             each.call.parts_from(run)
 
     def answers() -> list[Response | Exception]:
+        for each in subjects:
+            each.call.watch.is_settled()
         try:
             found = dict(zip(there, results(), strict=False))
         except AttentionServiceError:

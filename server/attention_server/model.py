@@ -24,7 +24,7 @@ from attention_server.text import TextReader
 
 LOOKED_AT = PROJECTED | {"scores", "output"}
 PLANS = 128  # that are kept
-KNOWN = 1024  # shapes, for each of them
+KNOWN = 512  # shapes, for each of them
 SMALL = 32  # names, rows, heads and letters of a plan that is kept
 MEANS = 256  # of small plans and lengths: they are the same again and again
 ANY_WIDTH = 64  # of a head, where a block that takes any width is measured

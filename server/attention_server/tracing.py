@@ -141,8 +141,11 @@ def _attributes(watch: Watch) -> dict[str, str | int]:
 
 def _parts(watch: Watch) -> list[tuple[str, int, int]]:
     """Return what happened within a request, and when: only what was reached."""
-    moments = [watch.checked, watch.running, watch.computed, watch.written if watch.code == OK else 0]
-    parts = zip(("queue", "compute", "encode"), moments, moments[1:], strict=False)
+    parts = (
+        ("queue", watch.checked, watch.running),
+        ("compute", watch.running, watch.computed),
+        ("encode", watch.settled or watch.computed, watch.written if watch.code == OK else 0),
+    )
     return [(name, begun, ended) for name, begun, ended in parts if begun and ended]
 
 

@@ -41,7 +41,7 @@ class Watch:
         request_bytes, answer_bytes: messages or bodies.
         code, reason, field_at_fault: what came of it: the name of gRPC's code; of an error, its cause and place.
         begun: it came. checked: it was handed to the scheduler. running, computed: as long as it had a slot.
-        written: its answer was bytes.
+        settled: those were computed too that had the same turn. written: its answer was bytes.
     """
 
     protocol: str = ""
@@ -66,6 +66,7 @@ class Watch:
     checked: int = 0
     running: int = 0
     computed: int = 0
+    settled: int = 0
     written: int = 0
 
     def asks(self, model: str, version: int, sequences: int | None = None) -> None:
@@ -86,6 +87,10 @@ class Watch:
         """Note that it is computed."""
         self.computed = time.perf_counter_ns()
 
+    def is_settled(self) -> None:
+        """Note that its answer is put together from now on."""
+        self.settled = time.perf_counter_ns()
+
     def is_written(self, size: int = 0) -> None:
         """Note that the answer is bytes now, and how many."""
         self.written = time.perf_counter_ns()
@@ -99,18 +104,20 @@ class Watch:
 
     @property
     def queued_ns(self) -> int:
-        """How long it waited for a slot."""
-        return self.running - self.checked if self.running else 0
+        """How long it waited for others: for a slot, and for those of its turn."""
+        if not self.running:
+            return 0
+        return self.running - self.checked + (self.settled - self.computed if self.settled else 0)
 
     @property
     def compute_ns(self) -> int:
-        """How long it held a slot."""
+        """How long it was computed."""
         return self.computed - self.running if self.computed else 0
 
     @property
     def encode_ns(self) -> int:
         """How long it took from there until the answer was bytes."""
-        return self.written - self.computed if self.computed and self.written else 0
+        return self.written - (self.settled or self.computed) if self.computed and self.written else 0
 
     @property
     def trace_id(self) -> str:
@@ -122,7 +129,5 @@ class Watch:
         """Return where the time went, in milliseconds, as the header Server-Timing has it; empty if nothing ran."""
         if not self.computed:
             return ""
-        queued = self.running - self.checked
-        computed = self.computed - self.running
-        encoded = self.written - self.computed if self.written else 0
+        queued, computed, encoded = self.queued_ns, self.compute_ns, self.encode_ns
         return f"queue;dur={queued / 1e6:.3f}, compute;dur={computed / 1e6:.3f}, encode;dur={encoded / 1e6:.3f}"
