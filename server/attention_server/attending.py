@@ -185,8 +185,12 @@ def _answer_together(subjects: Sequence[Attending]) -> Answers:
 
 
 def _answer_or_error(subject: Attending) -> Response | Exception:
+    watch = subject.call.watch
+    watch.runs()
     try:
-        return _answer_one(subject, None)()
+        answer = _answer_one(subject, None)
+        watch.has_run()
+        return answer()
     except Exception as error:  # noqa: BLE001 # it is this request's alone
         return error
 

@@ -160,7 +160,8 @@ class Engine:
 class _OrtGraph:
     def __init__(self, session: ort.InferenceSession) -> None:
         # What is behind `InferenceSession.run`, which looks at each feed for what is never fed here: values of its own
-        # kind, and graphs captured on a GPU. That takes as long as a small graph.
+        # kind, and graphs captured on a GPU. That takes as long as a small graph. Nor does it turn to the CPU for good
+        # when a GPU fails once, which nobody would notice.
         self._run = getattr(session, "_sess", session).run
         self.inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}
         self.outputs = {node.name: tuple(node.shape) for node in session.get_outputs()}

@@ -122,8 +122,10 @@ class FairQueue:
         taken = [first]
         if first.kind is not None:
             alike = [job for job in self._jobs if job.kind == first.kind]
-            most = min(first.most, -(-len(alike) // (1 + spare_slots)), seconds // first.cost)
-            taken = alike[: max(1, int(most))]
+            most = min(first.most, -(-len(alike) // (1 + spare_slots)))
+            if seconds < math.inf:
+                most = min(most, int(seconds / first.cost))
+            taken = alike[: max(1, most)]
         self._remove(taken)
         self._clock = max(self._clock, first.tag)
         return taken

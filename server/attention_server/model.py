@@ -24,8 +24,8 @@ from attention_server.text import TextReader
 
 LOOKED_AT = PROJECTED | {"scores", "output"}
 PLANS = 128  # that are kept
-KNOWN = 512  # shapes, for each of them
-SMALL = 32  # names, rows, heads and letters of a plan that is kept
+KNOWN = 256  # shapes, for each of them
+SMALL = 64  # names, rows, heads and letters of a plan that is kept
 MEANS = 256  # of small plans and lengths: they are the same again and again
 ANY_WIDTH = 64  # of a head, where a block that takes any width is measured
 
@@ -207,7 +207,7 @@ class LoadedModel:
             return lambda: pooled
         computed = self._computed_rows(batch[0], plan)
         stages = self._stages(batch, plan, computed, None, run)
-        _check_overflow(batch, stages)
+        _check_overflow(batch, plan, stages)
         results = [
             self._result(each, plan, [{name: stage[i] for name, stage in of.items()} for of in stages], computed, run)
             for i, each in enumerate(batch)
@@ -268,9 +268,10 @@ class LoadedModel:
         """Answer those of whose last layer only means are asked for."""
         last = len(plan.stages) - 1
         forms = [form for form in plan.forms if form.layer == last]
-        rows, pool = _means(tuple([form.spec for form in forms]), batch[0].queries)
+        specs = tuple([form.spec for form in forms])
+        rows, pool = (_known_means if _is_small(specs) else _means)(specs, batch[0].queries)
         stages = self._stages(batch, plan, rows, pool, run)
-        _check_overflow(batch, stages)
+        _check_overflow(batch, plan, stages)
         results = []
         for i, each in enumerate(batch):
             of_last = {
@@ -365,15 +366,15 @@ def _is_small(specs: tuple[OutputSpec, ...]) -> bool:
     """Return whether what is asked for is worth keeping: callers choose it, and it may be long."""
     if len(specs) > SMALL:
         return False
-    for spec in specs:  # noqa: SIM110 # a generator takes longer than what it looks at
-        if len(spec.rows) + len(spec.heads) + len(spec.alias) > SMALL:
+    for spec in specs:  # a generator takes longer than what it looks at
+        if len(spec.rows) + len(spec.heads) + len(spec.alias) + sum(map(len, spec.layers)) > SMALL:
             return False
     return True
 
 
 def _whole(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors]]) -> list[Result]:
     """Return the results of what is sent as it was computed."""
-    _check_overflow(batch, stages)
+    _check_overflow(batch, plan, stages)
     return [
         _told(each, {form.name: stages[form.layer][form.spec.name][i] for form in plan.forms})
         for i, each in enumerate(batch)
@@ -387,16 +388,15 @@ def _told(
     return Result(outputs, prepared.tokens, memory_tokens, predictions)
 
 
-def _check_overflow(batch: Sequence[Prepared], stages: list[dict[str, Vectors]]) -> None:
+def _check_overflow(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors]]) -> None:
     """Check what was computed; heads and weights need no look of their own: what overflows in them shows in the output.
 
     Raises:
         InvalidRequest: something overflowed.
     """
-    for of in stages:
-        for name, stage in of.items():
-            if name in LOOKED_AT:
-                check.no_overflow(stage, batch[0].path)
+    for wanted, of in zip(plan.stages, stages, strict=True):
+        for name in wanted & LOOKED_AT:
+            check.no_overflow(of[name], batch[0].path)
 
 
 def _stack(vectors: Sequence[Vectors | None]) -> Vectors | None:
@@ -418,7 +418,6 @@ def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, compu
     return shape_stage(stages[spec.name], _places(rows, computed), spec, hidden, form.field)
 
 
-@lru_cache(MEANS)
 def _means(specs: tuple[OutputSpec, ...], queries: int) -> tuple[Rows | None, Vectors]:
     """Return which rows pooled outputs are made of, ascending, and what each takes of each, [P, rows]; None for all."""
     read = [read_rows(spec, queries, None) for spec in specs]
@@ -430,6 +429,9 @@ def _means(specs: tuple[OutputSpec, ...], queries: int) -> tuple[Rows | None, Ve
         takes[slice(None) if places is None else places] = 1 / (queries if rows is None else len(rows))
     pool.flags.writeable = False
     return computed, pool
+
+
+_known_means = lru_cache(MEANS)(_means)
 
 
 def _places(rows: Rows | None, computed: Rows | None) -> Rows | None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, InvalidStateError
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -55,11 +55,15 @@ class Outcome(Generic[T]):
         return False
 
     def set_result(self, answer: T) -> None:
-        """Settle it."""
+        """Settle it.
+
+        Raises:
+            InvalidStateError: it is done.
+        """
         self._settle(answer, None)
 
     def set_exception(self, error: BaseException) -> None:
-        """Settle it with an error."""
+        """Settle it with an error. Raises as `set_result`."""
         self._settle(None, error)
 
     def add_done_callback(self, tell: "Callable[[Outcome[T]], Any]") -> None:
@@ -68,7 +72,7 @@ class Outcome(Generic[T]):
             if self._state < CANCELLED:
                 self._tell.append(tell)
                 return
-        tell(self)
+        self._told_by(tell)
 
     def result(self, timeout: float | None = None) -> T:
         """Return the answer, when it is there.
@@ -79,10 +83,13 @@ class Outcome(Generic[T]):
             BaseException: the error that it was settled with.
         """
         error = self.exception(timeout)
-        if error is not None:
+        if error is None:
+            answer: T = self._answer
+            return answer
+        try:
             raise error
-        answer: T = self._answer
-        return answer
+        finally:
+            del error, self  # its trace has this frame, which would hold it
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the error that it was settled with; None where there is an answer. Raises as `result`."""
@@ -97,13 +104,18 @@ class Outcome(Generic[T]):
 
     def _settle(self, answer: Any, error: BaseException | None) -> None:
         with self._lock:
+            if self._state >= CANCELLED:
+                raise InvalidStateError
             self._answer, self._error, self._state = answer, error, ENDED
         self._told()
 
     def _told(self) -> None:
         told, self._tell = self._tell, []
         for tell in told:
-            try:
-                tell(self)
-            except Exception:
-                log.exception("what was to be told of an outcome failed, for a fault of ours")
+            self._told_by(tell)
+
+    def _told_by(self, tell: "Callable[[Outcome[T]], Any]") -> None:
+        try:
+            tell(self)
+        except Exception:
+            log.exception("what was to be told of an outcome failed, for a fault of ours")

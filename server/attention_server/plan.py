@@ -14,6 +14,7 @@ PAIRWISE = ("scores", "weights")  # [H, T, S]
 PROJECTED = frozenset({"q", "k", "v"})
 OF_KEYS = ("k", "v")  # rows are key positions, heads those of k and v
 EVERY_LAYER = "*"
+ALIAS = 256  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,10 @@ def _heads(spec: OutputSpec, layer: Layer) -> int:
 def _check_names(forms: Sequence[Form]) -> None:
     taken = {PREDICTIONS}
     for form in forms:
+        if len(form.spec.alias) > ALIAS:
+            raise InvalidRequest(
+                f"names an output by {len(form.spec.alias)} characters; {ALIAS} may be", field=form.field
+            )
         if form.name in taken:
             raise InvalidRequest(
                 f"the name {form.name[:64]!r} is taken; give this output another `as`", field=form.field

@@ -376,13 +376,16 @@ class Scheduler:
 
     def _hand_out(self) -> None:
         """Let in who waits for room, and give free slots to what is next, with the lock."""
-        self._let_in()
-        while self._free and self._queue.is_wanted():
+        while True:
+            self._let_in()
+            if not (self._free and self._queue):
+                return
+            if not self._queue.is_wanted():  # what was given up has made room
+                continue
             if self._is_for_loop():
                 self._call_loop()
                 return
             self._begin(self._pop())
-            self._let_in()
 
     def _begin(self, jobs: list[_Job[Any, Any]]) -> None:
         """Give jobs a slot, in the thread that waits for it or in one of the slots', with the lock."""
@@ -417,8 +420,10 @@ class Scheduler:
         """Compute what is next in the loop's thread, in one slot."""
         turn = self._take_turn()
         if turn:
-            self._run(turn)
-            self._give_back(turn[0][0])
+            try:
+                self._run(turn)
+            finally:
+                self._give_back(turn[0][0])
 
     def _take_turn(self) -> "list[list[_Job[Any, Any]]]":
         """Take what the loop is to compute in this turn, with one slot for all of it."""
@@ -466,8 +471,10 @@ class Scheduler:
             del task  # while this thread waits for the next, nothing of the last one is kept
 
     def _serve_jobs(self, jobs: list[_Job[Any, Any]]) -> None:
-        self._run([jobs])
-        self._give_back(jobs[0])
+        try:
+            self._run([jobs])
+        finally:
+            self._give_back(jobs[0])
 
     def _serve_errand(self, errand: "_Errand") -> None:
         errand.run()
@@ -501,8 +508,7 @@ class Scheduler:
         try:
             return wanted, wanted[0].work.run([job.work.subject for job in wanted])
         except BaseException as error:  # noqa: BLE001 # it belongs to whoever waits for the future
-            failed = [error] * len(wanted)
-            return wanted, lambda: failed
+            return wanted, functools.partial(list, [error] * len(wanted))  # no local: its trace has this frame
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -534,8 +540,13 @@ def _tell(jobs: "Sequence[_Job[Any, Any]]", answers: Callable[[], Sequence[Any]]
     try:
         found = answers()
     except BaseException as error:  # noqa: BLE001 # as where they are computed
-        found = [error] * len(jobs)
-    for job, answer in zip(jobs, found, strict=True):
+        _settle(jobs, [error] * len(jobs))
+    else:
+        _settle(jobs, found)
+
+
+def _settle(jobs: "Sequence[_Job[Any, Any]]", answers: Sequence[Any]) -> None:
+    for job, answer in zip(jobs, answers, strict=True):
         if isinstance(answer, BaseException):
             job.future.set_exception(answer)
         else:

@@ -126,3 +126,14 @@ def test_refused_where_such_a_one_was_taken(transport, dtype):
         np.testing.assert_array_equal(array, before[name])
     with refused("INVALID_ARGUMENT", None, "wide"):
         transport.attend("cross", **good | {"value": good["value"][:, :9]})
+
+
+def test_an_overflow_that_nobody_asked_for(transport):
+    """What overflows beside what is asked for is no fault of it."""
+    huge = VECTORS | {"value": np.full_like(VECTORS["value"], 3e38)}
+    asked = {"outputs": ["k"]}
+    np.testing.assert_array_equal(
+        transport.outputs("cross", **asked, **huge)["k"], transport.outputs("cross", **asked, **VECTORS)["k"]
+    )
+    with refused("INVALID_ARGUMENT", None, "overflows"):
+        transport.attend("cross", outputs=["v"], **huge)

@@ -1,7 +1,10 @@
 """A future: settled once, given up only before it begins, told to whoever asks in time or late."""
 
+import contextlib
+import gc
 import threading
-from concurrent.futures import CancelledError
+import weakref
+from concurrent.futures import CancelledError, InvalidStateError
 
 import pytest
 from attention_server.outcome import Outcome
@@ -79,3 +82,42 @@ def test_given_up_or_begun():
         for thread in threads:
             thread.join(30)
         assert sorted(won) == [False, True]
+
+
+def test_settled_once():
+    """What is done stays as it was told."""
+    given_up, answered = Outcome(), Outcome()
+    given_up.cancel()
+    answered.set_result(1)
+    for outcome in (given_up, answered):
+        with pytest.raises(InvalidStateError):
+            outcome.set_result(2)
+    assert answered.result(0) == 1
+
+
+def test_an_error_is_not_kept():
+    """When all have seen an error, it goes, and with it what its trace holds; not when the collector comes by."""
+
+    class Fault(Exception):
+        pass
+
+    def fail():
+        raise Fault
+
+    def caught():
+        try:
+            fail()
+        except Fault as error:
+            return error
+
+    gc.disable()
+    try:
+        outcome = Outcome()
+        outcome.set_exception(caught())
+        kept = weakref.ref(outcome.exception())
+        with contextlib.suppress(Fault):
+            outcome.result(0)
+        del outcome
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -151,6 +151,14 @@ def test_a_name_twice(transport, specs):
         transport.attend("cross", outputs=specs, **VECTORS)
 
 
+def test_a_long_name(transport):
+    """An output may be named at some length."""
+    named = "n" * 256
+    assert named in transport.outputs("cross", outputs=[{"name": "q", "as": named}], **VECTORS)
+    with refused("INVALID_ARGUMENT", "outputs[0]", "257 characters"):
+        transport.attend("cross", outputs=[{"name": "q", "as": named + "n"}], **VECTORS)
+
+
 @pytest.mark.parametrize(
     ("spec", "field", "word"),
     [

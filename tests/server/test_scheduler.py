@@ -692,6 +692,20 @@ def test_an_answer_that_cannot_be_given(make):
     assert submit(scheduler, int).result(30) == 0
 
 
+def test_room_that_was_given_up(make):
+    """When all that waits is given up, who waits for room is let in, and runs."""
+    scheduler = make(max_queued=2)
+    with held(scheduler):
+        queued = [asked(scheduler, work(int)) for _ in range(2)]
+        admitted = threading.Event()
+        streamed = scheduler.submit(work(int), admitted.set)
+        assert not admitted.is_set()
+        for future in queued:
+            assert future.cancel()
+        scheduler.release.set()
+    assert streamed.result(30) == 0
+
+
 def test_what_is_gone_is_not_run_together(make):
     """Of works that run together, those that were cancelled or have expired are left out."""
     batches, now = [], [0.0]

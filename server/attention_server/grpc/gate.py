@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import structlog
 from google.protobuf.message import Message
 
 from attention_server.callers import OPEN, Caller, Callers
@@ -18,7 +19,7 @@ from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
 from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
-from attention_server.grpc.rpc import Rpc
+from attention_server.grpc.rpc import FAULT, Rpc
 from attention_server.observe import Observer
 from attention_server.overload import Place
 from attention_server.service import Service
@@ -26,6 +27,8 @@ from attention_server.watch import REQUEST_ID, TRACE_HEADERS, Watch, request_id
 
 CONTENT_TYPES = (b"application/grpc", b"application/grpc+proto")
 OPEN_BYTES = 4096  # of a message from whoever it may be
+log = structlog.get_logger()
+
 LOOKED_AT = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
 
 
@@ -134,10 +137,19 @@ class Gate:
             place = self._service.overload.place(call.caller)
             place.__enter__()  # for as long as its task runs
         except Exception as error:  # noqa: BLE001 # it is told, or logged
-            visit.__exit__(type(error), error, None)
-            rpc.left()
+            self._refuse(visit, rpc, error)
         else:
             rpc.start(self._answer_in_place(visit, place, rpc, method, call))
+
+    def _refuse(self, visit: "_Visit", rpc: Rpc, error: Exception) -> None:
+        """End a call that has no task; a fault on the way is its own, and not its connection's."""
+        try:
+            visit.__exit__(type(error), error, None)
+        except Exception:
+            log.exception("a call could not be refused, for a fault of ours")
+            rpc.finish(FAULT)
+        finally:
+            rpc.left()
 
     async def _answer_in_place(self, visit: "_Visit", place: Place, rpc: Rpc, method: Method, call: Call) -> None:
         with visit:

@@ -35,7 +35,7 @@ class Heavy:
             Full: all threads are busy.
         """
         try:
-            read: Callable[[Any], M] = kind.FromString  # which takes views too, and copies nothing of them
+            read: Callable[[Any], M] = kind.FromString  # which takes views too
             return await self._threads.run(lambda: read(content)) if len(content) > BYTES else read(content)
         except DecodeError as error:
             raise InvalidRequest("the bytes are no message of the type that this method takes") from error

@@ -356,9 +356,9 @@ class Headers:
             pair.flags = 0 if indexed else NO_INDEX
 
 
-@functools.lru_cache(256)
+@functools.cache
 def _pointer(word: bytes) -> Any:
-    """Return where a word is, of which there are few: names, and values that are the same again and again."""
+    """Return where a word of the server's own is, and will be: names, and values that are the same again and again."""
     return ffi.from_buffer(word)
 
 
