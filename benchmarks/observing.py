@@ -28,7 +28,10 @@ def watched(observer: Observer) -> Callable[[], None]:
         watch = observer.begin("grpc", "Attend", {"user-agent": "benchmark"}, caller="127.0.0.1")
         watch.asks("multi-head", 1, 1)
         watch.queries, watch.keys = [32], [32]
-        watch.timed(int)()
+        watch.is_checked()
+        watch.runs()
+        watch.has_run()
+        watch.is_settled()
         watch.is_written(100)
         watch.server_timing()
         observer.end(watch)
