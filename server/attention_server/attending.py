@@ -126,7 +126,7 @@ def _answer_one(subject: Attending, helpers: Helpers | None) -> Callable[[], Res
     call, run = subject.call, Run(helpers)
     call.joins(run)
     try:
-        if subject.cost < WORTH_SPREADING or len(subject.parts) == 1:
+        if subject.cost < WORTH_SPREADING:
             parts = [_answer_part(subject, run, part) for part in subject.parts]
         else:
             parts = run.spread(partial(_answer_part, subject, run), subject.parts)

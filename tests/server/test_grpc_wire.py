@@ -577,7 +577,8 @@ def test_refused_at_its_head(server):
         assert b"grpc-status: 14" in trailers
         assert b"more is asked for than can be computed" in trailers
         assert peer.until(RST, 1)[1] == bytes(4)  # NO_ERROR: the rest is not wanted
-        peer.send(frame(DATA, 0, 1, content))
+        peer.send(frame(DATA, 0, 1, content), frame(PING, 0, 0, bytes(8)))
+        peer.until(PING)  # so the content has come
         assert not server.grpc_server._port.calls
         assert not server.grpc_server._port.inbound._held
     assert not server.service.observer.watched()

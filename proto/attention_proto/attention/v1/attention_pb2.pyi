@@ -375,7 +375,7 @@ class OutputSpec(_message.Message):
     `heads` [H, T, Dv], `output` [T, D]; or `predictions`.
     """
     alias: _builtins.str
-    """The name in the answer; the stage's when empty. Two forms of one stage need different ones."""
+    """The name in the answer, up to 256 characters; the stage's when empty. Two forms of one stage need different ones."""
     reduce: Global___OutputSpec.Reduce.ValueType
     """Heads made one; the rank stays, with H = 1."""
     top_k: _builtins.int
