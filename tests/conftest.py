@@ -135,7 +135,8 @@ class Transport:
             Refused: there is no answer.
         """
         sequence = {
-            name: request.pop(name) for name in (*TENSORS, "text", "memory_text", "memory", "mask") & request.keys()
+            name: request.pop(name)
+            for name in (*TENSORS, "text", "memory_text", "memory", "mask", "lengths") & request.keys()
         }
         self.sent_inputs = not sequence
         inputs = request.pop("inputs") if self.sent_inputs and "inputs" in request else [sequence] if sequence else []
@@ -235,6 +236,7 @@ def request_message(
             memory_text=sequence.get("memory_text"),
             memory=sequence.get("memory", ""),
             mask=mask_message(sequence.get("mask")),
+            lengths=sequence.get("lengths", ()),
         )
         for sequence in inputs
     ]

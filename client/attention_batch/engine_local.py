@@ -68,7 +68,7 @@ class LocalEngine:
                 outputs=self._specs(question.outputs),
             )
             response = self._service.attend(request, domain.Call(uuid.uuid4().hex, rights=ALL_RIGHTS))
-        return [_result(response, result) for result in response.results]
+        return [_result(response, result) for result in response.each()]
 
     def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:
         """Return what is asked for as the core names it, by the one way there is, which is that of the wire."""

@@ -18,7 +18,7 @@ from attention_client.aio_stream import AsyncStream
 from attention_client.errors import AttentionError, NotFound, broke_off, translated
 from attention_client.memory import Memory
 from attention_client.recreation import AttendCall
-from attention_client.request import Output, Sequence, attend_request, create_memory_request, serialize
+from attention_client.request import Output, Sequence, attend_request, create_memory_request, packed_request, serialize
 from attention_client.result import AttendResult, read
 
 RequestT = TypeVar("RequestT")
@@ -145,7 +145,7 @@ class AsyncAttentionClient:
             return result
 
         stream = AsyncStream(
-            self._stream, lambda items: attend_request(model, items, *options), ask, self._seconds(timeout)
+            self._stream, lambda items: packed_request(model, items, *options), ask, self._seconds(timeout)
         )
         async with aclosing(stream.answers(sequences)) as answers:
             async for answer in answers:

@@ -15,7 +15,7 @@ from attention_client import channel
 from attention_client.errors import AttentionError, NotFound, broke_off, translated
 from attention_client.memory import Memory
 from attention_client.recreation import AttendCall
-from attention_client.request import Output, Sequence, attend_request, create_memory_request, serialize
+from attention_client.request import Output, Sequence, attend_request, create_memory_request, packed_request, serialize
 from attention_client.result import AttendResult, read
 from attention_client.stream import Stream
 
@@ -198,7 +198,7 @@ class AttentionClient:
         options = (list(outputs), version, token_offsets)
         stream = Stream(
             self._stream,
-            lambda items: attend_request(model, items, *options),
+            lambda items: packed_request(model, items, *options),
             lambda item: self.attend_batch(
                 model, [item], outputs=options[0], version=version, token_offsets=token_offsets, timeout=timeout
             )[0],

@@ -10,7 +10,7 @@ from attention_client.errors import AttentionError, Unavailable
 from attention_client.request import Sequence, tensor_bytes
 from attention_client.result import AttendResult, read
 
-PACK_SEQUENCES = 16
+PACK_SEQUENCES = 32
 PACK_BYTES = 1024 * 1024
 IN_FLIGHT = 32  # messages
 IN_FLIGHT_BYTES = 32 * 1024 * 1024

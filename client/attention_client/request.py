@@ -1,7 +1,8 @@
 """From Python values to the request on the wire; the one place where requests are built."""
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,6 +122,33 @@ def attend_request(
     return request
 
 
+def packed_request(
+    model: str,
+    sequences: Iterable[Sequence | str | ArrayLike],
+    outputs: Iterable[Output],
+    version: int,
+    token_offsets: bool,
+) -> pb.AttendRequest:
+    """Build the request for several sequences, neighbours that are arrays alone as one behind the other.
+
+    What is wrong with one of these the server says of all.
+
+    Raises:
+        InvalidRequest: a value has no form on the wire.
+    """
+    request = attend_request(model, (), outputs, version, token_offsets)
+    for form, neighbours in itertools.groupby(sequences, _packed_form):
+        items = list(neighbours)
+        if form is None or len(items) == 1:
+            for item in items:
+                _write_sequence(item, request.inputs.add(), f"inputs[{len(request.inputs) - 1}]")
+        else:
+            packed = request.inputs.add()
+            packed.lengths.extend(map(len, items))  # type: ignore[arg-type] # they are arrays
+            codec.write_packed(items, packed.query)  # type: ignore[arg-type]
+    return request
+
+
 def tensor_bytes(request: pb.AttendRequest) -> int:
     """Return how many bytes a request's vectors have, at four a number; protobuf finds a size by writing all of it."""
     tensors = ((sequence.query, sequence.key, sequence.value) for sequence in request.inputs)
@@ -150,6 +178,18 @@ def create_memory_request(
     _write_numbers(key, request.key, "key")
     _write_numbers(value, request.value, "value")
     return request
+
+
+def _packed_form(item: Sequence | str | ArrayLike) -> Hashable | None:
+    """Return what arrays have in common that can lie one behind the other; None for what has to be sent by itself."""
+    if (
+        not isinstance(item, np.ndarray)
+        or item.ndim != 2
+        or not item.size
+        or item.dtype not in (np.float16, np.float32)
+    ):
+        return None
+    return item.dtype, item.shape[1]
 
 
 def _write_sequence(item: Sequence | str | ArrayLike, message: pb.Sequence, field: str) -> None:

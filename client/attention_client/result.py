@@ -114,8 +114,8 @@ class AttendResult:
 
 def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendResult]:
     """Read the results, one for each sequence of the request, in order."""
-    pairs = zip(request.inputs, response.results, strict=True)
-    return [_read(response, sequence, result) for sequence, result in pairs]
+    sequences = [each for each in request.inputs for _ in range(len(each.lengths) or 1)]
+    return [_read(response, *each) for each in zip(sequences, response.results, strict=True)]
 
 
 def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result) -> AttendResult:

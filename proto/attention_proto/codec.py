@@ -3,7 +3,7 @@
 import functools
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,18 @@ def write(array: NDArray[Any], tensor: Tensor) -> None:
     tensor.data_type = _number(array.dtype)
     tensor.shape.extend(array.shape)
     tensor.data = array.tobytes()
+
+
+def write_packed(arrays: Sequence[NDArray[Any]], tensor: Tensor) -> None:
+    """Copy arrays of one dtype, which differ in their first dimension at most, into one, one behind the other.
+
+    Raises:
+        ValueError: the dtype has no wire form.
+    """
+    first = arrays[0]
+    tensor.data_type = _number(first.dtype)
+    tensor.shape.extend((sum(map(len, arrays)), *first.shape[1:]))
+    tensor.data = b"".join([np.ascontiguousarray(array).data for array in arrays])
 
 
 def _number(dtype: np.dtype[Any]) -> "DataType.ValueType":

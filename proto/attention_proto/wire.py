@@ -1,6 +1,8 @@
 """Large messages to bytes: what they hold in `bytes` is copied once, where protobuf itself moves it several times."""
 
 import functools
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +43,19 @@ class Parts:
         """Add what stands before an array's bytes, and these; the array must not change until all is joined."""
         self.pieces += (head, np.ascontiguousarray(array))
         self.size += len(head) + array.nbytes
+
+    def put_all(self, heads: Sequence[bytes], batches: Sequence[NDArray[Any]]) -> None:
+        """Add what is in the same form for each of a batch: of each array a head, and its part for that one.
+
+        Args:
+            heads: what stands before the bytes of each array.
+            batches: the arrays, with a leading dimension of one length; they must not change until all is joined.
+        """
+        columns: list[Iterable[Any]] = []
+        for head, batch in zip(heads, batches, strict=True):
+            columns += (itertools.repeat(head), np.ascontiguousarray(batch))
+            self.size += len(head) * len(batch) + batch.nbytes
+        self.pieces += itertools.chain.from_iterable(zip(*columns, strict=False))  # a head has no end
 
     def join(self) -> bytes:
         """Return the bytes."""

@@ -1,5 +1,6 @@
 """A request that was checked and planned, on its way through the scheduler: what it costs, and how it runs."""
 
+import itertools
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -22,18 +23,27 @@ class Part:
     """Sequences of one request that run together.
 
     Attributes:
-        places: which of its sequences.
         sizes: of each of them.
+        places: of them among what was prepared.
+        prepared: they.
+        count: how many sequences they are.
     """
 
-    places: list[int]
     sizes: Sizes
+    places: list[int] = field(default_factory=list)
+    prepared: list[Prepared] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, place: int, prepared: Prepared) -> None:
+        """Add one, or a batch."""
+        self.places.append(place)
+        self.prepared.append(prepared)
+        self.count += prepared.batch_size
 
     @property
     def cost(self) -> float:
         """The seconds that they take, before correction."""
-        count = len(self.places)
-        return self.sizes.alone if count == 1 else self.sizes.alone * self.sizes.spared * count
+        return self.sizes.alone if self.count == 1 else self.sizes.alone * self.sizes.spared * self.count
 
 
 @dataclass(slots=True, eq=False)
@@ -44,8 +54,8 @@ class Attending:
         request: as sent.
         model: what answers.
         asked: what it is asked for.
-        prepared: its sequences, checked.
-        sizes: theirs.
+        prepared: its sequences, and batches, checked.
+        sizes: of a sequence of each.
         call: who waits for it.
         parts: what of it runs together.
         cost: the seconds that it takes in one slot, as predicted.
@@ -61,13 +71,13 @@ class Attending:
     cost: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = _parts(self.sizes)
+        self.parts = _parts(self.prepared, self.sizes)
         self.cost = sum([part.cost for part in self.parts]) * self.asked.correction.factor
 
     def work(self, scheduler: Scheduler) -> "Work[Attending, Response]":
         """Return what the scheduler has to know."""
         self.call.watch.is_checked()
-        first = self.sizes[0]
+        first, count = self.sizes[0], self.prepared[0].batch_size
         alone = len(self.sizes) == 1 and first.kind is not None
         return Work(
             subject=self,
@@ -75,33 +85,34 @@ class Attending:
             deadline=self.call.deadline,
             caller=self.call.caller,
             cost=self.cost,
-            size=sum([each.answered + each.held for each in self.sizes]),
-            kind=(self.asked, first.kind) if alone else None,
-            most=first.most if alone else 1,
+            size=sum([(s.answered + s.held) * p.batch_size for s, p in zip(self.sizes, self.prepared, strict=True)]),
+            kind=(self.asked, first.kind, count) if alone else None,
+            most=max(1, first.most // count) if alone else 1,
         )
 
-    def answer(self, places: Sequence[int], run: Run) -> Callable[[], list[Result]]:
+    def answer(self, part: Part, run: Run) -> Callable[[], list[Result]]:
         """Compute sequences that run together; see `LoadedModel.answer`, also for what it raises."""
-        prepared = [self.prepared[place] for place in places]
-        if len(prepared) == 1:
-            return self.model.answer(prepared, self.asked.plan, run)
         try:
-            return partial(self._results, prepared, self.model.answer(prepared, self.asked.plan, run))
-        except InvalidRequest:
-            self._find_fault(prepared)
-            raise
+            return partial(self._results, part, self.model.answer(part.prepared, self.asked.plan, run))
+        except InvalidRequest as error:
+            raise self._fault(part, error) from error
 
-    def _results(self, prepared: Sequence[Prepared], results: Callable[[], list[Result]]) -> list[Result]:
+    def _results(self, part: Part, results: Callable[[], list[Result]]) -> list[Result]:
         try:
             return results()
-        except InvalidRequest:
-            self._find_fault(prepared)
-            raise
+        except InvalidRequest as error:
+            raise self._fault(part, error) from error
 
-    def _find_fault(self, prepared: Sequence[Prepared]) -> None:
-        """Raise what is wrong with the one of several that is at fault, and not with the one that came first."""
-        for each in prepared:
-            self.model.answer([each], self.asked.plan, Run())()
+    def _fault(self, part: Part, error: InvalidRequest) -> InvalidRequest:
+        """Return what is wrong with the one of several that is at fault, and not with the one that came first."""
+        each = part.prepared[0]
+        if part.count > 1:
+            try:
+                for each in itertools.chain.from_iterable([prepared.cut(1) for prepared in part.prepared]):
+                    self.model.answer([each], self.asked.plan, Run())()
+            except InvalidRequest as found:
+                error = found
+        return error.of_part(each.part)
 
     def response(self, results: Sequence[Result]) -> Response:
         """Put the answer together."""
@@ -141,7 +152,7 @@ def _answer_one(subject: Attending, helpers: Helpers | None) -> Callable[[], Res
 def _answer_part(subject: Attending, run: Run, part: Part) -> Callable[[], list[Result]]:
     subject.call.check()  # a slot is not held for a caller who has gone
     begun = time.perf_counter()
-    results = subject.answer(part.places, run)
+    results = subject.answer(part, run)
     if not run.was_helped:
         subject.asked.correction.learn(part.cost, time.perf_counter() - begun)
     return results
@@ -195,16 +206,16 @@ def _answer_or_error(subject: Attending) -> Response | Exception:
         return error
 
 
-def _parts(sizes: list[Sizes]) -> list[Part]:
+def _parts(prepared: list[Prepared], sizes: list[Sizes]) -> list[Part]:
     """Put sequences of one kind together, as many as pay."""
     parts: list[Part] = []
     growing: dict[Hashable, Part] = {}
-    for place, each in enumerate(sizes):
+    for place, (one, each) in enumerate(zip(prepared, sizes, strict=True)):
         part = None if each.kind is None else growing.get(each.kind)
-        if part is None or len(part.places) == each.most:
-            part = Part([], each)
+        if part is None or part.count + one.batch_size > each.most:
+            part = Part(each)
             parts.append(part)
             if each.kind is not None:
                 growing[each.kind] = part
-        part.places.append(place)
+        part.add(place, one)
     return parts

@@ -1,5 +1,7 @@
 """Whether a sequence is one that a layer can take. Every rule about tensors stands here, once, for every protocol."""
 
+import math
+
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.masks import UNBOUNDED, Mask
@@ -151,7 +153,7 @@ def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, path: 
     A NaN in a masked key, or a number whose product overflows, would spoil the sum all the same: 0 * NaN is NaN.
 
     Args:
-        array: [length, width].
+        array: [length, width]; where all matters, of any shape.
         matters: which positions can reach an answer, [length]; None is all.
         path: of the sequence, for the error.
         name: of the field.
@@ -162,10 +164,9 @@ def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, path: 
     if matters is not None:
         poison = ~(np.abs(array) <= HARMLESS) & ~matters[:, None]  # `not <=`, for NaN is not <= anything
         array = np.where(poison, np.float32(0), array) if poison.any() else array
-    good = np.isfinite(array)
-    if good.all():
+    if _is_finite(array):
         return array
-    where = _first(~good)
+    where = _first(~np.isfinite(array))
     raise InvalidRequest(
         f"must be finite, but is {array[tuple(where)]} at {where}; mask the position, or send a number",
         field=join_path(path, name),
@@ -178,10 +179,15 @@ def no_overflow(output: NDArray[np.float32], field: str) -> None:
     Raises:
         InvalidRequest: it did not.
     """
-    if not np.isfinite(output).all():
+    if not _is_finite(output):
         raise InvalidRequest(
             "the numbers are so large that the computation overflows float32; scale them down", field=field
         )
+
+
+def _is_finite(array: NDArray[np.float32]) -> bool:
+    """Return whether all numbers are; the sum of their squares tells it in half the time, where it is a number."""
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def _first(wrong: NDArray[np.bool_]) -> list[int]:

@@ -1,8 +1,9 @@
-"""What a request means, whichever protocol it came by. Dense batches are an edge's affair: here are sequences."""
+"""What a request means, whichever protocol it came by."""
 
 import copy
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -117,17 +118,18 @@ class Limits:
 
 
 class Sequence(NamedTuple):
-    """One sequence, and what it attends to.
+    """One sequence, and what it attends to; or a batch: several that have nothing but arrays, each of the same shapes.
 
     Attributes:
         path: where the caller wrote it, for errors: `inputs[0]`, or empty for a request's own fields.
-        query: [T, Dq].
+        query: [T, Dq]; of a batch [B, T, Dq], and so all three.
         key: [S, Dk].
         value: [S, Dv].
         text, memory_text: the query and the memory as text, for a text model.
         memory: the id of a memory.
         mask: for this sequence alone.
-        part: which sequence of a dense batch it is; None when it was sent by itself.
+        part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
+        batch: B; None for one sequence.
     """
 
     path: str = ""
@@ -139,6 +141,21 @@ class Sequence(NamedTuple):
     memory: str = ""
     mask: Mask = OPEN
     part: int | None = None
+    batch: int | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """How many sequences it is."""
+        return 1 if self.batch is None else self.batch
+
+    def each(self) -> "Iterator[Sequence]":
+        """Yield its sequences, one by one."""
+        if self.batch is None:
+            yield self
+            return
+        for i in range(self.batch):
+            query, key, value = [None if x is None else x[i] for x in (self.query, self.key, self.value)]
+            yield self._replace(query=query, key=key, value=value, part=(self.part or 0) + i, batch=None)
 
 
 class OutputSpec(NamedTuple):
@@ -169,6 +186,11 @@ class Request(NamedTuple):
     outputs: tuple[OutputSpec, ...] = ()
     mask: Mask = OPEN
     token_offsets: bool = False
+
+    @property
+    def sequence_count(self) -> int:
+        """How many sequences there are."""
+        return sum([each.batch_size for each in self.inputs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,21 +366,42 @@ class Prediction:
 
 
 class Result(NamedTuple):
-    """The answer for one sequence."""
+    """The answer for one sequence; or for a batch, whose arrays have a leading dimension B, and which has nothing else.
+
+    Attributes:
+        outputs: by name, in the order asked.
+        tokens, memory_tokens: the texts, read.
+        predictions: what the model's head says; None where it was not asked.
+        batch: B; None for one sequence.
+    """
 
     outputs: dict[str, Array | TopK]
     tokens: Tokens | None = None
     memory_tokens: Tokens | None = None
     predictions: tuple[Prediction, ...] | None = None
+    batch: int | None = None
+
+    def each(self) -> "Iterator[Result]":
+        """Yield those of its sequences, one by one."""
+        if self.batch is None:
+            yield self
+            return
+        for i in range(self.batch):
+            yield Result({name: x[i] for name, x in self.outputs.items()})
 
 
 class Response(NamedTuple):
-    """The answer, one result a sequence, in order."""
+    """The answer: a result for each sequence or batch, in order."""
 
     model: str
     version: int
     results: tuple[Result, ...]
     token_offsets: bool = False
+
+    def each(self) -> Iterator[Result]:
+        """Yield a result for each sequence, in order."""
+        for result in self.results:
+            yield from result.each()
 
     @property
     def size(self) -> int:

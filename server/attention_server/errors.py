@@ -34,6 +34,12 @@ class AttentionServiceError(Exception):
 class InvalidRequest(AttentionServiceError):
     """The caller sent a tensor, mask, name or option that the model cannot take."""
 
+    def of_part(self, part: int | None) -> "InvalidRequest":
+        """Return the same, said of one of the sequences that were sent as one; of one that was not, itself."""
+        if part is None:
+            return self
+        return InvalidRequest(f"{self.message} (in sequence {part} of the batch, from 0)", field=self.field)
+
 
 class NotFound(AttentionServiceError):
     """There is no such model, version or memory."""

@@ -119,11 +119,11 @@ class LoadedModel:
 
     def prepare(
         self, sequence: Sent, asked: Asked, mask: Mask, memories: MemoryStore, limits: Limits
-    ) -> tuple[Prepared, Sizes]:
+    ) -> list[tuple[Prepared, Sizes]]:
         """Check a sequence for this model and for what is asked of it. What its shapes decide is decided once.
 
         Args:
-            sequence: as sent.
+            sequence: as sent; or a batch, which stays together as far as it is best run together.
             asked: what is asked of it.
             mask: the request's.
             memories: where the one is that the sequence names.
@@ -135,18 +135,22 @@ class LoadedModel:
             TooLarge: it needs more memory than a request may.
         """
         shape = shapes(sequence, mask)
-        sizes = None if shape is None else asked.known.get(shape)
-        if sizes is not None:
-            return prepare_alike(sequence, sizes.queries, sizes.keys), sizes
-        prepared = self._prepare(sequence, asked.plan, mask, memories, limits)
-        sizes = self._sizes(prepared, asked.plan)
-        if shape is not None:
+        if shape is None:
+            return [self._prepare(one, asked.plan, mask, memories, limits) for one in sequence.each()]
+        sizes = asked.known.get(shape)
+        if sizes is None:
+            first, sizes = self._prepare(next(sequence.each()), asked.plan, mask, memories, limits)
             if len(asked.known) >= KNOWN:
                 asked.known.clear()
             asked.known[shape] = sizes
-        return prepared, sizes
+            if sequence.batch is None:
+                return [(first, sizes)]
+        prepared = prepare_alike(sequence, sizes.queries, sizes.keys)
+        return [(part, sizes) for part in prepared.cut(1 if asked.plan.shapes else sizes.most)]
 
-    def _prepare(self, sequence: Sent, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits) -> Prepared:
+    def _prepare(
+        self, sequence: Sent, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits
+    ) -> tuple[Prepared, Sizes]:
         check.sources(
             sequence,
             self.manifest,
@@ -165,7 +169,7 @@ class LoadedModel:
                 "this model predicts from the rows of certain words, so predictions need text",
                 field=plan.predictions_field,
             )
-        return prepared
+        return prepared, self._sizes(prepared, plan)
 
     def _sizes(self, prepared: Prepared, plan: Plan) -> Sizes:
         queries, keys = prepared.queries, prepared.keys
@@ -177,6 +181,7 @@ class LoadedModel:
             answered += answer_bytes(form, layer.about, layer.widths(*prepared.input_widths()), queries, keys)
         most, spared = self.costs.together(max(queries, keys))
         kind = self._kind(prepared, plan) if most > 1 else None
+        most = most if kind is not None else 1
         work = self.heads * queries * keys * 4
         return Sizes(queries, keys, work, prepared.size, answered, kind, most, self.costs.of(size), spared)
 
@@ -184,7 +189,7 @@ class LoadedModel:
         if prepared.memory or (plan.predictions and self._predicts_by_word):  # of each sequence other rows are computed
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
-        shapes = tuple(None if x is None else x.shape if isinstance(x, np.ndarray) else () for x in sources)
+        shapes = tuple(None if x is None else x.shape[1:] if isinstance(x, np.ndarray) else () for x in sources)
         mask = None if prepared.added is None else (prepared.added.shape, prepared.added.tobytes())
         return prepared.queries, prepared.keys, shapes, mask
 
@@ -192,8 +197,9 @@ class LoadedModel:
         """Compute what the plan asks for, of one sequence, or of several of one kind together.
 
         Returns:
-            What gives the results. What is sent as it was computed is put together there: in the middle of
-            computations, which leave nothing of it in the processor's caches, that would take twice as long.
+            What gives the results, one for each of `batch`. What is sent as it was computed is put together there: in
+            the middle of computations, which leave nothing of it in the processor's caches, that would take twice as
+            long.
 
         Raises:
             InvalidRequest: FP16 was asked for and cannot hold an answer; or what was sent overflows. Here, or there.
@@ -309,11 +315,9 @@ class LoadedModel:
 
     def _vectors(self, batch: Sequence[Prepared], run: Run) -> tuple[Vectors, Vectors, Vectors]:
         """Return query, key and value: what was sent, what a front makes of tokens, or what stands in for them."""
-        if len(batch) == 1:
-            one = batch[0]
-            query, key, value = [None if x is None else x[None] for x in (one.query, one.key, one.value)]
-        else:
-            query, key, value = [_stack([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
+        query, key, value = batch[0].query, batch[0].key, batch[0].value
+        if len(batch) > 1:
+            query, key, value = [_joined([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
         if batch[0].tokens is not None:
             front = self._read(self.manifest.text.front.name, [each.tokens for each in batch], run)
             query = front["query"]
@@ -375,17 +379,20 @@ def _is_small(specs: tuple[OutputSpec, ...]) -> bool:
 def _whole(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors]]) -> list[Result]:
     """Return the results of what is sent as it was computed."""
     _check_overflow(batch, plan, stages)
-    return [
-        _told(each, {form.name: stages[form.layer][form.spec.name][i] for form in plan.forms})
-        for i, each in enumerate(batch)
-    ]
+    results, begin = [], 0
+    for each in batch:
+        end = begin + each.batch_size
+        place = begin if each.batch is None else slice(begin, end)
+        results.append(_told(each, {form.name: stages[form.layer][form.spec.name][place] for form in plan.forms}))
+        begin = end
+    return results
 
 
 def _told(
     prepared: Prepared, outputs: dict[str, Array | TopK], predictions: tuple[Prediction, ...] | None = None
 ) -> Result:
     memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
-    return Result(outputs, prepared.tokens, memory_tokens, predictions)
+    return Result(outputs, prepared.tokens, memory_tokens, predictions, prepared.batch)
 
 
 def _check_overflow(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors]]) -> None:
@@ -399,13 +406,9 @@ def _check_overflow(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str
             check.no_overflow(of[name], batch[0].path)
 
 
-def _stack(vectors: Sequence[Vectors | None]) -> Vectors | None:
-    """[length, width] of each -> [B, length, width]; None of none."""
-    first = vectors[0]
-    if first is None:
-        return None
-    joined: Vectors = np.concatenate(vectors)  # type: ignore[arg-type] # all are there, or none
-    return joined.reshape(len(vectors), *first.shape)  # np.stack takes twice as long to say the same
+def _joined(vectors: Sequence[Vectors | None]) -> Vectors | None:
+    """Join along the first dimension; None of none."""
+    return None if vectors[0] is None else np.concatenate(vectors)  # type: ignore[arg-type] # all are there, or none
 
 
 def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, computed: Rows | None) -> Array | TopK:
@@ -494,7 +497,7 @@ class Drawn:
         )
 
     def _vectors(self, length: int) -> tuple[Vectors, Vectors, Vectors]:
-        query, key, value = (self._random.standard_normal((length, width), np.float32) for width in self._widths)
+        query, key, value = (self._random.standard_normal((1, length, width), np.float32) for width in self._widths)
         return query, key, value
 
     def _are_same(self, batch: list[Prepared], plan: Plan) -> bool:

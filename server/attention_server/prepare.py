@@ -9,7 +9,7 @@ from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 
 from attention_server import check
-from attention_server.domain import OPEN, Limits, MemoryRequest, Sequence, Tokens, join_path
+from attention_server.domain import OPEN, Array, Limits, MemoryRequest, Sequence, Tokens, join_path
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.plan import OF_KEYS
@@ -20,10 +20,11 @@ HIDDEN = np.float32(-np.inf)
 
 
 class Prepared(NamedTuple):
-    """A sequence that was checked and is ready to compute.
+    """A sequence that was checked and is ready to compute; or a batch, which has nothing but arrays.
 
     Attributes:
-        query, key, value: [T, Dq], [S, Dk], [S, Dv]; None where they come from tokens, or from each other.
+        query, key, value: [B, T, Dq], [B, S, Dk], [B, S, Dv], of one sequence with a B of 1; None where they come from
+            tokens, or from each other.
         tokens, memory_tokens: the texts, read.
         queries, keys: T and S.
         added: what is added to the scores, [1 or H, T, S]; None for no mask.
@@ -31,6 +32,7 @@ class Prepared(NamedTuple):
         attended: which key positions some query may attend to, [S]; None for all.
         memory: k and v, kept from before.
         path: where the caller wrote it.
+        part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
     """
 
     query: Vectors | None
@@ -43,12 +45,31 @@ class Prepared(NamedTuple):
     added: Vectors | None = None
     memory: Memory | None = None
     path: str = ""
+    part: int | None = None
     attending: NDArray[np.bool_] | None = None
     attended: NDArray[np.bool_] | None = None
+    batch: int | None = None
 
     def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
         """Return how many rows a stage has, and which of them the mask leaves; None for all."""
         return (self.keys, self.attended) if stage in OF_KEYS else (self.queries, self.attending)
+
+    @property
+    def batch_size(self) -> int:
+        """How many sequences it is."""
+        return 1 if self.batch is None else self.batch
+
+    def cut(self, most: int) -> "list[Prepared]":
+        """Return it in parts of no more than so many sequences."""
+        if self.batch_size <= most:
+            return [self]
+        parts = []
+        for begin in range(0, self.batch_size, most):
+            end = min(begin + most, self.batch_size)
+            query, key, value = [None if x is None else x[begin:end] for x in (self.query, self.key, self.value)]
+            place, batch = (self.part or 0) + begin, None if most == 1 else end - begin
+            parts.append(self._replace(query=query, key=key, value=value, part=place, batch=batch))
+        return parts
 
     @property
     def size(self) -> int:
@@ -58,10 +79,10 @@ class Prepared(NamedTuple):
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 where they come from tokens."""
-        value = self.memory.v[0] if self.memory else self.value if self.value is not None else self.key
+        value = self.memory.v if self.memory else self.value if self.value is not None else self.key
         if value is None:
             value = self.query
-        return 0 if self.query is None else self.query.shape[1], 0 if value is None else value.shape[1]
+        return 0 if self.query is None else self.query.shape[-1], 0 if value is None else value.shape[-1]
 
 
 def prepare(
@@ -76,7 +97,7 @@ def prepare(
     """Read a sequence's texts, check its arrays and lay out its mask. Nothing is computed yet.
 
     Args:
-        sequence: as sent; its sources are checked.
+        sequence: as sent, one; its sources are checked.
         mask: the request's.
         memory: the one that the sequence names.
         limits: of one request.
@@ -105,9 +126,9 @@ def prepare(
     # As memory, other positions of the query matter than as query.
     own_key = query is not None and key is None and not memory_apart and added is not None
     return Prepared(
-        query=_finite(query, attending, path, "query"),
-        key=_finite(query if own_key else key, attended, path, "query" if own_key else "key"),
-        value=_finite(value, attended, path, "value"),
+        query=_ready(query, attending, path, "query"),
+        key=_ready(query if own_key else key, attended, path, "query" if own_key else "key"),
+        value=_ready(value, attended, path, "value"),
         tokens=tokens,
         memory_tokens=memory_tokens,
         queries=queries,
@@ -115,35 +136,43 @@ def prepare(
         added=added,
         memory=memory,
         path=path,
+        part=sequence.part,
         attending=attending,
         attended=attended,
     )
 
 
 def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
-    """Return what alone decides how a sequence is prepared; None where there is a text, a mask or a memory."""
+    """Return what alone decides how a sequence is prepared, also one of a batch; None with a text, mask or memory."""
     if mask is not OPEN or sequence.mask is not OPEN or sequence.memory:
         return None
     if sequence.text is not None or sequence.memory_text is not None:
         return None
     query, key, value = sequence.query, sequence.key, sequence.value
+    own = 0 if sequence.batch is None else 1  # dimensions of one sequence begin there
     if query is not None and key is None and value is None:
-        return query.shape, query.dtype.char
-    return tuple([None if each is None else (each.shape, each.dtype.char) for each in (query, key, value)])
+        return query.shape[own:], query.dtype.char
+    return tuple([None if each is None else (each.shape[own:], each.dtype.char) for each in (query, key, value)])
 
 
 def prepare_alike(sequence: Sequence, queries: int, keys: int) -> Prepared:
-    """Prepare a sequence when one of the same `shapes` was taken before, with so many queries and keys.
+    """Prepare a sequence, or a batch, when one of the same `shapes` was taken before, with so many queries and keys.
 
     Raises:
         InvalidRequest: a number is none.
     """
-    path = sequence.path
     query, key, value = [
-        None if array is None else check.finite(np.ascontiguousarray(array, np.float32), None, path, name)
+        None if array is None else _alike(array, sequence, name)
         for name, array in (("query", sequence.query), ("key", sequence.key), ("value", sequence.value))
     ]
-    return Prepared(query, key, value, None, None, queries, keys, path=path)
+    path, part = sequence.path, sequence.part
+    return Prepared(query, key, value, None, None, queries, keys, path=path, part=part, batch=sequence.batch)
+
+
+def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
+    """Return an array of a known shape as it is computed, [B, length, width]."""
+    vectors = check.finite(np.ascontiguousarray(array, np.float32), None, sequence.path, name)
+    return vectors[None] if sequence.batch is None else vectors
 
 
 def prepare_memory(
@@ -218,9 +247,9 @@ def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int
     return added
 
 
-def _finite(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
+def _ready(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
     """Refuse numbers that are none where they matter, and zero what does not: 0 x NaN, or x infinity, is NaN."""
-    return None if array is None else check.finite(array, matters, path, name)
+    return None if array is None else check.finite(array, matters, path, name)[None]
 
 
 def _left(added: Vectors) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:

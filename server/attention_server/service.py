@@ -6,10 +6,11 @@ from contextlib import suppress
 from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
+from attention_proto.masks import Mask
 
 from attention_server.attending import Attending
 from attention_server.costs import Size
-from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Tokens
+from attention_server.domain import Call, IndexEntry, Limits, MemoryRequest, Request, Response, Sequence, Tokens
 from attention_server.engine import Run
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from attention_server.memories import Memory, MemoryState, MemoryStore, memory_id
@@ -246,36 +247,43 @@ class Service:
     def _work(self, request: Request, model: LoadedModel, call: Call) -> Work[Attending, Response]:
         """Check a request, and plan it."""
         self.limits.check_outputs(len(request.outputs))
-        call.watch.asks(model.name, model.version, len(request.inputs))
+        call.watch.asks(model.name, model.version, request.sequence_count)
         asked = model.ask(request.outputs)
         prepared, sizes = self._prepare(request, model, asked)
-        call.watch.queries = [each.queries for each in sizes]
-        call.watch.keys = [each.keys for each in sizes]
+        for each, size in zip(prepared, sizes, strict=True):
+            call.watch.queries += [size.queries] * each.batch_size
+            call.watch.keys += [size.keys] * each.batch_size
         return Attending(request, model, asked, prepared, sizes, call).work(self._scheduler)
 
     def _prepare(self, request: Request, model: LoadedModel, asked: Asked) -> tuple[list[Prepared], list[Sizes]]:
         """Check every sequence; return them ready to compute."""
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
-        self.limits.check_sequences(len(request.inputs), "inputs")
+        self.limits.check_sequences(request.sequence_count, "inputs")
         prepared: list[Prepared] = []
         sizes: list[Sizes] = []
         answered = work = 0
         for sequence in request.inputs:
-            try:
-                ready, size = model.prepare(sequence, asked, request.mask, self._memories, self.limits)
-            except InvalidRequest as error:
-                if sequence.part is None:
-                    raise
-                message = f"{error.message} (in sequence {sequence.part} of the batch, from 0)"
-                raise InvalidRequest(message, field=error.field) from error
-            prepared.append(ready)
-            sizes.append(size)
-            work += size.work
-            answered += size.answered
-            self.limits.check_work(work)
-            self.limits.check_answer(answered)
+            for ready, size in self._prepare_sequence(sequence, request.mask, model, asked):
+                prepared.append(ready)
+                sizes.append(size)
+                work += size.work * ready.batch_size
+                answered += size.answered * ready.batch_size
+                self.limits.check_work(work)
+                self.limits.check_answer(answered)
         return prepared, sizes
+
+    def _prepare_sequence(
+        self, sequence: Sequence, mask: Mask, model: LoadedModel, asked: Asked
+    ) -> list[tuple[Prepared, Sizes]]:
+        """Check a sequence; of several that came as one, say which is at fault."""
+        try:
+            return model.prepare(sequence, asked, mask, self._memories, self.limits)
+        except InvalidRequest as error:
+            if sequence.batch is not None:
+                for one in sequence.each():
+                    self._prepare_sequence(one, mask, model, asked)
+            raise error.of_part(sequence.part) from error
 
 
 def _remembering(

@@ -33,7 +33,7 @@ class Call:
 
     def take(self, messages):
         for message in messages:
-            results = [pb.Result() for _ in message.request.inputs]
+            results = [pb.Result() for each in message.request.inputs for _ in range(len(each.lengths) or 1)]
             self.answers.put(pb.AttendStreamResponse(id=message.id, response=pb.AttendResponse(results=results)))
 
     def __iter__(self):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AttentionClient
+from attention_client.packs import PACK_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from serving import start_server
@@ -20,6 +21,7 @@ from tests.server.composed import composed, wait_until
 QUERY = {"query": [[1.0, 0.0], [0.0, 1.0]]}
 INFER = {"inputs": [{"name": "query", "datatype": "FP32", "shape": [3, 2, 2], "data": [1.0] * 12}]}
 VERSION = {"model": "dot", "version": "1"}
+STREAMED = PACK_SEQUENCES + 4  # sequences, in two messages
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def used(dot_only):
         )
         with AttentionClient(server.grpc) as client:
             client.attend_batch("dot", [np.ones((5, 2), np.float32)] * 2)
-            list(client.attend_many("dot", [np.ones((7, 2), np.float32)] * 20))
+            list(client.attend_many("dot", [np.ones((7, 2), np.float32)] * STREAMED))
             memory = client.create_memory("dot", key=np.ones((9, 2), np.float32))
             client.attend("dot", query=np.ones((1, 2), np.float32), memory=memory)
             with refused_by_client():
@@ -86,7 +88,7 @@ def test_causes_are_counted(used):
 def test_sizes_are_counted(used):
     """Sequences, their lengths, tokens and bytes, of each model."""
     _, after, text = used
-    lengths = [2, *[2] * 3, *[5] * 2, *[7] * 20, 1]
+    lengths = [2, *[2] * 3, *[5] * 2, *[7] * STREAMED, 1]
     assert after("attention_query_length_count", **VERSION) == len(lengths)
     assert after("attention_query_length_sum", **VERSION) == after("attention_tokens_total", **VERSION) == sum(lengths)
     assert after("attention_key_length_sum", **VERSION) == sum(lengths) - 1 + 9
@@ -94,7 +96,10 @@ def test_sizes_are_counted(used):
     assert after("attention_request_sequences_sum", **VERSION) == len(lengths)
     assert after("attention_request_sequences_count", **VERSION) == 6
     assert after("attention_request_bytes_total", method="Attend", protocol="grpc", **VERSION) > 2 * 5 * 2 * 4
-    assert after("attention_response_bytes_total", method="AttendStream", protocol="grpc", **VERSION) > 20 * 7 * 2 * 4
+    assert (
+        after("attention_response_bytes_total", method="AttendStream", protocol="grpc", **VERSION)
+        > STREAMED * 7 * 2 * 4
+    )
     for part in ("queue", "compute", "encode"):
         assert after(f"attention_{part}_duration_seconds_count", **VERSION) == 6
         assert 0 < after(f"attention_{part}_duration_seconds_sum", **VERSION) < 60
@@ -126,7 +131,7 @@ def test_triton_readers_find_their_names(used):
     assert "# TYPE nv_inference_pending_request_count gauge\n" in text
     assert after("nv_inference_pending_request_count", **VERSION) == 0
     assert after("nv_inference_request_success", **VERSION) == after("nv_inference_exec_count", **VERSION) == 6
-    assert after("nv_inference_count", **VERSION) == 27
+    assert after("nv_inference_count", **VERSION) == 7 + STREAMED
     assert after.labels("nv_inference_request_failure", "reason") == {"REJECTED", "CANCELED", "BACKEND", "OTHER"}
     assert after("nv_inference_request_failure", reason="OTHER", **VERSION) == 2
     inside = ("queue", "compute_input", "compute_infer", "compute_output")

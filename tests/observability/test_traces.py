@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest
+from attention_client.packs import PACK_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import TracerProvider
@@ -85,13 +86,13 @@ def test_each_message_of_a_stream_is_a_span(dot_only):
     """A stream is a span; each of its messages is one within it, with its own parts."""
     with run_collector() as collector, traced_server(dot_only, collector) as server:
         with AttentionClient(server.grpc) as client:
-            assert len(list(client.attend_many("dot", [np.ones((2, 2), np.float32)] * 40))) == 40
+            assert len(list(client.attend_many("dot", [np.ones((2, 2), np.float32)] * 70))) == 70
         spans = collector.wait_for(
             lambda spans: any(span.name == "AttendStream" and not span.parent_span_id for span in spans)
         )
     (stream,) = [span for span in spans if not span.parent_span_id]
     messages = [span for span in spans if span.parent_span_id == stream.span_id]
-    assert len(messages) == 3  # 16 sequences a message
+    assert len(messages) == -(-70 // PACK_SEQUENCES) > 1
     for message in messages:
         assert sorted(span.name for span in spans if span.parent_span_id == message.span_id) == PARTS
 

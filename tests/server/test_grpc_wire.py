@@ -17,8 +17,9 @@ import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.grpc import connection, nghttp2
+from attention_server.grpc.messages import AHEAD, CUT
 from attention_server.grpc.nghttp2 import CONNECTION_WINDOW, HEAD_BYTES, STREAM_WINDOW
-from attention_server.grpc.rpc import CUT, Inbound
+from attention_server.grpc.rpc import Inbound
 from serving import start_server
 
 from tests.conftest import refused_by_grpc, tensor
@@ -365,7 +366,7 @@ def test_tiny_frames_are_kept_together(server):
         peer.send(*(frame(DATA, 0, 1, content[i : i + 1]) for i in range(len(content) - 1)))
         wait_until(lambda: server.grpc_server._port.inbound._held == len(content) - 1)
         (rpc,) = server.grpc_server._port.calls
-        assert len(rpc._pieces) <= 2
+        assert len(rpc._messages._content) <= AHEAD * len(content)
         peer.send(frame(DATA, END_STREAM, 1, content[-1:]))
         assert peer.until(DATA, 1)
 
@@ -378,7 +379,7 @@ def test_messages_that_nobody_takes(server):
         assert peer.until(DATA, 1)
         wait_until(lambda: server.grpc_server._port.inbound._held >= 5 * 2900)
         (rpc,) = server.grpc_server._port.calls
-        assert len(rpc._messages) <= CUT
+        assert len(rpc._messages.whole) <= CUT
     wait_until(lambda: server.grpc_server._port.inbound._held == 0)
 
 

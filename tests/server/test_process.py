@@ -188,6 +188,13 @@ def test_what_is_no_setting():
 # --- start ---
 
 
+def test_no_threads_of_numpy():
+    """NumPy computes in the thread that calls it: the slots alone say how much runs at once."""
+    code = "import attention_server, numpy, os; print(len(os.listdir('/proc/self/task')))"
+    found = subprocess.run([SERVER.with_name("python"), "-c", code], env=clean_env(), capture_output=True, check=True)
+    assert int(found.stdout) == 1
+
+
 def test_nothing_of_torch():
     """The server's environment has no torch, nor the exporter's libraries."""
     for module in ("torch", "onnx", "onnxscript"):

@@ -20,12 +20,19 @@ def response(length: int) -> Response:
         "top": TopK(np.argsort(full)[..., :2].astype(np.uint16), np.sort(full)[..., :2]),
     }
     predicted = (Prediction("next", "b", 0.5, 1), Prediction("mean", "a", 0.25, None))
-    return Response("m", 3, (Result(some, TOKENS, TOKENS, predicted), Result({}), Result({"output": full[1]})), True)
+    batches = (
+        Result({"output": full}, batch=2),
+        Result({"turned": full.transpose(0, 2, 1), "half": full.astype(np.float16), "mean": full[:, 0]}, batch=2),
+        Result({str(i): full for i in range(5)}, batch=2),
+        Result({str(i): full[0] for i in range(5)}),
+    )
+    alone = (Result(some, TOKENS, TOKENS, predicted), Result({}), Result({"output": full[1]}))
+    return Response("m", 3, (*alone, *batches), True)
 
 
 def by_protobuf(answer: Response) -> pb.AttendResponse:
     message = pb.AttendResponse(model=answer.model, version=answer.version)
-    for result in answer.results:
+    for result in answer.each():
         written = message.results.add()
         for name, value in result.outputs.items():
             if isinstance(value, TopK):

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, NotFound, Sequence
+from attention_client.packs import PACK_SEQUENCES
 from attention_client.window import Window
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -291,14 +292,14 @@ def test_a_source_that_fails_raises_after_what_came_before(client):
 
 def test_an_asynchronous_source(server):
     """By asyncio sequences may come from an asynchronous iterable, when they come; results come meanwhile."""
-    given = sequences(20)
+    given = sequences(PACK_SEQUENCES + 4)
     first_is_there = asyncio.Event()
 
     async def source():
-        for query in given[:16]:  # one message
+        for query in given[:PACK_SEQUENCES]:  # one message
             yield query
         await first_is_there.wait()
-        for query in given[16:]:
+        for query in given[PACK_SEQUENCES:]:
             yield query
         raise RuntimeError("the source")
 

@@ -44,6 +44,7 @@ ATTEND: list[dict[str, Any]] = [
     {"text": "I gave my cat Tater a toy", "outputs": ["weights", "predictions"], "token_offsets": True},
     {"text": "twenty one", "memory_text": "ein und zwanzig", "outputs": ["predictions"]},
     {"query": QUERY, "memory": "0123456789abcdef"},
+    {"query": QUERY, "lengths": [1, 1], "mask": {"causal": "bottom_right"}},
     {"model": "dot", "version": 1, "query": QUERY},
 ]
 MEMORY: list[dict[str, Any]] = [

@@ -77,6 +77,7 @@ ONES = np.ones((2, 3), np.float32)
 VALID: dict[str, list[Message]] = {
     "/attention.v1.AttentionService/Attend": [
         pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=_tensor(ONES))]),
+        pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=_tensor(ONES), lengths=[1, 1])]),
         pb.AttendRequest(
             model="multi",
             inputs=[pb.Sequence(query=_tensor(np.ones((2, 24)))) for _ in range(3)],

@@ -15,7 +15,8 @@ import numpy as np
 from attention_client import AttendResult, AttentionClient, OutputSpec, TopK
 from attention_client import Sequence as Item
 from attention_client.channel import OPTIONS, uri
-from attention_client.request import Output, attend_request
+from attention_client.packs import Packer
+from attention_client.request import Output, attend_request, packed_request
 from attention_client.result import read
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
@@ -24,7 +25,7 @@ from benchmarks.serving.block import Vectors, memory, sequences
 from benchmarks.serving.clients.loop import Load, Watch, at_once, given_load, measurement, now, one_by_one, rate, tell
 from benchmarks.serving.reference import CHECKED, TOP, Reference
 
-PACK = 16  # sequences in a message, where several travel together
+PACK = 16  # sequences in a call, where several travel together; in a message on a stream as many as the client packs
 STREAM_MESSAGES = 8  # under way on a stream
 ASKED: dict[str, tuple[Output, ...]] = {
     "output": ("output",),
@@ -75,11 +76,13 @@ def measure(client: AttentionClient, model: str, items: list[Item | Vectors], lo
     """Measure one way of sending sequences."""
     if load.way == "client":
         return attend_many(client, model, items, load)
-    together = PACK if load.way in {"ragged", "streamed", "handle streamed"} else 1
+    if load.way.endswith("streamed"):
+        packer = Packer(lambda pack: packed_request(model, pack, ASKED[load.outputs], 0, False))
+        full = [packer.add(item) for item in items]
+        return streamed([pack.request for pack in (*full, *packer.rest()) if pack and pack.request], load)
+    together = PACK if load.way == "ragged" else 1
     packs = [items[i : i + together] for i in range(0, len(items), together)]
     requests = [attend_request(model, pack, ASKED[load.outputs], 0, False) for pack in packs]
-    if load.way.endswith("streamed"):
-        return streamed(requests, load)
     if load.way == "overload":
         return asyncio.run(overload(requests, load))
     if load.concurrency == 1:

@@ -4,6 +4,7 @@ No check, limit, schedule, metric or error: what a request costs here, no server
 """
 
 import argparse
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import numpy as np
 from attention_proto.allocator import keep_freed
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import (
@@ -37,8 +39,10 @@ class Bare(AttentionServiceServicer):
         response = pb.AttendResponse(model=request.model, version=1)
         with self._slot:
             for sequence in request.inputs:
-                output = self._block.attend(decode(sequence.query)[None])[0]
-                write(output, response.results.add().outputs.add(name="output").tensor)
+                query, ends = decode(sequence.query), itertools.accumulate(sequence.lengths)
+                for each in np.split(query, list(ends)[:-1]):
+                    output = self._block.attend(each[None])[0]
+                    write(output, response.results.add().outputs.add(name="output").tensor)
         return response
 
     def AttendStream(

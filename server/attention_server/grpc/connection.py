@@ -155,7 +155,7 @@ class Connection(asyncio.BufferedProtocol):
             self._calls += 1
             port.calls.add(rpc)
 
-    def on_data(self, stream: int, content: bytes) -> None:
+    def on_data(self, stream: int, content: memoryview) -> None:
         """Give a call its bytes."""
         rpc = self._rpcs.get(stream)
         if rpc:

@@ -99,7 +99,7 @@ class Gate:
         elif fits and rpc.headers.get(b":method") != b"POST":
             rpc.refuse([(b":status", b"405"), (b"allow", b"POST")])
         elif fits and method and rpc.method in OPEN:
-            rpc.max_message_bytes = OPEN_BYTES
+            rpc.allow(OPEN_BYTES)
             rpc.start(self._answer_anyone(rpc, method))
         elif fits and method and method.computes and self._service.overload.is_closed:
             self._arrive_in_overload(rpc, method)

@@ -111,8 +111,8 @@ class Events(Protocol):
     def on_head(self, stream: int, headers: dict[bytes, bytes], *, fits: bool) -> None:
         """A request has begun. Headers are by name in small letters; where they do not fit, some are missing."""
 
-    def on_data(self, stream: int, content: bytes) -> None:
-        """A piece of its body; `Session.took` makes room for more."""
+    def on_data(self, stream: int, content: memoryview) -> None:
+        """A piece of its body, which lies there for as long as this lasts; `Session.took` makes room for more."""
 
     def on_end(self, stream: int) -> None:
         """Its body is whole."""
@@ -440,7 +440,7 @@ def _on_data_chunk(raw: Any, _: int, stream: int, content: Any, size: int, user:
     lib.nghttp2_session_consume_connection(raw, size)  # one stream that is not read holds up no other
     session: Session = from_handle(user)
     if stream not in session.answered:
-        session.events.on_data(stream, ffi.buffer(content, size)[:])
+        session.events.on_data(stream, memoryview(ffi.buffer(content, size)))
     return 0
 
 

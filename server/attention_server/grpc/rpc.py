@@ -6,7 +6,6 @@ its length; the status in headers behind the body, or, where there is no body, i
 
 import asyncio
 import re
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -20,16 +19,13 @@ from attention_server.errors import (
     Full,
     InvalidRequest,
     Stopping,
-    TooLarge,
     Unimplemented,
 )
+from attention_server.grpc.messages import PREFIX, Messages
 from attention_server.grpc.nghttp2 import Buffer, Header, Headers, Session
 from attention_server.transport import INFLATED, Threads, inflate
 
-PREFIX = 5  # bytes before each message
 SMALL = 4096  # bytes of a message that is rather copied than sent in two pieces
-TINY, GATHERED = 1024, 16 * 1024  # bytes of pieces that come, up to which they are gathered, and how many
-CUT = 64  # messages that are cut off ahead of who takes them
 INFLATING = 2  # messages at once
 TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -101,7 +97,6 @@ class Rpc:
 
     Attributes:
         method: its path, `/package.Service/Method`.
-        max_message_bytes: as given; less may be set before a message has come.
         seconds: how long its caller waits; None for ever.
         is_over: nothing more of it can be sent.
     """
@@ -122,16 +117,11 @@ class Rpc:
         self.seconds = _seconds(headers.get(b"grpc-timeout"))
         self._line = line
         self._stream = stream
-        self.max_message_bytes = max_message_bytes
         self._inbound = inbound
         self._threads = threads
-        self._pieces: deque[memoryview | bytearray] = deque()
-        self._have = 0  # bytes in them
-        self._needed = PREFIX  # bytes until the next message is whole
-        self._flag: int | None = None  # of the message that comes; None before its prefix is here
-        self._held = 0  # bytes, of pieces and messages
+        self._messages = Messages(max_message_bytes)
+        self._held = 0  # bytes in them
         self._owed = 0  # bytes that the peer has sent and not been given room for again
-        self._messages: deque[tuple[int, Buffer]] = deque()
         self._is_whole = False
         self._fault: AttentionServiceError | None = None
         self._news: asyncio.Future[None] | None = None
@@ -156,7 +146,8 @@ class Rpc:
     @property
     def is_on_its_way(self) -> bool:
         """Whether the peer has begun a message and not ended it, or is not taking an answer that is whole."""
-        return self._is_finished or (self._flag is not None and not self._messages and not self._is_whole)
+        messages = self._messages
+        return self._is_finished or (messages.has_begun and not messages.whole and not self._is_whole)
 
     @property
     def is_under_way(self) -> bool:
@@ -230,19 +221,20 @@ class Rpc:
 
     # --- what comes ---
 
-    def feed(self, content: bytes) -> None:
-        """Take bytes that have come."""
+    def allow(self, message_bytes: int) -> None:
+        """Take messages of so many bytes at most, where none has come yet."""
+        self._messages.most = message_bytes
+
+    def feed(self, content: memoryview) -> None:
+        """Take bytes that have come, which are the connection's again afterwards."""
         self._owed += len(content)
         if self._fault is None:
             try:
                 self._inbound.add(len(content))
                 self._held += len(content)
-                if not self._take_whole(content):
-                    self._add(content)
-                    self._cut_off()
+                self._messages.add(content)
             except AttentionServiceError as error:
-                self._fault = error
-                self._drop_pieces()
+                self._fail(error)
             self._tell()
         self._make_room()
 
@@ -269,83 +261,25 @@ class Rpc:
 
         What is not taken is soon not sent any more: the peer is given no room for it.
         """
-        while not self._messages:
+        messages = self._messages
+        while not messages.whole:
             if self._fault is not None:
                 raise self._fault
             if self._is_whole:
-                if self._have or self._flag is not None:
+                if messages.unready:
                     raise InvalidRequest("the bytes end within a message")
                 return None
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        compressed, content = self._messages.popleft()
+        compressed, content = messages.whole.popleft()
         self._release(len(content) + PREFIX)
-        if not self._messages and self._fault is None:
+        if not messages.whole and self._fault is None:
             try:
-                self._cut_off()
+                messages.cut()
             except AttentionServiceError as error:
-                self._fault = error
-                self._drop_pieces()
+                self._fail(error)
         self._make_room()
         return await self._inflated(content) if compressed else content
-
-    def _take_whole(self, content: bytes) -> bool:
-        """Take a message that comes in one piece, as most do; return whether it does."""
-        if self._have or self._flag is not None or len(content) < PREFIX:
-            return False
-        if content[0] > 1 or int.from_bytes(content[1:PREFIX], "big") != len(content) - PREFIX:
-            return False
-        if len(content) - PREFIX > self.max_message_bytes or len(self._messages) >= CUT:
-            return False
-        self._messages.append((content[0], memoryview(content)[PREFIX:]))
-        return True
-
-    def _add(self, content: bytes) -> None:
-        """Keep a piece; tiny ones together, for each by itself would take many times its bytes."""
-        last = self._pieces[-1] if self._pieces else None
-        if isinstance(last, bytearray) and len(last) < GATHERED:
-            last += content
-        else:
-            self._pieces.append(bytearray(content) if len(content) < TINY else memoryview(content))
-        self._have += len(content)
-
-    def _cut_off(self) -> None:
-        while len(self._messages) < CUT and self._cut():
-            pass
-
-    def _cut(self) -> bool:
-        """Cut the next prefix or message off; return whether there was one."""
-        if self._have < self._needed:
-            return False
-        content = self._take(self._needed)
-        if self._flag is None:
-            flag, length = content[0], int.from_bytes(content[1:], "big")
-            if flag > 1:
-                raise InvalidRequest("the bytes are no message of gRPC: the first is 0, or 1 before a compressed one")
-            if length > self.max_message_bytes:
-                raise TooLarge(
-                    f"the message has {length} bytes; {self.max_message_bytes} may be sent: send fewer or shorter "
-                    "sequences"
-                )
-            self._flag, self._needed = flag, length
-        else:
-            self._messages.append((self._flag, content))
-            self._flag, self._needed = None, PREFIX
-        return True
-
-    def _take(self, count: int) -> Buffer:
-        parts = []
-        self._have -= count
-        while count:
-            piece = memoryview(self._pieces[0])
-            if len(piece) > count:
-                parts.append(piece[:count])
-                self._pieces[0] = piece[count:]
-                break
-            parts.append(piece)
-            self._pieces.popleft()
-            count -= len(piece)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _inflated(self, content: Buffer) -> bytes:
         encoding = self.headers.get(b"grpc-encoding", b"").decode("latin-1")
@@ -353,13 +287,13 @@ class Rpc:
             raise InvalidRequest("a message is compressed, and this does not say how", field="grpc-encoding")
         if encoding not in INFLATED:
             raise Unimplemented(f"messages may be compressed by {', '.join(INFLATED)}", field="grpc-encoding")
-        limit = self.max_message_bytes
+        limit = self._messages.most
         async with self._inbound.inflating:
             return await self._threads.run(lambda: inflate(bytes(content), encoding, limit, "message", "grpc-encoding"))
 
     def _make_room(self) -> None:
         """Let the peer send more, unless there is a message that nobody has taken."""
-        if self._owed and not self._messages and not self.is_over:
+        if self._owed and not self._messages.whole and not self.is_over:
             self._line.session.took(self._stream, self._owed)
             self._owed = 0
 
@@ -371,16 +305,16 @@ class Rpc:
         self._held -= count
         self._inbound.remove(count)
 
-    def _drop_pieces(self) -> None:
-        self._pieces.clear()
-        self._release(self._have + (PREFIX if self._flag is not None else 0))
-        self._have, self._flag = 0, None
+    def _fail(self, error: AttentionServiceError) -> None:
+        """Take nothing any more of what comes; the messages before are answered."""
+        self._fault = error
+        self._release(self._held - sum([len(content) + PREFIX for _, content in self._messages.whole]))
+        self._messages.drop()
 
     def _drop(self) -> None:
-        self._pieces.clear()
-        self._messages.clear()
+        self._messages.whole.clear()
+        self._messages.drop()
         self._release(self._held)
-        self._have, self._flag = 0, None
 
     # --- what goes ---
 

@@ -15,6 +15,7 @@ from attention_proto.masks import UNBOUNDED, Mask
 from google.protobuf import json_format
 
 from attention_server.domain import (
+    OPEN,
     POOLS,
     Array,
     Limits,
@@ -50,7 +51,7 @@ from attention_server.translate.url import agreed
 
 Encoding = Literal["json", "base64"]
 
-SEQUENCE_FIELDS = ("query", "key", "value", "text", "memory_text", "memory", "mask")
+SEQUENCE_FIELDS = ("query", "key", "value", "text", "memory_text", "memory", "mask", "lengths")
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
 OUTPUT_FIELDS = ("name", "as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool")
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
@@ -78,7 +79,7 @@ def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[R
         version=agreed("version", version, typed(content, "version", int, 0, "")),
         inputs=_inputs(content, limits),
         outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
-        mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else Mask(),
+        mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else OPEN,
         token_offsets=typed(content, "token_offsets", bool, False, ""),
     )
     encoding = choice(content, "encoding", ("json", "base64"), "json", "")
@@ -91,7 +92,7 @@ def from_response(response: Response, encoding: Encoding) -> bytes:
     document = {
         "model": response.model,
         "version": response.version,
-        "results": [_result(result, encoding, offsets=response.token_offsets) for result in response.results],
+        "results": [_result(result, encoding, offsets=response.token_offsets) for result in response.each()],
     }
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -158,13 +159,14 @@ def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
             memory=typed(content, "memory", str, "", path),
             mask=_mask(content.get("mask"), join_path(path, "mask")),
         ),
+        integers(content, "lengths", path, minimum=1),
         limits,
     )
 
 
 def _mask(value: object, path: str) -> Mask:
     if value is None:
-        return Mask()
+        return OPEN
     content = fields(value, path, MASK_FIELDS)
     window = content.get("window")
     return Mask(

@@ -17,7 +17,19 @@ import numpy as np
 from attention_proto.masks import UNBOUNDED, Mask
 
 from attention_server import domain
-from attention_server.domain import POOLS, PREDICTIONS, Array, Call, Limits, OutputSpec, Request, Response, Result, TopK
+from attention_server.domain import (
+    OPEN,
+    POOLS,
+    PREDICTIONS,
+    Array,
+    Call,
+    Limits,
+    OutputSpec,
+    Request,
+    Response,
+    Result,
+    TopK,
+)
 from attention_server.errors import InvalidRequest, NotFound, TooLarge
 from attention_server.outcome import Outcome
 from attention_server.plan import OF_KEYS, PAIRWISE
@@ -29,6 +41,7 @@ Parameter = bool | int | float | str
 Parameters = Mapping[str, Parameter]
 
 RANKS = {"query": 3, "key": 3, "value": 3, "text": 1, "memory_text": 1, "query_lengths": 1, "key_lengths": 1}
+ARRAYS = {"query", "key", "value"}
 MASKS = ("allowed", "bias")
 INPUTS = (*RANKS, *MASKS)
 TOKENS = ("tokens", "memory_tokens")  # outputs that are no stage
@@ -150,7 +163,7 @@ def to_request(infer: Infer, limits: Limits) -> Request:
             for i, (wanted, chosen) in enumerate(zip(infer.outputs, options, strict=True))
             if _is_computed(wanted.name)
         ),
-        mask=mask,
+        mask=OPEN if mask.is_open else mask,
     )
 
 
@@ -166,7 +179,7 @@ def from_response(response: Response, infer: Infer, limits: Limits) -> Answer:
     memory = typed(infer.parameters, "memory", str, "", "parameters")
     padded: dict[str, Array] = {}
     size = 0
-    for name, arrays, least, empty in _ragged(response.results, stages, _longest(infer.inputs, memory)):
+    for name, arrays, least, empty in _ragged(list(response.each()), stages, _longest(infer.inputs, memory)):
         shape = tuple(map(max, zip_longest(*(array.shape for array in arrays), least, fillvalue=0)))
         size += len(arrays) * math.prod(shape) * arrays[0].itemsize
         if size > limits.answer_bytes:
@@ -259,6 +272,12 @@ def _sequences(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iter
         return
     query, key, value = (inputs.get(name) for name in ("query", "key", "value"))
     text, memory_text = inputs.get("text"), inputs.get("memory_text")
+    if not memory and inputs.keys() <= ARRAYS:
+        together = domain.Sequence(
+            query=inputs["query"], key=inputs.get("key"), value=inputs.get("value"), part=0, batch=batch
+        )
+        yield together if batch > 1 else next(together.each())._replace(part=None)
+        return
     longest = _longest(inputs, memory)
     queries = _lengths(inputs, "query", batch)
     keys = queries if longest.own_keys and "key_lengths" not in inputs else _lengths(inputs, "key", batch)

@@ -1,6 +1,7 @@
 """attention.v1 messages to and from the domain."""
 
 import functools
+import itertools
 import math
 import time
 from typing import Any
@@ -33,6 +34,9 @@ from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
 from attention_server.translate.batch import expand
 
+Form = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape
+
+FEW = 4  # outputs of a result whose form is kept: callers choose it
 ARRAYS = frozenset({"query", "key", "value"})
 RESPONSE, RESULTS, OUTPUTS, TENSOR, TOP_K, INDICES, VALUES = (
     wire.tag(message.DESCRIPTOR.fields_by_name[name])
@@ -132,15 +136,18 @@ def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
 
 def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence]:
     given: dict[str, Any] = {}
+    lengths: Any = ()
     for field, value in message.ListFields():  # most fields are not there: to ask for each would take longer
         name = field.name
         if name in ARRAYS:
             given[name] = _array(value, path, name)
         elif name == "mask":
             given[name] = _mask(value, join_path(path, name))
+        elif name == "lengths":
+            lengths = value
         else:
             given[name] = value
-    return expand(Sequence(path, **given), limits)
+    return expand(Sequence(path, **given), lengths, limits)
 
 
 def _tensor(message: pb.Mask | pb.CreateMemoryRequest, name: str, path: str) -> Array | None:
@@ -191,11 +198,8 @@ def _parts(response: Response) -> wire.Parts:
     parts = wire.Parts(_about(response.model, response.version))
     for result in response.results:
         words = _words(result, offsets=response.token_offsets)
-        if not words and len(result.outputs) == 1:
-            name, value = next(iter(result.outputs.items()))
-            if not isinstance(value, TopK):
-                parts.put(_result_head(name, value.dtype, value.shape), value)
-                continue
+        if not words and _put_arrays(result, parts):
+            continue
         written = wire.Parts(words)
         for name, value in result.outputs.items():
             if isinstance(value, TopK):
@@ -206,16 +210,30 @@ def _parts(response: Response) -> wire.Parts:
     return parts
 
 
+def _put_arrays(result: Result, parts: wire.Parts) -> bool:
+    """Add a result that has nothing but arrays, or those of a batch; return whether it is that."""
+    own = 0 if result.batch is None else 1  # dimensions of one sequence's begin there
+    arrays: list[Array] = []
+    forms: list[Form] = []
+    for name, value in result.outputs.items():
+        if isinstance(value, TopK):
+            return False
+        arrays.append(value)
+        forms.append((name, value.dtype, value.shape[own:]))
+    if not forms:
+        return False
+    heads = (_known_heads if len(forms) <= FEW else _heads)(tuple(forms))
+    if result.batch is None:
+        for each in zip(heads, arrays, strict=True):
+            parts.put(*each)
+    else:
+        parts.put_all(heads, arrays)
+    return True
+
+
 @functools.lru_cache(256)
 def _about(model: str, version: int) -> bytes:
     return pb.AttendResponse(model=model, version=version).SerializeToString()
-
-
-@functools.lru_cache(1024)
-def _result_head(name: str, dtype: "np.dtype[np.generic]", shape: tuple[int, ...]) -> bytes:
-    """Return the bytes of a result that is one array, up to those of the array, which are its end."""
-    output = _output_head(name, dtype, shape)
-    return RESULTS + wire.varint(len(output) + math.prod(shape) * dtype.itemsize) + output
 
 
 @functools.lru_cache(1024)
@@ -225,6 +243,18 @@ def _output_head(name: str, dtype: "np.dtype[np.generic]", shape: tuple[int, ...
     size = math.prod(shape) * dtype.itemsize
     output = pb.Output(name=name).SerializeToString() + TENSOR + wire.varint(len(tensor) + size) + tensor
     return OUTPUTS + wire.varint(len(output) + size) + output
+
+
+def _heads(forms: tuple[Form, ...]) -> list[bytes]:
+    """Return what stands before each array of a result that has nothing else."""
+    heads = list(itertools.starmap(_output_head, forms))
+    size = sum(
+        [len(head) + math.prod(shape) * dtype.itemsize for head, (_, dtype, shape) in zip(heads, forms, strict=True)]
+    )
+    return [RESULTS + wire.varint(size) + heads[0], *heads[1:]]
+
+
+_known_heads = functools.lru_cache(1024)(_heads)
 
 
 def _top_k_parts(name: str, value: TopK) -> wire.Parts:

@@ -164,6 +164,7 @@ class Sequence(_message.Message):
     MEMORY_TEXT_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The query as text, for a text model."""
     memory_text: _builtins.str
@@ -186,6 +187,12 @@ class Sequence(_message.Message):
     def mask(self) -> Global___Mask:
         """Which keys the queries of this sequence may attend to."""
 
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When given, `query` is so many sequences, of these lengths, one behind the other: [sum of lengths, query width]. Each
+        has a result of its own. `key` and `value`, where they are sent, are packed alike; all else holds for each sequence.
+        """
+
     def __init__(
         self,
         *,
@@ -196,10 +203,11 @@ class Sequence(_message.Message):
         memory_text: _builtins.str | None = ...,
         memory: _builtins.str = ...,
         mask: Global___Mask | None = ...,
+        lengths: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "mask", b"mask", "memory_text", b"memory_text", "query", b"query", "text", b"text", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "query", b"query", "text", b"text", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "lengths", b"lengths", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "query", b"query", "text", b"text", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_text: _TypeAlias = _typing.Literal["memory_text"]  # noqa: Y015
     _WhichOneofArgType__memory_text: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text"]  # noqa: Y015

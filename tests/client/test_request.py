@@ -1,0 +1,59 @@
+"""Requests as they are built: what travels as one."""
+
+import numpy as np
+import pytest
+from attention_client import InvalidRequest, Sequence
+from attention_client.request import attend_request, packed_request
+from attention_proto import codec
+from attention_proto.attention.v1 import attention_pb2 as pb
+
+DRAWN = np.random.default_rng(5)
+
+
+def vectors(length, width=4, dtype=np.float32):
+    return DRAWN.standard_normal((length, width)).astype(dtype)
+
+
+def test_neighbours_are_packed():
+    """Arrays of one type and width that are neighbours lie one behind the other; all else is sent by itself."""
+    long = DRAWN.standard_normal((8, 6)).astype(np.float32)
+    given = [
+        vectors(3),
+        vectors(1),
+        long[::2, ::-1][:, :4],  # not as it lies in memory
+        vectors(2, 5),
+        "a text",
+        "another",
+        Sequence(query=vectors(2), causal="top_left"),
+        vectors(2, dtype=np.float16),
+        vectors(1, dtype=np.float16),
+        vectors(2),
+        [[1, 2, 3, 4], [5, 6, 7, 8]],
+        vectors(2, dtype=np.float64),
+        vectors(2, dtype=np.float64),
+    ]
+    request = packed_request("m", given, ["output"], 3, token_offsets=True)
+    shapes = [([*each.lengths], [*each.query.shape]) for each in request.inputs]
+    packed = [([3, 1, 4], [8, 4]), ([2, 1], [3, 4])]
+    alone = [([], [2, 5]), ([], []), ([], []), ([], [2, 4])]
+    assert shapes == [packed[0], *alone, packed[1], *[([], [length, 4]) for length in (2, 2, 2, 2)]]
+    np.testing.assert_array_equal(codec.decode(request.inputs[0].query), np.concatenate(given[:3]))
+    np.testing.assert_array_equal(codec.decode(request.inputs[5].query), np.concatenate(given[7:9]))
+    singly = attend_request("m", given, ["output"], 3, token_offsets=True)
+    assert request.inputs[2:5] == singly.inputs[4:7]
+    del request.inputs[:], singly.inputs[:]
+    assert request == singly
+
+
+@pytest.mark.parametrize("bad", [np.ones((2, 2, 2), np.float32), np.array(["x"]), object()], ids=str)
+def test_what_has_no_form(bad):
+    """What cannot be sent is refused by its place, as without packing."""
+    with pytest.raises(InvalidRequest):
+        packed_request("m", [vectors(2), vectors(2), bad], [], 0, token_offsets=False)
+
+
+def test_an_empty_array_is_sent_as_it_is():
+    """The server says what is wrong with an array without vectors; it is no neighbour."""
+    request = packed_request("m", [vectors(2), vectors(0), vectors(0)], [], 0, token_offsets=False)
+    assert [[*each.lengths] for each in request.inputs] == [[], [], []]
+    assert request.inputs[1].query == pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[0, 4])
