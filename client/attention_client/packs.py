@@ -46,8 +46,13 @@ class Pack:
         return pb.AttendStreamRequest(id=str(self.id), request=self.request)
 
     def results(self, answer: pb.AttendStreamResponse | None) -> list[AttendResult] | None:
-        """Return the results; None when one sequence is at fault, or its memory gone: each by itself tells which."""
+        """Return the results; None where there is not one for each: each by itself tells what is wrong, and with which.
+
+        One sequence is at fault, or its memory is gone.
+        """
         if self.request is None or answer is None or not answer.HasField("response"):
+            return None
+        if len(answer.response.results) != len(self.items):  # a server of before there was `lengths`
             return None
         return read(self.request, answer.response)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +30,7 @@ _POOL = {
     "last": pb.OutputSpec.POOL_LAST,
 }
 _LARGE = 2**17  # bytes
+NUMBERS = "fiu"  # kinds of dtypes
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
 
 
@@ -131,7 +132,7 @@ def packed_request(
 ) -> pb.AttendRequest:
     """Build the request for several sequences, neighbours that are arrays alone as one behind the other.
 
-    What is wrong with one of these the server says of all.
+    An error names one of these as a part of what was sent, and not by its place among `sequences`.
 
     Raises:
         InvalidRequest: a value has no form on the wire.
@@ -144,8 +145,9 @@ def packed_request(
                 _write_sequence(item, request.inputs.add(), f"inputs[{len(request.inputs) - 1}]")
         else:
             packed = request.inputs.add()
-            packed.lengths.extend(map(len, items))  # type: ignore[arg-type] # they are arrays
-            codec.write_packed(items, packed.query)  # type: ignore[arg-type]
+            arrays = [item.astype(form[0], copy=False) for item in items]  # type: ignore[union-attr] # they are arrays
+            packed.lengths.extend(map(len, arrays))
+            codec.write_packed(arrays, packed.query)
     return request
 
 
@@ -180,16 +182,11 @@ def create_memory_request(
     return request
 
 
-def _packed_form(item: Sequence | str | ArrayLike) -> Hashable | None:
-    """Return what arrays have in common that can lie one behind the other; None for what has to be sent by itself."""
-    if (
-        not isinstance(item, np.ndarray)
-        or item.ndim != 2
-        or not item.size
-        or item.dtype not in (np.float16, np.float32)
-    ):
+def _packed_form(item: Sequence | str | ArrayLike) -> "tuple[type[np.floating[Any]], int] | None":
+    """Return what arrays have in common that can lie one behind the other, type and width; None for what cannot."""
+    if not isinstance(item, np.ndarray) or item.ndim != 2 or not item.size or item.dtype.kind not in NUMBERS:
         return None
-    return item.dtype, item.shape[1]
+    return _type(item), item.shape[1]
 
 
 def _write_sequence(item: Sequence | str | ArrayLike, message: pb.Sequence, field: str) -> None:
@@ -250,9 +247,13 @@ def _write_numbers(value: ArrayLike | None, message: pb.Tensor, field: str) -> N
     if value is None:
         return
     array = _array(value, field)
-    if array.dtype.kind not in "fiu":
+    if array.dtype.kind not in NUMBERS:
         raise InvalidRequest(f"holds {array.dtype}; it must hold numbers", field=field)
-    codec.write(array.astype(np.float16 if array.dtype == np.float16 else np.float32, copy=False), message)
+    codec.write(array.astype(_type(array), copy=False), message)
+
+
+def _type(array: NDArray[Any]) -> "type[np.floating[Any]]":
+    return np.float16 if array.dtype == np.float16 else np.float32
 
 
 def _booleans(value: ArrayLike, field: str) -> NDArray[np.bool_]:

@@ -1,10 +1,10 @@
 """A request that was checked and planned, on its way through the scheduler: what it costs, and how it runs."""
 
-import itertools
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from attention_server.domain import Call, Request, Response, Result
 from attention_server.engine import Helpers, Run
@@ -12,6 +12,8 @@ from attention_server.errors import AttentionServiceError, Cancelled, InvalidReq
 from attention_server.model import Asked, LoadedModel, Sizes
 from attention_server.prepare import Prepared
 from attention_server.scheduler import Scheduler, Work
+
+T = TypeVar("T")
 
 Answers = Callable[[], list[Response | Exception]]
 
@@ -77,7 +79,7 @@ class Attending:
     def work(self, scheduler: Scheduler) -> "Work[Attending, Response]":
         """Return what the scheduler has to know."""
         self.call.watch.is_checked()
-        first, count = self.sizes[0], self.prepared[0].batch_size
+        first = self.sizes[0]
         alone = len(self.sizes) == 1 and first.kind is not None
         return Work(
             subject=self,
@@ -86,33 +88,34 @@ class Attending:
             caller=self.call.caller,
             cost=self.cost,
             size=sum([(s.answered + s.held) * p.batch_size for s, p in zip(self.sizes, self.prepared, strict=True)]),
-            kind=(self.asked, first.kind, count) if alone else None,
-            most=max(1, first.most // count) if alone else 1,
+            kind=(self.asked, first.kind) if alone else None,
+            most=first.most if alone else 1,
+            count=self.prepared[0].batch_size if alone else 1,
         )
 
     def answer(self, part: Part, run: Run) -> Callable[[], list[Result]]:
         """Compute sequences that run together; see `LoadedModel.answer`, also for what it raises."""
-        try:
-            return partial(self._results, part, self.model.answer(part.prepared, self.asked.plan, run))
-        except InvalidRequest as error:
-            raise self._fault(part, error) from error
+        compute = partial(self.model.answer, part.prepared, self.asked.plan, run)
+        return partial(self._of_one, part, self._of_one(part, compute))
 
-    def _results(self, part: Part, results: Callable[[], list[Result]]) -> list[Result]:
+    def _of_one(self, part: Part, compute: Callable[[], T]) -> T:
+        """Compute something of sequences that run together; what is wrong is said of the one that is at fault."""
         try:
-            return results()
+            return compute()
         except InvalidRequest as error:
             raise self._fault(part, error) from error
 
     def _fault(self, part: Part, error: InvalidRequest) -> InvalidRequest:
         """Return what is wrong with the one of several that is at fault, and not with the one that came first."""
-        each = part.prepared[0]
-        if part.count > 1:
-            try:
-                for each in itertools.chain.from_iterable([prepared.cut(1) for prepared in part.prepared]):
+        if part.count == 1:
+            return error.of_part(part.prepared[0].part)
+        for prepared in part.prepared:
+            for each in prepared.cut(1):
+                try:
                     self.model.answer([each], self.asked.plan, Run())()
-            except InvalidRequest as found:
-                error = found
-        return error.of_part(each.part)
+                except InvalidRequest as found:
+                    return found.of_part(each.part)
+        return error.of_part(None)  # together only
 
     def response(self, results: Sequence[Result]) -> Response:
         """Put the answer together."""

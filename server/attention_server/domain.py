@@ -129,7 +129,7 @@ class Sequence(NamedTuple):
         memory: the id of a memory.
         mask: for this sequence alone.
         part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
-        batch: B; None for one sequence.
+        batch: B, at least 2; None for one sequence.
     """
 
     path: str = ""
@@ -372,7 +372,7 @@ class Result(NamedTuple):
         outputs: by name, in the order asked.
         tokens, memory_tokens: the texts, read.
         predictions: what the model's head says; None where it was not asked.
-        batch: B; None for one sequence.
+        batch: B, at least 2; None for one sequence.
     """
 
     outputs: dict[str, Array | TopK]

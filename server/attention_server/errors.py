@@ -35,10 +35,12 @@ class InvalidRequest(AttentionServiceError):
     """The caller sent a tensor, mask, name or option that the model cannot take."""
 
     def of_part(self, part: int | None) -> "InvalidRequest":
-        """Return the same, said of one of the sequences that were sent as one; of one that was not, itself."""
-        if part is None:
-            return self
-        return InvalidRequest(f"{self.message} (in sequence {part} of the batch, from 0)", field=self.field)
+        """Return another that says the same of one of the sequences that were sent as one; None is none of them.
+
+        Another, for an error that is raised from itself holds itself, and with its trace all that was there.
+        """
+        where = "" if part is None else f" (in sequence {part} of the batch, from 0)"
+        return InvalidRequest(self.message + where, field=self.field)
 
 
 class NotFound(AttentionServiceError):

@@ -51,7 +51,8 @@ class Waiting:
         size: the bytes that it holds: what was sent, and what the answer will have.
         future: holds what comes of it; cancelled when nobody wants it any more.
         kind: jobs of one kind may run together; None runs alone.
-        most: how many of its kind.
+        most: how many sequences, of its kind.
+        count: how many it has.
         bulk: whether it waited to be let in; such a job is never shed.
         tag: where it stands in the order.
     """
@@ -62,6 +63,7 @@ class Waiting:
     future: "Outcome[Any]"
     kind: Hashable | None = None
     most: int = 1
+    count: int = 1
     bulk: bool = False
     tag: float = field(default=0.0, init=False)
 
@@ -122,10 +124,13 @@ class FairQueue:
         taken = [first]
         if first.kind is not None:
             alike = [job for job in self._jobs if job.kind == first.kind]
-            most = min(first.most, -(-len(alike) // (1 + spare_slots)))
-            if seconds < math.inf:
-                most = min(most, int(seconds / first.cost))
-            taken = alike[: max(1, most)]
+            share = -(-len(alike) // (1 + spare_slots))
+            count, cost = first.count, first.cost
+            for job in alike[1:share]:
+                count, cost = count + job.count, cost + job.cost
+                if count > first.most or cost > seconds:
+                    break
+                taken.append(job)
         self._remove(taken)
         self._clock = max(self._clock, first.tag)
         return taken

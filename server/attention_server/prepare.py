@@ -30,6 +30,7 @@ class Prepared(NamedTuple):
         added: what is added to the scores, [1 or H, T, S]; None for no mask.
         attending: which query positions may attend to some key, in some head, [T]; None for all.
         attended: which key positions some query may attend to, [S]; None for all.
+        batch: B, at least 2; None for one sequence.
         memory: k and v, kept from before.
         path: where the caller wrote it.
         part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
@@ -67,7 +68,8 @@ class Prepared(NamedTuple):
         for begin in range(0, self.batch_size, most):
             end = min(begin + most, self.batch_size)
             query, key, value = [None if x is None else x[begin:end] for x in (self.query, self.key, self.value)]
-            place, batch = (self.part or 0) + begin, None if most == 1 else end - begin
+            place, count = (self.part or 0) + begin, end - begin
+            batch = None if count == 1 else count
             parts.append(self._replace(query=query, key=key, value=value, part=place, batch=batch))
         return parts
 

@@ -47,7 +47,8 @@ class Work(Generic[S, T]):
         cost: the seconds that it will take in one slot, as predicted.
         size: the bytes that it holds while it waits, and that its answer will have.
         kind: works of one kind may run together; None runs alone.
-        most: how many of its kind may run together.
+        most: how many sequences may run together of its kind.
+        count: how many it has.
     """
 
     subject: S
@@ -58,6 +59,7 @@ class Work(Generic[S, T]):
     size: int = 0
     kind: Hashable | None = None
     most: int = 1
+    count: int = 1
 
 
 class _Job(Waiting, Generic[S, T]):
@@ -71,7 +73,7 @@ class _Job(Waiting, Generic[S, T]):
     __slots__ = ("turn", "work")
 
     def __init__(self, work: Work[S, T], *, waits: bool = False, bulk: bool = False) -> None:
-        super().__init__(work.caller, work.cost, work.size, Outcome(), work.kind, work.most, bulk)
+        super().__init__(work.caller, work.cost, work.size, Outcome(), work.kind, work.most, work.count, bulk)
         self.work = work
         self.turn: SimpleQueue[list[_Job[Any, Any]]] | None = SimpleQueue() if waits else None
 

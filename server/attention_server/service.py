@@ -280,6 +280,8 @@ class Service:
         try:
             return model.prepare(sequence, asked, mask, self._memories, self.limits)
         except InvalidRequest as error:
+            if sequence.part is None:
+                raise
             if sequence.batch is not None:
                 for one in sequence.each():
                     self._prepare_sequence(one, mask, model, asked)

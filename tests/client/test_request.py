@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attention_client import InvalidRequest, Sequence
+from attention_client.packs import Pack
 from attention_client.request import attend_request, packed_request
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -30,15 +31,17 @@ def test_neighbours_are_packed():
         vectors(2),
         [[1, 2, 3, 4], [5, 6, 7, 8]],
         vectors(2, dtype=np.float64),
-        vectors(2, dtype=np.float64),
+        vectors(2, dtype=np.int32),
+        vectors(1),
     ]
     request = packed_request("m", given, ["output"], 3, token_offsets=True)
     shapes = [([*each.lengths], [*each.query.shape]) for each in request.inputs]
     packed = [([3, 1, 4], [8, 4]), ([2, 1], [3, 4])]
     alone = [([], [2, 5]), ([], []), ([], []), ([], [2, 4])]
-    assert shapes == [packed[0], *alone, packed[1], *[([], [length, 4]) for length in (2, 2, 2, 2)]]
+    assert shapes == [packed[0], *alone, packed[1], ([], [2, 4]), ([], [2, 4]), ([2, 2, 1], [5, 4])]
     np.testing.assert_array_equal(codec.decode(request.inputs[0].query), np.concatenate(given[:3]))
     np.testing.assert_array_equal(codec.decode(request.inputs[5].query), np.concatenate(given[7:9]))
+    np.testing.assert_array_equal(codec.decode(request.inputs[8].query), np.float32(np.concatenate(given[11:])))
     singly = attend_request("m", given, ["output"], 3, token_offsets=True)
     assert request.inputs[2:5] == singly.inputs[4:7]
     del request.inputs[:], singly.inputs[:]
@@ -57,3 +60,13 @@ def test_an_empty_array_is_sent_as_it_is():
     request = packed_request("m", [vectors(2), vectors(0), vectors(0)], [], 0, token_offsets=False)
     assert [[*each.lengths] for each in request.inputs] == [[], [], []]
     assert request.inputs[1].query == pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[0, 4])
+
+
+def test_an_answer_that_is_not_one_for_each():
+    """A server that knows no `lengths` answers once for all: then each is asked for by itself."""
+    pack = Pack(0, [vectors(2), vectors(3)])
+    pack.request = packed_request("m", pack.items, [], 0, token_offsets=False)
+    results = [pb.Result(), pb.Result()]
+    both = pb.AttendStreamResponse(id="0", response=pb.AttendResponse(results=results))
+    assert len(pack.results(both)) == 2
+    assert pack.results(pb.AttendStreamResponse(id="0", response=pb.AttendResponse(results=results[:1]))) is None

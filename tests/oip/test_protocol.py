@@ -250,6 +250,22 @@ def test_a_sequence_of_a_batch_is_named(server):
     assert "(in sequence 0 of the batch" in infer(server, inputs=[query, allowed]).json()["error"]
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_value_longer_than_its_key(server, batch):
+    """A value has the lengths of what it goes with: what is behind them is ignored, as of all that is padded."""
+
+    def sent(name: str, *shape: int) -> dict[str, Any]:
+        return {"name": name, "datatype": "FP32", "shape": [batch, *shape], "data": np.arange(batch * 6.0).tolist()}
+
+    query, key = sent("query", 3, 2), sent("key", 3, 2)
+    longer = {"name": "value", "datatype": "FP32", "shape": [batch, 5, 1], "data": [*range(5)] * batch}
+    value = longer | {"shape": [batch, 3, 1], "data": [0, 1, 2] * batch}
+    expected = arrays(infer(server, inputs=[query, key, value]))["output"]
+    lengths = {"name": "key_lengths", "datatype": "INT64", "shape": [batch], "data": [3] * batch}
+    for inputs in ([query, key, longer], [query, key, longer, lengths], [query, longer]):
+        np.testing.assert_array_equal(arrays(infer(server, inputs=inputs))["output"], expected)
+
+
 # --- bytes behind JSON ---
 
 

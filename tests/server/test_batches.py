@@ -1,14 +1,43 @@
 """Several sequences sent as one: as a dense batch, or one behind the other. Each is answered as it is alone."""
 
+import gc
+import json
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from attention_client import AttentionClient
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_server import domain
+from attention_server.callers import ALL_RIGHTS
+from attention_server.errors import InvalidRequest, TooLarge
+from attention_server.translate import json as translate_json
+from attention_server.translate import proto
+from attention_server.translate.batch import expand
 
-from tests.conftest import refused
-from tests.server.test_together import EVERYTHING, WIDTHS, assert_same, merging, models, sequence  # noqa: F401
+from tests.conftest import refused, tensor
+from tests.server.composed import composed, wait_until
+from tests.server.test_together import (  # noqa: F401
+    DRAWN,
+    EVERYTHING,
+    WIDTHS,
+    assert_same,
+    merging,
+    models,
+    queued_behind_one,
+    sequence,
+)
 
+LIMITS = domain.Limits(sequences=8, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=60)
 LENGTHS = (3, 3, 3, 2, 40, 3, 3)  # neighbours of one length, and others
-ASKED = (["output"], EVERYTHING, [{"name": "weights", "reduce": "mean", "top_k": 2}, {"name": "q", "rows": [0]}])
+ASKED = (
+    ["output"],
+    EVERYTHING,
+    [{"name": "weights", "reduce": "mean", "top_k": 2}, {"name": "q", "rows": [0]}],
+    [{"name": "output", "data_type": "FP16"}, {"name": "output", "as": "mean", "pool": "mean"}],
+)
+READ = {"query": 8, "key": 6, "value": 4}  # widths of the model that predicts
 MASKS = ({}, {"shared_mask": {"causal": "top_left"}}, {"mask": {"window": {"left": 1, "right": 0}}})
 
 
@@ -34,15 +63,29 @@ def test_one_behind_the_other(transport, name, outputs, mask):
     assert_same(transport.attend(name, version=1, **behind(sequences), outputs=outputs, **mask)["results"], expected)
 
 
+@pytest.mark.parametrize("count", [1, 2, 20])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("outputs", ASKED, ids=str)
 @pytest.mark.parametrize("name", WIDTHS)
-def test_a_dense_batch(transport, name, outputs, mask):
+def test_a_dense_batch(transport, name, outputs, mask, count):
     """Arrays with a leading dimension are so many sequences."""
-    sequences = [sequence(name, 5) for _ in range(20)]
+    sequences = [sequence(name, 5) for _ in range(count)]
     expected = singly(transport, name, sequences, outputs=outputs, **mask)
     batch = {each: np.stack([one[each] for one in sequences]) for each in sequences[0]}
     assert_same(transport.attend(name, version=1, **batch, outputs=outputs, **mask)["results"], expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [[], ["predictions"], ["predictions", "weights"]], ids=str)
+def test_predictions(transport, outputs, count, packed):
+    """What a head says is said of each sequence."""
+    drawn = {name: DRAWN.standard_normal((count, 4, width), np.float32) for name, width in READ.items()}
+    sequences = [{name: array[i] for name, array in drawn.items()} for i in range(count)]
+    expected = singly(transport, "text-cross", sequences, outputs=outputs)
+    assert expected[0]["predictions"]
+    sent = behind(sequences) if packed else drawn
+    assert_same(transport.attend("text-cross", **sent, outputs=outputs)["results"], expected)
 
 
 def test_beside_others(transport):
@@ -98,6 +141,8 @@ def test_it_runs_together(models, connect, packed):  # noqa: F811
         ),
         ({"key": np.ones((4, 2), np.float32), "lengths": [2, 2]}, "lengths", ["query"]),
         ({"text": "one", "lengths": [1]}, "lengths", ["query"]),
+        ({"query": np.ones((4, 0), np.float32), "lengths": [2, 2]}, "query", ["empty"]),
+        ({"query": np.ones((2, 2, 0), np.float32)}, "query", ["empty"]),
         ({"query": np.ones((2, 2), np.float32), "lengths": [2**31 - 1, 2**31 - 1]}, "query", ["[2, 2]"]),
     ],
     ids=str,
@@ -109,11 +154,45 @@ def test_lengths_that_are_wrong(transport, given, field, says):
     assert caught.value.field.startswith(transport.at(field))
 
 
+@pytest.mark.parametrize("lengths", [(2, 2, 2), (2, 1, 2, 3), (4, 4, 4), (8, 8), (20, 20)], ids=str)
+def test_batches_that_wait_run_together(models, connect, lengths):  # noqa: F811
+    """Batches of several requests that wait run together, as many sequences as pay; each has its own answers."""
+    batches = [[sequence("multi", 3) for _ in range(count)] for count in (1, *lengths)]
+    with merging(models, most=8) as server, ThreadPoolExecutor(8) as threads:
+        ask = connect("grpc", server.rest, server.grpc)
+        expected = [singly(ask, "multi", each) for each in batches]
+        asks = [lambda each=each: ask.attend("multi", **behind(each))["results"] for each in batches]
+        for found, right in zip(queued_behind_one(server, threads, asks), expected, strict=True):
+            assert_same(found, right)
+        together = {(2, 2, 2): 1, (2, 1, 2, 3): 1, (4, 4, 4): 2, (8, 8): 2, (20, 20): 6}[lengths]
+        assert server.gate.runs == 1 + 2 * together  # the rest of the first
+
+
 def test_too_many(transport):
     """Not more sequences may lie one behind the other than a request may have."""
     with refused("RESOURCE_EXHAUSTED", None, "sequences") as caught:
         transport.attend("dot", query=np.ones((5000, 2), np.float32), lengths=[1] * 5000)
     assert caught.value.field == transport.at("lengths")
+
+
+@pytest.mark.parametrize("number", [np.nan, 3e38])
+@pytest.mark.parametrize("lengths", [(), (2, 2), (1, 3)], ids=str)
+def test_a_refusal_holds_nothing(models, number, lengths):  # noqa: F811
+    """What was refused is gone with its error, and waits for no collector of garbage."""
+    array = np.full((4, 24), number, np.float32)
+    inputs = tuple(expand(domain.Sequence(query=array), lengths, LIMITS))
+    request, held = domain.Request("multi", inputs=inputs), weakref.ref(array)
+    with composed(models) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(InvalidRequest) as caught:
+                server.service.attend(request, domain.Call("id", rights=ALL_RIGHTS))
+            assert str(caught.value)
+            del array, inputs, request, caught
+            wait_until(lambda: held() is None)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("lengths", [(2, 2, 2), (1, 2, 3)], ids=str)
@@ -128,3 +207,22 @@ def test_which_is_at_fault(transport, name, number, says, lengths):
     if len(set(lengths)) == 1:
         with refused("INVALID_ARGUMENT", None, says, "sequence 1 of the batch"):
             transport.attend(name, version=1, query=np.stack([each["query"] for each in sequences]))
+
+
+def test_how_many_there_are():
+    """A message says how many sequences it has before they are read: many are not read on the loop."""
+    batch = tensor(np.ones((7, 2, 2), np.float32))
+    one = pb.Sequence(query=tensor(np.ones((2, 2), np.float32)))
+    inputs = [one, pb.Sequence(text="a"), pb.Sequence(query=batch), pb.Sequence(query=one.query, lengths=[1] * 70)]
+    assert proto.count(pb.AttendRequest(inputs=inputs)) == 1 + 1 + 7 + 70
+
+
+def test_no_more_are_read_than_may_be():
+    """The sequences of all inputs count together, before the last of them are read."""
+    three = pb.Sequence(query=tensor(np.ones((6, 2), np.float32)), lengths=[1, 2, 3])
+    assert len(proto.to_request(pb.AttendRequest(inputs=[three] * 2), LIMITS).inputs) == 6
+    with pytest.raises(TooLarge, match="9 sequences"):
+        proto.to_request(pb.AttendRequest(inputs=[three] * 8), LIMITS)
+    document = {"inputs": [{"query": [[1.0]] * 6, "lengths": [1, 2, 3]}] * 8}
+    with pytest.raises(TooLarge, match="9 sequences"):
+        translate_json.to_request(json.dumps(document).encode(), "m", 0, LIMITS)

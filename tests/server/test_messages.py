@@ -16,7 +16,8 @@ def prefixed(content: bytes, flag: int = 0) -> bytes:
 
 
 @given(
-    sizes=st.lists(st.sampled_from((0, 1, 4, 100, LEAST, LEAST + 1, 70_000)), max_size=6),
+    sizes=st.lists(st.sampled_from((0, 1, 4, 100, LEAST, LEAST + 1, 70_000)), max_size=6)
+    | st.lists(st.just(0), min_size=CUT - 1, max_size=CUT),
     pieces=st.lists(st.sampled_from((1, 2, 5, 6, 1000, 5000, 80_000)), min_size=1, max_size=40),
 )
 def test_any_pieces(sizes, pieces):
@@ -57,9 +58,9 @@ def test_more_than_are_cut_off():
 def test_what_is_laid_out():
     """Room for a message grows with what has come of it: who says that it is large takes nothing by that."""
     messages = Messages(2**30)
-    messages.add(memoryview(prefixed(bytes(2**20))[:PREFIX] + bytes(10)))
+    messages.add(memoryview(prefixed(bytes(2**20))[: PREFIX + 10]))
     assert len(messages._content) == LEAST
-    for _ in range(100):
+    for _ in range(1000):
         messages.add(memoryview(bytes(1000)))
         assert len(messages._content) <= AHEAD * messages._have + LEAST
     messages.drop()

@@ -62,7 +62,7 @@ class AttentionServicer:
 
         inputs = message.inputs
         text = bool([each for each in inputs if each.text or each.memory_text])
-        return await self._heavy.to_read(begin, call.watch.request_bytes, len(inputs), text=text)
+        return await self._heavy.to_read(begin, call.watch.request_bytes, proto.count(message), text=text)
 
     async def _submit(
         self, message: pb.AttendStreamRequest, call: Call, admitted: Callable[[], None]

@@ -1,4 +1,4 @@
-"""The bytes of a call as they come, cut into messages; each byte of a message is copied once, to where it stays."""
+"""The bytes of a call as they come, cut into messages: each is copied to where it stays; of long ones, some again."""
 
 from collections import deque
 
@@ -9,8 +9,8 @@ from attention_server.grpc.nghttp2 import Buffer
 
 PREFIX = 5  # bytes before each message: whether it is compressed, and its length
 CUT = 64  # messages that are cut off ahead of who takes them
-AHEAD = 4  # times what has come of a message, that is laid out for it at most
-LEAST = 4096  # bytes that are laid out for a message
+AHEAD = 2  # times what has come of a message, that is laid out for it at most
+LEAST = 512  # bytes that are laid out for a message
 
 
 class Messages:

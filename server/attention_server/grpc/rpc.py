@@ -43,6 +43,8 @@ log = structlog.get_logger()
 class Inbound:
     """Bytes that have come and belong to messages that nobody has taken yet, of all calls together.
 
+    Messages that are on their way have room for up to twice as much; see `messages.AHEAD`.
+
     Args:
         most: how many there may be.
 
@@ -307,7 +309,7 @@ class Rpc:
 
     def _fail(self, error: AttentionServiceError) -> None:
         """Take nothing any more of what comes; the messages before are answered."""
-        self._fault = error
+        self._fault = error.with_traceback(None)  # which holds what was lent
         self._release(self._held - sum([len(content) + PREFIX for _, content in self._messages.whole]))
         self._messages.drop()
 

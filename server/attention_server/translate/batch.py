@@ -34,7 +34,8 @@ def expand(sequence: Sequence, lengths: Several[int], limits: Limits) -> list[Se
     if _has_arrays_alone(sequence) and all(
         each is None or (each.ndim == BATCHED and len(each) == batch) for each in (sequence.key, sequence.value)
     ):
-        return [sequence._replace(part=0, batch=batch)]
+        together = sequence._replace(part=0, batch=batch)
+        return [together] if batch > 1 else list(together.each())
     key = _part(sequence.key, BATCHED - 1, join_path(sequence.path, "key"), batch)
     value = _part(sequence.value, BATCHED - 1, join_path(sequence.path, "value"), batch)
     allowed = _part(sequence.mask.allowed, BATCHED, join_path(sequence.path, "mask.allowed"), batch)
@@ -97,4 +98,4 @@ def _cut(array: Array | None, begin: int, end: int, batch: int | None) -> Array 
     if array is None:
         return None
     cut = array[begin:end]
-    return cut if batch is None else cut.reshape(batch, -1, array.shape[1])
+    return cut if batch is None else cut.reshape(batch, len(cut) // batch, array.shape[1])

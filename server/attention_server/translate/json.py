@@ -143,7 +143,11 @@ def _inputs(content: Json, limits: Limits) -> tuple[Sequence, ...]:
         raise InvalidRequest("stands beside inputs; put it into one of them", field=beside[0])
     sequences = elements(content, "inputs", "")
     limits.check_sequences(len(sequences), "inputs")  # before they cost anything
-    return tuple(each for i, sequence in enumerate(sequences) for each in _sequences(sequence, f"inputs[{i}]", limits))
+    inputs: list[Sequence] = []
+    for i, sequence in enumerate(sequences):
+        inputs += _sequences(sequence, f"inputs[{i}]", limits)
+        limits.check_sequences(len(inputs), "inputs")
+    return tuple(inputs)
 
 
 def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:

@@ -272,7 +272,7 @@ def _sequences(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iter
         return
     query, key, value = (inputs.get(name) for name in ("query", "key", "value"))
     text, memory_text = inputs.get("text"), inputs.get("memory_text")
-    if not memory and inputs.keys() <= ARRAYS:
+    if not memory and inputs.keys() <= ARRAYS and _lie_alike(inputs):
         together = domain.Sequence(
             query=inputs["query"], key=inputs.get("key"), value=inputs.get("value"), part=0, batch=batch
         )
@@ -293,6 +293,12 @@ def _sequences(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iter
             memory=memory,
             mask=Mask(**{name: _trim(each, longest, queries[i], keys[i]) for name, each in mask.items()}),
         )
+
+
+def _lie_alike(inputs: Mapping[str, Array]) -> bool:
+    """Return whether a value, where it is sent, is as long as what it goes with."""
+    value = inputs.get("value")
+    return value is None or value.shape[1] == inputs.get("key", inputs["query"]).shape[1]
 
 
 class _Longest(NamedTuple):

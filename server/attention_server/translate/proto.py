@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import time
+from collections.abc import Sequence as Several
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from attention_server.domain import (
 )
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
-from attention_server.translate.batch import expand
+from attention_server.translate.batch import BATCHED, expand
 
 Form = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape
 
@@ -80,6 +81,7 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
     inputs: list[Sequence] = []
     for i, sequence in enumerate(message.inputs):
         inputs += _sequences(sequence, f"inputs[{i}]", limits)
+        limits.check_sequences(len(inputs), "inputs")
     return Request(
         message.model,
         message.version,
@@ -88,6 +90,11 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
         _mask(message.mask, "mask") if message.HasField("mask") else OPEN,
         message.token_offsets,
     )
+
+
+def count(message: pb.AttendRequest) -> int:
+    """Return how many sequences a request has, as it says."""
+    return sum([len(each.lengths) or _batch(each.query.shape) for each in message.inputs])
 
 
 def serialize(response: Response) -> bytes:
@@ -132,6 +139,10 @@ def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
         expire_time=expire_time,
         size_bytes=memory.size,
     )
+
+
+def _batch(shape: Several[int]) -> int:
+    return shape[0] if len(shape) == BATCHED else 1
 
 
 def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence]:

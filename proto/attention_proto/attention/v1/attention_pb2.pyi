@@ -122,7 +122,8 @@ class AttendRequest(_message.Message):
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
         """The sequences, of any lengths. A query of rank 3, [B, T, D], stands for B sequences; what goes with it (key, value,
-        allowed, bias) may carry the same leading dimension.
+        allowed, bias) may carry the same leading dimension. Sequences of any lengths may lie one behind the other: see
+        `lengths`.
         """
 
     @_builtins.property
@@ -190,7 +191,7 @@ class Sequence(_message.Message):
     @_builtins.property
     def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """When given, `query` is so many sequences, of these lengths, one behind the other: [sum of lengths, query width]. Each
-        has a result of its own. `key` and `value`, where they are sent, are packed alike; all else holds for each sequence.
+        has a result of its own, in order. `key` and `value`, where they are sent, are packed alike; all else holds for each.
         """
 
     def __init__(
