@@ -1,6 +1,6 @@
 """What comes back: the result of one sequence, read from the wire."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -114,7 +114,9 @@ class AttendResult:
 
 def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendResult]:
     """Read the results, one for each sequence of the request, in order."""
-    sequences = [each for each in request.inputs for _ in range(len(each.lengths) or 1)]
+    sequences: Iterable[pb.Sequence] = request.inputs
+    if len(request.inputs) != len(response.results):  # some lie one behind the other
+        sequences = [each for each in sequences for _ in range(len(each.lengths) or 1)]
     return [_read(response, *each) for each in zip(sequences, response.results, strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ class Parts:
         self.pieces += (head, np.ascontiguousarray(array))
         self.size += len(head) + array.nbytes
 
-    def put_all(self, heads: Sequence[bytes], batches: Sequence[NDArray[Any]]) -> None:
+    def put_all(self, heads: Iterable[bytes], batches: Iterable[NDArray[Any]]) -> None:
         """Add what is in the same form for each of a batch: of each array a head, and its part for that one.
 
         Args:

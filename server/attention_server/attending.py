@@ -25,27 +25,32 @@ class Part:
     """Sequences of one request that run together.
 
     Attributes:
-        sizes: of each of them.
         places: of them among what was prepared.
         prepared: they.
+        sizes: of each of them.
         count: how many sequences they are.
     """
 
+    places: list[int]
+    prepared: list[Prepared]
     sizes: Sizes
-    places: list[int] = field(default_factory=list)
-    prepared: list[Prepared] = field(default_factory=list)
-    count: int = 0
+    count: int
 
     def add(self, place: int, prepared: Prepared) -> None:
         """Add one, or a batch."""
         self.places.append(place)
         self.prepared.append(prepared)
-        self.count += prepared.batch_size
+        self.count += prepared.batch
 
     @property
     def cost(self) -> float:
         """The seconds that they take, before correction."""
         return self.sizes.alone if self.count == 1 else self.sizes.alone * self.sizes.spared * self.count
+
+    @property
+    def size(self) -> int:
+        """The bytes that they hold, and that their answers will have."""
+        return (self.sizes.answered + self.sizes.held) * self.count
 
 
 @dataclass(slots=True, eq=False)
@@ -87,14 +92,16 @@ class Attending:
             deadline=self.call.deadline,
             caller=self.call.caller,
             cost=self.cost,
-            size=sum([(s.answered + s.held) * p.batch_size for s, p in zip(self.sizes, self.prepared, strict=True)]),
+            size=sum([part.size for part in self.parts]),
             kind=(self.asked, first.kind) if alone else None,
             most=first.most if alone else 1,
-            count=self.prepared[0].batch_size if alone else 1,
+            count=self.prepared[0].batch if alone else 1,
         )
 
     def answer(self, part: Part, run: Run) -> Callable[[], list[Result]]:
         """Compute sequences that run together; see `LoadedModel.answer`, also for what it raises."""
+        if part.count == 1 and part.prepared[0].part is None:
+            return self.model.answer(part.prepared, self.asked.plan, run)
         compute = partial(self.model.answer, part.prepared, self.asked.plan, run)
         return partial(self._of_one, part, self._of_one(part, compute))
 
@@ -215,10 +222,11 @@ def _parts(prepared: list[Prepared], sizes: list[Sizes]) -> list[Part]:
     growing: dict[Hashable, Part] = {}
     for place, (one, each) in enumerate(zip(prepared, sizes, strict=True)):
         part = None if each.kind is None else growing.get(each.kind)
-        if part is None or part.count + one.batch_size > each.most:
-            part = Part(each)
-            parts.append(part)
-            if each.kind is not None:
-                growing[each.kind] = part
-        part.add(place, one)
+        if part is not None and part.count + one.batch <= each.most:
+            part.add(place, one)
+            continue
+        part = Part([place], [one], each, one.batch)
+        parts.append(part)
+        if each.kind is not None:
+            growing[each.kind] = part
     return parts

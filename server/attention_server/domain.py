@@ -129,7 +129,7 @@ class Sequence(NamedTuple):
         memory: the id of a memory.
         mask: for this sequence alone.
         part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
-        batch: B, at least 2; None for one sequence.
+        batch: B; 1 for one sequence, whose arrays have no dimension for it.
     """
 
     path: str = ""
@@ -141,21 +141,16 @@ class Sequence(NamedTuple):
     memory: str = ""
     mask: Mask = OPEN
     part: int | None = None
-    batch: int | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """How many sequences it is."""
-        return 1 if self.batch is None else self.batch
+    batch: int = 1
 
     def each(self) -> "Iterator[Sequence]":
         """Yield its sequences, one by one."""
-        if self.batch is None:
+        if self.batch == 1:
             yield self
             return
         for i in range(self.batch):
             query, key, value = [None if x is None else x[i] for x in (self.query, self.key, self.value)]
-            yield self._replace(query=query, key=key, value=value, part=(self.part or 0) + i, batch=None)
+            yield self._replace(query=query, key=key, value=value, part=(self.part or 0) + i, batch=1)
 
 
 class OutputSpec(NamedTuple):
@@ -186,11 +181,6 @@ class Request(NamedTuple):
     outputs: tuple[OutputSpec, ...] = ()
     mask: Mask = OPEN
     token_offsets: bool = False
-
-    @property
-    def sequence_count(self) -> int:
-        """How many sequences there are."""
-        return sum([each.batch_size for each in self.inputs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,18 +362,18 @@ class Result(NamedTuple):
         outputs: by name, in the order asked.
         tokens, memory_tokens: the texts, read.
         predictions: what the model's head says; None where it was not asked.
-        batch: B, at least 2; None for one sequence.
+        batch: B; 1 for one sequence, whose arrays have no dimension for it.
     """
 
     outputs: dict[str, Array | TopK]
     tokens: Tokens | None = None
     memory_tokens: Tokens | None = None
     predictions: tuple[Prediction, ...] | None = None
-    batch: int | None = None
+    batch: int = 1
 
     def each(self) -> "Iterator[Result]":
         """Yield those of its sequences, one by one."""
-        if self.batch is None:
+        if self.batch == 1:
             yield self
             return
         for i in range(self.batch):

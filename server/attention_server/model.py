@@ -143,7 +143,7 @@ class LoadedModel:
             if len(asked.known) >= KNOWN:
                 asked.known.clear()
             asked.known[shape] = sizes
-            if sequence.batch is None:
+            if sequence.batch == 1:
                 return [(first, sizes)]
         prepared = prepare_alike(sequence, sizes.queries, sizes.keys)
         return [(part, sizes) for part in prepared.cut(1 if asked.plan.shapes else sizes.most)]
@@ -381,8 +381,8 @@ def _whole(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors
     _check_overflow(batch, plan, stages)
     results, begin = [], 0
     for each in batch:
-        end = begin + each.batch_size
-        place = begin if each.batch is None else slice(begin, end)
+        end = begin + each.batch
+        place = begin if each.batch == 1 else slice(begin, end)
         results.append(_told(each, {form.name: stages[form.layer][form.spec.name][place] for form in plan.forms}))
         begin = end
     return results

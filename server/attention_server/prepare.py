@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
         added: what is added to the scores, [1 or H, T, S]; None for no mask.
         attending: which query positions may attend to some key, in some head, [T]; None for all.
         attended: which key positions some query may attend to, [S]; None for all.
-        batch: B, at least 2; None for one sequence.
+        batch: B; 1 for one sequence.
         memory: k and v, kept from before.
         path: where the caller wrote it.
         part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
@@ -49,28 +49,22 @@ class Prepared(NamedTuple):
     part: int | None = None
     attending: NDArray[np.bool_] | None = None
     attended: NDArray[np.bool_] | None = None
-    batch: int | None = None
+    batch: int = 1
 
     def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
         """Return how many rows a stage has, and which of them the mask leaves; None for all."""
         return (self.keys, self.attended) if stage in OF_KEYS else (self.queries, self.attending)
 
-    @property
-    def batch_size(self) -> int:
-        """How many sequences it is."""
-        return 1 if self.batch is None else self.batch
-
     def cut(self, most: int) -> "list[Prepared]":
         """Return it in parts of no more than so many sequences."""
-        if self.batch_size <= most:
+        if self.batch <= most:
             return [self]
         parts = []
-        for begin in range(0, self.batch_size, most):
-            end = min(begin + most, self.batch_size)
+        for begin in range(0, self.batch, most):
+            end = min(begin + most, self.batch)
             query, key, value = [None if x is None else x[begin:end] for x in (self.query, self.key, self.value)]
-            place, count = (self.part or 0) + begin, end - begin
-            batch = None if count == 1 else count
-            parts.append(self._replace(query=query, key=key, value=value, part=place, batch=batch))
+            part = (self.part or 0) + begin
+            parts.append(self._replace(query=query, key=key, value=value, part=part, batch=end - begin))
         return parts
 
     @property
@@ -151,7 +145,7 @@ def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
     if sequence.text is not None or sequence.memory_text is not None:
         return None
     query, key, value = sequence.query, sequence.key, sequence.value
-    own = 0 if sequence.batch is None else 1  # dimensions of one sequence begin there
+    own = int(sequence.batch > 1)  # dimensions of one sequence begin there
     if query is not None and key is None and value is None:
         return query.shape[own:], query.dtype.char
     return tuple([None if each is None else (each.shape[own:], each.dtype.char) for each in (query, key, value)])
@@ -174,7 +168,7 @@ def prepare_alike(sequence: Sequence, queries: int, keys: int) -> Prepared:
 def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
     """Return an array of a known shape as it is computed, [B, length, width]."""
     vectors = check.finite(np.ascontiguousarray(array, np.float32), None, sequence.path, name)
-    return vectors[None] if sequence.batch is None else vectors
+    return vectors[None] if sequence.batch == 1 else vectors
 
 
 def prepare_memory(

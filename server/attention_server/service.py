@@ -247,19 +247,20 @@ class Service:
     def _work(self, request: Request, model: LoadedModel, call: Call) -> Work[Attending, Response]:
         """Check a request, and plan it."""
         self.limits.check_outputs(len(request.outputs))
-        call.watch.asks(model.name, model.version, request.sequence_count)
+        count = sum([each.batch for each in request.inputs])
+        call.watch.asks(model.name, model.version, count)
+        self.limits.check_sequences(count, "inputs")
         asked = model.ask(request.outputs)
         prepared, sizes = self._prepare(request, model, asked)
         for each, size in zip(prepared, sizes, strict=True):
-            call.watch.queries += [size.queries] * each.batch_size
-            call.watch.keys += [size.keys] * each.batch_size
+            call.watch.queries += [size.queries] * each.batch
+            call.watch.keys += [size.keys] * each.batch
         return Attending(request, model, asked, prepared, sizes, call).work(self._scheduler)
 
     def _prepare(self, request: Request, model: LoadedModel, asked: Asked) -> tuple[list[Prepared], list[Sizes]]:
         """Check every sequence; return them ready to compute."""
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
-        self.limits.check_sequences(request.sequence_count, "inputs")
         prepared: list[Prepared] = []
         sizes: list[Sizes] = []
         answered = work = 0
@@ -267,8 +268,8 @@ class Service:
             for ready, size in self._prepare_sequence(sequence, request.mask, model, asked):
                 prepared.append(ready)
                 sizes.append(size)
-                work += size.work * ready.batch_size
-                answered += size.answered * ready.batch_size
+                work += size.work * ready.batch
+                answered += size.answered * ready.batch
                 self.limits.check_work(work)
                 self.limits.check_answer(answered)
         return prepared, sizes
@@ -282,7 +283,7 @@ class Service:
         except InvalidRequest as error:
             if sequence.part is None:
                 raise
-            if sequence.batch is not None:
+            if sequence.batch > 1:
                 for one in sequence.each():
                     self._prepare_sequence(one, mask, model, asked)
             raise error.of_part(sequence.part) from error

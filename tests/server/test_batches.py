@@ -4,6 +4,7 @@ import gc
 import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
 
 import numpy as np
 import pytest
@@ -209,12 +210,17 @@ def test_which_is_at_fault(transport, name, number, says, lengths):
             transport.attend(name, version=1, query=np.stack([each["query"] for each in sequences]))
 
 
-def test_how_many_there_are():
-    """A message says how many sequences it has before they are read: many are not read on the loop."""
-    batch = tensor(np.ones((7, 2, 2), np.float32))
-    one = pb.Sequence(query=tensor(np.ones((2, 2), np.float32)))
-    inputs = [one, pb.Sequence(text="a"), pb.Sequence(query=batch), pb.Sequence(query=one.query, lengths=[1] * 70)]
-    assert proto.count(pb.AttendRequest(inputs=inputs)) == 1 + 1 + 7 + 70
+@pytest.mark.parametrize(("lengths", "on_loop"), [([3] * 100, True), ([1, 2] * 20, True), ([1, 2] * 50, False)])
+def test_many_are_not_looked_at_on_the_loop(models, connect, monkeypatch, lengths, on_loop):  # noqa: F811
+    """Many sequences that are not alike would hold up the loop: a thread looks at them."""
+    threads = []
+    with composed(models) as server:
+        submit = server.service.submit
+        monkeypatch.setattr(server.service, "submit", lambda *given: (threads.append(get_ident()), submit(*given))[1])
+        ask = connect("grpc", server.rest, server.grpc)
+        for given in ({"query": np.ones((1, 24), np.float32)}, behind([sequence("multi", each) for each in lengths])):
+            ask.attend("multi", **given)
+    assert (threads[0] == threads[1]) == on_loop
 
 
 def test_no_more_are_read_than_may_be():

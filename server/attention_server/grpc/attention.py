@@ -57,12 +57,15 @@ class AttentionServicer:
     async def _begin(
         self, message: pb.AttendRequest, call: Call, admitted: Callable[[], None] | None = None
     ) -> "Outcome[Response]":
-        def begin() -> "Outcome[Response]":
-            return self._service.submit(proto.to_request(message, self._service.limits), call, admitted)
-
-        inputs = message.inputs
+        service, heavy = self._service, self._heavy
+        inputs, size = message.inputs, call.watch.request_bytes
         text = bool([each for each in inputs if each.text or each.memory_text])
-        return await self._heavy.to_read(begin, call.watch.request_bytes, proto.count(message), text=text)
+        if heavy.takes_long(size, len(inputs), text=text):
+            return await heavy.run(lambda: service.submit(proto.to_request(message, service.limits), call, admitted))
+        request = proto.to_request(message, service.limits)
+        if heavy.takes_long(size, len(request.inputs)):  # each of them stood for several
+            return await heavy.run(lambda: service.submit(request, call, admitted))
+        return service.submit(request, call, admitted)
 
     async def _submit(
         self, message: pb.AttendStreamRequest, call: Call, admitted: Callable[[], None]

@@ -49,18 +49,16 @@ class Heavy:
         """
         return await self._threads.run(work)
 
-    async def to_read(self, work: Callable[[], T], size: int, sequences: int, *, text: bool) -> T:
-        """Read a message, in a thread where it takes long. Raises as `run`.
+    @staticmethod
+    def takes_long(size: int, sequences: int, *, text: bool = False) -> bool:
+        """Return whether it takes long to read a message.
 
         Args:
-            work: reads it.
             size: its bytes.
-            sequences: that it has.
+            sequences: that have to be looked at by themselves.
             text: whether one of them is a text.
         """
-        if size > (TEXT_BYTES if text else BYTES) or sequences > SEQUENCES:
-            return await self._threads.run(work)
-        return work()
+        return size > (TEXT_BYTES if text else BYTES) or sequences > SEQUENCES
 
     async def to_write(self, work: Callable[[], T], size: int) -> T:
         """Write an answer of so many bytes, in a thread where they are many. Raises as `run`."""

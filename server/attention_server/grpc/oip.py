@@ -103,7 +103,8 @@ class InferenceServicer:
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
         text = any(each.datatype == BYTES for each in message.inputs)
-        return await self._heavy.to_read(begin, call.watch.request_bytes, sequences, text=text)
+        takes_long = self._heavy.takes_long(call.watch.request_bytes, sequences, text=text)
+        return await self._heavy.run(begin) if takes_long else begin()
 
 
 def _streamed(response: pb.ModelInferResponse) -> bytes:

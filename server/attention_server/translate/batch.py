@@ -31,11 +31,9 @@ def expand(sequence: Sequence, lengths: Several[int], limits: Limits) -> list[Se
     if not batch:
         raise InvalidRequest("is a batch of no sequences", field=join_path(sequence.path, "query"))
     limits.check_sequences(batch, join_path(sequence.path, "query"))
-    if _has_arrays_alone(sequence) and all(
-        each is None or (each.ndim == BATCHED and len(each) == batch) for each in (sequence.key, sequence.value)
-    ):
-        together = sequence._replace(part=0, batch=batch)
-        return [together] if batch > 1 else list(together.each())
+    arrays = (sequence.key, sequence.value)
+    if batch > 1 and _has_arrays_alone(sequence) and all(x is None or _leads(x, batch) for x in arrays):
+        return [sequence._replace(part=0, batch=batch)]
     key = _part(sequence.key, BATCHED - 1, join_path(sequence.path, "key"), batch)
     value = _part(sequence.value, BATCHED - 1, join_path(sequence.path, "value"), batch)
     allowed = _part(sequence.mask.allowed, BATCHED, join_path(sequence.path, "mask.allowed"), batch)
@@ -55,6 +53,10 @@ def expand(sequence: Sequence, lengths: Several[int], limits: Limits) -> list[Se
 def _has_arrays_alone(sequence: Sequence) -> bool:
     texts = (sequence.text, sequence.memory_text)
     return sequence.mask is OPEN and not sequence.memory and all(each is None for each in texts)
+
+
+def _leads(array: Array, batch: int) -> bool:
+    return array.ndim == BATCHED and len(array) == batch
 
 
 def _part(array: Array | None, rank: int, name: str, batch: int) -> list[Any]:
@@ -86,16 +88,16 @@ def _unpacked(sequence: Sequence, lengths: Several[int], limits: Limits) -> Iter
     may_batch = _has_arrays_alone(sequence)
     for length, alike in itertools.groupby(lengths):
         count = len(list(alike))
-        for batch in [count] if may_batch and count > 1 else [None] * count:
-            end = begin + length * (batch or 1)
+        for batch in [count] if may_batch else [1] * count:
+            end = begin + length * batch
             query, key, value = [_cut(array, begin, end, batch) for _, array in arrays]
             yield Sequence(path, query, key, value, text, memory_text, memory, mask, part, batch)
-            begin, part = end, part + (batch or 1)
+            begin, part = end, part + batch
 
 
-def _cut(array: Array | None, begin: int, end: int, batch: int | None) -> Array | None:
+def _cut(array: Array | None, begin: int, end: int, batch: int) -> Array | None:
     """Return positions from `begin` to `end`, those of a batch as [B, T, D]."""
     if array is None:
         return None
     cut = array[begin:end]
-    return cut if batch is None else cut.reshape(batch, len(cut) // batch, array.shape[1])
+    return cut if batch == 1 else cut.reshape(batch, len(cut) // batch, array.shape[1])

@@ -272,11 +272,8 @@ def _sequences(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iter
         return
     query, key, value = (inputs.get(name) for name in ("query", "key", "value"))
     text, memory_text = inputs.get("text"), inputs.get("memory_text")
-    if not memory and inputs.keys() <= ARRAYS and _lie_alike(inputs):
-        together = domain.Sequence(
-            query=inputs["query"], key=inputs.get("key"), value=inputs.get("value"), part=0, batch=batch
-        )
-        yield together if batch > 1 else next(together.each())._replace(part=None)
+    if batch > 1 and not memory and inputs.keys() <= ARRAYS and _lie_alike(inputs):
+        yield domain.Sequence(query=query, key=key, value=value, part=0, batch=batch)
         return
     longest = _longest(inputs, memory)
     queries = _lengths(inputs, "query", batch)
@@ -291,7 +288,9 @@ def _sequences(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iter
             text=None if text is None else text[i],
             memory_text=None if memory_text is None else memory_text[i],
             memory=memory,
-            mask=Mask(**{name: _trim(each, longest, queries[i], keys[i]) for name, each in mask.items()}),
+            mask=Mask(**{name: _trim(each, longest, queries[i], keys[i]) for name, each in mask.items()})
+            if mask
+            else OPEN,
         )
 
 

@@ -4,7 +4,6 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Sequence as Several
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from attention_server.domain import (
 )
 from attention_server.errors import InvalidRequest
 from attention_server.memories import Memory
-from attention_server.translate.batch import BATCHED, expand
+from attention_server.translate.batch import expand
 
 Form = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape
 
@@ -92,11 +91,6 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
     )
 
 
-def count(message: pb.AttendRequest) -> int:
-    """Return how many sequences a request has, as it says."""
-    return sum([len(each.lengths) or _batch(each.query.shape) for each in message.inputs])
-
-
 def serialize(response: Response) -> bytes:
     """Write a response, as the bytes of an AttendResponse."""
     return _parts(response).join()
@@ -139,10 +133,6 @@ def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
         expire_time=expire_time,
         size_bytes=memory.size,
     )
-
-
-def _batch(shape: Several[int]) -> int:
-    return shape[0] if len(shape) == BATCHED else 1
 
 
 def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence]:
@@ -223,22 +213,22 @@ def _parts(response: Response) -> wire.Parts:
 
 def _put_arrays(result: Result, parts: wire.Parts) -> bool:
     """Add a result that has nothing but arrays, or those of a batch; return whether it is that."""
-    own = 0 if result.batch is None else 1  # dimensions of one sequence's begin there
-    arrays: list[Array] = []
+    own = int(result.batch > 1)  # dimensions of one sequence's begin there
     forms: list[Form] = []
+    arrays: list[Array] = []
     for name, value in result.outputs.items():
         if isinstance(value, TopK):
             return False
-        arrays.append(value)
         forms.append((name, value.dtype, value.shape[own:]))
+        arrays.append(value)
     if not forms:
         return False
     heads = (_known_heads if len(forms) <= FEW else _heads)(tuple(forms))
-    if result.batch is None:
+    if own:
+        parts.put_all(heads, arrays)
+    else:
         for each in zip(heads, arrays, strict=True):
             parts.put(*each)
-    else:
-        parts.put_all(heads, arrays)
     return True
 
 
