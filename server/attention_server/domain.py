@@ -1,6 +1,5 @@
 """What a request means, whichever protocol it came by."""
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -249,8 +248,8 @@ class Call:
 
     def part(self, watch: Watch) -> "Call":
         """Return the call of a message of the stream that this is of: its caller is the same, its time its own."""
-        part = copy.copy(self)
-        part.watch = watch
+        part = Call(self.request_id, self.caller, None, self.rights, watch)
+        part.deadline, part._presence, part._work, part._runs = self.deadline, self._presence, self._work, self._runs
         return part
 
     def expired(self) -> bool:

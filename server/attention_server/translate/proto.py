@@ -36,6 +36,7 @@ from attention_server.translate.batch import expand
 
 Form = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape
 
+SMALL = 64  # bytes of an output that is asked for, whose reading is kept
 FEW = 4  # outputs of a result whose form is kept: callers choose it
 ARRAYS = frozenset({"query", "key", "value"})
 RESPONSE, RESULTS, OUTPUTS, TENSOR, TOP_K, INDICES, VALUES = (
@@ -175,6 +176,17 @@ def _mask(message: pb.Mask, path: str) -> Mask:
 
 
 def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
+    """Read an output; the same small ones are asked for again and again."""
+    written = message.SerializeToString()
+    return _known_spec(written, path) if len(written) <= SMALL else _spec(message, path)
+
+
+@functools.lru_cache(1024)
+def _known_spec(written: bytes, path: str) -> OutputSpec:
+    return _spec(pb.OutputSpec.FromString(written), path)
+
+
+def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
     if message.reduce not in REDUCE:
         raise InvalidRequest(f"there is no reduction {message.reduce}", field=join_path(path, "reduce"))
     if message.pool not in POOL:
