@@ -30,10 +30,10 @@ class Prepared(NamedTuple):
         added: what is added to the scores, [1 or H, T, S]; None for no mask.
         attending: which query positions may attend to some key, in some head, [T]; None for all.
         attended: which key positions some query may attend to, [S]; None for all.
-        batch: B; 1 for one sequence.
         memory: k and v, kept from before.
         path: where the caller wrote it.
         part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
+        batch: B; 1 for one sequence.
     """
 
     query: Vectors | None

@@ -49,20 +49,10 @@ class Messages:
         """Take bytes that have come, which are the caller's again afterwards. Raises as `cut`."""
         if self._backlog:
             self._backlog += content
-        elif not self._take_whole(content):
+        else:
             left = self._cut(content)
             if left:
                 self._backlog += left
-
-    def _take_whole(self, content: memoryview) -> bool:
-        """Take a message that comes in one piece, as most short ones do; return whether it does."""
-        length = len(content) - PREFIX
-        if self._flag is not None or self._prefix or not 0 <= length <= self.most or len(self.whole) >= CUT:
-            return False
-        if content[0] > 1 or int.from_bytes(content[1:PREFIX], "big") != length:
-            return False
-        self.whole.append((content[0], bytes(content[PREFIX:])))
-        return True
 
     def cut(self) -> None:
         """Cut off messages behind those that were taken.
