@@ -10,6 +10,7 @@ from attention_server.errors import InvalidRequest
 from attention_server.plan import index_type
 
 Rows = NDArray[np.intp]
+LAST = np.int64(0xFFFFFFFF)  # of the positions that fit beside a rank
 
 
 def check_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None, field: str) -> None:
@@ -62,8 +63,8 @@ def shape_stage(
     """
     stage = stage if rows is None else stage[..., rows, :]
     stage = stage[list(spec.heads)] if spec.heads else stage
-    if spec.reduce == "mean":
-        stage = stage.mean(0, keepdims=True)
+    if spec.reduce == "mean":  # to the same bits as `stage.mean`, which divides by way of float64
+        stage = stage.sum(0, keepdims=True) / np.float32(len(stage))
     elif spec.reduce == "max":
         stage = stage.max(0, keepdims=True)
     if spec.pool != "none":
@@ -109,16 +110,17 @@ def top_k(stage: NDArray[np.float32], k: int, hidden: NDArray[np.bool_] | None) 
     k = min(k, keys)
     rank = _ascending_bits(stage)
     if hidden is not None:
-        rank = np.where(hidden, np.uint64(0), rank)
-    positions = np.arange(keys, dtype=np.uint64)
-    order = (rank << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - positions)
+        rank = np.where(hidden, np.iinfo(np.int32).min, rank)
+    order = (rank.astype(np.int64) << 32) | (LAST - np.arange(keys))
     largest = np.sort(np.partition(order, keys - k, axis=-1)[..., keys - k :], axis=-1)[..., ::-1]
-    indices = (np.uint64(0xFFFFFFFF) - (largest & np.uint64(0xFFFFFFFF))).astype(np.int64)
+    indices = LAST - (largest & LAST)
     return TopK(indices.astype(index_type(keys)), np.take_along_axis(stage, indices, -1))
 
 
-def _ascending_bits(x: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return integers above 0 in the order of the numbers: a float's bits, turned round where it is negative."""
-    bits = (np.ascontiguousarray(x) + np.float32(0)).view(np.uint32)  # + 0: -0.0 equals 0.0
-    sign = np.uint32(0x80000000)
-    return np.where(bits & sign, ~bits, bits | sign).astype(np.uint64)
+def _ascending_bits(x: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return integers in the order of the numbers, above the least: a float's bits, turned round where it is negative.
+
+    A float's bits are its sign and its magnitude, where those of an integer are a two's complement.
+    """
+    bits = (np.ascontiguousarray(x) + np.float32(0)).view(np.int32)  # + 0: -0.0 equals 0.0
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))

@@ -53,11 +53,11 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
 
     def attend_proto(body: bytes) -> None:
         request = proto.to_request(pb.AttendRequest.FromString(body), service.limits)
-        proto.serialize(service.attend(request, call()))
+        proto.write(service.attend(request, call())).gather()
 
     def infer_proto(body: bytes) -> None:
         infer = oip_proto.to_infer(oip_pb.ModelInferRequest.FromString(body))
-        oip_proto.from_answer(oip.answer(infer, service, call())).SerializeToString()
+        oip_proto.write(oip.answer(infer, service, call())).gather()
 
     def model_of(body: bytes) -> str:
         return hostile_json.MODELS[(body[0] if body else 0) % 7]

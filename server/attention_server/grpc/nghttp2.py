@@ -94,6 +94,7 @@ CALLBACK_FAILURE = -902
 
 FRAME_BYTES = 256 * 1024  # the largest that is taken
 STREAM_WINDOW = 1024 * 1024  # bytes that a peer may send on a stream ahead of who reads it
+TOLD = STREAM_WINDOW // 4  # bytes taken that are worth telling of: a peer hears of half a window, or more, at a time
 CONNECTION_WINDOW = 16 * 1024 * 1024
 HEAD_BYTES = 16 * 1024  # of all headers of a request
 HEADERS_COUNT = 128
@@ -178,6 +179,7 @@ class Session:
         self.unended: set[int] = set()  # requests whose bodies are not whole
         self.answered: set[int] = set()  # those for which a body that still comes makes no difference
         self.greeted = False  # the peer has sent its settings
+        self.came = 0  # bytes of bodies, by what is being received
         self.out: list[Buffer] = []
         self.out_size = 0
         self._self = ffi.new_handle(self)
@@ -211,9 +213,12 @@ class Session:
         Raises:
             Http2Error: they are no HTTP/2.
         """
+        self.came = 0
         taken = lib.nghttp2_session_mem_recv(self._session, content, count)
         if taken < 0:
             raise _error(taken)
+        if self.came:  # one stream that is not read holds up no other
+            lib.nghttp2_session_consume_connection(self._session, self.came)
 
     def pull(self, most: int) -> list[Buffer]:
         """Return what is to be sent now; empty when nothing is, or the peer has no room.
@@ -235,7 +240,7 @@ class Session:
         return out
 
     def took(self, stream: int, count: int) -> None:
-        """Make room for more of a request's body: so many bytes of it were taken."""
+        """Make room for more of a request's body: so many bytes of it were taken; see `TOLD`."""
         lib.nghttp2_session_consume_stream(self._session, stream, count)
 
     def begin(self, stream: int, headers: "Headers") -> None:
@@ -436,9 +441,9 @@ def _on_frame_send(_: Any, frame: Any, user: Any) -> int:
 
 
 @_callback("int(nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *)")
-def _on_data_chunk(raw: Any, _: int, stream: int, content: Any, size: int, user: Any) -> int:
-    lib.nghttp2_session_consume_connection(raw, size)  # one stream that is not read holds up no other
+def _on_data_chunk(_: Any, __: int, stream: int, content: Any, size: int, user: Any) -> int:
     session: Session = from_handle(user)
+    session.came += size
     if stream not in session.answered:
         session.events.on_data(stream, memoryview(ffi.buffer(content, size)))
     return 0

@@ -10,7 +10,8 @@ from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.gate import Conversed
 from attention_server.grpc.heavy import Heavy
-from attention_server.grpc.stream import Conversations, Dialect
+from attention_server.grpc.rpc import Pieces
+from attention_server.grpc.stream import Conversations, Dialect, Write
 from attention_server.outcome import Outcome
 from attention_server.service import Service
 from attention_server.translate import oip, oip_models, oip_proto
@@ -52,10 +53,10 @@ class InferenceServicer:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict({"config": oip_models.config(model)}, pb.ModelConfigResponse())
 
-    async def ModelInfer(self, message: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        future, write = await self._begin(message, call, None)
+    async def ModelInfer(self, message: pb.ModelInferRequest, call: Call) -> Pieces:
+        future, answer = await self._begin(message, call, None)
         response = await answered(future, call)
-        return await self._heavy.to_write(lambda: oip_proto.from_answer(write(response)), response.size)
+        return await self._heavy.to_write(lambda: oip_proto.write(answer(response)).gather(), response.size)
 
     async def ModelStreamInfer(self, conversed: Conversed, call: Call) -> None:
         await self._conversations.hold(conversed, self._dialect, call)
@@ -91,9 +92,9 @@ class InferenceServicer:
 
     async def _submit(
         self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None]
-    ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
-        future, write = await self._begin(message, call, admitted)
-        return future, lambda response: _streamed(oip_proto.from_answer(write(response)))
+    ) -> tuple["Outcome[Response]", Write]:
+        future, answer = await self._begin(message, call, admitted)
+        return future, lambda response: oip_proto.write_streamed(answer(response)).gather()
 
     async def _begin(
         self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None] | None
@@ -107,14 +108,8 @@ class InferenceServicer:
         return await self._heavy.run(begin) if takes_long else begin()
 
 
-def _streamed(response: pb.ModelInferResponse) -> bytes:
-    response.parameters["triton_final_response"].bool_param = True  # each request has one answer
-    return pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
-
-
-def _refuse(id_: str, error: Exception, call: Call) -> bytes:  # noqa: ARG001 # it has no place for its id
-    refused = pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
-    return refused.SerializeToString()
+def _refuse(id_: str, error: Exception, call: Call) -> pb.ModelStreamInferResponse:  # noqa: ARG001 # it has no place
+    return pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
 
 
 def _version(sent: str) -> int:

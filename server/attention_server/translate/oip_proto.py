@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from attention_proto import wire
 from attention_proto.codec import DTYPES
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
 
@@ -23,6 +24,8 @@ CONTENTS = {
     "FP32": "fp32_contents",
     BYTES: "bytes_contents",
 }
+RAW = wire.tag(pb.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"])
+INFER_RESPONSE = wire.tag(pb.ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"])
 
 
 def to_infer(message: pb.ModelInferRequest) -> Infer:
@@ -49,20 +52,37 @@ def to_infer(message: pb.ModelInferRequest) -> Infer:
     )
 
 
-def from_answer(answer: Answer) -> pb.ModelInferResponse:
+def write(answer: Answer) -> wire.Parts:
+    """Write an answer, as the bytes of a ModelInferResponse; its arrays are not copied, and must not change."""
+    return _write(answer, {})
+
+
+def write_streamed(answer: Answer) -> wire.Parts:
+    """Write the only answer to one request of a stream, as the bytes of a ModelStreamInferResponse; as `write`."""
+    streamed = wire.Parts()
+    streamed.add(INFER_RESPONSE, _write(answer, {"triton_final_response": pb.InferParameter(bool_param=True)}))
+    return streamed
+
+
+def _write(answer: Answer, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
     """Write an answer: all contents are raw, in the order of the outputs."""
-    return pb.ModelInferResponse(
+    outputs = [
+        pb.ModelInferResponse.InferOutputTensor(
+            name=each.name, datatype=data_type_of(each.array), shape=each.array.shape
+        )
+        for each in answer.outputs
+    ]
+    head = pb.ModelInferResponse(
         model_name=answer.model,
         model_version=str(answer.version),
         id=answer.id,
-        outputs=[
-            pb.ModelInferResponse.InferOutputTensor(
-                name=each.name, datatype=data_type_of(each.array), shape=each.array.shape
-            )
-            for each in answer.outputs
-        ],
-        raw_output_contents=[to_raw(each.array) for each in answer.outputs],
+        parameters=parameters,
+        outputs=outputs,
     )
+    parts = wire.Parts(head.SerializeToString())
+    for each in answer.outputs:
+        parts.add(RAW, to_raw(each.array))
+    return parts
 
 
 def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes]) -> Array:

@@ -34,10 +34,10 @@ def from_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) -> A
         raise InvalidRequest(str(error), field=field) from error
 
 
-def to_raw(array: Array) -> bytes:
-    """Write a tensor."""
+def to_raw(array: Array) -> bytes | memoryview:
+    """Return the bytes of a tensor; of numbers as a view, where they lie in their order."""
     if array.dtype != object:
-        return array.tobytes()
+        return array.ravel().view(np.uint8).data
     return b"".join(LENGTH.pack(len(each)) + each for each in (text.encode() for text in array.ravel().tolist()))
 
 
