@@ -97,6 +97,18 @@ class OutputSpec:
 Output = str | OutputSpec | Mapping[str, Any]
 
 
+def listed(outputs: Iterable[Output]) -> list[Output]:
+    """Return outputs as a list.
+
+    Raises:
+        InvalidRequest: a name stands in the place of a list of them.
+    """
+    with _field("outputs"):
+        if isinstance(outputs, str):
+            raise TypeError(f"must be a list; write [{outputs!r}]")
+        return list(outputs)
+
+
 def attend_request(
     model: str,
     sequences: Iterable[Sequence | str | ArrayLike],
@@ -109,13 +121,10 @@ def attend_request(
     Raises:
         InvalidRequest: a value has no form on the wire.
     """
-    with _field("outputs"):
-        if isinstance(outputs, str):
-            raise TypeError(f"must be a list; write [{outputs!r}]")
     request = pb.AttendRequest(
         model=model,
         version=version,
-        outputs=[_output(item, f"outputs[{i}]") for i, item in enumerate(outputs)],
+        outputs=[_output(item, f"outputs[{i}]") for i, item in enumerate(listed(outputs))],
         token_offsets=token_offsets,
     )
     for i, item in enumerate(sequences):
@@ -132,22 +141,24 @@ def packed_request(
 ) -> pb.AttendRequest:
     """Build the request for several sequences, neighbours that are arrays alone as one behind the other.
 
-    An error names one of these as a part of what was sent, and not by its place among `sequences`.
+    The server names one of these as a part of what was sent, and not by its place among `sequences`.
 
     Raises:
         InvalidRequest: a value has no form on the wire.
     """
     request = attend_request(model, (), outputs, version, token_offsets)
+    place = 0
     for form, neighbours in itertools.groupby(sequences, _packed_form):
         items = list(neighbours)
         if form is None or len(items) == 1:
-            for item in items:
-                _write_sequence(item, request.inputs.add(), f"inputs[{len(request.inputs) - 1}]")
+            for i, item in enumerate(items, place):
+                _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
         else:
             packed = request.inputs.add()
-            arrays = [item.astype(form[0], copy=False) for item in items]  # type: ignore[union-attr] # they are arrays
+            arrays = [array.astype(form[0], copy=False) for array in map(_array_alone, items) if array is not None]
             packed.lengths.extend(map(len, arrays))
             codec.write_packed(arrays, packed.query)
+        place += len(items)
     return request
 
 
@@ -184,9 +195,20 @@ def create_memory_request(
 
 def _packed_form(item: Sequence | str | ArrayLike) -> "tuple[type[np.floating[Any]], int] | None":
     """Return what arrays have in common that can lie one behind the other, type and width; None for what cannot."""
-    if not isinstance(item, np.ndarray) or item.ndim != 2 or not item.size or item.dtype.kind not in NUMBERS:
+    array = _array_alone(item)
+    if array is None or array.ndim != 2 or not array.size or array.dtype.kind not in NUMBERS:
         return None
-    return _type(item), item.shape[1]
+    return _type(array), array.shape[1]
+
+
+def _array_alone(item: Sequence | str | ArrayLike) -> NDArray[Any] | None:
+    """Return the array that a sequence is, where it is nothing else."""
+    if isinstance(item, Sequence):
+        texts = (item.text, item.memory_text, item.memory)
+        others = (item.key, item.value, item.window, item.allowed, item.bias)
+        alone = item.causal == "none" and all(each is None for each in (*texts, *others))
+        item = item.query if alone and item.query is not None else ""
+    return item if isinstance(item, np.ndarray) else None
 
 
 def _write_sequence(item: Sequence | str | ArrayLike, message: pb.Sequence, field: str) -> None:
