@@ -66,16 +66,16 @@ class _Job(Waiting, Generic[S, T]):
     """A work that waits, and the future that holds what comes of it.
 
     Attributes:
-        turn: where the thread that brought it waits for the slot, and for what is to run in it; None where no thread
-            does.
+        handed: where the thread that brought it is handed the slot, with what is to run in it; None where no thread
+            waits.
     """
 
-    __slots__ = ("turn", "work")
+    __slots__ = ("handed", "work")
 
     def __init__(self, work: Work[S, T], *, waits: bool = False, bulk: bool = False) -> None:
         super().__init__(work.caller, work.cost, work.size, Outcome(), work.kind, work.most, work.count, bulk)
         self.work = work
-        self.turn: SimpleQueue[list[_Job[Any, Any]]] | None = SimpleQueue() if waits else None
+        self.handed: SimpleQueue[list[_Job[Any, Any]]] | None = SimpleQueue() if waits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Scheduler:
                 self._give_back(slot)
         _refuse(shed)
         waiting(job.future)
-        jobs = self._wait_for_turn(job)
+        jobs = self._wait_for_slot(job)
         if jobs:
             self._run([jobs])
             self._give_back(jobs[0])
@@ -284,18 +284,18 @@ class Scheduler:
         message = "the queue is full, and most of what waits in it is this caller's"
         return [(each, full(message, self._drained())) for each in shed]
 
-    def _wait_for_turn(self, job: _Job[Any, Any]) -> list[_Job[Any, Any]]:
+    def _wait_for_slot(self, job: _Job[Any, Any]) -> list[_Job[Any, Any]]:
         """Wait for the slot; return what is to run in it. Nothing, when another has answered it or nobody will."""
-        assert job.turn is not None
-        turn, deadline = job.turn, job.work.deadline
-        job.future.add_done_callback(lambda _: turn.put([]))
+        assert job.handed is not None
+        handed, deadline = job.handed, job.work.deadline
+        job.future.add_done_callback(lambda _: handed.put([]))
         with suppress(Empty):
-            jobs = turn.get(timeout=None if deadline == math.inf else max(0.0, deadline - self._clock()))
+            jobs = handed.get(timeout=None if deadline == math.inf else max(0.0, deadline - self._clock()))
             if jobs or not job.future.cancelled():
                 return jobs
         with self._lock:  # it may have been given the slot at the same moment: then others may count on it
             with suppress(Empty):
-                while not (jobs := turn.get_nowait()):
+                while not (jobs := handed.get_nowait()):
                     pass
                 return jobs
             job.future.cancel()  # no effect where it is done, or runs beside another
@@ -392,9 +392,9 @@ class Scheduler:
     def _begin(self, jobs: list[_Job[Any, Any]]) -> None:
         """Give jobs a slot, in the thread that waits for it or in one of the slots', with the lock."""
         self._occupy(jobs[0], sum(job.cost for job in jobs))
-        turn = jobs[0].turn
-        if turn is not None:
-            turn.put(jobs)
+        handed = jobs[0].handed
+        if handed is not None:
+            handed.put(jobs)
         else:
             self._put(functools.partial(self._serve_jobs, jobs))
 
@@ -405,7 +405,7 @@ class Scheduler:
     def _is_for_loop(self) -> bool:
         """Return whether what is next is to be computed by the loop, with the lock."""
         first: _Job[Any, Any] = self._queue.first  # type: ignore[assignment] # it holds no others
-        is_short = first.turn is None and first.cost <= SHORT
+        is_short = first.handed is None and first.cost <= SHORT
         return is_short and self._loop is not None and self._free == self._slots
 
     def _call_loop(self) -> None:

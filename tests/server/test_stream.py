@@ -207,7 +207,7 @@ class Conversed:
         return None if found is None else (found, found.ByteSize())
 
     def send(self, content, is_gone):
-        self.sent.append(content)
+        self.sent += content
         is_gone()
 
 
@@ -223,7 +223,7 @@ def test_nothing_stays_counted(size, in_order):
         asked.append(Future())
         if len(asked) == 3:
             all_asked.set()
-        return asked[-1], lambda _: message.id.encode()
+        return asked[-1], lambda _: [message.id.encode()]
 
     async def held():
         conversed = Conversed(message(id_, np.ones((1, 8), np.float32)) for id_ in "abc")
