@@ -46,7 +46,7 @@ log = structlog.get_logger()
 class Inbound:
     """Bytes that have come and belong to messages that nobody has taken yet, of all calls together.
 
-    Messages that are on their way have room for more, which is no memory before it is filled; see `messages.AHEAD`.
+    Messages that are on their way have room for up to twice as much; see `messages.AHEAD`.
 
     Args:
         most: how many there may be.
