@@ -18,7 +18,7 @@ from attention_proto.allocator import keep_freed
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import encode
 from attention_server.domain import Response, Result
-from attention_server.translate.proto import write
+from attention_server.translate.proto import serialize as serialize_response
 from rich.console import Console
 
 TIMES, ROUNDS = 100, 5
@@ -54,12 +54,12 @@ def measure() -> None:
     many = Response("block", 1, (Result(outputs),) * 16)
     ways = {
         "answer: arrays to bytes, by protobuf": lambda: by_protobuf(response),
-        "answer: arrays to bytes, as the server does": lambda: write(response).gather(),
+        "answer: arrays to bytes, as the server does": lambda: serialize_response(response),
         "request: message to bytes, by protobuf": request.SerializeToString,
         "request: message to bytes, as the client does": lambda: serialize(request),
         # Last, for glibc keeps more by itself when it has given back so much.
         "16 answers in one: by protobuf": lambda: by_protobuf(many),
-        "16 answers in one: as the server does": lambda: write(many).gather(),
+        "16 answers in one: as the server does": lambda: serialize_response(many),
     }
     for name, way in ways.items():
         Console().print(f"{name:48} {microseconds(way):7.0f} us")

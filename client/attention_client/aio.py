@@ -15,11 +15,19 @@ from numpy.typing import ArrayLike
 
 from attention_client import channel
 from attention_client.aio_stream import AsyncStream
-from attention_client.attend_call import AttendCall
-from attention_client.errors import AttentionError, broke_off, translated
+from attention_client.errors import AttentionError, NotFound, broke_off, translated
 from attention_client.memory import Memory
-from attention_client.request import Output, Sequence, create_memory_request, listed, packed_request, serialize
-from attention_client.result import AttendResult
+from attention_client.recreation import AttendCall
+from attention_client.request import (
+    Output,
+    Sequence,
+    attend_request,
+    create_memory_request,
+    output_specs,
+    packed_request,
+    serialize,
+)
+from attention_client.result import AttendResult, read
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -110,16 +118,15 @@ class AsyncAttentionClient:
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> list[AttendResult]:
         """Attend over several sequences in one message; see `AttentionClient.attend_batch`."""
-        call = AttendCall(model, sequences, outputs, version, token_offsets, self._seconds(timeout))
+        sequences = list(sequences)
+        request = attend_request(model, sequences, outputs, version, token_offsets)
+        call = AttendCall(request, sequences, self._seconds(timeout))
         while True:
             try:
-                results = call.results(await self._ask(self._attend, call.request, call.seconds_left))
-            except AttentionError as error:
-                for memory, creation in call.creations(error):
+                return read(request, await self._ask(self._attend, call.request, call.seconds_left))
+            except NotFound as error:
+                for memory, creation in call.recreations(error):
                     memory.renew(await self._ask(self._create, creation, call.seconds_left))
-            else:
-                if results is not None:
-                    return results
 
     async def attend_many(
         self,
@@ -137,7 +144,7 @@ class AsyncAttentionClient:
         See `AttentionClient.attend_many`. Sequences may come from an asynchronous iterable; another is drawn on the
         event loop, which it must not hold up.
         """
-        options = (listed(outputs), version, token_offsets)
+        options = (output_specs(outputs), version, token_offsets)
 
         async def ask(item: Sequence | str | ArrayLike) -> AttendResult:
             (result,) = await self.attend_batch(

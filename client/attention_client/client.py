@@ -12,11 +12,19 @@ from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
 from attention_client import channel
-from attention_client.attend_call import AttendCall
-from attention_client.errors import AttentionError, broke_off, translated
+from attention_client.errors import AttentionError, NotFound, broke_off, translated
 from attention_client.memory import Memory
-from attention_client.request import Output, Sequence, create_memory_request, listed, packed_request, serialize
-from attention_client.result import AttendResult
+from attention_client.recreation import AttendCall
+from attention_client.request import (
+    Output,
+    Sequence,
+    attend_request,
+    create_memory_request,
+    output_specs,
+    packed_request,
+    serialize,
+)
+from attention_client.result import AttendResult, read
 from attention_client.stream import Stream
 
 RequestT = TypeVar("RequestT")
@@ -156,16 +164,15 @@ class AttentionClient:
         Raises:
             AttentionError: as for `attend`; one bad sequence fails the call.
         """
-        call = AttendCall(model, sequences, outputs, version, token_offsets, self._seconds(timeout))
+        sequences = list(sequences)
+        request = attend_request(model, sequences, outputs, version, token_offsets)
+        call = AttendCall(request, sequences, self._seconds(timeout))
         while True:
             try:
-                results = call.results(self._ask(self._attend, call.request, call.seconds_left))
-            except AttentionError as error:
-                for memory, creation in call.creations(error):
+                return read(request, self._ask(self._attend, call.request, call.seconds_left))
+            except NotFound as error:
+                for memory, creation in call.recreations(error):
                     memory.renew(self._ask(self._create, creation, call.seconds_left))
-            else:
-                if results is not None:
-                    return results
 
     def attend_many(
         self,
@@ -196,7 +203,7 @@ class AttentionClient:
         Raises:
             AttentionError: as for `attend`.
         """
-        options = (listed(outputs), version, token_offsets)
+        options = (output_specs(outputs), version, token_offsets)
         stream = Stream(
             self._stream,
             lambda items: packed_request(model, items, *options),

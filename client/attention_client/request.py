@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -94,19 +94,18 @@ class OutputSpec:
     pool: Literal["mean", "first", "last"] | None = None
 
 
-Output = str | OutputSpec | Mapping[str, Any]
+Output = str | OutputSpec | Mapping[str, Any] | pb.OutputSpec
 
 
-def listed(outputs: Iterable[Output]) -> list[Output]:
-    """Return outputs as a list.
+def output_specs(outputs: Iterable[Output]) -> list[pb.OutputSpec]:
+    """Return what to send back as it is on the wire: for several requests, for what is given may be there but once.
 
     Raises:
-        InvalidRequest: a name stands in the place of a list of them.
+        InvalidRequest: one has no form on the wire, or a name stands in the place of a list of them.
     """
-    with _field("outputs"):
-        if isinstance(outputs, str):
-            raise TypeError(f"must be a list; write [{outputs!r}]")
-        return list(outputs)
+    if isinstance(outputs, str):
+        raise InvalidRequest(f"must be a list; write [{outputs!r}]", field="outputs")
+    return [_output(item, f"outputs[{i}]") for i, item in enumerate(outputs)]
 
 
 def attend_request(
@@ -124,7 +123,7 @@ def attend_request(
     request = pb.AttendRequest(
         model=model,
         version=version,
-        outputs=[_output(item, f"outputs[{i}]") for i, item in enumerate(listed(outputs))],
+        outputs=output_specs(outputs),
         token_offsets=token_offsets,
     )
     for i, item in enumerate(sequences):
@@ -141,7 +140,7 @@ def packed_request(
 ) -> pb.AttendRequest:
     """Build the request for several sequences, neighbours that are arrays alone as one behind the other.
 
-    The server names one of these as a part of what was sent, and not by its place among `sequences`.
+    An error of the server names one of these as a part of what was sent, and not by its place among `sequences`.
 
     Raises:
         InvalidRequest: a value has no form on the wire.
@@ -155,7 +154,7 @@ def packed_request(
                 _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
         else:
             packed = request.inputs.add()
-            arrays = [array.astype(form[0], copy=False) for array in map(_array_alone, items) if array is not None]
+            arrays = [_array_alone(item).astype(form[0], copy=False) for item in items]  # type: ignore[union-attr] # all are
             packed.lengths.extend(map(len, arrays))
             codec.write_packed(arrays, packed.query)
         place += len(items)
@@ -204,10 +203,9 @@ def _packed_form(item: Sequence | str | ArrayLike) -> "tuple[type[np.floating[An
 def _array_alone(item: Sequence | str | ArrayLike) -> NDArray[Any] | None:
     """Return the array that a sequence is, where it is nothing else."""
     if isinstance(item, Sequence):
-        texts = (item.text, item.memory_text, item.memory)
-        others = (item.key, item.value, item.window, item.allowed, item.bias)
-        alone = item.causal == "none" and all(each is None for each in (*texts, *others))
-        item = item.query if alone and item.query is not None else ""
+        if any(getattr(item, each.name) is not each.default for each in fields(item) if each.name != "query"):
+            return None
+        return item.query if isinstance(item.query, np.ndarray) else None
     return item if isinstance(item, np.ndarray) else None
 
 
@@ -241,6 +239,8 @@ def _write_mask(item: Sequence, message: pb.Mask, field: str) -> None:
 
 
 def _output(item: Output, field: str) -> pb.OutputSpec:
+    if isinstance(item, pb.OutputSpec):
+        return item
     with _field(field):
         spec = _spec(item)
         return pb.OutputSpec(
@@ -256,7 +256,7 @@ def _output(item: Output, field: str) -> pb.OutputSpec:
         )
 
 
-def _spec(item: Output) -> OutputSpec:
+def _spec(item: str | OutputSpec | Mapping[str, Any]) -> OutputSpec:
     if isinstance(item, OutputSpec):
         return item
     if isinstance(item, str):

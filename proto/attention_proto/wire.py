@@ -1,4 +1,4 @@
-"""Large messages to bytes: what they hold in `bytes` is copied once at most, where protobuf moves it several times."""
+"""Large messages to bytes: what they hold in `bytes` is copied once, where protobuf itself moves it several times."""
 
 import functools
 import itertools
@@ -11,11 +11,10 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 _LENGTH_DELIMITED = 2
-APART = 16 * 1024  # bytes of a piece that takes longer to be copied than to be sent by itself
 
 
 class Parts:
-    """The bytes of a message, in pieces that are put together at the end, where they have to be.
+    """The bytes of a message, in pieces that are put together once, at the end.
 
     Args:
         start: what of it is small, written by protobuf.
@@ -26,7 +25,7 @@ class Parts:
         self.size = len(start)
 
     def add(self, tag: bytes, content: "Parts | bytes | memoryview") -> None:
-        """Add a field: a message, or bytes; those that are lent must not change until all is sent.
+        """Add a field: a message; or bytes, which must not change until all is joined.
 
         Args:
             tag: of the field, see `tag`.
@@ -41,7 +40,7 @@ class Parts:
         self.size += len(head) + size
 
     def put(self, head: bytes, array: NDArray[Any]) -> None:
-        """Add what stands before an array's bytes, and these; the array must not change until all is sent."""
+        """Add what stands before an array's bytes, and these; the array must not change until all is joined."""
         self.pieces += (head, np.ascontiguousarray(array))
         self.size += len(head) + array.nbytes
 
@@ -50,7 +49,7 @@ class Parts:
 
         Args:
             heads: what stands before the bytes of each array.
-            batches: the arrays, with a leading dimension of one length; they must not change until all is sent.
+            batches: the arrays, with a leading dimension of one length; they must not change until all is joined.
         """
         columns: list[Iterable[Any]] = []
         for head, batch in zip(heads, batches, strict=True):
@@ -61,22 +60,6 @@ class Parts:
     def join(self) -> bytes:
         """Return the bytes."""
         return b"".join(self.pieces)
-
-    def gather(self) -> list[bytes | memoryview]:
-        """Return the bytes in few pieces: what is large stays where it is, what lies between is joined."""
-        gathered: list[bytes | memoryview] = []
-        small: list[Any] = []
-        for piece in self.pieces:
-            if (len(piece) if isinstance(piece, bytes) else piece.nbytes) < APART:
-                small.append(piece)
-                continue
-            if small:
-                gathered.append(b"".join(small))
-                small = []
-            gathered.append(piece if isinstance(piece, bytes) else memoryview(piece).cast("B"))
-        if small:
-            gathered.append(b"".join(small))
-        return gathered
 
 
 def tag(field: FieldDescriptor) -> bytes:

@@ -48,8 +48,7 @@ def aloud_weights(words: int, keys: int) -> np.ndarray:
 class Service(AttentionServiceServicer):
     """Dot-product attention, a text model that knows one verb, and one that says a text backwards and aloud.
 
-    Fails the next calls when told to. `version` is every model's default. Where it does not unpack, it is a server of
-    before there was `lengths`.
+    Fails the next calls when told to. `version` is every model's default.
     """
 
     failures: list[Status] = field(default_factory=list)
@@ -58,7 +57,6 @@ class Service(AttentionServiceServicer):
     memories: dict[str, pb.CreateMemoryRequest] = field(default_factory=dict)
     created: list[pb.CreateMemoryRequest] = field(default_factory=list)
     version: int = 1
-    unpacks: bool = True
 
     def Attend(self, request: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
         self.attempts += 1
@@ -72,8 +70,7 @@ class Service(AttentionServiceServicer):
                 kept = self.kept(request.model, sequence.memory, request.version, f"inputs[{i}].memory", context)
                 given = [name for name in ("key", "value", "memory_text") if kept.HasField(name)]
                 sequence.MergeFrom(pb.Sequence(**{name: getattr(kept, name) for name in given}))
-        sequences = [each for sequence in request.inputs for each in self.unpacked(sequence)]
-        results = [self.result(sequence, request) for sequence in sequences]
+        results = [self.result(sequence, request) for sequence in request.inputs]
         return pb.AttendResponse(model=request.model, version=request.version or self.version, results=results)
 
     def CreateMemory(self, request: pb.CreateMemoryRequest, _: grpc.ServicerContext) -> pb.Memory:
@@ -121,12 +118,6 @@ class Service(AttentionServiceServicer):
             expire_time=Timestamp(seconds=2_000_000_000),
             size_bytes=len(made.key.data),
         )
-
-    def unpacked(self, sequence: pb.Sequence) -> list[pb.Sequence]:
-        if not (sequence.lengths and self.unpacks):
-            return [sequence]
-        queries = np.split(codec.decode(sequence.query), np.cumsum(sequence.lengths)[:-1])
-        return [pb.Sequence(query=codec.encode(query)) for query in queries]
 
     def result(self, sequence: pb.Sequence, request: pb.AttendRequest) -> pb.Result:
         result = pb.Result()

@@ -3,7 +3,6 @@
 import inspect
 
 import attention_client
-import grpc
 import numpy as np
 import pytest
 from attention_client import (
@@ -18,8 +17,6 @@ from attention_client import (
 )
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
-from google.rpc.error_details_pb2 import BadRequest
-from google.rpc.status_pb2 import Status
 
 SENTENCE = "I gave my cat Tater a toy"
 X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
@@ -87,41 +84,6 @@ def test_batch_keeps_order_and_lengths(ask, target):
     batch = [X, X[:2], SENTENCE, Sequence(query=X[:1], key=X, causal="top_left")]
     results = ask(target, "attend_batch", "any", batch, outputs=["weights"])
     assert [result.weights.shape for result in results] == [(1, 5, 5), (1, 2, 2), (3, 7, 7), (1, 1, 5)]
-
-
-@pytest.mark.parametrize("unpacks", [True, False])
-def test_a_batch_of_arrays_travels_packed(ask, target, service, unpacks):
-    """Neighbours that are arrays alone lie one behind the other; a server that does not know it is asked again."""
-    service.unpacks = unpacks
-    batch = [X, Sequence(query=X[:2]), X[1:], SENTENCE]
-    results = ask(target, "attend_batch", "any", batch, outputs=["output"])
-    for result, alone in zip(results[:3], (X, X[:2], X[1:]), strict=True):
-        np.testing.assert_array_equal(result.output, ask(target, "attend", "any", query=alone).output)
-    assert results[3].tokens == tuple(SENTENCE.split())
-    lengths = [[[*each.lengths] for each in request.inputs] for request in service.requests]
-    assert lengths[: 1 if unpacks else 2] == ([[[5, 2, 4], []]] if unpacks else [[[5, 2, 4], []], [[]] * 4])
-
-
-def test_a_place_is_the_callers(ask, target, service):
-    """What is wrong with one of several that travel packed is told of the place that its caller gave it."""
-
-    def failure(field):
-        status = Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message="no")
-        status.details.add().Pack(BadRequest(field_violations=[{"field": field, "description": "is not finite"}]))
-        return status
-
-    service.failures = [failure("inputs[0].query"), failure("inputs[2].query")]
-    with pytest.raises(InvalidRequest) as caught:
-        ask(target, "attend_batch", "any", [X, X, X])
-    assert caught.value.field == "inputs[2].query"
-    assert [len(request.inputs) for request in service.requests] == [1, 3]
-    service.failures = [failure("outputs[0].name")]  # it is everybody's
-    with pytest.raises(InvalidRequest):
-        ask(target, "attend_batch", "any", [X, X, X])
-    assert [len(request.inputs) for request in service.requests[2:]] == [1]
-    with pytest.raises(InvalidRequest) as caught:
-        ask(target, "attend_batch", "any", [X, X, X, X > 0])
-    assert caught.value.field == "inputs[3].query"
 
 
 def test_dense_batch_is_its_sequences(ask, target):

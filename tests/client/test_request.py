@@ -32,7 +32,7 @@ def test_neighbours_are_packed():
         [[1, 2, 3, 4], [5, 6, 7, 8]],
         vectors(2, dtype=np.float64),
         vectors(2, dtype=np.int32),
-        vectors(1),
+        Sequence(query=vectors(1)),
     ]
     request = packed_request("m", given, ["output"], 3, token_offsets=True)
     shapes = [([*each.lengths], [*each.query.shape]) for each in request.inputs]
@@ -41,7 +41,8 @@ def test_neighbours_are_packed():
     assert shapes == [packed[0], *alone, packed[1], ([], [2, 4]), ([], [2, 4]), ([2, 2, 1], [5, 4])]
     np.testing.assert_array_equal(codec.decode(request.inputs[0].query), np.concatenate(given[:3]))
     np.testing.assert_array_equal(codec.decode(request.inputs[5].query), np.concatenate(given[7:9]))
-    np.testing.assert_array_equal(codec.decode(request.inputs[8].query), np.float32(np.concatenate(given[11:])))
+    last = [*given[11:13], given[13].query]
+    np.testing.assert_array_equal(codec.decode(request.inputs[8].query), np.float32(np.concatenate(last)))
     singly = attend_request("m", given, ["output"], 3, token_offsets=True)
     assert request.inputs[2:5] == singly.inputs[4:7]
     del request.inputs[:], singly.inputs[:]
@@ -51,8 +52,9 @@ def test_neighbours_are_packed():
 @pytest.mark.parametrize("bad", [np.ones((2, 2, 2), np.float32), np.array(["x"]), object()], ids=str)
 def test_what_has_no_form(bad):
     """What cannot be sent is refused by its place, as without packing."""
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest) as caught:
         packed_request("m", [vectors(2), vectors(2), bad], [], 0, token_offsets=False)
+    assert caught.value.field == "inputs[2].query"
 
 
 def test_an_empty_array_is_sent_as_it_is():

@@ -65,22 +65,3 @@ MESSAGES = [
 def test_serialized(message):
     """Every field is there, with its presence, and nothing else."""
     assert type(message).FromString(wire.serialize(message)) == message
-
-
-def test_gathered():
-    """What is large is not copied, whatever its type and shape; what lies between is one piece."""
-    small, large = np.arange(6, dtype=np.float32), np.ones((2, wire.APART), np.bool_)
-    inner = wire.Parts(b"i")
-    inner.add(b"l", bytes(wire.APART))
-    parts = wire.Parts(b"start")
-    parts.put(b"s", small)
-    parts.put(b"e", small[:0])
-    parts.put_all([b"b"], [large])
-    parts.add(b"t", inner)
-    parts.add(b"m", small.view(np.uint8).data)
-    pieces = parts.gather()
-    assert b"".join(pieces) == parts.join()
-    assert parts.size == len(parts.join()) == sum(map(len, pieces))
-    assert [len(piece) >= wire.APART for piece in pieces] == [False, True, False, True, False, True, False]
-    assert all(np.shares_memory(large, np.frombuffer(pieces[i], np.uint8)) for i in (1, 3))
-    assert wire.Parts().gather() == [b""]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import grpc
 import numpy as np
 import pytest
-from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, NotFound, Sequence
+from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, NotFound, OutputSpec, Sequence
 from attention_client.packs import PACK_SEQUENCES
 from attention_client.window import Window
 from attention_proto import codec
@@ -207,7 +207,7 @@ class Conversed:
         return None if found is None else (found, found.ByteSize())
 
     def send(self, content, is_gone):
-        self.sent += content
+        self.sent.append(content)
         is_gone()
 
 
@@ -223,7 +223,7 @@ def test_nothing_stays_counted(size, in_order):
         asked.append(Future())
         if len(asked) == 3:
             all_asked.set()
-        return asked[-1], lambda _: [message.id.encode()]
+        return asked[-1], lambda _: message.id.encode()
 
     async def held():
         conversed = Conversed(message(id_, np.ones((1, 8), np.float32)) for id_ in "abc")
@@ -275,6 +275,21 @@ def test_errors_in_place_and_raised(client):
         next(given)
     with pytest.raises(NotFound):
         next(client.attend_many("nobody", good))
+
+
+def test_outputs_that_are_there_but_once(client):
+    """What is to be sent back is read once, and holds for every message, and for what is asked by itself."""
+    bad = np.full((2, 8), np.nan, np.float32)
+    spec = OutputSpec("weights", rows=(row for row in [1]))
+    answers = list(
+        client.attend_many(
+            "dot", [*[np.ones((3, 8), np.float32)] * 70, bad], outputs=iter([spec]), return_exceptions=True
+        )
+    )
+    assert {each.weights.shape for each in answers[:70]} == {(1, 1, 3)}
+    assert isinstance(answers[70], InvalidRequest)
+    with pytest.raises(InvalidRequest, match=r"write \['weights'\]"):
+        next(client.attend_many("dot", [bad], outputs="weights"))
 
 
 def test_a_source_that_fails_raises_after_what_came_before(client):

@@ -53,11 +53,11 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
 
     def attend_proto(body: bytes) -> None:
         request = proto.to_request(pb.AttendRequest.FromString(body), service.limits)
-        proto.write(service.attend(request, call())).gather()
+        proto.serialize(service.attend(request, call()))
 
     def infer_proto(body: bytes) -> None:
         infer = oip_proto.to_infer(oip_pb.ModelInferRequest.FromString(body))
-        oip_proto.write(oip.answer(infer, service, call())).gather()
+        oip_proto.serialize(oip.answer(infer, service, call()))
 
     def model_of(body: bytes) -> str:
         return hostile_json.MODELS[(body[0] if body else 0) % 7]

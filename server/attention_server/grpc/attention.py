@@ -9,8 +9,7 @@ from attention_server.errors import InvalidRequest
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.gate import Conversed
 from attention_server.grpc.heavy import Heavy
-from attention_server.grpc.rpc import Pieces
-from attention_server.grpc.stream import Conversations, Dialect, Write
+from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.memories import Memory
 from attention_server.outcome import Outcome
 from attention_server.service import Service
@@ -27,9 +26,9 @@ class AttentionServicer:
         self._heavy = heavy
         self._dialect = Dialect(self._submit, _refuse, in_order=False)
 
-    async def Attend(self, message: pb.AttendRequest, call: Call) -> Pieces:
+    async def Attend(self, message: pb.AttendRequest, call: Call) -> bytes:
         response = await answered(await self._begin(message, call), call)
-        return await self._heavy.to_write(lambda: proto.write(response).gather(), response.size)
+        return await self._heavy.to_write(lambda: proto.serialize(response), response.size)
 
     async def AttendStream(self, conversed: Conversed, call: Call) -> None:
         await self._conversations.hold(conversed, self._dialect, call)
@@ -70,16 +69,17 @@ class AttentionServicer:
 
     async def _submit(
         self, message: pb.AttendStreamRequest, call: Call, admitted: Callable[[], None]
-    ) -> tuple["Outcome[Response]", Write]:
+    ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
         id_ = message.id
-        future = await self._begin(message.request, call, admitted)
-        return future, lambda response: proto.write_streamed(response, id_).gather()
+        return await self._begin(message.request, call, admitted), lambda response: proto.serialize_streamed(
+            response, id_
+        )
 
     def _memory(self, memory: Memory) -> pb.Memory:
         return proto.from_memory(memory, self._service.seconds_left(memory))
 
 
-def _refuse(id_: str, error: Exception, call: Call) -> pb.AttendStreamResponse:
-    return pb.AttendStreamResponse(id=id_, error=to_status(error, call.request_id))
+def _refuse(id_: str, error: Exception, call: Call) -> bytes:
+    return pb.AttendStreamResponse(id=id_, error=to_status(error, call.request_id)).SerializeToString()

@@ -19,7 +19,7 @@ from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
 from attention_server.grpc.heavy import Heavy
 from attention_server.grpc.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
-from attention_server.grpc.rpc import FAULT, Rpc, pieces
+from attention_server.grpc.rpc import FAULT, Rpc
 from attention_server.observe import Observer
 from attention_server.overload import Place
 from attention_server.service import Service
@@ -39,7 +39,7 @@ class Method:
     Attributes:
         name: of the RPC.
         kind: of its requests.
-        answer: a message and its call -> what answers it, a message or its pieces, now or when it is awaited; where it
+        answer: a message and its call -> what answers it, a message or its bytes, now or when it is awaited; where it
             converses, a stream and its call -> all is said.
         converses: it answers with a stream.
         computes: it is refused before it is read while more is asked for than can be computed.
@@ -174,10 +174,10 @@ class Gate:
         watch = call.watch
         watch.request_bytes = len(content)
         found = method.answer(await self._heavy.message(method.kind, content), call)
-        if not isinstance(found, list | Message):
+        if not isinstance(found, bytes | Message):
             found = await found
-        answer = pieces(found)
-        watch.is_written(sum(map(len, answer)))
+        answer = found if isinstance(found, bytes) else found.SerializeToString()
+        watch.is_written(len(answer))
         rpc.finish([OK, *told(watch)], answer)
 
 

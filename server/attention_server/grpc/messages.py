@@ -9,7 +9,7 @@ from attention_server.grpc.nghttp2 import Buffer
 
 PREFIX = 5  # bytes before each message: whether it is compressed, and its length
 CUT = 64  # messages that are cut off ahead of who takes them
-AHEAD = 2  # times what has come of a message, that is laid out for it at most; with huge pages it may be memory at once
+AHEAD = 2  # times what has come of a message, that is laid out for it at most
 LEAST = 512  # bytes that are laid out for a message
 
 

@@ -94,7 +94,6 @@ CALLBACK_FAILURE = -902
 
 FRAME_BYTES = 256 * 1024  # the largest that is taken
 STREAM_WINDOW = 1024 * 1024  # bytes that a peer may send on a stream ahead of who reads it
-TOLD = STREAM_WINDOW // 4  # bytes taken that are worth telling of: a peer hears of half a window, or more, at a time
 CONNECTION_WINDOW = 16 * 1024 * 1024
 HEAD_BYTES = 16 * 1024  # of all headers of a request
 HEADERS_COUNT = 128
@@ -240,7 +239,7 @@ class Session:
         return out
 
     def took(self, stream: int, count: int) -> None:
-        """Make room for more of a request's body: so many bytes of it were taken; see `TOLD`."""
+        """Make room for more of a request's body: so many bytes of it were taken."""
         lib.nghttp2_session_consume_stream(self._session, stream, count)
 
     def begin(self, stream: int, headers: "Headers") -> None:

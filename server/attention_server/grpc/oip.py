@@ -10,8 +10,7 @@ from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.gate import Conversed
 from attention_server.grpc.heavy import Heavy
-from attention_server.grpc.rpc import Pieces
-from attention_server.grpc.stream import Conversations, Dialect, Write
+from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.outcome import Outcome
 from attention_server.service import Service
 from attention_server.translate import oip, oip_models, oip_proto
@@ -53,10 +52,10 @@ class InferenceServicer:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict({"config": oip_models.config(model)}, pb.ModelConfigResponse())
 
-    async def ModelInfer(self, message: pb.ModelInferRequest, call: Call) -> Pieces:
+    async def ModelInfer(self, message: pb.ModelInferRequest, call: Call) -> bytes:
         future, answer = await self._begin(message, call, None)
         response = await answered(future, call)
-        return await self._heavy.to_write(lambda: oip_proto.write(answer(response)).gather(), response.size)
+        return await self._heavy.to_write(lambda: oip_proto.serialize(answer(response)), response.size)
 
     async def ModelStreamInfer(self, conversed: Conversed, call: Call) -> None:
         await self._conversations.hold(conversed, self._dialect, call)
@@ -92,9 +91,9 @@ class InferenceServicer:
 
     async def _submit(
         self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None]
-    ) -> tuple["Outcome[Response]", Write]:
+    ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
         future, answer = await self._begin(message, call, admitted)
-        return future, lambda response: oip_proto.write_streamed(answer(response)).gather()
+        return future, lambda response: oip_proto.serialize_streamed(answer(response))
 
     async def _begin(
         self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None] | None
@@ -108,8 +107,9 @@ class InferenceServicer:
         return await self._heavy.run(begin) if takes_long else begin()
 
 
-def _refuse(id_: str, error: Exception, call: Call) -> pb.ModelStreamInferResponse:  # noqa: ARG001 # it has no place
-    return pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
+def _refuse(id_: str, error: Exception, call: Call) -> bytes:  # noqa: ARG001 # it has no place for its id
+    refused = pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
+    return refused.SerializeToString()
 
 
 def _version(sent: str) -> int:

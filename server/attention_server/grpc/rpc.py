@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import structlog
-from google.protobuf.message import Message
 
 from attention_server.domain import FOR_EVER
 from attention_server.errors import (
@@ -23,10 +22,11 @@ from attention_server.errors import (
     Unimplemented,
 )
 from attention_server.grpc.messages import PREFIX, Messages
-from attention_server.grpc.nghttp2 import TOLD, Buffer, Header, Headers, Session
+from attention_server.grpc.nghttp2 import STREAM_WINDOW, Buffer, Header, Headers, Session
 from attention_server.transport import INFLATED, Threads, inflate
 
-SMALL = 4096  # bytes that are rather copied than sent behind a piece of five
+OWED = STREAM_WINDOW // 4  # bytes of room that are worth a call: nghttp2 tells a peer of half a window at a time
+SMALL = 4096  # bytes of a message that is rather copied than sent in two pieces
 INFLATING = 2  # messages at once
 TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -37,8 +37,6 @@ HEAD: tuple[Header, ...] = (
 )
 BEGINNING = Headers(HEAD)
 FAULT = ((b"grpc-status", b"13"), (b"grpc-message", b"internal error"))
-
-Pieces = list[Buffer]  # of a message, in order; they must not change until they are sent
 
 log = structlog.get_logger()
 
@@ -298,7 +296,7 @@ class Rpc:
 
     def _make_room(self) -> None:
         """Let the peer send more, unless there is a message that nobody has taken."""
-        if self._owed >= TOLD and not self._messages.whole and not self.is_over:
+        if self._owed >= OWED and not self._messages.whole and not self.is_over:
             self._line.session.took(self._stream, self._owed)
             self._owed = 0
 
@@ -323,56 +321,52 @@ class Rpc:
 
     # --- what goes ---
 
-    def send(self, message: Pieces, is_gone: Callable[[], None] | None = None) -> None:
+    def send(self, content: bytes, is_gone: Callable[[], None] | None = None) -> None:
         """Send a message.
 
         Args:
-            message: its bytes.
+            content: of the message.
             is_gone: called when it is on its way.
         """
         if not self.is_over:
-            self._put(message, is_gone)
+            self._put(content, is_gone)
             self._line.flush()
 
-    def finish(self, trailers: Sequence[Header], message: Pieces | None = None) -> None:
+    def finish(self, trailers: Sequence[Header], content: bytes | None = None) -> None:
         """End it with a status.
 
         Args:
             trailers: the status, and what is told beside it.
-            message: to be sent before.
+            content: a message to send before.
         """
         if self.is_over or self._is_finished:
             return
         self._is_finished = True
         session = self._line.session
-        if message is not None:
-            self._put(message, None)
+        if content is not None:
+            self._put(content, None)
         if self._begun:
             session.finish(self._stream, Headers(trailers))
         else:
             session.answer(self._stream, Headers([*HEAD, *trailers]))
         self._line.flush()
 
-    def _put(self, message: Pieces, is_gone: Callable[[], None] | None) -> None:
-        session, prefix = self._line.session, b"\0" + sum(map(len, message)).to_bytes(4, "big")
+    def _put(self, content: bytes, is_gone: Callable[[], None] | None) -> None:
+        session, prefix = self._line.session, b"\0" + len(content).to_bytes(4, "big")
         if not self._begun:
             self._begun = True
             session.begin(self._stream, BEGINNING)
-        *before, last = [prefix + message[0], *message[1:]] if len(message[0]) <= SMALL else [prefix, *message]
-        for piece in before:
-            session.send(self._stream, piece)
-        session.send(self._stream, last, is_gone)
+        if len(content) <= SMALL:
+            session.send(self._stream, prefix + content, is_gone)
+        else:
+            session.send(self._stream, prefix)
+            session.send(self._stream, content, is_gone)
 
     def refuse(self, headers: Sequence[Header]) -> None:
         """Answer what is no call of gRPC as HTTP does, at once."""
         if not self.is_over:
             self._is_finished = True
             self._line.session.answer(self._stream, Headers(headers))
-
-
-def pieces(message: Message | Pieces) -> Pieces:
-    """Return the bytes of a message, which may be written already."""
-    return message if isinstance(message, list) else [message.SerializeToString()]
 
 
 def _seconds(sent: bytes | None) -> float | None:

@@ -12,7 +12,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from attention_server.domain import Call
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
 from attention_server.grpc.gate import Conversed
-from attention_server.grpc.rpc import Rpc, pieces
+from attention_server.grpc.rpc import Rpc
 
 WATCHES = 256  # of health at once, which need no credentials
 REFLECTIONS = 8  # at once
@@ -86,7 +86,7 @@ class Health:
                 while not self._ended:
                     status = self._statuses.get(found.service, SERVICE_UNKNOWN)
                     if status != told:
-                        conversed.rpc.send(pieces(HealthCheckResponse(status=status)))
+                        conversed.rpc.send(HealthCheckResponse(status=status).SerializeToString())
                         told = status
                     await changed.wait()
                     changed.clear()
@@ -125,7 +125,7 @@ class Reflection:
                 async with asyncio.timeout(REFLECTION_SECONDS):
                     while (found := await conversed.next()) is not None:
                         for answer in self._servicer.ServerReflectionInfo(iter([found[0]]), None):
-                            conversed.rpc.send(pieces(answer))
+                            conversed.rpc.send(answer.SerializeToString())
             except TimeoutError as error:
                 raise Cancelled(f"a stream of reflection ends after {REFLECTION_SECONDS:g} s") from error
             finally:

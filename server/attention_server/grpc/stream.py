@@ -11,13 +11,11 @@ from functools import partial
 from typing import Any
 
 import structlog
-from google.protobuf.message import Message
 
 from attention_server.domain import Call, Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.grpc.exchange import poster
 from attention_server.grpc.gate import Conversed
-from attention_server.grpc.rpc import Pieces, pieces
 from attention_server.observe import Observer
 from attention_server.outcome import Outcome
 from attention_server.translate.errors import note
@@ -29,7 +27,7 @@ ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how lar
 
 log = structlog.get_logger()
 
-Write = Callable[[Response], Pieces]
+Write = Callable[[Response], bytes]
 Submit = Callable[[Any, Call, Callable[[], None]], Awaitable[tuple["Outcome[Response]", Write]]]
 
 
@@ -45,7 +43,7 @@ class Dialect:
     """
 
     submit: Submit
-    refuse: Callable[[str, Exception, Call], Message]
+    refuse: Callable[[str, Exception, Call], bytes]
     in_order: bool
 
 
@@ -243,7 +241,7 @@ class Conversation:
             asked.outcome = None  # they hold each other
         self._asked.clear()
 
-    def _written(self, asked: Asked) -> Pieces:
+    def _written(self, asked: Asked) -> bytes:
         watch, outcome = asked.call.watch, asked.outcome
         asked.outcome = None  # they hold each other
         try:
@@ -255,8 +253,8 @@ class Conversation:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=watch.request_id)
             note(watch, error)
-            answer = pieces(self._dialect.refuse(asked.id, error, asked.call))
-        watch.is_written(sum(map(len, answer)))
+            answer = self._dialect.refuse(asked.id, error, asked.call)
+        watch.is_written(len(answer))
         self._observer.end(watch)
         return answer
 

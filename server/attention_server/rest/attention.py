@@ -116,7 +116,7 @@ class AttentionRoutes:
         domain_request, encoding = json.to_request(body, model, version, self._service.limits)
         response = self._service.attend(domain_request, call)
         if as_protobuf:
-            return Response(proto.write(response).join(), media_type=PROTOBUF)
+            return Response(proto.serialize(response), media_type=PROTOBUF)
         return Response(json.from_response(response, encoding), media_type=JSON)
 
     def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
@@ -125,7 +125,7 @@ class AttentionRoutes:
         message.version = agreed("version", version, message.version)
         response = self._service.attend(proto.to_request(message, self._service.limits), call)
         if as_protobuf:
-            return Response(proto.write(response).join(), media_type=PROTOBUF)
+            return Response(proto.serialize(response), media_type=PROTOBUF)
         return Response(json.from_response(response, "json"), media_type=JSON)
 
 

@@ -52,20 +52,20 @@ def to_infer(message: pb.ModelInferRequest) -> Infer:
     )
 
 
-def write(answer: Answer) -> wire.Parts:
-    """Write an answer, as the bytes of a ModelInferResponse; its arrays are not copied, and must not change."""
-    return _write(answer, {})
+def serialize(answer: Answer) -> bytes:
+    """Write an answer, as the bytes of a ModelInferResponse."""
+    return _parts(answer, {}).join()
 
 
-def write_streamed(answer: Answer) -> wire.Parts:
-    """Write the only answer to one request of a stream, as the bytes of a ModelStreamInferResponse; as `write`."""
+def serialize_streamed(answer: Answer) -> bytes:
+    """Write the only answer to one request of a stream, as the bytes of a ModelStreamInferResponse."""
     streamed = wire.Parts()
-    streamed.add(INFER_RESPONSE, _write(answer, {"triton_final_response": pb.InferParameter(bool_param=True)}))
-    return streamed
+    streamed.add(INFER_RESPONSE, _parts(answer, {"triton_final_response": pb.InferParameter(bool_param=True)}))
+    return streamed.join()
 
 
-def _write(answer: Answer, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
-    """Write an answer: all contents are raw, in the order of the outputs."""
+def _parts(answer: Answer, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
+    """Return an answer's parts: all contents are raw, in the order of the outputs, and are copied once."""
     outputs = [
         pb.ModelInferResponse.InferOutputTensor(
             name=each.name, datatype=data_type_of(each.array), shape=each.array.shape

@@ -92,28 +92,16 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
     )
 
 
-def write(response: Response) -> wire.Parts:
-    """Write a response, as the bytes of an AttendResponse; its arrays are not copied, and must not change."""
-    parts = wire.Parts(_about(response.model, response.version))
-    for result in response.results:
-        words = _words(result, offsets=response.token_offsets)
-        if not words and _put_arrays(result, parts):
-            continue
-        written = wire.Parts(words)
-        for name, value in result.outputs.items():
-            if isinstance(value, TopK):
-                written.add(OUTPUTS, _top_k_parts(name, value))
-            else:
-                written.put(_output_head(name, value.dtype, value.shape), value)
-        parts.add(RESULTS, written)
-    return parts
+def serialize(response: Response) -> bytes:
+    """Write a response, as the bytes of an AttendResponse."""
+    return _parts(response).join()
 
 
-def write_streamed(response: Response, id_: str) -> wire.Parts:
-    """Write the response to one request of a stream, as the bytes of an AttendStreamResponse; as `write`."""
+def serialize_streamed(response: Response, id_: str) -> bytes:
+    """Write the response to one request of a stream, as the bytes of an AttendStreamResponse."""
     streamed = wire.Parts(pb.AttendStreamResponse(id=id_).SerializeToString())
-    streamed.add(RESPONSE, write(response))
-    return streamed
+    streamed.add(RESPONSE, _parts(response))
+    return streamed.join()
 
 
 def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
@@ -216,6 +204,23 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         layers=tuple(message.layers),
         pool=POOL[message.pool],
     )
+
+
+def _parts(response: Response) -> wire.Parts:
+    """Return a response's parts: each tensor is copied once, where protobuf copies it three times."""
+    parts = wire.Parts(_about(response.model, response.version))
+    for result in response.results:
+        words = _words(result, offsets=response.token_offsets)
+        if not words and _put_arrays(result, parts):
+            continue
+        written = wire.Parts(words)
+        for name, value in result.outputs.items():
+            if isinstance(value, TopK):
+                written.add(OUTPUTS, _top_k_parts(name, value))
+            else:
+                written.put(_output_head(name, value.dtype, value.shape), value)
+        parts.add(RESULTS, written)
+    return parts
 
 
 def _put_arrays(result: Result, parts: wire.Parts) -> bool:
