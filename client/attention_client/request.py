@@ -98,7 +98,7 @@ Output = str | OutputSpec | Mapping[str, Any] | pb.OutputSpec
 
 
 def output_specs(outputs: Iterable[Output]) -> list[pb.OutputSpec]:
-    """Return what to send back as it is on the wire: for several requests, for what is given may be there but once.
+    """Return outputs in the form of the wire, which serves several requests: what is given may be read but once.
 
     Raises:
         InvalidRequest: one has no form on the wire, or a name stands in the place of a list of them.

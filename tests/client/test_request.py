@@ -49,6 +49,27 @@ def test_neighbours_are_packed():
     assert request == singly
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"key": vectors(2)},
+        {"value": vectors(2)},
+        {"memory": "id"},
+        {"causal": "top_left"},
+        {"window": (1, 0)},
+        {"allowed": np.ones((2, 2), np.bool_)},
+        {"bias": vectors(2, 2)},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_has_more_than_an_array_is_not_packed(more):
+    """Whatever goes with a query holds for it alone, and is sent."""
+    given = [vectors(2), Sequence(query=vectors(2), **more), Sequence(query=vectors(2), **more)]
+    request = packed_request("m", given, [], 0, token_offsets=False)
+    assert request == attend_request("m", given, [], 0, token_offsets=False)
+    assert all(each.query.shape and not each.lengths for each in request.inputs)
+
+
 @pytest.mark.parametrize("bad", [np.ones((2, 2, 2), np.float32), np.array(["x"]), object()], ids=str)
 def test_what_has_no_form(bad):
     """What cannot be sent is refused by its place, as without packing."""

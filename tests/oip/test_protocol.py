@@ -575,6 +575,16 @@ def test_a_timeout_on_a_stream_is_its_requests_alone(stub):
     assert answered.infer_response.id == "2" and not answered.error_message
 
 
+def test_a_streams_answers_are_those_of_single_calls(stub):
+    """Each answer of a stream is the one that a call has, and says that it is its request's last."""
+    asked = message(raw_input_contents=[RAW], id="1")
+    alone = stub.ModelInfer(asked, timeout=10)
+    assert not alone.parameters
+    (streamed,) = stub.ModelStreamInfer(iter([asked]), timeout=30)
+    assert streamed.infer_response.parameters.pop("triton_final_response").bool_param
+    assert streamed == pb.ModelStreamInferResponse(infer_response=alone)
+
+
 # --- the repository, and who may change it ---
 
 
