@@ -6,8 +6,8 @@
 import timeit
 from collections.abc import Callable
 
-from attention_server import logs, tracing
-from attention_server.observe import Observer
+from attention_server.telemetry import logs, tracing
+from attention_server.telemetry.observer import Observer
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from rich.console import Console
 

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attention_server.engine import Engine, Run
+from attention_server.inference.engine import Engine, Run
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]

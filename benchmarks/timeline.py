@@ -18,8 +18,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from attention_server import app, engine, scheduler
-from attention_server.grpc import connection, gate, rpc
+from attention_server import app
+from attention_server.grpc import interceptor as gate
+from attention_server.http2 import call as rpc
+from attention_server.http2 import connection
+from attention_server.inference import engine
+from attention_server.scheduling import scheduler
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
-from attention_server import repository
-from attention_server.engine import Engine
-from attention_server.memories import MemoryStore
+from attention_server.inference.contexts import MemoryStore
+from attention_server.inference.engine import Engine
+from attention_server.repository import repository
 from rich.console import Console
 
 EXPORTER = Path(__file__).parents[1] / ".venv-dev/bin/attention-export"

@@ -12,15 +12,16 @@ from attention_client.errors import CLASSES, AttentionError
 from attention_client.request import attend_request
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Mask
-from attention_server import domain, logs
-from attention_server.callers import ALL_RIGHTS
-from attention_server.core import make_core
-from attention_server.engine import DeviceError
+from attention_server.auth.callers import ALL_RIGHTS
+from attention_server.codecs import proto
+from attention_server.codecs.errors import code_of
+from attention_server.domain import messages as domain
 from attention_server.errors import AttentionServiceError
-from attention_server.loading import RepositoryError
+from attention_server.inference.engine import DeviceError
+from attention_server.repository.loader import RepositoryError
+from attention_server.service.build import make_core
 from attention_server.settings import Settings
-from attention_server.translate import proto
-from attention_server.translate.errors import code_of
+from attention_server.telemetry import logs
 
 from attention_batch.errors import Refused
 from attention_batch.scorer import Question

@@ -20,18 +20,18 @@ from attention_proto.allocator import keep_freed
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from attention_server import logs
-from attention_server.access import AccessError, open_access
-from attention_server.core import make_core
-from attention_server.engine import DeviceError
+from attention_server.auth.access import AccessError, open_access
 from attention_server.grpc.server import GrpcServer
-from attention_server.loading import RepositoryError
-from attention_server.observe import Observer
-from attention_server.repository import Repository
+from attention_server.inference.engine import DeviceError
+from attention_server.repository.loader import RepositoryError
+from attention_server.repository.repository import Repository
 from attention_server.rest.server import RestServer
-from attention_server.scheduler import Scheduler
+from attention_server.scheduling.scheduler import Scheduler
+from attention_server.service.build import make_core
 from attention_server.settings import MIB, Settings
-from attention_server.tracing import TracingError, open_tracing
+from attention_server.telemetry import logs
+from attention_server.telemetry.observer import Observer
+from attention_server.telemetry.tracing import TracingError, open_tracing
 
 log = structlog.get_logger()
 

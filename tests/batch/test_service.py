@@ -13,7 +13,7 @@ import requests
 from attention_batch import engine_client
 from attention_batch.errors import Refused, Stopped
 from attention_client import InternalError
-from attention_server.callers import digest_of, new_token
+from attention_server.auth.callers import digest_of, new_token
 from serving import Server, start_server
 
 from tests.batch.scoring import (

@@ -141,7 +141,7 @@ def test_without_opentelemetry_the_client_works(dot_only):
 def test_what_is_not_asked_for_is_not_imported(dot_only):
     """Without the variables nothing of OpenTelemetry is loaded, and where they say so nothing is sent."""
     asked = (
-        "import attention_server.app as app, attention_server.tracing as tracing, sys\n"
+        "import attention_server.app as app, attention_server.telemetry.tracing as tracing, sys\n"
         "assert tracing.open_tracing() is None\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )

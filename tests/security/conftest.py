@@ -42,7 +42,7 @@ def write_pair(leaf: trustme.LeafCert, cert: Path, key: Path) -> None:
 def make_token(name: str, *arguments: str) -> tuple[str, str]:
     """Run the command; return the token, and the lines for the file."""
     done = subprocess.run(
-        [sys.executable, "-m", "attention_server.new_token", name, *arguments],
+        [sys.executable, "-m", "attention_server.auth.new_token", name, *arguments],
         capture_output=True,
         text=True,
         check=True,

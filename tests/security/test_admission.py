@@ -16,9 +16,9 @@ import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.inference import grpc_predict_v2_pb2 as oip
-from attention_server.domain import Response
-from attention_server.grpc import connection as grpc_connection
+from attention_server.domain.messages import Response
 from attention_server.grpc import standard
+from attention_server.http2 import connection as grpc_connection
 from attention_server.rest import connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc

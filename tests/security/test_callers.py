@@ -14,13 +14,13 @@ import requests
 from attention_client import AttentionClient, PermissionDenied, Unauthenticated
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server import callers as callers_module
-from attention_server.callers import ANYONE, OPEN, Callers, digest_of, new_token
-from attention_server.domain import Call
+from attention_server.auth import callers as callers_module
+from attention_server.auth.callers import ANYONE, OPEN, Callers, digest_of, new_token
+from attention_server.domain.messages import Call
 from attention_server.errors import LimitReached, Unimplemented
 from attention_server.errors import PermissionDenied as NotAllowed
 from attention_server.errors import Unauthenticated as NoCredentials
-from attention_server.rest.gate import UNGUARDED
+from attention_server.rest.middleware import UNGUARDED
 from attention_server.rest.oip import NOT_OFFERED
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AttentionClient, Unavailable, channel
-from attention_server.callers import Callers, digest_of, new_token
-from attention_server.certificates import Certificates
+from attention_server.auth.callers import Callers, digest_of, new_token
+from attention_server.auth.certificates import Certificates
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving import clean_env, run_server, start_server
 

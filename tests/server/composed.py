@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
-from attention_server.callers import Callers
-from attention_server.certificates import Certificates
-from attention_server.domain import Limits
-from attention_server.engine import Engine, Run
-from attention_server.fair_queue import QueueLimits
+from attention_server.auth.callers import Callers
+from attention_server.auth.certificates import Certificates
+from attention_server.domain.messages import Limits
 from attention_server.grpc.server import GrpcServer
-from attention_server.memories import MemoryStore
-from attention_server.repository import Policy, Repository
+from attention_server.inference.contexts import MemoryStore
+from attention_server.inference.engine import Engine, Run
+from attention_server.repository.repository import Policy, Repository
 from attention_server.rest.server import RestServer
-from attention_server.scheduler import Scheduler
-from attention_server.service import Service
+from attention_server.scheduling.fair_queue import QueueLimits
+from attention_server.scheduling.scheduler import Scheduler
+from attention_server.service.service import Service
 
 MIB = 2**20
 

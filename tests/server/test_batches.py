@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from attention_client import AttentionClient
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_server import domain
-from attention_server.callers import ALL_RIGHTS
+from attention_server.auth.callers import ALL_RIGHTS
+from attention_server.codecs import json as translate_json
+from attention_server.codecs import proto
+from attention_server.codecs.batch import expand
+from attention_server.domain import messages as domain
 from attention_server.errors import InvalidRequest, TooLarge
-from attention_server.translate import json as translate_json
-from attention_server.translate import proto
-from attention_server.translate.batch import expand
 
 from tests.conftest import refused, tensor
 from tests.server.composed import composed, wait_until

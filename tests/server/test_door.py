@@ -10,9 +10,9 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.errors import Full, Unavailable
-from attention_server.fair_queue import QueueLimits
-from attention_server.overload import AFTERWARDS, LEAST, MOST, PLACES, Overload
-from attention_server.scheduler import Scheduler
+from attention_server.scheduling.admission import AFTERWARDS, LEAST, MOST, PLACES, Overload
+from attention_server.scheduling.fair_queue import QueueLimits
+from attention_server.scheduling.scheduler import Scheduler
 from serving import start_server
 
 from tests.conftest import refused_by_grpc, tensor

@@ -14,12 +14,12 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server import errors
-from attention_server.engine import Engine
-from attention_server.memories import MemoryStore
-from attention_server.repository import Policy, Repository
+from attention_server.codecs.errors import CODES, code_of, to_json, to_status
+from attention_server.domain.request_record import Watch
+from attention_server.inference.contexts import MemoryStore
+from attention_server.inference.engine import Engine
+from attention_server.repository.repository import Policy, Repository
 from attention_server.rest.exchange import error_response
-from attention_server.translate.errors import CODES, code_of, to_json, to_status
-from attention_server.watch import Watch
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from starlette.requests import Request

@@ -1,7 +1,7 @@
 """The forms of a stage, against loops."""
 
 import numpy as np
-from attention_server.forms import top_k
+from attention_server.inference.postprocess import top_k
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

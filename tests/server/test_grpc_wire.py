@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.grpc import connection, nghttp2
-from attention_server.grpc.messages import CUT
-from attention_server.grpc.nghttp2 import CONNECTION_WINDOW, HEAD_BYTES, STREAM_WINDOW
-from attention_server.grpc.rpc import Inbound
+from attention_server.http2 import connection, nghttp2
+from attention_server.http2.call import Inbound
+from attention_server.http2.messages import CUT
+from attention_server.http2.nghttp2 import CONNECTION_WINDOW, HEAD_BYTES, STREAM_WINDOW
 from serving import start_server
 
 from tests.conftest import refused_by_grpc, tensor

@@ -11,7 +11,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.errors import NotFound as NotKept
 from attention_server.errors import TooLarge as OverBudget
-from attention_server.memories import Memory, MemoryStore, memory_id
+from attention_server.inference.contexts import Memory, MemoryStore, memory_id
 from serving import ROOT, start_server
 
 from tests.conftest import refused_by_http

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from attention_server.errors import InvalidRequest, TooLarge
-from attention_server.grpc.messages import AHEAD, CUT, LEAST, PREFIX, Messages
+from attention_server.http2.messages import AHEAD, CUT, LEAST, PREFIX, Messages
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ import weakref
 from concurrent.futures import CancelledError, InvalidStateError
 
 import pytest
-from attention_server.outcome import Outcome
+from attention_server.scheduling.future import Outcome
 
 
 def test_an_answer():

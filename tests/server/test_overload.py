@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.callers import Callers
-from attention_server.engine import Engine, Run
+from attention_server.auth.callers import Callers
 from attention_server.errors import Cancelled
+from attention_server.inference.engine import Engine, Run
 from serving import start_server
 
 from tests.conftest import refused, refused_by_grpc, tensor

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attention_server.engine import _OrtGraph
+from attention_server.inference.engine import _OrtGraph
 
 from tests.conftest import refused
 from tests.server.composed import composed

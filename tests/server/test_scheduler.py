@@ -12,8 +12,8 @@ from queue import SimpleQueue
 
 import pytest
 from attention_server.errors import DeadlineExceeded, Stopping, Unavailable
-from attention_server.fair_queue import QueueLimits
-from attention_server.scheduler import SHORT, TURN, Scheduler, Work
+from attention_server.scheduling.fair_queue import QueueLimits
+from attention_server.scheduling.scheduler import SHORT, TURN, Scheduler, Work
 
 from tests.server.composed import wait_until
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import encode
-from attention_server.domain import Prediction, Response, Result, Span, Tokens, TopK
-from attention_server.translate import proto
+from attention_server.codecs import proto
+from attention_server.domain.messages import Prediction, Response, Result, Span, Tokens, TopK
 
 TOKENS = Tokens(np.array([1, 2]), ("a", "b"), ("a", "b"), (Span(0, 1), Span(2, 3)))
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_server.codecs import json as translate
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.server import HealthRoutes
-from attention_server.translate import json as translate
 from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase

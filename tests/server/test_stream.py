@@ -15,9 +15,9 @@ from attention_client.window import Window
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.domain import Call
+from attention_server.domain.messages import Call
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation, Dialect
-from attention_server.observe import Observer
+from attention_server.telemetry.observer import Observer
 from serving import start_server
 
 from tests.server.composed import wait_until

@@ -22,12 +22,15 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
     with atheris.instrument_imports(include=["attention_server", "attention_proto"]):
         from attention_proto.attention.v1 import attention_pb2 as pb  # noqa: PLC0415
         from attention_proto.inference import grpc_predict_v2_pb2 as oip_pb  # noqa: PLC0415
-        from attention_server.callers import ALL_RIGHTS  # noqa: PLC0415
-        from attention_server.core import make_core  # noqa: PLC0415
-        from attention_server.domain import Call  # noqa: PLC0415
+        from attention_server.auth.callers import ALL_RIGHTS  # noqa: PLC0415
+        from attention_server.codecs import json, proto  # noqa: PLC0415
+        from attention_server.codecs.oip import json as oip_json  # noqa: PLC0415
+        from attention_server.codecs.oip import oip  # noqa: PLC0415
+        from attention_server.codecs.oip import proto as oip_proto  # noqa: PLC0415
+        from attention_server.domain.messages import Call  # noqa: PLC0415
         from attention_server.errors import AttentionServiceError  # noqa: PLC0415
+        from attention_server.service.build import make_core  # noqa: PLC0415
         from attention_server.settings import Settings  # noqa: PLC0415
-        from attention_server.translate import json, oip, oip_json, oip_proto, proto  # noqa: PLC0415
     from google.protobuf.message import DecodeError  # noqa: PLC0415
     from serving import made_repository  # noqa: PLC0415
 

@@ -9,9 +9,9 @@ from http.client import HTTPConnection
 
 import pytest
 import requests
-from attention_server.callers import OPEN
+from attention_server.auth.callers import OPEN
 from attention_server.rest import page
-from attention_server.rest.gate import UNGUARDED
+from attention_server.rest.middleware import UNGUARDED
 from serving import ROOT, Server, start_server
 
 from tests.security.conftest import make_token

@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_server.domain import Call, Response
+from attention_server.codecs import proto
+from attention_server.codecs.errors import to_status
+from attention_server.domain.messages import Call, Response
 from attention_server.errors import InvalidRequest
 from attention_server.grpc.exchange import answered
-from attention_server.grpc.gate import Conversed
-from attention_server.grpc.heavy import Heavy
+from attention_server.grpc.interceptor import Conversed
+from attention_server.grpc.offload import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
-from attention_server.memories import Memory
-from attention_server.outcome import Outcome
-from attention_server.service import Service
-from attention_server.translate import proto
-from attention_server.translate.errors import to_status
+from attention_server.inference.contexts import Memory
+from attention_server.scheduling.future import Outcome
+from attention_server.service.service import Service
 
 
 class AttentionServicer:

@@ -10,14 +10,14 @@ from urllib.parse import quote
 
 import structlog
 
-from attention_server.callers import Caller
-from attention_server.domain import Call
+from attention_server.auth.callers import Caller
+from attention_server.codecs.errors import note, to_status
+from attention_server.domain.messages import Call
+from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, Watch
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
-from attention_server.grpc.nghttp2 import Header
-from attention_server.grpc.rpc import Rpc
-from attention_server.outcome import Outcome
-from attention_server.translate.errors import note, to_status
-from attention_server.watch import REQUEST_ID, SERVER_TIMING, Watch
+from attention_server.http2.call import Rpc
+from attention_server.http2.nghttp2 import Header
+from attention_server.scheduling.future import Outcome
 
 T = TypeVar("T")
 

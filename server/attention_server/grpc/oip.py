@@ -5,18 +5,20 @@ from collections.abc import Callable
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
 from google.protobuf.json_format import ParseDict
 
-from attention_server.domain import Call, Response
+from attention_server.codecs.errors import message_of
+from attention_server.codecs.oip import models as oip_models
+from attention_server.codecs.oip import oip
+from attention_server.codecs.oip import proto as oip_proto
+from attention_server.codecs.oip.tensor import BYTES
+from attention_server.codecs.url import to_version
+from attention_server.domain.messages import Call, Response
 from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.exchange import answered
-from attention_server.grpc.gate import Conversed
-from attention_server.grpc.heavy import Heavy
+from attention_server.grpc.interceptor import Conversed
+from attention_server.grpc.offload import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
-from attention_server.outcome import Outcome
-from attention_server.service import Service
-from attention_server.translate import oip, oip_models, oip_proto
-from attention_server.translate.errors import message_of
-from attention_server.translate.oip_tensor import BYTES
-from attention_server.translate.url import to_version
+from attention_server.scheduling.future import Outcome
+from attention_server.service.service import Service
 
 
 class InferenceServicer:

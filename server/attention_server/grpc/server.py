@@ -13,18 +13,18 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from attention_server.callers import Callers
-from attention_server.certificates import Certificates, grpc_context
+from attention_server.auth.callers import Callers
+from attention_server.auth.certificates import Certificates, grpc_context
 from attention_server.errors import Stopping
 from attention_server.grpc.attention import AttentionServicer
-from attention_server.grpc.connection import Connection, Port
-from attention_server.grpc.gate import Gate, Method
-from attention_server.grpc.heavy import Heavy
+from attention_server.grpc.interceptor import Gate, Method
+from attention_server.grpc.offload import Heavy
 from attention_server.grpc.oip import InferenceServicer
-from attention_server.grpc.rpc import Inbound
 from attention_server.grpc.standard import NOT_SERVING, SERVING, Health, Reflection
 from attention_server.grpc.stream import STREAMS, Conversations
-from attention_server.service import SPARE_THREADS, Service
+from attention_server.http2.call import Inbound
+from attention_server.http2.connection import Connection, Port
+from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.transport import Threads, listen
 
 ATTENTION = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"]

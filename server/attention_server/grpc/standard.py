@@ -9,10 +9,10 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from attention_server.domain import Call
+from attention_server.domain.messages import Call
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
-from attention_server.grpc.gate import Conversed
-from attention_server.grpc.rpc import Rpc
+from attention_server.grpc.interceptor import Conversed
+from attention_server.http2.call import Rpc
 
 WATCHES = 256  # of health at once, which need no credentials
 REFLECTIONS = 8  # at once

@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 
-from attention_server.domain import Call, Response
+from attention_server.codecs.errors import note
+from attention_server.domain.messages import Call, Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.grpc.exchange import poster
-from attention_server.grpc.gate import Conversed
-from attention_server.observe import Observer
-from attention_server.outcome import Outcome
-from attention_server.translate.errors import note
+from attention_server.grpc.interceptor import Conversed
+from attention_server.scheduling.future import Outcome
+from attention_server.telemetry.observer import Observer
 
 STREAMS = 64  # at once
 IN_FLIGHT = 32  # requests of one stream

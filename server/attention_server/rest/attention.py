@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from attention_server.domain import Call
+from attention_server.codecs import json, proto
+from attention_server.codecs.url import agreed
+from attention_server.domain.messages import Call
 from attention_server.errors import InvalidRequest
-from attention_server.memories import Memory
+from attention_server.inference.contexts import Memory
 from attention_server.rest.exchange import (
     JSON,
     PROTOBUF,
@@ -22,9 +24,7 @@ from attention_server.rest.exchange import (
     version_of,
     wants_protobuf,
 )
-from attention_server.service import Service
-from attention_server.translate import json, proto
-from attention_server.translate.url import agreed
+from attention_server.service.service import Service
 
 M = TypeVar("M", bound=Message)
 

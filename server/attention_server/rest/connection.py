@@ -10,7 +10,7 @@ from typing import Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from attention_server.certificates import common_name
+from attention_server.auth.certificates import common_name
 from attention_server.transport import most_connections
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers

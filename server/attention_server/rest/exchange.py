@@ -11,8 +11,11 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from attention_server.callers import Caller
-from attention_server.domain import Call
+from attention_server.auth.callers import Caller
+from attention_server.codecs.errors import code_of, note, to_json, to_status
+from attention_server.codecs.url import to_version
+from attention_server.domain.messages import Call
+from attention_server.domain.request_record import Watch
 from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
@@ -22,11 +25,8 @@ from attention_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from attention_server.overload import Overload
-from attention_server.translate.errors import code_of, note, to_json, to_status
-from attention_server.translate.url import to_version
+from attention_server.scheduling.admission import Overload
 from attention_server.transport import Threads, inflate
-from attention_server.watch import Watch
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"

@@ -8,13 +8,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from attention_server.domain import Call
+from attention_server.codecs.document import Json, fields, parse, typed
+from attention_server.codecs.duplicates import refuse_duplicates
+from attention_server.codecs.oip import json as oip_json
+from attention_server.codecs.oip import models as oip_models
+from attention_server.codecs.oip import oip
+from attention_server.domain.messages import Call
 from attention_server.errors import Unimplemented
 from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
-from attention_server.service import Service
-from attention_server.translate import oip, oip_json, oip_models
-from attention_server.translate.document import Json, fields, parse, typed
-from attention_server.translate.duplicates import refuse_duplicates
+from attention_server.service.service import Service
 
 BINARY = "application/octet-stream"
 NOT_OFFERED = (

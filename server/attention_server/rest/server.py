@@ -20,17 +20,17 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from swagger_ui_bundle import swagger_ui_path
 
-from attention_server.callers import Callers
-from attention_server.certificates import Certificates, http_context
+from attention_server.auth.callers import Callers
+from attention_server.auth.certificates import Certificates, http_context
+from attention_server.codecs import prometheus
+from attention_server.codecs.errors import name_of
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
 from attention_server.rest.exchange import JSON, Exchange, answers, told, watch_of
-from attention_server.rest.gate import Gate
+from attention_server.rest.middleware import Gate
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
-from attention_server.service import SPARE_THREADS, Service
-from attention_server.translate import prometheus
-from attention_server.translate.errors import name_of
+from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.transport import Threads, listen
 
 DOCS_PAGE = """<!doctype html>

@@ -1,0 +1,1 @@
+"""Callers, their tokens and certificates, and the files they are read from."""

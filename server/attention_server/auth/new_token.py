@@ -1,0 +1,32 @@
+"""`attention-token NAME`: make a token, and the lines of the file of tokens that let it in."""
+
+import argparse
+import json
+import sys
+from typing import get_args
+
+from attention_server.auth.callers import Right, digest_of, new_token
+
+
+def main() -> None:
+    """Print the lines for the file on stdout, and the token, which is kept nowhere, on stderr."""
+    parser = argparse.ArgumentParser(
+        "attention-token",
+        description="Makes a token for a caller. What belongs into the file of tokens goes to stdout, to be appended; "
+        "the token itself goes to stderr, once.",
+    )
+    parser.add_argument("name", help="whose it is, in logs and limits")
+    parser.add_argument("--rights", nargs="*", choices=get_args(Right), default=["attend"], help="what it may do")
+    arguments = parser.parse_args()
+    token = new_token()
+    # A basic string of TOML is written as JSON's is.
+    sys.stdout.write(
+        f"[{json.dumps(arguments.name)}]\nsha256 = {json.dumps(digest_of(token))}\n"
+        f"rights = {json.dumps(arguments.rights)}\n"
+    )
+    sys.stdout.flush()
+    sys.stderr.write(f"{token}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Wire forms to and from the domain; nothing here calls the service."""

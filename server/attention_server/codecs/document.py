@@ -1,0 +1,146 @@
+"""A JSON document, read strictly: a field that nobody knows, or of another type, is an error that names it."""
+
+import difflib
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import orjson
+
+from attention_server.domain.messages import Array, join_path
+from attention_server.errors import InvalidRequest, TooLarge
+
+LEAVES: dict[str, tuple[set[type], str]] = {
+    "b": ({bool}, "true and false"),
+    "i": ({int}, "integers"),
+    "u": ({int}, "integers"),
+    "f": ({int, float}, "numbers"),
+}
+Json = Mapping[str, Any]
+MOST_CONTAINERS = 1_000_000  # of a document; parsed, an empty one has some 70 bytes
+
+
+def parse(body: bytes) -> object:
+    """Read JSON.
+
+    Raises:
+        TooLarge: it has more lists and objects than one may; each takes many times its two bytes.
+        InvalidRequest: it is none; NaN and infinity are none.
+    """
+    containers = body.count(b"[") + body.count(b"{")
+    if containers > MOST_CONTAINERS:
+        raise TooLarge(
+            f"the body has {containers} lists and objects; JSON may have {MOST_CONTAINERS}: send tensors as base64"
+        )
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+
+
+def fields(value: object, path: str, known: tuple[str, ...]) -> Json:
+    """Return an object that has no other fields than those known; every reader here raises InvalidRequest."""
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"must be an object, not {kind_of(value)}", field=path)
+    for name in value:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known)}"
+            raise InvalidRequest(f"there is no such field{hint}", field=join_path(path, name[:64]))
+    return value
+
+
+def typed(content: Json, name: str, kind: type, default: Any, path: str) -> Any:
+    """Return a field of a type, or the default where it is absent or null."""
+    value = content.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        expected = {bool: "true or false", int: "an integer", str: "a string", list: "a list"}[kind]
+        raise InvalidRequest(f"must be {expected}, not {kind_of(value)}", field=join_path(path, name))
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
+        raise InvalidRequest(f"{value} is out of range", field=join_path(path, name))
+    return value
+
+
+def choice(content: Json, name: str, choices: tuple[str, ...], default: str, path: str) -> Any:
+    """Return a field that is one of some words."""
+    value = typed(content, name, str, default, path)
+    if value not in choices:
+        raise InvalidRequest(f"must be one of {', '.join(choices)}, not {value[:64]!r}", field=join_path(path, name))
+    return value
+
+
+def elements(content: Json, name: str, path: str) -> list[Any]:
+    """Return a field that is a list; empty where it is absent."""
+    return typed(content, name, list, [], path)  # type: ignore[no-any-return]
+
+
+def each_typed(content: Json, name: str, kind: type, path: str) -> list[Any]:
+    """Return a field that is a list of elements of one type."""
+    values = elements(content, name, path)
+    for i, value in enumerate(values):
+        if value is None:
+            raise InvalidRequest("must not be null", field=join_path(path, f"{name}[{i}]"))
+    return [typed({f"{name}[{i}]": value}, f"{name}[{i}]", kind, None, path) for i, value in enumerate(values)]
+
+
+def integers(content: Json, name: str, path: str, minimum: int = -(2**31)) -> tuple[int, ...]:
+    """Return a field that is a list of integers."""
+    values = each_typed(content, name, int, path)
+    for i, value in enumerate(values):
+        if value < minimum:
+            least = "" if minimum < 0 else f", at least {minimum}"
+            raise InvalidRequest(f"must be an integer{least}", field=join_path(path, f"{name}[{i}]"))
+    return tuple(values)
+
+
+def at_least_zero(value: int, field: str) -> int:
+    """Return a number that is not negative."""
+    if value < 0:
+        raise InvalidRequest(f"must be 0 or above, not {value}", field=field)
+    return value
+
+
+def nested(value: list[Any], dtype: "np.dtype[Any]", field: str) -> Array:
+    """Make an array of nested lists of numbers."""
+    kinds, wanted = LEAVES[dtype.kind]
+    if not _leaf_types(value) <= kinds:
+        raise InvalidRequest(f"must hold {wanted} only, in nested lists of equal lengths", field=field)
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused by its place
+            return np.asarray(value, np.float64 if float in kinds else None).astype(dtype)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest("must be nested lists of equal lengths, of numbers that fit", field=field) from error
+
+
+def reshape(array: Array, shape: tuple[int, ...], field: str) -> Array:
+    """Return an array in the shape that goes with its elements."""
+    try:
+        if min(shape, default=0) < 0:
+            raise ValueError  # noqa: TRY301 # NumPy would read -1 as "whatever fits"
+        return array.reshape(shape)
+    except ValueError as error:
+        raise InvalidRequest(f"has shape {list(shape)}, but {array.size} values", field=field) from error
+
+
+def _leaf_types(value: list[Any]) -> set[type]:
+    """Return the types of what the lists hold; NumPy would take true for 1 and "1" for 1.0 without a word."""
+    types = set(map(type, value))
+    while list in types:
+        value = list(chain.from_iterable(each for each in value if type(each) is list))
+        types = (types - {list}) | set(map(type, value))
+    return types
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, for a message."""
+    kinds: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,137 @@
+"""The one table from causes to codes, and what each wire form says of an error."""
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from attention_server.domain.request_record import OK, Watch
+from attention_server.errors import (
+    AttentionServiceError,
+    Cancelled,
+    DeadlineExceeded,
+    Full,
+    InvalidRequest,
+    LimitReached,
+    Loading,
+    NotFound,
+    PermissionDenied,
+    Stopping,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+
+INTERNAL_MESSAGE = "internal error"
+WORDS = re.compile("(?<!^)(?=[A-Z])")  # TooLarge -> too_large
+LONGEST_MESSAGE = (
+    600  # characters: gRPC sends a message as a header, up to 12 bytes a character, twice; 16 KiB hold all
+)
+
+
+class StatusCode(IntEnum):
+    """gRPC's codes, as google.rpc.Code has them; those that are used."""
+
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """How the two transports call a cause."""
+
+    grpc: StatusCode
+    http: int
+
+
+CODES: dict[type[AttentionServiceError], Code] = {
+    InvalidRequest: Code(StatusCode.INVALID_ARGUMENT, 400),
+    NotFound: Code(StatusCode.NOT_FOUND, 404),
+    TooLarge: Code(StatusCode.RESOURCE_EXHAUSTED, 413),
+    Unavailable: Code(StatusCode.UNAVAILABLE, 503),
+    Full: Code(StatusCode.UNAVAILABLE, 503),
+    Loading: Code(StatusCode.UNAVAILABLE, 503),
+    Stopping: Code(StatusCode.UNAVAILABLE, 503),
+    LimitReached: Code(StatusCode.UNAVAILABLE, 429),
+    DeadlineExceeded: Code(StatusCode.DEADLINE_EXCEEDED, 504),
+    Cancelled: Code(StatusCode.CANCELLED, 499),
+    Unauthenticated: Code(StatusCode.UNAUTHENTICATED, 401),
+    PermissionDenied: Code(StatusCode.PERMISSION_DENIED, 403),
+    Unimplemented: Code(StatusCode.UNIMPLEMENTED, 501),
+}
+INTERNAL = Code(StatusCode.INTERNAL, 500)
+
+
+STATUSES = {code.http: code.grpc.name for code in CODES.values()} | {405: StatusCode.UNIMPLEMENTED.name}
+
+
+def code_of(error: Exception) -> Code:
+    """Return an error's codes; INTERNAL for what is not the caller's affair."""
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), INTERNAL)
+
+
+def name_of(status: int) -> str:
+    """Return the name of gRPC's code for what HTTP says by a status."""
+    if status < 400:
+        return OK
+    return STATUSES.get(status, (INTERNAL.grpc if status >= 500 else CODES[InvalidRequest].grpc).name)
+
+
+def note(watch: Watch, error: Exception) -> None:
+    """Tell who watches a request why it has no answer; not in the caller's words, which may be content."""
+    code = code_of(error).grpc.name
+    if isinstance(error, AttentionServiceError):
+        watch.failed(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
+    else:
+        watch.failed(code, "internal")
+
+
+def message_of(error: Exception) -> str:
+    """Return what a caller is told; nothing of our own faults."""
+    return str(error)[:LONGEST_MESSAGE] if isinstance(error, AttentionServiceError) else INTERNAL_MESSAGE
+
+
+def to_status(error: Exception, request_id: str) -> Status:
+    """Return an error with its details: which field, when to try again, and the request's id."""
+    details = [RequestInfo(request_id=request_id)]
+    if isinstance(error, AttentionServiceError) and error.field:
+        violation = BadRequest.FieldViolation(field=error.field, description=error.message[:LONGEST_MESSAGE])
+        details.append(BadRequest(field_violations=[violation]))
+    if isinstance(error, Unavailable):
+        retry_delay = Duration()
+        retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+        details.append(RetryInfo(retry_delay=retry_delay))
+    return Status(code=code_of(error).grpc, message=message_of(error), details=[_any(each) for each in details])
+
+
+def to_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:
+    """Return an error as REST tells it."""
+    code = code_of(error)
+    content: dict[str, object] = {
+        "code": code.http,
+        "status": code.grpc.name,
+        "message": message_of(error),
+        "request_id": request_id,
+    }
+    if isinstance(error, AttentionServiceError) and error.field:
+        content["field"] = error.field
+    return {"error": content}
+
+
+def _any(message: BadRequest | RetryInfo | RequestInfo) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed

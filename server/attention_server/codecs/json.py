@@ -1,0 +1,277 @@
+"""JSON to and from the domain. Strict: a field that nobody knows is an error, not a silence."""
+
+import base64
+import binascii
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from attention_proto.attention.v1.attention_pb2 import Model
+from attention_proto.codec import DTYPES, NAMES, from_bytes
+from attention_proto.masks import UNBOUNDED, Mask
+from google.protobuf import json_format
+
+from attention_server.codecs.batch import expand
+from attention_server.codecs.document import (
+    Json,
+    at_least_zero,
+    choice,
+    each_typed,
+    elements,
+    fields,
+    integers,
+    kind_of,
+    nested,
+    parse,
+    reshape,
+    typed,
+)
+from attention_server.codecs.duplicates import refuse_duplicates
+from attention_server.codecs.url import agreed
+from attention_server.domain.messages import (
+    OPEN,
+    POOLS,
+    Array,
+    Limits,
+    MemoryRequest,
+    OutputSpec,
+    Request,
+    Response,
+    Result,
+    Sequence,
+    Span,
+    TopK,
+    join_path,
+)
+from attention_server.errors import InvalidRequest
+from attention_server.inference.contexts import Memory
+
+Encoding = Literal["json", "base64"]
+
+SEQUENCE_FIELDS = ("query", "key", "value", "text", "memory_text", "memory", "mask", "lengths")
+REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
+OUTPUT_FIELDS = ("name", "as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool")
+MASK_FIELDS = ("causal", "window", "allowed", "bias")
+MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
+TENSOR_FIELDS = ("data_type", "shape", "data", "values")
+
+
+def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[Request, Encoding]:
+    """Read a request, and how its answer's tensors are to be written.
+
+    Args:
+        body: the JSON document.
+        model: what the URL says; the document may repeat it, not contradict it.
+        version: the same.
+        limits: of one request.
+
+    Raises:
+        TooLarge: a batch has more sequences than a request may.
+        InvalidRequest: the document is no JSON, or a field is unknown, of the wrong type, or no tensor.
+    """
+    content = fields(parse(body), "", (*REQUEST_FIELDS, *SEQUENCE_FIELDS))
+    outputs = elements(content, "outputs", "")
+    request = Request(
+        model=agreed("model", model, typed(content, "model", str, "", "")),
+        version=agreed("version", version, typed(content, "version", int, 0, "")),
+        inputs=_inputs(content, limits),
+        outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
+        mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else OPEN,
+        token_offsets=typed(content, "token_offsets", bool, False, ""),
+    )
+    encoding = choice(content, "encoding", ("json", "base64"), "json", "")
+    refuse_duplicates(body, content)
+    return request, encoding
+
+
+def from_response(response: Response, encoding: Encoding) -> bytes:
+    """Write a response; tensors as nested lists of numbers, or as base64 of their bytes."""
+    document = {
+        "model": response.model,
+        "version": response.version,
+        "results": [_result(result, encoding, offsets=response.token_offsets) for result in response.each()],
+    }
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def to_memory_request(body: bytes, model: str) -> MemoryRequest:
+    """Read a memory that is to be kept; see `to_request`."""
+    content = fields(parse(body), "", MEMORY_FIELDS)
+    ttl = content.get("ttl")
+    if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float)):
+        raise InvalidRequest(f"must be a number of seconds, not {kind_of(ttl)}", field="ttl")
+    request = MemoryRequest(
+        model=agreed("model", model, typed(content, "model", str, "", "")),
+        version=typed(content, "version", int, 0, ""),
+        key=_tensor(content.get("key"), np.float32, "key"),
+        value=_tensor(content.get("value"), np.float32, "value"),
+        memory_text=typed(content, "memory_text", str, None, ""),
+        ttl=ttl,
+    )
+    refuse_duplicates(body, content)
+    return request
+
+
+def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
+    """Write a memory: what is said of it, not what is in it."""
+    expires = datetime.fromtimestamp(time.time() + seconds_left, UTC)
+    content = {
+        "id": memory.id,
+        "model": memory.model,
+        "version": memory.version,
+        "length": memory.length,
+        "expire_time": expires.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "size_bytes": memory.size,
+    }
+    return content | ({"tokens": memory.tokens.shown} if memory.tokens else {})
+
+
+def from_model(model: Model) -> dict[str, Any]:
+    """Write a model's description: the contract's message in its JSON form."""
+    return json_format.MessageToDict(model, preserving_proto_field_name=True)
+
+
+def _inputs(content: Json, limits: Limits) -> tuple[Sequence, ...]:
+    """Read `inputs`, or the one sequence whose fields stand in the request itself."""
+    own = [name for name in SEQUENCE_FIELDS if content.get(name) is not None]
+    if content.get("inputs") is None:
+        return tuple(_sequences({name: content[name] for name in own}, "", limits)) if own else ()
+    if beside := [name for name in own if name != "mask"]:
+        raise InvalidRequest("stands beside inputs; put it into one of them", field=beside[0])
+    sequences = elements(content, "inputs", "")
+    limits.check_sequences(len(sequences), "inputs")  # before they cost anything
+    inputs: list[Sequence] = []
+    for i, sequence in enumerate(sequences):
+        inputs += _sequences(sequence, f"inputs[{i}]", limits)
+        limits.check_sequences(len(inputs), "inputs")
+    return tuple(inputs)
+
+
+def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
+    content = fields(value, path, SEQUENCE_FIELDS)
+    return expand(
+        Sequence(
+            path=path,
+            query=_tensor(content.get("query"), np.float32, join_path(path, "query")),
+            key=_tensor(content.get("key"), np.float32, join_path(path, "key")),
+            value=_tensor(content.get("value"), np.float32, join_path(path, "value")),
+            text=typed(content, "text", str, None, path),
+            memory_text=typed(content, "memory_text", str, None, path),
+            memory=typed(content, "memory", str, "", path),
+            mask=_mask(content.get("mask"), join_path(path, "mask")),
+        ),
+        integers(content, "lengths", path, minimum=1),
+        limits,
+    )
+
+
+def _mask(value: object, path: str) -> Mask:
+    if value is None:
+        return OPEN
+    content = fields(value, path, MASK_FIELDS)
+    window = content.get("window")
+    return Mask(
+        causal=choice(content, "causal", ("none", "top_left", "bottom_right"), "none", path),
+        window=(UNBOUNDED, UNBOUNDED) if window is None else _window(window, join_path(path, "window")),
+        allowed=_tensor(content.get("allowed"), np.bool_, join_path(path, "allowed")),  # type: ignore[arg-type]
+        bias=_tensor(content.get("bias"), np.float32, join_path(path, "bias")),  # type: ignore[arg-type]
+    )
+
+
+def _window(value: object, path: str) -> tuple[int, int]:
+    content = fields(value, path, ("left", "right"))
+    return typed(content, "left", int, UNBOUNDED, path), typed(content, "right", int, UNBOUNDED, path)
+
+
+def _output_spec(value: object, path: str) -> OutputSpec:
+    if isinstance(value, str):
+        return OutputSpec(value)
+    content = fields(value, path, OUTPUT_FIELDS)
+    if "name" not in content:
+        raise InvalidRequest("say which stage", field=join_path(path, "name"))
+    return OutputSpec(
+        name=typed(content, "name", str, "", path),
+        alias=typed(content, "as", str, "", path),
+        heads=integers(content, "heads", path, minimum=0),
+        rows=integers(content, "rows", path),
+        reduce=choice(content, "reduce", ("none", "mean", "max"), "none", path),
+        top_k=at_least_zero(typed(content, "top_k", int, 0, path), join_path(path, "top_k")),
+        data_type=choice(content, "data_type", ("FP32", "FP16"), "FP32", path),
+        layers=tuple(each_typed(content, "layers", str, path)),
+        pool=choice(content, "pool", POOLS, "none", path),
+    )
+
+
+def _tensor(value: object, dtype: type[np.generic], field: str) -> Array | None:
+    """Read nested lists, or an object with the data type, the shape and the elements."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return nested(value, np.dtype(dtype), field)
+    content = fields(value, field, TENSOR_FIELDS)
+    data_type = choice(content, "data_type", tuple(DTYPES), NAMES[np.dtype(dtype)], field)
+    if ("data" in content) == ("values" in content):
+        raise InvalidRequest("give data (base64) or values (numbers)", field=field)
+    if "data" in content:
+        return _view(data_type, _shape(content, field), _base64(content, field), field)
+    array = nested(elements(content, "values", field), DTYPES[data_type], join_path(field, "values"))
+    return array if "shape" not in content else reshape(array, _shape(content, field), field)
+
+
+def _view(data_type: str, shape: tuple[int, ...], data: bytes, field: str) -> Array:
+    try:
+        return from_bytes(data_type, shape, data)
+    except ValueError as error:
+        raise InvalidRequest(str(error), field=field) from error
+
+
+def _shape(content: Json, field: str) -> tuple[int, ...]:
+    if "shape" not in content:
+        raise InvalidRequest("say the length of each dimension", field=join_path(field, "shape"))
+    return integers(content, "shape", field)
+
+
+def _base64(content: Json, field: str) -> bytes:
+    try:
+        return base64.b64decode(typed(content, "data", str, "", field), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"is not base64: {error}", field=join_path(field, "data")) from error
+
+
+def _result(result: Result, encoding: Encoding, *, offsets: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, tokens in (("tokens", result.tokens), ("memory_tokens", result.memory_tokens)):
+        if tokens is not None:
+            content[name] = tokens.shown
+            if offsets:
+                content[f"{name.removesuffix('s')}_offsets"] = [_span(span) for span in tokens.spans]
+    write = _written_as_base64 if encoding == "base64" else _written_as_numbers
+    content["outputs"] = {name: _output(value, write) for name, value in result.outputs.items()}
+    if result.predictions is not None:
+        content["predictions"] = [
+            {"name": each.name, "label": each.label, "probability": each.probability}
+            | ({} if each.row is None else {"row": each.row})
+            for each in result.predictions
+        ]
+    return content
+
+
+def _span(span: Span) -> dict[str, int]:
+    return {"start": span.start, "end": span.end}
+
+
+def _output(value: Array | TopK, write: Callable[[Array], dict[str, Any]]) -> dict[str, Any]:
+    if isinstance(value, TopK):
+        return {"indices": write(value.indices), "values": write(value.values)}
+    return write(value)
+
+
+def _written_as_numbers(array: Array) -> dict[str, Any]:
+    return {"data_type": NAMES[array.dtype], "shape": array.shape, "values": np.ascontiguousarray(array)}
+
+
+def _written_as_base64(array: Array) -> dict[str, Any]:
+    return {"data_type": NAMES[array.dtype], "shape": array.shape, "data": base64.b64encode(array.tobytes()).decode()}

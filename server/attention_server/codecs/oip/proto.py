@@ -1,0 +1,108 @@
+"""The Open Inference Protocol's messages: a request read, an answer written."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from attention_proto import wire
+from attention_proto.codec import DTYPES
+from attention_proto.inference import grpc_predict_v2_pb2 as pb
+
+from attention_server.codecs.document import reshape
+from attention_server.codecs.oip.oip import Answer, Infer, Parameters, Wanted
+from attention_server.codecs.oip.tensor import BYTES, data_type_of, from_raw, texts, to_raw
+from attention_server.codecs.url import to_version
+from attention_server.domain.messages import Array
+from attention_server.errors import InvalidRequest
+
+# FP16 has none: it is sent in raw contents.
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT16": "uint_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    BYTES: "bytes_contents",
+}
+RAW = wire.tag(pb.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"])
+INFER_RESPONSE = wire.tag(pb.ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"])
+
+
+def to_infer(message: pb.ModelInferRequest) -> Infer:
+    """Read a request.
+
+    Raises:
+        InvalidRequest: a tensor's contents do not fill its shape, or an input is sent twice.
+    """
+    raw = iter(message.raw_input_contents)
+    inputs: dict[str, Array] = {}
+    for tensor in message.inputs:
+        if tensor.name in inputs:
+            raise InvalidRequest("is sent twice", field=tensor.name[:64])
+        inputs[tensor.name] = _tensor(tensor, raw)
+    if next(raw, None) is not None:
+        raise InvalidRequest("has more elements than there are inputs without contents", field="raw_input_contents")
+    return Infer(
+        model=message.model_name,
+        version=to_version(message.model_version) if message.model_version else 0,
+        id=message.id,
+        inputs=inputs,
+        outputs=tuple(Wanted(each.name, _parameters(each.parameters)) for each in message.outputs),
+        parameters=_parameters(message.parameters),
+    )
+
+
+def serialize(answer: Answer) -> bytes:
+    """Write an answer, as the bytes of a ModelInferResponse."""
+    return _parts(answer, {}).join()
+
+
+def serialize_streamed(answer: Answer) -> bytes:
+    """Write the only answer to one request of a stream, as the bytes of a ModelStreamInferResponse."""
+    streamed = wire.Parts()
+    streamed.add(INFER_RESPONSE, _parts(answer, {"triton_final_response": pb.InferParameter(bool_param=True)}))
+    return streamed.join()
+
+
+def _parts(answer: Answer, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
+    """Return an answer's parts: all contents are raw, in the order of the outputs, and are copied once."""
+    outputs = [
+        pb.ModelInferResponse.InferOutputTensor(
+            name=each.name, datatype=data_type_of(each.array), shape=each.array.shape
+        )
+        for each in answer.outputs
+    ]
+    head = pb.ModelInferResponse(
+        model_name=answer.model,
+        model_version=str(answer.version),
+        id=answer.id,
+        parameters=parameters,
+        outputs=outputs,
+    )
+    parts = wire.Parts(head.SerializeToString())
+    for each in answer.outputs:
+        parts.add(RAW, to_raw(each.array))
+    return parts
+
+
+def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes]) -> Array:
+    field, data_type, shape = tensor.name[:64], tensor.datatype, tuple(tensor.shape)
+    if not tensor.contents.ByteSize():
+        return from_raw(data_type, shape, next(raw, b""), field)
+    if data_type not in CONTENTS:
+        raise InvalidRequest(f"of type {data_type[:64]!r} cannot be sent in contents, but in raw", field=field)
+    contents = getattr(tensor.contents, CONTENTS[data_type])
+    if data_type == BYTES:
+        return texts(contents, shape, field)
+    return reshape(np.array(contents, DTYPES[data_type]), shape, field)
+
+
+def _parameters(parameters: Mapping[str, pb.InferParameter]) -> Parameters:
+    return {name: _parameter(value, name) for name, value in parameters.items()}
+
+
+def _parameter(parameter: pb.InferParameter, name: str) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind is None:
+        raise InvalidRequest("has no value", field=f"parameters.{name[:64]}")
+    return getattr(parameter, kind)

@@ -1,0 +1,196 @@
+"""What a Prometheus reads: metrics of this service, the same facts by the names that Triton has for them, the process.
+
+Models are named here that are served, or were; so what callers write makes no series.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from attention_server.domain.messages import IndexEntry
+from attention_server.domain.request_record import Watch
+from attention_server.service.service import Service
+from attention_server.telemetry.statistics import Histogram, VersionStatistics, Way, WayStatistics
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+SECOND = 1_000_000_000  # in nanoseconds, as times are counted
+# Why there is no answer, as Triton says it: never run, given up by its caller, broken in the run, or anything else.
+TRITON_REASONS = {
+    "UNAVAILABLE": "REJECTED",
+    "RESOURCE_EXHAUSTED": "REJECTED",
+    "DEADLINE_EXCEEDED": "REJECTED",
+    "CANCELLED": "CANCELED",
+    "INTERNAL": "BACKEND",
+}
+OTHER = "OTHER"
+
+Versions = list[VersionStatistics]
+
+_process = CollectorRegistry()
+ProcessCollector(registry=_process)
+GCCollector(registry=_process)
+
+
+def exposition(service: Service) -> bytes:
+    """Return all metrics as they are now, in Prometheus' text format."""
+    counted, ways = service.observer.statistics.all()
+    watched, index = service.observer.watched(), service.index()
+    known = {(each.model, each.version): each for each in counted}
+    for entry in index:
+        if entry.state == "READY":  # what nobody has asked yet is there too, with zeros to count from
+            known.setdefault((entry.name, entry.version), VersionStatistics(entry.name, entry.version))
+    versions = list(known.values())
+    own = [*_of_server(service), *_of_models(index), *_of_requests(ways, watched), *_of_versions(versions)]
+    return generate_latest(_Collected(own)) + _of_triton(versions, watched).encode() + generate_latest(_process)
+
+
+class _Collected(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _of_server(service: Service) -> Iterator[Metric]:
+    scheduler, memories = service.state()
+    build = GaugeMetricFamily("attention_build_info", "The version of the service.", labels=["version"])
+    build.add_metric([version("attention-service")], 1)
+    yield build
+    gauges = {
+        "attention_ready": ("Whether every model is loaded and warmed.", int(service.ready)),
+        "attention_slots": ("Requests that are computed at once.", scheduler.slots),
+        "attention_slots_busy": ("Requests that are being computed.", scheduler.running),
+        "attention_queue_capacity": ("Requests that may wait for a slot.", scheduler.max_queued),
+        "attention_queue_depth": ("Requests that wait for a slot.", scheduler.queued),
+        "attention_memory_entries": ("Memories that are kept.", memories.entries),
+        "attention_memory_bytes": ("Bytes of the memories that are kept.", memories.size),
+        "attention_memory_budget_bytes": ("Bytes that memories may have together.", memories.budget),
+    }
+    yield from (GaugeMetricFamily(name, words, value) for name, (words, value) in gauges.items())
+    counters = {
+        "attention_memory_hits": ("Memories that were named and kept.", memories.hits),
+        "attention_memory_misses": ("Memories that were named and not kept.", memories.misses),
+        "attention_memory_evictions": ("Memories forgotten to make room for others.", memories.evicted),
+        "attention_memory_expirations": ("Memories forgotten because nobody used them.", memories.expired),
+    }
+    yield from (CounterMetricFamily(name, words, value) for name, (words, value) in counters.items())
+
+
+def _of_models(index: Iterable[IndexEntry]) -> Iterator[Metric]:
+    ready = GaugeMetricFamily(
+        "attention_model_ready", "Whether a version in the repository answers.", labels=["model", "version", "state"]
+    )
+    for entry in index:
+        ready.add_metric([entry.name, str(entry.version), entry.state], int(entry.state == "READY"))
+    yield ready
+
+
+def _of_requests(ways: Mapping[Way, WayStatistics], watched: Iterable[Watch]) -> Iterator[Metric]:
+    labels = list(Way._fields)
+    requests = CounterMetricFamily("attention_requests", "Requests that have ended.", labels=[*labels, "code"])
+    durations = HistogramMetricFamily(
+        "attention_request_duration_seconds", "From when a request came until its answer was bytes.", labels=labels
+    )
+    received = CounterMetricFamily("attention_request_bytes", "Bytes of requests.", labels=labels)
+    sent = CounterMetricFamily("attention_response_bytes", "Bytes of answers.", labels=labels)
+    rejections = CounterMetricFamily(
+        "attention_rejections", "Requests without an answer, by cause.", labels=["protocol", "method", "reason"]
+    )
+    reasons: Counter[tuple[str, str, str]] = Counter()
+    for way, counted in ways.items():
+        values = [str(value or "") for value in way]
+        for code, count in counted.codes.items():
+            requests.add_metric([*values, code], count)
+        _add(durations, values, counted.durations, SECOND)
+        received.add_metric(values, counted.request_bytes)
+        sent.add_metric(values, counted.answer_bytes)
+        for reason, count in counted.reasons.items():
+            reasons[way.protocol, way.method, reason] += count
+    for key, count in reasons.items():
+        rejections.add_metric(key, count)
+    yield from (requests, durations, received, sent, rejections)
+    here = GaugeMetricFamily("attention_requests_in_flight", "Requests that are here.", labels=["protocol", "method"])
+    streams = GaugeMetricFamily("attention_streams", "Streams that are open.", labels=["method"])
+    open_streams = Counter({"AttendStream": 0, "ModelStreamInfer": 0})
+    open_streams.update(watch.method for watch in watched if watch.is_stream)
+    for way_in, count in Counter((each.protocol, each.method) for each in watched if not each.is_stream).items():
+        here.add_metric(way_in, count)
+    for method, count in open_streams.items():
+        streams.add_metric([method], count)
+    yield from (here, streams)
+
+
+def _of_versions(versions: Versions) -> Iterator[Metric]:
+    labels = ["model", "version"]
+    histograms = {
+        "attention_queue_duration_seconds": ("Waiting for a slot, of answered requests.", "queued", SECOND),
+        "attention_compute_duration_seconds": ("Holding a slot, of answered requests.", "computing", SECOND),
+        "attention_encode_duration_seconds": ("Writing the answer.", "encoding", SECOND),
+        "attention_request_sequences": ("Sequences in an answered request.", "sequences", 1),
+        "attention_query_length": ("Positions of a sequence that attend.", "queries", 1),
+        "attention_key_length": ("Positions of a sequence that are attended to.", "keys", 1),
+    }
+    for name, (words, attribute, unit) in histograms.items():
+        family = HistogramMetricFamily(name, words, labels=labels)
+        for each in versions:
+            _add(family, [each.model, str(each.version)], getattr(each, attribute), unit)
+        yield family
+    tokens = CounterMetricFamily("attention_tokens", "Positions that attended, of all sequences.", labels=labels)
+    for each in versions:
+        tokens.add_metric([each.model, str(each.version)], each.queries.total)
+    yield tokens
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram, unit: int) -> None:
+    total, buckets = 0, []
+    for bound, count in zip((*histogram.bounds, None), histogram.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound is None else str(bound / unit if unit > 1 else bound), total))
+    family.add_metric(labels, buckets, histogram.total / unit)
+
+
+def _of_triton(versions: Versions, watched: Iterable[Watch]) -> str:
+    """Return what is made for Triton reads. Its counters have no `_total`, so the library does not write them."""
+    pending = Counter((watch.model, watch.version) for watch in watched if watch.checked and not watch.running)
+    metrics: dict[str, tuple[str, str, Callable[[VersionStatistics], int]]] = {
+        "request_success": ("counter", "Requests answered", lambda each: each.success.count),
+        "count": ("counter", "Sequences answered", lambda each: each.sequences.total),
+        "exec_count": ("counter", "Computations", lambda each: each.success.count),
+        "request_duration_us": ("counter", "Microseconds from begin to end", lambda each: each.success.total // 1000),
+        "queue_duration_us": ("counter", "Microseconds in the queue", lambda each: each.queued.total // 1000),
+        "compute_input_duration_us": ("counter", "Microseconds of checking", lambda each: each.checking.total // 1000),
+        "compute_infer_duration_us": (
+            "counter",
+            "Microseconds of computing",
+            lambda each: each.computing.total // 1000,
+        ),
+        "compute_output_duration_us": ("counter", "Microseconds of writing", lambda each: each.encoding.total // 1000),
+        "pending_request_count": ("gauge", "Requests that wait", lambda each: pending[each.model, each.version]),
+    }
+    lines = []
+    for name, (kind, words, value) in metrics.items():
+        lines += _head(name, kind, words)
+        lines += [
+            f'nv_inference_{name}{{model="{each.model}",version="{each.version}"}} {value(each)}' for each in versions
+        ]
+    lines += _head("request_failure", "counter", "Requests without an answer")
+    for each in versions:
+        failures = Counter(dict.fromkeys((*TRITON_REASONS.values(), OTHER), 0))
+        for code, failed in each.failures.items():
+            failures[TRITON_REASONS.get(code, OTHER)] += failed.count
+        lines += [
+            f'nv_inference_request_failure{{model="{each.model}",reason="{reason}",version="{each.version}"}} {count}'
+            for reason, count in failures.items()
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _head(name: str, kind: str, words: str) -> list[str]:
+    return [f"# HELP nv_inference_{name} {words}.", f"# TYPE nv_inference_{name} {kind}"]

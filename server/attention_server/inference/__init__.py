@@ -1,0 +1,1 @@
+"""One model: planning, preprocessing, validation, computation and the shaping of its outputs."""

@@ -1,0 +1,183 @@
+"""Projected keys and values, kept between requests: a decoder's memory is projected once, not at each step."""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from attention_server.domain.messages import Array, Tokens
+from attention_server.errors import NotFound, TooLarge
+from attention_server.inference.layer import Vectors
+
+
+@dataclass(slots=True)
+class Memory:
+    """One key and value sequence, projected.
+
+    Attributes:
+        id: of its content and its model's version: the same memory has the same id.
+        model, version: whose projection it is.
+        digest: of that version's manifest; another version under the same number has another.
+        k, v: [1, S, heads * width].
+        tokens: of its text, when it was made from one.
+        ttl: seconds that it is kept after its last use.
+        expires: when it is forgotten unless used again, on the clock of the store.
+    """
+
+    id: str
+    model: str
+    version: int
+    k: Vectors
+    v: Vectors
+    tokens: Tokens | None
+    ttl: float
+    digest: str = ""
+    expires: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return int(self.k.shape[1])
+
+    @property
+    def size(self) -> int:
+        """What it weighs, in bytes; k and v may be the same array."""
+        return self.k.nbytes + (0 if self.v is self.k else self.v.nbytes)
+
+
+def memory_id(model: str, version: int, parts: list[Array | str | None]) -> str:
+    """Return the id of a content, 128 bits of its SHA-256."""
+    digest = hashlib.sha256(f"{model}/{version}".encode())
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(b"text" + part.encode())
+        elif part is not None:
+            digest.update(f"{part.dtype}{part.shape}".encode() + part.tobytes())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
+
+@dataclass(slots=True)
+class MemoryState:
+    """What is kept, and what became of what was looked up, since the start.
+
+    Attributes:
+        budget, size: bytes that there may be, and that there are.
+        entries: memories.
+        hits, misses: of those who named one.
+        evicted, expired: forgotten to make room, or because nobody used them.
+    """
+
+    budget: int
+    size: int = 0
+    entries: int = 0
+    hits: int = 0
+    misses: int = 0
+    evicted: int = 0
+    expired: int = 0
+
+
+class MemoryStore:
+    """Keeps memories within a budget of bytes; the least recently used goes first.
+
+    Args:
+        budget: bytes of all memories together.
+        clock: `time.monotonic`.
+    """
+
+    def __init__(self, budget: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._budget = budget
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Memory] = OrderedDict()  # the least recently used first
+        self._state = MemoryState(budget)
+
+    def put(self, memory: Memory) -> None:
+        """Keep a memory.
+
+        Raises:
+            TooLarge: it alone is over the budget.
+        """
+        if memory.size > self._budget:
+            raise TooLarge(f"the memory has {memory.size} bytes; all together may have {self._budget}")
+        with self._lock:
+            known = self._kept.get(memory.id)
+            if known is not None:  # somebody else's, perhaps: it is kept for as long as either wants
+                memory.ttl = max(memory.ttl, known.ttl)
+            self._forget(memory.id)
+            self._sweep()
+            while self._state.size + memory.size > self._budget:
+                self._forget(next(iter(self._kept)))
+                self._state.evicted += 1
+            memory.expires = self._clock() + memory.ttl
+            self._kept[memory.id] = memory
+            self._state.size += memory.size
+
+    def get(self, id_: str, model: str, version: int = 0, field: str = "memory", digest: str = "") -> Memory:
+        """Return a memory, and keep it for another while.
+
+        Raises:
+            NotFound: it is not kept, or is of another model or version, or of other weights under its number.
+        """
+        with self._lock:
+            self._sweep()
+            memory = self._kept.get(id_)
+            self._state.misses += 1  # until it is found
+            if memory is None or memory.model != model:
+                raise NotFound(f"model {model!r} keeps no memory {id_[:64]!r}; create it again", field=field)
+            if version not in (0, memory.version):
+                raise NotFound(
+                    f"memory {id_!r} is of version {memory.version}, not {version}; create it again", field=field
+                )
+            if digest not in ("", memory.digest):
+                raise NotFound(f"memory {id_!r} is of what version {version} was before; create it again", field=field)
+            self._state.misses -= 1
+            self._state.hits += 1
+            memory.expires = self._clock() + memory.ttl
+            self._kept.move_to_end(id_)
+            return memory
+
+    def of(self, model: str) -> list[Memory]:
+        """Return a model's memories, the most recently used first."""
+        with self._lock:
+            self._sweep()
+            return [memory for memory in reversed(self._kept.values()) if memory.model == model]
+
+    def delete(self, id_: str, model: str) -> None:
+        """Forget a memory. Requests that hold it finish.
+
+        Raises:
+            NotFound: it is not kept.
+        """
+        self.get(id_, model, field="id")
+        with self._lock:
+            self._forget(id_)
+
+    def forget(self, model: str, version: int, digest: str) -> None:
+        """Forget every memory of a version that is no longer served."""
+        with self._lock:
+            for memory in list(self._kept.values()):
+                if (memory.model, memory.version, memory.digest) == (model, version, digest):
+                    self._forget(memory.id)
+
+    def state(self) -> MemoryState:
+        """Return what is kept at this moment."""
+        with self._lock:
+            self._sweep()
+            return replace(self._state, entries=len(self._kept))
+
+    def seconds_left(self, memory: Memory) -> float:
+        """Return how long a memory is kept if nobody uses it."""
+        return max(0.0, memory.expires - self._clock())
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        for id_ in [id_ for id_, memory in self._kept.items() if memory.expires <= now]:
+            self._forget(id_)
+            self._state.expired += 1
+
+    def _forget(self, id_: str) -> None:
+        memory = self._kept.pop(id_, None)
+        self._state.size -= memory.size if memory else 0

@@ -1,0 +1,126 @@
+"""The form in which a stage is sent: heads and rows chosen, heads reduced, rows pooled, the largest of a row, FP16."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attention_server.domain.messages import Array, OutputSpec, TopK, join_path
+from attention_server.errors import InvalidRequest
+from attention_server.inference.planner import index_type
+
+Rows = NDArray[np.intp]
+LAST = np.int64(0xFFFFFFFF)  # of the positions that fit beside a rank
+
+
+def check_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None, field: str) -> None:
+    """Check the rows chosen against the sequence; for the arguments see `read_rows`.
+
+    Raises:
+        InvalidRequest: there is no such row, or the mask leaves none to pool.
+    """
+    if not spec.rows and spec.pool == "none":
+        return
+    for row in spec.rows:
+        if not -length <= row < length:
+            raise InvalidRequest(f"there is no row {row}; there are {length}, from 0", field=join_path(field, "rows"))
+    if len({row % length for row in spec.rows}) < len(spec.rows):
+        raise InvalidRequest("names a row twice", field=join_path(field, "rows"))
+    if spec.pool != "none" and left is not None and not len(read_rows(spec, length, left)):  # type: ignore[arg-type]
+        raise InvalidRequest("the mask leaves no row to pool: none may attend", field=join_path(field, "pool"))
+
+
+def read_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None) -> Rows | None:
+    """Return which rows an output is made of, in its order; None for all.
+
+    Args:
+        spec: rows and pooling; checked.
+        length: how many rows there are.
+        left: which of them the mask leaves, [length]; None for all. Only these are pooled.
+    """
+    rows = np.array(spec.rows, np.intp) % length if spec.rows else None
+    if spec.pool == "none" or (spec.pool == "mean" and left is None):
+        return rows
+    rows = np.arange(length) if rows is None else rows
+    rows = rows if left is None else rows[left[rows]]
+    return rows if spec.pool == "mean" else rows[:1] if spec.pool == "first" else rows[-1:]
+
+
+def shape_stage(
+    stage: NDArray[np.float32], rows: Rows | None, spec: OutputSpec, hidden: NDArray[np.bool_] | None, field: str
+) -> Array | TopK:
+    """Return a stage as it was asked for.
+
+    Args:
+        stage: [H, length, columns], or [T, D] for `output`.
+        rows: which of its rows the output is made of, in this order; None for all.
+        spec: heads, reduction, pooling, top k and data type.
+        hidden: which keys are masked, [1 or H, the rows, S]; they come last among the top k.
+        field: for the error.
+
+    Raises:
+        InvalidRequest: FP16 was asked for and cannot hold a number of this answer.
+    """
+    stage = stage if rows is None else stage[..., rows, :]
+    stage = stage[list(spec.heads)] if spec.heads else stage
+    if spec.reduce == "mean":  # to the same bits as `stage.mean`, which divides by way of float64
+        stage = stage.sum(0, keepdims=True) / np.float32(len(stage))
+    elif spec.reduce == "max":
+        stage = stage.max(0, keepdims=True)
+    if spec.pool != "none":
+        stage = stage.mean(-2) if stage.shape[-2] > 1 else stage[..., 0, :]
+    if not spec.top_k:
+        return _as(stage, spec, field)
+    top = top_k(stage, spec.top_k, None if hidden is None else _hidden(hidden, spec))
+    return TopK(top.indices, _as(top.values, spec, field))
+
+
+def _hidden(hidden: NDArray[np.bool_], spec: OutputSpec) -> NDArray[np.bool_]:
+    """Choose, reduce and pool what is hidden as the stage is: what is hidden in all of several is hidden in one."""
+    hidden = hidden[list(spec.heads)] if spec.heads and len(hidden) > 1 else hidden  # one mask may serve all heads
+    hidden = np.all(hidden, axis=0, keepdims=True) if spec.reduce != "none" else hidden
+    return np.all(hidden, axis=-2) if spec.pool != "none" else hidden
+
+
+def _as(stage: NDArray[Any], spec: OutputSpec, field: str) -> Array:
+    if spec.data_type == "FP32":
+        return stage
+    with np.errstate(over="ignore"):
+        half = stage.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise InvalidRequest(
+            f"{spec.name} reaches {np.abs(stage).max():.6g}, which FP16 cannot hold; ask for FP32",
+            field=join_path(field, "data_type"),
+        )
+    return half
+
+
+def top_k(stage: NDArray[np.float32], k: int, hidden: NDArray[np.bool_] | None) -> TopK:
+    """Return the k largest of each row: descending, of equal ones the lower index first, hidden ones last.
+
+    Each number and its position become one integer that sorts as they should, so that a partition, which is linear,
+    can choose and no tie is left to chance.
+
+    Args:
+        stage: [..., S], finite.
+        k: how many; all when there are fewer.
+        hidden: broadcastable to the stage.
+    """
+    keys = stage.shape[-1]
+    k = min(k, keys)
+    rank = _ascending_bits(stage)
+    if hidden is not None:
+        rank = np.where(hidden, np.iinfo(np.int32).min, rank)
+    order = (rank.astype(np.int64) << 32) | (LAST - np.arange(keys))
+    largest = np.sort(np.partition(order, keys - k, axis=-1)[..., keys - k :], axis=-1)[..., ::-1]
+    indices = LAST - (largest & LAST)
+    return TopK(indices.astype(index_type(keys)), np.take_along_axis(stage, indices, -1))
+
+
+def _ascending_bits(x: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return integers in the order of the numbers, above the least: a float's bits, turned round where it is negative.
+
+    A float's bits are its sign and its magnitude, where those of an integer are a two's complement.
+    """
+    bits = (np.ascontiguousarray(x) + np.float32(0)).view(np.int32)  # + 0: -0.0 equals 0.0
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))

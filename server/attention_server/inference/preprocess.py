@@ -1,0 +1,258 @@
+"""From a sequence as it was sent to one that is ready to compute: texts read, shapes checked, the mask laid out."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.masks import Mask, additive
+from numpy.typing import NDArray
+
+from attention_server.domain.messages import OPEN, Array, Limits, MemoryRequest, Sequence, Tokens, join_path
+from attention_server.errors import InvalidRequest
+from attention_server.inference import validation as check
+from attention_server.inference.contexts import Memory
+from attention_server.inference.planner import OF_KEYS
+from attention_server.inference.tokenizer import TextReader
+
+Vectors = NDArray[np.float32]
+HIDDEN = np.float32(-np.inf)
+
+
+class Prepared(NamedTuple):
+    """A sequence that was checked and is ready to compute; or a batch, which has nothing but arrays.
+
+    Attributes:
+        query, key, value: [B, T, Dq], [B, S, Dk], [B, S, Dv], of one sequence with a B of 1; None where they come from
+            tokens, or from each other.
+        tokens, memory_tokens: the texts, read.
+        queries, keys: T and S.
+        added: what is added to the scores, [1 or H, T, S]; None for no mask.
+        attending: which query positions may attend to some key, in some head, [T]; None for all.
+        attended: which key positions some query may attend to, [S]; None for all.
+        memory: k and v, kept from before.
+        path: where the caller wrote it.
+        part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
+        batch: B; 1 for one sequence.
+    """
+
+    query: Vectors | None
+    key: Vectors | None
+    value: Vectors | None
+    tokens: Tokens | None
+    memory_tokens: Tokens | None
+    queries: int
+    keys: int
+    added: Vectors | None = None
+    memory: Memory | None = None
+    path: str = ""
+    part: int | None = None
+    attending: NDArray[np.bool_] | None = None
+    attended: NDArray[np.bool_] | None = None
+    batch: int = 1
+
+    def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
+        """Return how many rows a stage has, and which of them the mask leaves; None for all."""
+        return (self.keys, self.attended) if stage in OF_KEYS else (self.queries, self.attending)
+
+    def cut(self, most: int) -> "list[Prepared]":
+        """Return it in parts of no more than so many sequences."""
+        if self.batch <= most:
+            return [self]
+        parts = []
+        for begin in range(0, self.batch, most):
+            end = min(begin + most, self.batch)
+            query, key, value = [None if x is None else x[begin:end] for x in (self.query, self.key, self.value)]
+            part = (self.part or 0) + begin
+            parts.append(self._replace(query=query, key=key, value=value, part=part, batch=end - begin))
+        return parts
+
+    @property
+    def size(self) -> int:
+        """The bytes that it holds; what it shares with a memory is not its own."""
+        arrays = (self.query, self.key, self.value, self.added)
+        return sum([each.nbytes for each in arrays if each is not None])
+
+    def input_widths(self) -> tuple[int, int]:
+        """Return the widths of query and value as sent; 0 where they come from tokens."""
+        value = self.memory.v if self.memory else self.value if self.value is not None else self.key
+        if value is None:
+            value = self.query
+        return 0 if self.query is None else self.query.shape[-1], 0 if value is None else value.shape[-1]
+
+
+def prepare(
+    sequence: Sequence,
+    mask: Mask,
+    memory: Memory | None,
+    limits: Limits,
+    manifest: Manifest,
+    reader: TextReader | None,
+    memory_reader: TextReader | None,
+) -> Prepared:
+    """Read a sequence's texts, check its arrays and lay out its mask. Nothing is computed yet.
+
+    Args:
+        sequence: as sent, one; its sources are checked.
+        mask: the request's.
+        memory: the one that the sequence names.
+        limits: of one request.
+        manifest: of the model that is to take it.
+        reader: the model's tokenizer; None when it reads no text.
+        memory_reader: that of its memory text.
+
+    Raises:
+        InvalidRequest: the model cannot take it.
+        TooLarge: it needs more memory than a request may.
+    """
+    layer, path = manifest.layers[0], sequence.path
+    tokens = _read(sequence.text, reader, path, "text")
+    memory_tokens = _read(sequence.memory_text, memory_reader, path, "memory_text")
+    memory_apart = memory_tokens is not None or memory is not None
+    query, key, value = _vectors(sequence, layer, memory_apart=memory_apart)
+    if memory is not None:
+        _check_memory(memory, layer, query, join_path(path, "query"))
+    queries = _length(tokens, query)
+    keys = memory.length if memory else _length(memory_tokens, key) or queries
+    if value is not None and len(value) != keys:
+        raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=join_path(path, "value"))
+    limits.check_scores(layer.heads, queries, keys, path)
+    added = _added(sequence, mask, layer, queries, keys)
+    attending, attended = (None, None) if added is None else _left(added)
+    # As memory, other positions of the query matter than as query.
+    own_key = query is not None and key is None and not memory_apart and added is not None
+    return Prepared(
+        query=_ready(query, attending, path, "query"),
+        key=_ready(query if own_key else key, attended, path, "query" if own_key else "key"),
+        value=_ready(value, attended, path, "value"),
+        tokens=tokens,
+        memory_tokens=memory_tokens,
+        queries=queries,
+        keys=keys,
+        added=added,
+        memory=memory,
+        path=path,
+        part=sequence.part,
+        attending=attending,
+        attended=attended,
+    )
+
+
+def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
+    """Return what alone decides how a sequence is prepared, also one of a batch; None with a text, mask or memory."""
+    if mask is not OPEN or sequence.mask is not OPEN or sequence.memory:
+        return None
+    if sequence.text is not None or sequence.memory_text is not None:
+        return None
+    query, key, value = sequence.query, sequence.key, sequence.value
+    own = int(sequence.batch > 1)  # dimensions of one sequence begin there
+    if query is not None and key is None and value is None:
+        return query.shape[own:], query.dtype.char
+    return tuple([None if each is None else (each.shape[own:], each.dtype.char) for each in (query, key, value)])
+
+
+def prepare_alike(sequence: Sequence, queries: int, keys: int) -> Prepared:
+    """Prepare a sequence, or a batch, when one of the same `shapes` was taken before, with so many queries and keys.
+
+    Raises:
+        InvalidRequest: a number is none.
+    """
+    query, key, value = [
+        None if array is None else _alike(array, sequence, name)
+        for name, array in (("query", sequence.query), ("key", sequence.key), ("value", sequence.value))
+    ]
+    path, part = sequence.path, sequence.part
+    return Prepared(query, key, value, None, None, queries, keys, path=path, part=part, batch=sequence.batch)
+
+
+def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
+    """Return an array of a known shape as it is computed, [B, length, width]."""
+    vectors = check.finite(np.ascontiguousarray(array, np.float32), None, sequence.path, name)
+    return vectors[None] if sequence.batch == 1 else vectors
+
+
+def prepare_memory(
+    request: MemoryRequest, manifest: Manifest, memory_reader: TextReader | None
+) -> tuple[Vectors | None, Vectors | None, Tokens | None]:
+    """Check what a memory is to be made of: key and value, or the tokens of its text.
+
+    Raises:
+        InvalidRequest: the model cannot take it.
+    """
+    check.memory_sources(request, manifest, reads_memory_text=memory_reader is not None)
+    tokens = _read(request.memory_text, memory_reader, "", "memory_text")
+    if request.key is None:
+        return None, None, tokens
+    layer = manifest.layers[0]
+    key = check.finite(check.vectors(request.key, layer.key_dim, "key"), None, "", "key")
+    if request.value is None:
+        check.stands_in(key, layer.value_dim, "the key", "value")
+        return key, None, None
+    value = check.finite(check.vectors(request.value, layer.value_dim, "value"), None, "", "value")
+    if len(value) != len(key):
+        raise InvalidRequest(f"has {len(value)} positions, but there are {len(key)} keys", field="value")
+    return key, value, None
+
+
+def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:
+    """Check that a query of a block that takes any width is as wide as the keys that were kept."""
+    width = memory.k.shape[2] // layer.key_value_heads * layer.heads
+    if query is not None and not layer.HasField("project"):
+        check.vectors(query, width, field)
+
+
+def _read(text: str | None, reader: TextReader | None, path: str, name: str) -> Tokens | None:
+    return None if text is None or reader is None else reader.read(text, join_path(path, name))
+
+
+def _length(tokens: Tokens | None, vectors: Vectors | None) -> int:
+    return len(tokens.ids) if tokens is not None else 0 if vectors is None else len(vectors)
+
+
+def _vectors(
+    sequence: Sequence, layer: Layer, *, memory_apart: bool
+) -> tuple[Vectors | None, Vectors | None, Vectors | None]:
+    """Check the arrays that were sent, and that what stands in for the others fits in their place."""
+    path = sequence.path
+    query = key = value = None
+    if sequence.query is not None:
+        query = check.vectors(sequence.query, layer.query_dim, join_path(path, "query"))
+    key_width = layer.key_dim or (query.shape[1] if query is not None else 0)
+    if sequence.key is not None:
+        key = check.vectors(sequence.key, key_width, join_path(path, "key"))
+    elif query is not None and not memory_apart:
+        check.stands_in(query, key_width, "the query", join_path(path, "key"))
+    if sequence.value is not None:
+        value = check.vectors(sequence.value, layer.value_dim, join_path(path, "value"))
+    elif key is not None:
+        check.stands_in(key, layer.value_dim, "the key", join_path(path, "value"))
+    elif query is not None and not memory_apart:
+        check.stands_in(query, layer.value_dim, "the query", join_path(path, "value"))
+    return query, key, value
+
+
+def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int) -> Vectors | None:
+    """Add up the request's mask and the sequence's own."""
+    added = None
+    for each, path in ((mask, ""), (sequence.mask, sequence.path)):
+        if each is OPEN or each.is_open:
+            continue
+        check.mask(each, layer, queries, keys, join_path(path, "mask"))
+        one = additive(each, queries, keys)
+        added = one if added is None else added + one
+    return added
+
+
+def _ready(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
+    """Refuse numbers that are none where they matter, and zero what does not: 0 x NaN, or x infinity, is NaN."""
+    return None if array is None else check.finite(array, matters, path, name)[None]
+
+
+def _left(added: Vectors) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """Return which query positions a mask leaves, [T], and which key positions, [S]; None for all."""
+    left = added > HIDDEN
+    return _unless_all(np.any(left, axis=(0, 2))), _unless_all(np.any(left, axis=(0, 1)))
+
+
+def _unless_all(positions: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    return None if positions.all() else positions

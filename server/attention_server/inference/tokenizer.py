@@ -1,0 +1,88 @@
+"""How a text becomes the tokens of one model."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Text
+from tokenizers import Encoding, Tokenizer
+
+from attention_server.domain.messages import Span, Tokens
+from attention_server.errors import InvalidRequest
+
+LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
+MOST_TOKENS = 16_384  # of a model that names no longest text
+
+
+class TextReader:
+    """A model's tokenizer.
+
+    Args:
+        content: of a `tokenizer.json`.
+        allow_unknown: whether words outside the vocabulary are read as the unknown token.
+        max_tokens: the longest text; 0 is any.
+    """
+
+    def __init__(self, content: bytes, *, allow_unknown: bool, max_tokens: int) -> None:
+        self._tokenizer = Tokenizer.from_buffer(content)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._unknown = None if allow_unknown else json.loads(content)["model"].get("unk_token")
+        self._max_tokens = max_tokens
+
+    @classmethod
+    def of_query(cls, text: Text, contents: Mapping[str, bytes]) -> "TextReader | None":
+        """Return the reader of a model's text; None when it reads none."""
+        if not text.front.name:
+            return None
+        content = contents[text.tokenizer.name]
+        return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_tokens)
+
+    @classmethod
+    def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextReader | None":
+        """Return the reader of a model's memory text; None when it reads none."""
+        if not text.memory_front.name:
+            return None
+        content = contents[text.memory_tokenizer.name or text.tokenizer.name]
+        return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_memory_tokens)
+
+    def read(self, text: str, field: str) -> Tokens:
+        """Read a text.
+
+        Raises:
+            InvalidRequest: a word is not in the vocabulary, there is none, or there are too many.
+        """
+        longest = LONGEST_TOKEN * (self._max_tokens or MOST_TOKENS)
+        if len(text) > longest:  # before it costs anything
+            raise InvalidRequest(f"has {len(text)} characters; this model reads at most {longest}", field=field)
+        encoding = self._tokenizer.encode(text)
+        self._check(text, encoding, field)
+        return Tokens(
+            ids=np.array(encoding.ids, np.int64),
+            vocabulary=tuple(encoding.tokens),
+            shown=tuple(
+                _shown(text, token, *span) for token, span in zip(encoding.tokens, encoding.offsets, strict=True)
+            ),
+            spans=tuple(Span(*span) for span in encoding.offsets),
+        )
+
+    def _check(self, text: str, encoding: Encoding, field: str) -> None:
+        if not encoding.ids:
+            raise InvalidRequest("has no words in it; send at least one", field=field)
+        if self._max_tokens and len(encoding.ids) > self._max_tokens:
+            raise InvalidRequest(
+                f"has {len(encoding.ids)} tokens; this model reads at most {self._max_tokens}", field=field
+            )
+        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            if self._unknown is not None and token == self._unknown:
+                raise InvalidRequest(
+                    f"the word {text[start:end][:64]!r} is not in this model's vocabulary of "
+                    f"{self._tokenizer.get_vocab_size()} words; use others",
+                    field=field,
+                )
+
+
+def _shown(text: str, token: str, start: int, end: int) -> str:
+    """Return a token as the text has it, where the tokenizer changed no more than its case."""
+    written = text[start:end]
+    return written if written.lower() == token.lower() else token

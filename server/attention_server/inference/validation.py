@@ -1,0 +1,199 @@
+"""Whether a sequence is one that a layer can take. Every rule about tensors stands here, once, for every protocol."""
+
+import math
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.masks import UNBOUNDED, Mask
+from numpy.typing import NDArray
+
+from attention_server.domain.messages import FOR_EVER, Array, MemoryRequest, Sequence, join_path
+from attention_server.errors import InvalidRequest
+
+CROSS_ATTENTION = "cross_attention"
+HARMLESS = 1e15  # the product of two such numbers, over any width, is a float32
+
+
+def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_memory_text: bool) -> None:
+    """Check which of a sequence's fields are given.
+
+    Args:
+        sequence: the sequence.
+        manifest: of the model that is to take it.
+        reads_text: whether the model has a text front.
+        reads_memory_text: whether it has one for its memory.
+
+    Raises:
+        InvalidRequest: one is missing, is not for this model, or two say the same.
+    """
+    path = sequence.path
+    if sequence.text is not None and not reads_text:
+        raise InvalidRequest("this model reads no text; send vectors as query", field=join_path(path, "text"))
+    if (sequence.query is None) == (sequence.text is None):
+        expected = "exactly one of query and text" if reads_text else "a query"
+        raise InvalidRequest(f"give {expected}", field=join_path(path, "query"))
+    if sequence.memory_text is not None and not reads_memory_text:
+        raise InvalidRequest("this model reads no memory text", field=join_path(path, "memory_text"))
+    _memory_sources(sequence, manifest, reads_memory_text=reads_memory_text)
+
+
+def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text: bool) -> None:
+    path = sequence.path
+    given = []
+    if sequence.key is not None:
+        given.append("key")
+    if sequence.memory_text is not None:
+        given.append("memory_text")
+    if sequence.memory:
+        given.append("memory")
+    if len(given) > 1:
+        raise InvalidRequest(f"give only one of {' and '.join(given)}", field=join_path(path, given[1]))
+    if sequence.value is not None and given not in ([], ["key"]):
+        raise InvalidRequest(f"goes with key, not with {given[0]}", field=join_path(path, "value"))
+    if manifest.block == CROSS_ATTENTION and not given:
+        wanted = "key, memory_text or memory" if reads_memory_text else "key or memory"
+        raise InvalidRequest(
+            f"a cross-attention model needs what it attends to: give {wanted}", field=join_path(path, "key")
+        )
+    if len(manifest.layers) > 1 and (given or sequence.value is not None):
+        raise InvalidRequest(
+            "a model of several layers attends to its own sequence; leave it out",
+            field=join_path(path, given[0] if given else "value"),
+        )
+
+
+def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_text: bool) -> None:
+    """Check which of a memory's fields are given.
+
+    Raises:
+        InvalidRequest: one is missing, is not for this model, or two say the same.
+    """
+    if len(manifest.layers) > 1:
+        raise InvalidRequest("a model of several layers attends to its own sequence and keeps no memory", field="model")
+    if request.memory_text is not None and not reads_memory_text:
+        raise InvalidRequest("this model reads no memory text", field="memory_text")
+    if (request.key is None) == (request.memory_text is None):
+        raise InvalidRequest(
+            "give exactly one of key and memory_text" if reads_memory_text else "give a key", field="key"
+        )
+    if request.value is not None and request.key is None:
+        raise InvalidRequest("goes with key, not with memory_text", field="value")
+    if request.ttl is not None and not 0 < request.ttl <= FOR_EVER:
+        raise InvalidRequest(f"must be above 0 and at most {FOR_EVER:.0f} seconds, not {request.ttl}", field="ttl")
+
+
+def vectors(array: Array, width: int, field: str) -> NDArray[np.float32]:
+    """Return a sequence of vectors as float32 [length, width].
+
+    Raises:
+        InvalidRequest: it is of another rank, type or width, or empty.
+    """
+    if array.dtype not in (np.float32, np.float16):
+        raise InvalidRequest(f"must be FP32 or FP16, not {array.dtype}", field=field)
+    if array.ndim != 2:
+        raise InvalidRequest(f"must have shape [length, width], not {list(array.shape)}", field=field)
+    if not array.size:
+        raise InvalidRequest(f"must not be empty, but has shape {list(array.shape)}", field=field)
+    if width and array.shape[1] != width:
+        raise InvalidRequest(f"must be {width} wide, but has shape {list(array.shape)}", field=field)
+    return np.ascontiguousarray(array, np.float32)
+
+
+def stands_in(array: Array, width: int, what: str, field: str) -> None:
+    """Check that an array can stand in for one that was not sent.
+
+    Raises:
+        InvalidRequest: the other is of another width, so it has to be sent.
+    """
+    if width and array.shape[1] != width:
+        raise InvalidRequest(
+            f"must be sent, {width} wide: {what}, {array.shape[1]} wide, cannot stand in for it", field=field
+        )
+
+
+def mask(mask: Mask, layer: Layer, queries: int, keys: int, field: str) -> None:
+    """Check that a mask fits.
+
+    Raises:
+        InvalidRequest: a window is negative, or a tensor is of another type, does not broadcast, or is not finite.
+    """
+    if min(mask.window) < UNBOUNDED:
+        raise InvalidRequest(
+            f"must be at least 0, or -1 for unbounded, not {list(mask.window)}", field=join_path(field, "window")
+        )
+    if mask.allowed is not None:
+        if mask.allowed.dtype != np.bool_:
+            raise InvalidRequest(f"must be BOOL, not {mask.allowed.dtype}", field=join_path(field, "allowed"))
+        _broadcasts(mask.allowed, layer, queries, keys, join_path(field, "allowed"))
+    if mask.bias is not None:
+        if mask.bias.dtype not in (np.float32, np.float16):
+            raise InvalidRequest(f"must be FP32 or FP16, not {mask.bias.dtype}", field=join_path(field, "bias"))
+        _broadcasts(mask.bias, layer, queries, keys, join_path(field, "bias"))
+        wrong = np.isnan(mask.bias) | (mask.bias == np.inf)
+        if wrong.any():
+            raise InvalidRequest(
+                f"must be finite or -inf, but is {mask.bias[wrong][0]} at {_first(wrong)}",
+                field=join_path(field, "bias"),
+            )
+
+
+def _broadcasts(array: Array, layer: Layer, queries: int, keys: int, field: str) -> None:
+    target = (layer.heads, queries, keys)
+    shape = (1,) * (3 - array.ndim) + array.shape
+    if len(shape) != 3 or any(size not in (1, wanted) for size, wanted in zip(shape, target, strict=True)):
+        raise InvalidRequest(
+            f"must be broadcastable to [heads, queries, keys] = {list(target)}, but has shape {list(array.shape)}",
+            field=field,
+        )
+
+
+def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, path: str, name: str) -> NDArray[np.float32]:
+    """Check that every vector that can reach an answer is finite; return the array with others' poison zeroed.
+
+    A NaN in a masked key, or a number whose product overflows, would spoil the sum all the same: 0 * NaN is NaN.
+
+    Args:
+        array: [length, width]; where all matters, of any shape.
+        matters: which positions can reach an answer, [length]; None is all.
+        path: of the sequence, for the error.
+        name: of the field.
+
+    Raises:
+        InvalidRequest: a NaN or infinity is where it matters.
+    """
+    if matters is not None:
+        poison = ~(np.abs(array) <= HARMLESS) & ~matters[:, None]  # `not <=`, for NaN is not <= anything
+        array = np.where(poison, np.float32(0), array) if poison.any() else array
+    if _is_finite(array):
+        return array
+    where = _first(~np.isfinite(array))
+    raise InvalidRequest(
+        f"must be finite, but is {array[tuple(where)]} at {where}; mask the position, or send a number",
+        field=join_path(path, name),
+    )
+
+
+def no_overflow(output: NDArray[np.float32], field: str) -> None:
+    """Check that a computation stayed within float32.
+
+    Raises:
+        InvalidRequest: it did not.
+    """
+    if not _is_finite(output):
+        raise InvalidRequest(
+            "the numbers are so large that the computation overflows float32; scale them down", field=field
+        )
+
+
+def _is_finite(array: NDArray[np.float32]) -> bool:
+    """Return whether all numbers are."""
+    # The sum of their squares tells it in half the time, where it is a number itself; what does not lie as it is read
+    # would be copied for that.
+    if array.flags.c_contiguous and math.isfinite(np.vdot(array, array)):
+        return True
+    return bool(np.isfinite(array).all())
+
+
+def _first(wrong: NDArray[np.bool_]) -> list[int]:
+    """Return the position of the first true element."""
+    return [int(index) for index in np.unravel_index(int(wrong.argmax()), wrong.shape)]

@@ -1,0 +1,171 @@
+"""From a folder to a model: a version is verified whole, opened and warmed, or refused with the reason."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from attention_proto.attention.v1.attention_pb2 import File, Manifest
+from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
+from google.protobuf import json_format
+
+from attention_server.inference.engine import Engine
+from attention_server.inference.model import Drawn, LoadedModel, served_files
+from attention_server.inference.tokenizer import TextReader
+from attention_server.repository import graph_contract as contract
+from attention_server.scheduling.cost_model import measure
+
+MANIFEST_BYTES = 16 * 2**20  # of the largest manifest that is read; the embedded ones have 4 KiB
+
+# What a look at a folder, without reading, says of its files: a file written anew differs.
+Look = tuple[tuple[str, int, int, int, int], ...]
+
+
+class RepositoryError(Exception):
+    """A folder of models, or a version in it, cannot be served; says why."""
+
+
+def find(root: Path) -> list[Path]:
+    """Return the version folders of every model, ordered; what does not look like one is none.
+
+    Raises:
+        RepositoryError: there is no such folder, or it cannot be read.
+    """
+    try:
+        names = sorted(entry.name for entry in _folders(root) if NAME.fullmatch(entry.name))
+    except OSError as error:
+        raise RepositoryError(f"{root} is no folder that can be read: {error.strerror}") from error
+    return [version for name in names for version in find_versions(root / name)]
+
+
+def find_versions(model: Path) -> list[Path]:
+    """Return a model's version folders, ascending; none where there is no such folder.
+
+    Raises:
+        RepositoryError: it cannot be read.
+    """
+    try:
+        versions = [int(entry.name) for entry in _folders(model) if VERSION.fullmatch(entry.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RepositoryError(f"{model} cannot be read: {error.strerror}") from error
+    return [model / str(version) for version in sorted(versions)]
+
+
+def look(folder: Path) -> Look:
+    """Return what its files look like from outside; nothing where the folder has gone."""
+    try:
+        with os.scandir(folder) as entries:
+            return tuple(sorted(_look_at(entry) for entry in entries))
+    except OSError:
+        return ()
+
+
+def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
+    """Verify a version's folder, open its graphs, warm and measure them.
+
+    Args:
+        folder: `NAME/VERSION`.
+        engine: opens the graphs.
+        max_bytes: what the files that its manifest names may have together.
+
+    Raises:
+        RepositoryError: it cannot be served.
+    """
+    try:
+        model = _open(folder, engine, max_bytes)
+        model.warm()
+        return replace(model, costs=measure(Drawn(model)))
+    except RepositoryError:
+        raise
+    except Exception as error:  # whatever onnxruntime and the tokenizers raise: a bad file is the folder's fault
+        raise RepositoryError(f"cannot be loaded: {_one_line(error)}") from error
+
+
+def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the folders in one; what kind each is comes with the listing, so that no change falls in between."""
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if entry.is_dir())
+
+
+def _look_at(entry: os.DirEntry[str]) -> tuple[str, int, int, int, int]:
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nowhere
+        return entry.name, -1, 0, 0, 0
+    return entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
+    written = _read(folder, MANIFEST, MANIFEST_BYTES)
+    manifest = _parse(written)
+    contents = _read_files(folder, {file.name: file for file in named_files(manifest)}, max_bytes)
+    graphs = {name: engine.open(contents[name]) for name in served_files(manifest, engine.device)}
+    contract.check(manifest, graphs, engine.device)
+    return LoadedModel(
+        name=folder.parent.name,
+        version=int(folder.name),
+        manifest=manifest,
+        digest=hashlib.sha256(written).hexdigest(),
+        device=engine.device,
+        graphs=graphs,
+        reader=TextReader.of_query(manifest.text, contents),
+        memory_reader=TextReader.of_memory(manifest.text, contents),
+    )
+
+
+def _parse(written: bytes) -> Manifest:
+    try:
+        manifest = json_format.Parse(written.decode(), Manifest())
+    except (UnicodeDecodeError, json_format.ParseError) as error:
+        raise RepositoryError(f"{MANIFEST} cannot be read: {_one_line(error)}") from error
+    if manifest.format != FORMAT:
+        raise RepositoryError(f"{MANIFEST} has format {manifest.format}; this server reads format {FORMAT}")
+    if not manifest.layers:
+        raise RepositoryError(f"{MANIFEST} has no layers")
+    return manifest
+
+
+def _read_files(folder: Path, files: dict[str, File], max_bytes: int) -> dict[str, bytes]:
+    """Read every file that a manifest names; none before all are seen to be there and small enough."""
+    for name in files:
+        if not NAME.fullmatch(name):
+            raise RepositoryError(f"{MANIFEST} names the file {name!r}, which is no plain file name")
+    sizes = {name: _size(folder, name) for name in files}
+    if sum(sizes.values()) > max_bytes:
+        raise RepositoryError(f"its files have {sum(sizes.values())} bytes; a version may have {max_bytes}")
+    contents = {}
+    for name, file in files.items():
+        contents[name] = _read(folder, name, sizes[name])
+        if hashlib.sha256(contents[name]).hexdigest() != file.sha256:
+            raise RepositoryError(f"{name} is not the file that {MANIFEST} names: its SHA-256 differs")
+    return contents
+
+
+def _size(folder: Path, name: str) -> int:
+    path = folder / name
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise RepositoryError(f"{name} cannot be read: {error.strerror}") from error
+    if not path.is_file():  # a pipe would be read for ever
+        raise RepositoryError(f"{name} is no regular file")
+    return size
+
+
+def _read(folder: Path, name: str, most: int) -> bytes:
+    _size(folder, name)
+    try:
+        with (folder / name).open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise RepositoryError(f"{name} cannot be read: {error.strerror}") from error
+    if len(content) > most:
+        raise RepositoryError(f"{name} has more than {most} bytes, or grows while it is read")
+    return content
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

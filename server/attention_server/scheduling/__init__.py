@@ -1,0 +1,1 @@
+"""Jobs, the queue before the compute slots, and admission."""

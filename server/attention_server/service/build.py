@@ -1,0 +1,63 @@
+"""The server without its ports: settings -> engine -> memories -> repository -> scheduler -> service."""
+
+from dataclasses import dataclass
+
+from attention_server.domain.messages import Limits
+from attention_server.inference.contexts import MemoryStore
+from attention_server.inference.engine import Engine
+from attention_server.repository.repository import Policy, Repository
+from attention_server.scheduling.fair_queue import QueueLimits
+from attention_server.scheduling.scheduler import Scheduler
+from attention_server.service.service import Service
+from attention_server.settings import MIB, Settings
+from attention_server.telemetry.observer import Observer
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What ports are opened for, and what is closed behind them."""
+
+    engine: Engine
+    repository: Repository
+    scheduler: Scheduler
+    service: Service
+
+
+def make_core(settings: Settings, observer: Observer | None = None) -> Core:
+    """Put the parts together; no model is loaded yet.
+
+    Args:
+        settings: of the server.
+        observer: watches the requests; None for one that counts, and no more.
+
+    Raises:
+        DeviceError: the device asked for is not there.
+    """
+    engine = Engine(settings.device, threads=1)
+    memories = MemoryStore(settings.memory_mib * MIB)
+    repository = Repository(settings.models, engine, memories, _policy(settings))
+    waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)
+    scheduler = Scheduler(settings.compute_slots, waiting)
+    service = Service(repository, scheduler, memories, _limits(settings), observer)
+    return Core(engine, repository, scheduler, service)
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        mode=settings.repository_mode,
+        at_start=settings.load_model,
+        default_versions=settings.default_version,
+        max_version_bytes=settings.max_version_mib * MIB,
+        grace=settings.grace,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        sequences=settings.max_sequences,
+        scores_bytes=settings.max_scores_mib * MIB,
+        answer_bytes=settings.max_answer_mib * MIB,
+        memory_ttl=settings.memory_ttl,
+        outputs=settings.max_outputs,
+        work_bytes=settings.max_work_mib * MIB,
+    )

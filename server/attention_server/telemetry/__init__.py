@@ -1,0 +1,1 @@
+"""Metrics, traces and logs, made of the record of each request."""
