@@ -21,27 +21,27 @@ class Nowhere(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def watched(observer: Observer) -> Callable[[], None]:
+def open_records(observer: Observer) -> Callable[[], None]:
     """Return what watches one request, of one sequence of 32, from begin to end."""
 
-    def watch() -> None:
-        watch = observer.begin("grpc", "Attend", {"user-agent": "benchmark"}, caller="127.0.0.1")
-        watch.asks("multi-head", 1, 1)
-        watch.queries, watch.keys = [32], [32]
-        watch.is_checked()
-        watch.runs()
-        watch.has_run()
-        watch.is_settled()
-        watch.is_written(100)
-        watch.server_timing()
-        observer.end(watch)
+    def record() -> None:
+        record = observer.begin("grpc", "Attend", {"user-agent": "benchmark"}, caller="127.0.0.1")
+        record.asks("multi-head", 1, 1)
+        record.queries, record.keys = [32], [32]
+        record.is_checked()
+        record.runs()
+        record.has_run()
+        record.is_settled()
+        record.is_written(100)
+        record.server_timing()
+        observer.end(record)
 
-    return watch
+    return record
 
 
 def measure(name: str, observer: Observer) -> None:
     """Print the least of several rounds, in microseconds a request."""
-    rounds = timeit.repeat(watched(observer), number=REQUESTS, repeat=9)
+    rounds = timeit.repeat(open_records(observer), number=REQUESTS, repeat=9)
     Console().print(f"{name}: {min(rounds) / REQUESTS * 1e6:.1f} us")
     observer.close()
 

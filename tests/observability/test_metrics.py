@@ -192,7 +192,7 @@ def test_a_stream_that_is_left_leaves_nothing(dot_only):
         assert now("attention_streams", method="AttendStream") == 1
         assert now("attention_requests_in_flight", method="AttendStream") == 4
         stream.cancel()
-        wait_until(lambda: not server.service.observer.watched())
+        wait_until(lambda: not server.service.observer.open_records())
         server.gate.open()
         after = metrics_of(server)
         assert after("attention_streams") == 0
@@ -212,7 +212,7 @@ def left_stream(channel, server):
 
     server.gate.close()
     stream = AttentionServiceStub(channel).AttendStream(messages())
-    wait_until(lambda: len([each for each in server.service.observer.watched() if each.checked]) == 4)
+    wait_until(lambda: len([each for each in server.service.observer.open_records() if each.checked]) == 4)
     stream.add_callback(more.set)
     return stream
 

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from attention_server.domain.request_record import OK, Watch
+from attention_server.domain.request_record import OK, RequestRecord
 from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
@@ -90,13 +90,13 @@ def name_of(status: int) -> str:
     return STATUSES.get(status, (INTERNAL.grpc if status >= 500 else CODES[InvalidRequest].grpc).name)
 
 
-def note(watch: Watch, error: Exception) -> None:
+def note(record: RequestRecord, error: Exception) -> None:
     """Tell who watches a request why it has no answer; not in the caller's words, which may be content."""
     code = code_of(error).grpc.name
     if isinstance(error, AttentionServiceError):
-        watch.failed(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
+        record.failed(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
     else:
-        watch.failed(code, "internal")
+        record.failed(code, "internal")
 
 
 def message_of(error: Exception) -> str:

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from attention_server.domain.messages import IndexEntry
-from attention_server.domain.request_record import Watch
+from attention_server.domain.request_record import RequestRecord
 from attention_server.service.service import Service
 from attention_server.telemetry.statistics import Histogram, VersionStatistics, Way, WayStatistics
 
@@ -40,14 +40,14 @@ GCCollector(registry=_process)
 def exposition(service: Service) -> bytes:
     """Return all metrics as they are now, in Prometheus' text format."""
     counted, ways = service.observer.statistics.all()
-    watched, index = service.observer.watched(), service.index()
+    open_records, index = service.observer.open_records(), service.index()
     known = {(each.model, each.version): each for each in counted}
     for entry in index:
         if entry.state == "READY":  # what nobody has asked yet is there too, with zeros to count from
             known.setdefault((entry.name, entry.version), VersionStatistics(entry.name, entry.version))
     versions = list(known.values())
-    own = [*_of_server(service), *_of_models(index), *_of_requests(ways, watched), *_of_versions(versions)]
-    return generate_latest(_Collected(own)) + _of_triton(versions, watched).encode() + generate_latest(_process)
+    own = [*_of_server(service), *_of_models(index), *_of_requests(ways, open_records), *_of_versions(versions)]
+    return generate_latest(_Collected(own)) + _of_triton(versions, open_records).encode() + generate_latest(_process)
 
 
 class _Collected(Collector):
@@ -92,7 +92,7 @@ def _of_models(index: Iterable[IndexEntry]) -> Iterator[Metric]:
     yield ready
 
 
-def _of_requests(ways: Mapping[Way, WayStatistics], watched: Iterable[Watch]) -> Iterator[Metric]:
+def _of_requests(ways: Mapping[Way, WayStatistics], open_records: Iterable[RequestRecord]) -> Iterator[Metric]:
     labels = list(Way._fields)
     requests = CounterMetricFamily("attention_requests", "Requests that have ended.", labels=[*labels, "code"])
     durations = HistogramMetricFamily(
@@ -119,8 +119,8 @@ def _of_requests(ways: Mapping[Way, WayStatistics], watched: Iterable[Watch]) ->
     here = GaugeMetricFamily("attention_requests_in_flight", "Requests that are here.", labels=["protocol", "method"])
     streams = GaugeMetricFamily("attention_streams", "Streams that are open.", labels=["method"])
     open_streams = Counter({"AttendStream": 0, "ModelStreamInfer": 0})
-    open_streams.update(watch.method for watch in watched if watch.is_stream)
-    for way_in, count in Counter((each.protocol, each.method) for each in watched if not each.is_stream).items():
+    open_streams.update(record.method for record in open_records if record.is_stream)
+    for way_in, count in Counter((each.protocol, each.method) for each in open_records if not each.is_stream).items():
         here.add_metric(way_in, count)
     for method, count in open_streams.items():
         streams.add_metric([method], count)
@@ -156,9 +156,11 @@ def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram,
     family.add_metric(labels, buckets, histogram.total / unit)
 
 
-def _of_triton(versions: Versions, watched: Iterable[Watch]) -> str:
+def _of_triton(versions: Versions, open_records: Iterable[RequestRecord]) -> str:
     """Return what is made for Triton reads. Its counters have no `_total`, so the library does not write them."""
-    pending = Counter((watch.model, watch.version) for watch in watched if watch.checked and not watch.running)
+    pending = Counter(
+        (record.model, record.version) for record in open_records if record.checked and not record.running
+    )
     metrics: dict[str, tuple[str, str, Callable[[VersionStatistics], int]]] = {
         "request_success": ("counter", "Requests answered", lambda each: each.success.count),
         "count": ("counter", "Sequences answered", lambda each: each.sequences.total),

@@ -11,7 +11,7 @@ from attention_proto.masks import Mask
 from numpy.typing import NDArray
 
 from attention_server.auth.callers import Right
-from attention_server.domain.request_record import Watch
+from attention_server.domain.request_record import RequestRecord
 from attention_server.errors import Cancelled, DeadlineExceeded, PermissionDenied, TooLarge
 from attention_server.scheduling.future import Outcome
 
@@ -232,7 +232,7 @@ class Call:
     caller: str = ""
     seconds: InitVar[float | None] = None
     rights: frozenset[Right] = frozenset()
-    watch: Watch = field(default_factory=Watch)
+    record: RequestRecord = field(default_factory=RequestRecord)
     deadline: float = field(init=False)
     _presence: Presence = field(default_factory=Presence, init=False)
     _work: "Outcome[Any] | None" = field(default=None, init=False)
@@ -246,9 +246,9 @@ class Call:
         """Whether the caller has left."""
         return self._presence.gone
 
-    def part(self, watch: Watch) -> "Call":
+    def part(self, record: RequestRecord) -> "Call":
         """Return the call of a message of the stream that this is of: its caller is the same, its time its own."""
-        part = Call(self.request_id, self.caller, None, self.rights, watch)
+        part = Call(self.request_id, self.caller, None, self.rights, record)
         part.deadline, part._presence, part._work, part._runs = self.deadline, self._presence, self._work, self._runs
         return part
 

@@ -23,7 +23,7 @@ def request_id(sent: str | None) -> str:
 
 
 @dataclass(slots=True, eq=False)
-class Watch:
+class RequestRecord:
     """What a request is, and when what happened to it: nanoseconds of one clock, 0 for what has not happened.
 
     Attributes:

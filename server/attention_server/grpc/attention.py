@@ -58,7 +58,7 @@ class AttentionServicer:
         self, message: pb.AttendRequest, call: Call, admitted: Callable[[], None] | None = None
     ) -> "Outcome[Response]":
         service, heavy = self._service, self._heavy
-        inputs, size = message.inputs, call.watch.request_bytes
+        inputs, size = message.inputs, call.record.request_bytes
         text = bool([each for each in inputs if each.text or each.memory_text])
         if heavy.takes_long(size, len(inputs), text=text):
             return await heavy.run(lambda: service.submit(proto.to_request(message, service.limits), call, admitted))

@@ -13,7 +13,7 @@ import structlog
 from attention_server.auth.callers import Caller
 from attention_server.codecs.errors import note, to_status
 from attention_server.domain.messages import Call
-from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, Watch
+from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, RequestRecord
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
 from attention_server.http2.call import Rpc
 from attention_server.http2.nghttp2 import Header
@@ -28,33 +28,33 @@ PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # what a message 
 log = structlog.get_logger()
 
 
-def fail(rpc: Rpc, watch: Watch, error: Exception) -> None:
+def fail(rpc: Rpc, record: RequestRecord, error: Exception) -> None:
     """End a call for what its method raised: a caller's mistake is told by its cause; ours goes into the log alone."""
     if not isinstance(error, AttentionServiceError):
-        log.error("a request failed for a fault of ours", request_id=watch.request_id, exc_info=error)
-    note(watch, error)
-    status = to_status(error, watch.request_id)
+        log.error("a request failed for a fault of ours", request_id=record.request_id, exc_info=error)
+    note(record, error)
+    status = to_status(error, record.request_id)
     trailers = [
         (b"grpc-status", b"%d" % status.code),
         (b"grpc-message", quote(status.message, safe=PLAIN).encode()),
         (b"grpc-status-details-bin", base64.b64encode(status.SerializeToString()).rstrip(b"=")),
-        *told(watch),
+        *told(record),
     ]
     if isinstance(error, Unavailable):  # what gRPC's own retries obey
         trailers.append((b"grpc-retry-pushback-ms", b"%d" % int(error.retry_after * 1000)))
     rpc.finish(trailers)
 
 
-def told(watch: Watch) -> tuple[Header, ...]:
+def told(record: RequestRecord) -> tuple[Header, ...]:
     """Return what a caller is told of every call: its id and, where something ran, where the time went."""
-    timing = watch.server_timing()
-    id_ = (ID, watch.request_id.encode())
+    timing = record.server_timing()
+    id_ = (ID, record.request_id.encode())
     return (id_, (TIMING, timing.encode())) if timing else (id_,)
 
 
-def call_of(rpc: Rpc, caller: Caller, watch: Watch) -> Call:
+def call_of(rpc: Rpc, caller: Caller, record: RequestRecord) -> Call:
     """Return who asks, until when, and whether they still do."""
-    call = Call(watch.request_id, watch.caller, rpc.seconds, caller.rights, watch)
+    call = Call(record.request_id, record.caller, rpc.seconds, caller.rights, record)
     rpc.on_leaving(call.leave)
     return call
 

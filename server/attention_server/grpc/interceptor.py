@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from attention_server.auth.callers import OPEN, Caller, Callers
 from attention_server.domain.messages import Call
-from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, Watch, request_id
+from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
 from attention_server.grpc.offload import Heavy
@@ -108,13 +108,13 @@ class Gate:
 
     async def _answer_anyone(self, rpc: Rpc, method: Method) -> None:
         """Answer what needs no credentials, and is not counted."""
-        watch = Watch(request_id=request_id(_headers(rpc).get(REQUEST_ID)))
+        record = RequestRecord(request_id=request_id(_headers(rpc).get(REQUEST_ID)))
         try:
-            await self._serve(rpc, method, Call(watch.request_id, watch=watch))
+            await self._serve(rpc, method, Call(record.request_id, record=record))
         except asyncio.CancelledError:
-            fail(rpc, watch, rpc.why())
+            fail(rpc, record, rpc.why())
         except Exception as error:  # noqa: BLE001 # it is told, or logged
-            fail(rpc, watch, error)
+            fail(rpc, record, error)
 
     async def _answer(self, rpc: Rpc, method: Method | None, *, fits: bool) -> None:
         with _Visit(self._service.observer, rpc, method) as visit:
@@ -166,19 +166,19 @@ class Gate:
     async def _serve(self, rpc: Rpc, method: Method, call: Call) -> None:
         if method.converses:
             await method.answer(Conversed(rpc, method.kind, self._heavy), call)
-            rpc.finish([OK, *told(call.watch)])
+            rpc.finish([OK, *told(call.record)])
         else:
             await self._reply(rpc, method, call, await rpc.message())
 
     async def _reply(self, rpc: Rpc, method: Method, call: Call, content: Buffer) -> None:
-        watch = call.watch
-        watch.request_bytes = len(content)
+        record = call.record
+        record.request_bytes = len(content)
         found = method.answer(await self._heavy.message(method.kind, content), call)
         if not isinstance(found, bytes | Message):
             found = await found
         answer = found if isinstance(found, bytes) else found.SerializeToString()
-        watch.is_written(len(answer))
-        rpc.finish([OK, *told(watch)], answer)
+        record.is_written(len(answer))
+        rpc.finish([OK, *told(record)], answer)
 
 
 class _Visit:
@@ -195,7 +195,7 @@ class _Visit:
     def __init__(self, observer: Observer, rpc: Rpc, method: Method | None) -> None:
         self._observer = observer
         self._rpc = rpc
-        self._watch = observer.begin(
+        self._record = observer.begin(
             "grpc",
             method.name if method else "",
             _headers(rpc),
@@ -209,11 +209,11 @@ class _Visit:
         Raises:
             LimitReached: they have as much here as they may.
         """
-        self._watch.caller = caller.name or self._watch.caller
+        self._record.caller = caller.name or self._record.caller
         leave = caller.enter()
         if leave:
             self._rpc.on_leaving(leave)
-        return call_of(self._rpc, caller, self._watch)
+        return call_of(self._rpc, caller, self._record)
 
     def __enter__(self) -> Self:
         return self
@@ -225,9 +225,9 @@ class _Visit:
             if isinstance(error, asyncio.CancelledError):
                 error = self._rpc.why()
             if isinstance(error, Exception):
-                fail(self._rpc, self._watch, error)
+                fail(self._rpc, self._record, error)
         finally:
-            self._observer.end(self._watch)
+            self._observer.end(self._record)
         return isinstance(error, Exception)
 
 

@@ -105,7 +105,7 @@ class InferenceServicer:
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
         text = any(each.datatype == BYTES for each in message.inputs)
-        takes_long = self._heavy.takes_long(call.watch.request_bytes, sequences, text=text)
+        takes_long = self._heavy.takes_long(call.record.request_bytes, sequences, text=text)
         return await self._heavy.run(begin) if takes_long else begin()
 
 

@@ -173,7 +173,7 @@ class Conversation:
         return not self._count or (self._count < IN_FLIGHT and fits)
 
     def _part(self, id_: str, size: int) -> Call:
-        return self._call.part(self._observer.message(self._call.watch, id_, size))
+        return self._call.part(self._observer.message(self._call.record, id_, size))
 
     def _enter(self, asked: Asked) -> None:
         self._asked[asked] = None
@@ -236,13 +236,13 @@ class Conversation:
     def _forget(self) -> None:
         """End the watch of what nobody reads any more, and keep nothing of it."""
         for asked in self._asked:
-            note(asked.call.watch, Cancelled("the caller has gone"))
-            self._observer.end(asked.call.watch)
+            note(asked.call.record, Cancelled("the caller has gone"))
+            self._observer.end(asked.call.record)
             asked.outcome = None  # they hold each other
         self._asked.clear()
 
     def _written(self, asked: Asked) -> bytes:
-        watch, outcome = asked.call.watch, asked.outcome
+        record, outcome = asked.call.record, asked.outcome
         asked.outcome = None  # they hold each other
         try:
             assert outcome is not None
@@ -251,11 +251,11 @@ class Conversation:
             answer = asked.write(response)
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
-                log.exception("a request failed for a fault of ours", request_id=watch.request_id)
-            note(watch, error)
+                log.exception("a request failed for a fault of ours", request_id=record.request_id)
+            note(record, error)
             answer = self._dialect.refuse(asked.id, error, asked.call)
-        watch.is_written(len(answer))
-        self._observer.end(watch)
+        record.is_written(len(answer))
+        self._observer.end(record)
         return answer
 
 

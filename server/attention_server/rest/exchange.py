@@ -15,7 +15,7 @@ from attention_server.auth.callers import Caller
 from attention_server.codecs.errors import code_of, note, to_json, to_status
 from attention_server.codecs.url import to_version
 from attention_server.domain.messages import Call
-from attention_server.domain.request_record import Watch
+from attention_server.domain.request_record import RequestRecord
 from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
@@ -46,7 +46,7 @@ def answers(handler: Handler) -> Handler:
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
-        watch_of(request).method = name
+        record_of(request).method = name
         try:
             return await handler(request)
         except ClientDisconnect:
@@ -54,7 +54,7 @@ def answers(handler: Handler) -> Handler:
         except AttentionServiceError as error:
             return error_response(error, request)
         except Exception as error:
-            log.exception("a request failed for a fault of ours", request_id=watch_of(request).request_id)
+            log.exception("a request failed for a fault of ours", request_id=record_of(request).request_id)
             return error_response(error, request)
 
     return answer
@@ -84,7 +84,7 @@ class Exchange:
             InvalidRequest: the body is not compressed as its header says.
         """
         body = await self._body(request, call)
-        call.watch.request_bytes = len(body)
+        call.record.request_bytes = len(body)
         encoding = request.headers.get("content-encoding", "")
         limit = self._max_message_bytes
         return await self._in_thread(
@@ -155,14 +155,14 @@ def call_of(request: Request) -> Call:
         InvalidRequest: the timeout is no number of seconds.
     """
     caller: Caller = request.state.caller  # the gate has set it
-    watch = watch_of(request)
-    return Call(watch.request_id, watch.caller, _timeout(request), caller.rights, watch)
+    record = record_of(request)
+    return Call(record.request_id, record.caller, _timeout(request), caller.rights, record)
 
 
-def watch_of(request: Request) -> Watch:
+def record_of(request: Request) -> RequestRecord:
     """Return what takes note of what happens to a request; the gate has set it."""
-    watch: Watch = request.state.watch
-    return watch
+    record: RequestRecord = request.state.record
+    return record
 
 
 def _timeout(request: Request) -> float | None:
@@ -200,14 +200,14 @@ def wants_protobuf(request: Request) -> bool:
 
 def error_response(error: Exception, request: Request) -> Response:
     """Return an error as the protocol of the request's path tells it; as a google.rpc.Status where that is wanted."""
-    watch = watch_of(request)
-    note(watch, error)
+    record = record_of(request)
+    note(record, error)
     status = code_of(error).http
     if wants_protobuf(request) and not request.url.path.startswith(OIP):
-        content = to_status(error, watch.request_id).SerializeToString()
+        content = to_status(error, record.request_id).SerializeToString()
         response = Response(content, status, media_type=PROTOBUF)
     else:
-        response = json_response(told(request, to_json(error, watch.request_id)), status)
+        response = json_response(told(request, to_json(error, record.request_id)), status)
     if isinstance(error, Unavailable):
         response.headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, Unauthenticated):

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attention_server.auth.callers import OPEN, Callers
 from attention_server.codecs.errors import name_of
-from attention_server.domain.request_record import OK, REQUEST_ID, SERVER_TIMING, Watch, request_id
+from attention_server.domain.request_record import OK, REQUEST_ID, SERVER_TIMING, RequestRecord, request_id
 from attention_server.errors import AttentionServiceError, PermissionDenied, Unauthenticated
 from attention_server.rest import page
 from attention_server.rest.exchange import error_response
@@ -41,16 +41,16 @@ class Gate:
             return
         request = Request(scope)
         if scope["path"] in UNGUARDED:  # who asks for health, or opens the page, is told their id and not counted
-            request.state.watch = Watch(request_id=request_id(request.headers.get(REQUEST_ID)))
-            await self._app(scope, receive, _told(send, request.state.watch))
+            request.state.record = RequestRecord(request_id=request_id(request.headers.get(REQUEST_ID)))
+            await self._app(scope, receive, _told(send, request.state.record))
             return
         host = request.client.host if request.client else ""
-        watch = self._observer.begin("rest", "", request.headers, caller=request.state.certificate or host)
-        request.state.watch = watch
+        record = self._observer.begin("rest", "", request.headers, caller=request.state.certificate or host)
+        request.state.record = record
         try:
-            await self._admit(request, receive, _told(send, watch))
+            await self._admit(request, receive, _told(send, record))
         finally:
-            self._observer.end(watch)
+            self._observer.end(record)
 
     async def _admit(self, request: Request, receive: Receive, send: Send) -> None:
         try:
@@ -68,7 +68,7 @@ class Gate:
             await response(request.scope, receive, send)
             return
         request.state.caller = caller
-        request.state.watch.caller = caller.name or request.state.watch.caller
+        request.state.record.caller = caller.name or request.state.record.caller
         try:
             await self._app(request.scope, receive, send)
         finally:
@@ -76,22 +76,22 @@ class Gate:
                 leave()
 
 
-def _told(send: Send, watch: Watch) -> Send:
+def _told(send: Send, record: RequestRecord) -> Send:
     """Return what sends an answer, and tells its caller the request's id and where the time went."""
 
     async def tell(message: Message) -> None:
         if message["type"] == "http.response.start":
-            watch.is_written()
+            record.is_written()
             code = name_of(message["status"])
-            if watch.code == OK != code:  # the router's own refusals
-                watch.failed(code, code.lower())
+            if record.code == OK != code:  # the router's own refusals
+                record.failed(code, code.lower())
             headers = MutableHeaders(scope=message)
-            headers[REQUEST_ID] = watch.request_id
-            timing = watch.server_timing()
+            headers[REQUEST_ID] = record.request_id
+            timing = record.server_timing()
             if timing:
                 headers[SERVER_TIMING] = timing
         else:
-            watch.answer_bytes += len(message.get("body", b""))
+            record.answer_bytes += len(message.get("body", b""))
         await send(message)
 
     return tell

@@ -26,7 +26,7 @@ from attention_server.codecs import prometheus
 from attention_server.codecs.errors import name_of
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
-from attention_server.rest.exchange import JSON, Exchange, answers, told, watch_of
+from attention_server.rest.exchange import JSON, Exchange, answers, record_of, told
 from attention_server.rest.middleware import Gate
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
@@ -114,7 +114,7 @@ async def plain_error(request: Request, error: Exception) -> Response:
         "code": error.status_code,
         "status": name_of(error.status_code),
         "message": message.get(error.status_code, error.detail),
-        "request_id": watch_of(request).request_id,
+        "request_id": record_of(request).request_id,
     }
     return Response(orjson.dumps(told(request, {"error": content})), error.status_code, error.headers, JSON)
 

@@ -83,7 +83,7 @@ class Attending:
 
     def work(self, scheduler: Scheduler) -> "Work[Attending, Response]":
         """Return what the scheduler has to know."""
-        self.call.watch.is_checked()
+        self.call.record.is_checked()
         first = self.sizes[0]
         alone = len(self.sizes) == 1 and first.kind is not None
         return Work(
@@ -132,14 +132,14 @@ class Attending:
 def _answer(subjects: Sequence[Attending], helpers: Helpers) -> Answers:
     """Compute the answer of one request, or of several of one sequence each and of one kind together."""
     for each in subjects:
-        each.call.watch.runs()
+        each.call.record.runs()
     try:
         if len(subjects) > 1:
             return _answer_together(subjects)
         answer = _answer_one(subjects[0], helpers)
     finally:
         for each in subjects:
-            each.call.watch.has_run()
+            each.call.record.has_run()
     return lambda: [answer()]
 
 
@@ -169,7 +169,7 @@ def _answer_part(subject: Attending, run: Run, part: Part) -> Callable[[], list[
 
 
 def _put_together(subject: Attending, parts: Sequence[Callable[[], list[Result]]]) -> Response:
-    subject.call.watch.is_settled()
+    subject.call.record.is_settled()
     results: list[Result | None] = [None] * len(subject.prepared)
     for part, found in zip(subject.parts, parts, strict=True):
         for place, result in zip(part.places, found(), strict=True):
@@ -195,7 +195,7 @@ def _answer_together(subjects: Sequence[Attending]) -> Answers:
 
     def answers() -> list[Response | Exception]:
         for each in subjects:
-            each.call.watch.is_settled()
+            each.call.record.is_settled()
         try:
             found = dict(zip(there, results(), strict=False))
         except AttentionServiceError:
@@ -206,11 +206,11 @@ def _answer_together(subjects: Sequence[Attending]) -> Answers:
 
 
 def _answer_or_error(subject: Attending) -> Response | Exception:
-    watch = subject.call.watch
-    watch.runs()
+    record = subject.call.record
+    record.runs()
     try:
         answer = _answer_one(subject, None)
-        watch.has_run()
+        record.has_run()
         return answer()
     except Exception as error:  # noqa: BLE001 # it is this request's alone
         return error

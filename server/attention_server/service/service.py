@@ -144,7 +144,7 @@ class Service:
         """
         call.require("attend")
         with self._repository.lease(request.model, request.version) as model:
-            call.watch.asks(model.name, model.version)
+            call.record.asks(model.name, model.version)
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
             k, v = self._run(_remembering(model, key, value, tokens, call), call)
             id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
@@ -257,13 +257,13 @@ class Service:
         """Check a request, and plan it."""
         self.limits.check_outputs(len(request.outputs))
         count = sum([each.batch for each in request.inputs])
-        call.watch.asks(model.name, model.version, count)
+        call.record.asks(model.name, model.version, count)
         self.limits.check_sequences(count, "inputs")
         asked = model.ask(request.outputs)
         prepared, sizes = self._prepare(request, model, asked)
         for each, size in zip(prepared, sizes, strict=True):
-            call.watch.queries += [size.queries] * each.batch
-            call.watch.keys += [size.keys] * each.batch
+            call.record.queries += [size.queries] * each.batch
+            call.record.keys += [size.keys] * each.batch
         return Attending(request, model, asked, prepared, sizes, call).work(self._scheduler)
 
     def _prepare(self, request: Request, model: LoadedModel, asked: Asked) -> tuple[list[Prepared], list[Sizes]]:
@@ -304,15 +304,15 @@ def _remembering(
     def run(_: object) -> Callable[[], list[tuple[Vectors, Vectors]]]:
         running = Run()
         call.joins(running)
-        call.watch.runs()
+        call.record.runs()
         try:
             made = [model.remember(key, value, tokens, running)]
         finally:
             call.parts_from(running)
-            call.watch.has_run()
+            call.record.has_run()
         return lambda: made
 
-    call.watch.is_checked()
+    call.record.is_checked()
     length = len(tokens.ids) if tokens else 0 if key is None else len(key)
     size = sum(each.nbytes for each in (key, value) if each is not None)
     return Work(None, run, call.deadline, call.caller, model.costs.of(Size(length, 0)), 2 * size)

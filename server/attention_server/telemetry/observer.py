@@ -8,7 +8,7 @@ from typing import Literal
 
 import structlog
 
-from attention_server.domain.request_record import OK, REQUEST_ID, TRACE_HEADERS, Watch, request_id
+from attention_server.domain.request_record import OK, REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.telemetry.statistics import Statistics
 from attention_server.telemetry.tracing import Tracing
 
@@ -33,11 +33,11 @@ class Observer:
         self._overload = threading.Lock()
         self._refused = 0  # for want of room, and not told yet
         self._told = -math.inf  # when that was
-        self._open: set[Watch] = set()  # to add, to discard and to copy are one step each for the interpreter
+        self._open: set[RequestRecord] = set()  # to add, to discard and to copy are one step each for the interpreter
 
     def begin(
         self, protocol: str, method: str, headers: Mapping[str, str], *, is_stream: bool = False, caller: str = ""
-    ) -> Watch:
+    ) -> RequestRecord:
         """Watch a request that has come.
 
         Args:
@@ -48,12 +48,12 @@ class Observer:
             caller: as far as it is known.
         """
         trace = {name: headers[name] for name in TRACE_HEADERS if name in headers}
-        watch = Watch(protocol, method, is_stream, request_id(headers.get(REQUEST_ID)), trace, caller=caller)
-        return self._begun(watch, watch)
+        record = RequestRecord(protocol, method, is_stream, request_id(headers.get(REQUEST_ID)), trace, caller=caller)
+        return self._begun(record, record)
 
-    def message(self, stream: Watch, id_: str, size: int) -> Watch:
+    def message(self, stream: RequestRecord, id_: str, size: int) -> RequestRecord:
         """Watch a message of a stream, a request of its own, with the caller's id for it and its bytes."""
-        watch = Watch(
+        record = RequestRecord(
             stream.protocol,
             stream.method,
             request_id=stream.request_id,
@@ -62,23 +62,23 @@ class Observer:
             message_id=id_[:128],
             request_bytes=size,
         )
-        return self._begun(watch, stream)
+        return self._begun(record, stream)
 
-    def end(self, watch: Watch) -> None:
+    def end(self, record: RequestRecord) -> None:
         """Count, trace and log a request that has ended. A stream is counted where it failed: else its messages are."""
-        self._open.discard(watch)
-        if not watch.written:
-            watch.is_written()
-        if not watch.is_stream or watch.code != OK:
-            self.statistics.count(watch)
+        self._open.discard(record)
+        if not record.written:
+            record.is_written()
+        if not record.is_stream or record.code != OK:
+            self.statistics.count(record)
         if self._tracing:
-            self._tracing.end(watch)
-        if self._access_log == "errors" and watch.reason == OVERLOADED:
+            self._tracing.end(record)
+        if self._access_log == "errors" and record.reason == OVERLOADED:
             self._log_overload()
-        elif self._access_log == "all" or (self._access_log == "errors" and watch.code != OK):
-            self._log(watch)
+        elif self._access_log == "all" or (self._access_log == "errors" and record.code != OK):
+            self._log(record)
 
-    def watched(self) -> list[Watch]:
+    def open_records(self) -> list[RequestRecord]:
         """Return the requests that have not ended."""
         return list(self._open)
 
@@ -87,11 +87,11 @@ class Observer:
         if self._tracing:
             self._tracing.close()
 
-    def _begun(self, watch: Watch, within: Watch) -> Watch:
+    def _begun(self, record: RequestRecord, within: RequestRecord) -> RequestRecord:
         if self._tracing:
-            self._tracing.begin(watch, within)
-        self._open.add(watch)
-        return watch
+            self._tracing.begin(record, within)
+        self._open.add(record)
+        return record
 
     def _log_overload(self) -> None:
         """Say every second how many were refused since: a line for each would be more work where there is too much."""
@@ -103,28 +103,28 @@ class Observer:
             refused, self._refused, self._told = self._refused, 0, now
         log.warning("more is asked for than can be computed", refused=refused)
 
-    def _log(self, watch: Watch) -> None:
+    def _log(self, record: RequestRecord) -> None:
         fields = {
-            "request_id": watch.request_id,
-            "trace_id": self._tracing.trace_id(watch) if self._tracing else watch.trace_id,
-            "id": watch.message_id,
-            "caller": watch.caller,
-            "protocol": watch.protocol,
-            "method": watch.method,
-            "model": watch.model,
-            "version": watch.version,
-            "sequences": watch.sequences,
-            "tokens": sum(watch.queries),
-            "request_bytes": watch.request_bytes,
-            "answer_bytes": watch.answer_bytes,
-            "reason": watch.reason,
-            "field": watch.field_at_fault,
+            "request_id": record.request_id,
+            "trace_id": self._tracing.trace_id(record) if self._tracing else record.trace_id,
+            "id": record.message_id,
+            "caller": record.caller,
+            "protocol": record.protocol,
+            "method": record.method,
+            "model": record.model,
+            "version": record.version,
+            "sequences": record.sequences,
+            "tokens": sum(record.queries),
+            "request_bytes": record.request_bytes,
+            "answer_bytes": record.answer_bytes,
+            "reason": record.reason,
+            "field": record.field_at_fault,
         }
         times = {
-            "duration_ms": watch.written - watch.begun,
-            "queue_ms": watch.queued_ns,
-            "compute_ms": watch.compute_ns,
-            "encode_ms": watch.encode_ns,
+            "duration_ms": record.written - record.begun,
+            "queue_ms": record.queued_ns,
+            "compute_ms": record.compute_ns,
+            "encode_ms": record.encode_ns,
         }
         known = {name: value for name, value in fields.items() if value}
-        log.info("request", code=watch.code, **known, **{name: round(ns / 1e6, 3) for name, ns in times.items() if ns})
+        log.info("request", code=record.code, **known, **{name: round(ns / 1e6, 3) for name, ns in times.items() if ns})

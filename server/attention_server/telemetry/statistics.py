@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from attention_server.domain.request_record import OK, Watch
+from attention_server.domain.request_record import OK, RequestRecord
 
 # Upper bounds. Of times in nanoseconds, 0.1 ms to 10 s; of lengths and of sequences in a request, their number.
 TIMES = tuple(int(ms * 1e6) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000))
@@ -75,20 +75,20 @@ class VersionStatistics:
     queries: Histogram = field(default_factory=Lengths)
     keys: Histogram = field(default_factory=Lengths)
 
-    def add(self, watch: Watch) -> None:
+    def add(self, record: RequestRecord) -> None:
         """Count a request for attention."""
-        ago = time.perf_counter_ns() - watch.written
+        ago = time.perf_counter_ns() - record.written
         self.last_inference = max(self.last_inference, (time.time_ns() - ago) // 1_000_000)
-        if watch.code != OK:
-            self.failures.setdefault(watch.code, Histogram()).add(watch.written - watch.begun)
+        if record.code != OK:
+            self.failures.setdefault(record.code, Histogram()).add(record.written - record.begun)
             return
-        self.success.add(watch.written - watch.begun)
-        self.checking.add(watch.checked - watch.begun)
-        self.queued.add(watch.queued_ns)
-        self.computing.add(watch.compute_ns)
-        self.encoding.add(watch.encode_ns)
-        self.sequences.add(len(watch.queries))
-        for lengths, counted in ((watch.queries, self.queries), (watch.keys, self.keys)):
+        self.success.add(record.written - record.begun)
+        self.checking.add(record.checked - record.begun)
+        self.queued.add(record.queued_ns)
+        self.computing.add(record.compute_ns)
+        self.encoding.add(record.encode_ns)
+        self.sequences.add(len(record.queries))
+        for lengths, counted in ((record.queries, self.queries), (record.keys, self.keys)):
             if len(lengths) == 1:
                 counted.add(lengths[0])
             else:
@@ -122,14 +122,14 @@ class WayStatistics:
     request_bytes: int = 0
     answer_bytes: int = 0
 
-    def add(self, watch: Watch) -> None:
+    def add(self, record: RequestRecord) -> None:
         """Count a request."""
-        self.codes[watch.code] += 1
-        if watch.reason:
-            self.reasons[watch.reason] += 1
-        self.durations.add(watch.written - watch.begun)
-        self.request_bytes += watch.request_bytes
-        self.answer_bytes += watch.answer_bytes
+        self.codes[record.code] += 1
+        if record.reason:
+            self.reasons[record.reason] += 1
+        self.durations.add(record.written - record.begun)
+        self.request_bytes += record.request_bytes
+        self.answer_bytes += record.answer_bytes
 
 
 class Statistics:
@@ -140,7 +140,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._uncounted: deque[Watch] = deque()  # to append and to pop are one step each for the interpreter
+        self._uncounted: deque[RequestRecord] = deque()  # to append and to pop are one step each for the interpreter
         self._versions: dict[tuple[str, int], VersionStatistics] = {}
         self._ways: dict[Way, WayStatistics] = {}
 
@@ -161,23 +161,23 @@ class Statistics:
         with self._lock:  # for each anew: requests do not wait until all are copied
             return deepcopy(self._ways[way])
 
-    def count(self, watch: Watch) -> None:
+    def count(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
-        self._uncounted.append(watch)
+        self._uncounted.append(record)
         if len(self._uncounted) >= TOGETHER:
             with self._lock:
                 self._count()
 
     def _count(self) -> None:
         while self._uncounted:
-            watch = self._uncounted.popleft()
-            key = Way(watch.protocol, watch.method, watch.model, watch.version)
+            record = self._uncounted.popleft()
+            key = Way(record.protocol, record.method, record.model, record.version)
             way = self._ways.get(key)
             if way is None:
                 way = self._ways[key] = WayStatistics()
-            way.add(watch)
-            if watch.sequences is not None:
-                self._of(watch.model, watch.version).add(watch)
+            way.add(record)
+            if record.sequences is not None:
+                self._of(record.model, record.version).add(record)
 
     def _of(self, model: str, version: int) -> VersionStatistics:
         found = self._versions.get((model, version))

@@ -9,7 +9,7 @@ import time
 from importlib.metadata import version
 from typing import Any, Protocol
 
-from attention_server.domain.request_record import OK, Watch
+from attention_server.domain.request_record import OK, RequestRecord
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 # What a server is to blame for; the rest is the caller's.
@@ -24,15 +24,15 @@ class TracingError(Exception):
 class Tracing(Protocol):
     """Sends spans."""
 
-    def begin(self, watch: Watch, within: Watch) -> None:
+    def begin(self, record: RequestRecord, within: RequestRecord) -> None:
         """Begin a request's span, in that of its stream, or in its caller's."""
         ...
 
-    def end(self, watch: Watch) -> None:
+    def end(self, record: RequestRecord) -> None:
         """End a request's span, and tell what happened within it."""
         ...
 
-    def trace_id(self, watch: Watch) -> str:
+    def trace_id(self, record: RequestRecord) -> str:
         """Return the id of a request's trace, 32 hexadecimal digits."""
         ...
 
@@ -91,26 +91,26 @@ class OpenTelemetry:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("attention_server")
 
-    def begin(self, watch: Watch, within: Watch) -> None:
-        parent = self._trace.set_span_in_context(within.span) if within.span else self._propagator.extract(watch.trace)
-        watch.span = self._tracer.start_span(
-            watch.method or "HTTP", parent, self._trace.SpanKind.SERVER, start_time=_on_the_wall(watch.begun)
+    def begin(self, record: RequestRecord, within: RequestRecord) -> None:
+        parent = self._trace.set_span_in_context(within.span) if within.span else self._propagator.extract(record.trace)
+        record.span = self._tracer.start_span(
+            record.method or "HTTP", parent, self._trace.SpanKind.SERVER, start_time=_on_the_wall(record.begun)
         )
 
-    def end(self, watch: Watch) -> None:
-        span = watch.span
+    def end(self, record: RequestRecord) -> None:
+        span = record.span
         if span.is_recording():
-            span.update_name(watch.method or "HTTP")  # of a request over HTTP it is known by its route
-            span.set_attributes({name: value for name, value in _attributes(watch).items() if value})
-            if watch.code in FAULTS:
-                span.set_status(self._trace.StatusCode.ERROR, watch.reason)
+            span.update_name(record.method or "HTTP")  # of a request over HTTP it is known by its route
+            span.set_attributes({name: value for name, value in _attributes(record).items() if value})
+            if record.code in FAULTS:
+                span.set_status(self._trace.StatusCode.ERROR, record.reason)
             within = self._trace.set_span_in_context(span)
-            for name, begun, ended in _parts(watch):
+            for name, begun, ended in _parts(record):
                 part = self._tracer.start_span(name, within, start_time=_on_the_wall(begun))
                 part.end(_on_the_wall(ended))
-        span.end(_on_the_wall(watch.written))
+        span.end(_on_the_wall(record.written))
 
-    def trace_id(self, watch: Watch) -> str:
+    def trace_id(self, record: RequestRecord) -> str:
         return f"{watch.span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
@@ -120,31 +120,31 @@ class OpenTelemetry:
         closing.join(SECONDS_TO_CLOSE)
 
 
-def _attributes(watch: Watch) -> dict[str, str | int]:
+def _attributes(record: RequestRecord) -> dict[str, str | int]:
     return {
-        "rpc.system": "grpc" if watch.protocol == "grpc" else "",
-        "rpc.method": watch.method,
-        "attention.code": watch.code,
-        "attention.reason": watch.reason,
-        "attention.field": watch.field_at_fault,
-        "attention.request_id": watch.request_id,
-        "attention.message_id": watch.message_id,
-        "attention.caller": watch.caller,
-        "attention.model": watch.model,
-        "attention.version": watch.version,
-        "attention.sequences": watch.sequences or 0,
-        "attention.tokens": sum(watch.queries),
-        "attention.request_bytes": watch.request_bytes,
-        "attention.answer_bytes": watch.answer_bytes,
+        "rpc.system": "grpc" if record.protocol == "grpc" else "",
+        "rpc.method": record.method,
+        "attention.code": record.code,
+        "attention.reason": record.reason,
+        "attention.field": record.field_at_fault,
+        "attention.request_id": record.request_id,
+        "attention.message_id": record.message_id,
+        "attention.caller": record.caller,
+        "attention.model": record.model,
+        "attention.version": record.version,
+        "attention.sequences": record.sequences or 0,
+        "attention.tokens": sum(record.queries),
+        "attention.request_bytes": record.request_bytes,
+        "attention.answer_bytes": record.answer_bytes,
     }
 
 
-def _parts(watch: Watch) -> list[tuple[str, int, int]]:
+def _parts(record: RequestRecord) -> list[tuple[str, int, int]]:
     """Return what happened within a request, and when: only what was reached."""
     parts = (
-        ("queue", watch.checked, watch.running),
-        ("compute", watch.running, watch.computed),
-        ("encode", watch.settled or watch.computed, watch.written if watch.code == OK else 0),
+        ("queue", record.checked, record.running),
+        ("compute", record.running, record.computed),
+        ("encode", record.settled or record.computed, record.written if record.code == OK else 0),
     )
     return [(name, begun, ended) for name, begun, ended in parts if begun and ended]
 
