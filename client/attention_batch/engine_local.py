@@ -68,7 +68,7 @@ class LocalEngine:
                 inputs=tuple([_sequence(each, f"inputs[{i}]") for i, each in enumerate(sequences)]),
                 outputs=self._specs(question.outputs),
             )
-            response = self._service.attend(request, domain.Call(uuid.uuid4().hex, rights=ALL_RIGHTS))
+            response = self._service.attend(request, domain.CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS))
         return [_result(response, result) for result in response.each()]
 
     def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:

@@ -16,7 +16,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth import callers as callers_module
 from attention_server.auth.callers import ANYONE, OPEN, Callers, digest_of, new_token
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.errors import LimitReached, Unimplemented
 from attention_server.errors import PermissionDenied as NotAllowed
 from attention_server.errors import Unauthenticated as NoCredentials
@@ -250,9 +250,9 @@ def test_repository_changes_ask_for_a_right(dot_only, change):
         method = getattr(server.service, change)
         for rights in (frozenset(), frozenset({"attend"})):
             with pytest.raises(NotAllowed, match="repository"):
-                method("dot", Call("id", "search", rights=rights))
+                method("dot", CallContext("id", "search", rights=rights))
         with pytest.raises(Unimplemented, match="repository"):  # may, but the server does not offer it as it is set
-            method("dot", Call("id", "deployer", rights=frozenset({"repository"})))
+            method("dot", CallContext("id", "deployer", rights=frozenset({"repository"})))
 
 
 def test_a_refused_call_is_not_read(guarded):

@@ -188,7 +188,7 @@ def test_a_refusal_holds_nothing(models, number, lengths):  # noqa: F811
         gc.disable()
         try:
             with pytest.raises(InvalidRequest) as caught:
-                server.service.attend(request, domain.Call("id", rights=ALL_RIGHTS))
+                server.service.attend(request, domain.CallContext("id", rights=ALL_RIGHTS))
             assert str(caught.value)
             del array, inputs, request, caught
             wait_until(lambda: held() is None)

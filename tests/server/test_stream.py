@@ -15,7 +15,7 @@ from attention_client.window import Window
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation, Dialect
 from attention_server.telemetry.observer import Observer
 from serving import start_server
@@ -227,7 +227,7 @@ def test_nothing_stays_counted(size, in_order):
 
     async def held():
         conversed = Conversed(message(id_, np.ones((1, 8), np.float32)) for id_ in "abc")
-        conversation = Conversation(conversed, Dialect(submit, None, in_order), Call("test"), Observer())
+        conversation = Conversation(conversed, Dialect(submit, None, in_order), CallContext("test"), Observer())
         holding = asyncio.create_task(conversation.hold())
         await all_asked.wait()
         for i, place in enumerate((1, 0, 2)):

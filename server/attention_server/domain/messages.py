@@ -217,7 +217,7 @@ class Presence:
 
 
 @dataclass(slots=True)
-class Call:
+class CallContext:
     """Who asks, how long they wait, and whether they still do.
 
     Attributes:
@@ -246,9 +246,9 @@ class Call:
         """Whether the caller has left."""
         return self._presence.gone
 
-    def part(self, record: RequestRecord) -> "Call":
+    def part(self, record: RequestRecord) -> "CallContext":
         """Return the call of a message of the stream that this is of: its caller is the same, its time its own."""
-        part = Call(self.request_id, self.caller, None, self.rights, record)
+        part = CallContext(self.request_id, self.caller, None, self.rights, record)
         part.deadline, part._presence, part._work, part._runs = self.deadline, self._presence, self._work, self._runs
         return part
 

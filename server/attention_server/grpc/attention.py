@@ -6,7 +6,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_server.codecs import proto
 from attention_server.codecs.errors import to_status
-from attention_server.domain.messages import Call, Response
+from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import InvalidRequest
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.interceptor import Conversed
@@ -26,36 +26,36 @@ class AttentionServicer:
         self._heavy = heavy
         self._dialect = Dialect(self._submit, _refuse, in_order=False)
 
-    async def Attend(self, message: pb.AttendRequest, call: Call) -> bytes:
+    async def Attend(self, message: pb.AttendRequest, call: CallContext) -> bytes:
         response = await answered(await self._begin(message, call), call)
         return await self._heavy.to_write(lambda: proto.serialize(response), response.size)
 
-    async def AttendStream(self, conversed: Conversed, call: Call) -> None:
+    async def AttendStream(self, conversed: Conversed, call: CallContext) -> None:
         await self._conversations.hold(conversed, self._dialect, call)
 
-    def ListModels(self, message: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+    def ListModels(self, message: pb.ListModelsRequest, call: CallContext) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=self._service.models())
 
-    def GetModel(self, message: pb.GetModelRequest, call: Call) -> pb.Model:
+    def GetModel(self, message: pb.GetModelRequest, call: CallContext) -> pb.Model:
         return self._service.model(message.model, message.version)
 
-    async def CreateMemory(self, message: pb.CreateMemoryRequest, call: Call) -> pb.Memory:
+    async def CreateMemory(self, message: pb.CreateMemoryRequest, call: CallContext) -> pb.Memory:
         return await self._heavy.run(
             lambda: self._memory(self._service.create_memory(proto.to_memory_request(message), call))
         )
 
-    def GetMemory(self, message: pb.GetMemoryRequest, call: Call) -> pb.Memory:
+    def GetMemory(self, message: pb.GetMemoryRequest, call: CallContext) -> pb.Memory:
         return self._memory(self._service.memory(message.model, message.id, call))
 
-    def ListMemories(self, message: pb.ListMemoriesRequest, call: Call) -> pb.ListMemoriesResponse:
+    def ListMemories(self, message: pb.ListMemoriesRequest, call: CallContext) -> pb.ListMemoriesResponse:
         return pb.ListMemoriesResponse(memories=map(self._memory, self._service.memories(message.model, call)))
 
-    def DeleteMemory(self, message: pb.DeleteMemoryRequest, call: Call) -> pb.DeleteMemoryResponse:
+    def DeleteMemory(self, message: pb.DeleteMemoryRequest, call: CallContext) -> pb.DeleteMemoryResponse:
         self._service.delete_memory(message.model, message.id, call)
         return pb.DeleteMemoryResponse()
 
     async def _begin(
-        self, message: pb.AttendRequest, call: Call, admitted: Callable[[], None] | None = None
+        self, message: pb.AttendRequest, call: CallContext, admitted: Callable[[], None] | None = None
     ) -> "Outcome[Response]":
         service, heavy = self._service, self._heavy
         inputs, size = message.inputs, call.record.request_bytes
@@ -68,7 +68,7 @@ class AttentionServicer:
         return service.submit(request, call, admitted)
 
     async def _submit(
-        self, message: pb.AttendStreamRequest, call: Call, admitted: Callable[[], None]
+        self, message: pb.AttendStreamRequest, call: CallContext, admitted: Callable[[], None]
     ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
@@ -81,5 +81,5 @@ class AttentionServicer:
         return proto.from_memory(memory, self._service.seconds_left(memory))
 
 
-def _refuse(id_: str, error: Exception, call: Call) -> bytes:
+def _refuse(id_: str, error: Exception, call: CallContext) -> bytes:
     return pb.AttendStreamResponse(id=id_, error=to_status(error, call.request_id)).SerializeToString()

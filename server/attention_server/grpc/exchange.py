@@ -12,7 +12,7 @@ import structlog
 
 from attention_server.auth.callers import Caller
 from attention_server.codecs.errors import note, to_status
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, RequestRecord
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
 from attention_server.http2.call import Rpc
@@ -52,14 +52,14 @@ def told(record: RequestRecord) -> tuple[Header, ...]:
     return (id_, (TIMING, timing.encode())) if timing else (id_,)
 
 
-def call_of(rpc: Rpc, caller: Caller, record: RequestRecord) -> Call:
+def call_of(rpc: Rpc, caller: Caller, record: RequestRecord) -> CallContext:
     """Return who asks, until when, and whether they still do."""
-    call = Call(record.request_id, record.caller, rpc.seconds, caller.rights, record)
+    call = CallContext(record.request_id, record.caller, rpc.seconds, caller.rights, record)
     rpc.on_leaving(call.leave)
     return call
 
 
-async def answered(future: "Outcome[T]", call: Call) -> T:
+async def answered(future: "Outcome[T]", call: CallContext) -> T:
     """Wait for what the core computes for a call, which waits for it already.
 
     Raises:

@@ -14,7 +14,7 @@ import structlog
 from google.protobuf.message import Message
 
 from attention_server.auth.callers import OPEN, Caller, Callers
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
@@ -47,7 +47,7 @@ class Method:
 
     name: str
     kind: type[Message]
-    answer: Callable[[Any, Call], Any]
+    answer: Callable[[Any, CallContext], Any]
     converses: bool = False
     computes: bool = False
 
@@ -110,7 +110,7 @@ class Gate:
         """Answer what needs no credentials, and is not counted."""
         record = RequestRecord(request_id=request_id(_headers(rpc).get(REQUEST_ID)))
         try:
-            await self._serve(rpc, method, Call(record.request_id, record=record))
+            await self._serve(rpc, method, CallContext(record.request_id, record=record))
         except asyncio.CancelledError:
             fail(rpc, record, rpc.why())
         except Exception as error:  # noqa: BLE001 # it is told, or logged
@@ -151,26 +151,28 @@ class Gate:
         finally:
             rpc.left()
 
-    async def _answer_in_place(self, visit: "_Visit", place: Place, rpc: Rpc, method: Method, call: Call) -> None:
+    async def _answer_in_place(
+        self, visit: "_Visit", place: Place, rpc: Rpc, method: Method, call: CallContext
+    ) -> None:
         with visit:
             try:
                 await self._reply(rpc, method, call, await rpc.message())
             finally:
                 place.__exit__(None, None, None)
 
-    async def _compute(self, rpc: Rpc, method: Method, call: Call) -> None:
+    async def _compute(self, rpc: Rpc, method: Method, call: CallContext) -> None:
         content = await rpc.message()
         with self._service.overload.place(call.caller):
             await self._reply(rpc, method, call, content)
 
-    async def _serve(self, rpc: Rpc, method: Method, call: Call) -> None:
+    async def _serve(self, rpc: Rpc, method: Method, call: CallContext) -> None:
         if method.converses:
             await method.answer(Conversed(rpc, method.kind, self._heavy), call)
             rpc.finish([OK, *told(call.record)])
         else:
             await self._reply(rpc, method, call, await rpc.message())
 
-    async def _reply(self, rpc: Rpc, method: Method, call: Call, content: Buffer) -> None:
+    async def _reply(self, rpc: Rpc, method: Method, call: CallContext, content: Buffer) -> None:
         record = call.record
         record.request_bytes = len(content)
         found = method.answer(await self._heavy.message(method.kind, content), call)
@@ -203,7 +205,7 @@ class _Visit:
             caller=rpc.certificate or rpc.host,
         )
 
-    def enter(self, caller: Caller) -> Call:
+    def enter(self, caller: Caller) -> CallContext:
         """Let a caller in.
 
         Raises:

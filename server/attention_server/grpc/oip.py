@@ -11,7 +11,7 @@ from attention_server.codecs.oip import oip
 from attention_server.codecs.oip import proto as oip_proto
 from attention_server.codecs.oip.tensor import BYTES
 from attention_server.codecs.url import to_version
-from attention_server.domain.messages import Call, Response
+from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.interceptor import Conversed
@@ -31,60 +31,60 @@ class InferenceServicer:
         self._conversations = conversations
         self._dialect = Dialect(self._submit, _refuse, in_order=True)
 
-    def ServerLive(self, message: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
+    def ServerLive(self, message: pb.ServerLiveRequest, call: CallContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, message: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
+    def ServerReady(self, message: pb.ServerReadyRequest, call: CallContext) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._ready())
 
-    def ModelReady(self, message: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
+    def ModelReady(self, message: pb.ModelReadyRequest, call: CallContext) -> pb.ModelReadyResponse:
         try:
             return pb.ModelReadyResponse(ready=self._service.is_ready(message.name, _version(message.version)))
         except NotFound:  # the protocol asks whether it answers, not whether it is there
             return pb.ModelReadyResponse(ready=False)
 
-    def ServerMetadata(self, message: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
+    def ServerMetadata(self, message: pb.ServerMetadataRequest, call: CallContext) -> pb.ServerMetadataResponse:
         return ParseDict(oip_models.server(), pb.ServerMetadataResponse())
 
-    def ModelMetadata(self, message: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
+    def ModelMetadata(self, message: pb.ModelMetadataRequest, call: CallContext) -> pb.ModelMetadataResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict(oip_models.metadata(model), pb.ModelMetadataResponse())
 
-    def ModelConfig(self, message: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
+    def ModelConfig(self, message: pb.ModelConfigRequest, call: CallContext) -> pb.ModelConfigResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict({"config": oip_models.config(model)}, pb.ModelConfigResponse())
 
-    async def ModelInfer(self, message: pb.ModelInferRequest, call: Call) -> bytes:
+    async def ModelInfer(self, message: pb.ModelInferRequest, call: CallContext) -> bytes:
         future, answer = await self._begin(message, call, None)
         response = await answered(future, call)
         return await self._heavy.to_write(lambda: oip_proto.serialize(answer(response)), response.size)
 
-    async def ModelStreamInfer(self, conversed: Conversed, call: Call) -> None:
+    async def ModelStreamInfer(self, conversed: Conversed, call: CallContext) -> None:
         await self._conversations.hold(conversed, self._dialect, call)
 
-    def RepositoryIndex(self, message: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
+    def RepositoryIndex(self, message: pb.RepositoryIndexRequest, call: CallContext) -> pb.RepositoryIndexResponse:
         models = oip_models.index(self._service.index(), ready=message.ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(
-        self, message: pb.RepositoryModelLoadRequest, call: Call
+        self, message: pb.RepositoryModelLoadRequest, call: CallContext
     ) -> pb.RepositoryModelLoadResponse:
         oip_models.check_load(message.parameters)
         await self._heavy.run(lambda: self._service.load_model(message.model_name, call))
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
-        self, message: pb.RepositoryModelUnloadRequest, call: Call
+        self, message: pb.RepositoryModelUnloadRequest, call: CallContext
     ) -> pb.RepositoryModelUnloadResponse:
         oip_models.check_unload(message.parameters)
         await self._heavy.run(lambda: self._service.unload_model(message.model_name, call))
         return pb.RepositoryModelUnloadResponse()
 
-    def ModelStatistics(self, message: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
+    def ModelStatistics(self, message: pb.ModelStatisticsRequest, call: CallContext) -> pb.ModelStatisticsResponse:
         found = self._service.statistics(message.name, _version(message.version))
         return ParseDict(oip_models.statistics(found), pb.ModelStatisticsResponse())
 
-    def _refuse_all(self, message: object, call: Call) -> None:
+    def _refuse_all(self, message: object, call: CallContext) -> None:
         raise Unimplemented(oip_models.NOT_OFFERED)
 
     SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _refuse_all
@@ -92,13 +92,13 @@ class InferenceServicer:
     TraceSetting = LogSettings = _refuse_all
 
     async def _submit(
-        self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None]
+        self, message: pb.ModelInferRequest, call: CallContext, admitted: Callable[[], None]
     ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
         future, answer = await self._begin(message, call, admitted)
         return future, lambda response: oip_proto.serialize_streamed(answer(response))
 
     async def _begin(
-        self, message: pb.ModelInferRequest, call: Call, admitted: Callable[[], None] | None
+        self, message: pb.ModelInferRequest, call: CallContext, admitted: Callable[[], None] | None
     ) -> tuple["Outcome[Response]", Callable[[Response], oip.Answer]]:
         def begin() -> "tuple[Outcome[Response], Callable[[Response], oip.Answer]]":
             return oip.submit(oip_proto.to_infer(message), self._service, call, admitted)
@@ -109,7 +109,7 @@ class InferenceServicer:
         return await self._heavy.run(begin) if takes_long else begin()
 
 
-def _refuse(id_: str, error: Exception, call: Call) -> bytes:  # noqa: ARG001 # it has no place for its id
+def _refuse(id_: str, error: Exception, call: CallContext) -> bytes:  # noqa: ARG001 # it has no place for its id
     refused = pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
     return refused.SerializeToString()
 

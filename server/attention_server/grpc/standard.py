@@ -9,7 +9,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
 from attention_server.grpc.interceptor import Conversed
 from attention_server.http2.call import Rpc
@@ -66,17 +66,17 @@ class Health:
         self._ended = True
         self._tell()
 
-    def Check(self, message: HealthCheckRequest, call: Call) -> HealthCheckResponse:
+    def Check(self, message: HealthCheckRequest, call: CallContext) -> HealthCheckResponse:
         status = self._statuses.get(message.service)
         if status is None:
             raise NotFound(f"there is no service {message.service[:256]!r}")
         return HealthCheckResponse(status=status)
 
-    def List(self, message: Any, call: Call) -> Any:
+    def List(self, message: Any, call: CallContext) -> Any:
         statuses = {name: HealthCheckResponse(status=status) for name, status in self._statuses.items()}
         return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined] # newer than its types
 
-    async def Watch(self, conversed: Conversed, call: Call) -> None:
+    async def Watch(self, conversed: Conversed, call: CallContext) -> None:
         found = await conversed.one()
         changed = asyncio.Event()
         with self._places.taken():
@@ -118,7 +118,7 @@ class Reflection:
         for rpc in list(self._open):
             rpc.stop(Stopping("the server is stopping"))
 
-    async def ServerReflectionInfo(self, conversed: Conversed, call: Call) -> None:
+    async def ServerReflectionInfo(self, conversed: Conversed, call: CallContext) -> None:
         with self._places.taken():
             self._open.add(conversed.rpc)
             try:

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from attention_server.codecs.errors import note
-from attention_server.domain.messages import Call, Response
+from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.grpc.exchange import poster
 from attention_server.grpc.interceptor import Conversed
@@ -28,7 +28,7 @@ ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how lar
 log = structlog.get_logger()
 
 Write = Callable[[Response], bytes]
-Submit = Callable[[Any, Call, Callable[[], None]], Awaitable[tuple["Outcome[Response]", Write]]]
+Submit = Callable[[Any, CallContext, Callable[[], None]], Awaitable[tuple["Outcome[Response]", Write]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Dialect:
     """
 
     submit: Submit
-    refuse: Callable[[str, Exception, Call], bytes]
+    refuse: Callable[[str, Exception, CallContext], bytes]
     in_order: bool
 
 
@@ -61,7 +61,7 @@ class Asked:
     """
 
     id: str
-    call: Call
+    call: CallContext
     size: int
     answer_size: int
     write: Write | None = None
@@ -80,7 +80,7 @@ class Conversations:
         self._open: set[Conversation] = set()
         self._ended = False
 
-    async def hold(self, conversed: Conversed, dialect: Dialect, call: Call) -> None:
+    async def hold(self, conversed: Conversed, dialect: Dialect, call: CallContext) -> None:
         """Answer a stream.
 
         Raises:
@@ -115,7 +115,7 @@ class Conversation:
         observer: watches each.
     """
 
-    def __init__(self, conversed: Conversed, dialect: Dialect, call: Call, observer: Observer) -> None:
+    def __init__(self, conversed: Conversed, dialect: Dialect, call: CallContext, observer: Observer) -> None:
         self._conversed = conversed
         self._dialect = dialect
         self._call = call
@@ -172,7 +172,7 @@ class Conversation:
         fits = self._size + size <= IN_FLIGHT_BYTES and self._answer_size + self._expected <= ANSWER_BYTES
         return not self._count or (self._count < IN_FLIGHT and fits)
 
-    def _part(self, id_: str, size: int) -> Call:
+    def _part(self, id_: str, size: int) -> CallContext:
         return self._call.part(self._observer.message(self._call.record, id_, size))
 
     def _enter(self, asked: Asked) -> None:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from attention_server.codecs import json, proto
 from attention_server.codecs.url import agreed
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.errors import InvalidRequest
 from attention_server.inference.contexts import Memory
 from attention_server.rest.exchange import (
@@ -96,7 +96,7 @@ class AttentionRoutes:
         self._service.delete_memory(request.path_params["model"], request.path_params["id"], call_of(request))
         return _protobuf(pb.DeleteMemoryResponse()) if wants_protobuf(request) else json_response({})
 
-    def _create_memory(self, body: bytes, request: Request, call: Call) -> Response:
+    def _create_memory(self, body: bytes, request: Request, call: CallContext) -> Response:
         model = request.path_params["model"]
         if sends_protobuf(request):
             message = _parse(pb.CreateMemoryRequest, body)
@@ -112,14 +112,14 @@ class AttentionRoutes:
             return _protobuf(proto.from_memory(memory, left))
         return json_response(json.from_memory(memory, left))
 
-    def _attend_json(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
+    def _attend_json(self, body: bytes, model: str, version: int, call: CallContext, as_protobuf: bool) -> Response:
         domain_request, encoding = json.to_request(body, model, version, self._service.limits)
         response = self._service.attend(domain_request, call)
         if as_protobuf:
             return Response(proto.serialize(response), media_type=PROTOBUF)
         return Response(json.from_response(response, encoding), media_type=JSON)
 
-    def _attend_protobuf(self, body: bytes, model: str, version: int, call: Call, as_protobuf: bool) -> Response:
+    def _attend_protobuf(self, body: bytes, model: str, version: int, call: CallContext, as_protobuf: bool) -> Response:
         message = _parse(pb.AttendRequest, body)
         message.model = agreed("model", model, message.model)
         message.version = agreed("version", version, message.version)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from attention_server.auth.callers import Caller
 from attention_server.codecs.errors import code_of, note, to_json, to_status
 from attention_server.codecs.url import to_version
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.domain.request_record import RequestRecord
 from attention_server.errors import (
     AttentionServiceError,
@@ -74,7 +74,7 @@ class Exchange:
         self._threads = threads
         self._max_message_bytes = max_message_bytes
 
-    async def answer(self, request: Request, call: Call, work: Callable[[bytes], Response]) -> Response:
+    async def answer(self, request: Request, call: CallContext, work: Callable[[bytes], Response]) -> Response:
         """Read a request's body and do the rest in a thread, for as long as its caller is there and has time.
 
         Raises:
@@ -91,7 +91,7 @@ class Exchange:
             request, call, lambda: work(inflate(body, encoding, limit, "body", "Content-Encoding"))
         )
 
-    async def compute(self, request: Request, call: Call, work: Callable[[bytes], Response]) -> Response:
+    async def compute(self, request: Request, call: CallContext, work: Callable[[bytes], Response]) -> Response:
         """Do what computes as `answer` does; in an overload it may be refused before its body is looked at.
 
         Raises:
@@ -105,7 +105,7 @@ class Exchange:
 
         return await self.answer(request, call, in_place)
 
-    async def _in_thread(self, request: Request, call: Call, work: Callable[[], Response]) -> Response:
+    async def _in_thread(self, request: Request, call: CallContext, work: Callable[[], Response]) -> Response:
         answer = self._threads.run(work)
         gone = asyncio.create_task(_disconnected(request))
         either: set[asyncio.Future[Any]] = {answer, gone}
@@ -118,7 +118,7 @@ class Exchange:
             raise ClientDisconnect
         raise DeadlineExceeded("the deadline passed while the request waited or ran")
 
-    async def _body(self, request: Request, call: Call) -> bytes:
+    async def _body(self, request: Request, call: CallContext) -> bytes:
         """Read the body, and no more of it than may be sent, for no longer than the caller waits."""
         self._check_length(int(request.headers.get("content-length", 0)))
         self._threads.check_idle()
@@ -148,7 +148,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def call_of(request: Request) -> Call:
+def call_of(request: Request) -> CallContext:
     """Return who asks and until when.
 
     Raises:
@@ -156,7 +156,7 @@ def call_of(request: Request) -> Call:
     """
     caller: Caller = request.state.caller  # the gate has set it
     record = record_of(request)
-    return Call(record.request_id, record.caller, _timeout(request), caller.rights, record)
+    return CallContext(record.request_id, record.caller, _timeout(request), caller.rights, record)
 
 
 def record_of(request: Request) -> RequestRecord:

@@ -13,7 +13,7 @@ from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip import json as oip_json
 from attention_server.codecs.oip import models as oip_models
 from attention_server.codecs.oip import oip
-from attention_server.domain.messages import Call
+from attention_server.domain.messages import CallContext
 from attention_server.errors import Unimplemented
 from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
 from attention_server.service.service import Service
@@ -102,14 +102,14 @@ class InferenceRoutes:
     async def repository_model_unload(self, request: Request) -> Response:
         return await self._change(request, self._unload)
 
-    async def _change(self, request: Request, change: Callable[[str, Call, bytes], Response]) -> Response:
+    async def _change(self, request: Request, change: Callable[[str, CallContext, bytes], Response]) -> Response:
         call = call_of(request)
         return await self._exchange.answer(request, call, functools.partial(change, _model(request), call))
 
     async def not_offered(self, request: Request) -> Response:
         raise Unimplemented(oip_models.NOT_OFFERED)
 
-    def _infer(self, body: bytes, request: Request, version: int, call: Call) -> Response:
+    def _infer(self, body: bytes, request: Request, version: int, call: CallContext) -> Response:
         header_length = request.headers.get(oip_json.HEADER_LENGTH)
         infer = oip_json.to_infer(body, header_length, _model(request), version)
         content, json_length = oip_json.from_answer(oip.answer(infer, self._service, call), infer)
@@ -121,12 +121,12 @@ class InferenceRoutes:
         ready = typed(_fields(body, ("ready",)), "ready", bool, False, "")
         return json_response(oip_models.index(self._service.index(), ready=ready))
 
-    def _load(self, model: str, call: Call, body: bytes) -> Response:
+    def _load(self, model: str, call: CallContext, body: bytes) -> Response:
         oip_models.check_load(_parameters(body))
         self._service.load_model(model, call)
         return json_response({})
 
-    def _unload(self, model: str, call: Call, body: bytes) -> Response:
+    def _unload(self, model: str, call: CallContext, body: bytes) -> Response:
         oip_models.check_unload(_parameters(body))
         self._service.unload_model(model, call)
         return json_response({})

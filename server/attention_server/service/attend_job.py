@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from attention_server.domain.messages import Call, Request, Response, Result
+from attention_server.domain.messages import CallContext, Request, Response, Result
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
 from attention_server.inference.engine import Helpers, Run
 from attention_server.inference.model import Asked, LoadedModel, Sizes
@@ -73,7 +73,7 @@ class Attending:
     asked: Asked
     prepared: list[Prepared]
     sizes: list[Sizes]
-    call: Call
+    call: CallContext
     parts: list[Part] = field(init=False)
     cost: float = field(init=False)
 

@@ -9,7 +9,7 @@ from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.masks import Mask
 
 from attention_server.domain.messages import (
-    Call,
+    CallContext,
     IndexEntry,
     Limits,
     MemoryRequest,
@@ -61,7 +61,7 @@ class Service:
         """Whether every model is loaded and warmed."""
         return self._repository.ready
 
-    def attend(self, request: Request, call: Call) -> Response:
+    def attend(self, request: Request, call: CallContext) -> Response:
         """Answer a request in this thread, which waits for its turn no longer than the caller does.
 
         Raises:
@@ -83,7 +83,9 @@ class Service:
         """What is let in while more is asked for than can be computed."""
         return self._scheduler.overload
 
-    def submit(self, request: Request, call: Call, admitted: Callable[[], None] | None = None) -> "Outcome[Response]":
+    def submit(
+        self, request: Request, call: CallContext, admitted: Callable[[], None] | None = None
+    ) -> "Outcome[Response]":
         """Check a request and hand it to the scheduler, which computes it while this thread goes on.
 
         Args:
@@ -136,7 +138,7 @@ class Service:
                 manifest=model.manifest,
             )
 
-    def create_memory(self, request: MemoryRequest, call: Call) -> Memory:
+    def create_memory(self, request: MemoryRequest, call: CallContext) -> Memory:
         """Project a memory and keep it.
 
         Raises:
@@ -153,7 +155,7 @@ class Service:
             self._memories.put(memory)  # under the lease: what is put is forgotten with the version
         return memory
 
-    def memory(self, model: str, id_: str, call: Call) -> Memory:
+    def memory(self, model: str, id_: str, call: CallContext) -> Memory:
         """Return a memory.
 
         Raises:
@@ -163,7 +165,7 @@ class Service:
         call.require("attend")
         return self._memories.get(id_, model, field="id")
 
-    def memories(self, model: str, call: Call) -> list[Memory]:
+    def memories(self, model: str, call: CallContext) -> list[Memory]:
         """Return a model's memories, the most recently used first.
 
         Raises:
@@ -174,7 +176,7 @@ class Service:
         with self._repository.lease(model):
             return self._memories.of(model)
 
-    def delete_memory(self, model: str, id_: str, call: Call) -> None:
+    def delete_memory(self, model: str, id_: str, call: CallContext) -> None:
         """Forget a memory.
 
         Raises:
@@ -218,7 +220,7 @@ class Service:
         """
         return self._repository.is_ready(name, version)
 
-    def load_model(self, name: str, call: Call) -> None:
+    def load_model(self, name: str, call: CallContext) -> None:
         """Load or reload what lies in a model's folder; see `Repository.load_model`.
 
         Raises:
@@ -230,7 +232,7 @@ class Service:
         call.require("repository")
         self._repository.load_model(name)
 
-    def unload_model(self, name: str, call: Call) -> None:
+    def unload_model(self, name: str, call: CallContext) -> None:
         """Serve a model no more, and finish the requests that hold it; see `Repository.unload_model`.
 
         Raises:
@@ -241,7 +243,7 @@ class Service:
         call.require("repository")
         self._repository.unload_model(name)
 
-    def _run(self, work: Work[S, T], call: Call) -> T:
+    def _run(self, work: Work[S, T], call: CallContext) -> T:
         """Run a work for its caller; an answer that comes after their deadline is none."""
         try:
             answer = self._scheduler.run(work, call.waits_for)
@@ -253,7 +255,7 @@ class Service:
             raise DeadlineExceeded("the deadline passed while the request ran")
         return answer
 
-    def _work(self, request: Request, model: LoadedModel, call: Call) -> Work[Attending, Response]:
+    def _work(self, request: Request, model: LoadedModel, call: CallContext) -> Work[Attending, Response]:
         """Check a request, and plan it."""
         self.limits.check_outputs(len(request.outputs))
         count = sum([each.batch for each in request.inputs])
@@ -299,7 +301,7 @@ class Service:
 
 
 def _remembering(
-    model: LoadedModel, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, call: Call
+    model: LoadedModel, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, call: CallContext
 ) -> Work[None, tuple[Vectors, Vectors]]:
     def run(_: object) -> Callable[[], list[tuple[Vectors, Vectors]]]:
         running = Run()

@@ -24,7 +24,7 @@ from attention_server.domain.messages import (
     POOLS,
     PREDICTIONS,
     Array,
-    Call,
+    CallContext,
     Limits,
     OutputSpec,
     Request,
@@ -107,7 +107,7 @@ class Answer:
     outputs: tuple[Output, ...]
 
 
-def answer(infer: Infer, service: Service, call: Call) -> Answer:
+def answer(infer: Infer, service: Service, call: CallContext) -> Answer:
     """Answer a request of the protocol.
 
     Raises:
@@ -121,7 +121,7 @@ def answer(infer: Infer, service: Service, call: Call) -> Answer:
 
 
 def submit(
-    infer: Infer, service: Service, call: Call, admitted: Callable[[], None] | None = None
+    infer: Infer, service: Service, call: CallContext, admitted: Callable[[], None] | None = None
 ) -> tuple["Outcome[Response]", Callable[[Response], Answer]]:
     """Hand a request to the core; return what will hold the response, and what then writes it.
 
@@ -255,7 +255,7 @@ def _integers(options: Parameters, name: str, path: str, minimum: int = -(2**31)
     return integers({name: numbers}, name, path, minimum)
 
 
-def _shorten(call: Call, parameters: Parameters) -> None:
+def _shorten(call: CallContext, parameters: Parameters) -> None:
     """Wait no longer than the parameter `timeout` says, in microseconds; 0 is for ever."""
     microseconds = parameters.get("timeout", 0)
     if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
