@@ -105,7 +105,7 @@ def main() -> None:
     mark(scheduler.Scheduler, "submit", "queued")
     mark(scheduler.Scheduler, "_run", "taken", "computed")
     mark(engine._OrtGraph, "run", "graph", "graph done")  # noqa: SLF001 # as above
-    mark(rpc.Rpc, "finish", after="finished")
+    mark(rpc.Call, "finish", after="finished")
     mark(connection.Connection, "_flush", "flush", "flushed")
     ready, written = os.pipe()
     stdout = os.dup(1)

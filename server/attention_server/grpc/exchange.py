@@ -15,7 +15,7 @@ from attention_server.codecs.errors import note, to_status
 from attention_server.domain.messages import CallContext
 from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, RequestRecord
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
-from attention_server.http2.call import Rpc
+from attention_server.http2.call import Call
 from attention_server.http2.nghttp2 import Header
 from attention_server.scheduling.future import Outcome
 
@@ -28,7 +28,7 @@ PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # what a message 
 log = structlog.get_logger()
 
 
-def fail(rpc: Rpc, record: RequestRecord, error: Exception) -> None:
+def fail(rpc: Call, record: RequestRecord, error: Exception) -> None:
     """End a call for what its method raised: a caller's mistake is told by its cause; ours goes into the log alone."""
     if not isinstance(error, AttentionServiceError):
         log.error("a request failed for a fault of ours", request_id=record.request_id, exc_info=error)
@@ -52,7 +52,7 @@ def told(record: RequestRecord) -> tuple[Header, ...]:
     return (id_, (TIMING, timing.encode())) if timing else (id_,)
 
 
-def call_of(rpc: Rpc, caller: Caller, record: RequestRecord) -> CallContext:
+def call_of(rpc: Call, caller: Caller, record: RequestRecord) -> CallContext:
     """Return who asks, until when, and whether they still do."""
     call = CallContext(record.request_id, record.caller, rpc.seconds, caller.rights, record)
     rpc.on_leaving(call.leave)

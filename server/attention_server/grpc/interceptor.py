@@ -19,7 +19,7 @@ from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, Re
 from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
 from attention_server.grpc.offload import Heavy
-from attention_server.http2.call import FAULT, Rpc
+from attention_server.http2.call import FAULT, Call
 from attention_server.http2.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
 from attention_server.scheduling.admission import Place
 from attention_server.service.service import Service
@@ -56,7 +56,7 @@ class Method:
 class Conversed:
     """A stream, and what its bytes are."""
 
-    rpc: Rpc
+    rpc: Call
     kind: type[Message]
     heavy: Heavy
 
@@ -64,7 +64,7 @@ class Conversed:
         """Return the next message and how many bytes it has; None behind the last.
 
         Raises:
-            AttentionServiceError: as `Rpc.next`; InvalidRequest for bytes that are no message.
+            AttentionServiceError: as `Call.next`; InvalidRequest for bytes that are no message.
         """
         content = await self.rpc.next()
         return None if content is None else (await self.heavy.message(self.kind, content), len(content))
@@ -90,7 +90,7 @@ class Gate:
         self._methods = methods
         self._heavy = heavy
 
-    def arrive(self, rpc: Rpc, fits: bool) -> None:
+    def arrive(self, rpc: Call, fits: bool) -> None:
         """Take a call whose head is here: refuse it now, or start to answer it."""
         method = self._methods.get(rpc.method)
         kind = rpc.headers.get(b"content-type", b"").partition(b";")[0].strip()
@@ -106,7 +106,7 @@ class Gate:
         else:
             rpc.start(self._answer(rpc, method, fits=fits))
 
-    async def _answer_anyone(self, rpc: Rpc, method: Method) -> None:
+    async def _answer_anyone(self, rpc: Call, method: Method) -> None:
         """Answer what needs no credentials, and is not counted."""
         record = RequestRecord(request_id=request_id(_headers(rpc).get(REQUEST_ID)))
         try:
@@ -116,7 +116,7 @@ class Gate:
         except Exception as error:  # noqa: BLE001 # it is told, or logged
             fail(rpc, record, error)
 
-    async def _answer(self, rpc: Rpc, method: Method | None, *, fits: bool) -> None:
+    async def _answer(self, rpc: Call, method: Method | None, *, fits: bool) -> None:
         with _Visit(self._service.observer, rpc, method) as visit:
             if not fits:
                 raise TooLarge(f"the metadata is over {HEAD_BYTES} bytes, or has more than {HEADERS_COUNT} names")
@@ -129,7 +129,7 @@ class Gate:
             else:
                 await self._serve(rpc, method, call)
 
-    def _arrive_in_overload(self, rpc: Rpc, method: Method) -> None:
+    def _arrive_in_overload(self, rpc: Call, method: Method) -> None:
         """Take a call if there is a place for it; else refuse it now, before anything of its message is kept."""
         visit = _Visit(self._service.observer, rpc, method)
         try:
@@ -141,7 +141,7 @@ class Gate:
         else:
             rpc.start(self._answer_in_place(visit, place, rpc, method, call))
 
-    def _refuse(self, visit: "_Visit", rpc: Rpc, error: Exception) -> None:
+    def _refuse(self, visit: "_Visit", rpc: Call, error: Exception) -> None:
         """End a call that has no task; a fault on the way is its own, and not its connection's."""
         try:
             visit.__exit__(type(error), error, None)
@@ -152,7 +152,7 @@ class Gate:
             rpc.left()
 
     async def _answer_in_place(
-        self, visit: "_Visit", place: Place, rpc: Rpc, method: Method, call: CallContext
+        self, visit: "_Visit", place: Place, rpc: Call, method: Method, call: CallContext
     ) -> None:
         with visit:
             try:
@@ -160,19 +160,19 @@ class Gate:
             finally:
                 place.__exit__(None, None, None)
 
-    async def _compute(self, rpc: Rpc, method: Method, call: CallContext) -> None:
+    async def _compute(self, rpc: Call, method: Method, call: CallContext) -> None:
         content = await rpc.message()
         with self._service.overload.place(call.caller):
             await self._reply(rpc, method, call, content)
 
-    async def _serve(self, rpc: Rpc, method: Method, call: CallContext) -> None:
+    async def _serve(self, rpc: Call, method: Method, call: CallContext) -> None:
         if method.converses:
             await method.answer(Conversed(rpc, method.kind, self._heavy), call)
             rpc.finish([OK, *told(call.record)])
         else:
             await self._reply(rpc, method, call, await rpc.message())
 
-    async def _reply(self, rpc: Rpc, method: Method, call: CallContext, content: Buffer) -> None:
+    async def _reply(self, rpc: Call, method: Method, call: CallContext, content: Buffer) -> None:
         record = call.record
         record.request_bytes = len(content)
         found = method.answer(await self._heavy.message(method.kind, content), call)
@@ -194,7 +194,7 @@ class _Visit:
 
     __slots__ = ("_observer", "_rpc", "_watch")
 
-    def __init__(self, observer: Observer, rpc: Rpc, method: Method | None) -> None:
+    def __init__(self, observer: Observer, rpc: Call, method: Method | None) -> None:
         self._observer = observer
         self._rpc = rpc
         self._record = observer.begin(
@@ -233,7 +233,7 @@ class _Visit:
         return isinstance(error, Exception)
 
 
-def _headers(rpc: Rpc) -> dict[str, str]:
+def _headers(rpc: Call) -> dict[str, str]:
     """Return the headers that who watches a call looks at."""
     sent = rpc.headers
     return {text: sent[name].decode("latin-1") for name, text in LOOKED_AT.items() if name in sent}

@@ -12,7 +12,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from attention_server.domain.messages import CallContext
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
 from attention_server.grpc.interceptor import Conversed
-from attention_server.http2.call import Rpc
+from attention_server.http2.call import Call
 
 WATCHES = 256  # of health at once, which need no credentials
 REFLECTIONS = 8  # at once
@@ -105,7 +105,7 @@ class Reflection:
     def __init__(self, services: list[str]) -> None:
         self._places = Places(REFLECTIONS, "streams of reflection")
         self._services = services
-        self._open: set[Rpc] = set()
+        self._open: set[Call] = set()
 
     @cached_property
     def _servicer(self) -> Any:

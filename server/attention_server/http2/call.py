@@ -83,11 +83,11 @@ class Line(Protocol):
     def flush(self) -> None:
         """Send what is to be sent."""
 
-    def forget(self, rpc: "Rpc") -> None:
+    def forget(self, rpc: "Call") -> None:
         """The call's task has ended."""
 
 
-class Rpc:
+class Call:
     """One call.
 
     Args:

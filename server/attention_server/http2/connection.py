@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from attention_server.auth.certificates import common_name
-from attention_server.http2.call import Inbound, Rpc
+from attention_server.http2.call import Call, Inbound
 from attention_server.http2.nghttp2 import Buffer, Http2Error, Session, Settings, buffer
 from attention_server.transport import Threads, most_connections
 
@@ -39,13 +39,13 @@ class Port:
         ended: set whenever a call or a connection ends.
     """
 
-    arrive: Callable[[Rpc, bool], None]
+    arrive: Callable[[Call, bool], None]
     max_message_bytes: int
     concurrent_calls: int
     inbound: Inbound
     threads: Threads
     connections: "set[Connection]" = field(default_factory=set)
-    calls: set[Rpc] = field(default_factory=set)
+    calls: set[Call] = field(default_factory=set)
     is_ending: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     # Bytes are read into one place by all: a connection has done with them before another's are read.
@@ -65,7 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         self._port = port
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._rpcs: dict[int, Rpc] = {}  # open on the wire
+        self._rpcs: dict[int, Call] = {}  # open on the wire
         self._calls = 0  # whose tasks run
         self._received = buffer(port.received)
         self._will_flush = False
@@ -141,7 +141,7 @@ class Connection(asyncio.BufferedProtocol):
     def on_head(self, stream: int, headers: dict[bytes, bytes], *, fits: bool) -> None:
         """Begin a call."""
         port = self._port
-        rpc = Rpc(
+        rpc = Call(
             self,
             stream,
             headers,
@@ -199,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport and not self._is_broken and self.session.is_over:
             self._transport.close()
 
-    def forget(self, rpc: Rpc) -> None:
+    def forget(self, rpc: Call) -> None:
         """Take note that a call is answered."""
         self._calls -= 1
         self._last_call = self._loop.time()
