@@ -7,12 +7,12 @@ import weakref
 from concurrent.futures import CancelledError, InvalidStateError
 
 import pytest
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 
 
 def test_an_answer():
     """Who asked before is told when it is settled, who asks later at once; a thread may wait."""
-    outcome, told = Outcome(), []
+    outcome, told = Future(), []
     outcome.add_done_callback(told.append)
     assert outcome.set_running_or_notify_cancel()
     assert not outcome.done()
@@ -27,7 +27,7 @@ def test_an_answer():
 
 def test_an_error():
     """It is raised to who asks for the answer, each time."""
-    outcome = Outcome()
+    outcome = Future()
     outcome.set_exception(KeyError("x"))
     for _ in range(2):
         with pytest.raises(KeyError):
@@ -37,7 +37,7 @@ def test_an_error():
 
 def test_given_up():
     """What is given up never begins; what has begun cannot be given up."""
-    outcome, told = Outcome(), []
+    outcome, told = Future(), []
     outcome.add_done_callback(told.append)
     assert outcome.cancel()
     assert outcome.cancel()
@@ -46,7 +46,7 @@ def test_given_up():
     assert told == [outcome]
     with pytest.raises(CancelledError):
         outcome.result(0)
-    begun = Outcome()
+    begun = Future()
     assert begun.set_running_or_notify_cancel()
     assert not begun.cancel()
     begun.set_result(1)
@@ -56,7 +56,7 @@ def test_given_up():
 
 def test_one_who_fails_to_be_told():
     """The others are told all the same."""
-    outcome, told = Outcome(), []
+    outcome, told = Future(), []
     outcome.add_done_callback(lambda _: 1 / 0)
     outcome.add_done_callback(told.append)
     outcome.set_result(None)
@@ -66,7 +66,7 @@ def test_one_who_fails_to_be_told():
 def test_given_up_or_begun():
     """Of a thread that begins and one that gives up at the same moment, one wins."""
     for _ in range(500):
-        outcome, won = Outcome(), []
+        outcome, won = Future(), []
         meet = threading.Barrier(2)
 
         def race(step, outcome=outcome, won=won, meet=meet):
@@ -86,7 +86,7 @@ def test_given_up_or_begun():
 
 def test_settled_once():
     """What is done stays as it was told."""
-    given_up, answered = Outcome(), Outcome()
+    given_up, answered = Future(), Future()
     given_up.cancel()
     answered.set_result(1)
     for outcome in (given_up, answered):
@@ -112,7 +112,7 @@ def test_an_error_is_not_kept():
 
     gc.disable()
     try:
-        outcome = Outcome()
+        outcome = Future()
         outcome.set_exception(caught())
         kept = weakref.ref(outcome.exception())
         with contextlib.suppress(Fault):

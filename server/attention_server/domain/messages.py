@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from attention_server.auth.callers import Right
 from attention_server.domain.request_record import RequestRecord
 from attention_server.errors import Cancelled, DeadlineExceeded, PermissionDenied, TooLarge
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 
 Array = NDArray[np.generic]
 Reduce = Literal["none", "mean", "max"]
@@ -235,7 +235,7 @@ class CallContext:
     record: RequestRecord = field(default_factory=RequestRecord)
     deadline: float = field(init=False)
     _presence: Presence = field(default_factory=Presence, init=False)
-    _work: "Outcome[Any] | None" = field(default=None, init=False)
+    _work: "Future[Any] | None" = field(default=None, init=False)
     _runs: set[Computation] = field(default_factory=set, init=False)
 
     def __post_init__(self, seconds: float | None) -> None:
@@ -276,7 +276,7 @@ class CallContext:
         """Return the seconds that are left; None for ever."""
         return None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
 
-    def waits_for(self, work: "Outcome[Any]") -> None:
+    def waits_for(self, work: "Future[Any]") -> None:
         """Say what is done for the caller: when they leave and it has not begun, it never will."""
         self._work = work
         if self.gone:

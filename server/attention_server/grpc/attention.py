@@ -13,7 +13,7 @@ from attention_server.grpc.interceptor import Conversed
 from attention_server.grpc.offload import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
 from attention_server.inference.contexts import Memory
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
 
 
@@ -56,7 +56,7 @@ class AttentionServicer:
 
     async def _begin(
         self, message: pb.AttendRequest, call: CallContext, admitted: Callable[[], None] | None = None
-    ) -> "Outcome[Response]":
+    ) -> "Future[Response]":
         service, heavy = self._service, self._heavy
         inputs, size = message.inputs, call.record.request_bytes
         text = bool([each for each in inputs if each.text or each.memory_text])
@@ -69,7 +69,7 @@ class AttentionServicer:
 
     async def _submit(
         self, message: pb.AttendStreamRequest, call: CallContext, admitted: Callable[[], None]
-    ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
+    ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
         id_ = message.id

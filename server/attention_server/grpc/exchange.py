@@ -17,7 +17,7 @@ from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, Re
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
 from attention_server.http2.call import Call
 from attention_server.http2.nghttp2 import Header
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def call_of(rpc: Call, caller: Caller, record: RequestRecord) -> CallContext:
     return call
 
 
-async def answered(future: "Outcome[T]", call: CallContext) -> T:
+async def answered(future: "Future[T]", call: CallContext) -> T:
     """Wait for what the core computes for a call, which waits for it already.
 
     Raises:
@@ -75,7 +75,7 @@ async def answered(future: "Outcome[T]", call: CallContext) -> T:
     return answer
 
 
-def on_loop(future: "Outcome[T]") -> "asyncio.Future[T]":
+def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
     """Return what can be awaited of a future that any thread may settle; the loop's own does so without a detour."""
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     found: asyncio.Future[T] = loop.create_future()
@@ -90,7 +90,7 @@ def on_loop(future: "Outcome[T]") -> "asyncio.Future[T]":
         else:
             found.set_result(future.result())
 
-    def done(_: "Outcome[T]") -> None:
+    def done(_: "Future[T]") -> None:
         if threading.get_ident() == thread:
             settle()
         else:

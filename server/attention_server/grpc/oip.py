@@ -17,7 +17,7 @@ from attention_server.grpc.exchange import answered
 from attention_server.grpc.interceptor import Conversed
 from attention_server.grpc.offload import Heavy
 from attention_server.grpc.stream import Conversations, Dialect
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
 
 
@@ -93,14 +93,14 @@ class InferenceServicer:
 
     async def _submit(
         self, message: pb.ModelInferRequest, call: CallContext, admitted: Callable[[], None]
-    ) -> tuple["Outcome[Response]", Callable[[Response], bytes]]:
+    ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
         future, answer = await self._begin(message, call, admitted)
         return future, lambda response: oip_proto.serialize_streamed(answer(response))
 
     async def _begin(
         self, message: pb.ModelInferRequest, call: CallContext, admitted: Callable[[], None] | None
-    ) -> tuple["Outcome[Response]", Callable[[Response], oip.Answer]]:
-        def begin() -> "tuple[Outcome[Response], Callable[[Response], oip.Answer]]":
+    ) -> tuple["Future[Response]", Callable[[Response], oip.Answer]]:
+        def begin() -> "tuple[Future[Response], Callable[[Response], oip.Answer]]":
             return oip.submit(oip_proto.to_infer(message), self._service, call, admitted)
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)

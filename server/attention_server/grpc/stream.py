@@ -17,7 +17,7 @@ from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.grpc.exchange import poster
 from attention_server.grpc.interceptor import Conversed
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 from attention_server.telemetry.observer import Observer
 
 STREAMS = 64  # at once
@@ -28,7 +28,7 @@ ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how lar
 log = structlog.get_logger()
 
 Write = Callable[[Response], bytes]
-Submit = Callable[[Any, CallContext, Callable[[], None]], Awaitable[tuple["Outcome[Response]", Write]]]
+Submit = Callable[[Any, CallContext, Callable[[], None]], Awaitable[tuple["Future[Response]", Write]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Asked:
     size: int
     answer_size: int
     write: Write | None = None
-    outcome: "Outcome[Response] | None" = field(default=None)
+    outcome: "Future[Response] | None" = field(default=None)
 
 
 class Conversations:
@@ -196,11 +196,11 @@ class Conversation:
         await admitted
 
     def _refuse(self, asked: Asked, error: Exception) -> None:
-        future: Outcome[Response] = Outcome()
+        future: Future[Response] = Future()
         future.set_exception(error)
         self._done(asked, future)
 
-    def _done(self, asked: Asked, outcome: "Outcome[Response]") -> None:
+    def _done(self, asked: Asked, outcome: "Future[Response]") -> None:
         """Take note of what came of a request, and send what can be sent."""
         if self._is_over:
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 
 PATIENCE = 2  # times what it takes itself, a job may wait
 REMEMBERED = 1024  # callers; beyond, those are forgotten who have nothing here, and with them whose turn it was
@@ -60,7 +60,7 @@ class Waiting:
     caller: str
     cost: float
     size: int
-    future: "Outcome[Any]"
+    future: "Future[Any]"
     kind: Hashable | None = None
     most: int = 1
     count: int = 1

@@ -14,7 +14,7 @@ WAITING, RUNNING, CANCELLED, ENDED = range(4)
 log = structlog.get_logger()
 
 
-class Outcome(Generic[T]):
+class Future(Generic[T]):
     """A future, with the methods of Python's own: any thread may settle it, and any be told.
 
     Of Python's each step takes a condition's locks, for threads that wait. Here hardly one does: a loop is told.
@@ -25,7 +25,7 @@ class Outcome(Generic[T]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._state = WAITING
-        self._tell: list[Callable[[Outcome[T]], Any]] = []
+        self._tell: list[Callable[[Future[T]], Any]] = []
         self._answer: Any = None
         self._error: BaseException | None = None
 
@@ -66,7 +66,7 @@ class Outcome(Generic[T]):
         """Settle it with an error. Raises as `set_result`."""
         self._settle(None, error)
 
-    def add_done_callback(self, tell: "Callable[[Outcome[T]], Any]") -> None:
+    def add_done_callback(self, tell: "Callable[[Future[T]], Any]") -> None:
         """Have it told when it is done, in the thread that settles it; at once, where it is."""
         with self._lock:
             if self._state < CANCELLED:
@@ -114,7 +114,7 @@ class Outcome(Generic[T]):
         for tell in told:
             self._told_by(tell)
 
-    def _told_by(self, tell: "Callable[[Outcome[T]], Any]") -> None:
+    def _told_by(self, tell: "Callable[[Future[T]], Any]") -> None:
         try:
             tell(self)
         except Exception:

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from attention_server.errors import DeadlineExceeded, Full, Stopping, Unavailable
 from attention_server.scheduling.admission import Overload, full
 from attention_server.scheduling.fair_queue import FairQueue, QueueLimits, Waiting
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class _Job(Waiting, Generic[S, T]):
     __slots__ = ("handed", "work")
 
     def __init__(self, work: Work[S, T], *, waits: bool = False, bulk: bool = False) -> None:
-        super().__init__(work.caller, work.cost, work.size, Outcome(), work.kind, work.most, work.count, bulk)
+        super().__init__(work.caller, work.cost, work.size, Future(), work.kind, work.most, work.count, bulk)
         self.work = work
         self.handed: SimpleQueue[list[_Job[Any, Any]]] | None = SimpleQueue() if waits else None
 
@@ -120,7 +120,7 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Work[S, T], waiting: "Callable[[Outcome[T]], None]" = lambda _: None) -> T:
+    def run(self, work: Work[S, T], waiting: "Callable[[Future[T]], None]" = lambda _: None) -> T:
         """Run a work in this thread, now or when it is its turn. One that expires in the queue never runs.
 
         Args:
@@ -157,7 +157,7 @@ class Scheduler:
         answer: T = job.future.result()
         return answer
 
-    def submit(self, work: Work[S, T], admitted: Callable[[], None] | None = None) -> "Outcome[T]":
+    def submit(self, work: Work[S, T], admitted: Callable[[], None] | None = None) -> "Future[T]":
         """Run a work while this thread goes on. One that is cancelled or expires in the queue never runs.
 
         Args:
@@ -450,7 +450,7 @@ class Scheduler:
         """Give a running job the slots that nobody wants; each is given back when the errand in it ends."""
         with self._lock:
             idle = 0 if self._closed else self.idle_slots  # then its thread may have ended
-            errands = [_Errand(work, Outcome()) for _ in range(min(most, idle))]
+            errands = [_Errand(work, Future()) for _ in range(min(most, idle))]
             for errand in errands:
                 self._occupy(errand, 0.0)
                 self._put(functools.partial(self._serve_errand, errand))
@@ -518,7 +518,7 @@ class _Errand:
     """A part of a running job, in a slot that it was lent."""
 
     work: Callable[[], None]
-    done: "Outcome[None]"
+    done: "Future[None]"
 
     def run(self) -> None:
         if not self.done.set_running_or_notify_cancel():

@@ -26,7 +26,7 @@ from attention_server.inference.preprocess import Prepared, Vectors, prepare_mem
 from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import Overload
 from attention_server.scheduling.cost_model import Size
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 from attention_server.scheduling.scheduler import Scheduler, SchedulerState, Work
 from attention_server.service.attend_job import Attending
 from attention_server.telemetry.observer import Observer
@@ -85,7 +85,7 @@ class Service:
 
     def submit(
         self, request: Request, call: CallContext, admitted: Callable[[], None] | None = None
-    ) -> "Outcome[Response]":
+    ) -> "Future[Response]":
         """Check a request and hand it to the scheduler, which computes it while this thread goes on.
 
         Args:

@@ -34,7 +34,7 @@ from attention_server.domain.messages import (
 )
 from attention_server.errors import InvalidRequest, NotFound, TooLarge
 from attention_server.inference.planner import OF_KEYS, PAIRWISE
-from attention_server.scheduling.future import Outcome
+from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
 
 Parameter = bool | int | float | str
@@ -122,7 +122,7 @@ def answer(infer: Infer, service: Service, call: CallContext) -> Answer:
 
 def submit(
     infer: Infer, service: Service, call: CallContext, admitted: Callable[[], None] | None = None
-) -> tuple["Outcome[Response]", Callable[[Response], Answer]]:
+) -> tuple["Future[Response]", Callable[[Response], Answer]]:
     """Hand a request to the core; return what will hold the response, and what then writes it.
 
     Raises:
