@@ -10,7 +10,7 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.errors import Full, Unavailable
-from attention_server.scheduling.admission import AFTERWARDS, LEAST, MOST, PLACES, Overload
+from attention_server.scheduling.admission import AFTERWARDS, LEAST, MOST, PLACES, AdmissionController
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
 from serving import start_server
@@ -33,113 +33,113 @@ class Clock:
 
 
 @pytest.fixture
-def overload():
-    made = Overload(2, max_wait=1.0, clock=Clock())
+def admission():
+    made = AdmissionController(2, max_wait=1.0, clock=Clock())
     made.tick = made._clock
     return made
 
 
-def test_open_until_the_queue_was_full(overload):
+def test_open_until_the_queue_was_full(admission):
     """Without an overload everybody comes in."""
-    places = [overload.place("a") for _ in range(100)]
+    places = [admission.place("a") for _ in range(100)]
     for place in places:
         place.__enter__()
-    assert not overload.is_closed
-    assert overload.bound == float("inf")
+    assert not admission.is_closed
+    assert admission.bound == float("inf")
 
 
-def test_closed_for_a_while_that_doubles(overload):
+def test_closed_for_a_while_that_doubles(admission):
     """A full queue closes the door; one that is full soon afterwards, for twice as long, up to a bound; then all is
     forgotten."""
     closed = LEAST
     for _ in range(8):
-        overload.grow()
-        overload.tick.now += 0.999 * closed
-        overload.grow()  # those who were here before
-        assert overload.is_closed
-        overload.tick.now += 0.002 * closed
-        assert not overload.is_closed
-        assert overload.bound == AFTERWARDS
+        admission.grow()
+        admission.tick.now += 0.999 * closed
+        admission.grow()  # those who were here before
+        assert admission.is_closed
+        admission.tick.now += 0.002 * closed
+        assert not admission.is_closed
+        assert admission.bound == AFTERWARDS
         closed = min(MOST, 2 * closed)
-    overload.tick.now += MOST
-    assert overload.bound == float("inf")
-    overload.grow()
-    overload.tick.now += LEAST
-    assert not overload.is_closed
+    admission.tick.now += MOST
+    assert admission.bound == float("inf")
+    admission.grow()
+    admission.tick.now += LEAST
+    assert not admission.is_closed
 
 
-def come(overload, count, seconds):
+def come(admission, count, seconds):
     """Let so many come at once; those who are let in are answered one after another. Return how many are."""
     let_in = []
     for _ in range(count):
-        place = overload.place("a")
+        place = admission.place("a")
         try:
             place.__enter__()
         except Full:
             continue
         let_in.append(place)
     for place in let_in:
-        overload.tick.now += seconds
+        admission.tick.now += seconds
         place.__exit__(None, None, None)
     return len(let_in)
 
 
-def test_bursts_are_no_overload(overload):
+def test_bursts_are_no_overload(admission):
     """Who comes with many at once, and then leaves the slots idle, is let in again before the door's time is over."""
     for _ in range(6):
-        overload.grow()
-        overload.tick.now = overload._until  # it will be closed for 32 s
-    overload.grow()
-    assert come(overload, 30, 0.01) == 2 * PLACES
-    overload.tick.now += LEAST
-    assert come(overload, 30, 0.01) == 30
-    assert not overload.is_closed
-    assert overload.bound == float("inf")
+        admission.grow()
+        admission.tick.now = admission._until  # it will be closed for 32 s
+    admission.grow()
+    assert come(admission, 30, 0.01) == 2 * PLACES
+    admission.tick.now += LEAST
+    assert come(admission, 30, 0.01) == 30
+    assert not admission.is_closed
+    assert admission.bound == float("inf")
 
 
 @pytest.mark.parametrize("times", [1.1, 2, 10])
-def test_an_overload_stays_one(overload, times):
+def test_an_overload_stays_one(admission, times):
     """As long as more comes than can be computed, the door stays closed for its time."""
     for _ in range(3):
-        overload.grow()
-        overload.tick.now = overload._until
-    overload.grow()
-    end = overload._until
-    while overload.tick.now < end - 0.2:
+        admission.grow()
+        admission.tick.now = admission._until
+    admission.grow()
+    end = admission._until
+    while admission.tick.now < end - 0.2:
         # In 20 ms two slots answer their places; so many more come besides.
-        assert come(overload, round(2 * PLACES * times), 0.02 / (2 * PLACES)) < 2 * PLACES * times
-    assert overload.is_closed
+        assert come(admission, round(2 * PLACES * times), 0.02 / (2 * PLACES)) < 2 * PLACES * times
+    assert admission.is_closed
 
 
-def test_places_behind_a_closed_door(overload):
+def test_places_behind_a_closed_door(admission):
     """Some come in for each slot; of those who then come, the ones who have fewer in; who leaves makes room."""
-    overload.grow()
-    greedy = [overload.place("greedy") for _ in range(2 * PLACES)]
+    admission.grow()
+    greedy = [admission.place("greedy") for _ in range(2 * PLACES)]
     for place in greedy:
         place.__enter__()
-    with pytest.raises(Full, match="full"), overload.place("greedy"):
+    with pytest.raises(Full, match="full"), admission.place("greedy"):
         pass
-    with overload.place("light"), overload.place("light"):
+    with admission.place("light"), admission.place("light"):
         pass
     greedy[0].__exit__(None, None, None)
-    with overload.place("greedy"), pytest.raises(Full), overload.place("greedy"):
+    with admission.place("greedy"), pytest.raises(Full), admission.place("greedy"):
         pass
 
 
-def test_those_who_came_before_have_places(overload):
+def test_those_who_came_before_have_places(admission):
     """Who came through an open door counts behind a closed one, until they leave."""
-    before = [overload.place("a") for _ in range(3 * PLACES)]
+    before = [admission.place("a") for _ in range(3 * PLACES)]
     for place in before:
         place.__enter__()
-    overload.grow()
-    with pytest.raises(Full), overload.place("a"):
+    admission.grow()
+    with pytest.raises(Full), admission.place("a"):
         pass
-    with overload.place("b"):
+    with admission.place("b"):
         pass
     for place in before:
         place.__exit__(None, None, None)
     for _ in range(3 * PLACES):
-        with overload.place("a"):
+        with admission.place("a"):
             pass
 
 
@@ -153,11 +153,11 @@ def test_a_shorter_queue_afterwards():
                 submit(scheduler, int, cost=0.1, caller="a")
             with pytest.raises(Unavailable, match="full"):
                 submit(scheduler, int, cost=0.1, caller="a")
-            assert scheduler.overload.is_closed
+            assert scheduler.admission.is_closed
             clock.now = 1.1 * LEAST
             with pytest.raises(Unavailable, match="more was asked for"):
                 submit(scheduler, int, cost=0.1, caller="a")
-            assert scheduler.overload.is_closed
+            assert scheduler.admission.is_closed
             submit(scheduler, int, cost=0.1, caller="light")  # has less in the queue than another
             scheduler.release.set()
     finally:
@@ -179,12 +179,12 @@ def test_refused_unread(dot_only, transport):
         stub = AttentionServiceStub(channel)
         expected = stub.Attend(message())
         raw = channel.unary_unary("/attention.v1.AttentionService/Attend")
-        overload = server.service.overload
-        overload.grow()
-        overload._until = float("inf")
+        admission = server.service.admission
+        admission.grow()
+        admission._until = float("inf")
         server.gate.close()
         inside = [threads.submit(stub.Attend, message()) for _ in range(PLACES)]
-        wait_until(lambda: overload._in.total() == PLACES)
+        wait_until(lambda: admission._in.total() == PLACES)
         if transport == "grpc":
             with pytest.raises(grpc.RpcError) as caught:
                 raw(NONSENSE, timeout=30)
@@ -196,7 +196,7 @@ def test_refused_unread(dot_only, transport):
         assert stub.ListModels(pb.ListModelsRequest(), timeout=30).models  # what computes nothing is answered
         server.gate.open()
         assert all(each.result(30) == expected for each in inside)
-        wait_until(lambda: not overload._in)
+        wait_until(lambda: not admission._in)
         assert stub.Attend(message(), timeout=30) == expected
         with pytest.raises(grpc.RpcError) as caught:
             raw(NONSENSE, timeout=30)
@@ -204,15 +204,15 @@ def test_refused_unread(dot_only, transport):
         with pytest.raises(grpc.RpcError) as caught:
             list(channel.stream_unary("/attention.v1.AttentionService/Attend")(iter([]), timeout=30))
         assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
-        wait_until(lambda: not overload._in)
+        wait_until(lambda: not admission._in)
 
 
 def test_a_caller_who_leaves_before_the_message_is_here(dot_only):
     """Who is let in and sends nothing has no place any more when they have gone."""
     with composed(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
-        overload = server.service.overload
-        overload.grow()
-        overload._until = float("inf")
+        admission = server.service.admission
+        admission.grow()
+        admission._until = float("inf")
         door = threading.Event()
 
         def nothing():
@@ -220,9 +220,9 @@ def test_a_caller_who_leaves_before_the_message_is_here(dot_only):
             yield from ()
 
         call = channel.stream_unary("/attention.v1.AttentionService/Attend").future(nothing())
-        wait_until(lambda: overload._in.total() == 1)
+        wait_until(lambda: admission._in.total() == 1)
         call.cancel()
-        wait_until(lambda: not overload._in)
+        wait_until(lambda: not admission._in)
         door.set()
         assert AttentionServiceStub(channel).Attend(message(), timeout=30).results
 

@@ -562,13 +562,13 @@ def test_refused_at_its_head(server):
 
     What the peer sends before it has read that is thrown away.
     """
-    overload = server.service.overload
-    overload.grow()
-    places = [overload.place("other") for _ in range(2)]
+    admission = server.service.admission
+    admission.grow()
+    places = [admission.place("other") for _ in range(2)]
     with ExitStack() as taken, peer_of(server) as peer:
         for place in places:
             taken.enter_context(place)
-        taken.enter_context(overload.place("127.0.0.1"))  # with one more it would have as many as the other
+        taken.enter_context(admission.place("127.0.0.1"))  # with one more it would have as many as the other
         content = prefixed(request().SerializeToString())
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
         flags, trailers = peer.until(HEADERS, 1)
@@ -585,11 +585,11 @@ def test_refused_at_its_head(server):
 
 def test_let_in_at_its_head(server):
     """Where there is a place, a call is answered, and gives it back; also where its caller goes."""
-    overload = server.service.overload
-    overload.grow()
+    admission = server.service.admission
+    admission.grow()
     assert answers(server)
     with peer_of(server) as peer:
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
-        wait_until(lambda: overload._in.total() == 1)
-    wait_until(lambda: not overload._in.total())
+        wait_until(lambda: admission._in.total() == 1)
+    wait_until(lambda: not admission._in.total())
     assert answers(server)

@@ -501,7 +501,7 @@ def test_a_loop_computes_once_a_turn(make, loop, closed, most):
     """However many jobs wait, a turn of the loop computes those of a short time; shorter where many are refused."""
     scheduler = make(max_queued=200)
     if closed:
-        scheduler.overload.grow()
+        scheduler.admission.grow()
     loop.do(scheduler.attach, loop)
     ran, turns = [], []
 

@@ -101,7 +101,7 @@ class Gate:
         elif fits and method and rpc.method in OPEN:
             rpc.allow(OPEN_BYTES)
             rpc.start(self._answer_anyone(rpc, method))
-        elif fits and method and method.computes and self._service.overload.is_closed:
+        elif fits and method and method.computes and self._service.admission.is_closed:
             self._arrive_in_overload(rpc, method)
         else:
             rpc.start(self._answer(rpc, method, fits=fits))
@@ -134,7 +134,7 @@ class Gate:
         visit = _Visit(self._service.observer, rpc, method)
         try:
             call = visit.enter(self._callers.identify(_text(rpc.headers.get(b"authorization"))))
-            place = self._service.overload.place(call.caller)
+            place = self._service.admission.place(call.caller)
             place.__enter__()  # for as long as its task runs
         except Exception as error:  # noqa: BLE001 # it is told, or logged
             self._refuse(visit, rpc, error)
@@ -162,7 +162,7 @@ class Gate:
 
     async def _compute(self, rpc: Call, method: Method, call: CallContext) -> None:
         content = await rpc.message()
-        with self._service.overload.place(call.caller):
+        with self._service.admission.place(call.caller):
             await self._reply(rpc, method, call, content)
 
     async def _serve(self, rpc: Call, method: Method, call: CallContext) -> None:

@@ -25,7 +25,7 @@ from attention_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from attention_server.scheduling.admission import Overload
+from attention_server.scheduling.admission import AdmissionController
 from attention_server.transport import Threads, inflate
 
 JSON = "application/json"
@@ -69,8 +69,8 @@ class Exchange:
         overload: what is let in while more is asked for than can be computed.
     """
 
-    def __init__(self, threads: Threads, max_message_bytes: int, overload: Overload) -> None:
-        self._overload = overload
+    def __init__(self, threads: Threads, max_message_bytes: int, admission: AdmissionController) -> None:
+        self._admission = admission
         self._threads = threads
         self._max_message_bytes = max_message_bytes
 
@@ -100,7 +100,7 @@ class Exchange:
         """
 
         def in_place(body: bytes) -> Response:
-            with self._overload.place(call.caller):
+            with self._admission.place(call.caller):
                 return work(body)
 
         return await self.answer(request, call, in_place)

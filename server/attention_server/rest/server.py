@@ -151,7 +151,7 @@ class RestServer:
         self._socket = listen("REST", host, port)
         self._threads = Threads(requests + SPARE_THREADS, "rest")
         self._health = HealthRoutes(service)
-        exchange = Exchange(self._threads, max_message_bytes, service.overload)
+        exchange = Exchange(self._threads, max_message_bytes, service.admission)
         attention = AttentionRoutes(service, exchange)
         inference = InferenceRoutes(service, exchange, self._health.is_ready)
         application = Starlette(

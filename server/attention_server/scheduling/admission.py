@@ -23,7 +23,7 @@ PLACES = 2  # for each slot: one request computes, and one is read or waits
 LEAST_RETRY = 0.1  # seconds: a prediction may be wrong, and who comes back at once, in vain, only adds to the load
 
 
-class Overload:
+class AdmissionController:
     """Whether there is one, and who is in.
 
     Args:
@@ -110,17 +110,17 @@ class Place:
 
     __slots__ = ("_caller", "_entered", "_overload")
 
-    def __init__(self, overload: Overload, caller: str) -> None:
-        self._overload = overload
+    def __init__(self, admission: AdmissionController, caller: str) -> None:
+        self._admission = admission
         self._caller = caller
 
     def __enter__(self) -> None:
-        self._entered = self._overload.enter(self._caller)
+        self._entered = self._admission.enter(self._caller)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._overload.leave(self._caller, self._entered)
+        self._admission.leave(self._caller, self._entered)
 
 
 def full(message: str, retry_after: float = 0.0) -> Full:

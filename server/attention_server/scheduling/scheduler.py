@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from attention_server.errors import DeadlineExceeded, Full, Stopping, Unavailable
-from attention_server.scheduling.admission import Overload, full
+from attention_server.scheduling.admission import AdmissionController, full
 from attention_server.scheduling.fair_queue import FairQueue, QueueLimits, Waiting
 from attention_server.scheduling.future import Future
 
@@ -109,7 +109,7 @@ class Scheduler:
         self._loop_thread = 0
         self._loop_comes = False  # to take a job
         self._queue = FairQueue(limits, slots)
-        self.overload = Overload(slots, limits.seconds, clock)
+        self.admission = AdmissionController(slots, limits.seconds, clock)
         self._max_queued = limits.count
         self._slots = slots
         self._free = slots
@@ -318,16 +318,16 @@ class Scheduler:
         Raises:
             Full: there is no room.
         """
-        bound = self.overload.bound
+        bound = self.admission.bound
         if bound < math.inf and self._queue.is_enough(job, busy, bound):
-            self.overload.grow()
+            self.admission.grow()
             raise full("the queue is full: more was asked for than could be computed", self._drained())
         if self._queue.has_room(job, busy):
             return []
         self._queue.withdraw_cancelled()
         if self._queue.has_room(job, busy):
             return []
-        self.overload.grow()
+        self.admission.grow()
         shed = self._queue.heavier(job, busy)
         if not shed:
             raise full(f"the queue is full with {len(self._queue)} requests", self._drained())
@@ -430,7 +430,7 @@ class Scheduler:
     def _take_turn(self) -> "list[list[_Job[Any, Any]]]":
         """Take what the loop is to compute in this turn, with one slot for all of it."""
         turn: list[list[_Job[Any, Any]]] = []
-        most = left = TURN if self.overload.bound == math.inf else SHORT
+        most = left = TURN if self.admission.bound == math.inf else SHORT
         with self._lock:
             self._loop_comes = False
             while self._queue.is_wanted() and self._is_for_loop() and self._queue.first.cost <= left:

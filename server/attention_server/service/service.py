@@ -24,7 +24,7 @@ from attention_server.inference.engine import Run
 from attention_server.inference.model import Asked, LoadedModel, Sizes
 from attention_server.inference.preprocess import Prepared, Vectors, prepare_memory
 from attention_server.repository.repository import Repository
-from attention_server.scheduling.admission import Overload
+from attention_server.scheduling.admission import AdmissionController
 from attention_server.scheduling.cost_model import Size
 from attention_server.scheduling.future import Future
 from attention_server.scheduling.scheduler import Scheduler, SchedulerState, Work
@@ -79,9 +79,9 @@ class Service:
             return self._run(self._work(request, model, call), call)
 
     @property
-    def overload(self) -> Overload:
+    def admission(self) -> AdmissionController:
         """What is let in while more is asked for than can be computed."""
-        return self._scheduler.overload
+        return self._scheduler.admission
 
     def submit(
         self, request: Request, call: CallContext, admitted: Callable[[], None] | None = None

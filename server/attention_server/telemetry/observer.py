@@ -30,7 +30,7 @@ class Observer:
         self.statistics = Statistics()
         self._tracing = tracing
         self._access_log = access_log
-        self._overload = threading.Lock()
+        self._admission = threading.Lock()
         self._refused = 0  # for want of room, and not told yet
         self._told = -math.inf  # when that was
         self._open: set[RequestRecord] = set()  # to add, to discard and to copy are one step each for the interpreter
@@ -95,7 +95,7 @@ class Observer:
 
     def _log_overload(self) -> None:
         """Say every second how many were refused since: a line for each would be more work where there is too much."""
-        with self._overload:
+        with self._admission:
             self._refused += 1
             now = time.monotonic()
             if now < self._told + 1:
