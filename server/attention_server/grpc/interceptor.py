@@ -21,7 +21,7 @@ from attention_server.grpc.exchange import OK, call_of, fail, told
 from attention_server.grpc.offload import Heavy
 from attention_server.http2.call import FAULT, Call
 from attention_server.http2.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
-from attention_server.scheduling.admission import Place
+from attention_server.scheduling.admission import Permit
 from attention_server.service.service import Service
 from attention_server.telemetry.observer import Observer
 
@@ -134,12 +134,12 @@ class Gate:
         visit = _Visit(self._service.observer, rpc, method)
         try:
             call = visit.enter(self._callers.identify(_text(rpc.headers.get(b"authorization"))))
-            place = self._service.admission.place(call.caller)
-            place.__enter__()  # for as long as its task runs
+            permit = self._service.admission.permit(call.caller)
+            permit.__enter__()  # for as long as its task runs
         except Exception as error:  # noqa: BLE001 # it is told, or logged
             self._refuse(visit, rpc, error)
         else:
-            rpc.start(self._answer_in_place(visit, place, rpc, method, call))
+            rpc.start(self._answer_in_place(visit, permit, rpc, method, call))
 
     def _refuse(self, visit: "_Visit", rpc: Call, error: Exception) -> None:
         """End a call that has no task; a fault on the way is its own, and not its connection's."""
@@ -152,17 +152,17 @@ class Gate:
             rpc.left()
 
     async def _answer_in_place(
-        self, visit: "_Visit", place: Place, rpc: Call, method: Method, call: CallContext
+        self, visit: "_Visit", permit: Permit, rpc: Call, method: Method, call: CallContext
     ) -> None:
         with visit:
             try:
                 await self._reply(rpc, method, call, await rpc.message())
             finally:
-                place.__exit__(None, None, None)
+                permit.__exit__(None, None, None)
 
     async def _compute(self, rpc: Call, method: Method, call: CallContext) -> None:
         content = await rpc.message()
-        with self._service.admission.place(call.caller):
+        with self._service.admission.permit(call.caller):
             await self._reply(rpc, method, call, content)
 
     async def _serve(self, rpc: Call, method: Method, call: CallContext) -> None:

@@ -100,7 +100,7 @@ class Exchange:
         """
 
         def in_place(body: bytes) -> Response:
-            with self._admission.place(call.caller):
+            with self._admission.permit(call.caller):
                 return work(body)
 
         return await self.answer(request, call, in_place)

@@ -63,9 +63,9 @@ class AdmissionController:
         self._until = now + self._seconds
         self._since, self._came, self._entered, self._taken = now, 0, 0, 0.0
 
-    def place(self, caller: str) -> "Place":
-        """Return a place for a request, to be entered; see `Place`."""
-        return Place(self, caller)
+    def permit(self, caller: str) -> "Permit":
+        """Return a place for a request, to be entered; see `Permit`."""
+        return Permit(self, caller)
 
     def enter(self, caller: str) -> float:
         """Let a request in; return when that was.
@@ -105,7 +105,7 @@ class AdmissionController:
         return not self._in and wanted < OVER * self._slots * (now - self._since)
 
 
-class Place:
+class Permit:
     """What a request has while it is read and answered. To enter raises Full where there is none."""
 
     __slots__ = ("_caller", "_entered", "_overload")
