@@ -54,7 +54,7 @@ class Part:
 
 
 @dataclass(slots=True, eq=False)
-class Attending:
+class AttendJob:
     """One request, and what its answer takes.
 
     Attributes:
@@ -81,7 +81,7 @@ class Attending:
         self.parts = _parts(self.prepared, self.sizes)
         self.cost = sum([part.cost for part in self.parts]) * self.asked.correction.factor
 
-    def work(self, scheduler: Scheduler) -> "Work[Attending, Response]":
+    def work(self, scheduler: Scheduler) -> "Work[AttendJob, Response]":
         """Return what the scheduler has to know."""
         self.call.record.is_checked()
         first = self.sizes[0]
@@ -129,7 +129,7 @@ class Attending:
         return Response(self.model.name, self.model.version, tuple(results), self.request.token_offsets)
 
 
-def _answer(subjects: Sequence[Attending], helpers: Helpers) -> Answers:
+def _answer(subjects: Sequence[AttendJob], helpers: Helpers) -> Answers:
     """Compute the answer of one request, or of several of one sequence each and of one kind together."""
     for each in subjects:
         each.call.record.runs()
@@ -143,7 +143,7 @@ def _answer(subjects: Sequence[Attending], helpers: Helpers) -> Answers:
     return lambda: [answer()]
 
 
-def _answer_one(subject: Attending, helpers: Helpers | None) -> Callable[[], Response]:
+def _answer_one(subject: AttendJob, helpers: Helpers | None) -> Callable[[], Response]:
     call, run = subject.call, Run(helpers)
     call.joins(run)
     try:
@@ -159,7 +159,7 @@ def _answer_one(subject: Attending, helpers: Helpers | None) -> Callable[[], Res
     return partial(_put_together, subject, parts)
 
 
-def _answer_part(subject: Attending, run: Run, part: Part) -> Callable[[], list[Result]]:
+def _answer_part(subject: AttendJob, run: Run, part: Part) -> Callable[[], list[Result]]:
     subject.call.check()  # a slot is not held for a caller who has gone
     begun = time.perf_counter()
     results = subject.answer(part, run)
@@ -168,7 +168,7 @@ def _answer_part(subject: Attending, run: Run, part: Part) -> Callable[[], list[
     return results
 
 
-def _put_together(subject: Attending, parts: Sequence[Callable[[], list[Result]]]) -> Response:
+def _put_together(subject: AttendJob, parts: Sequence[Callable[[], list[Result]]]) -> Response:
     subject.call.record.is_settled()
     results: list[Result | None] = [None] * len(subject.prepared)
     for part, found in zip(subject.parts, parts, strict=True):
@@ -177,7 +177,7 @@ def _put_together(subject: Attending, parts: Sequence[Callable[[], list[Result]]
     return subject.response(results)  # type: ignore[arg-type] # every place is in one part
 
 
-def _answer_together(subjects: Sequence[Attending]) -> Answers:
+def _answer_together(subjects: Sequence[AttendJob]) -> Answers:
     """Answer those whose callers are still there; where that fails, each by itself: the fault is one's."""
     there = [each for each in subjects if not each.call.gone]
     first, run = subjects[0], Run(callers=len(there))
@@ -205,7 +205,7 @@ def _answer_together(subjects: Sequence[Attending]) -> Answers:
     return answers
 
 
-def _answer_or_error(subject: Attending) -> Response | Exception:
+def _answer_or_error(subject: AttendJob) -> Response | Exception:
     record = subject.call.record
     record.runs()
     try:

@@ -28,7 +28,7 @@ from attention_server.scheduling.admission import AdmissionController
 from attention_server.scheduling.cost_model import Size
 from attention_server.scheduling.future import Future
 from attention_server.scheduling.scheduler import Scheduler, SchedulerState, Work
-from attention_server.service.attend_job import Attending
+from attention_server.service.attend_job import AttendJob
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
 
@@ -255,7 +255,7 @@ class Service:
             raise DeadlineExceeded("the deadline passed while the request ran")
         return answer
 
-    def _work(self, request: Request, model: LoadedModel, call: CallContext) -> Work[Attending, Response]:
+    def _work(self, request: Request, model: LoadedModel, call: CallContext) -> Work[AttendJob, Response]:
         """Check a request, and plan it."""
         self.limits.check_outputs(len(request.outputs))
         count = sum([each.batch for each in request.inputs])
@@ -266,7 +266,7 @@ class Service:
         for each, size in zip(prepared, sizes, strict=True):
             call.record.queries += [size.queries] * each.batch
             call.record.keys += [size.keys] * each.batch
-        return Attending(request, model, asked, prepared, sizes, call).work(self._scheduler)
+        return AttendJob(request, model, asked, prepared, sizes, call).work(self._scheduler)
 
     def _prepare(self, request: Request, model: LoadedModel, asked: Asked) -> tuple[list[Prepared], list[Sizes]]:
         """Check every sequence; return them ready to compute."""
