@@ -35,7 +35,7 @@ TURN = 0.010
 
 
 @dataclass(slots=True, eq=False)
-class Work(Generic[S, T]):
+class Job(Generic[S, T]):
     """Something to compute.
 
     Attributes:
@@ -62,7 +62,7 @@ class Work(Generic[S, T]):
     count: int = 1
 
 
-class _Job(Waiting, Generic[S, T]):
+class QueueEntry(Waiting, Generic[S, T]):
     """A work that waits, and the future that holds what comes of it.
 
     Attributes:
@@ -72,10 +72,10 @@ class _Job(Waiting, Generic[S, T]):
 
     __slots__ = ("handed", "work")
 
-    def __init__(self, work: Work[S, T], *, waits: bool = False, bulk: bool = False) -> None:
+    def __init__(self, work: Job[S, T], *, waits: bool = False, bulk: bool = False) -> None:
         super().__init__(work.caller, work.cost, work.size, Future(), work.kind, work.most, work.count, bulk)
         self.work = work
-        self.handed: SimpleQueue[list[_Job[Any, Any]]] | None = SimpleQueue() if waits else None
+        self.handed: SimpleQueue[list[QueueEntry[Any, Any]]] | None = SimpleQueue() if waits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Scheduler:
         self._clock = clock
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._lobby: deque[tuple[_Job[Any, Any], Callable[[], None]]] = deque()  # they wait to be let in
+        self._lobby: deque[tuple[QueueEntry[Any, Any], Callable[[], None]]] = deque()  # they wait to be let in
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._loop_comes = False  # to take a job
@@ -120,7 +120,7 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Work[S, T], waiting: "Callable[[Future[T]], None]" = lambda _: None) -> T:
+    def run(self, work: Job[S, T], waiting: "Callable[[Future[T]], None]" = lambda _: None) -> T:
         """Run a work in this thread, now or when it is its turn. One that expires in the queue never runs.
 
         Args:
@@ -138,7 +138,7 @@ class Scheduler:
             self._check_open()
             slot = self._slot_at_once(work)
             if slot is None:
-                job: _Job[S, T] = _Job(work, waits=True)
+                job: QueueEntry[S, T] = QueueEntry(work, waits=True)
                 shed = self._enqueue(job)
         if slot is not None:
             try:
@@ -157,7 +157,7 @@ class Scheduler:
         answer: T = job.future.result()
         return answer
 
-    def submit(self, work: Work[S, T], admitted: Callable[[], None] | None = None) -> "Future[T]":
+    def submit(self, work: Job[S, T], admitted: Callable[[], None] | None = None) -> "Future[T]":
         """Run a work while this thread goes on. One that is cancelled or expires in the queue never runs.
 
         Args:
@@ -170,7 +170,7 @@ class Scheduler:
             Full: as `run`.
             Stopping: the scheduler is closed.
         """
-        job = _Job(work, bulk=admitted is not None)
+        job = QueueEntry(work, bulk=admitted is not None)
         shed: list[tuple[Waiting, Full]] = []
         with self._lock:
             self._check_open()
@@ -261,7 +261,7 @@ class Scheduler:
         if self._closed:
             raise Stopping("the server is stopping")
 
-    def _slot_at_once(self, work: Work[Any, Any]) -> object | None:
+    def _slot_at_once(self, work: Job[Any, Any]) -> object | None:
         """Take a slot, with the lock, where one is free for what comes now; nobody overtakes the queue."""
         if not self._free or self._queue:
             return None
@@ -270,7 +270,7 @@ class Scheduler:
         self._occupy(slot, work.cost)
         return slot
 
-    def _enqueue(self, job: _Job[Any, Any]) -> "list[tuple[Waiting, Full]]":
+    def _enqueue(self, job: QueueEntry[Any, Any]) -> "list[tuple[Waiting, Full]]":
         """Let a job in, with the lock; return those that have to make room for it, to be refused without the lock.
 
         Raises:
@@ -284,7 +284,7 @@ class Scheduler:
         message = "the queue is full, and most of what waits in it is this caller's"
         return [(each, full(message, self._drained())) for each in shed]
 
-    def _wait_for_slot(self, job: _Job[Any, Any]) -> list[_Job[Any, Any]]:
+    def _wait_for_slot(self, job: QueueEntry[Any, Any]) -> list[QueueEntry[Any, Any]]:
         """Wait for the slot; return what is to run in it. Nothing, when another has answered it or nobody will."""
         assert job.handed is not None
         handed, deadline = job.handed, job.work.deadline
@@ -312,7 +312,7 @@ class Scheduler:
                 self._queue.push(job)
             admitted()
 
-    def _make_room(self, job: _Job[Any, Any], busy: float) -> list[Waiting]:
+    def _make_room(self, job: QueueEntry[Any, Any], busy: float) -> list[Waiting]:
         """Return the jobs that have to make room for another: none, or those of callers who have more than their share.
 
         Raises:
@@ -333,7 +333,7 @@ class Scheduler:
             raise full(f"the queue is full with {len(self._queue)} requests", self._drained())
         return shed
 
-    def _check_deadline(self, job: _Job[Any, Any], busy: float) -> None:
+    def _check_deadline(self, job: QueueEntry[Any, Any], busy: float) -> None:
         """Refuse what would be late.
 
         Raises:
@@ -389,7 +389,7 @@ class Scheduler:
                 return
             self._begin(self._pop())
 
-    def _begin(self, jobs: list[_Job[Any, Any]]) -> None:
+    def _begin(self, jobs: list[QueueEntry[Any, Any]]) -> None:
         """Give jobs a slot, in the thread that waits for it or in one of the slots', with the lock."""
         self._occupy(jobs[0], sum(job.cost for job in jobs))
         handed = jobs[0].handed
@@ -398,13 +398,13 @@ class Scheduler:
         else:
             self._put(functools.partial(self._serve_jobs, jobs))
 
-    def _pop(self, seconds: float = math.inf) -> list[_Job[Any, Any]]:
+    def _pop(self, seconds: float = math.inf) -> list[QueueEntry[Any, Any]]:
         """Take what is next, with the lock; of what may run together so much as takes no longer."""
         return self._queue.pop(self._free - 1, seconds)  # type: ignore[return-value] # it holds no others
 
     def _is_for_loop(self) -> bool:
         """Return whether what is next is to be computed by the loop, with the lock."""
-        first: _Job[Any, Any] = self._queue.first  # type: ignore[assignment] # it holds no others
+        first: QueueEntry[Any, Any] = self._queue.first  # type: ignore[assignment] # it holds no others
         is_short = first.handed is None and first.cost <= SHORT
         return is_short and self._loop is not None and self._free == self._slots
 
@@ -427,9 +427,9 @@ class Scheduler:
             finally:
                 self._give_back(turn[0][0])
 
-    def _take_turn(self) -> "list[list[_Job[Any, Any]]]":
+    def _take_turn(self) -> "list[list[QueueEntry[Any, Any]]]":
         """Take what the loop is to compute in this turn, with one slot for all of it."""
-        turn: list[list[_Job[Any, Any]]] = []
+        turn: list[list[QueueEntry[Any, Any]]] = []
         most = left = TURN if self.admission.bound == math.inf else SHORT
         with self._lock:
             self._loop_comes = False
@@ -472,7 +472,7 @@ class Scheduler:
             task()
             del task  # while this thread waits for the next, nothing of the last one is kept
 
-    def _serve_jobs(self, jobs: list[_Job[Any, Any]]) -> None:
+    def _serve_jobs(self, jobs: list[QueueEntry[Any, Any]]) -> None:
         try:
             self._run([jobs])
         finally:
@@ -482,7 +482,7 @@ class Scheduler:
         errand.run()
         self._give_back(errand)
 
-    def _answer(self, work: Work[S, T]) -> T:
+    def _answer(self, work: Job[S, T]) -> T:
         """Run one work whose turn it is."""
         if self._clock() >= work.deadline:
             raise DeadlineExceeded("the deadline passed before the request could run")
@@ -491,12 +491,14 @@ class Scheduler:
             raise answer
         return answer
 
-    def _run(self, turn: "Sequence[list[_Job[Any, Any]]]") -> None:
+    def _run(self, turn: "Sequence[list[QueueEntry[Any, Any]]]") -> None:
         """Compute jobs, those of a list together, and when all are computed tell what came of them."""
         for jobs, answers in [self._compute(jobs) for jobs in turn]:
             _tell(jobs, answers)
 
-    def _compute(self, jobs: list[_Job[Any, Any]]) -> "tuple[list[_Job[Any, Any]], Callable[[], Sequence[Any]]]":
+    def _compute(
+        self, jobs: list[QueueEntry[Any, Any]]
+    ) -> "tuple[list[QueueEntry[Any, Any]], Callable[[], Sequence[Any]]]":
         """Compute jobs together; return those that were, and what gives their answers."""
         begun = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         now = self._clock()
@@ -537,7 +539,7 @@ def _refuse(shed: "Sequence[tuple[Waiting, Unavailable]]") -> None:
             job.future.set_exception(error)
 
 
-def _tell(jobs: "Sequence[_Job[Any, Any]]", answers: Callable[[], Sequence[Any]]) -> None:
+def _tell(jobs: "Sequence[QueueEntry[Any, Any]]", answers: Callable[[], Sequence[Any]]) -> None:
     """Tell those who wait for jobs what came of them."""
     try:
         found = answers()
@@ -547,7 +549,7 @@ def _tell(jobs: "Sequence[_Job[Any, Any]]", answers: Callable[[], Sequence[Any]]
         _settle(jobs, found)
 
 
-def _settle(jobs: "Sequence[_Job[Any, Any]]", answers: Sequence[Any]) -> None:
+def _settle(jobs: "Sequence[QueueEntry[Any, Any]]", answers: Sequence[Any]) -> None:
     for job, answer in zip(jobs, answers, strict=True):
         if isinstance(answer, BaseException):
             job.future.set_exception(answer)

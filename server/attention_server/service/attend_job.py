@@ -11,7 +11,7 @@ from attention_server.errors import AttentionServiceError, Cancelled, InvalidReq
 from attention_server.inference.engine import Helpers, Run
 from attention_server.inference.model import Asked, LoadedModel, Sizes
 from attention_server.inference.preprocess import Prepared
-from attention_server.scheduling.scheduler import Scheduler, Work
+from attention_server.scheduling.scheduler import Job, Scheduler
 
 T = TypeVar("T")
 
@@ -81,12 +81,12 @@ class AttendJob:
         self.parts = _parts(self.prepared, self.sizes)
         self.cost = sum([part.cost for part in self.parts]) * self.asked.correction.factor
 
-    def work(self, scheduler: Scheduler) -> "Work[AttendJob, Response]":
+    def work(self, scheduler: Scheduler) -> "Job[AttendJob, Response]":
         """Return what the scheduler has to know."""
         self.call.record.is_checked()
         first = self.sizes[0]
         alone = len(self.sizes) == 1 and first.kind is not None
-        return Work(
+        return Job(
             subject=self,
             run=lambda subjects: _answer(subjects, scheduler),
             deadline=self.call.deadline,

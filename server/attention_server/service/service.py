@@ -27,7 +27,7 @@ from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import AdmissionController
 from attention_server.scheduling.cost_model import Size
 from attention_server.scheduling.future import Future
-from attention_server.scheduling.scheduler import Scheduler, SchedulerState, Work
+from attention_server.scheduling.scheduler import Job, Scheduler, SchedulerState
 from attention_server.service.attend_job import AttendJob
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
@@ -243,7 +243,7 @@ class Service:
         call.require("repository")
         self._repository.unload_model(name)
 
-    def _run(self, work: Work[S, T], call: CallContext) -> T:
+    def _run(self, work: Job[S, T], call: CallContext) -> T:
         """Run a work for its caller; an answer that comes after their deadline is none."""
         try:
             answer = self._scheduler.run(work, call.waits_for)
@@ -255,7 +255,7 @@ class Service:
             raise DeadlineExceeded("the deadline passed while the request ran")
         return answer
 
-    def _work(self, request: Request, model: LoadedModel, call: CallContext) -> Work[AttendJob, Response]:
+    def _work(self, request: Request, model: LoadedModel, call: CallContext) -> Job[AttendJob, Response]:
         """Check a request, and plan it."""
         self.limits.check_outputs(len(request.outputs))
         count = sum([each.batch for each in request.inputs])
@@ -302,7 +302,7 @@ class Service:
 
 def _remembering(
     model: LoadedModel, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, call: CallContext
-) -> Work[None, tuple[Vectors, Vectors]]:
+) -> Job[None, tuple[Vectors, Vectors]]:
     def run(_: object) -> Callable[[], list[tuple[Vectors, Vectors]]]:
         running = Run()
         call.joins(running)
@@ -317,4 +317,4 @@ def _remembering(
     call.record.is_checked()
     length = len(tokens.ids) if tokens else 0 if key is None else len(key)
     size = sum(each.nbytes for each in (key, value) if each is not None)
-    return Work(None, run, call.deadline, call.caller, model.costs.of(Size(length, 0)), 2 * size)
+    return Job(None, run, call.deadline, call.caller, model.costs.of(Size(length, 0)), 2 * size)
