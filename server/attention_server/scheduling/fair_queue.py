@@ -61,8 +61,8 @@ class Waiting:
     cost: float
     size: int
     future: "Future[Any]"
-    kind: Hashable | None = None
-    most: int = 1
+    batch_key: Hashable | None = None
+    max_batch: int = 1
     count: int = 1
     bulk: bool = False
     tag: float = field(default=0.0, init=False)
@@ -122,13 +122,13 @@ class FairQueue:
         """
         first = self._jobs[0]
         taken = [first]
-        if first.kind is not None:
-            alike = [job for job in self._jobs if job.kind == first.kind]
+        if first.batch_key is not None:
+            alike = [job for job in self._jobs if job.batch_key == first.batch_key]
             share = -(-len(alike) // (1 + spare_slots))
             count, cost = first.count, first.cost
             for job in alike[1:share]:
                 count, cost = count + job.count, cost + job.cost
-                if count > first.most or cost > seconds:
+                if count > first.max_batch or cost > seconds:
                     break
                 taken.append(job)
         self._remove(taken)

@@ -51,14 +51,14 @@ class Job(Generic[S, T]):
         count: how many it has.
     """
 
-    subject: S
+    payload: S
     run: Callable[[Sequence[S]], Callable[[], Sequence[T | Exception]]]
     deadline: float = math.inf
     caller: str = ""
     cost: float = 0.0
     size: int = 0
-    kind: Hashable | None = None
-    most: int = 1
+    batch_key: Hashable | None = None
+    max_batch: int = 1
     count: int = 1
 
 
@@ -73,7 +73,7 @@ class QueueEntry(Waiting, Generic[S, T]):
     __slots__ = ("handed", "work")
 
     def __init__(self, work: Job[S, T], *, waits: bool = False, bulk: bool = False) -> None:
-        super().__init__(work.caller, work.cost, work.size, Future(), work.kind, work.most, work.count, bulk)
+        super().__init__(work.caller, work.cost, work.size, Future(), work.batch_key, work.max_batch, work.count, bulk)
         self.work = work
         self.handed: SimpleQueue[list[QueueEntry[Any, Any]]] | None = SimpleQueue() if waits else None
 
@@ -430,7 +430,7 @@ class Scheduler:
     def _take_turn(self) -> "list[list[QueueEntry[Any, Any]]]":
         """Take what the loop is to compute in this turn, with one slot for all of it."""
         turn: list[list[QueueEntry[Any, Any]]] = []
-        most = left = TURN if self.admission.bound == math.inf else SHORT
+        max_batch = left = TURN if self.admission.bound == math.inf else SHORT
         with self._lock:
             self._loop_comes = False
             while self._queue.is_wanted() and self._is_for_loop() and self._queue.first.cost <= left:
@@ -442,15 +442,15 @@ class Scheduler:
                 turn.append(jobs)
                 left -= sum([job.cost for job in jobs])
             if turn:
-                self._occupy(turn[0][0], most - left)
+                self._occupy(turn[0][0], max_batch - left)
             self._hand_out()
         return turn
 
-    def _lend(self, most: int, work: Callable[[], None]) -> "list[_Errand]":
+    def _lend(self, max_batch: int, work: Callable[[], None]) -> "list[_Errand]":
         """Give a running job the slots that nobody wants; each is given back when the errand in it ends."""
         with self._lock:
             idle = 0 if self._closed else self.idle_slots  # then its thread may have ended
-            errands = [_Errand(work, Future()) for _ in range(min(most, idle))]
+            errands = [_Errand(work, Future()) for _ in range(min(max_batch, idle))]
             for errand in errands:
                 self._occupy(errand, 0.0)
                 self._put(functools.partial(self._serve_errand, errand))
@@ -486,7 +486,7 @@ class Scheduler:
         """Run one work whose turn it is."""
         if self._clock() >= work.deadline:
             raise DeadlineExceeded("the deadline passed before the request could run")
-        (answer,) = work.run([work.subject])()
+        (answer,) = work.run([work.payload])()
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -510,7 +510,7 @@ class Scheduler:
         if not wanted:
             return [], tuple
         try:
-            return wanted, wanted[0].work.run([job.work.subject for job in wanted])
+            return wanted, wanted[0].work.run([job.work.payload for job in wanted])
         except BaseException as error:  # noqa: BLE001 # it belongs to whoever waits for the future
             return wanted, functools.partial(list, [error] * len(wanted))  # no local: its trace has this frame
 
