@@ -34,7 +34,7 @@ from attention_server.domain.messages import (
 from attention_server.errors import InvalidRequest
 from attention_server.inference.contexts import Memory
 
-Form = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape
+OutputPlan = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape
 
 SMALL = 64  # bytes of an output that is asked for, whose reading is kept
 FEW = 4  # outputs of a result whose form is kept: callers choose it
@@ -226,7 +226,7 @@ def _parts(response: Response) -> wire.Parts:
 def _put_arrays(result: Result, parts: wire.Parts) -> bool:
     """Add a result that has nothing but arrays, or those of a batch; return whether it is that."""
     own = int(result.batch > 1)  # dimensions of one sequence's begin there
-    forms: list[Form] = []
+    forms: list[OutputPlan] = []
     arrays: list[Array] = []
     for name, value in result.outputs.items():
         if isinstance(value, TopK):
@@ -258,7 +258,7 @@ def _output_head(name: str, dtype: "np.dtype[np.generic]", shape: tuple[int, ...
     return OUTPUTS + wire.varint(len(output) + size) + output
 
 
-def _heads(forms: tuple[Form, ...]) -> list[bytes]:
+def _heads(forms: tuple[OutputPlan, ...]) -> list[bytes]:
     """Return what stands before each array of a result that has nothing else."""
     heads = list(itertools.starmap(_output_head, forms))
     size = sum(

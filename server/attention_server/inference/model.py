@@ -16,9 +16,9 @@ from attention_server.inference import validation as check
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Graph, Run
 from attention_server.inference.layer import LoadedLayer, Vectors
-from attention_server.inference.planner import OF_KEYS, PROJECTED, Form, Plan, answer_bytes, make_plan
+from attention_server.inference.planner import OF_KEYS, PROJECTED, OutputPlan, Plan, answer_bytes, make_plan
 from attention_server.inference.postprocess import Rows, check_rows, read_rows, shape_stage
-from attention_server.inference.preprocess import HIDDEN, Prepared, prepare, prepare_alike, shapes
+from attention_server.inference.preprocess import HIDDEN, PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.tokenizer import TextReader
 from attention_server.scheduling.cost_model import Correction, Costs, Size
 
@@ -30,7 +30,7 @@ MEANS = 256  # of small plans and lengths: they are the same again and again
 ANY_WIDTH = 64  # of a head, where a block that takes any width is measured
 
 
-class Sizes(NamedTuple):
+class InputProfile(NamedTuple):
     """What the shapes of a sequence decide, for what is asked of it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Asked:
 
     plan: Plan
     correction: Correction = field(default_factory=Correction)
-    known: dict[Hashable, Sizes] = field(default_factory=dict)
+    known: dict[Hashable, InputProfile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class LoadedModel:
 
     def prepare(
         self, sequence: Sent, asked: Asked, mask: Mask, memories: MemoryStore, limits: Limits
-    ) -> list[tuple[Prepared, Sizes]]:
+    ) -> list[tuple[PreparedInput, InputProfile]]:
         """Check a sequence for this model and for what is asked of it. What its shapes decide is decided once.
 
         Args:
@@ -150,7 +150,7 @@ class LoadedModel:
 
     def _prepare(
         self, sequence: Sent, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits
-    ) -> tuple[Prepared, Sizes]:
+    ) -> tuple[PreparedInput, InputProfile]:
         check.sources(
             sequence,
             self.manifest,
@@ -171,7 +171,7 @@ class LoadedModel:
             )
         return prepared, self._sizes(prepared, plan)
 
-    def _sizes(self, prepared: Prepared, plan: Plan) -> Sizes:
+    def _sizes(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (0 if prepared.memory else keys)
         size = Size(projected, queries * keys, len(plan.stages) / len(self.layers))
@@ -183,9 +183,9 @@ class LoadedModel:
         kind = self._kind(prepared, plan) if most > 1 else None
         most = most if kind is not None else 1
         work = self.heads * queries * keys * 4
-        return Sizes(queries, keys, work, prepared.size, answered, kind, most, self.costs.of(size), spared)
+        return InputProfile(queries, keys, work, prepared.size, answered, kind, most, self.costs.of(size), spared)
 
-    def _kind(self, prepared: Prepared, plan: Plan) -> Hashable | None:
+    def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
         if prepared.memory or (plan.predictions and self._predicts_by_word):  # of each sequence other rows are computed
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
@@ -193,7 +193,7 @@ class LoadedModel:
         mask = None if prepared.added is None else (prepared.added.shape, prepared.added.tobytes())
         return prepared.queries, prepared.keys, shapes, mask
 
-    def answer(self, batch: Sequence[Prepared], plan: Plan, run: Run) -> Callable[[], list[Result]]:
+    def answer(self, batch: Sequence[PreparedInput], plan: Plan, run: Run) -> Callable[[], list[Result]]:
         """Compute what the plan asks for, of one sequence, or of several of one kind together.
 
         Returns:
@@ -248,7 +248,7 @@ class LoadedModel:
     def _predicts_by_word(self) -> bool:
         return any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
 
-    def _computed_rows(self, prepared: Prepared, plan: Plan) -> Rows | None:
+    def _computed_rows(self, prepared: PreparedInput, plan: Plan) -> Rows | None:
         """Return which query rows the last layer has to compute, ascending; None for all."""
         last = len(plan.stages) - 1
         read = [
@@ -264,13 +264,13 @@ class LoadedModel:
         rows = np.unique(np.concatenate(chosen))
         return rows if len(rows) < prepared.queries else None
 
-    def _pools(self, prepared: Prepared, plan: Plan) -> bool:
+    def _pools(self, prepared: PreparedInput, plan: Plan) -> bool:
         """Return whether the last layer's rows are averaged without being computed."""
         if not plan.pools or prepared.added is not None or prepared.memory:
             return False
         return self.layers[len(plan.stages) - 1].pools(prepared.queries, prepared.keys)
 
-    def _pooled(self, batch: Sequence[Prepared], plan: Plan, run: Run) -> list[Result]:
+    def _pooled(self, batch: Sequence[PreparedInput], plan: Plan, run: Run) -> list[Result]:
         """Answer those of whose last layer only means are asked for."""
         last = len(plan.stages) - 1
         forms = [form for form in plan.forms if form.layer == last]
@@ -294,7 +294,7 @@ class LoadedModel:
         return results
 
     def _stages(
-        self, batch: Sequence[Prepared], plan: Plan, rows: Rows | None, pool: Vectors | None, run: Run
+        self, batch: Sequence[PreparedInput], plan: Plan, rows: Rows | None, pool: Vectors | None, run: Run
     ) -> list[dict[str, Vectors]]:
         """Compute the stages of as many layers as are needed; of the last one the rows that are, or their means."""
         query, key, value = self._vectors(batch, run)
@@ -313,7 +313,7 @@ class LoadedModel:
                 stages.append(layer.stages(query, k, v, added, wanted, run))
         return stages
 
-    def _vectors(self, batch: Sequence[Prepared], run: Run) -> tuple[Vectors, Vectors, Vectors]:
+    def _vectors(self, batch: Sequence[PreparedInput], run: Run) -> tuple[Vectors, Vectors, Vectors]:
         """Return query, key and value: what was sent, what a front makes of tokens, or what stands in for them."""
         query, key, value = batch[0].query, batch[0].key, batch[0].value
         if len(batch) > 1:
@@ -336,7 +336,7 @@ class LoadedModel:
         return dict(zip(names, self._run(front, names, {"tokens": ids}, run), strict=True))
 
     def _result(
-        self, prepared: Prepared, plan: Plan, stages: list[dict[str, Vectors]], computed: Rows | None, run: Run
+        self, prepared: PreparedInput, plan: Plan, stages: list[dict[str, Vectors]], computed: Rows | None, run: Run
     ) -> Result:
         outputs = {}
         for form in plan.forms:
@@ -348,7 +348,7 @@ class LoadedModel:
         return _told(prepared, outputs, predictions)
 
     def _predictions(
-        self, output: Vectors, prepared: Prepared, computed: Rows | None, run: Run
+        self, output: Vectors, prepared: PreparedInput, computed: Rows | None, run: Run
     ) -> Iterator[Prediction]:
         """Read each predictor's most probable label from each of its rows; of `output` some may be computed."""
         for predictor in self.manifest.predictors:
@@ -376,7 +376,7 @@ def _is_small(specs: tuple[OutputSpec, ...]) -> bool:
     return True
 
 
-def _whole(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors]]) -> list[Result]:
+def _whole(batch: Sequence[PreparedInput], plan: Plan, stages: list[dict[str, Vectors]]) -> list[Result]:
     """Return the results of what is sent as it was computed."""
     _check_overflow(batch, plan, stages)
     results, begin = [], 0
@@ -389,13 +389,13 @@ def _whole(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors
 
 
 def _told(
-    prepared: Prepared, outputs: dict[str, Array | TopK], predictions: tuple[Prediction, ...] | None = None
+    prepared: PreparedInput, outputs: dict[str, Array | TopK], predictions: tuple[Prediction, ...] | None = None
 ) -> Result:
     memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
     return Result(outputs, prepared.tokens, memory_tokens, predictions, prepared.batch)
 
 
-def _check_overflow(batch: Sequence[Prepared], plan: Plan, stages: list[dict[str, Vectors]]) -> None:
+def _check_overflow(batch: Sequence[PreparedInput], plan: Plan, stages: list[dict[str, Vectors]]) -> None:
     """Check what was computed; heads and weights need no look of their own: what overflows in them shows in the output.
 
     Raises:
@@ -411,7 +411,9 @@ def _joined(vectors: Sequence[Vectors | None]) -> Vectors | None:
     return None if vectors[0] is None else np.concatenate(vectors)  # type: ignore[arg-type] # all are there, or none
 
 
-def _output(form: Form, stages: Mapping[str, Vectors], prepared: Prepared, computed: Rows | None) -> Array | TopK:
+def _output(
+    form: OutputPlan, stages: Mapping[str, Vectors], prepared: PreparedInput, computed: Rows | None
+) -> Array | TopK:
     """Return one output; of its layer's stages all rows are there, or those that were computed."""
     spec = form.spec
     rows = read_rows(spec, *prepared.rows(spec.name))
@@ -442,7 +444,7 @@ def _places(rows: Rows | None, computed: Rows | None) -> Rows | None:
     return rows if rows is None or computed is None else np.searchsorted(computed, rows)
 
 
-def _rows(predictor: Predictor, prepared: Prepared) -> Rows:
+def _rows(predictor: Predictor, prepared: PreparedInput) -> Rows:
     """Return the rows that a predictor reads, or means over."""
     match predictor.rows:
         case Predictor.ROWS_FIRST:
@@ -482,11 +484,11 @@ class Drawn:
         key = about.key_dim or query // about.heads * about.key_value_heads
         self._widths = (query, key, about.value_dim or key)
 
-    def draw(self, length: int, count: int, *, masked: bool = False) -> list[Prepared]:
+    def draw(self, length: int, count: int, *, masked: bool = False) -> list[PreparedInput]:
         added = np.triu(np.full((1, length, length), HIDDEN, np.float32), 1) if masked else None
-        return [Prepared(*self._vectors(length), None, None, length, length, added) for _ in range(count)]
+        return [PreparedInput(*self._vectors(length), None, None, length, length, added) for _ in range(count)]
 
-    def run(self, sequences: Sequence[Prepared]) -> object:
+    def run(self, sequences: Sequence[PreparedInput]) -> object:
         return self._model.answer(sequences, self._plain, Run())()
 
     def is_sound(self, length: int, count: int) -> bool:
@@ -500,7 +502,7 @@ class Drawn:
         query, key, value = (self._random.standard_normal((1, length, width), np.float32) for width in self._widths)
         return query, key, value
 
-    def _are_same(self, batch: list[Prepared], plan: Plan) -> bool:
+    def _are_same(self, batch: list[PreparedInput], plan: Plan) -> bool:
         """Compare the first and the last of several: every other has a place between them."""
         together = self._model.answer(batch, plan, Run())()
         return all(

@@ -18,7 +18,7 @@ ALIAS = 256  # characters
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class OutputPlan:
     """One output: its name in the answer, what it is made of, and where it was asked for."""
 
     name: str
@@ -42,7 +42,7 @@ class Plan:
             heads reduced, or something is predicted.
     """
 
-    forms: tuple[Form, ...]
+    forms: tuple[OutputPlan, ...]
     stages: tuple[frozenset[str], ...]
     predictions: bool
     predictions_field: str
@@ -56,7 +56,7 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
     Raises:
         InvalidRequest: a name, head, layer or option is not offered, or two outputs share a name.
     """
-    forms: list[Form] = []
+    forms: list[OutputPlan] = []
     predictions_field = ""
     for index, spec in enumerate(specs or [OutputSpec("output")]):
         field = f"outputs[{index}]"
@@ -85,7 +85,7 @@ def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> Att
     raise LookupError(f"no graph of layer {layer.name} gives weights={weights} with mask={mask} on {device}")
 
 
-def answer_bytes(form: Form, layer: Layer, widths: tuple[int, int, int], queries: int, keys: int) -> int:
+def answer_bytes(form: OutputPlan, layer: Layer, widths: tuple[int, int, int], queries: int, keys: int) -> int:
     """Return how many bytes one output of one sequence will have.
 
     Args:
@@ -111,7 +111,7 @@ def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
     return np.dtype(np.uint16) if keys <= np.iinfo(np.uint16).max + 1 else np.dtype(np.int32)
 
 
-def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Form]:
+def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[OutputPlan]:
     """Yield one form for each layer that a spec asks for."""
     _check_options(spec, manifest, field)
     layers = _layers(spec, manifest, field)
@@ -119,7 +119,7 @@ def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Form]:
         layer = manifest.layers[index]
         _check_heads(spec, layer, field)
         name = spec.alias or spec.name
-        yield Form(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, index, field)
+        yield OutputPlan(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, index, field)
 
 
 def _layers(spec: OutputSpec, manifest: Manifest, field: str) -> list[int]:
@@ -134,7 +134,7 @@ def _layers(spec: OutputSpec, manifest: Manifest, field: str) -> list[int]:
     return [names.index(name) for name in spec.layers] or [len(names) - 1]
 
 
-def _stages(forms: Sequence[Form], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
+def _stages(forms: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
     needed: list[set[str]] = [set() for _ in manifest.layers]
     for form in forms:
         needed[form.layer].add(form.spec.name)
@@ -146,7 +146,7 @@ def _stages(forms: Sequence[Form], manifest: Manifest, *, predictions: bool) -> 
     return tuple(frozenset(stages if stages <= PROJECTED else stages | {"output"}) for stages in needed[: last + 1])
 
 
-def _pools(forms: Sequence[Form], last: int, manifest: Manifest) -> bool:
+def _pools(forms: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:
     if not manifest.layers[last].HasField("pool"):
         return False
     return all(form.spec.name == "output" and form.spec.pool != "none" for form in forms if form.layer == last)
@@ -185,7 +185,7 @@ def _heads(spec: OutputSpec, layer: Layer) -> int:
     return layer.key_value_heads if spec.name in OF_KEYS else layer.heads
 
 
-def _check_names(forms: Sequence[Form]) -> None:
+def _check_names(forms: Sequence[OutputPlan]) -> None:
     taken = {PREDICTIONS}
     for form in forms:
         if len(form.spec.alias) > ALIAS:

@@ -19,7 +19,7 @@ Vectors = NDArray[np.float32]
 HIDDEN = np.float32(-np.inf)
 
 
-class Prepared(NamedTuple):
+class PreparedInput(NamedTuple):
     """A sequence that was checked and is ready to compute; or a batch, which has nothing but arrays.
 
     Attributes:
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
         """Return how many rows a stage has, and which of them the mask leaves; None for all."""
         return (self.keys, self.attended) if stage in OF_KEYS else (self.queries, self.attending)
 
-    def cut(self, most: int) -> "list[Prepared]":
+    def cut(self, most: int) -> "list[PreparedInput]":
         """Return it in parts of no more than so many sequences."""
         if self.batch <= most:
             return [self]
@@ -89,7 +89,7 @@ def prepare(
     manifest: Manifest,
     reader: TextReader | None,
     memory_reader: TextReader | None,
-) -> Prepared:
+) -> PreparedInput:
     """Read a sequence's texts, check its arrays and lay out its mask. Nothing is computed yet.
 
     Args:
@@ -121,7 +121,7 @@ def prepare(
     attending, attended = (None, None) if added is None else _left(added)
     # As memory, other positions of the query matter than as query.
     own_key = query is not None and key is None and not memory_apart and added is not None
-    return Prepared(
+    return PreparedInput(
         query=_ready(query, attending, path, "query"),
         key=_ready(query if own_key else key, attended, path, "query" if own_key else "key"),
         value=_ready(value, attended, path, "value"),
@@ -151,7 +151,7 @@ def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
     return tuple([None if each is None else (each.shape[own:], each.dtype.char) for each in (query, key, value)])
 
 
-def prepare_alike(sequence: Sequence, queries: int, keys: int) -> Prepared:
+def prepare_alike(sequence: Sequence, queries: int, keys: int) -> PreparedInput:
     """Prepare a sequence, or a batch, when one of the same `shapes` was taken before, with so many queries and keys.
 
     Raises:
@@ -162,7 +162,7 @@ def prepare_alike(sequence: Sequence, queries: int, keys: int) -> Prepared:
         for name, array in (("query", sequence.query), ("key", sequence.key), ("value", sequence.value))
     ]
     path, part = sequence.path, sequence.part
-    return Prepared(query, key, value, None, None, queries, keys, path=path, part=part, batch=sequence.batch)
+    return PreparedInput(query, key, value, None, None, queries, keys, path=path, part=part, batch=sequence.batch)
 
 
 def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:

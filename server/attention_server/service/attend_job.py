@@ -9,8 +9,8 @@ from typing import TypeVar
 from attention_server.domain.messages import CallContext, Request, Response, Result
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
 from attention_server.inference.engine import Helpers, Run
-from attention_server.inference.model import Asked, LoadedModel, Sizes
-from attention_server.inference.preprocess import Prepared
+from attention_server.inference.model import Asked, InputProfile, LoadedModel
+from attention_server.inference.preprocess import PreparedInput
 from attention_server.scheduling.scheduler import Job, Scheduler
 
 T = TypeVar("T")
@@ -32,11 +32,11 @@ class Part:
     """
 
     places: list[int]
-    prepared: list[Prepared]
-    sizes: Sizes
+    prepared: list[PreparedInput]
+    sizes: InputProfile
     count: int
 
-    def add(self, place: int, prepared: Prepared) -> None:
+    def add(self, place: int, prepared: PreparedInput) -> None:
         """Add one, or a batch."""
         self.places.append(place)
         self.prepared.append(prepared)
@@ -71,8 +71,8 @@ class AttendJob:
     request: Request
     model: LoadedModel
     asked: Asked
-    prepared: list[Prepared]
-    sizes: list[Sizes]
+    prepared: list[PreparedInput]
+    sizes: list[InputProfile]
     call: CallContext
     parts: list[Part] = field(init=False)
     cost: float = field(init=False)
@@ -216,7 +216,7 @@ def _answer_or_error(subject: AttendJob) -> Response | Exception:
         return error
 
 
-def _parts(prepared: list[Prepared], sizes: list[Sizes]) -> list[Part]:
+def _parts(prepared: list[PreparedInput], sizes: list[InputProfile]) -> list[Part]:
     """Put sequences of one kind together, as many as pay."""
     parts: list[Part] = []
     growing: dict[Hashable, Part] = {}

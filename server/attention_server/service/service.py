@@ -21,8 +21,8 @@ from attention_server.domain.messages import (
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from attention_server.inference.contexts import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.inference.engine import Run
-from attention_server.inference.model import Asked, LoadedModel, Sizes
-from attention_server.inference.preprocess import Prepared, Vectors, prepare_memory
+from attention_server.inference.model import Asked, InputProfile, LoadedModel
+from attention_server.inference.preprocess import PreparedInput, Vectors, prepare_memory
 from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import AdmissionController
 from attention_server.scheduling.cost_model import Size
@@ -268,12 +268,14 @@ class Service:
             call.record.keys += [size.keys] * each.batch
         return AttendJob(request, model, asked, prepared, sizes, call).work(self._scheduler)
 
-    def _prepare(self, request: Request, model: LoadedModel, asked: Asked) -> tuple[list[Prepared], list[Sizes]]:
+    def _prepare(
+        self, request: Request, model: LoadedModel, asked: Asked
+    ) -> tuple[list[PreparedInput], list[InputProfile]]:
         """Check every sequence; return them ready to compute."""
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
-        prepared: list[Prepared] = []
-        sizes: list[Sizes] = []
+        prepared: list[PreparedInput] = []
+        sizes: list[InputProfile] = []
         answered = work = 0
         for sequence in request.inputs:
             for ready, size in self._prepare_sequence(sequence, request.mask, model, asked):
@@ -287,7 +289,7 @@ class Service:
 
     def _prepare_sequence(
         self, sequence: Sequence, mask: Mask, model: LoadedModel, asked: Asked
-    ) -> list[tuple[Prepared, Sizes]]:
+    ) -> list[tuple[PreparedInput, InputProfile]]:
         """Check a sequence; of several that came as one, say which is at fault."""
         try:
             return model.prepare(sequence, asked, mask, self._memories, self.limits)
