@@ -56,7 +56,7 @@ class InputProfile(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class CachedPlan:
     """What is asked for, planned, and what is known of those who asked.
 
     Attributes:
@@ -104,21 +104,21 @@ class LoadedModel:
         """Of all layers together."""
         return sum(layer.heads for layer in self.manifest.layers)
 
-    def ask(self, specs: tuple[OutputSpec, ...]) -> Asked:
+    def ask(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
         """Plan what is asked for; what was asked before is planned already.
 
         Raises:
             InvalidRequest: it is not offered.
         """
-        return self._ask(specs) if _is_small(specs) else Asked(make_plan(specs, self.manifest))
+        return self._ask(specs) if _is_small(specs) else CachedPlan(make_plan(specs, self.manifest))
 
     @cached_property
-    def _ask(self) -> Callable[[tuple[OutputSpec, ...]], Asked]:
+    def _ask(self) -> Callable[[tuple[OutputSpec, ...]], CachedPlan]:
         manifest = self.manifest  # not the model, which would then hold itself
-        return lru_cache(PLANS)(lambda specs: Asked(make_plan(specs, manifest)))
+        return lru_cache(PLANS)(lambda specs: CachedPlan(make_plan(specs, manifest)))
 
     def prepare(
-        self, sequence: Sent, asked: Asked, mask: Mask, memories: MemoryStore, limits: Limits
+        self, sequence: Sent, asked: CachedPlan, mask: Mask, memories: MemoryStore, limits: Limits
     ) -> list[tuple[PreparedInput, InputProfile]]:
         """Check a sequence for this model and for what is asked of it. What its shapes decide is decided once.
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from attention_server.domain.messages import CallContext, Request, Response, Result
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
 from attention_server.inference.engine import Helpers, Run
-from attention_server.inference.model import Asked, InputProfile, LoadedModel
+from attention_server.inference.model import CachedPlan, InputProfile, LoadedModel
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.scheduling.scheduler import Job, Scheduler
 
@@ -70,7 +70,7 @@ class AttendJob:
 
     request: Request
     model: LoadedModel
-    asked: Asked
+    asked: CachedPlan
     prepared: list[PreparedInput]
     sizes: list[InputProfile]
     call: CallContext

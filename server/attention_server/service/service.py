@@ -21,7 +21,7 @@ from attention_server.domain.messages import (
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from attention_server.inference.contexts import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.inference.engine import Run
-from attention_server.inference.model import Asked, InputProfile, LoadedModel
+from attention_server.inference.model import CachedPlan, InputProfile, LoadedModel
 from attention_server.inference.preprocess import PreparedInput, Vectors, prepare_memory
 from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import AdmissionController
@@ -269,7 +269,7 @@ class Service:
         return AttendJob(request, model, asked, prepared, sizes, call).work(self._scheduler)
 
     def _prepare(
-        self, request: Request, model: LoadedModel, asked: Asked
+        self, request: Request, model: LoadedModel, asked: CachedPlan
     ) -> tuple[list[PreparedInput], list[InputProfile]]:
         """Check every sequence; return them ready to compute."""
         if not request.inputs:
@@ -288,7 +288,7 @@ class Service:
         return prepared, sizes
 
     def _prepare_sequence(
-        self, sequence: Sequence, mask: Mask, model: LoadedModel, asked: Asked
+        self, sequence: Sequence, mask: Mask, model: LoadedModel, asked: CachedPlan
     ) -> list[tuple[PreparedInput, InputProfile]]:
         """Check a sequence; of several that came as one, say which is at fault."""
         try:
