@@ -16,7 +16,7 @@ from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.domain.messages import CallContext
-from attention_server.grpc.stream import IN_FLIGHT, STREAMS, Conversation, Dialect
+from attention_server.grpc.stream import IN_FLIGHT, STREAMS, StreamProtocol, StreamSession
 from attention_server.telemetry.observer import Observer
 from serving import start_server
 
@@ -194,7 +194,7 @@ def test_streams_are_bounded_and_do_not_leak(server, stub):
     wait_until(answered)
 
 
-class Conversed:
+class MessageStream:
     """A stream's ends in memory: what it brings, and what it was sent."""
 
     def __init__(self, messages):
@@ -226,16 +226,16 @@ def test_nothing_stays_counted(size, in_order):
         return asked[-1], lambda _: message.id.encode()
 
     async def held():
-        conversed = Conversed(message(id_, np.ones((1, 8), np.float32)) for id_ in "abc")
-        conversation = Conversation(conversed, Dialect(submit, None, in_order), CallContext("test"), Observer())
+        stream = MessageStream(message(id_, np.ones((1, 8), np.float32)) for id_ in "abc")
+        conversation = StreamSession(stream, StreamProtocol(submit, None, in_order), CallContext("test"), Observer())
         holding = asyncio.create_task(conversation.hold())
         await all_asked.wait()
         for i, place in enumerate((1, 0, 2)):
             asked[place].set_result(SimpleNamespace(size=size))
-            assert len(conversed.sent) == ([0, 2, 3] if in_order else [1, 2, 3])[i]
+            assert len(stream.sent) == ([0, 2, 3] if in_order else [1, 2, 3])[i]
         await holding
         assert (conversation._count, conversation._size, conversation._answer_size) == (0, 0, 0)
-        return b"".join(conversed.sent)
+        return b"".join(stream.sent)
 
     assert asyncio.run(held()) == (b"abc" if in_order else b"bac")
 

@@ -9,9 +9,9 @@ from attention_server.codecs.errors import to_status
 from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import InvalidRequest
 from attention_server.grpc.exchange import answered
-from attention_server.grpc.interceptor import Conversed
+from attention_server.grpc.interceptor import MessageStream
 from attention_server.grpc.offload import Heavy
-from attention_server.grpc.stream import Conversations, Dialect
+from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.inference.contexts import Memory
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
@@ -20,18 +20,18 @@ from attention_server.service.service import Service
 class AttentionServicer:
     """Answers attention.v1 from the core."""
 
-    def __init__(self, service: Service, conversations: Conversations, heavy: Heavy) -> None:
+    def __init__(self, service: Service, conversations: StreamSessions, heavy: Heavy) -> None:
         self._service = service
         self._conversations = conversations
         self._heavy = heavy
-        self._dialect = Dialect(self._submit, _refuse, in_order=False)
+        self._dialect = StreamProtocol(self._submit, _refuse, in_order=False)
 
     async def Attend(self, message: pb.AttendRequest, call: CallContext) -> bytes:
         response = await answered(await self._begin(message, call), call)
         return await self._heavy.to_write(lambda: proto.serialize(response), response.size)
 
-    async def AttendStream(self, conversed: Conversed, call: CallContext) -> None:
-        await self._conversations.hold(conversed, self._dialect, call)
+    async def AttendStream(self, stream: MessageStream, call: CallContext) -> None:
+        await self._conversations.hold(stream, self._dialect, call)
 
     def ListModels(self, message: pb.ListModelsRequest, call: CallContext) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=self._service.models())

@@ -53,7 +53,7 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversed:
+class MessageStream:
     """A stream, and what its bytes are."""
 
     rpc: Call
@@ -167,7 +167,7 @@ class Gate:
 
     async def _serve(self, rpc: Call, method: Method, call: CallContext) -> None:
         if method.converses:
-            await method.answer(Conversed(rpc, method.kind, self._heavy), call)
+            await method.answer(MessageStream(rpc, method.kind, self._heavy), call)
             rpc.finish([OK, *told(call.record)])
         else:
             await self._reply(rpc, method, call, await rpc.message())

@@ -14,9 +14,9 @@ from attention_server.codecs.url import to_version
 from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.exchange import answered
-from attention_server.grpc.interceptor import Conversed
+from attention_server.grpc.interceptor import MessageStream
 from attention_server.grpc.offload import Heavy
-from attention_server.grpc.stream import Conversations, Dialect
+from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
 
@@ -24,12 +24,14 @@ from attention_server.service.service import Service
 class InferenceServicer:
     """Answers the Open Inference Protocol from the core."""
 
-    def __init__(self, service: Service, conversations: Conversations, heavy: Heavy, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, service: Service, conversations: StreamSessions, heavy: Heavy, ready: Callable[[], bool]
+    ) -> None:
         self._service = service
         self._heavy = heavy
         self._ready = ready
         self._conversations = conversations
-        self._dialect = Dialect(self._submit, _refuse, in_order=True)
+        self._dialect = StreamProtocol(self._submit, _refuse, in_order=True)
 
     def ServerLive(self, message: pb.ServerLiveRequest, call: CallContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -59,8 +61,8 @@ class InferenceServicer:
         response = await answered(future, call)
         return await self._heavy.to_write(lambda: oip_proto.serialize(answer(response)), response.size)
 
-    async def ModelStreamInfer(self, conversed: Conversed, call: CallContext) -> None:
-        await self._conversations.hold(conversed, self._dialect, call)
+    async def ModelStreamInfer(self, stream: MessageStream, call: CallContext) -> None:
+        await self._conversations.hold(stream, self._dialect, call)
 
     def RepositoryIndex(self, message: pb.RepositoryIndexRequest, call: CallContext) -> pb.RepositoryIndexResponse:
         models = oip_models.index(self._service.index(), ready=message.ready)

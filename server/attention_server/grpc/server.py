@@ -21,7 +21,7 @@ from attention_server.grpc.interceptor import Gate, Method
 from attention_server.grpc.offload import Heavy
 from attention_server.grpc.oip import InferenceServicer
 from attention_server.grpc.standard import NOT_SERVING, SERVING, Health, Reflection
-from attention_server.grpc.stream import STREAMS, Conversations
+from attention_server.grpc.stream import STREAMS, StreamSessions
 from attention_server.http2.call import Inbound
 from attention_server.http2.connection import Connection, Port
 from attention_server.service.service import SPARE_THREADS, Service
@@ -70,7 +70,7 @@ class GrpcServer:
         self._threads = Threads(requests + SPARE_THREADS, "grpc")
         self._health = Health()
         self._reflection = Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])
-        self._conversations = Conversations(service.observer)
+        self._conversations = StreamSessions(service.observer)
         heavy = Heavy(self._threads)
         self._methods = {
             **_methods(ATTENTION, AttentionServicer(service, self._conversations, heavy)),

@@ -11,7 +11,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from attention_server.domain.messages import CallContext
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
-from attention_server.grpc.interceptor import Conversed
+from attention_server.grpc.interceptor import MessageStream
 from attention_server.http2.call import Call
 
 WATCHES = 256  # of health at once, which need no credentials
@@ -76,8 +76,8 @@ class Health:
         statuses = {name: HealthCheckResponse(status=status) for name, status in self._statuses.items()}
         return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined] # newer than its types
 
-    async def Watch(self, conversed: Conversed, call: CallContext) -> None:
-        found = await conversed.one()
+    async def Watch(self, stream: MessageStream, call: CallContext) -> None:
+        found = await stream.one()
         changed = asyncio.Event()
         with self._places.taken():
             self._changed.add(changed)
@@ -86,7 +86,7 @@ class Health:
                 while not self._ended:
                     status = self._statuses.get(found.service, SERVICE_UNKNOWN)
                     if status != told:
-                        conversed.rpc.send(HealthCheckResponse(status=status).SerializeToString())
+                        stream.rpc.send(HealthCheckResponse(status=status).SerializeToString())
                         told = status
                     await changed.wait()
                     changed.clear()
@@ -118,15 +118,15 @@ class Reflection:
         for rpc in list(self._open):
             rpc.stop(Stopping("the server is stopping"))
 
-    async def ServerReflectionInfo(self, conversed: Conversed, call: CallContext) -> None:
+    async def ServerReflectionInfo(self, stream: MessageStream, call: CallContext) -> None:
         with self._places.taken():
-            self._open.add(conversed.rpc)
+            self._open.add(stream.rpc)
             try:
                 async with asyncio.timeout(REFLECTION_SECONDS):
-                    while (found := await conversed.next()) is not None:
+                    while (found := await stream.next()) is not None:
                         for answer in self._servicer.ServerReflectionInfo(iter([found[0]]), None):
-                            conversed.rpc.send(answer.SerializeToString())
+                            stream.rpc.send(answer.SerializeToString())
             except TimeoutError as error:
                 raise Cancelled(f"a stream of reflection ends after {REFLECTION_SECONDS:g} s") from error
             finally:
-                self._open.discard(conversed.rpc)
+                self._open.discard(stream.rpc)

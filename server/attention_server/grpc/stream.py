@@ -16,7 +16,7 @@ from attention_server.codecs.errors import note
 from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.grpc.exchange import poster
-from attention_server.grpc.interceptor import Conversed
+from attention_server.grpc.interceptor import MessageStream
 from attention_server.scheduling.future import Future
 from attention_server.telemetry.observer import Observer
 
@@ -32,7 +32,7 @@ Submit = Callable[[Any, CallContext, Callable[[], None]], Awaitable[tuple["Futur
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class StreamProtocol:
     """How a protocol speaks on a stream.
 
     Attributes:
@@ -48,7 +48,7 @@ class Dialect:
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class StreamItem:
     """One request of a stream, until its answer is on its way.
 
     Attributes:
@@ -68,7 +68,7 @@ class Asked:
     outcome: "Future[Response] | None" = field(default=None)
 
 
-class Conversations:
+class StreamSessions:
     """The streams that are open.
 
     Args:
@@ -77,21 +77,21 @@ class Conversations:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._open: set[Conversation] = set()
+        self._open: set[StreamSession] = set()
         self._ended = False
 
-    async def hold(self, conversed: Conversed, dialect: Dialect, call: CallContext) -> None:
+    async def hold(self, stream: MessageStream, dialect: StreamProtocol, call: CallContext) -> None:
         """Answer a stream.
 
         Raises:
             Full: too many are open.
-            AttentionServiceError: as `Conversation.hold`.
+            AttentionServiceError: as `StreamSession.hold`.
         """
         if self._ended:
             raise Stopping("the server is stopping")
         if len(self._open) >= STREAMS:
             raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
-        conversation = Conversation(conversed, dialect, call, self._observer)
+        conversation = StreamSession(stream, dialect, call, self._observer)
         self._open.add(conversation)
         try:
             await conversation.hold()
@@ -105,7 +105,7 @@ class Conversations:
             conversation.end()
 
 
-class Conversation:
+class StreamSession:
     """One stream.
 
     Args:
@@ -115,14 +115,14 @@ class Conversation:
         observer: watches each.
     """
 
-    def __init__(self, conversed: Conversed, dialect: Dialect, call: CallContext, observer: Observer) -> None:
-        self._conversed = conversed
+    def __init__(self, stream: MessageStream, dialect: StreamProtocol, call: CallContext, observer: Observer) -> None:
+        self._conversed = stream
         self._dialect = dialect
         self._call = call
         self._observer = observer
         self._post = poster()
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[Asked, None] = {}  # in their order, and not on their way yet
+        self._asked: dict[StreamItem, None] = {}  # in their order, and not on their way yet
         self._count = 0  # of those whose answers are not on their way
         self._size = self._answer_size = 0  # bytes of theirs
         self._expected = ANSWER_BYTES // 8  # of the next answer
@@ -162,7 +162,7 @@ class Conversation:
             message, size = found
             while not self._has_room(size):
                 await self._something()
-            asked = Asked(message.id, self._part(message.id, size), size, self._expected)
+            asked = StreamItem(message.id, self._part(message.id, size), size, self._expected)
             self._enter(asked)
             await self._submit(message, asked)
             del message, found, asked  # while the next is waited for, nothing of the last one is kept
@@ -175,13 +175,13 @@ class Conversation:
     def _part(self, id_: str, size: int) -> CallContext:
         return self._call.part(self._observer.message(self._call.record, id_, size))
 
-    def _enter(self, asked: Asked) -> None:
+    def _enter(self, asked: StreamItem) -> None:
         self._asked[asked] = None
         self._count += 1
         self._size += asked.size
         self._answer_size += asked.answer_size
 
-    async def _submit(self, message: Any, asked: Asked) -> None:
+    async def _submit(self, message: Any, asked: StreamItem) -> None:
         admitted = self._loop.create_future()
         tell = partial(self._post, partial(_settle, admitted))
         try:
@@ -195,12 +195,12 @@ class Conversation:
         future.add_done_callback(lambda future: self._post(partial(self._done, asked, future)))
         await admitted
 
-    def _refuse(self, asked: Asked, error: Exception) -> None:
+    def _refuse(self, asked: StreamItem, error: Exception) -> None:
         future: Future[Response] = Future()
         future.set_exception(error)
         self._done(asked, future)
 
-    def _done(self, asked: Asked, outcome: "Future[Response]") -> None:
+    def _done(self, asked: StreamItem, outcome: "Future[Response]") -> None:
         """Take note of what came of a request, and send what can be sent."""
         if self._is_over:
             return
@@ -216,7 +216,7 @@ class Conversation:
         while self._dialect.in_order and self._asked and next(iter(self._asked)).outcome is not None:
             self._send(next(iter(self._asked)))
 
-    def _send(self, asked: Asked) -> None:
+    def _send(self, asked: StreamItem) -> None:
         del self._asked[asked]
         self._conversed.rpc.send(self._written(asked), partial(self._gone, asked.size, asked.answer_size))
 
@@ -241,7 +241,7 @@ class Conversation:
             asked.outcome = None  # they hold each other
         self._asked.clear()
 
-    def _written(self, asked: Asked) -> bytes:
+    def _written(self, asked: StreamItem) -> bytes:
         record, outcome = asked.call.record, asked.outcome
         asked.outcome = None  # they hold each other
         try:
