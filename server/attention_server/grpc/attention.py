@@ -10,7 +10,7 @@ from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import InvalidRequest
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.interceptor import MessageStream
-from attention_server.grpc.offload import Heavy
+from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.inference.contexts import Memory
 from attention_server.scheduling.future import Future
@@ -20,15 +20,15 @@ from attention_server.service.service import Service
 class AttentionServicer:
     """Answers attention.v1 from the core."""
 
-    def __init__(self, service: Service, conversations: StreamSessions, heavy: Heavy) -> None:
+    def __init__(self, service: Service, conversations: StreamSessions, offloader: Offloader) -> None:
         self._service = service
         self._conversations = conversations
-        self._heavy = heavy
+        self._offloader = offloader
         self._dialect = StreamProtocol(self._submit, _refuse, in_order=False)
 
     async def Attend(self, message: pb.AttendRequest, call: CallContext) -> bytes:
         response = await answered(await self._begin(message, call), call)
-        return await self._heavy.to_write(lambda: proto.serialize(response), response.size)
+        return await self._offloader.to_write(lambda: proto.serialize(response), response.size)
 
     async def AttendStream(self, stream: MessageStream, call: CallContext) -> None:
         await self._conversations.hold(stream, self._dialect, call)
@@ -40,7 +40,7 @@ class AttentionServicer:
         return self._service.model(message.model, message.version)
 
     async def CreateMemory(self, message: pb.CreateMemoryRequest, call: CallContext) -> pb.Memory:
-        return await self._heavy.run(
+        return await self._offloader.run(
             lambda: self._memory(self._service.create_memory(proto.to_memory_request(message), call))
         )
 
@@ -57,14 +57,16 @@ class AttentionServicer:
     async def _begin(
         self, message: pb.AttendRequest, call: CallContext, admitted: Callable[[], None] | None = None
     ) -> "Future[Response]":
-        service, heavy = self._service, self._heavy
+        service, offloader = self._service, self._offloader
         inputs, size = message.inputs, call.record.request_bytes
         text = bool([each for each in inputs if each.text or each.memory_text])
-        if heavy.takes_long(size, len(inputs), text=text):
-            return await heavy.run(lambda: service.submit(proto.to_request(message, service.limits), call, admitted))
+        if offloader.should_offload(size, len(inputs), text=text):
+            return await offloader.run(
+                lambda: service.submit(proto.to_request(message, service.limits), call, admitted)
+            )
         request = proto.to_request(message, service.limits)
-        if heavy.takes_long(size, len(request.inputs)):  # each of them stood for several
-            return await heavy.run(lambda: service.submit(request, call, admitted))
+        if offloader.should_offload(size, len(request.inputs)):  # each of them stood for several
+            return await offloader.run(lambda: service.submit(request, call, admitted))
         return service.submit(request, call, admitted)
 
     async def _submit(

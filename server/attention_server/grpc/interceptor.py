@@ -18,7 +18,7 @@ from attention_server.domain.messages import CallContext
 from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told
-from attention_server.grpc.offload import Heavy
+from attention_server.grpc.offload import Offloader
 from attention_server.http2.call import FAULT, Call
 from attention_server.http2.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
 from attention_server.scheduling.admission import Permit
@@ -58,7 +58,7 @@ class MessageStream:
 
     rpc: Call
     kind: type[Message]
-    heavy: Heavy
+    offloader: Offloader
 
     async def next(self) -> tuple[Any, int] | None:
         """Return the next message and how many bytes it has; None behind the last.
@@ -67,11 +67,11 @@ class MessageStream:
             AttentionServiceError: as `Call.next`; InvalidRequest for bytes that are no message.
         """
         content = await self.rpc.next()
-        return None if content is None else (await self.heavy.message(self.kind, content), len(content))
+        return None if content is None else (await self.offloader.message(self.kind, content), len(content))
 
     async def one(self) -> Any:
         """Return the only message, where just the answers are a stream. Raises as `next`."""
-        return await self.heavy.message(self.kind, await self.rpc.message())
+        return await self.offloader.message(self.kind, await self.rpc.message())
 
 
 class Gate:
@@ -84,11 +84,11 @@ class Gate:
         heavy: reads messages.
     """
 
-    def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], heavy: Heavy) -> None:
+    def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], offloader: Offloader) -> None:
         self._callers = callers
         self._service = service
         self._methods = methods
-        self._heavy = heavy
+        self._offloader = offloader
 
     def arrive(self, rpc: Call, fits: bool) -> None:
         """Take a call whose head is here: refuse it now, or start to answer it."""
@@ -167,7 +167,7 @@ class Gate:
 
     async def _serve(self, rpc: Call, method: Method, call: CallContext) -> None:
         if method.converses:
-            await method.answer(MessageStream(rpc, method.kind, self._heavy), call)
+            await method.answer(MessageStream(rpc, method.kind, self._offloader), call)
             rpc.finish([OK, *told(call.record)])
         else:
             await self._reply(rpc, method, call, await rpc.message())
@@ -175,7 +175,7 @@ class Gate:
     async def _reply(self, rpc: Call, method: Method, call: CallContext, content: Buffer) -> None:
         record = call.record
         record.request_bytes = len(content)
-        found = method.answer(await self._heavy.message(method.kind, content), call)
+        found = method.answer(await self._offloader.message(method.kind, content), call)
         if not isinstance(found, bytes | Message):
             found = await found
         answer = found if isinstance(found, bytes) else found.SerializeToString()

@@ -17,7 +17,7 @@ SEQUENCES = 64  # likewise
 TEXT_BYTES = 16 * 1024  # of a message with text
 
 
-class Heavy:
+class Offloader:
     """Does what is light at once, and what is heavy in a thread.
 
     Args:
@@ -50,7 +50,7 @@ class Heavy:
         return await self._threads.run(work)
 
     @staticmethod
-    def takes_long(size: int, sequences: int, *, text: bool = False) -> bool:
+    def should_offload(size: int, sequences: int, *, text: bool = False) -> bool:
         """Return whether it takes long to read a message.
 
         Args:

@@ -15,7 +15,7 @@ from attention_server.domain.messages import CallContext, Response
 from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.interceptor import MessageStream
-from attention_server.grpc.offload import Heavy
+from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
@@ -25,10 +25,10 @@ class InferenceServicer:
     """Answers the Open Inference Protocol from the core."""
 
     def __init__(
-        self, service: Service, conversations: StreamSessions, heavy: Heavy, ready: Callable[[], bool]
+        self, service: Service, conversations: StreamSessions, offloader: Offloader, ready: Callable[[], bool]
     ) -> None:
         self._service = service
-        self._heavy = heavy
+        self._offloader = offloader
         self._ready = ready
         self._conversations = conversations
         self._dialect = StreamProtocol(self._submit, _refuse, in_order=True)
@@ -59,7 +59,7 @@ class InferenceServicer:
     async def ModelInfer(self, message: pb.ModelInferRequest, call: CallContext) -> bytes:
         future, answer = await self._begin(message, call, None)
         response = await answered(future, call)
-        return await self._heavy.to_write(lambda: oip_proto.serialize(answer(response)), response.size)
+        return await self._offloader.to_write(lambda: oip_proto.serialize(answer(response)), response.size)
 
     async def ModelStreamInfer(self, stream: MessageStream, call: CallContext) -> None:
         await self._conversations.hold(stream, self._dialect, call)
@@ -72,14 +72,14 @@ class InferenceServicer:
         self, message: pb.RepositoryModelLoadRequest, call: CallContext
     ) -> pb.RepositoryModelLoadResponse:
         oip_models.check_load(message.parameters)
-        await self._heavy.run(lambda: self._service.load_model(message.model_name, call))
+        await self._offloader.run(lambda: self._service.load_model(message.model_name, call))
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, message: pb.RepositoryModelUnloadRequest, call: CallContext
     ) -> pb.RepositoryModelUnloadResponse:
         oip_models.check_unload(message.parameters)
-        await self._heavy.run(lambda: self._service.unload_model(message.model_name, call))
+        await self._offloader.run(lambda: self._service.unload_model(message.model_name, call))
         return pb.RepositoryModelUnloadResponse()
 
     def ModelStatistics(self, message: pb.ModelStatisticsRequest, call: CallContext) -> pb.ModelStatisticsResponse:
@@ -107,8 +107,8 @@ class InferenceServicer:
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
         text = any(each.datatype == BYTES for each in message.inputs)
-        takes_long = self._heavy.takes_long(call.record.request_bytes, sequences, text=text)
-        return await self._heavy.run(begin) if takes_long else begin()
+        should_offload = self._offloader.should_offload(call.record.request_bytes, sequences, text=text)
+        return await self._offloader.run(begin) if should_offload else begin()
 
 
 def _refuse(id_: str, error: Exception, call: CallContext) -> bytes:  # noqa: ARG001 # it has no place for its id

@@ -18,7 +18,7 @@ from attention_server.auth.certificates import Certificates, grpc_context
 from attention_server.errors import Stopping
 from attention_server.grpc.attention import AttentionServicer
 from attention_server.grpc.interceptor import Gate, Method
-from attention_server.grpc.offload import Heavy
+from attention_server.grpc.offload import Offloader
 from attention_server.grpc.oip import InferenceServicer
 from attention_server.grpc.standard import NOT_SERVING, SERVING, Health, Reflection
 from attention_server.grpc.stream import STREAMS, StreamSessions
@@ -71,14 +71,14 @@ class GrpcServer:
         self._health = Health()
         self._reflection = Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])
         self._conversations = StreamSessions(service.observer)
-        heavy = Heavy(self._threads)
+        offloader = Offloader(self._threads)
         self._methods = {
-            **_methods(ATTENTION, AttentionServicer(service, self._conversations, heavy)),
-            **_methods(INFERENCE, InferenceServicer(service, self._conversations, heavy, lambda: self._serving)),
+            **_methods(ATTENTION, AttentionServicer(service, self._conversations, offloader)),
+            **_methods(INFERENCE, InferenceServicer(service, self._conversations, offloader, lambda: self._serving)),
             **_methods(HEALTH, self._health),
             **_methods(REFLECTION, self._reflection),
         }
-        gate = Gate(callers, service, self._methods, heavy)
+        gate = Gate(callers, service, self._methods, offloader)
         self._port = Port(
             gate.arrive,
             max_message_bytes,
