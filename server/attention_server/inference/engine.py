@@ -31,7 +31,7 @@ class DeviceError(RuntimeError):
     """The device asked for is not there."""
 
 
-class Helpers(Protocol):
+class IdleSlots(Protocol):
     """Slots beside a run's own, while nobody else wants them."""
 
     @property
@@ -52,7 +52,7 @@ class Run:
         callers: how many wait for it. When all have left it ends, between two nodes of a graph.
     """
 
-    def __init__(self, helpers: Helpers | None = None, callers: int = 1) -> None:
+    def __init__(self, helpers: IdleSlots | None = None, callers: int = 1) -> None:
         self.helpers = helpers
         self.options = ort.RunOptions()
         self.was_helped = False

@@ -20,7 +20,7 @@ from attention_server.inference.planner import OF_KEYS, PROJECTED, OutputPlan, P
 from attention_server.inference.postprocess import Rows, check_rows, read_rows, shape_stage
 from attention_server.inference.preprocess import HIDDEN, PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.tokenizer import TextReader
-from attention_server.scheduling.cost_model import Correction, Costs, Size
+from attention_server.scheduling.cost_model import CostCorrection, Costs, Size
 
 LOOKED_AT = PROJECTED | {"scores", "output"}
 PLANS = 128  # that are kept
@@ -66,7 +66,7 @@ class CachedPlan:
     """
 
     plan: Plan
-    correction: Correction = field(default_factory=Correction)
+    correction: CostCorrection = field(default_factory=CostCorrection)
     known: dict[Hashable, InputProfile] = field(default_factory=dict)
 
 
@@ -471,7 +471,7 @@ def served_files(manifest: Manifest, device: str) -> list[str]:
     return [file.name for file in (*attend, *between, text.front, text.memory_front, manifest.head) if file.name]
 
 
-class Drawn:
+class CalibrationInputs:
     """Sequences that a model takes, drawn to measure it; see `costs.measure`."""
 
     def __init__(self, model: LoadedModel) -> None:

@@ -11,7 +11,7 @@ from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
 from google.protobuf import json_format
 
 from attention_server.inference.engine import Engine
-from attention_server.inference.model import Drawn, LoadedModel, served_files
+from attention_server.inference.model import CalibrationInputs, LoadedModel, served_files
 from attention_server.inference.tokenizer import TextReader
 from attention_server.repository import graph_contract as contract
 from attention_server.scheduling.cost_model import measure
@@ -77,7 +77,7 @@ def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
     try:
         model = _open(folder, engine, max_bytes)
         model.warm()
-        return replace(model, costs=measure(Drawn(model)))
+        return replace(model, costs=measure(CalibrationInputs(model)))
     except RepositoryError:
         raise
     except Exception as error:  # whatever onnxruntime and the tokenizers raise: a bad file is the folder's fault

@@ -59,7 +59,7 @@ class Costs:
 
 
 @dataclass(slots=True)
-class Correction:
+class CostCorrection:
     """What runs of one kind really take, relative to what is predicted: an exponentially weighted average."""
 
     factor: float = 1.0

@@ -446,11 +446,11 @@ class Scheduler:
             self._hand_out()
         return turn
 
-    def _lend(self, max_batch: int, work: Callable[[], None]) -> "list[_Errand]":
+    def _lend(self, max_batch: int, work: Callable[[], None]) -> "list[_LentSlotTask]":
         """Give a running job the slots that nobody wants; each is given back when the errand in it ends."""
         with self._lock:
             idle = 0 if self._closed else self.idle_slots  # then its thread may have ended
-            errands = [_Errand(work, Future()) for _ in range(min(max_batch, idle))]
+            errands = [_LentSlotTask(work, Future()) for _ in range(min(max_batch, idle))]
             for errand in errands:
                 self._occupy(errand, 0.0)
                 self._put(functools.partial(self._serve_errand, errand))
@@ -516,7 +516,7 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Errand:
+class _LentSlotTask:
     """A part of a running job, in a slot that it was lent."""
 
     work: Callable[[], None]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from attention_server.domain.messages import CallContext, Request, Response, Result
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
-from attention_server.inference.engine import Helpers, Run
+from attention_server.inference.engine import IdleSlots, Run
 from attention_server.inference.model import CachedPlan, InputProfile, LoadedModel
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.scheduling.scheduler import Job, Scheduler
@@ -129,7 +129,7 @@ class AttendJob:
         return Response(self.model.name, self.model.version, tuple(results), self.request.token_offsets)
 
 
-def _answer(subjects: Sequence[AttendJob], helpers: Helpers) -> Answers:
+def _answer(subjects: Sequence[AttendJob], helpers: IdleSlots) -> Answers:
     """Compute the answer of one request, or of several of one sequence each and of one kind together."""
     for each in subjects:
         each.call.record.runs()
@@ -143,7 +143,7 @@ def _answer(subjects: Sequence[AttendJob], helpers: Helpers) -> Answers:
     return lambda: [answer()]
 
 
-def _answer_one(subject: AttendJob, helpers: Helpers | None) -> Callable[[], Response]:
+def _answer_one(subject: AttendJob, helpers: IdleSlots | None) -> Callable[[], Response]:
     call, run = subject.call, Run(helpers)
     call.joins(run)
     try:
