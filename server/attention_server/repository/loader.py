@@ -19,7 +19,7 @@ from attention_server.scheduling.cost_model import measure
 MANIFEST_BYTES = 16 * 2**20  # of the largest manifest that is read; the embedded ones have 4 KiB
 
 # What a look at a folder, without reading, says of its files: a file written anew differs.
-Look = tuple[tuple[str, int, int, int, int], ...]
+Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
 
 class RepositoryError(Exception):
@@ -54,7 +54,7 @@ def find_versions(model: Path) -> list[Path]:
     return [model / str(version) for version in sorted(versions)]
 
 
-def look(folder: Path) -> Look:
+def fingerprint(folder: Path) -> Fingerprint:
     """Return what its files look like from outside; nothing where the folder has gone."""
     try:
         with os.scandir(folder) as entries:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from attention_server.inference.model import LoadedModel
-from attention_server.repository.loader import Look
+from attention_server.repository.loader import Fingerprint
 
 Key = tuple[str, int]  # a model's name and version; version 0 stands for its default
 Absence = Callable[[Key], Exception]
@@ -17,7 +17,7 @@ class Served:
     """A version that answers, what its folder looked like when it was read, and how many hold it."""
 
     model: LoadedModel
-    look: Look
+    fingerprint: Fingerprint
     leases: int = 0
 
     @property

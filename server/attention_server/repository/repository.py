@@ -16,7 +16,7 @@ from attention_server.domain.messages import IndexEntry
 from attention_server.errors import AttentionServiceError, InvalidRequest, Loading, NotFound, Unavailable, Unimplemented
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Engine
-from attention_server.repository.loader import Look, RepositoryError, find, find_versions, load, look
+from attention_server.repository.loader import Fingerprint, RepositoryError, find, find_versions, fingerprint, load
 from attention_server.repository.registry import Key, Lease, Served, Table
 
 Mode = Literal["none", "poll", "explicit"]
@@ -50,7 +50,7 @@ class Policy:
 class _Refused:
     """Why a version's folder, looking like this, cannot be served."""
 
-    look: Look
+    fingerprint: Fingerprint
     reason: str
 
 
@@ -316,7 +316,7 @@ class Repository:
 
     def _is_served(self, folder: Path) -> bool:
         served = self._table.get(_key(folder))
-        if served is None or served.look != look(folder):
+        if served is None or served.fingerprint != fingerprint(folder):
             return False
         with self._noting:  # what was refused in between has been put back
             self._refused.pop(_key(folder), None)
@@ -324,10 +324,10 @@ class Repository:
 
     def _is_refused(self, folder: Path) -> bool:
         refused = self._refused.get(_key(folder))
-        return refused is not None and refused.look == look(folder)
+        return refused is not None and refused.fingerprint == fingerprint(folder)
 
     def _try(self, folder: Path) -> None:
-        before, key = look(folder), _key(folder)
+        before, key = fingerprint(folder), _key(folder)
         try:
             self._load(folder)
         except RepositoryError as error:
@@ -342,12 +342,12 @@ class Repository:
 
     def _load(self, folder: Path) -> None:
         """Verify, load and warm a version, and let it take over; the one before it goes when nobody holds it."""
-        key, before = _key(folder), look(folder)
+        key, before = _key(folder), fingerprint(folder)
         model = load(folder, self._engine, self._policy.max_version_bytes)
         served = self._table.get(key)
         if served is not None and served.model.digest == model.digest:  # the same files, written anew
             with self._noting:
-                served.look = before
+                served.fingerprint = before
                 self._refused.pop(key, None)
             return
         self._drain_behind(self._replace(key, Served(model, before)))
