@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from attention_server.domain.messages import IndexEntry
 from attention_server.domain.request_record import RequestRecord
 from attention_server.service.service import Service
-from attention_server.telemetry.statistics import Histogram, VersionStatistics, Way, WayStatistics
+from attention_server.telemetry.statistics import Histogram, RequestLabels, RequestStatistics, VersionStatistics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -92,8 +92,10 @@ def _of_models(index: Iterable[IndexEntry]) -> Iterator[Metric]:
     yield ready
 
 
-def _of_requests(ways: Mapping[Way, WayStatistics], open_records: Iterable[RequestRecord]) -> Iterator[Metric]:
-    labels = list(Way._fields)
+def _of_requests(
+    ways: Mapping[RequestLabels, RequestStatistics], open_records: Iterable[RequestRecord]
+) -> Iterator[Metric]:
+    labels = list(RequestLabels._fields)
     requests = CounterMetricFamily("attention_requests", "Requests that have ended.", labels=[*labels, "code"])
     durations = HistogramMetricFamily(
         "attention_request_duration_seconds", "From when a request came until its answer was bytes.", labels=labels

@@ -96,7 +96,7 @@ class VersionStatistics:
                     counted.add(length, times)
 
 
-class Way(NamedTuple):
+class RequestLabels(NamedTuple):
     """By which requests come, and to whom; model and version are empty and 0 where they are for none."""
 
     protocol: str
@@ -106,7 +106,7 @@ class Way(NamedTuple):
 
 
 @dataclass(slots=True)
-class WayStatistics:
+class RequestStatistics:
     """What came by one way.
 
     Attributes:
@@ -142,7 +142,7 @@ class Statistics:
         self._lock = threading.Lock()
         self._uncounted: deque[RequestRecord] = deque()  # to append and to pop are one step each for the interpreter
         self._versions: dict[tuple[str, int], VersionStatistics] = {}
-        self._ways: dict[Way, WayStatistics] = {}
+        self._ways: dict[RequestLabels, RequestStatistics] = {}
 
     def of(self, model: str, version: int) -> VersionStatistics:
         """Return a version's statistics as they are now."""
@@ -150,14 +150,14 @@ class Statistics:
             self._count()
             return deepcopy(self._of(model, version))
 
-    def all(self) -> tuple[list[VersionStatistics], dict[Way, WayStatistics]]:
+    def all(self) -> tuple[list[VersionStatistics], dict[RequestLabels, RequestStatistics]]:
         """Return everything as it is now."""
         with self._lock:
             self._count()
             versions, ways = list(self._versions), list(self._ways)
         return [self.of(*key) for key in versions], {key: self._by(key) for key in ways}
 
-    def _by(self, way: Way) -> WayStatistics:
+    def _by(self, way: RequestLabels) -> RequestStatistics:
         with self._lock:  # for each anew: requests do not wait until all are copied
             return deepcopy(self._ways[way])
 
@@ -171,10 +171,10 @@ class Statistics:
     def _count(self) -> None:
         while self._uncounted:
             record = self._uncounted.popleft()
-            key = Way(record.protocol, record.method, record.model, record.version)
+            key = RequestLabels(record.protocol, record.method, record.model, record.version)
             way = self._ways.get(key)
             if way is None:
-                way = self._ways[key] = WayStatistics()
+                way = self._ways[key] = RequestStatistics()
             way.add(record)
             if record.sequences is not None:
                 self._of(record.model, record.version).add(record)
