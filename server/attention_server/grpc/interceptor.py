@@ -74,7 +74,7 @@ class MessageStream:
         return await self.offloader.message(self.kind, await self.rpc.message())
 
 
-class Gate:
+class Interceptor:
     """Lets callers through who are known; those who ask for health need not be.
 
     Args:

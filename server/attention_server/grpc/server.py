@@ -17,7 +17,7 @@ from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates, grpc_context
 from attention_server.errors import Stopping
 from attention_server.grpc.attention import AttentionServicer
-from attention_server.grpc.interceptor import Gate, Method
+from attention_server.grpc.interceptor import Interceptor, Method
 from attention_server.grpc.offload import Offloader
 from attention_server.grpc.oip import InferenceServicer
 from attention_server.grpc.standard import NOT_SERVING, SERVING, Health, Reflection
@@ -78,9 +78,9 @@ class GrpcServer:
             **_methods(HEALTH, self._health),
             **_methods(REFLECTION, self._reflection),
         }
-        gate = Gate(callers, service, self._methods, offloader)
+        interceptor = Interceptor(callers, service, self._methods, offloader)
         self._port = Port(
-            gate.arrive,
+            interceptor.arrive,
             max_message_bytes,
             # What is more waits with its caller.
             concurrent_calls=requests + STREAMS + SPARE_THREADS,
