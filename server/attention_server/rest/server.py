@@ -27,7 +27,7 @@ from attention_server.codecs.errors import name_of
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
 from attention_server.rest.exchange import JSON, Exchange, answers, record_of, told
-from attention_server.rest.middleware import Gate
+from attention_server.rest.middleware import Middleware
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
 from attention_server.service.service import SPARE_THREADS, Service
@@ -165,7 +165,9 @@ class RestServer:
                 *page_routes(),
             ],
             exception_handlers={HTTPException: plain_error},
-            middleware=[Middleware(Gate, callers, certificates is not None and certificates.mutual, service.observer)],
+            middleware=[
+                Middleware(Middleware, callers, certificates is not None and certificates.mutual, service.observer)
+            ],
         )
         self.routes = application.routes
         config = uvicorn.Config(
