@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from attention_server.auth.file_watcher import Reloaded
+from attention_server.auth.file_watcher import FileWatcher
 from attention_server.errors import LimitReached, Unauthenticated
 
 Right = Literal["attend", "repository"]
@@ -131,7 +131,7 @@ class Callers:
 
     def __init__(self, path: Path | None = None) -> None:
         self._known: dict[str, Caller] = {}
-        self._tokens = None if path is None else Reloaded("tokens", (path,), lambda: self._read(path))
+        self._tokens = None if path is None else FileWatcher("tokens", (path,), lambda: self._read(path))
 
     def identify(self, authorization: str | None) -> Caller:
         """Return whose credentials these are.

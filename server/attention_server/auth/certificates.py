@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attention_server.auth.file_watcher import Reloaded
+from attention_server.auth.file_watcher import FileWatcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Certificates:
     def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
         self.mutual = client_ca is not None
         paths = (cert, key) if client_ca is None else (cert, key, client_ca)
-        self._pem = Reloaded("certificates", paths, lambda: _read(cert, key, client_ca))
+        self._pem = FileWatcher("certificates", paths, lambda: _read(cert, key, client_ca))
 
     def current(self) -> Pem:
         """Return what the files say now."""

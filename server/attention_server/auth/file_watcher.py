@@ -15,7 +15,7 @@ T = TypeVar("T")
 SECONDS = 1.0  # between two looks at the files: what was revoked is refused that soon
 
 
-class Reloaded(Generic[T]):
+class FileWatcher(Generic[T]):
     """What files say now. A change that cannot be read is logged, and what they said before stays.
 
     Args:

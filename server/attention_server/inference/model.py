@@ -19,7 +19,7 @@ from attention_server.inference.layer import LoadedLayer, Vectors
 from attention_server.inference.planner import OF_KEYS, PROJECTED, OutputPlan, Plan, answer_bytes, make_plan
 from attention_server.inference.postprocess import Rows, check_rows, read_rows, shape_stage
 from attention_server.inference.preprocess import HIDDEN, PreparedInput, prepare, prepare_alike, shapes
-from attention_server.inference.tokenizer import TextReader
+from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.scheduling.cost_model import CostCorrection, Costs, Size
 
 LOOKED_AT = PROJECTED | {"scores", "output"}
@@ -90,8 +90,8 @@ class LoadedModel:
     digest: str
     device: str
     graphs: Mapping[str, Graph]
-    reader: TextReader | None
-    memory_reader: TextReader | None
+    reader: TextTokenizer | None
+    memory_reader: TextTokenizer | None
     costs: Costs = field(default_factory=Costs)
 
     @cached_property

@@ -13,7 +13,7 @@ from attention_server.errors import InvalidRequest
 from attention_server.inference import validation as check
 from attention_server.inference.contexts import Memory
 from attention_server.inference.planner import OF_KEYS
-from attention_server.inference.tokenizer import TextReader
+from attention_server.inference.tokenizer import TextTokenizer
 
 Vectors = NDArray[np.float32]
 HIDDEN = np.float32(-np.inf)
@@ -87,8 +87,8 @@ def prepare(
     memory: Memory | None,
     limits: Limits,
     manifest: Manifest,
-    reader: TextReader | None,
-    memory_reader: TextReader | None,
+    reader: TextTokenizer | None,
+    memory_reader: TextTokenizer | None,
 ) -> PreparedInput:
     """Read a sequence's texts, check its arrays and lay out its mask. Nothing is computed yet.
 
@@ -172,7 +172,7 @@ def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
 
 
 def prepare_memory(
-    request: MemoryRequest, manifest: Manifest, memory_reader: TextReader | None
+    request: MemoryRequest, manifest: Manifest, memory_reader: TextTokenizer | None
 ) -> tuple[Vectors | None, Vectors | None, Tokens | None]:
     """Check what a memory is to be made of: key and value, or the tokens of its text.
 
@@ -201,7 +201,7 @@ def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: st
         check.vectors(query, width, field)
 
 
-def _read(text: str | None, reader: TextReader | None, path: str, name: str) -> Tokens | None:
+def _read(text: str | None, reader: TextTokenizer | None, path: str, name: str) -> Tokens | None:
     return None if text is None or reader is None else reader.read(text, join_path(path, name))
 
 

@@ -14,7 +14,7 @@ LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
 MOST_TOKENS = 16_384  # of a model that names no longest text
 
 
-class TextReader:
+class TextTokenizer:
     """A model's tokenizer.
 
     Args:

@@ -12,7 +12,7 @@ from google.protobuf import json_format
 
 from attention_server.inference.engine import Engine
 from attention_server.inference.model import CalibrationInputs, LoadedModel, served_files
-from attention_server.inference.tokenizer import TextReader
+from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.scheduling.cost_model import measure
 
@@ -111,8 +111,8 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         digest=hashlib.sha256(written).hexdigest(),
         device=engine.device,
         graphs=graphs,
-        reader=TextReader.of_query(manifest.text, contents),
-        memory_reader=TextReader.of_memory(manifest.text, contents),
+        reader=TextTokenizer.of_query(manifest.text, contents),
+        memory_reader=TextTokenizer.of_memory(manifest.text, contents),
     )
 
 
