@@ -15,7 +15,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server import errors
 from attention_server.codecs.errors import CODES, code_of, to_json, to_status
-from attention_server.domain.request_record import Watch
+from attention_server.domain.request_record import RequestRecord
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Engine
 from attention_server.repository.repository import Policy, Repository
@@ -81,7 +81,7 @@ def test_every_cause_has_its_codes(cause):
         "a.field",
         "id-1",
     )
-    scope = {"type": "http", "path": "/v1/x", "headers": [], "state": {"watch": Watch()}}
+    scope = {"type": "http", "path": "/v1/x", "headers": [], "state": {"watch": RequestRecord()}}
     response = error_response(error, Request(scope))
     assert response.status_code == http
     assert ("www-authenticate" in response.headers) == (cause is errors.Unauthenticated)

@@ -474,7 +474,7 @@ def test_a_loop_takes_turns(make, loop):
     for future in loop.do(several):
         future.result(30)
     assert ran.index("else") <= TURN / (SHORT / 2)
-    alike = [Job(i, lambda these: told([len(these)] * len(these)), kind="alike", most=8) for i in range(5)]
+    alike = [Job(i, lambda these: told([len(these)] * len(these)), batch_key="alike", max_batch=8) for i in range(5)]
     assert [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])] == [5] * 5
 
 
@@ -490,7 +490,7 @@ def test_a_loop_never_computes_what_is_long(make, loop):
         return long
 
     assert loop.do(given_up).result(30) in scheduler._threads
-    about = {"kind": "alike", "most": 8, "cost": SHORT / 2}
+    about = {"batch_key": "alike", "max_batch": 8, "cost": SHORT / 2}
     alike = [Job(i, lambda these: told([len(these)] * len(these)), **about) for i in range(8)]
     together = [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])]
     assert max(together) == TURN / (SHORT / 2)
@@ -666,7 +666,7 @@ def test_one_kind_runs_together(make):
     run = together(batches)
     with held(make(max_queued=20)) as scheduler:
         kinds = [("a", 1), ("b", None), ("c", 1), ("bad", 1), ("d", 2), ("e", 1)]
-        futures = {each: asked(scheduler, Job(each, run, kind=kind, most=3)) for each, kind in kinds}
+        futures = {each: asked(scheduler, Job(each, run, batch_key=kind, max_batch=3)) for each, kind in kinds}
         scheduler.release.set()
         for name, future in futures.items():
             if name == "bad":
@@ -684,7 +684,7 @@ def test_an_answer_that_cannot_be_given(make):
         return lambda: 1 / 0
 
     with held(make(max_queued=20)) as scheduler:
-        futures = [asked(scheduler, Job(each, run, kind=1, most=2)) for each in "ab"]
+        futures = [asked(scheduler, Job(each, run, batch_key=1, max_batch=2)) for each in "ab"]
         scheduler.release.set()
         for future in futures:
             with pytest.raises(ZeroDivisionError):
@@ -711,7 +711,10 @@ def test_what_is_gone_is_not_run_together(make):
     batches, now = [], [0.0]
     run = together(batches)
     with held(make(clock=lambda: now[0])) as scheduler:
-        works = [Job(each, run, deadline, kind=1, most=8) for each, deadline in zip("abcd", (9, 1, 9, 9), strict=True)]
+        works = [
+            Job(each, run, deadline, batch_key=1, max_batch=8)
+            for each, deadline in zip("abcd", (9, 1, 9, 9), strict=True)
+        ]
         futures = [asked(scheduler, each) for each in works]
         futures[2].cancel()
         now[0] = 2.0

@@ -192,7 +192,7 @@ class _Visit:
         method: what it asks for; None where there is no such method.
     """
 
-    __slots__ = ("_observer", "_rpc", "_watch")
+    __slots__ = ("_observer", "_record", "_rpc")
 
     def __init__(self, observer: Observer, rpc: Call, method: Method | None) -> None:
         self._observer = observer

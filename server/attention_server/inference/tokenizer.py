@@ -31,7 +31,7 @@ class TextTokenizer:
         self._max_tokens = max_tokens
 
     @classmethod
-    def of_query(cls, text: Text, contents: Mapping[str, bytes]) -> "TextReader | None":
+    def of_query(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
         """Return the reader of a model's text; None when it reads none."""
         if not text.front.name:
             return None
@@ -39,7 +39,7 @@ class TextTokenizer:
         return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_tokens)
 
     @classmethod
-    def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextReader | None":
+    def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
         """Return the reader of a model's memory text; None when it reads none."""
         if not text.memory_front.name:
             return None

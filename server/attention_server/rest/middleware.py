@@ -19,7 +19,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 UNGUARDED = OPEN | page.PATHS
 
 
-class Middleware:
+class ObservingMiddleware:
     """Lets callers through who are known; those who ask for health, or for the page's own files, need not be.
 
     Args:

@@ -27,7 +27,7 @@ from attention_server.codecs.errors import name_of
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
 from attention_server.rest.exchange import JSON, Exchange, answers, record_of, told
-from attention_server.rest.middleware import Middleware
+from attention_server.rest.middleware import ObservingMiddleware
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
 from attention_server.service.service import SPARE_THREADS, Service
@@ -166,7 +166,9 @@ class RestServer:
             ],
             exception_handlers={HTTPException: plain_error},
             middleware=[
-                Middleware(Middleware, callers, certificates is not None and certificates.mutual, service.observer)
+                Middleware(
+                    ObservingMiddleware, callers, certificates is not None and certificates.mutual, service.observer
+                )
             ],
         )
         self.routes = application.routes

@@ -108,7 +108,7 @@ class AdmissionController:
 class Permit:
     """What a request has while it is read and answered. To enter raises Full where there is none."""
 
-    __slots__ = ("_caller", "_entered", "_overload")
+    __slots__ = ("_admission", "_caller", "_entered")
 
     def __init__(self, admission: AdmissionController, caller: str) -> None:
         self._admission = admission

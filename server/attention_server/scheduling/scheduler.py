@@ -478,7 +478,7 @@ class Scheduler:
         finally:
             self._give_back(jobs[0])
 
-    def _serve_errand(self, errand: "_Errand") -> None:
+    def _serve_errand(self, errand: "_LentSlotTask") -> None:
         errand.run()
         self._give_back(errand)
 

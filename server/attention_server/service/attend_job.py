@@ -87,14 +87,14 @@ class AttendJob:
         first = self.sizes[0]
         alone = len(self.sizes) == 1 and first.kind is not None
         return Job(
-            subject=self,
+            payload=self,
             run=lambda subjects: _answer(subjects, scheduler),
             deadline=self.call.deadline,
             caller=self.call.caller,
             cost=self.cost,
             size=sum([part.size for part in self.parts]),
-            kind=(self.asked, first.kind) if alone else None,
-            most=first.most if alone else 1,
+            batch_key=(self.asked, first.kind) if alone else None,
+            max_batch=first.most if alone else 1,
             count=self.prepared[0].batch if alone else 1,
         )
 

@@ -111,7 +111,7 @@ class OpenTelemetry:
         span.end(_on_the_wall(record.written))
 
     def trace_id(self, record: RequestRecord) -> str:
-        return f"{watch.span.get_span_context().trace_id:032x}"
+        return f"{record.span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
         # It sends what is left, and tries again where nobody answers; its own time limit is not kept.
