@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from attention_client.request import attend_request, serialize
+from attention_client.wire.request import attend_request, serialize
 from attention_proto.allocator import keep_freed
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import encode

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from attention_client import AttendResult, InvalidRequest, OutputSpec
-from attention_client.request import attend_request
+from attention_client.wire.request import attend_request
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused

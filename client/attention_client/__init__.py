@@ -9,8 +9,9 @@
 Whatever fails raises an `AttentionError`; the tree of them is drawn in `attention_client.errors`.
 """
 
-from attention_client.aio import AsyncAttentionClient
-from attention_client.client import AttentionClient
+from attention_client.api.aio import AsyncAttentionClient
+from attention_client.api.client import AttentionClient
+from attention_client.api.translate import Translation, translate, translate_async
 from attention_client.errors import (
     AttentionError,
     DeadlineExceeded,
@@ -25,9 +26,8 @@ from attention_client.errors import (
     Unimplemented,
 )
 from attention_client.memory import Memory
-from attention_client.request import OutputSpec, Sequence
 from attention_client.result import AttendResult, Prediction, TopK
-from attention_client.translate import Translation, translate, translate_async
+from attention_client.wire.request import OutputSpec, Sequence
 
 __all__ = [
     "AsyncAttentionClient",

@@ -13,15 +13,15 @@ import grpc
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client import channel
-from attention_client.client import AttentionClient
+from attention_client.api.client import AttentionClient
+from attention_client.api.translate import document
+from attention_client.api.translate import translate as translate_text
+from attention_client.display.viewer import page
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
 from attention_client.options import Causal
-from attention_client.request import OutputSpec
 from attention_client.result import Array, AttendResult, as_document
-from attention_client.translate import document
-from attention_client.translate import translate as translate_text
-from attention_client.viewer import page
+from attention_client.wire import channel
+from attention_client.wire.request import OutputSpec
 
 try:
     import typer
@@ -29,7 +29,7 @@ try:
     from rich.console import Console
     from rich.table import Table
 
-    from attention_client.heatmap import render, render_translation
+    from attention_client.display.heatmap import render, render_translation
 except ModuleNotFoundError as missing:
     sys.exit(f"attention-client needs {missing.name}: pip install 'attention-service[cli]'")
 
@@ -266,7 +266,7 @@ def _explained(error: AttentionError, target: str, timeout: float) -> str:
 
 def _plot(options: str = "--png needs") -> ModuleType:
     try:
-        from attention_client import plot  # noqa: PLC0415  # matplotlib is an extra, and slow to import
+        from attention_client.display import plot  # noqa: PLC0415  # matplotlib is an extra, and slow to import
     except ModuleNotFoundError:
         _fail(f"{options} matplotlib: pip install 'attention-service[plot]'")
     return plot

@@ -94,7 +94,7 @@ class AttendResult:
 
     def _repr_html_(self) -> str | None:
         """Show the weights in a notebook; where they were not asked for, it shows what `repr` says."""
-        from attention_client import viewer  # noqa: PLC0415  # it reads this module, and who draws nothing needs none
+        from attention_client.display import viewer  # noqa: PLC0415  # it reads this module, and who draws nothing needs none
 
         try:
             return viewer.frame(self)

@@ -1,4 +1,4 @@
-// Bundles the page into server/attention_server/rest/page/ and the viewer into client/attention_client/viewer.html.
+// Bundles the page into server/attention_server/rest/page/ and the viewer into client/attention_client/display/viewer.html.
 // With --check it writes nothing, and fails when what is there is not what the source builds.
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -8,7 +8,7 @@ import { build } from "esbuild";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const page = join(here, "../attention_server/rest/page");
-const viewer = join(here, "../../client/attention_client/viewer.html");
+const viewer = join(here, "../../client/attention_client/display/viewer.html");
 const target = ["chrome123", "firefox121", "safari17.5"];
 
 // The packages that a bundle holds something of, by their folders.

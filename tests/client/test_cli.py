@@ -5,10 +5,9 @@ import socket
 import subprocess
 import sys
 
-import attention_client
 import numpy as np
 import pytest
-from attention_client import cli
+from attention_client import cli, display
 
 SENTENCE = "I gave my cat Tater a toy"
 
@@ -241,8 +240,8 @@ def test_plot_what_cannot_be_drawn(run, tmp_path):
 def test_png_without_matplotlib(run, monkeypatch, tmp_path):
     """--png without its extra says what to install, after the answer."""
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "attention_client.plot", raising=False)
-    monkeypatch.delattr(attention_client, "plot", raising=False)
+    monkeypatch.delitem(sys.modules, "attention_client.display.plot", raising=False)
+    monkeypatch.delattr(display, "plot", raising=False)
     status, out, err = run("attend", SENTENCE, "--model", "multi-head", "--png", tmp_path / "weights.png")
     assert status == 1
     assert "from gave" in out

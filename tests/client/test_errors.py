@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import grpc
 import numpy as np
 import pytest
-from attention_client import AttentionClient, DeadlineExceeded, InvalidRequest, Unavailable, channel, errors
+from attention_client import AttentionClient, DeadlineExceeded, InvalidRequest, Unavailable, errors
+from attention_client.wire import channel
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status

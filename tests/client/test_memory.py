@@ -183,7 +183,7 @@ def test_all_repetitions_share_the_deadline(connect, target, service, monkeypatc
     with connect(target) as client:
         memory = client.create_memory("any", key=X)
         service.memories.clear()
-        monkeypatch.setattr("attention_client.recreation.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr("attention_client.api.recreation.time", SimpleNamespace(monotonic=lambda: next(clock)))
         with pytest.raises(DeadlineExceeded):
             client.attend("any", query=X, memory=memory, timeout=30)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from attention_client import InvalidRequest, Sequence
-from attention_client.packs import Pack
-from attention_client.request import attend_request, packed_request
+from attention_client.streaming.packs import Pack
+from attention_client.wire.request import attend_request, packed_request
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from attention_client.stream import Stream
+from attention_client.streaming.blocking import Stream
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 

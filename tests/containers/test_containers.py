@@ -16,7 +16,8 @@ from typing import NamedTuple, TypeVar
 import pytest
 import requests
 import yaml
-from attention_client import AttentionClient, Unauthenticated, channel
+from attention_client import AttentionClient, Unauthenticated
+from attention_client.wire import channel
 from packaging.utils import canonicalize_name
 from serving import ROOT
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AttentionClient
-from attention_client.packs import PACK_SEQUENCES
+from attention_client.streaming.packs import PACK_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from serving import start_server

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest
-from attention_client.packs import PACK_SEQUENCES
+from attention_client.streaming.packs import PACK_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import TracerProvider

@@ -9,7 +9,8 @@ import grpc
 import numpy as np
 import pytest
 import requests
-from attention_client import AttentionClient, Unavailable, channel
+from attention_client import AttentionClient, Unavailable
+from attention_client.wire import channel
 from attention_server.auth.callers import Callers, digest_of, new_token
 from attention_server.auth.certificates import Certificates
 from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, NotFound, OutputSpec, Sequence
-from attention_client.packs import PACK_SEQUENCES
-from attention_client.window import Window
+from attention_client.streaming.packs import PACK_SEQUENCES
+from attention_client.streaming.window import Window
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub

@@ -133,5 +133,5 @@ def test_the_wheel_has_the_page(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"attention_server/rest/page/{name}" for name in page.CONTENTS} <= names
-    assert "attention_client/viewer.html" in names
+    assert "attention_client/display/viewer.html" in names
     assert not [name for name in names if "node_modules" in name or name.endswith((".ts", ".mjs"))]

@@ -2,7 +2,7 @@
 
 import numpy as np
 from attention_client import AttentionClient
-from attention_client.translate import translate
+from attention_client.api.translate import translate
 from playwright.sync_api import expect
 
 from tests.web.reading import close, number

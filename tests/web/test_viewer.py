@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_client import AttendResult, AttentionClient, OutputSpec
-from attention_client.viewer import page as page_of
+from attention_client.display.viewer import page as page_of
 from playwright.sync_api import FrameLocator, Page, expect
 
 from tests.web.conftest import watched

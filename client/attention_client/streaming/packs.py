@@ -7,8 +7,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from numpy.typing import ArrayLike
 
 from attention_client.errors import AttentionError, Unavailable
-from attention_client.request import Sequence, tensor_bytes
 from attention_client.result import AttendResult, read
+from attention_client.wire.request import Sequence, tensor_bytes
 
 PACK_SEQUENCES = 32
 PACK_BYTES = 1024 * 1024

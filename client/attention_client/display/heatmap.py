@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from attention_client.picture import Picture, alignment_picture, picture, printable
+from attention_client.api.translate import Translation
+from attention_client.display.picture import Picture, alignment_picture, picture, printable
 from attention_client.result import Array, AttendResult, summary
-from attention_client.translate import Translation
 
 # From nothing to all, through colours that stay apart for colour-blind eyes and in greyscale.
 _RAMP = np.array([(33, 39, 54), (37, 72, 112), (33, 128, 141), (120, 188, 112), (253, 214, 92)])

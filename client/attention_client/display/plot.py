@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from attention_client.picture import Picture, alignment_picture, picture
+from attention_client.api.translate import Translation
+from attention_client.display.picture import Picture, alignment_picture, picture
 from attention_client.result import Array, AttendResult
-from attention_client.translate import Translation
 
 _INK = "#1f2937"
 _ACCENT = "#d97706"

@@ -8,12 +8,12 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.aio import AsyncAttentionClient
-from attention_client.client import AttentionClient
+from attention_client.api.aio import AsyncAttentionClient
+from attention_client.api.client import AttentionClient
 from attention_client.errors import InvalidRequest
 from attention_client.memory import Memory
-from attention_client.request import Output, OutputSpec
 from attention_client.result import Array, Prediction, shortest
+from attention_client.wire.request import Output, OutputSpec
 
 _MOST_TOKENS = 512  # where the model names no bound
 T = TypeVar("T")

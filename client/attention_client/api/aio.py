@@ -13,12 +13,13 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
-from attention_client import channel
-from attention_client.aio_stream import AsyncStream
+from attention_client.api.recreation import AttendCall
 from attention_client.errors import AttentionError, NotFound, broke_off, translated
 from attention_client.memory import Memory
-from attention_client.recreation import AttendCall
-from attention_client.request import (
+from attention_client.result import AttendResult, read
+from attention_client.streaming.aio import AsyncStream
+from attention_client.wire import channel
+from attention_client.wire.request import (
     Output,
     Sequence,
     attend_request,
@@ -27,7 +28,6 @@ from attention_client.request import (
     packed_request,
     serialize,
 )
-from attention_client.result import AttendResult, read
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")

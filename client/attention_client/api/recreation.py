@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from attention_client.errors import NotFound
 from attention_client.memory import Memory
-from attention_client.request import Sequence
+from attention_client.wire.request import Sequence
 
 _ROUNDS = 3
 _FIELD = re.compile(r"inputs\[(\d+)\]\.memory")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attention_client.api.translate import Translation
 from attention_client.result import Array, AttendResult
-from attention_client.translate import Translation
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,105 @@
+"""Attention weights as a page of its own, that can be pointed at: one file, which loads nothing.
+
+The viewer is the one that the server's page exports too; `server/web` has its source, and `make web` builds it.
+"""
+
+import html
+import json
+import math
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from attention_client.display.picture import focus_of, names_of
+from attention_client.errors import NotRequested
+from attention_client.result import Array, AttendResult, TopK, prediction_document, shortest
+
+_WHOLE = 64  # positions, up to which every weight is written; of longer sequences the largest of each row
+_LARGEST = 16
+_PLACE = '<script type="application/json" id="picture">null</script>'
+_FORMAT = "attention-picture/1"
+_PANELS_IN_A_ROW = 3
+
+
+def page(result: AttendResult, title: str = "") -> str:
+    """Return an HTML document that shows a result's weights: each layer's heads, as matrices and as lines.
+
+    Raises:
+        NotRequested: the weights were not asked for.
+    """
+    # "<" would let a token end the script element.
+    content = json.dumps(picture_document(result, title), ensure_ascii=False).replace("<", "\\u003c")
+    return _viewer().replace(_PLACE, _PLACE.replace("null", content))
+
+
+def frame(result: AttendResult) -> str:
+    """Return `page` as one element for a notebook, cut off from the notebook's own page.
+
+    Raises:
+        NotRequested: the weights were not asked for.
+    """
+    heads, queries, _ = _first(result).shape
+    rows = math.ceil((heads + 1) / _PANELS_IN_A_ROW)
+    height = 430 + rows * (min(queries, 12) * 30 + 90)
+    document = html.escape(page(result), quote=True)
+    return (
+        f'<iframe srcdoc="{document}" sandbox="allow-scripts" title="Attention weights" width="100%" height="{height}" '
+        'style="border:0"></iframe>'
+    )
+
+
+def picture_document(result: AttendResult, title: str = "") -> dict[str, Any]:
+    """Return a result's weights as JSON values, in the form that the page exports and opens.
+
+    Raises:
+        NotRequested: the weights were not asked for.
+    """
+    weights = _weights(result)
+    _, queries, keys = _first(result).shape
+    return {
+        "format": _FORMAT,
+        "title": title or " ".join(result.tokens),
+        "model": result.model,
+        "version": result.version,
+        "queries": names_of(result.tokens, queries),
+        "keys": names_of(result.key_tokens, keys),
+        "to_itself": result.key_tokens == result.tokens and queries == keys,
+        "focus": focus_of(result, queries),
+        "predictions": [prediction_document(each) for each in result.predictions],
+        "layers": [{"name": layer, **_layer(value)} for layer, value in weights.items()],
+    }
+
+
+def _weights(result: AttendResult) -> dict[str, Array]:
+    """Return the whole weights of a result by layer.
+
+    Raises:
+        NotRequested: there are none.
+    """
+    found = {
+        name.partition("@")[2] or "weights": value
+        for name, value in result.outputs.items()
+        if name.partition("@")[0] == "weights" and not isinstance(value, TopK)
+    }
+    if not found:
+        raise NotRequested("the result has no whole 'weights' to draw: add them to `outputs` of the request")
+    return found
+
+
+def _first(result: AttendResult) -> Array:
+    return next(iter(_weights(result).values()))
+
+
+def _layer(weights: Array) -> dict[str, Any]:
+    if max(weights.shape[1:]) <= _WHOLE:
+        return {"weights": shortest(weights)}
+    indices = np.argsort(-weights, axis=-1, kind="stable")[..., :_LARGEST]
+    values = np.take_along_axis(weights, indices, -1)
+    return {"largest": {"indices": indices.tolist(), "values": shortest(values)}}
+
+
+@cache
+def _viewer() -> str:
+    return files(__package__).joinpath("viewer.html").read_text("utf-8")
