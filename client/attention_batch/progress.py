@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from attention_batch.sink import Counts
+from attention_batch.output.sink import Counts
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -16,17 +16,12 @@ import grpc
 from attention_client import AttentionClient, AttentionError
 from attention_proto.masks import Causal
 
-from attention_batch import journal as journals
-from attention_batch import source as sources
-from attention_batch.engine_client import ClientEngine
-from attention_batch.engine_processes import Workers, slots
+from attention_batch.engines.client import ClientEngine
+from attention_batch.engines.processes import Workers, slots
 from attention_batch.errors import ExitStatus, Refused, ScoringError, Stopped, TooManyErrors
-from attention_batch.fields import Fields
-from attention_batch.journal import Journal
-from attention_batch.patience import Patience
-from attention_batch.progress import Display, Tally, display, event
-from attention_batch.scorer import Engine, Message, Outcome, Question, Scorer, digest, pack
-from attention_batch.sink import (
+from attention_batch.output import journal as journals
+from attention_batch.output.journal import Journal
+from attention_batch.output.sink import (
     FORMS,
     Counts,
     Form,
@@ -38,11 +33,16 @@ from attention_batch.sink import (
     part_paths,
     store,
 )
-from attention_batch.source import STREAM, InputFile, Shard, Source
+from attention_batch.progress import Display, Tally, display, event
+from attention_batch.readers import source as sources
+from attention_batch.readers.fields import Fields
+from attention_batch.readers.source import STREAM, InputFile, Shard, Source
+from attention_batch.retry import Patience
+from attention_batch.scorer import Engine, Message, Outcome, Question, Scorer, digest, pack
 from attention_batch.spec import resolve
 
 if TYPE_CHECKING:
-    from attention_batch.worker import Task
+    from attention_batch.engines.worker import Task
 
 LARGE = 2**24  # bytes of input: what has less is done before other processes have begun
 
@@ -187,7 +187,7 @@ def _engine(job: Job) -> Iterator[Engine]:
             yield ClientEngine(client)
         return
     try:
-        from attention_batch.engine_local import LocalEngine  # noqa: PLC0415 # needs the server's extra
+        from attention_batch.engines.local import LocalEngine  # noqa: PLC0415 # needs the server's extra
     except ModuleNotFoundError as missing:
         raise Refused(
             f"--engine {job.engine} needs {missing.name}: pip install 'attention-service[batch,server]'"
@@ -316,7 +316,7 @@ def _by_processes(
 
 def _on_ray(plan: Plan, shards: Iterator[Shard], folder: Path) -> Iterator[tuple[Shard, Counts]]:
     try:
-        from attention_batch import engine_ray  # noqa: PLC0415 # an extra
+        from attention_batch.engines import ray as engine_ray  # noqa: PLC0415 # an extra
     except ModuleNotFoundError as missing:
         raise Refused(f"--engine ray needs {missing.name}: pip install 'attention-service[batch,ray]'") from missing
     for shard, output, errors, counts in engine_ray.scored(_task(plan), shards):
@@ -325,7 +325,7 @@ def _on_ray(plan: Plan, shards: Iterator[Shard], folder: Path) -> Iterator[tuple
 
 
 def _task(plan: Plan) -> "Task":
-    from attention_batch.worker import Task  # noqa: PLC0415 # needs the server's extra
+    from attention_batch.engines.worker import Task  # noqa: PLC0415 # needs the server's extra
 
     return Task(plan.source.files, plan.fields, plan.question, plan.layout, plan.job.models)
 

@@ -24,8 +24,8 @@ from attention_client import Sequence as Asked
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused, Stopped
-from attention_batch.patience import Patience
-from attention_batch.rows import Failed, Row, Scored
+from attention_batch.readers.rows import Failed, Row, Scored
+from attention_batch.retry import Patience
 from attention_batch.spec import Outputs
 
 MESSAGE_ROWS = 32

@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
+from attention_batch.output.sink import Counts
 from attention_batch.progress import Tally, _seconds_left
-from attention_batch.sink import Counts
 from serving import clean_env
 
 from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait_until, write_texts

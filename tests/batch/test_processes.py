@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from attention_batch.engine_processes import Workers
+from attention_batch.engines.processes import Workers
 from attention_batch.errors import Refused
+from attention_batch.readers.source import Shard, find, in_runs
 from attention_batch.run import Job
-from attention_batch.source import Shard, find, in_runs
 from attention_batch.spec import parse
 
 from tests.batch.scoring import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from attention_batch import engine_client
+from attention_batch.engines import client as engine_client
 from attention_batch.errors import Refused, Stopped
 from attention_client import InternalError
 from attention_server.auth.callers import digest_of, new_token

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from attention_client import Prediction, TopK
 
 from attention_batch.arrow import column_array, schema
-from attention_batch.rows import Failed, Scored
+from attention_batch.readers.rows import Failed, Scored
 from attention_batch.spec import Column
 
 Form = Literal["parquet", "jsonl"]

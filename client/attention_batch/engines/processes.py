@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from attention_batch.errors import ExitStatus, Stopped
-from attention_batch.sink import Counts, part, publish
-from attention_batch.source import Shard
+from attention_batch.output.sink import Counts, part, publish
+from attention_batch.readers.source import Shard
 
 if TYPE_CHECKING:
-    from attention_batch.worker import Task
+    from attention_batch.engines.worker import Task
 
 AHEAD = 2  # runs handed out for each worker
 SECONDS_BETWEEN_WORDS = 0.25  # of a worker on how far it is
@@ -136,7 +136,7 @@ class _Process:
     def __init__(self, task: "Task", folder: Path) -> None:
         self._folder = (folder / f"{SCRATCH}{os.getpid()}").absolute()
         self._folder.mkdir()
-        from attention_batch.worker import Worker  # noqa: PLC0415 # needs the server's extra, and is slow to import
+        from attention_batch.engines.worker import Worker  # noqa: PLC0415 # needs the server's extra, and is slow to import
 
         self._worker, self._layout = Worker(task), task.layout
         self._next_word = 0.0
@@ -168,7 +168,7 @@ def _score(task: "Task", folder: Path, run: list[Shard]) -> None:
 
 
 def _get_ready() -> None:
-    import attention_batch.worker  # noqa: F401, PLC0415
+    import attention_batch.engines.worker  # noqa: F401, PLC0415
 
 
 def _end_with_run() -> None:

@@ -11,7 +11,7 @@ from attention_proto.masks import Causal
 
 from attention_batch.arrow import is_vectors, vectors
 from attention_batch.errors import Refused
-from attention_batch.rows import FIELDS, TEXTS, VECTORS, Failed, Row
+from attention_batch.readers.rows import FIELDS, TEXTS, VECTORS, Failed, Row
 
 LARGEST_INT = 2**63 - 1
 

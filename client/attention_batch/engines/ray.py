@@ -21,10 +21,10 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from attention_batch.engines.worker import Task, Worker
 from attention_batch.errors import Refused, ScoringError, Stopped
-from attention_batch.sink import Counts, PartWriter
-from attention_batch.source import Shard
-from attention_batch.worker import Task, Worker
+from attention_batch.output.sink import Counts, PartWriter
+from attention_batch.readers.source import Shard
 
 MOST_BLOCKS = 1000  # tasks that Ray plans at once; with more shards, several to a task
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from attention_proto.allocator import keep_freed
 
-from attention_batch.engine_local import LocalEngine
-from attention_batch.fields import Fields
-from attention_batch.patience import Patience
+from attention_batch.engines.local import LocalEngine
+from attention_batch.output.sink import Counts, Layout, PartWriter
+from attention_batch.readers.fields import Fields
+from attention_batch.readers.source import InputFile, Shard, of_files
+from attention_batch.retry import Patience
 from attention_batch.scorer import Question, Scorer, pack
-from attention_batch.sink import Counts, Layout, PartWriter
-from attention_batch.source import InputFile, Shard, of_files
 
 
 @dataclass(frozen=True)

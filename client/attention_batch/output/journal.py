@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_batch.errors import Refused
-from attention_batch.sink import Counts, durably, part_paths, sync_folder
+from attention_batch.output.sink import Counts, durably, part_paths, sync_folder
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import pyarrow as pa
 
-from attention_batch import ipc, jsonl, parquet
 from attention_batch.errors import Refused
-from attention_batch.fields import Fields, check_types, choose
-from attention_batch.journal import errors_of, folder_of
-from attention_batch.rows import Failed, Row
+from attention_batch.output.journal import errors_of, folder_of
+from attention_batch.readers import ipc, jsonl, parquet
+from attention_batch.readers.fields import Fields, check_types, choose
+from attention_batch.readers.rows import Failed, Row
 
 FORMS: dict[str, Literal["parquet", "arrow", "jsonl"]] = {
     ".parquet": "parquet",

@@ -1,0 +1,1 @@
+"""Engines: a service, this process, processes of this machine, a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Parts, their journal, and the output file."""

@@ -1,0 +1,1 @@
+"""Input files, their columns and rows."""
