@@ -156,7 +156,7 @@ def unsafe(source: str) -> list[str]:
             found += [f"{node.lineno}: import {each.name}" for each in node.names if each.name.split(".")[0] in MODULES]
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
             found.append(f"{node.lineno}: from {node.module}")
-        if isinstance(node, ast.CallContext):
+        if isinstance(node, ast.Call):
             function = node.func
             owner = (
                 function.value.id

@@ -41,7 +41,7 @@ def admission():
 
 def test_open_until_the_queue_was_full(admission):
     """Without an overload everybody comes in."""
-    places = [admission.place("a") for _ in range(100)]
+    places = [admission.permit("a") for _ in range(100)]
     for place in places:
         place.__enter__()
     assert not admission.is_closed
@@ -72,7 +72,7 @@ def come(admission, count, seconds):
     """Let so many come at once; those who are let in are answered one after another. Return how many are."""
     let_in = []
     for _ in range(count):
-        place = admission.place("a")
+        place = admission.permit("a")
         try:
             place.__enter__()
         except Full:
@@ -114,32 +114,32 @@ def test_an_overload_stays_one(admission, times):
 def test_places_behind_a_closed_door(admission):
     """Some come in for each slot; of those who then come, the ones who have fewer in; who leaves makes room."""
     admission.grow()
-    greedy = [admission.place("greedy") for _ in range(2 * PLACES)]
+    greedy = [admission.permit("greedy") for _ in range(2 * PLACES)]
     for place in greedy:
         place.__enter__()
-    with pytest.raises(Full, match="full"), admission.place("greedy"):
+    with pytest.raises(Full, match="full"), admission.permit("greedy"):
         pass
-    with admission.place("light"), admission.place("light"):
+    with admission.permit("light"), admission.permit("light"):
         pass
     greedy[0].__exit__(None, None, None)
-    with admission.place("greedy"), pytest.raises(Full), admission.place("greedy"):
+    with admission.permit("greedy"), pytest.raises(Full), admission.permit("greedy"):
         pass
 
 
 def test_those_who_came_before_have_places(admission):
     """Who came through an open door counts behind a closed one, until they leave."""
-    before = [admission.place("a") for _ in range(3 * PLACES)]
+    before = [admission.permit("a") for _ in range(3 * PLACES)]
     for place in before:
         place.__enter__()
     admission.grow()
-    with pytest.raises(Full), admission.place("a"):
+    with pytest.raises(Full), admission.permit("a"):
         pass
-    with admission.place("b"):
+    with admission.permit("b"):
         pass
     for place in before:
         place.__exit__(None, None, None)
     for _ in range(3 * PLACES):
-        with admission.place("a"):
+        with admission.permit("a"):
             pass
 
 
