@@ -26,13 +26,13 @@ def open_records(observer: Observer) -> Callable[[], None]:
 
     def record() -> None:
         record = observer.begin("grpc", "Attend", {"user-agent": "benchmark"}, caller="127.0.0.1")
-        record.asks("multi-head", 1, 1)
+        record.set_target("multi-head", 1, 1)
         record.queries, record.keys = [32], [32]
-        record.is_checked()
-        record.runs()
-        record.has_run()
-        record.is_settled()
-        record.is_written(100)
+        record.mark_submitted()
+        record.mark_running()
+        record.mark_computed()
+        record.mark_settled()
+        record.mark_written(100)
         record.server_timing()
         observer.end(record)
 

@@ -94,9 +94,9 @@ def note(record: RequestRecord, error: Exception) -> None:
     """Tell who watches a request why it has no answer; not in the caller's words, which may be content."""
     code = code_of(error).grpc.name
     if isinstance(error, AttentionServiceError):
-        record.failed(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
+        record.set_error(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
     else:
-        record.failed(code, "internal")
+        record.set_error(code, "internal")
 
 
 def message_of(error: Exception) -> str:

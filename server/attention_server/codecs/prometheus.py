@@ -161,7 +161,7 @@ def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram,
 def _of_triton(versions: Versions, open_records: Iterable[RequestRecord]) -> str:
     """Return what is made for Triton reads. Its counters have no `_total`, so the library does not write them."""
     pending = Counter(
-        (record.model, record.version) for record in open_records if record.checked and not record.running
+        (record.model, record.version) for record in open_records if record.submitted and not record.running
     )
     metrics: dict[str, tuple[str, str, Callable[[VersionStatistics], int]]] = {
         "request_success": ("counter", "Requests answered", lambda each: each.success.count),

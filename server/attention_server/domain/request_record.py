@@ -63,40 +63,40 @@ class RequestRecord:
     reason: str = ""
     field_at_fault: str = ""
     begun: int = field(default_factory=time.perf_counter_ns)
-    checked: int = 0
+    submitted: int = 0
     running: int = 0
     computed: int = 0
     settled: int = 0
     written: int = 0
 
-    def asks(self, model: str, version: int, sequences: int | None = None) -> None:
+    def set_target(self, model: str, version: int, sequences: int | None = None) -> None:
         """Note whom the request is for, once that model is held."""
         self.model = model
         self.version = version
         self.sequences = sequences
 
-    def is_checked(self) -> None:
+    def mark_submitted(self) -> None:
         """Note that it goes to the scheduler now."""
-        self.checked = time.perf_counter_ns()
+        self.submitted = time.perf_counter_ns()
 
-    def runs(self) -> None:
+    def mark_running(self) -> None:
         """Note that it computes from now on."""
         self.running = time.perf_counter_ns()
 
-    def has_run(self) -> None:
+    def mark_computed(self) -> None:
         """Note that it is computed."""
         self.computed = time.perf_counter_ns()
 
-    def is_settled(self) -> None:
+    def mark_settled(self) -> None:
         """Note that its answer is put together from now on."""
         self.settled = time.perf_counter_ns()
 
-    def is_written(self, size: int = 0) -> None:
+    def mark_written(self, size: int = 0) -> None:
         """Note that the answer is bytes now, and how many."""
         self.written = time.perf_counter_ns()
         self.answer_bytes += size
 
-    def failed(self, code: str, reason: str, field_at_fault: str = "") -> None:
+    def set_error(self, code: str, reason: str, field_at_fault: str = "") -> None:
         """Note why there is no answer."""
         self.code = code
         self.reason = reason
@@ -107,7 +107,7 @@ class RequestRecord:
         """How long it waited for others: for a slot, and for those of its turn."""
         if not self.running:
             return 0
-        return self.running - self.checked + (self.settled - self.computed if self.settled else 0)
+        return self.running - self.submitted + (self.settled - self.computed if self.settled else 0)
 
     @property
     def compute_ns(self) -> int:

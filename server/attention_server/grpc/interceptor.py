@@ -179,7 +179,7 @@ class Interceptor:
         if not isinstance(found, bytes | Message):
             found = await found
         answer = found if isinstance(found, bytes) else found.SerializeToString()
-        record.is_written(len(answer))
+        record.mark_written(len(answer))
         rpc.finish([OK, *told(record)], answer)
 
 

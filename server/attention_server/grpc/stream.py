@@ -254,7 +254,7 @@ class StreamSession:
                 log.exception("a request failed for a fault of ours", request_id=record.request_id)
             note(record, error)
             answer = self._dialect.refuse(asked.id, error, asked.call)
-        record.is_written(len(answer))
+        record.mark_written(len(answer))
         self._observer.end(record)
         return answer
 

@@ -81,10 +81,10 @@ def _told(send: Send, record: RequestRecord) -> Send:
 
     async def tell(message: Message) -> None:
         if message["type"] == "http.response.start":
-            record.is_written()
+            record.mark_written()
             code = name_of(message["status"])
             if record.code == OK != code:  # the router's own refusals
-                record.failed(code, code.lower())
+                record.set_error(code, code.lower())
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID] = record.request_id
             timing = record.server_timing()

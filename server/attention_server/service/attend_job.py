@@ -83,7 +83,7 @@ class AttendJob:
 
     def work(self, scheduler: Scheduler) -> "Job[AttendJob, Response]":
         """Return what the scheduler has to know."""
-        self.call.record.is_checked()
+        self.call.record.mark_submitted()
         first = self.sizes[0]
         alone = len(self.sizes) == 1 and first.kind is not None
         return Job(
@@ -132,14 +132,14 @@ class AttendJob:
 def _answer(subjects: Sequence[AttendJob], helpers: IdleSlots) -> Answers:
     """Compute the answer of one request, or of several of one sequence each and of one kind together."""
     for each in subjects:
-        each.call.record.runs()
+        each.call.record.mark_running()
     try:
         if len(subjects) > 1:
             return _answer_together(subjects)
         answer = _answer_one(subjects[0], helpers)
     finally:
         for each in subjects:
-            each.call.record.has_run()
+            each.call.record.mark_computed()
     return lambda: [answer()]
 
 
@@ -169,7 +169,7 @@ def _answer_part(subject: AttendJob, run: Run, part: Part) -> Callable[[], list[
 
 
 def _put_together(subject: AttendJob, parts: Sequence[Callable[[], list[Result]]]) -> Response:
-    subject.call.record.is_settled()
+    subject.call.record.mark_settled()
     results: list[Result | None] = [None] * len(subject.prepared)
     for part, found in zip(subject.parts, parts, strict=True):
         for place, result in zip(part.places, found(), strict=True):
@@ -195,7 +195,7 @@ def _answer_together(subjects: Sequence[AttendJob]) -> Answers:
 
     def answers() -> list[Response | Exception]:
         for each in subjects:
-            each.call.record.is_settled()
+            each.call.record.mark_settled()
         try:
             found = dict(zip(there, results(), strict=False))
         except AttentionServiceError:
@@ -207,10 +207,10 @@ def _answer_together(subjects: Sequence[AttendJob]) -> Answers:
 
 def _answer_or_error(subject: AttendJob) -> Response | Exception:
     record = subject.call.record
-    record.runs()
+    record.mark_running()
     try:
         answer = _answer_one(subject, None)
-        record.has_run()
+        record.mark_computed()
         return answer()
     except Exception as error:  # noqa: BLE001 # it is this request's alone
         return error

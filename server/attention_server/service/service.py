@@ -146,7 +146,7 @@ class Service:
         """
         call.require("attend")
         with self._repository.lease(request.model, request.version) as model:
-            call.record.asks(model.name, model.version)
+            call.record.set_target(model.name, model.version)
             key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
             k, v = self._run(_remembering(model, key, value, tokens, call), call)
             id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
@@ -259,7 +259,7 @@ class Service:
         """Check a request, and plan it."""
         self.limits.check_outputs(len(request.outputs))
         count = sum([each.batch for each in request.inputs])
-        call.record.asks(model.name, model.version, count)
+        call.record.set_target(model.name, model.version, count)
         self.limits.check_sequences(count, "inputs")
         asked = model.ask(request.outputs)
         prepared, sizes = self._prepare(request, model, asked)
@@ -308,15 +308,15 @@ def _remembering(
     def run(_: object) -> Callable[[], list[tuple[Vectors, Vectors]]]:
         running = Run()
         call.joins(running)
-        call.record.runs()
+        call.record.mark_running()
         try:
             made = [model.remember(key, value, tokens, running)]
         finally:
             call.parts_from(running)
-            call.record.has_run()
+            call.record.mark_computed()
         return lambda: made
 
-    call.record.is_checked()
+    call.record.mark_submitted()
     length = len(tokens.ids) if tokens else 0 if key is None else len(key)
     size = sum(each.nbytes for each in (key, value) if each is not None)
     return Job(None, run, call.deadline, call.caller, model.costs.of(Size(length, 0)), 2 * size)

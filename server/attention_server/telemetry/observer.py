@@ -68,7 +68,7 @@ class Observer:
         """Count, trace and log a request that has ended. A stream is counted where it failed: else its messages are."""
         self._open.discard(record)
         if not record.written:
-            record.is_written()
+            record.mark_written()
         if not record.is_stream or record.code != OK:
             self.statistics.count(record)
         if self._tracing:

@@ -83,7 +83,7 @@ class VersionStatistics:
             self.failures.setdefault(record.code, Histogram()).add(record.written - record.begun)
             return
         self.success.add(record.written - record.begun)
-        self.checking.add(record.checked - record.begun)
+        self.checking.add(record.submitted - record.begun)
         self.queued.add(record.queued_ns)
         self.computing.add(record.compute_ns)
         self.encoding.add(record.encode_ns)

@@ -142,7 +142,7 @@ def _attributes(record: RequestRecord) -> dict[str, str | int]:
 def _parts(record: RequestRecord) -> list[tuple[str, int, int]]:
     """Return what happened within a request, and when: only what was reached."""
     parts = (
-        ("queue", record.checked, record.running),
+        ("queue", record.submitted, record.running),
         ("compute", record.running, record.computed),
         ("encode", record.settled or record.computed, record.written if record.code == OK else 0),
     )
