@@ -125,9 +125,9 @@ def test_a_run_that_was_ended_leaves_its_graph_sound(repository):
     feeds = {"key": QUERY[None], "value": QUERY[None]}
     before = graph.run(["k"], feeds, Run())
     ended = Run(callers=2)
-    ended.leave()
+    ended.drop_caller()
     np.testing.assert_array_equal(graph.run(["k"], feeds, ended), before)  # one still waits
-    ended.leave()
+    ended.drop_caller()
     with pytest.raises(Cancelled):
         graph.run(["k"], feeds, ended)
     np.testing.assert_array_equal(graph.run(["k"], feeds, Run()), before)

@@ -205,7 +205,7 @@ class MemoryRequest:
 class Computation(Protocol):
     """What runs for one or more callers."""
 
-    def leave(self) -> None:
+    def drop_caller(self) -> None:
         """One caller waits no more."""
 
 
@@ -213,7 +213,7 @@ class Computation(Protocol):
 class Presence:
     """Whether a caller is still there; one for all the messages of a stream."""
 
-    gone: bool = False
+    cancelled: bool = False
 
 
 @dataclass(slots=True)
@@ -242,17 +242,18 @@ class CallContext:
         self.deadline = math.inf if seconds is None or seconds > FOR_EVER else time.monotonic() + seconds
 
     @property
-    def gone(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the caller has left."""
-        return self._presence.gone
+        return self._presence.cancelled
 
-    def part(self, record: RequestRecord) -> "CallContext":
+    def for_message(self, record: RequestRecord) -> "CallContext":
         """Return the call of a message of the stream that this is of: its caller is the same, its time its own."""
         part = CallContext(self.request_id, self.caller, None, self.rights, record)
         part.deadline, part._presence, part._work, part._runs = self.deadline, self._presence, self._work, self._runs
         return part
 
-    def expired(self) -> bool:
+    @property
+    def is_expired(self) -> bool:
         """Return whether the caller's time ran out."""
         return time.monotonic() >= self.deadline
 
@@ -265,52 +266,52 @@ class CallContext:
         if right not in self.rights:
             raise PermissionDenied(f"this needs the right {right!r}, which {self.caller} has not")
 
-    def check(self) -> None:
+    def raise_if_ended(self) -> None:
         """Raise what ends the work for this caller: Cancelled or DeadlineExceeded."""
-        if self.expired():  # asked first, for with the time the transport goes too
+        if self.is_expired:  # asked first, for with the time the transport goes too
             raise DeadlineExceeded("the deadline passed before the request could be answered")
-        if self.gone:
+        if self.is_cancelled:
             raise Cancelled("the caller has gone")
 
     def remaining(self) -> float | None:
         """Return the seconds that are left; None for ever."""
         return None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
 
-    def waits_for(self, work: "Future[Any]") -> None:
+    def attach(self, work: "Future[Any]") -> None:
         """Say what is done for the caller: when they leave and it has not begun, it never will."""
         self._work = work
-        if self.gone:
+        if self.is_cancelled:
             work.cancel()
 
-    def waits_no_more(self) -> None:
+    def detach(self) -> None:
         """All is done: keep nothing of it while the answer is on its way."""
         self._work = None
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         """The caller has gone. To leave when all is done changes nothing."""
-        self._presence.gone = True
+        self._presence.cancelled = True
         work = self._work
         if work is not None:
             work.cancel()
         for run in list(self._runs):
-            self._leave(run)
+            self._drop(run)
 
-    def joins(self, run: Computation) -> None:
+    def add_run(self, run: Computation) -> None:
         """A computation for the caller begins: when they leave, they leave it too."""
         self._runs.add(run)
-        if self.gone:
-            self._leave(run)
+        if self.is_cancelled:
+            self._drop(run)
 
-    def parts_from(self, run: Computation) -> None:
+    def remove_run(self, run: Computation) -> None:
         """The computation has ended."""
         self._runs.discard(run)
 
-    def _leave(self, run: Computation) -> None:
+    def _drop(self, run: Computation) -> None:
         try:
             self._runs.remove(run)
         except KeyError:  # it ended, or another thread left it
             return
-        run.leave()
+        run.drop_caller()
 
 
 class TopK(NamedTuple):

@@ -55,7 +55,7 @@ def told(record: RequestRecord) -> tuple[Header, ...]:
 def call_of(rpc: Call, caller: Caller, record: RequestRecord) -> CallContext:
     """Return who asks, until when, and whether they still do."""
     call = CallContext(record.request_id, record.caller, rpc.seconds, caller.rights, record)
-    rpc.on_leaving(call.leave)
+    rpc.on_leaving(call.cancel)
     return call
 
 
@@ -69,8 +69,8 @@ async def answered(future: "Future[T]", call: CallContext) -> T:
     try:
         answer = await on_loop(future)
     finally:
-        call.waits_no_more()
-    if call.expired():
+        call.detach()
+    if call.is_expired:
         raise DeadlineExceeded("the deadline passed while the request ran")
     return answer
 

@@ -173,7 +173,7 @@ class StreamSession:
         return not self._count or (self._count < IN_FLIGHT and fits)
 
     def _part(self, id_: str, size: int) -> CallContext:
-        return self._call.part(self._observer.message(self._call.record, id_, size))
+        return self._call.for_message(self._observer.message(self._call.record, id_, size))
 
     def _enter(self, asked: StreamItem) -> None:
         self._asked[asked] = None

@@ -63,7 +63,7 @@ class Run:
         """Whether nobody waits for it any more."""
         return not self._callers
 
-    def leave(self) -> None:
+    def drop_caller(self) -> None:
         """One caller waits no more."""
         self._callers.pop()
         if self.ended:

@@ -113,7 +113,7 @@ class Exchange:
         gone.cancel()
         if answer in done:
             return answer.result()
-        call.leave()
+        call.cancel()
         if gone in done:
             raise ClientDisconnect
         raise DeadlineExceeded("the deadline passed while the request waited or ran")

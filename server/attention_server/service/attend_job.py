@@ -145,22 +145,22 @@ def _answer(subjects: Sequence[AttendJob], helpers: IdleSlots) -> Answers:
 
 def _answer_one(subject: AttendJob, helpers: IdleSlots | None) -> Callable[[], Response]:
     call, run = subject.call, Run(helpers)
-    call.joins(run)
+    call.add_run(run)
     try:
         if subject.cost < WORTH_SPREADING:
             parts = [_answer_part(subject, run, part) for part in subject.parts]
         else:
             parts = run.spread(partial(_answer_part, subject, run), subject.parts)
     except Cancelled:
-        call.check()  # perhaps it was the time that ran out
+        call.raise_if_ended()  # perhaps it was the time that ran out
         raise
     finally:
-        call.parts_from(run)
+        call.remove_run(run)
     return partial(_put_together, subject, parts)
 
 
 def _answer_part(subject: AttendJob, run: Run, part: Part) -> Callable[[], list[Result]]:
-    subject.call.check()  # a slot is not held for a caller who has gone
+    subject.call.raise_if_ended()  # a slot is not held for a caller who has gone
     begun = time.perf_counter()
     results = subject.answer(part, run)
     if not run.was_helped:
@@ -179,10 +179,10 @@ def _put_together(subject: AttendJob, parts: Sequence[Callable[[], list[Result]]
 
 def _answer_together(subjects: Sequence[AttendJob]) -> Answers:
     """Answer those whose callers are still there; where that fails, each by itself: the fault is one's."""
-    there = [each for each in subjects if not each.call.gone]
+    there = [each for each in subjects if not each.call.is_cancelled]
     first, run = subjects[0], Run(callers=len(there))
     for each in there:
-        each.call.joins(run)
+        each.call.add_run(run)
     results: Callable[[], list[Result]] = list
     try:
         if there:
@@ -191,7 +191,7 @@ def _answer_together(subjects: Sequence[AttendJob]) -> Answers:
         pass
     finally:
         for each in there:
-            each.call.parts_from(run)
+            each.call.remove_run(run)
 
     def answers() -> list[Response | Exception]:
         for each in subjects:

@@ -74,7 +74,7 @@ class Service:
             Cancelled: the caller has gone.
         """
         call.require("attend")
-        call.check()
+        call.raise_if_ended()
         with self._repository.lease(request.model, request.version) as model:
             return self._run(self._work(request, model, call), call)
 
@@ -97,7 +97,7 @@ class Service:
             AttentionServiceError: as `attend`, as far as it can be told now; else the future holds it.
         """
         call.require("attend")
-        call.check()
+        call.raise_if_ended()
         lease = self._repository.lease(request.model, request.version)
         model = lease.__enter__()  # it outlasts this method: the answer's future gives it back
         try:
@@ -107,7 +107,7 @@ class Service:
             raise
         future.add_done_callback(lambda _: lease.__exit__(None, None, None))
         if admitted is None:  # of a stream, what waits when its caller goes is looked at in its turn
-            call.waits_for(future)
+            call.attach(future)
         return future
 
     def models(self) -> list[Model]:
@@ -246,12 +246,12 @@ class Service:
     def _run(self, work: Job[S, T], call: CallContext) -> T:
         """Run a work for its caller; an answer that comes after their deadline is none."""
         try:
-            answer = self._scheduler.run(work, call.waits_for)
+            answer = self._scheduler.run(work, call.attach)
         except CancelledError as error:
             raise Cancelled("the caller has gone") from error
         finally:
-            call.waits_no_more()
-        if call.expired():
+            call.detach()
+        if call.is_expired:
             raise DeadlineExceeded("the deadline passed while the request ran")
         return answer
 
@@ -307,12 +307,12 @@ def _remembering(
 ) -> Job[None, tuple[Vectors, Vectors]]:
     def run(_: object) -> Callable[[], list[tuple[Vectors, Vectors]]]:
         running = Run()
-        call.joins(running)
+        call.add_run(running)
         call.record.mark_running()
         try:
             made = [model.remember(key, value, tokens, running)]
         finally:
-            call.parts_from(running)
+            call.remove_run(running)
             call.record.mark_computed()
         return lambda: made
 
