@@ -90,7 +90,7 @@ def _sequence(asked: Asked, path: str) -> domain.Sequence:
         value=asked.value,  # type: ignore[arg-type]
         text=asked.text,
         memory_text=asked.memory_text,
-        mask=domain.OPEN if asked.causal == "none" else Mask(causal=asked.causal),
+        mask=domain.NO_MASK if asked.causal == "none" else Mask(causal=asked.causal),
     )
 
 

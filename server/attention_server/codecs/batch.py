@@ -6,7 +6,7 @@ from collections.abc import Sequence as Several
 from dataclasses import replace
 from typing import Any
 
-from attention_server.domain.messages import OPEN, Array, Limits, Sequence, join_path
+from attention_server.domain.messages import NO_MASK, Array, Limits, Sequence, join_path
 from attention_server.errors import InvalidRequest
 
 BATCHED = 3  # the rank of [B, T, D]
@@ -52,7 +52,7 @@ def expand(sequence: Sequence, lengths: Several[int], limits: Limits) -> list[Se
 
 def _has_arrays_alone(sequence: Sequence) -> bool:
     texts = (sequence.text, sequence.memory_text)
-    return sequence.mask is OPEN and not sequence.memory and all(each is None for each in texts)
+    return sequence.mask is NO_MASK and not sequence.memory and all(each is None for each in texts)
 
 
 def _leads(array: Array, batch: int) -> bool:

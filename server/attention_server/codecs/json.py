@@ -32,7 +32,7 @@ from attention_server.codecs.document import (
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.url import agreed
 from attention_server.domain.messages import (
-    OPEN,
+    NO_MASK,
     POOLS,
     Array,
     Limits,
@@ -79,7 +79,7 @@ def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[R
         version=agreed("version", version, typed(content, "version", int, 0, "")),
         inputs=_inputs(content, limits),
         outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
-        mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else OPEN,
+        mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else NO_MASK,
         token_offsets=typed(content, "token_offsets", bool, False, ""),
     )
     encoding = choice(content, "encoding", ("json", "base64"), "json", "")
@@ -170,7 +170,7 @@ def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
 
 def _mask(value: object, path: str) -> Mask:
     if value is None:
-        return OPEN
+        return NO_MASK
     content = fields(value, path, MASK_FIELDS)
     window = content.get("window")
     return Mask(

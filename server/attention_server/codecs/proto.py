@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.codecs.batch import expand
 from attention_server.domain.messages import (
-    OPEN,
+    NO_MASK,
     Array,
     Limits,
     MemoryRequest,
@@ -87,7 +87,7 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
         message.version,
         tuple(inputs),
         tuple([_output_spec(spec, f"outputs[{i}]") for i, spec in enumerate(message.outputs)]),
-        _mask(message.mask, "mask") if message.HasField("mask") else OPEN,
+        _mask(message.mask, "mask") if message.HasField("mask") else NO_MASK,
         message.token_offsets,
     )
 

@@ -22,7 +22,7 @@ Pool = Literal["none", "mean", "first", "last"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
 PREDICTIONS = "predictions"
-OPEN = Mask()  # hides nothing
+NO_MASK = Mask()  # hides nothing
 FOR_EVER = 365 * 86_400.0  # seconds; what is longer would overflow in the waiting
 
 
@@ -138,7 +138,7 @@ class Sequence(NamedTuple):
     text: str | None = None
     memory_text: str | None = None
     memory: str = ""
-    mask: Mask = OPEN
+    mask: Mask = NO_MASK
     part: int | None = None
     batch: int = 1
 
@@ -178,7 +178,7 @@ class Request(NamedTuple):
     version: int = 0
     inputs: tuple[Sequence, ...] = ()
     outputs: tuple[OutputSpec, ...] = ()
-    mask: Mask = OPEN
+    mask: Mask = NO_MASK
     token_offsets: bool = False
 
 

@@ -8,7 +8,7 @@ from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import OPEN, Array, Limits, MemoryRequest, Sequence, Tokens, join_path
+from attention_server.domain.messages import NO_MASK, Array, Limits, MemoryRequest, Sequence, Tokens, join_path
 from attention_server.errors import InvalidRequest
 from attention_server.inference import validation as check
 from attention_server.inference.contexts import Memory
@@ -140,7 +140,7 @@ def prepare(
 
 def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
     """Return what alone decides how a sequence is prepared, also one of a batch; None with a text, mask or memory."""
-    if mask is not OPEN or sequence.mask is not OPEN or sequence.memory:
+    if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory:
         return None
     if sequence.text is not None or sequence.memory_text is not None:
         return None
@@ -235,7 +235,7 @@ def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int
     """Add up the request's mask and the sequence's own."""
     added = None
     for each, path in ((mask, ""), (sequence.mask, sequence.path)):
-        if each is OPEN or each.is_open:
+        if each is NO_MASK or each.is_open:
             continue
         check.mask(each, layer, queries, keys, join_path(path, "mask"))
         one = additive(each, queries, keys)

@@ -20,7 +20,7 @@ from attention_server.codecs.batch import BATCHED
 from attention_server.codecs.document import at_least_zero, choice, fields, integers, typed
 from attention_server.domain import messages as domain
 from attention_server.domain.messages import (
-    OPEN,
+    NO_MASK,
     POOLS,
     PREDICTIONS,
     Array,
@@ -163,7 +163,7 @@ def to_request(infer: Infer, limits: Limits) -> Request:
             for i, (wanted, chosen) in enumerate(zip(infer.outputs, options, strict=True))
             if _is_computed(wanted.name)
         ),
-        mask=OPEN if mask.is_open else mask,
+        mask=NO_MASK if mask.is_open else mask,
     )
 
 
@@ -290,7 +290,7 @@ def _sequences(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iter
             memory=memory,
             mask=Mask(**{name: _trim(each, longest, queries[i], keys[i]) for name, each in mask.items()})
             if mask
-            else OPEN,
+            else NO_MASK,
         )
 
 
