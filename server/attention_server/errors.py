@@ -1,28 +1,33 @@
-"""What can go wrong, by cause. An edge names the code; see `translate.errors` for the one table.
+"""Errors by cause. `codecs.errors` maps each to its status codes.
 
 AttentionServiceError
-├── InvalidRequest      the caller sent what this model cannot take
+├── InvalidRequest      a tensor, mask, name or option that the model cannot take
 ├── NotFound            no such model, version or memory
-├── TooLarge            the message, or the work or answer it asks for, is over a limit
+├── TooLarge            the message, or its predicted work or answer, is over a limit
 ├── Unavailable         the same request may succeed later
-│   ├── Full            the queue is, or what else has a bound
-│   ├── Loading         the models are not all there yet
-│   ├── Stopping        the server takes no more
-│   └── LimitReached    this caller asks for more at once than it may
-├── DeadlineExceeded    the caller's time ran out, queued or running
-├── Cancelled           the caller has gone
-├── Unauthenticated     no credentials, or nobody's
-├── PermissionDenied    the credentials do not allow it
+│   ├── Full            the queue, or another bounded resource, is full
+│   ├── Loading         models are still loading
+│   ├── Stopping        the server is stopping
+│   └── LimitReached    the caller is over its rate or its requests in flight
+├── DeadlineExceeded    the deadline passed, queued or running
+├── Cancelled           the caller cancelled or disconnected
+├── Unauthenticated     no credentials, or unknown ones
+├── PermissionDenied    the credentials lack a right
 └── Unimplemented       not offered
 """
 
 
+def join_path(*parts: str) -> str:
+    """Join the parts of a field's path, leaving out empty ones: ("", "query") -> "query"."""
+    return ".".join(filter(None, parts))
+
+
 class AttentionServiceError(Exception):
-    """Why a request has no answer, in words for its caller.
+    """An error with a message for the caller.
 
     Attributes:
-        message: what is wrong and what would do.
-        field: the path of the field at fault, such as `inputs[0].query`; empty when it is none.
+        message: the cause and, where there is one, the remedy.
+        field: path of the field at fault, such as `inputs[0].query`; empty where no field is.
     """
 
     def __init__(self, message: str, *, field: str = "") -> None:
@@ -32,12 +37,12 @@ class AttentionServiceError(Exception):
 
 
 class InvalidRequest(AttentionServiceError):
-    """The caller sent a tensor, mask, name or option that the model cannot take."""
+    """A tensor, mask, name or option that the model cannot take."""
 
     def of_part(self, part: int | None) -> "InvalidRequest":
-        """Return another that says the same of one of the sequences that were sent as one; None is none of them.
+        """Return a copy that names one sequence of a batch; None names none.
 
-        Another, for an error that is raised from itself holds itself, and with its trace all that was there.
+        A copy, since an error that is raised from itself references itself, and through its traceback every frame.
         """
         where = "" if part is None else f" (in sequence {part} of the batch, from 0)"
         return InvalidRequest(self.message + where, field=self.field)
@@ -48,17 +53,17 @@ class NotFound(AttentionServiceError):
 
 
 class TooLarge(AttentionServiceError):
-    """The message, or the predicted work or answer, is over a limit; the text says what would fit."""
+    """The message, or its predicted work or answer, is over a limit; the message names a size that fits."""
 
 
 class Unavailable(AttentionServiceError):
-    """Full, loading, stopping or refused on disk; the same request may succeed after `retry_after` seconds."""
+    """A temporary refusal; the same request may succeed after `retry_after` seconds."""
 
     retry_after = 1.0
 
 
 class Full(Unavailable):
-    """There is no room for the request at this moment."""
+    """The queue, or another bounded resource, is full."""
 
 
 class Loading(Unavailable):
@@ -66,28 +71,28 @@ class Loading(Unavailable):
 
 
 class Stopping(Unavailable):
-    """The server takes no more requests."""
+    """The server is stopping and takes no new requests."""
 
 
 class LimitReached(Unavailable):
-    """This caller has more requests in flight, or sends them faster, than it may."""
+    """The caller is over its rate or its number of requests in flight."""
 
 
 class DeadlineExceeded(AttentionServiceError):
-    """The caller's time ran out."""
+    """The deadline passed."""
 
 
 class Cancelled(AttentionServiceError):
-    """The caller has gone."""
+    """The caller cancelled or disconnected."""
 
 
 class Unauthenticated(AttentionServiceError):
-    """The caller sent no credentials, or nobody's."""
+    """The request has no credentials, or unknown ones."""
 
 
 class PermissionDenied(AttentionServiceError):
-    """The caller's credentials do not allow it."""
+    """The credentials lack a right."""
 
 
 class Unimplemented(AttentionServiceError):
-    """Not offered here."""
+    """The operation is not offered."""

@@ -16,7 +16,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth import callers as callers_module
 from attention_server.auth.callers import ANYONE, OPEN, Callers, digest_of, new_token
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.errors import LimitReached, Unimplemented
 from attention_server.errors import PermissionDenied as NotAllowed
 from attention_server.errors import Unauthenticated as NoCredentials

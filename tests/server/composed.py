@@ -11,7 +11,7 @@ from pathlib import Path
 import uvloop
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates
-from attention_server.domain.messages import Limits
+from attention_server.domain.limits import Limits
 from attention_server.grpc.server import GrpcServer
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Engine, Run

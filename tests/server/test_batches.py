@@ -15,6 +15,8 @@ from attention_server.codecs import json as translate_json
 from attention_server.codecs import proto
 from attention_server.codecs.batch import expand
 from attention_server.domain import messages as domain
+from attention_server.domain.call import CallContext
+from attention_server.domain.limits import Limits
 from attention_server.errors import InvalidRequest, TooLarge
 
 from tests.conftest import refused, tensor
@@ -30,7 +32,7 @@ from tests.server.test_together import (  # noqa: F401
     sequence,
 )
 
-LIMITS = domain.Limits(sequences=8, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=60)
+LIMITS = Limits(sequences=8, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=60)
 LENGTHS = (3, 3, 3, 2, 40, 3, 3)  # neighbours of one length, and others
 ASKED = (
     ["output"],
@@ -188,7 +190,7 @@ def test_a_refusal_holds_nothing(models, number, lengths):  # noqa: F811
         gc.disable()
         try:
             with pytest.raises(InvalidRequest) as caught:
-                server.service.attend(request, domain.CallContext("id", rights=ALL_RIGHTS))
+                server.service.attend(request, CallContext("id", rights=ALL_RIGHTS))
             assert str(caught.value)
             del array, inputs, request, caught
             wait_until(lambda: held() is None)

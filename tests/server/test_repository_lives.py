@@ -17,7 +17,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.app import Follower
 from attention_server.auth.callers import ALL_RIGHTS
-from attention_server.domain.messages import CallContext, IndexEntry, MemoryRequest, Request, Sequence
+from attention_server.domain.call import CallContext
+from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unavailable, Unimplemented
 from attention_server.repository.repository import Policy
 from serving import run_server, start_server

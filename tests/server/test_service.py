@@ -100,9 +100,9 @@ def test_grpc_health(server):
         with pytest.raises(grpc.RpcError) as caught:
             health.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=5)
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-        record = health.RequestRecord(health_pb2.HealthCheckRequest())
-        assert next(record).status == health_pb2.HealthCheckResponse.SERVING
-        record.cancel()
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
 
 
 def test_http_health(server):

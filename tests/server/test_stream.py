@@ -15,7 +15,7 @@ from attention_client.streaming.window import Window
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, StreamProtocol, StreamSession
 from attention_server.telemetry.observer import Observer
 from serving import start_server

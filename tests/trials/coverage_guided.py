@@ -27,7 +27,7 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
         from attention_server.codecs.oip import json as oip_json  # noqa: PLC0415
         from attention_server.codecs.oip import oip  # noqa: PLC0415
         from attention_server.codecs.oip import proto as oip_proto  # noqa: PLC0415
-        from attention_server.domain.messages import CallContext  # noqa: PLC0415
+        from attention_server.domain.call import CallContext  # noqa: PLC0415
         from attention_server.errors import AttentionServiceError  # noqa: PLC0415
         from attention_server.service.build import make_core  # noqa: PLC0415
         from attention_server.settings import Settings  # noqa: PLC0415

@@ -16,6 +16,7 @@ from attention_server.auth.callers import ALL_RIGHTS
 from attention_server.codecs import proto
 from attention_server.codecs.errors import code_of
 from attention_server.domain import messages as domain
+from attention_server.domain.call import CallContext
 from attention_server.errors import AttentionServiceError
 from attention_server.inference.engine import DeviceError
 from attention_server.repository.loader import RepositoryError
@@ -68,7 +69,7 @@ class LocalEngine:
                 inputs=tuple([_sequence(each, f"inputs[{i}]") for i, each in enumerate(sequences)]),
                 outputs=self._specs(question.outputs),
             )
-            response = self._service.attend(request, domain.CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS))
+            response = self._service.attend(request, CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS))
         return [_result(response, result) for result in response.each()]
 
     def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:

@@ -21,14 +21,14 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from attention_server.auth.file_watcher import FileWatcher
+from attention_server.domain.call import Right
 from attention_server.errors import LimitReached, Unauthenticated
 
-Right = Literal["attend", "repository"]
 ALL_RIGHTS: frozenset[Right] = frozenset({"attend", "repository"})
 PREFIX = "attn_"  # by which a token that leaked is found in text
 

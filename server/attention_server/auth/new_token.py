@@ -5,7 +5,8 @@ import json
 import sys
 from typing import get_args
 
-from attention_server.auth.callers import Right, digest_of, new_token
+from attention_server.auth.callers import digest_of, new_token
+from attention_server.domain.call import Right
 
 
 def main() -> None:

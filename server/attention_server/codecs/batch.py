@@ -6,8 +6,9 @@ from collections.abc import Sequence as Several
 from dataclasses import replace
 from typing import Any
 
-from attention_server.domain.messages import NO_MASK, Array, Limits, Sequence, join_path
-from attention_server.errors import InvalidRequest
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import NO_MASK, Array, Sequence
+from attention_server.errors import InvalidRequest, join_path
 
 BATCHED = 3  # the rank of [B, T, D]
 PACKED = 2  # of [sum of lengths, D]

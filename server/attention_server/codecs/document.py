@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from attention_server.domain.messages import Array, join_path
-from attention_server.errors import InvalidRequest, TooLarge
+from attention_server.domain.messages import Array
+from attention_server.errors import InvalidRequest, TooLarge, join_path
 
 LEAVES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true and false"),

@@ -31,11 +31,11 @@ from attention_server.codecs.document import (
 )
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.url import agreed
+from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
     POOLS,
     Array,
-    Limits,
     MemoryRequest,
     OutputSpec,
     Request,
@@ -44,9 +44,8 @@ from attention_server.domain.messages import (
     Sequence,
     Span,
     TopK,
-    join_path,
 )
-from attention_server.errors import InvalidRequest
+from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.contexts import Memory
 
 Encoding = Literal["json", "base64"]

@@ -14,10 +14,10 @@ from attention_proto.masks import UNBOUNDED, Causal, Mask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.codecs.batch import expand
+from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
     Array,
-    Limits,
     MemoryRequest,
     OutputSpec,
     Pool,
@@ -29,9 +29,8 @@ from attention_server.domain.messages import (
     Sequence,
     Tokens,
     TopK,
-    join_path,
 )
-from attention_server.errors import InvalidRequest
+from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.contexts import Memory
 
 OutputPlan = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape

@@ -1,1 +1,1 @@
-"""What a request, its call and its answer are: pure data, and the limits on it."""
+"""Requests, responses, limits and the context of a call, independent of protocol and engine."""

@@ -1,4 +1,4 @@
-"""One request, watched from its first byte to its last: metrics, statistics, logs and traces read what stands here."""
+"""The record of one request, from its first byte to its last: the data of metrics, statistics, logs and traces."""
 
 import random
 import re
@@ -14,34 +14,43 @@ PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-|$)")
 
 
-_random = random.Random()  # noqa: S311 # no secret: it only has to be another each time, and to ask the system takes longer
+_random = random.Random()  # noqa: S311 # ids have to differ and are no secret; the system's source is slower
 
 
 def request_id(sent: str | None) -> str:
-    """Return the caller's id of a request where it is one, printable and short; else a new one."""
+    """Return the id that a caller sent if it is printable and at most 128 characters long; else a new one."""
     return sent if sent and PRINTABLE.fullmatch(sent) else f"{_random.getrandbits(128):032x}"
 
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """What a request is, and when what happened to it: nanoseconds of one clock, 0 for what has not happened.
+    """The record of one request. Times are nanoseconds of `time.perf_counter_ns`; 0 for an event that did not happen.
 
     Attributes:
-        protocol: `grpc` or `rest`; empty where nobody counts.
-        method: by the name of its RPC, also over REST; empty for an unknown path or a page.
-        is_stream: whether it is a stream, whose messages are watched one by one.
-        request_id: in the log, and sent back.
-        trace: the W3C headers that came with it.
-        span: its own, where traces are sent.
-        caller: the name of the token or certificate; else the host.
-        message_id: of a message on a stream, the caller's.
-        model, version: served ones only, so that a caller cannot invent names.
-        sequences: that attention is asked for; None where that is not what is asked.
-        queries, keys: the length of each sequence, T and S.
-        request_bytes, answer_bytes: messages or bodies.
-        code, reason, field_at_fault: what came of it: the name of gRPC's code; of an error, its cause and place.
-        begun: it came. checked: it was handed to the scheduler. running, computed: as long as it had a slot.
-        settled: those were computed too that had the same turn. written: its answer was bytes.
+        protocol: `grpc` or `rest`; empty for a request that is not counted.
+        method: name of the RPC, also over REST; empty for an unknown path or a page.
+        is_stream: whether the request is a stream, whose messages have records of their own.
+        request_id: id in the log and in the answer's headers.
+        trace: the caller's W3C trace headers.
+        span: span of the request, where traces are sent.
+        caller: name of the token or certificate; else the host.
+        message_id: the caller's id of a message on a stream.
+        model: name of the model, once the model is leased, so that callers cannot invent label values.
+        version: version of the model; likewise.
+        sequences: number of sequences; None for requests other than attention.
+        queries: T of each sequence.
+        keys: S of each sequence.
+        request_bytes: bytes of the message or body.
+        answer_bytes: bytes of the answer.
+        code: name of gRPC's status code.
+        reason: cause of an error; empty without one.
+        field_at_fault: path of the field at fault; empty without one.
+        begun: arrival.
+        submitted: hand-over to the scheduler.
+        running: begin of the computation in a slot.
+        computed: end of the computation.
+        settled: end of the computations of the same turn of the event loop.
+        written: end of the encoding of the answer.
     """
 
     protocol: str = ""
@@ -70,63 +79,63 @@ class RequestRecord:
     written: int = 0
 
     def set_target(self, model: str, version: int, sequences: int | None = None) -> None:
-        """Note whom the request is for, once that model is held."""
+        """Set the leased model version, and the number of sequences of an attention request."""
         self.model = model
         self.version = version
         self.sequences = sequences
 
     def mark_submitted(self) -> None:
-        """Note that it goes to the scheduler now."""
+        """Set the time of the hand-over to the scheduler."""
         self.submitted = time.perf_counter_ns()
 
     def mark_running(self) -> None:
-        """Note that it computes from now on."""
+        """Set the time at which the computation begins."""
         self.running = time.perf_counter_ns()
 
     def mark_computed(self) -> None:
-        """Note that it is computed."""
+        """Set the time at which the computation ends."""
         self.computed = time.perf_counter_ns()
 
     def mark_settled(self) -> None:
-        """Note that its answer is put together from now on."""
+        """Set the time at which the computations of the same turn have ended."""
         self.settled = time.perf_counter_ns()
 
     def mark_written(self, size: int = 0) -> None:
-        """Note that the answer is bytes now, and how many."""
+        """Set the time at which the answer is encoded, and add its bytes."""
         self.written = time.perf_counter_ns()
         self.answer_bytes += size
 
     def set_error(self, code: str, reason: str, field_at_fault: str = "") -> None:
-        """Note why there is no answer."""
+        """Set the status code, cause and field of an error."""
         self.code = code
         self.reason = reason
         self.field_at_fault = field_at_fault[:128]
 
     @property
     def queued_ns(self) -> int:
-        """How long it waited for others: for a slot, and for those of its turn."""
+        """Time in the queue, and in waiting for the other jobs of the same turn."""
         if not self.running:
             return 0
         return self.running - self.submitted + (self.settled - self.computed if self.settled else 0)
 
     @property
     def compute_ns(self) -> int:
-        """How long it was computed."""
+        """Time of the computation."""
         return self.computed - self.running if self.computed else 0
 
     @property
     def encode_ns(self) -> int:
-        """How long it took from there until the answer was bytes."""
+        """Time between computation and encoded answer."""
         return self.written - (self.settled or self.computed) if self.computed and self.written else 0
 
     @property
     def trace_id(self) -> str:
-        """Of the trace that it is part of, as its caller says; empty where they say nothing."""
+        """Trace id of the caller's `traceparent`; empty without a valid one."""
         found = TRACE_ID.match(self.trace.get("traceparent", ""))
         return found[1] if found else ""
 
     def server_timing(self) -> str:
-        """Return where the time went, in milliseconds, as the header Server-Timing has it; empty if nothing ran."""
+        """Return the value of the header Server-Timing, in milliseconds; empty where nothing was computed."""
         if not self.computed:
             return ""
         queued, computed, encoded = self.queued_ns, self.compute_ns, self.encode_ns

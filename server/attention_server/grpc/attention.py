@@ -6,7 +6,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_server.codecs import proto
 from attention_server.codecs.errors import to_status
-from attention_server.domain.messages import CallContext, Response
+from attention_server.domain.call import CallContext
+from attention_server.domain.messages import Response
 from attention_server.errors import InvalidRequest
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.interceptor import MessageStream

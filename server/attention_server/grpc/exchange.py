@@ -12,7 +12,7 @@ import structlog
 
 from attention_server.auth.callers import Caller
 from attention_server.codecs.errors import note, to_status
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, RequestRecord
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
 from attention_server.http2.call import Call

@@ -14,7 +14,7 @@ import structlog
 from google.protobuf.message import Message
 
 from attention_server.auth.callers import OPEN, Caller, Callers
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.errors import TooLarge, Unimplemented
 from attention_server.grpc.exchange import OK, call_of, fail, told

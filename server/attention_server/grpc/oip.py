@@ -11,7 +11,8 @@ from attention_server.codecs.oip import oip
 from attention_server.codecs.oip import proto as oip_proto
 from attention_server.codecs.oip.tensor import BYTES
 from attention_server.codecs.url import to_version
-from attention_server.domain.messages import CallContext, Response
+from attention_server.domain.call import CallContext
+from attention_server.domain.messages import Response
 from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.exchange import answered
 from attention_server.grpc.interceptor import MessageStream

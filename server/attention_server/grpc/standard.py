@@ -9,7 +9,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.http2.call import Call

@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 
 from attention_server.codecs.errors import note
-from attention_server.domain.messages import CallContext, Response
+from attention_server.domain.call import CallContext
+from attention_server.domain.messages import Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.grpc.exchange import poster
 from attention_server.grpc.interceptor import MessageStream

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from attention_server.domain.messages import FOR_EVER
+from attention_server.domain.limits import MAX_SECONDS
 from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
@@ -372,5 +372,5 @@ class Call:
 def _seconds(sent: bytes | None) -> float | None:
     """Return a timeout in seconds; None where there is none, or none that can be read: the caller keeps their own."""
     found = TIMEOUT.fullmatch(sent) if sent else None
-    seconds = int(found[1]) * SECONDS[found[2]] if found else FOR_EVER
-    return seconds if seconds < FOR_EVER else None
+    seconds = int(found[1]) * SECONDS[found[2]] if found else MAX_SECONDS
+    return seconds if seconds < MAX_SECONDS else None

@@ -9,9 +9,10 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.masks import Mask
 
-from attention_server.domain.messages import Array, Limits, OutputSpec, Prediction, Result, Tokens, TopK, join_path
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import Array, OutputSpec, Prediction, Result, Tokens, TopK
 from attention_server.domain.messages import Sequence as Sent
-from attention_server.errors import InvalidRequest
+from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Graph, Run

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest
 
-from attention_server.domain.messages import PREDICTIONS, STAGES, OutputSpec, join_path
-from attention_server.errors import InvalidRequest
+from attention_server.domain.messages import PREDICTIONS, STAGES, OutputSpec
+from attention_server.errors import InvalidRequest, join_path
 
 PAIRWISE = ("scores", "weights")  # [H, T, S]
 PROJECTED = frozenset({"q", "k", "v"})

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import Array, OutputSpec, TopK, join_path
-from attention_server.errors import InvalidRequest
+from attention_server.domain.messages import Array, OutputSpec, TopK
+from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.planner import index_type
 
 Rows = NDArray[np.intp]

@@ -8,8 +8,9 @@ from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import NO_MASK, Array, Limits, MemoryRequest, Sequence, Tokens, join_path
-from attention_server.errors import InvalidRequest
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequence, Tokens
+from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.contexts import Memory
 from attention_server.inference.planner import OF_KEYS

@@ -7,8 +7,9 @@ from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.masks import UNBOUNDED, Mask
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import FOR_EVER, Array, MemoryRequest, Sequence, join_path
-from attention_server.errors import InvalidRequest
+from attention_server.domain.limits import MAX_SECONDS
+from attention_server.domain.messages import Array, MemoryRequest, Sequence
+from attention_server.errors import InvalidRequest, join_path
 
 CROSS_ATTENTION = "cross_attention"
 HARMLESS = 1e15  # the product of two such numbers, over any width, is a float32
@@ -78,8 +79,8 @@ def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_t
         )
     if request.value is not None and request.key is None:
         raise InvalidRequest("goes with key, not with memory_text", field="value")
-    if request.ttl is not None and not 0 < request.ttl <= FOR_EVER:
-        raise InvalidRequest(f"must be above 0 and at most {FOR_EVER:.0f} seconds, not {request.ttl}", field="ttl")
+    if request.ttl is not None and not 0 < request.ttl <= MAX_SECONDS:
+        raise InvalidRequest(f"must be above 0 and at most {MAX_SECONDS:.0f} seconds, not {request.ttl}", field="ttl")
 
 
 def vectors(array: Array, width: int, field: str) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from attention_server.codecs import json, proto
 from attention_server.codecs.url import agreed
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.errors import InvalidRequest
 from attention_server.inference.contexts import Memory
 from attention_server.rest.exchange import (

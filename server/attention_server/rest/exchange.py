@@ -14,7 +14,7 @@ from starlette.responses import Response
 from attention_server.auth.callers import Caller
 from attention_server.codecs.errors import code_of, note, to_json, to_status
 from attention_server.codecs.url import to_version
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import RequestRecord
 from attention_server.errors import (
     AttentionServiceError,

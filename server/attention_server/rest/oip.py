@@ -13,7 +13,7 @@ from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip import json as oip_json
 from attention_server.codecs.oip import models as oip_models
 from attention_server.codecs.oip import oip
-from attention_server.domain.messages import CallContext
+from attention_server.domain.call import CallContext
 from attention_server.errors import Unimplemented
 from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
 from attention_server.service.service import Service

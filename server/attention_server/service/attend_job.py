@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from attention_server.domain.messages import CallContext, Request, Response, Result
+from attention_server.domain.call import CallContext
+from attention_server.domain.messages import Request, Response, Result
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
 from attention_server.inference.engine import IdleSlots, Run
 from attention_server.inference.model import CachedPlan, InputProfile, LoadedModel

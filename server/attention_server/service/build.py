@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from attention_server.domain.messages import Limits
+from attention_server.domain.limits import Limits
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Engine
 from attention_server.repository.repository import Policy, Repository

@@ -8,16 +8,9 @@ from typing import TypeVar
 from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.masks import Mask
 
-from attention_server.domain.messages import (
-    CallContext,
-    IndexEntry,
-    Limits,
-    MemoryRequest,
-    Request,
-    Response,
-    Sequence,
-    Tokens,
-)
+from attention_server.domain.call import CallContext
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Response, Sequence, Tokens
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from attention_server.inference.contexts import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.inference.engine import Run

@@ -19,13 +19,13 @@ from attention_proto.masks import UNBOUNDED, Mask
 from attention_server.codecs.batch import BATCHED
 from attention_server.codecs.document import at_least_zero, choice, fields, integers, typed
 from attention_server.domain import messages as domain
+from attention_server.domain.call import CallContext
+from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
     POOLS,
     PREDICTIONS,
     Array,
-    CallContext,
-    Limits,
     OutputSpec,
     Request,
     Response,
