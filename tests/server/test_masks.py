@@ -144,3 +144,77 @@ def test_heads_masked_apart(transport, repository):
     weights = transport.outputs("cross", mask={"allowed": allowed}, outputs=["weights"], **VECTORS)["weights"]
     assert not weights[1, :, :3].any()
     assert weights[[0, 2, 3]].all()
+
+
+LEAST = float(np.finfo(np.float32).min)
+LOW_BIASES = [
+    [[LEAST, LEAST], [0, 0]],
+    [[LEAST, -np.inf], [0, 0]],
+    [[-np.inf, LEAST], [LEAST, LEAST / 2]],
+    [[LEAST / 2, LEAST], [LEAST, 0]],
+    [[LEAST, LEAST], [-np.inf, -np.inf]],
+    [[-1e38, -1.2e38], [-9e37, -9e37]],
+]
+
+
+def torch_like_softmax(scores, bias):
+    """Add and take the softmax in float64, as `torch.softmax` does."""
+    masked = scores.astype(np.float64) + bias
+    hidden = np.isneginf(masked).all(-1, keepdims=True)
+    raised = np.exp(masked - np.where(hidden, 0, masked.max(-1, keepdims=True)))
+    return raised / np.where(hidden, 1, raised.sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("asked", [["weights", "output"], ["output"]], ids=["explain", "attend"])
+@pytest.mark.parametrize("bias", LOW_BIASES, ids=str)
+def test_only_minus_infinity_hides(transport, bias, asked):
+    """A finite bias, down to float32's least, hides no key: weights are the softmax of the sums in float64."""
+    query, bias = np.eye(2, dtype=np.float32), np.array(bias, np.float32)
+    expected = torch_like_softmax(query @ query.T, bias)
+    outputs = transport.outputs("dot", query=query, mask={"bias": bias}, outputs=asked)
+    np.testing.assert_allclose(outputs["output"], expected @ query, atol=1e-6)
+    if "weights" in asked:
+        np.testing.assert_allclose(outputs["weights"][0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", LOW_BIASES, ids=str)
+def test_two_low_biases_do_not_add_up_to_a_mask(transport, bias):
+    """The request's bias and the sequence's own are added in a wider type: their sum hides only where one is -inf."""
+    query, bias = np.eye(2, dtype=np.float32), np.array(bias, np.float32)
+    shared = np.array([[LEAST, LEAST], [LEAST, LEAST]], np.float32)
+    expected = torch_like_softmax(query @ query.T, bias.astype(np.float64) + shared)
+    inputs = [{"query": query, "mask": {"bias": bias}}]
+    outputs = transport.attend("dot", inputs=inputs, shared_mask={"bias": shared}, outputs=["weights"])["results"][0]
+    np.testing.assert_allclose(outputs["outputs"]["weights"][0], expected, atol=1e-6)
+
+
+def test_the_largest_under_a_finite_bias(transport):
+    """Hidden keys come last among the top k; a finite bias, however low, does not hide. Scores are without the bias."""
+    query = np.array([[1, 0, 0, 0]], np.float32)
+    bias = np.array([[-np.inf, LEAST, 0, LEAST]], np.float32)
+    for name, order in (("weights", [2, 1, 3, 0]), ("scores", [1, 2, 3, 0])):
+        asked = [{"name": name, "top_k": 4}]
+        key = np.eye(4, dtype=np.float32)
+        (top,) = transport.outputs("dot", query=query, key=key, mask={"bias": bias}, outputs=asked).values()
+        assert top.indices[0, 0].tolist() == order, name
+    low = np.array([[LEAST, -np.inf, LEAST, LEAST]], np.float32)
+    asked = [{"name": "weights", "top_k": 4}]
+    (top,) = transport.outputs("dot", query=query, key=key, mask={"bias": low}, outputs=asked).values()
+    assert top.indices[0, 0].tolist() == [0, 2, 3, 1]
+    np.testing.assert_allclose(top.values[0, 0], [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case.model)
+def test_a_row_masked_whole_in_several_at_once(transport, repository, case):
+    """Sequences that are computed together under one mask have zeros in the row that it hides, and only there."""
+    rng = np.random.default_rng(6)
+    allowed = np.array([[True] * 4, [False] * 4, [True, False, True, True]])
+    several = [case.vectors(rng, 3, 4) for _ in range(5)]
+    asked = {"outputs": ["weights", "heads", "output"], "shared_mask": {"allowed": allowed}}
+    answer = transport.attend(case.model, inputs=several, **asked)
+    block = read_block(repository, case.model, answer["version"])
+    added = np.where(allowed, 0, -np.inf)
+    for vectors, result in zip(several, answer["results"], strict=True):
+        assert_stages(result["outputs"], block.stages(**vectors, added=added))
+        assert not result["outputs"]["weights"][:, 1].any()
+        assert not result["outputs"]["heads"][:, 1].any()

@@ -1,7 +1,7 @@
 """From a sequence as it was sent to one that is ready to compute: texts read, shapes checked, the mask laid out."""
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
@@ -18,6 +18,8 @@ from attention_server.inference.tokenizer import TextTokenizer
 
 Vectors = NDArray[np.float32]
 HIDDEN = np.float32(-np.inf)
+LEAST = np.finfo(np.float32).min
+FLOOR = np.float32(-(2.0**126))  # a quarter of LEAST: scores are lost in rounding beside it, as they are beside LEAST
 
 
 class PreparedInput(NamedTuple):
@@ -233,15 +235,38 @@ def _vectors(
 
 
 def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int) -> Vectors | None:
-    """Add up the request's mask and the sequence's own."""
-    added = None
+    """Add up the request's mask and the sequence's own: float32 [1 or H, T, S], -inf only where a key is hidden."""
+    parts: list[Vectors] = []
+    biased = False
     for each, path in ((mask, ""), (sequence.mask, sequence.path)):
         if each is NO_MASK or each.is_open:
             continue
         check.mask(each, layer, queries, keys, join_path(path, "mask"))
-        one = additive(each, queries, keys)
-        added = one if added is None else added + one
-    return added
+        parts.append(additive(each, queries, keys))
+        biased = biased or each.bias is not None
+    if not parts:
+        return None
+    if len(parts) == 1:
+        return raise_low_rows(parts[0]) if biased else parts[0]
+    return raise_low_rows(np.add(*parts, dtype=np.float64))  # the sum of two finite float32 may be below all of them
+
+
+def raise_low_rows(added: NDArray[np.floating[Any]]) -> Vectors:
+    """Return biases as float32, of which a graph takes only -inf for hidden.
+
+    onnxruntime's Attention treats a row of which no score is above float32's least as hidden whole. Softmax does not
+    change when a row is shifted, so a row whose largest bias is below FLOOR is shifted up until it is FLOOR.
+
+    Args:
+        added: [1 or H, T, S], float32 or float64; finite or -inf.
+    """
+    largest = added.max(-1, keepdims=True)
+    low = (largest < FLOOR) & (largest > HIDDEN)
+    if low.any():
+        added = added + np.where(low, FLOOR - largest, 0).astype(added.dtype)
+    if added.dtype == np.float32:
+        return added
+    return np.where(added == HIDDEN, HIDDEN, np.maximum(added, LEAST)).astype(np.float32)
 
 
 def _ready(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
