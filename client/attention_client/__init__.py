@@ -6,9 +6,10 @@
         result = client.attend("multi-head", text="I gave my cat Tater a toy", outputs=["weights"])
         result.weights  # float32 [H, T, S]
 
-Whatever fails raises an `AttentionError`; the tree of them is drawn in `attention_client.errors`.
+Every failure raises an `AttentionError`; `attention_client.errors` draws the tree of its classes.
 """
 
+from attention_client import display  # noqa: F401  # registers the notebook's view of a result
 from attention_client.api.aio import AsyncAttentionClient
 from attention_client.api.client import AttentionClient
 from attention_client.api.translate import Translation, translate, translate_async
@@ -25,9 +26,9 @@ from attention_client.errors import (
     Unavailable,
     Unimplemented,
 )
+from attention_client.inputs import OutputSpec, Sequence
 from attention_client.memory import Memory
 from attention_client.result import AttendResult, Prediction, TopK
-from attention_client.wire.request import OutputSpec, Sequence
 
 __all__ = [
     "AsyncAttentionClient",

@@ -14,14 +14,14 @@ import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_client.api.client import AttentionClient
-from attention_client.api.translate import document
 from attention_client.api.translate import translate as translate_text
+from attention_client.display.document import as_document, translation_document
 from attention_client.display.viewer import page
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
+from attention_client.inputs import OutputSpec
 from attention_client.options import Causal
-from attention_client.result import Array, AttendResult, as_document
+from attention_client.result import Array, AttendResult
 from attention_client.wire import channel
-from attention_client.wire.request import OutputSpec
 
 try:
     import typer
@@ -196,7 +196,7 @@ def translate(
     """Translate a text word by word, and show which word each was read from."""
     with _client(target, timeout) as client:
         translation = translate_text(client, model, text, version=version)
-        aligned = document(translation, head)
+        aligned = translation_document(translation, head)
     if as_json:
         typer.echo(json.dumps(aligned))
     else:

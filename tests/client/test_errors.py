@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from attention_client import AttentionClient, DeadlineExceeded, InvalidRequest, Unavailable, errors
-from attention_client.wire import channel
+from attention_client.wire import channel, status
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -32,7 +32,7 @@ def test_every_code_has_its_error(ask, target, service, code):
     service.failures = [failure(code, "why")] * ATTEMPTS
     with pytest.raises(errors.AttentionError, match="why") as caught:
         ask(target, "attend", "any", query=QUERY)
-    assert type(caught.value) is errors.CLASSES.get(code, errors.AttentionError)
+    assert type(caught.value) is status.CLASSES.get(code, errors.AttentionError)
     assert caught.value.field is None
     assert caught.value.request_id == "r-1"
 
@@ -41,9 +41,9 @@ def test_every_code_has_its_error(ask, target, service, code):
 def test_a_fault_that_no_server_names(code):
     """What the library says of a line that broke in the middle is no fault of the server's, and may be tried again."""
     call = SimpleNamespace(code=lambda: code, details=lambda: "Internal error from Core", trailing_metadata=tuple)
-    assert type(errors.from_call(call)) is Unavailable
+    assert type(status.from_call(call)) is Unavailable
     call.trailing_metadata = lambda: (("x-request-id", "r-1"),)
-    assert type(errors.from_call(call)) is errors.InternalError
+    assert type(status.from_call(call)) is errors.InternalError
 
 
 def test_invalid_request_names_the_field(ask, target, service):
@@ -152,7 +152,7 @@ def test_service_config_is_valid():
 
 
 @pytest.mark.parametrize(
-    "kind", dict.fromkeys([*errors.CLASSES.values(), errors.NotRequested]), ids=lambda kind: kind.__name__
+    "kind", dict.fromkeys([*status.CLASSES.values(), errors.NotRequested]), ids=lambda kind: kind.__name__
 )
 def test_errors_travel_between_processes(kind):
     """An error survives pickling whole, as worker pools need it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from attention_client import AttentionClient
-from attention_client.wire.request import Sequence
+from attention_client.inputs import Sequence
 
 from tests.trials.subject import Good, Wrong
 

@@ -14,10 +14,11 @@ import grpc
 import numpy as np
 from attention_client import AttendResult, AttentionClient, OutputSpec, TopK
 from attention_client import Sequence as Item
-from attention_client.result import read
+from attention_client.inputs import Output
 from attention_client.streaming.packs import Packer
 from attention_client.wire.channel import OPTIONS, uri
-from attention_client.wire.request import Output, attend_request, packed_request
+from attention_client.wire.request import attend_request, packed_request
+from attention_client.wire.response import read
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 

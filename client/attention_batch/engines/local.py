@@ -8,8 +8,9 @@ from pathlib import Path
 import grpc
 from attention_client import AttendResult, Prediction, TopK
 from attention_client import Sequence as Asked
-from attention_client.errors import CLASSES, AttentionError
+from attention_client.errors import AttentionError
 from attention_client.wire.request import attend_request
+from attention_client.wire.status import CLASSES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Mask
 from attention_server.auth.callers import ALL_RIGHTS

@@ -14,20 +14,21 @@ from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
 from attention_client.api.recreation import AttendCall
-from attention_client.errors import AttentionError, NotFound, broke_off, translated
+from attention_client.errors import AttentionError, NotFound
+from attention_client.inputs import Output, Sequence
 from attention_client.memory import Memory
-from attention_client.result import AttendResult, read
+from attention_client.result import AttendResult
 from attention_client.streaming.aio import AsyncStream
 from attention_client.wire import channel
 from attention_client.wire.request import (
-    Output,
-    Sequence,
     attend_request,
     create_memory_request,
     output_specs,
     packed_request,
     serialize,
 )
+from attention_client.wire.response import read
+from attention_client.wire.status import broke_off, translated
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")

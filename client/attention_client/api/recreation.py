@@ -12,8 +12,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from numpy.typing import ArrayLike
 
 from attention_client.errors import NotFound
+from attention_client.inputs import Sequence
 from attention_client.memory import Memory
-from attention_client.wire.request import Sequence
 
 _ROUNDS = 3
 _FIELD = re.compile(r"inputs\[(\d+)\]\.memory")

@@ -11,9 +11,9 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_client.api.aio import AsyncAttentionClient
 from attention_client.api.client import AttentionClient
 from attention_client.errors import InvalidRequest
+from attention_client.inputs import Output, OutputSpec
 from attention_client.memory import Memory
-from attention_client.result import Array, Prediction, shortest
-from attention_client.wire.request import Output, OutputSpec
+from attention_client.result import Array, Prediction
 
 _MOST_TOKENS = 512  # where the model names no bound
 T = TypeVar("T")
@@ -113,19 +113,6 @@ async def translate_async(
             call = turns.send(await call(client))
         except StopIteration as said:
             return cast("Translation", said.value)
-
-
-def document(translation: Translation, head: int | None = None) -> dict[str, Any]:
-    """Return a translation as JSON values, with one alignment."""
-    return {
-        "model": translation.model,
-        "version": translation.version,
-        "text": translation.text,
-        "translation": str(translation),
-        "tokens": list(translation.words),
-        "memory_tokens": list(translation.memory_tokens),
-        "alignment": shortest(translation.alignment(head)),
-    }
 
 
 def _turns(model: str, text: str, version: int, timeout: float | None) -> Turns[Translation]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from attention_client.display.document import prediction_document, shortest
 from attention_client.display.picture import focus_of, names_of
 from attention_client.errors import NotRequested
-from attention_client.result import Array, AttendResult, TopK, prediction_document, shortest
+from attention_client.result import Array, AttendResult, TopK
 
 _WHOLE = 64  # positions, up to which every weight is written; of longer sequences the largest of each row
 _LARGEST = 16

@@ -9,9 +9,11 @@ import grpc
 import grpc.aio
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.errors import AttentionError, DeadlineExceeded, from_call
+from attention_client.errors import AttentionError, DeadlineExceeded
+from attention_client.inputs import Item
 from attention_client.result import AttendResult
-from attention_client.streaming.packs import IN_FLIGHT, IN_FLIGHT_BYTES, Answer, Build, Item, Ledger, Pack, Packer
+from attention_client.streaming.packs import IN_FLIGHT, IN_FLIGHT_BYTES, Answer, Build, Ledger, Pack, Packer
+from attention_client.wire.status import from_call
 
 
 class AsyncStream:

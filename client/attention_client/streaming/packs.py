@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from attention_proto.attention.v1 import attention_pb2 as pb
-from numpy.typing import ArrayLike
 
 from attention_client.errors import AttentionError, Unavailable
-from attention_client.result import AttendResult, read
-from attention_client.wire.request import Sequence, tensor_bytes
+from attention_client.inputs import Item, Sequence
+from attention_client.result import AttendResult
+from attention_client.wire.request import tensor_bytes
+from attention_client.wire.response import read
 
 PACK_SEQUENCES = 32
 PACK_BYTES = 1024 * 1024
@@ -17,7 +18,6 @@ IN_FLIGHT_BYTES = 32 * 1024 * 1024
 ATTEMPTS = 5  # without an answer between them
 FIRST_BACKOFF = 0.1  # seconds; doubles
 
-Item = Sequence | str | ArrayLike
 Answer = AttendResult | AttentionError
 Build = Callable[[list[Item]], pb.AttendRequest]
 

@@ -4,17 +4,17 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from attention_proto import codec, wire
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.masks import Causal
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import ArrayLike, NDArray
 
 from attention_client.errors import InvalidRequest
+from attention_client.inputs import Item, Output, OutputSpec, Sequence
 from attention_client.memory import Memory
 
 _CAUSAL = {
@@ -34,69 +34,6 @@ NUMBERS = "fiu"  # kinds of dtypes
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sequence:
-    """One sequence, and what it attends to: `query` or `text`; at most one of `key`, `memory_text` and `memory`.
-
-    Numbers are sent as float32, or as float16 where the array is float16.
-
-    Attributes:
-        query: [T, query width].
-        key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
-        value: [S, value width]; the key when absent.
-        text: the query as text, for a text model.
-        memory_text: the memory as text, for a text model that attends to a second sequence.
-        memory: a memory that the server keeps, as `create_memory` returned it, or its id.
-        causal: hides the future; positions are lined up at the first or the last of query and key.
-        window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
-        allowed: bool, broadcastable to [H, T, S]; true = may attend.
-        bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
-    """
-
-    query: ArrayLike | None = None
-    key: ArrayLike | None = None
-    value: ArrayLike | None = None
-    text: str | None = None
-    memory_text: str | None = None
-    memory: Memory | str | None = None
-    causal: Causal = "none"
-    window: tuple[int, int] | None = None
-    allowed: ArrayLike | None = None
-    bias: ArrayLike | None = None
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """One thing to send back; in a request's `outputs` its name alone, or a dict of these, does as well.
-
-    Attributes:
-        name: a stage (`q`, `k`, `v`, `scores`, `weights`, `heads`, `output`) or `predictions`.
-        alias: the name in the result, the stage's when empty. A dict may say `as`.
-        heads: which heads, in this order; all when empty.
-        rows: which query positions (key positions for `k` and `v`), in this order; all when empty; -1 is the last.
-        reduce: heads made one, by mean or maximum; the rank stays.
-        top_k: `weights` and `scores` only: the k largest of each row, as a `TopK`; 0 sends all.
-        data_type: of the numbers sent.
-        layers: which layers of a model that has several; the last when empty.
-        pool: rows made one: the mean of those chosen, or the first or last of them; `output` becomes [D], `heads`
-            [H, Dv], `weights` [H, S]. Only rows that the mask leaves count: query positions that may attend to some
-            key; of `k` and `v` key positions that some query may attend to. The top k are taken after it.
-    """
-
-    name: str
-    alias: str = ""
-    heads: Iterable[int] = ()
-    rows: Iterable[int] = ()
-    reduce: Literal["mean", "max"] | None = None
-    top_k: int = 0
-    data_type: Literal["FP32", "FP16"] = "FP32"
-    layers: Iterable[str] = ()
-    pool: Literal["mean", "first", "last"] | None = None
-
-
-Output = str | OutputSpec | Mapping[str, Any] | pb.OutputSpec
-
-
 def output_specs(outputs: Iterable[Output]) -> list[pb.OutputSpec]:
     """Return outputs in the form of the wire, which serves several requests: what is given may be read but once.
 
@@ -110,7 +47,7 @@ def output_specs(outputs: Iterable[Output]) -> list[pb.OutputSpec]:
 
 def attend_request(
     model: str,
-    sequences: Iterable[Sequence | str | ArrayLike],
+    sequences: Iterable[Item],
     outputs: Iterable[Output],
     version: int,
     token_offsets: bool,
@@ -133,7 +70,7 @@ def attend_request(
 
 def packed_request(
     model: str,
-    sequences: Iterable[Sequence | str | ArrayLike],
+    sequences: Iterable[Item],
     outputs: Iterable[Output],
     version: int,
     token_offsets: bool,
@@ -192,7 +129,7 @@ def create_memory_request(
     return request
 
 
-def _packed_form(item: Sequence | str | ArrayLike) -> "tuple[type[np.floating[Any]], int] | None":
+def _packed_form(item: Item) -> "tuple[type[np.floating[Any]], int] | None":
     """Return what arrays have in common that can lie one behind the other, type and width; None for what cannot."""
     array = _array_alone(item)
     if array is None or array.ndim != 2 or not array.size or array.dtype.kind not in NUMBERS:
@@ -200,7 +137,7 @@ def _packed_form(item: Sequence | str | ArrayLike) -> "tuple[type[np.floating[An
     return _type(array), array.shape[1]
 
 
-def _array_alone(item: Sequence | str | ArrayLike) -> NDArray[Any] | None:
+def _array_alone(item: Item) -> NDArray[Any] | None:
     """Return the array that a sequence is, where it is nothing else."""
     if isinstance(item, Sequence):
         if any(getattr(item, each.name) is not each.default for each in fields(item) if each.name != "query"):
@@ -209,7 +146,7 @@ def _array_alone(item: Sequence | str | ArrayLike) -> NDArray[Any] | None:
     return item if isinstance(item, np.ndarray) else None
 
 
-def _write_sequence(item: Sequence | str | ArrayLike, message: pb.Sequence, field: str) -> None:
+def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
     if isinstance(item, str):
         item = Sequence(text=item)
     elif not isinstance(item, Sequence):

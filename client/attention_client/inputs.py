@@ -1,0 +1,77 @@
+"""The inputs of a request: sequences, and the outputs to send back."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.masks import Causal
+from numpy.typing import ArrayLike
+
+from attention_client.memory import Memory
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sequence:
+    """One sequence and its memory: `query` or `text`; at most one of `key`, `memory_text` and `memory`.
+
+    Numbers are sent as float32, or as float16 where the array is float16.
+
+    Attributes:
+        query: [T, query width].
+        key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
+        value: [S, value width]; the key when absent.
+        text: the query as text, for a text model.
+        memory_text: the memory as text, for a text model that attends to a second sequence.
+        memory: a memory that the server keeps, as `create_memory` returned it, or its id.
+        causal: hides the future; positions are lined up at the first or the last of query and key.
+        window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
+        allowed: bool, broadcastable to [H, T, S]; true = may attend.
+        bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
+    """
+
+    query: ArrayLike | None = None
+    key: ArrayLike | None = None
+    value: ArrayLike | None = None
+    text: str | None = None
+    memory_text: str | None = None
+    memory: Memory | str | None = None
+    causal: Causal = "none"
+    window: tuple[int, int] | None = None
+    allowed: ArrayLike | None = None
+    bias: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One output to send back; in a request's `outputs` a name alone, or a dict of these fields, does as well.
+
+    Attributes:
+        name: a stage (`q`, `k`, `v`, `scores`, `weights`, `heads`, `output`) or `predictions`.
+        alias: the name in the result, the stage's when empty. A dict may say `as`.
+        heads: which heads, in this order; all when empty.
+        rows: which query positions (key positions for `k` and `v`), in this order; all when empty; -1 is the last.
+        reduce: makes the heads one, by mean or maximum; the rank stays.
+        top_k: `weights` and `scores` only: the k largest of each row, as a `TopK`; 0 sends all.
+        data_type: of the numbers sent.
+        layers: which layers of a model that has several; the last when empty.
+        pool: makes the rows one: the mean of the chosen rows, or the first or last; `output` becomes [D], `heads`
+            [H, Dv], `weights` [H, S]. Only rows that the mask leaves count: query positions that may attend to some
+            key; of `k` and `v` key positions that some query may attend to. The top k are taken of the pooled rows.
+    """
+
+    name: str
+    alias: str = ""
+    heads: Iterable[int] = ()
+    rows: Iterable[int] = ()
+    reduce: Literal["mean", "max"] | None = None
+    top_k: int = 0
+    data_type: Literal["FP32", "FP16"] = "FP32"
+    layers: Iterable[str] = ()
+    pool: Literal["mean", "first", "last"] | None = None
+
+
+Item = Sequence | str | ArrayLike
+"""A sequence as callers give it: a `Sequence`, a text, or a query [T, query width]."""
+
+Output = str | OutputSpec | Mapping[str, Any] | pb.OutputSpec

@@ -1,0 +1,42 @@
+"""Read results from the response on the wire."""
+
+from collections.abc import Iterable
+
+from attention_proto import codec
+from attention_proto.attention.v1 import attention_pb2 as pb
+
+from attention_client.result import Array, AttendResult, Prediction, Span, TopK
+
+
+def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendResult]:
+    """Return the results, one for each sequence of the request, in order."""
+    sequences: Iterable[pb.Sequence] = request.inputs
+    if len(request.inputs) != len(response.results):  # an input with `lengths` holds several sequences
+        sequences = [each for each in sequences for _ in range(len(each.lengths) or 1)]
+    return [_read(response, *each) for each in zip(sequences, response.results, strict=True)]
+
+
+def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result) -> AttendResult:
+    to_itself = not (sequence.HasField("key") or sequence.HasField("memory_text") or sequence.memory)
+    return AttendResult(
+        model=response.model,
+        version=response.version,
+        outputs={output.name: _value(output) for output in result.outputs},
+        tokens=tuple(result.tokens),
+        memory_tokens=tuple(result.memory_tokens),
+        key_tokens=tuple(result.tokens if to_itself else result.memory_tokens),
+        predictions=tuple(map(_prediction, result.predictions)),
+        token_offsets=tuple(Span(span.start, span.end) for span in result.token_offsets),
+        memory_token_offsets=tuple(Span(span.start, span.end) for span in result.memory_token_offsets),
+    )
+
+
+def _value(output: pb.Output) -> Array | TopK:
+    if output.HasField("top_k"):
+        return TopK(codec.decode(output.top_k.indices), codec.decode(output.top_k.values))
+    return codec.decode(output.tensor)
+
+
+def _prediction(prediction: pb.Prediction) -> Prediction:
+    row = prediction.row if prediction.HasField("row") else None
+    return Prediction(prediction.name, prediction.label, prediction.probability, row)
