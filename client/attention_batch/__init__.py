@@ -1,7 +1,6 @@
-"""Scoring files: a million sequences, killed at any point, nothing lost.
+"""File scoring: attention over each row of a file, resumable after any end of the run.
 
-A row's way, by file names: `source` (`parquet`, `jsonl`; `fields` say which column is what) -> `rows` -> `scorer` (one
-of `engines` answers) -> `spec` (what is kept of an answer) -> `arrow` -> `sink`.
-`run` joins them, `patience` waits for a server, `journal` remembers what is done, `progress` shows it, and `cli` is the
-command.
+Shards of rows go from a reader (`readers`) through an engine (`scorer`, `engines`) to the output (`output`). `run`
+joins the three by a `plan`, `spec` resolves the requested outputs, `retry` waits for a server, `interrupts` handles
+signals, `progress` displays the run, and `cli` is the command.
 """

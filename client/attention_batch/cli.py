@@ -11,7 +11,7 @@ from attention_proto.allocator import keep_freed
 
 
 class Engine(StrEnum):
-    """What answers."""
+    """The engines that compute answers."""
 
     CLIENT = "client"
     LOCAL = "local"
@@ -59,7 +59,8 @@ def score(
     keep_freed()
     try:
         from attention_batch.errors import ScoringError  # noqa: PLC0415
-        from attention_batch.run import Job, run  # noqa: PLC0415 # pyarrow is an extra, and slow to import
+        from attention_batch.plan import Job  # noqa: PLC0415 # pyarrow is an extra, and slow to import
+        from attention_batch.run import run  # noqa: PLC0415
         from attention_batch.spec import parse  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         _fail(f"score needs {missing.name}: pip install 'attention-service[batch]'", 1)

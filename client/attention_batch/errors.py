@@ -1,10 +1,16 @@
-"""Why a run ends before its end; `exit_status` is what the command says of it."""
+"""The errors that end a run, and the command's exit status for each.
+
+ScoringError
+├── Refused         the run cannot do its job as it is given
+├── Stopped         a later run with the same command resumes this one
+└── TooManyErrors   more rows failed than the run may lose
+"""
 
 from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """How a run ended, for who started it."""
+    """The command's exit status."""
 
     COMPLETE = 0
     REFUSED = 1
@@ -14,7 +20,7 @@ class ExitStatus(IntEnum):
 
 
 class ScoringError(Exception):
-    """A run cannot begin or go on; the message says why and what would do.
+    """A run cannot begin or go on; the message gives the reason and the remedy.
 
     Attributes:
         exit_status: of the command.
@@ -24,11 +30,11 @@ class ScoringError(Exception):
 
 
 class Refused(ScoringError):
-    """What was asked for cannot be done as it is: an input, a model, an option, or what an earlier run left."""
+    """The job cannot be done as it is: its input, model or options, or an earlier run of its output, are at fault."""
 
 
 class Stopped(ScoringError):
-    """The run stopped between two shards; the same command goes on from there."""
+    """The run stopped between two shards; the same command resumes it."""
 
     exit_status = ExitStatus.STOPPED
 

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, JSON lines elsewhere, on standard error; and a summary at the end."""
+"""A run's progress on standard error, as a bar on a terminal and JSON lines elsewhere, and its summary at the end."""
 
 import json
 import sys
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
 from attention_batch.output.sink import Counts
 
@@ -18,15 +19,15 @@ SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass
 class Tally:
-    """What a run has done.
+    """The counts of a run, and its share of the input's bytes.
 
     Attributes:
-        total: work of all shards, in bytes of input; None where nobody knows.
-        before: what earlier runs did.
-        work: work of the shards done, by earlier runs too.
-        done: what this run did in whole shards.
-        part: what it did in the shard that it is in.
-        began: on the clock `time.monotonic`.
+        total: bytes of the input; None for a stream.
+        before: counts of the earlier runs that this one resumes.
+        work: bytes of the finished shards, those of earlier runs included.
+        done: counts of the shards that this run finished.
+        part: counts of the shards under way.
+        began: the run's begin, by `time.monotonic`.
     """
 
     total: float | None
@@ -38,22 +39,27 @@ class Tally:
 
     @property
     def counts(self) -> Counts:
-        """What this run did."""
+        """The rows of this run, shards under way included."""
         return self.done + self.part
 
     @property
     def failed(self) -> int:
-        """Rows without an answer, of all runs."""
+        """Rows without an answer, of this run and earlier ones."""
         return self.before.failed + self.counts.failed
 
     def finish_shard(self, work: float, counts: Counts) -> None:
-        """Count a shard that is done."""
+        """Add a finished shard.
+
+        Args:
+            work: its bytes of input.
+            counts: of its part.
+        """
         self.work += work
         self.done += counts
         self.part = Counts()
 
     def summary(self) -> dict[str, Any]:
-        """Say what was done: rows of all runs; rates of this one."""
+        """Return rows of this run and earlier ones, and seconds and rates of this one."""
         seconds = time.monotonic() - self.began
         rate = 1 / seconds if seconds else 0.0
         return {
@@ -67,31 +73,31 @@ class Tally:
 
 
 class Display(Protocol):
-    """Shows a tally."""
+    """A display of a run's progress."""
 
     def show(self, tally: Tally) -> None:
-        """Show it as it is now."""
+        """Show the progress so far."""
         ...
 
     def end(self, tally: Tally, status: str) -> None:
-        """Show how the run ended."""
+        """Show the summary and the run's status."""
         ...
 
 
 @contextmanager
 def display() -> Iterator[Display]:
-    """Show progress as suits standard error."""
+    """Return the display for standard error: a bar on a terminal, JSON lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines()
         return
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+    with ProgressBar(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
         yield _Bar(progress)
 
 
 class _Bar:
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: ProgressBar) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None)
 
@@ -136,10 +142,10 @@ def _words(tally: Tally) -> str:
 
 
 def _seconds_left(tally: Tally) -> float | None:
-    """Return how long it takes, if it goes on as it has."""
+    """Estimate the time left from the rate so far; None before there is a rate."""
     whole, now = tally.before + tally.done, tally.before + tally.counts
     if not tally.total or not tally.work or now == tally.before:
         return None
-    rows = (whole.rows + whole.failed) / tally.work * tally.total  # if the rest is like what whole shards were
+    rows = (whole.rows + whole.failed) / tally.work * tally.total  # if the rest is like the finished shards
     left = max(0.0, rows - now.rows - now.failed)
     return left * (time.monotonic() - tally.began) / (tally.counts.rows + tally.counts.failed)

@@ -1,4 +1,4 @@
-"""How long a run waits for a server: one that is full, restarts or is lost, whatever it was asked."""
+"""Retries of calls while a server is full, restarting or unreachable."""
 
 import threading
 import time
@@ -10,17 +10,17 @@ from attention_client import AttentionError, DeadlineExceeded, InternalError, In
 from attention_batch.errors import Stopped
 
 INTERNAL_ATTEMPTS = 3
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between attempts, where the server names none
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between attempts, unless the server names a pause
 
 T = TypeVar("T")
 
 
 class Patience:
-    """Asks over and over where that helps, from any thread.
+    """A policy of retries, shared by all threads of a run.
 
     Args:
-        seconds: to wait for a server that does not answer, from its last answer to anyone.
-        say: told once why there is a wait, each time that one begins.
+        seconds: how long to go without any answer, counted from the last answer to any thread.
+        say: called with the reason each time a wait begins that the server did not ask for.
     """
 
     def __init__(self, seconds: float, say: Callable[[str], None]) -> None:
@@ -31,20 +31,26 @@ class Patience:
         self._waiting = False
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start the time without an answer at zero."""
         self._stopping = threading.Event()
         self._heard = time.monotonic()
 
     def end(self) -> None:
-        """Wait no more: whoever waits is told that the run stops."""
+        """Retry no more: every waiting call raises Stopped."""
         self._stopping.set()
 
     def ask(self, ask: Callable[[], T]) -> T:
-        """Ask until there is an answer, as long as there is hope.
+        """Call until there is an answer.
+
+        An unreachable or full server is retried until `seconds` pass without an answer to any thread; an internal error
+        is retried `INTERNAL_ATTEMPTS` times in all.
+
+        Args:
+            ask: the call; raises AttentionError.
 
         Raises:
-            Stopped: there is none.
-            AttentionError: as `ask` raises it: what no waiting mends.
+            Stopped: the retries are used up, or `end` was called.
+            AttentionError: an error that no retry can change.
         """
         attempts, pause = 0, FIRST_PAUSE
         began = time.monotonic()
@@ -52,15 +58,11 @@ class Patience:
             try:
                 answer = ask()
             except (Unavailable, DeadlineExceeded) as error:
-                if self._stopping.is_set():  # the run's own end has broken the call off
-                    raise Stopped(str(error)) from error
-                if time.monotonic() - max(self._heard, began) > self._seconds:
-                    raise Stopped(f"no answer for {self._seconds:g} s: {error}") from error
-                asked_to_wait = error.retry_after if isinstance(error, Unavailable) else None
-                if asked_to_wait is None and not self._waiting:
-                    self._waiting = True
-                    self._say(f"no answer, waiting {self._seconds:g} s (--patience): {error}")
-                self._wait(asked_to_wait or pause, error)
+                self._check_time(began, error)
+                named = error.retry_after if isinstance(error, Unavailable) else None
+                if named is None:
+                    self._announce(error)
+                self._wait(named or pause, error)
                 pause = min(2 * pause, LONGEST_PAUSE)
             except InternalError as error:
                 attempts += 1
@@ -73,6 +75,17 @@ class Patience:
             else:
                 self._was_heard()
                 return answer
+
+    def _check_time(self, began: float, error: AttentionError) -> None:
+        if self._stopping.is_set():  # the run closed its connection, which raised this error
+            raise Stopped(str(error)) from error
+        if time.monotonic() - max(self._heard, began) > self._seconds:
+            raise Stopped(f"no answer for {self._seconds:g} s: {error}") from error
+
+    def _announce(self, error: AttentionError) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._say(f"no answer, waiting {self._seconds:g} s (--patience): {error}")
 
     def _was_heard(self) -> None:
         self._heard = time.monotonic()

@@ -1,183 +1,88 @@
-"""One run, from its input to its output; the only place where the parts meet.
-
-source -> (rows) -> scorer -> (engine) -> sink, shard by shard, with the journal beside it.
-"""
+"""One run, from its input to its output: shards of a source go through an engine to parts, and parts to the output."""
 
 import itertools
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
+from typing import BinaryIO
 
-import grpc
 from attention_client import AttentionClient, AttentionError
-from attention_proto.masks import Causal
+from attention_proto.attention.v1 import attention_pb2 as pb
 
+from attention_batch.engines import inline
 from attention_batch.engines.client import ClientEngine
 from attention_batch.engines.processes import Workers, slots
 from attention_batch.errors import ExitStatus, Refused, ScoringError, Stopped, TooManyErrors
-from attention_batch.output import journal as journals
-from attention_batch.output.journal import Journal
-from attention_batch.output.sink import (
-    FORMS,
-    Counts,
-    Form,
-    Layout,
-    PartWriter,
-    assemble,
-    assemble_errors,
-    part,
-    part_paths,
-    store,
-)
+from attention_batch.interrupts import Interrupts
+from attention_batch.output.assembly import assemble, assemble_errors
+from attention_batch.output.journal import JOURNAL, Journal, errors_of, folder_of, locked, start_over, written_by
+from attention_batch.output.sink import Counts, FinishedShard, PartWriter, part, part_paths
+from attention_batch.plan import Job, Plan, make_plan
 from attention_batch.progress import Display, Tally, display, event
-from attention_batch.readers import source as sources
-from attention_batch.readers.fields import Fields
-from attention_batch.readers.source import STREAM, InputFile, Shard, Source
+from attention_batch.readers.selection import STREAM, find
+from attention_batch.readers.source import InputFile, Shard, Source, in_runs
 from attention_batch.retry import Patience
-from attention_batch.scorer import Engine, Message, Outcome, Question, Scorer, digest, pack
-from attention_batch.spec import resolve
+from attention_batch.scorer import Engine, Scorer
 
-if TYPE_CHECKING:
-    from attention_batch.engines.worker import Task
-
-LARGE = 2**24  # bytes of input: what has less is done before other processes have begun
-
-OpenPart = Callable[[int], AbstractContextManager[PartWriter]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to score, and how.
-
-    Attributes:
-        input: a file, a folder, a pattern of files, or `-`.
-        output: a file, or `-`.
-        model, version: by what; version 0 is the default one.
-        outputs: what to write; see `attention_batch.spec`.
-        columns: field -> the input's column, where they have other names.
-        causal: the mask of every sequence.
-        engine: `client` asks a service, `local` computes here, `ray` on a cluster.
-        target, token, credentials: of the service: where it is, who calls, and how it is spoken to.
-        timeout, patience: seconds for one message, and seconds to wait for a service that does not answer.
-        models: the repository's folder, of the other engines; None for the embedded one.
-        shard_rows: the most rows of a shard.
-        max_errors: stop when more rows have failed; None for never.
-        restart: whether to forget what an earlier run did.
-    """
-
-    input: str
-    output: str
-    model: str
-    version: int = 0
-    outputs: Sequence[Mapping[str, Any]] = ()
-    columns: Mapping[str, str] = field(default_factory=dict)
-    causal: Causal = "none"
-    engine: Literal["client", "local", "ray"] = "client"
-    target: str = "127.0.0.1:50051"
-    token: str | None = field(default=None, repr=False)
-    credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
-    timeout: float = 120.0
-    patience: float = 300.0
-    models: Path | None = None
-    shard_rows: int = 4096
-    max_errors: int | None = None
-    restart: bool = False
+LARGE = 2**24  # bytes of input; a smaller input is scored before worker processes have started
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a job comes to, once its input and its model have been looked at.
+class _Run:
+    """A plan, and all that carries it out.
 
     Attributes:
-        workers: processes that have begun; None until there is enough for several.
+        workers: processes started early; None for none.
     """
 
-    job: Job
-    source: Source
-    fields: Fields
-    question: Question
-    layout: Layout
+    plan: Plan
+    engine: Engine
     patience: Patience
     workers: Workers | None
-
-    @property
-    def subject(self) -> dict[str, Any]:
-        """What must be the same for a later run to go on where this one ended."""
-        job = self.job
-        return {
-            "input": [[file.path, file.size, file.modified_ns] for file in self.source.files],
-            "model": self.question.model,
-            "model version": self.question.version,
-            "model manifest": self.question.manifest,
-            "outputs": [dict(spec) for spec in job.outputs],
-            "columns": self.fields.columns,
-            "causal": job.causal,
-            "shard rows": job.shard_rows,
-        }
+    interrupts: Interrupts
 
 
 def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
     """Score an input.
 
+    Args:
+        job: the options.
+        stdin: the input, if the job's input is `-`.
+        stdout: the output, if the job's output is `-`.
+
     Returns:
-        Whether all rows have an answer.
+        COMPLETE, or WITH_FAILED_ROWS.
 
     Raises:
-        ScoringError: the run cannot begin, or cannot end; its `exit_status` says whether another can go on.
+        ScoringError: the run cannot begin, or cannot end; its `exit_status` tells whether a later run can resume it.
     """
-    with ExitStack() as held:
-        held.enter_context(_ended_cleanly(resumable=STREAM not in (job.input, job.output)))
-        source = sources.find(job.input, stdin, _file(job))
+    interrupts = Interrupts()
+    resumable = STREAM not in (job.input, job.output)
+    with _ended_cleanly(interrupts, resumable=resumable), ExitStack() as held:
+        output = job.output_file
+        source = find(job.input, stdin, written_by(output) if output else ())
         workers = _early_workers(job, source)
         if workers is not None:
             held.callback(workers.close)
         engine = held.enter_context(_engine(job))
         patience = Patience(job.patience, lambda why: event("waiting", reason=why))
-        held.callback(patience.end)  # before its connection goes, which would look like a lost server
-        plan = _plan(job, source, engine, patience, workers)
-        output = _file(job)
-        return _to_stream(plan, engine, stdout) if output is None else _to_file(plan, engine, output)
-
-
-def _file(job: Job) -> Path | None:
-    """Return the file that a job writes; None for standard output."""
-    return None if job.output == STREAM else Path(job.output)
+        held.callback(patience.end)  # before the connection closes, whose errors would otherwise be retried
+        plan = make_plan(job, source, _model(job, engine, patience))
+        running = _Run(plan, engine, patience, workers, interrupts)
+        return _to_stream(running, stdout) if output is None else _to_file(running, output)
 
 
 def _early_workers(job: Job, source: Source) -> Workers | None:
-    """Begin processes for an input that is surely enough for several, while its model is still looked for."""
+    """Start worker processes for a large input before its model is loaded."""
     if job.engine != "local" or job.output == STREAM or not source.files or (source.work or 0) < LARGE:
         return None
     try:
         processes = slots()
     except ModuleNotFoundError:
-        return None  # what is missing is said by the engine
+        return None  # `_engine` refuses, with the name of the missing package
     return Workers(processes) if processes > 1 else None
-
-
-def _plan(job: Job, source: Source, engine: Engine, patience: Patience, workers: Workers | None) -> Plan:
-    try:
-        model = patience.ask(lambda: engine.model(job.model, job.version))
-    except AttentionError as error:
-        raise Refused(str(error)) from error
-    columns, id_type = source.columns(job.columns)
-    fields = Fields(columns, id_type, job.causal)
-    outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
-    question = Question(model.name, model.version, digest(model), outputs)
-    return Plan(job, source, fields, question, Layout(_form(job.output), outputs.columns, id_type), patience, workers)
-
-
-def _form(output: str) -> Form:
-    if output == STREAM:
-        return "jsonl"
-    form = FORMS.get(Path(output).suffix.lower())
-    if form is None or Path(output).is_dir():
-        raise Refused(f"{output}: must be a file whose name ends in {', '.join(FORMS)}, or - for standard output")
-    return form
 
 
 @contextmanager
@@ -195,8 +100,16 @@ def _engine(job: Job) -> Iterator[Engine]:
     yield LocalEngine(job.models)
 
 
-def _to_stream(plan: Plan, engine: Engine, stdout: BinaryIO) -> ExitStatus:
-    """Write JSON lines as they come, and dead letters to standard error. Nothing is kept, so nothing can be resumed."""
+def _model(job: Job, engine: Engine, patience: Patience) -> pb.Model:
+    try:
+        return patience.ask(lambda: engine.model(job.model, job.version))
+    except AttentionError as error:
+        raise Refused(str(error)) from error
+
+
+def _to_stream(running: _Run, stdout: BinaryIO) -> ExitStatus:
+    """Write JSON lines to standard output, and failed rows to standard error. Such a run cannot be resumed."""
+    plan = running.plan
 
     @contextmanager
     def opened(_: int) -> Iterator[PartWriter]:
@@ -204,139 +117,109 @@ def _to_stream(plan: Plan, engine: Engine, stdout: BinaryIO) -> ExitStatus:
         stdout.flush()
 
     tally = Tally(plan.source.work)
-    with _shown(tally) as show:
-        for shard, counts in _scored_here(plan, engine, plan.source.shards(plan.job.shard_rows), opened, tally, show):
-            tally.finish_shard(shard.work, counts)
+    shards = plan.source.shards(plan.job.shard_rows)
+    with _shown(running, tally) as show, closing(_inline(running, shards, opened)) as steps:
+        for each in _counted(running, steps, tally, show):
+            tally.finish_shard(each.shard.work, each.counts)
     return _status(tally)
 
 
-def _to_file(plan: Plan, engine: Engine, output: Path) -> ExitStatus:
-    """Write a file of all shards; what is done is kept, and what an earlier run has done is not done again."""
-    folder = journals.folder_of(output)
-    resumable = bool(plan.source.files) and (folder / journals.JOURNAL).exists()
+def _to_file(running: _Run, output: Path) -> ExitStatus:
+    """Write one file. Finished shards are kept, and those of an earlier run are not scored again."""
+    plan = running.plan
+    folder = folder_of(output)
+    resumable = bool(plan.source.files) and (folder / JOURNAL).exists()
     if output.exists() and not plan.job.restart and not resumable:
         raise Refused(f"{output} is there, and no run that can be resumed wrote it; --restart replaces it")
-    with journals.locked(folder):
+    with locked(folder):
         if plan.job.restart or not plan.source.files:
-            journals.start_over(folder, output)
+            start_over(folder, output)
         journal = Journal(folder, plan.subject)
         tally = Tally(plan.source.work, before=journal.counts)
         _check_errors(plan.job, tally.failed)
         if journal.complete:
-            return _complete_before(journal, output, tally)
-        with _shown(tally) as show:
-            _score(plan, engine, folder, journal, tally, show)
+            return _complete_before(running, journal, output, tally)
+        with _shown(running, tally) as show:
+            _score(running, folder, journal, tally, show)
             _finish(plan, folder, journal, output)
     return _status(tally)
 
 
-def _complete_before(journal: Journal, output: Path, tally: Tally) -> ExitStatus:
+def _complete_before(running: _Run, journal: Journal, output: Path, tally: Tally) -> ExitStatus:
     if not output.exists():
         raise Refused(f"{output} was complete and has gone; --restart scores all rows again")
     journal.tidy()
-    with _shown(tally):
+    with _shown(running, tally):
         return _status(tally)
 
 
-def _score(plan: Plan, engine: Engine, folder: Path, journal: Journal, tally: Tally, show: Display) -> None:
-    """Score the shards that are not done, and enter each in the journal."""
+def _score(running: _Run, folder: Path, journal: Journal, tally: Tally, show: Display) -> None:
+    """Score the shards that the journal does not have, and record each."""
 
     def pending() -> Iterator[Shard]:
-        for shard in plan.source.shards(plan.job.shard_rows):
+        for shard in running.plan.source.shards(running.plan.job.shard_rows):
             if shard.index not in journal.done:
                 yield shard
             else:
                 tally.work += shard.work
 
-    def opened(shard: int) -> AbstractContextManager[PartWriter]:
-        return part(folder, shard, plan.layout)
+    with closing(_scored(running, pending(), folder)) as steps:
+        for shard, counts in _counted(running, steps, tally, show):
+            journal.enter(shard.index, counts)
+            tally.finish_shard(shard.work, counts)
+            show.show(tally)
+            _check_errors(running.plan.job, tally.failed)
 
-    shards = pending()
-    in_processes = plan.job.engine == "local" and plan.source.files
-    first = list(itertools.islice(shards, engine.workers if in_processes else 0))
-    shards = itertools.chain(first, shards)
+
+def _scored(running: _Run, shards: Iterator[Shard], folder: Path) -> Generator[FinishedShard | Counts]:
+    """Score shards on the job's engine, in processes where it has several and there are several shards."""
+    plan = running.plan
     if plan.job.engine == "ray":
-        done = _on_ray(plan, shards, folder)
-    elif len(first) > 1:
-        done = _by_processes(plan, shards, folder, len(first), tally, show)
-    else:
-        done = _scored_here(plan, engine, shards, opened, tally, show)
-    for shard, counts in done:
-        journal.enter(shard.index, counts)
-        tally.finish_shard(shard.work, counts)
-        show.show(tally)
-        _check_errors(plan.job, tally.failed)
+        return _on_ray(plan, shards, folder)
+    in_processes = plan.job.engine == "local" and plan.source.files
+    first = list(itertools.islice(shards, running.engine.workers if in_processes else 0))
+    shards = itertools.chain(first, shards)
+    if len(first) > 1:
+        workers = running.workers or Workers(len(first))
+        return workers.scored(plan.task(), in_runs(plan.source, shards, len(first)), folder)
+    return _inline(running, shards, lambda shard: part(folder, shard, plan.layout))
 
 
-def _scored_here(
-    plan: Plan, engine: Engine, shards: Iterator[Shard], opened: OpenPart, tally: Tally, show: Display
-) -> Iterator[tuple[Shard, Counts]]:
-    """Yield shards whose parts are written. What the next one reads is under way while the last one is written."""
-    scorer = Scorer(engine, plan.question, plan.patience)
-    begun: dict[int, Shard] = {}
-
-    def messages() -> Iterator[Message]:
-        for shard in shards:
-            begun[shard.index] = shard
-            yield from pack(shard.index, plan.source.read(shard, plan.fields))
-
-    with closing(scorer.score(messages())) as answers:
-        for message, first in answers:
-            with opened(message.shard) as writer:
-                for outcomes in itertools.chain([first], _of_shard(message, answers)):
-                    writer.add(outcomes)
-                    tally.part = writer.counts
-                    show.show(tally)
-                    _check_errors(plan.job, tally.failed)
-            scorer.confirm()
-            yield begun.pop(message.shard), writer.counts
+def _inline(running: _Run, shards: Iterator[Shard], opened: inline.OpenPart) -> Generator[FinishedShard | Counts]:
+    plan = running.plan
+    scorer = Scorer(running.engine, plan.question, running.patience)
+    return inline.scored(scorer, plan.source, plan.fields, shards, opened)
 
 
-def _of_shard(message: Message, answers: Iterator[tuple[Message, list[Outcome]]]) -> Iterator[list[Outcome]]:
-    """Yield the further outcomes of a message's shard."""
-    while not message.last:
-        message, outcomes = next(answers)
-        yield outcomes
-
-
-def _by_processes(
-    plan: Plan, shards: Iterator[Shard], folder: Path, processes: int, tally: Tally, show: Display
-) -> Iterator[tuple[Shard, Counts]]:
-    workers = plan.workers or Workers(processes)
-    runs = sources.in_runs(plan.source, shards, processes)
-    with closing(workers.scored(_task(plan), runs, folder)) as done:
-        for each in done:
-            if isinstance(each, Counts):
-                tally.part = each
-                show.show(tally)
-                _check_errors(plan.job, tally.failed)
-            else:
-                yield each
-
-
-def _on_ray(plan: Plan, shards: Iterator[Shard], folder: Path) -> Iterator[tuple[Shard, Counts]]:
+def _on_ray(plan: Plan, shards: Iterator[Shard], folder: Path) -> Generator[FinishedShard]:
     try:
-        from attention_batch.engines import ray as engine_ray  # noqa: PLC0415 # an extra
+        from attention_batch.engines import ray  # noqa: PLC0415 # an extra
     except ModuleNotFoundError as missing:
         raise Refused(f"--engine ray needs {missing.name}: pip install 'attention-service[batch,ray]'") from missing
-    for shard, output, errors, counts in engine_ray.scored(_task(plan), shards):
-        store(folder, shard.index, output, errors)
-        yield shard, counts
+    return ray.scored(plan.task(), shards, folder)
 
 
-def _task(plan: Plan) -> "Task":
-    from attention_batch.engines.worker import Task  # noqa: PLC0415 # needs the server's extra
-
-    return Task(plan.source.files, plan.fields, plan.question, plan.layout, plan.job.models)
+def _counted(
+    running: _Run, steps: Iterator[FinishedShard | Counts], tally: Tally, show: Display
+) -> Iterator[FinishedShard]:
+    """Yield the finished shards among an engine's steps; show the counts of the parts under way."""
+    for step in steps:
+        running.interrupts.check()
+        if isinstance(step, FinishedShard):
+            yield step
+        else:
+            tally.part = step
+            show.show(tally)
+            _check_errors(running.plan.job, tally.failed)
 
 
 def _finish(plan: Plan, folder: Path, journal: Journal, output: Path) -> None:
-    """Make one file of all parts, if they are of the input as it still is."""
+    """Assemble the output, if the input's files have not changed since the run began."""
     for file in plan.source.files:
         if InputFile.at(file.path) != file:
             raise Refused(f"{file.path} has changed while it was read; --restart scores it as it is now")
     parts = [part_paths(folder, shard) for shard in sorted(journal.done)]
-    assemble_errors([errors for _, errors in parts], journals.errors_of(output))
+    assemble_errors([errors for _, errors in parts], errors_of(output))
     assemble([part for part, _ in parts], output, plan.layout)
     journal.finish()
 
@@ -351,11 +234,12 @@ def _status(tally: Tally) -> ExitStatus:
 
 
 @contextmanager
-def _shown(tally: Tally) -> Iterator[Display]:
-    """Show progress, and how it ended."""
+def _shown(running: _Run, tally: Tally) -> Iterator[Display]:
+    """Show progress, and at the end a summary with the run's status."""
     with display() as shown:
         try:
-            yield shown
+            with running.interrupts.as_interrupts():
+                yield shown
         except KeyboardInterrupt:
             shown.end(tally, "interrupted")
             raise
@@ -366,20 +250,14 @@ def _shown(tally: Tally) -> Iterator[Display]:
 
 
 @contextmanager
-def _ended_cleanly(*, resumable: bool) -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, and say of both, and of what the system refuses, what comes then."""
+def _ended_cleanly(interrupts: Interrupts, *, resumable: bool) -> Iterator[None]:
+    """Turn interrupts and errors of the system into Stopped."""
     goes_on = "; the same command goes on" if resumable else ""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        with interrupts.handled(), interrupts.as_interrupts():
+            yield
     except KeyboardInterrupt as error:
         raise Stopped(f"interrupted{goes_on}") from error
     except OSError as error:
         mended = f"{goes_on} when that is mended" if resumable else ""
         raise Stopped(f"{error.strerror or error}{mended}") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)

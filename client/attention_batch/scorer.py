@@ -1,10 +1,9 @@
-"""Rows in, answers out, in order: packed into messages, several of them under way at once.
+"""Rows to answers, in order: batches of rows, several of them under way at once.
 
-A message is a function of its shard alone, so that the same rows always travel together. A row that the model cannot
-take is told from its neighbours, which are asked again without it.
+A batch depends on its shard alone, so the same rows always travel together. A row that the model rejects is separated
+from its neighbours, which are sent again without it.
 """
 
-import hashlib
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,80 +12,57 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from attention_client import (
-    AttendResult,
-    AttentionError,
-    InvalidRequest,
-    NotFound,
-    TooLarge,
-)
-from attention_client import Sequence as Asked
+from attention_client import AttendResult, AttentionError, InvalidRequest, NotFound, Sequence, TooLarge
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused, Stopped
 from attention_batch.readers.rows import Failed, Row, Scored
 from attention_batch.retry import Patience
-from attention_batch.spec import Outputs
+from attention_batch.spec import Question, digest
 
 MESSAGE_ROWS = 32
 MESSAGE_BYTES = 2**20
-BYTES_UNDER_WAY = 32 * 2**20  # of messages, unless one alone has more
+BYTES_UNDER_WAY = 32 * 2**20  # of batches, unless one alone has more
 
 _CULPRIT = re.compile(r"inputs\[(\d+)\]\.?(.*)")
-# What of the outputs asked for one row cannot give, and another can; all else is wrong for every row.
+# Options of an output that fail for one row and not for another; a fault of any other option fails for every row.
 _OF_ONE_ROW = re.compile(r"outputs\[\d+\]\.(rows|pool|data_type)")
 
 Outcome = Scored | Failed
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked about every row.
-
-    Attributes:
-        model, version: what is to answer.
-        manifest: the SHA-256 of that version's manifest, see `digest`.
-        outputs: what to send back, and what to keep of it.
-    """
-
-    model: str
-    version: int
-    manifest: str
-    outputs: Outputs
-
-
 class Engine(Protocol):
-    """What answers: a service, or a model in this process."""
+    """A service, or the model in this process."""
 
     @property
     def lanes(self) -> int:
-        """How many messages to have under way at once."""
+        """Number of batches to have under way at once."""
         ...
 
     @property
     def workers(self) -> int:
-        """How many processes would do more than the lanes of this one; 0 for none."""
+        """Number of processes that would compute faster than this process alone; 0 for none."""
         ...
 
     def model(self, name: str, version: int) -> pb.Model:
-        """Describe a model version; 0 is the default one. Raises AttentionError."""
+        """Return a model version's description; version 0 is the default one. Raises AttentionError."""
         ...
 
-    def attend(self, question: Question, sequences: list[Asked]) -> list[AttendResult]:
-        """Answer one message. Raises AttentionError."""
+    def attend(self, question: Question, sequences: list[Sequence]) -> list[AttendResult]:
+        """Return one answer a sequence. Raises AttentionError."""
         ...
 
 
 @dataclass
 class Message:
-    """Rows that travel together, those that failed on the way to it in their places.
+    """Consecutive rows of a shard that travel together, rows that failed to be read among them.
 
     Attributes:
-        shard: whose rows.
+        shard: the shard's index.
         rows: in order.
-        size: bytes of what is sent.
-        last: whether the shard ends with it.
+        size: bytes of the rows that are sent.
+        last: whether it is the shard's last batch.
     """
 
     shard: int
@@ -96,7 +72,10 @@ class Message:
 
 
 def pack(shard: int, rows: Iterable[Row | Failed]) -> Iterator[Message]:
-    """Yield a shard's messages; at least one, for the last of them says that the shard has ended."""
+    """Yield a shard's batches, of at most `MESSAGE_ROWS` rows and `MESSAGE_BYTES`, unless one row alone has more.
+
+    There is at least one batch, so that the last one can mark the shard's end.
+    """
     message = Message(shard)
     for row in rows:
         size = row.size if isinstance(row, Row) else 0
@@ -110,12 +89,12 @@ def pack(shard: int, rows: Iterable[Row | Failed]) -> Iterator[Message]:
 
 
 class Scorer:
-    """Asks an engine, over and over where that helps.
+    """Scores batches of rows through an engine, with retries.
 
     Args:
-        engine: what answers.
-        question: about every row.
-        patience: how long to wait for an answer.
+        engine: computes the answers.
+        question: the model version and outputs.
+        patience: the policy of retries.
     """
 
     def __init__(self, engine: Engine, question: Question, patience: Patience) -> None:
@@ -124,15 +103,15 @@ class Scorer:
         self._patience = patience
 
     def score(self, messages: Iterable[Message]) -> Generator[tuple[Message, list[Outcome]]]:
-        """Yield each message with what came of its rows, in order.
+        """Yield each batch with one outcome a row, in order.
 
         Raises:
-            Refused: the model cannot do what is asked of every row.
-            Stopped: there is no server, or it fails.
+            Refused: the model cannot give the requested outputs for any row.
+            Stopped: the server is unreachable, or fails.
         """
         self._patience.begin()
         if self._engine.lanes == 1:
-            # Another thread would only take turns with this one.
+            # A second thread would only take turns with this one.
             yield from ((message, self._answer(message)) for message in messages)
             return
         with self._pool() as pool:
@@ -154,15 +133,15 @@ class Scorer:
             yield pool
         finally:
             self._patience.end()
-            pool.shutdown(wait=False, cancel_futures=True)  # what is still under way ends with its connection
+            pool.shutdown(wait=False, cancel_futures=True)  # calls under way end with their connection
 
     def _answer(self, message: Message) -> list[Outcome]:
-        asked = [row for row in message.rows if isinstance(row, Row)]
-        answers = iter(self._outcomes(asked))
+        sent = [row for row in message.rows if isinstance(row, Row)]
+        answers = iter(self._outcomes(sent))
         return [next(answers) if isinstance(row, Row) else row for row in message.rows]
 
     def _outcomes(self, rows: list[Row]) -> list[Outcome]:
-        """Answer rows; where they are refused, find the one at fault."""
+        """Score rows; if the engine rejects them, find the rows at fault and score the rest."""
         if not rows:
             return []
         try:
@@ -175,8 +154,8 @@ class Scorer:
         named = _CULPRIT.fullmatch(error.field or "")
         if named and int(named[1]) < len(rows):
             culprit = int(named[1])
-            others = self._outcomes(rows[:culprit] + rows[culprit + 1 :])
-            return [*others[:culprit], rows[culprit].failed(named[2], error.message), *others[culprit:]]
+            rest = self._outcomes(rows[:culprit] + rows[culprit + 1 :])
+            return [*rest[:culprit], rows[culprit].failed(named[2], error.message), *rest[culprit:]]
         if isinstance(error, InvalidRequest) and not _OF_ONE_ROW.fullmatch(error.field or ""):
             raise Refused(str(error)) from error
         if len(rows) == 1:
@@ -190,10 +169,10 @@ class Scorer:
         return Scored(row.id, tuple(column.take(result) for column in self._question.outputs.columns), tokens)
 
     def confirm(self) -> None:
-        """Look whether the model is still the one that was asked.
+        """Check that the engine still serves the model version that the run began with.
 
         Raises:
-            Stopped: it is not.
+            Stopped: it serves another manifest under that version, or cannot be reached.
         """
         question = self._question
         now = self._ask(lambda: self._engine.model(question.model, question.version))
@@ -204,7 +183,7 @@ class Scorer:
             )
 
     def _ask(self, ask: Callable[[], T]) -> T:
-        """Ask about rows of a run that has begun: what is gone now may come back for the next one."""
+        """Call the engine with retries. Errors that concern no row stop the run, since a later run may succeed."""
         try:
             return self._patience.ask(ask)
         except (InvalidRequest, TooLarge):
@@ -213,11 +192,6 @@ class Scorer:
             raise Stopped(f"what answered before is gone: {error}") from error
         except AttentionError as error:
             raise Stopped(str(error)) from error
-
-
-def digest(model: pb.Model) -> str:
-    """Return what tells a version from another of its number: the hash of its manifest, which has its files' hashes."""
-    return hashlib.sha256(model.manifest.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _next(under_way: "deque[tuple[Message, Future[list[Outcome]]]]") -> tuple[Message, list[Outcome]]:

@@ -4,6 +4,7 @@ output:mean,weights,predictions
 [{"name": "output", "pool": "mean"}, {"name": "weights", "reduce": "mean", "top_k": 4}, {"name": "entropy"}]
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -188,3 +189,24 @@ def _dims(asked: OutputSpec, layer: pb.Layer) -> Dims:
     if asked.name in PAIRWISE:
         return heads, *rows, None
     return heads, *rows, (layer.value_head_dim if asked.name in ("v", "heads") else layer.head_dim) or None
+
+
+@dataclass(frozen=True)
+class Question:
+    """The model version and the outputs for every row of a run.
+
+    Attributes:
+        model, version: the model version that answers.
+        manifest: the SHA-256 of that version's manifest, see `digest`.
+        outputs: the outputs to request, and the columns to write.
+    """
+
+    model: str
+    version: int
+    manifest: str
+    outputs: Outputs
+
+
+def digest(model: pb.Model) -> str:
+    """Return the SHA-256 of a version's manifest, which has the hashes of its files: the identity of the version."""
+    return hashlib.sha256(model.manifest.SerializeToString(deterministic=True)).hexdigest()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from attention_batch.run import Job
+from attention_batch.plan import Job
 from attention_client import AttentionClient
 from serving import Server
 

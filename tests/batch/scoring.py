@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attention_batch.run import Job, run
+from attention_batch.plan import Job
+from attention_batch.run import run
 from serving import clean_env
 
 from tests.server import composed

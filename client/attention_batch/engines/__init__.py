@@ -1,1 +1,5 @@
-"""Engines: a service, this process, processes of this machine, a Ray cluster."""
+"""Engines, and the processes in which they score shards.
+
+`client` calls a service and `local` computes with the server's core; `inline` scores shards with either in this
+process. `processes` and `ray` spread shards over workers (`task`, `worker`) on this machine and on a cluster.
+"""

@@ -1,16 +1,15 @@
-"""An engine that is a service: every message is one call of the client."""
+"""An engine that calls a service."""
 
-from attention_client import AttendResult, AttentionClient
-from attention_client import Sequence as Asked
+from attention_client import AttendResult, AttentionClient, Sequence
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_batch.scorer import Question
+from attention_batch.spec import Question
 
 LANES = 8
 
 
 class ClientEngine:
-    """Asks a service, or several replicas of one, through a client that is connected to it."""
+    """An engine behind a connected client, which may balance its calls over several replicas."""
 
     lanes = LANES
     workers = 0
@@ -19,11 +18,11 @@ class ClientEngine:
         self._client = client
 
     def model(self, name: str, version: int) -> pb.Model:
-        """Describe a model version. Raises AttentionError."""
+        """Return a model version's description. Raises AttentionError."""
         return self._client.model(name, version)
 
-    def attend(self, question: Question, sequences: list[Asked]) -> list[AttendResult]:
-        """Answer one message. Raises AttentionError."""
+    def attend(self, question: Question, sequences: list[Sequence]) -> list[AttendResult]:
+        """Return one answer a sequence, from one call. Raises AttentionError."""
         return self._client.attend_batch(
             question.model, sequences, version=question.version, outputs=question.outputs.wire
         )

@@ -1,4 +1,4 @@
-"""An engine in this process: the server's core without its listeners, and without a wire to it."""
+"""An engine in this process: the server's core, without listeners and without a wire."""
 
 import uuid
 from collections.abc import Iterator
@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from attention_client import AttendResult, Prediction, TopK
-from attention_client import Sequence as Asked
+from attention_client import AttendResult, Prediction, Sequence, TopK
 from attention_client.errors import AttentionError
 from attention_client.wire.request import attend_request
 from attention_client.wire.status import CLASSES
@@ -26,16 +25,15 @@ from attention_server.settings import Settings
 from attention_server.telemetry import logs
 
 from attention_batch.errors import Refused
-from attention_batch.scorer import Question
-from attention_batch.spec import Outputs
+from attention_batch.spec import Outputs, Question
 
 
 class LocalEngine:
-    """Computes here.
+    """An engine that computes in this process.
 
     Args:
         models: the repository's folder; None for the embedded one.
-        lanes: messages computed at once; 0 is one for each usable core.
+        lanes: batches computed at once; 0 for one on each usable core.
 
     Raises:
         Refused: the repository cannot be loaded.
@@ -57,12 +55,12 @@ class LocalEngine:
         self._outputs: tuple[Outputs | None, tuple[domain.OutputSpec, ...]] = (None, ())
 
     def model(self, name: str, version: int) -> pb.Model:
-        """Describe a model version. Raises AttentionError."""
+        """Return a model version's description. Raises AttentionError."""
         with _translated():
             return self._service.model(name, version)
 
-    def attend(self, question: Question, sequences: list[Asked]) -> list[AttendResult]:
-        """Answer one message. Raises AttentionError."""
+    def attend(self, question: Question, sequences: list[Sequence]) -> list[AttendResult]:
+        """Return one answer a sequence. Raises AttentionError."""
         with _translated():
             request = domain.Request(
                 model=question.model,
@@ -74,25 +72,25 @@ class LocalEngine:
         return [_result(response, result) for result in response.each()]
 
     def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:
-        """Return what is asked for as the core names it, by the one way there is, which is that of the wire."""
-        asked, specs = self._outputs
-        if asked is not outputs:
+        """Return the outputs as the core's specs, parsed from the wire's message as a server parses them."""
+        parsed, specs = self._outputs
+        if parsed is not outputs:
             message = attend_request("", [], outputs.wire, 0, token_offsets=False)
             specs = proto.to_request(message, self._service.limits).outputs
             self._outputs = outputs, specs
         return specs
 
 
-def _sequence(asked: Asked, path: str) -> domain.Sequence:
-    """Return a row's sequence; rows have vectors or texts, and no mask but a causal one."""
+def _sequence(row: Sequence, path: str) -> domain.Sequence:
+    """Return a row's sequence; rows have vectors or texts, and no mask besides the causal one."""
     return domain.Sequence(
         path=path,
-        query=asked.query,  # type: ignore[arg-type] # what was read from a file are arrays
-        key=asked.key,  # type: ignore[arg-type]
-        value=asked.value,  # type: ignore[arg-type]
-        text=asked.text,
-        memory_text=asked.memory_text,
-        mask=domain.NO_MASK if asked.causal == "none" else Mask(causal=asked.causal),
+        query=row.query,  # type: ignore[arg-type] # readers give arrays
+        key=row.key,  # type: ignore[arg-type]
+        value=row.value,  # type: ignore[arg-type]
+        text=row.text,
+        memory_text=row.memory_text,
+        mask=domain.NO_MASK if row.causal == "none" else Mask(causal=row.causal),
     )
 
 

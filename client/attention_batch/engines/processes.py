@@ -1,7 +1,7 @@
-"""The same shards on every core of this machine: processes, for the threads of one would share an interpreter.
+"""Shards spread over worker processes of this machine, since threads would share one interpreter.
 
-A worker writes a part in a folder of its own. Only the run itself gives it its place, so that a worker which outlives
-its run for a moment spoils nothing.
+A worker writes a part in a folder of its own, and the run moves the part to its place. So a worker that outlives its
+run for a moment cannot touch the parts of the next run.
 """
 
 import itertools
@@ -18,36 +18,32 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from attention_batch.engines.task import Task
 from attention_batch.errors import ExitStatus, Stopped
-from attention_batch.output.sink import Counts, part, publish
+from attention_batch.output.sink import Counts, FinishedShard, part, publish
 from attention_batch.readers.source import Shard
 
-if TYPE_CHECKING:
-    from attention_batch.engines.worker import Task
-
-AHEAD = 2  # runs handed out for each worker
-SECONDS_BETWEEN_WORDS = 0.25  # of a worker on how far it is
-SECONDS_FOR_THE_LAST = 10.0  # words, when all runs have ended
+AHEAD = 2  # runs of shards handed out for each worker
+SECONDS_BETWEEN_REPORTS = 0.25  # of a worker on its part under way
+SECONDS_FOR_THE_LAST = 10.0  # reports, once all runs of shards have ended
 SCRATCH = "worker-"
 
-Done = tuple[Shard, Counts]
-
-# In a worker's process, its own.
-_process: "_Process | None" = None
-_words: "Queue[_Word]"
+# Of a worker's process.
+_state: "_WorkerState | None" = None
+_reports: "Queue[_Report]"
 
 
 def slots() -> int:
-    """Return how many workers a machine has room for, by the server's own setting. Raises ModuleNotFoundError."""
+    """Return the number of workers for this machine, by the server's own setting. Raises ModuleNotFoundError."""
     from attention_server.settings import Settings  # noqa: PLC0415 # the server's extra
 
     return Settings.model_validate({}).compute_slots
 
 
-class _Word(NamedTuple):
-    """What a worker says of a shard: what its part holds, and where it lies once it is whole."""
+class _Report(NamedTuple):
+    """A worker's report on a shard: the part's counts, and its folder once it is whole."""
 
     shard: int
     counts: Counts
@@ -55,33 +51,33 @@ class _Word(NamedTuple):
 
 
 class Workers:
-    """Processes that compute; they begin at once, while the run still looks at its input and its model.
+    """A pool of worker processes. The processes start at once, so that they import while the run reads its input.
 
     Args:
-        processes: how many.
+        processes: their number.
     """
 
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks, and no threads to release them
-        self._words: Queue[_Word] = context.Queue()
+        self._reports: Queue[_Report] = context.Queue()
         self._ahead = AHEAD * processes
-        self._pool = ProcessPoolExecutor(processes, context, _begin, (self._words,))
-        others = set(multiprocessing.active_children())
+        self._pool = ProcessPoolExecutor(processes, context, _begin, (self._reports,))
+        before = set(multiprocessing.active_children())
         for _ in range(processes):
-            self._pool.submit(_get_ready)  # which starts one
-        self._children = set(multiprocessing.active_children()) - others
+            self._pool.submit(_get_ready)  # a submission starts a process
+        self._children = set(multiprocessing.active_children()) - before
 
-    def scored(self, task: "Task", runs: Iterable[list[Shard]], folder: Path) -> Generator[Done | Counts]:
-        """Yield shards as their parts are there, in any order; and now and then what those hold that are under way.
+    def scored(self, task: Task, runs: Iterable[list[Shard]], folder: Path) -> Generator[FinishedShard | Counts]:
+        """Yield shards once their parts exist, in any order, and between them the sum of the parts under way.
 
         Args:
-            task: what to do.
-            runs: the pending shards; those of a run are done one behind the other.
+            task: of every worker.
+            runs: runs of the pending shards; one worker scores a run in order.
             folder: for the parts.
 
         Raises:
-            Refused: what was asked for cannot be done.
-            Stopped: a worker has ended.
+            Refused: the model cannot give the requested outputs.
+            Stopped: a worker ended.
         """
         _tidy(folder)
         try:
@@ -93,78 +89,78 @@ class Workers:
             _tidy(folder)
 
     def close(self) -> None:
-        """End them; what is under way is done again by a later run."""
+        """End the processes; a later run scores the shards under way again."""
         for process in self._children:
             process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
-    def _scored(self, task: "Task", runs: Iterator[list[Shard]], folder: Path) -> Iterator[Done | Counts]:
+    def _scored(self, task: Task, runs: Iterator[list[Shard]], folder: Path) -> Iterator[FinishedShard | Counts]:
         futures: set[Future[None]] = set()
         pending: dict[int, Shard] = {}
-        held: dict[int, Counts] = {}
+        under_way: dict[int, Counts] = {}
         while True:
             for run in itertools.islice(runs, self._ahead - len(futures)):
                 futures.add(self._pool.submit(_score, task, folder, run))
                 pending |= {shard.index: shard for shard in run}
             if not pending:
                 return
-            word = self._next_word(may_wait=bool(futures))
-            if word is not None and word.folder is not None:
-                publish(word.folder, folder, word.shard)
-                held.pop(word.shard, None)
-                yield pending.pop(word.shard), word.counts
-            elif word is not None:
-                held[word.shard] = word.counts
-            yield sum(held.values(), Counts())
+            report = self._next_report(may_wait=bool(futures))
+            if report is not None and report.folder is not None:
+                publish(report.folder, folder, report.shard)
+                under_way.pop(report.shard, None)
+                yield FinishedShard(pending.pop(report.shard), report.counts)
+            elif report is not None:
+                under_way[report.shard] = report.counts
+            yield sum(under_way.values(), Counts())
             for future in [future for future in futures if future.done()]:
                 futures.remove(future)
                 future.result()
 
-    def _next_word(self, *, may_wait: bool) -> _Word | None:
-        """Return what a worker says; None when it says nothing yet. Raises queue.Empty when nothing will come."""
+    def _next_report(self, *, may_wait: bool) -> _Report | None:
+        """Return the next report; None if there is none yet. Raises queue.Empty if no worker is left to send one."""
         try:
-            return self._words.get(timeout=SECONDS_BETWEEN_WORDS if may_wait else SECONDS_FOR_THE_LAST)
+            return self._reports.get(timeout=SECONDS_BETWEEN_REPORTS if may_wait else SECONDS_FOR_THE_LAST)
         except queue.Empty:
             if may_wait:
                 return None
             raise
 
 
-class _Process:
-    """What lives in a worker's process, from its first run on."""
+class _WorkerState:
+    """The state of a worker's process, from its first run of shards on."""
 
-    def __init__(self, task: "Task", folder: Path) -> None:
+    def __init__(self, task: Task, folder: Path) -> None:
         self._folder = (folder / f"{SCRATCH}{os.getpid()}").absolute()
         self._folder.mkdir()
         from attention_batch.engines.worker import Worker  # noqa: PLC0415 # needs the server's extra, and is slow to import
 
         self._worker, self._layout = Worker(task), task.layout
-        self._next_word = 0.0
+        self._next_report = 0.0
 
     def score(self, shard: Shard) -> None:
         with part(self._folder, shard.index, self._layout) as writer:
             self._worker.score(shard, writer, lambda counts: self._tell(shard, counts))
-        _words.put(_Word(shard.index, writer.counts, self._folder))
+        _reports.put(_Report(shard.index, writer.counts, self._folder))
 
     def _tell(self, shard: Shard, counts: Counts) -> None:
-        if time.monotonic() >= self._next_word:
-            _words.put(_Word(shard.index, counts))
-            self._next_word = time.monotonic() + SECONDS_BETWEEN_WORDS
+        if time.monotonic() >= self._next_report:
+            _reports.put(_Report(shard.index, counts))
+            self._next_report = time.monotonic() + SECONDS_BETWEEN_REPORTS
 
 
-def _begin(words: "Queue[_Word]") -> None:
-    """Begin a worker's process. Ctrl-C is for the run to hear, and when that is gone the worker goes too."""
-    global _words  # noqa: PLW0603 # the pool gives its processes nowhere else to keep it
-    _words = words
+def _begin(reports: "Queue[_Report]") -> None:
+    """Initialize a worker's process: it ignores Ctrl-C, which the run handles, and ends when the run has ended."""
+    global _reports  # noqa: PLW0603 # the pool gives its processes no place to keep it
+    _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_run, daemon=True).start()
 
 
-def _score(task: "Task", folder: Path, run: list[Shard]) -> None:
-    global _process  # noqa: PLW0603
-    _process = _process or _Process(task, folder)
+def _score(task: Task, folder: Path, run: list[Shard]) -> None:
+    global _state  # noqa: PLW0603
+    _state = _state or _WorkerState(task, folder)
     for shard in run:
-        _process.score(shard)
+        _state.score(shard)
 
 
 def _get_ready() -> None:

@@ -1,8 +1,7 @@
-"""The same shards on a Ray cluster: Ray Data spreads them over actors, each with a model in its own process.
+"""Shards spread over a Ray cluster by Ray Data, as actors with one model each.
 
-What Ray Data brings is the pool of actors, bounded flow, and doing again what a lost node had. The journal stays with
-the run that started it: a shard's part comes back as bytes, and is written and entered here. So the cluster shares no
-folder but the input's.
+Ray Data has the pool of actors, bounds the shards under way, and repeats the shards of a lost node. The journal stays
+with the run: a part comes back as bytes, and the run writes it. So the cluster needs no shared folder but the input's.
 """
 
 import dataclasses
@@ -10,23 +9,25 @@ import io
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its maker otherwise
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports usage to its maker
 
 import ray
 import ray.data
 from ray.exceptions import RayError
 
-from attention_batch.engines.worker import Task, Worker
+from attention_batch.engines.task import Task
+from attention_batch.engines.worker import Worker
 from attention_batch.errors import Refused, ScoringError, Stopped
-from attention_batch.output.sink import Counts, PartWriter
+from attention_batch.output.sink import Counts, FinishedShard, PartWriter, store
 from attention_batch.readers.source import Shard
 
-MOST_BLOCKS = 1000  # tasks that Ray plans at once; with more shards, several to a task
+MOST_BLOCKS = 1000  # tasks that Ray plans at once; with more shards, a task has several
 
 
 class Actor:
@@ -37,7 +38,7 @@ class Actor:
         self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score one shard; return its part, or why there is none."""
+        """Score one shard; return its part, or the error that prevented it."""
         shard = Shard(**orjson.loads(batch["shard"][0]))
         output, errors = io.BytesIO(), io.BytesIO()
         counts, failure, refused = Counts(), "", False
@@ -59,14 +60,19 @@ class Actor:
         }
 
 
-def scored(task: Task, shards: Iterator[Shard]) -> Iterator[tuple[Shard, bytes, bytes, Counts]]:
-    """Yield the parts of shards as they are done, in any order.
+def scored(task: Task, shards: Iterator[Shard], folder: Path) -> Generator[FinishedShard]:
+    """Yield shards once their parts are written, in any order.
 
-    The cluster is that of RAY_ADDRESS, or one on this machine where there is none.
+    The cluster is the one at RAY_ADDRESS; without that variable, a new one on this machine.
+
+    Args:
+        task: of every actor.
+        shards: to be scored.
+        folder: for the parts.
 
     Raises:
-        Refused: what was asked for cannot be done.
-        Stopped: the cluster has gone, or an actor cannot work.
+        Refused: the model cannot give the requested outputs.
+        Stopped: the cluster is gone, or an actor failed.
     """
     todo = [{"shard": orjson.dumps(dataclasses.asdict(shard)).decode()} for shard in shards]
     if not todo:
@@ -75,12 +81,13 @@ def scored(task: Task, shards: Iterator[Shard]) -> Iterator[tuple[Shard, bytes, 
     try:
         interrupt = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, interrupt)  # in its place it had put what ends the process
+        signal.signal(signal.SIGTERM, interrupt)  # ray.init installs a handler that ends the process
         for row in _rows(task, todo):
             if row["failure"]:
                 raise Refused(row["failure"]) if row["refused"] else Stopped(row["failure"])
-            shard, counts = orjson.loads(row["shard"]), orjson.loads(row["counts"])
-            yield Shard(**shard), row["output"], row["errors"], Counts(**counts)
+            shard, counts = Shard(**orjson.loads(row["shard"])), Counts(**orjson.loads(row["counts"]))
+            store(folder, shard.index, row["output"], row["errors"])
+            yield FinishedShard(shard, counts)
     except (RayError, ConnectionError) as error:
         raise Stopped(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error
     finally:

@@ -1,47 +1,25 @@
-"""A worker: whole shards, with a model of its own, one after another. What engines of many processes are made of."""
+"""A worker of the engines with many processes: a local engine that scores whole shards, one after another."""
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from attention_proto.allocator import keep_freed
 
 from attention_batch.engines.local import LocalEngine
-from attention_batch.output.sink import Counts, Layout, PartWriter
-from attention_batch.readers.fields import Fields
-from attention_batch.readers.source import InputFile, Shard, of_files
+from attention_batch.engines.task import Task
+from attention_batch.output.sink import Counts, PartWriter
+from attention_batch.readers.selection import of_files
+from attention_batch.readers.source import Shard
 from attention_batch.retry import Patience
-from attention_batch.scorer import Question, Scorer, pack
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a worker has to know.
-
-    Attributes:
-        files: of the input, at the same paths wherever there are workers.
-        fields: how its rows are read.
-        question: about every row.
-        layout: of the parts.
-        models: the repository's folder there; None for the embedded one.
-        folder: which relative paths start from.
-    """
-
-    files: tuple[InputFile, ...]
-    fields: Fields
-    question: Question
-    layout: Layout
-    models: Path | None
-    folder: Path = field(default_factory=Path.cwd)
+from attention_batch.scorer import Scorer, pack
 
 
 class Worker:
-    """Computes on one core.
+    """A scorer of shards on one core.
 
     Raises:
         Refused: the repository cannot be loaded.
-        Stopped: its model is not the one that the task is about.
+        Stopped: the repository's model is not the task's.
     """
 
     def __init__(self, task: Task) -> None:
@@ -56,9 +34,9 @@ class Worker:
         """Write a shard's part.
 
         Args:
-            shard: which.
-            writer: takes it; not closed.
-            tell: told now and then what the part holds.
+            shard: of the task's files.
+            writer: receives the rows; stays open.
+            tell: called after each batch with the part's counts so far.
 
         Raises:
             ScoringError: the run cannot go on.

@@ -1,6 +1,7 @@
-"""What a run has done, so that the next one goes on: `OUTPUT.scoring/`, its lock, its parts and `journal.jsonl`.
+"""The record of a run, by which the next run resumes it: `OUTPUT.scoring/`, its lock, its parts and `journal.jsonl`.
 
-The first line says of what the run is; each further one that a shard's part is there; the last that the output is.
+The journal's first line is the run's subject; each further line is a finished shard; the last line says that the output
+is complete.
 """
 
 import fcntl
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from attention_batch.errors import Refused
-from attention_batch.output.sink import Counts, durably, part_paths, sync_folder
+from attention_batch.output.durable import durably, sync_folder
+from attention_batch.output.sink import Counts, part_paths
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"
@@ -22,16 +24,16 @@ COMPLETE = {"complete": True}
 
 
 def folder_of(output: Path) -> Path:
-    """Return where a run keeps what it has done."""
+    """Return the folder of a run's journal and parts."""
     return output.with_name(output.name + ".scoring")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against others; whatever ends the process lets go of it.
+    """Lock a run's folder, creating it; the end of the process releases the lock.
 
     Raises:
-        Refused: another run holds it.
+        Refused: another run has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(folder.parent)
@@ -44,11 +46,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Journal:
-    """The record of one run, whoever carries it on.
+    """The record of one run and of the runs that resume it.
 
     Args:
-        folder: held by `locked`.
-        subject: what the run is of: what must be the same to go on.
+        folder: locked by `locked`.
+        subject: name -> value of all that must be equal in a run that resumes this one.
+
+    Attributes:
+        done: shard index -> counts, for the shards whose part exists.
+        complete: whether the output was assembled.
+
+    Raises:
+        Refused: the folder has the journal of another subject.
     """
 
     def __init__(self, folder: Path, subject: Mapping[str, Any]) -> None:
@@ -60,29 +69,29 @@ class Journal:
 
     @property
     def counts(self) -> Counts:
-        """What all parts hold."""
+        """The sum over all parts."""
         return sum(self.done.values(), Counts())
 
     def enter(self, shard: int, counts: Counts) -> None:
-        """Say that a shard's part is there."""
+        """Record a shard whose part exists."""
         size = part_paths(self._folder, shard)[0].stat().st_size
         self._append({"shard": shard, "bytes": size, **asdict(counts)})
         self.done[shard] = counts
 
     def finish(self) -> None:
-        """Say that the output is there, and let the parts go."""
+        """Record that the output exists, and remove the parts."""
         self._append(COMPLETE)
         self.complete = True
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a complete run needs no longer."""
+        """Remove the parts of a complete run."""
         for path in (*self._folder.glob("*.part"), *self._folder.glob("*.errors")):
             path.unlink(missing_ok=True)
 
     def _read(self, subject: Mapping[str, Any]) -> None:
         lines = self._lines()
-        if len(lines) < 2:  # a run that has done nothing binds nobody
+        if len(lines) < 2:  # a run without a finished shard does not bind the next run to its subject
             with durably(self._path) as file:
                 file.write(_line({"format": FORMAT, **subject}))
             return
@@ -94,7 +103,7 @@ class Journal:
                 self.done[entry["shard"]] = Counts(entry["rows"], entry["failed"], entry["tokens"])
 
     def _lines(self) -> list[bytes]:
-        """Return the whole lines; cut off what a sudden end left of another."""
+        """Return the whole lines; truncate a half line that a crash left at the end."""
         if not self._path.exists():
             return []
         content = self._path.read_bytes()
@@ -115,12 +124,17 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(self._path, before)  # a half line in front of the next one would spoil it
+                os.truncate(self._path, before)  # a half line would make the next line unreadable
                 raise
 
 
+def written_by(output: Path) -> tuple[Path, ...]:
+    """Return the files and the folder that a run writes."""
+    return output, errors_of(output), folder_of(output)
+
+
 def start_over(folder: Path, output: Path) -> None:
-    """Forget what an earlier run did: its journal first, its output last."""
+    """Remove an earlier run: its journal first, its output last."""
     for path in folder.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -130,15 +144,15 @@ def start_over(folder: Path, output: Path) -> None:
 
 
 def errors_of(output: Path) -> Path:
-    """Return where a run's dead letters go."""
+    """Return the path of a run's dead-letter file."""
     return output.with_name(output.name + ".errors.jsonl")
 
 
 def check_subject(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that an earlier run was of the same.
+    """Check that an earlier run had the same subject.
 
     Raises:
-        Refused: something has changed; says what.
+        Refused: a value differs; the message names each.
     """
     if before.get("format") != FORMAT:
         raise Refused(f"the journal has format {before.get('format')}, not {FORMAT}; --restart starts over")

@@ -1,29 +1,29 @@
-"""Which column of the input is which field of a sequence, and rows made of Arrow columns or JSON documents."""
+"""The fields of a sequence: their columns in the input, and rows from Arrow batches or JSON documents."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from attention_client import Sequence as Asked
+from attention_client import Sequence
 from attention_proto.masks import Causal
 
-from attention_batch.arrow import is_vectors, vectors
 from attention_batch.errors import Refused
 from attention_batch.readers.rows import FIELDS, TEXTS, VECTORS, Failed, Row
+from attention_batch.readers.vectors import is_vectors, vectors
 
 LARGEST_INT = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Fields:
-    """How rows are read.
+    """A reader of rows from Arrow batches and JSON documents.
 
     Attributes:
-        columns: the input's column for each field that is read.
-        id_type: of the id column.
-        causal: the mask of every sequence.
+        columns: field -> the input's column, for the fields that are read.
+        id_type: Arrow type of ids.
+        causal: the causal mask of every sequence.
     """
 
     columns: Mapping[str, str]
@@ -39,10 +39,10 @@ class Fields:
         """Yield the rows of an Arrow batch.
 
         Args:
-            batch: of the columns that are read.
-            file: whose.
+            batch: has the columns that are read.
+            file: the file's name.
             first: the number of its first row in the file.
-            before: rows of the files before; a row without an id is called by its number in all of them.
+            before: number of rows of the files before; without an id column, a row's id is its number over all files.
         """
         ids = self._ids(batch, before + first)
         parts = {field: self._parts(batch, field) for field in self.columns if field != "id"}
@@ -50,7 +50,7 @@ class Fields:
             yield self._row(file, first + i, ids[i], {field: values[i] for field, values in parts.items()})
 
     def of_document(self, document: Any, file: str, row: int, before: int) -> Row | Failed:
-        """Return the row of a JSON document; see `of_batch`."""
+        """Return the row of a JSON document, with the arguments of `of_batch`."""
         if not isinstance(document, dict):
             return Failed(file, row, None, "", f"must be an object, not {type(document).__name__}")
         id_ = document.get(self.columns["id"]) if "id" in self.columns else before + row
@@ -70,7 +70,7 @@ class Fields:
         if "id" not in self.columns:
             return list(range(first, first + batch.num_rows))
         ids = batch.column(self.columns["id"])
-        # Python's own times have no nanoseconds.
+        # Python's times have no nanoseconds, so ids of time stay Arrow scalars.
         return list(ids) if pa.types.is_temporal(ids.type) else list(ids.to_pylist())
 
     def _parts(self, batch: pa.RecordBatch, field: str) -> list[Any]:
@@ -88,7 +88,7 @@ class Fields:
                 size += value.nbytes
             else:
                 return Failed(file, row, id_, field, "has vectors of several widths, or a null in place of one")
-        return Row(file, row, id_, Asked(**parts, causal=self.causal), size)
+        return Row(file, row, id_, Sequence(**parts, causal=self.causal), size)
 
     def _id_fault(self, id_: Any) -> str | None:
         if self.id_type == pa.int64():
@@ -97,16 +97,16 @@ class Fields:
         return None if isinstance(id_, str) else f"must be a string, as the first row's is, not {id_!r}"
 
 
-def choose(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return the input's column for each field: those said, and those that bear a field's name.
+def choose(names: Collection[str], said: Mapping[str, str], where: str) -> dict[str, str]:
+    """Return field -> column: the columns that the user chose, and those that have a field's name.
 
     Args:
         names: of the input's columns.
-        said: field -> column, as the caller chose.
-        where: the input, for errors.
+        said: field -> column, as the user chose.
+        where: the input's name, for errors.
 
     Raises:
-        Refused: a column is not there, or there is nothing to ask about.
+        Refused: a chosen column does not exist, or the input has not exactly one of text and query.
     """
     for field, column in said.items():
         if field not in FIELDS:
@@ -114,7 +114,7 @@ def choose(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[st
         if column not in names:
             raise Refused(f"--column {field}={column}: {where} has no such column; it has {', '.join(names)}")
     source = {"text", "query"} & said.keys()
-    # Who names the text or the vectors has named all; an input may have both.
+    # An input may have text and query; a chosen one of the two then excludes all columns that were not chosen.
     columns = {field: field for field in FIELDS if field in names and (not source or field == "id")} | dict(said)
     if ("text" in columns) == ("query" in columns):
         have = "both text and query" if "text" in columns else "neither text nor query"
@@ -123,10 +123,10 @@ def choose(names: Sequence[str], said: Mapping[str, str], where: str) -> dict[st
 
 
 def check_types(schema: pa.Schema, columns: Mapping[str, str], where: str) -> None:
-    """Check that Arrow columns hold what their fields need.
+    """Check that Arrow columns have the types that their fields need.
 
     Raises:
-        Refused: one does not.
+        Refused: a column has another type.
     """
     for field, column in columns.items():
         kind = schema.field(column).type

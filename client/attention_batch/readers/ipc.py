@@ -1,6 +1,6 @@
-"""Arrow's own files, `.arrow` and `.feather`, of its file or its stream format: their record batches in slices.
+"""Arrow IPC files (`.arrow`, `.feather`), in the file or the stream format: slices of record batches.
 
-Mapped into memory they are not read at all: vectors go from the page cache to the model.
+The files are mapped into memory, so vectors go from the page cache to the model without a copy.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Reader = Any  # pa.ipc.RecordBatchFileReader or RecordBatchStreamReader: pyarrow
 
 
 def schema(path: str) -> pa.Schema:
-    """Return a file's schema. Raises Refused when it is no Arrow file."""
+    """Return a file's schema. Raises Refused if it is no Arrow file."""
     try:
         return _open(path).schema
     except (OSError, pa.ArrowException) as error:
@@ -22,7 +22,13 @@ def schema(path: str) -> pa.Schema:
 
 
 def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, int, float]]:
-    """Yield record batch, rows of it before, rows, and the share of the file's rows, of one slice after another."""
+    """Yield the slices of a file: record batch, rows before it in the batch, rows, and share of the file's rows.
+
+    Args:
+        path: of the file.
+        rows: of a slice, at most.
+        most_bytes: of a slice, at most, by the record batch's mean row.
+    """
     try:
         counts = [(batch.num_rows, batch.nbytes) for batch in _batches(_open(path))]
     except (OSError, pa.ArrowException) as error:
@@ -36,7 +42,7 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
 
 
 class Cursor:
-    """Reads slices; keeps the record batch that it is in, which may have been decompressed."""
+    """A reader of slices; keeps its current record batch, which may have been decompressed."""
 
     def __init__(self) -> None:
         self._path = ""

@@ -1,4 +1,4 @@
-"""Parquet files: their row groups in slices, read one behind the other without going back."""
+"""Parquet files: slices of row groups, each row group read once from its start."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 from attention_batch.errors import Refused
 
 BATCH_ROWS = 1024
-BATCH_BYTES = 2**22  # about; of much more, the memory would come from the system anew with each batch
-READ_BYTES = 2**20  # at once; without it a row group's columns are read whole
+BATCH_BYTES = 2**22  # about; far larger batches would take fresh memory from the system each time
+READ_BYTES = 2**20  # buffer; without it a row group's columns are read whole
 Place = tuple[str, int, int]  # a file, a row group, and a row in it
 
 
 def schema(path: str) -> pa.Schema:
-    """Return a file's Arrow schema. Raises Refused when it is no Parquet file."""
+    """Return a file's Arrow schema. Raises Refused if it is no Parquet file."""
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
@@ -22,7 +22,13 @@ def schema(path: str) -> pa.Schema:
 
 
 def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, int, float]]:
-    """Yield row group, rows of it before, rows, and the share of the file's rows, of one slice after another."""
+    """Yield the slices of a file: row group, rows before it in the group, rows, and share of the file's rows.
+
+    Args:
+        path: of the file.
+        rows: of a slice, at most.
+        most_bytes: of a slice, at most, by the row group's mean row.
+    """
     metadata = pq.read_metadata(path)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -33,7 +39,7 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
 
 
 class Cursor:
-    """Reads slices; where the next one follows the last, nothing is read twice."""
+    """A reader of slices; where the next slice follows the last, no row is read twice."""
 
     def __init__(self) -> None:
         self._at: Place | None = None
@@ -51,7 +57,7 @@ class Cursor:
                 self._open(path, group, columns)
                 for _ in self._next(skipped):
                     pass
-            self._at = None  # until it has been read to its end
+            self._at = None  # unknown until the slice is read to its end
             yield from self._next(count)
             self._at = (path, group, skipped + count)
         except (OSError, pa.ArrowException) as error:
@@ -60,7 +66,7 @@ class Cursor:
     def _open(self, path: str, group: int, columns: list[str]) -> None:
         opened = pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // _row_bytes(opened.metadata.row_group(group))))
-        # One behind the other: what answers has the other cores.
+        # Without threads: the engine has the other cores.
         self._batches = opened.iter_batches(rows, [group], _leaves(opened, columns), use_threads=False)
         self._rest = None
 

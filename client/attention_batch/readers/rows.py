@@ -1,4 +1,4 @@
-"""One row on its way: what was read, and what came of it."""
+"""One row of the input, before and after scoring."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +12,14 @@ TEXTS = ("text", "memory_text")
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row that has no answer, as the dead-letter file tells it.
+    """A row without an answer, as a line of the dead-letter file.
 
     Attributes:
-        file: the input's name.
+        file: the input file's name.
         row: its number in that file, from 0.
         id: of the row; None where it could not be read.
-        field: at fault; empty when it is the row as a whole.
-        reason: what is wrong.
+        field: the field at fault; empty for a fault of the row as a whole.
+        reason: the fault, in words.
     """
 
     file: str
@@ -31,12 +31,12 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that was read.
+    """A row as it was read.
 
     Attributes:
         file, row, id: as in `Failed`.
-        sequence: what to ask about.
-        size: bytes of its vectors and texts.
+        sequence: the input of the attention block.
+        size: bytes of its vectors, and characters of its texts.
     """
 
     file: str
@@ -46,18 +46,18 @@ class Row:
     size: int
 
     def failed(self, field: str, reason: str) -> Failed:
-        """Say that this row has no answer."""
+        """Return this row as a failed one."""
         return Failed(self.file, self.row, self.id, field, reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A row's answer.
+    """A row with its answer.
 
     Attributes:
         id: of the row.
         values: one for each column of the output.
-        tokens: query positions.
+        tokens: number of query positions, T.
     """
 
     id: Any

@@ -1,0 +1,53 @@
+"""Shards scored in this process, through a client or by a local engine's threads."""
+
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing
+
+from attention_batch.output.sink import Counts, FinishedShard, PartWriter
+from attention_batch.readers.fields import Fields
+from attention_batch.readers.source import Shard, Source
+from attention_batch.scorer import Message, Outcome, Scorer, pack
+
+OpenPart = Callable[[int], AbstractContextManager[PartWriter]]
+
+
+def scored(
+    scorer: Scorer, source: Source, fields: Fields, shards: Iterator[Shard], opened: OpenPart
+) -> Generator[FinishedShard | Counts]:
+    """Yield each shard once its part is written, in order, and after each batch the counts of the part under way.
+
+    Rows of the next shards are read and scored while a part is written.
+
+    Args:
+        scorer: scores batches of rows.
+        source: has the shards.
+        fields: reads rows.
+        shards: to be scored.
+        opened: opens the part of a shard, by its index.
+
+    Raises:
+        ScoringError: the run cannot go on.
+    """
+    begun: dict[int, Shard] = {}
+
+    def messages() -> Iterator[Message]:
+        for shard in shards:
+            begun[shard.index] = shard
+            yield from pack(shard.index, source.read(shard, fields))
+
+    with closing(scorer.score(messages())) as answers:
+        for message, first in answers:
+            with opened(message.shard) as writer:
+                for outcomes in itertools.chain([first], _rest(message, answers)):
+                    writer.add(outcomes)
+                    yield writer.counts
+            scorer.confirm()
+            yield FinishedShard(begun.pop(message.shard), writer.counts)
+
+
+def _rest(message: Message, answers: Iterator[tuple[Message, list[Outcome]]]) -> Iterator[list[Outcome]]:
+    """Yield the outcomes of the batches that follow in a batch's shard."""
+    while not message.last:
+        message, outcomes = next(answers)
+        yield outcomes

@@ -1,0 +1,41 @@
+"""Lines of JSON: one answer, or one failed row."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from attention_client import Prediction, TopK
+
+from attention_batch.readers.rows import Failed, Scored
+from attention_batch.spec import Column
+
+
+def dead_letter(failed: Failed) -> bytes:
+    """Return the line of a failed row."""
+    return orjson.dumps({field.name: getattr(failed, field.name) for field in fields(failed)}, default=_text) + b"\n"
+
+
+def json_line(row: Scored, columns: Sequence[Column]) -> bytes:
+    """Return the line of one answer; each number has the fewest digits that restore it exactly."""
+    values = {column.name: _json_value(value) for column, value in zip(columns, row.values, strict=True)}
+    return orjson.dumps({"id": row.id, **values}, default=_text, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, TopK):
+        return {"indices": value.indices, "values": value.values}
+    if isinstance(value, tuple):
+        return [_json_prediction(each) if isinstance(each, Prediction) else each for each in value]
+    return value
+
+
+def _json_prediction(prediction: Prediction) -> dict[str, Any]:
+    return {**prediction._asdict(), "probability": np.float32(prediction.probability)}
+
+
+def _text(id_: Any) -> str:
+    """Return an id of a type that JSON lacks as a string."""
+    return str(id_.cast(pa.string())) if isinstance(id_, pa.Scalar) else str(id_)

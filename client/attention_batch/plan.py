@@ -1,0 +1,114 @@
+"""A job, and the plan that follows from it, its input and its model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.masks import Causal
+
+from attention_batch.engines.task import Task
+from attention_batch.errors import Refused
+from attention_batch.output.sink import FORMS, Form, Layout
+from attention_batch.readers.fields import Fields
+from attention_batch.readers.selection import STREAM
+from attention_batch.readers.source import Source
+from attention_batch.spec import Question, digest, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The options of a run.
+
+    Attributes:
+        input: a file, a folder, a pattern of files, or `-`.
+        output: a file, or `-`.
+        model, version: the model version that answers; version 0 is the default one.
+        outputs: the outputs to write; see `attention_batch.spec`.
+        columns: field -> the input's column, for columns with other names than their fields.
+        causal: the causal mask of every sequence.
+        engine: `client` calls a service, `local` computes on this machine, `ray` on a cluster.
+        target, token, credentials: of the service: its address, the caller's token, and TLS.
+        timeout, patience: seconds for one call, and seconds to wait for a service that does not answer.
+        models: the repository's folder, for the other engines; None for the embedded one.
+        shard_rows: rows of a shard, at most.
+        max_errors: failed rows that stop the run when exceeded; None for no bound.
+        restart: whether to remove an earlier run of this output.
+    """
+
+    input: str
+    output: str
+    model: str
+    version: int = 0
+    outputs: Sequence[Mapping[str, Any]] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    causal: Causal = "none"
+    engine: Literal["client", "local", "ray"] = "client"
+    target: str = "127.0.0.1:50051"
+    token: str | None = field(default=None, repr=False)
+    credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
+    timeout: float = 120.0
+    patience: float = 300.0
+    models: Path | None = None
+    shard_rows: int = 4096
+    max_errors: int | None = None
+    restart: bool = False
+
+    @property
+    def output_file(self) -> Path | None:
+        """The output's path; None for standard output."""
+        return None if self.output == STREAM else Path(self.output)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job resolved against its input and its model."""
+
+    job: Job
+    source: Source
+    fields: Fields
+    question: Question
+    layout: Layout
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """All that must be equal in a run that resumes this one."""
+        job = self.job
+        return {
+            "input": [[file.path, file.size, file.modified_ns] for file in self.source.files],
+            "model": self.question.model,
+            "model version": self.question.version,
+            "model manifest": self.question.manifest,
+            "outputs": [dict(spec) for spec in job.outputs],
+            "columns": self.fields.columns,
+            "causal": job.causal,
+            "shard rows": job.shard_rows,
+        }
+
+    def task(self) -> Task:
+        """Return the task of the engines with many processes."""
+        return Task(self.source.files, self.fields, self.question, self.layout, self.job.models)
+
+
+def make_plan(job: Job, source: Source, model: pb.Model) -> Plan:
+    """Resolve a job's columns and outputs.
+
+    Raises:
+        Refused: the input has not the columns, the model not the outputs, or the output's name no known format.
+    """
+    columns, id_type = source.columns(job.columns)
+    fields = Fields(columns, id_type, job.causal)
+    outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
+    question = Question(model.name, model.version, digest(model), outputs)
+    return Plan(job, source, fields, question, Layout(_form(job.output), outputs.columns, id_type))
+
+
+def _form(output: str) -> Form:
+    if output == STREAM:
+        return "jsonl"
+    form = FORMS.get(Path(output).suffix.lower())
+    if form is None or Path(output).is_dir():
+        raise Refused(f"{output}: must be a file whose name ends in {', '.join(FORMS)}, or - for standard output")
+    return form

@@ -1,0 +1,88 @@
+"""Columnar files as a source: the row groups of Parquet, or the record batches of Arrow."""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import pyarrow as pa
+
+from attention_batch.errors import Refused
+from attention_batch.readers.fields import Fields, check_types, choose
+from attention_batch.readers.rows import Failed, Row
+from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
+
+
+class Cursor(Protocol):
+    """A reader of slices, fastest where the next slice follows the last."""
+
+    def read(self, path: str, group: int, skipped: int, count: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a slice. Raises Refused if the file cannot be read there."""
+        ...
+
+
+class Tables(Protocol):
+    """A module that reads columnar files: `parquet` or `ipc`."""
+
+    def schema(self, path: str) -> pa.Schema:
+        """Return a file's schema. Raises Refused if the file has another format."""
+        ...
+
+    def slices(self, path: str, rows: int, most_bytes: int, /) -> Iterator[tuple[int, int, int, float]]:
+        """Yield the slices of a file: row group, rows before it in the group, rows, and share of the file's rows."""
+        ...
+
+    def Cursor(self) -> Cursor:
+        """Return a new cursor."""
+        ...
+
+
+class TableSource:
+    """Rows of columnar files.
+
+    Args:
+        files: at least one, all of one format.
+        tables: the module that reads that format.
+        from_start: whether a row group can only be read from its start.
+    """
+
+    def __init__(self, files: tuple[InputFile, ...], tables: Tables, *, from_start: bool) -> None:
+        self.files = files
+        self.from_start = from_start
+        self._tables = tables
+        self.work: float | None = float(sum(file.size for file in files))
+        self._cursor = tables.Cursor()
+
+    def columns(self, said: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
+        """Return the column of each field, and the type of ids; every file must have both. See `Source.columns`."""
+        first = self._tables.schema(self.files[0].path)
+        columns = choose(first.names, said, self.files[0].path)
+        id_type = first.field(columns["id"]).type if "id" in columns else pa.int64()
+        for file in self.files:
+            schema = self._tables.schema(file.path)
+            missing = [column for column in columns.values() if column not in schema.names]
+            if missing:
+                raise Refused(f"{file.path} has no column {missing[0]!r}, as {self.files[0].path} has")
+            check_types(schema, columns, file.path)
+            if "id" in columns and schema.field(columns["id"]).type != id_type:
+                raise Refused(
+                    f"{file.path}: ids are {schema.field(columns['id']).type}, but {id_type} in the first file"
+                )
+        return columns, id_type
+
+    def shards(self, rows: int) -> Iterator[Shard]:
+        """Yield slices of row groups."""
+        before = index = 0
+        for number, file in enumerate(self.files):
+            first = 0
+            for group, skipped, count, share in self._tables.slices(file.path, rows, MOST_BYTES):
+                yield Shard(index, number, first, count, before, (group, skipped), share * file.size)
+                index += 1
+                first += count
+            before += first
+
+    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | Failed]:
+        """Yield a shard's rows."""
+        path = self.files[shard.file].path
+        first = shard.first
+        for batch in self._cursor.read(path, *shard.place, shard.rows, list(dict.fromkeys(fields.columns.values()))):
+            yield from fields.of_batch(batch, path, first, shard.before)
+            first += batch.num_rows
