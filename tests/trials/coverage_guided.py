@@ -25,8 +25,9 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
         from attention_server.auth.callers import ALL_RIGHTS  # noqa: PLC0415
         from attention_server.codecs import json, proto  # noqa: PLC0415
         from attention_server.codecs.oip import json as oip_json  # noqa: PLC0415
-        from attention_server.codecs.oip import oip  # noqa: PLC0415
+        from attention_server.codecs.oip import mapping, rules  # noqa: PLC0415
         from attention_server.codecs.oip import proto as oip_proto  # noqa: PLC0415
+        from attention_server.codecs.oip.messages import InferRequest, InferResponse  # noqa: PLC0415
         from attention_server.domain.call import CallContext  # noqa: PLC0415
         from attention_server.errors import AttentionServiceError  # noqa: PLC0415
         from attention_server.service.build import make_core  # noqa: PLC0415
@@ -49,10 +50,17 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
         request, encoding = json.to_request(body[1:], model_of(body), 0, service.limits)
         json.from_response(service.attend(request, call()), encoding)
 
+    def answer(infer: InferRequest) -> InferResponse:
+        request = mapping.to_domain(infer, service.limits)
+        rules.timeout(infer.parameters)
+        with rules.protocol_field_names(infer):
+            response = service.attend(request, call())
+        return mapping.from_domain(response, infer, service.limits)
+
     def infer_json(body: bytes) -> None:
         length = str(len(body) - 9) if body[:1] > b"\x80" and len(body) > 9 else None
         infer = oip_json.to_infer(body[1:], length, model_of(body), 0)
-        oip_json.from_answer(oip.answer(infer, service, call()), infer)
+        oip_json.from_answer(answer(infer), infer)
 
     def attend_proto(body: bytes) -> None:
         request = proto.to_request(pb.AttendRequest.FromString(body), service.limits)
@@ -60,7 +68,7 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
 
     def infer_proto(body: bytes) -> None:
         infer = oip_proto.to_infer(oip_pb.ModelInferRequest.FromString(body))
-        oip_proto.serialize(oip.answer(infer, service, call()))
+        oip_proto.serialize(answer(infer))
 
     def model_of(body: bytes) -> str:
         return hostile_json.MODELS[(body[0] if body else 0) % 7]

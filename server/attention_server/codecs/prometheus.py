@@ -5,6 +5,7 @@ Models are named here that are served, or were; so what callers write makes no s
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
@@ -14,7 +15,8 @@ from prometheus_client.registry import Collector
 
 from attention_server.domain.messages import IndexEntry
 from attention_server.domain.request_record import RequestRecord
-from attention_server.service.service import Service
+from attention_server.inference.contexts import MemoryState
+from attention_server.scheduling.scheduler import SchedulerState
 from attention_server.telemetry.statistics import Histogram, RequestLabels, RequestStatistics, VersionStatistics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -37,16 +39,43 @@ ProcessCollector(registry=_process)
 GCCollector(registry=_process)
 
 
-def exposition(service: Service) -> bytes:
-    """Return all metrics as they are now, in Prometheus' text format."""
-    counted, ways = service.observer.statistics.all()
-    open_records, index = service.observer.open_records(), service.index()
-    known = {(each.model, each.version): each for each in counted}
-    for entry in index:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The server's state at one moment.
+
+    Attributes:
+        ready: whether every model is loaded and warmed.
+        scheduler: the scheduler's slots and queue.
+        memories: the store of kept memories.
+        versions: statistics of each version that has had a request.
+        requests: statistics of ended requests by their labels.
+        open_records: the records of requests that have not ended.
+        index: every version in the repository.
+    """
+
+    ready: bool
+    scheduler: SchedulerState
+    memories: MemoryState
+    versions: list[VersionStatistics]
+    requests: dict[RequestLabels, RequestStatistics]
+    open_records: list[RequestRecord]
+    index: list[IndexEntry]
+
+
+def exposition(snapshot: Snapshot) -> bytes:
+    """Return all metrics in Prometheus' text format."""
+    open_records = snapshot.open_records
+    known = {(each.model, each.version): each for each in snapshot.versions}
+    for entry in snapshot.index:
         if entry.state == "READY":  # what nobody has asked yet is there too, with zeros to count from
             known.setdefault((entry.name, entry.version), VersionStatistics(entry.name, entry.version))
     versions = list(known.values())
-    own = [*_of_server(service), *_of_models(index), *_of_requests(ways, open_records), *_of_versions(versions)]
+    own = [
+        *_of_server(snapshot),
+        *_of_models(snapshot.index),
+        *_of_requests(snapshot.requests, open_records),
+        *_of_versions(versions),
+    ]
     return generate_latest(_Collected(own)) + _of_triton(versions, open_records).encode() + generate_latest(_process)
 
 
@@ -58,13 +87,13 @@ class _Collected(Collector):
         return self._families
 
 
-def _of_server(service: Service) -> Iterator[Metric]:
-    scheduler, memories = service.state()
+def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
+    scheduler, memories = snapshot.scheduler, snapshot.memories
     build = GaugeMetricFamily("attention_build_info", "The version of the service.", labels=["version"])
     build.add_metric([version("attention-service")], 1)
     yield build
     gauges = {
-        "attention_ready": ("Whether every model is loaded and warmed.", int(service.ready)),
+        "attention_ready": ("Whether every model is loaded and warmed.", int(snapshot.ready)),
         "attention_slots": ("Requests that are computed at once.", scheduler.slots),
         "attention_slots_busy": ("Requests that are being computed.", scheduler.running),
         "attention_queue_capacity": ("Requests that may wait for a slot.", scheduler.max_queued),

@@ -74,6 +74,11 @@ class CallContext:
         """Return the seconds until the deadline; None without one."""
         return None if self.deadline == math.inf else max(0.0, self.deadline - time.monotonic())
 
+    def shorten_deadline(self, seconds: float | None) -> None:
+        """Move the deadline to at most `seconds` from now; None leaves the deadline."""
+        if seconds is not None:
+            self.deadline = min(self.deadline, time.monotonic() + seconds)
+
     def for_message(self, record: RequestRecord) -> "CallContext":
         """Return the context of one message of this call's stream, with the stream's deadline and cancellation."""
         message = CallContext(self.request_id, self.caller, None, self.rights, record)

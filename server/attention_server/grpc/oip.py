@@ -1,14 +1,16 @@
 """inference.GRPCInferenceService, the Open Inference Protocol: translate, call, translate."""
 
+import functools
 from collections.abc import Callable
 
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
 from google.protobuf.json_format import ParseDict
 
 from attention_server.codecs.errors import message_of
+from attention_server.codecs.oip import mapping, rules
 from attention_server.codecs.oip import models as oip_models
-from attention_server.codecs.oip import oip
 from attention_server.codecs.oip import proto as oip_proto
+from attention_server.codecs.oip.messages import InferResponse
 from attention_server.codecs.oip.tensor import BYTES
 from attention_server.codecs.url import to_version
 from attention_server.domain.call import CallContext
@@ -102,9 +104,16 @@ class InferenceServicer:
 
     async def _begin(
         self, message: pb.ModelInferRequest, call: CallContext, admitted: Callable[[], None] | None
-    ) -> tuple["Future[Response]", Callable[[Response], oip.Answer]]:
-        def begin() -> "tuple[Future[Response], Callable[[Response], oip.Answer]]":
-            return oip.submit(oip_proto.to_infer(message), self._service, call, admitted)
+    ) -> tuple["Future[Response]", Callable[[Response], InferResponse]]:
+        limits = self._service.limits
+
+        def begin() -> "tuple[Future[Response], Callable[[Response], InferResponse]]":
+            infer = oip_proto.to_infer(message)
+            request = mapping.to_domain(infer, limits)
+            call.shorten_deadline(rules.timeout(infer.parameters))
+            with rules.protocol_field_names(infer):
+                future = self._service.submit(request, call, admitted)
+            return future, functools.partial(mapping.from_domain, infer=infer, limits=limits)
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
         text = any(each.datatype == BYTES for each in message.inputs)

@@ -11,8 +11,9 @@ from starlette.routing import Route
 from attention_server.codecs.document import Json, fields, parse, typed
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip import json as oip_json
+from attention_server.codecs.oip import mapping, rules
 from attention_server.codecs.oip import models as oip_models
-from attention_server.codecs.oip import oip
+from attention_server.codecs.oip.messages import Parameters
 from attention_server.domain.call import CallContext
 from attention_server.errors import Unimplemented
 from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
@@ -112,7 +113,12 @@ class InferenceRoutes:
     def _infer(self, body: bytes, request: Request, version: int, call: CallContext) -> Response:
         header_length = request.headers.get(oip_json.HEADER_LENGTH)
         infer = oip_json.to_infer(body, header_length, _model(request), version)
-        content, json_length = oip_json.from_answer(oip.answer(infer, self._service, call), infer)
+        domain_request = mapping.to_domain(infer, self._service.limits)
+        call.shorten_deadline(rules.timeout(infer.parameters))
+        with rules.protocol_field_names(infer):
+            response = self._service.attend(domain_request, call)
+        answer = mapping.from_domain(response, infer, self._service.limits)
+        content, json_length = oip_json.from_answer(answer, infer)
         headers = {oip_json.HEADER_LENGTH: str(json_length)} if json_length < len(content) else {}
         content, encoding = _compress(content, request.headers.get("accept-encoding", ""))
         return Response(content, headers=headers | encoding, media_type=BINARY if headers else JSON)
@@ -155,7 +161,7 @@ def _fields(body: bytes, known: tuple[str, ...]) -> Json:
     return content
 
 
-def _parameters(body: bytes) -> oip.Parameters:
+def _parameters(body: bytes) -> Parameters:
     return oip_json.parameters_of(_fields(body, ("parameters",)), "")
 
 

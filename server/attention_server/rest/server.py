@@ -208,8 +208,22 @@ class RestServer:
         return self._threads.is_idle
 
     async def metrics(self, request: Request) -> Response:
-        content = await run_in_threadpool(prometheus.exposition, self._service)
+        content = await run_in_threadpool(lambda: prometheus.exposition(_snapshot(self._service)))
         return Response(content, media_type=prometheus.CONTENT_TYPE)
+
+
+def _snapshot(service: Service) -> prometheus.Snapshot:
+    scheduler, memories = service.state()
+    versions, requests = service.observer.statistics.all()
+    return prometheus.Snapshot(
+        ready=service.ready,
+        scheduler=scheduler,
+        memories=memories,
+        versions=versions,
+        requests=requests,
+        open_records=service.observer.open_records(),
+        index=service.index(),
+    )
 
 
 class _Server(uvicorn.Server):

@@ -9,7 +9,7 @@ from attention_proto.codec import DTYPES
 
 from attention_server.codecs.document import Json, elements, fields, integers, nested, parse, reshape, typed
 from attention_server.codecs.duplicates import refuse_duplicates
-from attention_server.codecs.oip.oip import Answer, Infer, Output, Parameters, Wanted
+from attention_server.codecs.oip.messages import InferRequest, InferResponse, OutputTensor, Parameters, RequestedOutput
 from attention_server.codecs.oip.tensor import BYTES, data_type_of, from_raw, texts, to_raw
 from attention_server.codecs.url import agreed, to_version
 from attention_server.domain.messages import Array
@@ -27,7 +27,7 @@ class Body(NamedTuple):
     json_length: int
 
 
-def to_infer(body: bytes, header_length: str | None, model: str, version: int) -> Infer:
+def to_infer(body: bytes, header_length: str | None, model: str, version: int) -> InferRequest:
     """Read a request.
 
     Args:
@@ -52,7 +52,7 @@ def to_infer(body: bytes, header_length: str | None, model: str, version: int) -
     if raw.left:
         raise InvalidRequest(f"leaves {len(raw.left)} bytes that belong to no input", field=HEADER_LENGTH)
     sent_version = typed(content, "model_version", str, "", "")
-    infer = Infer(
+    infer = InferRequest(
         model=agreed("model_name", model, typed(content, "model_name", str, "", "")),
         version=agreed("model_version", version, to_version(sent_version) if sent_version else 0),
         id=typed(content, "id", str, "", ""),
@@ -64,7 +64,7 @@ def to_infer(body: bytes, header_length: str | None, model: str, version: int) -
     return infer
 
 
-def from_answer(answer: Answer, infer: Infer) -> Body:
+def from_answer(answer: InferResponse, infer: InferRequest) -> Body:
     """Write an answer: each output in JSON or behind it, as the request has it."""
     binary = typed(infer.parameters, "binary_data_output", bool, False, "parameters")
     outputs, raw = [], []
@@ -146,13 +146,13 @@ def _strings(data: list[Any], field: str) -> Iterator[str]:
         yield each
 
 
-def _outputs(content: Json) -> Iterator[Wanted]:
+def _outputs(content: Json) -> Iterator[RequestedOutput]:
     for i, each in enumerate(elements(content, "outputs", "")):
         path = f"outputs[{i}]"
         output = fields(each, path, ("name", "parameters"))
         parameters = parameters_of(output, path)
         typed(parameters, "binary_data", bool, None, f"{path}.parameters")
-        yield Wanted(_name(output, path), parameters)
+        yield RequestedOutput(_name(output, path), parameters)
 
 
 def parameters_of(content: Json, path: str) -> Parameters:
@@ -170,6 +170,6 @@ def parameters_of(content: Json, path: str) -> Parameters:
     return parameters
 
 
-def _is_binary(output: Output, *, default: bool) -> bool:
-    said = output.wanted.parameters.get("binary_data") if output.wanted else None
+def _is_binary(output: OutputTensor, *, default: bool) -> bool:
+    said = output.requested.parameters.get("binary_data") if output.requested else None
     return default if said is None else bool(said)

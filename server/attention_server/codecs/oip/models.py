@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from attention_proto.attention.v1.attention_pb2 import Model
 
 from attention_server.codecs.document import fields
-from attention_server.codecs.oip.oip import PREDICTION_PARTS, TOKENS
+from attention_server.codecs.oip.rules import PREDICTION_PARTS, TOKENS
 from attention_server.codecs.oip.tensor import BYTES
 from attention_server.domain.messages import PREDICTIONS, IndexEntry
 from attention_server.telemetry.statistics import VersionStatistics

@@ -9,7 +9,7 @@ from attention_proto.codec import DTYPES
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
 
 from attention_server.codecs.document import reshape
-from attention_server.codecs.oip.oip import Answer, Infer, Parameters, Wanted
+from attention_server.codecs.oip.messages import InferRequest, InferResponse, Parameters, RequestedOutput
 from attention_server.codecs.oip.tensor import BYTES, data_type_of, from_raw, texts, to_raw
 from attention_server.codecs.url import to_version
 from attention_server.domain.messages import Array
@@ -28,7 +28,7 @@ RAW = wire.tag(pb.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_conte
 INFER_RESPONSE = wire.tag(pb.ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"])
 
 
-def to_infer(message: pb.ModelInferRequest) -> Infer:
+def to_infer(message: pb.ModelInferRequest) -> InferRequest:
     """Read a request.
 
     Raises:
@@ -42,29 +42,29 @@ def to_infer(message: pb.ModelInferRequest) -> Infer:
         inputs[tensor.name] = _tensor(tensor, raw)
     if next(raw, None) is not None:
         raise InvalidRequest("has more elements than there are inputs without contents", field="raw_input_contents")
-    return Infer(
+    return InferRequest(
         model=message.model_name,
         version=to_version(message.model_version) if message.model_version else 0,
         id=message.id,
         inputs=inputs,
-        outputs=tuple(Wanted(each.name, _parameters(each.parameters)) for each in message.outputs),
+        outputs=tuple(RequestedOutput(each.name, _parameters(each.parameters)) for each in message.outputs),
         parameters=_parameters(message.parameters),
     )
 
 
-def serialize(answer: Answer) -> bytes:
+def serialize(answer: InferResponse) -> bytes:
     """Write an answer, as the bytes of a ModelInferResponse."""
     return _parts(answer, {}).join()
 
 
-def serialize_streamed(answer: Answer) -> bytes:
+def serialize_streamed(answer: InferResponse) -> bytes:
     """Write the only answer to one request of a stream, as the bytes of a ModelStreamInferResponse."""
     streamed = wire.Parts()
     streamed.add(INFER_RESPONSE, _parts(answer, {"triton_final_response": pb.InferParameter(bool_param=True)}))
     return streamed.join()
 
 
-def _parts(answer: Answer, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
+def _parts(answer: InferResponse, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
     """Return an answer's parts: all contents are raw, in the order of the outputs, and are copied once."""
     outputs = [
         pb.ModelInferResponse.InferOutputTensor(

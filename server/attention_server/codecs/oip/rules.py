@@ -1,0 +1,164 @@
+"""Rules of the Open Inference Protocol: which outputs, options and parameters a request may have."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from attention_proto.masks import UNBOUNDED, Mask
+
+from attention_server.codecs.document import at_least_zero, choice, fields, integers, typed
+from attention_server.codecs.oip.messages import InferRequest, Parameter, Parameters
+from attention_server.domain.messages import NO_MASK, POOLS, PREDICTIONS, OutputSpec
+from attention_server.errors import InvalidRequest, NotFound, TooLarge
+
+TOKENS = ("tokens", "memory_tokens")  # outputs that are not stages
+PREDICTION_PARTS = ("name", "label", "probability", "row")
+REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "timeout")
+OUTPUT_PARAMETERS = ("stage", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool")
+# Parameters of the wire format: oip/json.py and oip/proto.py read them.
+WIRE_PARAMETERS = ("binary_data", "binary_data_output", "binary_data_size", "triton_enable_empty_final_response")
+# The protocol's names of domain fields.
+FIELD_NAMES = {
+    "mask.allowed": "allowed",
+    "mask.bias": "bias",
+    "mask.window": "parameters.window_left, parameters.window_right",
+    "memory": "parameters.memory",
+}
+OUTPUT_FIELD = re.compile(r"outputs\[(\d+)\]")
+
+
+def request_parameters(infer: InferRequest) -> Mapping[str, Parameter]:
+    """Return the request's own parameters, without those of an output or of the wire format.
+
+    Raises:
+        InvalidRequest: a parameter is unknown.
+    """
+    own = {name: value for name, value in infer.parameters.items() if "." not in name and name not in WIRE_PARAMETERS}
+    fields(own, "parameters", REQUEST_PARAMETERS)
+    return own
+
+
+def mask_of(parameters: Parameters) -> Mask:
+    """Return the mask that the parameters `causal`, `window_left` and `window_right` describe.
+
+    Raises:
+        InvalidRequest: a parameter has the wrong type or value.
+    """
+    mask = Mask(
+        causal=choice(parameters, "causal", ("none", "top_left", "bottom_right"), "none", "parameters"),
+        window=(
+            typed(parameters, "window_left", int, UNBOUNDED, "parameters"),
+            typed(parameters, "window_right", int, UNBOUNDED, "parameters"),
+        ),
+    )
+    return NO_MASK if mask.is_open else mask
+
+
+def memory_id(parameters: Parameters) -> str:
+    """Return the id of the kept memory that a request names; empty when it names none.
+
+    Raises:
+        InvalidRequest: the id is not a string.
+    """
+    id_: str = typed(parameters, "memory", str, "", "parameters")
+    return id_
+
+
+def timeout(parameters: Parameters) -> float | None:
+    """Return the parameter `timeout`, sent in microseconds, in seconds; None for no limit.
+
+    Raises:
+        InvalidRequest: the timeout is not an integer of at least 0.
+    """
+    microseconds = parameters.get("timeout", 0)
+    if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
+        raise InvalidRequest("must be an integer number of microseconds, 0 or above", field="parameters.timeout")
+    return microseconds / 1e6 if microseconds else None
+
+
+def output_options(infer: InferRequest) -> list[Parameters]:
+    """Return the options of each output: its own parameters, and the request's parameters named OUTPUT.OPTION.
+
+    Raises:
+        InvalidRequest: an option is unknown, or belongs to an output that was not requested or takes no options.
+    """
+    named: dict[str, dict[str, Parameter]] = {requested.name: {} for requested in infer.outputs}
+    for name, value in infer.parameters.items():
+        output, dot, option = name.rpartition(".")
+        if not dot:
+            continue
+        if output not in named:
+            raise InvalidRequest(
+                f"names no output that is asked for: {', '.join(named) or 'none is named'}", field=f"parameters.{name}"
+            )
+        named[output][option] = value
+    options: list[Parameters] = []
+    for i, requested in enumerate(infer.outputs):
+        own = {name: value for name, value in requested.parameters.items() if name not in WIRE_PARAMETERS}
+        merged: Parameters = {**own, **named[requested.name]}
+        fields(merged, f"outputs[{i}].parameters", OUTPUT_PARAMETERS)
+        if merged and (not is_computed(requested.name) or _is_predictions(requested.name)):
+            raise InvalidRequest(f"{requested.name} takes no options", field=f"outputs[{i}].parameters")
+        options.append(merged)
+    return options
+
+
+def is_computed(name: str) -> bool:
+    """Return whether an output is a stage or predictions; tokens are not."""
+    return name not in TOKENS
+
+
+def output_spec(name: str, options: Parameters, path: str) -> OutputSpec:
+    """Return the domain's specification of an output.
+
+    Args:
+        name: a stage's name, or any name when the option `stage` names the stage.
+        options: the output's options.
+        path: the output's path in the request, for errors.
+
+    Raises:
+        InvalidRequest: an option has the wrong type or value.
+    """
+    if _is_predictions(name):
+        return OutputSpec(PREDICTIONS)
+    layers = typed(options, "layers", str, "", path)
+    return OutputSpec(
+        name=typed(options, "stage", str, name, path),
+        alias=name,
+        heads=_integers(options, "heads", path, minimum=0),
+        rows=_integers(options, "rows", path),
+        reduce=choice(options, "reduce", ("none", "mean", "max"), "none", path),
+        top_k=at_least_zero(typed(options, "top_k", int, 0, path), f"{path}.top_k"),
+        data_type=choice(options, "data_type", ("FP32", "FP16"), "FP32", path),
+        layers=tuple(layers.split(",")) if layers else (),
+        pool=choice(options, "pool", POOLS, "none", path),
+    )
+
+
+@contextmanager
+def protocol_field_names(infer: InferRequest) -> Iterator[None]:
+    """Rename the field of an error from the domain's name to the protocol's."""
+    computed = [i for i, requested in enumerate(infer.outputs) if is_computed(requested.name)]
+    try:
+        yield
+    except (InvalidRequest, TooLarge, NotFound) as error:
+        field = FIELD_NAMES.get(error.field, error.field)
+        field = OUTPUT_FIELD.sub(lambda match: f"outputs[{computed[int(match[1])]}]", field)
+        raise type(error)(error.message, field=field) from error
+
+
+def _is_predictions(name: str) -> bool:
+    stem, _, part = name.partition(".")
+    return stem == PREDICTIONS and part in ("", *PREDICTION_PARTS)
+
+
+def _integers(options: Parameters, name: str, path: str, minimum: int = -(2**31)) -> tuple[int, ...]:
+    """Return a list option. The protocol has no lists: an option is one integer, or a string such as "0,2"."""
+    sent = options.get(name)
+    if not isinstance(sent, str):
+        return integers({name: None if sent is None else [sent]}, name, path, minimum)
+    try:
+        numbers = [int(each) for each in sent.split(",")]
+    except ValueError as error:
+        raise InvalidRequest("must be integers, with commas between them", field=f"{path}.{name}") from error
+    return integers({name: numbers}, name, path, minimum)
