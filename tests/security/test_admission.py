@@ -42,7 +42,7 @@ def server(dot_only):
 @pytest.fixture
 def impatient(monkeypatch):
     """Looks at connections often; what may move between two looks is little too."""
-    monkeypatch.setattr(connection, "SECONDS", 0.2)
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 0.2)
 
 
 def connect(server) -> socket.socket:
@@ -159,7 +159,7 @@ def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
 
 def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
     """Who is slow and moves, sending and receiving, is waited for; so is who waits for a long computation."""
-    monkeypatch.setattr(connection, "BYTES", 100)
+    monkeypatch.setattr(connection, "LEAST_BYTES", 100)
     with composed(dot_only) as server, connect(server) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         rows = ",".join(["[1.0]"] * 800)

@@ -1,7 +1,8 @@
-"""A connection of HTTP: what is known of the peer, and how much and how slowly it may speak.
+"""An HTTP/1.1 connection with bounds on heads, trailers and idle time.
 
-Uvicorn bounds neither the head of a request nor the time that a peer takes. Here a head that is too large is refused,
-and a peer that stalls, while it sends or receives, is hung up on; one whose request is being computed is not.
+Uvicorn bounds neither the size of a request's head and trailers nor the time that a peer takes. This class refuses a
+head or trailers that are too large, and closes a connection whose peer stalls while it sends or receives. A peer that
+waits for a computation is not cut off.
 """
 
 from asyncio import TimerHandle, Transport
@@ -13,23 +14,27 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from attention_server.auth.certificates import common_name
 from attention_server.transport import most_connections
 
-HEAD_BYTES = 64 * 1024  # of the request line and the headers
+HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
 HEADERS = 128
-SECONDS = 10.0  # between two looks at a connection
-BYTES = 10 * 1024  # that have to move between two looks, where there is something to move
+CHECK_SECONDS = 10.0  # between two checks for progress
+LEAST_BYTES = 10 * 1024  # least progress between two checks, while bytes are due in either direction
 
 Waiting = Literal["for a head", "for a body", "to send", ""]
 
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's, with bounds. What a request's state has of it: `certificate`, the name in the peer's, if any."""
+    """Uvicorn's HTTP connection with bounds.
+
+    A request's state gets `certificate`: the common name of the peer's certificate, or None without a certificate.
+    """
 
     _certificate: str | None = None
-    _look: TimerHandle | None = None
-    _cycles: tuple[RequestResponseCycle, ...] = ()  # requests that have no answer yet
+    _check: TimerHandle | None = None
+    _unanswered: tuple[RequestResponseCycle, ...] = ()
     _in_head = True
-    _head = 0
-    # What has moved since the last look, and what was waited for then.
+    _head_bytes = 0
+    _bytes_since_body = 0  # bytes of chunk headers and trailers since the last byte of a body
+    # Progress since the last check, and the state at that check.
     _heads = 0
     _received = 0
     _resumed = False
@@ -37,45 +42,61 @@ class Connection(HttpToolsProtocol):
     _waiting: Waiting = ""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Take a connection, or hang up when there are too many."""
+        """Accept a connection; abort it if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > most_connections():
             transport.abort()
             return
         self._certificate = common_name(transport)
-        self._look = self.loop.call_later(SECONDS, self._look_at_it)
+        self._check = self.loop.call_later(CHECK_SECONDS, self._check_progress)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Look no more."""
+        """Disconnect every unanswered request and stop the checks."""
         super().connection_lost(exc)
-        self._leave()  # Uvicorn tells only the last of several requests
-        if self._look:
-            self._look.cancel()
+        self._disconnect_requests()  # Uvicorn disconnects only the last of several pipelined requests
+        if self._check:
+            self._check.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; refuse a head that grows too large."""
+        """Parse bytes; refuse a head or trailers that grow too large."""
         self._received += len(data)
-        self._head += len(data) if self._in_head else 0
+        if self._in_head:
+            self._head_bytes += len(data)
+        else:
+            self._bytes_since_body += len(data)
         super().data_received(data)
-        if self._in_head and self._head > HEAD_BYTES:
+        if self._in_head and self._head_bytes > HEAD_BYTES:
+            self._refuse()
+        elif not self._in_head and self._bytes_since_body > HEAD_BYTES:
             self._refuse()
 
     def on_message_begin(self) -> None:
-        """Begin a request, which is told of the peer."""
+        """Begin a request, and add the peer's certificate to its state."""
         super().on_message_begin()
         self.scope["state"]["certificate"] = self._certificate
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; drop a trailer, which must not change headers that were checked."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Pass the request on, unless its head is too large."""
+        """Start the request, unless its head is too large."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > HEAD_BYTES or len(self.headers) > HEADERS:
             self._refuse()
-            raise ValueError  # by which the parser stops
+            raise ValueError  # stops the parser
         self._in_head = False
-        self._head = 0
+        self._head_bytes = 0
+        self._bytes_since_body = 0
         self._heads += 1
         super().on_headers_complete()
-        self._cycles = (*(each for each in self._cycles if not each.response_complete), self.cycle)
+        self._unanswered = (*(each for each in self._unanswered if not each.response_complete), self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """Pass on a part of the body."""
+        self._bytes_since_body = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Expect the next head."""
@@ -83,43 +104,52 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, unless it was answered."""
+        """Answer bytes that are not HTTP, unless the connection is already closing."""
         if not self.transport.is_closing():
             super().send_400_response(msg)
-            self._leave()
+            self._disconnect_requests()
 
     def resume_writing(self) -> None:
-        """Take note that what was sent is on its way."""
+        """Record progress in sending."""
         self._resumed = True
         super().resume_writing()
 
     def _refuse(self) -> None:
-        if not self.transport.is_closing():
+        """Close the connection because of a large head or trailers; answer 431 unless a response has begun."""
+        if self.transport.is_closing():
+            return
+        if self._may_answer():
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             words = f"a head may have {HEAD_BYTES} bytes and {HEADERS} headers".encode()
             head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain\r\nconnection: close\r\n"
             self.transport.write(head.encode() + b"content-length: %d\r\n\r\n" % len(words) + words)
-            self.transport.close()
-            self._leave()
+        self.transport.close()
+        self._disconnect_requests()
 
-    def _leave(self) -> None:
-        """Tell requests that came before on this connection, and are not answered yet, that they never will be."""
-        for cycle in self._cycles:
+    def _may_answer(self) -> bool:
+        """Return whether bytes sent now would be read as the response to the refused request."""
+        if not self._in_head:  # its trailers are refused
+            return not self.cycle.response_started
+        return not any(each.response_started and not each.response_complete for each in self._unanswered)
+
+    def _disconnect_requests(self) -> None:
+        """Mark every unanswered request of this connection as disconnected."""
+        for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
 
-    def _look_at_it(self) -> None:
-        """Hang up if what was waited for at the last look still is, and hardly anything has moved since."""
-        waiting, unsent = self._waits(), self.transport.get_write_buffer_size()
-        moved = self._heads or self._resumed or self._received >= BYTES or self._unsent - unsent >= BYTES
-        stalled = waiting and waiting == self._waiting and not moved
+    def _check_progress(self) -> None:
+        """Abort the connection if it waits as at the last check and has made hardly any progress since."""
+        waiting, unsent = self._state(), self.transport.get_write_buffer_size()
+        progress = self._heads or self._resumed or self._received >= LEAST_BYTES or self._unsent - unsent >= LEAST_BYTES
+        stalled = waiting and waiting == self._waiting and not progress
         self._waiting, self._unsent = waiting, unsent
         self._heads, self._received, self._resumed = 0, 0, False
-        self._look = self.loop.call_later(SECONDS, self._look_at_it)
+        self._check = self.loop.call_later(CHECK_SECONDS, self._check_progress)
         if stalled:
             self.transport.abort()
 
-    def _waits(self) -> Waiting:
+    def _state(self) -> Waiting:
         if self.transport.get_write_buffer_size():
             return "to send"
         if self.cycle is None or self.cycle.response_complete:
