@@ -65,9 +65,7 @@ class Connection(HttpToolsProtocol):
         else:
             self._bytes_since_body += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > HEAD_BYTES:
-            self._refuse()
-        elif not self._in_head and self._bytes_since_body > HEAD_BYTES:
+        if (self._head_bytes if self._in_head else self._bytes_since_body) > HEAD_BYTES:
             self._refuse()
 
     def on_message_begin(self) -> None:
