@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
@@ -139,6 +140,16 @@ class Run:
         starts: dict[str, tuple[str, str, Callable[[Path], servers.Start]]] = {
             "attention": ("development", plan.SERVER_CORE, lambda _: servers.attention(self._models)),
             "replica": ("development", plan.LOAD_CORE, lambda _: servers.attention(self._models)),
+            plan.BEFORE: (
+                "development",
+                plan.SERVER_CORE,
+                lambda _: servers.attention(self._models, tree=self._earlier),
+            ),
+            "grpcio": (
+                "development",
+                plan.SERVER_CORE,
+                lambda _: servers.attention(self._models, "--grpc-server", "grpcio"),
+            ),
             "two slots": ("development", plan.BOTH_CORES, lambda _: servers.attention(self._models)),
             "bare gRPC": ("development", plan.SERVER_CORE, lambda _: servers.bare_grpc(self._block)),
             "mosec": ("mosec", plan.SERVER_CORE, lambda python: servers.mosec(python, self._block, batched=False)),
@@ -185,6 +196,21 @@ class Run:
             else:
                 return
 
+    @cached_property
+    def _earlier(self) -> Path:
+        """The source tree of the revision that is compared, unpacked beside the results."""
+        tree = self._home / "earlier" / self._options.against
+        if not tree.is_dir():
+            tree.mkdir(parents=True)
+            archive = subprocess.run(  # noqa: S603 # our own
+                ["git", "archive", self._options.against],  # noqa: S607 # the system's
+                check=True,
+                capture_output=True,
+                cwd=ROOT,
+            )
+            subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)  # noqa: S603, S607 # the system's
+        return tree
+
     @property
     def _block(self) -> Path:
         return self._models / "block/1"
@@ -202,7 +228,7 @@ class Run:
         try:
             for name in contender.servers:
                 self._servers[name].check()
-            target = ",".join(self._servers[name].address for name in contender.servers) or str(self._models)
+            target = self._target(contender)
             measured = self._ask(case, contender, target, self._options.seconds)
         except ServerFailed as error:  # the others go on without it
             for name in contender.servers:
@@ -217,6 +243,13 @@ class Run:
         times = "".join(f" {name} {value:8.2f} ms" for name, value in measured.items() if name in {"p50", "p99"})
         label = f"{number + 1} {case.title:30} {contender.name:32}"
         say(f"{self._elapsed():5.0f} s  {label} {measured['rate']:9,.0f}/s{times}")
+
+    def _target(self, contender: Contender) -> str:
+        """Return the addresses that a contender asks, or the repository where nothing is served."""
+        asked = [self._servers[name] for name in contender.servers]
+        return ",".join(each.rest if contender.client == "rest" else each.address for each in asked) or str(
+            self._models
+        )
 
     def _takes_part(self, contender: Contender) -> bool:
         wanted = not contender.peer or contender.peer in self._options.peers
@@ -241,6 +274,8 @@ class Run:
         python = self._pythons.get("load" if contender.peer else "development")
         if python is None:
             raise NotMeasured("its load generator cannot be installed")
+        # The shipped client is a part of what is compared; every other load is today's for both revisions.
+        tree = self._earlier if contender == plan.twin(plan.CLIENT) else ROOT
         module = f"benchmarks.serving.clients.{contender.client}"
         command = ["taskset", "--cpu-list", contender.cores, python, "-m", module, json.dumps(asdict(load))]
         try:
@@ -249,8 +284,8 @@ class Run:
                 capture_output=True,
                 text=True,
                 timeout=5 * seconds + SECONDS_TO_SPARE,
-                env=servers.environment(),
-                cwd=ROOT,
+                env=servers.environment() | servers.source_path(tree),
+                cwd=tree,
                 check=True,
             )
         except subprocess.TimeoutExpired as error:
@@ -274,10 +309,14 @@ def main() -> None:
     options.build.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
-        cases = [case for case in plan.CASES if case.key in options.loads]
+        every = plan.against() if options.against else plan.CASES
+        cases = [case for case in every if case.key in options.loads]
         with ExitStack() as stack:
             Run(options, stack).measure(cases)
     results = Results.load(options.results)
+    if options.against:
+        say(report.against(results, options.against))
+        return
     document = options.out / DOCUMENT.name
     (options.out / "figures").mkdir(exist_ok=True)
     report.write(results, document, DOCUMENT)
@@ -295,6 +334,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--peers", type=_names(plan.PEERS), default=plan.PEERS, help=f"of {','.join(plan.PEERS)}; or none"
     )
+    parser.add_argument("--against", metavar="REV", help="compare with an earlier revision of ours, and nothing else")
     parser.add_argument("--loads", type=_names(keys), default=keys, help=f"of {','.join(keys)}")
     parser.add_argument("--out", type=Path, help="where the document goes; docs for a run of everything")
     parser.add_argument("--build", type=Path, default=ROOT / "build/bench", help="environments, blocks, logs, results")
@@ -304,7 +344,10 @@ def _options() -> argparse.Namespace:
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (0.5 if options.quick else 1.5)
     whole = not options.quick and options.peers == plan.PEERS and options.loads == keys
-    options.out = options.out or (DOCUMENT.parent if whole else options.build / ("quick" if options.quick else "part"))
+    if options.against:
+        options.peers, whole = (), False
+    part = "against" if options.against else "quick" if options.quick else "part"
+    options.out = options.out or (DOCUMENT.parent if whole else options.build / part)
     options.results = options.out / "benchmarks.json"
     return options
 

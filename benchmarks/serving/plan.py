@@ -1,6 +1,6 @@
 """What is measured: the cases, and who takes part in each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SERVER_CORE, LOAD_CORE = "0", "1"
 BOTH_CORES = "0,1"
@@ -62,6 +62,10 @@ UNARY = Contender("unary")
 RAGGED = Contender("ragged", way="ragged")
 STREAMED = Contender("streamed", way="streamed")
 CLIENT = Contender("streamed by the shipped client", way="client")
+REST = Contender("REST, base64", "rest", "base64")
+REST_PROTOBUF = Contender("REST, protobuf", "rest", "protobuf")
+GRPCIO = Contender("grpcio server, unary", servers=("grpcio",))
+GRPCIO_STREAMED = Contender("grpcio server, streamed", way="streamed", servers=("grpcio",))
 BARE = Contender("bare gRPC, unary", servers=("bare gRPC",))
 BARE_STREAMED = Contender("bare gRPC, streamed", way="streamed", servers=("bare gRPC",))
 MOSEC = Contender("mosec", "mosec", servers=("mosec",))
@@ -69,8 +73,10 @@ MOSEC_BATCHED = Contender("mosec, batched", "mosec", servers=("mosec batched",))
 TRITON = Contender("Triton", "open_inference", servers=("Triton",))
 MLSERVER = Contender("MLServer", "open_inference", servers=("MLServer",))
 
-ALONE = (ONE_BY_ONE, UNARY, BARE, MOSEC, MOSEC_BATCHED, TRITON, MLSERVER)
-MANY = (ONE_BY_ONE, UNARY, RAGGED, STREAMED, CLIENT, BARE, BARE_STREAMED, MOSEC, MOSEC_BATCHED, TRITON, MLSERVER)
+ALONE = (ONE_BY_ONE, UNARY, REST, REST_PROTOBUF, GRPCIO, BARE, MOSEC, MOSEC_BATCHED, TRITON, MLSERVER)
+OURS = (UNARY, RAGGED, STREAMED, CLIENT, REST, REST_PROTOBUF)
+GRPC = (GRPCIO, GRPCIO_STREAMED, BARE, BARE_STREAMED)
+MANY = (ONE_BY_ONE, *OURS, *GRPC, MOSEC, MOSEC_BATCHED, TRITON, MLSERVER)
 
 ONE_THREAD = Contender("1 thread", "in_process", "threads", (), SERVER_CORE, concurrency=1)
 TWO_THREADS = Contender("2 threads", "in_process", "threads", (), BOTH_CORES, concurrency=2)
@@ -112,3 +118,21 @@ TOO_MUCH = tuple(
 
 CASES = (*SPEED, *WEIGHTS, MEMORY, *CORES, *TWO_CORES, *TOO_MUCH)
 START = "start"  # measured once, before all cases
+
+BEFORE = "before"  # the server of an earlier revision
+
+
+def twin(contender: Contender) -> Contender:
+    """Return a contender of ours at the earlier revision."""
+    return replace(contender, name=f"{contender.name}, {BEFORE}", servers=(BEFORE,))
+
+
+def against(cases: tuple[Case, ...] = CASES) -> tuple[Case, ...]:
+    """Return the loads that one server of ours is put under, each beside its twin at an earlier revision."""
+    paired = []
+    for case in cases:
+        ours = [each for each in case.contenders if each.servers == ("attention",) and each.way != "overload"]
+        if ours:
+            both = tuple(side for each in ours for side in (each, twin(each)))
+            paired.append(replace(case, contenders=both))
+    return tuple(paired)

@@ -57,6 +57,26 @@ def _sections(results: Results) -> Iterator[str]:
                 yield "![Share of the graphs' own speed in process that each server keeps](figures/benchmarks.svg)"
 
 
+def against(results: Results, revision: str) -> str:
+    """Return the rates of this version relative to an earlier one's, and each round's ratio."""
+    rows = []
+    for case in _measured(results, plan.against()):
+        for contender in case.contenders[::2]:
+            earlier = plan.twin(contender).name
+            ratio = results.ratio(case.key, contender.name, earlier)
+            rates = [results.median(case.key, name) for name in (contender.name, earlier)]
+            if ratio is not None:
+                above, below = (results.rounds(case.key, name) for name in (contender.name, earlier))
+                rounds = sorted(above[each] / below[each] for each in above.keys() & below.keys())
+                cells = (
+                    *(f"{rate:,.0f}" for rate in rates if rate),
+                    f"{ratio:.2f}",
+                    f"{rounds[0]:.2f} to {rounds[-1]:.2f}",
+                )
+                rows.append((case.title, contender.name, *cells))
+    return _table(("load", "sent", "a second", f"at {revision}", "ratio", "rounds"), rows)
+
+
 def _targets(results: Results) -> Iterator[tuple[str, ...]]:
     words = {True: "met", False: "**not met**", None: "not measured"}
     for verdict in verdicts(results):

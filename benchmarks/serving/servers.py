@@ -30,11 +30,13 @@ class Start:
         command: its program and arguments.
         address: where it will answer.
         env: variables beside those of this process.
+        rest: where it will answer over REST; empty for a server that is not asked so.
     """
 
     command: Sequence[object]
     address: str
     env: Mapping[str, str] = field(default_factory=dict)
+    rest: str = ""
 
 
 class Server:
@@ -49,6 +51,7 @@ class Server:
 
     def __init__(self, name: str, start: Start, cores: str, logs: Path) -> None:
         self.address = start.address
+        self.rest = start.rest
         self._log = logs / f"{name.replace(' ', '-')}.log"
         with self._log.open("w") as log:
             self._process = psutil.Popen(
@@ -86,11 +89,24 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))}
 
 
-def attention(models: Path, *arguments: object) -> Start:
-    """Return how our server is started."""
+def attention(models: Path, *arguments: object, tree: Path = ROOT) -> Start:
+    """Return how our server is started.
+
+    Args:
+        models: the repository.
+        arguments: further ones of the command line.
+        tree: the source tree whose server runs.
+    """
     rest, grpc = free_ports(2)
-    command = (OWN["server"] / "bin/attention-server", "--models", models, "--rest-port", rest, "--grpc-port", grpc)
-    return Start((*command, "--log-level", "warning", *arguments), f"127.0.0.1:{grpc}")
+    command = (OWN["server"] / "bin/python", "-m", "attention_server.app", "--models", models)
+    ports = ("--rest-port", rest, "--grpc-port", grpc, "--log-level", "warning")
+    return Start((*command, *ports, *arguments), f"127.0.0.1:{grpc}", source_path(tree), f"127.0.0.1:{rest}")
+
+
+def source_path(tree: Path) -> dict[str, str]:
+    """Return the variable by which Python imports the packages of a source tree."""
+    folders = [tree, *(tree / name for name in ("proto", "client", "server", "model_export"))]
+    return {"PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 def bare_grpc(block: Path) -> Start:
