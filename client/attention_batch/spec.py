@@ -1,7 +1,7 @@
-"""What to write, chosen by the contract's output specs and what a file needs besides: entropy, tokens.
+"""The outputs of a run: output specs of the contract, and the tokens.
 
 output:mean,weights,predictions
-[{"name": "output", "pool": "mean"}, {"name": "weights", "reduce": "mean", "top_k": 4}, {"name": "entropy"}]
+[{"name": "output", "pool": "mean"}, {"name": "weights", "reduce": "mean", "top_k": 4}]
 """
 
 import hashlib
@@ -14,16 +14,15 @@ import numpy as np
 from attention_client import AttendResult, InvalidRequest, OutputSpec
 from attention_client.wire.request import attend_request
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.stages import OPTIONS as OUTPUT_OPTIONS
+from attention_proto.stages import PREDICTIONS, STAGES
 
 from attention_batch.errors import Refused
 
 Dims = tuple[int | None, ...]  # None where it differs from row to row
 
-ENTROPY = "entropy"
-PREDICTIONS = "predictions"
 TOKENS = ("tokens", "memory_tokens")
-PAIRWISE = ("scores", "weights")
-OPTIONS = {"name", "as", "alias", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool"}
+OPTIONS = {"name", "alias", *OUTPUT_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,12 @@ class Column:
         kind: `tensor`, `top_k`, `predictions` or `tokens`.
         dims: the tensor's, as it is written.
         dtype: of its numbers.
-        entropy: whether the mean entropy of each head is written in place of its weights.
     """
 
     name: str
     kind: Literal["tensor", "top_k", "predictions", "tokens"]
     dims: Dims = ()
     dtype: "np.dtype[Any]" = np.dtype(np.float32)  # noqa: RUF009 # a dtype never changes
-    entropy: bool = False
 
     def take(self, result: AttendResult) -> Any:
         """Return what this column has of an answer: an array, a `TopK`, predictions or tokens."""
@@ -50,8 +47,7 @@ class Column:
             return result.predictions
         if self.kind == "tokens":
             return result.tokens if self.name == "tokens" else result.memory_tokens
-        value = result[self.name]
-        return entropy(value) if self.entropy else value
+        return result[self.name]
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def resolve(specs: Iterable[Mapping[str, Any]], manifest: pb.Manifest, *, reads_
         else:
             asked = _asked(spec)
             wire.append(asked)
-            columns.extend(_columns(asked, manifest, is_entropy=name == ENTROPY))
+            columns.extend(_columns(asked, manifest))
     names = [column.name for column in columns]
     for name in names:
         if names.count(name) > 1 or name == "id":
@@ -114,17 +110,6 @@ def resolve(specs: Iterable[Mapping[str, Any]], manifest: pb.Manifest, *, reads_
     if not any(column.kind != "tokens" for column in columns):
         raise Refused("--outputs: tokens alone need no scoring; ask for an output besides")
     return Outputs(tuple(wire), tuple(columns))
-
-
-def entropy(weights: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """Return each head's entropy in nats, mean over the query positions: [H, T, S] -> [H].
-
-    0 is to look at one key, ln S to look at all alike. A query that may attend to nothing counts as 0.
-    """
-    w = weights.astype(np.float32, copy=False)
-    logs = np.log(w, out=np.zeros_like(w), where=w > 0)
-    nats: np.ndarray[Any, Any] = -(w * logs).sum(-1).mean(-1)
-    return nats + np.float32(0)  # -0.0 is 0
 
 
 def _check(spec: object, field: str) -> None:
@@ -141,10 +126,6 @@ def _asked(spec: Mapping[str, Any]) -> OutputSpec:
         Refused: an option has no form on the wire, or no meaning.
     """
     options = {"alias" if name == "as" else name: value for name, value in spec.items()}
-    if options["name"] == ENTROPY:
-        if not options.keys().isdisjoint(("top_k", "reduce", "pool")):
-            raise Refused("--outputs: entropy is of whole rows of each head: no top_k, no reduce, no pool")
-        options |= {"name": "weights", "alias": options.get("alias") or ENTROPY}
     asked = OutputSpec(**options)
     try:
         attend_request("", [], [asked], 0, token_offsets=False)
@@ -153,8 +134,8 @@ def _asked(spec: Mapping[str, Any]) -> OutputSpec:
     return asked
 
 
-def _columns(asked: OutputSpec, manifest: pb.Manifest, *, is_entropy: bool) -> Iterator[Column]:
-    dtype = np.dtype(np.float16 if asked.data_type == "FP16" and not is_entropy else np.float32)
+def _columns(asked: OutputSpec, manifest: pb.Manifest) -> Iterator[Column]:
+    dtype = np.dtype(np.float16 if asked.data_type == "FP16" else np.float32)
     layers = _layers(asked, manifest)
     for layer in layers:
         name = asked.alias or asked.name
@@ -163,9 +144,8 @@ def _columns(asked: OutputSpec, manifest: pb.Manifest, *, is_entropy: bool) -> I
         yield Column(
             f"{name}@{layer.name}" if len(layers) > 1 else name,
             kind,
-            dims[:1] if is_entropy else dims,
+            dims,
             dtype,
-            is_entropy,
         )
 
 
@@ -181,14 +161,23 @@ def _layers(asked: OutputSpec, manifest: pb.Manifest) -> list[pb.Layer]:
 
 
 def _dims(asked: OutputSpec, layer: pb.Layer) -> Dims:
-    rows = () if asked.pool else (len(tuple(asked.rows)) or None,)
-    if asked.name == "output":
-        return *rows, layer.output_dim or layer.heads * layer.value_head_dim or None
-    shared = asked.name in ("k", "v")
-    heads = 1 if asked.reduce else len(tuple(asked.heads)) or (layer.key_value_heads if shared else layer.heads)
-    if asked.name in PAIRWISE:
-        return heads, *rows, None
-    return heads, *rows, (layer.value_head_dim if asked.name in ("v", "heads") else layer.head_dim) or None
+    """Return the shape of an output of one sequence; the server refuses a name that is no stage."""
+    stage = STAGES.get(asked.name)
+    if stage is None:
+        return ()
+    heads = 1 if asked.reduce else len(tuple(asked.heads)) or None
+    rows = len(tuple(asked.rows)) or None
+    lengths = {
+        "H": heads or layer.heads,
+        "Hkv": heads or layer.key_value_heads,
+        "Dh": layer.head_dim,
+        "Dv": layer.value_head_dim,
+        "D": layer.output_dim or layer.heads * layer.value_head_dim,
+    }
+    dims = {axis: lengths.get(axis) or None for axis in stage.axes} | {stage.row_axis: rows}
+    if asked.pool:
+        del dims[stage.row_axis]
+    return tuple(dims.values())
 
 
 @dataclass(frozen=True)

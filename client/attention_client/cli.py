@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import grpc
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.stages import OUTPUTS
 
 from attention_client.api.client import AttentionClient
 from attention_client.api.translate import translate as translate_text
@@ -92,9 +93,7 @@ def attend(
     key: ArrayFile = None,
     value: ArrayFile = None,
     causal: Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")] = Causal.NONE,
-    outputs: Annotated[
-        str, typer.Option(help="Stages to show, with commas: weights, predictions, output, scores, heads, q, k, v.")
-    ] = "",
+    outputs: Annotated[str, typer.Option(help=f"Stages to show, with commas: {', '.join(OUTPUTS)}.")] = "",
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")] = False,

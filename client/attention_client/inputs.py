@@ -47,7 +47,7 @@ class OutputSpec:
     """One output to send back; in a request's `outputs` a name alone, or a dict of these fields, does as well.
 
     Attributes:
-        name: a stage (`q`, `k`, `v`, `scores`, `weights`, `heads`, `output`) or `predictions`.
+        name: a stage of `attention_proto.stages.STAGES`, or `predictions`.
         alias: the name in the result, the stage's when empty. A dict may say `as`.
         heads: which heads, in this order; all when empty.
         rows: which query positions (key positions for `k` and `v`), in this order; all when empty; -1 is the last.

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from attention_batch.errors import Refused
-from attention_batch.spec import entropy, parse
+from attention_batch.spec import parse
 from attention_client import OutputSpec
 
 from tests.batch.scoring import (
@@ -61,7 +61,12 @@ CASES = {
     "heads": ("heads", pa.list_(pa.list_(pa.list_(FLOAT, 5)), 3), lambda ask: ask("heads")["heads"]),
     "heads:mean": ("heads:mean", pa.fixed_shape_tensor(FLOAT, [3, 5]), lambda ask: ask("heads")["heads"].mean(1)),
     "q": ("q", pa.list_(pa.list_(pa.list_(FLOAT, 8)), 3), lambda ask: ask("q")["q"]),
-    "entropy": ("entropy", pa.fixed_shape_tensor(FLOAT, [3]), lambda ask: entropy(ask("weights").weights)),
+    "entropy": ("entropy", pa.list_(pa.list_(FLOAT), 3), lambda ask: ask("entropy")["entropy"]),
+    "entropy:mean": (
+        "entropy:mean",
+        pa.fixed_shape_tensor(FLOAT, [3]),
+        lambda ask: ask(pooled("entropy", "mean"))["entropy"],
+    ),
 }
 
 
@@ -132,12 +137,6 @@ def test_a_causal_mask(job, client, tmp_path):
         assert exactly(row["output"], client.attend("multi", query=query, causal="top_left").output)
 
 
-def test_entropy():
-    """0 where a head looks at one key, ln S where it looks at all alike, and 0 for rows that look at none."""
-    sharp, even = np.eye(4, dtype=np.float32), np.full((4, 4), 0.25, np.float32)
-    np.testing.assert_allclose(entropy(np.stack([sharp, even, 0 * even])), [0, np.log(4), 0], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("outputs", "said"),
     [
@@ -147,7 +146,7 @@ def test_entropy():
         ("tokens", "rows of vectors have no tokens"),
         ('[{"name": "output", "poool": "mean"}]', "has no option 'poool'"),
         ('[{"name": "weights", "layers": ["x"]}]', "there is no layer 'x'"),
-        ('[{"name": "entropy", "top_k": 2}]', "entropy is of whole rows"),
+        ('[{"name": "entropy", "top_k": 2}]', "is for scores and weights, not for entropy"),
         ('[{"name": "output", "rows": 0}]', "output: "),
         ('[{"name": "output", "top_k": 2, "pool": "mean"}]', "is for scores and weights"),
         ("[1]", "must be an object"),

@@ -34,7 +34,7 @@ from tests.batch.scoring import (
 
 ROWS, SHARD = 4000, 50
 TWO = {"ATTENTION_SLOTS": "2"}  # also where there is one core
-OUTPUTS = ("--outputs", "tokens,weights,output:mean,predictions,entropy", "--shard-rows", SHARD)
+OUTPUTS = ("--outputs", "tokens,weights,output:mean,predictions,entropy:mean", "--shard-rows", SHARD)
 
 
 @pytest.fixture

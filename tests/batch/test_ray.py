@@ -16,7 +16,7 @@ from serving import clean_env
 from tests.batch.scoring import begun, scored, shards_done, summary, wait_until, write_vectors
 
 RAY = Path(sys.executable).with_name("ray")
-OUTPUTS = ("--outputs", "output:mean,entropy,weights", "--shard-rows", 50)
+OUTPUTS = ("--outputs", "output:mean,entropy:mean,weights", "--shard-rows", 50)
 ADDRESS = re.compile(r"--address='(127\.0\.0\.2:\d+)'")
 
 

@@ -30,7 +30,7 @@ from tests.batch.scoring import (
 )
 
 ROWS, SHARD = 3000, 50
-OUTPUTS = "tokens,weights,output:mean,predictions,entropy"
+OUTPUTS = "tokens,weights,output:mean,predictions,entropy:mean"
 
 
 @pytest.fixture
@@ -169,7 +169,9 @@ def test_a_run_that_did_nothing_binds_nobody(job, tmp_path):
     for outputs in ([{"name": "wieghts"}], [{"name": "weights", "heads": [99]}]):
         with pytest.raises(Refused, match="outputs"):
             score(job(source, tmp_path / "out.jsonl", "multi-head", outputs=outputs))
-    assert score(job(source, tmp_path / "out.jsonl", "multi-head", outputs=[{"name": "entropy"}]))[0] == 0
+    assert (
+        score(job(source, tmp_path / "out.jsonl", "multi-head", outputs=[{"name": "entropy", "pool": "mean"}]))[0] == 0
+    )
 
 
 def test_what_is_not_ours_is_not_overwritten(job, tmp_path):

@@ -29,7 +29,7 @@ from tests.batch.scoring import (
     write_vectors,
 )
 
-OUTPUTS = ("--outputs", "output:mean,entropy", "--shard-rows", 20)
+OUTPUTS = ("--outputs", "output:mean,entropy:mean", "--shard-rows", 20)
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypa
     """Whatever sequences travel together, each answer has the same bits."""
     for name, value in limits.items():
         monkeypatch.setattr(f"attention_batch.scorer.{name}", value)
-    outputs = [{"name": "output", "pool": "mean"}, {"name": "entropy"}]
+    outputs = [{"name": "output", "pool": "mean"}, {"name": "entropy", "pool": "mean"}]
     assert score(job(source, tmp_path / "out.parquet", "multi", outputs=outputs, shard_rows=20))[0] == 0
     assert (tmp_path / "out.parquet").read_bytes() == whole
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
+STAGES = ("q", "k", "v", "scores", "weights", "entropy", "heads", "output")
+ROWS = dict.fromkeys(STAGES, 1) | {"output": 0}  # the axis of each stage's rows
 # Torch's float32 against float64: the tolerance that exports are verified with.
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -67,7 +68,8 @@ class Block:
             weights.append(softmax(score + mask))
             attended.append(weights[-1] @ v[theirs])
         joined = np.concatenate(attended, -1)
-        found = (q, k, v, scores, weights, attended, self.affine(joined, "O"))
+        nats = [[entropy(row) for row in of_head] for of_head in weights]
+        found = (q, k, v, scores, weights, nats, attended, self.affine(joined, "O"))
         return {name: np.array(stage) for name, stage in zip(STAGES, found, strict=True)}
 
     def affine(self, x: np.ndarray, name: str) -> np.ndarray:
@@ -99,6 +101,11 @@ def softmax(scores: np.ndarray) -> np.ndarray:
             shifted = np.exp(scores[row] - scores[row].max())
             weights[row] = shifted / shifted.sum()
     return weights
+
+
+def entropy(row: np.ndarray) -> float:
+    """The sum of w * log(1 / w), in nats, over the weights that are not 0."""
+    return float(sum(weight * np.log(1 / weight) for weight in row if weight > 0))
 
 
 def additive(mask: dict[str, Any], heads: int, queries: int, keys: int) -> np.ndarray:

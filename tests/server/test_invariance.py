@@ -121,7 +121,7 @@ def test_the_stages_agree(ask, repository, case, queries, keys, hidden, seed):
     rng = np.random.default_rng(seed)
     allowed = rng.random((queries, keys)) >= hidden
     bias = rng.standard_normal((1, keys)).astype(np.float32)
-    names = ["k", "v", "q", "scores", "weights", "heads", "output"]
+    names = ["k", "v", "q", "scores", "weights", "entropy", "heads", "output"]
     mask = {"allowed": allowed, "bias": bias}
     answer = ask.attend(case.model, outputs=names, mask=mask, **case.vectors(rng, queries, keys))
     stages = {name: stage.astype(np.float64) for name, stage in answer["results"][0]["outputs"].items()}
@@ -130,6 +130,8 @@ def test_the_stages_agree(ask, repository, case, queries, keys, hidden, seed):
     total = raised.sum(-1, keepdims=True)
     weights = np.divide(raised, total, out=np.zeros_like(raised), where=total > 0)
     np.testing.assert_allclose(stages["weights"], weights, atol=1e-5)
+    entropy = -(weights * np.log(weights, out=np.zeros_like(weights), where=weights > 0)).sum(-1)
+    np.testing.assert_allclose(stages["entropy"], entropy, atol=1e-5)
     sums = stages["weights"].sum(-1)
     np.testing.assert_allclose(sums, np.broadcast_to(allowed.any(-1), sums.shape), atol=1e-5)
     assert not stages["weights"][:, ~allowed].any()

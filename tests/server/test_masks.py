@@ -38,7 +38,7 @@ MASKS = [
         "bias": BIAS[1],
     },
 ]
-ASKED = ["scores", "weights", "heads", "output"]
+ASKED = ["scores", "weights", "entropy", "heads", "output"]
 
 
 def assert_stages(outputs, expected):

@@ -6,7 +6,7 @@ from attention_server.inference.engine import _OrtGraph
 
 from tests.conftest import refused
 from tests.server.composed import composed
-from tests.server.reference import CLOSE, STAGES, additive, read_block
+from tests.server.reference import CLOSE, ROWS, STAGES, additive, read_block
 
 RNG = np.random.default_rng(3)
 VECTORS = {
@@ -41,10 +41,11 @@ def reference(repository, mask):
     return stages, {name: attended if name in ("k", "v") else attending for name in STAGES}
 
 
-def pooled(stage, left, pool, rows=None):
+def pooled(stage, left, pool, rows=None, axis=-2):
     """Pool by loops: the rows chosen, of these the ones that are left, and of these one."""
-    chosen = [row % stage.shape[-2] for row in (range(stage.shape[-2]) if rows is None else rows)]
-    real = [stage[..., row, :] for row in chosen if left[row]]
+    length = stage.shape[axis]
+    chosen = [row % length for row in (range(length) if rows is None else rows)]
+    real = [np.take(stage, row, axis) for row in chosen if left[row]]
     return sum(real) / len(real) if pool == "mean" else real[0 if pool == "first" else -1]
 
 
@@ -62,20 +63,22 @@ def test_every_stage_pooled(transport, repository, mask, pool):
     asked = [{"name": name, "pool": pool} for name in STAGES]
     outputs = transport.outputs("cross", outputs=asked, **VECTORS, **({"mask": mask} if mask else {}))
     for name in STAGES:
-        expected = pooled(stages[name], left[name], pool)
+        expected = pooled(stages[name], left[name], pool, axis=ROWS[name])
         assert outputs[name].shape == expected.shape
         np.testing.assert_allclose(outputs[name], expected, **CLOSE, err_msg=name)
 
 
 @every_pool
 @of_every_mask
-@pytest.mark.parametrize("name", ["output", "v"])
+@pytest.mark.parametrize("name", ["output", "v", "entropy"])
 def test_rows_are_chosen_before(transport, repository, mask, pool, name):
     """Of rows chosen, in their order, those that the mask leaves are pooled."""
     stages, left = reference(repository, mask)
     rows = [-1, 0, 2]
     np.testing.assert_allclose(
-        ask(transport, mask, name=name, pool=pool, rows=rows), pooled(stages[name], left[name], pool, rows), **CLOSE
+        ask(transport, mask, name=name, pool=pool, rows=rows),
+        pooled(stages[name], left[name], pool, rows, ROWS[name]),
+        **CLOSE,
     )
 
 

@@ -6,7 +6,16 @@ import pytest
 from tests.conftest import refused
 from tests.server.reference import BLOCKS, CLOSE, STAGES, read_block
 
-SHAPES = {"q": "HTDh", "k": "GSDh", "v": "GSDv", "scores": "HTS", "weights": "HTS", "heads": "HTDv", "output": "TD"}
+SHAPES = {
+    "q": "HTDh",
+    "k": "GSDh",
+    "v": "GSDv",
+    "scores": "HTS",
+    "weights": "HTS",
+    "entropy": "HT",
+    "heads": "HTDv",
+    "output": "TD",
+}
 
 
 @pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case.model)
@@ -163,3 +172,27 @@ def test_half_precision_inputs(transport, repository):
     output = transport.outputs("multi", query=query, key=key)["output"]
     assert output.dtype == np.float32
     np.testing.assert_allclose(output, read_block(repository, "multi").stages(query, key)["output"], **CLOSE)
+
+
+def test_entropy_where_weights_are_zero_and_one(transport):
+    """The entropy of a row with one key is exactly 0, of equal weights ln S, and of a row with no key 0."""
+    query = np.array([[1e3], [0.0], [1.0]], np.float32)
+    key = np.array([[1.0], [0.0], [-1.0], [0.5]], np.float32)
+    allowed = np.array([[True] * 4, [True] * 4, [False] * 4])
+    outputs = transport.outputs("dot", query=query, key=key, mask={"allowed": allowed}, outputs=["weights", "entropy"])
+    assert outputs["weights"][0, 0].tolist() == [1, 0, 0, 0]
+    assert outputs["entropy"].shape == (1, 3)
+    assert outputs["entropy"][0, [0, 2]].tolist() == [0, 0]
+    assert not np.signbit(outputs["entropy"]).any()
+    np.testing.assert_allclose(outputs["entropy"][0, 1], np.log(4), rtol=1e-6)
+
+
+def test_entropy_of_reduced_heads_is_that_of_each(transport, repository):
+    """`reduce` takes the mean or maximum of the heads' entropies, not the entropy of their mean."""
+    case = next(case for case in BLOCKS if case.model == "multi")
+    vectors = case.vectors(np.random.default_rng(9), 5, 5)
+    expected = read_block(repository, "multi").stages(**vectors)["entropy"]
+    specs = [{"name": "entropy", "as": how, "reduce": how} for how in ("mean", "max")]
+    outputs = transport.outputs("multi", outputs=specs, **vectors)
+    np.testing.assert_allclose(outputs["mean"], expected.mean(0, keepdims=True), **CLOSE)
+    np.testing.assert_allclose(outputs["max"], expected.max(0, keepdims=True), **CLOSE)

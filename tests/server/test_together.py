@@ -14,7 +14,7 @@ from tests.server.composed import composed, wait_until
 
 DRAWN = np.random.default_rng(8)
 WIDTHS = {"self": 12, "multi": 24, "cross": (16, 12, 10), "grouped": (16, 8, 6), "dot": 5}
-EVERYTHING = ["q", "k", "v", "scores", "weights", "heads", "output"]
+EVERYTHING = ["q", "k", "v", "scores", "weights", "entropy", "heads", "output"]
 LONG = 300
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from attention_proto import codec, wire
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.stages import POOLS, REDUCES, numbers_of
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import ArrayLike, NDArray
 
@@ -22,13 +23,8 @@ _CAUSAL = {
     "top_left": pb.Mask.CAUSAL_TOP_LEFT,
     "bottom_right": pb.Mask.CAUSAL_BOTTOM_RIGHT,
 }
-_REDUCE = {None: pb.OutputSpec.REDUCE_UNSPECIFIED, "mean": pb.OutputSpec.REDUCE_MEAN, "max": pb.OutputSpec.REDUCE_MAX}
-_POOL = {
-    None: pb.OutputSpec.POOL_UNSPECIFIED,
-    "mean": pb.OutputSpec.POOL_MEAN,
-    "first": pb.OutputSpec.POOL_FIRST,
-    "last": pb.OutputSpec.POOL_LAST,
-}
+_REDUCE = {None if name == "none" else name: n for name, n in numbers_of(REDUCES, pb.OutputSpec.Reduce.items()).items()}
+_POOL = {None if name == "none" else name: n for name, n in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
 _LARGE = 2**17  # bytes
 NUMBERS = "fiu"  # kinds of dtypes
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from attention_proto.stages import Option
 
 from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest, TooLarge, join_path
@@ -101,6 +102,22 @@ def at_least_zero(value: int, field: str) -> int:
     if value < 0:
         raise InvalidRequest(f"must be 0 or above, not {value}", field=field)
     return value
+
+
+def read_option(option: Option, content: Json, path: str) -> Any:
+    """Return an option of an output, as `OutputSpec` has it."""
+    name = option.name
+    match option.kind:
+        case "choice":
+            return choice(content, name, option.choices, option.choices[0], path)
+        case "integers":
+            return integers(content, name, path, -(2**31) if option.minimum is None else option.minimum)
+        case "integer":
+            return at_least_zero(typed(content, name, int, 0, path), join_path(path, name))
+        case "strings":
+            return tuple(each_typed(content, name, str, path))
+        case "string":
+            return typed(content, name, str, "", path)
 
 
 def nested(value: list[Any], dtype: "np.dtype[Any]", field: str) -> Array:

@@ -12,20 +12,20 @@ import orjson
 from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.codec import DTYPES, NAMES, from_bytes
 from attention_proto.masks import UNBOUNDED, Mask
+from attention_proto.stages import OPTIONS
 from google.protobuf import json_format
 
 from attention_server.codecs.batch import expand
 from attention_server.codecs.document import (
     Json,
-    at_least_zero,
     choice,
-    each_typed,
     elements,
     fields,
     integers,
     kind_of,
     nested,
     parse,
+    read_option,
     reshape,
     typed,
 )
@@ -34,7 +34,6 @@ from attention_server.codecs.url import agreed
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
-    POOLS,
     Array,
     MemoryRequest,
     OutputSpec,
@@ -52,7 +51,7 @@ Encoding = Literal["json", "base64"]
 
 SEQUENCE_FIELDS = ("query", "key", "value", "text", "memory_text", "memory", "mask", "lengths")
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
-OUTPUT_FIELDS = ("name", "as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool")
+OUTPUT_FIELDS = ("name", *OPTIONS)
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
 MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
@@ -191,17 +190,8 @@ def _output_spec(value: object, path: str) -> OutputSpec:
     content = fields(value, path, OUTPUT_FIELDS)
     if "name" not in content:
         raise InvalidRequest("say which stage", field=join_path(path, "name"))
-    return OutputSpec(
-        name=typed(content, "name", str, "", path),
-        alias=typed(content, "as", str, "", path),
-        heads=integers(content, "heads", path, minimum=0),
-        rows=integers(content, "rows", path),
-        reduce=choice(content, "reduce", ("none", "mean", "max"), "none", path),
-        top_k=at_least_zero(typed(content, "top_k", int, 0, path), join_path(path, "top_k")),
-        data_type=choice(content, "data_type", ("FP32", "FP16"), "FP32", path),
-        layers=tuple(each_typed(content, "layers", str, path)),
-        pool=choice(content, "pool", POOLS, "none", path),
-    )
+    given = {each.field: read_option(each, content, path) for name, each in OPTIONS.items() if name in content}
+    return OutputSpec(typed(content, "name", str, "", path), **given)
 
 
 def _tensor(value: object, dtype: type[np.generic], field: str) -> Array | None:

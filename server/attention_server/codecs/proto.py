@@ -11,6 +11,7 @@ from attention_proto import wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import decode, head
 from attention_proto.masks import UNBOUNDED, Causal, Mask
+from attention_proto.stages import POOLS, REDUCES, Pool, Reduce, numbers_of
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.codecs.batch import expand
@@ -20,9 +21,7 @@ from attention_server.domain.messages import (
     Array,
     MemoryRequest,
     OutputSpec,
-    Pool,
     Prediction,
-    Reduce,
     Request,
     Response,
     Result,
@@ -56,17 +55,8 @@ CAUSAL: dict[int, Causal] = {
     pb.Mask.CAUSAL_TOP_LEFT: "top_left",
     pb.Mask.CAUSAL_BOTTOM_RIGHT: "bottom_right",
 }
-REDUCE: dict[int, Reduce] = {
-    pb.OutputSpec.REDUCE_UNSPECIFIED: "none",
-    pb.OutputSpec.REDUCE_MEAN: "mean",
-    pb.OutputSpec.REDUCE_MAX: "max",
-}
-POOL: dict[int, Pool] = {
-    pb.OutputSpec.POOL_UNSPECIFIED: "none",
-    pb.OutputSpec.POOL_MEAN: "mean",
-    pb.OutputSpec.POOL_FIRST: "first",
-    pb.OutputSpec.POOL_LAST: "last",
-}
+REDUCE: dict[int, Reduce] = {number: name for name, number in numbers_of(REDUCES, pb.OutputSpec.Reduce.items()).items()}
+POOL: dict[int, Pool] = {number: name for name, number in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
 
 
 def to_request(message: pb.AttendRequest, limits: Limits) -> Request:

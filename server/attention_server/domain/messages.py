@@ -5,19 +5,15 @@ Shapes: B sequences of a batch, T queries, S keys, H heads; Dq, Dk and Dv are th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from attention_proto.masks import Mask
+from attention_proto.stages import DataType, Pool, Reduce
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
-Reduce = Literal["none", "mean", "max"]
-Pool = Literal["none", "mean", "first", "last"]
 
-POOLS: tuple[Pool, ...] = get_args(Pool)
-STAGES = ("q", "k", "v", "scores", "weights", "heads", "output")
-PREDICTIONS = "predictions"
 NO_MASK = Mask()  # hides no key; requests without a mask share this object, so that `is` recognizes them
 
 
@@ -68,7 +64,7 @@ class OutputSpec(NamedTuple):
     rows: tuple[int, ...] = ()
     reduce: Reduce = "none"
     top_k: int = 0
-    data_type: Literal["FP32", "FP16"] = "FP32"
+    data_type: DataType = "FP32"
     layers: tuple[str, ...] = ()
     pool: Pool = "none"
 

@@ -6,16 +6,19 @@ from functools import cache, cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer
+from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array
 from attention_server.inference.engine import LEAST_ROWS, Graph, Run
 from attention_server.inference.planner import choose_graph
+from attention_server.inference.row_statistics import entropy
 from attention_server.scheduling.cost_model import TINY
 
 Vectors = NDArray[np.float32]
 PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
 UNPACKED = frozenset({"output", "weights"})  # stages that they give as they are sent
+FROM_WEIGHTS = {"entropy": entropy}  # stages that a function computes from weights, [B, H, T, S]
 FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
 
 
@@ -76,6 +79,8 @@ class LoadedLayer:
             unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"])
         if "heads" in wanted and "heads" not in unpacked:
             unpacked["heads"] = _split(unpacked["output"], self.about.heads)
+        for name in FROM_WEIGHTS.keys() & wanted:
+            unpacked[name] = FROM_WEIGHTS[name](unpacked["weights"])
         return unpacked
 
     def pools(self, queries: int, keys: int) -> bool:
@@ -108,11 +113,12 @@ class LoadedLayer:
         """Tell for the stages wanted, and for a mask or none: the graph, whether it takes a mask, and what it gives."""
 
         def recipe(wanted: frozenset[str], mask: bool) -> tuple[str, bool, list[str]]:
-            graph = choose_graph(about, device, weights="weights" in wanted, mask=mask)
+            computed = {STAGES[stage].source or stage for stage in wanted}
+            graph = choose_graph(about, device, weights="weights" in computed, mask=mask)
             offered = graphs[graph.file.name].outputs
             # Without M_O, the heads are the output.
             source = {"heads": "heads" if "heads" in offered else "output", "scores": "q"}
-            names = sorted({source.get(stage, stage) for stage in wanted}.intersection(offered))
+            names = sorted({source.get(stage, stage) for stage in computed}.intersection(offered))
             return graph.file.name, graph.mask, names
 
         about, device, graphs = self.about, self.device, self.graphs  # not the layer, which would then hold itself

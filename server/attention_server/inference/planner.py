@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest
+from attention_proto.stages import PAIRWISE, PREDICTIONS, STAGES
 
-from attention_server.domain.messages import PREDICTIONS, STAGES, OutputSpec
+from attention_server.domain.messages import OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 
-PAIRWISE = ("scores", "weights")  # [H, T, S]
 PROJECTED = frozenset({"q", "k", "v"})
-OF_KEYS = ("k", "v")  # rows are key positions, heads those of k and v
 EVERY_LAYER = "*"
 ALIAS = 256  # characters
 
@@ -95,11 +94,11 @@ def answer_bytes(form: OutputPlan, layer: Layer, widths: tuple[int, int, int], q
         queries: T.
         keys: S.
     """
-    spec = form.spec
+    spec, stage = form.spec, STAGES[form.spec.name]
     head, value_head, output = widths
-    heads = 1 if spec.reduce != "none" or spec.name == "output" else len(spec.heads) or _heads(spec, layer)
-    rows = 1 if spec.pool != "none" else len(spec.rows) or (keys if spec.name in OF_KEYS else queries)
-    columns = {"q": head, "k": head, "v": value_head, "heads": value_head, "output": output}.get(spec.name, keys)
+    heads = 1 if spec.reduce != "none" or not stage.head_axis else len(spec.heads) or _heads(spec, layer)
+    rows = 1 if spec.pool != "none" else len(spec.rows) or (keys if stage.is_of_keys else queries)
+    columns = {"Dh": head, "Dv": value_head, "D": output, "S": keys, None: 1}[stage.column_axis]
     size = 2 if spec.data_type == "FP16" else 4
     if spec.top_k:
         columns, size = min(spec.top_k, keys), size + index_type(keys).itemsize
@@ -165,11 +164,14 @@ def _check_options(spec: OutputSpec, manifest: Manifest, field: str) -> None:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         offered = ", ".join((*STAGES, PREDICTIONS) if manifest.predictors else STAGES)
         raise InvalidRequest(f"there is no {spec.name[:64]!r} among {offered}{hint}", field=join_path(field, "name"))
-    if spec.top_k and spec.name not in PAIRWISE:
+    stage = STAGES[spec.name]
+    if spec.top_k and not stage.takes("top_k"):
         raise InvalidRequest(f"is for {' and '.join(PAIRWISE)}, not for {spec.name}", field=join_path(field, "top_k"))
-    if spec.name == "output" and (spec.heads or spec.reduce != "none"):
+    if (spec.heads or spec.reduce != "none") and not stage.takes("heads"):
         option = "heads" if spec.heads else "reduce"
-        raise InvalidRequest("output has no heads: they are combined; ask for `heads`", field=join_path(field, option))
+        raise InvalidRequest(
+            f"{spec.name} has no heads: they are combined; ask for `heads`", field=join_path(field, option)
+        )
 
 
 def _check_heads(spec: OutputSpec, layer: Layer, field: str) -> None:
@@ -182,7 +184,7 @@ def _check_heads(spec: OutputSpec, layer: Layer, field: str) -> None:
 
 
 def _heads(spec: OutputSpec, layer: Layer) -> int:
-    return layer.key_value_heads if spec.name in OF_KEYS else layer.heads
+    return layer.key_value_heads if STAGES[spec.name].head_axis == "Hkv" else layer.heads
 
 
 def _check_names(forms: Sequence[OutputPlan]) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array, OutputSpec, TopK
@@ -52,7 +53,7 @@ def shape_stage(
     """Return a stage as it was asked for.
 
     Args:
-        stage: [H, length, columns], or [T, D] for `output`.
+        stage: [H, length, columns], without the axes that this stage lacks.
         rows: which of its rows the output is made of, in this order; None for all.
         spec: heads, reduction, pooling, top k and data type.
         hidden: which keys are masked, [1 or H, the rows, S]; they come last among the top k.
@@ -61,6 +62,8 @@ def shape_stage(
     Raises:
         InvalidRequest: FP16 was asked for and cannot hold a number of this answer.
     """
+    has_columns = STAGES[spec.name].column_axis is not None
+    stage = stage if has_columns else stage[..., None]
     stage = stage if rows is None else stage[..., rows, :]
     stage = stage[list(spec.heads)] if spec.heads else stage
     if spec.reduce == "mean":  # to the same bits as `stage.mean`, which divides by way of float64
@@ -70,7 +73,7 @@ def shape_stage(
     if spec.pool != "none":
         stage = stage.mean(-2) if stage.shape[-2] > 1 else stage[..., 0, :]
     if not spec.top_k:
-        return _as(stage, spec, field)
+        return _as(stage if has_columns else stage[..., 0], spec, field)
     top = top_k(stage, spec.top_k, None if hidden is None else _hidden(hidden, spec))
     return TopK(top.indices, _as(top.values, spec, field))
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.masks import Mask, additive
+from attention_proto.stages import OF_KEYS
 from numpy.typing import NDArray
 
 from attention_server.domain.limits import Limits
@@ -13,7 +14,6 @@ from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequ
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.contexts import Memory
-from attention_server.inference.planner import OF_KEYS
 from attention_server.inference.tokenizer import TextTokenizer
 
 Vectors = NDArray[np.float32]

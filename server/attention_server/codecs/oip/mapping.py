@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
+from attention_proto.stages import PREDICTIONS, STAGES
 
 from attention_server.codecs.document import fields
 from attention_server.codecs.oip import padding, rules
@@ -13,7 +14,6 @@ from attention_server.codecs.oip.messages import InferRequest, InferResponse, Ou
 from attention_server.codecs.oip.padding import BatchLengths
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
-    PREDICTIONS,
     Array,
     OutputSpec,
     Request,
@@ -22,7 +22,6 @@ from attention_server.domain.messages import (
     TopK,
 )
 from attention_server.errors import InvalidRequest, TooLarge
-from attention_server.inference.planner import OF_KEYS, PAIRWISE
 
 
 def to_domain(infer: InferRequest, limits: Limits) -> Request:
@@ -132,10 +131,11 @@ def _predictions(results: Sequence[Result]) -> Iterator[_RaggedOutput]:
 
 def _least_shape(spec: OutputSpec, lengths: BatchLengths) -> tuple[int, ...]:
     """Return the least padded shape of a stage: as long as the inputs sent, even if every sequence is shorter."""
-    rows = 0 if spec.rows else lengths.keys if spec.name in OF_KEYS else lengths.queries
-    columns = lengths.keys if spec.name in PAIRWISE and not spec.top_k else 0
-    shape = (columns,) if spec.pool != "none" else (rows, columns)
-    return shape if spec.name == "output" else (0, *shape)
+    stage = STAGES[spec.name]
+    rows = 0 if spec.rows else lengths.keys if stage.is_of_keys else lengths.queries
+    columns = lengths.keys if stage.is_pairwise and not spec.top_k else 0
+    has = (stage.head_axis, spec.pool == "none", stage.column_axis)
+    return tuple(length for length, there in zip((0, rows, columns), has, strict=True) if there)
 
 
 def _texts(texts: Iterable[str]) -> Array:

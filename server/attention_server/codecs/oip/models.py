@@ -8,11 +8,12 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from attention_proto.attention.v1.attention_pb2 import Model
+from attention_proto.stages import PREDICTIONS, STAGES
 
 from attention_server.codecs.document import fields
 from attention_server.codecs.oip.rules import PREDICTION_PARTS, TOKENS
 from attention_server.codecs.oip.tensor import BYTES
-from attention_server.domain.messages import PREDICTIONS, IndexEntry
+from attention_server.domain.messages import IndexEntry
 from attention_server.telemetry.statistics import VersionStatistics
 
 PLATFORM = "onnxruntime_onnx"
@@ -104,18 +105,20 @@ def outputs(model: Model) -> list[Place]:
     """Return what a model gives when it is asked for, without options."""
     manifest = model.manifest
     layer = manifest.layers[-1]
-    heads, shared = layer.heads, layer.key_value_heads
-    head, value_head = layer.head_dim or ANY, layer.value_head_dim or ANY
-    shapes = {
-        "output": (ANY, ANY, layer.output_dim or ANY),
-        "weights": (ANY, heads, ANY, ANY),
-        "scores": (ANY, heads, ANY, ANY),
-        "heads": (ANY, heads, ANY, value_head),
-        "q": (ANY, heads, ANY, head),
-        "k": (ANY, shared, ANY, head),
-        "v": (ANY, shared, ANY, value_head),
+    lengths = {
+        "H": layer.heads,
+        "Hkv": layer.key_value_heads,
+        "T": ANY,
+        "S": ANY,
+        "Dh": layer.head_dim or ANY,
+        "Dv": layer.value_head_dim or ANY,
+        "D": layer.output_dim or ANY,
     }
-    places = [Place(name, "FP32", shape) for name, shape in shapes.items()]
+    # The last stage of the pipeline first: it is the default.
+    places = [
+        Place(stage.name, "FP32", (ANY, *(lengths[axis] for axis in stage.axes)))
+        for stage in reversed(tuple(STAGES.values()))
+    ]
     if manifest.predictors:
         places += [Place(f"{PREDICTIONS}.{part}", PREDICTION_TYPES[part], (ANY, ANY)) for part in PREDICTION_PARTS]
     there = (manifest.text.front.name, manifest.text.memory_front.name)

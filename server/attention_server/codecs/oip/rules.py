@@ -3,18 +3,20 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from attention_proto.masks import UNBOUNDED, Mask
+from attention_proto.stages import OPTIONS, PREDICTIONS, Option
 
-from attention_server.codecs.document import at_least_zero, choice, fields, integers, typed
+from attention_server.codecs.document import choice, fields, read_option, typed
 from attention_server.codecs.oip.messages import InferRequest, Parameter, Parameters
-from attention_server.domain.messages import NO_MASK, POOLS, PREDICTIONS, OutputSpec
+from attention_server.domain.messages import NO_MASK, OutputSpec
 from attention_server.errors import InvalidRequest, NotFound, TooLarge
 
 TOKENS = ("tokens", "memory_tokens")  # outputs that are not stages
 PREDICTION_PARTS = ("name", "label", "probability", "row")
 REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "timeout")
-OUTPUT_PARAMETERS = ("stage", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool")
+OUTPUT_PARAMETERS = ("stage", *(name for name in OPTIONS if name != "as"))  # an output's own name is the alias
 # Parameters of the wire format: oip/json.py and oip/proto.py read them.
 WIRE_PARAMETERS = ("binary_data", "binary_data_output", "binary_data_size", "triton_enable_empty_final_response")
 # The protocol's names of domain fields.
@@ -121,18 +123,8 @@ def output_spec(name: str, options: Parameters, path: str) -> OutputSpec:
     """
     if _is_predictions(name):
         return OutputSpec(PREDICTIONS)
-    layers = typed(options, "layers", str, "", path)
-    return OutputSpec(
-        name=typed(options, "stage", str, name, path),
-        alias=name,
-        heads=_integers(options, "heads", path, minimum=0),
-        rows=_integers(options, "rows", path),
-        reduce=choice(options, "reduce", ("none", "mean", "max"), "none", path),
-        top_k=at_least_zero(typed(options, "top_k", int, 0, path), f"{path}.top_k"),
-        data_type=choice(options, "data_type", ("FP32", "FP16"), "FP32", path),
-        layers=tuple(layers.split(",")) if layers else (),
-        pool=choice(options, "pool", POOLS, "none", path),
-    )
+    given = {option: _option(OPTIONS[option], options, path) for option in options if option in OPTIONS}
+    return OutputSpec(typed(options, "stage", str, name, path), name, **given)
 
 
 @contextmanager
@@ -152,13 +144,18 @@ def _is_predictions(name: str) -> bool:
     return stem == PREDICTIONS and part in ("", *PREDICTION_PARTS)
 
 
-def _integers(options: Parameters, name: str, path: str, minimum: int = -(2**31)) -> tuple[int, ...]:
-    """Return a list option. The protocol has no lists: an option is one integer, or a string such as "0,2"."""
-    sent = options.get(name)
+def _option(option: Option, options: Parameters, path: str) -> Any:
+    """Return an option. The protocol has no lists: a list is one value, or a string such as "0,2"."""
+    sent = options[option.name]
+    if option.kind == "strings":
+        names = typed(options, option.name, str, "", path)
+        return tuple(names.split(",")) if names else ()
+    if option.kind != "integers":
+        return read_option(option, options, path)
     if not isinstance(sent, str):
-        return integers({name: None if sent is None else [sent]}, name, path, minimum)
+        return read_option(option, {option.name: None if sent is None else [sent]}, path)
     try:
         numbers = [int(each) for each in sent.split(",")]
     except ValueError as error:
-        raise InvalidRequest("must be integers, with commas between them", field=f"{path}.{name}") from error
-    return integers({name: numbers}, name, path, minimum)
+        raise InvalidRequest("must be integers, with commas between them", field=f"{path}.{option.name}") from error
+    return read_option(option, {option.name: numbers}, path)

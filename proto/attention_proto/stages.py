@@ -1,0 +1,176 @@
+"""The stages that a model can return, and the options of an output: the one table that every other list is made from.
+
+The planner, the prediction of an answer's size, the Open Inference Protocol's metadata, the columns of scored files,
+the client's checks, the contract's comment and the OpenAPI document read it. `docs/extending.md` says how to add a
+stage.
+
+Axes: H heads, Hkv key-value heads, T query positions, S key positions, Dh the width of one head's queries and keys,
+Dv the width of one head's values, D the width of the output.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, TypeVar, get_args
+
+Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D"]
+Level = Literal["site", "layer", "model"]
+OptionName = Literal["as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool"]
+Kind = Literal["string", "strings", "integer", "integers", "choice"]
+Reduce = Literal["none", "mean", "max"]
+Pool = Literal["none", "mean", "first", "last"]
+DataType = Literal["FP32", "FP16"]
+
+Choice = TypeVar("Choice", bound=str)
+
+PREDICTIONS = "predictions"  # an output that is no stage: what the model's head says
+
+_HEADS = frozenset({"H", "Hkv"})
+_ROWS = frozenset({"T", "S"})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its name, its shape and what it is computed from.
+
+    Attributes:
+        name: in a request.
+        axes: of one sequence, outermost first; at most one of heads, then one of rows, then one of columns.
+        words: its meaning, one clause.
+        level: what it is a stage of: a site (one attention), a layer, or the model.
+        source: the stage that it is computed from after the graphs have run; empty where a graph returns it.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    words: str
+    level: Level = "site"
+    source: str = ""
+
+    @cached_property
+    def head_axis(self) -> Axis | None:
+        """H or Hkv; None of a stage without heads."""
+        return self.axes[0] if self.axes[0] in _HEADS else None
+
+    @cached_property
+    def row_axis(self) -> Axis:
+        """T where rows are query positions, S where they are key positions."""
+        return self.axes[1 if self.head_axis else 0]
+
+    @cached_property
+    def column_axis(self) -> Axis | None:
+        """The last axis, behind the rows; None of a stage with one number a row."""
+        return self.axes[-1] if self.axes[-1] != self.row_axis else None
+
+    @cached_property
+    def is_pairwise(self) -> bool:
+        """Whether a row has one number for each key."""
+        return self.row_axis == "T" and self.column_axis == "S"
+
+    @cached_property
+    def is_of_keys(self) -> bool:
+        """Whether rows are key positions."""
+        return self.row_axis == "S"
+
+    @cached_property
+    def shape(self) -> str:
+        """The axes in the notation of the documentation: `[H, T, Dh]`."""
+        return f"[{', '.join(self.axes)}]"
+
+    def takes(self, option: str) -> bool:
+        """Return whether an option applies to this stage."""
+        if option in ("heads", "reduce"):
+            return self.head_axis is not None
+        return option != "top_k" or self.is_pairwise
+
+
+class Option(NamedTuple):
+    """One option of an output.
+
+    Attributes:
+        name: in JSON and in the Open Inference Protocol.
+        kind: its type.
+        words: its meaning, for documentation.
+        choices: of a `choice`, the default first.
+        minimum: of an integer, or of each of several; None for any.
+    """
+
+    name: OptionName
+    kind: Kind
+    words: str
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+
+    @property
+    def field(self) -> str:
+        """The field of `OutputSpec`, in the contract and in Python, where `as` is a reserved word."""
+        return "alias" if self.name == "as" else self.name
+
+
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("q", ("H", "T", "Dh"), "the projected queries"),
+        Stage("k", ("Hkv", "S", "Dh"), "the projected keys"),
+        Stage("v", ("Hkv", "S", "Dv"), "the projected values"),
+        Stage("scores", ("H", "T", "S"), "q.k * scale, before the mask"),
+        Stage("weights", ("H", "T", "S"), "softmax of the masked scores; zeros where a query may attend to no key"),
+        Stage(
+            "entropy",
+            ("H", "T"),
+            "the entropy of each row of weights in nats, 0 where a query may attend to no key",
+            source="weights",
+        ),
+        Stage("heads", ("H", "T", "Dv"), "weights.v"),
+        Stage("output", ("T", "D"), "the heads combined by M_O"),
+    )
+}
+PAIRWISE = tuple(stage.name for stage in STAGES.values() if stage.is_pairwise)
+OF_KEYS = frozenset(stage.name for stage in STAGES.values() if stage.is_of_keys)
+OUTPUTS = (*STAGES, PREDICTIONS)  # every name that an output can have
+
+REDUCES: tuple[Reduce, ...] = get_args(Reduce)
+POOLS: tuple[Pool, ...] = get_args(Pool)
+DATA_TYPES: tuple[DataType, ...] = get_args(DataType)
+
+OPTIONS: Mapping[str, Option] = {
+    option.name: option
+    for option in (
+        Option("as", "string", "The name in the answer, up to 256 characters; that of the stage when empty."),
+        Option("heads", "integers", "Which heads, in this order, none twice; all when empty.", minimum=0),
+        Option(
+            "rows",
+            "integers",
+            "Which query positions (key positions of k and v), in this order, none twice; all when empty. -1 is the "
+            "last.",
+        ),
+        Option("reduce", "choice", "Reduces the chosen heads to one; the rank stays, with H = 1.", REDUCES),
+        Option(
+            "top_k",
+            "integer",
+            f"Of {' and '.join(PAIRWISE)} alone: sends the k largest numbers of each row as indices and values, after "
+            "reduction and pooling; 0 sends all.",
+            minimum=0,
+        ),
+        Option("data_type", "choice", "The number format.", DATA_TYPES),
+        Option("layers", "strings", "Which layers, by the names in the manifest, or `*` for all; the last when empty."),
+        Option(
+            "pool",
+            "choice",
+            "Reduces the chosen rows to one, after the heads; the shape loses this dimension. Rows that the mask hides "
+            "do not count.",
+            POOLS,
+        ),
+    )
+}
+
+
+def numbers_of(choices: Iterable[Choice], values: Iterable[tuple[str, int]]) -> dict[Choice, int]:
+    """Return the number of each choice in an enumeration of the contract, whose unspecified value is `none`.
+
+    Args:
+        choices: of an option.
+        values: the enumeration's names and numbers, as its `items()` gives them: (REDUCE_UNSPECIFIED, 0), ...
+    """
+    by_suffix = {name.partition("_")[2].lower(): number for name, number in values}
+    return {choice: by_suffix["unspecified" if choice == "none" else choice] for choice in choices}

@@ -1,0 +1,73 @@
+"""The table of stages: what it says, and that what is made of it agrees with what the service sends."""
+
+import numpy as np
+import pytest
+from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.stages import OPTIONS, POOLS, REDUCES, STAGES, numbers_of
+from attention_server.domain.messages import OutputSpec
+from attention_server.inference.layer import LoadedLayer
+from attention_server.inference.planner import answer_bytes, make_plan
+from google.protobuf import json_format
+
+from tests.server.reference import BLOCKS
+
+CHOICES = [
+    {},
+    {"heads": (1,)},
+    {"rows": (0, 2)},
+    {"reduce": "mean"},
+    {"pool": "mean"},
+    {"top_k": 2},
+    {"data_type": "FP16"},
+    {"reduce": "max", "pool": "last", "rows": (1, -1)},
+]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_axes(name):
+    """A stage has at most one axis of heads, then one of rows, then one of columns."""
+    stage = STAGES[name]
+    expected = [axis for axis in (stage.head_axis, stage.row_axis, stage.column_axis) if axis]
+    assert list(stage.axes) == expected
+    assert stage.row_axis in ("T", "S")
+    assert not stage.source or stage.source in STAGES
+
+
+def test_every_option_is_a_field_of_the_contract():
+    """The options are those of the contract's OutputSpec and of the server's, no more and no less."""
+    fields = [field.name for field in pb.OutputSpec.DESCRIPTOR.fields]
+    assert {"name", *(option.field for option in OPTIONS.values())} == set(fields)
+    assert {"name", *(option.field for option in OPTIONS.values())} == set(OutputSpec._fields)
+    json_names = {field.json_name for field in pb.OutputSpec.DESCRIPTOR.fields}
+    assert "as" in json_names
+
+
+def test_numbers_of_an_enumeration():
+    """Each choice has the number that the contract gives it, and every number has a choice."""
+    assert numbers_of(REDUCES, pb.OutputSpec.Reduce.items()) == {"none": 0, "mean": 1, "max": 2}
+    assert sorted(numbers_of(POOLS, pb.OutputSpec.Pool.items()).values()) == sorted(pb.OutputSpec.Pool.values())
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("case", [case for case in BLOCKS if case.model in ("cross", "grouped")], ids=lambda c: c.model)
+def test_the_size_predicted_is_the_size_sent(transport, repository, case, choice):
+    """What an output is predicted to weigh is what its tensors weigh, for every stage that takes the options."""
+    vectors = case.vectors(np.random.default_rng(0), 4, 6)
+    names = [name for name, stage in STAGES.items() if all(stage.takes(option) for option in choice)]
+    asked = [
+        {"name": name, **{option: list(x) if isinstance(x, tuple) else x for option, x in choice.items()}}
+        for name in names
+    ]
+    sent = transport.outputs(case.model, outputs=asked, **vectors)
+    manifest = manifest_of(repository, case.model)
+    layer = manifest.layers[0]
+    widths = LoadedLayer(layer, "cpu", {}).widths(case.query, case.value)
+    for name, plan in zip(
+        names, make_plan([OutputSpec(name, **choice) for name in names], manifest).forms, strict=True
+    ):
+        arrays = sent[name] if isinstance(sent[name], tuple) else (sent[name],)
+        assert answer_bytes(plan, layer, widths, 4, 6) == sum(array.nbytes for array in arrays), name
+
+
+def manifest_of(repository, model):
+    return json_format.Parse((repository / model / "1" / "manifest.json").read_text(), pb.Manifest())
