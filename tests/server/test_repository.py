@@ -2,12 +2,13 @@
 
 import shutil
 
+import numpy as np
 import onnx
 import pytest
 from onnx import external_data_helper, numpy_helper
 from serving import run_server, start_server
 
-from tests.server.spoil import edit
+from tests.server.spoil import edit, insert
 
 PORTS = ("--rest-port", 0, "--grpc-port", 0)
 
@@ -207,6 +208,67 @@ def test_what_is_no_tokenizer(folder):
     (spoiled / "tokenizer.json").write_text("{}")
     edit(spoiled)
     assert_refused(spoiled)
+
+
+def less_mean(axis):
+    """Subtract a tensor's mean over an axis."""
+    return ("ReduceMean", [np.array([axis])], {}), ("Neg", [], {}), ("Add", ["="], {})
+
+
+# The running sum of ones along the rows is 1 + the position.
+BY_POSITION = (
+    ("Mul", [np.float32(0)], {}),
+    ("Add", [np.float32(1)], {}),
+    ("CumSum", [np.array(1)], {}),
+    ("Mul", ["="], {}),
+)
+BY_NEIGHBOURS = less_mean(1)
+BY_COMPANIONS = less_mean(0)
+ROW, SEQUENCE = "a row of", "the others of its batch"
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "tensor", "steps", "word"),
+    [
+        ("dot", "attend.onnx", "query", BY_POSITION, ROW),
+        ("dot", "explain-masked.onnx", "query", BY_POSITION, ROW),
+        ("dot", "attend-masked.onnx", "query", BY_NEIGHBOURS, ROW),
+        ("multi", "explain.onnx", "query", BY_NEIGHBOURS, ROW),
+        ("multi", "explain.onnx", "weights", less_mean(2), ROW),
+        ("multi", "project.onnx", "key", BY_POSITION, ROW),
+        ("multi", "project.onnx", "value", BY_NEIGHBOURS, ROW),
+        ("multi", "pool.onnx", "query", BY_POSITION, ROW),
+        ("multi-head", "head.onnx", "output", less_mean(0), ROW),
+        ("multi", "attend.onnx", "query", BY_COMPANIONS, SEQUENCE),
+        ("multi", "attend.onnx", "k", BY_COMPANIONS, SEQUENCE),
+        ("multi", "project.onnx", "v", BY_COMPANIONS, SEQUENCE),
+        ("multi-head", "front.onnx", "query", BY_COMPANIONS, SEQUENCE),
+    ],
+)
+def test_rows_that_depend_on_each_other(folder, model, file, tensor, steps, word):
+    """A graph that computes a row from its position, from other rows or from its batch is refused, with what differs:
+    the server computes chosen rows, cut sequences and batches with the same graphs."""
+    spoiled = folder(model)
+    insert(spoiled / file, tensor, *steps)
+    edit(spoiled)
+    assert_refused(spoiled, f"{file}: ", word, "depends on")
+
+
+def test_one_scale_for_all_rows(folder):
+    """A graph that rounds its query to int8 by one scale for the tensor is refused: the scale is that of other rows."""
+    spoiled = folder("multi")
+    path = spoiled / "attend.onnx"
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.input[:] = ["rounded" if name == "query" else name for name in node.input]
+    to_int8 = onnx.helper.make_node("DynamicQuantizeLinear", ["query"], ["int8", "scale", "zero"])
+    back = onnx.helper.make_node("DequantizeLinear", ["int8", "scale", "zero"], ["rounded"])
+    kept = [to_int8, back, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, path)
+    edit(spoiled)
+    assert_refused(spoiled, "attend.onnx: ", "depends on")
 
 
 def test_no_models(tmp_path):

@@ -46,6 +46,11 @@ class TextTokenizer:
         content = contents[text.memory_tokenizer.name or text.tokenizer.name]
         return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_memory_tokens)
 
+    @property
+    def ids(self) -> list[int]:
+        """The ids of all tokens in the vocabulary; special tokens that were added to it are left out."""
+        return sorted(self._tokenizer.get_vocab(with_added_tokens=False).values())
+
     def read(self, text: str, field: str) -> Tokens:
         """Read a text.
 

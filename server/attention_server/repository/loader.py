@@ -11,6 +11,7 @@ from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
 from google.protobuf import json_format
 
 from attention_server.inference.engine import Engine
+from attention_server.inference.independence import DependentRowsError, check_independence, model_probes
 from attention_server.inference.model import CalibrationInputs, LoadedModel, served_files
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
@@ -76,12 +77,27 @@ def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
     """
     try:
         model = _open(folder, engine, max_bytes)
+        _check_rows(model)
         model.warm()
         return replace(model, costs=measure(CalibrationInputs(model)))
     except RepositoryError:
         raise
     except Exception as error:  # whatever onnxruntime and the tokenizers raise: a bad file is the folder's fault
         raise RepositoryError(f"cannot be loaded: {_one_line(error)}") from error
+
+
+def _check_rows(model: LoadedModel) -> None:
+    """Check that graphs compute rows and sequences independently.
+
+    Raises:
+        RepositoryError: one does not.
+    """
+    vocabularies = [[] if reader is None else reader.ids for reader in (model.reader, model.memory_reader)]
+    try:
+        for probe in model_probes(model.manifest, model.graphs, *vocabularies):
+            check_independence(probe)
+    except DependentRowsError as error:
+        raise RepositoryError(str(error)) from error
 
 
 def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -1,0 +1,207 @@
+"""Probes that tell whether a graph computes each row, and each sequence of a batch, from its own inputs alone.
+
+The server relies on it: it computes chosen rows without the others, cuts long sequences into blocks of rows for idle
+slots, and runs sequences of several requests as one batch. A graph that adds a position to its query, or normalizes
+over rows, would then answer differently depending on what else is computed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from numpy.typing import NDArray
+
+from attention_server.domain.messages import Array
+from attention_server.inference.engine import Graph, Run
+
+Compute = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+SEQUENCES = 2
+QUERIES, KEYS = 13, 7  # primes: no block size of a kernel divides them
+TOKENS = 5
+ANY_WIDTH = 8  # of a head, where a block takes any width
+LOUD = 4.0  # the factor of one row: a scale that is shared by all rows shows in the others
+TOLERANCE = 1e-2  # of a row's largest number: above rounding in float32, TF32 and int8 by row, below any dependence
+SMALL = 1e-3  # of the largest number of all rows: a row below it is compared with that
+ROWS = -2  # the axis of rows in every input and output
+BATCH = 0
+
+
+class DependentRowsError(ValueError):
+    """A graph computes a row from other rows, from its position, or from other sequences of its batch."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A computation to be compared with itself on parts of its inputs.
+
+    Attributes:
+        name: of the graph, for the error.
+        compute: returns the outputs by name.
+        inputs: the inputs by name, drawn at random.
+        cut: the inputs that have the rows; the others stay as they are.
+        axis: the axis of the rows in the inputs that are cut and in all outputs; ROWS or BATCH.
+    """
+
+    name: str
+    compute: Compute
+    inputs: Mapping[str, Array]
+    cut: Sequence[str]
+    axis: int = ROWS
+
+
+def check_independence(probe: Probe) -> None:
+    """Compare a computation of all rows with computations of one row, of half of the rows and of a permutation.
+
+    Raises:
+        DependentRowsError: an output differs.
+    """
+    whole = probe.compute(probe.inputs)
+    for chosen in _selections(probe.inputs[probe.cut[0]].shape[probe.axis]):
+        parts = {name: np.take(probe.inputs[name], chosen, probe.axis) for name in probe.cut}
+        for name, found in probe.compute({**probe.inputs, **parts}).items():
+            error = _largest_error(found, np.take(whole[name], chosen, probe.axis))
+            if not error <= TOLERANCE:  # `not <=`, for NaN is not <= anything
+                raise DependentRowsError(_message(probe, name, error))
+
+
+def _layer_probes(layer: Layer, graphs: Mapping[str, Graph]) -> Iterator[Probe]:
+    """Yield the probes of a layer's graphs: those that project and attend by row and by sequence, `pool` by row.
+
+    Args:
+        layer: the manifest's description.
+        graphs: the model's graphs by file name; variants that are not among them are left out.
+    """
+    rng = np.random.default_rng(0)
+    query, key, value = _draw_inputs(layer, rng)
+    k: Array = key
+    v: Array = value
+    if layer.HasField("project"):
+        compute = _compute(graphs[layer.project.name])
+        yield from _by_row_and_sequence(layer.project.name, compute, {"key": key, "value": value}, ("key", "value"))
+        projected = compute({"key": key, "value": value})
+        k, v = projected["k"], projected["v"]
+    mask = _draw_mask(rng)
+    for attend in layer.attend:
+        if attend.file.name in graphs:
+            inputs = {"query": query, "k": k, "v": v} | ({"mask": mask} if attend.mask else {})
+            rows = ("query", "mask") if attend.mask else ("query",)
+            yield from _by_row_and_sequence(attend.file.name, _compute(graphs[attend.file.name]), inputs, rows)
+    if layer.HasField("pool"):
+        inputs = {"query": query, "key": key, "value": value}
+        yield Probe(layer.pool.name, _each_row(_compute(graphs[layer.pool.name])), inputs, ("query",))
+    if layer.HasField("after"):
+        inputs = {"query": query, "output": rng.standard_normal(query.shape, np.float32)}
+        yield Probe(layer.after.name, _compute(graphs[layer.after.name]), inputs, tuple(inputs), BATCH)
+
+
+def model_probes(
+    manifest: Manifest, graphs: Mapping[str, Graph], vocabulary: Sequence[int], memory_vocabulary: Sequence[int]
+) -> Iterator[Probe]:
+    """Yield the probes of a model's graphs.
+
+    Args:
+        manifest: of the model.
+        graphs: by file name; checked against the manifest.
+        vocabulary: token ids of its text; empty where it takes none.
+        memory_vocabulary: token ids of its memory text; empty where it takes none.
+    """
+    for layer in manifest.layers:
+        yield from _layer_probes(layer, graphs)
+    text = manifest.text
+    for front, ids, max_tokens in (
+        (text.front.name, vocabulary, text.max_tokens),
+        (text.memory_front.name, memory_vocabulary, text.max_memory_tokens),
+    ):
+        if front:
+            yield _front_probe(front, graphs[front], ids, max_tokens)
+    if manifest.predictors:
+        yield _head_probe(manifest.head.name, graphs[manifest.head.name], manifest.layers[-1].output_dim)
+
+
+def _front_probe(name: str, graph: Graph, ids: Sequence[int], max_tokens: int) -> Probe:
+    """Return the probe of a front: each text by itself. Its rows may depend on each other.
+
+    Args:
+        name: of the graph.
+        graph: takes tokens [B, T].
+        ids: the vocabulary's token ids.
+        max_tokens: the longest text; 0 for any.
+    """
+    shape = (SEQUENCES, min(TOKENS, max_tokens or TOKENS))
+    tokens = np.random.default_rng(0).choice(np.array(ids, np.int64), shape)
+    return Probe(name, _compute(graph), {"tokens": tokens}, ("tokens",), BATCH)
+
+
+def _head_probe(name: str, graph: Graph, width: int) -> Probe:
+    """Return the probe of a head, which reads rows of the output, [N, width]."""
+    output = np.random.default_rng(0).standard_normal((QUERIES, width), np.float32)
+    return Probe(name, _compute(graph), {"output": output}, ("output",))
+
+
+def _by_row_and_sequence(
+    name: str, compute: Compute, inputs: Mapping[str, Array], rows: Sequence[str]
+) -> Iterator[Probe]:
+    yield Probe(name, compute, inputs, rows)
+    yield Probe(name, compute, inputs, tuple(inputs), BATCH)
+
+
+def _compute(graph: Graph) -> Compute:
+    names = list(graph.outputs)
+    return lambda inputs: dict(zip(names, graph.run(names, inputs, Run()), strict=True))
+
+
+def _each_row(pool: Compute) -> Compute:
+    """Return a computation of rows by `pool`: each mean takes one row whole."""
+    return lambda inputs: pool({**inputs, "pool": np.eye(inputs["query"].shape[ROWS], dtype=np.float32)})
+
+
+def _draw_inputs(layer: Layer, rng: np.random.Generator) -> list[NDArray[np.float32]]:
+    """Draw query, key and value, [SEQUENCES, QUERIES or KEYS, width], each with one loud row."""
+    query = layer.query_dim or ANY_WIDTH * layer.heads
+    key = layer.key_dim or query // layer.heads * layer.key_value_heads
+    drawn = []
+    for length, width in ((QUERIES, query), (KEYS, key), (KEYS, layer.value_dim or key)):
+        vectors = rng.standard_normal((SEQUENCES, length, width), np.float32)
+        vectors[0, 0] *= np.float32(LOUD)
+        drawn.append(vectors)
+    return drawn
+
+
+def _draw_mask(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw biases of which some hide, [SEQUENCES, 1, QUERIES, KEYS]; each query sees the first key."""
+    shape = (SEQUENCES, 1, QUERIES, KEYS)
+    mask = np.where(rng.random(shape) < 0.3, np.float32(-np.inf), rng.standard_normal(shape, np.float32))
+    mask[..., 0] = 0
+    return mask
+
+
+def _selections(count: int) -> Iterator[NDArray[np.intp]]:
+    """Yield choices of rows: the last alone, the second half, and all of them in another order."""
+    yield np.array([count - 1])
+    if count > SEQUENCES:
+        yield np.arange(count // 2, count)
+    yield np.roll(np.arange(count), 1)
+
+
+def _largest_error(found: Array, expected: Array) -> float:
+    """Return the largest difference, relative to the largest number of its row."""
+    wanted = expected.astype(np.float64)
+    size = np.abs(wanted).max(-1, keepdims=True)
+    return float(
+        (np.abs(found.astype(np.float64) - wanted) / np.maximum(size, np.abs(wanted).max() * SMALL + 1e-30)).max()
+    )
+
+
+def _message(probe: Probe, output: str, error: float) -> str:
+    if probe.axis == BATCH:
+        return (
+            f"{probe.name}: {output} of a sequence depends on the others of its batch: alone, it differs by "
+            f"{error:.2g} of its largest number"
+        )
+    return (
+        f"{probe.name}: a row of {output} depends on its position or on other rows: computed apart, it differs by "
+        f"{error:.2g} of its largest number. The server computes rows apart, so a row has to follow from "
+        f"{' and '.join(probe.cut)} at its own position alone"
+    )
