@@ -15,7 +15,7 @@ from attention_batch.output.sink import FORMS, Form, Layout
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.selection import STREAM
 from attention_batch.readers.source import Source
-from attention_batch.spec import Question, digest, resolve
+from attention_batch.spec import ScoringSpec, digest, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Plan:
     job: Job
     source: Source
     fields: Fields
-    question: Question
+    spec: ScoringSpec
     layout: Layout
 
     @property
@@ -78,9 +78,9 @@ class Plan:
         job = self.job
         return {
             "input": [[file.path, file.size, file.modified_ns] for file in self.source.files],
-            "model": self.question.model,
-            "model version": self.question.version,
-            "model manifest": self.question.manifest,
+            "model": self.spec.model,
+            "model version": self.spec.version,
+            "model manifest": self.spec.manifest,
             "outputs": [dict(spec) for spec in job.outputs],
             "columns": self.fields.columns,
             "causal": job.causal,
@@ -89,7 +89,7 @@ class Plan:
 
     def task(self) -> Task:
         """Return the task of the engines with many processes."""
-        return Task(self.source.files, self.fields, self.question, self.layout, self.job.models)
+        return Task(self.source.files, self.fields, self.spec, self.layout, self.job.models)
 
 
 def make_plan(job: Job, source: Source, model: pb.Model) -> Plan:
@@ -101,8 +101,8 @@ def make_plan(job: Job, source: Source, model: pb.Model) -> Plan:
     columns, id_type = source.columns(job.columns)
     fields = Fields(columns, id_type, job.causal)
     outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
-    question = Question(model.name, model.version, digest(model), outputs)
-    return Plan(job, source, fields, question, Layout(_form(job.output), outputs.columns, id_type))
+    spec = ScoringSpec(model.name, model.version, digest(model), outputs)
+    return Plan(job, source, fields, spec, Layout(_form(job.output), outputs.columns, id_type))
 
 
 def _form(output: str) -> Form:

@@ -187,7 +187,7 @@ def _scored(running: _Run, shards: Iterator[Shard], folder: Path) -> Generator[F
 
 def _inline(running: _Run, shards: Iterator[Shard], opened: inline.OpenPart) -> Generator[FinishedShard | Counts]:
     plan = running.plan
-    scorer = Scorer(running.engine, plan.question, running.patience)
+    scorer = Scorer(running.engine, plan.spec, running.patience)
     return inline.scored(scorer, plan.source, plan.fields, shards, opened)
 
 

@@ -18,7 +18,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_batch.errors import Refused, Stopped
 from attention_batch.readers.rows import Failed, Row, Scored
 from attention_batch.retry import Patience
-from attention_batch.spec import Question, digest
+from attention_batch.spec import ScoringSpec, digest
 
 MESSAGE_ROWS = 32
 MESSAGE_BYTES = 2**20
@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Return a model version's description; version 0 is the default one. Raises AttentionError."""
         ...
 
-    def attend(self, question: Question, sequences: list[Sequence]) -> list[AttendResult]:
+    def attend(self, spec: ScoringSpec, sequences: list[Sequence]) -> list[AttendResult]:
         """Return one answer a sequence. Raises AttentionError."""
         ...
 
@@ -93,13 +93,13 @@ class Scorer:
 
     Args:
         engine: computes the answers.
-        question: the model version and outputs.
+        spec: the model version and outputs.
         patience: the policy of retries.
     """
 
-    def __init__(self, engine: Engine, question: Question, patience: Patience) -> None:
+    def __init__(self, engine: Engine, spec: ScoringSpec, patience: Patience) -> None:
         self._engine = engine
-        self._question = question
+        self._spec = spec
         self._patience = patience
 
     def score(self, messages: Iterable[Message]) -> Generator[tuple[Message, list[Outcome]]]:
@@ -145,7 +145,7 @@ class Scorer:
         if not rows:
             return []
         try:
-            results = self._ask(lambda: self._engine.attend(self._question, [row.sequence for row in rows]))
+            results = self._ask(lambda: self._engine.attend(self._spec, [row.sequence for row in rows]))
         except (InvalidRequest, TooLarge) as error:
             return self._without_culprit(rows, error)
         return [self._scored(row, result) for row, result in zip(rows, results, strict=True)]
@@ -166,7 +166,7 @@ class Scorer:
     def _scored(self, row: Row, result: AttendResult) -> Scored:
         query = row.sequence.query
         tokens = len(result.tokens) if query is None else len(query)  # type: ignore[arg-type] # an array
-        return Scored(row.id, tuple(column.take(result) for column in self._question.outputs.columns), tokens)
+        return Scored(row.id, tuple(column.take(result) for column in self._spec.outputs.columns), tokens)
 
     def confirm(self) -> None:
         """Check that the engine still serves the model version that the run began with.
@@ -174,11 +174,11 @@ class Scorer:
         Raises:
             Stopped: it serves another manifest under that version, or cannot be reached.
         """
-        question = self._question
-        now = self._ask(lambda: self._engine.model(question.model, question.version))
-        if digest(now) != question.manifest:
+        spec = self._spec
+        now = self._ask(lambda: self._engine.model(spec.model, spec.version))
+        if digest(now) != spec.manifest:
             raise Stopped(
-                f"version {question.version} of model {question.model!r} is no longer what it was when the run began; "
+                f"version {spec.version} of model {spec.model!r} is no longer what it was when the run began; "
                 "serve that again to go on, or --restart to score all rows with the new one"
             )
 

@@ -181,7 +181,7 @@ def _dims(asked: OutputSpec, layer: pb.Layer) -> Dims:
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoringSpec:
     """The model version and the outputs for every row of a run.
 
     Attributes:

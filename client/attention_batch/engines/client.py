@@ -3,7 +3,7 @@
 from attention_client import AttendResult, AttentionClient, Sequence
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_batch.spec import Question
+from attention_batch.spec import ScoringSpec
 
 LANES = 8
 
@@ -21,8 +21,6 @@ class ClientEngine:
         """Return a model version's description. Raises AttentionError."""
         return self._client.model(name, version)
 
-    def attend(self, question: Question, sequences: list[Sequence]) -> list[AttendResult]:
+    def attend(self, spec: ScoringSpec, sequences: list[Sequence]) -> list[AttendResult]:
         """Return one answer a sequence, from one call. Raises AttentionError."""
-        return self._client.attend_batch(
-            question.model, sequences, version=question.version, outputs=question.outputs.wire
-        )
+        return self._client.attend_batch(spec.model, sequences, version=spec.version, outputs=spec.outputs.wire)

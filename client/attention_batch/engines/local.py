@@ -25,7 +25,7 @@ from attention_server.settings import Settings
 from attention_server.telemetry import logs
 
 from attention_batch.errors import Refused
-from attention_batch.spec import Outputs, Question
+from attention_batch.spec import Outputs, ScoringSpec
 
 
 class LocalEngine:
@@ -59,14 +59,14 @@ class LocalEngine:
         with _translated():
             return self._service.model(name, version)
 
-    def attend(self, question: Question, sequences: list[Sequence]) -> list[AttendResult]:
+    def attend(self, spec: ScoringSpec, sequences: list[Sequence]) -> list[AttendResult]:
         """Return one answer a sequence. Raises AttentionError."""
         with _translated():
             request = domain.Request(
-                model=question.model,
-                version=question.version,
+                model=spec.model,
+                version=spec.version,
                 inputs=tuple([_sequence(each, f"inputs[{i}]") for i, each in enumerate(sequences)]),
-                outputs=self._specs(question.outputs),
+                outputs=self._specs(spec.outputs),
             )
             response = self._service.attend(request, CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS))
         return [_result(response, result) for result in response.each()]

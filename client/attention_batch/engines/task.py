@@ -6,7 +6,7 @@ from pathlib import Path
 from attention_batch.output.sink import Layout
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.source import InputFile
-from attention_batch.spec import Question
+from attention_batch.spec import ScoringSpec
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Task:
     Attributes:
         files: of the input, at the same paths on every machine that has workers.
         fields: reads their rows.
-        question: the model version and outputs.
+        spec: the model version and outputs.
         layout: of the parts.
         models: the repository's folder on the worker's machine; None for the embedded one.
         folder: the working folder, against which relative paths resolve.
@@ -24,7 +24,7 @@ class Task:
 
     files: tuple[InputFile, ...]
     fields: Fields
-    question: Question
+    spec: ScoringSpec
     layout: Layout
     models: Path | None
     folder: Path = field(default_factory=Path.cwd)
