@@ -15,7 +15,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between attempts, unless the s
 T = TypeVar("T")
 
 
-class Patience:
+class RetryPolicy:
     """A policy of retries, shared by all threads of a run.
 
     Args:
@@ -30,33 +30,33 @@ class Patience:
         self._heard = time.monotonic()
         self._waiting = False
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the time without an answer at zero."""
         self._stopping = threading.Event()
         self._heard = time.monotonic()
 
-    def end(self) -> None:
+    def cancel(self) -> None:
         """Retry no more: every waiting call raises Stopped."""
         self._stopping.set()
 
-    def ask(self, ask: Callable[[], T]) -> T:
+    def call(self, call: Callable[[], T]) -> T:
         """Call until there is an answer.
 
         An unreachable or full server is retried until `seconds` pass without an answer to any thread; an internal error
         is retried `INTERNAL_ATTEMPTS` times in all.
 
         Args:
-            ask: the call; raises AttentionError.
+            call: the function to call; raises AttentionError.
 
         Raises:
-            Stopped: the retries are used up, or `end` was called.
+            Stopped: the retries are used up, or `cancel` was called.
             AttentionError: an error that no retry can change.
         """
         attempts, pause = 0, FIRST_PAUSE
         began = time.monotonic()
         while True:
             try:
-                answer = ask()
+                answer = call()
             except (Unavailable, DeadlineExceeded) as error:
                 self._check_time(began, error)
                 named = error.retry_after if isinstance(error, Unavailable) else None

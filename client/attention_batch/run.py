@@ -23,7 +23,7 @@ from attention_batch.plan import Job, Plan, make_plan
 from attention_batch.progress import Display, Tally, display, event
 from attention_batch.readers.selection import STREAM, find
 from attention_batch.readers.source import InputFile, Shard, Source, in_runs
-from attention_batch.retry import Patience
+from attention_batch.retry import RetryPolicy
 from attention_batch.scorer import Engine, Scorer
 
 LARGE = 2**24  # bytes of input; a smaller input is scored before worker processes have started
@@ -39,7 +39,7 @@ class _Run:
 
     plan: Plan
     engine: Engine
-    patience: Patience
+    retries: RetryPolicy
     workers: Workers | None
     interrupts: Interrupts
 
@@ -67,10 +67,10 @@ def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
         if workers is not None:
             held.callback(workers.close)
         engine = held.enter_context(_engine(job))
-        patience = Patience(job.patience, lambda why: event("waiting", reason=why))
-        held.callback(patience.end)  # before the connection closes, whose errors would otherwise be retried
-        plan = make_plan(job, source, _model(job, engine, patience))
-        running = _Run(plan, engine, patience, workers, interrupts)
+        retries = RetryPolicy(job.patience, lambda why: event("waiting", reason=why))
+        held.callback(retries.cancel)  # before the connection closes, whose errors would otherwise be retried
+        plan = make_plan(job, source, _model(job, engine, retries))
+        running = _Run(plan, engine, retries, workers, interrupts)
         return _to_stream(running, stdout) if output is None else _to_file(running, output)
 
 
@@ -100,9 +100,9 @@ def _engine(job: Job) -> Iterator[Engine]:
     yield LocalEngine(job.models)
 
 
-def _model(job: Job, engine: Engine, patience: Patience) -> pb.Model:
+def _model(job: Job, engine: Engine, retries: RetryPolicy) -> pb.Model:
     try:
-        return patience.ask(lambda: engine.model(job.model, job.version))
+        return retries.call(lambda: engine.model(job.model, job.version))
     except AttentionError as error:
         raise Refused(str(error)) from error
 
@@ -187,7 +187,7 @@ def _scored(running: _Run, shards: Iterator[Shard], folder: Path) -> Generator[F
 
 def _inline(running: _Run, shards: Iterator[Shard], opened: inline.OpenPart) -> Generator[FinishedShard | Counts]:
     plan = running.plan
-    scorer = Scorer(running.engine, plan.spec, running.patience)
+    scorer = Scorer(running.engine, plan.spec, running.retries)
     return inline.scored(scorer, plan.source, plan.fields, shards, opened)
 
 

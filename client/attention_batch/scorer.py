@@ -17,7 +17,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused, Stopped
 from attention_batch.readers.rows import Failed, Row, Scored
-from attention_batch.retry import Patience
+from attention_batch.retry import RetryPolicy
 from attention_batch.spec import ScoringSpec, digest
 
 MESSAGE_ROWS = 32
@@ -94,13 +94,13 @@ class Scorer:
     Args:
         engine: computes the answers.
         spec: the model version and outputs.
-        patience: the policy of retries.
+        retries: the policy of retries.
     """
 
-    def __init__(self, engine: Engine, spec: ScoringSpec, patience: Patience) -> None:
+    def __init__(self, engine: Engine, spec: ScoringSpec, retries: RetryPolicy) -> None:
         self._engine = engine
         self._spec = spec
-        self._patience = patience
+        self._retries = retries
 
     def score(self, messages: Iterable[Message]) -> Generator[tuple[Message, list[Outcome]]]:
         """Yield each batch with one outcome a row, in order.
@@ -109,7 +109,7 @@ class Scorer:
             Refused: the model cannot give the requested outputs for any row.
             Stopped: the server is unreachable, or fails.
         """
-        self._patience.begin()
+        self._retries.start()
         if self._engine.lanes == 1:
             # A second thread would only take turns with this one.
             yield from ((message, self._answer(message)) for message in messages)
@@ -132,7 +132,7 @@ class Scorer:
         try:
             yield pool
         finally:
-            self._patience.end()
+            self._retries.cancel()
             pool.shutdown(wait=False, cancel_futures=True)  # calls under way end with their connection
 
     def _answer(self, message: Message) -> list[Outcome]:
@@ -145,7 +145,7 @@ class Scorer:
         if not rows:
             return []
         try:
-            results = self._ask(lambda: self._engine.attend(self._spec, [row.sequence for row in rows]))
+            results = self._call(lambda: self._engine.attend(self._spec, [row.sequence for row in rows]))
         except (InvalidRequest, TooLarge) as error:
             return self._without_culprit(rows, error)
         return [self._scored(row, result) for row, result in zip(rows, results, strict=True)]
@@ -175,17 +175,17 @@ class Scorer:
             Stopped: it serves another manifest under that version, or cannot be reached.
         """
         spec = self._spec
-        now = self._ask(lambda: self._engine.model(spec.model, spec.version))
+        now = self._call(lambda: self._engine.model(spec.model, spec.version))
         if digest(now) != spec.manifest:
             raise Stopped(
                 f"version {spec.version} of model {spec.model!r} is no longer what it was when the run began; "
                 "serve that again to go on, or --restart to score all rows with the new one"
             )
 
-    def _ask(self, ask: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
         """Call the engine with retries. Errors that concern no row stop the run, since a later run may succeed."""
         try:
-            return self._patience.ask(ask)
+            return self._retries.call(call)
         except (InvalidRequest, TooLarge):
             raise
         except NotFound as error:

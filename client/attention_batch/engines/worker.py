@@ -10,7 +10,7 @@ from attention_batch.engines.task import Task
 from attention_batch.output.sink import Counts, PartWriter
 from attention_batch.readers.selection import of_files
 from attention_batch.readers.source import Shard
-from attention_batch.retry import Patience
+from attention_batch.retry import RetryPolicy
 from attention_batch.scorer import Scorer, pack
 
 
@@ -27,7 +27,7 @@ class Worker:
         os.chdir(task.folder)
         self._task = task
         self._source = of_files(task.files)
-        self._scorer = Scorer(LocalEngine(task.models, lanes=1), task.spec, Patience(0, print))
+        self._scorer = Scorer(LocalEngine(task.models, lanes=1), task.spec, RetryPolicy(0, print))
         self._scorer.confirm()
 
     def score(self, shard: Shard, writer: PartWriter, tell: Callable[[Counts], None] = lambda _: None) -> None:
