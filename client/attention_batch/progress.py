@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass
-class Tally:
+class Progress:
     """The counts of a run, and its share of the input's bytes.
 
     Attributes:
@@ -26,7 +26,7 @@ class Tally:
         before: counts of the earlier runs that this one resumes.
         work: bytes of the finished shards, those of earlier runs included.
         done: counts of the shards that this run finished.
-        part: counts of the shards under way.
+        under_way: counts of the shards under way.
         began: the run's begin, by `time.monotonic`.
     """
 
@@ -34,13 +34,13 @@ class Tally:
     before: Counts = Counts()  # noqa: RUF009 # frozen
     work: float = 0.0
     done: Counts = Counts()  # noqa: RUF009
-    part: Counts = Counts()  # noqa: RUF009
+    under_way: Counts = Counts()  # noqa: RUF009
     began: float = field(default_factory=time.monotonic)
 
     @property
     def counts(self) -> Counts:
         """The rows of this run, shards under way included."""
-        return self.done + self.part
+        return self.done + self.under_way
 
     @property
     def failed(self) -> int:
@@ -56,7 +56,7 @@ class Tally:
         """
         self.work += work
         self.done += counts
-        self.part = Counts()
+        self.under_way = Counts()
 
     def summary(self) -> dict[str, Any]:
         """Return rows of this run and earlier ones, and seconds and rates of this one."""
@@ -75,11 +75,11 @@ class Tally:
 class Display(Protocol):
     """A display of a run's progress."""
 
-    def show(self, tally: Tally) -> None:
+    def show(self, progress: Progress) -> None:
         """Show the progress so far."""
         ...
 
-    def end(self, tally: Tally, status: str) -> None:
+    def end(self, progress: Progress, status: str) -> None:
         """Show the summary and the run's status."""
         ...
 
@@ -101,12 +101,12 @@ class _Bar:
         self._progress = progress
         self._task = progress.add_task("", total=None)
 
-    def show(self, tally: Tally) -> None:
-        self._progress.update(self._task, total=tally.total, completed=tally.work, description=_words(tally))
+    def show(self, progress: Progress) -> None:
+        self._progress.update(self._task, total=progress.total, completed=progress.work, description=_words(progress))
 
-    def end(self, tally: Tally, status: str) -> None:
-        self.show(tally)
-        summary = tally.summary()
+    def end(self, progress: Progress, status: str) -> None:
+        self.show(progress)
+        summary = progress.summary()
         self._progress.console.print(
             f"{status}: {summary['rows']} rows, {summary['failed']} failed, {summary['seconds']:.1f} s, "
             f"{summary['sequences_per_second']:.0f} sequences/s, {summary['tokens_per_second']:.0f} tokens/s",
@@ -118,15 +118,15 @@ class _Lines:
     def __init__(self) -> None:
         self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def show(self, tally: Tally) -> None:
+    def show(self, progress: Progress) -> None:
         if time.monotonic() >= self._next:
-            share = round(tally.work / tally.total, 4) if tally.total else None
-            left = _seconds_left(tally)
-            event("progress", **tally.summary(), share=share, seconds_left=left and round(left))
+            share = round(progress.work / progress.total, 4) if progress.total else None
+            left = _seconds_left(progress)
+            event("progress", **progress.summary(), share=share, seconds_left=left and round(left))
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def end(self, tally: Tally, status: str) -> None:
-        event("summary", status=status, **tally.summary())
+    def end(self, progress: Progress, status: str) -> None:
+        event("summary", status=status, **progress.summary())
 
 
 def event(name: str, **content: Any) -> None:
@@ -135,17 +135,17 @@ def event(name: str, **content: Any) -> None:
     sys.stderr.flush()
 
 
-def _words(tally: Tally) -> str:
-    summary = tally.summary()
+def _words(progress: Progress) -> str:
+    summary = progress.summary()
     words = f"{summary['rows']} rows, {summary['sequences_per_second']:.0f}/s"
-    return f"{words}, {tally.failed} failed" if tally.failed else words
+    return f"{words}, {progress.failed} failed" if progress.failed else words
 
 
-def _seconds_left(tally: Tally) -> float | None:
+def _seconds_left(progress: Progress) -> float | None:
     """Estimate the time left from the rate so far; None before there is a rate."""
-    whole, now = tally.before + tally.done, tally.before + tally.counts
-    if not tally.total or not tally.work or now == tally.before:
+    whole, now = progress.before + progress.done, progress.before + progress.counts
+    if not progress.total or not progress.work or now == progress.before:
         return None
-    rows = (whole.rows + whole.failed) / tally.work * tally.total  # if the rest is like the finished shards
+    rows = (whole.rows + whole.failed) / progress.work * progress.total  # if the rest is like the finished shards
     left = max(0.0, rows - now.rows - now.failed)
-    return left * (time.monotonic() - tally.began) / (tally.counts.rows + tally.counts.failed)
+    return left * (time.monotonic() - progress.began) / (progress.counts.rows + progress.counts.failed)

@@ -20,7 +20,7 @@ from attention_batch.output.assembly import assemble, assemble_errors
 from attention_batch.output.journal import JOURNAL, Journal, errors_of, folder_of, locked, start_over, written_by
 from attention_batch.output.sink import Counts, FinishedShard, PartWriter, part, part_paths
 from attention_batch.plan import Job, Plan, make_plan
-from attention_batch.progress import Display, Tally, display, event
+from attention_batch.progress import Display, Progress, display, event
 from attention_batch.readers.selection import STREAM, find
 from attention_batch.readers.source import InputFile, Shard, Source, in_runs
 from attention_batch.retry import RetryPolicy
@@ -116,12 +116,12 @@ def _to_stream(running: _Run, stdout: BinaryIO) -> ExitStatus:
         yield PartWriter(stdout, sys.stderr.buffer, plan.layout)
         stdout.flush()
 
-    tally = Tally(plan.source.work)
+    progress = Progress(plan.source.work)
     shards = plan.source.shards(plan.job.shard_rows)
-    with _shown(running, tally) as show, closing(_inline(running, shards, opened)) as steps:
-        for each in _counted(running, steps, tally, show):
-            tally.finish_shard(each.shard.work, each.counts)
-    return _status(tally)
+    with _shown(running, progress) as show, closing(_inline(running, shards, opened)) as steps:
+        for each in _counted(running, steps, progress, show):
+            progress.finish_shard(each.shard.work, each.counts)
+    return _status(progress)
 
 
 def _to_file(running: _Run, output: Path) -> ExitStatus:
@@ -135,25 +135,25 @@ def _to_file(running: _Run, output: Path) -> ExitStatus:
         if plan.job.restart or not plan.source.files:
             start_over(folder, output)
         journal = Journal(folder, plan.subject)
-        tally = Tally(plan.source.work, before=journal.counts)
-        _check_errors(plan.job, tally.failed)
+        progress = Progress(plan.source.work, before=journal.counts)
+        _check_errors(plan.job, progress.failed)
         if journal.complete:
-            return _complete_before(running, journal, output, tally)
-        with _shown(running, tally) as show:
-            _score(running, folder, journal, tally, show)
+            return _complete_before(running, journal, output, progress)
+        with _shown(running, progress) as show:
+            _score(running, folder, journal, progress, show)
             _finish(plan, folder, journal, output)
-    return _status(tally)
+    return _status(progress)
 
 
-def _complete_before(running: _Run, journal: Journal, output: Path, tally: Tally) -> ExitStatus:
+def _complete_before(running: _Run, journal: Journal, output: Path, progress: Progress) -> ExitStatus:
     if not output.exists():
         raise Refused(f"{output} was complete and has gone; --restart scores all rows again")
     journal.tidy()
-    with _shown(running, tally):
-        return _status(tally)
+    with _shown(running, progress):
+        return _status(progress)
 
 
-def _score(running: _Run, folder: Path, journal: Journal, tally: Tally, show: Display) -> None:
+def _score(running: _Run, folder: Path, journal: Journal, progress: Progress, show: Display) -> None:
     """Score the shards that the journal does not have, and record each."""
 
     def pending() -> Iterator[Shard]:
@@ -161,14 +161,14 @@ def _score(running: _Run, folder: Path, journal: Journal, tally: Tally, show: Di
             if shard.index not in journal.done:
                 yield shard
             else:
-                tally.work += shard.work
+                progress.work += shard.work
 
     with closing(_scored(running, pending(), folder)) as steps:
-        for shard, counts in _counted(running, steps, tally, show):
+        for shard, counts in _counted(running, steps, progress, show):
             journal.enter(shard.index, counts)
-            tally.finish_shard(shard.work, counts)
-            show.show(tally)
-            _check_errors(running.plan.job, tally.failed)
+            progress.finish_shard(shard.work, counts)
+            show.show(progress)
+            _check_errors(running.plan.job, progress.failed)
 
 
 def _scored(running: _Run, shards: Iterator[Shard], folder: Path) -> Generator[FinishedShard | Counts]:
@@ -200,7 +200,7 @@ def _on_ray(plan: Plan, shards: Iterator[Shard], folder: Path) -> Generator[Fini
 
 
 def _counted(
-    running: _Run, steps: Iterator[FinishedShard | Counts], tally: Tally, show: Display
+    running: _Run, steps: Iterator[FinishedShard | Counts], progress: Progress, show: Display
 ) -> Iterator[FinishedShard]:
     """Yield the finished shards among an engine's steps; show the counts of the parts under way."""
     for step in steps:
@@ -208,9 +208,9 @@ def _counted(
         if isinstance(step, FinishedShard):
             yield step
         else:
-            tally.part = step
-            show.show(tally)
-            _check_errors(running.plan.job, tally.failed)
+            progress.under_way = step
+            show.show(progress)
+            _check_errors(running.plan.job, progress.failed)
 
 
 def _finish(plan: Plan, folder: Path, journal: Journal, output: Path) -> None:
@@ -229,24 +229,24 @@ def _check_errors(job: Job, failed: int) -> None:
         raise TooManyErrors(f"{failed} rows failed, more than --max-errors {job.max_errors}")
 
 
-def _status(tally: Tally) -> ExitStatus:
-    return ExitStatus.WITH_FAILED_ROWS if tally.failed else ExitStatus.COMPLETE
+def _status(progress: Progress) -> ExitStatus:
+    return ExitStatus.WITH_FAILED_ROWS if progress.failed else ExitStatus.COMPLETE
 
 
 @contextmanager
-def _shown(running: _Run, tally: Tally) -> Iterator[Display]:
+def _shown(running: _Run, progress: Progress) -> Iterator[Display]:
     """Show progress, and at the end a summary with the run's status."""
     with display() as shown:
         try:
             with running.interrupts.as_interrupts():
                 yield shown
         except KeyboardInterrupt:
-            shown.end(tally, "interrupted")
+            shown.end(progress, "interrupted")
             raise
         except (ScoringError, OSError):
-            shown.end(tally, "stopped")
+            shown.end(progress, "stopped")
             raise
-        shown.end(tally, "complete")
+        shown.end(progress, "complete")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from attention_batch.output.sink import Counts
-from attention_batch.progress import Tally, _seconds_left
+from attention_batch.progress import Progress, _seconds_left
 from serving import clean_env
 
 from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait_until, write_texts
@@ -73,9 +73,9 @@ def test_progress_in_lines(server, tmp_path):
 
 def test_the_time_left():
     """What is left is told by the rows of whole shards, and goes down within a shard."""
-    tally = Tally(4.0, work=1.0, done=Counts(10), part=Counts(10), began=time.monotonic() - 2)
-    assert _seconds_left(tally) == pytest.approx(2, rel=0.1)  # 20 of 40 rows in 2 seconds
-    assert _seconds_left(Tally(4.0, part=Counts(10))) is None
+    progress = Progress(4.0, work=1.0, done=Counts(10), under_way=Counts(10), began=time.monotonic() - 2)
+    assert _seconds_left(progress) == pytest.approx(2, rel=0.1)  # 20 of 40 rows in 2 seconds
+    assert _seconds_left(Progress(4.0, under_way=Counts(10))) is None
 
 
 def test_wrong_usage(tmp_path):
