@@ -16,7 +16,7 @@ from attention_client import AttendResult, AttentionError, InvalidRequest, NotFo
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused, Stopped
-from attention_batch.readers.rows import Failed, Row, Scored
+from attention_batch.readers.rows import FailedRow, Row, ScoredRow
 from attention_batch.retry import RetryPolicy
 from attention_batch.spec import ScoringSpec, digest
 
@@ -28,7 +28,7 @@ _CULPRIT = re.compile(r"inputs\[(\d+)\]\.?(.*)")
 # Options of an output that fail for one row and not for another; a fault of any other option fails for every row.
 _OF_ONE_ROW = re.compile(r"outputs\[\d+\]\.(rows|pool|data_type)")
 
-Outcome = Scored | Failed
+RowResult = ScoredRow | FailedRow
 T = TypeVar("T")
 
 
@@ -66,12 +66,12 @@ class Message:
     """
 
     shard: int
-    rows: list[Row | Failed] = field(default_factory=list)
+    rows: list[Row | FailedRow] = field(default_factory=list)
     size: int = 0
     last: bool = False
 
 
-def pack(shard: int, rows: Iterable[Row | Failed]) -> Iterator[Message]:
+def pack(shard: int, rows: Iterable[Row | FailedRow]) -> Iterator[Message]:
     """Yield a shard's batches, of at most `MESSAGE_ROWS` rows and `MESSAGE_BYTES`, unless one row alone has more.
 
     There is at least one batch, so that the last one can mark the shard's end.
@@ -102,8 +102,8 @@ class Scorer:
         self._spec = spec
         self._retries = retries
 
-    def score(self, messages: Iterable[Message]) -> Generator[tuple[Message, list[Outcome]]]:
-        """Yield each batch with one outcome a row, in order.
+    def score(self, messages: Iterable[Message]) -> Generator[tuple[Message, list[RowResult]]]:
+        """Yield each batch with one result a row, in order.
 
         Raises:
             Refused: the model cannot give the requested outputs for any row.
@@ -115,7 +115,7 @@ class Scorer:
             yield from ((message, self._answer(message)) for message in messages)
             return
         with self._pool() as pool:
-            under_way: deque[tuple[Message, Future[list[Outcome]]]] = deque()
+            under_way: deque[tuple[Message, Future[list[RowResult]]]] = deque()
             size = 0
             for message in messages:
                 while under_way and (len(under_way) >= 2 * self._engine.lanes or size + message.size > BYTES_UNDER_WAY):
@@ -135,38 +135,38 @@ class Scorer:
             self._retries.cancel()
             pool.shutdown(wait=False, cancel_futures=True)  # calls under way end with their connection
 
-    def _answer(self, message: Message) -> list[Outcome]:
+    def _answer(self, message: Message) -> list[RowResult]:
         sent = [row for row in message.rows if isinstance(row, Row)]
-        answers = iter(self._outcomes(sent))
+        answers = iter(self._results(sent))
         return [next(answers) if isinstance(row, Row) else row for row in message.rows]
 
-    def _outcomes(self, rows: list[Row]) -> list[Outcome]:
+    def _results(self, rows: list[Row]) -> list[RowResult]:
         """Score rows; if the engine rejects them, find the rows at fault and score the rest."""
         if not rows:
             return []
         try:
-            results = self._call(lambda: self._engine.attend(self._spec, [row.sequence for row in rows]))
+            answers = self._call(lambda: self._engine.attend(self._spec, [row.sequence for row in rows]))
         except (InvalidRequest, TooLarge) as error:
             return self._without_culprit(rows, error)
-        return [self._scored(row, result) for row, result in zip(rows, results, strict=True)]
+        return [self._scored(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
-    def _without_culprit(self, rows: list[Row], error: InvalidRequest | TooLarge) -> list[Outcome]:
+    def _without_culprit(self, rows: list[Row], error: InvalidRequest | TooLarge) -> list[RowResult]:
         named = _CULPRIT.fullmatch(error.field or "")
         if named and int(named[1]) < len(rows):
             culprit = int(named[1])
-            rest = self._outcomes(rows[:culprit] + rows[culprit + 1 :])
+            rest = self._results(rows[:culprit] + rows[culprit + 1 :])
             return [*rest[:culprit], rows[culprit].failed(named[2], error.message), *rest[culprit:]]
         if isinstance(error, InvalidRequest) and not _OF_ONE_ROW.fullmatch(error.field or ""):
             raise Refused(str(error)) from error
         if len(rows) == 1:
             return [rows[0].failed(error.field or "", error.message)]
         middle = len(rows) // 2
-        return self._outcomes(rows[:middle]) + self._outcomes(rows[middle:])
+        return self._results(rows[:middle]) + self._results(rows[middle:])
 
-    def _scored(self, row: Row, result: AttendResult) -> Scored:
+    def _scored(self, row: Row, answer: AttendResult) -> ScoredRow:
         query = row.sequence.query
-        tokens = len(result.tokens) if query is None else len(query)  # type: ignore[arg-type] # an array
-        return Scored(row.id, tuple(column.take(result) for column in self._spec.outputs.columns), tokens)
+        tokens = len(answer.tokens) if query is None else len(query)  # type: ignore[arg-type] # an array
+        return ScoredRow(row.id, tuple(column.take(answer) for column in self._spec.outputs.columns), tokens)
 
     def confirm(self) -> None:
         """Check that the engine still serves the model version that the run began with.
@@ -194,6 +194,6 @@ class Scorer:
             raise Stopped(str(error)) from error
 
 
-def _next(under_way: "deque[tuple[Message, Future[list[Outcome]]]]") -> tuple[Message, list[Outcome]]:
+def _next(under_way: "deque[tuple[Message, Future[list[RowResult]]]]") -> tuple[Message, list[RowResult]]:
     message, future = under_way.popleft()
     return message, future.result()

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, closing
 from attention_batch.output.sink import Counts, FinishedShard, PartWriter
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.source import Shard, Source
-from attention_batch.scorer import Message, Outcome, Scorer, pack
+from attention_batch.scorer import Message, RowResult, Scorer, pack
 
 OpenPart = Callable[[int], AbstractContextManager[PartWriter]]
 
@@ -39,15 +39,15 @@ def scored(
     with closing(scorer.score(messages())) as answers:
         for message, first in answers:
             with opened(message.shard) as writer:
-                for outcomes in itertools.chain([first], _rest(message, answers)):
-                    writer.add(outcomes)
+                for results in itertools.chain([first], _rest(message, answers)):
+                    writer.add(results)
                     yield writer.counts
             scorer.confirm()
             yield FinishedShard(begun.pop(message.shard), writer.counts)
 
 
-def _rest(message: Message, answers: Iterator[tuple[Message, list[Outcome]]]) -> Iterator[list[Outcome]]:
-    """Yield the outcomes of the batches that follow in a batch's shard."""
+def _rest(message: Message, answers: Iterator[tuple[Message, list[RowResult]]]) -> Iterator[list[RowResult]]:
+    """Yield the results of the batches that follow in a batch's shard."""
     while not message.last:
-        message, outcomes = next(answers)
-        yield outcomes
+        message, results = next(answers)
+        yield results

@@ -42,6 +42,6 @@ class Worker:
             ScoringError: the run cannot go on.
         """
         rows = self._source.read(shard, self._task.fields)
-        for _, outcomes in self._scorer.score(pack(shard.index, rows)):
-            writer.add(outcomes)
+        for _, results in self._scorer.score(pack(shard.index, rows)):
+            writer.add(results)
             tell(writer.counts)

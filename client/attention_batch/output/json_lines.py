@@ -9,16 +9,16 @@ import orjson
 import pyarrow as pa
 from attention_client import Prediction, TopK
 
-from attention_batch.readers.rows import Failed, Scored
+from attention_batch.readers.rows import FailedRow, ScoredRow
 from attention_batch.spec import Column
 
 
-def dead_letter(failed: Failed) -> bytes:
+def dead_letter(failed: FailedRow) -> bytes:
     """Return the line of a failed row."""
     return orjson.dumps({field.name: getattr(failed, field.name) for field in fields(failed)}, default=_text) + b"\n"
 
 
-def json_line(row: Scored, columns: Sequence[Column]) -> bytes:
+def json_line(row: ScoredRow, columns: Sequence[Column]) -> bytes:
     """Return the line of one answer; each number has the fewest digits that restore it exactly."""
     values = {column.name: _json_value(value) for column, value in zip(columns, row.values, strict=True)}
     return orjson.dumps({"id": row.id, **values}, default=_text, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"

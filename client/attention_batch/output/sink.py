@@ -15,7 +15,7 @@ from attention_client import TopK
 from attention_batch.output.columns import column_array, schema
 from attention_batch.output.durable import durably, sync_folder
 from attention_batch.output.json_lines import dead_letter, json_line
-from attention_batch.readers.rows import Failed, Scored
+from attention_batch.readers.rows import FailedRow, ScoredRow
 from attention_batch.readers.source import Shard
 from attention_batch.spec import Column
 
@@ -72,19 +72,19 @@ class PartWriter:
         self._columns = layout.columns
         self._schema = schema(layout.columns, layout.id_type)
         self._ipc = pa.ipc.new_file(output, self._schema) if layout.form == "parquet" else None
-        self._rows: list[Scored] = []
+        self._rows: list[ScoredRow] = []
         self._bytes = 0
         self.counts = Counts()
 
-    def add(self, outcomes: Iterable[Scored | Failed]) -> None:
+    def add(self, results: Iterable[ScoredRow | FailedRow]) -> None:
         """Add rows, in order."""
-        for outcome in outcomes:
-            if isinstance(outcome, Failed):
-                self._errors.write(dead_letter(outcome))
+        for result in results:
+            if isinstance(result, FailedRow):
+                self._errors.write(dead_letter(result))
                 self.counts += Counts(failed=1)
             else:
-                self.counts += Counts(rows=1, tokens=outcome.tokens)
-                self._add(outcome)
+                self.counts += Counts(rows=1, tokens=result.tokens)
+                self._add(result)
 
     def close(self) -> None:
         """Write the rows that are still held, and the end of the file."""
@@ -92,7 +92,7 @@ class PartWriter:
             self._flush()
             self._ipc.close()
 
-    def _add(self, row: Scored) -> None:
+    def _add(self, row: ScoredRow) -> None:
         if self._ipc is None:
             self._output.write(json_line(row, self._columns))
             return

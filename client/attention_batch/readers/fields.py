@@ -10,7 +10,7 @@ from attention_client import Sequence
 from attention_proto.masks import Causal
 
 from attention_batch.errors import Refused
-from attention_batch.readers.rows import FIELDS, TEXTS, VECTORS, Failed, Row
+from attention_batch.readers.rows import FIELDS, TEXTS, VECTORS, FailedRow, Row
 from attention_batch.readers.vectors import is_vectors, vectors
 
 LARGEST_INT = 2**63 - 1
@@ -35,7 +35,7 @@ class Fields:
         """Whether the rows are texts."""
         return "text" in self.columns
 
-    def of_batch(self, batch: pa.RecordBatch, file: str, first: int, before: int) -> Iterator[Row | Failed]:
+    def of_batch(self, batch: pa.RecordBatch, file: str, first: int, before: int) -> Iterator[Row | FailedRow]:
         """Yield the rows of an Arrow batch.
 
         Args:
@@ -49,13 +49,13 @@ class Fields:
         for i in range(batch.num_rows):
             yield self._row(file, first + i, ids[i], {field: values[i] for field, values in parts.items()})
 
-    def of_document(self, document: Any, file: str, row: int, before: int) -> Row | Failed:
+    def of_document(self, document: Any, file: str, row: int, before: int) -> Row | FailedRow:
         """Return the row of a JSON document, with the arguments of `of_batch`."""
         if not isinstance(document, dict):
-            return Failed(file, row, None, "", f"must be an object, not {type(document).__name__}")
+            return FailedRow(file, row, None, "", f"must be an object, not {type(document).__name__}")
         id_ = document.get(self.columns["id"]) if "id" in self.columns else before + row
         if reason := self._id_fault(id_):
-            return Failed(file, row, id_, "id", reason)
+            return FailedRow(file, row, id_, "id", reason)
         parts: dict[str, Any] = {}
         for field, column in self.columns.items():
             if field == "id":
@@ -63,7 +63,7 @@ class Fields:
             try:
                 parts[field] = _json_value(field, document.get(column))
             except (TypeError, ValueError) as error:
-                return Failed(file, row, id_, field, str(error))
+                return FailedRow(file, row, id_, field, str(error))
         return self._row(file, row, id_, parts)
 
     def _ids(self, batch: pa.RecordBatch, first: int) -> list[Any]:
@@ -77,17 +77,17 @@ class Fields:
         column = batch.column(self.columns[field])
         return vectors(column) if field in VECTORS else list(column.to_pylist())
 
-    def _row(self, file: str, row: int, id_: Any, parts: Mapping[str, Any]) -> Row | Failed:
+    def _row(self, file: str, row: int, id_: Any, parts: Mapping[str, Any]) -> Row | FailedRow:
         size = 0
         for field, value in parts.items():
             if value is None:
-                return Failed(file, row, id_, field, "is null; every row needs it")
+                return FailedRow(file, row, id_, field, "is null; every row needs it")
             if field in TEXTS:
                 size += len(value)
             elif value.ndim > 1:
                 size += value.nbytes
             else:
-                return Failed(file, row, id_, field, "has vectors of several widths, or a null in place of one")
+                return FailedRow(file, row, id_, field, "has vectors of several widths, or a null in place of one")
         return Row(file, row, id_, Sequence(**parts, causal=self.causal), size)
 
     def _id_fault(self, id_: Any) -> str | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from attention_batch.errors import Refused
 from attention_batch.readers.fields import Fields, choose
-from attention_batch.readers.rows import Failed, Row
+from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
 
 LONGEST = 64 * 2**20  # bytes of a line
@@ -46,7 +46,7 @@ class JsonSource:
                     first += count
             before += first
 
-    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | Failed]:
+    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | FailedRow]:
         """Yield a shard's rows."""
         path = self.files[shard.file].path
         with open(path, "rb") as opened:  # noqa: PTH123
@@ -81,7 +81,7 @@ class StreamSource:
             index += 1
             first += len(lines)
 
-    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | Failed]:
+    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | FailedRow]:
         """Yield a shard's rows."""
         yield from _rows(shard.lines or (), shard, "-", fields)
 
@@ -99,13 +99,13 @@ def _columns(document: Mapping[str, Any], said: Mapping[str, str], where: str) -
     return columns, pa.int64() if of_integers else pa.string()
 
 
-def _rows(lines: Iterable[bytes], shard: Shard, path: str, fields: Fields) -> Iterator[Row | Failed]:
+def _rows(lines: Iterable[bytes], shard: Shard, path: str, fields: Fields) -> Iterator[Row | FailedRow]:
     for row, line in enumerate(lines, shard.first):
         if not line.strip():
             continue
         document = _document(line)
         if isinstance(document, _Unreadable):
-            yield Failed(path, row, None, "", document.reason)
+            yield FailedRow(path, row, None, "", document.reason)
         else:
             yield fields.of_document(document, path, row, shard.before)
 

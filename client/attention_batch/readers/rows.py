@@ -11,7 +11,7 @@ TEXTS = ("text", "memory_text")
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedRow:
     """A row without an answer, as a line of the dead-letter file.
 
     Attributes:
@@ -34,7 +34,7 @@ class Row:
     """A row as it was read.
 
     Attributes:
-        file, row, id: as in `Failed`.
+        file, row, id: as in `FailedRow`.
         sequence: the input of the attention block.
         size: bytes of its vectors, and characters of its texts.
     """
@@ -45,13 +45,13 @@ class Row:
     sequence: Sequence
     size: int
 
-    def failed(self, field: str, reason: str) -> Failed:
+    def failed(self, field: str, reason: str) -> FailedRow:
         """Return this row as a failed one."""
-        return Failed(self.file, self.row, self.id, field, reason)
+        return FailedRow(self.file, self.row, self.id, field, reason)
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredRow:
     """A row with its answer.
 
     Attributes:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from attention_batch.errors import Refused
 from attention_batch.readers.fields import Fields
-from attention_batch.readers.rows import Failed, Row
+from attention_batch.readers.rows import FailedRow, Row
 
 MOST_BYTES = 64 * 2**20  # of a shard's input, about
 FEW_GROUPS = 2  # row groups for each reader; with fewer, one reader would wait for another at the end
@@ -94,7 +94,7 @@ class Source(Protocol):
         """Yield shards of at most `rows` rows, in order."""
         ...
 
-    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | Failed]:
+    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | FailedRow]:
         """Yield a shard's rows, in order."""
         ...
 

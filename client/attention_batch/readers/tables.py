@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from attention_batch.errors import Refused
 from attention_batch.readers.fields import Fields, check_types, choose
-from attention_batch.readers.rows import Failed, Row
+from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
 
 
@@ -79,7 +79,7 @@ class TableSource:
                 first += count
             before += first
 
-    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | Failed]:
+    def read(self, shard: Shard, fields: Fields) -> Iterator[Row | FailedRow]:
         """Yield a shard's rows."""
         path = self.files[shard.file].path
         first = shard.first
