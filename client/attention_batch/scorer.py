@@ -20,8 +20,8 @@ from attention_batch.readers.rows import FailedRow, Row, ScoredRow
 from attention_batch.retry import RetryPolicy
 from attention_batch.spec import ScoringSpec, digest
 
-MESSAGE_ROWS = 32
-MESSAGE_BYTES = 2**20
+BATCH_ROWS = 32
+BATCH_BYTES = 2**20
 BYTES_UNDER_WAY = 32 * 2**20  # of batches, unless one alone has more
 
 _CULPRIT = re.compile(r"inputs\[(\d+)\]\.?(.*)")
@@ -55,7 +55,7 @@ class Engine(Protocol):
 
 
 @dataclass
-class Message:
+class RowBatch:
     """Consecutive rows of a shard that travel together, rows that failed to be read among them.
 
     Attributes:
@@ -71,21 +71,21 @@ class Message:
     last: bool = False
 
 
-def pack(shard: int, rows: Iterable[Row | FailedRow]) -> Iterator[Message]:
-    """Yield a shard's batches, of at most `MESSAGE_ROWS` rows and `MESSAGE_BYTES`, unless one row alone has more.
+def make_batches(shard: int, rows: Iterable[Row | FailedRow]) -> Iterator[RowBatch]:
+    """Yield a shard's batches, of at most `BATCH_ROWS` rows and `BATCH_BYTES`, unless one row alone has more.
 
     There is at least one batch, so that the last one can mark the shard's end.
     """
-    message = Message(shard)
+    batch = RowBatch(shard)
     for row in rows:
         size = row.size if isinstance(row, Row) else 0
-        if len(message.rows) == MESSAGE_ROWS or (message.size and message.size + size > MESSAGE_BYTES):
-            yield message
-            message = Message(shard)
-        message.rows.append(row)
-        message.size += size
-    message.last = True
-    yield message
+        if len(batch.rows) == BATCH_ROWS or (batch.size and batch.size + size > BATCH_BYTES):
+            yield batch
+            batch = RowBatch(shard)
+        batch.rows.append(row)
+        batch.size += size
+    batch.last = True
+    yield batch
 
 
 class Scorer:
@@ -102,7 +102,7 @@ class Scorer:
         self._spec = spec
         self._retries = retries
 
-    def score(self, messages: Iterable[Message]) -> Generator[tuple[Message, list[RowResult]]]:
+    def score(self, batches: Iterable[RowBatch]) -> Generator[tuple[RowBatch, list[RowResult]]]:
         """Yield each batch with one result a row, in order.
 
         Raises:
@@ -112,17 +112,17 @@ class Scorer:
         self._retries.start()
         if self._engine.lanes == 1:
             # A second thread would only take turns with this one.
-            yield from ((message, self._answer(message)) for message in messages)
+            yield from ((batch, self._answer(batch)) for batch in batches)
             return
         with self._pool() as pool:
-            under_way: deque[tuple[Message, Future[list[RowResult]]]] = deque()
+            under_way: deque[tuple[RowBatch, Future[list[RowResult]]]] = deque()
             size = 0
-            for message in messages:
-                while under_way and (len(under_way) >= 2 * self._engine.lanes or size + message.size > BYTES_UNDER_WAY):
+            for batch in batches:
+                while under_way and (len(under_way) >= 2 * self._engine.lanes or size + batch.size > BYTES_UNDER_WAY):
                     size -= under_way[0][0].size
                     yield _next(under_way)
-                under_way.append((message, pool.submit(self._answer, message)))
-                size += message.size
+                under_way.append((batch, pool.submit(self._answer, batch)))
+                size += batch.size
             while under_way:
                 yield _next(under_way)
 
@@ -135,10 +135,10 @@ class Scorer:
             self._retries.cancel()
             pool.shutdown(wait=False, cancel_futures=True)  # calls under way end with their connection
 
-    def _answer(self, message: Message) -> list[RowResult]:
-        sent = [row for row in message.rows if isinstance(row, Row)]
+    def _answer(self, batch: RowBatch) -> list[RowResult]:
+        sent = [row for row in batch.rows if isinstance(row, Row)]
         answers = iter(self._results(sent))
-        return [next(answers) if isinstance(row, Row) else row for row in message.rows]
+        return [next(answers) if isinstance(row, Row) else row for row in batch.rows]
 
     def _results(self, rows: list[Row]) -> list[RowResult]:
         """Score rows; if the engine rejects them, find the rows at fault and score the rest."""
@@ -194,6 +194,6 @@ class Scorer:
             raise Stopped(str(error)) from error
 
 
-def _next(under_way: "deque[tuple[Message, Future[list[RowResult]]]]") -> tuple[Message, list[RowResult]]:
-    message, future = under_way.popleft()
-    return message, future.result()
+def _next(under_way: "deque[tuple[RowBatch, Future[list[RowResult]]]]") -> tuple[RowBatch, list[RowResult]]:
+    batch, future = under_way.popleft()
+    return batch, future.result()

@@ -202,7 +202,7 @@ def test_the_engine_in_process(repository, source, whole, tmp_path):
     assert (bad.returncode, b"error: no model in " in bad.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("limits", [{"MESSAGE_ROWS": 1}, {"MESSAGE_ROWS": 7}, {"MESSAGE_BYTES": 1500}])
+@pytest.mark.parametrize("limits", [{"BATCH_ROWS": 1}, {"BATCH_ROWS": 7}, {"BATCH_BYTES": 1500}])
 def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypatch, limits):
     """Whatever sequences travel together, each answer has the same bits."""
     for name, value in limits.items():

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, closing
 from attention_batch.output.sink import Counts, FinishedShard, PartWriter
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.source import Shard, Source
-from attention_batch.scorer import Message, RowResult, Scorer, pack
+from attention_batch.scorer import RowBatch, RowResult, Scorer, make_batches
 
 OpenPart = Callable[[int], AbstractContextManager[PartWriter]]
 
@@ -31,23 +31,23 @@ def scored(
     """
     begun: dict[int, Shard] = {}
 
-    def messages() -> Iterator[Message]:
+    def batches() -> Iterator[RowBatch]:
         for shard in shards:
             begun[shard.index] = shard
-            yield from pack(shard.index, source.read(shard, fields))
+            yield from make_batches(shard.index, source.read(shard, fields))
 
-    with closing(scorer.score(messages())) as answers:
-        for message, first in answers:
-            with opened(message.shard) as writer:
-                for results in itertools.chain([first], _rest(message, answers)):
+    with closing(scorer.score(batches())) as answers:
+        for batch, first in answers:
+            with opened(batch.shard) as writer:
+                for results in itertools.chain([first], _rest(batch, answers)):
                     writer.add(results)
                     yield writer.counts
             scorer.confirm()
-            yield FinishedShard(begun.pop(message.shard), writer.counts)
+            yield FinishedShard(begun.pop(batch.shard), writer.counts)
 
 
-def _rest(message: Message, answers: Iterator[tuple[Message, list[RowResult]]]) -> Iterator[list[RowResult]]:
+def _rest(batch: RowBatch, answers: Iterator[tuple[RowBatch, list[RowResult]]]) -> Iterator[list[RowResult]]:
     """Yield the results of the batches that follow in a batch's shard."""
-    while not message.last:
-        message, results = next(answers)
+    while not batch.last:
+        batch, results = next(answers)
         yield results

@@ -11,7 +11,7 @@ from attention_batch.output.sink import Counts, PartWriter
 from attention_batch.readers.selection import of_files
 from attention_batch.readers.source import Shard
 from attention_batch.retry import RetryPolicy
-from attention_batch.scorer import Scorer, pack
+from attention_batch.scorer import Scorer, make_batches
 
 
 class Worker:
@@ -42,6 +42,6 @@ class Worker:
             ScoringError: the run cannot go on.
         """
         rows = self._source.read(shard, self._task.fields)
-        for _, results in self._scorer.score(pack(shard.index, rows)):
+        for _, results in self._scorer.score(make_batches(shard.index, rows)):
             writer.add(results)
             tell(writer.counts)
