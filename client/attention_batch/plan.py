@@ -73,7 +73,7 @@ class Plan:
     layout: Layout
 
     @property
-    def subject(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """All that must be equal in a run that resumes this one."""
         job = self.job
         return {

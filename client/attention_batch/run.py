@@ -134,7 +134,7 @@ def _to_file(running: _Run, output: Path) -> ExitStatus:
     with locked(folder):
         if plan.job.restart or not plan.source.files:
             start_over(folder, output)
-        journal = Journal(folder, plan.subject)
+        journal = Journal(folder, plan.fingerprint)
         progress = Progress(plan.source.work, before=journal.counts)
         _check_errors(plan.job, progress.failed)
         if journal.complete:

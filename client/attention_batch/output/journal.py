@@ -1,7 +1,7 @@
 """The record of a run, by which the next run resumes it: `OUTPUT.scoring/`, its lock, its parts and `journal.jsonl`.
 
-The journal's first line is the run's subject; each further line is a finished shard; the last line says that the output
-is complete.
+The journal's first line is the run's fingerprint, each further line is a finished shard, and the last line says that
+the output is complete.
 """
 
 import fcntl
@@ -50,22 +50,22 @@ class Journal:
 
     Args:
         folder: locked by `locked`.
-        subject: name -> value of all that must be equal in a run that resumes this one.
+        fingerprint: name -> value of all that must be equal in a run that resumes this one.
 
     Attributes:
         done: shard index -> counts, for the shards whose part exists.
         complete: whether the output was assembled.
 
     Raises:
-        Refused: the folder has the journal of another subject.
+        Refused: the folder has the journal of another fingerprint.
     """
 
-    def __init__(self, folder: Path, subject: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
         self._path = folder / JOURNAL
         self._folder = folder
         self.done: dict[int, Counts] = {}
         self.complete = False
-        self._read(subject)
+        self._read(fingerprint)
 
     @property
     def counts(self) -> Counts:
@@ -89,13 +89,13 @@ class Journal:
         for path in (*self._folder.glob("*.part"), *self._folder.glob("*.errors")):
             path.unlink(missing_ok=True)
 
-    def _read(self, subject: Mapping[str, Any]) -> None:
+    def _read(self, fingerprint: Mapping[str, Any]) -> None:
         lines = self._lines()
-        if len(lines) < 2:  # a run without a finished shard does not bind the next run to its subject
+        if len(lines) < 2:  # a run without a finished shard does not bind the next run to its fingerprint
             with durably(self._path) as file:
-                file.write(_line({"format": FORMAT, **subject}))
+                file.write(_line({"format": FORMAT, **fingerprint}))
             return
-        check_subject(json.loads(lines[0]), subject)
+        check_fingerprint(json.loads(lines[0]), fingerprint)
         entries = [json.loads(line) for line in lines[1:]]
         self.complete = COMPLETE in entries
         for entry in entries:
@@ -148,8 +148,8 @@ def errors_of(output: Path) -> Path:
     return output.with_name(output.name + ".errors.jsonl")
 
 
-def check_subject(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that an earlier run had the same subject.
+def check_fingerprint(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that an earlier run had the same fingerprint.
 
     Raises:
         Refused: a value differs; the message names each.
