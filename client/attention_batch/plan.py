@@ -11,7 +11,7 @@ from attention_proto.masks import Causal
 
 from attention_batch.engines.task import Task
 from attention_batch.errors import Refused
-from attention_batch.output.sink import FORMS, Form, Layout
+from attention_batch.output.sink import OUTPUT_FORMATS, OutputFormat, OutputLayout
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.selection import STREAM
 from attention_batch.readers.source import Source
@@ -70,7 +70,7 @@ class Plan:
     source: Source
     fields: Fields
     spec: ScoringSpec
-    layout: Layout
+    layout: OutputLayout
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -102,13 +102,15 @@ def make_plan(job: Job, source: Source, model: pb.Model) -> Plan:
     fields = Fields(columns, id_type, job.causal)
     outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
     spec = ScoringSpec(model.name, model.version, digest(model), outputs)
-    return Plan(job, source, fields, spec, Layout(_form(job.output), outputs.columns, id_type))
+    return Plan(job, source, fields, spec, OutputLayout(_format(job.output), outputs.columns, id_type))
 
 
-def _form(output: str) -> Form:
+def _format(output: str) -> OutputFormat:
     if output == STREAM:
         return "jsonl"
-    form = FORMS.get(Path(output).suffix.lower())
-    if form is None or Path(output).is_dir():
-        raise Refused(f"{output}: must be a file whose name ends in {', '.join(FORMS)}, or - for standard output")
-    return form
+    found = OUTPUT_FORMATS.get(Path(output).suffix.lower())
+    if found is None or Path(output).is_dir():
+        raise Refused(
+            f"{output}: must be a file whose name ends in {', '.join(OUTPUT_FORMATS)}, or - for standard output"
+        )
+    return found

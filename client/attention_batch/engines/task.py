@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attention_batch.output.sink import Layout
+from attention_batch.output.sink import OutputLayout
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.source import InputFile
 from attention_batch.spec import ScoringSpec
@@ -25,6 +25,6 @@ class Task:
     files: tuple[InputFile, ...]
     fields: Fields
     spec: ScoringSpec
-    layout: Layout
+    layout: OutputLayout
     models: Path | None
     folder: Path = field(default_factory=Path.cwd)

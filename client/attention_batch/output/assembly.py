@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 
 from attention_batch.output.columns import schema
 from attention_batch.output.durable import durably
-from attention_batch.output.sink import BATCH_ROWS, Layout
+from attention_batch.output.sink import BATCH_ROWS, OutputLayout
 
 GROUP_ROWS = 65_536  # a row group has at most one batch of a part above these
 GROUP_BYTES = 16 * 2**20
 GROUP_MOST_ROWS = GROUP_ROWS + BATCH_ROWS
 
 
-def assemble(parts: Iterable[Path], output: Path, layout: Layout) -> None:
+def assemble(parts: Iterable[Path], output: Path, layout: OutputLayout) -> None:
     """Write one file of all parts, in order."""
     with durably(output) as file:
-        if layout.form == "parquet":
+        if layout.format == "parquet":
             _parquet(file, parts, schema(layout.columns, layout.id_type))
         else:
             _concatenated(file, parts)

@@ -19,9 +19,14 @@ from attention_batch.readers.rows import FailedRow, ScoredRow
 from attention_batch.readers.source import Shard
 from attention_batch.spec import Column
 
-Form = Literal["parquet", "jsonl"]
+OutputFormat = Literal["parquet", "jsonl"]
 
-FORMS: dict[str, Form] = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+OUTPUT_FORMATS: dict[str, OutputFormat] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 BATCH_ROWS = 4096  # a record batch has at most one row above these
 BATCH_BYTES = 4 * 2**20
 
@@ -46,10 +51,10 @@ class FinishedShard(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputLayout:
     """The output's format, its columns, and the type of its ids."""
 
-    form: Form
+    format: OutputFormat
     columns: tuple[Column, ...]
     id_type: pa.DataType
 
@@ -66,12 +71,12 @@ class PartWriter:
         counts: of the rows added so far.
     """
 
-    def __init__(self, output: BinaryIO, errors: BinaryIO, layout: Layout) -> None:
+    def __init__(self, output: BinaryIO, errors: BinaryIO, layout: OutputLayout) -> None:
         self._output = output
         self._errors = errors
         self._columns = layout.columns
         self._schema = schema(layout.columns, layout.id_type)
-        self._ipc = pa.ipc.new_file(output, self._schema) if layout.form == "parquet" else None
+        self._ipc = pa.ipc.new_file(output, self._schema) if layout.format == "parquet" else None
         self._rows: list[ScoredRow] = []
         self._bytes = 0
         self.counts = Counts()
@@ -113,7 +118,7 @@ class PartWriter:
 
 
 @contextmanager
-def part(folder: Path, shard: int, layout: Layout) -> Iterator[PartWriter]:
+def part(folder: Path, shard: int, layout: OutputLayout) -> Iterator[PartWriter]:
     """Write a shard's part; its files appear when the block ends, unless the block raises."""
     output, errors = part_paths(folder, shard)
     with durably(output) as output_file, durably(errors) as errors_file:

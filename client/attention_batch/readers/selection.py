@@ -11,7 +11,7 @@ from attention_batch.readers.jsonl import JsonSource, StreamSource
 from attention_batch.readers.source import InputFile, Source
 from attention_batch.readers.tables import TableSource
 
-FORMS: dict[str, Literal["parquet", "arrow", "jsonl"]] = {
+INPUT_FORMATS: dict[str, Literal["parquet", "arrow", "jsonl"]] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".arrow": "arrow",
@@ -36,13 +36,13 @@ def find(text: str, stdin: BinaryIO, written: Collection[Path] = ()) -> Source:
     if text == STREAM:
         return StreamSource(stdin)
     paths = _paths(text, {path.resolve() for path in written})
-    _check_forms(text, paths)
+    _check_formats(text, paths)
     return of_files(tuple(map(InputFile.at, paths)))
 
 
 def of_files(files: tuple[InputFile, ...]) -> Source:
     """Return the source for files that all have one format."""
-    match _form(files[0].path):
+    match _format(files[0].path):
         case "parquet":
             return TableSource(files, parquet, from_start=True)
         case "arrow":
@@ -51,14 +51,14 @@ def of_files(files: tuple[InputFile, ...]) -> Source:
             return JsonSource(files)
 
 
-def _form(path: str) -> str | None:
-    return FORMS.get(Path(path).suffix.lower())
+def _format(path: str) -> str | None:
+    return INPUT_FORMATS.get(Path(path).suffix.lower())
 
 
-def _check_forms(text: str, paths: list[str]) -> None:
-    forms = set(map(_form, paths))
-    if len(forms) > 1 or None in forms:
-        known = ", ".join(FORMS)
+def _check_formats(text: str, paths: list[str]) -> None:
+    formats = set(map(_format, paths))
+    if len(formats) > 1 or None in formats:
+        known = ", ".join(INPUT_FORMATS)
         raise Refused(
             f"{text}: must be Parquet or Arrow files or JSON lines, all of one form, by their names ({known})"
         )
@@ -67,7 +67,7 @@ def _check_forms(text: str, paths: list[str]) -> None:
 def _paths(text: str, written: set[Path]) -> list[str]:
     """Return the paths of the input's files, sorted."""
     if Path(text).is_dir():
-        inside = (path for path in Path(text).rglob("*") if path.suffix.lower() in FORMS and path.is_file())
+        inside = (path for path in Path(text).rglob("*") if path.suffix.lower() in INPUT_FORMATS and path.is_file())
         # By custom, names that begin with . or _ hold no data.
         found = [str(path) for path in inside if not any(part[0] in "._" for part in path.relative_to(text).parts)]
     elif Path(text).exists():
