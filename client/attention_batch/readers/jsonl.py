@@ -50,7 +50,7 @@ class JsonSource:
         """Yield a shard's rows."""
         path = self.files[shard.file].path
         with open(path, "rb") as opened:  # noqa: PTH123
-            yield from _rows(_between(opened, *shard.place), shard, path, fields)
+            yield from _rows(_between(opened, *shard.position), shard, path, fields)
 
 
 class StreamSource:

@@ -10,7 +10,7 @@ from attention_batch.errors import Refused
 BATCH_ROWS = 1024
 BATCH_BYTES = 2**22  # about; far larger batches would take fresh memory from the system each time
 READ_BYTES = 2**20  # buffer; without it a row group's columns are read whole
-Place = tuple[str, int, int]  # a file, a row group, and a row in it
+Position = tuple[str, int, int]  # a file, a row group, and a row in it
 
 
 def schema(path: str) -> pa.Schema:
@@ -42,7 +42,7 @@ class Cursor:
     """A reader of slices; where the next slice follows the last, no row is read twice."""
 
     def __init__(self) -> None:
-        self._at: Place | None = None
+        self._at: Position | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
 

@@ -83,5 +83,5 @@ def _paths(text: str, written: set[Path]) -> list[str]:
 
 
 def _is_written(path: str, written: set[Path]) -> bool:
-    place = Path(path).resolve()
-    return not written.isdisjoint((place, *place.parents))
+    resolved = Path(path).resolve()
+    return not written.isdisjoint((resolved, *resolved.parents))

@@ -28,7 +28,7 @@ class Shard:
         file: index of its file in `Source.files`.
         first, rows: its rows in that file.
         before: number of rows of the files before.
-        place: its position in the file: (row group, rows before it in the group), or (first byte, end).
+        position: in the file: (row group, rows before it in the group), or (first byte, end).
         work: its share of the input's bytes.
         lines: its content, if it comes from a stream, which cannot be read twice.
     """
@@ -38,7 +38,7 @@ class Shard:
     first: int
     rows: int
     before: int
-    place: tuple[int, int]
+    position: tuple[int, int]
     work: float
     lines: tuple[bytes, ...] | None = None
 
@@ -108,7 +108,7 @@ def in_runs(source: Source, shards: Iterable[Shard], readers: int) -> Iterator[l
     if not source.from_start:
         yield from ([shard] for shard in shards)
         return
-    groups = (list(group) for _, group in itertools.groupby(shards, lambda shard: (shard.file, shard.place[0])))
+    groups = (list(group) for _, group in itertools.groupby(shards, lambda shard: (shard.file, shard.position[0])))
     first = list(itertools.islice(groups, FEW_GROUPS * readers))
     pieces = 1 if len(first) == FEW_GROUPS * readers else readers
     for group in itertools.chain(first, groups):

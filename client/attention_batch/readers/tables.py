@@ -83,6 +83,6 @@ class TableSource:
         """Yield a shard's rows."""
         path = self.files[shard.file].path
         first = shard.first
-        for batch in self._cursor.read(path, *shard.place, shard.rows, list(dict.fromkeys(fields.columns.values()))):
+        for batch in self._cursor.read(path, *shard.position, shard.rows, list(dict.fromkeys(fields.columns.values()))):
             yield from fields.of_batch(batch, path, first, shard.before)
             first += batch.num_rows
