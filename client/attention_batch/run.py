@@ -13,7 +13,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.engines import inline
 from attention_batch.engines.client import ClientEngine
-from attention_batch.engines.processes import Workers, slots
+from attention_batch.engines.processes import WorkerPool, slots
 from attention_batch.errors import ExitStatus, Refused, ScoringError, Stopped, TooManyErrors
 from attention_batch.interrupts import Interrupts
 from attention_batch.output.assembly import assemble, assemble_errors
@@ -40,7 +40,7 @@ class _Run:
     plan: Plan
     engine: Engine
     retries: RetryPolicy
-    workers: Workers | None
+    workers: WorkerPool | None
     interrupts: Interrupts
 
 
@@ -74,7 +74,7 @@ def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
         return _to_stream(running, stdout) if output is None else _to_file(running, output)
 
 
-def _early_workers(job: Job, source: Source) -> Workers | None:
+def _early_workers(job: Job, source: Source) -> WorkerPool | None:
     """Start worker processes for a large input before its model is loaded."""
     if job.engine != "local" or job.output == STREAM or not source.files or (source.work or 0) < LARGE:
         return None
@@ -82,7 +82,7 @@ def _early_workers(job: Job, source: Source) -> Workers | None:
         processes = slots()
     except ModuleNotFoundError:
         return None  # `_engine` refuses, with the name of the missing package
-    return Workers(processes) if processes > 1 else None
+    return WorkerPool(processes) if processes > 1 else None
 
 
 @contextmanager
@@ -177,10 +177,10 @@ def _scored(running: _Run, shards: Iterator[Shard], folder: Path) -> Generator[F
     if plan.job.engine == "ray":
         return _on_ray(plan, shards, folder)
     in_processes = plan.job.engine == "local" and plan.source.files
-    first = list(itertools.islice(shards, running.engine.workers if in_processes else 0))
+    first = list(itertools.islice(shards, running.engine.processes if in_processes else 0))
     shards = itertools.chain(first, shards)
     if len(first) > 1:
-        workers = running.workers or Workers(len(first))
+        workers = running.workers or WorkerPool(len(first))
         return workers.scored(plan.task(), in_runs(plan.source, shards, len(first)), folder)
     return _inline(running, shards, lambda shard: part(folder, shard, plan.layout))
 

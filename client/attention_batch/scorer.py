@@ -36,12 +36,12 @@ class Engine(Protocol):
     """A service, or the model in this process."""
 
     @property
-    def lanes(self) -> int:
+    def concurrency(self) -> int:
         """Number of batches to have under way at once."""
         ...
 
     @property
-    def workers(self) -> int:
+    def processes(self) -> int:
         """Number of processes that would compute faster than this process alone; 0 for none."""
         ...
 
@@ -110,7 +110,7 @@ class Scorer:
             Stopped: the server is unreachable, or fails.
         """
         self._retries.start()
-        if self._engine.lanes == 1:
+        if self._engine.concurrency == 1:
             # A second thread would only take turns with this one.
             yield from ((batch, self._answer(batch)) for batch in batches)
             return
@@ -118,7 +118,9 @@ class Scorer:
             under_way: deque[tuple[RowBatch, Future[list[RowResult]]]] = deque()
             size = 0
             for batch in batches:
-                while under_way and (len(under_way) >= 2 * self._engine.lanes or size + batch.size > BYTES_UNDER_WAY):
+                while under_way and (
+                    len(under_way) >= 2 * self._engine.concurrency or size + batch.size > BYTES_UNDER_WAY
+                ):
                     size -= under_way[0][0].size
                     yield _next(under_way)
                 under_way.append((batch, pool.submit(self._answer, batch)))
@@ -128,7 +130,7 @@ class Scorer:
 
     @contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
-        pool = ThreadPoolExecutor(self._engine.lanes, "scorer")
+        pool = ThreadPoolExecutor(self._engine.concurrency, "scorer")
         try:
             yield pool
         finally:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from attention_batch.engines.processes import Workers
+from attention_batch.engines.processes import WorkerPool
 from attention_batch.errors import Refused
 from attention_batch.plan import Job
 from attention_batch.readers.selection import find
@@ -145,7 +145,9 @@ def test_workers_that_begin_early(repository, poisoned, whole, tmp_path, monkeyp
     monkeypatch.setattr("attention_batch.run.LARGE", 1)
     monkeypatch.setenv("ATTENTION_SLOTS", "2")
     output, begun_early = tmp_path / "out.parquet", []
-    monkeypatch.setattr("attention_batch.run.Workers", lambda n: begun_early.append(Workers(n)) or begun_early[-1])
+    monkeypatch.setattr(
+        "attention_batch.run.WorkerPool", lambda n: begun_early.append(WorkerPool(n)) or begun_early[-1]
+    )
     specs = parse(OUTPUTS[1])
     job = Job(
         input=str(poisoned),

@@ -5,14 +5,14 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.spec import ScoringSpec
 
-LANES = 8
+CONCURRENCY = 8
 
 
 class ClientEngine:
     """An engine behind a connected client, which may balance its calls over several replicas."""
 
-    lanes = LANES
-    workers = 0
+    concurrency = CONCURRENCY
+    processes = 0
 
     def __init__(self, client: AttentionClient) -> None:
         self._client = client

@@ -33,14 +33,14 @@ class LocalEngine:
 
     Args:
         models: the repository's folder; None for the embedded one.
-        lanes: batches computed at once; 0 for one on each usable core.
+        concurrency: batches computed at once; 0 for one on each usable core.
 
     Raises:
         Refused: the repository cannot be loaded.
     """
 
-    def __init__(self, models: Path | None, lanes: int = 0) -> None:
-        chosen = {"models": models, "slots": lanes or None}
+    def __init__(self, models: Path | None, concurrency: int = 0) -> None:
+        chosen = {"models": models, "slots": concurrency or None}
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = Settings.model_validate({"repository_mode": "none", "load_model": (), **given})
         logs.configure("warning", "text")
@@ -49,8 +49,8 @@ class LocalEngine:
             core.repository.load()
         except (DeviceError, RepositoryError) as error:
             raise Refused(str(error)) from error
-        self.lanes = settings.compute_slots
-        self.workers = self.lanes if core.engine.device == "cpu" else 0  # a GPU is shared by threads
+        self.concurrency = settings.compute_slots
+        self.processes = self.concurrency if core.engine.device == "cpu" else 0  # a GPU is shared by threads
         self._service = core.service
         self._outputs: tuple[Outputs | None, tuple[domain.OutputSpec, ...]] = (None, ())
 

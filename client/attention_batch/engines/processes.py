@@ -50,7 +50,7 @@ class _Report(NamedTuple):
     folder: Path | None = None
 
 
-class Workers:
+class WorkerPool:
     """A pool of worker processes. The processes start at once, so that they import while the run reads its input.
 
     Args:

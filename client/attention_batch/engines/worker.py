@@ -27,7 +27,7 @@ class Worker:
         os.chdir(task.folder)
         self._task = task
         self._source = of_files(task.files)
-        self._scorer = Scorer(LocalEngine(task.models, lanes=1), task.spec, RetryPolicy(0, print))
+        self._scorer = Scorer(LocalEngine(task.models, concurrency=1), task.spec, RetryPolicy(0, print))
         self._scorer.confirm()
 
     def score(self, shard: Shard, writer: PartWriter, tell: Callable[[Counts], None] = lambda _: None) -> None:
