@@ -59,13 +59,13 @@ def score(
     keep_freed()
     try:
         from attention_batch.errors import ScoringError  # noqa: PLC0415
-        from attention_batch.plan import Job  # noqa: PLC0415 # pyarrow is an extra, and slow to import
+        from attention_batch.plan import ScoringJob  # noqa: PLC0415 # pyarrow is an extra, and slow to import
         from attention_batch.run import run  # noqa: PLC0415
         from attention_batch.spec import parse  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         _fail(f"score needs {missing.name}: pip install 'attention-service[batch]'", 1)
     try:
-        job = Job(
+        job = ScoringJob(
             input=source,
             output=output,
             model=model,

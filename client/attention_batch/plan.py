@@ -19,7 +19,7 @@ from attention_batch.spec import ScoringSpec, digest, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ScoringJob:
     """The options of a run.
 
     Attributes:
@@ -66,7 +66,7 @@ class Job:
 class Plan:
     """A job resolved against its input and its model."""
 
-    job: Job
+    job: ScoringJob
     source: Source
     fields: Fields
     spec: ScoringSpec
@@ -92,7 +92,7 @@ class Plan:
         return Task(self.source.files, self.fields, self.spec, self.layout, self.job.models)
 
 
-def make_plan(job: Job, source: Source, model: pb.Model) -> Plan:
+def make_plan(job: ScoringJob, source: Source, model: pb.Model) -> Plan:
     """Resolve a job's columns and outputs.
 
     Raises:

@@ -19,7 +19,7 @@ from attention_batch.interrupts import Interrupts
 from attention_batch.output.assembly import assemble, assemble_errors
 from attention_batch.output.journal import JOURNAL, Journal, errors_of, folder_of, locked, start_over, written_by
 from attention_batch.output.sink import Counts, FinishedShard, PartWriter, part, part_paths
-from attention_batch.plan import Job, Plan, make_plan
+from attention_batch.plan import Plan, ScoringJob, make_plan
 from attention_batch.progress import Display, Progress, display, event
 from attention_batch.readers.selection import STREAM, find
 from attention_batch.readers.source import InputFile, Shard, Source, in_runs
@@ -44,7 +44,7 @@ class _Run:
     interrupts: Interrupts
 
 
-def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
+def run(job: ScoringJob, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
     """Score an input.
 
     Args:
@@ -74,7 +74,7 @@ def run(job: Job, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
         return _to_stream(running, stdout) if output is None else _to_file(running, output)
 
 
-def _early_workers(job: Job, source: Source) -> WorkerPool | None:
+def _early_workers(job: ScoringJob, source: Source) -> WorkerPool | None:
     """Start worker processes for a large input before its model is loaded."""
     if job.engine != "local" or job.output == STREAM or not source.files or (source.work or 0) < LARGE:
         return None
@@ -86,7 +86,7 @@ def _early_workers(job: Job, source: Source) -> WorkerPool | None:
 
 
 @contextmanager
-def _engine(job: Job) -> Iterator[Engine]:
+def _engine(job: ScoringJob) -> Iterator[Engine]:
     if job.engine == "client":
         with AttentionClient(job.target, timeout=job.timeout, token=job.token, credentials=job.credentials) as client:
             yield ClientEngine(client)
@@ -100,7 +100,7 @@ def _engine(job: Job) -> Iterator[Engine]:
     yield LocalEngine(job.models)
 
 
-def _model(job: Job, engine: Engine, retries: RetryPolicy) -> pb.Model:
+def _model(job: ScoringJob, engine: Engine, retries: RetryPolicy) -> pb.Model:
     try:
         return retries.call(lambda: engine.model(job.model, job.version))
     except AttentionError as error:
@@ -224,7 +224,7 @@ def _finish(plan: Plan, folder: Path, journal: Journal, output: Path) -> None:
     journal.finish()
 
 
-def _check_errors(job: Job, failed: int) -> None:
+def _check_errors(job: ScoringJob, failed: int) -> None:
     if job.max_errors is not None and failed > job.max_errors:
         raise TooManyErrors(f"{failed} rows failed, more than --max-errors {job.max_errors}")
 

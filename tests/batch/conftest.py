@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from attention_batch.plan import Job
+from attention_batch.plan import ScoringJob
 from attention_client import AttentionClient
 from serving import Server
 
 
 @pytest.fixture
-def job(server: Server) -> Callable[..., Job]:
+def job(server: Server) -> Callable[..., ScoringJob]:
     """Describe a job on the server: input, output, model, and options."""
 
-    def described(source: object, output: object, model: str, **options: Any) -> Job:
-        return Job(input=str(source), output=str(output), model=model, target=server.grpc, **options)
+    def described(source: object, output: object, model: str, **options: Any) -> ScoringJob:
+        return ScoringJob(input=str(source), output=str(output), model=model, target=server.grpc, **options)
 
     return described
 

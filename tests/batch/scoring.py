@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attention_batch.plan import Job
+from attention_batch.plan import ScoringJob
 from attention_batch.run import run
 from serving import clean_env
 
@@ -23,7 +23,7 @@ SENTENCES = ("I gave my cat Tater a toy", "Mia was shown a letter by Leo", "Leo 
 WIDTH = 24  # of the model `multi`
 
 
-def score(job: Job, stdin: bytes = b"") -> tuple[int, bytes]:
+def score(job: ScoringJob, stdin: bytes = b"") -> tuple[int, bytes]:
     """Score in this process: exit status and standard output."""
     written = io.BytesIO()
     return run(job, io.BytesIO(stdin), written), written.getvalue()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from attention_batch.engines.processes import WorkerPool
 from attention_batch.errors import Refused
-from attention_batch.plan import Job
+from attention_batch.plan import ScoringJob
 from attention_batch.readers.selection import find
 from attention_batch.readers.source import Shard, in_runs
 from attention_batch.spec import parse
@@ -149,7 +149,7 @@ def test_workers_that_begin_early(repository, poisoned, whole, tmp_path, monkeyp
         "attention_batch.run.WorkerPool", lambda n: begun_early.append(WorkerPool(n)) or begun_early[-1]
     )
     specs = parse(OUTPUTS[1])
-    job = Job(
+    job = ScoringJob(
         input=str(poisoned),
         output=str(output),
         model="multi-head",
