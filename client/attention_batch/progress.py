@@ -122,14 +122,14 @@ class _Lines:
         if time.monotonic() >= self._next:
             share = round(progress.work / progress.total, 4) if progress.total else None
             left = _seconds_left(progress)
-            event("progress", **progress.summary(), share=share, seconds_left=left and round(left))
+            write_event("progress", **progress.summary(), share=share, seconds_left=left and round(left))
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def end(self, progress: Progress, status: str) -> None:
-        event("summary", status=status, **progress.summary())
+        write_event("summary", status=status, **progress.summary())
 
 
-def event(name: str, **content: Any) -> None:
+def write_event(name: str, **content: Any) -> None:
     """Write one line of JSON to standard error."""
     sys.stderr.write(json.dumps({"event": name, **content}, ensure_ascii=False) + "\n")
     sys.stderr.flush()

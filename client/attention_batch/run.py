@@ -18,11 +18,11 @@ from attention_batch.errors import ExitStatus, Refused, ScoringError, Stopped, T
 from attention_batch.interrupts import Interrupts
 from attention_batch.output.assembly import assemble, assemble_errors
 from attention_batch.output.journal import JOURNAL, Journal, errors_of, folder_of, locked, start_over, written_by
-from attention_batch.output.sink import Counts, FinishedShard, PartWriter, part, part_paths
+from attention_batch.output.sink import Counts, FinishedShard, PartWriter, open_part, part_paths
 from attention_batch.plan import Plan, ScoringJob, make_plan
-from attention_batch.progress import Display, Progress, display, event
-from attention_batch.readers.selection import STREAM, find
-from attention_batch.readers.source import InputFile, Shard, Source, in_runs
+from attention_batch.progress import Display, Progress, display, write_event
+from attention_batch.readers.selection import STREAM, open_source
+from attention_batch.readers.source import InputFile, Shard, Source, reader_runs
 from attention_batch.retry import RetryPolicy
 from attention_batch.scorer import Engine, Scorer
 
@@ -62,12 +62,12 @@ def run(job: ScoringJob, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
     resumable = STREAM not in (job.input, job.output)
     with _ended_cleanly(interrupts, resumable=resumable), ExitStack() as held:
         output = job.output_file
-        source = find(job.input, stdin, written_by(output) if output else ())
+        source = open_source(job.input, stdin, written_by(output) if output else ())
         workers = _early_workers(job, source)
         if workers is not None:
             held.callback(workers.close)
         engine = held.enter_context(_engine(job))
-        retries = RetryPolicy(job.patience, lambda why: event("waiting", reason=why))
+        retries = RetryPolicy(job.patience, lambda why: write_event("waiting", reason=why))
         held.callback(retries.cancel)  # before the connection closes, whose errors would otherwise be retried
         plan = make_plan(job, source, _model(job, engine, retries))
         running = _Run(plan, engine, retries, workers, interrupts)
@@ -148,7 +148,7 @@ def _to_file(running: _Run, output: Path) -> ExitStatus:
 def _complete_before(running: _Run, journal: Journal, output: Path, progress: Progress) -> ExitStatus:
     if not output.exists():
         raise Refused(f"{output} was complete and has gone; --restart scores all rows again")
-    journal.tidy()
+    journal.remove_parts()
     with _shown(running, progress):
         return _status(progress)
 
@@ -165,7 +165,7 @@ def _score(running: _Run, folder: Path, journal: Journal, progress: Progress, sh
 
     with closing(_scored(running, pending(), folder)) as steps:
         for shard, counts in _counted(running, steps, progress, show):
-            journal.enter(shard.index, counts)
+            journal.record(shard.index, counts)
             progress.finish_shard(shard.work, counts)
             show.show(progress)
             _check_errors(running.plan.job, progress.failed)
@@ -181,8 +181,8 @@ def _scored(running: _Run, shards: Iterator[Shard], folder: Path) -> Generator[F
     shards = itertools.chain(first, shards)
     if len(first) > 1:
         workers = running.workers or WorkerPool(len(first))
-        return workers.scored(plan.task(), in_runs(plan.source, shards, len(first)), folder)
-    return _inline(running, shards, lambda shard: part(folder, shard, plan.layout))
+        return workers.scored(plan.task(), reader_runs(plan.source, shards, len(first)), folder)
+    return _inline(running, shards, lambda shard: open_part(folder, shard, plan.layout))
 
 
 def _inline(running: _Run, shards: Iterator[Shard], opened: inline.OpenPart) -> Generator[FinishedShard | Counts]:

@@ -13,8 +13,8 @@ import pytest
 from attention_batch.engines.processes import WorkerPool
 from attention_batch.errors import Refused
 from attention_batch.plan import ScoringJob
-from attention_batch.readers.selection import find
-from attention_batch.readers.source import Shard, in_runs
+from attention_batch.readers.selection import open_source
+from attention_batch.readers.source import Shard, reader_runs
 from attention_batch.spec import parse
 
 from tests.batch.scoring import (
@@ -184,6 +184,6 @@ def shards(*groups):
 )
 def test_runs(tmp_path, name, groups, expected):
     """A row group, which is read from its start, has one reader; but no reader is left without."""
-    source = find(str(write(tmp_path / name, {"text": SENTENCES[:1]})), None)
-    runs = in_runs(source, iter(shards(*groups)), 2)
+    source = open_source(str(write(tmp_path / name, {"text": SENTENCES[:1]})), None)
+    runs = reader_runs(source, iter(shards(*groups)), 2)
     assert [[shard.index for shard in run] for run in runs] == expected

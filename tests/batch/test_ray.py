@@ -25,7 +25,7 @@ def node(folder: Path, ip: str, *arguments: str) -> Iterator[tuple["subprocess.P
     """Run a node of one core until the block ends, and everything that it started."""
     folder.mkdir()
     log = folder / "log"
-    common = ["--node-ip-address", ip, "--num-cpus", "1", "--object-store-memory", "100000000", "--block"]
+    common = ["--node-ip-address", ip, "--num-cpus", "1", "--object-write_part-memory", "100000000", "--block"]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [RAY, "start", *arguments, *common, "--temp-dir", folder],

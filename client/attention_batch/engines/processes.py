@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from attention_batch.engines.task import Task
 from attention_batch.errors import ExitStatus, Stopped
-from attention_batch.output.sink import Counts, FinishedShard, part, publish
+from attention_batch.output.sink import Counts, FinishedShard, move_part, open_part
 from attention_batch.readers.source import Shard
 
-AHEAD = 2  # runs of shards handed out for each worker
+RUNS_AHEAD = 2  # runs of shards handed out for each worker
 SECONDS_BETWEEN_REPORTS = 0.25  # of a worker on its part under way
 SECONDS_FOR_THE_LAST = 10.0  # reports, once all runs of shards have ended
 SCRATCH = "worker-"
@@ -60,7 +60,7 @@ class WorkerPool:
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit locks, and no threads to release them
         self._reports: Queue[_Report] = context.Queue()
-        self._ahead = AHEAD * processes
+        self._ahead = RUNS_AHEAD * processes
         self._pool = ProcessPoolExecutor(processes, context, _begin, (self._reports,))
         before = set(multiprocessing.active_children())
         for _ in range(processes):
@@ -106,7 +106,7 @@ class WorkerPool:
                 return
             report = self._next_report(may_wait=bool(futures))
             if report is not None and report.folder is not None:
-                publish(report.folder, folder, report.shard)
+                move_part(report.folder, folder, report.shard)
                 under_way.pop(report.shard, None)
                 yield FinishedShard(pending.pop(report.shard), report.counts)
             elif report is not None:
@@ -138,7 +138,7 @@ class _WorkerState:
         self._next_report = 0.0
 
     def score(self, shard: Shard) -> None:
-        with part(self._folder, shard.index, self._layout) as writer:
+        with open_part(self._folder, shard.index, self._layout) as writer:
             self._worker.score(shard, writer, lambda counts: self._tell(shard, counts))
         _reports.put(_Report(shard.index, writer.counts, self._folder))
 

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from attention_batch.engines.task import Task
 from attention_batch.engines.worker import Worker
 from attention_batch.errors import Refused, ScoringError, Stopped
-from attention_batch.output.sink import Counts, FinishedShard, PartWriter, store
+from attention_batch.output.sink import Counts, FinishedShard, PartWriter, write_part
 from attention_batch.readers.source import Shard
 
 MOST_BLOCKS = 1000  # tasks that Ray plans at once; with more shards, a task has several
@@ -86,7 +86,7 @@ def scored(task: Task, shards: Iterator[Shard], folder: Path) -> Generator[Finis
             if row["failure"]:
                 raise Refused(row["failure"]) if row["refused"] else Stopped(row["failure"])
             shard, counts = Shard(**orjson.loads(row["shard"])), Counts(**orjson.loads(row["counts"]))
-            store(folder, shard.index, row["output"], row["errors"])
+            write_part(folder, shard.index, row["output"], row["errors"])
             yield FinishedShard(shard, counts)
     except (RayError, ConnectionError) as error:
         raise Stopped(f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}") from error

@@ -8,7 +8,7 @@ from attention_proto.allocator import keep_freed
 from attention_batch.engines.local import LocalEngine
 from attention_batch.engines.task import Task
 from attention_batch.output.sink import Counts, PartWriter
-from attention_batch.readers.selection import of_files
+from attention_batch.readers.selection import files_source
 from attention_batch.readers.source import Shard
 from attention_batch.retry import RetryPolicy
 from attention_batch.scorer import Scorer, make_batches
@@ -26,7 +26,7 @@ class Worker:
         keep_freed()
         os.chdir(task.folder)
         self._task = task
-        self._source = of_files(task.files)
+        self._source = files_source(task.files)
         self._scorer = Scorer(LocalEngine(task.models, concurrency=1), task.spec, RetryPolicy(0, print))
         self._scorer.confirm()
 

@@ -72,7 +72,7 @@ class Journal:
         """The sum over all parts."""
         return sum(self.done.values(), Counts())
 
-    def enter(self, shard: int, counts: Counts) -> None:
+    def record(self, shard: int, counts: Counts) -> None:
         """Record a shard whose part exists."""
         size = part_paths(self._folder, shard)[0].stat().st_size
         self._append({"shard": shard, "bytes": size, **asdict(counts)})
@@ -82,9 +82,9 @@ class Journal:
         """Record that the output exists, and remove the parts."""
         self._append(COMPLETE)
         self.complete = True
-        self.tidy()
+        self.remove_parts()
 
-    def tidy(self) -> None:
+    def remove_parts(self) -> None:
         """Remove the parts of a complete run."""
         for path in (*self._folder.glob("*.part"), *self._folder.glob("*.errors")):
             path.unlink(missing_ok=True)

@@ -118,7 +118,7 @@ class PartWriter:
 
 
 @contextmanager
-def part(folder: Path, shard: int, layout: OutputLayout) -> Iterator[PartWriter]:
+def open_part(folder: Path, shard: int, layout: OutputLayout) -> Iterator[PartWriter]:
     """Write a shard's part; its files appear when the block ends, unless the block raises."""
     output, errors = part_paths(folder, shard)
     with durably(output) as output_file, durably(errors) as errors_file:
@@ -127,14 +127,14 @@ def part(folder: Path, shard: int, layout: OutputLayout) -> Iterator[PartWriter]
         writer.close()
 
 
-def publish(scratch: Path, folder: Path, shard: int) -> None:
+def move_part(scratch: Path, folder: Path, shard: int) -> None:
     """Move a whole part from another folder of the same disk."""
     for made, path in zip(part_paths(scratch, shard), part_paths(folder, shard), strict=True):
         made.rename(path)
     sync_folder(folder)
 
 
-def store(folder: Path, shard: int, output: bytes, errors: bytes) -> None:
+def write_part(folder: Path, shard: int, output: bytes, errors: bytes) -> None:
     """Write a part from the content of its two files."""
     for path, content in zip(part_paths(folder, shard), (output, errors), strict=True):
         with durably(path) as file:

@@ -97,25 +97,25 @@ class Fields:
         return None if isinstance(id_, str) else f"must be a string, as the first row's is, not {id_!r}"
 
 
-def choose(names: Collection[str], said: Mapping[str, str], where: str) -> dict[str, str]:
+def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str) -> dict[str, str]:
     """Return field -> column: the columns that the user chose, and those that have a field's name.
 
     Args:
         names: of the input's columns.
-        said: field -> column, as the user chose.
+        chosen: field -> column, as the user chose.
         where: the input's name, for errors.
 
     Raises:
         Refused: a chosen column does not exist, or the input has not exactly one of text and query.
     """
-    for field, column in said.items():
+    for field, column in chosen.items():
         if field not in FIELDS:
             raise Refused(f"--column: there is no field {field!r}; there are {', '.join(FIELDS)}")
         if column not in names:
             raise Refused(f"--column {field}={column}: {where} has no such column; it has {', '.join(names)}")
-    source = {"text", "query"} & said.keys()
+    source = {"text", "query"} & chosen.keys()
     # An input may have text and query; a chosen one of the two then excludes all columns that were not chosen.
-    columns = {field: field for field in FIELDS if field in names and (not source or field == "id")} | dict(said)
+    columns = {field: field for field in FIELDS if field in names and (not source or field == "id")} | dict(chosen)
     if ("text" in columns) == ("query" in columns):
         have = "both text and query" if "text" in columns else "neither text nor query"
         raise Refused(f"{where} has {have} (of {', '.join(names)}); say which column to read: --column text=COLUMN")

@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 
 from attention_batch.errors import Refused
-from attention_batch.readers.fields import Fields, choose
+from attention_batch.readers.fields import Fields, choose_columns
 from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
 
@@ -25,13 +25,13 @@ class JsonSource:
         self.files = files
         self.work: float | None = float(sum(file.size for file in files))
 
-    def columns(self, said: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
+    def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field, and the type of ids, by the first readable row. See `Source.columns`."""
         for file in self.files:
             with open(file.path, "rb") as opened:  # noqa: PTH123 # a path as the user wrote it
                 for line in _lines(opened):
                     if isinstance(document := _document(line), dict):
-                        return _columns(document, said, file.path)
+                        return _columns(document, chosen, file.path)
         raise Refused(f"{self.files[0].path} has no row that can be read: one JSON object is expected on each line")
 
     def shards(self, rows: int) -> Iterator[Shard]:
@@ -64,12 +64,12 @@ class StreamSource:
         self._lines = _lines(stream)
         self._seen: list[bytes] = []
 
-    def columns(self, said: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
+    def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field, and the type of ids, by the first readable row. See `Source.columns`."""
         for line in self._lines:
             self._seen.append(line)
             if isinstance(document := _document(line), dict):
-                return _columns(document, said, "standard input")
+                return _columns(document, chosen, "standard input")
         raise Refused("standard input has no row that can be read: one JSON object is expected on each line")
 
     def shards(self, rows: int) -> Iterator[Shard]:
@@ -93,8 +93,8 @@ class _Unreadable:
     reason: str
 
 
-def _columns(document: Mapping[str, Any], said: Mapping[str, str], where: str) -> tuple[dict[str, str], pa.DataType]:
-    columns = choose(list(document), said, where)
+def _columns(document: Mapping[str, Any], chosen: Mapping[str, str], where: str) -> tuple[dict[str, str], pa.DataType]:
+    columns = choose_columns(list(document), chosen, where)
     of_integers = "id" not in columns or isinstance(document[columns["id"]], int)
     return columns, pa.int64() if of_integers else pa.string()
 

@@ -22,7 +22,7 @@ INPUT_FORMATS: dict[str, Literal["parquet", "arrow", "jsonl"]] = {
 STREAM = "-"  # standard input, or output
 
 
-def find(text: str, stdin: BinaryIO, written: Collection[Path] = ()) -> Source:
+def open_source(text: str, stdin: BinaryIO, written: Collection[Path] = ()) -> Source:
     """Return the source for an input: a file, a folder, a pattern of files, or `-` for JSON lines from standard input.
 
     Args:
@@ -37,10 +37,10 @@ def find(text: str, stdin: BinaryIO, written: Collection[Path] = ()) -> Source:
         return StreamSource(stdin)
     paths = _paths(text, {path.resolve() for path in written})
     _check_formats(text, paths)
-    return of_files(tuple(map(InputFile.at, paths)))
+    return files_source(tuple(map(InputFile.at, paths)))
 
 
-def of_files(files: tuple[InputFile, ...]) -> Source:
+def files_source(files: tuple[InputFile, ...]) -> Source:
     """Return the source for files that all have one format."""
     match _format(files[0].path):
         case "parquet":

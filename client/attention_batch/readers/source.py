@@ -79,11 +79,11 @@ class Source(Protocol):
         """Whether a shard can only be read by reading its row group from the start."""
         ...
 
-    def columns(self, said: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
+    def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field that is read, and the type of ids.
 
         Args:
-            said: field -> column, as the user chose.
+            chosen: field -> column, as the user chose.
 
         Raises:
             Refused: a column is missing, or holds another type than its field needs.
@@ -99,7 +99,7 @@ class Source(Protocol):
         ...
 
 
-def in_runs(source: Source, shards: Iterable[Shard], readers: int) -> Iterator[list[Shard]]:
+def reader_runs(source: Source, shards: Iterable[Shard], readers: int) -> Iterator[list[Shard]]:
     """Yield shards in runs, each of which one reader reads from its first shard to its last.
 
     A run is one shard. If row groups can only be read from their start, a run is a row group, or a piece of a row group

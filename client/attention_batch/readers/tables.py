@@ -6,7 +6,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from attention_batch.errors import Refused
-from attention_batch.readers.fields import Fields, check_types, choose
+from attention_batch.readers.fields import Fields, check_types, choose_columns
 from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
 
@@ -51,10 +51,10 @@ class TableSource:
         self.work: float | None = float(sum(file.size for file in files))
         self._cursor = tables.Cursor()
 
-    def columns(self, said: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
+    def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field, and the type of ids; every file must have both. See `Source.columns`."""
         first = self._tables.schema(self.files[0].path)
-        columns = choose(first.names, said, self.files[0].path)
+        columns = choose_columns(first.names, chosen, self.files[0].path)
         id_type = first.field(columns["id"]).type if "id" in columns else pa.int64()
         for file in self.files:
             schema = self._tables.schema(file.path)
