@@ -90,9 +90,9 @@ def score(
     raise typer.Exit(status)
 
 
-def _columns(said: list[str]) -> dict[str, Any]:
-    pairs = [item.partition("=") for item in said]
-    for item, (field, _, name) in zip(said, pairs, strict=True):
+def _columns(options: list[str]) -> dict[str, Any]:
+    pairs = [item.partition("=") for item in options]
+    for item, (field, _, name) in zip(options, pairs, strict=True):
         if not field or not name:
             raise typer.BadParameter(f"{item!r} must be FIELD=COLUMN", param_hint="--column")
     return {field: name for field, _, name in pairs}
