@@ -13,6 +13,7 @@ AttentionServiceError
 ├── Cancelled           the caller cancelled or disconnected
 ├── Unauthenticated     no credentials, or unknown ones
 ├── PermissionDenied    the credentials lack a right
+├── Misdirected         the Host header names another server
 └── Unimplemented       not offered
 """
 
@@ -92,6 +93,10 @@ class Unauthenticated(AttentionServiceError):
 
 class PermissionDenied(AttentionServiceError):
     """The credentials lack a right."""
+
+
+class Misdirected(AttentionServiceError):
+    """The request names a host that this server is not."""
 
 
 class Unimplemented(AttentionServiceError):

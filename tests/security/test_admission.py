@@ -29,7 +29,7 @@ from tests.conftest import TRANSPORTS, refused
 from tests.server.composed import composed, wait_until
 
 MIB = 2**20
-ATTEND = "POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\n"
+ATTEND = "POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\n"
 BODY = b'{"query": [[1.0]]}'
 
 
@@ -71,9 +71,9 @@ def answers(server) -> bool:
 @pytest.mark.parametrize(
     "head",
     [
-        "GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + "a" * 70_000 + "\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: " + "a" * 70_000 + "\r\n\r\n",
         "GET /healthz HTTP/1.1\r\n" + "".join(f"x{i}: a\r\n" for i in range(200)) + "\r\n",
-        "GET /" + "a" * 70_000 + " HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET /" + "a" * 70_000 + " HTTP/1.1\r\nhost: localhost\r\n\r\n",
     ],
     ids=["a header", "headers", "the path"],
 )
@@ -138,7 +138,7 @@ def test_a_peer_that_stalls_while_it_sends(server, impatient, start, how):
 def test_a_peer_that_stalls_after_a_request(server, impatient):
     """After an answer, too, the next head has its time."""
     with connect(server) as peer:
-        peer.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /")
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /")
         dribble(peer)
     assert answers(server)
 

@@ -20,7 +20,7 @@ from attention_server.domain.call import CallContext
 from attention_server.errors import LimitReached, Unimplemented
 from attention_server.errors import PermissionDenied as NotAllowed
 from attention_server.errors import Unauthenticated as NoCredentials
-from attention_server.rest.middleware import UNGUARDED
+from attention_server.rest.middleware import PUBLIC
 from attention_server.rest.oip import NOT_OFFERED
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -145,7 +145,7 @@ def test_every_route_asks_who_calls(guarded, dot_only):
     routes = all_routes(dot_only)
     assert {"/healthz", "/readyz", "/v1/models", "/docs"} <= {path for _, path in routes}
     for method, path in [*routes, ("GET", "/nowhere"), ("POST", "/healthz/"), ("GET", "/docs/assets/swagger-ui.css")]:
-        if path in UNGUARDED:
+        if path in PUBLIC:
             assert ask(guarded.url, method, path).status_code == 200, path
             continue
         for headers in ({}, bearer(new_token()), {"authorization": "Bearer"}, {"authorization": "Bearer "}):
@@ -159,7 +159,7 @@ def test_every_route_that_does_something_asks_for_a_right(guarded, dot_only):
     """A token without rights reads what is served; each other route says that it may not."""
     for method, path in all_routes(dot_only):
         response = ask(guarded.url, method, path, **bearer(guarded.nothing))
-        if path in UNGUARDED or (method, path) in READING:
+        if path in PUBLIC or (method, path) in READING:
             assert response.status_code in (200, 404, 501), (method, path, response.text)  # assets has no index
         else:
             assert response.status_code == 403, (method, path, response.text)

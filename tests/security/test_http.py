@@ -1,10 +1,12 @@
 """Raw HTTP/1.1 to a real server: trailers and the Host header."""
 
+import json
 import socket
 from collections.abc import Iterator
 
 import psutil
 import pytest
+from attention_server.auth.hosts import is_loopback
 from serving import Server, start_server
 
 MIB = 2**20
@@ -76,3 +78,83 @@ def test_many_small_chunks(server):
     chunks = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in body)
     received = exchange(server, ATTEND.replace(b"host", b"connection: close\r\nhost") + chunks + b"0\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 200 ")
+
+
+# --- the Host header ---
+
+PATHS = ("/healthz", "/readyz", "/", "/v1/models", "/metrics", "/v2/health/live", "/nowhere")
+
+
+def get(server: Server, path: str, *headers: str, version: str = "HTTP/1.1") -> tuple[int, dict]:
+    """Send a GET; return the status and, of an error, the document."""
+    lines = (f"GET {path} {version}", *headers, "connection: close", "", "")
+    head, _, body = exchange(server, "\r\n".join(lines).encode("latin-1")).partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert b"x-request-id: " in head
+    return status, json.loads(body)["error"] if status in (400, 421) else {}
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LocalHost:80", "127.0.0.1", "127.0.0.1:8080", "127.9.9.9:1", "[::1]", "[::1]:8080", "localhost:"],
+)
+def test_loopback_hosts_are_accepted(server, host):
+    """A server on a loopback address answers to each loopback name, with any port."""
+    assert get(server, "/readyz", f"host: {host}")[0] == 200
+    assert get(server, "/v1/models", f"Host:{host}")[0] == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_another_host_is_misdirected(server, path):
+    """DNS rebinding: a loopback server answers to no other host, on any path, and the error says which host it was."""
+    status, error = get(server, path, "host: attacker.example:8080")
+    assert status == 421
+    if path.startswith("/v2"):  # the Open Inference Protocol's errors are words alone
+        assert error.startswith("Host: is 'attacker.example:8080'")
+    else:
+        assert error["field"] == "Host"
+        assert "'attacker.example:8080'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "localhost.attacker.example", "attacker@localhost", "127.0.0.1.attacker.example", "10.0.0.1", "[::2]", "::1",
+     "localhost, localhost", "localhost/x", "127.1", "[localhost", "localhost:80:80", "localhost:x", "0.0.0.0", "\xe9"],
+)  # fmt: skip
+def test_hosts_that_look_like_loopback(server, host):
+    """Only the names themselves pass, and only in the form that RFC 9110 gives a host."""
+    assert get(server, "/healthz", f"host: {host}")[0] == 421
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("headers", [(), ("host: localhost", "host: localhost"), ("host: a", "Host: localhost")])
+def test_exactly_one_host(server, path, headers):
+    """HTTP/1.1 has one Host header: with none, or with two, a request is refused."""
+    assert get(server, path, *headers)[0] == 400
+
+
+def test_http_1_0_needs_no_host(server):
+    """HTTP/1.0 has no Host header, but where one is sent it is checked."""
+    assert get(server, "/healthz", version="HTTP/1.0")[0] == 200
+    assert get(server, "/healthz", "host: attacker.example", version="HTTP/1.0")[0] == 421
+    assert get(server, "/healthz", "host: localhost", "host: localhost", version="HTTP/1.0")[0] == 400
+
+
+def test_a_server_for_others_answers_to_every_host(server, repository, tmp_path):
+    """On any address but a loopback one, as in a container, every host is accepted, but exactly one."""
+    (tmp_path / "dot").symlink_to(repository / "dot")
+    with start_server(tmp_path, "--host", "0.0.0.0") as open_server:
+        assert get(open_server, "/v1/models", "host: attention.example")[0] == 200
+        assert get(open_server, "/healthz", "host:")[0] == 200
+        assert get(open_server, "/healthz")[0] == 400
+        assert get(open_server, "/healthz", "host: a", "host: a")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("127.0.0.1", True), ("127.5.5.5", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("example.com", False), ("192.168.0.1", False), ("", False)],
+)  # fmt: skip
+def test_loopback_addresses(name, expected):
+    """What --host is has to be a loopback address for hosts to be checked."""
+    assert is_loopback(name) is expected

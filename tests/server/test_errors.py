@@ -39,6 +39,7 @@ TABLE = {
     "LimitReached": ("UNAVAILABLE", 429),
     "Unauthenticated": ("UNAUTHENTICATED", 401),
     "PermissionDenied": ("PERMISSION_DENIED", 403),
+    "Misdirected": ("INVALID_ARGUMENT", 421),
     "DeadlineExceeded": ("DEADLINE_EXCEEDED", 504),
     "Unimplemented": ("UNIMPLEMENTED", 501),
     "Cancelled": ("CANCELLED", 499),
@@ -81,7 +82,7 @@ def test_every_cause_has_its_codes(cause):
         "a.field",
         "id-1",
     )
-    scope = {"type": "http", "path": "/v1/x", "headers": [], "state": {"watch": RequestRecord()}}
+    scope = {"type": "http", "path": "/v1/x", "headers": [], "state": {"record": RequestRecord()}}
     response = error_response(error, Request(scope))
     assert response.status_code == http
     assert ("www-authenticate" in response.headers) == (cause is errors.Unauthenticated)
@@ -289,7 +290,7 @@ def test_a_grpc_call_cancelled_in_the_queue(dot_only):
 def test_a_http_request_whose_caller_has_gone(dot_only):
     """An HTTP request whose caller hangs up in the queue never runs."""
     body = b'{"query": [[1.0]]}'
-    head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     with composed(dot_only, slots=1) as server, ThreadPoolExecutor(1) as callers:
         host, port = server.rest.split(":")
         server.gate.close()

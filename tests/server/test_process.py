@@ -332,7 +332,7 @@ def test_a_stop_ends_within_one_grace_whatever_still_runs(dot_only):
     with start_server(dot_only, "--slots", 1, "--grace", 2, "--max-scores-mib", 4096) as server:
         host, port = server.rest.split(":")
         with socket.create_connection((host, int(port))) as half:
-            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
             server.process.terminate()
             wait_until(lambda: not accepts(host, int(port)))
             assert server.process.poll() is None  # the grace has not passed
@@ -381,7 +381,7 @@ def test_a_stop_cuts_off_after_the_grace(dot_only, connect):
         url = f"{server.url}/v1/models/dot:attend"
         host, port = server.rest.split(":")
         with socket.create_connection((host, int(port))) as half:
-            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
             assert callers.submit(requests.post, url, json={"query": [[1]]}, timeout=5).result().status_code == 200
             server.process.terminate()
             assert server.process.wait(10) == 0

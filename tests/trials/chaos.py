@@ -49,7 +49,7 @@ def connect(subject: Subject) -> socket.socket:
 def post(good: Good, subject: Subject, *more: str) -> bytes:
     """Return a whole request of HTTP."""
     body = str(good.document()).replace("'", '"').encode()
-    head = [f"POST /v1/models/{good.model}/versions/{good.version}:attend HTTP/1.1", "host: x", *more]
+    head = [f"POST /v1/models/{good.model}/versions/{good.version}:attend HTTP/1.1", "host: localhost", *more]
     return "\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body
 
 
@@ -93,7 +93,7 @@ def slow_readers(subject: Subject, rng: random.Random) -> None:
     """Callers who do not take their answers hold up nobody else."""
     rows = ",".join(["[1.0]"] * 900)
     body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
-    head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     large = pb.AttendRequest(
         model="dot",
         inputs=[pb.Sequence(query=pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[900, 1], data=bytes(3600)))],

@@ -54,7 +54,7 @@ def frames_by_hand(subject: Subject) -> None:
     for sent in (
         b"\x00" * 100,
         os.urandom(5000),
-        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n",
         PREFACE,
         PREFACE + b"\xff" * 100,
         opening + frame(DATA, 0, 1, b"x" * 100),
@@ -193,7 +193,7 @@ def peers_that_hold_on(subject: Subject) -> None:
             for start in (
                 b"",
                 b"GET /",
-                b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{",
+                b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{",
             ):
                 peer = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
                 peer.sendall(start)

@@ -172,7 +172,7 @@ def request(rng: random.Random, body: bytes = BODY) -> bytes:
     version = "HTTP/1.1" if sure else rng.choice(VERSIONS)
     lines = [f"{method} {path} {version}"]
     if rng.randrange(8):
-        lines.append("host: x")
+        lines.append("host: localhost")
     lines += rng.choices(HEADERS, k=rng.randrange(4))
     if rng.randrange(6) == 0:
         body, encoding = compressed(body, rng)

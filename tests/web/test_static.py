@@ -11,7 +11,7 @@ import pytest
 import requests
 from attention_server.auth.callers import OPEN
 from attention_server.rest import page
-from attention_server.rest.middleware import UNGUARDED
+from attention_server.rest.middleware import PUBLIC
 from serving import ROOT, Server, start_server
 
 from tests.security.conftest import make_token
@@ -92,7 +92,7 @@ def test_open_paths_are_the_page_and_health(index):
     loaded = {f"/{path}" for path in re.findall(r'"(page/[^"]+)"', index.text)}
     assert len(loaded) == 3
     assert {"/", "/page/LICENSES.txt", *loaded} == page.PATHS
-    assert UNGUARDED - page.PATHS == OPEN
+    assert PUBLIC - page.PATHS == OPEN
 
 
 @pytest.mark.parametrize("path", ELSEWHERE)

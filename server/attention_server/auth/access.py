@@ -1,12 +1,12 @@
 """Who can reach the server, and by what they are known, as the settings say."""
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 import structlog
 
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates
+from attention_server.auth.hosts import is_loopback
 from attention_server.settings import Settings
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ def open_access(settings: Settings) -> Access:
         callers = Callers(settings.tokens)
     except (OSError, ValueError) as error:
         raise AccessError(str(error)) from error
-    if not _is_this_machine(settings.host):
+    if not is_loopback(settings.host):
         _warn(settings)
     return Access(callers, certificates)
 
@@ -58,10 +58,3 @@ def _warn(settings: Settings) -> None:
         log.warning(
             "tokens travel in the clear: give --tls-cert and --tls-key, or let a proxy speak TLS", host=settings.host
         )
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -18,6 +18,7 @@ from attention_server.errors import (
     InvalidRequest,
     LimitReached,
     Loading,
+    Misdirected,
     NotFound,
     PermissionDenied,
     Stopping,
@@ -70,6 +71,7 @@ CODES: dict[type[AttentionServiceError], Code] = {
     Cancelled: Code(StatusCode.CANCELLED, 499),
     Unauthenticated: Code(StatusCode.UNAUTHENTICATED, 401),
     PermissionDenied: Code(StatusCode.PERMISSION_DENIED, 403),
+    Misdirected: Code(StatusCode.INVALID_ARGUMENT, 421),
     Unimplemented: Code(StatusCode.UNIMPLEMENTED, 501),
 }
 INTERNAL = Code(StatusCode.INTERNAL, 500)

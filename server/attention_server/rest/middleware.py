@@ -1,4 +1,4 @@
-"""What every HTTP request passes before its route: who watches it, whose it is, and whether there is room for it."""
+"""Middleware of every HTTP request: its record, its Host header, its caller's credentials and limits."""
 
 from urllib.parse import urlsplit
 
@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attention_server.auth.callers import OPEN, Callers
+from attention_server.auth.hosts import HostPolicy
 from attention_server.codecs.errors import name_of
 from attention_server.domain.request_record import OK, REQUEST_ID, SERVER_TIMING, RequestRecord, request_id
 from attention_server.errors import AttentionServiceError, PermissionDenied, Unauthenticated
@@ -14,23 +15,27 @@ from attention_server.rest import page
 from attention_server.rest.exchange import error_response
 from attention_server.telemetry.observer import Observer
 
-READING = ("GET", "HEAD", "OPTIONS")
-# All that is answered without asking who calls: these paths, to the letter.
-UNGUARDED = OPEN | page.PATHS
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# Paths that need no credentials; a path matches only as a whole.
+PUBLIC = OPEN | page.PATHS
 
 
 class ObservingMiddleware:
-    """Lets callers through who are known; those who ask for health, or for the page's own files, need not be.
+    """Records requests and admits callers.
+
+    Health and the page's own files need no credentials and are not counted; every other path needs both.
 
     Args:
-        app: what is behind the gate.
-        callers: who may call.
-        mutual: whether a caller has to show a certificate.
-        observer: watches.
+        app: the application behind it.
+        hosts: the accepted Host headers.
+        callers: the known callers.
+        mutual: whether callers must show a client certificate.
+        observer: counts, traces and logs the requests.
     """
 
-    def __init__(self, app: ASGIApp, callers: Callers, mutual: bool, observer: Observer) -> None:
+    def __init__(self, app: ASGIApp, hosts: HostPolicy, callers: Callers, mutual: bool, observer: Observer) -> None:
         self._app = app
+        self._hosts = hosts
         self._callers = callers
         self._mutual = mutual
         self._observer = observer
@@ -40,32 +45,37 @@ class ObservingMiddleware:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        if scope["path"] in UNGUARDED:  # who asks for health, or opens the page, is told their id and not counted
+        if scope["path"] in PUBLIC:
             request.state.record = RequestRecord(request_id=request_id(request.headers.get(REQUEST_ID)))
-            await self._app(scope, receive, _told(send, request.state.record))
+            await self._serve_public(request, receive, _with_record(send, request.state.record))
             return
         host = request.client.host if request.client else ""
         record = self._observer.begin("rest", "", request.headers, caller=request.state.certificate or host)
         request.state.record = record
         try:
-            await self._admit(request, receive, _told(send, record))
+            await self._admit(request, receive, _with_record(send, record))
         finally:
             self._observer.end(record)
 
-    async def _admit(self, request: Request, receive: Receive, send: Send) -> None:
+    async def _serve_public(self, request: Request, receive: Receive, send: Send) -> None:
         try:
+            self._check_host(request)
+        except AttentionServiceError as error:
+            await _refuse(error, request, receive, send)
+            return
+        await self._app(request.scope, receive, send)
+
+    async def _admit(self, request: Request, receive: Receive, send: Send) -> None:
+        """Serve a request if its host, certificate, token, origin and rate are allowed; else refuse it."""
+        try:
+            self._check_host(request)
             if self._mutual and not request.state.certificate:
                 raise Unauthenticated("show a certificate that an authority of this server's has signed")
             caller = self._callers.identify(request.headers.get("authorization"))
-            _refuse_other_sites(request)
+            _check_origin(request)
             leave = caller.enter()
         except AttentionServiceError as error:
-            response = error_response(error, request)
-            if isinstance(error, Unauthenticated) and request.headers.get("sec-fetch-dest") == "empty":
-                # What a script asked for: its page asks the reader, and the browser's own dialog would come before it.
-                response.headers["www-authenticate"] = 'Bearer realm="attention"'
-            response.headers["connection"] = "close"  # a body that may follow is not read
-            await response(request.scope, receive, send)
+            await _refuse(error, request, receive, send)
             return
         request.state.caller = caller
         request.state.record.caller = caller.name or request.state.record.caller
@@ -75,11 +85,24 @@ class ObservingMiddleware:
             if leave:
                 leave()
 
+    def _check_host(self, request: Request) -> None:
+        self._hosts.check(request.headers.getlist("host"), request.scope["http_version"])
 
-def _told(send: Send, record: RequestRecord) -> Send:
-    """Return what sends an answer, and tells its caller the request's id and where the time went."""
 
-    async def tell(message: Message) -> None:
+async def _refuse(error: AttentionServiceError, request: Request, receive: Receive, send: Send) -> None:
+    """Send an error before the body is read; the connection is closed, since the body may follow."""
+    response = error_response(error, request)
+    if isinstance(error, Unauthenticated) and request.headers.get("sec-fetch-dest") == "empty":
+        # A script's request: without a Basic challenge the browser opens no dialog, and the page can ask for a token.
+        response.headers["www-authenticate"] = 'Bearer realm="attention"'
+    response.headers["connection"] = "close"
+    await response(request.scope, receive, send)
+
+
+def _with_record(send: Send, record: RequestRecord) -> Send:
+    """Wrap `send`: add the request's id and timing to the response's headers, and record its status and size."""
+
+    async def recording(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.mark_written()
             code = name_of(message["status"])
@@ -94,16 +117,16 @@ def _told(send: Send, record: RequestRecord) -> Send:
             record.answer_bytes += len(message.get("body", b""))
         await send(message)
 
-    return tell
+    return recording
 
 
-def _refuse_other_sites(request: Request) -> None:
-    """Refuse what a page of another site has a browser send, with credentials that the browser remembers.
+def _check_origin(request: Request) -> None:
+    """Refuse an unsafe method from a page of another site: the browser may add credentials it remembers.
 
     Raises:
-        PermissionDenied: it would change or compute something.
+        PermissionDenied: the request's origin is another site.
     """
-    if request.method in READING:
+    if request.method in SAFE_METHODS:
         return
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
@@ -116,7 +139,7 @@ def _refuse_other_sites(request: Request) -> None:
 
 
 def _host_of(origin: str) -> str | None:
-    """Return the host and port of an origin; None where it is none."""
+    """Return the host and port of an origin; None if it has none."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

@@ -22,6 +22,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates, http_context
+from attention_server.auth.hosts import HostPolicy, is_loopback
 from attention_server.codecs import prometheus
 from attention_server.codecs.errors import name_of
 from attention_server.rest.attention import AttentionRoutes
@@ -167,7 +168,11 @@ class RestServer:
             exception_handlers={HTTPException: plain_error},
             middleware=[
                 Middleware(
-                    ObservingMiddleware, callers, certificates is not None and certificates.mutual, service.observer
+                    ObservingMiddleware,
+                    HostPolicy(loopback_only=is_loopback(host)),
+                    callers,
+                    certificates is not None and certificates.mutual,
+                    service.observer,
                 )
             ],
         )
