@@ -9,7 +9,7 @@ from attention_server.errors import InvalidRequest
 T = TypeVar("T", str, int)
 
 
-def agreed(name: str, url: T, document: T) -> T:
+def url_or_body(name: str, url: T, document: T) -> T:
     """Return what the URL or the document says; what is 0 or empty says nothing.
 
     Raises:
@@ -20,7 +20,7 @@ def agreed(name: str, url: T, document: T) -> T:
     return url or document
 
 
-def to_version(text: str) -> int:
+def parse_version(text: str) -> int:
     """Read a version.
 
     Raises:
