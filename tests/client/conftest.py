@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -18,8 +19,9 @@ from attention_proto.attention.v1.attention_pb2_grpc import (
     AttentionServiceServicer,
     add_AttentionServiceServicer_to_server,
 )
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
@@ -44,11 +46,24 @@ def aloud_weights(words: int, keys: int) -> np.ndarray:
     return np.stack([np.full((words, keys), 1 / max(keys, 1)), turned]).astype(np.float32)
 
 
+def unpacked(sequence: pb.Sequence) -> list[pb.Sequence]:
+    """The sequences that lie one behind the other in one with `lengths`."""
+    if not sequence.lengths:
+        return [sequence]
+    ends = np.cumsum(sequence.lengths)[:-1]
+    return [pb.Sequence(query=codec.encode(query)) for query in np.split(codec.decode(sequence.query), ends)]
+
+
 @dataclass
 class Service(AttentionServiceServicer):
     """Dot-product attention, a text model that knows one verb, and one that says a text backwards and aloud.
 
-    Fails the next calls when told to. `version` is every model's default.
+    Attributes:
+        failures: of the next calls of Attend.
+        breaks: of the next streams: after how many answers each of them breaks.
+        may_answer: a stream answers its messages when this is set.
+        streams: the messages of each stream so far.
+        version: every model's default.
     """
 
     failures: list[Status] = field(default_factory=list)
@@ -57,6 +72,29 @@ class Service(AttentionServiceServicer):
     memories: dict[str, pb.CreateMemoryRequest] = field(default_factory=dict)
     created: list[pb.CreateMemoryRequest] = field(default_factory=list)
     version: int = 1
+    breaks: list[int] = field(default_factory=list)
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    streams: list[list[pb.AttendStreamRequest]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.may_answer.set()
+
+    def AttendStream(
+        self, messages: Iterator[pb.AttendStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.AttendStreamResponse]:
+        received: list[pb.AttendStreamRequest] = []
+        self.streams.append(received)
+        last = self.breaks.pop(0) if self.breaks else None
+        while len(received) != last and (message := next(messages, None)) is not None:
+            received.append(message)
+            assert self.may_answer.wait(60)
+            yield pb.AttendStreamResponse(id=message.id, response=self.answer(message.request))
+        if last is not None:
+            status = Status(
+                code=grpc.StatusCode.UNKNOWN.value[0], message="broken"
+            )  # gRPC itself retries only UNAVAILABLE
+            status.details.add().Pack(RetryInfo(retry_delay=Duration(nanos=1_000_000)))
+            context.abort_with_status(rpc_status.to_status(status))
 
     def Attend(self, request: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:
         self.attempts += 1
@@ -70,7 +108,11 @@ class Service(AttentionServiceServicer):
                 kept = self.kept(request.model, sequence.memory, request.version, f"inputs[{i}].memory", context)
                 given = [name for name in ("key", "value", "memory_text") if kept.HasField(name)]
                 sequence.MergeFrom(pb.Sequence(**{name: getattr(kept, name) for name in given}))
-        results = [self.result(sequence, request) for sequence in request.inputs]
+        return self.answer(request)
+
+    def answer(self, request: pb.AttendRequest) -> pb.AttendResponse:
+        sequences = [alone for each in request.inputs for alone in unpacked(each)]
+        results = [self.result(sequence, request) for sequence in sequences]
         return pb.AttendResponse(model=request.model, version=request.version or self.version, results=results)
 
     def CreateMemory(self, request: pb.CreateMemoryRequest, _: grpc.ServicerContext) -> pb.Memory:
@@ -262,6 +304,35 @@ def ask_blocking(target: str, method: str, *args: Any, **options: Any) -> Any:
 async def ask_awaiting(target: str, method: str, *args: Any, **options: Any) -> Any:
     async with AsyncAttentionClient(target) as client:
         return await getattr(client, method)(*args, **options)
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def attend_many(request: pytest.FixtureRequest) -> Callable[..., Iterator[Any]]:
+    """Stream to a new client, blocking and by asyncio: `for answer in attend_many(target, "any", sequences): ...`."""
+    return stream_blocking if request.param == "blocking" else stream_awaiting
+
+
+def stream_blocking(target: str, *args: Any, **options: Any) -> Iterator[Any]:
+    with AttentionClient(target) as client:
+        yield from client.attend_many(*args, **options)
+
+
+def stream_awaiting(target: str, *args: Any, **options: Any) -> Iterator[Any]:
+    async def made() -> AsyncAttentionClient:
+        return AsyncAttentionClient(target)
+
+    async def following() -> Any:
+        return await anext(answers, None)
+
+    with asyncio.Runner() as runner:
+        client = runner.run(made())
+        answers = client.attend_many(*args, **options)
+        try:
+            while (answer := runner.run(following())) is not None:
+                yield answer
+        finally:
+            runner.run(answers.aclose())
+            runner.run(client.close())
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

@@ -50,13 +50,24 @@ def test_public_names():
     ]
 
 
-@pytest.mark.parametrize(
-    "method", ["attend", "attend_batch", "create_memory", "memories", "delete_memory", "models", "model"]
-)
+METHODS = ["attend", "attend_batch", "create_memory", "memories", "delete_memory", "models", "model"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "close"])
 def test_twins_take_the_same_arguments(method):
-    """The asyncio client is the blocking one with `await`."""
-    ours, twins = (inspect.signature(getattr(client, method)) for client in (AttentionClient, AsyncAttentionClient))
-    assert ours == twins
+    """The asyncio client is the blocking one with `await`: the same arguments under the same documentation."""
+    ours, twins = (getattr(client, method) for client in (AttentionClient, AsyncAttentionClient))
+    assert inspect.signature(ours) == inspect.signature(twins)
+    assert ours.__doc__ == twins.__doc__
+
+
+def test_twins_of_a_stream():
+    """By asyncio the sequences may also come from an asynchronous iterable; all else is the same."""
+    ours, twins = (client.attend_many for client in (AttentionClient, AsyncAttentionClient))
+    options, twin_options = (dict(inspect.signature(method).parameters) for method in (ours, twins))
+    assert options.pop("sequences") != twin_options.pop("sequences")
+    assert options == twin_options
+    assert ours.__doc__.partition("Args:")[2] == twins.__doc__.partition("Args:")[2]
 
 
 def test_text_in_weights_out(ask, target):

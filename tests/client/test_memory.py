@@ -178,14 +178,20 @@ def test_a_server_that_keeps_nothing(connect, target, service):
 
 
 def test_all_repetitions_share_the_deadline(connect, target, service, monkeypatch):
-    """The timeout is that of the whole call, with all that it creates and repeats."""
-    clock = iter([0.0, 0.0, *[31.0] * 9])
+    """The timeout bounds the whole call, with every memory that it creates and every repetition."""
+
+    def monotonic():  # each creation takes 31 seconds
+        return 31.0 * len(service.created)
+
     with connect(target) as client:
         memory = client.create_memory("any", key=X)
         service.memories.clear()
-        monkeypatch.setattr("attention_client.api.recreation.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr("attention_client.api.base.time", SimpleNamespace(monotonic=monotonic))
         with pytest.raises(DeadlineExceeded):
             client.attend("any", query=X, memory=memory, timeout=30)
+        assert len(service.created) == 2
+        service.memories.clear()
+        client.attend("any", query=X, memory=memory, timeout=32)
 
 
 def test_two_servers_that_take_turns(connect, target, service, replica):

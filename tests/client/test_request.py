@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_client import InvalidRequest, Sequence
-from attention_client.streaming.packs import Pack
+from attention_client.streaming.batcher import Batch
 from attention_client.wire.request import attend_request, packed_request
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -71,11 +71,14 @@ def test_what_has_more_than_an_array_is_not_packed(more):
 
 
 @pytest.mark.parametrize("bad", [np.ones((2, 2, 2), np.float32), np.array(["x"]), object()], ids=str)
-def test_what_has_no_form(bad):
-    """What cannot be sent is refused by its place, as without packing."""
+@pytest.mark.parametrize("position", range(8))
+def test_what_has_no_form(bad, position):
+    """A sequence that cannot be sent is refused by its position, in a packed message as in any other."""
+    sequences = [vectors(2), vectors(2), "a text", "another", vectors(2), vectors(2), vectors(2)]
+    sequences.insert(position, bad)
     with pytest.raises(InvalidRequest) as caught:
-        packed_request("m", [vectors(2), vectors(2), bad], [], 0, token_offsets=False)
-    assert caught.value.field == "inputs[2].query"
+        packed_request("m", sequences, [], 0, token_offsets=False)
+    assert caught.value.field == f"inputs[{position}].query"
 
 
 def test_an_empty_array_is_sent_as_it_is():
@@ -87,9 +90,9 @@ def test_an_empty_array_is_sent_as_it_is():
 
 def test_an_answer_that_is_not_one_for_each():
     """A server that knows no `lengths` answers once for all: then each is asked for by itself."""
-    pack = Pack(0, [vectors(2), vectors(3)])
-    pack.request = packed_request("m", pack.items, [], 0, token_offsets=False)
+    batch = Batch(0, [vectors(2), vectors(3)])
+    batch.request = packed_request("m", batch.items, [], 0, token_offsets=False)
     results = [pb.Result(), pb.Result()]
     both = pb.AttendStreamResponse(id="0", response=pb.AttendResponse(results=results))
-    assert len(pack.results(both)) == 2
-    assert pack.results(pb.AttendStreamResponse(id="0", response=pb.AttendResponse(results=results[:1]))) is None
+    assert len(batch.results(both)) == 2
+    assert batch.results(pb.AttendStreamResponse(id="0", response=pb.AttendResponse(results=results[:1]))) is None

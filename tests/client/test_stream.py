@@ -1,13 +1,20 @@
-"""A stream alone, with calls that break when they are told to: what no real network does on request."""
+"""Streams: the bounds of messages and of what is in flight, streams that break, and the order of answers."""
 
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numpy as np
 import pytest
-from attention_client.streaming.blocking import Stream
+from attention_client import InvalidRequest, Sequence, Unavailable
+from attention_client.streaming.batcher import BATCH_BYTES, BATCH_SEQUENCES
+from attention_client.streaming.blocking import BlockingStream
+from attention_client.streaming.state import IN_FLIGHT, IN_FLIGHT_BYTES, MAX_FAILURES, StreamPlan
+from attention_client.streaming.window import Window
 from attention_proto.attention.v1 import attention_pb2 as pb
+
+X = np.ones((2, 4), np.float32)
 
 
 class Broken(grpc.RpcError):
@@ -62,7 +69,10 @@ def test_what_is_drawn_after_a_break_is_sent_by_the_new_stream(code, attempt, mo
         assert pause.wait(30)
         yield "the last"
 
-    stream = Stream(opened, lambda items: pb.AttendRequest(inputs=[pb.Sequence(text=each) for each in items]), None, 5)
+    def build(items):
+        return pb.AttendRequest(inputs=[pb.Sequence(text=each) for each in items])
+
+    stream = BlockingStream(opened, StreamPlan(build, None, seconds=5, return_exceptions=False))
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(lambda: list(stream.answers(source())))
         first = calls.get(timeout=10)
@@ -73,3 +83,126 @@ def test_what_is_drawn_after_a_break_is_sent_by_the_new_stream(code, attempt, mo
     for call in (first, second):
         call.taker.join(10)
         assert not call.taker.is_alive()
+
+
+def test_failures_are_counted_anew_after_an_answer(attend_many, target, service):
+    """A stream may break any number of times, as long as there is an answer after fewer than five breaks in a row."""
+    silent = [0] * (MAX_FAILURES - 1)
+    service.breaks = [*silent, 1, *silent[1:], 1, *silent[1:]]
+    broken = len(service.breaks)
+    sequences = [X[: 1 + i % 2] for i in range(4 * BATCH_SEQUENCES)]
+    answers = list(attend_many(target, "any", sequences))
+    assert [each.output.shape for each in answers] == [each.shape for each in sequences]
+    assert len(service.streams) == broken + 1
+
+
+def test_a_stream_that_never_answers_is_given_up(attend_many, target, service):
+    """The fifth break without an answer raises the stream's error."""
+    service.breaks = [0] * MAX_FAILURES
+    with pytest.raises(Unavailable, match="broken"):
+        list(attend_many(target, "any", [X]))
+    assert len(service.streams) == MAX_FAILURES
+
+
+def test_unanswered_messages_are_sent_again(attend_many, target, service):
+    """The stream after a break sends every message that had no answer, and none that had one."""
+    service.breaks = [2]
+    answers = list(attend_many(target, "any", [X] * (5 * BATCH_SEQUENCES)))
+    assert len(answers) == 5 * BATCH_SEQUENCES
+    assert [[message.id for message in stream] for stream in service.streams] == [["0", "1"], ["2", "3", "4"]]
+
+
+def test_a_message_holds_a_bounded_number_of_sequences(attend_many, target, service):
+    """Short sequences travel 32 in a message; the last message has the rest."""
+    assert len(list(attend_many(target, "any", [X] * (2 * BATCH_SEQUENCES + 3)))) == 2 * BATCH_SEQUENCES + 3
+    (stream,) = service.streams
+    assert [sum(len(each.lengths) or 1 for each in message.request.inputs) for message in stream] == [32, 32, 3]
+
+
+ONE_ROW = np.ones((1, 1024), np.float32)
+PART = BATCH_BYTES // 3 + 4096  # bytes: three are more than a message has
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        np.ones((PART // 4096, 1024), np.float32),
+        Sequence(query=np.ones((PART // 4096, 1024), np.float32)),
+        Sequence(query=ONE_ROW, key=np.ones((PART // 4096, 1024), np.float32)),
+        Sequence(query=ONE_ROW, value=np.ones((1, PART // 4), np.float32)),
+        Sequence(query=ONE_ROW, allowed=np.ones((1, PART), np.bool_)),
+        Sequence(query=ONE_ROW, bias=np.ones((1, PART // 4), np.float32)),
+    ],
+    ids=["array", "query", "key", "value", "allowed", "bias"],
+)
+def test_a_message_holds_a_bounded_number_of_bytes(attend_many, target, service, sequence):
+    """Long sequences fill a message at 1 MiB, whichever of their arrays is long."""
+    assert len(list(attend_many(target, "any", [sequence] * 7, outputs=["weights"]))) == 7
+    (stream,) = service.streams
+    assert [sum(len(each.lengths) or 1 for each in message.request.inputs) for message in stream] == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "bound"),
+    [
+        (X, (IN_FLIGHT + 1) * BATCH_SEQUENCES),
+        (np.ones((1, 2**20), np.float32), IN_FLIGHT_BYTES // 2**22 + 1),
+    ],
+    ids=["messages", "bytes"],
+)
+def test_what_is_in_flight_is_bounded(attend_many, target, service, sequence, bound):
+    """The source is ahead of the answers by what may be in flight, and one message that waits for room."""
+    drawn = delivered = 0
+
+    def source():
+        nonlocal drawn
+        for _ in range(4 * bound):
+            drawn += 1
+            assert drawn - delivered <= bound
+            if drawn == bound:
+                service.may_answer.set()
+            yield sequence
+
+    service.may_answer.clear()
+    for _ in attend_many(target, "any", source(), outputs=["weights"]):
+        delivered += 1
+    assert delivered == drawn == 4 * bound
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 5, BATCH_SEQUENCES - 1, BATCH_SEQUENCES])
+def test_an_error_is_delivered_in_its_position(attend_many, target, position):
+    """A sequence without a form on the wire yields its own error in its position; all others are answered."""
+    sequences = [[X, X, "a text", X][i % 4] for i in range(BATCH_SEQUENCES + 3)]
+    sequences[position] = X > 0
+    answers = list(attend_many(target, "any", sequences, return_exceptions=True, outputs=["weights"]))
+    assert [i for i, each in enumerate(answers) if isinstance(each, Exception)] == [position]
+    assert isinstance(answers[position], InvalidRequest)
+    assert answers[position].field == "inputs[0].query"
+    shapes = [(3, 2, 2) if isinstance(each, str) else (1, 2, 2) for each in sequences]
+    del answers[position], shapes[position]
+    assert [each.weights.shape for each in answers] == shapes
+
+
+def test_an_error_is_raised_in_its_position(attend_many, target):
+    """Without `return_exceptions` the answers before a bad sequence come, and then its error."""
+    answers = attend_many(target, "any", [X, X, X > 0, X])
+    assert [next(answers).output.shape for _ in range(2)] == [X.shape] * 2
+    with pytest.raises(InvalidRequest, match="must hold numbers"):
+        next(answers)
+
+
+def test_the_window():
+    """There is room by count and by bytes; a message larger than the window is alone in it."""
+    window = Window(2, 10)
+    assert window.has_room(99)
+    window.enter(99)
+    assert not window.has_room(0)
+    window.leave(99)
+    window.enter(4)
+    assert window.has_room(6)
+    assert not window.has_room(7)
+    window.enter(6)
+    assert not window.has_room(0)
+    window.leave(4)
+    assert window.has_room(4)
+    assert not window.has_room(5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AttentionClient
-from attention_client.streaming.packs import PACK_SEQUENCES
+from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from serving import start_server
@@ -21,7 +21,7 @@ from tests.server.composed import composed, wait_until
 QUERY = {"query": [[1.0, 0.0], [0.0, 1.0]]}
 INFER = {"inputs": [{"name": "query", "datatype": "FP32", "shape": [3, 2, 2], "data": [1.0] * 12}]}
 VERSION = {"model": "dot", "version": "1"}
-STREAMED = PACK_SEQUENCES + 4  # sequences, in two messages
+STREAMED = BATCH_SEQUENCES + 4  # sequences, in two messages
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest
-from attention_client.streaming.packs import PACK_SEQUENCES
+from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import TracerProvider
@@ -92,7 +92,7 @@ def test_each_message_of_a_stream_is_a_span(dot_only):
         )
     (stream,) = [span for span in spans if not span.parent_span_id]
     messages = [span for span in spans if span.parent_span_id == stream.span_id]
-    assert len(messages) == -(-70 // PACK_SEQUENCES) > 1
+    assert len(messages) == -(-70 // BATCH_SEQUENCES) > 1
     for message in messages:
         assert sorted(span.name for span in spans if span.parent_span_id == message.span_id) == PARTS
 

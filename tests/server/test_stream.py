@@ -10,8 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, NotFound, OutputSpec, Sequence
-from attention_client.streaming.packs import PACK_SEQUENCES
-from attention_client.streaming.window import Window
+from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
@@ -307,14 +306,14 @@ def test_a_source_that_fails_raises_after_what_came_before(client):
 
 def test_an_asynchronous_source(server):
     """By asyncio sequences may come from an asynchronous iterable, when they come; results come meanwhile."""
-    given = sequences(PACK_SEQUENCES + 4)
+    given = sequences(BATCH_SEQUENCES + 4)
     first_is_there = asyncio.Event()
 
     async def source():
-        for query in given[:PACK_SEQUENCES]:  # one message
+        for query in given[:BATCH_SEQUENCES]:  # one message
             yield query
         await first_is_there.wait()
-        for query in given[PACK_SEQUENCES:]:
+        for query in given[BATCH_SEQUENCES:]:
             yield query
         raise RuntimeError("the source")
 
@@ -371,18 +370,3 @@ def test_a_server_that_is_killed_in_mid_stream(repository, connected):
                 assert [answer.output.shape for answer in each] == [query.shape for query in given[1:]]
         goes.process.wait()
         goes.process.returncode = 0  # killed on purpose
-
-
-def test_the_window():
-    """Room is by count and by bytes; what is too large alone may go alone; who waits is let go at the end."""
-    window = Window(2, 10)
-    assert window.enter(99)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(window.enter, 1)
-        assert not waiting.done()
-        window.leave(99)
-        assert waiting.result(10)
-        assert window.enter(9)
-        full = pool.submit(window.enter, 1)
-        window.close()
-        assert not full.result(10)

@@ -15,7 +15,7 @@ import numpy as np
 from attention_client import AttendResult, AttentionClient, OutputSpec, TopK
 from attention_client import Sequence as Item
 from attention_client.inputs import Output
-from attention_client.streaming.packs import Packer
+from attention_client.streaming.batcher import Batcher
 from attention_client.wire.channel import OPTIONS, uri
 from attention_client.wire.request import attend_request, packed_request
 from attention_client.wire.response import read
@@ -78,9 +78,9 @@ def measure(client: AttentionClient, model: str, items: list[Item | Vectors], lo
     if load.way == "client":
         return attend_many(client, model, items, load)
     if load.way.endswith("streamed"):
-        packer = Packer(lambda pack: packed_request(model, pack, ASKED[load.outputs], 0, False))
-        full = [packer.add(item) for item in items]
-        return streamed([pack.request for pack in (*full, *packer.rest()) if pack and pack.request], load)
+        batcher = Batcher(lambda batch: packed_request(model, batch, ASKED[load.outputs], 0, False))
+        full = [batcher.add(item) for item in items]
+        return streamed([batch.request for batch in (*full, *batcher.rest()) if batch and batch.request], load)
     together = PACK if load.way == "ragged" else 1
     packs = [items[i : i + together] for i in range(0, len(items), together)]
     requests = [attend_request(model, pack, ASKED[load.outputs], 0, False) for pack in packs]

@@ -1,41 +1,39 @@
 """The asyncio client: `AttentionClient` with `await`."""
 
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self
 
 import grpc
 import grpc.aio
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
-from attention_client.api.recreation import AttendCall
-from attention_client.errors import AttentionError, NotFound
+from attention_client.api.base import BaseClient
+from attention_client.errors import AttentionError
 from attention_client.inputs import Output, Sequence
 from attention_client.memory import Memory
 from attention_client.result import AttendResult
 from attention_client.streaming.aio import AsyncStream
 from attention_client.wire import channel
-from attention_client.wire.request import (
-    attend_request,
-    create_memory_request,
-    output_specs,
-    packed_request,
-    serialize,
-)
-from attention_client.wire.response import read
-from attention_client.wire.status import broke_off, translated
-
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
+from attention_client.wire.call import run_async, send_async
 
 
-class AsyncAttentionClient:
-    """`AttentionClient` for asyncio: the same arguments, results and errors; make it where the event loop runs."""
+class AsyncAttentionClient(BaseClient):
+    """`AttentionClient` for asyncio; create it where the event loop runs; use it as an asynchronous context manager.
+
+    Every call has a deadline, and is repeated while the service is unavailable, whatever its size. A failed call raises
+    an error of `attention_client.errors`.
+
+    Args:
+        target: `HOST:PORT`, where calls are balanced over all addresses the name resolves to, or several IPv4 addresses
+            `A:PORT,B:PORT`.
+        timeout: seconds within which a call has to be answered, its repetitions included.
+        token: the caller's token, where the server asks for one. Without `credentials` it is not encrypted.
+        credentials: of TLS, from `grpc.ssl_channel_credentials()`; None: without TLS.
+    """
 
     def __init__(
         self,
@@ -45,31 +43,13 @@ class AsyncAttentionClient:
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._timeout = timeout
-        self._metadata = channel.metadata(token)
         uri = channel.uri(target)
         self._channel = (
             grpc.aio.secure_channel(uri, credentials, channel.OPTIONS)
             if credentials
             else grpc.aio.insecure_channel(uri, channel.OPTIONS)
         )
-        stub = AttentionServiceStub(self._channel)
-        self._attend: grpc.aio.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
-            channel.method("Attend"), serialize, pb.AttendResponse.FromString
-        )
-        stream: grpc.aio.StreamStreamMultiCallable[pb.AttendStreamRequest, pb.AttendStreamResponse] = (
-            self._channel.stream_stream(channel.method("AttendStream"), serialize, pb.AttendStreamResponse.FromString)
-        )
-        self._stream = lambda: stream(metadata=channel.traced(self._metadata))
-        self._list: grpc.aio.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
-        self._create: grpc.aio.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
-        self._memories: grpc.aio.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
-            stub.ListMemories
-        )
-        self._delete: grpc.aio.UnaryUnaryMultiCallable[pb.DeleteMemoryRequest, pb.DeleteMemoryResponse] = (
-            stub.DeleteMemory
-        )
-        self._get: grpc.aio.UnaryUnaryMultiCallable[pb.GetModelRequest, pb.Model] = stub.GetModel
+        super().__init__(self._channel, timeout, token)
 
     async def attend(
         self,
@@ -90,7 +70,35 @@ class AsyncAttentionClient:
         token_offsets: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> AttendResult:
-        """Attend from each position of one sequence; see `AttentionClient.attend`."""
+        """Attend from each position of one sequence.
+
+        Args:
+            model: its name.
+            query: [T, query width], float32 or float16; other numbers are sent as float32. Or `text`.
+            key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
+            value: [S, value width]; the key when absent.
+            text: the query as text, for a text model.
+            memory_text: the memory as text, for a text model that attends to a second sequence; in place of `key`.
+            memory: a memory that the server keeps, from `create_memory`, or its id; in place of `key`. When the server
+                no longer has a `Memory`, the call creates it again, for the version that the call asks for, and is
+                repeated; an id alone raises NotFound.
+            causal: `top_left` or `bottom_right` hides the future, lined up at the first or the last position.
+            window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
+            allowed: bool, broadcastable to [H, T, S]; true = may attend.
+            bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
+            outputs: the outputs to send back: names, `OutputSpec`s or dicts of their fields. Empty: `output`, and
+                `predictions` where the model has a head.
+            version: of the model; 0 is its default.
+            token_offsets: whether to return the place of each token in its text.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            InvalidRequest: the model cannot take it; `field` names the part.
+            NotFound: there is no such model, version or memory.
+            TooLarge: a limit of the server.
+            Unavailable: no server answered, or the server is full or stopping.
+            DeadlineExceeded: no answer in time.
+        """
         sequence = Sequence(
             query=query,
             key=key,
@@ -103,10 +111,9 @@ class AsyncAttentionClient:
             allowed=allowed,
             bias=bias,
         )
-        results = await self.attend_batch(
-            model, [sequence], outputs=outputs, version=version, token_offsets=token_offsets, timeout=timeout
-        )
-        return results[0]
+        return (
+            await run_async(self._batch_flow(model, [sequence], outputs, version, token_offsets, timeout), send_async)
+        )[0]
 
     async def attend_batch(
         self,
@@ -118,16 +125,20 @@ class AsyncAttentionClient:
         token_offsets: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> list[AttendResult]:
-        """Attend over several sequences in one message; see `AttentionClient.attend_batch`."""
-        sequences = list(sequences)
-        request = attend_request(model, sequences, outputs, version, token_offsets)
-        call = AttendCall(request, sequences, self._seconds(timeout))
-        while True:
-            try:
-                return read(request, await self._ask(self._attend, call.request, call.seconds_left))
-            except NotFound as error:
-                for memory, creation in call.recreations(error):
-                    memory.renew(await self._ask(self._create, creation, call.seconds_left))
+        """Attend over several sequences, of any lengths, in one message; return a result for each, in order.
+
+        Args:
+            model: its name.
+            sequences: each a `Sequence`, a text, or a query [T, query width].
+            outputs: the outputs to send back for each, as in `attend`.
+            version: of the model; 0 is its default.
+            token_offsets: whether to return the place of each token in its text.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            AttentionError: as for `attend`; one bad sequence fails the call.
+        """
+        return await run_async(self._batch_flow(model, sequences, outputs, version, token_offsets, timeout), send_async)
 
     async def attend_many(
         self,
@@ -137,29 +148,31 @@ class AsyncAttentionClient:
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109  # as above
+        timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
         return_exceptions: bool = False,
     ) -> AsyncIterator[AttendResult | AttentionError]:
-        """Attend over any number of sequences on a stream: `async for result in client.attend_many(...)`.
+        """Attend over any number of sequences, of any lengths, on a stream; yield a result for each, in order.
 
-        See `AttentionClient.attend_many`. Sequences may come from an asynchronous iterable; another is drawn on the
-        event loop, which it must not hold up.
+        Messages in flight are bounded by count and bytes. A stream that breaks is opened anew and continues where it
+        broke. The sequences may be an asynchronous iterable; a synchronous
+        one runs on the event loop, which it must not block.
+
+        Args:
+            model: its name.
+            sequences: each a `Sequence`, a text, or a query [T, query width].
+            outputs: the outputs to send back for each, as in `attend`.
+            version: of the model; 0 is its default.
+            token_offsets: whether to return the place of each token in its text.
+            timeout: seconds to wait for the next answer, in place of the client's.
+            return_exceptions: whether a bad sequence yields its error in its position; else the error is raised, and
+                the stream ends.
+
+        Raises:
+            AttentionError: as for `attend`.
         """
-        options = (output_specs(outputs), version, token_offsets)
-
-        async def ask(item: Sequence | str | ArrayLike) -> AttendResult:
-            (result,) = await self.attend_batch(
-                model, [item], outputs=options[0], version=version, token_offsets=token_offsets, timeout=timeout
-            )
-            return result
-
-        stream = AsyncStream(
-            self._stream, lambda items: packed_request(model, items, *options), ask, self._seconds(timeout)
-        )
-        async with aclosing(stream.answers(sequences)) as answers:
+        plan = self._stream_plan(model, outputs, version, token_offsets, timeout, return_exceptions)
+        async with aclosing(AsyncStream(self._open_stream, plan).answers(sequences)) as answers:
             async for answer in answers:
-                if isinstance(answer, AttentionError) and not return_exceptions:
-                    raise answer
                 yield answer
 
     async def create_memory(
@@ -173,29 +186,83 @@ class AsyncAttentionClient:
         ttl: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> Memory:
-        """Have a key and value sequence projected and kept; see `AttentionClient.create_memory`."""
-        request = create_memory_request(model, key, value, memory_text, version, ttl)
-        return Memory(await self._ask(self._create, request, timeout), request)
+        """Project a key and value sequence on the server and keep it there, for any number of later queries.
+
+        A memory lives in the one server that answers. Where calls are balanced over several, a call that names it and
+        reaches another server creates it there too, so that in the end each has it.
+
+        Args:
+            model: its name.
+            key: [S, key width]. Or `memory_text`.
+            value: [S, value width]; the key when absent.
+            memory_text: the sequence as text, for a text model; in place of `key`.
+            version: of the model; 0 is its default.
+            ttl: seconds to keep it after its last use; the server's choice when absent.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            InvalidRequest: the model cannot take it; `field` names the part.
+            NotFound: there is no such model or version.
+            TooLarge: it alone is larger than the server's limit for all memories together.
+            AttentionError: as for `attend`.
+        """
+        return await run_async(
+            self._create_memory_flow(model, key, value, memory_text, version, ttl, timeout), send_async
+        )
 
     async def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:  # noqa: ASYNC109  # as above
-        """Return a model's memories, newest first; see `AttentionClient.memories`."""
-        answer = await self._ask(self._memories, pb.ListMemoriesRequest(model=model), timeout)
-        return list(map(Memory, answer.memories))
+        """Return a model's memories, newest first, of the one server that answers.
+
+        Args:
+            model: its name.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            NotFound: there is no such model.
+            AttentionError: as for `attend`.
+        """
+        return await run_async(self._memories_flow(model, timeout), send_async)
 
     async def delete_memory(self, memory: Memory, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  # as above
-        """Forget a memory; see `AttentionClient.delete_memory`."""
-        await self._ask(self._delete, pb.DeleteMemoryRequest(model=memory.model, id=memory.id), timeout)
+        """Delete a memory from the one server that answers.
+
+        Args:
+            memory: from `create_memory` or `memories`.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            NotFound: the server no longer has it.
+            AttentionError: as for `attend`.
+        """
+        await run_async(self._delete_memory_flow(memory, timeout), send_async)
 
     async def models(self, *, timeout: float | None = None) -> list[pb.Model]:  # noqa: ASYNC109  # as above
-        """Return the models served; see `AttentionClient.models`."""
-        return list((await self._ask(self._list, pb.ListModelsRequest(), timeout)).models)
+        """Return the served models, each at its default version, by name; the contract describes a Model.
 
-    async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> pb.Model:  # noqa: ASYNC109
-        """Return one model with its manifest; see `AttentionClient.model`."""
-        return await self._ask(self._get, pb.GetModelRequest(model=name, version=version), timeout)
+        Args:
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            AttentionError: as for `attend`.
+        """
+        return await run_async(self._models_flow(timeout), send_async)
+
+    async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> pb.Model:  # noqa: ASYNC109  # as above
+        """Return one model with its manifest.
+
+        Args:
+            name: the model's.
+            version: of the model; 0 is its default.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            NotFound: there is no such model or version.
+            AttentionError: as for `attend`.
+        """
+        return await run_async(self._model_flow(name, version, timeout), send_async)
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection and cancel the calls in progress."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -206,21 +273,5 @@ class AsyncAttentionClient:
     ) -> None:
         await self.close()
 
-    async def _ask(
-        self,
-        method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT]",
-        request: RequestT,
-        timeout: float | None,  # noqa: ASYNC109  # the deadline travels to the server
-    ) -> ResponseT:
-        metadata = channel.traced(self._metadata)
-        end = time.monotonic() + self._seconds(timeout)
-        with translated():
-            while True:
-                try:
-                    return await method(request, timeout=end - time.monotonic(), metadata=metadata)
-                except grpc.RpcError as error:
-                    if not broke_off(error):
-                        raise
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+    def _open_stream(self) -> Any:
+        return self._attend_stream(metadata=channel.traced(self._metadata))

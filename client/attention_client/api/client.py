@@ -1,49 +1,36 @@
 """The blocking client."""
 
-import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self
 
 import grpc
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.masks import Causal
 from numpy.typing import ArrayLike
 
-from attention_client.api.recreation import AttendCall
-from attention_client.errors import AttentionError, NotFound
+from attention_client.api.base import BaseClient
+from attention_client.errors import AttentionError
 from attention_client.inputs import Output, Sequence
 from attention_client.memory import Memory
 from attention_client.result import AttendResult
-from attention_client.streaming.blocking import Stream
+from attention_client.streaming.blocking import BlockingStream
 from attention_client.wire import channel
-from attention_client.wire.request import (
-    attend_request,
-    create_memory_request,
-    output_specs,
-    packed_request,
-    serialize,
-)
-from attention_client.wire.response import read
-from attention_client.wire.status import broke_off, translated
-
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
+from attention_client.wire.call import run, send
 
 
-class AttentionClient:
-    """Calls one Attention Service, or several replicas of one; use it as a context manager, from any thread.
+class AttentionClient(BaseClient):
+    """A client of one Attention Service, or of several replicas; use it as a context manager, from any thread.
 
-    Every call has a deadline, and is repeated when the service is unavailable, whatever its size. A failed call raises
+    Every call has a deadline, and is repeated while the service is unavailable, whatever its size. A failed call raises
     an error of `attention_client.errors`.
 
     Args:
         target: `HOST:PORT`, where calls are balanced over all addresses the name resolves to, or several IPv4 addresses
             `A:PORT,B:PORT`.
         timeout: seconds within which a call has to be answered, its repetitions included.
-        token: who calls, where the server asks for it. Without `credentials` it travels in the clear.
-        credentials: of TLS, as `grpc.ssl_channel_credentials()` makes them; None speaks without TLS.
+        token: the caller's token, where the server asks for one. Without `credentials` it is not encrypted.
+        credentials: of TLS, from `grpc.ssl_channel_credentials()`; None: without TLS.
     """
 
     def __init__(
@@ -54,29 +41,13 @@ class AttentionClient:
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._timeout = timeout
-        self._metadata = channel.metadata(token)
         uri = channel.uri(target)
         self._channel = (
             grpc.secure_channel(uri, credentials, channel.OPTIONS)
             if credentials
             else grpc.insecure_channel(uri, channel.OPTIONS)
         )
-        stub = AttentionServiceStub(self._channel)
-        self._attend: grpc.UnaryUnaryMultiCallable[pb.AttendRequest, pb.AttendResponse] = self._channel.unary_unary(
-            channel.method("Attend"), serialize, pb.AttendResponse.FromString
-        )
-        stream: grpc.StreamStreamMultiCallable[pb.AttendStreamRequest, pb.AttendStreamResponse] = (
-            self._channel.stream_stream(channel.method("AttendStream"), serialize, pb.AttendStreamResponse.FromString)
-        )
-        self._stream = lambda messages: stream(messages, metadata=channel.traced(self._metadata))
-        self._list: grpc.UnaryUnaryMultiCallable[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
-        self._create: grpc.UnaryUnaryMultiCallable[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
-        self._memories: grpc.UnaryUnaryMultiCallable[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = (
-            stub.ListMemories
-        )
-        self._delete: grpc.UnaryUnaryMultiCallable[pb.DeleteMemoryRequest, pb.DeleteMemoryResponse] = stub.DeleteMemory
-        self._get: grpc.UnaryUnaryMultiCallable[pb.GetModelRequest, pb.Model] = stub.GetModel
+        super().__init__(self._channel, timeout, token)
 
     def attend(
         self,
@@ -106,24 +77,24 @@ class AttentionClient:
             value: [S, value width]; the key when absent.
             text: the query as text, for a text model.
             memory_text: the memory as text, for a text model that attends to a second sequence; in place of `key`.
-            memory: a memory that the server keeps, as `create_memory` returned it, or its id; in place of `key`. A
-                `Memory` is created again when the server has it no longer, for the version that this call asks for,
-                and the call then repeated; an id alone raises NotFound.
+            memory: a memory that the server keeps, from `create_memory`, or its id; in place of `key`. When the server
+                no longer has a `Memory`, the call creates it again, for the version that the call asks for, and is
+                repeated; an id alone raises NotFound.
             causal: `top_left` or `bottom_right` hides the future, lined up at the first or the last position.
             window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
             allowed: bool, broadcastable to [H, T, S]; true = may attend.
             bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
-            outputs: what to send back: names, `OutputSpec`s or dicts of them. Empty: `output`, and `predictions` where
-                the model has a head.
+            outputs: the outputs to send back: names, `OutputSpec`s or dicts of their fields. Empty: `output`, and
+                `predictions` where the model has a head.
             version: of the model; 0 is its default.
-            token_offsets: whether to say where each token stands in its text.
+            token_offsets: whether to return the place of each token in its text.
             timeout: seconds, in place of the client's.
 
         Raises:
-            InvalidRequest: the model cannot take it; `field` says where.
+            InvalidRequest: the model cannot take it; `field` names the part.
             NotFound: there is no such model, version or memory.
             TooLarge: a limit of the server.
-            Unavailable: nobody answered, or the server is full or stopping.
+            Unavailable: no server answered, or the server is full or stopping.
             DeadlineExceeded: no answer in time.
         """
         sequence = Sequence(
@@ -138,9 +109,7 @@ class AttentionClient:
             allowed=allowed,
             bias=bias,
         )
-        return self.attend_batch(
-            model, [sequence], outputs=outputs, version=version, token_offsets=token_offsets, timeout=timeout
-        )[0]
+        return run(self._batch_flow(model, [sequence], outputs, version, token_offsets, timeout), send)[0]
 
     def attend_batch(
         self,
@@ -157,23 +126,15 @@ class AttentionClient:
         Args:
             model: its name.
             sequences: each a `Sequence`, a text, or a query [T, query width].
-            outputs: what to send back for each, as in `attend`.
+            outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
-            token_offsets: whether to say where each token stands in its text.
+            token_offsets: whether to return the place of each token in its text.
             timeout: seconds, in place of the client's.
 
         Raises:
             AttentionError: as for `attend`; one bad sequence fails the call.
         """
-        sequences = list(sequences)
-        request = attend_request(model, sequences, outputs, version, token_offsets)
-        call = AttendCall(request, sequences, self._seconds(timeout))
-        while True:
-            try:
-                return read(request, self._ask(self._attend, call.request, call.seconds_left))
-            except NotFound as error:
-                for memory, creation in call.recreations(error):
-                    memory.renew(self._ask(self._create, creation, call.seconds_left))
+        return run(self._batch_flow(model, sequences, outputs, version, token_offsets, timeout), send)
 
     def attend_many(
         self,
@@ -188,35 +149,24 @@ class AttentionClient:
     ) -> Iterator[AttendResult | AttentionError]:
         """Attend over any number of sequences, of any lengths, on a stream; yield a result for each, in order.
 
-        Sequences are drawn from another thread, as there is room: messages in flight are bounded by count and bytes. A
-        stream that breaks is opened anew and goes on where it stood.
+        Messages in flight are bounded by count and bytes. A stream that breaks is opened anew and continues where it
+        broke. Another thread iterates over the sequences, as there is room in flight.
 
         Args:
             model: its name.
             sequences: each a `Sequence`, a text, or a query [T, query width].
-            outputs: what to send back for each, as in `attend`.
+            outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
-            token_offsets: whether to say where each token stands in its text.
+            token_offsets: whether to return the place of each token in its text.
             timeout: seconds to wait for the next answer, in place of the client's.
-            return_exceptions: whether a bad sequence yields its error in its place; else it is raised, and the rest is
-                given up.
+            return_exceptions: whether a bad sequence yields its error in its position; else the error is raised, and
+                the stream ends.
 
         Raises:
             AttentionError: as for `attend`.
         """
-        options = (output_specs(outputs), version, token_offsets)
-        stream = Stream(
-            self._stream,
-            lambda items: packed_request(model, items, *options),
-            lambda item: self.attend_batch(
-                model, [item], outputs=options[0], version=version, token_offsets=token_offsets, timeout=timeout
-            )[0],
-            self._seconds(timeout),
-        )
-        for answer in stream.answers(sequences):
-            if isinstance(answer, AttentionError) and not return_exceptions:
-                raise answer
-            yield answer
+        plan = self._stream_plan(model, outputs, version, token_offsets, timeout, return_exceptions)
+        yield from BlockingStream(self._open_stream, plan).answers(sequences)
 
     def create_memory(
         self,
@@ -229,10 +179,10 @@ class AttentionClient:
         ttl: float | None = None,
         timeout: float | None = None,
     ) -> Memory:
-        """Have a key and value sequence projected and kept, for any number of later queries to attend to.
+        """Project a key and value sequence on the server and keep it there, for any number of later queries.
 
         A memory lives in the one server that answers. Where calls are balanced over several, a call that names it and
-        reaches another creates it there too, so that in the end each has it.
+        reaches another server creates it there too, so that in the end each has it.
 
         Args:
             model: its name.
@@ -244,32 +194,66 @@ class AttentionClient:
             timeout: seconds, in place of the client's.
 
         Raises:
-            InvalidRequest: the model cannot take it; `field` says where.
+            InvalidRequest: the model cannot take it; `field` names the part.
             NotFound: there is no such model or version.
-            TooLarge: it alone is larger than all memories together may be.
+            TooLarge: it alone is larger than the server's limit for all memories together.
             AttentionError: as for `attend`.
         """
-        request = create_memory_request(model, key, value, memory_text, version, ttl)
-        return Memory(self._ask(self._create, request, timeout), request)
+        return run(self._create_memory_flow(model, key, value, memory_text, version, ttl, timeout), send)
 
     def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:
-        """Return a model's memories, newest first, of the one server that answers. Raises NotFound."""
-        return list(map(Memory, self._ask(self._memories, pb.ListMemoriesRequest(model=model), timeout).memories))
+        """Return a model's memories, newest first, of the one server that answers.
+
+        Args:
+            model: its name.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            NotFound: there is no such model.
+            AttentionError: as for `attend`.
+        """
+        return run(self._memories_flow(model, timeout), send)
 
     def delete_memory(self, memory: Memory, *, timeout: float | None = None) -> None:
-        """Forget a memory, in the one server that answers. Raises NotFound when that has it no longer."""
-        self._ask(self._delete, pb.DeleteMemoryRequest(model=memory.model, id=memory.id), timeout)
+        """Delete a memory from the one server that answers.
+
+        Args:
+            memory: from `create_memory` or `memories`.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            NotFound: the server no longer has it.
+            AttentionError: as for `attend`.
+        """
+        run(self._delete_memory_flow(memory, timeout), send)
 
     def models(self, *, timeout: float | None = None) -> list[pb.Model]:
-        """Return the models served, each at its default version, by name; a Model is as the contract describes it."""
-        return list(self._ask(self._list, pb.ListModelsRequest(), timeout).models)
+        """Return the served models, each at its default version, by name; the contract describes a Model.
+
+        Args:
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            AttentionError: as for `attend`.
+        """
+        return run(self._models_flow(timeout), send)
 
     def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> pb.Model:
-        """Return one model with its manifest. Raises NotFound."""
-        return self._ask(self._get, pb.GetModelRequest(model=name, version=version), timeout)
+        """Return one model with its manifest.
+
+        Args:
+            name: the model's.
+            version: of the model; 0 is its default.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            NotFound: there is no such model or version.
+            AttentionError: as for `attend`.
+        """
+        return run(self._model_flow(name, version, timeout), send)
 
     def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection and cancel the calls in progress."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -280,17 +264,5 @@ class AttentionClient:
     ) -> None:
         self.close()
 
-    def _ask(
-        self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT, timeout: float | None
-    ) -> ResponseT:
-        end = time.monotonic() + self._seconds(timeout)
-        with translated():
-            while True:
-                try:
-                    return method(request, timeout=end - time.monotonic(), metadata=channel.traced(self._metadata))
-                except grpc.RpcError as error:
-                    if not broke_off(error):
-                        raise
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+    def _open_stream(self, messages: Iterator[pb.AttendStreamRequest]) -> Any:
+        return self._attend_stream(messages, metadata=channel.traced(self._metadata))

@@ -1,165 +1,144 @@
-"""`stream` for asyncio: tasks in place of threads, the same packs, the same order."""
+"""A stream of batches by asyncio: `blocking` with tasks in place of threads, and the same `StreamState`."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import grpc
 import grpc.aio
-from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.errors import AttentionError, DeadlineExceeded
 from attention_client.inputs import Item
-from attention_client.result import AttendResult
-from attention_client.streaming.packs import IN_FLIGHT, IN_FLIGHT_BYTES, Answer, Build, Ledger, Pack, Packer
+from attention_client.streaming.batcher import Batch, Batcher
+from attention_client.streaming.state import (
+    IN_FLIGHT,
+    IN_FLIGHT_BYTES,
+    Answer,
+    Deliver,
+    Event,
+    Receive,
+    Reconnect,
+    Release,
+    StreamPlan,
+    StreamState,
+    Wait,
+)
+from attention_client.streaming.window import Window
+from attention_client.wire.call import Call, send_async
 from attention_client.wire.status import from_call
 
 
 class AsyncStream:
-    """Sends packs and gives their answers, in order; see `Stream`.
+    """Sends batches on an AttendStream and yields the answers of their sequences; see `BlockingStream`.
 
     Args:
         open_: opens an AttendStream.
-        build: makes the message of some sequences; raises InvalidRequest.
-        ask: asks for one sequence by itself.
-        seconds: how long to wait for the next answer.
+        plan: of the stream.
     """
 
-    def __init__(
-        self,
-        open_: Callable[[], Any],
-        build: Build,
-        ask: Callable[[Item], Awaitable[AttendResult]],
-        seconds: float,
-    ) -> None:
+    def __init__(self, open_: Callable[[], Any], plan: StreamPlan) -> None:
         self._open = open_
-        self._packer = Packer(build)
-        self._ask = ask
-        self._seconds = seconds
-        self._room = asyncio.Condition()
-        self._in_flight = self._bytes_in_flight = 0
-        self._outbox: asyncio.Queue[Pack | None] = asyncio.Queue()  # None: no more will come
-        self._inbox: asyncio.Queue[pb.AttendStreamResponse | AttentionError | Pack] = asyncio.Queue()
-        self._ledger = Ledger()
+        self._batcher = Batcher(plan.build)
+        self._room = asyncio.Condition()  # of the window
+        self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
+        self._outbox: asyncio.Queue[Batch | None] = asyncio.Queue()  # None: the source has ended
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._state = StreamState(plan, nullcontext())  # one thread has all of it
         self._call: Any = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def answers(self, items: Iterable[Item] | AsyncIterable[Item]) -> AsyncGenerator[Answer, None]:
-        """Yield a result for each sequence, in order, or the error in its place."""
+        """Yield the answer to each sequence, in order."""
         drawing = asyncio.create_task(self._draw(items))
         self._connect()
+        flow = self._state.flow()
         try:
-            while not self._ledger.complete:
-                found = self._ledger.next()
-                if found is None:
-                    await self._take(await self._next())
-                    continue
-                pack, answer = found
-                if pack.fault is not None:
-                    raise pack.fault
-                async for each in self._read(pack, answer):
-                    yield each
-                await self._leave(pack)
+            step = next(flow)
+            while True:
+                if isinstance(step, Deliver):
+                    for answer in step.answers:
+                        yield answer
+                    step = next(flow)
+                else:
+                    step = flow.send(await self._perform(step))
+        except StopIteration:
+            return
         finally:
             drawing.cancel()
             self._disconnect()
             await asyncio.gather(drawing, *self._tasks, return_exceptions=True)
 
+    async def _perform(self, step: Wait) -> Any:
+        match step:
+            case Receive(seconds):
+                return await self._receive(seconds)
+            case Release(size):
+                async with self._room:
+                    self._window.leave(size)
+                    self._room.notify_all()
+            case Reconnect(delay):
+                self._disconnect()
+                await asyncio.sleep(delay)
+                self._connect()
+            case Call():
+                return await send_async(step)
+        return None
+
     async def _draw(self, items: Iterable[Item] | AsyncIterable[Item]) -> None:
-        """Pack what there is, for as long as there is room in flight."""
+        """Collect batches and queue them, while there is room in flight."""
         fault = None
         try:
             async for item in _each(items):
-                if (full := self._packer.add(item)) is not None:
-                    await self._post(full)
-        except Exception as error:  # noqa: BLE001 # the caller's own: raised to them, in its place
+                if (full := self._batcher.add(item)) is not None:
+                    await self._queue(full)
+        except Exception as error:  # noqa: BLE001 # the source's own: raised to the caller, in its turn
             fault = error
-        for pack in self._packer.rest(fault):
-            await self._post(pack)
+        for batch in self._batcher.rest(fault):
+            await self._queue(batch)
         self._outbox.put_nowait(None)
 
-    async def _post(self, pack: Pack) -> None:
-        if pack.items:
-            await self._enter(pack)
-        if pack.request is None:
-            self._inbox.put_nowait(pack)
+    async def _queue(self, batch: Batch) -> None:
+        if batch.items:
+            async with self._room:
+                await self._room.wait_for(lambda: self._window.has_room(batch.size))
+                self._window.enter(batch.size)
+        if batch.request is None:
+            self._inbox.put_nowait(batch)
         else:
-            self._outbox.put_nowait(pack)
-
-    async def _enter(self, pack: Pack) -> None:
-        def fits() -> bool:
-            room = self._in_flight < IN_FLIGHT and self._bytes_in_flight + pack.size <= IN_FLIGHT_BYTES
-            return room or not self._in_flight
-
-        async with self._room:
-            await self._room.wait_for(fits)
-            self._in_flight += 1
-            self._bytes_in_flight += pack.size
-
-    async def _leave(self, pack: Pack) -> None:
-        async with self._room:
-            self._in_flight -= 1
-            self._bytes_in_flight -= pack.size
-            self._room.notify_all()
+            self._outbox.put_nowait(batch)
 
     def _connect(self) -> None:
         self._call = self._open()
-        again = list(self._ledger.sent.values())
-        self._tasks = [
-            asyncio.create_task(self._send(self._call, again)),
-            asyncio.create_task(self._receive(self._call)),
-        ]
+        again = self._state.unanswered()
+        self._tasks = [asyncio.create_task(self._write(self._call, again)), asyncio.create_task(self._read(self._call))]
 
     def _disconnect(self) -> None:
         self._call.cancel()
         for task in self._tasks:
             task.cancel()
 
-    async def _send(self, call: Any, again: list[Pack]) -> None:
-        with suppress(grpc.RpcError, asyncio.InvalidStateError):  # who receives is told why
-            for pack in again:
-                await call.write(pack.message)
-            while (next_pack := await self._outbox.get()) is not None:
-                self._ledger.sent[next_pack.id] = next_pack
-                await call.write(next_pack.message)
-            self._outbox.put_nowait(None)  # for the stream after this one, if there is another
+    async def _write(self, call: Any, again: list[Batch]) -> None:
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):  # `_read` raises the stream's error
+            for batch in again:
+                await call.write(batch.message)
+            while (following := await self._outbox.get()) is not None:
+                self._state.sent(following)
+                await call.write(following.message)
+            self._outbox.put_nowait(None)  # for the next stream, if this one breaks
             await call.done_writing()
 
-    async def _receive(self, call: Any) -> None:
+    async def _read(self, call: Any) -> None:
         try:
             async for response in call:
                 self._inbox.put_nowait(response)
         except grpc.aio.AioRpcError as error:
-            self._inbox.put_nowait(from_call(error))  # type: ignore[arg-type] # it has what a call has
+            self._inbox.put_nowait(from_call(error))  # type: ignore[arg-type] # it has the methods of a call
 
-    async def _next(self) -> "pb.AttendStreamResponse | AttentionError | Pack":
-        while True:
-            try:
-                return await asyncio.wait_for(self._inbox.get(), self._seconds)
-            except TimeoutError:
-                if self._ledger.sent:  # an answer is owed; else it is the source that takes its time
-                    raise DeadlineExceeded(f"no answer came for {self._seconds:g} seconds") from None
-
-    async def _take(self, news: "pb.AttendStreamResponse | AttentionError | Pack") -> None:
-        if isinstance(news, Pack):
-            self._ledger.take_unsent(news)
-        elif isinstance(news, AttentionError):
-            self._disconnect()
-            await asyncio.sleep(self._ledger.pause(news, self._seconds))
-            self._connect()
-        else:
-            self._ledger.take_answer(news)
-
-    async def _read(self, pack: Pack, answer: pb.AttendStreamResponse | None) -> AsyncIterator[Answer]:
-        results = pack.results(answer)
-        for result in results or ():
-            yield result
-        for item in pack.items if results is None else ():
-            try:
-                yield await self._ask(item)
-            except AttentionError as error:
-                yield error
+    async def _receive(self, seconds: float) -> Event | None:
+        try:
+            return await asyncio.wait_for(self._inbox.get(), seconds)
+        except TimeoutError:
+            return None
 
 
 async def _each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:

@@ -1,7 +1,7 @@
-"""Many sequences through one AttendStream: packed, several messages in flight, answered in order.
+"""A stream of batches by threads: sequences in, answers out, in order.
 
-Three threads: one draws sequences and packs them, gRPC's own writes messages, one reads answers; the caller's takes the
-results. A stream that breaks is opened anew, and what was not answered is sent again.
+Three threads beside the caller's: one draws sequences and collects them into batches, gRPC's own writes messages, one
+reads answers. `StreamState` has the rules.
 """
 
 import queue
@@ -14,149 +14,161 @@ from typing import Any, cast
 import grpc
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.errors import AttentionError, DeadlineExceeded
 from attention_client.inputs import Item
-from attention_client.result import AttendResult
-from attention_client.streaming.packs import IN_FLIGHT, IN_FLIGHT_BYTES, Answer, Build, Ledger, Pack, Packer
+from attention_client.streaming.batcher import Batch, Batcher
+from attention_client.streaming.state import (
+    IN_FLIGHT,
+    IN_FLIGHT_BYTES,
+    Answer,
+    Deliver,
+    Event,
+    Receive,
+    Reconnect,
+    Release,
+    StreamPlan,
+    StreamState,
+    Wait,
+)
 from attention_client.streaming.window import Window
+from attention_client.wire.call import Call, send
 from attention_client.wire.status import from_call
 
 Open = Callable[[Iterator[pb.AttendStreamRequest]], Any]
 
 
-class Stream:
-    """Sends packs and gives their answers, in order.
+class BlockingStream:
+    """Sends batches on an AttendStream and yields the answers of their sequences.
 
     Args:
-        open_: opens an AttendStream.
-        build: makes the message of some sequences; raises InvalidRequest.
-        ask: asks for one sequence by itself.
-        seconds: how long to wait for the next answer.
+        open_: opens an AttendStream with an iterator of its messages.
+        plan: of the stream.
     """
 
-    def __init__(self, open_: Open, build: Build, ask: Callable[[Item], AttendResult], seconds: float) -> None:
+    def __init__(self, open_: Open, plan: StreamPlan) -> None:
         self._open = open_
-        self._packer = Packer(build)
-        self._ask = ask
-        self._seconds = seconds
+        self._batcher = Batcher(plan.build)
+        self._room = threading.Condition()  # of the window
         self._window = Window(IN_FLIGHT, IN_FLIGHT_BYTES)
-        self._changed = threading.Condition()  # of what is to be sent, and by which stream
-        self._outbox: deque[Pack] = deque()
-        self._drawn = False
-        self._inbox: queue.SimpleQueue[pb.AttendStreamResponse | grpc.RpcError | Pack] = queue.SimpleQueue()
-        self._ledger = Ledger()  # of which `sent` changes with the lock
-        self._epoch = 0
+        self._closed = False
+        self._outgoing = threading.Condition()  # of the outbox, the batches in flight and the epoch
+        self._outbox: deque[Batch] = deque()
+        self._drawn = False  # whether the source has ended
+        self._epoch = 0  # counts the streams; each writes only in its own
         self._call: Any = None
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._state = StreamState(plan, self._outgoing)
 
     def answers(self, items: Iterable[Item]) -> Iterator[Answer]:
-        """Yield a result for each sequence, in order, or the error in its place."""
+        """Yield the answer to each sequence, in order."""
         threading.Thread(target=self._draw, args=(iter(items),), name="attend-many", daemon=True).start()
         self._connect()
+        flow = self._state.flow()
         try:
-            while not self._ledger.complete:
-                found = self._ledger.next()
-                if found is None:
-                    self._take(self._next())
-                    continue
-                pack, answer = found
-                if pack.fault is not None:
-                    raise pack.fault
-                yield from self._read(pack, answer)
-                self._window.leave(pack.size)
+            step = next(flow)
+            while True:
+                if isinstance(step, Deliver):
+                    yield from step.answers
+                    step = next(flow)
+                else:
+                    step = flow.send(self._perform(step))
+        except StopIteration:
+            return
         finally:
-            self._window.close()
-            self._disconnect()
+            self._close()
+
+    def _perform(self, step: Wait) -> Any:
+        match step:
+            case Receive(seconds):
+                return self._receive(seconds)
+            case Release(size):
+                with self._room:
+                    self._window.leave(size)
+                    self._room.notify_all()
+            case Reconnect(delay):
+                self._disconnect()
+                time.sleep(delay)
+                self._connect()
+            case Call():
+                return send(step)
+        return None
 
     def _draw(self, items: Iterator[Item]) -> None:
-        """Pack what there is, for as long as there is room in flight."""
-        for pack in self._packs(items):
-            if pack.request is None:
-                if pack.items and not self._window.enter(pack.size):
-                    return
-                self._inbox.put(pack)
-            elif self._window.enter(pack.size):
-                with self._changed:
-                    self._outbox.append(pack)
-                    self._changed.notify_all()
-            else:
+        """Collect batches and queue them, while there is room in flight."""
+        for batch in self._batches(items):
+            if batch.items and not self._enter(batch):
                 return
-        with self._changed:
+            if batch.request is None:
+                self._inbox.put(batch)
+            else:
+                with self._outgoing:
+                    self._outbox.append(batch)
+                    self._outgoing.notify_all()
+        with self._outgoing:
             self._drawn = True
-            self._changed.notify_all()
+            self._outgoing.notify_all()
 
-    def _packs(self, items: Iterator[Item]) -> Iterator[Pack]:
+    def _batches(self, items: Iterator[Item]) -> Iterator[Batch]:
         fault = None
         try:
             for item in items:
-                if (full := self._packer.add(item)) is not None:
+                if (full := self._batcher.add(item)) is not None:
                     yield full
-        except Exception as error:  # noqa: BLE001 # the caller's own: raised to them, in its place
+        except Exception as error:  # noqa: BLE001 # the source's own: raised to the caller, in its turn
             fault = error
-        yield from self._packer.rest(fault)
+        yield from self._batcher.rest(fault)
+
+    def _enter(self, batch: Batch) -> bool:
+        """Wait for room; return False when the caller has stopped meanwhile."""
+        with self._room:
+            self._room.wait_for(lambda: self._closed or self._window.has_room(batch.size))
+            if not self._closed:
+                self._window.enter(batch.size)
+            return not self._closed
 
     def _connect(self) -> None:
-        with self._changed:
+        with self._outgoing:
             self._epoch += 1
-            self._changed.notify_all()
-            again = list(self._ledger.sent.values())
-            self._call = self._open(self._messages(self._epoch, again))
-        threading.Thread(target=self._receive, args=(self._call,), name="attend-many", daemon=True).start()
+            self._call = self._open(self._messages(self._epoch, self._state.unanswered()))
+        threading.Thread(target=self._read, args=(self._call,), name="attend-many", daemon=True).start()
 
     def _disconnect(self) -> None:
-        with self._changed:
+        with self._outgoing:
             self._epoch += 1
-            self._changed.notify_all()
+            self._outgoing.notify_all()
         self._call.cancel()
 
-    def _messages(self, epoch: int, again: list[Pack]) -> Iterator[pb.AttendStreamRequest]:
-        for pack in again:
-            yield pack.message
-        while (next_pack := self._next_to_send(epoch)) is not None:
-            yield next_pack.message
+    def _close(self) -> None:
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
+        self._disconnect()
 
-    def _next_to_send(self, epoch: int) -> Pack | None:
-        """Wait for a pack; None when there is no more, or another stream has come after this one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._outbox or self._drawn or self._epoch != epoch)
+    def _messages(self, epoch: int, again: list[Batch]) -> Iterator[pb.AttendStreamRequest]:
+        for batch in again:
+            yield batch.message
+        while (following := self._next_to_send(epoch)) is not None:
+            yield following.message
+
+    def _next_to_send(self, epoch: int) -> Batch | None:
+        """Wait for a batch; None when there are no more, or this stream has been given up."""
+        with self._outgoing:
+            self._outgoing.wait_for(lambda: self._outbox or self._drawn or self._epoch != epoch)
             if not self._outbox or self._epoch != epoch:
                 return None
-            pack = self._outbox.popleft()
-            self._ledger.sent[pack.id] = pack
-            return pack
+            batch = self._outbox.popleft()
+            self._state.sent(batch)
+            return batch
 
-    def _receive(self, call: Any) -> None:
+    def _read(self, call: Any) -> None:
         try:
             for response in call:
                 self._inbox.put(response)
         except grpc.RpcError as error:
-            if call is self._call:
-                self._inbox.put(error)
+            if call is self._call:  # else it was given up
+                self._inbox.put(from_call(cast("grpc.Call", error)))
 
-    def _next(self) -> "pb.AttendStreamResponse | grpc.RpcError | Pack":
-        while True:
-            try:
-                return self._inbox.get(timeout=self._seconds)
-            except queue.Empty:
-                if self._ledger.sent:  # an answer is owed; else it is the source that takes its time
-                    raise DeadlineExceeded(f"no answer came for {self._seconds:g} seconds") from None
-
-    def _take(self, news: "pb.AttendStreamResponse | grpc.RpcError | Pack") -> None:
-        if isinstance(news, Pack):
-            self._ledger.take_unsent(news)
-        elif isinstance(news, grpc.RpcError):
-            time.sleep(self._ledger.pause(from_call(cast("grpc.Call", news)), self._seconds))
-            self._connect()
-        else:
-            with self._changed:
-                self._ledger.take_answer(news)
-
-    def _read(self, pack: Pack, answer: pb.AttendStreamResponse | None) -> Iterator[Answer]:
-        results = pack.results(answer)
-        if results is not None:
-            yield from results
-            return
-        for item in pack.items:
-            try:
-                yield self._ask(item)
-            except AttentionError as error:
-                yield error
+    def _receive(self, seconds: float) -> Event | None:
+        try:
+            return self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            return None

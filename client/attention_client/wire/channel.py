@@ -1,4 +1,4 @@
-"""How a channel to the service is set up: balancing, message sizes, retries, keep-alive, credentials."""
+"""The setup of a channel to the service: balancing, message sizes, retries, keep-alive, credentials."""
 
 import json
 import re
@@ -12,6 +12,8 @@ try:
 except ImportError:
     inject = None  # type: ignore[assignment]
 
+Metadata = tuple[tuple[str, str], ...]
+
 UNLIMITED = -1
 _SERVICE = "attention.v1.AttentionService"
 _IPV4_AND_PORT = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d+")
@@ -21,14 +23,15 @@ SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": _SERVICE}],
-            # Every method may be repeated: the same memory created twice is one (one deleted twice is NOT_FOUND).
+            # Every method may be repeated: the same memory created twice is one (a second deletion is NOT_FOUND).
             # gRPC caps attempts at 5.
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                # A server that stops cancels what reaches it in that moment; what the caller cancels is not repeated.
+                # A stopping server cancels the calls that arrive at that moment; the caller's own cancellation is not
+                # repeated.
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
@@ -43,7 +46,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     # Weights grow with the square of the length: the server, which knows its memory, sets the limits.
     ("grpc.max_send_message_length", UNLIMITED),
     ("grpc.max_receive_message_length", UNLIMITED),
-    # While a call waits, a peer that is gone without a word is noticed, and the call retried elsewhere.
+    # While a call waits, pings detect a peer that vanished, and the call is retried at another address.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # A server that restarts is found again within seconds; the default backs off to two minutes.
@@ -53,7 +56,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 def uri(target: str) -> str:
-    """Return what gRPC connects to.
+    """Return the URI that gRPC connects to.
 
     Args:
         target: `HOST:PORT`, where calls are balanced over all addresses the name resolves to; several IPv4 addresses
@@ -66,17 +69,17 @@ def uri(target: str) -> str:
 
 
 def method(name: str) -> str:
-    """Return what gRPC calls a method of the service."""
+    """Return the path by which gRPC calls a method of the service."""
     return f"/{_SERVICE}/{name}"
 
 
-def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    """Return what each call carries to say who calls."""
+def metadata(token: str | None) -> Metadata:
+    """Return the metadata of each call: the caller's token."""
     return (("authorization", f"Bearer {token}"),) if token else ()
 
 
-def traced(metadata: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Return what a call carries, and the trace that the caller is in, where they have OpenTelemetry and are in one."""
+def traced(metadata: Metadata) -> Metadata:
+    """Return the metadata and the current trace, where OpenTelemetry is installed and a trace is current."""
     if inject is None:
         return metadata
     trace: dict[str, str] = {}

@@ -1,7 +1,5 @@
 """Translate the status of a failed gRPC call into an error of `attention_client.errors`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -39,15 +37,6 @@ CLASSES: dict[grpc.StatusCode, type[AttentionError]] = {
     grpc.StatusCode.INTERNAL: InternalError,
     grpc.StatusCode.UNKNOWN: InternalError,
 }
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise a failed call, blocking or awaited, as an error of `attention_client.errors`."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_call(cast("grpc.Call", error)) from error
 
 
 def broke_off(error: grpc.RpcError) -> bool:

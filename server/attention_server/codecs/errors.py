@@ -85,14 +85,14 @@ def code_of(error: Exception) -> Code:
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), INTERNAL)
 
 
-def status_name(status: int) -> str:
+def name_of(status: int) -> str:
     """Return the name of gRPC's code for what HTTP says by a status."""
     if status < 400:
         return OK
     return STATUSES.get(status, (INTERNAL.grpc if status >= 500 else CODES[InvalidRequest].grpc).name)
 
 
-def record_error(record: RequestRecord, error: Exception) -> None:
+def note(record: RequestRecord, error: Exception) -> None:
     """Tell who watches a request why it has no answer; not in the caller's words, which may be content."""
     code = code_of(error).grpc.name
     if isinstance(error, AttentionServiceError):
@@ -106,7 +106,7 @@ def message_of(error: Exception) -> str:
     return str(error)[:LONGEST_MESSAGE] if isinstance(error, AttentionServiceError) else INTERNAL_MESSAGE
 
 
-def encode_status(error: Exception, request_id: str) -> Status:
+def to_status(error: Exception, request_id: str) -> Status:
     """Return an error with its details: which field, when to try again, and the request's id."""
     details = [RequestInfo(request_id=request_id)]
     if isinstance(error, AttentionServiceError) and error.field:
@@ -119,7 +119,7 @@ def encode_status(error: Exception, request_id: str) -> Status:
     return Status(code=code_of(error).grpc, message=message_of(error), details=[_any(each) for each in details])
 
 
-def encode_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:
+def to_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:
     """Return an error as REST tells it."""
     code = code_of(error)
     content: dict[str, object] = {

@@ -30,7 +30,7 @@ from attention_server.codecs.document import (
     typed,
 )
 from attention_server.codecs.duplicates import refuse_duplicates
-from attention_server.codecs.url import url_or_body
+from attention_server.codecs.url import agreed
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
@@ -57,7 +57,7 @@ MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
 
-def decode_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[Request, Encoding]:
+def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[Request, Encoding]:
     """Read a request, and how its answer's tensors are to be written.
 
     Args:
@@ -73,8 +73,8 @@ def decode_request(body: bytes, model: str, version: int, limits: Limits) -> tup
     content = fields(parse(body), "", (*REQUEST_FIELDS, *SEQUENCE_FIELDS))
     outputs = elements(content, "outputs", "")
     request = Request(
-        model=url_or_body("model", model, typed(content, "model", str, "", "")),
-        version=url_or_body("version", version, typed(content, "version", int, 0, "")),
+        model=agreed("model", model, typed(content, "model", str, "", "")),
+        version=agreed("version", version, typed(content, "version", int, 0, "")),
         inputs=_inputs(content, limits),
         outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
         mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else NO_MASK,
@@ -85,7 +85,7 @@ def decode_request(body: bytes, model: str, version: int, limits: Limits) -> tup
     return request, encoding
 
 
-def encode_response(response: Response, encoding: Encoding) -> bytes:
+def from_response(response: Response, encoding: Encoding) -> bytes:
     """Write a response; tensors as nested lists of numbers, or as base64 of their bytes."""
     document = {
         "model": response.model,
@@ -95,14 +95,14 @@ def encode_response(response: Response, encoding: Encoding) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def decode_memory_request(body: bytes, model: str) -> MemoryRequest:
-    """Read a memory that is to be kept; see `decode_request`."""
+def to_memory_request(body: bytes, model: str) -> MemoryRequest:
+    """Read a memory that is to be kept; see `to_request`."""
     content = fields(parse(body), "", MEMORY_FIELDS)
     ttl = content.get("ttl")
     if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float)):
         raise InvalidRequest(f"must be a number of seconds, not {kind_of(ttl)}", field="ttl")
     request = MemoryRequest(
-        model=url_or_body("model", model, typed(content, "model", str, "", "")),
+        model=agreed("model", model, typed(content, "model", str, "", "")),
         version=typed(content, "version", int, 0, ""),
         key=_tensor(content.get("key"), np.float32, "key"),
         value=_tensor(content.get("value"), np.float32, "value"),
@@ -113,7 +113,7 @@ def decode_memory_request(body: bytes, model: str) -> MemoryRequest:
     return request
 
 
-def encode_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
+def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
     """Write a memory: what is said of it, not what is in it."""
     expires = datetime.fromtimestamp(time.time() + seconds_left, UTC)
     content = {
@@ -127,7 +127,7 @@ def encode_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
     return content | ({"tokens": memory.tokens.shown} if memory.tokens else {})
 
 
-def encode_model(model: Model) -> dict[str, Any]:
+def from_model(model: Model) -> dict[str, Any]:
     """Write a model's description: the contract's message in its JSON form."""
     return json_format.MessageToDict(model, preserving_proto_field_name=True)
 

@@ -59,7 +59,7 @@ REDUCE: dict[int, Reduce] = {number: name for name, number in numbers_of(REDUCES
 POOL: dict[int, Pool] = {number: name for name, number in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
 
 
-def decode_request(message: pb.AttendRequest, limits: Limits) -> Request:
+def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
     """Read a request.
 
     Raises:
@@ -81,19 +81,19 @@ def decode_request(message: pb.AttendRequest, limits: Limits) -> Request:
     )
 
 
-def encode_response(response: Response) -> bytes:
+def serialize(response: Response) -> bytes:
     """Write a response, as the bytes of an AttendResponse."""
     return _parts(response).join()
 
 
-def encode_stream_response(response: Response, id_: str) -> bytes:
+def serialize_streamed(response: Response, id_: str) -> bytes:
     """Write the response to one request of a stream, as the bytes of an AttendStreamResponse."""
     streamed = wire.Parts(pb.AttendStreamResponse(id=id_).SerializeToString())
     streamed.add(RESPONSE, _parts(response))
     return streamed.join()
 
 
-def decode_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
+def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
     """Read a memory that is to be kept.
 
     Raises:
@@ -110,7 +110,7 @@ def decode_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
     )
 
 
-def encode_memory(memory: Memory, seconds_left: float) -> pb.Memory:
+def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
     """Write a memory: what is said of it, not what is in it."""
     expire_time = Timestamp()
     expire_time.FromMilliseconds(int((time.time() + seconds_left) * 1000))

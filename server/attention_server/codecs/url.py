@@ -9,7 +9,7 @@ from attention_server.errors import InvalidRequest
 T = TypeVar("T", str, int)
 
 
-def url_or_body(name: str, url: T, document: T) -> T:
+def agreed(name: str, url: T, document: T) -> T:
     """Return what the URL or the document says; what is 0 or empty says nothing.
 
     Raises:
@@ -20,7 +20,7 @@ def url_or_body(name: str, url: T, document: T) -> T:
     return url or document
 
 
-def parse_version(text: str) -> int:
+def to_version(text: str) -> int:
     """Read a version.
 
     Raises:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import structlog
 
 from attention_server.auth.callers import Caller
-from attention_server.codecs.errors import encode_status, record_error
+from attention_server.codecs.errors import note, to_status
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, RequestRecord
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
@@ -32,8 +32,8 @@ def fail(rpc: Call, record: RequestRecord, error: Exception) -> None:
     """End a call for what its method raised: a caller's mistake is told by its cause; ours goes into the log alone."""
     if not isinstance(error, AttentionServiceError):
         log.error("a request failed for a fault of ours", request_id=record.request_id, exc_info=error)
-    record_error(record, error)
-    status = encode_status(error, record.request_id)
+    note(record, error)
+    status = to_status(error, record.request_id)
     trailers = [
         (b"grpc-status", b"%d" % status.code),
         (b"grpc-message", quote(status.message, safe=PLAIN).encode()),

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from attention_server.codecs.errors import record_error
+from attention_server.codecs.errors import note
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
@@ -237,7 +237,7 @@ class StreamSession:
     def _forget(self) -> None:
         """End the watch of what nobody reads any more, and keep nothing of it."""
         for asked in self._asked:
-            record_error(asked.call.record, Cancelled("the caller has gone"))
+            note(asked.call.record, Cancelled("the caller has gone"))
             self._observer.end(asked.call.record)
             asked.outcome = None  # they hold each other
         self._asked.clear()
@@ -253,7 +253,7 @@ class StreamSession:
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=record.request_id)
-            record_error(record, error)
+            note(record, error)
             answer = self._dialect.refuse(asked.id, error, asked.call)
         record.mark_written(len(answer))
         self._observer.end(record)

@@ -10,8 +10,8 @@ from attention_proto.codec import DTYPES
 from attention_server.codecs.document import Json, elements, fields, integers, nested, parse, reshape, typed
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip.messages import InferRequest, InferResponse, OutputTensor, Parameters, RequestedOutput
-from attention_server.codecs.oip.tensor import BYTES, data_type_of, decode_raw, encode_raw, texts
-from attention_server.codecs.url import parse_version, url_or_body
+from attention_server.codecs.oip.tensor import BYTES, data_type_of, from_raw, texts, to_raw
+from attention_server.codecs.url import agreed, to_version
 from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest
 
@@ -27,7 +27,7 @@ class Body(NamedTuple):
     json_length: int
 
 
-def decode_request(body: bytes, header_length: str | None, model: str, version: int) -> InferRequest:
+def to_infer(body: bytes, header_length: str | None, model: str, version: int) -> InferRequest:
     """Read a request.
 
     Args:
@@ -53,8 +53,8 @@ def decode_request(body: bytes, header_length: str | None, model: str, version: 
         raise InvalidRequest(f"leaves {len(raw.left)} bytes that belong to no input", field=HEADER_LENGTH)
     sent_version = typed(content, "model_version", str, "", "")
     infer = InferRequest(
-        model=url_or_body("model_name", model, typed(content, "model_name", str, "", "")),
-        version=url_or_body("model_version", version, parse_version(sent_version) if sent_version else 0),
+        model=agreed("model_name", model, typed(content, "model_name", str, "", "")),
+        version=agreed("model_version", version, to_version(sent_version) if sent_version else 0),
         id=typed(content, "id", str, "", ""),
         inputs=inputs,
         outputs=tuple(_outputs(content)),
@@ -64,7 +64,7 @@ def decode_request(body: bytes, header_length: str | None, model: str, version: 
     return infer
 
 
-def encode_response(answer: InferResponse, infer: InferRequest) -> Body:
+def from_answer(answer: InferResponse, infer: InferRequest) -> Body:
     """Write an answer: each output in JSON or behind it, as the request has it."""
     binary = typed(infer.parameters, "binary_data_output", bool, False, "parameters")
     outputs, raw = [], []
@@ -75,7 +75,7 @@ def encode_response(answer: InferResponse, infer: InferRequest) -> Body:
             "shape": each.array.shape,
         }
         if _is_binary(each, default=binary):
-            raw.append(encode_raw(each.array))
+            raw.append(to_raw(each.array))
             document["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             flat = each.array.ravel()
@@ -124,7 +124,7 @@ def _tensor(content: Json, name: str, path: str, raw: _Raw) -> Array:
     if size is not None:
         if "data" in content:
             raise InvalidRequest("stands beside binary_data_size; give one of the two", field=f"{path}.data")
-        return decode_raw(data_type, shape, raw.take(size, f"{path}.parameters.binary_data_size"), name)
+        return from_raw(data_type, shape, raw.take(size, f"{path}.parameters.binary_data_size"), name)
     if "data" not in content:
         raise InvalidRequest("give data, or binary_data_size and bytes behind the JSON", field=f"{path}.data")
     data = elements(content, "data", path)

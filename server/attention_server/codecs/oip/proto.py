@@ -10,8 +10,8 @@ from attention_proto.inference import grpc_predict_v2_pb2 as pb
 
 from attention_server.codecs.document import reshape
 from attention_server.codecs.oip.messages import InferRequest, InferResponse, Parameters, RequestedOutput
-from attention_server.codecs.oip.tensor import BYTES, data_type_of, decode_raw, encode_raw, texts
-from attention_server.codecs.url import parse_version
+from attention_server.codecs.oip.tensor import BYTES, data_type_of, from_raw, texts, to_raw
+from attention_server.codecs.url import to_version
 from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest
 
@@ -28,7 +28,7 @@ RAW = wire.tag(pb.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_conte
 INFER_RESPONSE = wire.tag(pb.ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"])
 
 
-def decode_request(message: pb.ModelInferRequest) -> InferRequest:
+def to_infer(message: pb.ModelInferRequest) -> InferRequest:
     """Read a request.
 
     Raises:
@@ -44,7 +44,7 @@ def decode_request(message: pb.ModelInferRequest) -> InferRequest:
         raise InvalidRequest("has more elements than there are inputs without contents", field="raw_input_contents")
     return InferRequest(
         model=message.model_name,
-        version=parse_version(message.model_version) if message.model_version else 0,
+        version=to_version(message.model_version) if message.model_version else 0,
         id=message.id,
         inputs=inputs,
         outputs=tuple(RequestedOutput(each.name, _parameters(each.parameters)) for each in message.outputs),
@@ -52,12 +52,12 @@ def decode_request(message: pb.ModelInferRequest) -> InferRequest:
     )
 
 
-def encode_response(answer: InferResponse) -> bytes:
+def serialize(answer: InferResponse) -> bytes:
     """Write an answer, as the bytes of a ModelInferResponse."""
     return _parts(answer, {}).join()
 
 
-def encode_stream_response(answer: InferResponse) -> bytes:
+def serialize_streamed(answer: InferResponse) -> bytes:
     """Write the only answer to one request of a stream, as the bytes of a ModelStreamInferResponse."""
     streamed = wire.Parts()
     streamed.add(INFER_RESPONSE, _parts(answer, {"triton_final_response": pb.InferParameter(bool_param=True)}))
@@ -81,14 +81,14 @@ def _parts(answer: InferResponse, parameters: Mapping[str, pb.InferParameter]) -
     )
     parts = wire.Parts(head.SerializeToString())
     for each in answer.outputs:
-        parts.add(RAW, encode_raw(each.array))
+        parts.add(RAW, to_raw(each.array))
     return parts
 
 
 def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes]) -> Array:
     field, data_type, shape = tensor.name[:64], tensor.datatype, tuple(tensor.shape)
     if not tensor.contents.ByteSize():
-        return decode_raw(data_type, shape, next(raw, b""), field)
+        return from_raw(data_type, shape, next(raw, b""), field)
     if data_type not in CONTENTS:
         raise InvalidRequest(f"of type {data_type[:64]!r} cannot be sent in contents, but in raw", field=field)
     contents = getattr(tensor.contents, CONTENTS[data_type])

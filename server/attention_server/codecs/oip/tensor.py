@@ -19,7 +19,7 @@ def data_type_of(array: Array) -> str:
     return BYTES if array.dtype == object else NAMES[array.dtype]
 
 
-def decode_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) -> Array:
+def from_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) -> Array:
     """Read a tensor; texts become an array of `str`.
 
     Raises:
@@ -34,7 +34,7 @@ def decode_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) ->
         raise InvalidRequest(str(error), field=field) from error
 
 
-def encode_raw(array: Array) -> bytes | memoryview:
+def to_raw(array: Array) -> bytes | memoryview:
     """Return the bytes of a tensor; of numbers as a view, where they lie in their order."""
     if array.dtype != object:
         return array.ravel().view(np.uint8).data
