@@ -1,12 +1,13 @@
 """Rows that have no answer go to the dead letters, and take nobody with them."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from attention_batch.errors import TooManyErrors
+from attention_batch.errors import Refused, TooManyErrors
 from serving import start_server
 
 from tests.batch.scoring import (
@@ -65,6 +66,71 @@ def test_poison_in_parquet(job, client, tmp_path):
     assert [row["id"] for row in rows] == [f"id {row}" for row in good]
     for row, number in zip(rows, good, strict=True):
         assert exactly(row["output"], client.attend("multi", query=np.float32(sequences[number])).output)
+
+
+LATIN = b"caf\xe9"
+
+
+def strings(good, bad, kind=None):
+    """Return a column of strings of which the last is no UTF-8, as a foreign writer leaves it."""
+    kind = kind or pa.string()
+    content = [*(each.encode() for each in good), bad]
+    width = np.int64 if pa.types.is_large_string(kind) else np.int32
+    offsets = np.cumsum([0, *map(len, content)]).astype(width)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(content))]
+    return pa.Array.from_buffers(kind, len(content), buffers)
+
+
+def dictionary(good, bad):
+    return pa.DictionaryArray.from_arrays(pa.array(range(len(good) + 1), pa.int8()), strings(good, bad))
+
+
+TEXTS = (SENTENCES * 2)[:5]
+NAMES = [f"row {i}" for i in range(5)]
+BAD_STRINGS = {
+    "text": ("text", {"text": strings(TEXTS, LATIN)}),
+    "large text": ("text", {"text": strings(TEXTS, LATIN, pa.large_string())}),
+    "id": ("id", {"id": strings(NAMES, LATIN), "text": [*TEXTS, TEXTS[0]]}),
+    "dictionary id": ("id", {"id": dictionary(NAMES, LATIN), "text": [*TEXTS, TEXTS[0]]}),
+}
+
+
+@pytest.mark.parametrize("name", ["in.parquet", "in.arrow"])
+@pytest.mark.parametrize(("field", "table"), BAD_STRINGS.values(), ids=BAD_STRINGS)
+def test_a_string_that_is_not_utf8(job, tmp_path, name, field, table):
+    """A string that is not UTF-8, as a text or an id, fails its own row; the other rows keep answers and ids."""
+    source = tmp_path / name
+    if name == "in.parquet":
+        write(source, table)
+    else:
+        with pa.ipc.new_file(source, pa.table(table).schema) as writer:
+            writer.write_table(pa.table(table))
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 3
+    assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == (list(range(5)) if field == "text" else NAMES)
+    (letter,) = letters_of(tmp_path / "out.jsonl")
+    assert (letter["row"], letter["field"], letter["id"]) == (5, field, 5 if field == "text" else None)
+    assert letter["reason"] == "is not UTF-8: unexpected end of data at byte 3"
+
+
+@pytest.mark.parametrize("line", [b'{"id": "x", "text": "%s"}', b'{"id": "%s", "text": "I gave Leo my toy"}'])
+def test_a_line_that_is_not_utf8(job, tmp_path, line):
+    """A line of JSON with a string that is not UTF-8 fails, and the lines around it do not."""
+    good = [json.dumps({"id": name, "text": text}).encode() for name, text in zip(NAMES, TEXTS, strict=True)]
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"\n".join([*good[:3], line % LATIN, *good[3:]]))
+    assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 3
+    assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == NAMES
+    (letter,) = letters_of(tmp_path / "out.jsonl")
+    assert (letter["row"], letter["id"]) == (3, None)
+    assert letter["reason"].startswith("the line is no JSON: ")
+
+
+def test_a_file_name_that_is_not_utf8(job, tmp_path):
+    """A file whose name cannot be written into the journal is refused by that name."""
+    source = tmp_path / os.fsdecode(LATIN + b".jsonl")
+    source.write_text(json.dumps({"text": SENTENCES[0]}))
+    with pytest.raises(Refused, match=r"caf.*: the name is not UTF-8; rename the file"):
+        score(job(source, tmp_path / "out.jsonl", "multi-head"))
 
 
 def test_null_vectors_of_a_fixed_width(job, tmp_path):

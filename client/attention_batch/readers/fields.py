@@ -11,6 +11,7 @@ from attention_proto.masks import Causal
 
 from attention_batch.errors import Refused
 from attention_batch.readers.rows import FIELDS, TEXTS, VECTORS, FailedRow, Row
+from attention_batch.readers.strings import NotUtf8, values
 from attention_batch.readers.vectors import is_vectors, vectors
 
 LARGEST_INT = 2**63 - 1
@@ -47,7 +48,7 @@ class Fields:
         ids = self._ids(batch, before + first)
         parts = {field: self._parts(batch, field) for field in self.columns if field != "id"}
         for i in range(batch.num_rows):
-            yield self._row(file, first + i, ids[i], {field: values[i] for field, values in parts.items()})
+            yield self._row(file, first + i, ids[i], {field: column[i] for field, column in parts.items()})
 
     def of_document(self, document: Any, file: str, row: int, before: int) -> Row | FailedRow:
         """Return the row of a JSON document, with the arguments of `of_batch`."""
@@ -71,17 +72,21 @@ class Fields:
             return list(range(first, first + batch.num_rows))
         ids = batch.column(self.columns["id"])
         # Python's times have no nanoseconds, so ids of time stay Arrow scalars.
-        return list(ids) if pa.types.is_temporal(ids.type) else list(ids.to_pylist())
+        return list(ids) if pa.types.is_temporal(ids.type) else values(ids)
 
     def _parts(self, batch: pa.RecordBatch, field: str) -> list[Any]:
         column = batch.column(self.columns[field])
-        return vectors(column) if field in VECTORS else list(column.to_pylist())
+        return vectors(column) if field in VECTORS else values(column)
 
     def _row(self, file: str, row: int, id_: Any, parts: Mapping[str, Any]) -> Row | FailedRow:
+        if isinstance(id_, NotUtf8):
+            return FailedRow(file, row, None, "id", id_.reason)
         size = 0
         for field, value in parts.items():
             if value is None:
                 return FailedRow(file, row, id_, field, "is null; every row needs it")
+            if isinstance(value, NotUtf8):
+                return FailedRow(file, row, id_, field, value.reason)
             if field in TEXTS:
                 size += len(value)
             elif value.ndim > 1:

@@ -1,5 +1,7 @@
 """Parquet files: slices of row groups, each row group read once from its start."""
 
+import io
+import os
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -9,6 +11,8 @@ from attention_batch.errors import Refused
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 2**22  # about; far larger batches would take fresh memory from the system each time
+MAGIC = b"PAR1"
+FOOTER_END = 8  # bytes behind the footer: its size, and the magic
 READ_BYTES = 2**20  # buffer; without it a row group's columns are read whole
 Position = tuple[str, int, int]  # a file, a row group, and a row in it
 
@@ -45,6 +49,7 @@ class Cursor:
         self._at: Position | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
+        self._tensors: dict[str, pa.FixedShapeTensorType] = {}
 
     def read(self, path: str, group: int, skipped: int, count: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Yield the batches of a slice.
@@ -65,6 +70,12 @@ class Cursor:
 
     def _open(self, path: str, group: int, columns: list[str]) -> None:
         opened = pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)
+        self._tensors = {}
+        if any(pa.types.is_dictionary(opened.schema_arrow.field(name).type) for name in columns):
+            fields = map(opened.schema_arrow.field, columns)
+            self._tensors = {each.name: each.type for each in fields if isinstance(each.type, pa.FixedShapeTensorType)}
+            metadata = _without_arrow_schema(path)
+            opened = pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=READ_BYTES)
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // _row_bytes(opened.metadata.row_group(group))))
         # Without threads: the engine has the other cores.
         self._batches = opened.iter_batches(rows, [group], _leaves(opened, columns), use_threads=False)
@@ -76,7 +87,27 @@ class Cursor:
             taken = min(count, batch.num_rows)
             self._rest = batch.slice(taken) if taken < batch.num_rows else None
             count -= taken
-            yield batch.slice(0, taken)
+            yield self._with_tensors(batch.slice(0, taken))
+
+    def _with_tensors(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Restore the tensor types of a file that is read without its Arrow schema."""
+        for name, kind in self._tensors.items():
+            tensors = pa.ExtensionArray.from_storage(kind, batch.column(name).cast(kind.storage_type))
+            batch = batch.set_column(batch.schema.get_field_index(name), name, tensors)
+        return batch
+
+
+def _without_arrow_schema(path: str) -> pq.FileMetaData:
+    """Return a file's metadata without its Arrow schema, so that a dictionary of strings is read as strings.
+
+    Arrow checks the strings of a dictionary, and one that is not UTF-8 would make the whole row group unreadable.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123 # a path as the user wrote it
+        file.seek(-FOOTER_END, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-FOOTER_END - size, os.SEEK_END)
+        footer = file.read()
+    return pq.read_metadata(io.BytesIO(MAGIC + footer.replace(b"ARROW:schema", b"UNUSED:schem")))
 
 
 def _row_bytes(group: pq.RowGroupMetaData) -> int:

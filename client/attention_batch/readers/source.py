@@ -53,7 +53,11 @@ class InputFile:
 
     @classmethod
     def at(cls, path: str) -> "InputFile":
-        """Return the file's current state. Raises Refused if the file cannot be reached."""
+        """Return the file's current state. Raises Refused if the file cannot be reached, or its name is not UTF-8."""
+        try:
+            path.encode()  # the journal and the dead letters name it
+        except UnicodeEncodeError as error:
+            raise Refused(f"{path!a}: the name is not UTF-8; rename the file") from error
         try:
             found = Path(path).stat()
         except OSError as error:
