@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from attention_server import app
-from attention_server.grpc import interceptor as gate
-from attention_server.http2 import call as rpc
+from attention_server.grpc import interceptor
+from attention_server.http2 import call as http2_call
 from attention_server.http2 import connection
 from attention_server.inference import engine
 from attention_server.scheduling import scheduler
@@ -101,11 +101,11 @@ def main() -> None:
     os.sched_setaffinity(0, {0})
     length = sys.argv[1] if sys.argv[1:] else "32"
     mark(connection.Connection, "buffer_updated", "read", "received")
-    mark(gate._Visit, "__init__", "begun")  # noqa: SLF001 # from outside
+    mark(interceptor._Observation, "__init__", "begun")  # noqa: SLF001 # from outside
     mark(scheduler.Scheduler, "submit", "queued")
     mark(scheduler.Scheduler, "_run", "taken", "computed")
     mark(engine._OrtGraph, "run", "graph", "graph done")  # noqa: SLF001 # as above
-    mark(rpc.Call, "finish", after="finished")
+    mark(http2_call.Call, "finish", after="finished")
     mark(connection.Connection, "_flush", "flush", "flushed")
     ready, written = os.pipe()
     stdout = os.dup(1)

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from attention_server.auth.access import AccessError, open_access
-from attention_server.grpc.server import GrpcServer
+from attention_server.grpc.server import make_grpc_server
 from attention_server.inference.engine import DeviceError
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
@@ -59,7 +59,7 @@ async def serve(settings: Settings) -> None:
         callers=access.callers,
         certificates=access.certificates,
     )
-    grpc = GrpcServer(
+    grpc = make_grpc_server(
         core.service,
         settings.host,
         settings.grpc_port,

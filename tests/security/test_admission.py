@@ -17,8 +17,8 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.inference import grpc_predict_v2_pb2 as oip
 from attention_server.domain.messages import Response
-from attention_server.grpc import standard
-from attention_server.http2 import connection as grpc_connection
+from attention_server.grpc import native, standard
+from attention_server.http2.limits import Timeouts
 from attention_server.rest import connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -438,8 +438,7 @@ def test_a_stream_that_nobody_reads(dot_only):
 
 
 def unsent_bytes(server) -> int:
-    sessions = [each.session for each in server.grpc_server._port.connections]
-    return sum(body.size for session in sessions for body in list(session.bodies.values()))
+    return sum(each.session.unsent_bytes for each in list(server.grpc_server.http2.connections))
 
 
 def kept_answers() -> int:
@@ -471,8 +470,7 @@ def test_work_without_bound(dot_only, connect, name):
 
 def test_an_idle_connection_of_grpc(dot_only, monkeypatch):
     """A connection without a call is closed after a while."""
-    monkeypatch.setattr(grpc_connection, "IDLE_SECONDS", 0.5)
-    monkeypatch.setattr(grpc_connection, "SECONDS", 0.2)
+    monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, idle=0.5))
     with composed(dot_only) as server:
         host, port = server.grpc.split(":")
         with socket.create_connection((host, int(port)), timeout=20) as peer:

@@ -12,7 +12,7 @@ import uvloop
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates
 from attention_server.domain.limits import Limits
-from attention_server.grpc.server import GrpcServer
+from attention_server.grpc.native import NativeServer
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Engine, Run
 from attention_server.repository.repository import Policy, Repository
@@ -95,7 +95,7 @@ class Composed:
     service: Service
     repository: Repository
     scheduler: Scheduler
-    grpc_server: GrpcServer
+    grpc_server: NativeServer
     rest_server: RestServer
     loop: asyncio.AbstractEventLoop
     stop: asyncio.Event
@@ -142,7 +142,7 @@ def composed(
         callers=callers,
         certificates=certificates,
     )
-    grpc = GrpcServer(
+    grpc = NativeServer(
         service,
         "127.0.0.1",
         0,

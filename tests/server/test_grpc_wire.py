@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.http2 import connection, nghttp2
-from attention_server.http2.call import Inbound
-from attention_server.http2.messages import CUT
-from attention_server.http2.nghttp2 import CONNECTION_WINDOW, HEAD_BYTES, STREAM_WINDOW
+from attention_server.grpc import native
+from attention_server.http2 import library
+from attention_server.http2.call import ReceiveBuffer
+from attention_server.http2.errors import BufferFull, LibraryError
+from attention_server.http2.limits import CONNECTION_WINDOW, HEADER_BYTES, STREAM_WINDOW, Timeouts
 from serving import start_server
 
 from tests.conftest import refused_by_grpc, tensor
@@ -207,7 +208,7 @@ def test_what_is_no_call_of_grpc(server):
 def test_metadata_that_is_too_large(server):
     """Metadata over the bound is refused as that, and nothing else of the connection is disturbed."""
     with peer_of(server) as peer:
-        large = literal("x-a", "a" * 126) * (HEAD_BYTES // 126)
+        large = literal("x-a", "a" * 126) * (HEADER_BYTES // 126)
         peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, call_head() + large))
         assert b"metadata" in peer.until(HEADERS, 1)[1]
         peer.send(frame(HEADERS, END_HEADERS, 3, call_head()))
@@ -233,7 +234,7 @@ def test_every_call_has_a_status(server):
                 ended.add(of)
             if ended == set(streams):
                 break
-    wait_until(lambda: not server.grpc_server._port.calls)
+    wait_until(lambda: not server.grpc_server.http2.calls)
 
 
 def test_a_path_of_http(server):
@@ -244,7 +245,7 @@ def test_a_path_of_http(server):
         peer.send(frame(HEADERS, END_HEADERS, 3, call_head()))
         peer.send(frame(DATA, END_STREAM, 3, prefixed(request().SerializeToString())))
         assert peer.until(DATA, 3)
-    wait_until(lambda: not server.grpc_server._port.calls)
+    wait_until(lambda: not server.grpc_server.http2.calls)
 
 
 @pytest.mark.parametrize("kind", ["application/grpc-web+proto", "application/grpc+json", "application/grpcx"])
@@ -302,19 +303,19 @@ def test_what_is_not_read_is_not_taken(server):
 
 def test_more_than_can_be_held(dot_only, monkeypatch):
     """When more is on its way in than can be held, the call that brings it is refused; what is held is let go."""
-    monkeypatch.setattr("attention_server.grpc.server.INBOUND_MESSAGES", 1)
+    monkeypatch.setattr("attention_server.grpc.native.BUFFERED_MESSAGES", 1)
     with composed(dot_only, message_mib=1) as server, ExitStack() as stack:
         peers = [stack.enter_context(peer_of(server)) for _ in range(3)]
         started = frame(HEADERS, END_HEADERS, 1, call_head()) + frame(DATA, 0, 1, b"\0\0\x0f\xff\xff")
         for peer in peers[:2]:
             peer.send(OPENING, started, *[frame(DATA, 0, 1, bytes(16000))] * 30)
-        inbound = server.grpc_server._port.inbound
-        wait_until(lambda: inbound._held > 900_000)
+        buffer = server.grpc_server.http2.buffer
+        wait_until(lambda: buffer.held > 900_000)
         peers[2].send(OPENING, started, *[frame(DATA, 0, 1, bytes(16000))] * 30)
         assert b"held" in peers[2].until(HEADERS, 1)[1]
         for peer in peers:
             peer.send(frame(RST, 0, 1, struct.pack(">I", 8)))
-        wait_until(lambda: inbound._held == 0)
+        wait_until(lambda: buffer.held == 0)
         assert answers(server)
 
 
@@ -330,18 +331,18 @@ def test_nothing_stays_counted_of_what_came(server):
             assert refused_by_grpc(caught.value).code == code
         channel.stream_unary(ATTEND).future(iter([good, good])).cancel()
         assert channel.stream_unary(ATTEND)(iter([good, good]), timeout=30)
-    wait_until(lambda: server.grpc_server._port.inbound._held == 0)
+    wait_until(lambda: server.grpc_server.http2.buffer.held == 0)
 
 
 def test_inbound_is_bounded():
     """What does not fit is not counted."""
-    inbound = Inbound(10)
-    inbound.add(8)
-    with pytest.raises(Exception, match="held"):
-        inbound.add(3)
-    inbound.add(2)
-    inbound.remove(10)
-    inbound.add(10)
+    buffer = ReceiveBuffer(10)
+    buffer.add(8)
+    with pytest.raises(BufferFull, match="held"):
+        buffer.add(3)
+    buffer.add(2)
+    buffer.remove(10)
+    buffer.add(10)
 
 
 def test_who_is_not_known_sends_little(server):
@@ -364,7 +365,7 @@ def test_tiny_frames(server):
     with peer_of(server) as peer:
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
         peer.send(*(frame(DATA, 0, 1, content[i : i + 1]) for i in range(len(content) - 1)))
-        wait_until(lambda: server.grpc_server._port.inbound._held == len(content) - 1)
+        wait_until(lambda: server.grpc_server.http2.buffer.held == len(content) - 1)
         peer.send(frame(DATA, END_STREAM, 1, content[-1:]))
         assert peer.until(DATA, 1)
 
@@ -375,10 +376,8 @@ def test_messages_that_nobody_takes(server):
         watch = "/grpc.health.v1.Health/Watch"
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head(watch)), frame(DATA, 0, 1, bytes(5) * 3000))
         assert peer.until(DATA, 1)
-        wait_until(lambda: server.grpc_server._port.inbound._held >= 5 * 2900)
-        (rpc,) = server.grpc_server._port.calls
-        assert len(rpc._messages.whole) <= CUT
-    wait_until(lambda: server.grpc_server._port.inbound._held == 0)
+        wait_until(lambda: server.grpc_server.http2.buffer.held >= 5 * 2900)
+    wait_until(lambda: server.grpc_server.http2.buffer.held == 0)
 
 
 # --- who is hung up on -----------------------------------------------------------------------------------------------
@@ -386,7 +385,7 @@ def test_messages_that_nobody_takes(server):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(connection, "SECONDS", 0.2)
+    monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2))
 
 
 @pytest.mark.parametrize(
@@ -394,7 +393,7 @@ def impatient(monkeypatch):
     [b"", PREFACE[:10], OPENING + frame(HEADERS, END_HEADERS, 1, call_head()) + frame(DATA, 0, 1, b"\0\0\0\1\0a")],
     ids=["nothing", "a part of the preface", "a part of a message"],
 )
-def test_a_peer_that_stalls(server, impatient, sent):
+def test_a_peer_that_stalls(impatient, server, sent):
     """Who begins something and does not go on is hung up on."""
     with peer_of(server) as peer:
         peer.send(sent)
@@ -402,7 +401,7 @@ def test_a_peer_that_stalls(server, impatient, sent):
     assert answers(server)
 
 
-def test_a_peer_that_takes_no_answer(server, impatient):
+def test_a_peer_that_takes_no_answer(impatient, server):
     """Who does not read is hung up on, with the answer; who only waits for one is not."""
     with peer_of(server) as peer:
         peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -414,23 +413,23 @@ def test_a_peer_that_takes_no_answer(server, impatient):
         peer.send(frame(DATA, END_STREAM, 1, message))
         assert server.gate.arrived.wait(30)
         threading.Event().wait(1)  # five looks
-        assert len(server.grpc_server._port.connections) == 1
+        assert len(server.grpc_server.http2.connections) == 1
         server.gate.open()
-        wait_until(lambda: not server.grpc_server._port.connections)
+        wait_until(lambda: not server.grpc_server.http2.connections)
     assert answers(server)
 
 
-def test_a_quiet_peer_is_asked(server, impatient, monkeypatch):
+def test_a_quiet_peer_is_asked(dot_only, monkeypatch):
     """A peer that sends nothing for long is asked whether it is there; one that does not say so is hung up on."""
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 0.5)
-    with peer_of(server) as silent, peer_of(server) as there:
+    monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, quiet=0.5))
+    with composed(dot_only) as server, peer_of(server) as silent, peer_of(server) as there:
         for peer in (silent, there):
             peer.send(OPENING)
         for _ in range(3):
             _, content = there.until(PING)
             there.send(frame(PING, 1, 0, content))
         list(silent.frames())
-        assert len(server.grpc_server._port.connections) == 1
+        assert len(server.grpc_server.http2.connections) == 1
 
 
 def test_headers_that_a_byte_stands_for(server):
@@ -442,11 +441,11 @@ def test_headers_that_a_byte_stands_for(server):
     assert answers(server)
 
 
-def test_connections_without_number(server, monkeypatch):
+def test_connections_without_number(dot_only, monkeypatch):
     """Of more connections than there may be, the last are hung up on; when they go, others come."""
-    monkeypatch.setattr(connection, "most_connections", lambda: 3)
-    connections = server.grpc_server._port.connections
-    with ExitStack() as stack:
+    monkeypatch.setattr(native, "most_connections", lambda: 3)
+    with composed(dot_only) as server, ExitStack() as stack:
+        connections = server.grpc_server.http2.connections
         held = [stack.enter_context(peer_of(server)) for _ in range(3)]
         for peer in held:
             peer.send(OPENING)
@@ -467,10 +466,10 @@ def test_many_calls_that_are_cancelled(dot_only):
             calls = [stub.Attend.future(large, timeout=60) for _ in range(100)]
             for call in calls:
                 call.cancel()
-        port = server.grpc_server._port
-        wait_until(lambda: not port.calls and port.inbound._held == 0)
+        port = server.grpc_server.http2
+        wait_until(lambda: not port.calls and port.buffer.held == 0)
         wait_until(lambda: server.scheduler.state().running == server.scheduler.state().queued == 0)
-        assert not server.service.observer.watched()
+        assert not server.service.observer.open_records()
         assert stub.Attend(request(), timeout=30).results
 
 
@@ -508,7 +507,7 @@ def test_a_request_on_its_way_when_the_server_stops(dot_only, idle):
         message = frame(DATA, END_STREAM, 1, prefixed(request().SerializeToString()))
         if not idle:
             peer.send(frame(HEADERS, END_HEADERS, 1, call_head()))
-            wait_until(lambda: server.grpc_server._port.calls)
+            wait_until(lambda: server.grpc_server.http2.calls)
         server.loop.call_soon_threadsafe(server.stop.set)
         peer.until(GOAWAY)
         threading.Event().wait(0.1)  # as a longer line would take
@@ -544,9 +543,10 @@ def test_a_system_without_the_library(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(nghttp2, "ffi", SimpleNamespace(dlopen=missing))
-    with pytest.raises(ImportError, match="apt-get install libnghttp2-14"):
-        nghttp2._load()
+    monkeypatch.setattr(library, "ffi", SimpleNamespace(dlopen=missing))
+    library.load_library.cache_clear()
+    with pytest.raises(LibraryError, match="apt-get install libnghttp2-14"):
+        library.check_library()
 
 
 def test_the_bounds_of_a_connection():
@@ -564,11 +564,11 @@ def test_refused_at_its_head(server):
     """
     admission = server.service.admission
     admission.grow()
-    places = [admission.place("other") for _ in range(2)]
+    places = [admission.permit("other") for _ in range(2)]
     with ExitStack() as taken, peer_of(server) as peer:
         for place in places:
             taken.enter_context(place)
-        taken.enter_context(admission.place("127.0.0.1"))  # with one more it would have as many as the other
+        taken.enter_context(admission.permit("127.0.0.1"))  # with one more it would have as many as the other
         content = prefixed(request().SerializeToString())
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
         flags, trailers = peer.until(HEADERS, 1)
@@ -578,9 +578,9 @@ def test_refused_at_its_head(server):
         assert peer.until(RST, 1)[1] == bytes(4)  # NO_ERROR: the rest is not wanted
         peer.send(frame(DATA, 0, 1, content), frame(PING, 0, 0, bytes(8)))
         peer.until(PING)  # so the content has come
-        assert not server.grpc_server._port.calls
-        assert not server.grpc_server._port.inbound._held
-    assert not server.service.observer.watched()
+        assert not server.grpc_server.http2.calls
+        assert not server.grpc_server.http2.buffer.held
+    assert not server.service.observer.open_records()
 
 
 def test_let_in_at_its_head(server):

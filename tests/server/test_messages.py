@@ -3,8 +3,8 @@
 import itertools
 
 import pytest
-from attention_server.errors import InvalidRequest, TooLarge
-from attention_server.http2.messages import AHEAD, CUT, LEAST, PREFIX, Messages
+from attention_server.http2.errors import InvalidMessage, MessageTooLarge
+from attention_server.http2.messages import GROWTH, LEAST_ROOM, PREFIX, QUEUED, MessageReader
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,74 +16,74 @@ def prefixed(content: bytes, flag: int = 0) -> bytes:
 
 
 @given(
-    sizes=st.lists(st.sampled_from((0, 1, 4, 100, LEAST, LEAST + 1, 70_000)), max_size=6)
-    | st.lists(st.just(0), min_size=CUT - 1, max_size=CUT),
+    sizes=st.lists(st.sampled_from((0, 1, 4, 100, LEAST_ROOM, LEAST_ROOM + 1, 70_000)), max_size=6)
+    | st.lists(st.just(0), min_size=QUEUED - 1, max_size=QUEUED),
     pieces=st.lists(st.sampled_from((1, 2, 5, 6, 1000, 5000, 80_000)), min_size=1, max_size=40),
 )
 def test_any_pieces(sizes, pieces):
     """Whatever pieces messages come in, they are what was sent, and every byte is counted until it is in one."""
     sent = [(i % 2, bytes([i]) * size) for i, size in enumerate(sizes)]
     left = memoryview(b"".join(prefixed(content, flag) for flag, content in sent))
-    messages, came, taken = Messages(MOST), 0, 0
+    messages, came, taken = MessageReader(MOST), 0, 0
     for size in itertools.chain(pieces, itertools.repeat(len(left))):
         lent = bytearray(left[:size])
-        messages.add(memoryview(lent))
+        messages.feed(memoryview(lent))
         lent[:] = b"\xff" * len(lent)  # it is the caller's again
         came, left = came + len(lent), left[size:]
-        whole = sum(len(content) + PREFIX for _, content in itertools.islice(messages.whole, taken, None))
-        assert messages.unready + whole == came
+        whole = sum(len(content) + PREFIX for _, content in itertools.islice(messages.complete, taken, None))
+        assert messages.incomplete_bytes + whole == came
         if not left:
             break
-    assert [(flag, bytes(content)) for flag, content in messages.whole] == sent
-    assert not messages.unready
+    assert [(flag, bytes(content)) for flag, content in messages.complete] == sent
+    assert not messages.incomplete_bytes
 
 
 def test_more_than_are_cut_off():
     """Behind so many messages bytes are kept as they came, and are cut when those are taken."""
-    messages = Messages(MOST)
-    for piece in (prefixed(b"ab") * (CUT + 50), prefixed(b"cd") * CUT, prefixed(b"ef")[:3]):
-        messages.add(memoryview(piece))
-        assert len(messages.whole) == CUT
+    messages = MessageReader(MOST)
+    for piece in (prefixed(b"ab") * (QUEUED + 50), prefixed(b"cd") * QUEUED, prefixed(b"ef")[:3]):
+        messages.feed(memoryview(piece))
+        assert len(messages.complete) == QUEUED
     found = []
-    while messages.whole:
-        found.append(bytes(messages.whole.popleft()[1]))
-        if not messages.whole:
-            messages.cut()
-    assert found == [b"ab"] * (CUT + 50) + [b"cd"] * CUT
-    assert messages.unready == 3
-    messages.add(memoryview(prefixed(b"ef")[3:]))
-    assert bytes(messages.whole.popleft()[1]) == b"ef"
+    while messages.complete:
+        found.append(bytes(messages.complete.popleft()[1]))
+        if not messages.complete:
+            messages.split()
+    assert found == [b"ab"] * (QUEUED + 50) + [b"cd"] * QUEUED
+    assert messages.incomplete_bytes == 3
+    messages.feed(memoryview(prefixed(b"ef")[3:]))
+    assert bytes(messages.complete.popleft()[1]) == b"ef"
 
 
 def test_what_is_laid_out():
     """Room for a message grows with what has come of it: who says that it is large takes nothing by that."""
-    messages = Messages(2**30)
-    messages.add(memoryview(prefixed(bytes(2**20))[: PREFIX + 10]))
-    assert len(messages._content) == LEAST
-    for _ in range(1000):
-        messages.add(memoryview(bytes(1000)))
-        assert len(messages._content) <= AHEAD * messages._have + LEAST
+    messages = MessageReader(2**30)
+    messages.feed(memoryview(prefixed(bytes(2**20))[: PREFIX + 10]))
+    assert messages.reserved_bytes == LEAST_ROOM
+    for received in range(1010, 1_000_011, 1000):
+        messages.feed(memoryview(bytes(1000)))
+        assert messages.reserved_bytes <= GROWTH * received + LEAST_ROOM
     messages.drop()
-    assert messages.unready == 0
+    assert messages.incomplete_bytes == 0
 
 
 @pytest.mark.parametrize(
     ("sent", "error", "says"),
     [
-        (b"\2\0\0\0\1x", InvalidRequest, "no message of gRPC"),
-        (prefixed(bytes(MOST + 1)), TooLarge, f"{MOST + 1} bytes"),
+        (b"\2\0\0\0\1x", InvalidMessage, "no message of gRPC"),
+        (prefixed(bytes(MOST + 1)), MessageTooLarge, f"{MOST + 1} bytes"),
     ],
 )
 @pytest.mark.parametrize("size", [1, 3, 10**6])
 def test_what_is_no_message(sent, error, says, size):
     """A prefix that no message has is refused when it is there, and what came before it stays."""
-    messages = Messages(MOST)
+    messages = MessageReader(MOST)
     content = prefixed(b"good") + sent
 
     def add():
         for begin in range(0, len(content), size):
-            messages.add(memoryview(content[begin : begin + size]))
+            messages.feed(memoryview(content[begin : begin + size]))
 
     with pytest.raises(error, match=says):
         add()
-    assert [bytes(each) for _, each in messages.whole] == [b"good"]
+    assert [bytes(each) for _, each in messages.complete] == [b"good"]

@@ -197,7 +197,7 @@ class MessageStream:
     """A stream's ends in memory: what it brings, and what it was sent."""
 
     def __init__(self, messages):
-        self.rpc = self
+        self.call = self
         self.sent = []
         self._messages = iter(messages)
 
@@ -205,9 +205,9 @@ class MessageStream:
         found = next(self._messages, None)
         return None if found is None else (found, found.ByteSize())
 
-    def send(self, content, is_gone):
+    def write(self, content, on_sent):
         self.sent.append(content)
-        is_gone()
+        on_sent()
 
 
 @pytest.mark.parametrize("in_order", [True, False])
@@ -226,14 +226,14 @@ def test_nothing_stays_counted(size, in_order):
 
     async def held():
         stream = MessageStream(message(id_, np.ones((1, 8), np.float32)) for id_ in "abc")
-        conversation = StreamSession(stream, StreamProtocol(submit, None, in_order), CallContext("test"), Observer())
-        holding = asyncio.create_task(conversation.hold())
+        session = StreamSession(stream, StreamProtocol(submit, None, in_order), CallContext("test"), Observer())
+        holding = asyncio.create_task(session.run())
         await all_asked.wait()
         for i, place in enumerate((1, 0, 2)):
             asked[place].set_result(SimpleNamespace(size=size))
             assert len(stream.sent) == ([0, 2, 3] if in_order else [1, 2, 3])[i]
         await holding
-        assert (conversation._count, conversation._size, conversation._answer_size) == (0, 0, 0)
+        assert (session._count, session._size, session._answer_size) == (0, 0, 0)
         return b"".join(stream.sent)
 
     assert asyncio.run(held()) == (b"abc" if in_order else b"bac")

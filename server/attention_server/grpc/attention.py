@@ -1,4 +1,4 @@
-"""attention.v1.AttentionService: translate, call, translate."""
+"""attention.v1.AttentionService: parse a message, call the service, serialize the response."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from attention_server.codecs.errors import to_status
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import InvalidRequest
-from attention_server.grpc.exchange import answered
+from attention_server.grpc.exchange import result_of
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
@@ -19,64 +19,64 @@ from attention_server.service.service import Service
 
 
 class AttentionServicer:
-    """Answers attention.v1 from the core."""
+    """The servicer of attention.v1."""
 
-    def __init__(self, service: Service, conversations: StreamSessions, offloader: Offloader) -> None:
+    def __init__(self, service: Service, sessions: StreamSessions, offloader: Offloader) -> None:
         self._service = service
-        self._conversations = conversations
+        self._sessions = sessions
         self._offloader = offloader
-        self._dialect = StreamProtocol(self._submit, _refuse, in_order=False)
+        self._stream_protocol = StreamProtocol(self._submit, _refuse, in_order=False)
 
-    async def Attend(self, message: pb.AttendRequest, call: CallContext) -> bytes:
-        response = await answered(await self._begin(message, call), call)
+    async def Attend(self, message: pb.AttendRequest, context: CallContext) -> bytes:
+        response = await result_of(await self._begin(message, context), context)
         return await self._offloader.to_write(lambda: proto.serialize(response), response.size)
 
-    async def AttendStream(self, stream: MessageStream, call: CallContext) -> None:
-        await self._conversations.hold(stream, self._dialect, call)
+    async def AttendStream(self, stream: MessageStream, context: CallContext) -> None:
+        await self._sessions.run(stream, self._stream_protocol, context)
 
-    def ListModels(self, message: pb.ListModelsRequest, call: CallContext) -> pb.ListModelsResponse:
+    def ListModels(self, message: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=self._service.models())
 
-    def GetModel(self, message: pb.GetModelRequest, call: CallContext) -> pb.Model:
+    def GetModel(self, message: pb.GetModelRequest, context: CallContext) -> pb.Model:
         return self._service.model(message.model, message.version)
 
-    async def CreateMemory(self, message: pb.CreateMemoryRequest, call: CallContext) -> pb.Memory:
+    async def CreateMemory(self, message: pb.CreateMemoryRequest, context: CallContext) -> pb.Memory:
         return await self._offloader.run(
-            lambda: self._memory(self._service.create_memory(proto.to_memory_request(message), call))
+            lambda: self._memory(self._service.create_memory(proto.to_memory_request(message), context))
         )
 
-    def GetMemory(self, message: pb.GetMemoryRequest, call: CallContext) -> pb.Memory:
-        return self._memory(self._service.memory(message.model, message.id, call))
+    def GetMemory(self, message: pb.GetMemoryRequest, context: CallContext) -> pb.Memory:
+        return self._memory(self._service.memory(message.model, message.id, context))
 
-    def ListMemories(self, message: pb.ListMemoriesRequest, call: CallContext) -> pb.ListMemoriesResponse:
-        return pb.ListMemoriesResponse(memories=map(self._memory, self._service.memories(message.model, call)))
+    def ListMemories(self, message: pb.ListMemoriesRequest, context: CallContext) -> pb.ListMemoriesResponse:
+        return pb.ListMemoriesResponse(memories=map(self._memory, self._service.memories(message.model, context)))
 
-    def DeleteMemory(self, message: pb.DeleteMemoryRequest, call: CallContext) -> pb.DeleteMemoryResponse:
-        self._service.delete_memory(message.model, message.id, call)
+    def DeleteMemory(self, message: pb.DeleteMemoryRequest, context: CallContext) -> pb.DeleteMemoryResponse:
+        self._service.delete_memory(message.model, message.id, context)
         return pb.DeleteMemoryResponse()
 
     async def _begin(
-        self, message: pb.AttendRequest, call: CallContext, admitted: Callable[[], None] | None = None
+        self, message: pb.AttendRequest, context: CallContext, admitted: Callable[[], None] | None = None
     ) -> "Future[Response]":
         service, offloader = self._service, self._offloader
-        inputs, size = message.inputs, call.record.request_bytes
+        inputs, size = message.inputs, context.record.request_bytes
         text = bool([each for each in inputs if each.text or each.memory_text])
         if offloader.should_offload(size, len(inputs), text=text):
             return await offloader.run(
-                lambda: service.submit(proto.to_request(message, service.limits), call, admitted)
+                lambda: service.submit(proto.to_request(message, service.limits), context, admitted)
             )
         request = proto.to_request(message, service.limits)
-        if offloader.should_offload(size, len(request.inputs)):  # each of them stood for several
-            return await offloader.run(lambda: service.submit(request, call, admitted))
-        return service.submit(request, call, admitted)
+        if offloader.should_offload(size, len(request.inputs)):  # one message may stand for several sequences
+            return await offloader.run(lambda: service.submit(request, context, admitted))
+        return service.submit(request, context, admitted)
 
     async def _submit(
-        self, message: pb.AttendStreamRequest, call: CallContext, admitted: Callable[[], None]
+        self, message: pb.AttendStreamRequest, context: CallContext, admitted: Callable[[], None]
     ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
         id_ = message.id
-        return await self._begin(message.request, call, admitted), lambda response: proto.serialize_streamed(
+        return await self._begin(message.request, context, admitted), lambda response: proto.serialize_streamed(
             response, id_
         )
 
@@ -84,5 +84,5 @@ class AttentionServicer:
         return proto.from_memory(memory, self._service.seconds_left(memory))
 
 
-def _refuse(id_: str, error: Exception, call: CallContext) -> bytes:
-    return pb.AttendStreamResponse(id=id_, error=to_status(error, call.request_id)).SerializeToString()
+def _refuse(id_: str, error: Exception, context: CallContext) -> bytes:
+    return pb.AttendStreamResponse(id=id_, error=to_status(error, context.request_id)).SerializeToString()

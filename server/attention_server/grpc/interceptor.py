@@ -1,7 +1,6 @@
-"""What every call passes before its method: who watches it, whose it is, and whether there is room for it.
+"""The interceptor that every call passes before its method: observation, authentication, admission.
 
-A call that is refused for its credentials, or where more is asked for than can be computed, is refused before any of
-its messages is read.
+A call that is refused for its credentials, or in overload, is refused before any of its messages is read.
 """
 
 import asyncio
@@ -16,20 +15,19 @@ from google.protobuf.message import Message
 from attention_server.auth.callers import OPEN, Caller, Callers
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
-from attention_server.errors import TooLarge, Unimplemented
-from attention_server.grpc.exchange import OK, call_of, fail, told
+from attention_server.errors import InvalidRequest, Unimplemented
+from attention_server.grpc.call import Buffer, GrpcCall
+from attention_server.grpc.exchange import fail, make_context, trailers_of
 from attention_server.grpc.offload import Offloader
-from attention_server.http2.call import FAULT, Call
-from attention_server.http2.nghttp2 import HEAD_BYTES, HEADERS_COUNT, Buffer
 from attention_server.scheduling.admission import Permit
 from attention_server.service.service import Service
 from attention_server.telemetry.observer import Observer
 
-CONTENT_TYPES = (b"application/grpc", b"application/grpc+proto")
-OPEN_BYTES = 4096  # of a message from whoever it may be
-log = structlog.get_logger()
+OPEN_BYTES = 4096  # of a message to a method that needs no credentials
+OBSERVED_HEADERS = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
+INTERNAL, INTERNAL_ERROR = 13, "internal error"
 
-LOOKED_AT = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,50 +36,57 @@ class Method:
 
     Attributes:
         name: of the RPC.
-        kind: of its requests.
-        answer: a message and its call -> what answers it, a message or its bytes, now or when it is awaited; where it
-            converses, a stream and its call -> all is said.
-        converses: it answers with a stream.
-        computes: it is refused before it is read while more is asked for than can be computed.
+        request_type: of its request messages.
+        handler: of a request message and its context; returns the response message or its bytes, or an awaitable of
+            either. Of a streaming method: of a `MessageStream` and the context; it has sent everything when it returns.
+        is_streaming: it answers with a stream.
+        computes: in overload it is refused before its request is read.
     """
 
     name: str
-    kind: type[Message]
-    answer: Callable[[Any, CallContext], Any]
-    converses: bool = False
+    request_type: type[Message]
+    handler: Callable[[Any, CallContext], Any]
+    is_streaming: bool = False
     computes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MessageStream:
-    """A stream, and what its bytes are."""
+    """The request messages of a streaming call, parsed.
 
-    rpc: Call
-    kind: type[Message]
+    Attributes:
+        call: the call, to which responses are written.
+        request_type: of its messages.
+        offloader: parses large ones in a thread.
+    """
+
+    call: GrpcCall
+    request_type: type[Message]
     offloader: Offloader
 
     async def next(self) -> tuple[Any, int] | None:
-        """Return the next message and how many bytes it has; None behind the last.
+        """Return the next message and its bytes; None behind the last.
 
         Raises:
-            AttentionServiceError: as `Call.next`; InvalidRequest for bytes that are no message.
+            InvalidRequest: the bytes are no message of the type.
+            Exception: as `GrpcCall.read`.
         """
-        content = await self.rpc.next()
-        return None if content is None else (await self.offloader.message(self.kind, content), len(content))
+        content = await self.call.read()
+        return None if content is None else (await self.offloader.message(self.request_type, content), len(content))
 
     async def one(self) -> Any:
-        """Return the only message, where just the answers are a stream. Raises as `next`."""
-        return await self.offloader.message(self.kind, await self.rpc.message())
+        """Return the only message, where only the responses are a stream. Raises as `next`."""
+        return await self.offloader.message(self.request_type, await read_one(self.call))
 
 
 class Interceptor:
-    """Lets callers through who are known; those who ask for health need not be.
+    """Authenticates, admits and observes calls, and runs their methods.
 
     Args:
-        callers: who is known.
-        service: the core, whose observer watches the calls.
+        callers: who may call; health needs no credentials.
+        service: the core.
         methods: by their paths.
-        heavy: reads messages.
+        offloader: parses large messages in a thread.
     """
 
     def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], offloader: Offloader) -> None:
@@ -90,132 +95,140 @@ class Interceptor:
         self._methods = methods
         self._offloader = offloader
 
-    def arrive(self, rpc: Call, fits: bool) -> None:
-        """Take a call whose head is here: refuse it now, or start to answer it."""
-        method = self._methods.get(rpc.method)
-        kind = rpc.headers.get(b"content-type", b"").partition(b";")[0].strip()
-        if fits and kind not in CONTENT_TYPES:
-            rpc.refuse([(b":status", b"415"), (b"accept", b"application/grpc")])
-        elif fits and rpc.headers.get(b":method") != b"POST":
-            rpc.refuse([(b":status", b"405"), (b"allow", b"POST")])
-        elif fits and method and rpc.method in OPEN:
-            rpc.allow(OPEN_BYTES)
-            rpc.start(self._answer_anyone(rpc, method))
-        elif fits and method and method.computes and self._service.admission.is_closed:
-            self._arrive_in_overload(rpc, method)
+    def on_call(self, call: GrpcCall) -> None:
+        """Take a call whose headers have arrived: refuse it at once, or start to answer it."""
+        method = self._methods.get(call.method) if call.headers_error is None else None
+        if method and call.method in OPEN:
+            call.limit_message(OPEN_BYTES)
+            call.start(self._answer_open(call, method))
+        elif method and method.computes and self._service.admission.is_closed:
+            self._on_call_in_overload(call, method)
         else:
-            rpc.start(self._answer(rpc, method, fits=fits))
+            call.start(self._answer(call, method))
 
-    async def _answer_anyone(self, rpc: Call, method: Method) -> None:
-        """Answer what needs no credentials, and is not counted."""
-        record = RequestRecord(request_id=request_id(_headers(rpc).get(REQUEST_ID)))
+    async def _answer_open(self, call: GrpcCall, method: Method) -> None:
+        """Answer a method that needs no credentials, and is not observed."""
+        record = RequestRecord(request_id=request_id(_observed_headers(call).get(REQUEST_ID)))
         try:
-            await self._serve(rpc, method, CallContext(record.request_id, record=record))
+            await self._run(call, method, CallContext(record.request_id, record=record))
         except asyncio.CancelledError:
-            fail(rpc, record, rpc.why())
-        except Exception as error:  # noqa: BLE001 # it is told, or logged
-            fail(rpc, record, error)
+            fail(call, record, call.stop_reason())
+        except Exception as error:  # noqa: BLE001 # the caller is told, or it is logged
+            fail(call, record, error)
 
-    async def _answer(self, rpc: Call, method: Method | None, *, fits: bool) -> None:
-        with _Visit(self._service.observer, rpc, method) as visit:
-            if not fits:
-                raise TooLarge(f"the metadata is over {HEAD_BYTES} bytes, or has more than {HEADERS_COUNT} names")
-            caller = self._callers.identify(_text(rpc.headers.get(b"authorization")))
-            call = visit.enter(caller)
+    async def _answer(self, call: GrpcCall, method: Method | None) -> None:
+        with _Observation(self._service.observer, call, method) as observation:
+            if call.headers_error is not None:
+                raise call.headers_error
+            caller = self._callers.identify(_text(call.headers.get(b"authorization")))
+            context = observation.enter(caller)
             if method is None:
-                raise Unimplemented(f"there is no method {rpc.method[:256]}")
+                raise Unimplemented(f"there is no method {call.method[:256]}")
             if method.computes:
-                await self._compute(rpc, method, call)
+                await self._compute(call, method, context)
             else:
-                await self._serve(rpc, method, call)
+                await self._run(call, method, context)
 
-    def _arrive_in_overload(self, rpc: Call, method: Method) -> None:
-        """Take a call if there is a place for it; else refuse it now, before anything of its message is kept."""
-        visit = _Visit(self._service.observer, rpc, method)
+    def _on_call_in_overload(self, call: GrpcCall, method: Method) -> None:
+        """Take a call if there is a permit for it; otherwise refuse it now, before its message is received."""
+        observation = _Observation(self._service.observer, call, method)
         try:
-            call = visit.enter(self._callers.identify(_text(rpc.headers.get(b"authorization"))))
-            permit = self._service.admission.permit(call.caller)
-            permit.__enter__()  # for as long as its task runs
-        except Exception as error:  # noqa: BLE001 # it is told, or logged
-            self._refuse(visit, rpc, error)
+            context = observation.enter(self._callers.identify(_text(call.headers.get(b"authorization"))))
+            permit = self._service.admission.permit(context.caller)
+            permit.__enter__()  # left by `_answer_admitted`
+        except Exception as error:  # noqa: BLE001 # the caller is told, or it is logged
+            self._refuse(observation, call, error)
         else:
-            rpc.start(self._answer_in_place(visit, permit, rpc, method, call))
+            call.start(self._answer_admitted(observation, permit, call, method, context))
 
-    def _refuse(self, visit: "_Visit", rpc: Call, error: Exception) -> None:
-        """End a call that has no task; a fault on the way is its own, and not its connection's."""
+    def _refuse(self, observation: "_Observation", call: GrpcCall, error: Exception) -> None:
+        """End a call that has no task; a fault on the way ends the call alone, and not its connection."""
         try:
-            visit.__exit__(type(error), error, None)
+            observation.__exit__(type(error), error, None)
         except Exception:
             log.exception("a call could not be refused, for a fault of ours")
-            rpc.finish(FAULT)
+            call.fail(INTERNAL, INTERNAL_ERROR)
         finally:
-            rpc.left()
+            call.done()
 
-    async def _answer_in_place(
-        self, visit: "_Visit", permit: Permit, rpc: Call, method: Method, call: CallContext
+    async def _answer_admitted(
+        self, observation: "_Observation", permit: Permit, call: GrpcCall, method: Method, context: CallContext
     ) -> None:
-        with visit:
+        with observation:
             try:
-                await self._reply(rpc, method, call, await rpc.message())
+                await self._reply(call, method, context, await read_one(call))
             finally:
                 permit.__exit__(None, None, None)
 
-    async def _compute(self, rpc: Call, method: Method, call: CallContext) -> None:
-        content = await rpc.message()
-        with self._service.admission.permit(call.caller):
-            await self._reply(rpc, method, call, content)
+    async def _compute(self, call: GrpcCall, method: Method, context: CallContext) -> None:
+        content = await read_one(call)
+        with self._service.admission.permit(context.caller):
+            await self._reply(call, method, context, content)
 
-    async def _serve(self, rpc: Call, method: Method, call: CallContext) -> None:
-        if method.converses:
-            await method.answer(MessageStream(rpc, method.kind, self._offloader), call)
-            rpc.finish([OK, *told(call.record)])
+    async def _run(self, call: GrpcCall, method: Method, context: CallContext) -> None:
+        if method.is_streaming:
+            await method.handler(MessageStream(call, method.request_type, self._offloader), context)
+            call.finish(trailers_of(context.record))
         else:
-            await self._reply(rpc, method, call, await rpc.message())
+            await self._reply(call, method, context, await read_one(call))
 
-    async def _reply(self, rpc: Call, method: Method, call: CallContext, content: Buffer) -> None:
-        record = call.record
+    async def _reply(self, call: GrpcCall, method: Method, context: CallContext, content: Buffer) -> None:
+        record = context.record
         record.request_bytes = len(content)
-        found = method.answer(await self._offloader.message(method.kind, content), call)
+        found = method.handler(await self._offloader.message(method.request_type, content), context)
         if not isinstance(found, bytes | Message):
             found = await found
         answer = found if isinstance(found, bytes) else found.SerializeToString()
         record.mark_written(len(answer))
-        rpc.finish([OK, *told(record)], answer)
+        call.finish(trailers_of(record), answer)
 
 
-class _Visit:
-    """One call, watched from its way in to its end; what is raised meanwhile becomes its status.
+async def read_one(call: GrpcCall) -> Buffer:
+    """Return the message of a call that has one.
+
+    Raises:
+        InvalidRequest: there is none.
+        Exception: as `GrpcCall.read`.
+    """
+    content = await call.read()
+    if content is None:
+        raise InvalidRequest("the method takes one message")
+    return content
+
+
+class _Observation:
+    """The observation of one call, from its headers to its end; an error raised within becomes the call's status.
 
     Args:
-        observer: watches it.
-        rpc: it.
-        method: what it asks for; None where there is no such method.
+        observer: of the service.
+        call: the call.
+        method: its method; None where there is no such method.
     """
 
-    __slots__ = ("_observer", "_record", "_rpc")
+    __slots__ = ("_call", "_observer", "_record")
 
-    def __init__(self, observer: Observer, rpc: Call, method: Method | None) -> None:
+    def __init__(self, observer: Observer, call: GrpcCall, method: Method | None) -> None:
         self._observer = observer
-        self._rpc = rpc
+        self._call = call
         self._record = observer.begin(
             "grpc",
             method.name if method else "",
-            _headers(rpc),
-            is_stream=method is not None and method.converses,
-            caller=rpc.certificate or rpc.host,
+            _observed_headers(call),
+            is_stream=method is not None and method.is_streaming,
+            caller=call.certificate or call.host,
         )
 
     def enter(self, caller: Caller) -> CallContext:
-        """Let a caller in.
+        """Count the call as its caller's, and return its context.
 
         Raises:
-            LimitReached: they have as much here as they may.
+            LimitReached: the caller has as many calls as it may.
         """
         self._record.caller = caller.name or self._record.caller
         leave = caller.enter()
         if leave:
-            self._rpc.on_leaving(leave)
-        return call_of(self._rpc, caller, self._record)
+            self._call.add_done_callback(leave)
+        return make_context(self._call, caller, self._record)
 
     def __enter__(self) -> Self:
         return self
@@ -225,18 +238,18 @@ class _Visit:
     ) -> bool:
         try:
             if isinstance(error, asyncio.CancelledError):
-                error = self._rpc.why()
+                error = self._call.stop_reason()
             if isinstance(error, Exception):
-                fail(self._rpc, self._record, error)
+                fail(self._call, self._record, error)
         finally:
             self._observer.end(self._record)
         return isinstance(error, Exception)
 
 
-def _headers(rpc: Call) -> dict[str, str]:
-    """Return the headers that who watches a call looks at."""
-    sent = rpc.headers
-    return {text: sent[name].decode("latin-1") for name, text in LOOKED_AT.items() if name in sent}
+def _observed_headers(call: GrpcCall) -> dict[str, str]:
+    """Return the headers that the observer reads."""
+    sent = call.headers
+    return {text: sent[name].decode("latin-1") for name, text in OBSERVED_HEADERS.items() if name in sent}
 
 
 def _text(value: bytes | None) -> str | None:

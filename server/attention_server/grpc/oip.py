@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService, the Open Inference Protocol: translate, call, translate."""
+"""inference.GRPCInferenceService, the Open Inference Protocol: parse a message, call the service, serialize."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from attention_server.codecs.url import to_version
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import NotFound, Unimplemented
-from attention_server.grpc.exchange import answered
+from attention_server.grpc.exchange import result_of
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
@@ -25,71 +25,71 @@ from attention_server.service.service import Service
 
 
 class InferenceServicer:
-    """Answers the Open Inference Protocol from the core."""
+    """The servicer of the Open Inference Protocol."""
 
     def __init__(
-        self, service: Service, conversations: StreamSessions, offloader: Offloader, ready: Callable[[], bool]
+        self, service: Service, sessions: StreamSessions, offloader: Offloader, ready: Callable[[], bool]
     ) -> None:
         self._service = service
         self._offloader = offloader
         self._ready = ready
-        self._conversations = conversations
-        self._dialect = StreamProtocol(self._submit, _refuse, in_order=True)
+        self._sessions = sessions
+        self._stream_protocol = StreamProtocol(self._submit, _refuse, in_order=True)
 
-    def ServerLive(self, message: pb.ServerLiveRequest, call: CallContext) -> pb.ServerLiveResponse:
+    def ServerLive(self, message: pb.ServerLiveRequest, context: CallContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, message: pb.ServerReadyRequest, call: CallContext) -> pb.ServerReadyResponse:
+    def ServerReady(self, message: pb.ServerReadyRequest, context: CallContext) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._ready())
 
-    def ModelReady(self, message: pb.ModelReadyRequest, call: CallContext) -> pb.ModelReadyResponse:
+    def ModelReady(self, message: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
         try:
             return pb.ModelReadyResponse(ready=self._service.is_ready(message.name, _version(message.version)))
-        except NotFound:  # the protocol asks whether it answers, not whether it is there
+        except NotFound:  # the protocol has no error for a missing model
             return pb.ModelReadyResponse(ready=False)
 
-    def ServerMetadata(self, message: pb.ServerMetadataRequest, call: CallContext) -> pb.ServerMetadataResponse:
+    def ServerMetadata(self, message: pb.ServerMetadataRequest, context: CallContext) -> pb.ServerMetadataResponse:
         return ParseDict(oip_models.server(), pb.ServerMetadataResponse())
 
-    def ModelMetadata(self, message: pb.ModelMetadataRequest, call: CallContext) -> pb.ModelMetadataResponse:
+    def ModelMetadata(self, message: pb.ModelMetadataRequest, context: CallContext) -> pb.ModelMetadataResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict(oip_models.metadata(model), pb.ModelMetadataResponse())
 
-    def ModelConfig(self, message: pb.ModelConfigRequest, call: CallContext) -> pb.ModelConfigResponse:
+    def ModelConfig(self, message: pb.ModelConfigRequest, context: CallContext) -> pb.ModelConfigResponse:
         model = self._service.model(message.name, _version(message.version))
         return ParseDict({"config": oip_models.config(model)}, pb.ModelConfigResponse())
 
-    async def ModelInfer(self, message: pb.ModelInferRequest, call: CallContext) -> bytes:
-        future, answer = await self._begin(message, call, None)
-        response = await answered(future, call)
+    async def ModelInfer(self, message: pb.ModelInferRequest, context: CallContext) -> bytes:
+        future, answer = await self._begin(message, context, None)
+        response = await result_of(future, context)
         return await self._offloader.to_write(lambda: oip_proto.serialize(answer(response)), response.size)
 
-    async def ModelStreamInfer(self, stream: MessageStream, call: CallContext) -> None:
-        await self._conversations.hold(stream, self._dialect, call)
+    async def ModelStreamInfer(self, stream: MessageStream, context: CallContext) -> None:
+        await self._sessions.run(stream, self._stream_protocol, context)
 
-    def RepositoryIndex(self, message: pb.RepositoryIndexRequest, call: CallContext) -> pb.RepositoryIndexResponse:
+    def RepositoryIndex(self, message: pb.RepositoryIndexRequest, context: CallContext) -> pb.RepositoryIndexResponse:
         models = oip_models.index(self._service.index(), ready=message.ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(
-        self, message: pb.RepositoryModelLoadRequest, call: CallContext
+        self, message: pb.RepositoryModelLoadRequest, context: CallContext
     ) -> pb.RepositoryModelLoadResponse:
         oip_models.check_load(message.parameters)
-        await self._offloader.run(lambda: self._service.load_model(message.model_name, call))
+        await self._offloader.run(lambda: self._service.load_model(message.model_name, context))
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
-        self, message: pb.RepositoryModelUnloadRequest, call: CallContext
+        self, message: pb.RepositoryModelUnloadRequest, context: CallContext
     ) -> pb.RepositoryModelUnloadResponse:
         oip_models.check_unload(message.parameters)
-        await self._offloader.run(lambda: self._service.unload_model(message.model_name, call))
+        await self._offloader.run(lambda: self._service.unload_model(message.model_name, context))
         return pb.RepositoryModelUnloadResponse()
 
-    def ModelStatistics(self, message: pb.ModelStatisticsRequest, call: CallContext) -> pb.ModelStatisticsResponse:
+    def ModelStatistics(self, message: pb.ModelStatisticsRequest, context: CallContext) -> pb.ModelStatisticsResponse:
         found = self._service.statistics(message.name, _version(message.version))
         return ParseDict(oip_models.statistics(found), pb.ModelStatisticsResponse())
 
-    def _refuse_all(self, message: object, call: CallContext) -> None:
+    def _refuse_all(self, message: object, context: CallContext) -> None:
         raise Unimplemented(oip_models.NOT_OFFERED)
 
     SystemSharedMemoryStatus = SystemSharedMemoryRegister = SystemSharedMemoryUnregister = _refuse_all
@@ -97,31 +97,31 @@ class InferenceServicer:
     TraceSetting = LogSettings = _refuse_all
 
     async def _submit(
-        self, message: pb.ModelInferRequest, call: CallContext, admitted: Callable[[], None]
+        self, message: pb.ModelInferRequest, context: CallContext, admitted: Callable[[], None]
     ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
-        future, answer = await self._begin(message, call, admitted)
+        future, answer = await self._begin(message, context, admitted)
         return future, lambda response: oip_proto.serialize_streamed(answer(response))
 
     async def _begin(
-        self, message: pb.ModelInferRequest, call: CallContext, admitted: Callable[[], None] | None
+        self, message: pb.ModelInferRequest, context: CallContext, admitted: Callable[[], None] | None
     ) -> tuple["Future[Response]", Callable[[Response], InferResponse]]:
         limits = self._service.limits
 
         def begin() -> "tuple[Future[Response], Callable[[Response], InferResponse]]":
             infer = oip_proto.to_infer(message)
             request = mapping.to_domain(infer, limits)
-            call.shorten_deadline(rules.timeout(infer.parameters))
+            context.shorten_deadline(rules.timeout(infer.parameters))
             with rules.protocol_field_names(infer):
-                future = self._service.submit(request, call, admitted)
+                future = self._service.submit(request, context, admitted)
             return future, functools.partial(mapping.from_domain, infer=infer, limits=limits)
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
         text = any(each.datatype == BYTES for each in message.inputs)
-        should_offload = self._offloader.should_offload(call.record.request_bytes, sequences, text=text)
+        should_offload = self._offloader.should_offload(context.record.request_bytes, sequences, text=text)
         return await self._offloader.run(begin) if should_offload else begin()
 
 
-def _refuse(id_: str, error: Exception, call: CallContext) -> bytes:  # noqa: ARG001 # it has no place for its id
+def _refuse(id_: str, error: Exception, context: CallContext) -> bytes:  # noqa: ARG001 # the message has no field for the id of the request
     refused = pb.ModelStreamInferResponse(error_message=message_of(error), infer_response=pb.ModelInferResponse(id=id_))
     return refused.SerializeToString()
 

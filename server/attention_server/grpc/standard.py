@@ -11,35 +11,40 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from attention_server.domain.call import CallContext
 from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
+from attention_server.grpc.call import GrpcCall
 from attention_server.grpc.interceptor import MessageStream
-from attention_server.http2.call import Call
 
 WATCHES = 256  # of health at once, which need no credentials
-REFLECTIONS = 8  # at once
-REFLECTION_SECONDS = 60.0  # after which one is ended, for idle ones would keep others out
+REFLECTIONS = 8  # streams at once
+REFLECTION_SECONDS = 60.0  # of one stream, since idle ones would block the others
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class Places:
-    """A number of places, for streams that stay."""
+class StreamSlots:
+    """A number of slots for long-lived streams.
 
-    def __init__(self, count: int, what: str) -> None:
+    Args:
+        count: of slots.
+        kind: of the streams, for the error.
+    """
+
+    def __init__(self, count: int, kind: str) -> None:
         self._count = count
-        self._what = what
+        self._kind = kind
         self._taken = 0
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Have a place meanwhile.
+    def hold(self) -> Iterator[None]:
+        """Hold a slot.
 
         Raises:
             Unavailable: none is free.
         """
         if self._taken >= self._count:
-            raise Unavailable(f"{self._count} {self._what} are open, as many as may be")
+            raise Unavailable(f"{self._count} {self._kind} are open, as many as may be")
         self._taken += 1
         try:
             yield
@@ -48,85 +53,89 @@ class Places:
 
 
 class Health:
-    """grpc.health.v1."""
+    """The servicer of grpc.health.v1."""
 
     def __init__(self) -> None:
-        self._places = Places(WATCHES, "watches of health")
+        self._slots = StreamSlots(WATCHES, "watches of health")
         self._statuses: dict[str, int] = {}
-        self._changed: set[asyncio.Event] = set()  # of those who watch
+        self._changed: set[asyncio.Event] = set()  # one of each watch
         self._ended = False
 
     def set(self, service: str, status: int) -> None:
-        """Say how a service is, to those who watch it too."""
+        """Set a service's status, and tell its watches."""
         self._statuses[service] = status
-        self._tell()
+        self._wake_watches()
 
     def end(self) -> None:
-        """Watch no more: the server stops."""
+        """End all watches: the server stops."""
         self._ended = True
-        self._tell()
+        self._wake_watches()
 
-    def Check(self, message: HealthCheckRequest, call: CallContext) -> HealthCheckResponse:
+    def Check(self, message: HealthCheckRequest, context: CallContext) -> HealthCheckResponse:
         status = self._statuses.get(message.service)
         if status is None:
             raise NotFound(f"there is no service {message.service[:256]!r}")
         return HealthCheckResponse(status=status)
 
-    def List(self, message: Any, call: CallContext) -> Any:
+    def List(self, message: Any, context: CallContext) -> Any:
         statuses = {name: HealthCheckResponse(status=status) for name, status in self._statuses.items()}
         return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined] # newer than its types
 
-    async def Watch(self, stream: MessageStream, call: CallContext) -> None:
-        found = await stream.one()
+    async def Watch(self, stream: MessageStream, context: CallContext) -> None:
+        request = await stream.one()
         changed = asyncio.Event()
-        with self._places.taken():
+        with self._slots.hold():
             self._changed.add(changed)
             try:
-                told = None
+                last = None
                 while not self._ended:
-                    status = self._statuses.get(found.service, SERVICE_UNKNOWN)
-                    if status != told:
-                        stream.rpc.send(HealthCheckResponse(status=status).SerializeToString())
-                        told = status
+                    status = self._statuses.get(request.service, SERVICE_UNKNOWN)
+                    if status != last:
+                        stream.call.write(HealthCheckResponse(status=status).SerializeToString())
+                        last = status
                     await changed.wait()
                     changed.clear()
             finally:
                 self._changed.discard(changed)
         raise Stopping("the server is stopping")
 
-    def _tell(self) -> None:
+    def _wake_watches(self) -> None:
         for changed in self._changed:
             changed.set()
 
 
 class Reflection:
-    """grpc.reflection.v1alpha: what gRPC's own servicer answers."""
+    """The servicer of grpc.reflection.v1alpha; gRPC's own computes the answers.
+
+    Args:
+        services: names of the services to be listed.
+    """
 
     def __init__(self, services: list[str]) -> None:
-        self._places = Places(REFLECTIONS, "streams of reflection")
+        self._slots = StreamSlots(REFLECTIONS, "streams of reflection")
         self._services = services
-        self._open: set[Call] = set()
+        self._open: set[GrpcCall] = set()
 
     @cached_property
     def _servicer(self) -> Any:
-        from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 # it brings all of gRPC, for who asks alone
+        from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 # imports all of gRPC, for this use alone
 
         return reflection.ReflectionServicer(self._services)
 
     def end(self) -> None:
         """End the streams: the server stops."""
-        for rpc in list(self._open):
-            rpc.stop(Stopping("the server is stopping"))
+        for call in list(self._open):
+            call.stop(Stopping("the server is stopping"))
 
-    async def ServerReflectionInfo(self, stream: MessageStream, call: CallContext) -> None:
-        with self._places.taken():
-            self._open.add(stream.rpc)
+    async def ServerReflectionInfo(self, stream: MessageStream, context: CallContext) -> None:
+        with self._slots.hold():
+            self._open.add(stream.call)
             try:
                 async with asyncio.timeout(REFLECTION_SECONDS):
                     while (found := await stream.next()) is not None:
                         for answer in self._servicer.ServerReflectionInfo(iter([found[0]]), None):
-                            stream.rpc.send(answer.SerializeToString())
+                            stream.call.write(answer.SerializeToString())
             except TimeoutError as error:
                 raise Cancelled(f"a stream of reflection ends after {REFLECTION_SECONDS:g} s") from error
             finally:
-                self._open.discard(stream.rpc)
+                self._open.discard(stream.call)

@@ -1,7 +1,7 @@
-"""Streams of either protocol: requests are taken as they come, and answers go out as they are ready, or in order.
+"""Bidirectional streams of both protocols: requests are computed concurrently, answers go out as they are ready.
 
-All of it happens on the loop. A caller who does not read fills the windows of what is in flight, and then nothing more
-of theirs is read: that is the flow control.
+All of it happens on the loop. A caller that does not read fills the bounds of a session, and is then not read either:
+that is the flow control.
 """
 
 import asyncio
@@ -16,31 +16,31 @@ from attention_server.codecs.errors import note
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
-from attention_server.grpc.exchange import poster
+from attention_server.grpc.exchange import make_poster
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.scheduling.future import Future
 from attention_server.telemetry.observer import Observer
 
-STREAMS = 64  # at once
+STREAMS = 64  # open at once
 IN_FLIGHT = 32  # requests of one stream
 IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of its requests
-ANSWER_BYTES = 16 * 1024 * 1024  # of its answers that are not sent yet; how large the next will be, the last one tells
+ANSWER_BYTES = 16 * 1024 * 1024  # of its unsent answers; the size of the next is predicted by that of the last
 
 log = structlog.get_logger()
 
-Write = Callable[[Response], bytes]
-Submit = Callable[[Any, CallContext, Callable[[], None]], Awaitable[tuple["Future[Response]", Write]]]
+Serialize = Callable[[Response], bytes]
+Submit = Callable[[Any, CallContext, Callable[[], None]], Awaitable[tuple["Future[Response]", Serialize]]]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamProtocol:
-    """How a protocol speaks on a stream.
+    """The messages of a streaming method.
 
     Attributes:
-        submit: takes a message, its call, and what is told when it is let in, and hands its request to the core;
-            returns what will hold the response, and what then writes it.
-        refuse: writes that a request, by its id, has no answer.
-        in_order: whether answers go out in the order of their requests; otherwise as they are ready.
+        submit: hands a message's request to the core; takes the message, its context and a callback for when it is
+            admitted; returns the future of its response, and what serializes the response.
+        refuse: serializes the error of a request, by its id.
+        in_order: answers go out in the order of their requests, and not as they are ready.
     """
 
     submit: Submit
@@ -50,30 +50,30 @@ class StreamProtocol:
 
 @dataclass(slots=True, eq=False)
 class StreamItem:
-    """One request of a stream, until its answer is on its way.
+    """One request of a stream, until its answer is sent.
 
     Attributes:
         id: the caller's.
-        call: its own, within the stream's.
-        size: its bytes.
-        answer_size: its answer's; expected ones, until there is one.
-        write: writes the response; None for a request that was refused.
-        outcome: holds the response, or the error, when it is settled.
+        context: its own, within the stream's.
+        size: bytes of the request.
+        answer_size: bytes of the answer; predicted until it is there.
+        serialize: the response; None for a request that was refused.
+        outcome: the settled future of the response.
     """
 
     id: str
-    call: CallContext
+    context: CallContext
     size: int
     answer_size: int
-    write: Write | None = None
+    serialize: Serialize | None = None
     outcome: "Future[Response] | None" = field(default=None)
 
 
 class StreamSessions:
-    """The streams that are open.
+    """The open streams of a server.
 
     Args:
-        observer: watches what they bring.
+        observer: observes each request of a stream.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -81,180 +81,182 @@ class StreamSessions:
         self._open: set[StreamSession] = set()
         self._ended = False
 
-    async def hold(self, stream: MessageStream, dialect: StreamProtocol, call: CallContext) -> None:
+    async def run(self, stream: MessageStream, protocol: StreamProtocol, context: CallContext) -> None:
         """Answer a stream.
 
         Raises:
             Full: too many are open.
-            AttentionServiceError: as `StreamSession.hold`.
+            AttentionServiceError: as `StreamSession.run`.
         """
         if self._ended:
             raise Stopping("the server is stopping")
         if len(self._open) >= STREAMS:
             raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
-        conversation = StreamSession(stream, dialect, call, self._observer)
-        self._open.add(conversation)
+        session = StreamSession(stream, protocol, context, self._observer)
+        self._open.add(session)
         try:
-            await conversation.hold()
+            await session.run()
         finally:
-            self._open.discard(conversation)
+            self._open.discard(session)
 
     def end(self) -> None:
-        """Let every stream answer what it has taken, and take no more."""
+        """Let every stream answer what it has received, and receive no more."""
         self._ended = True
-        for conversation in self._open:
-            conversation.end()
+        for session in self._open:
+            session.end()
 
 
 class StreamSession:
-    """One stream.
+    """One open stream.
 
     Args:
-        conversed: what it brings.
-        dialect: how its protocol speaks.
-        call: the stream's: all its requests have its caller and its deadline.
-        observer: watches each.
+        stream: its request messages.
+        protocol: of its method.
+        context: the call's; each request has its caller and its deadline.
+        observer: observes each request.
     """
 
-    def __init__(self, stream: MessageStream, dialect: StreamProtocol, call: CallContext, observer: Observer) -> None:
-        self._conversed = stream
-        self._dialect = dialect
-        self._call = call
+    def __init__(
+        self, stream: MessageStream, protocol: StreamProtocol, context: CallContext, observer: Observer
+    ) -> None:
+        self._stream = stream
+        self._protocol = protocol
+        self._context = context
         self._observer = observer
-        self._post = poster()
+        self._post = make_poster()
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[StreamItem, None] = {}  # in their order, and not on their way yet
-        self._count = 0  # of those whose answers are not on their way
+        self._items: dict[StreamItem, None] = {}  # whose answers are not written, in order of arrival
+        self._count = 0  # of items whose answers are not sent
         self._size = self._answer_size = 0  # bytes of theirs
-        self._expected = ANSWER_BYTES // 8  # of the next answer
-        self._moved: asyncio.Future[None] | None = None  # something was sent
-        self._is_over = False  # nobody reads any more
-        self._taking: asyncio.Task[None] | None = None
+        self._predicted = ANSWER_BYTES // 8  # bytes of the next answer
+        self._progress: asyncio.Future[None] | None = None  # an answer was sent
+        self._is_over = False
+        self._receiver: asyncio.Task[None] | None = None
 
-    async def hold(self) -> None:
-        """Take what comes and answer it, until all is answered.
+    async def run(self) -> None:
+        """Answer requests until the stream has ended and every request is answered.
 
         Raises:
             Cancelled: the caller has gone.
-            Stopping: the server is; what it took is answered.
-            InvalidRequest: what followed is no message; what came before it is answered.
+            Stopping: the server stops; what was received is answered.
+            InvalidRequest: a message could not be parsed; those before it are answered.
         """
-        self._taking = self._loop.create_task(self._take())
+        self._receiver = self._loop.create_task(self._receive())
         try:
-            await asyncio.wait([self._taking])
+            await asyncio.wait([self._receiver])
             while self._count:
-                await self._something()
-            if self._taking.cancelled():
+                await self._wait_for_progress()
+            if self._receiver.cancelled():
                 raise Stopping("the server is stopping")
-            self._taking.result()
+            self._receiver.result()
         finally:
             self._is_over = True
-            if not self._taking.cancel() and not self._taking.cancelled():
-                self._taking.exception()  # seen, where it was not told: its caller has gone
+            if not self._receiver.cancel() and not self._receiver.cancelled():
+                self._receiver.exception()  # marks it as retrieved where the caller has gone
             self._forget()
 
     def end(self) -> None:
-        """Answer what was taken, and take no more."""
-        if self._taking:
-            self._taking.cancel()
+        """Answer what was received, and receive no more."""
+        if self._receiver:
+            self._receiver.cancel()
 
-    async def _take(self) -> None:
-        while (found := await self._conversed.next()) is not None:
+    async def _receive(self) -> None:
+        while (found := await self._stream.next()) is not None:
             message, size = found
             while not self._has_room(size):
-                await self._something()
-            asked = StreamItem(message.id, self._part(message.id, size), size, self._expected)
-            self._enter(asked)
-            await self._submit(message, asked)
-            del message, found, asked  # while the next is waited for, nothing of the last one is kept
+                await self._wait_for_progress()
+            item = StreamItem(message.id, self._item_context(message.id, size), size, self._predicted)
+            self._add(item)
+            await self._submit(message, item)
+            del message, found, item  # not to be held while the next is awaited
 
     def _has_room(self, size: int) -> bool:
-        """Return whether one more fits; what is too large alone may go alone."""
-        fits = self._size + size <= IN_FLIGHT_BYTES and self._answer_size + self._expected <= ANSWER_BYTES
+        """Return whether one more request fits; a request that exceeds the bounds alone may be alone."""
+        fits = self._size + size <= IN_FLIGHT_BYTES and self._answer_size + self._predicted <= ANSWER_BYTES
         return not self._count or (self._count < IN_FLIGHT and fits)
 
-    def _part(self, id_: str, size: int) -> CallContext:
-        return self._call.for_message(self._observer.message(self._call.record, id_, size))
+    def _item_context(self, id_: str, size: int) -> CallContext:
+        return self._context.for_message(self._observer.message(self._context.record, id_, size))
 
-    def _enter(self, asked: StreamItem) -> None:
-        self._asked[asked] = None
+    def _add(self, item: StreamItem) -> None:
+        self._items[item] = None
         self._count += 1
-        self._size += asked.size
-        self._answer_size += asked.answer_size
+        self._size += item.size
+        self._answer_size += item.answer_size
 
-    async def _submit(self, message: Any, asked: StreamItem) -> None:
+    async def _submit(self, message: Any, item: StreamItem) -> None:
         admitted = self._loop.create_future()
-        tell = partial(self._post, partial(_settle, admitted))
+        on_admitted = partial(self._post, partial(_settle, admitted))
         try:
-            future, asked.write = await self._dialect.submit(message, asked.call, tell)
-        except asyncio.CancelledError:  # the server stops: it was taken, and is answered
-            self._refuse(asked, Stopping("the server is stopping"))
+            future, item.serialize = await self._protocol.submit(message, item.context, on_admitted)
+        except asyncio.CancelledError:  # the server stops; what was received is answered
+            self._refuse(item, Stopping("the server is stopping"))
             raise
-        except Exception as error:  # noqa: BLE001 # it is this request's alone: the stream goes on
-            self._refuse(asked, error)
+        except Exception as error:  # noqa: BLE001 # the error of one request; the stream goes on
+            self._refuse(item, error)
             return
-        future.add_done_callback(lambda future: self._post(partial(self._done, asked, future)))
+        future.add_done_callback(lambda future: self._post(partial(self._on_done, item, future)))
         await admitted
 
-    def _refuse(self, asked: StreamItem, error: Exception) -> None:
+    def _refuse(self, item: StreamItem, error: Exception) -> None:
         future: Future[Response] = Future()
         future.set_exception(error)
-        self._done(asked, future)
+        self._on_done(item, future)
 
-    def _done(self, asked: StreamItem, outcome: "Future[Response]") -> None:
-        """Take note of what came of a request, and send what can be sent."""
+    def _on_done(self, item: StreamItem, outcome: "Future[Response]") -> None:
+        """Note a request's outcome, and write the answers that can be written."""
         if self._is_over:
             return
-        asked.outcome = outcome
+        item.outcome = outcome
         failed = outcome.cancelled() or outcome.exception() is not None
         size = 0 if failed else outcome.result().size
-        self._answer_size += size - asked.answer_size
-        asked.answer_size = size
+        self._answer_size += size - item.answer_size
+        item.answer_size = size
         if not failed:
-            self._expected = size
-        if not self._dialect.in_order:
-            self._send(asked)
-        while self._dialect.in_order and self._asked and next(iter(self._asked)).outcome is not None:
-            self._send(next(iter(self._asked)))
+            self._predicted = size
+        if not self._protocol.in_order:
+            self._write(item)
+        while self._protocol.in_order and self._items and next(iter(self._items)).outcome is not None:
+            self._write(next(iter(self._items)))
 
-    def _send(self, asked: StreamItem) -> None:
-        del self._asked[asked]
-        self._conversed.rpc.send(self._written(asked), partial(self._gone, asked.size, asked.answer_size))
+    def _write(self, item: StreamItem) -> None:
+        del self._items[item]
+        self._stream.call.write(self._serialized(item), partial(self._on_sent, item.size, item.answer_size))
 
-    def _gone(self, size: int, answer_size: int) -> None:
-        """Take note that an answer is on its way."""
+    def _on_sent(self, size: int, answer_size: int) -> None:
+        """Note that an answer is on its way."""
         self._count -= 1
         self._size -= size
         self._answer_size -= answer_size
-        if self._moved and not self._moved.done():
-            self._moved.set_result(None)
+        if self._progress and not self._progress.done():
+            self._progress.set_result(None)
 
-    async def _something(self) -> None:
-        """Wait until an answer is on its way."""
-        self._moved = self._loop.create_future()
-        await self._moved
+    async def _wait_for_progress(self) -> None:
+        """Wait until an answer is sent."""
+        self._progress = self._loop.create_future()
+        await self._progress
 
     def _forget(self) -> None:
-        """End the watch of what nobody reads any more, and keep nothing of it."""
-        for asked in self._asked:
-            note(asked.call.record, Cancelled("the caller has gone"))
-            self._observer.end(asked.call.record)
-            asked.outcome = None  # they hold each other
-        self._asked.clear()
+        """End the records of requests whose answers are not wanted any more, and hold nothing of them."""
+        for item in self._items:
+            note(item.context.record, Cancelled("the caller has gone"))
+            self._observer.end(item.context.record)
+            item.outcome = None  # break the reference cycle
+        self._items.clear()
 
-    def _written(self, asked: StreamItem) -> bytes:
-        record, outcome = asked.call.record, asked.outcome
-        asked.outcome = None  # they hold each other
+    def _serialized(self, item: StreamItem) -> bytes:
+        record, outcome = item.context.record, item.outcome
+        item.outcome = None  # break the reference cycle
         try:
             assert outcome is not None
             response = outcome.result()
-            assert asked.write is not None  # or the future would have raised
-            answer = asked.write(response)
+            assert item.serialize is not None  # or the future would have raised
+            answer = item.serialize(response)
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=record.request_id)
             note(record, error)
-            answer = self._dialect.refuse(asked.id, error, asked.call)
+            answer = self._protocol.refuse(item.id, error, item.context)
         record.mark_written(len(answer))
         self._observer.end(record)
         return answer

@@ -1,376 +1,402 @@
-"""One call of gRPC: messages out of a request's bytes, messages and a status into an answer's.
-
-The form is that of `doc/PROTOCOL-HTTP2.md` of gRPC: each message behind a byte that says whether it is compressed, and
-its length; the status in headers behind the body, or, where there is no body, in the only ones.
-"""
+"""One gRPC call: messages are read from the request's bytes; messages and a status are written to the response."""
 
 import asyncio
+import base64
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import structlog
 
-from attention_server.domain.limits import MAX_SECONDS
-from attention_server.errors import (
-    AttentionServiceError,
+from attention_server.http2.callbacks import Buffer
+from attention_server.http2.errors import (
+    BufferFull,
+    CallError,
     Cancelled,
     DeadlineExceeded,
-    Full,
-    InvalidRequest,
-    Stopping,
-    Unimplemented,
+    HeadersTooLarge,
+    InvalidMessage,
+    ServerStopping,
+    UnknownEncoding,
 )
-from attention_server.http2.messages import PREFIX, Messages
-from attention_server.http2.nghttp2 import STREAM_WINDOW, Buffer, Header, Headers, Session
-from attention_server.transport import INFLATED, Threads, inflate
+from attention_server.http2.headers import Header, Headers
+from attention_server.http2.limits import HEADER_BYTES, HEADER_COUNT, STREAM_WINDOW
+from attention_server.http2.messages import PREFIX, MessageReader
+from attention_server.http2.session import Session
 
-OWED = STREAM_WINDOW // 4  # bytes of room that are worth a call: nghttp2 tells a peer of half a window at a time
-SMALL = 4096  # bytes of a message that is rather copied than sent in two pieces
-INFLATING = 2  # messages at once
+CREDIT = STREAM_WINDOW // 4  # bytes of room that are returned at once; nghttp2 tells the peer at half a window
+COPIED = 4096  # a message of at most so many bytes is copied behind its prefix, not sent as a second piece
+INFLATING = 2  # compressed messages at once
+ENCODINGS = ("deflate", "gzip")
+LONGEST = 365 * 86_400.0  # seconds; a longer timeout is none
 TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
-SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-HEAD: tuple[Header, ...] = (
+UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+OK: Header = (b"grpc-status", b"0")
+RESPONSE: tuple[Header, ...] = (
     (b":status", b"200"),
     (b"content-type", b"application/grpc"),
-    (b"grpc-accept-encoding", b"identity, deflate, gzip"),
+    (b"grpc-accept-encoding", ", ".join(("identity", *ENCODINGS)).encode()),
 )
-BEGINNING = Headers(HEAD)
-FAULT = ((b"grpc-status", b"13"), (b"grpc-message", b"internal error"))
+RESPONSE_HEADERS = Headers(RESPONSE)
+INTERNAL, INTERNAL_ERROR = 13, "internal error"
+UNQUOTED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # of `grpc-message`
+
+Inflate = Callable[[bytes, str, int], Awaitable[bytes]]
+"""Inflates a message: its bytes, `gzip` or `deflate`, and the largest result. What it raises, `Call.read` raises."""
 
 log = structlog.get_logger()
 
 
-class Inbound:
-    """Bytes that have come and belong to messages that nobody has taken yet, of all calls together.
+class ReceiveBuffer:
+    """Counts the bytes of messages that are received and not read, over all calls.
 
-    Messages that are on their way have room for up to twice as much; see `messages.AHEAD`.
+    Messages that are being received have room for up to twice as much; see `messages.GROWTH`.
 
     Args:
-        most: how many there may be.
+        max_bytes: that may be held.
 
     Attributes:
-        inflating: held by who makes a compressed message what it was, which may be as large as any.
+        held: bytes that are counted now.
+        inflating: held while a compressed message is inflated, which may become as large as any.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
+    def __init__(self, max_bytes: int) -> None:
+        self.held = 0
         self.inflating = asyncio.Semaphore(INFLATING)
+        self._max_bytes = max_bytes
 
     def add(self, count: int) -> None:
-        """Count bytes that have come.
+        """Count received bytes.
 
         Raises:
-            Full: there are too many; they are not counted.
+            BufferFull: they are too many; they are not counted.
         """
-        if self._held + count > self._most:
-            raise Full("more is being sent at once than can be held")
-        self._held += count
+        if self.held + count > self._max_bytes:
+            raise BufferFull("more is being sent at once than can be held")
+        self.held += count
 
     def remove(self, count: int) -> None:
         """Count bytes no more."""
-        self._held -= count
+        self.held -= count
 
 
-class Line(Protocol):
-    """The connection that a call came by."""
+class CallConnection(Protocol):
+    """What a call needs of its connection."""
 
     session: Session
     host: str
     certificate: str
 
     def flush(self) -> None:
-        """Send what is to be sent."""
+        """Send what the session has to send."""
 
-    def forget(self, rpc: "Call") -> None:
-        """The call's task has ended."""
+    def forget(self, call: "Call") -> None:
+        """Note that the call's task has ended."""
 
 
 class Call:
-    """One call.
+    """One gRPC call.
 
     Args:
-        line: the connection.
+        connection: the connection that it came by.
         stream: its number there.
-        headers: by name, in small letters.
-        max_message_bytes: the largest message, as it is sent and as it is when it is inflated.
-        inbound: what counts the bytes that have come.
-        threads: for what would hold up the loop.
+        headers: by name in lower case.
+        fit: False where headers were dropped because they exceed the limits.
+        message_bytes: of the largest message, as it is sent and as it is when inflated.
+        buffer: counts the bytes that are received.
+        inflate: inflates compressed messages.
 
     Attributes:
-        method: its path, `/package.Service/Method`.
-        seconds: how long its caller waits; None for ever.
-        is_over: nothing more of it can be sent.
+        headers: as given.
+        headers_error: why some headers are missing; None where none is.
+        method: the path, `/package.Service/Method`.
+        timeout: seconds that the caller waits; None without a limit.
+        is_closed: nothing more of it can be sent.
     """
 
     def __init__(
         self,
-        line: Line,
+        connection: CallConnection,
         stream: int,
         headers: dict[bytes, bytes],
         *,
-        max_message_bytes: int,
-        inbound: Inbound,
-        threads: Threads,
+        fit: bool,
+        message_bytes: int,
+        buffer: ReceiveBuffer,
+        inflate: Inflate,
     ) -> None:
         self.headers = headers
+        self.headers_error = None if fit else _headers_error()
         self.method = headers.get(b":path", b"").decode("latin-1")
-        self.is_over = False
-        self.seconds = _seconds(headers.get(b"grpc-timeout"))
-        self._line = line
+        self.timeout = _parse_timeout(headers.get(b"grpc-timeout"))
+        self.is_closed = False
+        self._connection = connection
         self._stream = stream
-        self._inbound = inbound
-        self._threads = threads
-        self._messages = Messages(max_message_bytes)
+        self._buffer = buffer
+        self._inflate = inflate
+        self._messages = MessageReader(message_bytes)
         self._held = 0  # bytes in them
-        self._owed = 0  # bytes that the peer has sent and not been given room for again
-        self._is_whole = False
-        self._fault: AttentionServiceError | None = None
-        self._news: asyncio.Future[None] | None = None
-        self._has_begun = False  # its task
-        self._begun = False  # its answer
-        self._is_finished = False
-        self._why: AttentionServiceError | None = None  # its task was cancelled
-        self._leaving: list[Callable[[], None]] = []
+        self._credit = 0  # bytes that the peer has sent and was not given room for again
+        self._is_complete = False  # the request
+        self._receive_error: CallError | None = None
+        self._received: asyncio.Future[None] | None = None  # a reader waits for it
+        self._has_run = False  # the task
+        self._has_headers = False  # the response was begun
+        self._is_finished = False  # the response has its status
+        self._stop_reason: Exception | None = None
+        self._done_callbacks: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def host(self) -> str:
-        """The peer's, without the port."""
-        return self._line.host
+        """The peer's address, without the port."""
+        return self._connection.host
 
     @property
     def certificate(self) -> str:
-        """The name in the peer's certificate, where TLS asked for one."""
-        return self._line.certificate
+        """The name in the peer's certificate; empty without one."""
+        return self._connection.certificate
 
     @property
-    def is_on_its_way(self) -> bool:
-        """Whether the peer has begun a message and not ended it, or is not taking an answer that is whole."""
+    def is_transferring(self) -> bool:
+        """Whether the peer has begun a message and not ended it, or has not taken a finished response."""
         messages = self._messages
-        return self._is_finished or (messages.has_begun and not messages.whole and not self._is_whole)
+        return self._is_finished or (messages.has_begun and not messages.complete and not self._is_complete)
 
     @property
-    def is_under_way(self) -> bool:
-        """Whether it is being answered; one that was refused at its head never is."""
+    def is_started(self) -> bool:
+        """Whether a task answers it."""
         return self._task is not None
 
-    # --- how it lives ---
+    # --- lifetime ---
 
     def start(self, answer: Coroutine[Any, Any, None]) -> None:
-        """Let it be answered, for as long as its caller waits."""
+        """Run a coroutine that answers the call, until the caller's timeout."""
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run(answer))
-        self._task.add_done_callback(self._ended)
-        if self.seconds is not None:
-            self._timer = loop.call_later(self.seconds, self._expire)
+        self._task.add_done_callback(self._on_task_done)
+        if self.timeout is not None:
+            self._timer = loop.call_later(self.timeout, self._on_timeout)
 
-    def stop(self, why: AttentionServiceError) -> None:
-        """End it before it is answered."""
-        if not self._task or self._task.done() or self._why:
+    def stop(self, reason: Exception) -> None:
+        """Cancel the task; `stop_reason` tells the task why."""
+        if not self._task or self._task.done() or self._stop_reason:
             return
-        if not self._has_begun:  # who is cancelled before that could not say so
-            asyncio.get_running_loop().call_soon(self.stop, why)
+        if not self._has_run:  # a task that is cancelled before its first step could not finish the call
+            asyncio.get_running_loop().call_soon(self.stop, reason)
             return
-        self._why = why
-        self._leave()
+        self._stop_reason = reason
+        self._call_done_callbacks()
         self._task.cancel()
 
-    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
-        self._has_begun = True
-        await answer
+    def stop_reason(self) -> Exception:
+        """Return why the task was cancelled."""
+        return self._stop_reason or ServerStopping("the server is stopping")
 
-    def _expire(self) -> None:
-        self.stop(DeadlineExceeded("the deadline passed before the request could be answered"))
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the call is answered or stopped."""
+        self._done_callbacks.append(callback)
 
-    def why(self) -> AttentionServiceError:
-        """Return why its task was cancelled."""
-        return self._why or Stopping("the server is stopping")
+    def done(self) -> None:
+        """Call the callbacks of a call that was answered without a task."""
+        self._call_done_callbacks()
+        self._done_callbacks.clear()
 
-    def on_leaving(self, tell: Callable[[], None]) -> None:
-        """Have it told when the caller does not wait any more, whyever."""
-        self._leaving.append(tell)
-
-    def closed(self) -> None:
-        """It is over on the wire: it was answered, or its caller has gone."""
-        self.is_over = True
-        self._drop()
+    def on_closed(self) -> None:
+        """Note that the stream is over: it was answered, reset, or its connection is lost."""
+        self.is_closed = True
+        self._messages.complete.clear()
+        self._messages.drop()
+        self._release(self._held)
         if not self._is_finished:
             self.stop(Cancelled("the caller has gone"))
 
-    def left(self) -> None:
-        """It has its answer, and its caller does not wait any more."""
-        self._leave()
-        self._leaving.clear()
+    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
+        self._has_run = True
+        await answer
 
-    def _leave(self) -> None:
-        for tell in self._leaving:
-            tell()
+    def _on_timeout(self) -> None:
+        self.stop(DeadlineExceeded("the deadline passed before the request could be answered"))
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
+    def _call_done_callbacks(self) -> None:
+        for callback in self._done_callbacks:
+            callback()
+
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         if self._timer:
             self._timer.cancel()
-        if self._why is None:
-            self._leave()
-        self._leaving.clear()
-        self._line.forget(self)
+        if self._stop_reason is None:
+            self._call_done_callbacks()
+        self._done_callbacks.clear()
+        self._connection.forget(self)
         self._task = None
         error = None if task.cancelled() else task.exception()
-        if error or not (self._is_finished or self.is_over):
+        if error or not (self._is_finished or self.is_closed):
             log.error("a call ends without a status, for a fault of ours", exc_info=error)
-            self.finish(FAULT)
+            self.fail(INTERNAL, INTERNAL_ERROR)
 
-    # --- what comes ---
+    # --- the request ---
 
-    def allow(self, message_bytes: int) -> None:
-        """Take messages of so many bytes at most, where none has come yet."""
-        self._messages.most = message_bytes
+    def limit_message(self, count: int) -> None:
+        """Lower the largest message's bytes, before one has arrived."""
+        self._messages.max_bytes = count
 
-    def feed(self, content: memoryview) -> None:
-        """Take bytes that have come, which are the connection's again afterwards."""
-        self._owed += len(content)
-        if self._fault is None:
+    def on_data(self, content: memoryview) -> None:
+        """Take received bytes, which are valid during the call only."""
+        self._credit += len(content)
+        if self._receive_error is None:
             try:
-                self._inbound.add(len(content))
+                self._buffer.add(len(content))
                 self._held += len(content)
-                self._messages.add(content)
-            except AttentionServiceError as error:
-                self._fail(error)
-            self._tell()
-        self._make_room()
+                self._messages.feed(content)
+            except CallError as error:
+                self._fail_receiving(error)
+            self._wake_reader()
+        self._return_credit()
 
-    def fed(self) -> None:
-        """All has come."""
-        self._is_whole = True
-        self._tell()
+    def on_end(self) -> None:
+        """Note that the request is complete."""
+        self._is_complete = True
+        self._wake_reader()
 
-    async def message(self) -> Buffer:
-        """Return the message of a call that has one.
+    async def read(self) -> Buffer | None:
+        """Return the next message; None behind the last.
+
+        The peer is given no room for more while messages wait here.
 
         Raises:
-            InvalidRequest: there is none, or it is not as it should be.
-            TooLarge: it is larger than one may be.
-            Full: more is being sent than can be held.
-        """
-        found = await self.next()
-        if found is None:
-            raise InvalidRequest("the method takes one message")
-        return found
-
-    async def next(self) -> Buffer | None:
-        """Return the next message; None behind the last. Raises as `message`.
-
-        What is not taken is soon not sent any more: the peer is given no room for it.
+            InvalidMessage: the bytes are not messages.
+            MessageTooLarge: a message is over the limit.
+            BufferFull: all calls together are sending too much.
+            UnknownEncoding: the message is compressed by an encoding that is not supported.
         """
         messages = self._messages
-        while not messages.whole:
-            if self._fault is not None:
-                raise self._fault
-            if self._is_whole:
-                if messages.unready:
-                    raise InvalidRequest("the bytes end within a message")
+        while not messages.complete:
+            if self._receive_error is not None:
+                raise self._receive_error
+            if self._is_complete:
+                if messages.incomplete_bytes:
+                    raise InvalidMessage("the bytes end within a message")
                 return None
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
-        compressed, content = messages.whole.popleft()
+            self._received = asyncio.get_running_loop().create_future()
+            await self._received
+        compressed, content = messages.complete.popleft()
         self._release(len(content) + PREFIX)
-        if not messages.whole and self._fault is None:
+        if not messages.complete and self._receive_error is None:
             try:
-                messages.cut()
-            except AttentionServiceError as error:
-                self._fail(error)
-        self._make_room()
+                messages.split()
+            except CallError as error:
+                self._fail_receiving(error)
+        self._return_credit()
         return await self._inflated(content) if compressed else content
 
     async def _inflated(self, content: Buffer) -> bytes:
         encoding = self.headers.get(b"grpc-encoding", b"").decode("latin-1")
         if encoding in ("", "identity"):
-            raise InvalidRequest("a message is compressed, and this does not say how", field="grpc-encoding")
-        if encoding not in INFLATED:
-            raise Unimplemented(f"messages may be compressed by {', '.join(INFLATED)}", field="grpc-encoding")
-        limit = self._messages.most
-        async with self._inbound.inflating:
-            return await self._threads.run(lambda: inflate(bytes(content), encoding, limit, "message", "grpc-encoding"))
+            raise InvalidMessage("a message is compressed, and this does not say how", field="grpc-encoding")
+        if encoding not in ENCODINGS:
+            raise UnknownEncoding(f"messages may be compressed by {', '.join(ENCODINGS)}", field="grpc-encoding")
+        async with self._buffer.inflating:
+            return await self._inflate(bytes(content), encoding, self._messages.max_bytes)
 
-    def _make_room(self) -> None:
-        """Let the peer send more, unless there is a message that nobody has taken."""
-        if self._owed >= OWED and not self._messages.whole and not self.is_over:
-            self._line.session.took(self._stream, self._owed)
-            self._owed = 0
+    def _return_credit(self) -> None:
+        """Let the peer send more, unless messages wait to be read."""
+        if self._credit >= CREDIT and not self._messages.complete and not self.is_closed:
+            self._connection.session.consume(self._stream, self._credit)
+            self._credit = 0
 
-    def _tell(self) -> None:
-        if self._news and not self._news.done():
-            self._news.set_result(None)
+    def _wake_reader(self) -> None:
+        if self._received and not self._received.done():
+            self._received.set_result(None)
 
     def _release(self, count: int) -> None:
         self._held -= count
-        self._inbound.remove(count)
+        self._buffer.remove(count)
 
-    def _fail(self, error: AttentionServiceError) -> None:
-        """Take nothing any more of what comes; the messages before are answered."""
-        self._fault = error.with_traceback(None)  # which holds what was lent
-        self._release(self._held - sum([len(content) + PREFIX for _, content in self._messages.whole]))
+    def _fail_receiving(self, error: CallError) -> None:
+        """Ignore what arrives from now on; the messages before it can still be read."""
+        self._receive_error = error.with_traceback(None)  # its frames hold the received bytes
+        self._release(self._held - sum([len(content) + PREFIX for _, content in self._messages.complete]))
         self._messages.drop()
 
-    def _drop(self) -> None:
-        self._messages.whole.clear()
-        self._messages.drop()
-        self._release(self._held)
+    # --- the response ---
 
-    # --- what goes ---
-
-    def send(self, content: bytes, is_gone: Callable[[], None] | None = None) -> None:
+    def write(self, content: bytes, on_sent: Callable[[], None] | None = None) -> None:
         """Send a message.
 
         Args:
-            content: of the message.
-            is_gone: called when it is on its way.
+            content: the message.
+            on_sent: called when it is given to the transport.
         """
-        if not self.is_over:
-            self._put(content, is_gone)
-            self._line.flush()
+        if not self.is_closed:
+            self._send(content, on_sent)
+            self._connection.flush()
 
     def finish(self, trailers: Sequence[Header], content: bytes | None = None) -> None:
-        """End it with a status.
+        """End the call with the status OK.
 
         Args:
-            trailers: the status, and what is told beside it.
-            content: a message to send before.
+            trailers: sent beside the status.
+            content: a message to be sent before.
         """
-        if self.is_over or self._is_finished:
-            return
-        self._is_finished = True
-        session = self._line.session
-        if content is not None:
-            self._put(content, None)
-        if self._begun:
-            session.finish(self._stream, Headers(trailers))
-        else:
-            session.answer(self._stream, Headers([*HEAD, *trailers]))
-        self._line.flush()
+        self._finish((OK, *trailers), content)
 
-    def _put(self, content: bytes, is_gone: Callable[[], None] | None) -> None:
-        session, prefix = self._line.session, b"\0" + len(content).to_bytes(4, "big")
-        if not self._begun:
-            self._begun = True
-            session.begin(self._stream, BEGINNING)
-        if len(content) <= SMALL:
-            session.send(self._stream, prefix + content, is_gone)
-        else:
-            session.send(self._stream, prefix)
-            session.send(self._stream, content, is_gone)
+    def fail(self, status: int, message: str, details: bytes = b"", trailers: Sequence[Header] = ()) -> None:
+        """End the call with an error.
+
+        Args:
+            status: gRPC's code.
+            message: for people.
+            details: a serialized google.rpc.Status; empty for none.
+            trailers: sent beside them.
+        """
+        told: list[Header] = [
+            (b"grpc-status", b"%d" % status),
+            (b"grpc-message", quote(message, safe=UNQUOTED).encode()),
+        ]
+        if details:
+            told.append((b"grpc-status-details-bin", base64.b64encode(details).rstrip(b"=")))
+        self._finish((*told, *trailers), None)
 
     def refuse(self, headers: Sequence[Header]) -> None:
-        """Answer what is no call of gRPC as HTTP does, at once."""
-        if not self.is_over:
+        """Answer a request that is not gRPC by a response of HTTP without a body."""
+        if not self.is_closed:
             self._is_finished = True
-            self._line.session.answer(self._stream, Headers(headers))
+            self._connection.session.respond(self._stream, Headers(headers))
+
+    def _finish(self, trailers: Sequence[Header], content: bytes | None) -> None:
+        if self.is_closed or self._is_finished:
+            return
+        self._is_finished = True
+        session = self._connection.session
+        if content is not None:
+            self._send(content, None)
+        if self._has_headers:
+            session.send_trailers(self._stream, Headers(trailers))
+        else:
+            session.respond(self._stream, Headers([*RESPONSE, *trailers]))
+        self._connection.flush()
+
+    def _send(self, content: bytes, on_sent: Callable[[], None] | None) -> None:
+        session, prefix = self._connection.session, b"\0" + len(content).to_bytes(4, "big")
+        if not self._has_headers:
+            self._has_headers = True
+            session.send_headers(self._stream, RESPONSE_HEADERS)
+        if len(content) <= COPIED:
+            session.send_data(self._stream, prefix + content, on_sent)
+        else:
+            session.send_data(self._stream, prefix)
+            session.send_data(self._stream, content, on_sent)
 
 
-def _seconds(sent: bytes | None) -> float | None:
-    """Return a timeout in seconds; None where there is none, or none that can be read: the caller keeps their own."""
+def _headers_error() -> CallError:
+    return HeadersTooLarge(f"the metadata is over {HEADER_BYTES} bytes, or has more than {HEADER_COUNT} names")
+
+
+def _parse_timeout(sent: bytes | None) -> float | None:
+    """Return a timeout in seconds; None without one, or for one that cannot be parsed: the caller keeps its own."""
     found = TIMEOUT.fullmatch(sent) if sent else None
-    seconds = int(found[1]) * SECONDS[found[2]] if found else MAX_SECONDS
-    return seconds if seconds < MAX_SECONDS else None
+    seconds = int(found[1]) * UNITS[found[2]] if found else LONGEST
+    return seconds if seconds < LONGEST else None

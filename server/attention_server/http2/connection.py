@@ -1,4 +1,4 @@
-"""A connection of gRPC: its bytes, its calls, and how long it may stay when nothing moves."""
+"""One connection: it moves bytes between the transport and the session, and ends a peer that stalls."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,111 +7,116 @@ from typing import Any
 
 import structlog
 
-from attention_server.auth.certificates import common_name
-from attention_server.http2.call import Call, Inbound
-from attention_server.http2.nghttp2 import Buffer, Http2Error, Session, Settings, buffer
-from attention_server.transport import Threads, most_connections
+from attention_server.http2.call import Call, Inflate, ReceiveBuffer
+from attention_server.http2.callbacks import Buffer
+from attention_server.http2.errors import ConnectionBroken
+from attention_server.http2.limits import Limits, Timeouts
+from attention_server.http2.session import Session, buffer
 
-SECONDS = 10.0  # between two looks at a connection
-BYTES = 10 * 1024  # that have to move between two looks, where there is something to move
-IDLE_SECONDS = 300.0  # without a call, after which it is closed; clients open another when they need one
-QUIET_SECONDS = 60.0  # without a byte, after which its peer is asked whether it is there
-ENDING_SECONDS = 1.0  # for a peer to take note that it should send elsewhere
-PULLED = 256 * 1024  # bytes that are sent in one go
-RECEIVED = 256 * 1024  # bytes that are read in one go
+SENT_AT_ONCE = 256 * 1024  # bytes
+RECEIVED_AT_ONCE = 256 * 1024  # bytes
+CONTENT_TYPES = (b"application/grpc", b"application/grpc+proto")
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
-class Port:
-    """What the connections of a port share.
+class ServerState:
+    """What the connections of a server share.
 
     Attributes:
-        arrive: takes a call when its head is here; where that does not fit, headers are missing.
-        max_message_bytes: the largest message.
-        concurrent_calls: on one connection.
-        inbound: counts the bytes that have come.
-        threads: for what would hold up the loop.
-        connections: those that are open.
-        calls: those under way.
-        is_ending: no more are wanted.
-        ended: set whenever a call or a connection ends.
+        on_call: receives a call when its headers have arrived; it starts, fails or refuses the call.
+        limits: of the server.
+        timeouts: of its connections.
+        inflate: inflates a compressed message.
+        certificate_name: returns the name in the certificate of a transport's peer; None without one.
+        buffer: counts the bytes that are received and not read.
+        connections: that are open.
+        calls: whose tasks run.
+        is_stopping: no further connection is accepted.
+        something_ended: set whenever a call or a connection ends.
     """
 
-    arrive: Callable[[Call, bool], None]
-    max_message_bytes: int
-    concurrent_calls: int
-    inbound: Inbound
-    threads: Threads
+    on_call: Callable[[Call], None]
+    limits: Limits
+    timeouts: Timeouts
+    inflate: Inflate
+    certificate_name: Callable[[asyncio.BaseTransport], str | None]
+    buffer: ReceiveBuffer
     connections: "set[Connection]" = field(default_factory=set)
     calls: set[Call] = field(default_factory=set)
-    is_ending: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    # Bytes are read into one place by all: a connection has done with them before another's are read.
-    received: bytearray = field(default_factory=lambda: bytearray(RECEIVED))
+    is_stopping: bool = False
+    something_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    # All connections are read into one buffer: each has processed it before another is read.
+    received: bytearray = field(default_factory=lambda: bytearray(RECEIVED_AT_ONCE))
 
 
 class Connection(asyncio.BufferedProtocol):
     """One connection.
 
     Args:
-        port: what it shares with others.
+        server: what it shares with the others.
+
+    Attributes:
+        host: the peer's address, without the port.
+        certificate: the name in the peer's certificate; empty without one.
+        session: its HTTP/2 session, once it is made.
     """
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, server: ServerState) -> None:
         self.host = ""
         self.certificate = ""
-        self._port = port
+        self._server = server
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._rpcs: dict[int, Call] = {}  # open on the wire
-        self._calls = 0  # whose tasks run
-        self._received = buffer(port.received)
+        self._streams: dict[int, Call] = {}  # that are open
+        self._running = 0  # calls whose tasks run
+        self._received = buffer(server.received)
         self._will_flush = False
         self._is_full = False  # the transport takes no more at this moment
         self._is_broken = False
-        self._look: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
         self._last_call = self._last_byte = self._loop.time()
-        self._pinged = False
-        # What has moved since the last look, and whether that was waited for then.
-        self._came = self._went = 0
+        self._is_pinged = False
+        # What has moved since the last check, and whether something was waited for then.
+        self._bytes_in = self._bytes_out = 0
         self._unsent = 0
-        self._resumed = False
-        self._waited = False
+        self._has_resumed = False
+        self._was_waiting = False
 
-    # --- of asyncio ---
+    # --- asyncio's protocol ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, or hang up when there are too many."""
-        self.session = Session(self, Settings(self._port.concurrent_calls))
+        """Begin the session, or disconnect a peer when there are too many."""
+        server = self._server
+        self.session = Session(self, server.limits.concurrent_calls)
         self._transport = transport
-        self._port.connections.add(self)
-        if len(self._port.connections) > most_connections() or self._port.is_ending:
+        server.connections.add(self)
+        if len(server.connections) > server.limits.connections or server.is_stopping:
             transport.abort()
             return
         peer: Any = transport.get_extra_info("peername")
         self.host = peer[0] if peer else ""
-        self.certificate = common_name(transport) or ""
-        self._look = self._loop.call_later(SECONDS, self._look_at_it)
+        self.certificate = server.certificate_name(transport) or ""
+        self._check_timer = self._loop.call_later(server.timeouts.check, self._check)
         self.flush()
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        """Say where bytes are to be put."""
-        return self._port.received
+        """Return the buffer to receive into."""
+        return self._server.received
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take bytes."""
-        self._came += nbytes
+        """Process received bytes."""
+        self._bytes_in += nbytes
         self._last_byte = self._loop.time()
         try:
             self.session.receive(self._received, nbytes)
-        except Http2Error as error:
+        except ConnectionBroken as error:
             self._break(error)
         self.flush()
 
     def eof_received(self) -> bool:
-        """Its peer sends nothing any more: nobody is left who could take an answer."""
+        """Close: a peer that sends nothing more does not flow-control a response either."""
         return False
 
     def pause_writing(self) -> None:
@@ -121,153 +126,161 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Go on sending."""
         self._is_full = False
-        self._resumed = True
+        self._has_resumed = True
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leave the calls that are not answered."""
+        """Cancel the calls that are not answered."""
         self._transport = None
-        if self._look:
-            self._look.cancel()
-        for rpc in list(self._rpcs.values()):
-            rpc.closed()
-        self._rpcs.clear()
-        self._port.connections.discard(self)
-        self._port.ended.set()
+        if self._check_timer:
+            self._check_timer.cancel()
+        for call in list(self._streams.values()):
+            call.on_closed()
+        self._streams.clear()
+        self._server.connections.discard(self)
+        self._server.something_ended.set()
         self.session.close()
 
-    # --- of nghttp2 ---
+    # --- the session's events ---
 
-    def on_head(self, stream: int, headers: dict[bytes, bytes], *, fits: bool) -> None:
+    def on_headers(self, stream: int, headers: dict[bytes, bytes], *, fit: bool) -> None:
         """Begin a call."""
-        port = self._port
-        rpc = Call(
+        server = self._server
+        call = Call(
             self,
             stream,
             headers,
-            max_message_bytes=port.max_message_bytes,
-            inbound=port.inbound,
-            threads=port.threads,
+            fit=fit,
+            message_bytes=server.limits.message_bytes,
+            buffer=server.buffer,
+            inflate=server.inflate,
         )
-        port.arrive(rpc, fits)
-        self._rpcs[stream] = rpc
-        if rpc.is_under_way:
-            self._calls += 1
-            port.calls.add(rpc)
+        if not fit:
+            server.on_call(call)
+        elif headers.get(b"content-type", b"").partition(b";")[0].strip() not in CONTENT_TYPES:
+            call.refuse([(b":status", b"415"), (b"accept", b"application/grpc")])
+        elif headers.get(b":method") != b"POST":
+            call.refuse([(b":status", b"405"), (b"allow", b"POST")])
+        else:
+            server.on_call(call)
+        self._streams[stream] = call
+        if call.is_started:
+            self._running += 1
+            server.calls.add(call)
 
     def on_data(self, stream: int, content: memoryview) -> None:
         """Give a call its bytes."""
-        rpc = self._rpcs.get(stream)
-        if rpc:
-            rpc.feed(content)
+        call = self._streams.get(stream)
+        if call:
+            call.on_data(content)
 
     def on_end(self, stream: int) -> None:
-        """Tell a call that all has come."""
-        rpc = self._rpcs.get(stream)
-        if rpc:
-            rpc.fed()
+        """Tell a call that its request is complete."""
+        call = self._streams.get(stream)
+        if call:
+            call.on_end()
 
     def on_closed(self, stream: int) -> None:
-        """Tell a call that it is over on the wire."""
-        rpc = self._rpcs.pop(stream, None)
-        if rpc:
+        """Tell a call that its stream is over."""
+        call = self._streams.pop(stream, None)
+        if call:
             self._last_call = self._loop.time()
-            rpc.closed()
+            call.on_closed()
 
     def on_pong(self) -> None:
-        """Its peer is there; and has read whatever was sent before."""
-        self._pinged = False
-        if self._port.is_ending:
-            self._end()
+        """Note that the peer is there, and has received what was sent before the ping."""
+        self._is_pinged = False
+        if self._server.is_stopping:
+            self._send_goaway()
 
-    # --- of its calls ---
+    # --- for its calls ---
 
     def flush(self) -> None:
-        """Send what is to be sent, at the end of this turn of the loop: what comes together goes together."""
+        """Send at the end of this turn of the loop, so that what is written in one turn is sent at once."""
         if not self._will_flush:
             self._will_flush = True
             self._loop.call_soon(self._flush)
 
-    def _flush(self) -> None:
-        """Send what is to be sent, as far as the transport takes it."""
-        self._will_flush = False
-        try:
-            while self._may_send and (parts := self.session.pull(PULLED)):
-                self._write(parts)
-        except Http2Error as error:
-            self._break(error)
-        if self._transport and not self._is_broken and self.session.is_over:
-            self._transport.close()
-
-    def forget(self, rpc: Call) -> None:
-        """Take note that a call is answered."""
-        self._calls -= 1
+    def forget(self, call: Call) -> None:
+        """Note that a call's task has ended."""
+        self._running -= 1
         self._last_call = self._loop.time()
-        self._port.calls.discard(rpc)
-        self._port.ended.set()
+        self._server.calls.discard(call)
+        self._server.something_ended.set()
 
-    def warn_of_end(self) -> None:
-        """Have its peer send its next calls elsewhere; those under way, or on their way, are answered."""
+    # --- the end ---
+
+    def begin_shutdown(self) -> None:
+        """Ask the peer to send further calls elsewhere; those that run, or are on their way, are answered."""
         if self._transport:
-            self.session.warn_of_end()
+            self.session.shutdown_notice()
             self.session.ping()
             self.flush()
-            self._loop.call_later(ENDING_SECONDS, self._end)
+            self._loop.call_later(self._server.timeouts.goaway, self._send_goaway)
 
     def close(self) -> None:
-        """End it, when what was sent is on its way."""
+        """Close the connection when everything is sent."""
         if self._transport and not self._transport.is_closing():
-            self._end()
+            self._send_goaway()
             self._flush()
             self._transport.close()
 
     def abort(self) -> None:
-        """End it at once."""
-        self._hang_up()
-
-    def _end(self) -> None:
+        """Close the connection at once."""
         if self._transport:
-            self.session.end()
+            self._transport.abort()
+
+    def _send_goaway(self) -> None:
+        if self._transport:
+            self.session.goaway()
             self.flush()
 
+    def _flush(self) -> None:
+        """Send as much as the transport takes."""
+        self._will_flush = False
+        try:
+            while self._can_send and (parts := self.session.data_to_send(SENT_AT_ONCE)):
+                self._write(parts)
+        except ConnectionBroken as error:
+            self._break(error)
+        if self._transport and not self._is_broken and self.session.is_over:
+            self._transport.close()
+
     @property
-    def _may_send(self) -> bool:
+    def _can_send(self) -> bool:
         return self._transport is not None and not (self._is_full or self._is_broken)
 
     def _write(self, parts: list[Buffer]) -> None:
         assert self._transport is not None
-        self._went += self.session.out_size
+        self._bytes_out += self.session.out_size
         if len(parts) == 1:
             self._transport.write(parts[0])
         else:
             self._transport.writelines(parts)
 
-    def _break(self, error: Http2Error) -> None:
-        """Hang up on a peer with whom no HTTP/2 is to be spoken; nothing of its session may be used any more."""
+    def _break(self, error: ConnectionBroken) -> None:
+        """Disconnect a peer that does not speak HTTP/2; its session may not be used any more."""
         log.debug("a connection ends: it is no HTTP/2, or ended", reason=str(error))
         self._is_broken = True
-        self._hang_up()
+        self.abort()
 
-    def _hang_up(self) -> None:
-        if self._transport:
-            self._transport.abort()
-
-    def _look_at_it(self) -> None:
-        """End it where nothing moves that should; ask a quiet peer whether it is there."""
+    def _check(self) -> None:
+        """Disconnect a peer that stalls or does not answer a ping; close an idle connection; ping a quiet peer."""
         assert self._transport is not None
-        now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
-        waits = bool(unsent) or any(rpc.is_on_its_way for rpc in self._rpcs.values())
-        moved = self._resumed or max(self._came, self._went, self._unsent - unsent) >= BYTES
-        is_stalled = waits and self._waited and not moved
-        self._waited, self._unsent, self._came, self._went, self._resumed = waits, unsent, 0, 0, False
-        is_gone = self._pinged and self._last_byte < now - QUIET_SECONDS - SECONDS
-        if is_stalled or is_gone or not self.session.greeted:
-            self._hang_up()
+        timeouts, now, unsent = self._server.timeouts, self._loop.time(), self._transport.get_write_buffer_size()
+        waits = bool(unsent) or any(call.is_transferring for call in self._streams.values())
+        most_moved = max(self._bytes_in, self._bytes_out, self._unsent - unsent)
+        is_stalled = waits and self._was_waiting and not self._has_resumed and most_moved < timeouts.stalled_bytes
+        self._was_waiting, self._unsent, self._has_resumed = waits, unsent, False
+        self._bytes_in = self._bytes_out = 0
+        is_gone = self._is_pinged and self._last_byte < now - timeouts.quiet - timeouts.check
+        if is_stalled or is_gone or not self.session.has_settings:
+            self.abort()
             return
-        if not (self._calls or self._rpcs) and self._last_call < now - IDLE_SECONDS:
+        if not (self._running or self._streams) and self._last_call < now - timeouts.idle:
             self.close()
-        elif self._last_byte < now - QUIET_SECONDS and not self._pinged:
-            self._pinged = True
+        elif self._last_byte < now - timeouts.quiet and not self._is_pinged:
+            self._is_pinged = True
             self.session.ping()
             self.flush()
-        self._look = self._loop.call_later(SECONDS, self._look_at_it)
+        self._check_timer = self._loop.call_later(timeouts.check, self._check)

@@ -1,121 +1,131 @@
-"""The bytes of a call as they come, cut into messages: each is copied to where it stays; of long ones, some again."""
+"""gRPC's message framing: bytes of a request body become messages.
+
+Each message follows a prefix of five bytes: a flag (1 for a compressed message) and the length, big endian.
+"""
 
 from collections import deque
 
 import numpy as np
 
-from attention_server.errors import InvalidRequest, TooLarge
-from attention_server.http2.nghttp2 import Buffer
+from attention_server.http2.callbacks import Buffer
+from attention_server.http2.errors import InvalidMessage, MessageTooLarge
 
-PREFIX = 5  # bytes before each message: whether it is compressed, and its length
-CUT = 64  # messages that are cut off ahead of who takes them
-AHEAD = 2  # times what has come of a message, that is laid out for it at most
-LEAST = 512  # bytes that are laid out for a message
+PREFIX = 5  # bytes before each message
+QUEUED = 64  # messages that are split off ahead of their reader
+GROWTH = 2  # room for a message is at most so many times what has arrived of it
+LEAST_ROOM = 512  # bytes
 
 
-class Messages:
-    """The messages of a call.
+class MessageReader:
+    """Splits a request body into messages. Each byte is copied once; of long messages, some bytes again.
 
     Args:
-        most: bytes of a message.
+        max_bytes: of one message.
 
     Attributes:
-        most: as given; less may be set before one has come.
-        whole: those that have come and nobody has taken; each behind what its prefix says first.
+        max_bytes: as given; may be lowered before the first byte arrives.
+        complete: messages that are not read yet, each behind its flag.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.whole: deque[tuple[int, Buffer]] = deque()
-        self._prefix = b""  # what has come of it
-        self._flag: int | None = None  # of the message that comes; None before its prefix is here
-        self._length = 0  # of that message
-        self._content: memoryview | None = None  # of it
-        self._have = 0  # bytes therein
-        self._backlog = bytearray()  # behind as many messages as are cut off
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.complete: deque[tuple[int, Buffer]] = deque()
+        self._prefix = b""  # the part that has arrived
+        self._flag: int | None = None  # of the current message; None before its prefix is complete
+        self._length = 0  # of the current message
+        self._room: memoryview | None = None  # for the current message
+        self._filled = 0  # bytes of it that have arrived
+        self._backlog = bytearray()  # bytes behind QUEUED complete messages
 
     @property
     def has_begun(self) -> bool:
-        """Whether a message comes whose prefix is here."""
+        """Whether a prefix is complete and its message is not."""
         return self._flag is not None
 
     @property
-    def unready(self) -> int:
-        """The bytes that have come and are of no whole message."""
+    def incomplete_bytes(self) -> int:
+        """The received bytes that are in no complete message."""
         prefix = len(self._prefix) if self._flag is None else PREFIX
-        return prefix + self._have + len(self._backlog)
+        return prefix + self._filled + len(self._backlog)
 
-    def add(self, content: memoryview) -> None:
-        """Take bytes that have come, which are the caller's again afterwards. Raises as `cut`."""
+    @property
+    def reserved_bytes(self) -> int:
+        """The bytes of memory that are reserved for the current message."""
+        return len(self._room or b"")
+
+    def feed(self, content: memoryview) -> None:
+        """Add received bytes; they are copied. Raises as `split`."""
         if self._backlog:
             self._backlog += content
         else:
-            left = self._cut(content)
+            left = self._split(content)
             if left:
                 self._backlog += left
 
-    def cut(self) -> None:
-        """Cut off messages behind those that were taken.
+    def split(self) -> None:
+        """Split messages off the backlog, once those before it are read.
 
         Raises:
-            InvalidRequest: what comes is no message.
-            TooLarge: it is larger than one may be.
+            InvalidMessage: the bytes are not gRPC's.
+            MessageTooLarge: a message is over the limit.
         """
         if self._backlog:
-            with memoryview(self._backlog) as all_left:
-                left = len(self._cut(all_left))
+            with memoryview(self._backlog) as everything:
+                left = len(self._split(everything))
             del self._backlog[: len(self._backlog) - left]
 
     def drop(self) -> None:
-        """Keep nothing of what is not whole."""
-        self._prefix, self._flag, self._content, self._have = b"", None, None, 0
+        """Drop everything but the complete messages."""
+        self._prefix, self._flag, self._room, self._filled = b"", None, None, 0
         self._backlog = bytearray()
 
-    def _cut(self, left: memoryview) -> memoryview:
-        """Return what is left behind the last message that may be cut off."""
-        while left and len(self.whole) < CUT:
-            left = self._begin(left) if self._flag is None else self._go_on(left)
+    def _split(self, left: memoryview) -> memoryview:
+        """Return the bytes behind the last message that was split off."""
+        while left and len(self.complete) < QUEUED:
+            left = self._read_prefix(left) if self._flag is None else self._read_content(left)
         return left
 
-    def _begin(self, left: memoryview) -> memoryview:
+    def _read_prefix(self, left: memoryview) -> memoryview:
         missing = PREFIX - len(self._prefix)
         self._prefix += left[:missing]
         if len(self._prefix) < PREFIX:
             return left[missing:]
         flag, length = self._prefix[0], int.from_bytes(self._prefix[1:], "big")
         if flag > 1:
-            raise InvalidRequest("the bytes are no message of gRPC: the first is 0, or 1 before a compressed one")
-        if length > self.most:
-            raise TooLarge(f"the message has {length} bytes; {self.most} may be sent: send fewer or shorter sequences")
+            raise InvalidMessage("the bytes are no message of gRPC: the first is 0, or 1 before a compressed one")
+        if length > self.max_bytes:
+            raise MessageTooLarge(
+                f"the message has {length} bytes; {self.max_bytes} may be sent: send fewer or shorter sequences"
+            )
         self._prefix, self._flag, self._length = b"", flag, length
         if not length:
-            self._end(b"")
+            self._complete(b"")
         return left[missing:]
 
-    def _go_on(self, left: memoryview) -> memoryview:
-        part = left[: self._length - self._have]
+    def _read_content(self, left: memoryview) -> memoryview:
+        part = left[: self._length - self._filled]
         if len(part) == self._length:
-            self._end(bytes(part))
+            self._complete(bytes(part))
             return left[len(part) :]
-        begin = self._have
-        self._have += len(part)
-        content = self._laid_out()
-        content[begin : self._have] = part
-        if self._have == self._length:
-            self._end(content)
+        begin = self._filled
+        self._filled += len(part)
+        room = self._reserve()
+        room[begin : self._filled] = part
+        if self._filled == self._length:
+            self._complete(room)
         return left[len(part) :]
 
-    def _laid_out(self) -> memoryview:
-        """Return where the message is put: as long as what has come of it, and not much longer before all has."""
-        content = self._content
-        if content is None or len(content) < self._have:
-            self._content = np.empty(min(self._length, max(LEAST, AHEAD * self._have)), np.uint8).data
-            if content is not None:
-                self._content[: len(content)] = content
-        assert self._content is not None
-        return self._content
+    def _reserve(self) -> memoryview:
+        """Return room for the current message: enough for what has arrived, and not much more before all has."""
+        room = self._room
+        if room is None or len(room) < self._filled:
+            self._room = np.empty(min(self._length, max(LEAST_ROOM, GROWTH * self._filled)), np.uint8).data
+            if room is not None:
+                self._room[: len(room)] = room
+        assert self._room is not None
+        return self._room
 
-    def _end(self, content: Buffer) -> None:
+    def _complete(self, content: Buffer) -> None:
         assert self._flag is not None
-        self.whole.append((self._flag, content))
-        self._flag, self._content, self._have = None, None, 0
+        self.complete.append((self._flag, content))
+        self._flag, self._room, self._filled = None, None, 0

@@ -1,0 +1,101 @@
+"""The seam between gRPC's services and the server that carries them: one call, as interceptor and services see it."""
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
+
+from attention_server import errors
+from attention_server.errors import AttentionServiceError
+from attention_server.http2.errors import (
+    BufferFull,
+    CallError,
+    Cancelled,
+    DeadlineExceeded,
+    HeadersTooLarge,
+    InvalidMessage,
+    MessageTooLarge,
+    ServerStopping,
+    UnknownEncoding,
+)
+
+Buffer = bytes | memoryview
+Header = tuple[bytes, bytes]
+
+SERVICE_ERRORS: dict[type[CallError], type[AttentionServiceError]] = {
+    InvalidMessage: errors.InvalidRequest,
+    UnknownEncoding: errors.Unimplemented,
+    MessageTooLarge: errors.TooLarge,
+    HeadersTooLarge: errors.TooLarge,
+    BufferFull: errors.Full,
+    DeadlineExceeded: errors.DeadlineExceeded,
+    Cancelled: errors.Cancelled,
+    ServerStopping: errors.Stopping,
+}
+
+
+class GrpcCall(Protocol):
+    """One call of gRPC. `http2.Call` is one; a call of another server is adapted to this.
+
+    Everything happens on the loop. What `read` raises, and what `stop_reason` returns, is an error of the service, or
+    one of `http2.errors`, which `service_error` translates.
+    """
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The request's metadata, by name in lower case."""
+
+    @property
+    def headers_error(self) -> Exception | None:
+        """Why some headers are missing; None where none is."""
+
+    @property
+    def method(self) -> str:
+        """The path, `/package.Service/Method`."""
+
+    @property
+    def host(self) -> str:
+        """The peer's address, without the port."""
+
+    @property
+    def certificate(self) -> str:
+        """The name in the peer's certificate; empty without one."""
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the caller waits, from the call's begin; None without a limit."""
+
+    def limit_message(self, count: int, /) -> None:
+        """Refuse request messages of more bytes, before one is read."""
+
+    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
+        """Run a coroutine that answers the call; it is cancelled at the timeout, and when the peer leaves."""
+
+    def stop(self, reason: Exception, /) -> None:
+        """Cancel the coroutine; `stop_reason` tells it why."""
+
+    def stop_reason(self) -> Exception:
+        """Return why the coroutine was cancelled."""
+
+    def add_done_callback(self, callback: Callable[[], None], /) -> None:
+        """Call back once, when the call is answered or stopped."""
+
+    def done(self) -> None:
+        """Call the callbacks of a call that was answered without `start`."""
+
+    async def read(self) -> Buffer | None:
+        """Return the next request message; None behind the last."""
+
+    def write(self, content: bytes, on_sent: Callable[[], None] | None = None, /) -> None:
+        """Send a response message; `on_sent` is called when it is on its way, as far as flow control lets it."""
+
+    def finish(self, trailers: Sequence[Header], content: bytes | None = None, /) -> None:
+        """End the call with the status OK, after a last response message."""
+
+    def fail(self, status: int, message: str, details: bytes = b"", trailers: Sequence[Header] = (), /) -> None:
+        """End the call with an error; `details` is a serialized google.rpc.Status."""
+
+
+def service_error(error: Exception) -> Exception:
+    """Return the service's error for one of `http2.errors`; any other as it is."""
+    if not isinstance(error, CallError):
+        return error
+    return SERVICE_ERRORS[type(error)](error.message, field=error.field)

@@ -1,0 +1,101 @@
+"""The gRPC port on the package `http2`, on the loop that serves HTTP too.
+
+The loop moves bytes, parses and writes messages, and lets the scheduler compute short requests in between
+(`Scheduler.attach`), so that a short request never changes threads.
+"""
+
+import asyncio
+
+from attention_server.auth.callers import Callers
+from attention_server.auth.certificates import Certificates, common_name, grpc_context
+from attention_server.errors import Stopping
+from attention_server.grpc.services import GrpcServices
+from attention_server.grpc.stream import STREAMS
+from attention_server.http2.limits import Limits, Timeouts
+from attention_server.http2.server import Server
+from attention_server.service.service import SPARE_THREADS, Service
+from attention_server.transport import Threads, inflate, listen, most_connections
+
+BUFFERED_MESSAGES = 2  # of the largest size, that may be received at once, over all calls
+HANDSHAKE_SECONDS = 10.0  # of TLS
+SHUTDOWN_SECONDS = 1.0  # of TLS
+TIMEOUTS = Timeouts()
+
+
+class NativeServer:
+    """Serves gRPC on the running loop.
+
+    Args:
+        service: the core.
+        host, port: where to listen; port 0 picks a free one.
+        requests: how many requests can be running and queued.
+        max_message_bytes: the largest request.
+        callers: who may call.
+        certificates: of TLS; None speaks without.
+
+    Attributes:
+        port: where it listens.
+        http2: its connections, calls and buffered bytes.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        host: str,
+        port: int,
+        *,
+        requests: int,
+        max_message_bytes: int,
+        callers: Callers,
+        certificates: Certificates | None = None,
+    ) -> None:
+        self._socket = listen("gRPC", host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self._certificates = certificates
+        self._threads = Threads(requests + SPARE_THREADS, "grpc")
+        self._services = GrpcServices(service, callers, self._threads)
+        limits = Limits(
+            message_bytes=max_message_bytes,
+            buffered_bytes=BUFFERED_MESSAGES * max_message_bytes,
+            concurrent_calls=requests + STREAMS + SPARE_THREADS,  # further ones wait with their callers
+            connections=most_connections(),
+        )
+        self.http2 = Server(self._services.on_call, limits, TIMEOUTS, self._inflate, common_name)
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        self._listener = await asyncio.get_running_loop().create_server(
+            self.http2.connect,
+            sock=self._socket,
+            ssl=grpc_context(self._certificates) if self._certificates else None,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if self._certificates else None,
+            ssl_shutdown_timeout=SHUTDOWN_SECONDS if self._certificates else None,
+        )
+
+    def set_serving(self, is_serving: bool) -> None:
+        """Tell health checks whether requests are answered; from the loop."""
+        self._services.set_serving(is_serving)
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more, and wait for what was accepted.
+
+        Args:
+            grace: seconds after which it is cut off.
+        """
+        self._listener.close()
+        self.http2.begin_shutdown()
+        self._services.end_streams()
+        await self.http2.drain(grace, Stopping("the server is stopping, and its time is over"))
+        self._threads.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no thread of the server runs anything."""
+        return self._threads.is_idle
+
+    async def _inflate(self, content: bytes, encoding: str, limit: int) -> bytes:
+        """Inflate a message in a thread. Raises as `transport.inflate`, and Full when no thread is free."""
+        return await self._threads.run(lambda: inflate(content, encoding, limit, "message", "grpc-encoding"))

@@ -1,0 +1,81 @@
+"""The services and their methods, as any server of gRPC carries them."""
+
+from typing import Any
+
+from attention_proto.attention.v1 import attention_pb2
+from attention_proto.inference import grpc_predict_v2_pb2
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from attention_server.auth.callers import Callers
+from attention_server.grpc.attention import AttentionServicer
+from attention_server.grpc.call import GrpcCall
+from attention_server.grpc.interceptor import Interceptor, Method
+from attention_server.grpc.offload import Offloader
+from attention_server.grpc.oip import InferenceServicer
+from attention_server.grpc.standard import NOT_SERVING, SERVING, Health, Reflection
+from attention_server.grpc.stream import StreamSessions
+from attention_server.service.service import Service
+from attention_server.transport import Threads
+
+ATTENTION = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"]
+INFERENCE = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+
+COMPUTING = frozenset({"Attend", "CreateMemory", "ModelInfer"})
+
+
+class GrpcServices:
+    """attention.v1, the Open Inference Protocol, grpc.health.v1 and reflection, behind one interceptor.
+
+    Args:
+        service: the core.
+        callers: who may call.
+        threads: for what would block the loop.
+    """
+
+    def __init__(self, service: Service, callers: Callers, threads: Threads) -> None:
+        self._health = Health()
+        self._reflection = Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])
+        self._sessions = StreamSessions(service.observer)
+        offloader = Offloader(threads)
+        methods = {
+            **_methods(ATTENTION, AttentionServicer(service, self._sessions, offloader)),
+            **_methods(INFERENCE, InferenceServicer(service, self._sessions, offloader, lambda: self._is_serving)),
+            **_methods(HEALTH, self._health),
+            **_methods(REFLECTION, self._reflection),
+        }
+        self._interceptor = Interceptor(callers, service, methods, offloader)
+        self.set_serving(False)
+
+    def on_call(self, call: GrpcCall) -> None:
+        """Take a call whose headers have arrived: refuse it at once, or start to answer it."""
+        self._interceptor.on_call(call)
+
+    def set_serving(self, is_serving: bool) -> None:
+        """Tell health checks whether requests are answered."""
+        self._is_serving = is_serving
+        for name in ("", ATTENTION.full_name, INFERENCE.full_name):
+            self._health.set(name, SERVING if is_serving else NOT_SERVING)
+
+    def end_streams(self) -> None:
+        """End the streams when what they have received is answered: the server stops."""
+        self._health.end()
+        self._reflection.end()
+        self._sessions.end()
+
+
+def _methods(service: Any, servicer: Any) -> dict[str, Method]:
+    """Return a service's methods by their paths: the servicer's methods of their names."""
+    return {
+        f"/{service.full_name}/{method.name}": Method(
+            method.name,
+            GetMessageClass(method.input_type),
+            getattr(servicer, method.name),
+            is_streaming=method.server_streaming,
+            computes=method.name in COMPUTING,
+        )
+        for method in service.methods
+    }

@@ -1,0 +1,388 @@
+"""nghttp2's callbacks: each turns what the library reports into the state of a session and its events.
+
+They are called within `Session.receive` and `Session.data_to_send`, and may not call either.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+import structlog
+from _cffi_backend import from_handle  # without the method around it: each callback begins by it
+
+from attention_server.http2.errors import ConnectionBroken
+from attention_server.http2.headers import Headers
+from attention_server.http2.library import (
+    ACK,
+    CALLBACK_FAILURE,
+    DATA,
+    DEFERRED,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    EOF,
+    HEADERS,
+    NO_COPY,
+    NO_END_STREAM,
+    NO_ERROR,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    ffi,
+    load_library,
+)
+from attention_server.http2.limits import (
+    FRAME_BYTES,
+    HEADER_BYTES,
+    HEADER_COUNT,
+    HEADER_FACTOR,
+    RESET_BURST,
+    RESETS_PER_SECOND,
+)
+
+log = structlog.get_logger()
+lib = load_library()
+
+Buffer = bytes | memoryview
+HEADER_OVERHEAD = 32  # RFC 9113, 6.5.2
+
+
+class SessionEvents(Protocol):
+    """Receives the events of a session. Streams go by their numbers."""
+
+    def on_headers(self, stream: int, headers: dict[bytes, bytes], *, fit: bool) -> None:
+        """A request has begun. Names are in lower case; where they do not `fit` the limits, some are missing."""
+
+    def on_data(self, stream: int, content: memoryview) -> None:
+        """Bytes of its body, valid during the call only; `Session.consume` makes room for more."""
+
+    def on_end(self, stream: int) -> None:
+        """Its body is complete."""
+
+    def on_closed(self, stream: int) -> None:
+        """The stream is over: answered, or reset by the peer."""
+
+    def on_pong(self) -> None:
+        """The peer has answered a ping."""
+
+
+class IncomingHeaders:
+    """Headers or trailers that are being received."""
+
+    __slots__ = ("are_trailers", "fields", "fit", "size")
+
+    def __init__(self, *, are_trailers: bool) -> None:
+        self.are_trailers = are_trailers
+        self.fields: dict[bytes, bytes] = {}
+        self.size = 0
+        self.fit = True
+
+
+class OutgoingBody:
+    """The unsent part of a response's body.
+
+    Attributes:
+        pieces: the bytes, each piece with a callback for when it was given to the transport.
+        size: of all pieces, in bytes.
+        trailers: sent behind them; None while more may be added.
+        is_deferred: nghttp2 waits for `nghttp2_session_resume_data`.
+    """
+
+    __slots__ = ("is_deferred", "pieces", "size", "trailers")
+
+    def __init__(self) -> None:
+        self.pieces: deque[tuple[memoryview, Callable[[], None] | None]] = deque()
+        self.size = 0
+        self.trailers: Headers | None = None
+        self.is_deferred = False
+
+
+class RateLimit:
+    """A token bucket.
+
+    Args:
+        burst: events at once.
+        per_second: events beyond them.
+    """
+
+    __slots__ = ("_burst", "_per_second", "_seen", "_tokens")
+
+    def __init__(self, burst: int, per_second: int) -> None:
+        self._burst, self._per_second = burst, per_second
+        self._tokens = float(burst)
+        self._seen = time.monotonic()
+
+    def allows(self) -> bool:
+        """Count an event, and return whether it is within the limit."""
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._seen) * self._per_second) - 1
+        self._seen = now
+        return self._tokens >= 0
+
+
+class SessionState:
+    """The state of a session that its callbacks read and change.
+
+    Args:
+        events: receives what the peer does.
+
+    Attributes:
+        session: nghttp2's.
+        incoming: headers and trailers that are not complete, by stream.
+        bodies: responses that are not sent, by stream.
+        receiving: streams whose requests are not complete.
+        answered: streams whose requests are answered, whatever else of them arrives.
+        has_settings: the peer has sent its SETTINGS.
+        received_bytes: of bodies, within the current `receive`.
+        out: buffers to be sent, within the current `data_to_send`.
+        out_size: their bytes.
+    """
+
+    session: Any
+
+    def __init__(self, events: SessionEvents) -> None:
+        self.events = events
+        self.incoming: dict[int, IncomingHeaders] = {}
+        self.bodies: dict[int, OutgoingBody] = {}
+        self.receiving: set[int] = set()
+        self.answered: set[int] = set()
+        self.has_settings = False
+        self.received_bytes = 0
+        self.out: list[Buffer] = []
+        self.out_size = 0
+        self._resets = RateLimit(RESET_BURST, RESETS_PER_SECOND)
+        self._is_over_limit = False
+
+    def goaway(self, code: int = NO_ERROR) -> None:
+        """Accept no further stream, and tell the peer which was the last."""
+        last = lib.nghttp2_session_get_last_proc_stream_id(self.session)
+        lib.nghttp2_submit_goaway(self.session, 0, last, code, ffi.NULL, 0)
+
+    def reset(self, stream: int, code: int) -> None:
+        """End a stream at once."""
+        lib.nghttp2_submit_rst_stream(self.session, 0, stream, code)
+
+    def count_reset(self) -> int:
+        """Count a stream that the peer has reset, or has made the server reset; return the callback's result.
+
+        A peer over the limit is sent GOAWAY; one that goes on for another burst is disconnected.
+        """
+        if self._resets.allows():
+            return 0
+        if self._is_over_limit:
+            return CALLBACK_FAILURE
+        self._is_over_limit = True
+        self._resets = RateLimit(RESET_BURST, RESETS_PER_SECOND)
+        self.goaway(ENHANCE_YOUR_CALM)
+        return 0
+
+    def forget(self, stream: int) -> None:
+        """Drop the state of a stream that is over."""
+        self.incoming.pop(stream, None)
+        self.bodies.pop(stream, None)
+        self.receiving.discard(stream)
+        self.answered.discard(stream)
+
+
+def check(code: int) -> None:
+    """Raise ConnectionBroken for an error code of nghttp2."""
+    if code:
+        raise error_of(code)
+
+
+def error_of(code: int) -> ConnectionBroken:
+    """Return the error of a code of nghttp2."""
+    return ConnectionBroken(str(ffi.string(lib.nghttp2_strerror(code)), errors="replace"))  # type: ignore[arg-type] # bytes
+
+
+def _log_fault(kind: Any, error: Any, trace: Any) -> None:
+    """Log what a callback raised; its connection ends."""
+    log.error("a connection ends for a fault of ours", exc_info=(kind, error, trace))
+
+
+def _callback(signature: str) -> Callable[[Callable[..., int]], Any]:
+    return ffi.callback(signature, error=CALLBACK_FAILURE, onerror=_log_fault)
+
+
+# --- what is received ---
+
+
+@_callback("int(nghttp2_session *, const nghttp2_frame *, void *)")
+def _on_begin_headers(_: Any, frame: Any, user: Any) -> int:
+    state: SessionState = from_handle(user)
+    stream = frame.stream_id
+    state.incoming[stream] = IncomingHeaders(are_trailers=stream in state.receiving)
+    state.receiving.add(stream)
+    return 0
+
+
+@_callback(
+    "int(nghttp2_session *, const nghttp2_frame *, const uint8_t *, size_t, const uint8_t *, size_t, uint8_t, void *)"
+)
+def _on_header(_: Any, frame: Any, name: Any, name_size: int, value: Any, value_size: int, __: int, user: Any) -> int:
+    state: SessionState = from_handle(user)
+    incoming = state.incoming.get(frame.stream_id)
+    if incoming is not None:
+        incoming.size += name_size + value_size + HEADER_OVERHEAD
+        if incoming.fit and incoming.size <= HEADER_BYTES and len(incoming.fields) < HEADER_COUNT:
+            incoming.fields[ffi.buffer(name, name_size)[:]] = ffi.buffer(value, value_size)[:]
+        elif incoming.fit:
+            incoming.fit = False
+            if incoming.are_trailers:
+                state.reset(frame.stream_id, ENHANCE_YOUR_CALM)
+        if incoming.size > HEADER_FACTOR * HEADER_BYTES:
+            return CALLBACK_FAILURE  # one byte of HPACK may stand for a long header: to decode more would cost more
+    return 0
+
+
+@_callback("int(nghttp2_session *, const nghttp2_frame *, void *)")
+def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
+    kind = frame.type
+    if kind == DATA:
+        if frame.flags & END_STREAM:
+            _end_request(from_handle(user), frame.stream_id)
+    elif kind == HEADERS:
+        state: SessionState = from_handle(user)
+        stream = frame.stream_id
+        incoming = state.incoming.pop(stream, None)
+        if incoming is not None and not incoming.are_trailers:
+            state.events.on_headers(stream, incoming.fields, fit=incoming.fit)
+        if frame.flags & END_STREAM and (incoming is None or incoming.fit or not incoming.are_trailers):
+            _end_request(state, stream)
+    elif kind == RST_STREAM:
+        return int(from_handle(user).count_reset())
+    elif kind == SETTINGS:
+        from_handle(user).has_settings = True
+    elif kind == PING and frame.flags & ACK:
+        from_handle(user).events.on_pong()
+    return 0
+
+
+def _end_request(state: SessionState, stream: int) -> None:
+    if stream in state.receiving:
+        state.receiving.discard(stream)
+        state.events.on_end(stream)
+
+
+@_callback("int(nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *)")
+def _on_data_chunk(_: Any, __: int, stream: int, content: Any, size: int, user: Any) -> int:
+    state: SessionState = from_handle(user)
+    state.received_bytes += size
+    if stream not in state.answered:
+        state.events.on_data(stream, memoryview(ffi.buffer(content, size)))
+    return 0
+
+
+@_callback("int(nghttp2_session *, int32_t, uint32_t, void *)")
+def _on_stream_close(_: Any, stream: int, __: int, user: Any) -> int:
+    state: SessionState = from_handle(user)
+    state.forget(stream)
+    state.events.on_closed(stream)
+    return 0
+
+
+# --- what is sent ---
+
+
+@_callback("int(nghttp2_session *, const nghttp2_frame *, void *)")
+def _on_frame_send(_: Any, frame: Any, user: Any) -> int:
+    kind = frame.type
+    if kind == HEADERS and frame.flags & END_STREAM:
+        # A peer that is answered before its request is complete is told that the rest is not wanted.
+        state: SessionState = from_handle(user)
+        if frame.stream_id in state.receiving:
+            state.reset(frame.stream_id, NO_ERROR)
+    elif kind == RST_STREAM:
+        reset: Any = ffi.cast("nghttp2_rst_stream *", frame)
+        return 0 if reset.error_code == NO_ERROR else int(from_handle(user).count_reset())
+    return 0
+
+
+@_callback("ssize_t(nghttp2_session *, uint8_t, int32_t, int32_t, int32_t, uint32_t, void *)")
+def _read_length(_: Any, __: int, ___: int, connection: int, stream: int, frame: int, ____: Any) -> int:
+    return max(1, min(connection, stream, frame, FRAME_BYTES))
+
+
+@_callback("ssize_t(nghttp2_session *, int32_t, uint8_t *, size_t, uint32_t *, nghttp2_data_source *, void *)")
+def _read(_: Any, stream: int, __: Any, room: int, flags: Any, ___: Any, user: Any) -> int:
+    """Return how many bytes of a body the next frame has, and set whether it is the last."""
+    state: SessionState = from_handle(user)
+    body = state.bodies[stream]
+    trailers = body.trailers
+    if body.size <= room and trailers is not None:
+        flags[0] = EOF | NO_END_STREAM | NO_COPY
+        lib.nghttp2_submit_trailer(state.session, stream, trailers.pairs, trailers.count)
+        return body.size
+    if not body.size:
+        body.is_deferred = True
+        return DEFERRED
+    flags[0] = NO_COPY
+    return min(body.size, room)
+
+
+@_callback("int(nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *)")
+def _send_data(_: Any, frame: Any, head: Any, size: int, __: Any, user: Any) -> int:
+    """Send a frame's share of a body without copying it."""
+    state: SessionState = from_handle(user)
+    body = state.bodies[frame.stream_id]
+    state.out.append(ffi.buffer(head, 9)[:])
+    state.out_size += 9 + size
+    body.size -= size
+    while size:
+        piece, on_sent = body.pieces[0]
+        if len(piece) > size:
+            state.out.append(piece[:size])
+            body.pieces[0] = piece[size:], on_sent
+            break
+        state.out.append(piece)
+        size -= len(piece)
+        body.pieces.popleft()
+        if on_sent:
+            on_sent()
+    return 0
+
+
+# --- what nghttp2 is given ---
+
+
+def _make_callbacks() -> Any:
+    made = ffi.new("nghttp2_session_callbacks **")
+    check(lib.nghttp2_session_callbacks_new(made))
+    for name, callback in {
+        "on_begin_headers": _on_begin_headers,
+        "on_header": _on_header,
+        "on_frame_recv": _on_frame_recv,
+        "on_frame_send": _on_frame_send,
+        "on_data_chunk_recv": _on_data_chunk,
+        "on_stream_close": _on_stream_close,
+        "send_data": _send_data,
+        "data_source_read_length": _read_length,
+    }.items():
+        getattr(lib, f"nghttp2_session_callbacks_set_{name}_callback")(made[0], callback)
+    return made[0]
+
+
+def _make_options() -> Any:
+    made = ffi.new("nghttp2_option **")
+    check(lib.nghttp2_option_new(made))
+    lib.nghttp2_option_set_no_auto_window_update(made[0], 1)
+    lib.nghttp2_option_set_no_closed_streams(made[0], 1)
+    with suppress(AttributeError):  # before 1.50 there was nothing to be asked off
+        # A space at the end of a header's value is no reason to reset a call.
+        lib.nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(made[0], 1)
+    with suppress(AttributeError):  # before 1.57 there was no such limit
+        # `SessionState.count_reset` has its own, in every version; nghttp2's stands behind it.
+        lib.nghttp2_option_set_stream_reset_rate_limit(made[0], 4 * RESET_BURST, 4 * RESETS_PER_SECOND)
+    return made[0]
+
+
+def _make_provider() -> Any:
+    made: Any = ffi.new("nghttp2_data_provider *")
+    made.read_callback = _read
+    return made
+
+
+CALLBACKS = _make_callbacks()
+OPTIONS = _make_options()
+BODY_PROVIDER = _make_provider()

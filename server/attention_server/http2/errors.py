@@ -1,0 +1,68 @@
+"""The errors of gRPC over HTTP/2.
+
+LibraryError            libnghttp2 is missing or too old
+ConnectionBroken        the peer does not speak HTTP/2; its connection ends
+CallError               one call ends with an error status
+├── InvalidMessage      the bytes are not messages of gRPC
+├── UnknownEncoding     the messages are compressed by an encoding that is not supported
+├── MessageTooLarge     a message is over the limit
+├── HeadersTooLarge     the request's headers are over the limit
+├── BufferFull          all calls together are sending more than may be buffered
+├── DeadlineExceeded    the call's timeout has passed
+├── Cancelled           the peer has cancelled the call, or closed the connection
+└── ServerStopping      the server stops
+"""
+
+
+class LibraryError(ImportError):
+    """libnghttp2 is missing or too old; the message says what to install."""
+
+
+class ConnectionBroken(Exception):
+    """The peer does not speak HTTP/2, or the session has ended."""
+
+
+class CallError(Exception):
+    """The reason why a call ends with an error status.
+
+    Attributes:
+        message: the reason, in words for the caller.
+        field: the header at fault, or "".
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.message = message
+        self.field = field
+
+
+class InvalidMessage(CallError):
+    """The request's bytes are not messages of gRPC, or not as many as the method takes."""
+
+
+class UnknownEncoding(CallError):
+    """The request's messages are compressed by an encoding that is not supported."""
+
+
+class MessageTooLarge(CallError):
+    """A message is larger than the limit."""
+
+
+class HeadersTooLarge(CallError):
+    """The request has too many headers, or too large ones; some of them were dropped."""
+
+
+class BufferFull(CallError):
+    """All calls together are sending more bytes than may be buffered; the caller may try again."""
+
+
+class DeadlineExceeded(CallError):
+    """The timeout that the request's headers state has passed."""
+
+
+class Cancelled(CallError):
+    """The peer has cancelled the call, or closed its connection."""
+
+
+class ServerStopping(CallError):
+    """The server stops before the call has an answer."""

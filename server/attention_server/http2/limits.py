@@ -1,0 +1,48 @@
+"""The bounds of a server, its connections and calls."""
+
+from dataclasses import dataclass
+
+FRAME_BYTES = 256 * 1024  # the largest DATA frame that is received or sent
+STREAM_WINDOW = 1024 * 1024  # bytes that a peer may send on a stream before they are read
+CONNECTION_WINDOW = 16 * 1024 * 1024
+HEADER_BYTES = 16 * 1024  # of all headers of a request, or all trailers; 32 are added for each (RFC 9113, 6.5.2)
+HEADER_COUNT = 128
+HEADER_FACTOR = 8  # times HEADER_BYTES: the connection of a peer that sends as much ends
+RESET_BURST = 1_000  # streams that a peer may reset at once, or have reset by its errors, before its connection ends
+RESETS_PER_SECOND = 100  # beyond the burst
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of a server.
+
+    Attributes:
+        message_bytes: of one request message, as it is sent and as it is when inflated.
+        buffered_bytes: of messages that are received and not read, over all calls.
+        concurrent_calls: on one connection; peers are told so.
+        connections: open at once; a further one is closed when it is made.
+    """
+
+    message_bytes: int
+    buffered_bytes: int
+    concurrent_calls: int
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a connection may stay when nothing moves, in seconds.
+
+    Attributes:
+        check: between two checks of a connection.
+        stalled_bytes: bytes that have to move between two checks while either side waits for the other's.
+        idle: without a call; the connection is then closed, and a client opens a new one when it needs it.
+        quiet: without a byte; the peer is then pinged, and has until the next check to answer.
+        goaway: between the first GOAWAY of a shutdown and the second, where the peer does not answer the ping.
+    """
+
+    check: float = 10.0
+    stalled_bytes: int = 10 * 1024
+    idle: float = 300.0
+    quiet: float = 60.0
+    goaway: float = 1.0
