@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from attention_client.options import Causal
+from attention_client.cli.options import Causal
 from attention_proto.allocator import keep_freed
 
 

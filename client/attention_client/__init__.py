@@ -9,6 +9,8 @@
 Every failure raises an `AttentionError`; `attention_client.errors` draws the tree of its classes.
 """
 
+from typing import Any
+
 from attention_client import display  # noqa: F401  # registers the notebook's view of a result
 from attention_client.api.aio import AsyncAttentionClient
 from attention_client.api.client import AttentionClient
@@ -54,3 +56,13 @@ __all__ = [
     "translate",
     "translate_async",
 ]
+
+__version__: str
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version  # noqa: PLC0415  # slow to import, and seldom asked for
+
+    return version("attention-service")

@@ -1,10 +1,13 @@
 """`attention-client`, run as a user runs it."""
 
+import importlib.metadata
 import json
+import re
 import socket
 import subprocess
 import sys
 
+import attention_client
 import numpy as np
 import pytest
 from attention_client import cli, display
@@ -20,9 +23,12 @@ def run(target, monkeypatch, capsys):
         monkeypatch.setenv("ATTENTION_TARGET", target)
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr(sys, "argv", ["attention-client", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
+        status = 0
+        try:
             cli.main()
-        return exit_.value.code or 0, *capsys.readouterr()
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        return status, *capsys.readouterr()
 
     return run
 
@@ -198,12 +204,55 @@ def test_wrong_usage(run, arguments):
     assert "Usage: attention-client" in err
 
 
-def test_without_the_extra():
-    """Without its extra the command says in one line what to install."""
-    code = "import sys; sys.modules['typer'] = None; from attention_client.cli import main"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "attention-client needs typer: pip install 'attention-service[cli]'\n"
+def without(package, *arguments):
+    """Run the command where a package of its extra is not installed."""
+    code = f"import sys; sys.modules[{package!r}] = None; from attention_client.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["models"], ["models", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_without_the_extra(package, arguments):
+    """Without its extra the command says in one line what to install, with status 1."""
+    missing = f"attention-client needs {package}"
+    status, out, err = without(package, *arguments)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(rf"{missing}(\.\w+)*: pip install 'attention-service\[cli\]'\n", err)
+
+
+def test_help_without_the_extra(run):
+    """Without its extra `--help` names the commands, and what to install for them."""
+    status, out, err = without("typer", "--help")
+    assert (status, err) == (0, "")
+    (names,) = re.findall(r"Commands: (.*)", out)
+    assert "pip install 'attention-service[cli]'" in out
+    _, whole, _ = run("--help")
+    assert names.split(", ") == sorted(re.findall(r"^│ (\w+) ", whole.partition("Commands")[2], re.MULTILINE))
+
+
+def test_version(run):
+    """`--version` prints the installed version, with the extra and without."""
+    expected = f"attention-client {attention_client.__version__}\n"
+    assert run("--version") == (0, expected, "")
+    assert run("--token", "t", "--version") == (0, expected, "")
+    assert without("typer", "--version") == (0, expected, "")
+
+
+def test_the_package_has_a_version():
+    """`__version__` is that of the installed package; other names are missing as in any module."""
+    assert attention_client.__version__ == importlib.metadata.version("attention-service")
+    assert not hasattr(attention_client, "__vision__")
+
+
+def test_imports_are_lazy():
+    """A program that imports the client loads nothing that only the command, a notebook or a picture needs."""
+    code = "import sys, attention_client; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    ours = {name.partition(".")[2] for name in loaded if name.startswith("attention_client.")}
+    assert {name for name in ours if name.startswith("display")} == {"display"}
+    assert not ours & {"cli", "viewer"}
+    assert not {"typer", "rich", "matplotlib", "importlib.metadata"} & set(loaded)
 
 
 def test_plot(run, tmp_path):

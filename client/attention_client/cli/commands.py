@@ -1,7 +1,6 @@
-"""`attention-client`: ask an Attention Service from a terminal."""
+"""The commands of `attention-client`. To import this module needs the extra `cli`."""
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,35 +10,36 @@ from typing import Annotated, Any, NoReturn
 
 import grpc
 import numpy as np
+import typer
+from attention_batch.cli import score
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.stages import OUTPUTS
+from rich.console import Console
+from rich.table import Table
 
+from attention_client import __version__
 from attention_client.api.client import AttentionClient
 from attention_client.api.translate import translate as translate_text
+from attention_client.cli.options import Causal
 from attention_client.display.document import as_document, translation_document
+from attention_client.display.heatmap import render, render_translation
 from attention_client.display.viewer import page
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
 from attention_client.inputs import OutputSpec
-from attention_client.options import Causal
 from attention_client.result import Array, AttendResult
 from attention_client.wire import channel
-
-try:
-    import typer
-    from attention_batch.cli import score
-    from rich.console import Console
-    from rich.table import Table
-
-    from attention_client.display.heatmap import render, render_translation
-except ModuleNotFoundError as missing:
-    sys.exit(f"attention-client needs {missing.name}: pip install 'attention-service[cli]'")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @dataclass
 class Access:
-    """How to speak to the server, whatever is asked."""
+    """The caller's credentials, which every command sends.
+
+    Attributes:
+        token: the caller's; None sends none.
+        credentials: of TLS; None speaks without TLS.
+    """
 
     token: str | None = None
     credentials: grpc.ChannelCredentials | None = None
@@ -52,6 +52,12 @@ def _pem(variable: str, help_: str) -> Any:
     return typer.Option(exists=True, dir_okay=False, metavar="FILE", envvar=variable, help=help_)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"attention-client {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def main_options(
     context: typer.Context,
@@ -61,6 +67,9 @@ def main_options(
     ca: Annotated[Path | None, _pem("ATTENTION_CA", "Speak TLS, to who has a certificate of these.")] = None,
     cert: Annotated[Path | None, _pem("ATTENTION_CERT", "Your own certificate, for mutual TLS.")] = None,
     key: Annotated[Path | None, _pem("ATTENTION_KEY", "Your certificate's key.")] = None,
+    version: Annotated[  # noqa: ARG001  # handled by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Ask an Attention Service."""
     if (cert is None) != (key is None):
@@ -80,26 +89,30 @@ def _array(path: str) -> Array:
 Target = Annotated[str, typer.Option(envvar="ATTENTION_TARGET", help="Where the server listens, HOST:PORT.")]
 Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for an answer.")]
 ArrayFile = Annotated[Array | None, typer.Option(parser=_array, metavar="FILE.npy")]
+Text = Annotated[str | None, typer.Argument(help="The sequence, for a text model; others take --query.")]
+Version = Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")]
+MemoryText = Annotated[str | None, typer.Option(help="The sequence to attend to, when it is another.")]
+CausalMask = Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")]
 
 
 @app.command(no_args_is_help=True)
 def attend(
-    text: Annotated[str | None, typer.Argument(help="The sequence, for a text model; others take --query.")] = None,
+    text: Text = None,
     *,
     model: Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")],
-    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
-    memory_text: Annotated[str | None, typer.Option(help="The sequence to attend to, when it is another.")] = None,
+    version: Version = 0,
+    memory_text: MemoryText = None,
     query: ArrayFile = None,
     key: ArrayFile = None,
     value: ArrayFile = None,
-    causal: Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")] = Causal.NONE,
+    causal: CausalMask = Causal.NONE,
     outputs: Annotated[str, typer.Option(help=f"Stages to show, with commas: {', '.join(OUTPUTS)}.")] = "",
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")] = False,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the weights into a picture.")] = None,
 ) -> None:
-    """Attend over one sequence, and show what each head looked at."""
+    """Attend over one sequence, and show the weights of each head."""
     with _client(target, timeout) as client:
         shown = outputs.replace(" ", "").split(",") if outputs else _default_outputs(client.model(model, version), text)
         result = client.attend(
@@ -125,14 +138,14 @@ def attend(
 @app.command(no_args_is_help=True)
 def plot(
     model: Annotated[str, typer.Argument(help="The model's name; `attention-client models` lists them.")],
-    text: Annotated[str | None, typer.Argument(help="The sequence, for a text model; others take --query.")] = None,
+    text: Text = None,
     *,
-    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
-    memory_text: Annotated[str | None, typer.Option(help="The sequence to attend to, when it is another.")] = None,
+    version: Version = 0,
+    memory_text: MemoryText = None,
     query: ArrayFile = None,
     key: ArrayFile = None,
     value: ArrayFile = None,
-    causal: Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")] = Causal.NONE,
+    causal: CausalMask = Causal.NONE,
     layer: Annotated[str, typer.Option(help="Which layer is drawn; --html has them all.")] = "",
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw lines and letters that can be edited.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw dots.")] = None,
@@ -140,7 +153,7 @@ def plot(
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 30.0,
 ) -> None:
-    """Draw what each head looked at into files."""
+    """Draw the weights of each head into files."""
     pictures = [file for file in (svg, png) if file is not None]
     if not pictures and html is None:
         raise typer.BadParameter("say where to draw: --svg FILE, --png FILE or --html FILE")
@@ -173,7 +186,7 @@ def plot(
 
 
 def _one_layer(result: AttendResult, layer: str) -> AttendResult:
-    """Return a result with one layer's weights as its weights; of one layer alone they are called so already."""
+    """Return a result with one layer's weights under the name `weights`."""
     name = f"weights@{layer}"
     return replace(result, outputs={"weights": result[name if name in result.outputs else "weights"]})
 
@@ -183,7 +196,7 @@ def translate(
     text: Annotated[str, typer.Argument(help="What to translate.")],
     *,
     model: Annotated[str, typer.Option(help="The model's name, as `cross-attention`.")],
-    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
+    version: Version = 0,
     head: Annotated[
         int | None, typer.Option(min=0, help="Whose weights to show; else the head that aligns, or the mean of all.")
     ] = None,
@@ -192,7 +205,7 @@ def translate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the translation as one JSON document.")] = False,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the alignment into a picture.")] = None,
 ) -> None:
-    """Translate a text word by word, and show which word each was read from."""
+    """Translate a text word by word, and show the alignment of the words."""
     with _client(target, timeout) as client:
         translation = translate_text(client, model, text, version=version)
         aligned = translation_document(translation, head)
@@ -209,7 +222,7 @@ def translate(
 
 @app.command()
 def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
-    """List the models that are served."""
+    """List the served models."""
     with _client(target, timeout) as client:
         served = client.models()
     table = Table("name", "version", "block", "heads", "widths", "text", "predictions", "device", box=None)
@@ -232,7 +245,7 @@ def _row(model: pb.Model) -> tuple[str, ...]:
 
 
 def _widths(layer: pb.Layer) -> str:
-    """Say which vectors go in and come out: one width where query, key and value share it."""
+    """Return the widths of the vectors in and out: one where query, key and value share it."""
     inputs = [layer.query_dim, layer.key_dim or layer.query_dim, layer.value_dim or layer.key_dim or layer.query_dim]
     output = layer.output_dim or layer.heads * layer.value_head_dim
     taken = " ".join(str(width or "any") for width in (inputs if len(set(inputs)) > 1 else inputs[:1]))
@@ -240,13 +253,13 @@ def _widths(layer: pb.Layer) -> str:
 
 
 def _default_outputs(model: pb.Model, text: str | None) -> list[str]:
-    """Weights, and what the model reads from them where it reads text."""
+    """Return the weights, and the predictions where the model has some and the input is text."""
     return ["weights", "predictions"] if text is not None and model.manifest.predictors else ["weights"]
 
 
 @contextmanager
 def _client(target: str, timeout: float) -> Iterator[AttentionClient]:
-    """Connect; a failed call becomes one line on stderr and exit status 1."""
+    """Connect a client; print a failed call as one line on stderr and exit with status 1."""
     try:
         with AttentionClient(target, timeout=timeout, token=access.token, credentials=access.credentials) as client:
             yield client
@@ -274,8 +287,3 @@ def _plot(options: str = "--png needs") -> ModuleType:
 def _fail(message: str) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(1)
-
-
-def main() -> None:
-    """Run the command."""
-    app()

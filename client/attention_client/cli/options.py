@@ -1,10 +1,10 @@
-"""Options that several commands have."""
+"""Options that several commands take."""
 
 from enum import StrEnum
 
 
 class Causal(StrEnum):
-    """How a causal mask lines up query and key positions."""
+    """The alignment of query and key positions under a causal mask."""
 
     NONE = "none"
     TOP_LEFT = "top_left"
