@@ -71,6 +71,15 @@ class Progress:
             "tokens_per_second": round(self.counts.tokens * rate, 1),
         }
 
+    def seconds_left(self) -> float | None:
+        """Estimate the time left from the rate so far; None before there is a rate."""
+        whole, now = self.before + self.done, self.before + self.counts
+        if not self.total or not self.work or now == self.before:
+            return None
+        rows = (whole.rows + whole.failed) / self.work * self.total  # if the rest is like the finished shards
+        left = max(0.0, rows - now.rows - now.failed)
+        return left * (time.monotonic() - self.began) / (self.counts.rows + self.counts.failed)
+
 
 class Display(Protocol):
     """A display of a run's progress."""
@@ -121,7 +130,7 @@ class _Lines:
     def show(self, progress: Progress) -> None:
         if time.monotonic() >= self._next:
             share = round(progress.work / progress.total, 4) if progress.total else None
-            left = _seconds_left(progress)
+            left = progress.seconds_left()
             write_event("progress", **progress.summary(), share=share, seconds_left=left and round(left))
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -139,13 +148,3 @@ def _words(progress: Progress) -> str:
     summary = progress.summary()
     words = f"{summary['rows']} rows, {summary['sequences_per_second']:.0f}/s"
     return f"{words}, {progress.failed} failed" if progress.failed else words
-
-
-def _seconds_left(progress: Progress) -> float | None:
-    """Estimate the time left from the rate so far; None before there is a rate."""
-    whole, now = progress.before + progress.done, progress.before + progress.counts
-    if not progress.total or not progress.work or now == progress.before:
-        return None
-    rows = (whole.rows + whole.failed) / progress.work * progress.total  # if the rest is like the finished shards
-    left = max(0.0, rows - now.rows - now.failed)
-    return left * (time.monotonic() - progress.began) / (progress.counts.rows + progress.counts.failed)

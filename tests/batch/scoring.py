@@ -18,7 +18,7 @@ from serving import clean_env
 from tests.server import composed
 
 COMMAND = Path(sys.executable).with_name("attention-client")
-SECONDS = 120  # for what takes one or two on an idle machine
+SECONDS = 600  # guard against hanging; no test depends on it
 SENTENCES = ("I gave my cat Tater a toy", "Mia was shown a letter by Leo", "Leo gave Mia a letter", "I gave Leo my toy")
 WIDTH = 24  # of the model `multi`
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from attention_batch.output.sink import Counts
-from attention_batch.progress import Progress, _seconds_left
+from attention_batch.progress import Progress
 from serving import clean_env
 
 from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait_until, write_texts
@@ -72,10 +72,24 @@ def test_progress_in_lines(server, tmp_path):
 
 
 def test_the_time_left():
-    """What is left is told by the rows of whole shards, and goes down within a shard."""
-    progress = Progress(4.0, work=1.0, done=Counts(10), under_way=Counts(10), began=time.monotonic() - 2)
-    assert _seconds_left(progress) == pytest.approx(2, rel=0.1)  # 20 of 40 rows in 2 seconds
-    assert _seconds_left(Progress(4.0, under_way=Counts(10))) is None
+    """The time left follows from the rows of finished shards, and goes down within a shard."""
+    began = time.monotonic() - 10_000  # so long ago that the time of this test counts for nothing
+    progress = Progress(4.0, work=1.0, done=Counts(10), under_way=Counts(10), began=began)
+    assert progress.seconds_left() == pytest.approx(10_000, rel=0.05)  # 20 of 40 rows in that time
+    assert Progress(4.0, under_way=Counts(10)).seconds_left() is None
+
+
+def test_a_summary_adds_up():
+    """A summary counts rows, not batches or shards, of all runs; its rates are those of this run alone."""
+    began = time.monotonic() - 10_000
+    progress = Progress(4.0, before=Counts(100, 7, 900), done=Counts(20_000, 2, 80_000), began=began)
+    progress.under_way = Counts(10_000, 1, 40_000)
+    summary = progress.summary()
+    assert (summary["rows"], summary["failed"], summary["resumed"]) == (30_100, 10, 107)
+    assert summary["sequences_per_second"] == pytest.approx(3, rel=0.05)
+    assert summary["tokens_per_second"] == pytest.approx(12, rel=0.05)
+    progress.finish_shard(1.0, Counts(10_000, 1, 40_000))
+    assert (progress.summary()["rows"], progress.summary()["failed"]) == (30_100, 10)
 
 
 def test_wrong_usage(tmp_path):

@@ -1,5 +1,6 @@
 """Without a server, on several cores: workers in processes of their own, of which any may go at any moment."""
 
+import multiprocessing
 import os
 import random
 import re
@@ -32,6 +33,7 @@ from tests.batch.scoring import (
     write_poisoned,
 )
 
+pytestmark = pytest.mark.timeout(1200)  # many runs, each with the start of three processes
 ROWS, SHARD = 4000, 50
 TWO = {"ATTENTION_SLOTS": "2"}  # also where there is one core
 OUTPUTS = ("--outputs", "tokens,weights,output:mean,predictions,entropy:mean", "--shard-rows", SHARD)
@@ -163,7 +165,7 @@ def test_workers_that_begin_early(repository, poisoned, whole, tmp_path, monkeyp
     with pytest.raises(Refused, match="no model 'none'"):
         score(replace(job, model="none", output=str(tmp_path / "none.parquet")))
     assert len(begun_early) == 2
-    assert not any(child.is_alive() for workers in begun_early for child in workers._children)
+    assert not multiprocessing.active_children()
 
 
 def shards(*groups):

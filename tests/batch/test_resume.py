@@ -1,5 +1,6 @@
 """Nothing is lost: whatever ends a run, and however often, the next one goes on, and the output is the same bytes."""
 
+import io
 import os
 import random
 import re
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from attention_batch.errors import Refused
+from attention_batch.errors import Refused, Stopped, TooManyErrors
+from attention_batch.run import run
 
 from tests.batch.scoring import (
+    SENTENCES,
     begun,
     command,
     everything,
@@ -29,6 +32,7 @@ from tests.batch.scoring import (
     write_texts,
 )
 
+pytestmark = pytest.mark.timeout(1200)  # many runs, each with the start of a process
 ROWS, SHARD = 3000, 50
 OUTPUTS = "tokens,weights,output:mean,predictions,entropy:mean"
 
@@ -97,6 +101,35 @@ def test_interrupted(server, poisoned, tmp_path, number):
     assert b'"status": "interrupted"' in said
     assert said.endswith(b"error: interrupted; the same command goes on\n")
     assert scored(poisoned, output, *options(server)).returncode == 3
+
+
+class Interrupting(io.BytesIO):
+    """Standard input that sends this process a signal, in a library that keeps KeyboardInterrupt from the run."""
+
+    def __init__(self, content, number, error):
+        super().__init__(content)
+        self._number, self._error = number, error
+
+    def readline(self, size=-1):
+        if self.tell() == 0:
+            try:
+                signal.raise_signal(self._number)
+            except KeyboardInterrupt:
+                if self._error:
+                    raise self._error from None
+        return super().readline(size)
+
+
+@pytest.mark.parametrize("error", [None, ImportError("half a module"), Refused("by chance")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_within_a_library(job, tmp_path, number, error):
+    """A signal ends a run also where KeyboardInterrupt is swallowed, or another error raised in its place."""
+    content = b'{"text": "%s"}\n' % SENTENCES[0].encode() * 1000
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped, match=r"^interrupted$"):
+        run(job("-", tmp_path / "out.jsonl", "multi-head"), Interrupting(content, number, error), io.BytesIO())
+    assert not (tmp_path / "out.jsonl").exists()
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def stopped(job, tmp_path, **options):
@@ -199,12 +232,20 @@ def test_two_runs_exclude_each_other(server, poisoned, tmp_path):
 
 
 def test_half_a_line_of_the_journal(job, tmp_path):
-    """What a sudden end left of an entry is cut off; its shard is done again."""
-    source = stopped(job, tmp_path)
-    journal = journal_of(tmp_path / "out.jsonl")
+    """A half line that a crash left in the journal spoils neither the resumed run nor the one that resumes that run."""
+    texts = ["no such words" if i in (25, 65) else SENTENCES[i % 4] for i in range(100)]
+    source = write(tmp_path / "in.jsonl", {"text": texts})
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert score(job(source, whole, "multi-head", shard_rows=10))[0] == 3
+    with pytest.raises(TooManyErrors):  # in the third shard
+        score(job(source, output, "multi-head", shard_rows=10, max_errors=0))
+    journal = journal_of(output)
     journal.write_bytes(journal.read_bytes()[:-7])
-    assert score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=10))[0] == 3
-    assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [f"row {i}" for i in range(100)]
+    with pytest.raises(TooManyErrors):  # in the seventh, after the second was scored again
+        score(job(source, output, "multi-head", shard_rows=10, max_errors=1))
+    assert shards_done(output) == 6
+    assert score(job(source, output, "multi-head", shard_rows=10))[0] == 3
+    assert everything(output) == everything(whole)
 
 
 def test_a_part_that_is_gone_or_cut(job, tmp_path):
@@ -270,9 +311,15 @@ def test_memory_is_flat(server, tmp_path):
         source = write(tmp_path / f"{rows}.parquet", {"query": query})
         run = begun(source, tmp_path / "out.parquet", "--model", "dot", "--target", server.grpc, "--restart")
         most = 0
-        # What `wait4` says counts the memory of who started the process, too.
-        while (found := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{run.pid}/status").read_text())) is not None:
-            most = int(found[1])
+
+        def ended() -> bool:
+            nonlocal most
+            # `wait4` would count the memory of this process, which started the run, too.
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{run.pid}/status").read_text())
+            most = int(found[1]) if found else most
+            return found is None
+
+        wait_until(ended, run)
         assert run.wait() == 0
         return most / 1024
 

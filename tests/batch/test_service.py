@@ -100,11 +100,12 @@ def test_a_server_that_hangs(repository, source, tmp_path):
     """A run that waits for an answer can be ended at once."""
     output = tmp_path / "out.parquet"
     with start_server(repository) as hanging:
-        run = begun(source, output, "--model", "multi", "--target", hanging.grpc, *OUTPUTS)
+        arguments = ("--model", "multi", "--target", hanging.grpc, "--timeout", 10 * SECONDS, *OUTPUTS)
+        run = begun(source, output, *arguments)
         wait_until(lambda: shards_done(output) > 2, run)
         hanging.process.send_signal(signal.SIGSTOP)
         run.send_signal(signal.SIGTERM)
-        assert run.wait(SECONDS / 4) == 4  # less than --timeout
+        assert run.wait(SECONDS) == 4  # less than --timeout
         hanging.process.send_signal(signal.SIGCONT)
 
 
@@ -187,7 +188,7 @@ def test_several_replicas(repository, server, source, whole, tmp_path):
         arguments = ("--model", "multi", "--target", f"{server.grpc},{second.grpc}", *OUTPUTS)
         assert scored(source, tmp_path / "out.parquet", *arguments).returncode == 0
         assert answered(second) > 0
-        assert answered(server) - before + answered(second) >= 2000
+        assert answered(server) - before + answered(second) == 2000  # sequences, of fewer requests
         assert answered(server) > before
     assert (tmp_path / "out.parquet").read_bytes() == whole
 
@@ -226,15 +227,18 @@ def test_a_server_that_asks_who_calls(repository, tmp_path):
 
 
 def test_a_server_that_fails(job, tmp_path, monkeypatch):
-    """A fault of the server is nobody's row: after some tries the run stops, and names the request in its log."""
+    """A fault of the server fails no row: after three attempts the run stops, and names the request in its log."""
+    attempts = []
 
     def fail(*_):
+        attempts.append(1)
         raise InternalError("internal error", request_id="r-7")
 
     monkeypatch.setattr(engine_client.ClientEngine, "attend", fail)
     source = write_texts(tmp_path / "in.jsonl", 3)
     with pytest.raises(Stopped, match=r"its log says why: internal error \(request r-7\)"):
         score(job(source, tmp_path / "out.jsonl", "multi-head"))
+    assert len(attempts) == 3
     assert not (tmp_path / "out.jsonl").exists()
     monkeypatch.undo()
     assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 0

@@ -118,14 +118,9 @@ class Journal:
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         with self._path.open("ab") as file:
-            before = file.tell()
-            try:
-                file.write(_line(entry))
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self._path, before)  # a half line would make the next line unreadable
-                raise
+            file.write(_line(entry))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def written_by(output: Path) -> tuple[Path, ...]:
