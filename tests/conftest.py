@@ -16,7 +16,7 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
-from serving import SECONDS_TO_START, Server, made_repository, start_server
+from serving import HANG, Server, made_repository, start_server
 
 # The table of errors: gRPC's code, HTTP's status.
 HTTP = {
@@ -445,7 +445,7 @@ def post(
     if request_id:
         sent["X-Request-Id"] = request_id
     path = f"{model}/versions/{version}" if version else model
-    response = session.post(f"{url}/v1/models/{path}:attend", headers=sent, timeout=SECONDS_TO_START, **content)
+    response = session.post(f"{url}/v1/models/{path}:attend", headers=sent, timeout=HANG, **content)
     if response.status_code != 200:
         raise refused_by_http(response)
     return response

@@ -6,18 +6,27 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SERVER = ROOT / ".venv/bin/attention-server"
-SECONDS_TO_START = 60  # two cores, shared
+HANG = 240  # seconds: after these a wait is given up as one that will not end; no promise about a machine's speed
 READY = re.compile(r"ready rest=(\S+) grpc=(\S+)\n")
+
+
+def wait_until(condition: Callable[[], object], seconds: float = HANG) -> None:
+    """Wait until a condition holds that no event tells of; fail where it never does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come to hold"
+        Event().wait(0.001)  # lets the other threads run
 
 
 def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
@@ -80,14 +89,14 @@ def start_server(
             try:
                 yield Server(process, *_addresses(process, log_file), log_file)
                 process.terminate()  # a no-op where the test has stopped it
-                assert process.wait(SECONDS_TO_START) == 0, log_file.read_text()
+                assert process.wait(HANG) == 0, log_file.read_text()
             finally:
                 process.kill()
 
 
 def _addresses(process: subprocess.Popen[str], log_file: Path) -> tuple[str, str]:
     assert process.stdout is not None
-    late = Timer(SECONDS_TO_START, process.kill)
+    late = Timer(HANG, process.kill)
     late.start()
     line = process.stdout.readline()
     late.cancel()
@@ -110,7 +119,7 @@ def run_server(*arguments: object, env: Mapping[str, str] | None = None, cwd: Pa
             command, env=clean_env(env), cwd=cwd, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process,
     ):
-        late = Timer(SECONDS_TO_START, process.kill)
+        late = Timer(HANG, process.kill)
         late.start()
         assert process.stdout is not None
         first = process.stdout.readline()

@@ -20,14 +20,14 @@ from attention_proto.allocator import keep_freed
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from attention_server.auth.access import AccessError, open_access
+from attention_server.auth.access import Access, AccessError, open_access
 from attention_server.grpc.server import make_grpc_server
 from attention_server.inference.engine import DeviceError
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
 from attention_server.rest.server import RestServer
 from attention_server.scheduling.scheduler import Scheduler
-from attention_server.service.build import make_core
+from attention_server.service.build import Core, make_core
 from attention_server.settings import MIB, Settings
 from attention_server.telemetry import logs
 from attention_server.telemetry.observer import Observer
@@ -47,54 +47,94 @@ async def serve(settings: Settings) -> None:
         TracingError: traces cannot be sent as the environment asks.
     """
     core = make_core(settings, Observer(open_tracing(), settings.access_log))
-    access = open_access(settings)
-    requests = settings.compute_slots + settings.max_queued
-    rest = RestServer(
-        core.service,
-        settings.host,
-        settings.rest_port,
-        requests=requests,
-        max_message_bytes=settings.max_message_mib * MIB,
-        grace=settings.grace,
-        callers=access.callers,
-        certificates=access.certificates,
-    )
-    grpc = make_grpc_server(
-        core.service,
-        settings.host,
-        settings.grpc_port,
-        requests=requests,
-        max_message_bytes=settings.max_message_mib * MIB,
-        callers=access.callers,
-        certificates=access.certificates,
-    )
+    application = Application(core, open_access(settings), settings)
     stop = _stop_signal()
-    follower = Follower(core.repository, settings.repository_poll)
-    rest.start()
-    await grpc.start()
-    core.scheduler.attach(asyncio.get_running_loop())
+    await application.start()
     try:
-        await asyncio.to_thread(core.repository.load)
+        await application.load()
         gc.collect()
         gc.freeze()  # what is here stays: it is not to be looked through again and again
-        grpc.set_serving(True)
         log.info("ready", device=core.engine.device, slots=settings.compute_slots, models=core.repository.names())
-        rest_address, grpc_address = (_address(settings.host, port) for port in (rest.port, grpc.port))
+        ports = (application.rest.port, application.grpc.port)
+        rest_address, grpc_address = (_address(settings.host, port) for port in ports)
         print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # what starts us waits for it
-        if settings.repository_mode == "poll":
-            follower.start()
         await stop.wait()
         log.info("stopping", stop_accepting_after=settings.stop_accepting_after, grace=settings.grace)
-        rest.set_stopping()
-        grpc.set_serving(False)
+        application.set_stopping()
         await asyncio.sleep(settings.stop_accepting_after)  # for those who balance over several to look elsewhere
     finally:
         end = time.monotonic() + settings.grace
-        grpc.set_serving(False)
-        await asyncio.gather(rest.stop(), grpc.stop(settings.grace))
-        finished = follower.stop(max(0.0, end - time.monotonic())) and rest.is_idle and grpc.is_idle
-        core.service.observer.close()
+        finished = await application.stop()
         _end(core.scheduler, max(0.0, end - time.monotonic()), finished)
+
+
+class Application:
+    """The two ports on the core, and the thread that follows the repository.
+
+    Args:
+        core: what the ports are opened for.
+        access: the callers and certificates of both ports.
+        settings: those that the core was made with.
+
+    Raises:
+        OSError: an address cannot be listened on.
+    """
+
+    def __init__(self, core: Core, access: Access, settings: Settings) -> None:
+        requests = settings.compute_slots + settings.max_queued
+        self._core = core
+        self._settings = settings
+        self.rest = RestServer(
+            core.service,
+            settings.host,
+            settings.rest_port,
+            requests=requests,
+            max_message_bytes=settings.max_message_mib * MIB,
+            grace=settings.grace,
+            callers=access.callers,
+            certificates=access.certificates,
+        )
+        self.grpc = make_grpc_server(
+            core.service,
+            settings.host,
+            settings.grpc_port,
+            requests=requests,
+            max_message_bytes=settings.max_message_mib * MIB,
+            callers=access.callers,
+            certificates=access.certificates,
+        )
+        self._follower = Follower(core.repository, settings.repository_poll)
+
+    async def start(self) -> None:
+        """Accept connections on the running loop, which also computes short requests; no model is loaded yet."""
+        self.rest.start()
+        await self.grpc.start()
+        self._core.scheduler.attach(asyncio.get_running_loop())
+
+    async def load(self) -> None:
+        """Load the models, report ready, and follow the repository in mode `poll`.
+
+        Raises:
+            RepositoryError: a model cannot be served.
+        """
+        await asyncio.to_thread(self._core.repository.load)
+        self.grpc.set_serving(True)
+        if self._settings.repository_mode == "poll":
+            self._follower.start()
+
+    def set_stopping(self) -> None:
+        """Report not ready on both ports, and go on answering."""
+        self.rest.set_stopping()
+        self.grpc.set_serving(False)
+
+    async def stop(self) -> bool:
+        """Close both ports within the grace; return whether everything but the scheduler's jobs has ended."""
+        end = time.monotonic() + self._settings.grace
+        self.set_stopping()
+        await asyncio.gather(self.rest.stop(), self.grpc.stop(self._settings.grace))
+        finished = self._follower.stop(max(0.0, end - time.monotonic())) and self.rest.is_idle and self.grpc.is_idle
+        self._core.service.observer.close()
+        return finished
 
 
 def main() -> None:

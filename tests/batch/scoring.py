@@ -15,8 +15,6 @@ from attention_batch.plan import ScoringJob
 from attention_batch.run import run
 from serving import clean_env
 
-from tests.server import composed
-
 COMMAND = Path(sys.executable).with_name("attention-client")
 SECONDS = 600  # guard against hanging; no test depends on it
 SENTENCES = ("I gave my cat Tater a toy", "Mia was shown a letter by Leo", "Leo gave Mia a letter", "I gave Leo my toy")
@@ -49,7 +47,7 @@ def begun(
 
 def wait_until(condition: Callable[[], object], process: "subprocess.Popen[bytes] | None" = None) -> None:
     """Wait for a condition, or the end of a process that was to meet it."""
-    composed.wait_until(lambda: bool(condition()) or (process is not None and process.poll() is not None), SECONDS)
+    wait_until(lambda: bool(condition()) or (process is not None and process.poll() is not None), SECONDS)
 
 
 def events(stderr: bytes) -> list[dict[str, Any]]:

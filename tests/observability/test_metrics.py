@@ -12,11 +12,11 @@ from attention_client import AttentionClient
 from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from serving import start_server
+from serving import start_server, wait_until
 
+from tests.local_server import IN_A_SLOT, local_server
 from tests.observability.conftest import Metrics, metrics_of, scraped
 from tests.security.conftest import make_token
-from tests.server.composed import composed, wait_until
 
 QUERY = {"query": [[1.0, 0.0], [0.0, 1.0]]}
 INFER = {"inputs": [{"name": "query", "datatype": "FP32", "shape": [3, 2, 2], "data": [1.0] * 12}]}
@@ -154,7 +154,7 @@ def test_prometheus_linter_has_nothing_to_say(used):
 
 def test_what_waits_and_runs_is_shown(dot_only):
     """Slots, the queue, requests that are here, Triton's pending ones, and open streams."""
-    with composed(dot_only, slots=1, max_queued=2) as server:
+    with local_server(dot_only, max_queued=2, predicted=IN_A_SLOT) as server:
         gate = server.gate
         gate.close()
 
@@ -186,7 +186,7 @@ def test_what_waits_and_runs_is_shown(dot_only):
 
 def test_a_stream_that_is_left_leaves_nothing(dot_only):
     """Of a stream whose caller goes, the messages count as given up, and nothing of it stays under way."""
-    with composed(dot_only, slots=2) as server, grpc.insecure_channel(server.grpc) as channel:
+    with local_server(dot_only, slots=2, predicted=IN_A_SLOT) as server, grpc.insecure_channel(server.grpc) as channel:
         stream = left_stream(channel, server)
         now = metrics_of(server)
         assert now("attention_streams", method="AttendStream") == 1

@@ -15,11 +15,10 @@ import pytest
 import requests
 import yaml
 from attention_client import AttentionClient
-from serving import ROOT, Server, start_server
+from serving import ROOT, Server, start_server, wait_until
 
 from tests.observability.conftest import Metrics, metrics_of
 from tests.security.conftest import make_token
-from tests.server.composed import wait_until
 
 CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
 RULES = ROOT / "deploy/prometheus/rules.yml"

@@ -22,11 +22,11 @@ from attention_server.http2.limits import Timeouts
 from attention_server.rest import connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import start_server
+from serving import start_server, wait_until
 from structlog.testing import capture_logs
 
 from tests.conftest import TRANSPORTS, refused
-from tests.server.composed import composed, wait_until
+from tests.local_server import IN_A_SLOT, local_server
 
 MIB = 2**20
 ATTEND = "POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\n"
@@ -35,7 +35,7 @@ BODY = b'{"query": [[1.0]]}'
 
 @pytest.fixture
 def server(dot_only):
-    with composed(dot_only) as running:
+    with local_server(dot_only, predicted=IN_A_SLOT) as running:
         yield running
 
 
@@ -145,7 +145,7 @@ def test_a_peer_that_stalls_after_a_request(server, impatient):
 
 def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
     """An answer that nobody reads is thrown away, with its connection."""
-    with composed(dot_only) as server, connect(server) as peer:
+    with local_server(dot_only) as server, connect(server) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         rows = ",".join(["[1.0]"] * 2000)
         body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
@@ -160,7 +160,7 @@ def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
 def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
     """Who is slow and moves, sending and receiving, is waited for; so is who waits for a long computation."""
     monkeypatch.setattr(connection, "LEAST_BYTES", 100)
-    with composed(dot_only) as server, connect(server) as peer:
+    with local_server(dot_only, predicted=IN_A_SLOT) as server, connect(server) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         rows = ",".join(["[1.0]"] * 800)
         body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
@@ -340,7 +340,7 @@ def test_many_who_watch_health(server):
 def test_too_many_who_watch_health(dot_only, monkeypatch):
     """Of more watches than there may be, the last is refused; when one ends, another may come."""
     monkeypatch.setattr(standard, "WATCHES", 2)
-    with composed(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
+    with local_server(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch
         watches = [watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(2)]
         assert all(next(each).status == health_pb2.HealthCheckResponse.SERVING for each in watches)
@@ -366,7 +366,7 @@ def test_streams_of_reflection_that_stay(dot_only, monkeypatch):
     """Streams of reflection are few, and end by themselves: those who leave them open keep nobody out for long."""
     monkeypatch.setattr(standard, "REFLECTIONS", 2)
     monkeypatch.setattr(standard, "REFLECTION_SECONDS", 1.0)
-    with capture_logs() as logs, composed(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
+    with capture_logs() as logs, local_server(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
         reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
         release = threading.Event()
 
@@ -423,7 +423,7 @@ def test_a_stream_that_nobody_reads(dot_only):
     gc.collect()
     gc.disable()  # what is left is to be let go, not found
     try:
-        with composed(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
+        with local_server(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
             before = server.gate.runs
             call = channel.stream_stream("/attention.v1.AttentionService/AttendStream")(many(), timeout=60)
             wait_until(lambda: server.gate.runs - before >= 5)
@@ -471,7 +471,7 @@ def test_work_without_bound(dot_only, connect, name):
 def test_an_idle_connection_of_grpc(dot_only, monkeypatch):
     """A connection without a call is closed after a while."""
     monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, idle=0.5))
-    with composed(dot_only) as server:
+    with local_server(dot_only) as server:
         host, port = server.grpc.split(":")
         with socket.create_connection((host, int(port)), timeout=20) as peer:
             peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")

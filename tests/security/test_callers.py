@@ -24,12 +24,12 @@ from attention_server.rest.middleware import PUBLIC
 from attention_server.rest.oip import NOT_OFFERED
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import Server, run_server, start_server
+from serving import Server, run_server, start_server, wait_until
 from starlette.routing import Mount, Route
 
 from tests.conftest import refused_by_grpc, refused_by_http
+from tests.local_server import IN_A_SLOT, local_server
 from tests.security.conftest import make_token
-from tests.server.composed import composed, wait_until
 
 QUERY = {"query": [[1.0, 0.0]]}
 # What a caller without any right may do: read what is served. Everything else asks for a right.
@@ -111,7 +111,7 @@ def bearer(token: str) -> dict[str, str]:
 
 def all_routes(dot_only: Path) -> list[tuple[str, str]]:
     """Every method and path of the REST port, as the router has them."""
-    with composed(dot_only) as server:
+    with local_server(dot_only) as server:
         routes = server.rest_server.routes
         found = [(method, route.path) for route in routes if isinstance(route, Route) for method in route.methods]
         found += [("GET", route.path) for route in routes if isinstance(route, Mount)]
@@ -246,7 +246,7 @@ def test_each_message_of_a_stream_asks_for_a_right(guarded):
 @pytest.mark.parametrize("change", ["load_model", "unload_model"])
 def test_repository_changes_ask_for_a_right(dot_only, change):
     """Who may attend may not load or unload models; that is a right of its own, whichever way it is asked."""
-    with composed(dot_only) as server:
+    with local_server(dot_only) as server:
         method = getattr(server.service, change)
         for rights in (frozenset(), frozenset({"attend"})):
             with pytest.raises(NotAllowed, match="repository"):
@@ -423,7 +423,7 @@ def test_requests_in_flight(dot_only, tmp_path, port):
     greedy, modest = new_token(), new_token()
     lines = f'[greedy]\nsha256 = "{digest_of(greedy)}"\nmax_in_flight = 1\n[modest]\nsha256 = "{digest_of(modest)}"\n'
     callers = Callers(written(tmp_path / "tokens.toml", lines))
-    with composed(dot_only, slots=3, callers=callers) as server, ThreadPoolExecutor(1) as pool:
+    with local_server(dot_only, slots=3, predicted=IN_A_SLOT, callers=callers) as server, ThreadPoolExecutor(1) as pool:
         ask = {"rest": attend_by_rest, "grpc": attend_by_grpc}[port]
         server.gate.close()
         first = pool.submit(ask, server, greedy)

@@ -14,10 +14,10 @@ from attention_client.wire import channel
 from attention_server.auth.callers import Callers, digest_of, new_token
 from attention_server.auth.certificates import Certificates
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import clean_env, run_server, start_server
+from serving import clean_env, run_server, start_server, wait_until
 
+from tests.local_server import local_server
 from tests.security.conftest import Pems, make_pems, make_token
-from tests.server.composed import composed, wait_until
 
 QUERY = np.ones((1, 2), np.float32)
 
@@ -135,7 +135,7 @@ def test_callers_by_name(dot_only, pems, tmp_path, token, mutual, name):
     tokens.write_text(f'[search]\nsha256 = "{digest_of(secret)}"\n')
     certificates = Certificates(pems.cert, pems.key, pems.ca if mutual else None)
     seen = []
-    with composed(dot_only, callers=Callers(tokens if token else None), certificates=certificates) as server:
+    with local_server(dot_only, callers=Callers(tokens if token else None), certificates=certificates) as server:
         attend, submit = server.service.attend, server.service.submit  # REST's way in, and gRPC's
         server.service.attend = lambda request, call: seen.append(call.caller) or attend(request, call)
         server.service.submit = lambda request, call, admitted: (

@@ -18,9 +18,10 @@ from attention_server.domain import messages as domain
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.errors import InvalidRequest, TooLarge
+from serving import wait_until
 
 from tests.conftest import refused, tensor
-from tests.server.composed import composed, wait_until
+from tests.local_server import IN_A_SLOT, local_server
 from tests.server.test_together import (  # noqa: F401
     DRAWN,
     EVERYTHING,
@@ -161,7 +162,7 @@ def test_lengths_that_are_wrong(transport, given, field, says):
 def test_batches_that_wait_run_together(models, connect, lengths):  # noqa: F811
     """Batches of several requests that wait run together, as many sequences as pay; each has its own answers."""
     batches = [[sequence("multi", 3) for _ in range(count)] for count in (1, *lengths)]
-    with merging(models, most=8) as server, ThreadPoolExecutor(8) as threads:
+    with merging(models, most=8, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(8) as threads:
         ask = connect("grpc", server.rest, server.grpc)
         expected = [singly(ask, "multi", each) for each in batches]
         asks = [lambda each=each: ask.attend("multi", **behind(each))["results"] for each in batches]
@@ -185,7 +186,7 @@ def test_a_refusal_holds_nothing(models, number, lengths):  # noqa: F811
     array = np.full((4, 24), number, np.float32)
     inputs = tuple(expand(domain.Sequence(query=array), lengths, LIMITS))
     request, held = domain.Request("multi", inputs=inputs), weakref.ref(array)
-    with composed(models) as server:
+    with local_server(models) as server:
         gc.collect()
         gc.disable()
         try:
@@ -216,7 +217,7 @@ def test_which_is_at_fault(transport, name, number, says, lengths):
 def test_many_are_not_looked_at_on_the_loop(models, connect, monkeypatch, lengths, on_loop):  # noqa: F811
     """Many sequences that are not alike would hold up the loop: a thread looks at them."""
     threads = []
-    with composed(models) as server:
+    with local_server(models) as server:
         submit = server.service.submit
         monkeypatch.setattr(server.service, "submit", lambda *given: (threads.append(get_ident()), submit(*given))[1])
         ask = connect("grpc", server.rest, server.grpc)

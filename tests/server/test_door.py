@@ -13,11 +13,11 @@ from attention_server.errors import Full, Unavailable
 from attention_server.scheduling.admission import AFTERWARDS, LEAST, MOST, PLACES, AdmissionController
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
-from serving import start_server
+from serving import start_server, wait_until
 
 from tests.conftest import refused_by_grpc, tensor
+from tests.local_server import IN_A_SLOT, local_server
 from tests.observability.conftest import entries, metrics_of
-from tests.server.composed import composed, wait_until
 from tests.server.test_scheduler import held, submit
 
 QUERY = np.ones((2, 3), np.float32)
@@ -172,7 +172,7 @@ def message():
 def test_refused_unread(dot_only, transport):
     """Behind a closed door nothing of a request is looked at; when one has left, the next is answered, and rightly."""
     with (
-        composed(dot_only, slots=1) as server,
+        local_server(dot_only, predicted=IN_A_SLOT) as server,
         ThreadPoolExecutor(4) as threads,
         grpc.insecure_channel(server.grpc) as channel,
     ):
@@ -209,7 +209,7 @@ def test_refused_unread(dot_only, transport):
 
 def test_a_caller_who_leaves_before_the_message_is_here(dot_only):
     """Who is let in and sends nothing has no place any more when they have gone."""
-    with composed(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
+    with local_server(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
         admission = server.service.admission
         admission.grow()
         admission._until = float("inf")

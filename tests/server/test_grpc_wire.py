@@ -21,10 +21,10 @@ from attention_server.http2 import library
 from attention_server.http2.call import ReceiveBuffer
 from attention_server.http2.errors import BufferFull, LibraryError
 from attention_server.http2.limits import CONNECTION_WINDOW, HEADER_BYTES, STREAM_WINDOW, Timeouts
-from serving import start_server
+from serving import start_server, wait_until
 
 from tests.conftest import refused_by_grpc, tensor
-from tests.server.composed import composed, wait_until
+from tests.local_server import IN_A_SLOT, local_server
 from tests.trials.hostile_cases import DATA, HEADERS, PING, PREFACE, RST, SETTINGS, WINDOW, call_head, frame, literal
 
 ATTEND = "/attention.v1.AttentionService/Attend"
@@ -98,7 +98,7 @@ def peer_of(server) -> Iterator[Peer]:
 
 @pytest.fixture
 def server(dot_only):
-    with composed(dot_only) as running:
+    with local_server(dot_only, predicted=IN_A_SLOT) as running:
         yield running
 
 
@@ -304,7 +304,7 @@ def test_what_is_not_read_is_not_taken(server):
 def test_more_than_can_be_held(dot_only, monkeypatch):
     """When more is on its way in than can be held, the call that brings it is refused; what is held is let go."""
     monkeypatch.setattr("attention_server.grpc.native.BUFFERED_MESSAGES", 1)
-    with composed(dot_only, message_mib=1) as server, ExitStack() as stack:
+    with local_server(dot_only, max_message_mib=1) as server, ExitStack() as stack:
         peers = [stack.enter_context(peer_of(server)) for _ in range(3)]
         started = frame(HEADERS, END_HEADERS, 1, call_head()) + frame(DATA, 0, 1, b"\0\0\x0f\xff\xff")
         for peer in peers[:2]:
@@ -422,7 +422,7 @@ def test_a_peer_that_takes_no_answer(impatient, server):
 def test_a_quiet_peer_is_asked(dot_only, monkeypatch):
     """A peer that sends nothing for long is asked whether it is there; one that does not say so is hung up on."""
     monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, quiet=0.5))
-    with composed(dot_only) as server, peer_of(server) as silent, peer_of(server) as there:
+    with local_server(dot_only) as server, peer_of(server) as silent, peer_of(server) as there:
         for peer in (silent, there):
             peer.send(OPENING)
         for _ in range(3):
@@ -444,7 +444,7 @@ def test_headers_that_a_byte_stands_for(server):
 def test_connections_without_number(dot_only, monkeypatch):
     """Of more connections than there may be, the last are hung up on; when they go, others come."""
     monkeypatch.setattr(native, "most_connections", lambda: 3)
-    with composed(dot_only) as server, ExitStack() as stack:
+    with local_server(dot_only) as server, ExitStack() as stack:
         connections = server.grpc_server.http2.connections
         held = [stack.enter_context(peer_of(server)) for _ in range(3)]
         for peer in held:
@@ -459,7 +459,7 @@ def test_connections_without_number(dot_only, monkeypatch):
 
 def test_many_calls_that_are_cancelled(dot_only):
     """Thousands of calls, cancelled as soon as they are made, leave no call, no byte and no slot taken."""
-    with composed(dot_only, max_queued=128) as server, grpc.insecure_channel(server.grpc) as channel:
+    with local_server(dot_only, max_queued=128) as server, grpc.insecure_channel(server.grpc) as channel:
         stub = AttentionServiceStub(channel)
         large = request(np.ones((300, 64), np.float32))
         for _ in range(40):
@@ -501,7 +501,7 @@ def test_a_stop_says_so_and_finishes(dot_only):
 @pytest.mark.parametrize("idle", [True, False])
 def test_a_request_on_its_way_when_the_server_stops(dot_only, idle):
     """What was sent before a peer could know of the stop is answered, also on a connection that was idle."""
-    with composed(dot_only) as server, peer_of(server) as peer:
+    with local_server(dot_only) as server, peer_of(server) as peer:
         peer.send(OPENING, frame(PING, 0, 0, bytes(8)))
         peer.until(PING)
         message = frame(DATA, END_STREAM, 1, prefixed(request().SerializeToString()))
@@ -518,13 +518,13 @@ def test_a_request_on_its_way_when_the_server_stops(dot_only, idle):
 def test_an_answer_that_is_taken_slowly_when_the_server_stops(dot_only):
     """An answer that is made when the server stops is sent whole, however slowly its caller takes it."""
     query = np.ones((800, 64), np.float32)
-    with composed(dot_only) as server, peer_of(server) as peer:
+    with local_server(dot_only) as server, peer_of(server) as peer:
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
         content = prefixed(request(query).SerializeToString())
         pieces = [content[i : i + 16000] for i in range(0, len(content), 16000)]
         peer.send(*(frame(DATA, 0, 1, each) for each in pieces), frame(DATA, END_STREAM, 1))
         peer.until(DATA, 1)
-        server.loop.call_soon_threadsafe(server.stop.set)
+        server.begin_stop()
         peer.until(GOAWAY)
         received = 0
         for _ in range(7):  # as many as it takes

@@ -14,10 +14,10 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth.callers import Callers
 from attention_server.errors import Cancelled
 from attention_server.inference.engine import Engine, Run
-from serving import start_server
+from serving import HANG, start_server, wait_until
 
 from tests.conftest import refused, refused_by_grpc, tensor
-from tests.server.composed import composed, wait_until
+from tests.local_server import DEADLINES, IN_A_SLOT, SOON_IN_A_SLOT, local_server
 
 DRAWN = np.random.default_rng(5)
 QUERY = DRAWN.standard_normal((2, 12), np.float32)
@@ -54,7 +54,7 @@ def test_a_greedy_caller_does_not_starve_others(self_only, two_callers):
     come back."""
     callers, (greedy, light) = two_callers
     with (
-        composed(self_only, slots=1, max_queued=8, callers=callers) as server,
+        local_server(self_only, predicted=IN_A_SLOT, callers=callers) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         attend = AttentionServiceStub(channel).Attend.future
@@ -80,14 +80,14 @@ def test_a_greedy_caller_does_not_starve_others(self_only, two_callers):
 
 def test_a_client_of_many_connections_is_one_caller(self_only, connect):
     """Without tokens a caller is a host, however many connections it opens."""
-    with composed(self_only, slots=1, max_queued=2) as server, ThreadPoolExecutor(4) as threads:
+    with local_server(self_only, max_queued=2, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(4) as threads:
         server.gate.close()
         asked = []
         channels = []
         for index in range(3):
             channels.append(grpc.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)]))
             asked.append(threads.submit(AttentionServiceStub(channels[-1]).Attend, message(QUERY), timeout=60))
-            wait_until(lambda: server.gate.arrived.is_set() and len(server.scheduler._queue) == index)  # noqa: B023
+            wait_until(lambda: server.gate.arrived.is_set() and server.scheduler.state().queued == index)  # noqa: B023
         with refused("UNAVAILABLE", None, "full"):
             connect("rest-json", server.rest, server.grpc).attend("self", version=1, query=QUERY)
         server.gate.open()
@@ -98,15 +98,13 @@ def test_a_client_of_many_connections_is_one_caller(self_only, connect):
 
 def test_a_deadline_that_will_pass_in_the_queue(self_only, connect):
     """A request that cannot be answered in time, as predicted, is refused at once, by either transport."""
-    with composed(self_only, slots=1) as server, ThreadPoolExecutor(2) as threads:
-        with server.service._repository.lease("self", 1) as model:
-            model.costs.base = 30.0
+    with local_server(self_only, predicted=30.0) as server, ThreadPoolExecutor(2) as threads:
         attend = connect("grpc", server.rest, server.grpc).attend
         server.gate.close()
         running = threads.submit(attend, "self", version=1, query=QUERY)
         assert server.gate.arrived.wait(30)
         queued = threads.submit(attend, "self", version=1, query=QUERY)
-        wait_until(lambda: len(server.scheduler._queue) == 1)
+        wait_until(lambda: server.scheduler.state().queued == 1)
         for name in ("grpc", "rest-json"):
             with refused("UNAVAILABLE", None, "after the deadline") as caught:
                 connect(name, server.rest, server.grpc).attend("self", version=1, query=QUERY, timeout=20)
@@ -136,20 +134,26 @@ def test_a_run_that_was_ended_leaves_its_graph_sound(repository):
 @pytest.mark.parametrize("way", ["cancelled", "deadline"])
 def test_a_call_that_ends_while_it_runs(self_only, way):
     """A call that is cancelled, or whose deadline passes, while it runs computes no further, and its slot is free."""
-    with composed(self_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
+    with (
+        local_server(self_only, predicted=SOON_IN_A_SLOT) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
         attend = AttentionServiceStub(channel).Attend
         expected = output(attend(message(QUERY)))
         server.gate.close()
         before = server.gate.runs
-        call = attend.future(message(QUERY), timeout=0.5 if way == "deadline" else None)
-        assert server.gate.arrived.wait(30)
         if way == "cancelled":
+            call = attend.future(message(QUERY))
+            assert server.gate.arrived.wait(HANG)
             call.cancel()
-        else:
-            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        for deadline in DEADLINES if way == "deadline" else ():
+            assert attend.future(message(QUERY), timeout=deadline).exception(HANG)
+            if server.gate.arrived.is_set():
+                break
+        assert server.gate.arrived.is_set()
         wait_until(lambda: server.gate.last.ended)
         server.gate.open()
-        wait_until(lambda: server.scheduler.idle_slots == 1)
+        wait_until(lambda: server.scheduler.state().running == 0)
         assert server.gate.runs == before + 1  # of the two graphs that it takes
         np.testing.assert_array_equal(output(attend(message(QUERY))), expected)
 

@@ -5,7 +5,7 @@ import pytest
 from attention_server.inference.engine import _OrtGraph
 
 from tests.conftest import refused
-from tests.server.composed import composed
+from tests.local_server import local_server
 from tests.server.reference import CLOSE, ROWS, STAGES, additive, read_block
 
 RNG = np.random.default_rng(3)
@@ -170,7 +170,7 @@ def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch
         return original(self, outputs, feeds, run)
 
     monkeypatch.setattr(_OrtGraph, "run", noted)
-    with composed(repository) as server:
+    with local_server(repository) as server:
         transport = connect("grpc", server.rest, server.grpc)
         for outputs, rows in (
             ([{"name": "output", "pool": "first"}, {"name": "weights", "rows": [-1]}], 2),
@@ -217,7 +217,7 @@ PROJECTS, ATTENDS = {"key", "value"}, {"query", "k", "v"}
 )
 def test_rows_are_averaged_where_only_their_mean_is_sent(repository, connect, graphs, outputs, mask, expected):
     """One graph runs where every output is a pooled one of the output and nothing is masked; else rows are needed."""
-    with composed(repository) as server:
+    with local_server(repository) as server:
         transport = connect("grpc", server.rest, server.grpc)
         graphs.clear()
         more = {name: np.tile(array, (6, 1)) for name, array in VECTORS.items()}

@@ -15,9 +15,7 @@ from attention_server import settings
 from attention_server.settings import Settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic_settings import CliApp
-from serving import ROOT, SERVER, clean_env, run_server, start_server
-
-from tests.server.composed import wait_until
+from serving import ROOT, SERVER, clean_env, run_server, start_server, wait_until
 
 # Work for a second or so in a request of a few kilobytes: many times the largest of many.
 SLOW = {

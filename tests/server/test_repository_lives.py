@@ -20,18 +20,17 @@ from attention_server.auth.callers import ALL_RIGHTS
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unavailable, Unimplemented
-from attention_server.repository.repository import Policy
-from serving import run_server, start_server
+from serving import run_server, start_server, wait_until
 
 from tests.conftest import read_message, refused, request_message
-from tests.server.composed import composed, wait_until
+from tests.local_server import local_server
 from tests.server.spoil import change_weights, edit
 
 QUERY = np.linspace(-1, 1, 5 * 24, dtype=np.float32).reshape(5, 24)
 ASKED = ["output", "weights", "q", "k", "v", "heads"]
 POLLING = ("--repository-mode", "poll", "--repository-poll", 0.02)
-POLL = Policy("poll")
-EXPLICIT = Policy("explicit")
+POLL = {"repository_mode": "poll"}
+EXPLICIT = {"repository_mode": "explicit"}
 SPARSE = 8 * 2**20
 
 
@@ -158,7 +157,7 @@ def test_what_is_refused_leaves_the_old_version_serving(models, publish, connect
 
 def test_the_index_tells_why(models, publish):
     """The index has every version with its state, and the reason of what is not ready."""
-    with composed(models, policy=POLL) as server:
+    with local_server(models, **POLL) as server:
         publish(3, flip_a_byte)
         publish(2)
         server.repository.poll()
@@ -286,7 +285,7 @@ def test_a_pin_is_held_by_default_too(models, publish):
 
 def test_by_default_nothing_changes(models, publish):
     """Without a mode, what is published later is left alone, and nothing is loaded on request."""
-    with composed(models) as server:
+    with local_server(models) as server:
         publish(2)
         for change in (server.service.load_model, server.service.unload_model):
             with pytest.raises(Unimplemented):
@@ -300,7 +299,7 @@ def test_by_default_nothing_changes(models, publish):
 def test_load_and_unload(models, publish):
     """Nothing is loaded at the start; a load serves every version of a model, an unload none."""
     publish(1, model="dot")
-    with composed(models, policy=EXPLICIT) as server:
+    with local_server(models, **EXPLICIT) as server:
         service = server.service
         not_loaded = [IndexEntry(name, 1, "UNAVAILABLE", "not loaded") for name in ("dot", "multi")]
         assert service.ready
@@ -349,7 +348,7 @@ def test_loaded_at_the_start(models, publish):
 )
 def test_names_that_lead_away(models, name):
     """A name that is none is refused before a look at the disk; nothing is loaded by it."""
-    with composed(models, policy=EXPLICIT) as server:
+    with local_server(models, **EXPLICIT) as server:
         with pytest.raises(InvalidRequest) as caught:
             server.service.load_model(name, someone())
         assert caught.value.field == "model"
@@ -362,7 +361,7 @@ def test_names_that_lead_away(models, name):
 
 def test_a_load_of_nothing(models):
     """A model without a folder is not found; one without a version in it is told so."""
-    with composed(models, policy=EXPLICIT) as server:
+    with local_server(models, **EXPLICIT) as server:
         with pytest.raises(NotFound, match="nobody"):
             server.service.load_model("nobody", someone())
         (models / "empty").mkdir()
@@ -372,7 +371,7 @@ def test_a_load_of_nothing(models):
 
 def test_a_load_of_what_cannot_be_served(models, publish):
     """A load of which nothing can be served says why of each version, and what was loaded answers on."""
-    with composed(models, policy=EXPLICIT) as server:
+    with local_server(models, **EXPLICIT) as server:
         server.service.load_model("multi", someone())
         expected = ask(server.service)[1]
         shutil.rmtree(models / "multi/1")
@@ -390,7 +389,7 @@ def test_a_load_of_what_cannot_be_served(models, publish):
 def test_a_version_replaced_under_its_number(models, publish):
     """Other files under a number take over as a whole; who holds the old ones has them to the end, and memories made by
     them are not taken for the new ones'."""
-    with composed(models, policy=EXPLICIT) as server:
+    with local_server(models, **EXPLICIT) as server:
         service = server.service
         service.load_model("multi", someone())
         memory = service.create_memory(MemoryRequest("multi", key=QUERY), someone())
@@ -411,7 +410,7 @@ def test_a_version_replaced_under_its_number(models, publish):
 
 def test_the_same_version_written_anew(models, publish):
     """Files that are the same as before change nothing: memories are kept."""
-    with composed(models, policy=EXPLICIT) as server:
+    with local_server(models, **EXPLICIT) as server:
         server.service.load_model("multi", someone())
         memory = server.service.create_memory(MemoryRequest("multi", key=QUERY), someone())
         with server.repository.lease("multi") as before:
@@ -429,7 +428,7 @@ def test_the_same_version_written_anew(models, publish):
 
 def test_loading_is_not_ready(models, publish):
     """While a version is being warmed it is LOADING, asked for it is unavailable, and the old one answers."""
-    with composed(models, policy=POLL) as server, ThreadPoolExecutor(1) as aside:
+    with local_server(models, **POLL) as server, ThreadPoolExecutor(1) as aside:
         publish(2)
         server.gate.close()
         look = aside.submit(server.repository.poll)
@@ -449,7 +448,7 @@ def test_loading_is_not_ready(models, publish):
 def test_before_it_is_ready(models, publish):
     """Before the first load has ended nothing is ready, and the index tells what is on its way."""
     publish(1, model="dot")
-    with composed(models, load=False) as server, ThreadPoolExecutor(1) as aside:
+    with local_server(models, load=False) as server, ThreadPoolExecutor(1) as aside:
         assert server.service.index() == []
         assert not server.service.is_ready("multi")
         server.gate.close()
@@ -467,7 +466,7 @@ def test_before_it_is_ready(models, publish):
 def test_an_unload_drains(models):
     """What is being unloaded takes no new requests, answers those that it has, and only then is gone, its memories
     too."""
-    with composed(models, policy=EXPLICIT) as server, ThreadPoolExecutor(2) as aside:
+    with local_server(models, **EXPLICIT) as server, ThreadPoolExecutor(2) as aside:
         service = server.service
         service.load_model("multi", someone())
         expected = ask(service)[1]
@@ -493,7 +492,7 @@ def test_an_unload_drains(models):
 
 def test_an_unload_ends_within_the_grace(models):
     """A request that holds a version for ever does not hold up its unload; it can go on with what it holds."""
-    with composed(models, policy=Policy("explicit", grace=0.1)) as server:
+    with local_server(models, **EXPLICIT, grace=0.1) as server:
         server.service.load_model("multi", someone())
         with server.repository.lease("multi") as model:
             server.service.unload_model("multi", someone())
@@ -504,7 +503,7 @@ def test_an_unload_ends_within_the_grace(models):
 
 def test_what_is_unloaded_is_freed(models):
     """After an unload nothing keeps a version's graphs: no waiting for a collection of garbage, no cycle."""
-    with composed(models, policy=EXPLICIT) as server:
+    with local_server(models, **EXPLICIT) as server:
         server.service.load_model("multi", someone())
         ask(server.service)
         with server.repository.lease("multi") as model:
@@ -525,7 +524,7 @@ def test_a_stop_does_not_wait_for_a_look(models):
     with start_server(models, "--repository-mode", "poll", "--repository-poll", 3600) as server:
         server.process.terminate()
         assert server.process.wait(10) == 0
-    with composed(models, policy=POLL) as server:
+    with local_server(models, **POLL) as server:
         shutil.copytree(models / "multi/1", models / "multi/2")
         server.gate.close()
         follower = Follower(server.repository, 0.001)

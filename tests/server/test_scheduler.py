@@ -14,8 +14,7 @@ import pytest
 from attention_server.errors import DeadlineExceeded, Stopping, Unavailable
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import SHORT, TURN, Job, Scheduler
-
-from tests.server.composed import wait_until
+from serving import wait_until
 
 FOREVER = float("inf")
 

@@ -17,9 +17,7 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.domain.call import CallContext
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, StreamProtocol, StreamSession
 from attention_server.telemetry.observer import Observer
-from serving import start_server
-
-from tests.server.composed import wait_until
+from serving import start_server, wait_until
 
 RNG = np.random.default_rng(0)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from serving import wait_until
 
 from tests.conftest import Refused, read_message, refused, request_message
-from tests.server.composed import composed, wait_until
+from tests.local_server import IN_A_SLOT, local_server
 
 DRAWN = np.random.default_rng(8)
 WIDTHS = {"self": 12, "multi": 24, "cross": (16, 12, 10), "grouped": (16, 8, 6), "dot": 5}
@@ -41,9 +42,9 @@ def sequence(name, length, keys=None):
 @contextmanager
 def merging(models, *, most=8, **options):
     """A server whose every model runs tiny sequences together, whatever was measured on this machine."""
-    with composed(models, max_queued=32, **options) as server:
+    with local_server(models, max_queued=32, **options) as server:
         for name in [*WIDTHS, "text-cross"]:
-            with server.service._repository.lease(name) as model:
+            with server.repository.lease(name) as model:
                 model.costs.tiny[:] = [(most, 0.5)] * 17
         yield server
 
@@ -97,7 +98,7 @@ def queued_behind_one(server, threads, asks):
     rest = []
     for ask in asks[1:]:
         rest.append(threads.submit(ask))
-        wait_until(lambda: len(server.scheduler._queue) == len(rest))
+        wait_until(lambda: server.scheduler.state().queued == len(rest))
     server.gate.runs = 0
     server.gate.open()
     return [future.exception(30) or future.result() for future in (first, *rest)]
@@ -156,9 +157,9 @@ def test_a_long_sequence_that_is_alone_runs_in_every_slot(models, connect, name,
     bits."""
     one = sequence(name, LONG, LONG + 9)
     options = {"outputs": outputs, **({"shared_mask": mask} if mask else {})}
-    with composed(models, slots=1) as server:
+    with local_server(models, slots=1) as server:
         expected = connect("grpc", server.rest, server.grpc).attend(name, inputs=[one], **options)["results"]
-    with composed(models, slots=2) as server, ThreadPoolExecutor(1) as threads:
+    with local_server(models, slots=2, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(1) as threads:
         server.gate.close()
         answer = threads.submit(connect("grpc", server.rest, server.grpc).attend, name, inputs=[one], **options)
         wait_until(lambda: server.gate.runs == 2)
@@ -169,7 +170,7 @@ def test_a_long_sequence_that_is_alone_runs_in_every_slot(models, connect, name,
 
 def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
     """While others are there, a long sequence has one slot, and the other runs what else is asked."""
-    with composed(models, slots=2) as server, ThreadPoolExecutor(2) as threads:
+    with local_server(models, slots=2, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(2) as threads:
         attend = connect("grpc", server.rest, server.grpc).attend
         server.gate.close()
         short = threads.submit(attend, "self", **sequence("self", 2))
@@ -177,7 +178,6 @@ def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
         long = threads.submit(attend, "self", **sequence("self", LONG))
         wait_until(lambda: server.gate.runs == 2)
         assert server.scheduler.idle_slots == 0
-        assert not server.scheduler._ready
         server.gate.open()
         assert all(len(each.result(30)["results"]) == 1 for each in (short, long))
 
@@ -185,9 +185,7 @@ def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
 def test_many_sequences_that_are_alone_run_in_every_slot(models, connect):
     """A request of several sequences that is alone spreads them over the slots."""
     sequences = [sequence("self", 90 + i) for i in range(5)]
-    with composed(models, slots=2) as server, ThreadPoolExecutor(1) as threads:
-        with server.service._repository.lease("self") as model:
-            model.costs.base = 0.01  # worth it, whatever was measured
+    with local_server(models, slots=2, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(1) as threads:
         attend = connect("grpc", server.rest, server.grpc).attend
         alone = [attend("self", inputs=[each])["results"][0] for each in sequences]
         server.gate.runs = 0
@@ -201,7 +199,7 @@ def test_many_sequences_that_are_alone_run_in_every_slot(models, connect):
 def test_tiny_messages_of_a_stream(models, connect):
     """What comes on a stream while another computes runs together, on one slot too."""
     sequences = [sequence("multi", 3) for _ in range(8)]  # as many as are let in before the size of an answer is known
-    with merging(models, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
+    with merging(models, predicted=IN_A_SLOT) as server, grpc.insecure_channel(server.grpc) as channel:
         attend = connect("grpc", server.rest, server.grpc).attend
         alone = [attend("multi", inputs=[each])["results"] for each in sequences]
         server.gate.close()
@@ -213,7 +211,7 @@ def test_tiny_messages_of_a_stream(models, connect):
                 wait_until(lambda: server.gate.runs)  # the first runs by itself
 
         answers = AttentionServiceStub(channel).AttendStream(messages())
-        wait_until(lambda: server.gate.runs == 1 and len(server.scheduler._queue) == 7)
+        wait_until(lambda: server.gate.runs == 1 and server.scheduler.state().queued == 7)
         server.gate.open()
         found = {int(answer.id): read_message(answer.response)["results"] for answer in answers}
         for i, expected in enumerate(alone):

@@ -6,8 +6,7 @@ import threading
 import pytest
 from attention_server.errors import Full
 from attention_server.transport import Threads
-
-from tests.server.composed import wait_until
+from serving import wait_until
 
 
 def test_a_thread_is_busy_until_it_is_idle():

@@ -23,17 +23,18 @@ class Core:
     service: Service
 
 
-def make_core(settings: Settings, observer: Observer | None = None) -> Core:
+def make_core(settings: Settings, observer: Observer | None = None, engine: Engine | None = None) -> Core:
     """Put the parts together; no model is loaded yet.
 
     Args:
         settings: of the server.
         observer: watches the requests; None for one that counts, and no more.
+        engine: opens the graphs; None for onnxruntime on the device of the settings.
 
     Raises:
         DeviceError: the device asked for is not there.
     """
-    engine = Engine(settings.device, threads=1)
+    engine = engine or Engine(settings.device, threads=1)
     memories = MemoryStore(settings.memory_mib * MIB)
     repository = Repository(settings.models, engine, memories, _policy(settings))
     waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)
