@@ -212,7 +212,7 @@ def left_stream(channel, server):
 
     server.gate.close()
     stream = AttentionServiceStub(channel).AttendStream(messages())
-    wait_until(lambda: len([each for each in server.service.observer.open_records() if each.checked]) == 4)
+    wait_until(lambda: len([each for each in server.service.observer.open_records() if each.submitted]) == 4)
     stream.add_callback(more.set)
     return stream
 

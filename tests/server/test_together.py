@@ -111,7 +111,7 @@ def test_equal_lengths_of_several_requests(models, connect):
     weights = {"outputs": ["weights"]}
     causal = {"shared_mask": {"causal": "top_left"}}
     options = [{}, {}, {}, weights, causal, {}, {}]
-    with merging(models) as server, ThreadPoolExecutor(len(sequences)) as threads:
+    with merging(models, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(len(sequences)) as threads:
         attend = connect("grpc", server.rest, server.grpc).attend
         asks = [
             lambda each=each, more=more: attend("multi", inputs=[each], **more)["results"]
@@ -128,7 +128,7 @@ def test_one_fault_among_several(models, connect):
     """Where one of several that run together overflows, it alone is refused."""
     good = [sequence("multi", 3) for _ in range(4)]
     bad = {"query": np.full((3, 24), 3e38, np.float32)}
-    with merging(models) as server, ThreadPoolExecutor(6) as threads:
+    with merging(models, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(6) as threads:
         attend = connect("grpc", server.rest, server.grpc).attend
         asks = [lambda each=each: attend("multi", inputs=[each])["results"] for each in (*good, bad)]
         alone = [ask() for ask in asks[:-1]]
