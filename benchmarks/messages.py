@@ -17,7 +17,7 @@ from attention_client.wire.request import attend_request, serialize
 from attention_proto.allocator import keep_freed
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import encode
-from attention_server.codecs.proto import serialize as serialize_response
+from attention_server.codecs.proto import encode_response as serialize_response
 from attention_server.domain.messages import Response, Result
 from rich.console import Console
 

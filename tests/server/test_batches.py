@@ -229,9 +229,9 @@ def test_many_are_not_looked_at_on_the_loop(models, connect, monkeypatch, length
 def test_no_more_are_read_than_may_be():
     """The sequences of all inputs count together, before the last of them are read."""
     three = pb.Sequence(query=tensor(np.ones((6, 2), np.float32)), lengths=[1, 2, 3])
-    assert len(proto.to_request(pb.AttendRequest(inputs=[three] * 2), LIMITS).inputs) == 6
+    assert len(proto.decode_request(pb.AttendRequest(inputs=[three] * 2), LIMITS).inputs) == 6
     with pytest.raises(TooLarge, match="9 sequences"):
-        proto.to_request(pb.AttendRequest(inputs=[three] * 8), LIMITS)
+        proto.decode_request(pb.AttendRequest(inputs=[three] * 8), LIMITS)
     document = {"inputs": [{"query": [[1.0]] * 6, "lengths": [1, 2, 3]}] * 8}
     with pytest.raises(TooLarge, match="9 sequences"):
-        translate_json.to_request(json.dumps(document).encode(), "m", 0, LIMITS)
+        translate_json.decode_request(json.dumps(document).encode(), "m", 0, LIMITS)

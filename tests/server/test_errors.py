@@ -14,7 +14,7 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server import errors
-from attention_server.codecs.errors import CODES, code_of, to_json, to_status
+from attention_server.codecs.errors import CODES, code_of, encode_json, encode_status
 from attention_server.domain.request_record import RequestRecord
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Engine
@@ -65,7 +65,7 @@ def test_every_cause_has_its_codes(cause):
     """Each class of error stands in the one table, with its codes, field and all."""
     error = cause("the reason", field="a.field")
     grpc_code, http = TABLE[cause.__name__]
-    status = to_status(error, "id-1")
+    status = encode_status(error, "id-1")
     assert status.code == grpc.StatusCode[grpc_code].value[0]
     assert "the reason" in status.message
     details = {}
@@ -76,7 +76,7 @@ def test_every_cause_has_its_codes(cause):
     assert details[RequestInfo].request_id == "id-1"
     assert details[BadRequest].field_violations[0].field == "a.field"
     assert (RetryInfo in details) == issubclass(cause, errors.Unavailable)
-    content = to_json(error, "id-1")["error"]
+    content = encode_json(error, "id-1")["error"]
     assert (content["code"], content["status"], content["field"], content["request_id"]) == (
         http,
         grpc_code,
@@ -110,7 +110,7 @@ def test_what_is_no_error_of_ours_is_internal():
     """Any other exception is INTERNAL and 500, and its words stay here."""
     for error in (ValueError("secret"), TimeoutError("secret"), KeyError("secret"), AssertionError("secret")):
         assert code_of(error).http == 500
-        assert to_status(error, "id").message == to_json(error, "id")["error"]["message"] == "internal error"
+        assert encode_status(error, "id").message == encode_json(error, "id")["error"]["message"] == "internal error"
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)

@@ -57,6 +57,6 @@ def test_bytes_are_the_message(length):
     """Whatever an answer has, its bytes are those of its message, alone and on a stream."""
     answer = response(length)
     message = by_protobuf(answer)
-    assert pb.AttendResponse.FromString(proto.serialize(answer)) == message
-    streamed = pb.AttendStreamResponse.FromString(proto.serialize_streamed(answer, "id"))
+    assert pb.AttendResponse.FromString(proto.encode_response(answer)) == message
+    streamed = pb.AttendStreamResponse.FromString(proto.encode_stream_response(answer, "id"))
     assert streamed == pb.AttendStreamResponse(id="id", response=message)

@@ -47,8 +47,8 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
         return CallContext("fuzz", "fuzz", None, ALL_RIGHTS)
 
     def attend_json(body: bytes) -> None:
-        request, encoding = json.to_request(body[1:], model_of(body), 0, service.limits)
-        json.from_response(service.attend(request, call()), encoding)
+        request, encoding = json.decode_request(body[1:], model_of(body), 0, service.limits)
+        json.encode_response(service.attend(request, call()), encoding)
 
     def answer(infer: InferRequest) -> InferResponse:
         request = mapping.to_domain(infer, service.limits)
@@ -59,16 +59,16 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
 
     def infer_json(body: bytes) -> None:
         length = str(len(body) - 9) if body[:1] > b"\x80" and len(body) > 9 else None
-        infer = oip_json.to_infer(body[1:], length, model_of(body), 0)
-        oip_json.from_answer(answer(infer), infer)
+        infer = oip_json.decode_request(body[1:], length, model_of(body), 0)
+        oip_json.encode_response(answer(infer), infer)
 
     def attend_proto(body: bytes) -> None:
-        request = proto.to_request(pb.AttendRequest.FromString(body), service.limits)
-        proto.serialize(service.attend(request, call()))
+        request = proto.decode_request(pb.AttendRequest.FromString(body), service.limits)
+        proto.encode_response(service.attend(request, call()))
 
     def infer_proto(body: bytes) -> None:
-        infer = oip_proto.to_infer(oip_pb.ModelInferRequest.FromString(body))
-        oip_proto.serialize(answer(infer))
+        infer = oip_proto.decode_request(oip_pb.ModelInferRequest.FromString(body))
+        oip_proto.encode_response(answer(infer))
 
     def model_of(body: bytes) -> str:
         return hostile_json.MODELS[(body[0] if body else 0) % 7]

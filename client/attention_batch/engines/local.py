@@ -76,7 +76,7 @@ class LocalEngine:
         parsed, specs = self._outputs
         if parsed is not outputs:
             message = attend_request("", [], outputs.wire, 0, token_offsets=False)
-            specs = proto.to_request(message, self._service.limits).outputs
+            specs = proto.decode_request(message, self._service.limits).outputs
             self._outputs = outputs, specs
         return specs
 

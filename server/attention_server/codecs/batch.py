@@ -1,8 +1,7 @@
-"""What stands for several sequences in a sequence's place: a dense batch, or sequences one behind the other."""
+"""Batches in place of one sequence: dense [B, T, D], or packed [sum of lengths, D]."""
 
 import itertools
-from collections.abc import Iterator
-from collections.abc import Sequence as Several
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,18 +13,23 @@ BATCHED = 3  # the rank of [B, T, D]
 PACKED = 2  # of [sum of lengths, D]
 
 
-def expand(sequence: Sequence, lengths: Several[int], limits: Limits) -> list[Sequence]:
-    """Return what a query [B, T, D] stands for, or one of several sequences of these lengths, one behind the other.
+def expand(sequence: Sequence, lengths: Collection[int], limits: Limits) -> list[Sequence]:
+    """Return the sequences of a batch, or the sequence itself if it is none.
 
-    What goes with a batch is shared, or has a leading B too; key and value of several are packed as the query is. Where
-    nothing but arrays of its own goes with each sequence, those of equal shapes stay one batch.
+    Sequences of equal shapes stay one batch if they consist of their own arrays alone: no mask, text or kept memory.
+
+    Args:
+        sequence: dense, with query [B, T, D], and every other array shared or with a leading B too; or packed, with
+            query, key and value [sum of lengths, D].
+        lengths: the length of each packed sequence; empty for a dense batch or one sequence.
+        limits: limits of one request.
 
     Raises:
         InvalidRequest: the shapes differ, or are not those of the lengths.
         TooLarge: there are more sequences than a request may have.
     """
     if lengths:
-        return list(_unpacked(sequence, lengths, limits))
+        return list(_unpack(sequence, lengths, limits))
     if sequence.query is None or sequence.query.ndim != BATCHED:
         return [sequence]
     batch = len(sequence.query)
@@ -33,12 +37,12 @@ def expand(sequence: Sequence, lengths: Several[int], limits: Limits) -> list[Se
         raise InvalidRequest("is a batch of no sequences", field=join_path(sequence.path, "query"))
     limits.check_sequences(batch, join_path(sequence.path, "query"))
     arrays = (sequence.key, sequence.value)
-    if batch > 1 and _has_arrays_alone(sequence) and all(x is None or _leads(x, batch) for x in arrays):
+    if batch > 1 and _has_only_arrays(sequence) and all(x is None or _has_batch_axis(x, batch) for x in arrays):
         return [sequence._replace(part=0, batch=batch)]
-    key = _part(sequence.key, BATCHED - 1, join_path(sequence.path, "key"), batch)
-    value = _part(sequence.value, BATCHED - 1, join_path(sequence.path, "value"), batch)
-    allowed = _part(sequence.mask.allowed, BATCHED, join_path(sequence.path, "mask.allowed"), batch)
-    bias = _part(sequence.mask.bias, BATCHED, join_path(sequence.path, "mask.bias"), batch)
+    key = _per_sequence(sequence.key, BATCHED - 1, join_path(sequence.path, "key"), batch)
+    value = _per_sequence(sequence.value, BATCHED - 1, join_path(sequence.path, "value"), batch)
+    allowed = _per_sequence(sequence.mask.allowed, BATCHED, join_path(sequence.path, "mask.allowed"), batch)
+    bias = _per_sequence(sequence.mask.bias, BATCHED, join_path(sequence.path, "mask.bias"), batch)
     return [
         sequence._replace(
             part=index,
@@ -51,16 +55,17 @@ def expand(sequence: Sequence, lengths: Several[int], limits: Limits) -> list[Se
     ]
 
 
-def _has_arrays_alone(sequence: Sequence) -> bool:
+def _has_only_arrays(sequence: Sequence) -> bool:
     texts = (sequence.text, sequence.memory_text)
     return sequence.mask is NO_MASK and not sequence.memory and all(each is None for each in texts)
 
 
-def _leads(array: Array, batch: int) -> bool:
+def _has_batch_axis(array: Array, batch: int) -> bool:
     return array.ndim == BATCHED and len(array) == batch
 
 
-def _part(array: Array | None, rank: int, name: str, batch: int) -> list[Any]:
+def _per_sequence(array: Array | None, rank: int, name: str, batch: int) -> list[Any]:
+    """Return each sequence's array; an array of at most `rank` dimensions is shared."""
     if array is None or array.ndim <= rank:
         return [array] * batch
     if len(array) != batch:
@@ -68,8 +73,8 @@ def _part(array: Array | None, rank: int, name: str, batch: int) -> list[Any]:
     return list(array)
 
 
-def _unpacked(sequence: Sequence, lengths: Several[int], limits: Limits) -> Iterator[Sequence]:
-    """Yield sequences that lie one behind the other; neighbours of one length are a batch."""
+def _unpack(sequence: Sequence, lengths: Collection[int], limits: Limits) -> Iterator[Sequence]:
+    """Yield packed sequences; neighbours of equal length are one batch."""
     field = join_path(sequence.path, "lengths")
     limits.check_sequences(len(lengths), field)
     if min(lengths) < 1:
@@ -86,19 +91,19 @@ def _unpacked(sequence: Sequence, lengths: Several[int], limits: Limits) -> Iter
             )
     path, _, _, _, text, memory_text, memory, mask, *_ = sequence
     begin = part = 0
-    may_batch = _has_arrays_alone(sequence)
+    may_batch = _has_only_arrays(sequence)
     for length, alike in itertools.groupby(lengths):
         count = len(list(alike))
         for batch in [count] if may_batch else [1] * count:
             end = begin + length * batch
-            query, key, value = [_cut(array, begin, end, batch) for _, array in arrays]
+            query, key, value = [_slice(array, begin, end, batch) for _, array in arrays]
             yield Sequence(path, query, key, value, text, memory_text, memory, mask, part, batch)
             begin, part = end, part + batch
 
 
-def _cut(array: Array | None, begin: int, end: int, batch: int) -> Array | None:
-    """Return positions from `begin` to `end`, those of a batch as [B, T, D]."""
+def _slice(array: Array | None, begin: int, end: int, batch: int) -> Array | None:
+    """Return positions `begin` to `end` of a packed array: [T, D], or [B, T, D] for a batch."""
     if array is None:
         return None
-    cut = array[begin:end]
-    return cut if batch == 1 else cut.reshape(batch, len(cut) // batch, array.shape[1])
+    packed = array[begin:end]
+    return packed if batch == 1 else packed.reshape(batch, len(packed) // batch, array.shape[1])

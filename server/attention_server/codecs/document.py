@@ -1,4 +1,4 @@
-"""A JSON document, read strictly: a field that nobody knows, or of another type, is an error that names it."""
+"""Strict access to a parsed JSON document: an unknown field or a wrong type is an error that names the field."""
 
 import difflib
 from collections.abc import Mapping
@@ -19,20 +19,20 @@ LEAVES: dict[str, tuple[set[type], str]] = {
     "f": ({int, float}, "numbers"),
 }
 Json = Mapping[str, Any]
-MOST_CONTAINERS = 1_000_000  # of a document; parsed, an empty one has some 70 bytes
+MAX_CONTAINERS = 1_000_000  # lists and objects in a document; an empty one takes about 70 bytes in memory
 
 
 def parse(body: bytes) -> object:
-    """Read JSON.
+    """Parse JSON.
 
     Raises:
-        TooLarge: it has more lists and objects than one may; each takes many times its two bytes.
-        InvalidRequest: it is none; NaN and infinity are none.
+        TooLarge: the body has too many lists and objects, each of which takes many times its two bytes.
+        InvalidRequest: the body is not JSON; NaN and infinity are not JSON.
     """
     containers = body.count(b"[") + body.count(b"{")
-    if containers > MOST_CONTAINERS:
+    if containers > MAX_CONTAINERS:
         raise TooLarge(
-            f"the body has {containers} lists and objects; JSON may have {MOST_CONTAINERS}: send tensors as base64"
+            f"the body has {containers} lists and objects; JSON may have {MAX_CONTAINERS}: send tensors as base64"
         )
     try:
         return orjson.loads(body)
@@ -41,7 +41,10 @@ def parse(body: bytes) -> object:
 
 
 def fields(value: object, path: str, known: tuple[str, ...]) -> Json:
-    """Return an object that has no other fields than those known; every reader here raises InvalidRequest."""
+    """Return an object after checking that all its fields are known.
+
+    This function and those below raise InvalidRequest with the path of the field at fault.
+    """
     if not isinstance(value, dict):
         raise InvalidRequest(f"must be an object, not {kind_of(value)}", field=path)
     for name in value:
@@ -66,7 +69,7 @@ def typed(content: Json, name: str, kind: type, default: Any, path: str) -> Any:
 
 
 def choice(content: Json, name: str, choices: tuple[str, ...], default: str, path: str) -> Any:
-    """Return a field that is one of some words."""
+    """Return a field that is one of several strings."""
     value = typed(content, name, str, default, path)
     if value not in choices:
         raise InvalidRequest(f"must be one of {', '.join(choices)}, not {value[:64]!r}", field=join_path(path, name))
@@ -74,12 +77,12 @@ def choice(content: Json, name: str, choices: tuple[str, ...], default: str, pat
 
 
 def elements(content: Json, name: str, path: str) -> list[Any]:
-    """Return a field that is a list; empty where it is absent."""
+    """Return a field that is a list; an absent field is an empty list."""
     return typed(content, name, list, [], path)  # type: ignore[no-any-return]
 
 
 def each_typed(content: Json, name: str, kind: type, path: str) -> list[Any]:
-    """Return a field that is a list of elements of one type."""
+    """Return a field that is a list with elements of one type."""
     values = elements(content, name, path)
     for i, value in enumerate(values):
         if value is None:
@@ -121,29 +124,29 @@ def read_option(option: Option, content: Json, path: str) -> Any:
 
 
 def nested(value: list[Any], dtype: "np.dtype[Any]", field: str) -> Array:
-    """Make an array of nested lists of numbers."""
+    """Convert nested lists of numbers to an array."""
     kinds, wanted = LEAVES[dtype.kind]
     if not _leaf_types(value) <= kinds:
         raise InvalidRequest(f"must hold {wanted} only, in nested lists of equal lengths", field=field)
     try:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused by its place
+        with np.errstate(over="ignore"):  # a number out of range becomes infinite, and validation names its position
             return np.asarray(value, np.float64 if float in kinds else None).astype(dtype)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest("must be nested lists of equal lengths, of numbers that fit", field=field) from error
 
 
 def reshape(array: Array, shape: tuple[int, ...], field: str) -> Array:
-    """Return an array in the shape that goes with its elements."""
+    """Return an array in a shape that its elements fill."""
     try:
         if min(shape, default=0) < 0:
-            raise ValueError  # noqa: TRY301 # NumPy would read -1 as "whatever fits"
+            raise ValueError  # noqa: TRY301 # NumPy would infer a length of -1
         return array.reshape(shape)
     except ValueError as error:
         raise InvalidRequest(f"has shape {list(shape)}, but {array.size} values", field=field) from error
 
 
 def _leaf_types(value: list[Any]) -> set[type]:
-    """Return the types of what the lists hold; NumPy would take true for 1 and "1" for 1.0 without a word."""
+    """Return the types of all elements: NumPy converts true to 1 and "1" to 1.0 silently."""
     types = set(map(type, value))
     while list in types:
         value = list(chain.from_iterable(each for each in value if type(each) is list))
@@ -152,7 +155,7 @@ def _leaf_types(value: list[Any]) -> set[type]:
 
 
 def kind_of(value: object) -> str:
-    """Return what a value is, for a message."""
+    """Return the JSON type of a value in words, for an error message."""
     kinds: dict[type, str] = {
         dict: "an object",
         list: "a list",

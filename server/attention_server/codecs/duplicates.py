@@ -1,8 +1,8 @@
-"""Names that stand twice in one object of JSON. The parser keeps the last without a word; here they are refused.
+"""Detection of duplicate names in JSON objects, of which the parser silently keeps the last.
 
-Looking at each name as it is read would cost many times the parsing. Instead the colons are counted: outside of strings
-there is one a name in the text, and one a name in what was parsed, unless a name was dropped. To count bytes costs next
-to nothing; numbers, of which a large body consists, are not looked at.
+A hook for each parsed name would cost many times the parsing. Colons are counted instead: outside of strings the text
+has one colon for each name. If the text has more colons than the parsed document has names and colons within strings,
+a name was dropped. Counting bytes is cheap, and lists of numbers, the bulk of a large body, are skipped.
 """
 
 import json
@@ -11,20 +11,18 @@ from typing import Any
 
 from attention_server.errors import InvalidRequest
 
-COLON = ord(":")
-BLOCK = 2**16  # bytes, that stay in a cache
-NAMED_BYTES = 2**20  # in a body up to here, the name is searched for
+NAMED_BYTES = 2**20  # the largest body in which the duplicate name is searched
 
 
 def refuse_duplicates(body: bytes, content: object) -> None:
-    """Refuse a body of which names were dropped.
+    """Refuse a body with a duplicate name.
 
     Args:
         body: valid JSON.
-        content: what was parsed of it, and is understood: a list that begins with a number holds numbers only.
+        content: the parsed and validated body: a list that begins with a number has numbers only.
 
     Raises:
-        InvalidRequest: a name stands twice in one object.
+        InvalidRequest: an object has a name twice.
     """
     if body.count(b":") + _escaped(body) == _colons(content):
         return
@@ -35,19 +33,19 @@ def refuse_duplicates(body: bytes, content: object) -> None:
 
 
 def _escaped(body: bytes) -> int:
-    """Return how many colons are written as an escape; they are colons only when parsed."""
+    """Return the number of colons written as an escape, which only the parsed document has."""
     if b"\\" not in body:
         return 0
-    plain = body.replace(b"\\\\", b"--")  # of what is left, each backslash begins an escape
+    plain = body.replace(b"\\\\", b"--")  # every backslash that is left begins an escape
     return plain.count(b"\\u003a") + plain.count(b"\\u003A")
 
 
 def _colons(content: object) -> int:
-    """Return how many colons the text must have: one a name, and those within strings."""
+    """Return the number of colons that the text must have: one for each name, and those within strings."""
     if isinstance(content, dict):
         return len(content) + sum(map(_colons, content)) + sum(map(_colons, content.values()))
     if isinstance(content, str):
-        return content.count(":") if ":" in content else 0  # to find none is faster than to count none
+        return content.count(":") if ":" in content else 0  # a search is faster than a count where there is none
     if isinstance(content, list) and not _of_numbers(content):
         return sum(map(_colons, content))
     return 0
@@ -61,15 +59,15 @@ def _of_numbers(content: list[Any]) -> bool:
 
 
 def _duplicate(body: bytes) -> str | None:
-    """Return a name that stands twice; None if that is in what Python's own parser does not go through."""
+    """Return a duplicate name; None if Python's own parser fails on the body."""
     found: list[str] = []
 
-    def look(pairs: list[tuple[str, object]]) -> None:
+    def collect(pairs: list[tuple[str, object]]) -> None:
         counts = Counter(name for name, _ in pairs)
         found.extend(name for name, count in counts.items() if count > 1)
 
     try:
-        json.loads(body, object_pairs_hook=look)
+        json.loads(body, object_pairs_hook=collect)
     except (ValueError, RecursionError):
         return None
     return found[0][:64] if found else None

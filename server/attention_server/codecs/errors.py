@@ -1,4 +1,4 @@
-"""The one table from causes to codes, and what each wire form says of an error."""
+"""The table from errors to status codes, and the encoding of an error for each wire format."""
 
 import re
 from dataclasses import dataclass
@@ -30,13 +30,12 @@ from attention_server.errors import (
 
 INTERNAL_MESSAGE = "internal error"
 WORDS = re.compile("(?<!^)(?=[A-Z])")  # TooLarge -> too_large
-LONGEST_MESSAGE = (
-    600  # characters: gRPC sends a message as a header, up to 12 bytes a character, twice; 16 KiB hold all
-)
+# Characters: gRPC sends the message twice in its trailers, up to 12 bytes a character; clients accept 16 KiB of them.
+MAX_MESSAGE = 600
 
 
 class StatusCode(IntEnum):
-    """gRPC's codes, as google.rpc.Code has them; those that are used."""
+    """The gRPC status codes in use, numbered as in google.rpc.Code."""
 
     CANCELLED = 1
     INVALID_ARGUMENT = 3
@@ -52,7 +51,7 @@ class StatusCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """How the two transports call a cause."""
+    """The status codes of an error in gRPC and HTTP."""
 
     grpc: StatusCode
     http: int
@@ -81,19 +80,19 @@ STATUSES = {code.http: code.grpc.name for code in CODES.values()} | {405: Status
 
 
 def code_of(error: Exception) -> Code:
-    """Return an error's codes; INTERNAL for what is not the caller's affair."""
+    """Return the codes of an error; INTERNAL for any exception that is not an AttentionServiceError."""
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), INTERNAL)
 
 
-def name_of(status: int) -> str:
-    """Return the name of gRPC's code for what HTTP says by a status."""
+def status_name(status: int) -> str:
+    """Return the name of the gRPC code for an HTTP status."""
     if status < 400:
         return OK
     return STATUSES.get(status, (INTERNAL.grpc if status >= 500 else CODES[InvalidRequest].grpc).name)
 
 
-def note(record: RequestRecord, error: Exception) -> None:
-    """Tell who watches a request why it has no answer; not in the caller's words, which may be content."""
+def record_error(record: RequestRecord, error: Exception) -> None:
+    """Record an error: its code, class and field, without its message, which may quote the request."""
     code = code_of(error).grpc.name
     if isinstance(error, AttentionServiceError):
         record.set_error(code, WORDS.sub("_", type(error).__name__).lower(), error.field)
@@ -102,25 +101,25 @@ def note(record: RequestRecord, error: Exception) -> None:
 
 
 def message_of(error: Exception) -> str:
-    """Return what a caller is told; nothing of our own faults."""
-    return str(error)[:LONGEST_MESSAGE] if isinstance(error, AttentionServiceError) else INTERNAL_MESSAGE
+    """Return the message for the caller; an internal error's own message stays in the log."""
+    return str(error)[:MAX_MESSAGE] if isinstance(error, AttentionServiceError) else INTERNAL_MESSAGE
 
 
-def to_status(error: Exception, request_id: str) -> Status:
-    """Return an error with its details: which field, when to try again, and the request's id."""
+def encode_status(error: Exception, request_id: str) -> Status:
+    """Encode an error as a google.rpc.Status with the field at fault, the retry delay and the request's id."""
     details = [RequestInfo(request_id=request_id)]
     if isinstance(error, AttentionServiceError) and error.field:
-        violation = BadRequest.FieldViolation(field=error.field, description=error.message[:LONGEST_MESSAGE])
+        violation = BadRequest.FieldViolation(field=error.field, description=error.message[:MAX_MESSAGE])
         details.append(BadRequest(field_violations=[violation]))
     if isinstance(error, Unavailable):
         retry_delay = Duration()
         retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(RetryInfo(retry_delay=retry_delay))
-    return Status(code=code_of(error).grpc, message=message_of(error), details=[_any(each) for each in details])
+    return Status(code=code_of(error).grpc, message=message_of(error), details=[_pack(each) for each in details])
 
 
-def to_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:
-    """Return an error as REST tells it."""
+def encode_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:
+    """Encode an error as a JSON document."""
     code = code_of(error)
     content: dict[str, object] = {
         "code": code.http,
@@ -133,7 +132,7 @@ def to_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:
     return {"error": content}
 
 
-def _any(message: BadRequest | RetryInfo | RequestInfo) -> AnyMessage:
+def _pack(message: BadRequest | RetryInfo | RequestInfo) -> AnyMessage:
     packed = AnyMessage()
     packed.Pack(message)
     return packed

@@ -1,4 +1,4 @@
-"""JSON to and from the domain. Strict: a field that nobody knows is an error, not a silence."""
+"""JSON documents to and from the domain. Decoding is strict: an unknown field is an error."""
 
 import base64
 import binascii
@@ -30,7 +30,7 @@ from attention_server.codecs.document import (
     typed,
 )
 from attention_server.codecs.duplicates import refuse_duplicates
-from attention_server.codecs.url import agreed
+from attention_server.codecs.url import url_or_body
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
@@ -57,24 +57,24 @@ MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
 
-def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[Request, Encoding]:
-    """Read a request, and how its answer's tensors are to be written.
+def decode_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[Request, Encoding]:
+    """Decode a request; return it and the encoding of the response's tensors.
 
     Args:
         body: the JSON document.
-        model: what the URL says; the document may repeat it, not contradict it.
-        version: the same.
-        limits: of one request.
+        model: the model in the URL; the document may repeat it.
+        version: the version in the URL, or 0; the document may repeat it.
+        limits: limits of one request.
 
     Raises:
-        TooLarge: a batch has more sequences than a request may.
-        InvalidRequest: the document is no JSON, or a field is unknown, of the wrong type, or no tensor.
+        TooLarge: the request has too many sequences, lists or objects.
+        InvalidRequest: the body is not JSON, or a field is unknown, of the wrong type, or not a valid tensor.
     """
     content = fields(parse(body), "", (*REQUEST_FIELDS, *SEQUENCE_FIELDS))
     outputs = elements(content, "outputs", "")
     request = Request(
-        model=agreed("model", model, typed(content, "model", str, "", "")),
-        version=agreed("version", version, typed(content, "version", int, 0, "")),
+        model=url_or_body("model", model, typed(content, "model", str, "", "")),
+        version=url_or_body("version", version, typed(content, "version", int, 0, "")),
         inputs=_inputs(content, limits),
         outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
         mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else NO_MASK,
@@ -85,8 +85,8 @@ def to_request(body: bytes, model: str, version: int, limits: Limits) -> tuple[R
     return request, encoding
 
 
-def from_response(response: Response, encoding: Encoding) -> bytes:
-    """Write a response; tensors as nested lists of numbers, or as base64 of their bytes."""
+def encode_response(response: Response, encoding: Encoding) -> bytes:
+    """Encode a response; tensors as nested lists of numbers, or as base64 of their bytes."""
     document = {
         "model": response.model,
         "version": response.version,
@@ -95,14 +95,18 @@ def from_response(response: Response, encoding: Encoding) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def to_memory_request(body: bytes, model: str) -> MemoryRequest:
-    """Read a memory that is to be kept; see `to_request`."""
+def decode_memory_request(body: bytes, model: str) -> MemoryRequest:
+    """Decode a request to keep a memory.
+
+    Raises:
+        TooLarge, InvalidRequest: as `decode_request`.
+    """
     content = fields(parse(body), "", MEMORY_FIELDS)
     ttl = content.get("ttl")
     if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float)):
         raise InvalidRequest(f"must be a number of seconds, not {kind_of(ttl)}", field="ttl")
     request = MemoryRequest(
-        model=agreed("model", model, typed(content, "model", str, "", "")),
+        model=url_or_body("model", model, typed(content, "model", str, "", "")),
         version=typed(content, "version", int, 0, ""),
         key=_tensor(content.get("key"), np.float32, "key"),
         value=_tensor(content.get("value"), np.float32, "value"),
@@ -113,8 +117,8 @@ def to_memory_request(body: bytes, model: str) -> MemoryRequest:
     return request
 
 
-def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
-    """Write a memory: what is said of it, not what is in it."""
+def encode_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
+    """Encode the description of a kept memory, without its keys and values."""
     expires = datetime.fromtimestamp(time.time() + seconds_left, UTC)
     content = {
         "id": memory.id,
@@ -127,20 +131,20 @@ def from_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
     return content | ({"tokens": memory.tokens.shown} if memory.tokens else {})
 
 
-def from_model(model: Model) -> dict[str, Any]:
-    """Write a model's description: the contract's message in its JSON form."""
+def encode_model(model: Model) -> dict[str, Any]:
+    """Encode a model's description as the contract's message in protobuf's JSON format."""
     return json_format.MessageToDict(model, preserving_proto_field_name=True)
 
 
 def _inputs(content: Json, limits: Limits) -> tuple[Sequence, ...]:
-    """Read `inputs`, or the one sequence whose fields stand in the request itself."""
+    """Decode `inputs`, or the single sequence whose fields are in the request itself."""
     own = [name for name in SEQUENCE_FIELDS if content.get(name) is not None]
     if content.get("inputs") is None:
         return tuple(_sequences({name: content[name] for name in own}, "", limits)) if own else ()
     if beside := [name for name in own if name != "mask"]:
         raise InvalidRequest("stands beside inputs; put it into one of them", field=beside[0])
     sequences = elements(content, "inputs", "")
-    limits.check_sequences(len(sequences), "inputs")  # before they cost anything
+    limits.check_sequences(len(sequences), "inputs")  # before any tensor is decoded
     inputs: list[Sequence] = []
     for i, sequence in enumerate(sequences):
         inputs += _sequences(sequence, f"inputs[{i}]", limits)
@@ -195,7 +199,7 @@ def _output_spec(value: object, path: str) -> OutputSpec:
 
 
 def _tensor(value: object, dtype: type[np.generic], field: str) -> Array | None:
-    """Read nested lists, or an object with the data type, the shape and the elements."""
+    """Decode nested lists, or an object with data type, shape, and base64 `data` or nested `values`."""
     if value is None:
         return None
     if isinstance(value, list):
@@ -205,12 +209,12 @@ def _tensor(value: object, dtype: type[np.generic], field: str) -> Array | None:
     if ("data" in content) == ("values" in content):
         raise InvalidRequest("give data (base64) or values (numbers)", field=field)
     if "data" in content:
-        return _view(data_type, _shape(content, field), _base64(content, field), field)
+        return _array_from_bytes(data_type, _shape(content, field), _decode_base64(content, field), field)
     array = nested(elements(content, "values", field), DTYPES[data_type], join_path(field, "values"))
     return array if "shape" not in content else reshape(array, _shape(content, field), field)
 
 
-def _view(data_type: str, shape: tuple[int, ...], data: bytes, field: str) -> Array:
+def _array_from_bytes(data_type: str, shape: tuple[int, ...], data: bytes, field: str) -> Array:
     try:
         return from_bytes(data_type, shape, data)
     except ValueError as error:
@@ -223,7 +227,7 @@ def _shape(content: Json, field: str) -> tuple[int, ...]:
     return integers(content, "shape", field)
 
 
-def _base64(content: Json, field: str) -> bytes:
+def _decode_base64(content: Json, field: str) -> bytes:
     try:
         return base64.b64decode(typed(content, "data", str, "", field), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -237,8 +241,8 @@ def _result(result: Result, encoding: Encoding, *, offsets: bool) -> dict[str, A
             content[name] = tokens.shown
             if offsets:
                 content[f"{name.removesuffix('s')}_offsets"] = [_span(span) for span in tokens.spans]
-    write = _written_as_base64 if encoding == "base64" else _written_as_numbers
-    content["outputs"] = {name: _output(value, write) for name, value in result.outputs.items()}
+    encode = _encode_base64 if encoding == "base64" else _encode_numbers
+    content["outputs"] = {name: _output(value, encode) for name, value in result.outputs.items()}
     if result.predictions is not None:
         content["predictions"] = [
             {"name": each.name, "label": each.label, "probability": each.probability}
@@ -252,15 +256,15 @@ def _span(span: Span) -> dict[str, int]:
     return {"start": span.start, "end": span.end}
 
 
-def _output(value: Array | TopK, write: Callable[[Array], dict[str, Any]]) -> dict[str, Any]:
+def _output(value: Array | TopK, encode: Callable[[Array], dict[str, Any]]) -> dict[str, Any]:
     if isinstance(value, TopK):
-        return {"indices": write(value.indices), "values": write(value.values)}
-    return write(value)
+        return {"indices": encode(value.indices), "values": encode(value.values)}
+    return encode(value)
 
 
-def _written_as_numbers(array: Array) -> dict[str, Any]:
+def _encode_numbers(array: Array) -> dict[str, Any]:
     return {"data_type": NAMES[array.dtype], "shape": array.shape, "values": np.ascontiguousarray(array)}
 
 
-def _written_as_base64(array: Array) -> dict[str, Any]:
+def _encode_base64(array: Array) -> dict[str, Any]:
     return {"data_type": NAMES[array.dtype], "shape": array.shape, "data": base64.b64encode(array.tobytes()).decode()}

@@ -1,6 +1,6 @@
-"""What a Prometheus reads: metrics of this service, the same facts by the names that Triton has for them, the process.
+"""Metrics in Prometheus' text format: this service's, the same numbers under Triton's names, and the process's.
 
-Models are named here that are served, or were; so what callers write makes no series.
+Labels name only models that are or were served, so that callers cannot create series.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from attention_server.telemetry.statistics import Histogram, RequestLabels, Requ
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 SECOND = 1_000_000_000  # in nanoseconds, as times are counted
-# Why there is no answer, as Triton says it: never run, given up by its caller, broken in the run, or anything else.
+# Triton's reasons of a failure: refused before the run, cancelled by the caller, failed in the run, or anything else.
 TRITON_REASONS = {
     "UNAVAILABLE": "REJECTED",
     "RESOURCE_EXHAUSTED": "REJECTED",
@@ -67,7 +67,7 @@ def exposition(snapshot: Snapshot) -> bytes:
     open_records = snapshot.open_records
     known = {(each.model, each.version): each for each in snapshot.versions}
     for entry in snapshot.index:
-        if entry.state == "READY":  # what nobody has asked yet is there too, with zeros to count from
+        if entry.state == "READY":  # a version without requests has zeros
             known.setdefault((entry.name, entry.version), VersionStatistics(entry.name, entry.version))
     versions = list(known.values())
     own = [
@@ -122,10 +122,10 @@ def _of_models(index: Iterable[IndexEntry]) -> Iterator[Metric]:
 
 
 def _of_requests(
-    ways: Mapping[RequestLabels, RequestStatistics], open_records: Iterable[RequestRecord]
+    requests: Mapping[RequestLabels, RequestStatistics], open_records: Iterable[RequestRecord]
 ) -> Iterator[Metric]:
     labels = list(RequestLabels._fields)
-    requests = CounterMetricFamily("attention_requests", "Requests that have ended.", labels=[*labels, "code"])
+    ended = CounterMetricFamily("attention_requests", "Requests that have ended.", labels=[*labels, "code"])
     durations = HistogramMetricFamily(
         "attention_request_duration_seconds", "From when a request came until its answer was bytes.", labels=labels
     )
@@ -135,27 +135,29 @@ def _of_requests(
         "attention_rejections", "Requests without an answer, by cause.", labels=["protocol", "method", "reason"]
     )
     reasons: Counter[tuple[str, str, str]] = Counter()
-    for way, counted in ways.items():
-        values = [str(value or "") for value in way]
+    for request_labels, counted in requests.items():
+        values = [str(value or "") for value in request_labels]
         for code, count in counted.codes.items():
-            requests.add_metric([*values, code], count)
-        _add(durations, values, counted.durations, SECOND)
+            ended.add_metric([*values, code], count)
+        _add_histogram(durations, values, counted.durations, SECOND)
         received.add_metric(values, counted.request_bytes)
         sent.add_metric(values, counted.answer_bytes)
         for reason, count in counted.reasons.items():
-            reasons[way.protocol, way.method, reason] += count
+            reasons[request_labels.protocol, request_labels.method, reason] += count
     for key, count in reasons.items():
         rejections.add_metric(key, count)
-    yield from (requests, durations, received, sent, rejections)
-    here = GaugeMetricFamily("attention_requests_in_flight", "Requests that are here.", labels=["protocol", "method"])
+    yield from (ended, durations, received, sent, rejections)
+    in_flight = GaugeMetricFamily(
+        "attention_requests_in_flight", "Requests that are here.", labels=["protocol", "method"]
+    )
     streams = GaugeMetricFamily("attention_streams", "Streams that are open.", labels=["method"])
     open_streams = Counter({"AttendStream": 0, "ModelStreamInfer": 0})
     open_streams.update(record.method for record in open_records if record.is_stream)
-    for way_in, count in Counter((each.protocol, each.method) for each in open_records if not each.is_stream).items():
-        here.add_metric(way_in, count)
+    for pair, count in Counter((each.protocol, each.method) for each in open_records if not each.is_stream).items():
+        in_flight.add_metric(pair, count)
     for method, count in open_streams.items():
         streams.add_metric([method], count)
-    yield from (here, streams)
+    yield from (in_flight, streams)
 
 
 def _of_versions(versions: Versions) -> Iterator[Metric]:
@@ -171,7 +173,7 @@ def _of_versions(versions: Versions) -> Iterator[Metric]:
     for name, (words, attribute, unit) in histograms.items():
         family = HistogramMetricFamily(name, words, labels=labels)
         for each in versions:
-            _add(family, [each.model, str(each.version)], getattr(each, attribute), unit)
+            _add_histogram(family, [each.model, str(each.version)], getattr(each, attribute), unit)
         yield family
     tokens = CounterMetricFamily("attention_tokens", "Positions that attended, of all sequences.", labels=labels)
     for each in versions:
@@ -179,7 +181,7 @@ def _of_versions(versions: Versions) -> Iterator[Metric]:
     yield tokens
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram, unit: int) -> None:
+def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram, unit: int) -> None:
     total, buckets = 0, []
     for bound, count in zip((*histogram.bounds, None), histogram.counts, strict=True):
         total += count
@@ -188,7 +190,7 @@ def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram,
 
 
 def _of_triton(versions: Versions, open_records: Iterable[RequestRecord]) -> str:
-    """Return what is made for Triton reads. Its counters have no `_total`, so the library does not write them."""
+    """Return metrics under Triton's names; its counters have no suffix `_total`, which the library would add."""
     pending = Counter(
         (record.model, record.version) for record in open_records if record.submitted and not record.running
     )
@@ -209,11 +211,11 @@ def _of_triton(versions: Versions, open_records: Iterable[RequestRecord]) -> str
     }
     lines = []
     for name, (kind, words, value) in metrics.items():
-        lines += _head(name, kind, words)
+        lines += _header_lines(name, kind, words)
         lines += [
             f'nv_inference_{name}{{model="{each.model}",version="{each.version}"}} {value(each)}' for each in versions
         ]
-    lines += _head("request_failure", "counter", "Requests without an answer")
+    lines += _header_lines("request_failure", "counter", "Requests without an answer")
     for each in versions:
         failures = Counter(dict.fromkeys((*TRITON_REASONS.values(), OTHER), 0))
         for code, failed in each.failures.items():
@@ -225,5 +227,5 @@ def _of_triton(versions: Versions, open_records: Iterable[RequestRecord]) -> str
     return "".join(f"{line}\n" for line in lines)
 
 
-def _head(name: str, kind: str, words: str) -> list[str]:
+def _header_lines(name: str, kind: str, words: str) -> list[str]:
     return [f"# HELP nv_inference_{name} {words}.", f"# TYPE nv_inference_{name} {kind}"]

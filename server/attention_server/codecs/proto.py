@@ -1,4 +1,4 @@
-"""attention.v1 messages to and from the domain."""
+"""attention.v1 protobuf messages to and from the domain."""
 
 import functools
 import itertools
@@ -32,10 +32,10 @@ from attention_server.domain.messages import (
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.contexts import Memory
 
-OutputPlan = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # of an output: name, type, shape
+ArraySpec = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # an output's name, type and shape
 
-SMALL = 64  # bytes of an output that is asked for, whose reading is kept
-FEW = 4  # outputs of a result whose form is kept: callers choose it
+CACHED_SPEC_BYTES = 64  # longer OutputSpec messages are not cached: callers choose the content
+CACHED_OUTPUTS = 4  # headers of more outputs are not cached, for the same reason
 ARRAYS = frozenset({"query", "key", "value"})
 RESPONSE, RESULTS, OUTPUTS, TENSOR, TOP_K, INDICES, VALUES = (
     wire.tag(message.DESCRIPTOR.fields_by_name[name])
@@ -59,14 +59,14 @@ REDUCE: dict[int, Reduce] = {number: name for name, number in numbers_of(REDUCES
 POOL: dict[int, Pool] = {number: name for name, number in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
 
 
-def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
-    """Read a request.
+def decode_request(message: pb.AttendRequest, limits: Limits) -> Request:
+    """Decode a request.
 
     Raises:
-        TooLarge: a batch has more sequences than a request may.
-        InvalidRequest: a tensor's bytes do not fill its shape, or an enumeration is unknown.
+        TooLarge: the request has too many sequences.
+        InvalidRequest: a tensor's bytes do not fill its shape, or an enumeration value is unknown.
     """
-    limits.check_sequences(len(message.inputs), "inputs")  # before they cost anything
+    limits.check_sequences(len(message.inputs), "inputs")  # before any tensor is decoded
     inputs: list[Sequence] = []
     for i, sequence in enumerate(message.inputs):
         inputs += _sequences(sequence, f"inputs[{i}]", limits)
@@ -81,20 +81,20 @@ def to_request(message: pb.AttendRequest, limits: Limits) -> Request:
     )
 
 
-def serialize(response: Response) -> bytes:
-    """Write a response, as the bytes of an AttendResponse."""
-    return _parts(response).join()
+def encode_response(response: Response) -> bytes:
+    """Encode a response as a serialized AttendResponse."""
+    return _response_parts(response).join()
 
 
-def serialize_streamed(response: Response, id_: str) -> bytes:
-    """Write the response to one request of a stream, as the bytes of an AttendStreamResponse."""
+def encode_stream_response(response: Response, id_: str) -> bytes:
+    """Encode the response to one request of a stream as a serialized AttendStreamResponse."""
     streamed = wire.Parts(pb.AttendStreamResponse(id=id_).SerializeToString())
-    streamed.add(RESPONSE, _parts(response))
+    streamed.add(RESPONSE, _response_parts(response))
     return streamed.join()
 
 
-def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
-    """Read a memory that is to be kept.
+def decode_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
+    """Decode a request to keep a memory.
 
     Raises:
         InvalidRequest: a tensor's bytes do not fill its shape.
@@ -110,8 +110,8 @@ def to_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
     )
 
 
-def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
-    """Write a memory: what is said of it, not what is in it."""
+def encode_memory(memory: Memory, seconds_left: float) -> pb.Memory:
+    """Encode the description of a kept memory, without its keys and values."""
     expire_time = Timestamp()
     expire_time.FromMilliseconds(int((time.time() + seconds_left) * 1000))
     return pb.Memory(
@@ -128,7 +128,7 @@ def from_memory(memory: Memory, seconds_left: float) -> pb.Memory:
 def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence]:
     given: dict[str, Any] = {}
     lengths: Any = ()
-    for field, value in message.ListFields():  # most fields are not there: to ask for each would take longer
+    for field, value in message.ListFields():  # most fields are absent: HasField for each would take longer
         name = field.name
         if name in ARRAYS:
             given[name] = _array(value, path, name)
@@ -165,14 +165,14 @@ def _mask(message: pb.Mask, path: str) -> Mask:
 
 
 def _output_spec(message: pb.OutputSpec, path: str) -> OutputSpec:
-    """Read an output; the same small ones are asked for again and again."""
-    written = message.SerializeToString()
-    return _known_spec(written, path) if len(written) <= SMALL else _spec(message, path)
+    """Decode an output; small ones are cached, since requests repeat them."""
+    encoded = message.SerializeToString()
+    return _cached_spec(encoded, path) if len(encoded) <= CACHED_SPEC_BYTES else _spec(message, path)
 
 
 @functools.lru_cache(1024)
-def _known_spec(written: bytes, path: str) -> OutputSpec:
-    return _spec(pb.OutputSpec.FromString(written), path)
+def _cached_spec(encoded: bytes, path: str) -> OutputSpec:
+    return _spec(pb.OutputSpec.FromString(encoded), path)
 
 
 def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
@@ -195,68 +195,67 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
     )
 
 
-def _parts(response: Response) -> wire.Parts:
-    """Return a response's parts: each tensor is copied once, where protobuf copies it three times."""
-    parts = wire.Parts(_about(response.model, response.version))
+def _response_parts(response: Response) -> wire.Parts:
+    """Encode a response in parts, so that each tensor is copied once; protobuf would copy it three times."""
+    parts = wire.Parts(_response_header(response.model, response.version))
     for result in response.results:
-        words = _words(result, offsets=response.token_offsets)
-        if not words and _put_arrays(result, parts):
+        text = _text_fields(result, offsets=response.token_offsets)
+        if not text and _put_arrays(result, parts):
             continue
-        written = wire.Parts(words)
+        encoded = wire.Parts(text)
         for name, value in result.outputs.items():
             if isinstance(value, TopK):
-                written.add(OUTPUTS, _top_k_parts(name, value))
+                encoded.add(OUTPUTS, _top_k_parts(name, value))
             else:
-                written.put(_output_head(name, value.dtype, value.shape), value)
-        parts.add(RESULTS, written)
+                encoded.put(_output_header(name, value.dtype, value.shape), value)
+        parts.add(RESULTS, encoded)
     return parts
 
 
 def _put_arrays(result: Result, parts: wire.Parts) -> bool:
-    """Add a result that has nothing but arrays, or those of a batch; return whether it is that."""
-    own = int(result.batch > 1)  # dimensions of one sequence's begin there
-    forms: list[OutputPlan] = []
+    """Add the result of a sequence or batch if all its outputs are arrays; return whether it was added."""
+    first = int(result.batch > 1)  # the first dimension after the batch's
+    specs: list[ArraySpec] = []
     arrays: list[Array] = []
     for name, value in result.outputs.items():
         if isinstance(value, TopK):
             return False
-        forms.append((name, value.dtype, value.shape[own:]))
+        specs.append((name, value.dtype, value.shape[first:]))
         arrays.append(value)
-    if not forms:
+    if not specs:
         return False
-    heads = (_known_heads if len(forms) <= FEW else _heads)(tuple(forms))
-    if own:
-        parts.put_all(heads, arrays)
+    headers = (_cached_headers if len(specs) <= CACHED_OUTPUTS else _array_headers)(tuple(specs))
+    if first:
+        parts.put_all(headers, arrays)
     else:
-        for each in zip(heads, arrays, strict=True):
+        for each in zip(headers, arrays, strict=True):
             parts.put(*each)
     return True
 
 
 @functools.lru_cache(256)
-def _about(model: str, version: int) -> bytes:
+def _response_header(model: str, version: int) -> bytes:
     return pb.AttendResponse(model=model, version=version).SerializeToString()
 
 
 @functools.lru_cache(1024)
-def _output_head(name: str, dtype: "np.dtype[np.generic]", shape: tuple[int, ...]) -> bytes:
-    """Return the bytes of an output, a result's field, up to those of its array, which are its end."""
+def _output_header(name: str, dtype: "np.dtype[np.generic]", shape: tuple[int, ...]) -> bytes:
+    """Return the encoded field `outputs` of a result up to its array's bytes, which end it."""
     tensor = head(dtype, shape)
     size = math.prod(shape) * dtype.itemsize
     output = pb.Output(name=name).SerializeToString() + TENSOR + wire.varint(len(tensor) + size) + tensor
     return OUTPUTS + wire.varint(len(output) + size) + output
 
 
-def _heads(forms: tuple[OutputPlan, ...]) -> list[bytes]:
-    """Return what stands before each array of a result that has nothing else."""
-    heads = list(itertools.starmap(_output_head, forms))
-    size = sum(
-        [len(head) + math.prod(shape) * dtype.itemsize for head, (_, dtype, shape) in zip(heads, forms, strict=True)]
-    )
-    return [RESULTS + wire.varint(size) + heads[0], *heads[1:]]
+def _array_headers(specs: tuple[ArraySpec, ...]) -> list[bytes]:
+    """Return the encoded bytes before each array of a result that consists of arrays."""
+    headers = list(itertools.starmap(_output_header, specs))
+    sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in specs]
+    size = sum(map(len, headers)) + sum(sizes)
+    return [RESULTS + wire.varint(size) + headers[0], *headers[1:]]
 
 
-_known_heads = functools.lru_cache(1024)(_heads)
+_cached_headers = functools.lru_cache(1024)(_array_headers)
 
 
 def _top_k_parts(name: str, value: TopK) -> wire.Parts:
@@ -269,8 +268,8 @@ def _top_k_parts(name: str, value: TopK) -> wire.Parts:
     return parts
 
 
-def _words(result: Result, *, offsets: bool) -> bytes:
-    """Write all of a result but its outputs."""
+def _text_fields(result: Result, *, offsets: bool) -> bytes:
+    """Encode the tokens and predictions of a result."""
     if not (result.predictions or result.tokens or result.memory_tokens):
         return b""
     message = pb.Result(predictions=map(_prediction, result.predictions or ()))

@@ -1,4 +1,4 @@
-"""What a URL says of a request, beside what its body says."""
+"""Model and version of a request, which both its URL and its body may name."""
 
 from typing import TypeVar
 
@@ -9,22 +9,22 @@ from attention_server.errors import InvalidRequest
 T = TypeVar("T", str, int)
 
 
-def agreed(name: str, url: T, document: T) -> T:
-    """Return what the URL or the document says; what is 0 or empty says nothing.
+def url_or_body(name: str, url: T, body: T) -> T:
+    """Return the value of a field in the URL or in the body; 0 and the empty string stand for an absent value.
 
     Raises:
-        InvalidRequest: they contradict each other.
+        InvalidRequest: the two differ.
     """
-    if url and document and url != document:
-        raise InvalidRequest(f"is {document!r}, but the URL says {url!r}", field=name)
-    return url or document
+    if url and body and url != body:
+        raise InvalidRequest(f"is {body!r}, but the URL says {url!r}", field=name)
+    return url or body
 
 
-def to_version(text: str) -> int:
-    """Read a version.
+def parse_version(text: str) -> int:
+    """Parse a model version.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: the text is not a positive integer.
     """
     if not VERSION.fullmatch(text):
         raise InvalidRequest(f"must be an integer above 0, not {text[:64]!r}", field="version")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_server.codecs import proto
-from attention_server.codecs.errors import to_status
+from attention_server.codecs.errors import encode_status
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import InvalidRequest
@@ -29,7 +29,7 @@ class AttentionServicer:
 
     async def Attend(self, message: pb.AttendRequest, context: CallContext) -> bytes:
         response = await result_of(await self._begin(message, context), context)
-        return await self._offloader.to_write(lambda: proto.serialize(response), response.size)
+        return await self._offloader.to_write(lambda: proto.encode_response(response), response.size)
 
     async def AttendStream(self, stream: MessageStream, context: CallContext) -> None:
         await self._sessions.run(stream, self._stream_protocol, context)
@@ -42,7 +42,7 @@ class AttentionServicer:
 
     async def CreateMemory(self, message: pb.CreateMemoryRequest, context: CallContext) -> pb.Memory:
         return await self._offloader.run(
-            lambda: self._memory(self._service.create_memory(proto.to_memory_request(message), context))
+            lambda: self._memory(self._service.create_memory(proto.decode_memory_request(message), context))
         )
 
     def GetMemory(self, message: pb.GetMemoryRequest, context: CallContext) -> pb.Memory:
@@ -63,9 +63,9 @@ class AttentionServicer:
         text = bool([each for each in inputs if each.text or each.memory_text])
         if offloader.should_offload(size, len(inputs), text=text):
             return await offloader.run(
-                lambda: service.submit(proto.to_request(message, service.limits), context, admitted)
+                lambda: service.submit(proto.decode_request(message, service.limits), context, admitted)
             )
-        request = proto.to_request(message, service.limits)
+        request = proto.decode_request(message, service.limits)
         if offloader.should_offload(size, len(request.inputs)):  # one message may stand for several sequences
             return await offloader.run(lambda: service.submit(request, context, admitted))
         return service.submit(request, context, admitted)
@@ -76,13 +76,13 @@ class AttentionServicer:
         if not message.id:
             raise InvalidRequest("must not be empty: answers are matched by it", field="id")
         id_ = message.id
-        return await self._begin(message.request, context, admitted), lambda response: proto.serialize_streamed(
+        return await self._begin(message.request, context, admitted), lambda response: proto.encode_stream_response(
             response, id_
         )
 
     def _memory(self, memory: Memory) -> pb.Memory:
-        return proto.from_memory(memory, self._service.seconds_left(memory))
+        return proto.encode_memory(memory, self._service.seconds_left(memory))
 
 
 def _refuse(id_: str, error: Exception, context: CallContext) -> bytes:
-    return pb.AttendStreamResponse(id=id_, error=to_status(error, context.request_id)).SerializeToString()
+    return pb.AttendStreamResponse(id=id_, error=encode_status(error, context.request_id)).SerializeToString()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import structlog
 
 from attention_server.auth.callers import Caller
-from attention_server.codecs.errors import note, to_status
+from attention_server.codecs.errors import encode_status, record_error
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, RequestRecord
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
@@ -29,8 +29,8 @@ def fail(call: GrpcCall, record: RequestRecord, error: Exception) -> None:
     error = service_error(error)
     if not isinstance(error, AttentionServiceError):
         log.error("a request failed for a fault of ours", request_id=record.request_id, exc_info=error)
-    note(record, error)
-    status = to_status(error, record.request_id)
+    record_error(record, error)
+    status = encode_status(error, record.request_id)
     trailers: tuple[Header, ...] = trailers_of(record)
     if isinstance(error, Unavailable):
         trailers = (*trailers, (PUSHBACK, b"%d" % int(error.retry_after * 1000)))

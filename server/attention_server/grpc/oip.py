@@ -12,7 +12,7 @@ from attention_server.codecs.oip import models as oip_models
 from attention_server.codecs.oip import proto as oip_proto
 from attention_server.codecs.oip.messages import InferResponse
 from attention_server.codecs.oip.tensor import BYTES
-from attention_server.codecs.url import to_version
+from attention_server.codecs.url import parse_version
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import NotFound, Unimplemented
@@ -62,7 +62,7 @@ class InferenceServicer:
     async def ModelInfer(self, message: pb.ModelInferRequest, context: CallContext) -> bytes:
         future, answer = await self._begin(message, context, None)
         response = await result_of(future, context)
-        return await self._offloader.to_write(lambda: oip_proto.serialize(answer(response)), response.size)
+        return await self._offloader.to_write(lambda: oip_proto.encode_response(answer(response)), response.size)
 
     async def ModelStreamInfer(self, stream: MessageStream, context: CallContext) -> None:
         await self._sessions.run(stream, self._stream_protocol, context)
@@ -100,7 +100,7 @@ class InferenceServicer:
         self, message: pb.ModelInferRequest, context: CallContext, admitted: Callable[[], None]
     ) -> tuple["Future[Response]", Callable[[Response], bytes]]:
         future, answer = await self._begin(message, context, admitted)
-        return future, lambda response: oip_proto.serialize_streamed(answer(response))
+        return future, lambda response: oip_proto.encode_stream_response(answer(response))
 
     async def _begin(
         self, message: pb.ModelInferRequest, context: CallContext, admitted: Callable[[], None] | None
@@ -108,7 +108,7 @@ class InferenceServicer:
         limits = self._service.limits
 
         def begin() -> "tuple[Future[Response], Callable[[Response], InferResponse]]":
-            infer = oip_proto.to_infer(message)
+            infer = oip_proto.decode_request(message)
             request = mapping.to_domain(infer, limits)
             context.shorten_deadline(rules.timeout(infer.parameters))
             with rules.protocol_field_names(infer):
@@ -127,4 +127,4 @@ def _refuse(id_: str, error: Exception, context: CallContext) -> bytes:  # noqa:
 
 
 def _version(sent: str) -> int:
-    return to_version(sent) if sent else 0
+    return parse_version(sent) if sent else 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from attention_server.codecs.errors import note
+from attention_server.codecs.errors import record_error
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
@@ -239,7 +239,7 @@ class StreamSession:
     def _forget(self) -> None:
         """End the records of requests whose answers are not wanted any more, and hold nothing of them."""
         for item in self._items:
-            note(item.context.record, Cancelled("the caller has gone"))
+            record_error(item.context.record, Cancelled("the caller has gone"))
             self._observer.end(item.context.record)
             item.outcome = None  # break the reference cycle
         self._items.clear()
@@ -255,7 +255,7 @@ class StreamSession:
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=record.request_id)
-            note(record, error)
+            record_error(record, error)
             answer = self._protocol.refuse(item.id, error, item.context)
         record.mark_written(len(answer))
         self._observer.end(record)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from attention_server.codecs import json, proto
-from attention_server.codecs.url import agreed
+from attention_server.codecs.url import url_or_body
 from attention_server.domain.call import CallContext
 from attention_server.errors import InvalidRequest
 from attention_server.inference.contexts import Memory
@@ -66,11 +66,11 @@ class AttentionRoutes:
         models = self._service.models()
         if wants_protobuf(request):
             return _protobuf(pb.ListModelsResponse(models=models))
-        return json_response({"models": [json.from_model(model) for model in models]})
+        return json_response({"models": [json.encode_model(model) for model in models]})
 
     async def get_model(self, request: Request) -> Response:
         model = self._service.model(request.path_params["model"], version_of(request))
-        return _protobuf(model) if wants_protobuf(request) else json_response(json.from_model(model))
+        return _protobuf(model) if wants_protobuf(request) else json_response(json.encode_model(model))
 
     async def create_memory(self, request: Request) -> Response:
         call = call_of(request)
@@ -82,10 +82,10 @@ class AttentionRoutes:
         if wants_protobuf(request):
             left = self._service.seconds_left
             return _protobuf(
-                pb.ListMemoriesResponse(memories=[proto.from_memory(each, left(each)) for each in memories])
+                pb.ListMemoriesResponse(memories=[proto.encode_memory(each, left(each)) for each in memories])
             )
         return json_response(
-            {"memories": [json.from_memory(each, self._service.seconds_left(each)) for each in memories]}
+            {"memories": [json.encode_memory(each, self._service.seconds_left(each)) for each in memories]}
         )
 
     async def get_memory(self, request: Request) -> Response:
@@ -100,33 +100,33 @@ class AttentionRoutes:
         model = request.path_params["model"]
         if sends_protobuf(request):
             message = _parse(pb.CreateMemoryRequest, body)
-            message.model = agreed("model", model, message.model)
-            wanted = proto.to_memory_request(message)
+            message.model = url_or_body("model", model, message.model)
+            wanted = proto.decode_memory_request(message)
         else:
-            wanted = json.to_memory_request(body, model)
+            wanted = json.decode_memory_request(body, model)
         return self._memory(request, self._service.create_memory(wanted, call))
 
     def _memory(self, request: Request, memory: Memory) -> Response:
         left = self._service.seconds_left(memory)
         if wants_protobuf(request):
-            return _protobuf(proto.from_memory(memory, left))
-        return json_response(json.from_memory(memory, left))
+            return _protobuf(proto.encode_memory(memory, left))
+        return json_response(json.encode_memory(memory, left))
 
     def _attend_json(self, body: bytes, model: str, version: int, call: CallContext, as_protobuf: bool) -> Response:
-        domain_request, encoding = json.to_request(body, model, version, self._service.limits)
+        domain_request, encoding = json.decode_request(body, model, version, self._service.limits)
         response = self._service.attend(domain_request, call)
         if as_protobuf:
-            return Response(proto.serialize(response), media_type=PROTOBUF)
-        return Response(json.from_response(response, encoding), media_type=JSON)
+            return Response(proto.encode_response(response), media_type=PROTOBUF)
+        return Response(json.encode_response(response, encoding), media_type=JSON)
 
     def _attend_protobuf(self, body: bytes, model: str, version: int, call: CallContext, as_protobuf: bool) -> Response:
         message = _parse(pb.AttendRequest, body)
-        message.model = agreed("model", model, message.model)
-        message.version = agreed("version", version, message.version)
-        response = self._service.attend(proto.to_request(message, self._service.limits), call)
+        message.model = url_or_body("model", model, message.model)
+        message.version = url_or_body("version", version, message.version)
+        response = self._service.attend(proto.decode_request(message, self._service.limits), call)
         if as_protobuf:
-            return Response(proto.serialize(response), media_type=PROTOBUF)
-        return Response(json.from_response(response, "json"), media_type=JSON)
+            return Response(proto.encode_response(response), media_type=PROTOBUF)
+        return Response(json.encode_response(response, "json"), media_type=JSON)
 
 
 def sends_protobuf(request: Request) -> bool:

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from attention_server.auth.callers import Caller
-from attention_server.codecs.errors import code_of, note, to_json, to_status
-from attention_server.codecs.url import to_version
+from attention_server.codecs.errors import code_of, encode_json, encode_status, record_error
+from attention_server.codecs.url import parse_version
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import RequestRecord
 from attention_server.errors import (
@@ -185,7 +185,7 @@ def version_of(request: Request) -> int:
         InvalidRequest: it is no version.
     """
     sent = request.path_params.get("version")
-    return 0 if sent is None else to_version(sent)
+    return 0 if sent is None else parse_version(sent)
 
 
 def json_response(content: object, status: int = 200) -> Response:
@@ -201,13 +201,13 @@ def wants_protobuf(request: Request) -> bool:
 def error_response(error: Exception, request: Request) -> Response:
     """Return an error as the protocol of the request's path tells it; as a google.rpc.Status where that is wanted."""
     record = record_of(request)
-    note(record, error)
+    record_error(record, error)
     status = code_of(error).http
     if wants_protobuf(request) and not request.url.path.startswith(OIP):
-        content = to_status(error, record.request_id).SerializeToString()
+        content = encode_status(error, record.request_id).SerializeToString()
         response = Response(content, status, media_type=PROTOBUF)
     else:
-        response = json_response(told(request, to_json(error, record.request_id)), status)
+        response = json_response(told(request, encode_json(error, record.request_id)), status)
     if isinstance(error, Unavailable):
         response.headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, Unauthenticated):

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attention_server.auth.callers import OPEN, Callers
 from attention_server.auth.hosts import HostPolicy
-from attention_server.codecs.errors import name_of
+from attention_server.codecs.errors import status_name
 from attention_server.domain.request_record import OK, REQUEST_ID, SERVER_TIMING, RequestRecord, request_id
 from attention_server.errors import AttentionServiceError, PermissionDenied, Unauthenticated
 from attention_server.rest import page
@@ -105,7 +105,7 @@ def _with_record(send: Send, record: RequestRecord) -> Send:
     async def recording(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.mark_written()
-            code = name_of(message["status"])
+            code = status_name(message["status"])
             if record.code == OK != code:  # the router's own refusals
                 record.set_error(code, code.lower())
             headers = MutableHeaders(scope=message)

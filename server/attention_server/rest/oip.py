@@ -112,13 +112,13 @@ class InferenceRoutes:
 
     def _infer(self, body: bytes, request: Request, version: int, call: CallContext) -> Response:
         header_length = request.headers.get(oip_json.HEADER_LENGTH)
-        infer = oip_json.to_infer(body, header_length, _model(request), version)
+        infer = oip_json.decode_request(body, header_length, _model(request), version)
         domain_request = mapping.to_domain(infer, self._service.limits)
         call.shorten_deadline(rules.timeout(infer.parameters))
         with rules.protocol_field_names(infer):
             response = self._service.attend(domain_request, call)
         answer = mapping.from_domain(response, infer, self._service.limits)
-        content, json_length = oip_json.from_answer(answer, infer)
+        content, json_length = oip_json.encode_response(answer, infer)
         headers = {oip_json.HEADER_LENGTH: str(json_length)} if json_length < len(content) else {}
         content, encoding = _compress(content, request.headers.get("accept-encoding", ""))
         return Response(content, headers=headers | encoding, media_type=BINARY if headers else JSON)

@@ -24,7 +24,7 @@ from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates, http_context
 from attention_server.auth.hosts import HostPolicy, is_loopback
 from attention_server.codecs import prometheus
-from attention_server.codecs.errors import name_of
+from attention_server.codecs.errors import status_name
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
 from attention_server.rest.exchange import JSON, Exchange, answers, record_of, told
@@ -113,7 +113,7 @@ async def plain_error(request: Request, error: Exception) -> Response:
     message = {404: f"there is no {request.url.path[:256]}; see /docs", 405: f"{request.method} is not offered here"}
     content = {
         "code": error.status_code,
-        "status": name_of(error.status_code),
+        "status": status_name(error.status_code),
         "message": message.get(error.status_code, error.detail),
         "request_id": record_of(request).request_id,
     }

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol's wire forms."""
+"""The Open Inference Protocol: its wire formats, its rules, and its messages to and from the domain."""

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's documents: a request read, an answer written, tensors in JSON or in bytes behind it."""
+"""Open Inference Protocol requests and responses in JSON, with tensors in the JSON or in bytes after it."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -10,8 +10,8 @@ from attention_proto.codec import DTYPES
 from attention_server.codecs.document import Json, elements, fields, integers, nested, parse, reshape, typed
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip.messages import InferRequest, InferResponse, OutputTensor, Parameters, RequestedOutput
-from attention_server.codecs.oip.tensor import BYTES, data_type_of, from_raw, texts, to_raw
-from attention_server.codecs.url import agreed, to_version
+from attention_server.codecs.oip.tensor import BYTES, data_type_of, decode_raw, encode_raw, texts
+from attention_server.codecs.url import parse_version, url_or_body
 from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest
 
@@ -21,27 +21,28 @@ INPUT_FIELDS = ("name", "shape", "datatype", "parameters", "data")
 
 
 class Body(NamedTuple):
-    """A body: JSON, of this length, and tensors' bytes behind it if there are any."""
+    """A body: JSON of `json_length` bytes, then the bytes of binary tensors."""
 
     content: bytes
     json_length: int
 
 
-def to_infer(body: bytes, header_length: str | None, model: str, version: int) -> InferRequest:
-    """Read a request.
+def decode_request(body: bytes, header_length: str | None, model: str, version: int) -> InferRequest:
+    """Decode a request.
 
     Args:
-        body: JSON, and behind it the bytes of those inputs that say so.
-        header_length: how long the JSON is, by its header; None for all.
-        model: what the URL says; the document may repeat it, not contradict it.
-        version: the same; 0 when it says nothing.
+        body: JSON, then the bytes of the inputs that have the parameter `binary_data_size`.
+        header_length: the header with the length of the JSON; None if the whole body is JSON.
+        model: the model in the URL; the document may repeat it.
+        version: the version in the URL, or 0; the document may repeat it.
 
     Raises:
-        InvalidRequest: the document is no JSON, a field is unknown or of the wrong type, or a tensor is none.
+        TooLarge: the document has too many lists and objects.
+        InvalidRequest: the body is not JSON, a field is unknown or of the wrong type, or a tensor is invalid.
     """
     length = len(body) if header_length is None else _length(header_length, len(body))
     content = fields(parse(body[:length]), "", REQUEST_FIELDS)
-    raw = _Raw(memoryview(body)[length:])
+    raw = _BinaryData(memoryview(body)[length:])
     inputs: dict[str, Array] = {}
     for i, each in enumerate(elements(content, "inputs", "")):
         tensor = fields(each, f"inputs[{i}]", INPUT_FIELDS)
@@ -49,12 +50,12 @@ def to_infer(body: bytes, header_length: str | None, model: str, version: int) -
         if name in inputs:
             raise InvalidRequest("is sent twice", field=name[:64])
         inputs[name] = _tensor(tensor, name[:64], f"inputs[{i}]", raw)
-    if raw.left:
-        raise InvalidRequest(f"leaves {len(raw.left)} bytes that belong to no input", field=HEADER_LENGTH)
+    if raw.remaining:
+        raise InvalidRequest(f"leaves {len(raw.remaining)} bytes that belong to no input", field=HEADER_LENGTH)
     sent_version = typed(content, "model_version", str, "", "")
     infer = InferRequest(
-        model=agreed("model_name", model, typed(content, "model_name", str, "", "")),
-        version=agreed("model_version", version, to_version(sent_version) if sent_version else 0),
+        model=url_or_body("model_name", model, typed(content, "model_name", str, "", "")),
+        version=url_or_body("model_version", version, parse_version(sent_version) if sent_version else 0),
         id=typed(content, "id", str, "", ""),
         inputs=inputs,
         outputs=tuple(_outputs(content)),
@@ -64,40 +65,40 @@ def to_infer(body: bytes, header_length: str | None, model: str, version: int) -
     return infer
 
 
-def from_answer(answer: InferResponse, infer: InferRequest) -> Body:
-    """Write an answer: each output in JSON or behind it, as the request has it."""
+def encode_response(response: InferResponse, infer: InferRequest) -> Body:
+    """Encode a response; each output is in the JSON or in bytes after it, as the request asks."""
     binary = typed(infer.parameters, "binary_data_output", bool, False, "parameters")
     outputs, raw = [], []
-    for each in answer.outputs:
+    for each in response.outputs:
         document: dict[str, Any] = {
             "name": each.name,
             "datatype": data_type_of(each.array),
             "shape": each.array.shape,
         }
         if _is_binary(each, default=binary):
-            raw.append(to_raw(each.array))
+            raw.append(encode_raw(each.array))
             document["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             flat = each.array.ravel()
             document["data"] = flat.tolist() if flat.dtype == object else flat
         outputs.append(document)
-    document = {"model_name": answer.model, "model_version": str(answer.version), "outputs": outputs}
-    if answer.id:
-        document["id"] = answer.id
+    document = {"model_name": response.model, "model_version": str(response.version), "outputs": outputs}
+    if response.id:
+        document["id"] = response.id
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     return Body(b"".join((head, *raw)), len(head))
 
 
-class _Raw:
-    """The bytes behind the JSON, taken from the front."""
+class _BinaryData:
+    """The bytes after the JSON, consumed from the front."""
 
-    def __init__(self, left: memoryview) -> None:
-        self.left = left
+    def __init__(self, data: memoryview) -> None:
+        self.remaining = data
 
     def take(self, size: int, field: str) -> bytes:
-        if not 0 <= size <= len(self.left):
-            raise InvalidRequest(f"says {size} bytes, but there are {len(self.left)}", field=field)
-        taken, self.left = bytes(self.left[:size]), self.left[size:]
+        if not 0 <= size <= len(self.remaining):
+            raise InvalidRequest(f"says {size} bytes, but there are {len(self.remaining)}", field=field)
+        taken, self.remaining = bytes(self.remaining[:size]), self.remaining[size:]
         return taken
 
 
@@ -116,7 +117,7 @@ def _name(content: Json, path: str) -> str:
     return name
 
 
-def _tensor(content: Json, name: str, path: str, raw: _Raw) -> Array:
+def _tensor(content: Json, name: str, path: str, raw: _BinaryData) -> Array:
     data_type = typed(content, "datatype", str, "", path)
     shape = integers(content, "shape", path, minimum=0)
     parameters = fields(parameters_of(content, path), f"{path}.parameters", ("binary_data_size",))
@@ -124,7 +125,7 @@ def _tensor(content: Json, name: str, path: str, raw: _Raw) -> Array:
     if size is not None:
         if "data" in content:
             raise InvalidRequest("stands beside binary_data_size; give one of the two", field=f"{path}.data")
-        return from_raw(data_type, shape, raw.take(size, f"{path}.parameters.binary_data_size"), name)
+        return decode_raw(data_type, shape, raw.take(size, f"{path}.parameters.binary_data_size"), name)
     if "data" not in content:
         raise InvalidRequest("give data, or binary_data_size and bytes behind the JSON", field=f"{path}.data")
     data = elements(content, "data", path)
@@ -156,10 +157,10 @@ def _outputs(content: Json) -> Iterator[RequestedOutput]:
 
 
 def parameters_of(content: Json, path: str) -> Parameters:
-    """Return the parameters of a document or a part of it.
+    """Return the parameters of a request, input or output.
 
     Raises:
-        InvalidRequest: they are no object, or one of them is a list or an object.
+        InvalidRequest: the parameters are not an object, or a value is a list or an object.
     """
     sent = content.get("parameters")
     where = f"{path}.parameters" if path else "parameters"
@@ -171,5 +172,5 @@ def parameters_of(content: Json, path: str) -> Parameters:
 
 
 def _is_binary(output: OutputTensor, *, default: bool) -> bool:
-    said = output.requested.parameters.get("binary_data") if output.requested else None
-    return default if said is None else bool(said)
+    choice = output.requested.parameters.get("binary_data") if output.requested else None
+    return default if choice is None else bool(choice)

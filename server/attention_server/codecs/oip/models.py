@@ -1,6 +1,6 @@
-"""What the Open Inference Protocol says of models: metadata, configuration, the index.
+"""Descriptions of models in the Open Inference Protocol: metadata, configuration, index and statistics.
 
-What a model takes and gives follows from its manifest; nothing here is written down a second time.
+Inputs and outputs are derived from the model's manifest.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,8 +26,15 @@ PREDICTION_TYPES = {"name": BYTES, "label": BYTES, "probability": "FP32", "row":
 Document = dict[str, Any]
 
 
-class Place(NamedTuple):
-    """An input or output: the type of its elements and the length of each dimension, -1 where it varies."""
+class TensorMetadata(NamedTuple):
+    """An input or output of a model.
+
+    Attributes:
+        name: the name in requests and responses.
+        data_type: the protocol's name of the element type.
+        shape: the length of each dimension; -1 where it varies.
+        optional: whether a request may leave an input out.
+    """
 
     name: str
     data_type: str
@@ -36,12 +43,12 @@ class Place(NamedTuple):
 
 
 def server() -> Document:
-    """Describe the server."""
+    """Return the server's metadata."""
     return {"name": "attention-service", "version": version("attention-service"), "extensions": list(EXTENSIONS)}
 
 
 def metadata(model: Model) -> Document:
-    """Describe a model."""
+    """Return a model's metadata."""
     return {
         "name": model.name,
         "versions": [str(each) for each in model.versions],
@@ -52,23 +59,23 @@ def metadata(model: Model) -> Document:
 
 
 def config(model: Model) -> Document:
-    """Describe a model in Triton's form."""
+    """Return a model's configuration in Triton's format."""
     return {
         "name": model.name,
         "platform": PLATFORM,
         "backend": BACKEND,
-        "max_batch_size": 0,  # the dimensions have the batch's among them
+        "max_batch_size": 0,  # dims include the batch dimension
         "input": [{**_config(each), "optional": each.optional} for each in inputs(model)],
         "output": [_config(each) for each in outputs(model)],
     }
 
 
 def index(entries: Iterable[IndexEntry], *, ready: bool) -> list[Document]:
-    """Describe what is in the repository.
+    """Return the repository's index.
 
     Args:
         entries: every version.
-        ready: whether only those that answer are asked for.
+        ready: whether to leave out versions that are not ready.
     """
     return [
         {"name": each.name, "version": str(each.version), "state": each.state, "reason": each.reason}
@@ -78,31 +85,31 @@ def index(entries: Iterable[IndexEntry], *, ready: bool) -> list[Document]:
 
 
 def statistics(versions: Iterable[VersionStatistics]) -> Document:
-    """Describe what was asked of versions, and where the time went."""
+    """Return request counts and durations of versions, in Triton's format."""
     return {"model_stats": [_statistics(each) for each in versions]}
 
 
-def inputs(model: Model) -> list[Place]:
-    """Return what a model takes, in the order in which it is documented."""
+def inputs(model: Model) -> list[TensorMetadata]:
+    """Return a model's inputs, in the order of the documentation."""
     manifest = model.manifest
     layer, text = manifest.layers[0], manifest.text
     widths = {"query": layer.query_dim, "key": layer.key_dim or layer.query_dim, "value": layer.value_dim}
-    reads_text = bool(text.front.name)
-    own_only = len(manifest.layers) > 1  # several layers attend to their own sequence
-    places = [
-        Place(name, "FP32", (ANY, ANY, width or ANY), optional=name != "query" or reads_text)
+    has_text = bool(text.front.name)
+    self_attention_only = len(manifest.layers) > 1  # models of several layers have self-attention only
+    tensors = [
+        TensorMetadata(name, "FP32", (ANY, ANY, width or ANY), optional=name != "query" or has_text)
         for name, width in widths.items()
-        if name == "query" or not own_only
+        if name == "query" or not self_attention_only
     ]
-    texts = {"text": reads_text, "memory_text": bool(text.memory_front.name)}
-    places += [Place(name, BYTES, (ANY,)) for name, there in texts.items() if there]
-    lengths = ("query_lengths",) if own_only else ("query_lengths", "key_lengths")
-    places += [Place(name, "INT64", (ANY,)) for name in lengths]
-    return [*places, Place("allowed", "BOOL", (ANY,) * 4), Place("bias", "FP32", (ANY,) * 4)]
+    texts = {"text": has_text, "memory_text": bool(text.memory_front.name)}
+    tensors += [TensorMetadata(name, BYTES, (ANY,)) for name, accepted in texts.items() if accepted]
+    lengths = ("query_lengths",) if self_attention_only else ("query_lengths", "key_lengths")
+    tensors += [TensorMetadata(name, "INT64", (ANY,)) for name in lengths]
+    return [*tensors, TensorMetadata("allowed", "BOOL", (ANY,) * 4), TensorMetadata("bias", "FP32", (ANY,) * 4)]
 
 
-def outputs(model: Model) -> list[Place]:
-    """Return what a model gives when it is asked for, without options."""
+def outputs(model: Model) -> list[TensorMetadata]:
+    """Return every output that a request may name, with the shape it has without options."""
     manifest = model.manifest
     layer = manifest.layers[-1]
     lengths = {
@@ -115,27 +122,31 @@ def outputs(model: Model) -> list[Place]:
         "D": layer.output_dim or ANY,
     }
     # The last stage of the pipeline first: it is the default.
-    places = [
-        Place(stage.name, "FP32", (ANY, *(lengths[axis] for axis in stage.axes)))
+    tensors = [
+        TensorMetadata(stage.name, "FP32", (ANY, *(lengths[axis] for axis in stage.axes)))
         for stage in reversed(tuple(STAGES.values()))
     ]
     if manifest.predictors:
-        places += [Place(f"{PREDICTIONS}.{part}", PREDICTION_TYPES[part], (ANY, ANY)) for part in PREDICTION_PARTS]
-    there = (manifest.text.front.name, manifest.text.memory_front.name)
-    return places + [Place(name, BYTES, (ANY, ANY)) for name, front in zip(TOKENS, there, strict=True) if front]
+        tensors += [
+            TensorMetadata(f"{PREDICTIONS}.{part}", PREDICTION_TYPES[part], (ANY, ANY)) for part in PREDICTION_PARTS
+        ]
+    fronts = (manifest.text.front.name, manifest.text.memory_front.name)
+    return tensors + [
+        TensorMetadata(name, BYTES, (ANY, ANY)) for name, front in zip(TOKENS, fronts, strict=True) if front
+    ]
 
 
 def check_load(parameters: Mapping[str, object]) -> None:
-    """Check how a model is to be loaded.
+    """Check the parameters of a load request: none is supported.
 
     Raises:
-        InvalidRequest: otherwise than its folder says.
+        InvalidRequest: there is a parameter.
     """
     fields(dict(parameters), "parameters", ())
 
 
 def check_unload(parameters: Mapping[str, object]) -> None:
-    """Check how a model is to be unloaded; `unload_dependents` changes nothing, for no model depends on another.
+    """Check the parameters of an unload request; `unload_dependents` has no effect, since models are independent.
 
     Raises:
         InvalidRequest: there is another parameter.
@@ -143,32 +154,32 @@ def check_unload(parameters: Mapping[str, object]) -> None:
     fields(dict(parameters), "parameters", ("unload_dependents",))
 
 
-def _statistics(one: VersionStatistics) -> Document:
+def _statistics(version_statistics: VersionStatistics) -> Document:
     durations = {
-        "success": [one.success],
-        "fail": one.failures.values(),
-        "queue": [one.queued],
-        "compute_input": [one.checking],
-        "compute_infer": [one.computing],
-        "compute_output": [one.encoding],
+        "success": [version_statistics.success],
+        "fail": version_statistics.failures.values(),
+        "queue": [version_statistics.queued],
+        "compute_input": [version_statistics.checking],
+        "compute_infer": [version_statistics.computing],
+        "compute_output": [version_statistics.encoding],
     }
     return {
-        "name": one.model,
-        "version": str(one.version),
-        "last_inference": one.last_inference,
-        "inference_count": one.sequences.total,
-        "execution_count": one.success.count,
+        "name": version_statistics.model,
+        "version": str(version_statistics.version),
+        "last_inference": version_statistics.last_inference,
+        "inference_count": version_statistics.sequences.total,
+        "execution_count": version_statistics.success.count,
         "inference_stats": {
-            name: {"count": sum(each.count for each in all_), "ns": sum(each.total for each in all_)}
-            for name, all_ in durations.items()
+            name: {"count": sum(each.count for each in histograms), "ns": sum(each.total for each in histograms)}
+            for name, histograms in durations.items()
         },
     }
 
 
-def _metadata(place: Place) -> Document:
-    return {"name": place.name, "datatype": place.data_type, "shape": list(place.shape)}
+def _metadata(tensor: TensorMetadata) -> Document:
+    return {"name": tensor.name, "datatype": tensor.data_type, "shape": list(tensor.shape)}
 
 
-def _config(place: Place) -> Document:
-    kind = "STRING" if place.data_type == BYTES else place.data_type
-    return {"name": place.name, "data_type": f"TYPE_{kind}", "dims": list(place.shape)}
+def _config(tensor: TensorMetadata) -> Document:
+    kind = "STRING" if tensor.data_type == BYTES else tensor.data_type
+    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.shape)}

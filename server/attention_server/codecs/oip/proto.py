@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's messages: a request read, an answer written."""
+"""Open Inference Protocol requests and responses in protobuf."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,12 +10,12 @@ from attention_proto.inference import grpc_predict_v2_pb2 as pb
 
 from attention_server.codecs.document import reshape
 from attention_server.codecs.oip.messages import InferRequest, InferResponse, Parameters, RequestedOutput
-from attention_server.codecs.oip.tensor import BYTES, data_type_of, from_raw, texts, to_raw
-from attention_server.codecs.url import to_version
+from attention_server.codecs.oip.tensor import BYTES, data_type_of, decode_raw, encode_raw, texts
+from attention_server.codecs.url import parse_version
 from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest
 
-# FP16 has none: it is sent in raw contents.
+# The typed field of each data type; FP16 has none and is sent in raw contents.
 CONTENTS = {
     "BOOL": "bool_contents",
     "UINT16": "uint_contents",
@@ -28,8 +28,8 @@ RAW = wire.tag(pb.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_conte
 INFER_RESPONSE = wire.tag(pb.ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"])
 
 
-def to_infer(message: pb.ModelInferRequest) -> InferRequest:
-    """Read a request.
+def decode_request(message: pb.ModelInferRequest) -> InferRequest:
+    """Decode a request.
 
     Raises:
         InvalidRequest: a tensor's contents do not fill its shape, or an input is sent twice.
@@ -44,7 +44,7 @@ def to_infer(message: pb.ModelInferRequest) -> InferRequest:
         raise InvalidRequest("has more elements than there are inputs without contents", field="raw_input_contents")
     return InferRequest(
         model=message.model_name,
-        version=to_version(message.model_version) if message.model_version else 0,
+        version=parse_version(message.model_version) if message.model_version else 0,
         id=message.id,
         inputs=inputs,
         outputs=tuple(RequestedOutput(each.name, _parameters(each.parameters)) for each in message.outputs),
@@ -52,43 +52,45 @@ def to_infer(message: pb.ModelInferRequest) -> InferRequest:
     )
 
 
-def serialize(answer: InferResponse) -> bytes:
-    """Write an answer, as the bytes of a ModelInferResponse."""
-    return _parts(answer, {}).join()
+def encode_response(response: InferResponse) -> bytes:
+    """Encode a response as a serialized ModelInferResponse."""
+    return _response_parts(response, {}).join()
 
 
-def serialize_streamed(answer: InferResponse) -> bytes:
-    """Write the only answer to one request of a stream, as the bytes of a ModelStreamInferResponse."""
+def encode_stream_response(response: InferResponse) -> bytes:
+    """Encode the single response to a request of a stream as a serialized ModelStreamInferResponse."""
     streamed = wire.Parts()
-    streamed.add(INFER_RESPONSE, _parts(answer, {"triton_final_response": pb.InferParameter(bool_param=True)}))
+    streamed.add(
+        INFER_RESPONSE, _response_parts(response, {"triton_final_response": pb.InferParameter(bool_param=True)})
+    )
     return streamed.join()
 
 
-def _parts(answer: InferResponse, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
-    """Return an answer's parts: all contents are raw, in the order of the outputs, and are copied once."""
+def _response_parts(response: InferResponse, parameters: Mapping[str, pb.InferParameter]) -> wire.Parts:
+    """Encode a response in parts: each tensor is in raw contents, in the order of the outputs, and is copied once."""
     outputs = [
         pb.ModelInferResponse.InferOutputTensor(
             name=each.name, datatype=data_type_of(each.array), shape=each.array.shape
         )
-        for each in answer.outputs
+        for each in response.outputs
     ]
-    head = pb.ModelInferResponse(
-        model_name=answer.model,
-        model_version=str(answer.version),
-        id=answer.id,
+    message = pb.ModelInferResponse(
+        model_name=response.model,
+        model_version=str(response.version),
+        id=response.id,
         parameters=parameters,
         outputs=outputs,
     )
-    parts = wire.Parts(head.SerializeToString())
-    for each in answer.outputs:
-        parts.add(RAW, to_raw(each.array))
+    parts = wire.Parts(message.SerializeToString())
+    for each in response.outputs:
+        parts.add(RAW, encode_raw(each.array))
     return parts
 
 
 def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes]) -> Array:
     field, data_type, shape = tensor.name[:64], tensor.datatype, tuple(tensor.shape)
     if not tensor.contents.ByteSize():
-        return from_raw(data_type, shape, next(raw, b""), field)
+        return decode_raw(data_type, shape, next(raw, b""), field)
     if data_type not in CONTENTS:
         raise InvalidRequest(f"of type {data_type[:64]!r} cannot be sent in contents, but in raw", field=field)
     contents = getattr(tensor.contents, CONTENTS[data_type])

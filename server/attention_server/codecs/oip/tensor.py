@@ -1,4 +1,4 @@
-"""A tensor's bytes as the Open Inference Protocol has them, in gRPC's raw contents and in HTTP's binary form alike."""
+"""Tensors as bytes of the Open Inference Protocol, the same in gRPC's raw contents and HTTP's binary extension."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -11,19 +11,19 @@ from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest
 
 BYTES = "BYTES"
-LENGTH = struct.Struct("<I")  # before each element of BYTES
+LENGTH = struct.Struct("<I")  # precedes each element of BYTES
 
 
 def data_type_of(array: Array) -> str:
-    """Return the name of an array's type."""
+    """Return the protocol's name of an array's type."""
     return BYTES if array.dtype == object else NAMES[array.dtype]
 
 
-def from_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) -> Array:
-    """Read a tensor; texts become an array of `str`.
+def decode_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) -> Array:
+    """Decode a tensor; BYTES become an array of `str` objects.
 
     Raises:
-        InvalidRequest: the type is unknown, or the bytes do not fill the shape.
+        InvalidRequest: the type is unknown, the bytes do not fill the shape, or an element is not UTF-8.
     """
     dims = tuple(shape)
     if data_type == BYTES:
@@ -34,18 +34,18 @@ def from_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) -> A
         raise InvalidRequest(str(error), field=field) from error
 
 
-def to_raw(array: Array) -> bytes | memoryview:
-    """Return the bytes of a tensor; of numbers as a view, where they lie in their order."""
+def encode_raw(array: Array) -> bytes | memoryview:
+    """Encode a tensor; a contiguous array of numbers is not copied."""
     if array.dtype != object:
         return array.ravel().view(np.uint8).data
     return b"".join(LENGTH.pack(len(each)) + each for each in (text.encode() for text in array.ravel().tolist()))
 
 
 def texts(elements: Iterable[bytes | str], shape: tuple[int, ...], field: str) -> Array:
-    """Return an array of `str`.
+    """Return an array of `str` objects.
 
     Raises:
-        InvalidRequest: an element is no UTF-8, or they do not fill the shape.
+        InvalidRequest: an element is not UTF-8, or the elements do not fill the shape.
     """
     try:
         decoded = [each if isinstance(each, str) else each.decode() for each in elements]
@@ -55,7 +55,7 @@ def texts(elements: Iterable[bytes | str], shape: tuple[int, ...], field: str) -
 
 
 def _split(data: bytes, field: str) -> Iterator[bytes]:
-    """Yield the elements of BYTES."""
+    """Yield the elements of a BYTES tensor."""
     start = 0
     while start < len(data):
         end = start + LENGTH.size
