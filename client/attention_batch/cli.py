@@ -51,7 +51,7 @@ def score(
     max_errors: Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this have failed.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier run has done.")] = False,
 ) -> None:
-    """Score a file of sequences. The same command, after whatever ended it, goes on where it was.
+    """Score a file of sequences. After any end of the run, the same command resumes it.
 
     Exit status: 0 all rows are scored; 1 refused; 3 all but those in OUTPUT.errors.jsonl; 4 stopped, and can go on;
     5 more rows failed than --max-errors.

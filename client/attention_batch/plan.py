@@ -27,12 +27,12 @@ class ScoringJob:
         output: a file, or `-`.
         model, version: the model version that answers; version 0 is the default one.
         outputs: the outputs to write; see `attention_batch.spec`.
-        columns: field -> the input's column, for columns with other names than their fields.
+        columns: field -> the input's column, where the two names differ.
         causal: the causal mask of every sequence.
         engine: `client` calls a service, `local` computes on this machine, `ray` on a cluster.
         target, token, credentials: of the service: its address, the caller's token, and TLS.
         timeout, patience: seconds for one call, and seconds to wait for a service that does not answer.
-        models: the repository's folder, for the other engines; None for the embedded one.
+        models: the repository's folder, for `local` and `ray`; None for the embedded one.
         shard_rows: rows of a shard, at most.
         max_errors: failed rows that stop the run when exceeded; None for no bound.
         restart: whether to remove an earlier run of this output.

@@ -68,7 +68,7 @@ def run(job: ScoringJob, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
             held.callback(workers.close)
         engine = held.enter_context(_engine(job))
         retries = RetryPolicy(job.patience, lambda why: write_event("waiting", reason=why))
-        held.callback(retries.cancel)  # before the connection closes, whose errors would otherwise be retried
+        held.callback(retries.cancel)  # before the connection closes, which would otherwise be retried
         plan = make_plan(job, source, _model(job, engine, retries))
         running = _Run(plan, engine, retries, workers, interrupts)
         return _to_stream(running, stdout) if output is None else _to_file(running, output)

@@ -1,4 +1,4 @@
-"""Rows to answers, in order: batches of rows, several of them under way at once.
+"""Answers for rows, in order: several batches of rows are under way at once.
 
 A batch depends on its shard alone, so the same rows always travel together. A row that the model rejects is separated
 from its neighbours, which are sent again without it.
@@ -25,7 +25,7 @@ BATCH_BYTES = 2**20
 BYTES_UNDER_WAY = 32 * 2**20  # of batches, unless one alone has more
 
 _CULPRIT = re.compile(r"inputs\[(\d+)\]\.?(.*)")
-# Options of an output that fail for one row and not for another; a fault of any other option fails for every row.
+# Options of an output that can fail for a single row; a fault in any further option fails for every row.
 _OF_ONE_ROW = re.compile(r"outputs\[\d+\]\.(rows|pool|data_type)")
 
 RowResult = ScoredRow | FailedRow
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 @dataclass
 class RowBatch:
-    """Consecutive rows of a shard that travel together, rows that failed to be read among them.
+    """Consecutive rows of a shard that travel together. Rows that could not be read keep their places.
 
     Attributes:
         shard: the shard's index.
@@ -135,7 +135,7 @@ class Scorer:
             yield pool
         finally:
             self._retries.cancel()
-            pool.shutdown(wait=False, cancel_futures=True)  # calls under way end with their connection
+            pool.shutdown(wait=False, cancel_futures=True)  # closing the connection ends the calls under way
 
     def _answer(self, batch: RowBatch) -> list[RowResult]:
         sent = [row for row in batch.rows if isinstance(row, Row)]
@@ -143,7 +143,7 @@ class Scorer:
         return [next(answers) if isinstance(row, Row) else row for row in batch.rows]
 
     def _results(self, rows: list[Row]) -> list[RowResult]:
-        """Score rows; if the engine rejects them, find the rows at fault and score the rest."""
+        """Score rows; if the engine rejects one, score the rest without it."""
         if not rows:
             return []
         try:

@@ -72,7 +72,7 @@ class LocalEngine:
         return [_result(response, result) for result in response.each()]
 
     def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:
-        """Return the outputs as the core's specs, parsed from the wire's message as a server parses them."""
+        """Return the outputs as the core's specs, parsed from the message of a request as a server does."""
         parsed, specs = self._outputs
         if parsed is not outputs:
             message = attend_request("", [], outputs.wire, 0, token_offsets=False)

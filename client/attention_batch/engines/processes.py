@@ -51,10 +51,10 @@ class _Report(NamedTuple):
 
 
 class WorkerPool:
-    """A pool of worker processes. The processes start at once, so that they import while the run reads its input.
+    """A pool of worker processes. The processes start at once and import while the run reads its input.
 
     Args:
-        processes: their number.
+        processes: the number of workers.
     """
 
     def __init__(self, processes: int) -> None:
@@ -68,7 +68,7 @@ class WorkerPool:
         self._children = set(multiprocessing.active_children()) - before
 
     def scored(self, task: Task, runs: Iterable[list[Shard]], folder: Path) -> Generator[FinishedShard | Counts]:
-        """Yield shards once their parts exist, in any order, and between them the sum of the parts under way.
+        """Yield each shard once its part exists, in any order, and now and then the sum of the parts under way.
 
         Args:
             task: of every worker.

@@ -61,7 +61,7 @@ class Actor:
 
 
 def scored(task: Task, shards: Iterator[Shard], folder: Path) -> Generator[FinishedShard]:
-    """Yield shards once their parts are written, in any order.
+    """Yield each shard once its part is written, in any order.
 
     The cluster is the one at RAY_ADDRESS; without that variable, a new one on this machine.
 

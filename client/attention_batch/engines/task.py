@@ -15,7 +15,7 @@ class Task:
 
     Attributes:
         files: of the input, at the same paths on every machine that has workers.
-        fields: reads their rows.
+        fields: reads the rows of the files.
         spec: the model version and outputs.
         layout: of the parts.
         models: the repository's folder on the worker's machine; None for the embedded one.

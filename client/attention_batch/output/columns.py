@@ -30,7 +30,7 @@ def column_array(column: Column, values: Sequence[Any]) -> pa.Array:
 
     Args:
         column: its kind, dimensions and dtype.
-        values: one for each row, as `Column.take` returns them.
+        values: one for each row, from `Column.take`.
     """
     match column.kind:
         case "tokens":

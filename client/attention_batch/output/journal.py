@@ -53,7 +53,7 @@ class Journal:
         fingerprint: name -> value of all that must be equal in a run that resumes this one.
 
     Attributes:
-        done: shard index -> counts, for the shards whose part exists.
+        done: shard index -> counts, for each shard with a part.
         complete: whether the output was assembled.
 
     Raises:
@@ -73,7 +73,7 @@ class Journal:
         return sum(self.done.values(), Counts())
 
     def record(self, shard: int, counts: Counts) -> None:
-        """Record a shard whose part exists."""
+        """Record a shard that has a part."""
         size = part_paths(self._folder, shard)[0].stat().st_size
         self._append({"shard": shard, "bytes": size, **asdict(counts)})
         self.done[shard] = counts

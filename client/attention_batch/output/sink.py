@@ -44,7 +44,7 @@ class Counts:
 
 
 class FinishedShard(NamedTuple):
-    """A shard whose part is written, and the part's counts."""
+    """A shard with a written part, and the part's counts."""
 
     shard: Shard
     counts: Counts

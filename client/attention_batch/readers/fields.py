@@ -1,4 +1,4 @@
-"""The fields of a sequence: their columns in the input, and rows from Arrow batches or JSON documents."""
+"""The fields of a sequence: the column of each in the input, and rows from Arrow batches or JSON documents."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str
 
 
 def check_types(schema: pa.Schema, columns: Mapping[str, str], where: str) -> None:
-    """Check that Arrow columns have the types that their fields need.
+    """Check that each Arrow column has the type that its field needs.
 
     Raises:
         Refused: a column has another type.

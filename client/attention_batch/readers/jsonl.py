@@ -121,7 +121,7 @@ def _document(line: bytes) -> Any:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines with their ends. Of a line above `LONGEST`, yield a piece that is longer than `LONGEST`."""
+    """Yield lines, line ends included. Of a line above `LONGEST`, yield a piece that is longer than `LONGEST`."""
     while line := stream.readline(LONGEST + 1):
         rest = line
         while len(rest) > LONGEST and not rest.endswith(b"\n"):
@@ -147,7 +147,7 @@ def _between(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
 
 
 def _limited(source: Iterable[bytes], rows: int) -> Iterator[bytes]:
-    """Yield the next lines: at most `rows`, and no more once they have `MOST_BYTES`."""
+    """Yield the next lines: at most `rows`, and none after the line that reaches `MOST_BYTES`."""
     size = 0
     for line in itertools.islice(source, rows):
         size += len(line)

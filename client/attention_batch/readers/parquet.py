@@ -77,7 +77,7 @@ class Cursor:
             metadata = _without_arrow_schema(path)
             opened = pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=READ_BYTES)
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // _row_bytes(opened.metadata.row_group(group))))
-        # Without threads: the engine has the other cores.
+        # Without threads: all further cores are the engine's.
         self._batches = opened.iter_batches(rows, [group], _leaves(opened, columns), use_threads=False)
         self._rest = None
 

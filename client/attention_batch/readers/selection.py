@@ -1,4 +1,4 @@
-"""The files that an input names, and their format."""
+"""The files that an input names, and the format of the files."""
 
 import glob
 from collections.abc import Collection

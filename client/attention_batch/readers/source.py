@@ -106,7 +106,7 @@ class Source(Protocol):
 def reader_runs(source: Source, shards: Iterable[Shard], readers: int) -> Iterator[list[Shard]]:
     """Yield shards in runs, each of which one reader reads from its first shard to its last.
 
-    A run is one shard. If row groups can only be read from their start, a run is a row group, or a piece of a row group
+    A run is one shard. If a row group can only be read from its start, a run is a row group, or a piece of a row group
     where row groups are few for the number of readers.
     """
     if not source.from_start:
