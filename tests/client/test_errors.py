@@ -32,7 +32,7 @@ def test_every_code_has_its_error(ask, target, service, code):
     service.failures = [failure(code, "why")] * ATTEMPTS
     with pytest.raises(errors.AttentionError, match="why") as caught:
         ask(target, "attend", "any", query=QUERY)
-    assert type(caught.value) is status.CLASSES.get(code, errors.AttentionError)
+    assert type(caught.value) is status.ERROR_CLASSES.get(code, errors.AttentionError)
     assert caught.value.field is None
     assert caught.value.request_id == "r-1"
 
@@ -152,7 +152,7 @@ def test_service_config_is_valid():
 
 
 @pytest.mark.parametrize(
-    "kind", dict.fromkeys([*status.CLASSES.values(), errors.NotRequested]), ids=lambda kind: kind.__name__
+    "kind", dict.fromkeys([*status.ERROR_CLASSES.values(), errors.NotRequested]), ids=lambda kind: kind.__name__
 )
 def test_errors_travel_between_processes(kind):
     """An error survives pickling whole, as worker pools need it."""

@@ -9,7 +9,7 @@ import grpc
 from attention_client import AttendResult, Prediction, Sequence, TopK
 from attention_client.errors import AttentionError
 from attention_client.wire.request import attend_request
-from attention_client.wire.status import CLASSES
+from attention_client.wire.status import ERROR_CLASSES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Mask
 from attention_server.auth.callers import ALL_RIGHTS
@@ -114,5 +114,5 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except AttentionServiceError as error:
-        kind = CLASSES.get(grpc.StatusCode[code_of(error).grpc.name], AttentionError)
+        kind = ERROR_CLASSES.get(grpc.StatusCode[code_of(error).grpc.name], AttentionError)
         raise kind(error.message, field=error.field or None) from error

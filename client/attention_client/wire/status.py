@@ -24,7 +24,7 @@ _DETAILS = "grpc-status-details-bin"
 _REQUEST_ID = "x-request-id"
 DetailT = TypeVar("DetailT", bound=Message)
 
-CLASSES: dict[grpc.StatusCode, type[AttentionError]] = {
+ERROR_CLASSES: dict[grpc.StatusCode, type[AttentionError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.RESOURCE_EXHAUSTED: TooLarge,
@@ -53,7 +53,7 @@ def from_call(call: grpc.Call) -> AttentionError:
     message = violations[0].description if violations else call.details() or call.code().name
     field = violations[0].field if violations else None
     request_id = metadata.get(_REQUEST_ID) or _detail(status, RequestInfo()).request_id or None
-    kind = CLASSES.get(call.code(), AttentionError)
+    kind = ERROR_CLASSES.get(call.code(), AttentionError)
     if kind is InternalError and request_id is None:  # the server names its own faults: here the connection broke
         kind = Unavailable
     error = kind(message, field=field, request_id=request_id)
