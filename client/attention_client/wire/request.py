@@ -25,7 +25,7 @@ _CAUSAL = {
 }
 _REDUCE = {None if name == "none" else name: n for name, n in numbers_of(REDUCES, pb.OutputSpec.Reduce.items()).items()}
 _POOL = {None if name == "none" else name: n for name, n in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
-_LARGE = 2**17  # bytes
+_LARGE_BYTES = 2**17  # bytes
 NUMBERS = "fiu"  # kinds of dtypes
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
 
@@ -80,14 +80,14 @@ def packed_request(
     """
     request = attend_request(model, (), outputs, version, token_offsets)
     place = 0
-    for form, neighbours in itertools.groupby(sequences, _packed_form):
+    for form, neighbours in itertools.groupby(sequences, _packing_key):
         items = list(neighbours)
         if form is None or len(items) == 1:
             for i, item in enumerate(items, place):
                 _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
         else:
             packed = request.inputs.add()
-            arrays = [_array_alone(item).astype(form[0], copy=False) for item in items]  # type: ignore[union-attr] # all are
+            arrays = [_bare_array(item).astype(form[0], copy=False) for item in items]  # type: ignore[union-attr] # all are
             packed.lengths.extend(map(len, arrays))
             codec.write_packed(arrays, packed.query)
         place += len(items)
@@ -103,7 +103,7 @@ def tensor_bytes(request: pb.AttendRequest) -> int:
 def serialize(message: pb.AttendRequest | pb.AttendStreamRequest) -> bytes:
     """Return a request's bytes."""
     request = message if isinstance(message, pb.AttendRequest) else message.request
-    return wire.serialize(message) if tensor_bytes(request) > _LARGE else message.SerializeToString()
+    return wire.serialize(message) if tensor_bytes(request) > _LARGE_BYTES else message.SerializeToString()
 
 
 def create_memory_request(
@@ -125,15 +125,15 @@ def create_memory_request(
     return request
 
 
-def _packed_form(item: Item) -> "tuple[type[np.floating[Any]], int] | None":
+def _packing_key(item: Item) -> "tuple[type[np.floating[Any]], int] | None":
     """Return what arrays have in common that can lie one behind the other, type and width; None for what cannot."""
-    array = _array_alone(item)
+    array = _bare_array(item)
     if array is None or array.ndim != 2 or not array.size or array.dtype.kind not in NUMBERS:
         return None
-    return _type(array), array.shape[1]
+    return _wire_type(array), array.shape[1]
 
 
-def _array_alone(item: Item) -> NDArray[Any] | None:
+def _bare_array(item: Item) -> NDArray[Any] | None:
     """Return the array that a sequence is, where it is nothing else."""
     if isinstance(item, Sequence):
         if any(getattr(item, each.name) is not each.default for each in fields(item) if each.name != "query"):
@@ -161,10 +161,10 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
 
 
 def _write_mask(item: Sequence, message: pb.Mask, field: str) -> None:
-    with _field(f"{field}.causal"):
+    with _named_field(f"{field}.causal"):
         message.causal = _choice(_CAUSAL, item.causal)
     if item.window is not None:
-        with _field(f"{field}.window"):
+        with _named_field(f"{field}.window"):
             message.window.left, message.window.right = item.window[0], item.window[1]
     if item.allowed is not None:
         codec.write(_booleans(item.allowed, f"{field}.allowed"), message.allowed)
@@ -174,7 +174,7 @@ def _write_mask(item: Sequence, message: pb.Mask, field: str) -> None:
 def _output(item: Output, field: str) -> pb.OutputSpec:
     if isinstance(item, pb.OutputSpec):
         return item
-    with _field(field):
+    with _named_field(field):
         spec = _spec(item)
         return pb.OutputSpec(
             name=spec.name,
@@ -204,10 +204,10 @@ def _write_numbers(value: ArrayLike | None, message: pb.Tensor, field: str) -> N
     array = _array(value, field)
     if array.dtype.kind not in NUMBERS:
         raise InvalidRequest(f"holds {array.dtype}; it must hold numbers", field=field)
-    codec.write(array.astype(_type(array), copy=False), message)
+    codec.write(array.astype(_wire_type(array), copy=False), message)
 
 
-def _type(array: NDArray[Any]) -> "type[np.floating[Any]]":
+def _wire_type(array: NDArray[Any]) -> "type[np.floating[Any]]":
     return np.float16 if array.dtype == np.float16 else np.float32
 
 
@@ -219,7 +219,7 @@ def _booleans(value: ArrayLike, field: str) -> NDArray[np.bool_]:
 
 
 def _array(value: ArrayLike, field: str) -> NDArray[Any]:
-    with _field(field):
+    with _named_field(field):
         return np.asarray(value)
 
 
@@ -227,7 +227,7 @@ def _duration(seconds: float | None, field: str) -> Duration | None:
     if seconds is None:
         return None
     duration = Duration()
-    with _field(field):
+    with _named_field(field):
         duration.FromNanoseconds(round(seconds * 1e9))
     return duration
 
@@ -239,7 +239,7 @@ def _choice(choices: Mapping[Any, Any], value: object) -> Any:
 
 
 @contextmanager
-def _field(field: str) -> Iterator[None]:
+def _named_field(field: str) -> Iterator[None]:
     """Name the field in what NumPy and protobuf raise about a value."""
     try:
         yield
