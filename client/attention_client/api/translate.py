@@ -15,7 +15,7 @@ from attention_client.inputs import Output, OutputSpec
 from attention_client.memory import Memory
 from attention_client.result import Array, Prediction
 
-_MOST_TOKENS = 512  # where the model names no bound
+_MAX_TOKENS = 512  # where the model names no bound
 T = TypeVar("T")
 Turns = Generator[Callable[[Any], Any], Any, T]  # calls of either client, their answers, and what comes of them
 _NEXT: list[Output] = [OutputSpec("weights", rows=[-1]), "predictions"]
@@ -88,13 +88,13 @@ def translate(
         InvalidRequest: the model does not translate, or not this text.
         AttentionError: as for `attend`.
     """
-    turns = _turns(model, text, version, timeout)
+    turns = _translation_flow(model, text, version, timeout)
     call = next(turns)
     while True:
         try:
             call = turns.send(call(client))
-        except StopIteration as said:
-            return cast("Translation", said.value)
+        except StopIteration as spoken:
+            return cast("Translation", spoken.value)
 
 
 async def translate_async(
@@ -106,43 +106,43 @@ async def translate_async(
     timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
 ) -> Translation:
     """Translate a text by asyncio; see `translate`."""
-    turns = _turns(model, text, version, timeout)
+    turns = _translation_flow(model, text, version, timeout)
     call = next(turns)
     while True:
         try:
             call = turns.send(await call(client))
-        except StopIteration as said:
-            return cast("Translation", said.value)
+        except StopIteration as spoken:
+            return cast("Translation", spoken.value)
 
 
-def _turns(model: str, text: str, version: int, timeout: float | None) -> Turns[Translation]:
+def _translation_flow(model: str, text: str, version: int, timeout: float | None) -> Turns[Translation]:
     """Say call by call what is to be asked, and in the end what it comes to."""
-    described = yield methodcaller("model", model, version, timeout=timeout)
-    version = described.version
-    predictor = _next_word(described)
+    served = yield methodcaller("model", model, version, timeout=timeout)
+    version = served.version
+    predictor = _next_word(served)
     memory = yield methodcaller("create_memory", model, memory_text=text, version=version, timeout=timeout)
-    steps = yield from _steps(described, predictor, memory, timeout)
-    said = [prediction for prediction, _ in steps if not _is_mark(prediction.label)]
+    steps = yield from _words_flow(served, predictor, memory, timeout)
+    spoken = [prediction for prediction, _ in steps if not _is_mark(prediction.label)]
     return Translation(
         model=model,
         version=version,
         text=text,
-        words=tuple(prediction.label for prediction in said),
-        probabilities=tuple(prediction.probability for prediction in said),
+        words=tuple(prediction.label for prediction in spoken),
+        probabilities=tuple(prediction.probability for prediction in spoken),
         memory_tokens=memory.tokens,
-        weights=np.stack([weights for _, weights in steps])[: len(said)],
-        head=_aligning_head(described.manifest),
-        complete=len(said) < len(steps),
+        weights=np.stack([weights for _, weights in steps])[: len(spoken)],
+        head=_aligning_head(served.manifest),
+        complete=len(spoken) < len(steps),
     )
 
 
-def _steps(
+def _words_flow(
     model: pb.Model, predictor: str, memory: Memory, timeout: float | None
 ) -> Turns[list[tuple[Prediction, Array]]]:
     """Say word after word, the end too, each with the weights [H, S] that it was read from."""
     steps: list[tuple[Prediction, Array]] = []
     words: list[str] = []
-    longest = model.manifest.text.max_tokens or _MOST_TOKENS
+    longest = model.manifest.text.max_tokens or _MAX_TOKENS
     tokens = 0
     while tokens <= longest:
         result = yield methodcaller(
@@ -154,11 +154,11 @@ def _steps(
             outputs=_NEXT,
             timeout=timeout,
         )
-        said = next(prediction for prediction in result.predictions if prediction.name == predictor)
-        steps.append((said, result.weights[:, 0]))
-        if _is_mark(said.label):
+        spoken = next(prediction for prediction in result.predictions if prediction.name == predictor)
+        steps.append((spoken, result.weights[:, 0]))
+        if _is_mark(spoken.label):
             break
-        words.append(said.label)
+        words.append(spoken.label)
         tokens = len(result.tokens) + 1
     return steps
 
