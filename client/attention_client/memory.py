@@ -14,44 +14,44 @@ class Memory:
     `memories` listed was made by somebody else, and cannot be created again.
     """
 
-    def __init__(self, made: pb.Memory, source: pb.CreateMemoryRequest | None = None) -> None:
-        self._made = made
+    def __init__(self, message: pb.Memory, source: pb.CreateMemoryRequest | None = None) -> None:
+        self._message = message
         self._source = source
 
     @property
     def id(self) -> str:
         """Derived from the content and the model's version: the same memory has the same id."""
-        return self._made.id
+        return self._message.id
 
     @property
     def model(self) -> str:
         """The model it was made for."""
-        return self._made.model
+        return self._message.model
 
     @property
     def version(self) -> int:
         """The version whose projection it is."""
-        return self._made.version
+        return self._message.version
 
     @property
     def length(self) -> int:
         """S, its positions."""
-        return self._made.length
+        return self._message.length
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """Its tokens; empty where it was not made from text."""
-        return tuple(self._made.tokens)
+        return tuple(self._message.tokens)
 
     @property
     def expire_time(self) -> datetime:
         """When it is forgotten unless used, in UTC; each use starts its time anew, which is not seen here."""
-        return self._made.expire_time.ToDatetime(tzinfo=UTC)
+        return self._message.expire_time.ToDatetime(tzinfo=UTC)
 
     @property
     def size_bytes(self) -> int:
         """What it weighs on the server."""
-        return self._made.size_bytes
+        return self._message.size_bytes
 
     def creation(self, model: str, version: int) -> pb.CreateMemoryRequest | None:
         """Return the request that makes it anew for a version of its model; None when that cannot be."""
@@ -62,9 +62,9 @@ class Memory:
         request.version = version
         return request
 
-    def renew(self, made: pb.Memory) -> None:
+    def renew(self, message: pb.Memory) -> None:
         """Take in what the server said of it when it was made anew."""
-        self._made = made
+        self._message = message
 
     def __repr__(self) -> str:
         return f"<Memory {self.id} of {self.model} {self.version}: {self.length} positions, {self.size_bytes} bytes>"
