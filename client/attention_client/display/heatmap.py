@@ -20,13 +20,13 @@ from attention_client.result import Array, AttendResult, summary
 
 # From nothing to all, through colours that stay apart for colour-blind eyes and in greyscale.
 _RAMP = np.array([(33, 39, 54), (37, 72, 112), (33, 128, 141), (120, 188, 112), (253, 214, 92)])
-_FAINT = 0.005  # what rounds to .00
-_NARROWEST = 4  # a cell that holds .99 and a gap
+_ROUNDS_TO_ZERO = 0.005  # what rounds to .00
+_MIN_CELL = 4  # a cell that holds .99 and a gap
 _TOP_KEYS = 3
-_MOST_ROWS = 16
+_MAX_ROWS = 16
 
 
-class _Map(NamedTuple):
+class _HeatMap(NamedTuple):
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
@@ -37,7 +37,7 @@ class _Map(NamedTuple):
 def render(result: AttendResult, width: int) -> RenderableType:
     """Draw one result on `width` columns: what was predicted and from where, each head's weights, other outputs."""
     drawn = picture(result) if "weights" in result.outputs else None
-    parts = [*_readout(result, drawn, width - 1), *_heads(drawn, width - 1), *_others(result)]
+    parts = [*_predictions_and_weights(result, drawn, width - 1), *_heads(drawn, width - 1), *_other_outputs(result)]
     return Padding(Group(*parts), (1, 0, 0, 1))
 
 
@@ -54,15 +54,17 @@ def render_translation(translation: Translation, width: int, head: int | None = 
     return Padding(Group(said, "", *_heads(drawn, width - 1)), (1, 0, 0, 1))
 
 
-def _readout(result: AttendResult, drawn: Picture | None, width: int) -> Iterator[RenderableType]:
+def _predictions_and_weights(result: AttendResult, drawn: Picture | None, width: int) -> Iterator[RenderableType]:
     """Draw the predictions; where all were read from one row, beside what each head looked at from there."""
     if not result.predictions:
         return
     if drawn is None or drawn.focus is None:
-        yield _abreast(_predictions(result, result.tokens))
+        yield _side_by_side(_predictions(result, result.tokens))
     else:
-        looked_at = _Map(f"from {drawn.queries[drawn.focus]}", drawn.titles, drawn.keys, drawn.weights[:, drawn.focus])
-        yield _abreast(_table(looked_at, width), _predictions(result))
+        looked_at = _HeatMap(
+            f"from {drawn.queries[drawn.focus]}", drawn.titles, drawn.keys, drawn.weights[:, drawn.focus]
+        )
+        yield _side_by_side(_table(looked_at, width), _predictions(result))
 
 
 def _predictions(result: AttendResult, tokens: Sequence[str] = ()) -> Table:
@@ -77,40 +79,40 @@ def _predictions(result: AttendResult, tokens: Sequence[str] = ()) -> Table:
 def _heads(drawn: Picture | None, width: int) -> Iterator[RenderableType]:
     if drawn is not None:
         maps = [
-            _Map(title, drawn.queries, drawn.keys, weights, drawn.focus)
+            _HeatMap(title, drawn.queries, drawn.keys, weights, drawn.focus)
             for title, weights in zip(drawn.titles, drawn.weights, strict=True)
         ]
-        yield _abreast(*(_table(one, width) for one in maps))
+        yield _side_by_side(*(_table(one, width) for one in maps))
 
 
-def _abreast(*tables: Table) -> Columns:
+def _side_by_side(*tables: Table) -> Columns:
     """Set tables side by side, as many as fit."""
     return Columns([Padding(table, (0, 0, 1, 0)) for table in tables], padding=(0, 3))
 
 
-def _table(drawn: _Map, width: int) -> Table:
+def _table(drawn: _HeatMap, width: int) -> Table:
     """Draw a heat map where it fits, else the largest of each row."""
     names = max(cell_len(name) for name in [drawn.title, *drawn.rows])
-    cells = [max(_NARROWEST, cell_len(column) + 1) for column in drawn.columns]
+    cells = [max(_MIN_CELL, cell_len(column) + 1) for column in drawn.columns]
     return _shaded(drawn, cells) if names + 1 + sum(cells) <= width else _largest(drawn)
 
 
-def _shaded(drawn: _Map, widths: Sequence[int]) -> Table:
+def _shaded(drawn: _HeatMap, widths: Sequence[int]) -> Table:
     table = Table(box=None, padding=0, pad_edge=False, header_style="bold")
     table.add_column(Text(drawn.title + " "))
     for column, width in zip(drawn.columns, widths, strict=True):
-        table.add_column(Text(_centred(column, width)), width=width)
+        table.add_column(Text(_centered(column, width)), width=width)
     for row, values in enumerate(drawn.values):
         table.add_row(_row_name(drawn, row), *map(_cell, values, widths))
     return table
 
 
 def _cell(value: float, width: int) -> Text:
-    number = "·" if value < _FAINT else "1.0" if value >= 1 - _FAINT else f"{value:.2f}"[1:]
-    return Text(_centred(number, width), _shade(value))
+    number = "·" if value < _ROUNDS_TO_ZERO else "1.0" if value >= 1 - _ROUNDS_TO_ZERO else f"{value:.2f}"[1:]
+    return Text(_centered(number, width), _shade(value))
 
 
-def _centred(text: str, width: int) -> str:
+def _centered(text: str, width: int) -> str:
     """Pad on both sides; what cannot be halved goes to the left, so that neighbours never touch."""
     spare = width - cell_len(text)
     return " " * ((spare + 1) // 2) + text + " " * (spare // 2)
@@ -120,28 +122,28 @@ def _shade(value: float) -> str:
     """Return the style of a weight in 0..1: the ramp's colour, under ink that stands out from it."""
     stops = np.linspace(0, 1, len(_RAMP))
     red, green, blue = (round(np.interp(value, stops, channel)) for channel in _RAMP.T)
-    ink = "black" if value > 0.5 else "white" if value >= _FAINT else "bright_black"
+    ink = "black" if value > 0.5 else "white" if value >= _ROUNDS_TO_ZERO else "bright_black"
     return f"{ink} on rgb({red},{green},{blue})"
 
 
-def _largest(drawn: _Map) -> Table:
+def _largest(drawn: _HeatMap) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(Text(drawn.title))
     table.add_column(Text("looks most at"))
-    for row, values in enumerate(drawn.values[:_MOST_ROWS]):
+    for row, values in enumerate(drawn.values[:_MAX_ROWS]):
         order = np.argsort(-values, kind="stable")[:_TOP_KEYS]
         keys = "  ".join(f"{drawn.columns[key]} {values[key]:.2f}" for key in order)
         table.add_row(_row_name(drawn, row), Text(keys))
-    if len(drawn.rows) > _MOST_ROWS:
+    if len(drawn.rows) > _MAX_ROWS:
         table.add_row("…", Text(f"{len(drawn.rows) - _MOST_ROWS} more rows; --json has them all", "dim"))
     return table
 
 
-def _row_name(drawn: _Map, row: int) -> Text:
+def _row_name(drawn: _HeatMap, row: int) -> Text:
     return Text(f"{drawn.rows[row]} ", "bold" if row == drawn.marked else "")
 
 
-def _others(result: AttendResult) -> Iterator[RenderableType]:
+def _other_outputs(result: AttendResult) -> Iterator[RenderableType]:
     with np.printoptions(precision=3, suppress=True, threshold=64, edgeitems=2):
         for name, value in result.outputs.items():
             if name != "weights":
