@@ -12,11 +12,11 @@ from attention_client.result import Array, AttendResult
 
 _INK = "#1f2937"
 _ACCENT = "#d97706"
-_WIDEST = 15.0  # inches, of all panels side by side
-_MOST_NUMBERS = 12  # positions, beyond which a number in each cell cannot be read
-_MOST_NAMES = 32
-_MOST_PREDICTIONS = 4  # in the caption
-_FAINT = 0.005  # what rounds to .00
+_MAX_WIDTH = 15.0  # inches, of all panels side by side
+_MAX_NUMBERS = 12  # positions, beyond which a number in each cell cannot be read
+_MAX_NAMES = 32
+_MAX_PREDICTIONS = 4  # in the caption
+_ROUNDS_TO_ZERO = 0.005  # what rounds to .00
 
 
 def figure(result: AttendResult) -> Figure:
@@ -39,7 +39,7 @@ def alignment(translation: Translation, head: int | None = None) -> Figure:
 
 def _draw(drawn: Picture, caption: str) -> Figure:
     heads, queries, keys = drawn.weights.shape
-    columns = min(heads, int(_WIDEST // _inches(keys)))
+    columns = min(heads, int(_MAX_WIDTH // _inches(keys)))
     rows = math.ceil(heads / columns)
     size = (columns * _inches(keys) + 0.8, rows * (_inches(queries) + 0.6) + 0.6)
     drawing = Figure(figsize=size, dpi=150, layout="constrained")
@@ -55,12 +55,12 @@ def _draw(drawn: Picture, caption: str) -> Figure:
 
 def _inches(positions: int) -> float:
     """Return the side of a panel: roomy where numbers are written, else as names need, within bounds."""
-    return min(max(2.2, positions * (0.42 if positions <= _MOST_NUMBERS else 0.16)), 5.0)
+    return min(max(2.2, positions * (0.42 if positions <= _MAX_NUMBERS else 0.16)), 5.0)
 
 
 def _caption(result: AttendResult) -> str:
     said = [f"{name}: {label} {probability:.2f}" for name, label, probability, _ in result.predictions]
-    return "   ".join(said[:_MOST_PREDICTIONS]) or f"{result.model} {result.version}"
+    return "   ".join(said[:_MAX_PREDICTIONS]) or f"{result.model} {result.version}"
 
 
 def _heat_map(panel: Axes, drawn: Picture, weights: Array, title: str) -> None:
@@ -68,10 +68,10 @@ def _heat_map(panel: Axes, drawn: Picture, weights: Array, title: str) -> None:
     panel.set_title(title, color=_INK, fontsize=10)
     panel.tick_params(length=0, labelsize=9, colors=_INK)
     panel.spines[:].set_visible(False)
-    if max(weights.shape) <= _MOST_NAMES:
+    if max(weights.shape) <= _MAX_NAMES:
         panel.set_xticks(range(len(drawn.keys)), drawn.keys, rotation=45, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(drawn.queries)), drawn.queries)
-    if max(weights.shape) <= _MOST_NUMBERS:
+    if max(weights.shape) <= _MAX_NUMBERS:
         _write_numbers(panel, weights)
     if drawn.focus is not None:
         _frame_row(panel, drawn.focus, len(drawn.keys))
@@ -80,7 +80,7 @@ def _heat_map(panel: Axes, drawn: Picture, weights: Array, title: str) -> None:
 def _write_numbers(panel: Axes, weights: Array) -> None:
     for row, values in enumerate(weights):
         for key, value in enumerate(values):
-            if value >= _FAINT:
+            if value >= _ROUNDS_TO_ZERO:
                 ink = "white" if value > 0.5 else _INK
                 panel.text(key, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
 

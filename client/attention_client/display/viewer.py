@@ -17,9 +17,9 @@ from attention_client.display.picture import focus_of, names_of
 from attention_client.errors import NotRequested
 from attention_client.result import Array, AttendResult, TopK
 
-_WHOLE = 64  # positions, up to which every weight is written; of longer sequences the largest of each row
-_LARGEST = 16
-_PLACE = '<script type="application/json" id="picture">null</script>'
+_MAX_WHOLE = 64  # positions, up to which every weight is written; of longer sequences the largest of each row
+_TOP_KEYS = 16
+_PLACEHOLDER = '<script type="application/json" id="picture">null</script>'
 _FORMAT = "attention-picture/1"
 _PANELS_IN_A_ROW = 3
 
@@ -32,7 +32,7 @@ def page(result: AttendResult, title: str = "") -> str:
     """
     # "<" would let a token end the script element.
     content = json.dumps(picture_document(result, title), ensure_ascii=False).replace("<", "\\u003c")
-    return _viewer().replace(_PLACE, _PLACE.replace("null", content))
+    return _viewer().replace(_PLACEHOLDER, _PLACEHOLDER.replace("null", content))
 
 
 def frame(result: AttendResult) -> str:
@@ -41,7 +41,7 @@ def frame(result: AttendResult) -> str:
     Raises:
         NotRequested: the weights were not asked for.
     """
-    heads, queries, _ = _first(result).shape
+    heads, queries, _ = _first_weights(result).shape
     rows = math.ceil((heads + 1) / _PANELS_IN_A_ROW)
     height = 430 + rows * (min(queries, 12) * 30 + 90)
     document = html.escape(page(result), quote=True)
@@ -58,7 +58,7 @@ def picture_document(result: AttendResult, title: str = "") -> dict[str, Any]:
         NotRequested: the weights were not asked for.
     """
     weights = _weights(result)
-    _, queries, keys = _first(result).shape
+    _, queries, keys = _first_weights(result).shape
     return {
         "format": _FORMAT,
         "title": title or " ".join(result.tokens),
@@ -89,14 +89,14 @@ def _weights(result: AttendResult) -> dict[str, Array]:
     return found
 
 
-def _first(result: AttendResult) -> Array:
+def _first_weights(result: AttendResult) -> Array:
     return next(iter(_weights(result).values()))
 
 
 def _layer(weights: Array) -> dict[str, Any]:
-    if max(weights.shape[1:]) <= _WHOLE:
+    if max(weights.shape[1:]) <= _MAX_WHOLE:
         return {"weights": shortest(weights)}
-    indices = np.argsort(-weights, axis=-1, kind="stable")[..., :_LARGEST]
+    indices = np.argsort(-weights, axis=-1, kind="stable")[..., :_TOP_KEYS]
     values = np.take_along_axis(weights, indices, -1)
     return {"largest": {"indices": indices.tolist(), "values": shortest(values)}}
 
