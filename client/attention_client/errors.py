@@ -13,7 +13,7 @@
     └── NotRequested        the request's `outputs` left out the part of the result that is read (also a KeyError and
                             an AttributeError)
 
-`attention_client.wire.status` makes them from the codes of gRPC.
+`attention_client.wire.status` makes the errors from the codes of gRPC.
 """
 
 

@@ -1,4 +1,4 @@
-"""A memory that the server keeps: what it is called, and what it was made from."""
+"""A handle of a memory that the server keeps, and the request that created it."""
 
 from datetime import UTC, datetime
 
@@ -8,10 +8,10 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 class Memory:
     """A key and value sequence that the server has projected and keeps, for any number of queries to attend to.
 
-    It also keeps here what it was made from, as large as that is. So when the server has it no longer (it expired, made
-    room for others, the server restarted, another version of the model has come), a call of `attend` that names it
-    creates it again by itself. What is said here of the memory is then what the server said last. A memory that
-    `memories` listed was made by somebody else, and cannot be created again.
+    The handle holds the request that created the memory, with all its data. When the server no longer has the memory
+    (it expired or was evicted, the server restarted, the model has a new version), a call of `attend` that names it
+    creates it again, and the attributes are those of the new one. A memory from the list of `memories` comes without
+    its data, and cannot be created again.
     """
 
     def __init__(self, message: pb.Memory, source: pb.CreateMemoryRequest | None = None) -> None:
@@ -20,41 +20,41 @@ class Memory:
 
     @property
     def id(self) -> str:
-        """Derived from the content and the model's version: the same memory has the same id."""
+        """The id, derived from the content and the model's version: the same memory has the same id."""
         return self._message.id
 
     @property
     def model(self) -> str:
-        """The model it was made for."""
+        """The name of its model."""
         return self._message.model
 
     @property
     def version(self) -> int:
-        """The version whose projection it is."""
+        """The model's version that projected it."""
         return self._message.version
 
     @property
     def length(self) -> int:
-        """S, its positions."""
+        """S, the number of its positions."""
         return self._message.length
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Its tokens; empty where it was not made from text."""
+        """Its tokens; empty where it was created from vectors."""
         return tuple(self._message.tokens)
 
     @property
     def expire_time(self) -> datetime:
-        """When it is forgotten unless used, in UTC; each use starts its time anew, which is not seen here."""
+        """The time at which it expires unless used, in UTC, as of its creation; each use on the server postpones it."""
         return self._message.expire_time.ToDatetime(tzinfo=UTC)
 
     @property
     def size_bytes(self) -> int:
-        """What it weighs on the server."""
+        """Its size on the server, in bytes."""
         return self._message.size_bytes
 
     def creation(self, model: str, version: int) -> pb.CreateMemoryRequest | None:
-        """Return the request that makes it anew for a version of its model; None when that cannot be."""
+        """Return the request that creates it for a version of its model; None for another model or without data."""
         if self._source is None or self._source.model != model:
             return None
         request = pb.CreateMemoryRequest()
@@ -63,7 +63,7 @@ class Memory:
         return request
 
     def renew(self, message: pb.Memory) -> None:
-        """Take in what the server said of it when it was made anew."""
+        """Take over the attributes of the memory that the server created again."""
         self._message = message
 
     def __repr__(self) -> str:

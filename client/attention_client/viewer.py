@@ -1,4 +1,4 @@
-"""Attention weights as a page of its own; `attention_client.display.viewer` under the name that the documents use."""
+"""The documented name of `attention_client.display.viewer`: attention weights as an HTML page."""
 
 from attention_client.display.viewer import frame, page
 

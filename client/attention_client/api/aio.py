@@ -24,7 +24,7 @@ from attention_client.wire.call import run_async, send_async
 class AsyncAttentionClient(BaseClient):
     """`AttentionClient` for asyncio; create it where the event loop runs; use it as an asynchronous context manager.
 
-    Every call has a deadline, and is repeated while the service is unavailable, whatever its size. A failed call raises
+    Every call, of any size, has a deadline, and is repeated while the service is unavailable. A failed call raises
     an error of `attention_client.errors`.
 
     Args:

@@ -29,7 +29,7 @@ from attention_client.wire.response import read
 
 
 class BaseClient:
-    """The methods of the service over one channel, and the flows that call them.
+    """The methods of the service over one channel, each with the flow that calls it.
 
     Args:
         channel_: blocking or of asyncio.

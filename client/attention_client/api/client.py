@@ -22,7 +22,7 @@ from attention_client.wire.call import run, send
 class AttentionClient(BaseClient):
     """A client of one Attention Service, or of several replicas; use it as a context manager, from any thread.
 
-    Every call has a deadline, and is repeated while the service is unavailable, whatever its size. A failed call raises
+    Every call, of any size, has a deadline, and is repeated while the service is unavailable. A failed call raises
     an error of `attention_client.errors`.
 
     Args:

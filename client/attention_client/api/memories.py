@@ -1,4 +1,4 @@
-"""Memories that a server no longer keeps: how a call creates them again.
+"""The recreation of memories that a server no longer keeps.
 
 A memory lives in one server. Where calls are balanced over several, a call may reach a server that never had it; it is
 created there too, so that in the end each server has it.
@@ -18,7 +18,7 @@ _FIELD = re.compile(r"inputs\[(\d+)\]\.memory")
 
 
 class MemoriesOfRequest:
-    """The memories that one request of Attend names, and the rounds in which they were created again."""
+    """The memories that one request of Attend names, with a count of the rounds of their recreation."""
 
     def __init__(self, request: pb.AttendRequest, sequences: Items[Item]) -> None:
         self._request = request
@@ -38,15 +38,15 @@ class MemoriesOfRequest:
         """Return the memories to create before the call is repeated, in this order, each with its request.
 
         Where one server answers, one round suffices. Several servers are asked in turn. If each round created a memory
-        once, then of two servers one would get every creation and the other every repetition. So round r creates it r
-        times: among up to six servers asked in turn, one of three rounds succeeds.
+        once, then of two servers the first would get every creation, and the second every repetition. So round r
+        creates it r times: among up to six servers asked in turn, one of three rounds succeeds.
 
         Raises:
             NotFound: the error itself, where it is not about a memory that can be created again, or rounds are over.
         """
         field = _FIELD.fullmatch(error.field or "")
         missing = self._memories.get(int(field[1])) if field else None
-        # A server that lost one of the memories has, as a rule, lost all of them.
+        # A server that lost one memory has, as a rule, lost all.
         creations = {memory: self._creation(memory) for memory in self._memories.values()}
         if missing is None or creations[missing] is None or self._rounds == _ROUNDS:
             raise error

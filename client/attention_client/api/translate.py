@@ -1,9 +1,9 @@
-"""Translation by greedy search: word after word, each read from what attention finds in a memory that is sent once."""
+"""Translation by greedy search: word after word, each predicted over a memory that is sent once."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -14,27 +14,28 @@ from attention_client.errors import InvalidRequest
 from attention_client.inputs import Output, OutputSpec
 from attention_client.memory import Memory
 from attention_client.result import Array, Prediction
+from attention_client.wire.call import Flow, run, run_async
 
-_MAX_TOKENS = 512  # where the model names no bound
+_MAX_TOKENS = 512  # of a text, where the model names no bound
 T = TypeVar("T")
-Turns = Generator[Callable[[Any], Any], Any, T]  # calls of either client, their answers, and what comes of them
+Turns = Flow[Callable[[Any], Any], T]  # each step calls a method of the client that it is given
 _NEXT: list[Output] = [OutputSpec("weights", rows=[-1]), "predictions"]
 
 
 @dataclass(frozen=True, eq=False)
 class Translation:
-    """A text in other words, and what each of them looked at.
+    """A translated text, and the attention weights of each word.
 
     Attributes:
         model: the model that translated.
         version: its version.
-        text: what was translated.
-        words: the words that were said.
+        text: the source text.
+        words: the words of the translation.
         probabilities: of each word, in 0..1, given the words before it.
         memory_tokens: S, the tokens of the text.
-        weights: [words, H, S], what each head looked at to say each word.
+        weights: [words, H, S], the weights of each head from which each word was predicted.
         head: the head that aligns words, where the model's training named one.
-        complete: whether the model said the end; else the longest text that it reads was reached.
+        complete: whether the model predicted the end; else the translation reached the model's longest text.
     """
 
     model: str
@@ -51,7 +52,7 @@ class Translation:
         return " ".join(self.words)
 
     def alignment(self, head: int | None = None) -> Array:
-        """Return the weights [words, S] of one head; of the one that aligns, or the mean of all, when none is given.
+        """Return the weights [words, S] of one head; by default of the head that aligns, or the mean of all heads.
 
         Raises:
             InvalidRequest: there is no such head.
@@ -68,19 +69,18 @@ class Translation:
 def translate(
     client: AttentionClient, model: str, text: str, *, version: int = 0, timeout: float | None = None
 ) -> Translation:
-    """Translate a text: send it once, then ask word after word what comes next, each time with the words so far.
+    """Translate a text: send it once as a memory, then predict word after word, each from the words so far.
 
-    Which models can do this, and where a text ends, their manifest says: one reads a text and a memory text, and has a
-    predictor that reads the last row, whose labels are the words that may come next. A label in square brackets, as
-    `[END]`, is not a word, and ends the translation. So does `text.max_tokens`, the longest text that the model reads
-    (512 tokens where it names none).
+    A model translates when it reads a text and a memory text, and its manifest has a predictor that reads the last row
+    and has the possible next words as its labels. A label in square brackets, as `[END]`, is not a word, and ends the
+    translation. So does `text.max_tokens`, the longest text that the model reads (512 tokens without one).
 
     The memory stays on the server until it expires; when it is gone between two words, it is sent again.
 
     Args:
         client: connected to the service.
         model: its name.
-        text: what to translate, in words that the model knows.
+        text: the source text, in words that the model knows.
         version: of the model; 0 is its default, and the whole translation is by one version.
         timeout: seconds for each call, in place of the client's.
 
@@ -88,13 +88,7 @@ def translate(
         InvalidRequest: the model does not translate, or not this text.
         AttentionError: as for `attend`.
     """
-    turns = _translation_flow(model, text, version, timeout)
-    call = next(turns)
-    while True:
-        try:
-            call = turns.send(call(client))
-        except StopIteration as spoken:
-            return cast("Translation", spoken.value)
+    return run(_translation_flow(model, text, version, timeout), lambda method: method(client))
 
 
 async def translate_async(
@@ -105,18 +99,12 @@ async def translate_async(
     version: int = 0,
     timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
 ) -> Translation:
-    """Translate a text by asyncio; see `translate`."""
-    turns = _translation_flow(model, text, version, timeout)
-    call = next(turns)
-    while True:
-        try:
-            call = turns.send(await call(client))
-        except StopIteration as spoken:
-            return cast("Translation", spoken.value)
+    """Translate a text by asyncio; otherwise as `translate`."""
+    return await run_async(_translation_flow(model, text, version, timeout), lambda method: method(client))
 
 
 def _translation_flow(model: str, text: str, version: int, timeout: float | None) -> Turns[Translation]:
-    """Say call by call what is to be asked, and in the end what it comes to."""
+    """Ask for the model, create the memory and predict the words."""
     served = yield methodcaller("model", model, version, timeout=timeout)
     version = served.version
     predictor = _next_word(served)
@@ -139,7 +127,7 @@ def _translation_flow(model: str, text: str, version: int, timeout: float | None
 def _words_flow(
     model: pb.Model, predictor: str, memory: Memory, timeout: float | None
 ) -> Turns[list[tuple[Prediction, Array]]]:
-    """Say word after word, the end too, each with the weights [H, S] that it was read from."""
+    """Predict word after word, the end included, each with the weights [H, S] that it was read from."""
     steps: list[tuple[Prediction, Array]] = []
     words: list[str] = []
     longest = model.manifest.text.max_tokens or _MAX_TOKENS
@@ -167,7 +155,7 @@ def _next_word(model: pb.Model) -> str:
     """Return the name of the predictor of the next word.
 
     Raises:
-        InvalidRequest: there is none.
+        InvalidRequest: the model has none.
     """
     for predictor in model.manifest.predictors:
         if predictor.rows == pb.Predictor.ROWS_LAST and any(map(_is_mark, predictor.labels)):
@@ -180,11 +168,11 @@ def _next_word(model: pb.Model) -> str:
 
 
 def _is_mark(label: str) -> bool:
-    """Whether a label stands for no word of a text."""
+    """Return whether a label is no word of a text."""
     return label.startswith("[") and label.endswith("]")
 
 
 def _aligning_head(manifest: pb.Manifest) -> int | None:
-    """Return the head that the record of the training names, when it is one."""
+    """Return the head that the record of the training names, when the model has it."""
     head = int(manifest.training.figures.get("head", -1))
     return head if 0 <= head < manifest.layers[-1].heads else None

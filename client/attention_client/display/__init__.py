@@ -1,6 +1,6 @@
-"""Views of attention weights: in a notebook, a terminal, a picture or a page of its own.
+"""Views of attention weights: in a notebook, a terminal, a picture or an HTML page.
 
-To import the package registers the notebook's view of a result; the viewer itself is loaded when it first draws.
+Importing the package registers the notebook's view of a result; the viewer itself is loaded when it first draws.
 """
 
 from attention_client.result import AttendResult, register_html_view

@@ -1,6 +1,6 @@
-"""Attention weights in a terminal: a heat map for each head, and what the model's head read from them.
+"""Attention weights in a terminal: a heat map for each head, beside the model's predictions.
 
-Shades are for terminals with colours; numbers stand beside them, so that a pipe or a screen reader loses nothing.
+Shades need a terminal with colours. Every cell also has its number, for pipes and screen readers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ from attention_client.api.translate import Translation
 from attention_client.display.picture import Picture, alignment_picture, picture, printable
 from attention_client.result import Array, AttendResult, summary
 
-# From nothing to all, through colours that stay apart for colour-blind eyes and in greyscale.
+# From 0 to 1, through colours that remain distinct for colour-blind readers and in greyscale.
 _RAMP = np.array([(33, 39, 54), (37, 72, 112), (33, 128, 141), (120, 188, 112), (253, 214, 92)])
-_ROUNDS_TO_ZERO = 0.005  # what rounds to .00
+_ROUNDS_TO_ZERO = 0.005  # below it a weight is printed as .00
 _MIN_CELL = 4  # a cell that holds .99 and a gap
 _TOP_KEYS = 3
 _MAX_ROWS = 16
@@ -35,14 +35,14 @@ class _HeatMap(NamedTuple):
 
 
 def render(result: AttendResult, width: int) -> RenderableType:
-    """Draw one result on `width` columns: what was predicted and from where, each head's weights, other outputs."""
+    """Draw one result on `width` columns: the predictions and their rows, each head's weights, the other outputs."""
     drawn = picture(result) if "weights" in result.outputs else None
     parts = [*_predictions_and_weights(result, drawn, width - 1), *_heads(drawn, width - 1), *_other_outputs(result)]
     return Padding(Group(*parts), (1, 0, 0, 1))
 
 
 def render_translation(translation: Translation, width: int, head: int | None = None) -> RenderableType:
-    """Draw a translation on `width` columns: what was said, and what each word looked at.
+    """Draw a translation on `width` columns: its words, and the weights of each word.
 
     Raises:
         InvalidRequest: there is no such head.
@@ -55,7 +55,7 @@ def render_translation(translation: Translation, width: int, head: int | None = 
 
 
 def _predictions_and_weights(result: AttendResult, drawn: Picture | None, width: int) -> Iterator[RenderableType]:
-    """Draw the predictions; where all were read from one row, beside what each head looked at from there."""
+    """Draw the predictions; where all were read from one row, beside the weights of each head in that row."""
     if not result.predictions:
         return
     if drawn is None or drawn.focus is None:
@@ -68,7 +68,7 @@ def _predictions_and_weights(result: AttendResult, drawn: Picture | None, width:
 
 
 def _predictions(result: AttendResult, tokens: Sequence[str] = ()) -> Table:
-    """List the predictions; with tokens, also from which of them each was read."""
+    """List the predictions; with tokens, also the token that each was read from."""
     table = Table("predicted", "", "", "", box=None, padding=(0, 1, 0, 0), header_style="bold")
     for name, label, probability, row in result.predictions:
         place = f"at {printable(tokens[row])}" if row is not None and row < len(tokens) else ""
@@ -86,12 +86,12 @@ def _heads(drawn: Picture | None, width: int) -> Iterator[RenderableType]:
 
 
 def _side_by_side(*tables: Table) -> Columns:
-    """Set tables side by side, as many as fit."""
+    """Put tables side by side, as many as fit."""
     return Columns([Padding(table, (0, 0, 1, 0)) for table in tables], padding=(0, 3))
 
 
 def _table(drawn: _HeatMap, width: int) -> Table:
-    """Draw a heat map where it fits, else the largest of each row."""
+    """Draw a heat map where it fits, else the largest weights of each row."""
     names = max(cell_len(name) for name in [drawn.title, *drawn.rows])
     cells = [max(_MIN_CELL, cell_len(column) + 1) for column in drawn.columns]
     return _shaded(drawn, cells) if names + 1 + sum(cells) <= width else _largest(drawn)
@@ -113,13 +113,13 @@ def _cell(value: float, width: int) -> Text:
 
 
 def _centered(text: str, width: int) -> str:
-    """Pad on both sides; what cannot be halved goes to the left, so that neighbours never touch."""
+    """Pad on both sides; an odd space goes to the left, so that adjacent cells never touch."""
     spare = width - cell_len(text)
     return " " * ((spare + 1) // 2) + text + " " * (spare // 2)
 
 
 def _shade(value: float) -> str:
-    """Return the style of a weight in 0..1: the ramp's colour, under ink that stands out from it."""
+    """Return the style of a weight in 0..1: the ramp's colour, under ink of the opposite brightness."""
     stops = np.linspace(0, 1, len(_RAMP))
     red, green, blue = (round(np.interp(value, stops, channel)) for channel in _RAMP.T)
     ink = "black" if value > 0.5 else "white" if value >= _ROUNDS_TO_ZERO else "bright_black"
@@ -135,7 +135,7 @@ def _largest(drawn: _HeatMap) -> Table:
         keys = "  ".join(f"{drawn.columns[key]} {values[key]:.2f}" for key in order)
         table.add_row(_row_name(drawn, row), Text(keys))
     if len(drawn.rows) > _MAX_ROWS:
-        table.add_row("…", Text(f"{len(drawn.rows) - _MOST_ROWS} more rows; --json has them all", "dim"))
+        table.add_row("…", Text(f"{len(drawn.rows) - _MAX_ROWS} more rows; --json has them all", "dim"))
     return table
 
 

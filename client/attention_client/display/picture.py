@@ -1,4 +1,4 @@
-"""What any picture of weights shows, whatever draws it: named maps, rows and columns, the weights, where to look."""
+"""The content of a picture of weights, for every way of drawing: titles, row and column names, weights, focus."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def picture(result: AttendResult) -> Picture:
 
 
 def alignment_picture(translation: Translation, head: int | None = None) -> Picture:
-    """Name the rows and columns of a translation's alignment: words said down, words translated across.
+    """Name the rows and columns of a translation's alignment: translated words down, source words across.
 
     Raises:
         InvalidRequest: there is no such head.
@@ -59,17 +59,17 @@ def alignment_picture(translation: Translation, head: int | None = None) -> Pict
 
 
 def printable(token: str) -> str:
-    """Return a token as it can stand in a table: a line break or a control character is escaped."""
+    """Return a token for a table cell: line breaks and control characters are escaped."""
     return token if token.isprintable() else ascii(token)[1:-1]
 
 
 def names_of(tokens: Sequence[str], count: int) -> list[str]:
-    """Take the tokens, or positions where there are none or the request chose some rows only."""
+    """Return the tokens as names; the positions where there is not one token for each of `count` rows."""
     return [printable(token) for token in tokens] if len(tokens) == count else [str(i) for i in range(count)]
 
 
 def focus_of(result: AttendResult, queries: int) -> int | None:
-    """Return the one row that all predictions were read from, where each of `queries` rows is there."""
+    """Return the one row that all predictions were read from; None without one, or where rows are left out."""
     whole = not result.tokens or len(result.tokens) == queries
     rows = {prediction.row for prediction in result.predictions}
     return rows.pop() if whole and len(rows) == 1 else None

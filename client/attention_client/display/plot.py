@@ -12,11 +12,11 @@ from attention_client.result import Array, AttendResult
 
 _INK = "#1f2937"
 _ACCENT = "#d97706"
-_MAX_WIDTH = 15.0  # inches, of all panels side by side
-_MAX_NUMBERS = 12  # positions, beyond which a number in each cell cannot be read
+_MAX_WIDTH = 15.0  # inches, of all panels of one row
+_MAX_NUMBERS = 12  # positions; with more of them the number in a cell is too small to read
 _MAX_NAMES = 32
 _MAX_PREDICTIONS = 4  # in the caption
-_ROUNDS_TO_ZERO = 0.005  # what rounds to .00
+_ROUNDS_TO_ZERO = 0.005  # below it a weight is printed as .00
 
 
 def figure(result: AttendResult) -> Figure:
@@ -29,7 +29,7 @@ def figure(result: AttendResult) -> Figure:
 
 
 def alignment(translation: Translation, head: int | None = None) -> Figure:
-    """Draw which words of a text were looked at to say each word of its translation: by one head, or on the mean.
+    """Draw the alignment of a translation with its text: by one head, or by the mean of all heads.
 
     Raises:
         InvalidRequest: there is no such head.
@@ -54,7 +54,7 @@ def _draw(drawn: Picture, caption: str) -> Figure:
 
 
 def _inches(positions: int) -> float:
-    """Return the side of a panel: roomy where numbers are written, else as names need, within bounds."""
+    """Return the side of a panel: wide enough for numbers or names in the cells, within bounds."""
     return min(max(2.2, positions * (0.42 if positions <= _MAX_NUMBERS else 0.16)), 5.0)
 
 

@@ -1,6 +1,6 @@
-"""Attention weights as a page of its own, that can be pointed at: one file, which loads nothing.
+"""Attention weights as an interactive page: one HTML file, which loads nothing.
 
-The viewer is the one that the server's page exports too; `server/web` has its source, and `make web` builds it.
+The server's page exports the same viewer; `server/web` has its source, and `make web` builds it.
 """
 
 import html
@@ -17,7 +17,7 @@ from attention_client.display.picture import focus_of, names_of
 from attention_client.errors import NotRequested
 from attention_client.result import Array, AttendResult, TopK
 
-_MAX_WHOLE = 64  # positions, up to which every weight is written; of longer sequences the largest of each row
+_MAX_WHOLE = 64  # positions; of longer sequences only the largest weights of each row are written
 _TOP_KEYS = 16
 _PLACEHOLDER = '<script type="application/json" id="picture">null</script>'
 _FORMAT = "attention-picture/1"
@@ -25,7 +25,7 @@ _PANELS_IN_A_ROW = 3
 
 
 def page(result: AttendResult, title: str = "") -> str:
-    """Return an HTML document that shows a result's weights: each layer's heads, as matrices and as lines.
+    """Return an HTML document that shows a result's weights: the heads of each layer, as matrices and as lines.
 
     Raises:
         NotRequested: the weights were not asked for.
@@ -36,7 +36,7 @@ def page(result: AttendResult, title: str = "") -> str:
 
 
 def frame(result: AttendResult) -> str:
-    """Return `page` as one element for a notebook, cut off from the notebook's own page.
+    """Return `page` as one sandboxed element for a notebook.
 
     Raises:
         NotRequested: the weights were not asked for.
@@ -74,10 +74,10 @@ def picture_document(result: AttendResult, title: str = "") -> dict[str, Any]:
 
 
 def _weights(result: AttendResult) -> dict[str, Array]:
-    """Return the whole weights of a result by layer.
+    """Return the weights of a result by layer, without those of a `TopK`.
 
     Raises:
-        NotRequested: there are none.
+        NotRequested: the result has none.
     """
     found = {
         name.partition("@")[2] or "weights": value

@@ -29,7 +29,7 @@ from attention_client.wire.status import from_call
 
 
 class AsyncStream:
-    """Sends batches on an AttendStream and yields the answers of their sequences; see `BlockingStream`.
+    """Sends batches on an AttendStream and yields the answer to each sequence; see `BlockingStream`.
 
     Args:
         open_: opens an AttendStream.
@@ -85,7 +85,7 @@ class AsyncStream:
         return None
 
     async def _draw(self, items: Iterable[Item] | AsyncIterable[Item]) -> None:
-        """Collect batches and queue them, while there is room in flight."""
+        """Collect sequences into batches and queue each, while there is room in flight."""
         fault = None
         try:
             async for item in _each(items):

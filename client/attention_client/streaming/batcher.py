@@ -24,7 +24,7 @@ class Batch:
     Attributes:
         id: its position among all batches of the stream.
         items: the sequences; the last batch of a stream has none.
-        request: the message of the sequences; None when one of them has no form on the wire.
+        request: the message of the sequences; None when a sequence has no form on the wire.
         error: the exception that the source raised in place of its next sequence.
         size: bytes of the message.
     """
@@ -53,7 +53,7 @@ class Batch:
 
 
 class Batcher:
-    """Collects sequences into batches, as they come.
+    """Collects the sequences of a stream into batches.
 
     Args:
         build: builds the message of some sequences; raises InvalidRequest.

@@ -1,6 +1,6 @@
 """A stream of batches by threads: sequences in, answers out, in order.
 
-Three threads beside the caller's: one draws sequences and collects them into batches, gRPC's own writes messages, one
+Three threads beside the caller's: the first collects sequences into batches, gRPC's own writes messages, the third
 reads answers. `StreamState` has the rules.
 """
 
@@ -37,7 +37,7 @@ Open = Callable[[Iterator[pb.AttendStreamRequest]], Any]
 
 
 class BlockingStream:
-    """Sends batches on an AttendStream and yields the answers of their sequences.
+    """Sends batches on an AttendStream and yields the answer to each sequence.
 
     Args:
         open_: opens an AttendStream with an iterator of its messages.
@@ -93,7 +93,7 @@ class BlockingStream:
         return None
 
     def _draw(self, items: Iterator[Item]) -> None:
-        """Collect batches and queue them, while there is room in flight."""
+        """Collect sequences into batches and queue each, while there is room in flight."""
         for batch in self._batches(items):
             if batch.items and not self._enter(batch):
                 return

@@ -93,14 +93,14 @@ class StreamState:
         self._unanswered[batch.id] = batch
 
     def unanswered(self) -> list[Batch]:
-        """Return the batches in flight, in the order in which they were sent."""
+        """Return the batches in flight, in the order of sending."""
         return list(self._unanswered.values())
 
     def flow(self) -> Flow[Step, None]:
         """Receive events and deliver answers in the order of the sequences, until all are delivered.
 
         Raises:
-            AttentionError: the stream failed, or a sequence did whose error is not to be returned.
+            AttentionError: the stream failed, or a sequence failed and `return_exceptions` is false.
             Exception: the source's own, after the answers to all that came before it.
         """
         while self._position != self._count:

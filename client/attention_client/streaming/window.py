@@ -1,8 +1,8 @@
-"""The bound of what is in flight on a stream, by count and by bytes."""
+"""The bound of the messages in flight on a stream, by count and by bytes."""
 
 
 class Window:
-    """Counts the messages in flight and their bytes. It does not wait: each stream has its own way to.
+    """The count of the messages in flight, and of the bytes in all. Waiting for room is the stream's own task.
 
     Args:
         count: messages in flight at most.

@@ -1,4 +1,4 @@
-"""From Python values to the request on the wire; the one place where requests are built."""
+"""Build requests from Python values."""
 
 import itertools
 import math
@@ -31,10 +31,10 @@ _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
 
 
 def output_specs(outputs: Iterable[Output]) -> list[pb.OutputSpec]:
-    """Return outputs in the form of the wire, which serves several requests: what is given may be read but once.
+    """Return outputs in the form of the wire, which serves several requests even where `outputs` is an iterator.
 
     Raises:
-        InvalidRequest: one has no form on the wire, or a name stands in the place of a list of them.
+        InvalidRequest: an output has no form on the wire, or `outputs` is a name and not a list.
     """
     if isinstance(outputs, str):
         raise InvalidRequest(f"must be a list; write [{outputs!r}]", field="outputs")
@@ -71,9 +71,9 @@ def packed_request(
     version: int,
     token_offsets: bool,
 ) -> pb.AttendRequest:
-    """Build the request for several sequences, neighbours that are arrays alone as one behind the other.
+    """Build the request for several sequences; adjacent bare arrays are concatenated into one input with `lengths`.
 
-    An error of the server names one of these as a part of what was sent, and not by its place among `sequences`.
+    An error of the server about such an input does not name the position among `sequences`.
 
     Raises:
         InvalidRequest: a value has no form on the wire.
@@ -95,7 +95,7 @@ def packed_request(
 
 
 def tensor_bytes(request: pb.AttendRequest) -> int:
-    """Return how many bytes a request's vectors have, at four a number; protobuf finds a size by writing all of it."""
+    """Return the size of a request's vectors, at four bytes a number; protobuf's own size would serialize all."""
     tensors = ((sequence.query, sequence.key, sequence.value) for sequence in request.inputs)
     return 4 * sum(math.prod(tensor.shape) for each in tensors for tensor in each if tensor.shape)
 
@@ -126,7 +126,7 @@ def create_memory_request(
 
 
 def _packing_key(item: Item) -> "tuple[type[np.floating[Any]], int] | None":
-    """Return what arrays have in common that can lie one behind the other, type and width; None for what cannot."""
+    """Return the type and width of a bare array, by which adjacent ones are concatenated; else None."""
     array = _bare_array(item)
     if array is None or array.ndim != 2 or not array.size or array.dtype.kind not in NUMBERS:
         return None
@@ -134,7 +134,7 @@ def _packing_key(item: Item) -> "tuple[type[np.floating[Any]], int] | None":
 
 
 def _bare_array(item: Item) -> NDArray[Any] | None:
-    """Return the array that a sequence is, where it is nothing else."""
+    """Return the query of a sequence that is an array and has no further part; else None."""
     if isinstance(item, Sequence):
         if any(getattr(item, each.name) is not each.default for each in fields(item) if each.name != "query"):
             return None
@@ -150,14 +150,14 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
     for name in ("query", "key", "value"):
         _write_numbers(getattr(item, name), getattr(message, name), f"{field}.{name}")
     if len(message.query.shape) == 3:
-        # On the wire [B, T, D] stands for B sequences; here each sequence has its own result.
+        # On the wire [B, T, D] is B sequences; in this client each sequence has its own result.
         raise InvalidRequest("is a batch of rank 3; send its sequences by attend_batch", field=f"{field}.query")
     for name in ("text", "memory_text"):
         if getattr(item, name) is not None:
             setattr(message, name, getattr(item, name))
     message.memory = item.memory.id if isinstance(item.memory, Memory) else item.memory or ""
     if item.causal != "none" or any(each is not None for each in (item.window, item.allowed, item.bias)):
-        _write_mask(item, message.mask, f"{field}.mask")  # where nothing is hidden, the server has a faster way
+        _write_mask(item, message.mask, f"{field}.mask")  # without a mask the server takes a faster path
 
 
 def _write_mask(item: Sequence, message: pb.Mask, field: str) -> None:
@@ -198,7 +198,7 @@ def _spec(item: str | OutputSpec | Mapping[str, Any]) -> OutputSpec:
 
 
 def _write_numbers(value: ArrayLike | None, message: pb.Tensor, field: str) -> None:
-    """Write as float16 where the array is that, else as float32."""
+    """Write an array as float16 where it has that type, else as float32."""
     if value is None:
         return
     array = _array(value, field)
@@ -240,7 +240,7 @@ def _choice(choices: Mapping[Any, Any], value: object) -> Any:
 
 @contextmanager
 def _named_field(field: str) -> Iterator[None]:
-    """Name the field in what NumPy and protobuf raise about a value."""
+    """Raise the errors of NumPy and protobuf about a value as InvalidRequest of the field."""
     try:
         yield
     except (IndexError, OverflowError, TypeError, ValueError) as error:
