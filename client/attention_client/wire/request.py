@@ -79,18 +79,18 @@ def packed_request(
         InvalidRequest: a value has no form on the wire.
     """
     request = attend_request(model, (), outputs, version, token_offsets)
-    place = 0
-    for form, neighbours in itertools.groupby(sequences, _packing_key):
-        items = list(neighbours)
-        if form is None or len(items) == 1:
-            for i, item in enumerate(items, place):
+    position = 0
+    for key, group in itertools.groupby(sequences, _packing_key):
+        items = list(group)
+        if key is None or len(items) == 1:
+            for i, item in enumerate(items, position):
                 _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
         else:
             packed = request.inputs.add()
-            arrays = [_bare_array(item).astype(form[0], copy=False) for item in items]  # type: ignore[union-attr] # all are
+            arrays = [_bare_array(item).astype(key[0], copy=False) for item in items]  # type: ignore[union-attr] # all are
             packed.lengths.extend(map(len, arrays))
             codec.write_packed(arrays, packed.query)
-        place += len(items)
+        position += len(items)
     return request
 
 
@@ -101,7 +101,7 @@ def tensor_bytes(request: pb.AttendRequest) -> int:
 
 
 def serialize(message: pb.AttendRequest | pb.AttendStreamRequest) -> bytes:
-    """Return a request's bytes."""
+    """Return a message's bytes: of a large one without protobuf's copies."""
     request = message if isinstance(message, pb.AttendRequest) else message.request
     return wire.serialize(message) if tensor_bytes(request) > _LARGE_BYTES else message.SerializeToString()
 
