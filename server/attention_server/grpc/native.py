@@ -14,11 +14,9 @@ from attention_server.grpc.stream import STREAMS
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
 from attention_server.service.service import SPARE_THREADS, Service
-from attention_server.transport import Threads, inflate, listen, most_connections
+from attention_server.transport import Threads, TlsListener, inflate, listen, most_connections
 
 BUFFERED_MESSAGES = 2  # of the largest size, that may be received at once, over all calls
-HANDSHAKE_SECONDS = 10.0  # of TLS
-SHUTDOWN_SECONDS = 1.0  # of TLS
 TIMEOUTS = Timeouts()
 
 
@@ -67,13 +65,19 @@ class NativeServer:
 
     async def start(self) -> None:
         """Begin to accept."""
-        self._listener = await asyncio.get_running_loop().create_server(
-            self.http2.connect,
-            sock=self._socket,
-            ssl=grpc_context(self._certificates) if self._certificates else None,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS if self._certificates else None,
-            ssl_shutdown_timeout=SHUTDOWN_SECONDS if self._certificates else None,
-        )
+        http2 = self.http2
+        if self._certificates is None:
+            loop = asyncio.get_running_loop()
+            self._listener: asyncio.Server | TlsListener = await loop.create_server(http2.connect, sock=self._socket)
+        else:
+            self._listener = TlsListener(
+                self._socket,
+                grpc_context(self._certificates),
+                http2.connect,
+                lambda: len(http2.connections),
+                http2.limits.connections,
+            )
+            self._listener.start()
 
     def set_serving(self, is_serving: bool) -> None:
         """Tell health checks whether requests are answered; from the loop."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -32,7 +34,7 @@ from attention_server.rest.middleware import ObservingMiddleware
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
 from attention_server.service.service import SPARE_THREADS, Service
-from attention_server.transport import Threads, listen
+from attention_server.transport import Threads, TlsListener, listen, most_connections
 
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
@@ -187,9 +189,8 @@ class RestServer:
             http=Connection,
             ws="none",
             proxy_headers=False,  # a header that anyone can send names no caller
-            ssl_context_factory=(lambda *_: http_context(certificates)) if certificates else None,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, http_context(certificates) if certificates else None)
         self.port: int = self._socket.getsockname()[1]
 
     def start(self) -> None:
@@ -232,7 +233,39 @@ def _snapshot(service: Service) -> prometheus.Snapshot:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers: the application decides when to stop."""
+    """Uvicorn without its signal handlers, and with its connections of TLS accepted by `TlsListener`.
+
+    Args:
+        config: of Uvicorn.
+        context: of TLS; None speaks without.
+    """
+
+    def __init__(self, config: uvicorn.Config, context: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._context = context
+        self._listener: TlsListener | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept from the one socket."""
+        assert sockets is not None
+        if self._context is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])  # everything but accepting
+        connections = self.server_state.connections
+        self._listener = TlsListener(
+            sockets[0], self._context, self._connect, lambda: len(connections), most_connections()
+        )
+        self._listener.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and wait for what was accepted."""
+        if self._listener:
+            self._listener.close()
+        await super().shutdown(sockets)
+
+    def _connect(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
