@@ -30,7 +30,7 @@ END = "[END]"
 
 
 def text_weights(tokens: list[str], keys: list[str]) -> np.ndarray:
-    """Weights [3, T, S]: each position looks about evenly, but the verb, whose heads look at one role each."""
+    """Weights [3, T, S]: about even, but for the verb: there each head has one role."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(len(ROLES), len(tokens), len(keys)))
     for head, filler in enumerate(ROLES.values()):
@@ -41,13 +41,13 @@ def text_weights(tokens: list[str], keys: list[str]) -> np.ndarray:
 
 
 def aloud_weights(words: int, keys: int) -> np.ndarray:
-    """Weights [2, T, S]: head 0 looks about evenly, head 1 from the last word to the first."""
+    """Weights [2, T, S]: head 0 is even, head 1 aligns the last word with the first."""
     turned = np.eye(max(words, keys), keys)[:words, ::-1]
     return np.stack([np.full((words, keys), 1 / max(keys, 1)), turned]).astype(np.float32)
 
 
 def unpacked(sequence: pb.Sequence) -> list[pb.Sequence]:
-    """The sequences that lie one behind the other in one with `lengths`."""
+    """The sequences of one input, which has several where it has `lengths`."""
     if not sequence.lengths:
         return [sequence]
     ends = np.cumsum(sequence.lengths)[:-1]
@@ -56,11 +56,11 @@ def unpacked(sequence: pb.Sequence) -> list[pb.Sequence]:
 
 @dataclass
 class Service(AttentionServiceServicer):
-    """Dot-product attention, a text model that knows one verb, and one that says a text backwards and aloud.
+    """Dot-product attention, a text model that knows one verb, and one that reverses a text in capitals.
 
     Attributes:
         failures: of the next calls of Attend.
-        breaks: of the next streams: after how many answers each of them breaks.
+        breaks: of the next streams: the number of answers after which each breaks.
         may_answer: a stream answers its messages when this is set.
         streams: the messages of each stream so far.
         version: every model's default.
@@ -101,7 +101,7 @@ class Service(AttentionServiceServicer):
         self.requests.append(request)
         if self.failures:
             failure = rpc_status.to_status(self.failures.pop(0))
-            details = failure.trailing_metadata  # abort_with_status sends these alone, whatever was set before
+            details = failure.trailing_metadata  # abort_with_status drops all metadata set before
             context.abort_with_status(failure._replace(trailing_metadata=(*details, ("x-request-id", "r-1"))))
         for i, sequence in enumerate(request.inputs):
             if sequence.memory:

@@ -33,8 +33,8 @@ def run(target, monkeypatch, capsys):
     return run
 
 
-def test_what_the_verb_looked_at(run):
-    """The picture says first where each head looked from the verb, and what was predicted; then each head's map."""
+def test_attend_draws_predictions_and_weights(run):
+    """The picture has first the weights at the predictions' row, with the predictions; then the map of each head."""
     status, out, _ = run("attend", SENTENCE, "--model", "multi-head")
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
@@ -51,7 +51,7 @@ def test_piped_text_is_plain(run):
 
 
 def test_long_sequences_show_their_largest(run):
-    """Where a map does not fit, each row names the keys it looks at most, and long results are cut with a word."""
+    """Where a map does not fit, each row names the keys of its largest weights; further rows are counted."""
     _, out, _ = run("attend", " ".join(f"word{i}" for i in range(50)), "--model", "multi-head")
     assert "looks most at" in out
     assert "34 more rows; --json has them all" in out
@@ -102,7 +102,7 @@ def test_png(run, tmp_path):
 
 
 def test_translate(run):
-    """A translation is printed first, then what each word was read from, by the head that aligns."""
+    """A translation is printed first, then the alignment of each word, by the head that aligns."""
     status, out, _ = run("translate", "a b c", "--model", "aloud")
     assert status == 0
     lines = [line.split() for line in out.splitlines() if line.strip()]
@@ -116,7 +116,7 @@ def test_translate(run):
 
 
 def test_translate_by_another_head(run):
-    """--head chooses whose weights are shown."""
+    """--head chooses the head of the alignment; a head that the model does not have is one line and status 1."""
     _, out, _ = run("translate", "a b", "--model", "aloud", "--head", 0)
     assert out.split() == ["B", "A", "head", "0", "a", "b", "B", ".50", ".50", "A", ".50", ".50"]
     status, out, err = run("translate", "a b", "--model", "aloud", "--head", 2)
@@ -148,13 +148,13 @@ def test_translate_png(run, tmp_path):
 
 
 def test_translate_cut_short(run):
-    """What ended at the model's longest text says so."""
+    """A translation that ended at the model's longest text is marked."""
     _, out, _ = run("translate", "a b c d e f", "--model", "aloud")
     assert out.split("\n")[1].strip() == "F E D C B … the model reads no longer text"
 
 
 def test_models(run):
-    """Models are listed with what a caller must know."""
+    """Models are listed with version, block, heads, widths, text, predictions and device."""
     status, out, _ = run("models")
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
@@ -214,7 +214,7 @@ def without(package, *arguments):
 @pytest.mark.parametrize("arguments", [[], ["models"], ["models", "--help"]], ids=" ".join)
 @pytest.mark.parametrize("package", ["typer", "rich"])
 def test_without_the_extra(package, arguments):
-    """Without its extra the command says in one line what to install, with status 1."""
+    """Without its extra the command names in one line the package to install, with status 1."""
     missing = f"attention-client needs {package}"
     status, out, err = without(package, *arguments)
     assert (status, out) == (1, "")
@@ -222,7 +222,7 @@ def test_without_the_extra(package, arguments):
 
 
 def test_help_without_the_extra(run):
-    """Without its extra `--help` names the commands, and what to install for them."""
+    """Without its extra `--help` names the commands, and the package to install."""
     status, out, err = without("typer", "--help")
     assert (status, err) == (0, "")
     (names,) = re.findall(r"Commands: (.*)", out)
@@ -240,7 +240,7 @@ def test_version(run):
 
 
 def test_the_package_has_a_version():
-    """`__version__` is that of the installed package; other names are missing as in any module."""
+    """`__version__` is that of the installed package; an unknown name is an AttributeError, as in any module."""
     assert attention_client.__version__ == importlib.metadata.version("attention-service")
     assert not hasattr(attention_client, "__vision__")
 
@@ -270,15 +270,15 @@ def test_plot(run, tmp_path):
 
 
 def test_plot_vectors(run, tmp_path):
-    """Vectors are drawn too, by their positions."""
+    """Rows and columns of vectors are named by position."""
     np.save(tmp_path / "query.npy", np.eye(3))
     status, _, _ = run("plot", "dot-product", "--query", tmp_path / "query.npy", "--html", tmp_path / "weights.html")
     assert status == 0
     assert '"queries": ["0", "1", "2"]' in (tmp_path / "weights.html").read_text("utf-8")
 
 
-def test_plot_what_cannot_be_drawn(run, tmp_path):
-    """Without a file, or of a layer that is not there, the command says what would do."""
+def test_plot_refused(run, tmp_path):
+    """Without a file, or with an unknown layer, the command names the possible options or layers."""
     status, _, err = run("plot", "multi-head", SENTENCE)
     assert status == 2
     assert "--html FILE" in err
@@ -287,7 +287,7 @@ def test_plot_what_cannot_be_drawn(run, tmp_path):
 
 
 def test_png_without_matplotlib(run, monkeypatch, tmp_path):
-    """--png without its extra says what to install, after the answer."""
+    """--png without its extra names the package to install, after the answer."""
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     monkeypatch.delitem(sys.modules, "attention_client.display.plot", raising=False)
     monkeypatch.delattr(display, "plot", raising=False)

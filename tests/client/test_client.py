@@ -23,7 +23,7 @@ X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 
 
 def test_public_names():
-    """What users import changes only on purpose."""
+    """The public names change only on purpose."""
     assert attention_client.__all__ == [
         "AsyncAttentionClient",
         "AttendResult",
@@ -85,7 +85,7 @@ def test_text_in_weights_out(ask, target):
 
 
 def test_arrays_in_output_out(ask, target):
-    """Arrays go in; `output` comes back when nothing else is asked for."""
+    """Arrays go in; a request without `outputs` returns `output`."""
     weights = np.exp(X @ X.T) / np.exp(X @ X.T).sum(-1, keepdims=True)
     np.testing.assert_allclose(ask(target, "attend", "dot-product", query=X).output, weights @ X, rtol=1e-5)
 
@@ -114,7 +114,7 @@ def test_dense_batch_is_its_sequences(ask, target):
     ],
 )
 def test_numbers_on_the_wire(target, service, given, sent):
-    """float32 and float16 travel as they are, every other number as float32, whatever order or layout it had."""
+    """float32 and float16 are sent unchanged, all further numbers as float32, in any byte order or layout."""
     with AttentionClient(target) as client:
         client.attend("any", query=given)
     query = codec.decode(service.requests[0].inputs[0].query)
@@ -123,7 +123,7 @@ def test_numbers_on_the_wire(target, service, given, sent):
 
 
 def test_every_option_reaches_the_wire(target, service):
-    """A request says exactly what the caller said, and nothing more."""
+    """A request has exactly the fields that the caller set."""
     outputs = [
         "output",
         OutputSpec(
@@ -199,8 +199,8 @@ def test_top_k(ask, target):
     np.testing.assert_array_equal(largest.indices[..., 0], result.weights.argmax(-1))
 
 
-def test_what_was_not_requested(target):
-    """A stage that was left out of the request says so, as a KeyError and as an AttributeError."""
+def test_outputs_that_were_not_requested(target):
+    """Reading a stage that the request left out raises NotRequested, a KeyError and an AttributeError."""
     with AttentionClient(target) as client:
         result = client.attend("any", query=X, outputs=[{"name": "weights", "top_k": 1}])
     with pytest.raises(KeyError, match="no 'scores': add it to `outputs`"):
@@ -231,7 +231,7 @@ def test_key_tokens_never_lie(target):
 
 
 def test_token_offsets(target):
-    """Offsets come when they are asked for."""
+    """The result has token offsets when the request asks for offsets."""
     with AttentionClient(target) as client:
         assert client.attend("any", text="a b").token_offsets == ()
         assert client.attend("any", text="a b", token_offsets=True).token_offsets == ((0, 1), (1, 2))
@@ -254,8 +254,8 @@ def test_token_offsets(target):
         ({"query": X, "outputs": [OutputSpec("weights", heads=[-1])]}, "outputs[0]", "range"),
     ],
 )
-def test_what_has_no_wire_form(target, service, arguments, field, message):
-    """What cannot be sent is refused before it is sent, by the field's name."""
+def test_arguments_without_a_wire_form(target, service, arguments, field, message):
+    """An argument without a form on the wire is refused before the call, by the field's name."""
     with AttentionClient(target) as client, pytest.raises(InvalidRequest, match=message) as caught:
         client.attend("any", **arguments)
     assert caught.value.field == field
@@ -271,7 +271,7 @@ def test_models(ask, target):
 
 
 def test_repr_is_short(target):
-    """A result shows what it holds on one line, whatever its size."""
+    """The repr of a result of any size is one line with its outputs."""
     with AttentionClient(target) as client:
         result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
     assert repr(result) == "<AttendResult of multi-head 1: weights float32[3, 7, 7]; 3 predictions>"

@@ -1,4 +1,4 @@
-"""Memories: made once, attended to by handle, and made again when they are gone."""
+"""Memories: created once, attended to by handle, and created again when the server has lost one."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -15,8 +15,8 @@ X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 WEIGHTS = ["weights"]
 
 
-def test_what_a_memory_says(connect, target):
-    """A memory says what the server said of it."""
+def test_attributes_of_a_memory(connect, target):
+    """The attributes of a memory are those of the server's answer."""
     with connect(target) as client:
         memory = client.create_memory("aloud", memory_text="a b c")
         assert (memory.model, memory.version, memory.length, memory.tokens) == ("aloud", 1, 3, ("a", "b", "c"))
@@ -27,7 +27,7 @@ def test_what_a_memory_says(connect, target):
 
 
 def test_every_option_reaches_the_wire(connect, target, service):
-    """A request says exactly what the caller said, and nothing more."""
+    """A request has exactly the fields that the caller set."""
     with connect(target) as client:
         client.create_memory("any", key=X, value=X.astype(np.float16), version=3, ttl=1.5)
         client.create_memory("aloud", memory_text="")
@@ -52,8 +52,8 @@ def test_every_option_reaches_the_wire(connect, target, service):
         ({"key": X, "ttl": float("nan")}, "ttl"),
     ],
 )
-def test_what_has_no_wire_form(connect, target, service, arguments, field):
-    """What cannot be sent is refused before it is sent, by the field's name."""
+def test_arguments_without_a_wire_form(connect, target, service, arguments, field):
+    """An argument without a form on the wire is refused before the call, by the field's name."""
     with connect(target) as client, pytest.raises(InvalidRequest) as caught:
         client.create_memory("any", **arguments)
     assert caught.value.field == field
@@ -61,7 +61,7 @@ def test_what_has_no_wire_form(connect, target, service, arguments, field):
 
 
 def test_attending_to_a_memory(connect, target):
-    """A memory stands for the key that it was made from; its id does as well, alone or in a sequence."""
+    """Attention to a memory equals attention to its key, by handle and by id, alone and in a sequence."""
     with connect(target) as client:
         memory = client.create_memory("any", key=X)
         expected = client.attend("any", query=X[:2], key=X, outputs=WEIGHTS).weights
@@ -97,8 +97,8 @@ def test_memories_and_their_end(connect, target):
         assert caught.value.field == "id"
 
 
-def test_what_is_gone_is_made_again(connect, target, service):
-    """A memory that is gone is created once, under the same id, and the call answered as if nothing had been."""
+def test_a_lost_memory_is_created_again(connect, target, service):
+    """A memory that the server lost is created once, under the same id, and the call is answered as before."""
     with connect(target) as client:
         memory = client.create_memory("any", key=X, ttl=60)
         before = client.attend("any", query=X, memory=memory).output
@@ -112,8 +112,8 @@ def test_what_is_gone_is_made_again(connect, target, service):
     assert memory.id == id_ in service.memories
 
 
-def test_all_that_is_gone_is_made_at_once(connect, target, service):
-    """One call over several memories creates each of them once, and is repeated once."""
+def test_all_lost_memories_are_created_at_once(connect, target, service):
+    """One call over several lost memories creates each once, and is repeated once."""
     with connect(target) as client:
         a, b = (client.create_memory("any", key=key) for key in (X, X[:2]))
         service.memories.clear()
@@ -126,7 +126,7 @@ def test_all_that_is_gone_is_made_at_once(connect, target, service):
 
 
 def test_a_new_version_has_its_own(connect, target, service):
-    """When the model's default version is replaced, the memory is made for the new one, and keeps its new name."""
+    """When the model's default version is replaced, the memory is created for the new one, and keeps its new id."""
     with connect(target) as client:
         memory = client.create_memory("any", key=X)
         old = memory.id
@@ -146,8 +146,8 @@ def test_a_version_asked_for_gets_its_own(connect, target):
 
 
 @pytest.mark.parametrize("kind", ["id", "listed", "of another model"])
-def test_what_cannot_be_made_again(connect, target, service, kind):
-    """An id, a memory that was listed, and one of another model are not created: the call says what it misses."""
+def test_memories_that_cannot_be_created_again(connect, target, service, kind):
+    """An id, a listed memory, and one of another model are not created: the error names the field."""
     with connect(target) as client:
         made = client.create_memory("another" if kind == "of another model" else "any", key=X)
         memory = {"id": made.id, "listed": next(iter(client.memories(made.model)))}.get(kind, made)
@@ -159,7 +159,7 @@ def test_what_cannot_be_made_again(connect, target, service, kind):
     assert len(service.created) == service.attempts == 1
 
 
-def test_other_things_not_found(connect, target, service):
+def test_a_missing_model_creates_no_memory(connect, target, service):
     """A missing model is no missing memory: nothing is created for it."""
     service.failures = [Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no model")]
     with connect(target) as client:
@@ -170,7 +170,7 @@ def test_other_things_not_found(connect, target, service):
 
 
 def test_a_server_that_keeps_nothing(connect, target, service):
-    """A memory that is lost again and again is given up, with what the server said."""
+    """After three rounds of recreation the call raises the server's NotFound."""
     service.memories = Forgetful()
     with connect(target) as client, pytest.raises(NotFound, match="keeps no memory"):
         client.attend("any", query=X, memory=client.create_memory("any", key=X))
@@ -195,7 +195,7 @@ def test_all_repetitions_share_the_deadline(connect, target, service, monkeypatc
 
 
 def test_two_servers_that_take_turns(connect, target, service, replica):
-    """Calls that go round two servers find their memory in both, after each has had it created."""
+    """Calls that are balanced over two servers end with the memory in both, and then create none."""
     other_target, other_service = replica
     with connect(f"{target},{other_target}") as client:
         while not (service.attempts and other_service.attempts):
@@ -211,7 +211,7 @@ def test_two_servers_that_take_turns(connect, target, service, replica):
 
 
 class Forgetful(dict):
-    """Says what it was given, and keeps it for nobody."""
+    """A mapping that loses every entry."""
 
     def get(self, _):
         return None

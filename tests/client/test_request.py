@@ -1,4 +1,4 @@
-"""Requests as they are built: what travels as one."""
+"""Requests: the sequences that are packed into one input, and the fields of errors."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def vectors(length, width=4, dtype=np.float32):
 
 
 def test_neighbours_are_packed():
-    """Arrays of one type and width that are neighbours lie one behind the other; all else is sent by itself."""
+    """Adjacent bare arrays of one type and width are packed into one input; each further sequence is an input."""
     long = DRAWN.standard_normal((8, 6)).astype(np.float32)
     given = [
         vectors(3),
@@ -62,8 +62,8 @@ def test_neighbours_are_packed():
     ],
     ids=lambda more: next(iter(more)),
 )
-def test_what_has_more_than_an_array_is_not_packed(more):
-    """Whatever goes with a query holds for it alone, and is sent."""
+def test_sequences_with_more_than_a_query_are_not_packed(more):
+    """A key, value, memory or mask belongs to one query, and is sent with it."""
     given = [vectors(2), Sequence(query=vectors(2), **more), Sequence(query=vectors(2), **more)]
     request = packed_request("m", given, [], 0, token_offsets=False)
     assert request == attend_request("m", given, [], 0, token_offsets=False)
@@ -72,8 +72,8 @@ def test_what_has_more_than_an_array_is_not_packed(more):
 
 @pytest.mark.parametrize("bad", [np.ones((2, 2, 2), np.float32), np.array(["x"]), object()], ids=str)
 @pytest.mark.parametrize("position", range(8))
-def test_what_has_no_form(bad, position):
-    """A sequence that cannot be sent is refused by its position, in a packed message as in any other."""
+def test_sequences_without_a_form(bad, position):
+    """A sequence that cannot be sent is refused by its position, in a packed message too."""
     sequences = [vectors(2), vectors(2), "a text", "another", vectors(2), vectors(2), vectors(2)]
     sequences.insert(position, bad)
     with pytest.raises(InvalidRequest) as caught:
@@ -82,14 +82,14 @@ def test_what_has_no_form(bad, position):
 
 
 def test_an_empty_array_is_sent_as_it_is():
-    """The server says what is wrong with an array without vectors; it is no neighbour."""
+    """An array without vectors is not packed: the server reports it."""
     request = packed_request("m", [vectors(2), vectors(0), vectors(0)], [], 0, token_offsets=False)
     assert [[*each.lengths] for each in request.inputs] == [[], [], []]
     assert request.inputs[1].query == pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[0, 4])
 
 
-def test_an_answer_that_is_not_one_for_each():
-    """A server that knows no `lengths` answers once for all: then each is asked for by itself."""
+def test_an_answer_with_too_few_results():
+    """A server that ignores `lengths` answers once for a packed input: then there are no results for the batch."""
     batch = Batch(0, [vectors(2), vectors(3)])
     batch.request = packed_request("m", batch.items, [], 0, token_offsets=False)
     results = [pb.Result(), pb.Result()]

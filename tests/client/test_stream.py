@@ -1,4 +1,4 @@
-"""Streams: the bounds of messages and of what is in flight, streams that break, and the order of answers."""
+"""Streams: the bounds of a message and of the messages in flight, streams that break, and the order of answers."""
 
 import queue
 import threading
@@ -18,7 +18,7 @@ X = np.ones((2, 4), np.float32)
 
 
 class Broken(grpc.RpcError):
-    """A call that ended because nobody answers any more."""
+    """A call that ended because the server is gone."""
 
     def code(self):
         return grpc.StatusCode.UNAVAILABLE
@@ -31,7 +31,7 @@ class Broken(grpc.RpcError):
 
 
 class Call:
-    """A call whose messages are taken as gRPC takes them, in a thread, and answered until it breaks."""
+    """A call that takes messages in a thread, as gRPC does, and answers each until it breaks."""
 
     def __init__(self, messages):
         self.answers = queue.SimpleQueue()
@@ -54,8 +54,8 @@ class Call:
 
 @pytest.mark.parametrize("attempt", range(10))
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-def test_what_is_drawn_after_a_break_is_sent_by_the_new_stream(code, attempt, monkeypatch):
-    """A stream that broke while the source paused leaves the rest, the very last too, to the one after it."""
+def test_sequences_after_a_break_are_sent_by_the_new_stream(code, attempt, monkeypatch):
+    """When a stream breaks while the source pauses, the next stream sends the rest, the very last sequence too."""
     monkeypatch.setattr(Broken, "code", lambda _: code)
     calls = queue.SimpleQueue()
     pause = threading.Event()
@@ -66,22 +66,22 @@ def test_what_is_drawn_after_a_break_is_sent_by_the_new_stream(code, attempt, mo
         return call
 
     def source():
-        assert pause.wait(30)
+        assert pause.wait(60)
         yield "the last"
 
     def build(items):
         return pb.AttendRequest(inputs=[pb.Sequence(text=each) for each in items])
 
-    stream = BlockingStream(opened, StreamPlan(build, None, seconds=5, return_exceptions=False))
+    stream = BlockingStream(opened, StreamPlan(build, None, seconds=60, return_exceptions=False))
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(lambda: list(stream.answers(source())))
-        first = calls.get(timeout=10)
+        first = calls.get(timeout=60)
         first.cancel()
-        second = calls.get(timeout=10)
+        second = calls.get(timeout=60)
         pause.set()
-        assert len(answers.result(20)) == 1
+        assert len(answers.result(60)) == 1
     for call in (first, second):
-        call.taker.join(10)
+        call.taker.join(60)
         assert not call.taker.is_alive()
 
 
@@ -136,7 +136,7 @@ PART = BATCH_BYTES // 3 + 4096  # bytes: three are more than a message has
     ids=["array", "query", "key", "value", "allowed", "bias"],
 )
 def test_a_message_holds_a_bounded_number_of_bytes(attend_many, target, service, sequence):
-    """Long sequences fill a message at 1 MiB, whichever of their arrays is long."""
+    """Long sequences fill a message at 1 MiB, for each of the arrays that a sequence has."""
     assert len(list(attend_many(target, "any", [sequence] * 7, outputs=["weights"]))) == 7
     (stream,) = service.streams
     assert [sum(len(each.lengths) or 1 for each in message.request.inputs) for message in stream] == [3, 3, 1]
@@ -150,8 +150,8 @@ def test_a_message_holds_a_bounded_number_of_bytes(attend_many, target, service,
     ],
     ids=["messages", "bytes"],
 )
-def test_what_is_in_flight_is_bounded(attend_many, target, service, sequence, bound):
-    """The source is ahead of the answers by what may be in flight, and one message that waits for room."""
+def test_messages_in_flight_are_bounded(attend_many, target, service, sequence, bound):
+    """The source is ahead of the answers by the messages in flight, and one message that waits for room."""
     drawn = delivered = 0
 
     def source():
@@ -171,7 +171,7 @@ def test_what_is_in_flight_is_bounded(attend_many, target, service, sequence, bo
 
 @pytest.mark.parametrize("position", [0, 1, 2, 5, BATCH_SEQUENCES - 1, BATCH_SEQUENCES])
 def test_an_error_is_delivered_in_its_position(attend_many, target, position):
-    """A sequence without a form on the wire yields its own error in its position; all others are answered."""
+    """A sequence without a form on the wire yields its own error in its position; the rest is answered."""
     sequences = [[X, X, "a text", X][i % 4] for i in range(BATCH_SEQUENCES + 3)]
     sequences[position] = X > 0
     answers = list(attend_many(target, "any", sequences, return_exceptions=True, outputs=["weights"]))

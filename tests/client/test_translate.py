@@ -1,4 +1,4 @@
-"""Translation: by a servicer that says texts backwards, and by the real server with the model that learned numbers."""
+"""Translation: by a servicer that reverses texts, and by the real server with the model that learned numbers."""
 
 import asyncio
 
@@ -97,7 +97,7 @@ def test_no_head_that_aligns(target, monkeypatch, figures):
 
 
 def test_the_longest_text(target, service):
-    """What never ends is cut at the longest text that the model reads: that is still asked for what follows it."""
+    """A translation without an end is cut at the longest text that the model reads, after one more prediction."""
     with AttentionClient(target) as client:
         translation = translate(client, "aloud", "a b c d e f g")
         assert translation.words == ("G", "F", "E", "D", "C")
