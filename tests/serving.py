@@ -39,7 +39,10 @@ def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
     exporter = ROOT / "model_export/attention_export"
     training = {"cli.py", "training.py", "figures.py"}  # change often, and not what is exported
     sources = [maker, *(file for file in sorted(exporter.glob("*.py")) if file.name not in training)]
-    sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models/multi-head").rglob("*.*"))]
+    sources += [
+        ROOT / "proto/attention_proto/attention/v1/attention_pb2.py",
+        *sorted((ROOT / "models/multi-head").rglob("*.*")),
+    ]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
     made = kept / digest
     if not made.exists():

@@ -182,7 +182,7 @@ def test_answers_are_as_the_document_says(server, openapi):
     schema = openapi["paths"]["/v1/models"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     OAS30Validator(schema | {"components": openapi["components"]}).validate(models)
     error = requests.get(f"{server.url}/v1/models/nobody", timeout=5).json()
-    resolved(openapi, "Error").validate(error)
+    resolved(openapi, "ErrorResponse").validate(error)
     outputs = [{"name": "weights", "as": "top", "top_k": 2}, {"name": "weights", "data_type": "FP16"}]
     body = {"query": [[1, 2]], "outputs": outputs, "encoding": "base64", "token_offsets": True}
     answer = requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=5).json()
@@ -196,7 +196,7 @@ def test_the_document_knows_every_field(openapi):
     assert set(schemas["Sequence"]["properties"]) == set(translate.SEQUENCE_FIELDS)
     assert set(schemas["OutputSpec"]["properties"]) == set(translate.OUTPUT_FIELDS)
     assert set(schemas["Mask"]["properties"]) == set(translate.MASK_FIELDS)
-    assert set(schemas["TensorObject"]["properties"]) == set(translate.TENSOR_FIELDS)
+    assert set(schemas["InputTensor"]["properties"]) == set(translate.TENSOR_FIELDS)
 
 
 def test_the_viewer_loads_nothing_from_elsewhere(server):

@@ -380,8 +380,16 @@ class OutputSpec(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The stage: `q` [H, T, Dh], `k` [H, S, Dh], `v` [H, S, Dv], `scores` [H, T, S], `weights` [H, T, S],
-    `heads` [H, T, Dv], `output` [T, D]; or `predictions`.
+    """The name of a stage:
+    - `q` [H, T, Dh]: the projected queries.
+    - `k` [Hkv, S, Dh]: the projected keys.
+    - `v` [Hkv, S, Dv]: the projected values.
+    - `scores` [H, T, S]: q.k * scale, before the mask.
+    - `weights` [H, T, S]: softmax of the masked scores; zeros where a query may attend to no key.
+    - `entropy` [H, T]: the entropy of each row of weights in nats, 0 where a query may attend to no key.
+    - `heads` [H, T, Dv]: weights.v.
+    - `output` [T, D]: the heads combined by M_O.
+    - `predictions`: the answers of the model's head; it takes no options.
     """
     alias: _builtins.str
     """The name in the answer, up to 256 characters; the stage's when empty. Two forms of one stage need different ones."""

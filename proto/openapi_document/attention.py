@@ -1,0 +1,207 @@
+"""Schemas of /v1: attention, memories and errors."""
+
+from typing import get_args
+
+from attention_proto.codec import DTYPES
+from attention_proto.masks import UNBOUNDED, Causal
+from attention_proto.stages import DATA_TYPES, OPTIONS, OUTPUTS, POOLS, PREDICTIONS, REDUCES, STAGES, Option
+
+from openapi_document.schema import (
+    BASE64,
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    STRING,
+    Schema,
+    answer,
+    array,
+    described,
+    enumeration,
+    integer,
+    nested,
+    ref,
+    request,
+)
+
+BATCH = "A query [B, T, D] stands for B sequences."
+OTHER_RANKS = "The server takes nested lists of other ranks too."
+OPTION_SCHEMAS = {"reduce": "Reduce", "pool": "Pool", "data_type": "OutputDataType"}  # of choices
+
+
+def _tensor(words: str, items: Schema = NUMBER, tensor: str = "InputTensor") -> Schema:
+    """Return the schema of numbers that a caller sends: a list of rows, or an object with the elements.
+
+    The server takes nested lists of any rank. Of a union of several, generators write code that no type checker takes.
+    """
+    return {"anyOf": [array(array(items)), ref(tensor)], "description": words}
+
+
+def _input_tensor(values: Schema, words: str) -> Schema:
+    properties = {
+        "data_type": described(ref("DataType"), "Default: FP32 for numbers, BOOL for `allowed`."),
+        "shape": array(integer(0), "The length of each dimension. Needed beside `data`."),
+        "data": BASE64 | {"description": "The elements, little-endian, row-major, in base64."},
+        "values": array(values, "The elements, row-major; the server takes nested lists too."),
+    }
+    return request(properties, words=words)
+
+
+def _option(option: Option) -> Schema:
+    if option.kind == "choice":
+        return described(ref(OPTION_SCHEMAS[option.name]), f"{option.words} Default: {option.choices[0]}.")
+    items = {"string": STRING, "strings": STRING}.get(option.kind) or integer(option.minimum)
+    return described(array(items) if option.kind in ("integers", "strings") else items, option.words)
+
+
+SEQUENCE: dict[str, Schema] = {
+    "query": _tensor(f"[T, query width]. {BATCH} {OTHER_RANKS}"),
+    "key": _tensor("[S, key width]; the query when absent, save for cross-attention, which needs one."),
+    "value": _tensor("[S, value width]; the key when absent."),
+    "text": described(STRING, "The query as text, for a text model."),
+    "memory_text": described(STRING, "The memory as text, for a text model that attends to a second sequence."),
+    "memory": described(STRING, "The id of a kept memory."),
+    "mask": ref("Mask"),
+    "lengths": array(
+        integer(1),
+        "When given, `query` is so many sequences, of these lengths, one behind the other: [sum of lengths, query "
+        "width]. Each has a result of its own. `key` and `value`, where they are sent, are packed alike; all else "
+        "holds for each sequence.",
+    ),
+}
+STAGE_WORDS = "; ".join(f"`{stage.name}` {stage.shape}: {stage.words}" for stage in STAGES.values())
+OUTPUTS_WORDS = (
+    f"What to send back; `output`, and `{PREDICTIONS}` where the model has a head, when absent. The server takes the "
+    "name alone, a string, in place of an object without options."
+)
+
+SCHEMAS: dict[str, Schema] = {
+    "AttendRequest": request(
+        {
+            "model": described(STRING, "As in the URL, when given."),
+            "version": described(INTEGER, "As in the URL, when given."),
+            "inputs": array(ref("Sequence"), "Sequences of any lengths."),
+            "outputs": array(ref("OutputSpec"), OUTPUTS_WORDS),
+            "encoding": described(ref("Encoding"), "How the answer's tensors are written. Default: json."),
+            "token_offsets": described(BOOLEAN, "Whether to send where each token stands in its text. Default: false."),
+            **SEQUENCE,
+        },
+        words="Either `inputs`, or one sequence's fields here.",
+    ),
+    "Sequence": request(
+        SEQUENCE,
+        words=f"Exactly one of `query` and `text`; at most one of `key`, `memory_text` and `memory`. {BATCH}",
+    ),
+    "Mask": request(
+        {
+            "causal": described(
+                ref("Causal"), "Hides the future; aligned at the first or last positions. Default: none."
+            ),
+            "window": ref("Window"),
+            "allowed": _tensor(
+                f"BOOL, broadcastable to [H, T, S]; true = may attend. {OTHER_RANKS}", BOOLEAN, "BooleanTensor"
+            ),
+            "bias": _tensor(
+                f"Broadcastable to [H, T, S], added to the scores; -inf, in base64, hides a key. {OTHER_RANKS}"
+            ),
+        },
+        words="Which keys a query may attend to; what is said combines with and.",
+    ),
+    "Causal": enumeration(get_args(Causal)),
+    "Window": request(
+        {
+            "left": integer(UNBOUNDED, "Default: -1."),
+            "right": integer(UNBOUNDED, "Default: -1."),
+        },
+        words="Inclusive distances from the diagonal; -1 is unbounded.",
+    ),
+    "OutputSpec": request(
+        {"name": ref("OutputName"), **{option.name: _option(option) for option in OPTIONS.values()}}, ["name"]
+    ),
+    "OutputName": enumeration(OUTPUTS, f"{STAGE_WORDS}; `{PREDICTIONS}`: the answers of the model's head."),
+    "Reduce": enumeration(REDUCES),
+    "Pool": enumeration(POOLS),
+    "OutputDataType": enumeration(DATA_TYPES),
+    "DataType": enumeration(DTYPES, "The number format of a tensor, in the Open Inference Protocol's words."),
+    "Encoding": enumeration(["json", "base64"]),
+    "InputTensor": _input_tensor(NUMBER, "Numbers: `data` with `shape`, or `values`."),
+    "BooleanTensor": _input_tensor(BOOLEAN, "Booleans: `data` with `shape`, or `values`."),
+    "AttendResponse": answer({"model": STRING, "version": INTEGER, "results": array(ref("Result"))}),
+    "Result": answer(
+        {
+            "tokens": array(STRING, "The query's tokens, of a text."),
+            "memory_tokens": array(STRING, "The memory's tokens, of a text."),
+            "token_offsets": array(ref("Span")),
+            "memory_token_offsets": array(ref("Span")),
+            "outputs": {
+                "type": "object",
+                "additionalProperties": {"anyOf": [ref("Tensor"), ref("TopK")]},
+                "description": "By name, in the order asked; `TopK` for those with `top_k`.",
+            },
+            "predictions": array(ref("Prediction")),
+        },
+        ["outputs"],
+        "The answer for one sequence.",
+    ),
+    "Tensor": answer(
+        {
+            "data_type": ref("DataType"),
+            "shape": array(INTEGER),
+            "values": {"anyOf": nested(NUMBER), "description": "Nested lists, with the encoding json."},
+            "data": BASE64 | {"description": "Little-endian, row-major, with the encoding base64."},
+        },
+        ["data_type", "shape"],
+    ),
+    "TopK": answer(
+        {"indices": ref("Tensor"), "values": ref("Tensor")},
+        words="The largest of each row, descending: positions of keys, and their values.",
+    ),
+    "Prediction": answer(
+        {
+            "name": STRING,
+            "label": STRING,
+            "probability": NUMBER,
+            "row": described(INTEGER, "The query position that it was read from; absent when read from all."),
+        },
+        ["name", "label", "probability"],
+    ),
+    "Span": answer({"start": INTEGER, "end": INTEGER}, words="A part of a text, in characters."),
+    "ModelList": answer({"models": array(ref("Model"))}),
+    "MemoryRequest": request(
+        {
+            "model": described(STRING, "As in the URL, when given."),
+            "version": integer(0, "0, or absent: the default."),
+            "key": _tensor("[S, key width]"),
+            "value": _tensor("[S, value width]; the key when absent."),
+            "memory_text": described(STRING, "The memory as text, for a text model."),
+            "ttl": described(NUMBER, "Seconds to keep it after its last use."),
+        },
+        words="Exactly one of `key` and `memory_text`.",
+    ),
+    "Memory": answer(
+        {
+            "id": STRING,
+            "model": STRING,
+            "version": INTEGER,
+            "length": described(INTEGER, "S: its positions."),
+            "tokens": array(STRING, "Its tokens, when it was made from text."),
+            "expire_time": STRING | {"format": "date-time"},
+            "size_bytes": INTEGER,
+        },
+        ["id", "model", "version", "length", "expire_time", "size_bytes"],
+    ),
+    "MemoryList": answer({"memories": array(ref("Memory"))}),
+    "Empty": answer({}, words="Nothing is told."),
+    "Health": answer({"status": STRING}),
+    "ErrorDetail": answer(
+        {
+            "code": described(INTEGER, "The HTTP status."),
+            "status": described(STRING, "The name of the gRPC status."),
+            "message": STRING,
+            "field": described(STRING, "The path of the field at fault."),
+            "request_id": STRING,
+        },
+        ["code", "status", "message", "request_id"],
+    ),
+    # Not `Error`: a generated class that has its own name as a property shadows itself.
+    "ErrorResponse": answer({"error": ref("ErrorDetail")}),
+}

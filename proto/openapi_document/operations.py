@@ -1,0 +1,370 @@
+"""Paths, parameters and responses of the REST API."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from openapi_document.schema import BINARY, NUMBER, STRING, Schema, integer, ref
+
+Json = dict[str, Any]
+
+TIMING = "Where the time went, in milliseconds: `queue;dur=0.021, compute;dur=0.934, encode;dur=0.110`."
+STATUS = BINARY | {"description": "A google.rpc.Status, with the details that gRPC has."}
+INFER_WORDS = (
+    "Inputs, outputs and parameters are described in docs/open-inference-protocol.md; GET of the model lists them. "
+    "With binary_data_output, or binary_data of an output, or binary_data_size of an input, tensors stand as bytes "
+    "behind the JSON."
+)
+
+
+def _parameter(name: str, where: str, schema: Schema, words: str = "") -> Json:
+    start: Json = {"name": name, "in": where} | ({"required": True} if where == "path" else {})
+    return start | {"schema": schema} | ({"description": words} if words else {})
+
+
+PARAMETERS: dict[str, Json] = {
+    "model": _parameter("model", "path", STRING),
+    "version": _parameter("version", "path", integer(1, maximum=999_999_999)),
+    "id": _parameter("id", "path", STRING),
+    "timeout": _parameter(
+        "X-Request-Timeout",
+        "header",
+        NUMBER | {"exclusiveMinimum": True, "minimum": 0},
+        "Seconds that the caller waits.",
+    ),
+    "requestId": _parameter(
+        "X-Request-Id",
+        "header",
+        STRING | {"pattern": "^[!-~]{1,128}$"},
+        "Kept in the log and sent back; chosen by the server when absent.",
+    ),
+    "headerLength": _parameter(
+        "Inference-Header-Content-Length",
+        "header",
+        integer(0),
+        "How long the JSON is, when tensors' bytes stand behind it.",
+    ),
+    "contentEncoding": _parameter("Content-Encoding", "header", ref("ContentEncoding")),
+}
+HEADERS: dict[str, Json] = {
+    "RequestId": {"schema": STRING},
+    "ServerTiming": {"description": TIMING, "schema": STRING},
+}
+REQUEST_ID: Json = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
+SERVER_TIMING: Json = {"Server-Timing": {"$ref": "#/components/headers/ServerTiming"}}
+
+
+def _content(schema: Schema, other: Mapping[str, Schema] | None = None) -> Json:
+    return {kind: {"schema": each} for kind, each in {"application/json": schema, **(other or {})}.items()}
+
+
+def _error(words: str) -> Json:
+    return {
+        "description": words,
+        "content": _content(ref("ErrorResponse"), {"application/x-protobuf": STATUS}),
+        "headers": REQUEST_ID,
+    }
+
+
+def _inference_error(words: str) -> Json:
+    return {"description": words, "content": _content(ref("InferenceError")), "headers": REQUEST_ID}
+
+
+RESPONSES: dict[str, Json] = {
+    "InvalidRequest": _error("The request is one that the model cannot take; `field` names the place."),
+    "NotFound": _error("There is no such model, version or memory."),
+    "TooLarge": _error("The body, or the answer that it asks for, is over a limit; the message says which."),
+    "Internal": _error("A fault of ours; the message says no more than that."),
+    "Unavailable": _error("Full, loading or stopping; try again after Retry-After seconds."),
+    "DeadlineExceeded": _error("The deadline passed."),
+    "InferenceInvalidRequest": _inference_error(
+        "The request is one that the model cannot take; the message begins with the field."
+    ),
+    "InferenceNotFound": _inference_error("There is no such model or version."),
+    "InferenceTooLarge": _inference_error("It is over a limit."),
+    "InferenceCancelled": _inference_error("The caller has gone."),
+    "InferenceInternal": _inference_error("A fault of ours; the message says no more than that."),
+    "InferenceNotOffered": _inference_error("Not offered in this repository mode."),
+    "InferenceUnavailable": _inference_error("Full, loading or stopping."),
+    "InferenceDeadlineExceeded": _inference_error("The deadline passed."),
+}
+NAMES = {
+    400: "InvalidRequest",
+    404: "NotFound",
+    413: "TooLarge",
+    499: "Cancelled",
+    500: "Internal",
+    501: "NotOffered",
+    503: "Unavailable",
+    504: "DeadlineExceeded",
+}
+
+
+def _ok(schema: Schema, words: str = "OK", headers: Json | None = None, **other: Schema) -> Json:
+    kinds = {f"application/{kind.replace('_', '-')}": each for kind, each in other.items()}
+    return {"description": words} | ({"headers": headers} if headers else {}) | {"content": _content(schema, kinds)}
+
+
+def _operation(
+    name: str,
+    summary: str,
+    tag: str,
+    ok: Json,
+    errors: Iterable[int | tuple[int, Json]] = (),
+    *,
+    parameters: Iterable[str] = (),
+    body: Json | None = None,
+    words: str = "",
+) -> Json:
+    """Return an operation.
+
+    Args:
+        name: the operationId.
+        summary: one line.
+        tag: the section of the document.
+        ok: the response 200.
+        errors: the codes of the others; with a response where it is not that of the code.
+        parameters: names among PARAMETERS.
+        body: the request's body.
+        words: a description.
+    """
+    prefix = "Inference" if tag == "inference" else ""
+    responses: Json = {"200": ok}
+    for error in errors:
+        code, response = error if isinstance(error, tuple) else (error, None)
+        responses[str(code)] = response or {"$ref": f"#/components/responses/{prefix}{NAMES[code]}"}
+    operation: Json = {"operationId": name, "summary": summary, "tags": [tag]}
+    operation |= {"description": words} if words else {}
+    if chosen := [{"$ref": f"#/components/parameters/{each}"} for each in parameters]:
+        operation["parameters"] = chosen
+    return operation | ({"requestBody": body} if body else {}) | {"responses": responses}
+
+
+def _body(schema: str, examples: Json | None = None, other: str = "", *, required: bool = True) -> Json:
+    content = _content(ref(schema), {other: BINARY} if other else None)
+    if examples:
+        content["application/json"]["examples"] = examples
+    return {"required": required, "content": content}
+
+
+ATTEND_EXAMPLES: Json = {
+    "text": {
+        "summary": "Text, to the embedded multi-head",
+        "value": {"text": "I gave my cat Tater a toy", "outputs": [{"name": "weights"}, {"name": "predictions"}]},
+    },
+    "vectors": {
+        "summary": "Vectors, to the embedded dot-product",
+        "value": {"query": [[1, 0], [0, 1], [1, 1]], "outputs": [{"name": "output"}, {"name": "weights"}]},
+    },
+}
+INFER_EXAMPLES: Json = {
+    "vectors": {
+        "value": {
+            "inputs": [{"name": "query", "datatype": "FP32", "shape": [1, 2, 3], "data": [1, 0, 0, 0, 1, 0]}],
+            "outputs": [{"name": "output"}, {"name": "weights", "parameters": {"top_k": 1}}],
+            "parameters": {"causal": "top_left"},
+        }
+    },
+    "text": {
+        "value": {
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["I gave my cat Tater a toy"]}],
+            "outputs": [{"name": "weights"}, {"name": "tokens"}, {"name": "predictions"}],
+        }
+    },
+}
+
+
+def paths() -> dict[str, Json]:
+    """Return the operations by path and method."""
+    return _attention() | _memories() | _inference() | _health()
+
+
+def _attention() -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    for path, parameters, name, summary in (
+        ("", ["model"], "attend", "Attend over one or more sequences"),
+        ("/versions/{version}", ["model", "version"], "attendVersion", "The same, with a chosen version of the model"),
+    ):
+        found[f"/v1/models/{{model}}{path}:attend"] = {
+            "post": _operation(
+                name,
+                summary,
+                "attention",
+                _ok(
+                    ref("AttendResponse"),
+                    "One result a sequence, in order.",
+                    REQUEST_ID | SERVER_TIMING,
+                    x_protobuf=BINARY,
+                ),
+                (400, 404, 413, 500, 503, 504),
+                parameters=[*parameters, "timeout", "requestId"],
+                body=_body("AttendRequest", ATTEND_EXAMPLES, "application/x-protobuf"),
+            )
+        }
+    for path, parameters, name, summary, schema in (
+        ("", [], "listModels", "List the models", "ModelList"),
+        ("/{model}", ["model"], "getModel", "Describe a model", "Model"),
+        (
+            "/{model}/versions/{version}",
+            ["model", "version"],
+            "getModelVersion",
+            "Describe a version of a model",
+            "Model",
+        ),
+    ):
+        ok = _ok(ref(schema), x_protobuf=BINARY)
+        found[f"/v1/models{path}"] = {
+            "get": _operation(name, summary, "models", ok, (400, 404, 500, 503), parameters=parameters)
+        }
+    return found
+
+
+def _memories() -> dict[str, Json]:
+    return {
+        "/v1/models/{model}/memories": {
+            "post": _operation(
+                "createMemory",
+                "Project a key (and value) sequence once and keep it",
+                "memories",
+                _ok(ref("Memory"), "It is kept; name its id as `memory`."),
+                (400, 404, 413, 500, 503, 504),
+                parameters=["model", "timeout", "requestId"],
+                body=_body("MemoryRequest"),
+            ),
+            "get": _operation(
+                "listMemories",
+                "List a model's memories",
+                "memories",
+                _ok(ref("MemoryList"), "The most recently used first."),
+                (404, 500, 503),
+                parameters=["model"],
+            ),
+        },
+        "/v1/models/{model}/memories/{id}": {
+            "get": _operation(
+                "getMemory", "Describe a memory", "memories", _ok(ref("Memory")), (404, 500), parameters=["model", "id"]
+            ),
+            "delete": _operation(
+                "deleteMemory",
+                "Forget a memory",
+                "memories",
+                _ok(ref("Empty"), "It is forgotten."),
+                (404, 500),
+                parameters=["model", "id"],
+            ),
+        },
+    }
+
+
+def _inference() -> dict[str, Json]:
+    return (
+        _server()
+        | _repository()
+        | _model("", ["model"], "")
+        | _model("/versions/{version}", ["model", "version"], "Version")
+    )
+
+
+def _server() -> dict[str, Json]:
+    loading = (503, _ok(ref("Ready"), "Loading or stopping."))
+    return {
+        "/v2": {
+            "get": _operation(
+                "inferenceServer", "Describe the server", "inference", _ok(ref("InferenceServer")), (500,)
+            )
+        },
+        "/v2/health/live": {
+            "get": _operation("inferenceLive", "Whether the process is alive", "inference", _ok(ref("Live")), (500,))
+        },
+        "/v2/health/ready": {
+            "get": _operation(
+                "inferenceReady", "Whether requests are answered", "inference", _ok(ref("Ready")), (loading, 500)
+            )
+        },
+    }
+
+
+def _repository() -> dict[str, Json]:
+    found: dict[str, Json] = {
+        "/v2/repository/index": {
+            "post": _operation(
+                "repositoryIndex",
+                "List every version in the repository and its state",
+                "inference",
+                _ok(ref("RepositoryIndex")),
+                (400, 500),
+                body=_body("RepositoryIndexRequest", required=False),
+            )
+        }
+    }
+    for verb, summary, schema in (
+        ("load", "Load a model, or load it anew", "LoadRequest"),
+        ("unload", "Serve a model no more", "UnloadRequest"),
+    ):
+        found[f"/v2/repository/models/{{model}}/{verb}"] = {
+            "post": _operation(
+                f"{verb}Model",
+                summary,
+                "inference",
+                _ok(ref("Empty")),
+                (400, 404, 501, 503, 500),
+                parameters=["model"],
+                body=_body(schema, required=False),
+            )
+        }
+    summary = "What was asked of every version, and how long it took"
+    ok = _ok(ref("ModelStatistics"))
+    found["/v2/models/stats"] = {"get": _operation("statistics", summary, "inference", ok, (400, 404, 503, 500))}
+    return found
+
+
+def _model(under: str, parameters: list[str], suffix: str) -> dict[str, Json]:
+    """Return the operations of a model, or of a version of it."""
+    root = f"/v2/models/{{model}}{under}"
+    not_now = (503, _ok(ref("Ready"), "It is there and does not answer now."))
+    metadata, config = (
+        "Describe what a model takes and gives",
+        "Describe what a model takes and gives, in Triton's form",
+    )
+    name, summary = ("versionStatistics", "a version") if suffix else ("modelStatistics", "a model")
+
+    def get(
+        name: str, summary: str, schema: str, errors: Iterable[int | tuple[int, Json]] = (400, 404, 503, 500)
+    ) -> Json:
+        return {"get": _operation(name, summary, "inference", _ok(ref(schema)), errors, parameters=parameters)}
+
+    return {
+        root: get(f"inferenceMetadata{suffix}", metadata, "ModelMetadata"),
+        f"{root}/ready": get(
+            f"inferenceModelReady{suffix}", "Whether a model answers", "Ready", (not_now, 400, 404, 500)
+        ),
+        f"{root}/config": get(f"inferenceConfig{suffix}", config, "ModelConfig"),
+        f"{root}/stats": get(name, f"What was asked of {summary}", "ModelStatistics"),
+        f"{root}/infer": {
+            "post": _operation(
+                f"infer{suffix}",
+                "Compute outputs of a dense batch",
+                "inference",
+                _ok(ref("InferResponse"), headers=SERVER_TIMING, octet_stream=BINARY),
+                (400, 404, 413, 499, 503, 504, 500),
+                parameters=[*parameters, "headerLength", "contentEncoding", "timeout"],
+                body=_body("InferRequest", INFER_EXAMPLES, "application/octet-stream"),
+                words=INFER_WORDS,
+            )
+        },
+    }
+
+
+def _health() -> dict[str, Json]:
+    loading = (503, _ok(ref("Health"), "Loading or stopping."))
+    text = {
+        "description": "The text format, version 0.0.4; docs/observability.md has the names.",
+        "content": {"text/plain": {"schema": STRING}},
+    }
+    ready = "Whether every model is loaded and warmed"
+    return {
+        "/healthz": {
+            "get": _operation("alive", "Whether the process is alive", "health", _ok(ref("Health"), "It is."))
+        },
+        "/readyz": {"get": _operation("ready", ready, "health", _ok(ref("Health"), "Ready."), (loading,))},
+        "/metrics": {"get": _operation("metrics", "What Prometheus reads", "health", text)},
+    }

@@ -1,0 +1,89 @@
+"""Calls `:attend` by the client that openapi-python-client made of the OpenAPI document; types are checked strictly.
+
+Usage: python call.py URL, with the generated package `generated` on the path. Prints one JSON document.
+"""
+
+import json
+import sys
+
+from generated import Client
+from generated.api.attention import attend
+from generated.api.models import get_model
+from generated.models import (
+    AttendRequest,
+    AttendResponse,
+    Causal,
+    Encoding,
+    ErrorResponse,
+    InputTensor,
+    Mask,
+    Model,
+    OutputName,
+    OutputSpec,
+    Reduce,
+    Tensor,
+    TopK,
+)
+from generated.types import UNSET
+
+
+def numbers(tensor: Tensor) -> list[float]:
+    """Return the elements of a tensor, row-major."""
+    flat: list[float] = []
+    waiting: list[object] = [tensor.values]
+    while waiting:
+        value = waiting.pop(0)
+        if isinstance(value, list):
+            waiting[:0] = value
+        elif isinstance(value, float | int):
+            flat.append(value)
+    return flat
+
+
+def answered(answer: AttendResponse | ErrorResponse | None) -> AttendResponse:
+    """Return an answer that is not an error."""
+    if not isinstance(answer, AttendResponse):
+        raise SystemExit(f"no answer: {answer}")
+    return answer
+
+
+client = Client(base_url=sys.argv[1])
+model = get_model.sync("dot", client=client)
+assert isinstance(model, Model)
+by_rows = AttendRequest(
+    query=[[1, 0], [0, 1], [1, 1]],
+    mask=Mask(causal=Causal.TOP_LEFT),
+    outputs=[
+        OutputSpec(OutputName.WEIGHTS),
+        OutputSpec(OutputName.ENTROPY),
+        OutputSpec(OutputName.WEIGHTS, as_="top", top_k=2, reduce=Reduce.MEAN),
+    ],
+)
+first = answered(attend.sync("dot", client=client, body=by_rows)).results[0]
+weights, entropy, top = first.outputs["weights"], first.outputs["entropy"], first.outputs["top"]
+assert isinstance(weights, Tensor)
+assert isinstance(entropy, Tensor)
+assert isinstance(top, TopK)
+packed = AttendRequest(
+    query=InputTensor(shape=[3, 2], values=[1, 0, 0, 1, 1, 1]),
+    encoding=Encoding.BASE64,
+    outputs=[OutputSpec(OutputName.OUTPUT)],
+)
+output = answered(attend.sync("dot", client=client, body=packed)).results[0].outputs["output"]
+assert isinstance(output, Tensor)
+assert output.data is not UNSET
+refused = attend.sync("dot", client=client, body=AttendRequest(query=[[1, 0]], key=[[1, 0, 0]]))
+assert isinstance(refused, ErrorResponse)
+print(
+    json.dumps(
+        {
+            "block": model.manifest.block,
+            "shape": weights.shape,
+            "weights": numbers(weights),
+            "entropy": numbers(entropy),
+            "indices": numbers(top.indices),
+            "output": output.data,
+            "field": refused.error.field,
+        }
+    )
+)

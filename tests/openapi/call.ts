@@ -1,0 +1,54 @@
+// Calls `:attend` by the types that openapi-typescript made of the OpenAPI document; they are checked strictly.
+// Usage: node call.js URL. Prints one JSON document.
+import createClient from "openapi-fetch";
+import type { components, paths } from "./generated.js";
+
+declare const process: { argv: string[] };
+
+const [, , baseUrl = ""] = process.argv;
+
+type Tensor = components["schemas"]["Tensor"];
+type Nested = number | Nested[];
+
+/** The elements of a tensor, row-major. */
+function numbers(values: Nested | undefined): number[] {
+  if (values === undefined) throw new Error("the tensor has no values");
+  return typeof values === "number" ? [values] : values.flatMap(numbers);
+}
+
+function tensor(output: components["schemas"]["Result"]["outputs"][string] | undefined): Tensor {
+  if (output === undefined || "indices" in output) throw new Error("no tensor");
+  return output;
+}
+
+const client = createClient<paths, "application/json">({ baseUrl });
+const params = { path: { model: "dot" } };
+const { data: model } = await client.GET("/v1/models/{model}", { params });
+const { data, error } = await client.POST("/v1/models/{model}:attend", {
+  params,
+  body: {
+    query: [[1, 0], [0, 1], [1, 1]],
+    mask: { causal: "top_left" },
+    outputs: [{ name: "weights" }, { name: "entropy" }, { name: "weights", as: "top", top_k: 2, reduce: "mean" }],
+  },
+});
+if (!data || !model) throw new Error(error?.error.message ?? "no answer");
+const outputs = data.results[0]?.outputs ?? {};
+const { weights, entropy, top } = outputs;
+if (!top || !("indices" in top)) throw new Error("no top k");
+const packed = await client.POST("/v1/models/{model}:attend", {
+  params,
+  body: { query: { shape: [3, 2], values: [1, 0, 0, 1, 1, 1] }, encoding: "base64", outputs: [{ name: "output" }] },
+});
+const refused = await client.POST("/v1/models/{model}:attend", { params, body: { query: [[1, 0]], key: [[1, 0, 0]] } });
+console.log(
+  JSON.stringify({
+    block: model.manifest.block,
+    shape: tensor(weights).shape,
+    weights: numbers(tensor(weights).values),
+    entropy: numbers(tensor(entropy).values),
+    indices: numbers(top.indices.values),
+    output: tensor(packed.data?.results[0]?.outputs.output).data,
+    field: refused.error?.error.field,
+  }),
+);
