@@ -1,4 +1,4 @@
-"""A job on the shared server."""
+"""A scoring job on the shared server."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from serving import Server
 
 @pytest.fixture
 def job(server: Server) -> Callable[..., ScoringJob]:
-    """Describe a job on the server: input, output, model, and options."""
+    """Return a function that makes a job from input, output, model and options."""
 
     def described(source: object, output: object, model: str, **options: Any) -> ScoringJob:
         return ScoringJob(input=str(source), output=str(output), model=model, target=server.grpc, **options)
@@ -21,6 +21,6 @@ def job(server: Server) -> Callable[..., ScoringJob]:
 
 @pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[AttentionClient]:
-    """What the rows are compared with: each sequence, asked about alone."""
+    """A client for the expected answers: one call for each sequence."""
     with AttentionClient(server.grpc) as connected:
         yield connected

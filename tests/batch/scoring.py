@@ -1,7 +1,8 @@
-"""Files to score, and the command, run as a user runs it."""
+"""Input files, runs of the command as a user runs it, and readers of its output."""
 
 import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,15 @@ SENTENCES = ("I gave my cat Tater a toy", "Mia was shown a letter by Leo", "Leo 
 WIDTH = 24  # of the model `multi`
 
 
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def score(job: ScoringJob, stdin: bytes = b"") -> tuple[int, bytes]:
-    """Score in this process: exit status and standard output."""
+    """Score in this process; return exit status and standard output."""
     written = io.BytesIO()
     return run(job, io.BytesIO(stdin), written), written.getvalue()
 
@@ -41,17 +49,17 @@ def scored(*arguments: object, stdin: bytes | None = None, env: Mapping[str, str
 def begun(
     *arguments: object, stderr: Any = subprocess.DEVNULL, env: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Begin a run, and let it."""
+    """Start the command and return its process."""
     return subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=stderr, env=clean_env(env))
 
 
 def wait_until(condition: Callable[[], object], process: "subprocess.Popen[bytes] | None" = None) -> None:
-    """Wait for a condition, or the end of a process that was to meet it."""
+    """Wait for a condition, or the end of the process that should meet it."""
     wait_until(lambda: bool(condition()) or (process is not None and process.poll() is not None), SECONDS)
 
 
 def events(stderr: bytes) -> list[dict[str, Any]]:
-    """Read the JSON lines among what was said on standard error."""
+    """Read the JSON lines of standard error."""
     return [json.loads(line) for line in stderr.splitlines() if line.startswith(b'{"event"')]
 
 
@@ -67,26 +75,26 @@ def write_texts(path: Path, count: int, **columns: Sequence[Any]) -> Path:
 
 
 def drawn(count: int, width: int = WIDTH, longest: int = 9, seed: int = 0) -> list[np.ndarray]:
-    """Draw sequences of several lengths."""
+    """Return random sequences of several lengths."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((rng.integers(1, longest + 1), width)).astype(np.float32) for _ in range(count)]
 
 
 def write_poisoned(path: Path, count: int, group: int) -> Path:
-    """Write rows of which some fail, so that dead letters are resumed too."""
+    """Write rows, some of which fail, so that a resumed run has dead letters too."""
     texts = ["no such words" if i % 97 == 0 else SENTENCES[i % len(SENTENCES)] for i in range(count)]
     return write(path, {"id": range(count), "text": texts}, group=group)
 
 
 def write_vectors(path: Path, count: int, seed: int = 0) -> Path:
-    """Write rows of vectors as Arrow's convention has them: list<fixed_size_list<float>>."""
+    """Write rows of vectors as list<fixed_size_list<float>>."""
     sequences = drawn(count, seed=seed)
     column = pa.array([list(each) for each in sequences], pa.list_(pa.list_(pa.float32(), WIDTH)))
     return write(path, {"id": list(range(count)), "query": column})
 
 
 def write(path: Path, columns: Mapping[str, Any], *, group: int | None = None) -> Path:
-    """Write a table in the form of its name."""
+    """Write a table in the format that the file's name tells."""
     if path.suffix == ".jsonl":
         names = list(columns)
         rows = zip(*(columns[name] for name in names), strict=True)
@@ -97,7 +105,7 @@ def write(path: Path, columns: Mapping[str, Any], *, group: int | None = None) -
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Read an output, in either form."""
+    """Read the rows of an output, in either format."""
     if path.suffix == ".jsonl":
         return lines_of(path)
     return pq.read_table(path).to_pylist()
@@ -108,12 +116,12 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def everything(output: Path) -> tuple[bytes, bytes]:
-    """Read what a run leaves: its output, and its dead letters."""
+    """Read the bytes of a run's output and of its dead letters."""
     return output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()
 
 
 def letters_of(output: Path) -> list[dict[str, Any]]:
-    """Read the dead letters of a run."""
+    """Read a run's dead letters."""
     return lines_of(output.with_name(output.name + ".errors.jsonl"))
 
 
@@ -122,11 +130,11 @@ def journal_of(output: Path) -> Path:
 
 
 def shards_done(output: Path) -> int:
-    """Count what a journal has besides its first line."""
+    """Return the number of finished shards in an output's journal."""
     journal = journal_of(output)
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
 def exactly(found: Any, expected: np.ndarray) -> bool:
-    """Whether nested lists hold the very numbers of an array."""
+    """Return whether nested lists equal an array, bit for bit."""
     return np.array_equal(np.array(found, expected.dtype).reshape(expected.shape), expected)

@@ -1,4 +1,4 @@
-"""The command as a user sees it: a bar on a terminal, lines of JSON elsewhere, and what is missing."""
+"""The command as a user sees it: progress, summary, wrong usage and a missing extra."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait
 
 
 def test_a_bar_on_a_terminal(server, tmp_path):
-    """On a terminal there is a bar, and one line at the end, with failed rows and rates."""
+    """On a terminal the command shows a bar, and at the end one line with failed rows and rates."""
     source = write_texts(tmp_path / "in.jsonl", 3000)
     with source.open("a") as file:
         file.write("{\n")
@@ -28,7 +28,7 @@ def test_a_bar_on_a_terminal(server, tmp_path):
         try:
             while some := os.read(ours, 4096):
                 shown += some
-        except OSError:  # how Linux says that nobody writes any more
+        except OSError:  # the end of a terminal, on Linux
             pass
     os.close(ours)
     assert run.returncode == 3
@@ -40,9 +40,9 @@ def test_a_bar_on_a_terminal(server, tmp_path):
 
 
 def test_progress_in_lines(server, tmp_path):
-    """Elsewhere a run says where it is every few seconds, as JSON; and a summary that adds up."""
+    """Without a terminal the command writes progress as JSON every few seconds, and a summary that adds up."""
     log = tmp_path / "log"
-    read, write = os.pipe()  # lines that come while we watch
+    read, write = os.pipe()  # written below, until the run has told of its progress
     with log.open("wb") as file, os.fdopen(write, "wb") as lines:
         arguments = ("--model", "multi-head", "--target", server.grpc, "--shard-rows", 64)
         process = subprocess.Popen(
@@ -93,14 +93,14 @@ def test_a_summary_adds_up():
 
 
 def test_wrong_usage(tmp_path):
-    """Wrong usage is status 2."""
+    """Wrong usage ends with status 2."""
     done = scored(tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--model", "m", "--column", "text")
     assert (done.returncode, b"must be FIELD=COLUMN" in done.stderr) == (2, True)
     assert begun(tmp_path / "in.jsonl").wait() == 2
 
 
 def test_without_the_extra():
-    """Without its extra the command says what to install; the other commands do not need it."""
+    """Without its extra the command names the package to install."""
     code = "import sys; sys.modules['pyarrow'] = None; from attention_client.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "score", "a.jsonl", "b.jsonl", "--model", "m"], capture_output=True, check=False

@@ -1,4 +1,4 @@
-"""What docs/scoring.md shows runs as it is written."""
+"""The example in docs/scoring.md runs as it is written."""
 
 import json
 import os
@@ -11,7 +11,7 @@ DOCUMENT = (ROOT / "docs/scoring.md").read_text()
 
 
 def test_the_example_runs_as_written(tmp_path):
-    """Two sentences are scored, one is told, on the embedded model."""
+    """The embedded model scores two sentences, and the third is a dead letter."""
     commands = re.search(r"^```\n(cat > .*?)^```$", DOCUMENT, flags=re.DOTALL | re.MULTILINE)
     assert commands
     with start_server(ROOT / "models") as server:

@@ -1,4 +1,4 @@
-"""What can be scored: every form of rows gives what each of its sequences gives by itself."""
+"""Inputs: every format of rows gives the answers of single calls."""
 
 import json
 
@@ -36,7 +36,7 @@ def tensors(sequences):
     ids=["list<fixed>", "list<list>", "large double", "fixed<fixed>", "half", "tensor"],
 )
 def test_vectors_in_parquet(job, client, tmp_path, query, sequences):
-    """Each Arrow form of [T, D] is read exactly, across row groups and shards that cut them."""
+    """Each Arrow type for [T, D] is read exactly, across row groups and shards that cut row groups."""
     source = write(tmp_path / "in.parquet", {"id": range(40), "query": query}, group=17)
     assert score(job(source, tmp_path / "out.parquet", "multi", shard_rows=7))[0] == 0
     rows = rows_of(tmp_path / "out.parquet")
@@ -46,7 +46,7 @@ def test_vectors_in_parquet(job, client, tmp_path, query, sequences):
 
 
 def write_arrow(path, table, opener, rows, **options):
-    """Write record batches of so many rows, in the file or the stream format."""
+    """Write record batches of a number of rows, in the file or the stream format."""
     with opener(path, table.schema, **options) as writer:
         writer.write_table(table, max_chunksize=rows)
     return path
@@ -56,7 +56,7 @@ def write_arrow(path, table, opener, rows, **options):
 @pytest.mark.parametrize("opener", [pa.ipc.new_file, pa.ipc.new_stream])
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
 def test_vectors_in_arrow(job, client, tmp_path, name, opener, compression):
-    """Arrow's own files are read exactly, across record batches and shards that cut them."""
+    """Arrow IPC files are read exactly, across record batches and shards that cut record batches."""
     columns = {"id": range(40), "query": column(pa.list_(pa.list_(pa.float32(), WIDTH)))}
     options = pa.ipc.IpcWriteOptions(compression=compression)
     source = write_arrow(tmp_path / name, pa.table(columns), opener, 17, options=options)
@@ -68,7 +68,7 @@ def test_vectors_in_arrow(job, client, tmp_path, name, opener, compression):
 
 
 def test_texts_and_nulls_in_arrow(job, tmp_path):
-    """Texts of Arrow files are rows as any; a null is told as one, and an empty batch is none."""
+    """Texts of Arrow files are scored; a null is a dead letter, and an empty record batch has no effect."""
     batch = pa.record_batch({"text": [SENTENCES[0], None, SENTENCES[1]]})
     with pa.ipc.new_file(tmp_path / "in.arrow", batch.schema) as writer:
         for part in (batch.slice(0, 0), batch.slice(0, 2), batch.slice(2)):
@@ -80,7 +80,7 @@ def test_texts_and_nulls_in_arrow(job, tmp_path):
 
 @pytest.mark.parametrize("opener", [pa.ipc.new_file, pa.ipc.new_stream])
 def test_a_damaged_arrow_file(job, tmp_path, opener):
-    """What is no Arrow file, or ends too soon, is refused by its name; nothing is written."""
+    """A truncated file, or one in no Arrow format, is refused by name; no output is written."""
     table = pa.table({"text": [SENTENCES[i % 4] for i in range(1000)]})
     source = write_arrow(tmp_path / "in.arrow", table, opener, 300)
     whole = source.read_bytes()
@@ -92,7 +92,7 @@ def test_a_damaged_arrow_file(job, tmp_path, opener):
 
 
 def test_vectors_in_json(job, client, tmp_path):
-    """Nested lists of JSON are vectors."""
+    """Nested lists in JSON are read as vectors."""
     source = write(tmp_path / "in.jsonl", {"query": [each.tolist() for each in SEQUENCES]})
     assert score(job(source, tmp_path / "out.jsonl", "multi"))[0] == 0
     rows = rows_of(tmp_path / "out.jsonl")
@@ -105,7 +105,7 @@ def test_vectors_in_json(job, client, tmp_path):
 
 @pytest.mark.parametrize("name", ["in.parquet", "in.jsonl"])
 def test_texts(job, client, tmp_path, name):
-    """Texts are read by the model's own tokenizer."""
+    """Texts give the predictions that single calls give."""
     source = write_texts(tmp_path / name, 9)
     assert score(job(source, tmp_path / "out.parquet", "multi-head", outputs=[{"name": "predictions"}]))[0] == 0
     for i, row in enumerate(rows_of(tmp_path / "out.parquet")):
@@ -115,7 +115,7 @@ def test_texts(job, client, tmp_path, name):
 
 
 def test_memory_pairs(job, client, tmp_path):
-    """For cross-attention a row has a memory besides: key and value, or a text."""
+    """Rows for cross-attention have a query and a memory: key and value, or a text."""
     queries, keys, values = drawn(6, 16), drawn(6, 12, seed=1), drawn(6, 10, seed=2)
     values = [np.resize(value, (len(key), 10)) for key, value in zip(keys, values, strict=True)]
     lists = pa.list_(pa.list_(pa.float32()))
@@ -135,7 +135,7 @@ def test_memory_pairs(job, client, tmp_path):
 
 
 def test_folders_and_patterns(job, tmp_path):
-    """A folder, or a pattern, is its files in the order of their names; hidden ones are none."""
+    """A folder or a pattern gives its files in the order of file names, without hidden files."""
     folder = tmp_path / "in"
     (folder / "b").mkdir(parents=True)
     (folder / "_old").mkdir()
@@ -151,7 +151,7 @@ def test_folders_and_patterns(job, tmp_path):
 
 
 def test_rows_are_numbered_over_all_files(job, tmp_path):
-    """A row without an id is called by its number among all rows."""
+    """Without an id column, the id of a row is its number over all files."""
     for name in "ab":
         write(tmp_path / f"{name}.parquet", {"text": SENTENCES})
     assert score(job(tmp_path / "?.parquet", tmp_path / "out.jsonl", "multi-head", shard_rows=3))[0] == 0
@@ -159,7 +159,7 @@ def test_rows_are_numbered_over_all_files(job, tmp_path):
 
 
 def test_streams(job, tmp_path):
-    """Lines come from standard input and go to standard output, and are what files give."""
+    """Standard input and standard output give the same lines as files."""
     source = write_texts(tmp_path / "in.jsonl", 70)
     outputs = [{"name": "output", "pool": "mean"}]
     assert score(job(source, tmp_path / "out.jsonl", "multi-head", outputs=outputs))[0] == 0
@@ -181,7 +181,7 @@ def test_streams(job, tmp_path):
     ],
 )
 def test_columns_that_do_not_do(job, tmp_path, table, options, said):
-    """What cannot be read is refused before anything is asked, with the column's name."""
+    """A missing or mistyped column is refused by name before the first request."""
     source = write(tmp_path / "in.parquet", table)
     with pytest.raises(Refused) as refused:
         score(job(source, tmp_path / "out.parquet", "multi-head", **options))
@@ -189,7 +189,7 @@ def test_columns_that_do_not_do(job, tmp_path, table, options, said):
 
 
 def test_files_that_do_not_do(job, tmp_path):
-    """A missing file, one of another form, and forms that are mixed are refused by name."""
+    """A missing file, an unknown format and mixed formats are refused by name."""
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "in.csv").write_text("text\n")
     write_texts(tmp_path / "good.jsonl", 1)
@@ -201,7 +201,7 @@ def test_files_that_do_not_do(job, tmp_path):
 
 
 def test_a_damaged_file(job, tmp_path):
-    """What cannot be read further ends the run with the file's name and place, not with fewer rows."""
+    """A damaged row group ends the run with the file's name and the row group; rows are never skipped."""
     source = write(tmp_path / "in.parquet", {"text": [SENTENCES[i % 4] * 50 + str(i) for i in range(1000)]})
     content = bytearray(source.read_bytes())
     content[100:300] = bytes(200)
@@ -212,14 +212,14 @@ def test_a_damaged_file(job, tmp_path):
 
 
 def test_an_empty_file_is_scored(job, tmp_path):
-    """No rows give an output without rows."""
+    """An input without rows gives an output without rows."""
     source = write(tmp_path / "in.parquet", {"text": pa.array([], pa.string())})
     assert score(job(source, tmp_path / "out.parquet", "multi-head"))[0] == 0
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
 
 
 def test_ids_keep_their_type(job, tmp_path):
-    """Parquet's ids stay of their type; those of JSON lines are integers or strings, as the first one is."""
+    """Ids of Parquet keep the type of the column; ids of JSON lines have the type of the first one."""
     ids = pa.array([2**60, 1], pa.uint64())
     source = write(tmp_path / "in.parquet", {"key": ids, "text": SENTENCES[:2]})
     columns = {"id": "key", "text": "text"}
@@ -239,7 +239,7 @@ def test_ids_keep_their_type(job, tmp_path):
     ids=str,
 )
 def test_ids_of_any_type(job, tmp_path, kind):
-    """An id of any type is kept, to the nanosecond; in JSON lines it is a string where JSON has no form for it."""
+    """An id of any type is kept, to the nanosecond; in JSON lines an id of a type that JSON lacks is a string."""
     ids = (
         pa.array(["a", "b"]).dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else pa.array([3, 5], kind)
     )
@@ -251,7 +251,7 @@ def test_ids_of_any_type(job, tmp_path, kind):
 
 
 def test_an_id_is_one_value(job, tmp_path):
-    """Lists and tensors are no ids, and refused before anything is asked."""
+    """A column of lists or tensors is refused as an id."""
     source = write(tmp_path / "in.parquet", {"id": [[1], [2]], "text": SENTENCES[:2]})
     with pytest.raises(Refused, match=r"column 'id' holds list<.*; an id is one value"):
         score(job(source, tmp_path / "out.parquet", "multi-head"))
@@ -259,7 +259,7 @@ def test_an_id_is_one_value(job, tmp_path):
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_what_a_run_writes_is_never_its_input(job, tmp_path, restart):
-    """An output that is the input is refused and stays, whatever --restart says; so is a run on its own letters."""
+    """An input that is the run's own output, or its dead letters, is refused and stays, even with --restart."""
     source = write_texts(tmp_path / "a.jsonl", 3)
     before = source.read_bytes()
     with pytest.raises(Refused, match="name another output"):
@@ -272,7 +272,7 @@ def test_what_a_run_writes_is_never_its_input(job, tmp_path, restart):
 
 @pytest.mark.parametrize("pattern", ["", "*.jsonl"])
 def test_an_output_among_its_inputs(job, tmp_path, pattern):
-    """A folder or pattern in which the output lies is read without it, so that the same command does nothing more."""
+    """A folder or pattern that matches the output is read without it, so a repeated command has no more to do."""
     write_texts(tmp_path / "a.jsonl", 3)
     write(tmp_path / "b.jsonl", {"id": ["bad"], "text": ["no such words"]})
     source, output = tmp_path / pattern, tmp_path / "out.jsonl"
@@ -283,7 +283,7 @@ def test_an_output_among_its_inputs(job, tmp_path, pattern):
 
 
 def test_standard_input_replaces_nothing_unasked(job, tmp_path):
-    """An output that is complete is not lost to a run from standard input, but with --restart."""
+    """A run from standard input replaces a complete output only with --restart."""
     source, output = write_texts(tmp_path / "a.jsonl", 3), tmp_path / "out.jsonl"
     assert score(job(source, output, "multi-head"))[0] == 0
     written = output.read_bytes()

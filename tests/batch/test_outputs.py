@@ -1,4 +1,4 @@
-"""What can be written: every output spec, pooled and whole, in Arrow's conventions and in JSON."""
+"""Outputs: every output spec, pooled and whole, in Arrow's types and in JSON."""
 
 import numpy as np
 import pyarrow as pa
@@ -72,7 +72,7 @@ CASES = {
 
 @pytest.mark.parametrize(("outputs", "kind", "expected"), CASES.values(), ids=CASES)
 def test_an_output(job, client, tmp_path, outputs, kind, expected):
-    """An output is the number that a sequence alone gives, in the type that Arrow has for it."""
+    """An output has the numbers of a single call, in the Arrow type for its shape."""
     source = write_vectors(tmp_path / "in.parquet", 12)
     for name in ("out.parquet", "out.jsonl"):
         described = job(source, tmp_path / name, "multi", outputs=parse(outputs), shard_rows=5)
@@ -89,7 +89,7 @@ def test_an_output(job, client, tmp_path, outputs, kind, expected):
 
 
 def test_the_largest(job, client, tmp_path):
-    """Top-k weights are positions and values."""
+    """Top-k weights are written as positions and values."""
     source = write_vectors(tmp_path / "in.parquet", 12)
     spec = {"name": "weights", "as": "most", "top_k": 3, "reduce": "mean"}
     for name in ("out.parquet", "out.jsonl"):
@@ -101,7 +101,7 @@ def test_the_largest(job, client, tmp_path):
 
 
 def test_text_gets_its_tokens(job, client, tmp_path):
-    """Several outputs are columns beside each other, in the order asked; tokens name the rows of weights."""
+    """Several outputs are columns in the requested order; tokens name the rows of weights."""
     source = write_texts(tmp_path / "in.jsonl", 4)
     described = job(source, tmp_path / "out.jsonl", "multi-head", outputs=parse("tokens, predictions,weights"))
     assert score(described)[0] == 0
@@ -114,14 +114,14 @@ def test_text_gets_its_tokens(job, client, tmp_path):
 
 
 def test_by_default_what_the_service_sends(job, tmp_path):
-    """Nothing said is the output, and predictions of a model with a head."""
+    """Without --outputs the columns are the output, and predictions if the model has a prediction head."""
     source = write_texts(tmp_path / "in.jsonl", 1)
     assert score(job(source, tmp_path / "out.jsonl", "multi-head"))[0] == 0
     assert list(lines_of(tmp_path / "out.jsonl")[0]) == ["id", "output", "predictions"]
 
 
 def test_any_width_is_nested_lists(job, tmp_path):
-    """A block of any width gives rows of any width."""
+    """A block that accepts any width gives nested lists of any width."""
     table = {"query": [[[1.0, 0.0]], [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]]}
     source = write(tmp_path / "in.jsonl", table)
     assert score(job(source, tmp_path / "out.parquet", "dot"))[0] == 0
@@ -130,7 +130,7 @@ def test_any_width_is_nested_lists(job, tmp_path):
 
 
 def test_a_causal_mask(job, client, tmp_path):
-    """A mask is for every sequence."""
+    """The causal mask applies to every sequence."""
     source = write_vectors(tmp_path / "in.parquet", 5)
     assert score(job(source, tmp_path / "out.jsonl", "multi", causal="top_left"))[0] == 0
     for row, query in zip(lines_of(tmp_path / "out.jsonl"), drawn(5), strict=True):
@@ -155,7 +155,7 @@ def test_a_causal_mask(job, client, tmp_path):
     ],
 )
 def test_outputs_that_do_not_do(job, tmp_path, outputs, said):
-    """What no row could give is refused, not written into the dead letters of every row."""
+    """An output that the model can give for no row is refused, not a dead letter for every row."""
     source = write_vectors(tmp_path / "in.parquet", 3)
     with pytest.raises(Refused) as refused:
         score(job(source, tmp_path / "out.parquet", "multi", outputs=parse(outputs)))

@@ -1,4 +1,4 @@
-"""Rows that have no answer go to the dead letters, and take nobody with them."""
+"""A row without an answer is a dead letter, and changes no answer of its neighbours."""
 
 import json
 import os
@@ -28,7 +28,7 @@ NAN = float("nan")
 
 
 def poisoned():
-    """Sequences, some of which no model takes, with where and why."""
+    """Return sequences, some of them invalid, and row -> reason for those."""
     sequences = [each.tolist() for each in drawn(100)]
     bad = {
         3: ([[NAN] * WIDTH], "must be finite, but is nan at [0, 0]"),
@@ -47,7 +47,7 @@ def poisoned():
 
 
 def test_poison_in_parquet(job, client, tmp_path):
-    """Each bad row is told with its number, id, field and reason; every other row has its own answer."""
+    """Each bad row is a dead letter with number, id, field and reason; each good row has its answer."""
     sequences, reasons = poisoned()
     ids = [f"id {i}" for i in range(100)]
     source = write(tmp_path / "in.parquet", {"id": ids, "query": pa.array(sequences, pa.list_(pa.list_(pa.float64())))})
@@ -72,7 +72,7 @@ LATIN = b"caf\xe9"
 
 
 def strings(good, bad, kind=None):
-    """Return a column of strings of which the last is no UTF-8, as a foreign writer leaves it."""
+    """Return a column of strings, the last of which is not UTF-8, as a foreign writer may leave it."""
     kind = kind or pa.string()
     content = [*(each.encode() for each in good), bad]
     width = np.int64 if pa.types.is_large_string(kind) else np.int32
@@ -98,7 +98,7 @@ BAD_STRINGS = {
 @pytest.mark.parametrize("name", ["in.parquet", "in.arrow"])
 @pytest.mark.parametrize(("field", "table"), BAD_STRINGS.values(), ids=BAD_STRINGS)
 def test_a_string_that_is_not_utf8(job, tmp_path, name, field, table):
-    """A string that is not UTF-8, as a text or an id, fails its own row; the other rows keep answers and ids."""
+    """A string that is not UTF-8, as a text or an id, fails its row alone; the good rows keep answers and ids."""
     source = tmp_path / name
     if name == "in.parquet":
         write(source, table)
@@ -126,7 +126,7 @@ def test_a_line_that_is_not_utf8(job, tmp_path, line):
 
 
 def test_a_file_name_that_is_not_utf8(job, tmp_path):
-    """A file whose name cannot be written into the journal is refused by that name."""
+    """An input file with a name that the journal cannot hold is refused by that name."""
     source = tmp_path / os.fsdecode(LATIN + b".jsonl")
     source.write_text(json.dumps({"text": SENTENCES[0]}))
     with pytest.raises(Refused, match=r"caf.*: the name is not UTF-8; rename the file"):
@@ -134,7 +134,7 @@ def test_a_file_name_that_is_not_utf8(job, tmp_path):
 
 
 def test_null_vectors_of_a_fixed_width(job, tmp_path):
-    """A null among fixed-size vectors is told, and shifts no other row."""
+    """A null among fixed-size vectors is a dead letter, and shifts no further row."""
     sequences = [[[float(i)] * WIDTH] * 2 for i in range(5)]
     sequences[1] = [None, [1.0] * WIDTH]
     sequences[3] = None
@@ -146,7 +146,7 @@ def test_null_vectors_of_a_fixed_width(job, tmp_path):
 
 
 def test_poison_in_json(job, tmp_path):
-    """A line that is no JSON, no object, or of another type is told; blank lines are nothing."""
+    """A line that is no JSON, no object, or of the wrong type is a dead letter; blank lines are skipped."""
     lines = [
         json.dumps({"id": 0, "text": SENTENCES[0]}),
         "{",
@@ -176,7 +176,7 @@ def test_poison_in_json(job, tmp_path):
 
 
 def test_vectors_in_json_that_are_none(job, tmp_path):
-    """Ragged, empty, nested otherwise, and what is no number: each is told with its field."""
+    """Vectors that are ragged, empty, of the wrong rank or not numeric are dead letters with the field's name."""
     good = drawn(1)[0].tolist()
     bad = ["text", [], [[]], [1.0], [[1.0], [1.0, 2.0]], [["a"]], [[None] * WIDTH], [[[1.0]]], {}]
     source = write(tmp_path / "in.jsonl", {"query": [good, *bad, good]})
@@ -188,7 +188,7 @@ def test_vectors_in_json_that_are_none(job, tmp_path):
 
 
 def test_poison_that_is_masked(job, client, tmp_path):
-    """A number that is none where nothing attends hurts nobody: the server says what matters."""
+    """NaN at a masked position does not fail its row."""
     rng = np.random.default_rng(7)
     vectors = {"query": (2, 16), "key": (4, 12), "value": (4, 10)}
     row = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in vectors.items()}
@@ -203,7 +203,7 @@ def test_poison_that_is_masked(job, client, tmp_path):
 
 
 def test_what_only_the_server_refuses(repository, job, tmp_path):
-    """Over a limit of the server, alone or together: the row that is too long is told, and its neighbours answered."""
+    """A row over a limit of the server is a dead letter, and its neighbours are answered."""
     sequences = [np.resize(drawn(1, 4)[0], (length, 4)) for length in (5, 900, 5, 600, 5, 5, 900, 5)]
     column = pa.array([each.tolist() for each in sequences], pa.list_(pa.list_(pa.float32(), 4)))
     source = write(tmp_path / "in.parquet", {"query": column})
@@ -218,7 +218,7 @@ def test_what_only_the_server_refuses(repository, job, tmp_path):
 
 
 def test_most_errors(job, server, tmp_path):
-    """With --max-errors a run stops when it has lost more, says so by its status, and leaves no output."""
+    """With --max-errors a run that loses more rows stops with status 5 and leaves no output."""
     source = write(tmp_path / "in.jsonl", {"text": [SENTENCES[0], "", "", SENTENCES[1]]})
     with pytest.raises(TooManyErrors, match="2 rows failed, more than --max-errors 1"):
         score(job(source, tmp_path / "out.jsonl", "multi-head", max_errors=1))
@@ -232,7 +232,7 @@ def test_most_errors(job, server, tmp_path):
 
 
 def test_the_errors_of_earlier_runs_count(job, tmp_path):
-    """A run that goes on, or has nothing more to do, has the errors of those before it."""
+    """A resumed or complete run counts the failed rows of the earlier runs."""
     source = write(tmp_path / "in.jsonl", {"id": [1, 2, 3], "text": ["no such words", "nor these", SENTENCES[0]]})
     assert score(job(source, tmp_path / "out.jsonl", "multi-head", shard_rows=1))[0] == 3
     with pytest.raises(TooManyErrors, match="2 rows failed, more than --max-errors 1"):

@@ -1,4 +1,4 @@
-"""Without a server, on several cores: workers in processes of their own, of which any may go at any moment."""
+"""The local engine in several worker processes, any of which may end at any moment."""
 
 import multiprocessing
 import os
@@ -51,19 +51,19 @@ def options(repository):
 
 @pytest.fixture
 def whole(server, poisoned, tmp_path):
-    """What a run through a server writes: the output, and the dead letters."""
+    """Output and dead letters of a run through a server."""
     output = tmp_path / "whole.parquet"
     assert scored(poisoned, output, "--model", "multi-head", "--target", server.grpc, *OUTPUTS).returncode == 3
     return everything(output)
 
 
 def workers(output: Path) -> list[int]:
-    """Return the processes that have a folder among a run's parts."""
+    """Return the ids of the worker processes with a folder among a run's parts."""
     return [int(folder.name.removeprefix("worker-")) for folder in journal_of(output).parent.glob("worker-*")]
 
 
 def has_ended(process: int) -> bool:
-    """Whether a process is gone, or waits for nobody who would ask how it ended."""
+    """Return whether a process is gone, or a zombie."""
     try:
         return bool(re.search(r"State:\s+[ZX]", Path(f"/proc/{process}/status").read_text()))
     except FileNotFoundError:
@@ -71,10 +71,10 @@ def has_ended(process: int) -> bool:
 
 
 def test_killed_at_any_point(poisoned, options, whole, tmp_path):
-    """kill -9 of the run at random points: its workers go with it, and a last run ends with the same bytes."""
+    """kill -9 of the run at random points ends its workers too, and a last run writes the same bytes."""
     output, chance, killed = tmp_path / "out.parquet", random.Random(0), 0
     while killed < 8:
-        if output.exists():  # killed, if at all, after the last moment
+        if output.exists():  # the run was complete before the kill
             assert everything(output) == whole
             shutil.rmtree(journal_of(output).parent)
             output.unlink()
@@ -92,7 +92,7 @@ def test_killed_at_any_point(poisoned, options, whole, tmp_path):
 
 
 def test_a_worker_that_goes(poisoned, options, whole, tmp_path):
-    """A worker that is killed, as the system does for want of memory, stops the run with a word and status 4."""
+    """A worker killed by the system for lack of memory stops the run with a message and status 4."""
     output = tmp_path / "out.parquet"
     run = begun(poisoned, output, *options, env=TWO, stderr=subprocess.PIPE)
     wait_until(lambda: shards_done(output) > 3 and workers(output), run)
@@ -108,7 +108,7 @@ def test_a_worker_that_goes(poisoned, options, whole, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted(poisoned, options, tmp_path, number):
-    """SIGTERM, and Ctrl-C, which workers hear too, end a run at once, with a word and nothing of the workers."""
+    """SIGTERM, and Ctrl-C, which workers receive too, end a run at once, with its message alone."""
     output = tmp_path / "out.parquet"
     run = begun(poisoned, output, *options, env=TWO, stderr=subprocess.PIPE)
     wait_until(lambda: shards_done(output) > 3 and workers(output), run)
@@ -125,7 +125,7 @@ def test_interrupted(poisoned, options, tmp_path, number):
 
 
 def test_too_many_errors(poisoned, options, tmp_path):
-    """The bound on failed rows is over those of all workers."""
+    """The bound on failed rows applies to the sum over all workers."""
     done = scored(poisoned, tmp_path / "out.parquet", *options, "--max-errors", 5, env=TWO)
     assert done.returncode == 5
     assert b"rows failed, more than --max-errors 5" in done.stderr
@@ -133,7 +133,7 @@ def test_too_many_errors(poisoned, options, tmp_path):
 
 
 def test_a_full_disk(poisoned, options, tmp_path):
-    """What a worker cannot write stops the run as it would by itself."""
+    """A worker that cannot write stops the run as a run in one process stops."""
     output = tmp_path / "out.parquet"
     limited = ["prlimit", "--fsize=20000", *command(poisoned, output, *options)]
     done = subprocess.run(limited, capture_output=True, check=False, env={**os.environ, **TWO})
@@ -143,7 +143,7 @@ def test_a_full_disk(poisoned, options, tmp_path):
 
 
 def test_workers_that_begin_early(repository, poisoned, whole, tmp_path, monkeypatch):
-    """Of a large input they begin before the model is known; where there is none they end with the run."""
+    """For a large input, workers start before the model is known; a refused run ends its workers."""
     monkeypatch.setattr("attention_batch.run.LARGE", 1)
     monkeypatch.setenv("ATTENTION_SLOTS", "2")
     output, begun_early = tmp_path / "out.parquet", []
@@ -169,7 +169,7 @@ def test_workers_that_begin_early(repository, poisoned, whole, tmp_path, monkeyp
 
 
 def shards(*groups):
-    """Return shards of row groups that have so many each, as (group, row)."""
+    """Return shards at positions (group, row), a given number in each row group."""
     places = [(group, row) for group, count in enumerate(groups) for row in range(count)]
     return [Shard(i, 0, 0, 1, 0, place, 0.0) for i, place in enumerate(places)]
 
@@ -185,7 +185,7 @@ def shards(*groups):
     ],
 )
 def test_runs(tmp_path, name, groups, expected):
-    """A row group, which is read from its start, has one reader; but no reader is left without."""
+    """A row group, which is read from its start, has one reader, unless a reader would have none."""
     source = open_source(str(write(tmp_path / name, {"text": SENTENCES[:1]})), None)
     runs = reader_runs(source, iter(shards(*groups)), 2)
     assert [[shard.index for shard in run] for run in runs] == expected

@@ -1,4 +1,4 @@
-"""Nothing is lost: whatever ends a run, and however often, the next one goes on, and the output is the same bytes."""
+"""Resumption: after any end of a run, and any number of ends, the output has the bytes of an undisturbed run."""
 
 import io
 import os
@@ -50,18 +50,18 @@ def options(server):
     ("form", "kills"), [("parquet", 20), ("jsonl", 20), pytest.param("parquet", 300, marks=pytest.mark.long)]
 )
 def test_killed_at_any_point(server, poisoned, tmp_path, form, kills):
-    """kill -9 at random points, the assembly among them, then a last run: outputs and letters are the same bytes."""
+    """After kill -9 at random points, also during assembly, a last run writes the same output and dead letters."""
     whole, output = tmp_path / f"whole.{form}", tmp_path / f"out.{form}"
     assert scored(poisoned, whole, *options(server)).returncode == 3
     chance = random.Random(form)
     killed = 0
     while killed < kills:
-        if output.exists():  # killed, if at all, after the last moment
+        if output.exists():  # the run was complete before the kill
             assert everything(output) == everything(whole)
             shutil.rmtree(journal_of(output).parent)
             output.unlink()
         run = begun(poisoned, output, *options(server))
-        if killed % 20 < 17:  # so many further shards at most that all kills fall among the shards
+        if killed % 20 < 17:  # few further shards, so that each kill falls among the shards
             until = min(shards_done(output) + chance.randrange(4), ROWS // SHARD - 1)
             wait_until(lambda until=until: shards_done(output) >= until, run)
             wait_until(lambda: chance.random() < 0.05, run)
@@ -77,7 +77,7 @@ def test_killed_at_any_point(server, poisoned, tmp_path, form, kills):
 
 
 def test_a_complete_run_is_not_repeated(server, tmp_path):
-    """The same command once more does nothing, and says what was done."""
+    """The command of a complete run, repeated, writes no file and reports the same counts."""
     source = write_texts(tmp_path / "in.jsonl", 20)
     assert scored(source, tmp_path / "out.jsonl", *options(server)).returncode == 0
     before = (tmp_path / "out.jsonl").stat().st_mtime_ns
@@ -91,7 +91,7 @@ def test_a_complete_run_is_not_repeated(server, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted(server, poisoned, tmp_path, number):
-    """SIGTERM and Ctrl-C end a run at once, with a word, and status 4."""
+    """SIGTERM and Ctrl-C end a run at once, with a message and status 4."""
     output = tmp_path / "out.parquet"
     run = begun(poisoned, output, *options(server), stderr=subprocess.PIPE)
     wait_until(lambda: shards_done(output) > 3, run)
@@ -133,7 +133,7 @@ def test_interrupted_within_a_library(job, tmp_path, number, error):
 
 
 def stopped(job, tmp_path, **options):
-    """Leave a run that stopped after some shards; return its job without what stopped it."""
+    """Stop a run after ten shards, and return its input."""
     source = write_texts(tmp_path / "in.jsonl", 100, poison=[0] * 100)
     with source.open("a") as file:
         file.write("{\n" * 3)
@@ -145,7 +145,7 @@ def stopped(job, tmp_path, **options):
 
 
 def test_a_changed_input_is_refused(job, tmp_path):
-    """A run does not go on with other rows than it began with; --restart begins anew."""
+    """A changed input is refused; --restart scores it."""
     source = stopped(job, tmp_path)
     os.utime(source, ns=(1, 1))
     with pytest.raises(Refused, match=r"input was .* and is .*--restart to start over"):
@@ -165,7 +165,7 @@ def test_a_changed_input_is_refused(job, tmp_path):
     ],
 )
 def test_a_changed_option_is_refused(job, tmp_path, changed, said):
-    """What would give other rows is refused by its name."""
+    """A changed option that would give different rows is refused by name."""
     source = stopped(job, tmp_path)
     with pytest.raises(Refused) as refused:
         score(job(source, tmp_path / "out.jsonl", "multi-head", **{"shard_rows": 10, **changed}))
@@ -174,7 +174,7 @@ def test_a_changed_option_is_refused(job, tmp_path, changed, said):
 
 
 def test_an_input_that_changes_meanwhile(server, poisoned, tmp_path):
-    """What changes while it is read is found at the end: no output is made of two versions."""
+    """An input that changes during a run is noticed at the end, and no output is assembled."""
     output = tmp_path / "out.parquet"
     run = begun(poisoned, output, *options(server), stderr=subprocess.PIPE)
     wait_until(lambda: shards_done(output) > 1, run)
@@ -187,7 +187,7 @@ def test_an_input_that_changes_meanwhile(server, poisoned, tmp_path):
 
 
 def test_two_versions(job, tmp_path):
-    """A run is of one model version: another default, or another version said, does not go on."""
+    """A run resumes only with its own model version, by default and by option."""
     source = write(tmp_path / "in.jsonl", {"query": [[[1.0] * 12], [[1.0]]]})
     with pytest.raises(Exception, match="rows failed"):
         score(job(source, tmp_path / "out.jsonl", "self", shard_rows=1, version=1, max_errors=0))
@@ -197,7 +197,7 @@ def test_two_versions(job, tmp_path):
 
 
 def test_a_run_that_did_nothing_binds_nobody(job, tmp_path):
-    """After outputs that the server refuses, the same run with others begins, without --restart."""
+    """A run with outputs that the server refuses does not bind the next run to its options."""
     source = write_texts(tmp_path / "in.jsonl", 3)
     for outputs in ([{"name": "wieghts"}], [{"name": "weights", "heads": [99]}]):
         with pytest.raises(Refused, match="outputs"):
@@ -208,7 +208,7 @@ def test_a_run_that_did_nothing_binds_nobody(job, tmp_path):
 
 
 def test_what_is_not_ours_is_not_overwritten(job, tmp_path):
-    """A file that no run wrote stays, unless --restart says otherwise."""
+    """A file that no run wrote is replaced only with --restart."""
     source = write_texts(tmp_path / "in.jsonl", 3)
     (tmp_path / "out.jsonl").write_text("precious")
     with pytest.raises(Refused, match="no run that can be resumed wrote it"):
@@ -218,7 +218,7 @@ def test_what_is_not_ours_is_not_overwritten(job, tmp_path):
 
 
 def test_two_runs_exclude_each_other(server, poisoned, tmp_path):
-    """While a run writes an output, another is refused; a killed one holds nothing."""
+    """A second run of an output is refused while the first lives; a killed run holds no lock."""
     output = tmp_path / "out.parquet"
     first = begun(poisoned, output, *options(server))
     wait_until(lambda: shards_done(output) > 1, first)
@@ -249,7 +249,7 @@ def test_half_a_line_of_the_journal(job, tmp_path):
 
 
 def test_a_part_that_is_gone_or_cut(job, tmp_path):
-    """A part that is not what the journal says is made again."""
+    """A part that is missing, or of another size than the journal has, is written again."""
     source = stopped(job, tmp_path)
     first, second, *_ = sorted(journal_of(tmp_path / "out.jsonl").parent.glob("*.part"))
     first.unlink()
@@ -274,7 +274,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(server, poisoned, tmp_path, small_disk):
-    """Where there is no room, a run stops with a word and status 4; with room it goes on to the same bytes."""
+    """A full disk stops a run with a message and status 4; with room, the next run writes the same bytes."""
     assert scored(poisoned, tmp_path / "whole.parquet", *options(server)).returncode == 3
     output = small_disk / "out.parquet"
     done = scored(poisoned, output, *options(server))
@@ -289,7 +289,7 @@ def test_a_full_disk(server, poisoned, tmp_path, small_disk):
 
 
 def test_a_file_that_may_not_grow(server, poisoned, tmp_path):
-    """The limit of a file's size ends a run as a full disk does: in the end only the output is too large."""
+    """A limit of file size ends a run as a full disk does, here when the output is assembled."""
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     assert scored(poisoned, whole, *options(server)).returncode == 3
     limited = ["prlimit", f"--fsize={whole.stat().st_size - 1}", *command(poisoned, output, *options(server))]
@@ -303,7 +303,7 @@ def test_a_file_that_may_not_grow(server, poisoned, tmp_path):
 
 
 def test_memory_is_flat(server, tmp_path):
-    """Six times the rows take no more memory: not of the input, not of the output, not of answers under way."""
+    """Memory does not grow with the number of rows: neither by input, nor output, nor answers under way."""
 
     def peak(rows):
         flat = pa.array(np.random.default_rng(0).standard_normal(rows * 64 * 64, np.float32))
@@ -324,4 +324,4 @@ def test_memory_is_flat(server, tmp_path):
         return most / 1024
 
     small, large = peak(2000), peak(12000)
-    assert large < small + 80  # MiB; rows have 160 of them more, and answers as many
+    assert large < small + 80  # MiB; the rows have 160 more, and the answers too

@@ -1,4 +1,4 @@
-"""Batches of rows: their bounds, and how many are under way."""
+"""Batches of rows: the bounds of one, and of all under way."""
 
 import itertools
 
@@ -48,7 +48,7 @@ def test_a_batch_is_bounded_in_bytes(sizes, expected):
 
 
 def test_batches_keep_rows_and_order():
-    """Failed rows keep their places and weigh nothing; the last batch, and it alone, ends the shard."""
+    """A failed row keeps its place and adds no bytes; the last batch, and it alone, ends the shard."""
     rows = [failed(0), row(1, BATCH_BYTES), failed(2), row(3), failed(4)]
     batches = list(make_batches(7, rows))
     assert [batch.rows for batch in batches] == [rows[:3], rows[3:]]

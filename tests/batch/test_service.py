@@ -1,8 +1,7 @@
-"""The service at the other end: full, gone, back again, another."""
+"""The service behind a run: full, gone, back again, or with a changed model."""
 
 import shutil
 import signal
-import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +18,7 @@ from serving import Server, start_server
 from tests.batch.scoring import (
     SECONDS,
     begun,
+    free_port,
     rows_of,
     score,
     scored,
@@ -39,20 +39,14 @@ def source(tmp_path):
 
 @pytest.fixture
 def whole(server, source, tmp_path):
-    """What an undisturbed run writes."""
+    """The output's bytes after an undisturbed run."""
     done = scored(source, tmp_path / "whole.parquet", "--model", "multi", "--target", server.grpc, *OUTPUTS)
     assert done.returncode == 0
     return (tmp_path / "whole.parquet").read_bytes()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answered(server: Server) -> int:
-    """Return how many sequences a server has answered about."""
+    """Return the number of sequences that a server has answered."""
     statistics = requests.get(f"{server.url}/v2/models/multi/stats", timeout=10).json()
     return sum(int(each["inference_count"]) for each in statistics["model_stats"])
 
@@ -60,11 +54,11 @@ def answered(server: Server) -> int:
 def kill(server: Server) -> None:
     server.process.kill()
     server.process.wait()
-    server.process.returncode = 0  # on purpose: for who stops it, it has stopped well
+    server.process.returncode = 0  # killed on purpose, so that `start_server` accepts it
 
 
 def test_a_restarted_server(repository, source, whole, tmp_path):
-    """While the server is away the run waits; when it is back it goes on by itself, to the same bytes."""
+    """A run waits for a server that restarts, and writes the same bytes."""
     output, port = tmp_path / "out.parquet", free_port()
     arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
     with start_server(repository, "--grpc-port", port) as first:
@@ -81,7 +75,7 @@ def test_a_restarted_server(repository, source, whole, tmp_path):
 
 
 def test_a_lost_server(repository, source, whole, server, tmp_path):
-    """A server that does not come back ends a run with a word and status 4; another server goes on."""
+    """A server that stays away ends a run with a message and status 4; a run on a second server resumes it."""
     output = tmp_path / "out.parquet"
     with start_server(repository) as lost:
         arguments = ("--model", "multi", "--target", lost.grpc, "--patience", 0.5, *OUTPUTS)
@@ -97,7 +91,7 @@ def test_a_lost_server(repository, source, whole, server, tmp_path):
 
 
 def test_a_server_that_hangs(repository, source, tmp_path):
-    """A run that waits for an answer can be ended at once."""
+    """SIGTERM ends a run at once, even while it waits for an answer."""
     output = tmp_path / "out.parquet"
     with start_server(repository) as hanging:
         arguments = ("--model", "multi", "--target", hanging.grpc, "--timeout", 10 * SECONDS, *OUTPUTS)
@@ -110,7 +104,7 @@ def test_a_server_that_hangs(repository, source, tmp_path):
 
 
 def test_no_server(job, source, tmp_path):
-    """Without a server a run does not begin; without the model it is refused at once."""
+    """Without a server a run stops; without the model it is refused at once."""
     with pytest.raises(Stopped, match=r"no answer for 0\.5 s"):
         score(replace(job(source, tmp_path / "out.parquet", "multi", patience=0.5), target=f"127.0.0.1:{free_port()}"))
     with pytest.raises(Refused, match="no model 'none'"):
@@ -118,7 +112,7 @@ def test_no_server(job, source, tmp_path):
 
 
 def test_a_server_that_comes_later(repository, source, whole, tmp_path):
-    """A run that finds no server says so, waits for it, and goes on by itself."""
+    """A run without a server reports that it waits, and begins when the server starts."""
     output, port = tmp_path / "out.parquet", free_port()
     arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
     with begun(*arguments, stderr=subprocess.PIPE) as run:
@@ -132,7 +126,7 @@ def test_a_server_that_comes_later(repository, source, whole, tmp_path):
 
 
 def test_another_model_under_the_same_version(repository, source, tmp_path):
-    """When what is served under a version has changed, a run stops before it writes a row of the other."""
+    """When a version's files are replaced, a run stops before it writes a row of the new model."""
     output, port = tmp_path / "out.parquet", free_port()
     arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
     with start_server(repository, "--grpc-port", port) as first:
@@ -155,7 +149,7 @@ def test_another_model_under_the_same_version(repository, source, tmp_path):
 
 
 def test_a_version_that_goes(repository, tmp_path):
-    """A version that is served no longer ends a run with status 4, for it can go on when it is served again."""
+    """When the server drops the version, a run stops with status 4, since it can resume when the version is back."""
     source = write_vectors(tmp_path / "in.parquet", 2000)
     output, port = tmp_path / "out.parquet", free_port()
     models = Path(shutil.copytree(repository, tmp_path / "models"))
@@ -171,7 +165,7 @@ def test_a_version_that_goes(repository, tmp_path):
 
 
 def test_a_full_server(repository, source, whole, tmp_path):
-    """A server that takes one request at a time, and says so, is asked again when it wants; nothing is lost."""
+    """A full server is asked again after the time that it names, and no row is lost."""
     with start_server(repository, "--slots", 1, "--max-queued", 1) as narrow:
         names = [tmp_path / f"{i}.parquet" for i in range(3)]
         with ThreadPoolExecutor() as pool:
@@ -182,7 +176,7 @@ def test_a_full_server(repository, source, whole, tmp_path):
 
 
 def test_several_replicas(repository, server, source, whole, tmp_path):
-    """Of several addresses each gets a share, and the output is the same bytes."""
+    """Calls are balanced over several addresses, and the output has the same bytes."""
     with start_server(repository) as second:
         before = answered(server)
         arguments = ("--model", "multi", "--target", f"{server.grpc},{second.grpc}", *OUTPUTS)
@@ -194,7 +188,7 @@ def test_several_replicas(repository, server, source, whole, tmp_path):
 
 
 def test_the_engine_in_process(repository, source, whole, tmp_path):
-    """Without a server, the same core in the command's own process writes the same bytes."""
+    """The local engine in the command's own process writes the same bytes."""
     arguments = ("--model", "multi", "--engine", "local", "--models", repository, *OUTPUTS)
     done = scored(source, tmp_path / "out.parquet", *arguments)
     assert done.returncode == 0, done.stderr
@@ -205,7 +199,7 @@ def test_the_engine_in_process(repository, source, whole, tmp_path):
 
 @pytest.mark.parametrize("limits", [{"BATCH_ROWS": 1}, {"BATCH_ROWS": 7}, {"BATCH_BYTES": 1500}])
 def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypatch, limits):
-    """Whatever sequences travel together, each answer has the same bits."""
+    """The answer of a row does not depend on the rows in its batch."""
     for name, value in limits.items():
         monkeypatch.setattr(f"attention_batch.scorer.{name}", value)
     outputs = [{"name": "output", "pool": "mean"}, {"name": "entropy", "pool": "mean"}]
@@ -214,7 +208,7 @@ def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypa
 
 
 def test_a_server_that_asks_who_calls(repository, tmp_path):
-    """The token that all commands take is sent, and its limit waited for; without it a run is refused."""
+    """The token of the command line is sent, and its rate limit waited for; without a token a run is refused."""
     source = write_vectors(tmp_path / "in.parquet", 600)
     token = new_token()
     (tmp_path / "tokens.toml").write_text(f'[batch]\nsha256 = "{digest_of(token)}"\nmax_in_flight = 2\n')
