@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import serving
 from attention_batch.plan import ScoringJob
 from attention_batch.run import run
 from serving import clean_env
@@ -55,7 +56,7 @@ def begun(
 
 def wait_until(condition: Callable[[], object], process: "subprocess.Popen[bytes] | None" = None) -> None:
     """Wait for a condition, or the end of the process that should meet it."""
-    wait_until(lambda: bool(condition()) or (process is not None and process.poll() is not None), SECONDS)
+    serving.wait_until(lambda: bool(condition()) or (process is not None and process.poll() is not None), SECONDS)
 
 
 def events(stderr: bytes) -> list[dict[str, Any]]:
