@@ -15,7 +15,7 @@ from attention_client import AttentionClient, PermissionDenied, Unauthenticated
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth import callers as callers_module
-from attention_server.auth.callers import ANYONE, OPEN, Callers, digest_of, new_token
+from attention_server.auth.callers import ANYONE, PUBLIC_PATHS, Callers, digest_of, new_token
 from attention_server.domain.call import CallContext
 from attention_server.errors import LimitReached, Unimplemented
 from attention_server.errors import PermissionDenied as NotAllowed
@@ -218,7 +218,7 @@ def test_every_rpc_asks_who_calls(guarded):
         methods = all_methods(channel, guarded.nothing)
         assert {"/attention.v1.AttentionService/Attend", "/grpc.health.v1.Health/Check"} <= methods.keys()
         for method, streams in methods.items():
-            expected = "OK" if method in OPEN else "UNAUTHENTICATED"
+            expected = "OK" if method in PUBLIC_PATHS else "UNAUTHENTICATED"
             for token in (None, new_token(), "", "x"):
                 assert status_of(channel, method, streams, token) == expected, method
         assert status_of(channel, "/no.Such/Method", (False, False), None) == "UNAUTHENTICATED"
@@ -228,7 +228,7 @@ def test_every_rpc_that_does_something_asks_for_a_right(guarded):
     """A token without rights reads what is served; each other method says that it may not."""
     with grpc.insecure_channel(guarded.server.grpc) as channel:
         for method, streams in all_methods(channel, guarded.nothing).items():
-            if method in OPEN | READING_RPCS | STREAMS:
+            if method in PUBLIC_PATHS | READING_RPCS | STREAMS:
                 assert status_of(channel, method, streams, guarded.nothing) != "PERMISSION_DENIED"
             else:
                 assert status_of(channel, method, streams, guarded.nothing) == "PERMISSION_DENIED", method

@@ -9,7 +9,7 @@ from http.client import HTTPConnection
 
 import pytest
 import requests
-from attention_server.auth.callers import OPEN
+from attention_server.auth.callers import PUBLIC_PATHS
 from attention_server.rest import page
 from attention_server.rest.middleware import PUBLIC
 from serving import ROOT, Server, start_server
@@ -92,7 +92,7 @@ def test_open_paths_are_the_page_and_health(index):
     loaded = {f"/{path}" for path in re.findall(r'"(page/[^"]+)"', index.text)}
     assert len(loaded) == 3
     assert {"/", "/page/LICENSES.txt", *loaded} == page.PATHS
-    assert PUBLIC - page.PATHS == OPEN
+    assert PUBLIC - page.PATHS == PUBLIC_PATHS
 
 
 @pytest.mark.parametrize("path", ELSEWHERE)

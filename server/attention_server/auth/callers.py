@@ -33,7 +33,7 @@ ALL_RIGHTS: frozenset[Right] = frozenset({"attend", "repository"})
 PREFIX = "attn_"  # by which a token that leaked is found in text
 
 # Liveness and readiness need no credentials, by whichever protocol: paths of URLs, and of gRPC's methods.
-OPEN = frozenset(
+PUBLIC_PATHS = frozenset(
     {
         "/healthz",
         "/readyz",

@@ -12,7 +12,7 @@ from typing import Any, Self
 import structlog
 from google.protobuf.message import Message
 
-from attention_server.auth.callers import OPEN, Caller, Callers
+from attention_server.auth.callers import PUBLIC_PATHS, Caller, Callers
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.errors import InvalidRequest, Unimplemented
@@ -98,7 +98,7 @@ class Interceptor:
     def on_call(self, call: GrpcCall) -> None:
         """Take a call whose headers have arrived: refuse it at once, or start to answer it."""
         method = self._methods.get(call.method) if call.headers_error is None else None
-        if method and call.method in OPEN:
+        if method and call.method in PUBLIC_PATHS:
             call.limit_message(OPEN_BYTES)
             call.start(self._answer_open(call, method))
         elif method and method.computes and self._service.admission.is_closed:

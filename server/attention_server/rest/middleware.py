@@ -6,7 +6,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from attention_server.auth.callers import OPEN, Callers
+from attention_server.auth.callers import PUBLIC_PATHS, Callers
 from attention_server.auth.hosts import HostPolicy
 from attention_server.codecs.errors import status_name
 from attention_server.domain.request_record import OK, REQUEST_ID, SERVER_TIMING, RequestRecord, request_id
@@ -17,7 +17,7 @@ from attention_server.telemetry.observer import Observer
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # Paths that need no credentials; a path matches only as a whole.
-PUBLIC = OPEN | page.PATHS
+PUBLIC = PUBLIC_PATHS | page.PATHS
 
 
 class ObservingMiddleware:
