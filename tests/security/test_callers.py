@@ -387,16 +387,16 @@ def test_two_tokens_of_one_caller(tmp_path):
     first, second = new_token(), new_token()
     text = f'[a]\nsha256 = ["{digest_of(first)}", "{digest_of(second)}"]\nmax_in_flight = 1'
     callers = Callers(written(tmp_path / "tokens.toml", text))
-    leave = callers.identify(f"Bearer {first}").enter()
+    leave = callers.authenticate(f"Bearer {first}").enter()
     with pytest.raises(LimitReached):
-        callers.identify(f"bearer {second}").enter()
+        callers.authenticate(f"bearer {second}").enter()
     leave()
-    callers.identify(f"bearer {second}").enter()
+    callers.authenticate(f"bearer {second}").enter()
 
 
 def test_no_file_asks_nobody():
     """Without a file, everyone is anyone."""
-    assert Callers().identify(None) is ANYONE
+    assert Callers().authenticate(None) is ANYONE
 
 
 def test_every_token_is_compared(tmp_path, monkeypatch):
@@ -407,10 +407,10 @@ def test_every_token_is_compared(tmp_path, monkeypatch):
     tokens = [new_token() for _ in range(5)]
     lines = (f'[c{i}]\nsha256 = "{digest_of(token)}"\n' for i, token in enumerate(tokens))
     callers = Callers(written(tmp_path / "tokens.toml", "".join(lines)))
-    assert callers.identify(f"Bearer {tokens[0]}").name == "c0"
+    assert callers.authenticate(f"Bearer {tokens[0]}").name == "c0"
     assert len(compared) == 5
     with pytest.raises(NoCredentials):
-        callers.identify(f"Bearer {new_token()}")
+        callers.authenticate(f"Bearer {new_token()}")
     assert len(compared) == 10
 
 
@@ -460,7 +460,7 @@ def test_requests_a_second(tmp_path, monkeypatch):
     token, now = new_token(), [100.0]
     monkeypatch.setattr(callers_module.time, "monotonic", lambda: now[0])
     lines = f'[a]\nsha256 = "{digest_of(token)}"\nrequests_per_second = 4\n'
-    caller = Callers(written(tmp_path / "tokens.toml", lines)).identify(f"Bearer {token}")
+    caller = Callers(written(tmp_path / "tokens.toml", lines)).authenticate(f"Bearer {token}")
     for _ in range(4):
         caller.enter()()
     with pytest.raises(LimitReached, match="4 requests a second") as caught:

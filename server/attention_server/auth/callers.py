@@ -133,7 +133,7 @@ class Callers:
         self._known: dict[str, Caller] = {}
         self._tokens = None if path is None else FileWatcher("tokens", (path,), lambda: self._read(path))
 
-    def identify(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         """Return whose credentials these are.
 
         Args:

@@ -120,7 +120,7 @@ class Interceptor:
         with _Observation(self._service.observer, call, method) as observation:
             if call.headers_error is not None:
                 raise call.headers_error
-            caller = self._callers.identify(_text(call.headers.get(b"authorization")))
+            caller = self._callers.authenticate(_text(call.headers.get(b"authorization")))
             context = observation.enter(caller)
             if method is None:
                 raise Unimplemented(f"there is no method {call.method[:256]}")
@@ -133,7 +133,7 @@ class Interceptor:
         """Take a call if there is a permit for it; otherwise refuse it now, before its message is received."""
         observation = _Observation(self._service.observer, call, method)
         try:
-            context = observation.enter(self._callers.identify(_text(call.headers.get(b"authorization"))))
+            context = observation.enter(self._callers.authenticate(_text(call.headers.get(b"authorization"))))
             permit = self._service.admission.permit(context.caller)
             permit.__enter__()  # left by `_answer_admitted`
         except Exception as error:  # noqa: BLE001 # the caller is told, or it is logged

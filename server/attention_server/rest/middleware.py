@@ -71,7 +71,7 @@ class ObservingMiddleware:
             self._check_host(request)
             if self._mutual and not request.state.certificate:
                 raise Unauthenticated("show a certificate that an authority of this server's has signed")
-            caller = self._callers.identify(request.headers.get("authorization"))
+            caller = self._callers.authenticate(request.headers.get("authorization"))
             _check_origin(request)
             leave = caller.enter()
         except AttentionServiceError as error:
