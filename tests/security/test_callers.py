@@ -387,11 +387,11 @@ def test_two_tokens_of_one_caller(tmp_path):
     first, second = new_token(), new_token()
     text = f'[a]\nsha256 = ["{digest_of(first)}", "{digest_of(second)}"]\nmax_in_flight = 1'
     callers = Callers(written(tmp_path / "tokens.toml", text))
-    leave = callers.authenticate(f"Bearer {first}").enter()
+    leave = callers.authenticate(f"Bearer {first}").begin_request()
     with pytest.raises(LimitReached):
-        callers.authenticate(f"bearer {second}").enter()
+        callers.authenticate(f"bearer {second}").begin_request()
     leave()
-    callers.authenticate(f"bearer {second}").enter()
+    callers.authenticate(f"bearer {second}").begin_request()
 
 
 def test_no_file_asks_nobody():
@@ -462,16 +462,16 @@ def test_requests_a_second(tmp_path, monkeypatch):
     lines = f'[a]\nsha256 = "{digest_of(token)}"\nrequests_per_second = 4\n'
     caller = Callers(written(tmp_path / "tokens.toml", lines)).authenticate(f"Bearer {token}")
     for _ in range(4):
-        caller.enter()()
+        caller.begin_request()()
     with pytest.raises(LimitReached, match="4 requests a second") as caught:
-        caller.enter()
+        caller.begin_request()
     assert caught.value.retry_after == pytest.approx(0.25)
     now[0] += 0.25
-    caller.enter()()
+    caller.begin_request()()
     with pytest.raises(LimitReached):
-        caller.enter()
+        caller.begin_request()
     now[0] += 60  # what was not used is not saved up
     for _ in range(4):
-        caller.enter()()
+        caller.begin_request()()
     with pytest.raises(LimitReached):
-        caller.enter()
+        caller.begin_request()

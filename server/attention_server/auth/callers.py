@@ -84,7 +84,7 @@ class Caller:
     _counted: float = field(default=0.0, init=False, repr=False, compare=False)  # 0 was long ago: the bucket is full
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
-    def enter(self) -> Callable[[], None] | None:
+    def begin_request(self) -> Callable[[], None] | None:
         """Begin a request; return what ends it, to be called once; None where nobody counts.
 
         Raises:

@@ -225,7 +225,7 @@ class _Observation:
             LimitReached: the caller has as many calls as it may.
         """
         self._record.caller = caller.name or self._record.caller
-        leave = caller.enter()
+        leave = caller.begin_request()
         if leave:
             self._call.add_done_callback(leave)
         return make_context(self._call, caller, self._record)

@@ -73,7 +73,7 @@ class ObservingMiddleware:
                 raise Unauthenticated("show a certificate that an authority of this server's has signed")
             caller = self._callers.authenticate(request.headers.get("authorization"))
             _check_origin(request)
-            leave = caller.enter()
+            leave = caller.begin_request()
         except AttentionServiceError as error:
             await _refuse(error, request, receive, send)
             return
