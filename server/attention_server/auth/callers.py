@@ -49,7 +49,7 @@ PUBLIC_PATHS = frozenset(
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Entry(BaseModel):
+class CallerConfig(BaseModel):
     """One caller, as the file has it.
 
     Attributes:
@@ -180,10 +180,10 @@ def digest_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _entries(path: Path) -> dict[str, Entry]:
+def _entries(path: Path) -> dict[str, CallerConfig]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        entries = TypeAdapter(dict[str, Entry]).validate_python(content)
+        entries = TypeAdapter(dict[str, CallerConfig]).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]  # an input may be a secret in a wrong place
         where = ".".join(str(part) for part in first["loc"])
@@ -196,7 +196,7 @@ def _entries(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _digests(entry: Entry) -> list[str]:
+def _digests(entry: CallerConfig) -> list[str]:
     return [entry.sha256] if isinstance(entry.sha256, str) else entry.sha256
 
 
