@@ -10,7 +10,7 @@ from attention_server.auth.file_watcher import FileWatcher
 
 
 @dataclass(frozen=True, slots=True)
-class Pem:
+class TlsContexts:
     """What the files hold, in the forms of the two ports."""
 
     http: ssl.SSLContext
@@ -32,11 +32,11 @@ class Certificates:
     def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
         self.mutual = client_ca is not None
         paths = (cert, key) if client_ca is None else (cert, key, client_ca)
-        self._pem = FileWatcher("certificates", paths, lambda: _read(cert, key, client_ca))
+        self._contexts = FileWatcher("certificates", paths, lambda: _read(cert, key, client_ca))
 
-    def current(self) -> Pem:
+    def current(self) -> TlsContexts:
         """Return what the files say now."""
-        return self._pem.get()
+        return self._contexts.get()
 
 
 def grpc_context(certificates: Certificates) -> ssl.SSLContext:
@@ -86,7 +86,7 @@ def _context(mode: ssl.VerifyMode) -> ssl.SSLContext:
     return context
 
 
-def _read(cert: Path, key: Path, client_ca: Path | None) -> Pem:
+def _read(cert: Path, key: Path, client_ca: Path | None) -> TlsContexts:
     contexts = [_context(ssl.CERT_NONE if client_ca is None else ssl.CERT_OPTIONAL) for _ in range(2)]
     try:
         for context in contexts:
@@ -97,4 +97,4 @@ def _read(cert: Path, key: Path, client_ca: Path | None) -> Pem:
         raise ValueError(f"{cert} and {key}: no certificate with its key: {error.reason or error}") from error
     http, grpc = contexts
     grpc.set_alpn_protocols(["h2"])
-    return Pem(http, grpc)
+    return TlsContexts(http, grpc)
