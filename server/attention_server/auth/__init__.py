@@ -1,1 +1,1 @@
-"""Callers, their tokens and certificates, and the files they are read from."""
+"""Authentication: tokens, TLS certificates, Host headers, and the files with tokens and certificates."""

@@ -1,4 +1,4 @@
-"""Who can reach the server, and by what they are known, as the settings say."""
+"""Tokens and certificates of both ports, opened from the settings."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ log = structlog.get_logger()
 
 
 class AccessError(Exception):
-    """Tokens or certificates cannot be used."""
+    """The files of tokens or certificates cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What both ports are opened with."""
+    """The callers and certificates of both ports; `certificates` is None without TLS."""
 
     callers: Callers
     certificates: Certificates | None
 
 
 def open_access(settings: Settings) -> Access:
-    """Read tokens and certificates, and warn of what others could do.
+    """Read tokens and certificates; warn if the settings let other machines in without them.
 
     Raises:
-        AccessError: they cannot be used.
+        AccessError: a file cannot be used.
     """
     try:
         certificates = _certificates(settings)

@@ -1,4 +1,4 @@
-"""Who may call: bearer tokens from a file, with a name, rights and limits each.
+"""Callers: bearer tokens from a file, each with a name, rights and limits.
 
     [search]
     sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -6,8 +6,8 @@
     max_in_flight = 8
     requests_per_second = 100
 
-The file holds the SHA-256 of each token, not the token. A slow hash protects what people choose; a token is 256 random
-bits, which nobody finds by trying, and a slow hash would be paid on every request.
+The file has the SHA-256 of each token, not the token. Slow hashes protect passwords that people choose; a token is 256
+random bits, which cannot be guessed, and a slow hash would cost time on every request.
 """
 
 import base64
@@ -30,9 +30,9 @@ from attention_server.domain.call import Right
 from attention_server.errors import LimitReached, Unauthenticated
 
 ALL_RIGHTS: frozenset[Right] = frozenset({"attend", "repository"})
-PREFIX = "attn_"  # by which a token that leaked is found in text
+PREFIX = "attn_"  # lets scanners find leaked tokens in text
 
-# Liveness and readiness need no credentials, by whichever protocol: paths of URLs, and of gRPC's methods.
+# Liveness and readiness need no credentials: paths of URLs and of gRPC methods.
 PUBLIC_PATHS = frozenset(
     {
         "/healthz",
@@ -50,13 +50,14 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class CallerConfig(BaseModel):
-    """One caller, as the file has it.
+    """A caller's table in the token file.
 
     Attributes:
-        sha256: of its token; two while one takes the other's place.
-        rights: `attend` computes and keeps memories; `repository` loads and unloads models. None reads descriptions.
-        max_in_flight: how many of its requests may be here at once.
-        requests_per_second: how many may come, averaged over a second.
+        sha256: the SHA-256 of the caller's token; a list while one token replaces another.
+        rights: `attend` computes and keeps memories; `repository` loads and unloads models. A caller without rights
+            reads descriptions.
+        max_in_flight: the most requests at once; None for no limit.
+        requests_per_second: the most requests, averaged over a second; None for no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -69,10 +70,13 @@ class CallerConfig(BaseModel):
 
 @dataclass
 class Caller:
-    """Who calls, what they may do, and how much of it at once.
+    """A caller with its rights, limits and counts of requests.
 
     Attributes:
-        name: the token's, or a client certificate's; empty for one who is not known by name.
+        name: the name in the token file or the client certificate; empty for an anonymous caller.
+        rights: the caller's rights.
+        max_in_flight: the most requests at once; None for no limit.
+        requests_per_second: the most requests, averaged over a second; None for no limit.
     """
 
     name: str = ""
@@ -80,15 +84,15 @@ class Caller:
     max_in_flight: int | None = None
     requests_per_second: float | None = None
     _in_flight: int = field(default=0, init=False, repr=False, compare=False)
-    _earned: float = field(default=0.0, init=False, repr=False, compare=False)
-    _counted: float = field(default=0.0, init=False, repr=False, compare=False)  # 0 was long ago: the bucket is full
+    _bucket: float = field(default=0.0, init=False, repr=False, compare=False)
+    _refilled: float = field(default=0.0, init=False, repr=False, compare=False)  # long ago: the bucket begins full
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def begin_request(self) -> Callable[[], None] | None:
-        """Begin a request; return what ends it, to be called once; None where nobody counts.
+        """Count a request; return a function to call once at its end, or None for a caller without limits.
 
         Raises:
-            LimitReached: too many are here, or came within a second.
+            LimitReached: the caller is over its limit of requests at once or of requests per second.
         """
         if self.max_in_flight is None and self.requests_per_second is None:
             return None
@@ -96,78 +100,79 @@ class Caller:
             if self.max_in_flight is not None and self._in_flight >= self.max_in_flight:
                 raise LimitReached(f"{self.name} has {self._in_flight} requests in flight, as many as it may")
             if self.requests_per_second is not None:
-                self._spend(self.requests_per_second)
+                self._take_from_bucket(self.requests_per_second)
             self._in_flight += 1
-        return self._leave
+        return self._end_request
 
-    def _leave(self) -> None:
+    def _end_request(self) -> None:
         with self._lock:
             self._in_flight -= 1
 
-    def _spend(self, rate: float) -> None:
-        """Take one from a bucket that fills at the rate and holds a second's worth."""
+    def _take_from_bucket(self, rate: float) -> None:
+        """Take one request from a bucket that fills at `rate` and holds at most one second's requests, or one."""
         now = time.monotonic()
-        self._earned = min(max(1.0, rate), self._earned + (now - self._counted) * rate)
-        self._counted = now
-        if self._earned < 1:
+        self._bucket = min(max(1.0, rate), self._bucket + (now - self._refilled) * rate)
+        self._refilled = now
+        if self._bucket < 1:
             reached = LimitReached(f"{self.name} may send {rate:g} requests a second")
-            reached.retry_after = (1 - self._earned) / rate
+            reached.retry_after = (1 - self._bucket) / rate
             raise reached
-        self._earned -= 1
+        self._bucket -= 1
 
 
 ANYONE = Caller()
 
 
 class Callers:
-    """Knows callers by their tokens; without a file, everyone may do everything.
+    """The known callers, by their tokens. Without a token file every caller is anonymous and has every right.
 
     Args:
-        path: of the file of tokens.
+        path: the token file.
 
     Raises:
-        OSError, ValueError: it cannot be read.
+        OSError, ValueError: the file cannot be read or is invalid.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._known: dict[str, Caller] = {}
-        self._tokens = None if path is None else FileWatcher("tokens", (path,), lambda: self._read(path))
+        self._by_name: dict[str, Caller] = {}
+        self._file = None if path is None else FileWatcher("tokens", (path,), lambda: self._read(path))
 
     def authenticate(self, authorization: str | None) -> Caller:
-        """Return whose credentials these are.
+        """Return the caller with these credentials.
 
         Args:
-            authorization: the header's value: `Bearer TOKEN`; or, from a browser, `Basic` with the token as password.
+            authorization: the value of the Authorization header: `Bearer TOKEN`, or `Basic` with the token as the
+                password, which browsers send.
 
         Raises:
-            Unauthenticated: there are none, or nobody's.
+            Unauthenticated: there are no credentials, or the token is unknown.
         """
-        if self._tokens is None:
+        if self._file is None:
             return ANYONE
         if not authorization:
             raise Unauthenticated("send a token as `Authorization: Bearer TOKEN`")
         digest = digest_of(_token(authorization))
         found = None
-        for known, caller in self._tokens.get():
-            if hmac.compare_digest(known, digest):  # every one is compared, so that time tells nothing
+        for known, caller in self._file.get():
+            if hmac.compare_digest(known, digest):  # no early end: the time must not depend on the match
                 found = caller
         if found is None:
             raise Unauthenticated("this token is nobody's, or no longer")
         return found
 
     def _read(self, path: Path) -> list[tuple[str, Caller]]:
-        entries = _entries(path)
+        configs = _parse(path)
         callers = {
-            name: Caller(name, frozenset(entry.rights), entry.max_in_flight, entry.requests_per_second)
-            for name, entry in entries.items()
+            name: Caller(name, frozenset(config.rights), config.max_in_flight, config.requests_per_second)
+            for name, config in configs.items()
         }
-        for name in callers.keys() & self._known.keys():
-            before = self._known[name]
-            # Requests under way end at the object that counted them: where nothing changed, it stays.
-            if before == callers[name]:
-                callers[name] = before
-        self._known = callers
-        return [(digest, callers[name]) for name, entry in entries.items() for digest in _digests(entry)]
+        for name in callers.keys() & self._by_name.keys():
+            previous = self._by_name[name]
+            # Requests in flight are counted by their Caller object, so an unchanged caller keeps its object.
+            if previous == callers[name]:
+                callers[name] = previous
+        self._by_name = callers
+        return [(digest, callers[name]) for name, config in configs.items() for digest in _digests(config)]
 
 
 def new_token() -> str:
@@ -176,28 +181,30 @@ def new_token() -> str:
 
 
 def digest_of(token: str) -> str:
-    """Return what the file holds of a token."""
+    """Return the SHA-256 of a token, as in the token file."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _entries(path: Path) -> dict[str, CallerConfig]:
+def _parse(path: Path) -> dict[str, CallerConfig]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        entries = TypeAdapter(dict[str, CallerConfig]).validate_python(content)
+        configs = TypeAdapter(dict[str, CallerConfig]).validate_python(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]  # an input may be a secret in a wrong place
+        first = error.errors(include_url=False, include_input=False)[
+            0
+        ]  # the input is left out: it may be a misplaced secret
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path}: {where}: {first['msg']}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    digests = [digest for entry in entries.values() for digest in _digests(entry)]
+    digests = [digest for config in configs.values() for digest in _digests(config)]
     if len(set(digests)) < len(digests):
         raise ValueError(f"{path}: two callers have the same token")
-    return entries
+    return configs
 
 
-def _digests(entry: CallerConfig) -> list[str]:
-    return [entry.sha256] if isinstance(entry.sha256, str) else entry.sha256
+def _digests(config: CallerConfig) -> list[str]:
+    return [config.sha256] if isinstance(config.sha256, str) else config.sha256
 
 
 def _token(authorization: str) -> str:

@@ -1,4 +1,4 @@
-"""TLS of both ports: a certificate, its key and the authorities of callers' certificates, renewed without a restart."""
+"""TLS contexts of both ports, made anew when the files of certificates change."""
 
 import ssl
 from asyncio import BaseTransport
@@ -11,22 +11,22 @@ from attention_server.auth.file_watcher import FileWatcher
 
 @dataclass(frozen=True, slots=True)
 class TlsContexts:
-    """What the files hold, in the forms of the two ports."""
+    """A TLS context for each port, from the same files."""
 
     http: ssl.SSLContext
     grpc: ssl.SSLContext
 
 
 class Certificates:
-    """The files of a certificate, looked at anew when a connection is made.
+    """The server's certificate and the authorities of client certificates, read again when the files change.
 
     Args:
-        cert: the server's certificate and those that lead to its authority, PEM.
-        key: its key, PEM, without a password.
-        client_ca: the authorities of callers' certificates; None asks for no certificate.
+        cert: the server's certificate chain, PEM.
+        key: the certificate's private key, PEM, without a password.
+        client_ca: the authorities of client certificates, PEM; None for TLS without client certificates.
 
     Raises:
-        OSError, ValueError: they cannot be used.
+        OSError, ValueError: a file cannot be read, or key and certificate do not match.
     """
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
@@ -35,29 +35,29 @@ class Certificates:
         self._contexts = FileWatcher("certificates", paths, lambda: _read(cert, key, client_ca))
 
     def current(self) -> TlsContexts:
-        """Return what the files say now."""
+        """Return the contexts of the files as they are now."""
         return self._contexts.get()
 
 
 def grpc_context(certificates: Certificates) -> ssl.SSLContext:
-    """Return what a gRPC port is opened with.
+    """Return the TLS context of a gRPC port.
 
-    With authorities of callers, there is no connection without a certificate, for health neither.
+    With mutual TLS every connection needs a client certificate, for health checks too.
     """
     return _renewed(ssl.CERT_REQUIRED if certificates.mutual else ssl.CERT_NONE, lambda: certificates.current().grpc)
 
 
 def http_context(certificates: Certificates) -> ssl.SSLContext:
-    """Return what an HTTP port is opened with.
+    """Return the TLS context of an HTTP port.
 
-    With authorities of callers, a certificate of theirs is verified; that there is one is asked for later, for
-    liveness and readiness need none.
+    With mutual TLS a client certificate is verified if there is one. The middleware refuses requests without one,
+    except for liveness and readiness.
     """
     return _renewed(ssl.CERT_OPTIONAL if certificates.mutual else ssl.CERT_NONE, lambda: certificates.current().http)
 
 
 def common_name(transport: BaseTransport) -> str | None:
-    """Return the common name in a peer's certificate, empty where it has none; None without a certificate."""
+    """Return the common name in a peer's certificate; empty if it has none, None without a certificate."""
     connection = transport.get_extra_info("ssl_object")
     certificate = connection.getpeercert() if connection else None
     if not certificate:
@@ -69,7 +69,7 @@ def _renewed(mode: ssl.VerifyMode, current: Callable[[], ssl.SSLContext]) -> ssl
     def renew(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
         connection.context = current()
 
-    # The first context only begins the handshake; which certificate is shown is chosen then.
+    # This context begins each handshake; the callback replaces it with the current one.
     context = _context(mode)
     context.sni_callback = renew
     return context
@@ -80,7 +80,7 @@ def _context(mode: ssl.VerifyMode) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = mode
     if mode is not ssl.CERT_NONE:
-        # A session resumed by a ticket would not be verified again, by an authority that is one no longer.
+        # A session resumed by a ticket is not verified again, even if its authority has been removed.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
     return context
@@ -90,7 +90,7 @@ def _read(cert: Path, key: Path, client_ca: Path | None) -> TlsContexts:
     contexts = [_context(ssl.CERT_NONE if client_ca is None else ssl.CERT_OPTIONAL) for _ in range(2)]
     try:
         for context in contexts:
-            context.load_cert_chain(cert, key, password="")  # or OpenSSL would ask for one on the terminal
+            context.load_cert_chain(cert, key, password="")  # without a password OpenSSL would prompt on the terminal
             if client_ca is not None:
                 context.load_verify_locations(client_ca)
     except ssl.SSLError as error:

@@ -1,4 +1,4 @@
-"""A value read from files, and read again when they change, so that secrets are renewed without a restart."""
+"""A value read from files, and read again when the files change."""
 
 import threading
 import time
@@ -12,19 +12,19 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-SECONDS = 1.0  # between two looks at the files: what was revoked is refused that soon
+CHECK_SECONDS = 1.0  # between two checks of the files: the delay until a revoked token is refused
 
 
 class FileWatcher(Generic[T]):
-    """What files say now. A change that cannot be read is logged, and what they said before stays.
+    """A value that follows its files. Changed files that cannot be used are logged and leave the value as it was.
 
     Args:
-        what: they are, for the log.
+        what: a name of the files for the log.
         paths: the files.
-        read: them; raises OSError or ValueError where they say nothing that can be used.
+        read: returns the value; raises OSError or ValueError if the files cannot be used.
 
     Raises:
-        OSError, ValueError: they cannot be read at the start.
+        OSError, ValueError: the files cannot be used at the start.
     """
 
     def __init__(self, what: str, paths: tuple[Path, ...], read: Callable[[], T]) -> None:
@@ -32,22 +32,22 @@ class FileWatcher(Generic[T]):
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
-        self._seen = self._state()
+        self._seen = self._fingerprint()
         self._value = read()
-        self._next_look = time.monotonic() + SECONDS
+        self._next_check = time.monotonic() + CHECK_SECONDS
 
     def get(self) -> T:
-        """Return the value; look whether the files have changed, if the last look is some time ago."""
-        if time.monotonic() >= self._next_look and self._lock.acquire(blocking=False):
+        """Return the value, after reading changed files; the files are checked at most once in CHECK_SECONDS."""
+        if time.monotonic() >= self._next_check and self._lock.acquire(blocking=False):
             try:
-                self._look()
+                self._check()
             finally:
                 self._lock.release()
         return self._value
 
-    def _look(self) -> None:
-        self._next_look = time.monotonic() + SECONDS
-        state = self._state()
+    def _check(self) -> None:
+        self._next_check = time.monotonic() + CHECK_SECONDS
+        state = self._fingerprint()
         if state == self._seen:
             return
         self._seen = state
@@ -60,11 +60,11 @@ class FileWatcher(Generic[T]):
         else:
             log.info("files changed and were read again", what=self._what)
 
-    def _state(self) -> list[tuple[int, int, int] | None]:
-        return [_state(path) for path in self._paths]
+    def _fingerprint(self) -> list[tuple[int, int, int] | None]:
+        return [_file_state(path) for path in self._paths]
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
+def _file_state(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""`attention-token NAME`: make a token, and the lines of the file of tokens that let it in."""
+"""The command `attention-token NAME`: make a token and its table for the token file."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from attention_server.domain.call import Right
 
 
 def main() -> None:
-    """Print the lines for the file on stdout, and the token, which is kept nowhere, on stderr."""
+    """Print the table for the token file on stdout, and the token, which is stored nowhere, on stderr."""
     parser = argparse.ArgumentParser(
         "attention-token",
         description="Makes a token for a caller. What belongs into the file of tokens goes to stdout, to be appended; "
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--rights", nargs="*", choices=get_args(Right), default=["attend"], help="what it may do")
     arguments = parser.parse_args()
     token = new_token()
-    # A basic string of TOML is written as JSON's is.
+    # A JSON string is a valid basic string of TOML.
     sys.stdout.write(
         f"[{json.dumps(arguments.name)}]\nsha256 = {json.dumps(digest_of(token))}\n"
         f"rights = {json.dumps(arguments.rights)}\n"
