@@ -83,7 +83,8 @@ format: .venv-dev/.ready ## format the code and mend what the linter can
 	$(DEV)/ruff format .
 	$(DEV)/ruff check --fix .
 
-proto: .venv-dev/.ready ## generate attention_proto and the OpenAPI document
+proto: .venv-dev/.ready ## generate attention_proto and the OpenAPI document; refuses a contract that breaks the landed one
+	proto/lint.sh $(DEV)
 	$(DEV)/python proto/generate.py
 
 web: setup ## bundle the page and the viewer of exported files

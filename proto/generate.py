@@ -1,7 +1,8 @@
 """Generate code and documents from the contract and the table of stages; with --check, fail where they differ.
 
 Written: the modules of `attention_proto`, from the .proto files; the list of stages in the comment of `OutputSpec.name`
-and the OpenAPI document of the REST API, from the contract and `attention_proto/stages.py`.
+and the OpenAPI document of the REST API, from the contract and `attention_proto/stages.py`; and `attention.binpb`, the
+contract that `lint.sh` compares the next one with.
 
 The generated modules live inside the package `attention_proto`, so that the distribution claims one top-level name;
 protoc writes imports from the proto root, which are moved here.
@@ -25,6 +26,7 @@ ROOT = HERE.parent
 PACKAGE = HERE / "attention_proto"
 CONTRACT = "attention/v1/attention.proto"
 PROTOS = (CONTRACT, "inference/grpc_predict_v2.proto")
+LANDED = HERE / "attention.binpb"
 OPENAPI = ROOT / "server/attention_server/rest/openapi.json"
 # The comment of OutputSpec.name, from its first line to the field.
 STAGES_COMMENT = re.compile(
@@ -58,6 +60,7 @@ def generated() -> Iterator[tuple[Path, bytes]]:
         descriptors = Path(scratch) / "descriptors.binpb"
         yield from modules(Path(scratch), descriptors)
         yield OPENAPI, openapi(descriptors)
+        yield LANDED, landed(Path(scratch) / "landed.binpb")
 
 
 def with_stages(contract: str) -> str:
@@ -81,18 +84,27 @@ def modules(scratch: Path, descriptors: Path) -> Iterator[tuple[Path, bytes]]:
         scratch: an empty folder.
         descriptors: the file to write the messages' descriptors with their comments to.
     """
-    scripts = Path(sysconfig.get_path("scripts"))
-    command = [sys.executable, "-m", "grpc_tools.protoc"]
-    command += [f"--proto_path={HERE}", f"--proto_path={sysconfig.get_path('purelib')}"]
-    command += [f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}"]
-    command += ["--include_source_info", f"--descriptor_set_out={descriptors}"]
-    command += [f"--python_out={scratch}", f"--grpc_python_out={scratch}", f"--mypy_out=quiet:{scratch}", *PROTOS]
-    subprocess.run(command, check=True)
+    options = [f"--plugin=protoc-gen-mypy={Path(sysconfig.get_path('scripts')) / 'protoc-gen-mypy'}"]
+    options += ["--include_source_info", f"--descriptor_set_out={descriptors}"]
+    options += [f"--python_out={scratch}", f"--grpc_python_out={scratch}", f"--mypy_out=quiet:{scratch}"]
+    protoc(*options, *PROTOS)
     for path in sorted(path for path in scratch.rglob("*_pb2*") if path.suffix in (".py", ".pyi")):
         content = re.sub(
             r"^from (attention|inference)(?=[. ])", r"from attention_proto.\1", path.read_text(), flags=re.MULTILINE
         )
         yield PACKAGE / path.relative_to(scratch), content.encode()
+
+
+def protoc(*options: str) -> None:
+    """Run protoc on the .proto files here; the one import of the contract comes from the installed googleapis."""
+    paths = (f"--proto_path={HERE}", f"--proto_path={sysconfig.get_path('purelib')}")
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *paths, *options], check=True)
+
+
+def landed(descriptors: Path) -> bytes:
+    """Return the contract's descriptors without comments, and those that it imports."""
+    protoc("--include_imports", f"--descriptor_set_out={descriptors}", CONTRACT)
+    return descriptors.read_bytes()
 
 
 def openapi(descriptors: Path) -> bytes:
