@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     models: Path = Field(default_factory=embedded_models, description="the repository of models")
     repository_mode: Literal["none", "poll", "explicit"] = Field(
         "none",
-        description="none loads all at the start, or ends; poll follows the folder; explicit loads what it is told to",
+        description="none loads all at the start; poll follows the folder; explicit loads what it is told to",
     )
     repository_poll: float = Field(5.0, gt=0, description="seconds between two looks at the folder, in mode poll")
     load_model: Annotated[tuple[ModelName | Literal["*"], ...], NoDecode] = Field(
@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     )
     default_version: Annotated[dict[ModelName, Version], NoDecode] = Field(
         {}, description="NAME=VERSION: the version that answers where none is named, in place of the latest; repeatable"
+    )
+    strict: bool = Field(
+        False, description="end the start when one version that is to be loaded at the start cannot be served"
     )
     max_version_mib: int = Field(4096, ge=1, description="the files of one version of a model, in MiB")
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")

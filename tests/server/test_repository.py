@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import requests
 from onnx import external_data_helper, numpy_helper
 from serving import run_server, start_server
 
@@ -31,7 +32,7 @@ def assert_refused(folder, *words, cwd=None):
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"attention-server: {folder}: "), last
+    assert last.startswith(f"attention-server: no model can be served: {folder}: "), last
     for word in words:
         assert word in last, last
 
@@ -224,51 +225,54 @@ BY_POSITION = (
 )
 BY_NEIGHBOURS = less_mean(1)
 BY_COMPANIONS = less_mean(0)
+# Rounded to int8 by the largest number of the whole tensor.
+ONE_SCALE = (
+    ("Abs", [], {}),
+    ("ReduceMax", [], {}),
+    ("Div", [np.float32(127)], {}),
+    ("Reciprocal", [], {}),
+    ("Mul", ["="], {}),
+    ("Round", [], {}),
+)
 ROW, SEQUENCE = "a row of", "the others of its batch"
 
 
-@pytest.mark.parametrize(
-    ("model", "file", "tensor", "steps", "word"),
-    [
-        ("dot", "attend.onnx", "query", BY_POSITION, ROW),
-        ("dot", "explain-masked.onnx", "query", BY_POSITION, ROW),
-        ("dot", "attend-masked.onnx", "query", BY_NEIGHBOURS, ROW),
-        ("multi", "explain.onnx", "query", BY_NEIGHBOURS, ROW),
-        ("multi", "explain.onnx", "weights", less_mean(2), ROW),
-        ("multi", "project.onnx", "key", BY_POSITION, ROW),
-        ("multi", "project.onnx", "value", BY_NEIGHBOURS, ROW),
-        ("multi", "pool.onnx", "query", BY_POSITION, ROW),
-        ("multi-head", "head.onnx", "output", less_mean(0), ROW),
-        ("multi", "attend.onnx", "query", BY_COMPANIONS, SEQUENCE),
-        ("multi", "attend.onnx", "k", BY_COMPANIONS, SEQUENCE),
-        ("multi", "project.onnx", "v", BY_COMPANIONS, SEQUENCE),
-        ("multi-head", "front.onnx", "query", BY_COMPANIONS, SEQUENCE),
-    ],
-)
-def test_rows_that_depend_on_each_other(folder, model, file, tensor, steps, word):
+DEPENDENT = [
+    ("dot", "attend.onnx", "query", BY_POSITION, ROW),
+    ("dot", "explain-masked.onnx", "query", BY_POSITION, ROW),
+    ("dot", "attend-masked.onnx", "query", BY_NEIGHBOURS, ROW),
+    ("multi", "explain.onnx", "query", BY_NEIGHBOURS, ROW),
+    ("multi", "explain.onnx", "weights", less_mean(2), ROW),
+    ("multi", "attend.onnx", "query", ONE_SCALE, ROW),
+    ("multi", "project.onnx", "key", BY_POSITION, ROW),
+    ("multi", "project.onnx", "value", BY_NEIGHBOURS, ROW),
+    ("multi", "pool.onnx", "query", BY_POSITION, ROW),
+    ("multi-head", "head.onnx", "output", less_mean(0), ROW),
+    ("multi", "attend.onnx", "query", BY_COMPANIONS, SEQUENCE),
+    ("multi", "attend.onnx", "k", BY_COMPANIONS, SEQUENCE),
+    ("multi", "project.onnx", "v", BY_COMPANIONS, SEQUENCE),
+    ("multi-head", "front.onnx", "query", BY_COMPANIONS, SEQUENCE),
+]
+
+
+def test_rows_that_depend_on_each_other(folder):
     """A graph that computes a row from its position, from other rows or from its batch is refused, with what differs:
     the server computes chosen rows, cut sequences and batches with the same graphs."""
-    spoiled = folder(model)
-    insert(spoiled / file, tensor, *steps)
-    edit(spoiled)
-    assert_refused(spoiled, f"{file}: ", word, "depends on")
-
-
-def test_one_scale_for_all_rows(folder):
-    """A graph that rounds its query to int8 by one scale for the tensor is refused: the scale is that of other rows."""
-    spoiled = folder("multi")
-    path = spoiled / "attend.onnx"
-    model = onnx.load(path)
-    for node in model.graph.node:
-        node.input[:] = ["rounded" if name == "query" else name for name in node.input]
-    to_int8 = onnx.helper.make_node("DynamicQuantizeLinear", ["query"], ["int8", "scale", "zero"])
-    back = onnx.helper.make_node("DequantizeLinear", ["int8", "scale", "zero"], ["rounded"])
-    kept = [to_int8, back, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    onnx.save(model, path)
-    edit(spoiled)
-    assert_refused(spoiled, "attend.onnx: ", "depends on")
+    good = folder("dot")
+    for version, (model, file, tensor, steps, _) in enumerate(DEPENDENT, 2):
+        spoiled = folder(model) if model != "dot" else good
+        moved = spoiled.parent / str(version)
+        (shutil.copytree if model == "dot" else shutil.move)(spoiled, moved)
+        insert(moved / file, tensor, *steps)
+        edit(moved)
+    with start_server(good.parents[1]) as server:
+        index = requests.post(f"{server.url}/v2/repository/index", timeout=5).json()
+    reasons = {int(entry["version"]): entry["reason"] for entry in index}
+    assert reasons.pop(1) == ""
+    assert len(reasons) == len(DEPENDENT)
+    for version, (_, file, tensor, _, word) in enumerate(DEPENDENT, 2):
+        assert reasons[version].startswith(f"{file}: "), (version, tensor, reasons[version])
+        assert word in reasons[version], (version, tensor, reasons[version])
 
 
 def test_no_models(tmp_path):
@@ -280,14 +284,41 @@ def test_no_models(tmp_path):
         assert str(folder) in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("missing", ["attend.onnx", "manifest.json"])
-def test_one_bad_version_of_two(folder, missing):
-    """A version that lacks a file, be it the manifest, is broken, not absent: it is not passed over for a good one."""
+@pytest.mark.parametrize(
+    ("missing", "mode"),
+    [
+        ("attend.onnx", ()),
+        ("manifest.json", ()),
+        ("attend.onnx", ("--repository-mode", "poll")),
+        ("attend.onnx", ("--repository-mode", "explicit", "--load-model=*")),
+    ],
+)
+def test_one_bad_version_of_two(folder, missing, mode):
+    """A version that cannot be served keeps no other from being served: it is in the log and the index with the
+    reason. With --strict it ends the start."""
     good = folder("dot")
     bad = good.parent / "2"
     shutil.copytree(good, bad)
     (bad / missing).unlink()
-    assert_refused(bad, missing)
+    with start_server(good.parents[1], *mode) as server:
+        assert f"{missing} cannot be read" in server.log
+        index = requests.post(f"{server.url}/v2/repository/index", timeout=5).json()
+        assert [(entry["version"], entry["state"]) for entry in index] == [("1", "READY"), ("2", "UNAVAILABLE")]
+        assert missing in index[1]["reason"]
+        answer = requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=5)
+        assert answer.json()["version"] == 1
+    done = run_server("--models", good.parents[1], *PORTS, *mode, "--strict")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"attention-server: a version cannot be served, and strict is set: {bad}: {missing}"), last
+
+
+def test_nothing_that_can_be_served(folder):
+    """Where no version can be served the start ends, with the reason of each."""
+    first, second = folder("dot"), folder("multi")
+    for spoiled in (first, second):
+        (spoiled / "attend.onnx").unlink()
+    assert_refused(first, "attend.onnx", f"; {second}: attend.onnx cannot be read")
 
 
 def test_what_is_no_version_is_left_alone(folder):

@@ -242,16 +242,63 @@ def test_a_folder_that_is_half_copied(models, repository, connect):
         wait_until(lambda: version_of(transport) == 2)
 
 
-def test_a_disk_that_goes_away(models, tmp_path, connect):
-    """From a repository that is gone as a whole nothing is concluded: what is loaded answers on."""
+def rename_root(models, aside):
+    models.rename(aside)
+    return lambda: aside.rename(models)
+
+
+def empty_root(models, aside):
+    """What an unmounted disk leaves: an empty folder."""
+    models.rename(aside)
+    models.mkdir()
+
+    def mount():
+        models.rmdir()
+        aside.rename(models)
+
+    return mount
+
+
+def empty_model(models, aside):
+    """The same, where each model has a disk of its own."""
+    return empty_root(models / "multi", aside)
+
+
+@pytest.mark.parametrize(
+    ("unmount", "words"),
+    [
+        (rename_root, "models is no folder that can be read"),
+        (empty_root, "models has become empty"),
+        (empty_model, "multi has become empty"),
+    ],
+)
+def test_a_disk_that_goes_away(models, publish, tmp_path, connect, unmount, words):
+    """A repository, or a model's folder, that vanishes or becomes empty retires nothing, which the log says once and
+    the index says; when it is back, what was removed from it goes."""
+    publish(1, model="dot")
     with start_server(models, *POLLING) as server:
-        models.rename(tmp_path / "away")
-        wait_until(lambda: "cannot be read" in server.log)
+
+        def index():
+            entries = requests.post(f"{server.url}/v2/repository/index", timeout=5).json()
+            return {entry["name"]: (entry["state"], entry["reason"]) for entry in entries}
+
+        mount = unmount(models, tmp_path / "away")
+        wait_until(lambda: words in server.log)
         transport = connect("grpc", server.rest, server.grpc)
         assert version_of(transport) == 1
-        (tmp_path / "away").rename(models)
-        shutil.rmtree(models / "multi/1")
+        state, reason = index()["multi"]
+        assert state == "READY"
+        assert words in reason
+        assert "serves on" in reason
+        mount()
+        wait_until(lambda: index()["multi"] == ("READY", ""))
+        assert "model unloaded" not in server.log
+        assert server.log.count(words) == 1
+        shutil.rmtree(models / "multi")
         wait_until(lambda: "model unloaded" in server.log)
+        assert list(index()) == ["dot"]
+        with refused("NOT_FOUND", "model", "there is dot"):
+            transport.attend("multi", query=QUERY)
 
 
 def test_a_pinned_default(models, publish, connect):

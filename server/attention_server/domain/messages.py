@@ -205,7 +205,7 @@ class IndexEntry:
         version: number of the version.
         state: READY answers requests; LOADING is verified and warmed; UNLOADING finishes the requests that hold it;
             UNAVAILABLE is in the repository and is not served.
-        reason: reason why the version is not ready; empty for READY.
+        reason: reason why the version is not ready; for READY empty, or why it is served without its folder.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What answers at this moment, and who holds it: each request takes a lease, and what goes waits for those it gave."""
+"""The loaded versions and the leases on them: a request leases a version, a retired version waits for its leases."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -9,12 +9,11 @@ from attention_server.inference.model import LoadedModel
 from attention_server.repository.loader import Fingerprint
 
 Key = tuple[str, int]  # a model's name and version; version 0 stands for its default
-Absence = Callable[[Key], Exception]
 
 
 @dataclass(slots=True, eq=False)
-class Served:
-    """A version that answers, what its folder looked like when it was read, and how many hold it."""
+class ServedVersion:
+    """A loaded version, the fingerprint of its folder when it was read, and the number of leases on it."""
 
     model: LoadedModel
     fingerprint: Fingerprint
@@ -22,109 +21,109 @@ class Served:
 
     @property
     def key(self) -> Key:
-        """Its name and version."""
+        """Name and version."""
         return self.model.name, self.model.version
 
 
 class Lease:
-    """Holds one version, whatever happens to the repository meanwhile; a context manager that gives the model."""
+    """A hold on one version, whatever happens to the repository meanwhile; a context manager that gives the model."""
 
-    __slots__ = ("_key", "_served", "_table")
+    __slots__ = ("_key", "_registry", "_version")
 
-    def __init__(self, table: "Table", key: Key) -> None:
-        self._table = table
+    def __init__(self, registry: "Registry", key: Key) -> None:
+        self._registry = registry
         self._key = key
 
     def __enter__(self) -> LoadedModel:
-        self._served = self._table.take(self._key)
-        return self._served.model
+        self._version = self._registry.acquire(self._key)
+        return self._version.model
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._table.give_back(self._served)
-        del self._served
+        self._registry.release(self._version)
+        del self._version
 
 
-class Table:
-    """What answers, by name and version. It changes as a whole, so that a look at it needs no lock.
+class Registry:
+    """Loaded versions by name and number. The mapping is replaced as a whole, so reading it needs no lock.
 
     Args:
-        default_versions: the default of a model that is not to be its latest, by name.
-        absence: says why a version does not answer.
+        default_versions: the pinned default of a model by name; of other models the latest version is the default.
+        absence: returns the error for a version that is not loaded.
     """
 
-    def __init__(self, default_versions: Mapping[str, int], absence: Absence) -> None:
+    def __init__(self, default_versions: Mapping[str, int], absence: Callable[[Key], Exception]) -> None:
         self._default_versions = default_versions
         self._absence = absence
         self._lock = threading.Lock()  # held for a moment, by every request
-        self._given_back = threading.Condition(self._lock)
-        self._served: dict[Key, Served] = {}  # a default stands twice
-        self._retired: list[Served] = []
-        self.open = False  # until then, nothing is given out
+        self._released = threading.Condition(self._lock)
+        self._versions: dict[Key, ServedVersion] = {}  # a default version has two keys
+        self._retired: list[ServedVersion] = []
+        self.is_open = False  # until the first load has ended, no lease is given
 
-    def take(self, key: Key) -> Served:
-        """Count one more who holds a version.
+    def acquire(self, key: Key) -> ServedVersion:
+        """Return a version with one more lease on it.
 
         Raises:
-            Exception: it does not answer, and why.
+            Exception: the version is not loaded; made by `absence`.
         """
         with self._lock:
-            served = self._served.get(key) if self.open else None
-            if served is not None:
-                served.leases += 1
-                return served
+            version = self._versions.get(key) if self.is_open else None
+            if version is not None:
+                version.leases += 1
+                return version
         raise self._absence(key)
 
-    def give_back(self, served: Served) -> None:
-        """Count one less."""
+    def release(self, version: ServedVersion) -> None:
+        """End one lease."""
         with self._lock:
-            served.leases -= 1
-            if not served.leases and self._retired:
-                self._given_back.notify_all()
+            version.leases -= 1
+            if not version.leases and self._retired:
+                self._released.notify_all()
 
-    def get(self, key: Key) -> Served | None:
-        """Return what answers, to look at."""
-        return self._served.get(key)
+    def get(self, key: Key) -> ServedVersion | None:
+        """Return a version without a lease; None for one that is not loaded."""
+        return self._versions.get(key)
 
-    def versions(self) -> list[Key]:
-        """Return every version that answers."""
-        return [key for key in self._served if key[1]]
+    def loaded(self) -> list[Key]:
+        """Return the names and numbers of all loaded versions."""
+        return [key for key in self._versions if key[1]]
 
-    def defaults(self) -> list[str]:
-        """Return the models whose default answers, by name."""
-        return sorted(name for name, version in self._served if not version)
+    def names(self) -> list[str]:
+        """Return the names of models that have a default version, sorted."""
+        return sorted(name for name, version in self._versions if not version)
 
-    def state(self) -> tuple[list[Key], list[Key]]:
-        """Return the versions that answer and those that wait for their last request, of one moment."""
+    def snapshot(self) -> tuple[list[Key], list[Key]]:
+        """Return the loaded and the retired versions of one moment."""
         with self._lock:
-            return self.versions(), [served.key for served in self._retired]
+            return self.loaded(), [version.key for version in self._retired]
 
-    def replace(self, key: Key, new: Served | None) -> list[Served]:
-        """Let a version take over, or go, for every request that comes from now on.
+    def replace(self, key: Key, new: ServedVersion | None) -> list[ServedVersion]:
+        """Put a version in the place of another, or remove it with None, for all requests from now on.
 
         Returns:
-            The one before it, if there is one: `wait` for it.
+            The version that was there, retired: pass it to `wait` and `forget`. Empty where there was none.
         """
         with self._lock:
-            table = {each: served for each, served in self._served.items() if each[1]}
-            old = table.pop(key, None)
+            versions = {each: version for each, version in self._versions.items() if each[1]}
+            old = versions.pop(key, None)
             if new is not None:
-                table[key] = new
-            for name, version in sorted(table):
-                if self._default_versions.get(name, version) == version:
-                    table[name, 0] = table[name, version]
-            self._served = table
+                versions[key] = new
+            for name, number in sorted(versions):
+                if self._default_versions.get(name, number) == number:
+                    versions[name, 0] = versions[name, number]
+            self._versions = versions
             retired = [] if old is None else [old]
             self._retired += retired
         return retired
 
-    def wait(self, served: Served, seconds: float) -> bool:
-        """Wait until nobody holds a version that was replaced; return whether that came within the time."""
+    def wait(self, retired: ServedVersion, seconds: float) -> bool:
+        """Wait until a retired version has no leases; return whether that came within the time."""
         with self._lock:
-            return self._given_back.wait_for(lambda: not served.leases, seconds)
+            return self._released.wait_for(lambda: not retired.leases, seconds)
 
-    def end(self, served: Served) -> None:
-        """Know no more of a version that was replaced."""
+    def forget(self, retired: ServedVersion) -> None:
+        """Remove a retired version."""
         with self._lock:
-            self._retired.remove(served)
+            self._retired.remove(retired)

@@ -1,10 +1,8 @@
-"""The folder of models, alive: which versions come, which go, and why one does not answer."""
+"""The repository of models: which versions are served, which are refused and why, and how that changes."""
 
 import contextlib
-import ctypes
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,27 +14,32 @@ from attention_server.domain.messages import IndexEntry
 from attention_server.errors import AttentionServiceError, InvalidRequest, Loading, NotFound, Unavailable, Unimplemented
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Engine
-from attention_server.repository.loader import Fingerprint, RepositoryError, find, find_versions, fingerprint, load
-from attention_server.repository.registry import Key, Lease, Served, Table
+from attention_server.repository.drain import Drain
+from attention_server.repository.load_state import LoadState, Refusal
+from attention_server.repository.loader import RepositoryError, find, find_versions, fingerprint, load
+from attention_server.repository.registry import Key, Lease, Registry, ServedVersion
 
 Mode = Literal["none", "poll", "explicit"]
 
 ALL_MODELS = "*"
 NOT_LOADED = "not loaded"
+SERVES_ON = "what was loaded from it serves on"
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is loaded, and when.
+    """Which versions are loaded, and when.
 
     Attributes:
-        mode: `none` loads all at the start, and nothing else ever; `poll` follows the folder; `explicit` obeys.
-        at_start: names that `explicit` loads at the start, or `*` for all.
-        default_versions: the default of a model that is not to be its latest, by name.
-        max_version_bytes: the files of one version.
+        mode: `none` loads the whole folder at the start and never again; `poll` follows the folder; `explicit` loads
+            and unloads on request.
+        at_start: names of models that mode `explicit` loads at the start; `*` for all.
+        default_versions: the pinned default of a model by name; of other models the latest is the default.
+        max_version_bytes: bytes that the files of one version may have.
         grace: seconds that an unload waits for requests that hold a version.
+        strict: whether one version that cannot be served ends the start.
     """
 
     mode: Mode = "none"
@@ -44,143 +47,141 @@ class Policy:
     default_versions: Mapping[str, int] = field(default_factory=dict)
     max_version_bytes: int = 2**32
     grace: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """Why a version's folder, looking like this, cannot be served."""
-
-    fingerprint: Fingerprint
-    reason: str
+    strict: bool = False
 
 
 class Repository:
     """Models by name and version.
 
-    What changes it does so one after another and takes its time; requests see the table before or after.
+    Changes run one after another and take their time; a request sees the versions before or after a change.
 
     Args:
         root: the folder: `NAME/VERSION/manifest.json`.
         engine: opens the graphs.
-        memories: those of a version go with it.
-        policy: what is loaded, and when.
+        memories: those of a version are forgotten when it is retired.
+        policy: which versions are loaded, and when.
     """
 
     def __init__(self, root: Path, engine: Engine, memories: MemoryStore, policy: Policy) -> None:
         self._root = root
         self._engine = engine
-        self._memories = memories
         self._policy = policy
-        self._changing = threading.Lock()  # held by who loads or retires
-        self._noting = threading.Lock()  # of what follows, held for a moment
-        self._loading: set[Key] = set()
-        self._refused: dict[Key, _Refused] = {}
-        self._root_is_there = True
-        self._table = Table(policy.default_versions, self._absence)
+        self._changing = threading.Lock()  # held during a load or an unload
+        self._state = LoadState()
+        self._registry = Registry(policy.default_versions, self._absence)
+        self._drain = Drain(self._registry, memories, policy.grace)
 
     @property
     def ready(self) -> bool:
         """Whether the first load has ended."""
-        return self._table.open
+        return self._registry.is_open
 
     # --- for requests
 
     def lease(self, name: str, version: int = 0) -> Lease:
-        """Hold one version for as long as the lease is entered.
+        """Return a context manager that holds one version while it is entered.
 
         Args:
-            name: the model's name.
-            version: 0 is the default: the one that is pinned, or the latest that is ready.
+            name: of the model.
+            version: 0 for the default: the pinned one, or the latest that is ready.
 
         Raises, on entering:
             NotFound: there is no such model or version.
-            Unavailable: models are still loading, or this one is there and cannot be served, and why.
+            Unavailable: models are still loading, or this version cannot be served, and why.
         """
-        return Lease(self._table, (name, version))
+        return Lease(self._registry, (name, version))
 
     def versions(self, name: str) -> list[int]:
-        """Return the versions that answer, ascending."""
-        return sorted(version for each, version in self._table.versions() if each == name)
+        """Return the loaded versions of a model, ascending."""
+        return sorted(version for each, version in self._registry.loaded() if each == name)
 
     def names(self) -> list[str]:
-        """Return the models whose default answers, by name.
+        """Return the names of models whose default version is loaded, sorted.
 
         Raises:
             Unavailable: models are still loading.
         """
         if not self.ready:
             raise Loading("the models are still loading")
-        return self._table.defaults()
+        return self._registry.names()
 
     def is_ready(self, name: str, version: int = 0) -> bool:
         """Return whether a request would be answered now.
 
         Args:
-            name: the model's name.
-            version: 0 is the default.
+            name: of the model.
+            version: 0 for the default.
 
         Raises:
             NotFound: there is no such model or version.
         """
         if not self.ready:
             return False
-        if self._table.get((name, version)):
+        if self._registry.get((name, version)):
             return True
         absence = self._absence((name, version))
-        on_disk = any(entry.name == name and version in (0, entry.version) for entry in self._on_disk())
+        on_disk = any(entry.name == name and version in (0, entry.version) for entry in self._unloaded_entries())
         if isinstance(absence, NotFound) and not on_disk:
             raise absence
         return False
 
     def index(self) -> list[IndexEntry]:
-        """Return every version that is known, by name and version, and the state that each is in at this moment.
+        """Return every known version and its state at this moment, ordered by name and version.
 
-        In mode `explicit`, what lies in the folder and is not loaded is there too.
+        In mode `explicit` that includes versions in the folder that are not loaded.
         """
-        entries = {(entry.name, entry.version): entry for entry in (*self._on_disk(), *self._known())}
+        entries = {(entry.name, entry.version): entry for entry in (*self._unloaded_entries(), *self._entries())}
         return [entries[key] for key in sorted(entries)]
 
-    # --- for what changes it
+    # --- changes
 
     def load(self) -> None:
-        """Load what is served from the start; ready afterwards.
+        """Load the versions that are served from the start; ready afterwards.
 
         Raises:
-            RepositoryError: the folder cannot be read; in mode `none`, it has no model, or a version cannot be served;
-                in mode `explicit`, a model named has no folder.
+            RepositoryError: the folder cannot be read; in mode `none`, no model in it can be served, or a pinned
+                default is not in it; in mode `explicit`, a model to be loaded has no folder; with `strict`, a version
+                cannot be served.
         """
         with self._changing:
             folders = find(self._root)
-            match self._policy.mode:
-                case "none":
-                    self._load_strictly(folders)
-                case "poll":
-                    self._follow(folders)
-                case "explicit":
-                    self._update(_chosen(folders, self._policy.at_start))
-        self._table.open = True
+            if self._policy.mode == "explicit":
+                folders = _choose(folders, self._policy.at_start)
+            self._update(folders)
+            if self._policy.mode == "none":
+                self._check_start(folders)
+            if self._policy.strict and (refused := self._state.snapshot().refused):
+                raise RepositoryError(f"a version cannot be served, and strict is set: {self._listed(refused)}")
+        self._registry.is_open = True
 
     def poll(self) -> None:
-        """Follow the folder once: load what is new or has changed, and retire what has gone."""
+        """Compare the folder with what is loaded: load new and changed versions, retire those that were removed.
+
+        A root or a model's folder that has vanished or is empty may be a disk that is not mounted: versions loaded
+        from it serve on, which the log and the index say. A model is retired when its folder is removed and others
+        are there.
+        """
         with self._changing:
             try:
                 folders = find(self._root)
-            except RepositoryError as error:  # of a disk that went away, nothing is concluded
-                if self._root_is_there:
-                    log.warning("the repository cannot be read; what is loaded serves on", reason=str(error))
-                self._root_is_there = False
+            except RepositoryError as error:
+                self._keep(dict.fromkeys(self._registry.loaded(), f"{error}; {SERVES_ON}"))
                 return
-            self._root_is_there = True
-            self._follow(folders)
+            self._update(folders)
+            found = set(map(_key, folders))
+            loaded = set(self._registry.loaded())
+            kept = {key: reason for key in loaded - found if (reason := self._reason_to_keep(key[0], found))}
+            self._keep(kept)
+            self._retire((loaded | self._state.snapshot().refused.keys()) - found - kept.keys())
 
     def load_model(self, name: str) -> None:
-        """Load or reload every version in a model's folder, and retire those that are not there any more.
+        """Load or reload every version in a model's folder, and retire loaded versions that are not in it any more.
 
         A version that has not changed on disk is left as it is.
 
         Raises:
             Unimplemented: the mode is not `explicit`.
-            InvalidRequest: it is no name, or nothing of the folder can be served; what was loaded serves on.
+            InvalidRequest: the name is malformed, or no version can be served; loaded versions serve on.
             NotFound: there is no such folder.
         """
         self._check_explicit()
@@ -190,8 +191,8 @@ class Repository:
                 field="model",
             )
         with self._changing:
-            folders = self._folders_of(name)
-            if not self._update(folders, again=True):
+            folders = self._model_folders(name)
+            if not self._update(folders, retry=True):
                 raise InvalidRequest(f"nothing of model {name!r} can be served: {self._reasons(name)}", field="model")
             self._retire(key for key in self._keys(name) if self._root / name / str(key[1]) not in folders)
 
@@ -200,22 +201,24 @@ class Repository:
 
         Raises:
             Unimplemented: the mode is not `explicit`.
-            NotFound: nothing of it is loaded.
+            NotFound: no version of it is loaded.
         """
         self._check_explicit()
         with self._changing:
             keys = self._keys(name)
             if not keys:
                 raise NotFound(f"model {name[:128]!r} is not loaded", field="model")
-            retired = self._take_out(keys)
-        self._drain(retired)
+            retired = self._remove(keys)
+        self._drain.run(retired)
+
+    # --- what is known
 
     def _absence(self, key: Key) -> AttentionServiceError:
-        """Return why a version is not served, for its caller."""
+        """Return the error that says why a version is not served."""
         if not self.ready:
             return Loading("the models are still loading")
         name, version = key
-        known = [entry for entry in self._known() if entry.name == name]
+        known = [entry for entry in self._entries() if entry.name == name]
         if not known:
             offered = ", ".join(self.names()) or "none"
             return NotFound(f"there is no model {name[:128]!r}; there is {offered}", field="model")
@@ -232,26 +235,13 @@ class Repository:
             return NotFound(f"model {name!r} has no version {version}; it has {offered}", field="version")
         return Unavailable(f"model {name!r} has version {wanted} for its default, and only {offered}", field="model")
 
-    def _check_explicit(self) -> None:
-        if self._policy.mode != "explicit":
-            raise Unimplemented("models are loaded and unloaded on request in repository mode explicit alone")
+    def _entries(self) -> list[IndexEntry]:
+        """Return an index entry for each version that is known without reading the disk."""
+        state = self._state.snapshot()
+        return state.entries(*self._registry.snapshot(), is_open=self.ready)
 
-    # --- what is known
-
-    def _known(self) -> list[IndexEntry]:
-        """Return what is known without a look at the disk, at most one entry a version: what answers comes last."""
-        with self._noting:
-            entries = {key: IndexEntry(*key, "UNAVAILABLE", refused.reason) for key, refused in self._refused.items()}
-            loading = {key: IndexEntry(*key, "LOADING", "being verified and warmed") for key in self._loading}
-        answering, retired = self._table.state()  # later: what has taken over meanwhile is seen here
-        entries |= {key: IndexEntry(*key, "UNLOADING", "requests that hold it are being finished") for key in retired}
-        entries |= loading
-        for key in answering:
-            waits = IndexEntry(*key, "LOADING", "others are still loading, and all begin to answer together")
-            entries[key] = IndexEntry(*key, "READY", "") if self.ready else waits
-        return list(entries.values())
-
-    def _on_disk(self) -> list[IndexEntry]:
+    def _unloaded_entries(self) -> list[IndexEntry]:
+        """Return an index entry for each version on disk, in mode `explicit`; nothing in the other modes."""
         if self._policy.mode != "explicit":
             return []
         with contextlib.suppress(RepositoryError):
@@ -259,14 +249,19 @@ class Repository:
         return []
 
     def _keys(self, name: str) -> list[Key]:
-        """Return what is loaded or refused of a model, ascending."""
-        return sorted({key for key in (*self._table.versions(), *self._refused) if key[0] == name})
+        """Return the loaded and the refused versions of a model, ascending."""
+        return sorted({key for key in (*self._registry.loaded(), *self._state.snapshot().refused) if key[0] == name})
 
     def _reasons(self, name: str) -> str:
-        refused = sorted((key[1], each.reason) for key, each in self._refused.items() if key[0] == name)
+        refused = sorted((key[1], reason) for key, reason in self._state.snapshot().refused.items() if key[0] == name)
         return "; ".join(f"version {version}: {reason}" for version, reason in refused)
 
-    def _folders_of(self, name: str) -> list[Path]:
+    def _listed(self, refused: Mapping[Key, str]) -> str:
+        return "; ".join(
+            f"{self._root / name / str(version)}: {reason}" for (name, version), reason in sorted(refused.items())
+        )
+
+    def _model_folders(self, name: str) -> list[Path]:
         if not (self._root / name).is_dir():
             raise NotFound(f"there is no folder {name!r} in the repository", field="model")
         try:
@@ -277,143 +272,116 @@ class Repository:
             raise InvalidRequest(f"the folder of model {name!r} has no versions in it", field="model")
         return folders
 
-    # --- changes; `_changing` is held
+    def _check_explicit(self) -> None:
+        if self._policy.mode != "explicit":
+            raise Unimplemented("models are loaded and unloaded on request in repository mode explicit alone")
 
-    def _load_strictly(self, folders: list[Path]) -> None:
+    def _check_start(self, folders: list[Path]) -> None:
+        """Refuse to start, in mode `none`, with nothing to serve or without a pinned default.
+
+        Raises:
+            RepositoryError: says why, of each version.
+        """
         if not folders:
             raise RepositoryError(f"no model in {self._root}: expected NAME/VERSION/{MANIFEST}")
-        self._loading.update(map(_key, folders))
-        for folder in folders:
-            try:
-                self._load(folder)
-            except RepositoryError as error:
-                raise RepositoryError(f"{folder}: {error}") from error
+        if not self._registry.loaded():
+            raise RepositoryError(f"no model can be served: {self._listed(self._state.snapshot().refused)}")
+        found = set(map(_key, folders))
         for key in self._policy.default_versions.items():
-            if not self._table.get(key):
+            if key not in found:
                 raise RepositoryError(f"the default of {key[0]} is to be its version {key[1]}, which is not there")
 
-    def _follow(self, folders: list[Path]) -> None:
-        """Make what is served what lies in these folders; what is new takes over before what is gone goes."""
-        self._update(folders)
-        found = set(map(_key, folders))
-        self._retire({*self._table.versions(), *self._refused} - found)
+    # --- changes; `_changing` is held
 
-    def _update(self, folders: list[Path], *, again: bool = False) -> bool:
-        """Load what is new or changed; return whether a version answers as its folder is now.
+    def _reason_to_keep(self, name: str, found: set[Key]) -> str:
+        """Return why a version that is not on disk any more is served on; empty where it is to be retired."""
+        if not found:
+            return f"{self._root} has become empty; {SERVES_ON}"
+        if all(each != name for each, _ in found) and (self._root / name).is_dir():
+            return f"{self._root / name} has become empty; {SERVES_ON}"
+        return ""
+
+    def _keep(self, kept: Mapping[Key, str]) -> None:
+        """Serve versions without their folders."""
+        for reason in sorted(self._state.set_kept(kept)):
+            log.warning("models are served without their folder", reason=reason)
+
+    def _update(self, folders: list[Path], *, retry: bool = False) -> bool:
+        """Load new and changed versions; return whether any version is served as its folder is now.
 
         Args:
             folders: of versions.
-            again: whether what was refused is tried again although its folder looks the same.
+            retry: whether to try refused versions again whose folders look unchanged.
         """
         waiting = [folder for folder in folders if not self._is_served(folder)]
-        if not again:
+        if not retry:
             waiting = [folder for folder in waiting if not self._is_refused(folder)]
-        with self._noting:
-            self._loading.update(map(_key, waiting))
+        self._state.set_loading(map(_key, waiting))
         for folder in waiting:
             self._try(folder)
-        return any(self._table.get(_key(folder)) and _key(folder) not in self._refused for folder in folders)
+        keys = map(_key, folders)
+        return any(self._registry.get(key) and self._state.refusal(key) is None for key in keys)
 
     def _is_served(self, folder: Path) -> bool:
-        served = self._table.get(_key(folder))
+        served = self._registry.get(_key(folder))
         if served is None or served.fingerprint != fingerprint(folder):
             return False
-        with self._noting:  # what was refused in between has been put back
-            self._refused.pop(_key(folder), None)
+        self._state.set_loaded(_key(folder))  # files that were refused in between have been put back
         return True
 
     def _is_refused(self, folder: Path) -> bool:
-        refused = self._refused.get(_key(folder))
-        return refused is not None and refused.fingerprint == fingerprint(folder)
+        refusal = self._state.refusal(_key(folder))
+        return refusal is not None and refusal.fingerprint == fingerprint(folder)
 
     def _try(self, folder: Path) -> None:
+        """Load a version, or note and log why it is refused."""
         before, key = fingerprint(folder), _key(folder)
         try:
             self._load(folder)
         except RepositoryError as error:
-            known = self._refused.get(key)
-            if known is None or known.reason != str(error):  # a slow copy is refused at each look, and logged once
+            # Files that are being copied are refused at each poll, and logged once.
+            if self._state.set_refused(key, Refusal(before, str(error))):
                 log.warning("version refused", model=key[0], version=key[1], reason=str(error))
-            with self._noting:
-                self._refused[key] = _Refused(before, str(error))
         finally:
-            with self._noting:
-                self._loading.discard(key)
+            self._state.end_loading(key)
 
     def _load(self, folder: Path) -> None:
-        """Verify, load and warm a version, and let it take over; the one before it goes when nobody holds it."""
+        """Verify, load and warm a version and put it in the place of the one before, which is drained."""
         key, before = _key(folder), fingerprint(folder)
         model = load(folder, self._engine, self._policy.max_version_bytes)
-        served = self._table.get(key)
+        served = self._registry.get(key)
         if served is not None and served.model.digest == model.digest:  # the same files, written anew
-            with self._noting:
-                served.fingerprint = before
-                self._refused.pop(key, None)
+            served.fingerprint = before
+            self._state.set_loaded(key)
             return
-        self._drain_behind(self._replace(key, Served(model, before)))
+        self._drain.start(self._replace(key, ServedVersion(model, before)))
         log.info("model loaded", model=key[0], version=key[1], block=model.manifest.block, device=model.device)
 
-    def _replace(self, key: Key, new: Served | None) -> list[Served]:
-        old = self._table.replace(key, new)
-        with self._noting:
-            self._loading.discard(key)
-            self._refused.pop(key, None)
+    def _replace(self, key: Key, new: ServedVersion | None) -> list[ServedVersion]:
+        old = self._registry.replace(key, new)
+        self._state.set_loaded(key)
         return old
 
-    def _take_out(self, keys: Iterable[Key]) -> list[Served]:
+    def _remove(self, keys: Iterable[Key]) -> list[ServedVersion]:
         return [served for key in keys for served in self._replace(key, None)]
 
     def _retire(self, keys: Iterable[Key]) -> None:
-        self._drain_behind(self._take_out(sorted(keys)))  # the latest last: no other is the default meanwhile
-
-    def _drain_behind(self, retired: list[Served]) -> None:
-        if retired:
-            threading.Thread(target=self._drain, args=(retired,), name="drain", daemon=True).start()
-
-    # --- the end of a version
-
-    def _drain(self, retired: list[Served]) -> None:
-        """Wait until nobody holds these, or the grace has passed; forget their memories, and return their memory."""
-        end = time.monotonic() + self._policy.grace
-        while retired:  # emptied, so that nothing here keeps a session alive
-            self._end(retired.pop(), end)
-        _trim()
-
-    def _end(self, served: Served, end: float) -> None:
-        model = served.model
-        drained = self._table.wait(served, max(0.0, end - time.monotonic()))
-        self._memories.forget(model.name, model.version, model.digest)
-        self._table.end(served)
-        if drained:
-            log.info("model unloaded", model=model.name, version=model.version)
-        else:
-            log.warning("model unloaded, though requests hold it", model=model.name, version=model.version)
+        # Ascending: the latest goes last, and no earlier version becomes the default meanwhile.
+        self._drain.start(self._remove(sorted(keys)))
 
 
 def _key(folder: Path) -> Key:
     return folder.parent.name, int(folder.name)
 
 
-def _chosen(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """Return the folders of these models.
+def _choose(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+    """Return the version folders of the models named; of all for `*`.
 
     Raises:
-        RepositoryError: one has none.
+        RepositoryError: a model has none.
     """
     there = {folder.parent.name for folder in folders}
     for name in names:
         if name not in (*there, ALL_MODELS):
             raise RepositoryError(f"the model {name!r}, to be loaded at the start, has no folder with a version in it")
     return [folder for folder in folders if ALL_MODELS in names or folder.parent.name in names]
-
-
-def _libc_trim() -> Callable[[], object]:
-    """Return glibc's `malloc_trim`; what does nothing, where the C library is another."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except AttributeError:
-        return lambda: None
-    return lambda: trim(0)
-
-
-_trim = _libc_trim()

@@ -50,6 +50,7 @@ def _policy(settings: Settings) -> Policy:
         default_versions=settings.default_version,
         max_version_bytes=settings.max_version_mib * MIB,
         grace=settings.grace,
+        strict=settings.strict,
     )
 
 
