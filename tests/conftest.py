@@ -1,6 +1,7 @@
 """What the tests share: a repository made once, a real server on it, and one way to ask over every transport."""
 
 import base64
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,6 +76,12 @@ class Refused(Exception):
 
     def __str__(self) -> str:
         return f"{self.code} {self.http} at {self.field!r}: {self.message}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have processes that tests start obey SIGINT: a shell without job control ignores it in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- one server for all ----------------------------------------------------------------------------------------------

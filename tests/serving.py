@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and the models that it serves."""
+"""A server in a process of its own, the models that it serves, and how tests wait."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
     """Return a folder of models, made once for each state of the exporter and the contract.
 
     Args:
-        kept: where they are kept; pytest's cache.
+        kept: the folder to keep them in; by default pytest's cache.
     """
     maker = ROOT / "tests/server/make_repository.py"
     exporter = ROOT / "model_export/attention_export"
@@ -60,7 +60,13 @@ def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
 
 @dataclass
 class Server:
-    """A running server: where it listens, its process, and what it logs."""
+    """A running server.
+
+    Attributes:
+        process: its process.
+        rest, grpc: the addresses that it listens on.
+        log_file: the file that its log goes to.
+    """
 
     process: subprocess.Popen[str]
     rest: str
@@ -78,10 +84,22 @@ class Server:
 
 @contextmanager
 def start_server(
-    models: Path, *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    models: Path,
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    command: Sequence[object] = (SERVER,),
 ) -> Iterator[Server]:
-    """Run the server on free ports until the block ends; it must then stop cleanly."""
-    command = [SERVER, "--rest-port", 0, "--grpc-port", 0, "--models", models, *arguments]
+    """Run the server on free ports until the block ends; it must then stop cleanly.
+
+    Args:
+        models: its repository.
+        arguments: more flags.
+        env: more variables.
+        cwd: where it runs.
+        command: what starts it.
+    """
+    command = [*command, "--rest-port", 0, "--grpc-port", 0, "--models", models, *arguments]
     with TemporaryDirectory() as scratch:
         log_file = Path(scratch) / "log"
         with log_file.open("w") as log:
@@ -109,12 +127,12 @@ def _addresses(process: subprocess.Popen[str], log_file: Path) -> tuple[str, str
 
 
 def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this process's environment without settings of the server, and what is given."""
+    """Return the environment of this process without settings of the server, and with the variables given."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ATTENTION_")} | dict(env or {})
 
 
 def run_server(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
-    """Run the server where it must end by itself; return the finished process. One that serves after all is stopped."""
+    """Run a server that must end by itself, and return the finished process; a server that gets ready is stopped."""
     command = list(map(str, [SERVER, *arguments]))
     with (
         TemporaryFile("w+") as errors,

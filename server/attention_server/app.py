@@ -22,7 +22,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from attention_server.auth.access import Access, AccessError, open_access
 from attention_server.grpc.server import make_grpc_server
-from attention_server.inference.engine import DeviceError
+from attention_server.inference.engine import DeviceError, Engine
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
 from attention_server.rest.server import RestServer
@@ -36,8 +36,12 @@ from attention_server.telemetry.tracing import TracingError, open_tracing
 log = structlog.get_logger()
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, engine: Engine | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then say so, go on for a while, and finish what was accepted within the grace.
+
+    Args:
+        settings: of the server.
+        engine: opens the graphs; None for onnxruntime on the device of the settings.
 
     Raises:
         OSError: an address cannot be listened on.
@@ -46,7 +50,7 @@ async def serve(settings: Settings) -> None:
         AccessError: tokens or certificates cannot be used.
         TracingError: traces cannot be sent as the environment asks.
     """
-    core = make_core(settings, Observer(open_tracing(), settings.access_log))
+    core = make_core(settings, Observer(open_tracing(), settings.access_log), engine)
     application = Application(core, open_access(settings), settings)
     stop = _stop_signal()
     await application.start()
@@ -137,8 +141,12 @@ class Application:
         return finished
 
 
-def main() -> None:
-    """Run the server; the command `attention-server`."""
+def main(engine: Engine | None = None) -> None:
+    """Run the server as the command line says; the command `attention-server`.
+
+    Args:
+        engine: opens the graphs; None for onnxruntime on the device of the settings.
+    """
     try:
         settings = CliApp.run(Settings)
     except (ValidationError, SettingsError) as error:
@@ -147,7 +155,7 @@ def main() -> None:
     keep_freed()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+            runner.run(serve(settings, engine))
     except (OSError, AccessError, DeviceError, RepositoryError, TracingError) as error:
         sys.exit(f"attention-server: {error}")
 

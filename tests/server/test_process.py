@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -15,13 +14,10 @@ from attention_server import settings
 from attention_server.settings import Settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic_settings import CliApp
-from serving import ROOT, SERVER, clean_env, run_server, start_server, wait_until
+from serving import HANG, ROOT, SERVER, clean_env, run_server, start_server, wait_until
 
-# Work for a second or so in a request of a few kilobytes: many times the largest of many.
-SLOW = {
-    "query": np.zeros((1500, 1), np.float32),
-    "outputs": [{"name": "scores", "as": f"s{i}", "top_k": 1, "rows": []} for i in range(8)],
-}
+from tests.observability.conftest import metrics_of
+
 SOME = {  # a value that is not the default, for every setting
     "models": "/tmp",
     "repository_mode": "poll",
@@ -296,24 +292,23 @@ def test_cuda_where_there_is_none(dot_only):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("name", ["grpc", "rest-json"])
-def test_a_stop_finishes_what_was_accepted(dot_only, connect, name, number):
+def test_a_stop_finishes_what_was_accepted(dot_only, tmp_path_factory, connect, name, number):
     """On a signal, requests that run and requests that wait are answered; then the process ends with 0."""
-    with start_server(dot_only, "--slots", 1) as server, ThreadPoolExecutor(3) as callers:
-        transport = connect(name, server.rest, server.grpc)
-        transport.attend("dot", query=np.ones((1, 1), np.float32))
-        answers = [callers.submit(transport.attend, "dot", **SLOW) for _ in range(3)]
-        begin = cpu_seconds(server.process.pid)
-        wait_until(lambda: cpu_seconds(server.process.pid) > begin + 0.3)  # it is at work
+    held = tmp_path_factory.mktemp("stop") / "held"
+    command = [SERVER.with_name("python"), ROOT / "tests/held_server.py", held]
+    flags = ("--slots", 1, "--grace", HANG, "--max-wait", HANG)
+    with start_server(dot_only, *flags, command=command) as server, ThreadPoolExecutor(3) as callers:
+        attend = connect(name, server.rest, server.grpc).attend
+        held.touch()
+        answers = [callers.submit(attend, "dot", query=np.ones((1, 1), np.float32)) for _ in range(3)]
+        wait_until(lambda: metrics_of(server)("attention_queue_depth") == 2)
+        assert metrics_of(server)("attention_slots_busy") == 1
         os.kill(server.process.pid, number)
+        wait_until(lambda: "stopping" in server.log)
+        held.unlink()
         for answer in answers:
-            assert len(answer.result(60)["results"][0]["outputs"]) == 8
-        assert server.process.wait(30) == 0
-
-
-def cpu_seconds(pid):
-    """Return the CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            assert answer.result(HANG)["results"]
+        assert server.process.wait(HANG) == 0
 
 
 def test_a_stop_does_not_wait_for_idle_connections(dot_only, connect):

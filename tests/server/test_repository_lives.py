@@ -20,7 +20,7 @@ from attention_server.auth.callers import ALL_RIGHTS
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unavailable, Unimplemented
-from serving import run_server, start_server, wait_until
+from serving import HANG, run_server, start_server, wait_until
 
 from tests.conftest import read_message, refused, request_message
 from tests.local_server import local_server
@@ -145,6 +145,7 @@ def test_what_is_refused_leaves_the_old_version_serving(models, publish, connect
         for version, (spoil, reason) in enumerate(REFUSALS.items(), 2):
             publish(version, spoil)
             wait_until(lambda: re.search(rf"version refused .*version={version}\b", server.log))  # noqa: B023 # at once
+            wait_until(lambda: "LOADING" not in requests.post(f"{server.url}/v2/repository/index", timeout=HANG).text)
             with refused("UNAVAILABLE", "model", f"version {version} is UNAVAILABLE", reason):
                 transport.attend("multi", version=version, query=QUERY)
             answer = transport.attend("multi", query=QUERY)
@@ -554,7 +555,7 @@ def test_what_is_unloaded_is_freed(models):
         server.service.load_model("multi", someone())
         ask(server.service)
         with server.repository.lease("multi") as model:
-            graphs = [weakref.ref(graph._graph) for graph in model.graphs.values()]
+            graphs = [weakref.ref(graph.graph) for graph in model.graphs.values()]
         del model
         assert len(graphs) > 3
         gc.disable()

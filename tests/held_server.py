@@ -1,0 +1,55 @@
+"""The server of `attention_server.app`, over graphs that run for as long as a test says: HELD_SERVER FILE [FLAG...].
+
+While the file exists no run of a graph ends; without it each takes a hundredth of a second and more, so that no request
+is one of the short ones, which the loop computes.
+"""
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attention_server.app import main
+from attention_server.inference.engine import Engine, Graph, Run
+
+LEAST_SECONDS = 0.01
+
+
+@dataclass
+class HeldGraph:
+    """A graph whose runs take some time, and do not end while a file exists."""
+
+    graph: Graph
+    file: Path
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Any]:
+        return self.graph.outputs
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], run: Run) -> list[Any]:
+        threading.Event().wait(LEAST_SECONDS)
+        while self.file.exists():
+            threading.Event().wait(LEAST_SECONDS)
+        return self.graph.run(outputs, feeds, run)
+
+
+class HeldEngine(Engine):
+    """onnxruntime, whose graphs a file holds up."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__("cpu", threads=1)
+        self.file = file
+
+    def open(self, content: bytes) -> HeldGraph:
+        return HeldGraph(super().open(content), self.file)
+
+
+if __name__ == "__main__":
+    engine = HeldEngine(Path(sys.argv.pop(1)))
+    main(engine)
