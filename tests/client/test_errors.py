@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from attention_client import AttentionClient, DeadlineExceeded, InvalidRequest, Unavailable, errors
 from attention_client.wire import channel, status
+from attention_client.wire.call import Call, call_with_retries
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -44,6 +45,25 @@ def test_a_broken_connection_is_no_fault_of_the_server(code):
     assert type(status.from_call(call)) is Unavailable
     call.trailing_metadata = lambda: (("x-request-id", "r-1"),)
     assert type(status.from_call(call)) is errors.InternalError
+
+
+class Failed(grpc.RpcError):
+    """A failed call, as gRPC raises it."""
+
+    def __init__(self, code, details):
+        self.code, self.details, self.trailing_metadata = (lambda: code), (lambda: details), tuple
+
+
+def test_a_connection_that_breaks_in_mid_answer(monkeypatch):
+    """gRPC repeats no call that broke while its answer arrived: the client does, within the same timeout."""
+    clock = iter([100.0, 101.0, 103.5, 109.0])
+    monkeypatch.setattr("attention_client.wire.call.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    flow = call_with_retries("method", "request", 30, ())
+    assert next(flow) == Call("method", "request", 29.0, ())
+    assert flow.send(Failed(grpc.StatusCode.UNAVAILABLE, "Stream removed (FD Shutdown)")).timeout == 26.5
+    assert flow.send(Failed(grpc.StatusCode.UNAVAILABLE, "Stream removed (FD Shutdown)")).timeout == 21.0
+    with pytest.raises(Unavailable, match="refused"):
+        flow.send(Failed(grpc.StatusCode.UNAVAILABLE, "Connection refused"))
 
 
 def test_invalid_request_names_the_field(ask, target, service):

@@ -3,14 +3,26 @@
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
 
 import grpc
 import numpy as np
 import pytest
-from attention_client import InvalidRequest, Sequence, Unavailable
-from attention_client.streaming.batcher import BATCH_BYTES, BATCH_SEQUENCES
+from attention_client import DeadlineExceeded, InvalidRequest, Sequence, Unavailable
+from attention_client.streaming.batcher import BATCH_BYTES, BATCH_SEQUENCES, Batch
 from attention_client.streaming.blocking import BlockingStream
-from attention_client.streaming.state import IN_FLIGHT, IN_FLIGHT_BYTES, MAX_FAILURES, StreamPlan
+from attention_client.streaming.state import (
+    IN_FLIGHT,
+    IN_FLIGHT_BYTES,
+    MAX_FAILURES,
+    Deliver,
+    Receive,
+    Reconnect,
+    Release,
+    StreamPlan,
+    StreamState,
+)
 from attention_client.streaming.window import Window
 from attention_proto.attention.v1 import attention_pb2 as pb
 
@@ -189,6 +201,87 @@ def test_an_error_is_raised_in_its_position(attend_many, target):
     assert [next(answers).output.shape for _ in range(2)] == [X.shape] * 2
     with pytest.raises(InvalidRequest, match="must hold numbers"):
         next(answers)
+
+
+def state_of(seconds=60):
+    """The rules of a stream without a stream: its state, and the flow of its steps."""
+    state = StreamState(StreamPlan(None, None, seconds, return_exceptions=False), nullcontext())
+    return state, state.flow()
+
+
+def answered(state, id_):
+    """A batch of one sequence that is in flight, and its answer."""
+    state.sent(Batch(id_, [X], pb.AttendRequest(inputs=[pb.Sequence()])))
+    return pb.AttendStreamResponse(id=str(id_), response=pb.AttendResponse(results=[pb.Result()]))
+
+
+def test_only_an_answer_has_a_deadline():
+    """Without a message in flight the source is slow, and the stream waits on; with one the server is late."""
+    state, flow = state_of(5)
+    assert next(flow) == Receive(5)
+    assert flow.send(None) == Receive(5)
+    answer = answered(state, 0)
+    assert isinstance(flow.send(answer), Deliver)
+    assert isinstance(next(flow), Release)
+    assert next(flow) == Receive(5)
+    assert flow.send(None) == Receive(5)
+    answered(state, 1)
+    with pytest.raises(DeadlineExceeded, match="no answer came for 5 seconds"):
+        flow.send(None)
+
+
+def test_waits_between_streams_double():
+    """Each break without an answer doubles the wait, within the stream's timeout; an answer resets it."""
+    state, flow = state_of(0.3)
+    next(flow)
+    waits = []
+    for failure in range(2 * MAX_FAILURES - 2):
+        if failure == MAX_FAILURES - 1:
+            assert isinstance(flow.send(answered(state, 0)), Deliver)
+            assert isinstance(next(flow), Release)
+            next(flow)
+        waits.append(flow.send(Unavailable("gone")).delay)
+        next(flow)
+    assert waits == [0.1, 0.2, 0.3, 0.3] * 2
+    with pytest.raises(Unavailable, match="gone"):
+        flow.send(Unavailable("gone"))
+
+
+def test_the_server_names_the_wait():
+    """A wait that the server names goes before the client's own; an error that no retry helps is raised at once."""
+    _, flow = state_of()
+    next(flow)
+    full = Unavailable("full")
+    full.retry_after = 7.5
+    assert flow.send(full) == Reconnect(7.5)
+    next(flow)
+    with pytest.raises(InvalidRequest):
+        flow.send(InvalidRequest("bad"))
+
+
+def test_answers_are_delivered_in_order_and_once():
+    """Answers in any order are delivered in the order of the sequences; a second answer to one is dropped."""
+    state, flow = state_of()
+    first, second = answered(state, 0), answered(state, 1)
+    assert isinstance(next(flow), Receive)
+    assert isinstance(flow.send(second), Receive)
+    assert isinstance(flow.send(second), Receive)
+    assert [batch.id for batch in state.unanswered()] == [0]
+    assert [type(step) for step in (flow.send(first), *islice(flow, 3))] == [Deliver, Release] * 2
+    assert isinstance(next(flow), Receive)
+    assert isinstance(flow.send(first), Receive)
+    with pytest.raises(StopIteration):
+        flow.send(Batch(2))
+
+
+def test_a_server_that_does_not_answer(attend_many, target, service):
+    """A message without an answer within the timeout raises DeadlineExceeded."""
+    service.may_answer.clear()
+    try:
+        with pytest.raises(DeadlineExceeded):
+            next(attend_many(target, "any", [X], timeout=0.2))
+    finally:
+        service.may_answer.set()
 
 
 def test_the_window():

@@ -49,8 +49,8 @@ class AsyncStream:
 
     async def answers(self, items: Iterable[Item] | AsyncIterable[Item]) -> AsyncGenerator[Answer, None]:
         """Yield the answer to each sequence, in order."""
-        drawing = asyncio.create_task(self._draw(items))
         self._connect()
+        drawing = asyncio.create_task(self._draw(items))
         flow = self._state.flow()
         try:
             step = next(flow)

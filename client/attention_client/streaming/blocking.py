@@ -60,10 +60,10 @@ class BlockingStream:
 
     def answers(self, items: Iterable[Item]) -> Iterator[Answer]:
         """Yield the answer to each sequence, in order."""
-        threading.Thread(target=self._draw, args=(iter(items),), name="attend-many", daemon=True).start()
         self._connect()
         flow = self._state.flow()
         try:
+            threading.Thread(target=self._draw, args=(iter(items),), name="attend-many", daemon=True).start()
             step = next(flow)
             while True:
                 if isinstance(step, Deliver):
