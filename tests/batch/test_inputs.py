@@ -45,6 +45,24 @@ def test_vectors_in_parquet(job, client, tmp_path, query, sequences):
         assert exactly(row["output"], client.attend("multi", query=sequence).output)
 
 
+def test_vectors_beside_ids_of_a_dictionary(job, client, tmp_path):
+    """Ids that Parquet keeps as a dictionary change nothing of the vectors beside them: lists, tensors, halves."""
+    ids = pa.array([f"row {i % 3}" for i in range(40)]).dictionary_encode()
+    halves = [each.astype(np.float16) for each in SEQUENCES]
+    columns = {"list": SEQUENCES, "tensor": EQUAL, "half": halves}
+    table = {"id": ids, "list": column(pa.list_(pa.list_(pa.float32(), WIDTH))), "tensor": tensors(EQUAL)}
+    table["half"] = column(pa.list_(pa.list_(pa.float16(), WIDTH)), halves)
+    source = write(tmp_path / "in.parquet", table, group=17)
+    for name, sequences in columns.items():
+        output = tmp_path / f"{name}.parquet"
+        assert score(job(source, output, "multi", columns={"query": name}, shard_rows=7))[0] == 0
+        assert pq.read_schema(output).field("id").type == ids.type
+        rows = rows_of(output)
+        assert [row["id"] for row in rows] == ids.to_pylist()
+        for row, sequence in zip(rows, sequences, strict=True):
+            assert exactly(row["output"], client.attend("multi", query=sequence).output)
+
+
 def write_arrow(path, table, opener, rows, **options):
     """Write record batches of a number of rows, in the file or the stream format."""
     with opener(path, table.schema, **options) as writer:
