@@ -141,14 +141,14 @@ def full(models, connect, name):
         server.gate.close()
         try:
             running = attend()
-            assert server.gate.arrived.wait(30)
+            assert server.gate.arrived.wait(HANG)
             queued = attend()
             wait_until(lambda: server.scheduler.state().queued == 1)
             yield server, attend
         finally:
             server.gate.open()
         for answer in (running, queued):
-            assert len(answer.result(30)["results"]) == 1
+            assert len(answer.result(HANG)["results"]) == 1
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
@@ -173,12 +173,12 @@ def test_a_queued_request_of_any_patience(dot_only, connect, name, timeout):
         transport = connect(name, server.rest, server.grpc)
         server.gate.close()
         running = callers.submit(transport.attend, "dot", query=QUERY)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         queued = callers.submit(transport.attend, "dot", query=QUERY, timeout=timeout)
         wait_until(lambda: server.scheduler.state().queued == 1 or queued.done())
         server.gate.open()
         for answer in (running, queued):
-            assert len(answer.result(30)["results"]) == 1
+            assert len(answer.result(HANG)["results"]) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSPORTS if name != "grpc"])
@@ -194,13 +194,13 @@ def test_a_deadline_behind_more_than_the_queue_holds(dot_only, connect, name):
 def test_health_while_the_queue_is_full(dot_only, connect, name):
     """Health answers at once while every slot and place is taken."""
     with full(dot_only, connect, name) as (server, _):
-        assert requests.get(f"{server.url}/healthz", timeout=5).status_code == 200
-        assert requests.get(f"{server.url}/readyz", timeout=5).status_code == 200
-        assert requests.get(f"{server.url}/v1/models", timeout=5).status_code == 200
+        assert requests.get(f"{server.url}/healthz", timeout=HANG).status_code == 200
+        assert requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 200
+        assert requests.get(f"{server.url}/v1/models", timeout=HANG).status_code == 200
         with grpc.insecure_channel(server.grpc) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             assert (
-                health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+                health.Check(health_pb2.HealthCheckRequest(), timeout=HANG).status
                 == health_pb2.HealthCheckResponse.SERVING
             )
 
@@ -212,13 +212,13 @@ def test_while_loading(dot_only, connect, name):
         with refused("UNAVAILABLE", None, "loading") as caught:
             connect(name, server.rest, server.grpc).attend("dot", query=QUERY)
         assert caught.value.retry_after >= 1
-        assert requests.get(f"{server.url}/healthz", timeout=5).status_code == 200
+        assert requests.get(f"{server.url}/healthz", timeout=HANG).status_code == 200
         for path in ("/readyz", "/v1/models", "/v1/models/dot"):
-            assert requests.get(f"{server.url}{path}", timeout=5).status_code == 503
+            assert requests.get(f"{server.url}{path}", timeout=HANG).status_code == 503
         with grpc.insecure_channel(server.grpc) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             for service in ("", "attention.v1.AttentionService"):
-                answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+                answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=HANG)
                 assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -229,11 +229,11 @@ def test_a_deadline_in_the_queue(dot_only, connect, name):
         transport = connect(name, server.rest, server.grpc)
         server.gate.close()
         running = callers.submit(transport.attend, "dot", query=QUERY)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         with refused("DEADLINE_EXCEEDED"):
             connect(name, server.rest, server.grpc).attend("dot", query=QUERY, timeout=0.5)
         server.gate.open()
-        running.result(30)
+        running.result(HANG)
         transport.attend("dot", query=QUERY)
         assert server.gate.runs == 2
 
@@ -281,13 +281,13 @@ def test_a_grpc_call_cancelled_in_the_queue(dot_only):
         stub = AttentionServiceStub(channel)
         server.gate.close()
         running = stub.Attend.future(message)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         gone = stub.Attend.future(message)
         wait_until(lambda: server.scheduler.state().queued == 1)
         gone.cancel()
         wait_until(lambda: is_cancelled(server))
         server.gate.open()
-        running.result(30)
+        running.result(HANG)
         stub.Attend(message)
         assert server.gate.runs == 2
 
@@ -305,17 +305,18 @@ def test_a_http_request_whose_caller_has_gone(dot_only):
         host, port = server.rest.split(":")
         server.gate.close()
         running = callers.submit(
-            requests.post, f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=60
+            requests.post, f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=HANG
         )
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         with socket.create_connection((host, int(port))) as caller:
             caller.sendall(head + body)
             wait_until(lambda: server.scheduler.state().queued == 1)
         wait_until(lambda: is_cancelled(server))
         server.gate.open()
-        assert running.result(30).status_code == 200
+        assert running.result(HANG).status_code == 200
         assert (
-            requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=60).status_code == 200
+            requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=HANG).status_code
+            == 200
         )
         assert server.gate.runs == 2
 
@@ -332,7 +333,7 @@ def test_a_http_request_whose_caller_has_gone(dot_only):
 )
 def test_routes_that_are_not_there(server, method, path, status):
     """An unknown path or method is refused in the form of every other error, with the request's id."""
-    response = requests.request(method, f"{server.url}{path}", headers={"x-request-id": "the-id"}, timeout=5)
+    response = requests.request(method, f"{server.url}{path}", headers={"x-request-id": "the-id"}, timeout=HANG)
     assert response.status_code == status
     error = refused_by_http(response)
     assert error.request_id == response.headers["x-request-id"] == "the-id"

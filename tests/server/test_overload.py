@@ -59,17 +59,17 @@ def test_a_greedy_caller_does_not_starve_others(self_only, two_callers):
     ):
         attend = AttentionServiceStub(channel).Attend.future
         server.gate.close()
-        calls = [attend(message(QUERY), metadata=greedy, timeout=60)]
-        assert server.gate.arrived.wait(30)
-        calls += [attend(message(QUERY), metadata=greedy, timeout=60) for _ in range(20)]
+        calls = [attend(message(QUERY), metadata=greedy, timeout=HANG)]
+        assert server.gate.arrived.wait(HANG)
+        calls += [attend(message(QUERY), metadata=greedy, timeout=HANG) for _ in range(20)]
         wait_until(lambda: sum(call.done() for call in calls) == 12)  # refused: 1 runs, 8 wait
         favoured = []
         for _ in range(3):
-            favoured.append(attend(message(QUERY), metadata=light, timeout=60))
+            favoured.append(attend(message(QUERY), metadata=light, timeout=HANG))
             wait_until(lambda: sum(call.done() for call in calls) == 12 + len(favoured))
         server.gate.open()
-        assert all(len(call.result(60).results) == 1 for call in favoured)
-        errors = [call.exception(60) for call in calls]
+        assert all(len(call.result(HANG).results) == 1 for call in favoured)
+        errors = [call.exception(HANG) for call in calls]
     answered = errors.count(None)
     assert answered == 6
     for error in filter(None, errors):
@@ -86,12 +86,12 @@ def test_a_client_of_many_connections_is_one_caller(self_only, connect):
         channels = []
         for index in range(3):
             channels.append(grpc.insecure_channel(server.grpc, [("grpc.use_local_subchannel_pool", 1)]))
-            asked.append(threads.submit(AttentionServiceStub(channels[-1]).Attend, message(QUERY), timeout=60))
+            asked.append(threads.submit(AttentionServiceStub(channels[-1]).Attend, message(QUERY), timeout=HANG))
             wait_until(lambda: server.gate.arrived.is_set() and server.scheduler.state().queued == index)  # noqa: B023
         with refused("UNAVAILABLE", None, "full"):
             connect("rest-json", server.rest, server.grpc).attend("self", version=1, query=QUERY)
         server.gate.open()
-        assert all(len(each.result(60).results) == 1 for each in asked)
+        assert all(len(each.result(HANG).results) == 1 for each in asked)
         for channel in channels:
             channel.close()
 
@@ -102,7 +102,7 @@ def test_a_deadline_that_will_pass_in_the_queue(self_only, connect):
         attend = connect("grpc", server.rest, server.grpc).attend
         server.gate.close()
         running = threads.submit(attend, "self", version=1, query=QUERY)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         queued = threads.submit(attend, "self", version=1, query=QUERY)
         wait_until(lambda: server.scheduler.state().queued == 1)
         for name in ("grpc", "rest-json"):
@@ -111,7 +111,7 @@ def test_a_deadline_that_will_pass_in_the_queue(self_only, connect):
             assert caught.value.retry_after > 20
         server.gate.open()
         for each in (running, queued):
-            assert len(each.result(30)["results"]) == 1
+            assert len(each.result(HANG)["results"]) == 1
 
 
 # --- cancelled -------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_many_cancelled_calls_leave_nothing(self_only, calls):
         cancel_many(calls // 4)  # what is made once and kept is made here
         threads, memory = _status(server.process, "Threads"), _status(server.process, "VmRSS")
         cancel_many(calls)
-        every_slot = [attend.future(message(*queries), timeout=60) for _ in range(8)]
+        every_slot = [attend.future(message(*queries), timeout=HANG) for _ in range(8)]
         for call in every_slot:
             np.testing.assert_equal(output(call.result()), expected)
         # The pool may grow to its bound; what leaks has no bound.

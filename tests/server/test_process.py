@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -18,6 +19,8 @@ from serving import HANG, ROOT, SERVER, clean_env, run_server, start_server, wai
 
 from tests.observability.conftest import metrics_of
 
+# The beginning of a request whose body does not end.
+HALF_SENT = b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{"
 SOME = {  # a value that is not the default, for every setting
     "models": "/tmp",
     "repository_mode": "poll",
@@ -134,7 +137,7 @@ def test_set_by_variables_alone(dot_only):
         assert server.rest.startswith("127.0.0.2:")
         assert server.grpc.startswith("127.0.0.2:")
         assert '"slots":3' in server.log.replace(" ", "")
-        assert requests.get(f"{server.url}/readyz", timeout=5).status_code == 200
+        assert requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 200
 
 
 def test_help_names_every_setting():
@@ -211,11 +214,11 @@ def test_the_embedded_models(tmp_path):
         try:
             line = process.stdout.readline()
             address = line.split("rest=")[1].split()[0]
-            models = requests.get(f"http://{address}/v1/models", timeout=5).json()["models"]
+            models = requests.get(f"http://{address}/v1/models", timeout=HANG).json()["models"]
             names = {model["name"] for model in models}
             assert names == {path.name for path in (ROOT / "models").iterdir() if path.is_dir()}
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(HANG) == 0
         finally:
             process.kill()
 
@@ -223,7 +226,7 @@ def test_the_embedded_models(tmp_path):
 def test_stdout_is_one_line(dot_only):
     """On stdout stands the one line that says where it listens; logs are on stderr."""
     with start_server(dot_only) as server:
-        requests.get(f"{server.url}/v1/models/nobody", timeout=5)
+        requests.get(f"{server.url}/v1/models/nobody", timeout=HANG)
         server.process.terminate()
         assert server.process.stdout.read() == ""
         assert "ready" in server.log
@@ -275,7 +278,7 @@ def test_ipv6(dot_only):
     with start_server(dot_only, "--host", "::1") as server:
         assert server.rest.startswith("[::1]:")
         assert server.grpc.startswith("[::1]:")
-        assert requests.get(f"{server.url}/readyz", timeout=5).status_code == 200
+        assert requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 200
 
 
 def test_cuda_where_there_is_none(dot_only):
@@ -313,68 +316,84 @@ def test_a_stop_finishes_what_was_accepted(dot_only, tmp_path_factory, connect, 
 
 def test_a_stop_does_not_wait_for_idle_connections(dot_only, connect):
     """Connections kept alive by clients do not hold up a stop."""
-    with start_server(dot_only) as server, requests.Session() as session:
-        session.get(f"{server.url}/readyz", timeout=5)
+    with start_server(dot_only, "--grace", 10 * HANG) as server, requests.Session() as session:
+        session.get(f"{server.url}/readyz", timeout=HANG)
         connect("grpc", server.rest, server.grpc).attend("dot", query=np.ones((1, 1), np.float32))
         server.process.terminate()
-        assert server.process.wait(10) == 0
+        assert server.process.wait(HANG) == 0
 
 
-def test_a_stop_ends_within_one_grace_whatever_still_runs(dot_only):
-    """Both transports stop at once and share the grace: new requests are refused while a long one is cut off."""
-    with start_server(dot_only, "--slots", 1, "--grace", 2, "--max-scores-mib", 4096) as server:
+def test_a_stop_refuses_on_both_ports_at_once(dot_only):
+    """While a request that was accepted is finished, neither port accepts another connection."""
+    with start_server(dot_only, "--grace", 10 * HANG) as server:
         host, port = server.rest.split(":")
         with socket.create_connection((host, int(port))) as half:
-            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
+            half.sendall(HALF_SENT)
+            wait_until(lambda: metrics_of(server)("attention_requests_in_flight", method="Attend") == 1)
             server.process.terminate()
-            wait_until(lambda: not accepts(host, int(port)))
-            assert server.process.poll() is None  # the grace has not passed
-            assert server.process.wait(10) == 0
+            wait_until(lambda: not accepts(server.rest) and not accepts(server.grpc))
+            assert server.process.poll() is None
+        assert server.process.wait(HANG) == 0
 
 
-def accepts(host: str, port: int) -> bool:
-    """Return whether somebody listens."""
+def accepts(address: str) -> bool:
+    """Return whether a connection is accepted."""
+    host, port = address.split(":")
     try:
-        socket.create_connection((host, port), timeout=1).close()
+        socket.create_connection((host, int(port)), timeout=HANG).close()
     except OSError:
         return False
     return True
 
 
 def test_a_stop_that_goes_on_accepting(dot_only, connect):
-    """Having said on both ports that it is not ready, a server goes on accepting for as long as was set."""
-    with start_server(dot_only, "--stop-accepting-after", 2) as server, grpc.insecure_channel(server.grpc) as channel:
+    """Not ready on both ports, a server that stops goes on accepting for as long as was set."""
+    with (
+        start_server(dot_only, "--stop-accepting-after", 10 * HANG) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
         check = health_pb2_grpc.HealthStub(channel).Check
         ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
         assert ready(b"") == b"\x08\x01"
         server.process.terminate()
-        wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=5).status_code == 503)
-        assert requests.get(f"{server.url}/healthz", timeout=5).status_code == 200
+        wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 503)
+        assert requests.get(f"{server.url}/healthz", timeout=HANG).status_code == 200
         wait_until(lambda: check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING)
         assert ready(b"") == b""
         for name in ("grpc", "rest-json"):
             transport = connect(name, server.rest, server.grpc)
             assert transport.attend("dot", query=np.ones((1, 1), np.float32))["results"]
-        assert server.process.wait(30) == 0
+        end_at_once(server)
+    with start_server(dot_only, "--stop-accepting-after", 0.2) as server:
+        server.process.terminate()
+        assert server.process.wait(HANG) == 0
 
 
 def test_a_second_signal(dot_only):
     """A second signal ends the process at once, whatever it was still waiting for."""
-    with start_server(dot_only, "--stop-accepting-after", 600) as server:
+    with start_server(dot_only, "--stop-accepting-after", 10 * HANG) as server:
         server.process.terminate()
-        wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=5).status_code == 503)
-        server.process.terminate()
-        assert server.process.wait(30) == -signal.SIGTERM
-        server.process.returncode = 0  # what a stop within a test is expected to end with
+        wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 503)
+        end_at_once(server)
 
 
-def test_a_stop_cuts_off_after_the_grace(dot_only, connect):
-    """What still runs after the grace is cut off: a stop ends."""
-    with start_server(dot_only, "--slots", 1, "--grace", 0.2) as server, ThreadPoolExecutor(1) as callers:
-        url = f"{server.url}/v1/models/dot:attend"
+def end_at_once(server):
+    """Send a second signal, which ends the process."""
+    server.process.terminate()
+    assert server.process.wait(HANG) == -signal.SIGTERM
+    server.process.returncode = 0  # the status that `start_server` expects of a process that has ended
+
+
+def test_a_stop_cuts_off_after_the_grace(dot_only):
+    """What still runs after the grace is cut off on both ports: a stop ends."""
+    with start_server(dot_only, "--grace", 0.2) as server, grpc.insecure_channel(server.grpc) as channel:
         host, port = server.rest.split(":")
+        never = threading.Event()
         with socket.create_connection((host, int(port))) as half:
-            half.sendall(b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
-            assert callers.submit(requests.post, url, json={"query": [[1]]}, timeout=5).result().status_code == 200
+            half.sendall(HALF_SENT)
+            call = channel.stream_unary("/attention.v1.AttentionService/Attend").future(iter(never.wait, True))
+            wait_until(lambda: metrics_of(server)("attention_requests_in_flight", method="Attend") == 2)
             server.process.terminate()
-            assert server.process.wait(10) == 0
+            assert server.process.wait(HANG) == 0
+            never.set()
+            assert call.code() is grpc.StatusCode.UNAVAILABLE
