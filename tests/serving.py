@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Event, Timer
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 SERVER = ROOT / ".venv/bin/attention-server"
 HANG = 240  # seconds: after these a wait is given up as one that will not end; no promise about a machine's speed
@@ -124,6 +126,13 @@ def _addresses(process: subprocess.Popen[str], log_file: Path) -> tuple[str, str
     ready = READY.fullmatch(line)
     assert ready, f"said {line!r} in place of its addresses\n{log_file.read_text()}"
     return ready[1], ready[2]
+
+
+def connections(address: str) -> int:
+    """Return how many connections this machine's processes hold that a server accepted at an address."""
+    port = int(address.rpartition(":")[2])
+    held = psutil.net_connections("tcp")
+    return sum(each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in held if each.pid)
 
 
 def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:

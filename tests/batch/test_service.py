@@ -47,7 +47,7 @@ def whole(server, source, tmp_path):
 
 def answered(server: Server) -> int:
     """Return the number of sequences that a server has answered."""
-    statistics = requests.get(f"{server.url}/v2/models/multi/stats", timeout=10).json()
+    statistics = requests.get(f"{server.url}/v2/models/multi/stats", timeout=60).json()
     return sum(int(each["inference_count"]) for each in statistics["model_stats"])
 
 

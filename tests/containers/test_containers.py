@@ -132,7 +132,7 @@ def test_added_layers_are_small(image: str):
 def test_answers_over_rest(server: Server):
     """The embedded multi-head says over REST who gave what to whom."""
     body = {"text": SENTENCE, "outputs": ["weights", "predictions"]}
-    response = requests.post(f"http://{server.rest}/v1/models/multi-head:attend", json=body, timeout=10)
+    response = requests.post(f"http://{server.rest}/v1/models/multi-head:attend", json=body, timeout=60)
     assert response.status_code == 200, response.text
     [result] = response.json()["results"]
     assert result["tokens"] == SENTENCE.split()
@@ -143,19 +143,19 @@ def test_answers_over_rest(server: Server):
 def test_answers_over_grpc(server: Server):
     """The same over gRPC, by the client."""
     with AttentionClient(server.grpc) as client:
-        result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"], timeout=10)
+        result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"], timeout=60)
     assert result.weights.shape[-2:] == (7, 7)
     assert {each.name: each.label for each in result.predictions} == ANSWER
 
 
 def test_the_page_is_in_the_image(server: Server):
     """`/` is the page, and all that it loads is there."""
-    index = requests.get(f"http://{server.rest}/", timeout=10)
+    index = requests.get(f"http://{server.rest}/", timeout=60)
     assert "<title>Attention, step by step</title>" in index.text
     loaded = re.findall(r'"(page/[^"]+)"', index.text)
     assert {Path(each).suffix for each in loaded} == {".js", ".css", ".html"}
     for path in loaded:
-        assert requests.get(f"http://{server.rest}/{path}", timeout=10).ok, path
+        assert requests.get(f"http://{server.rest}/{path}", timeout=60).ok, path
 
 
 def test_ports_are_published_to_this_machine_only(server: Server):

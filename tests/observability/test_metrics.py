@@ -30,15 +30,15 @@ def used(dot_only):
     with start_server(dot_only) as server:
         fresh = metrics_of(server)
         post = requests.Session().post
-        assert post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=10).status_code == 200
-        assert post(f"{server.url}/v2/models/dot/infer", json=INFER, timeout=10).status_code == 200
-        assert post(f"{server.url}/v1/models/dot:attend", json={}, timeout=10).status_code == 400
-        assert post(f"{server.url}/v1/models/nobody:attend", json=QUERY, timeout=10).status_code == 404
-        assert post(f"{server.url}/v1/nowhere", json=QUERY, timeout=10).status_code == 404
+        assert post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=60).status_code == 200
+        assert post(f"{server.url}/v2/models/dot/infer", json=INFER, timeout=60).status_code == 200
+        assert post(f"{server.url}/v1/models/dot:attend", json={}, timeout=60).status_code == 400
+        assert post(f"{server.url}/v1/models/nobody:attend", json=QUERY, timeout=60).status_code == 404
+        assert post(f"{server.url}/v1/nowhere", json=QUERY, timeout=60).status_code == 404
         long = {"query": np.ones((900, 2)).tolist(), "outputs": ["weights"]}
         assert (
             post(
-                f"{server.url}/v1/models/dot:attend", json=long, headers={"x-request-timeout": "1e-6"}, timeout=10
+                f"{server.url}/v1/models/dot:attend", json=long, headers={"x-request-timeout": "1e-6"}, timeout=60
             ).status_code
             == 504
         )
@@ -223,12 +223,12 @@ def test_callers_cannot_make_series(dot_only):
 
         def invent(start: int) -> Metrics:
             for i in range(start, start + 20):
-                requests.post(f"{server.url}/v1/models/x{i}:attend", json=QUERY, timeout=10)
-                requests.get(f"{server.url}/path{i}", timeout=10)
-                requests.post(f"{server.url}/v2/models/dot/versions/{i + 7}/infer", json=INFER, timeout=10)
-                requests.request(f"METHOD{i}", f"{server.url}/v1/models", timeout=10)
+                requests.post(f"{server.url}/v1/models/x{i}:attend", json=QUERY, timeout=60)
+                requests.get(f"{server.url}/path{i}", timeout=60)
+                requests.post(f"{server.url}/v2/models/dot/versions/{i + 7}/infer", json=INFER, timeout=60)
+                requests.request(f"METHOD{i}", f"{server.url}/v1/models", timeout=60)
                 with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError):
-                    channel.unary_unary(f"/attention.v1.AttentionService/M{i}")(b"", timeout=10)
+                    channel.unary_unary(f"/attention.v1.AttentionService/M{i}")(b"", timeout=60)
             return metrics_of(server)
 
         metrics_of(server)  # is a method too
@@ -242,7 +242,7 @@ def test_metrics_ask_for_a_token(dot_only, tmp_path):
     token, lines = make_token("prometheus", "--rights")
     (tmp_path / "tokens").write_text(lines)
     with start_server(dot_only, "--tokens", tmp_path / "tokens") as server:
-        assert requests.get(f"{server.url}/metrics", timeout=10).status_code == 401
+        assert requests.get(f"{server.url}/metrics", timeout=60).status_code == 401
         found = metrics_of(server, authorization=f"Bearer {token}")
         assert found("attention_rejections_total", reason="unauthenticated", protocol="rest") == 1
         with AttentionClient(server.grpc) as client, pytest.raises(Exception, match="Bearer"):

@@ -87,7 +87,7 @@ def run_prometheus(folder: Path, server: Server, token: Path) -> Iterator[Promet
 
 def is_ready(url: str) -> bool:
     try:
-        return requests.get(f"{url}/-/ready", timeout=5).status_code == 200
+        return requests.get(f"{url}/-/ready", timeout=60).status_code == 200
     except requests.ConnectionError:
         return False
 
@@ -114,7 +114,7 @@ def scraping(dot_only, tmp_path_factory) -> Iterator[tuple[Prometheus, Metrics]]
         ask()
         wait_until(lambda: prometheus.value('attention_requests_total{method="CreateMemory"}') == 1)
         ask()
-        requests.post(f"{server.url}/v1/models/dot:attend", json={}, timeout=10)
+        requests.post(f"{server.url}/v1/models/dot:attend", json={}, timeout=60)
         wait_until(lambda: prometheus.value('attention_requests_total{method="CreateMemory"}') == 2)
         wait_until(lambda: bool(prometheus.query("attention_rejections_total")))
         yield prometheus, metrics_of(server, authorization=f"Bearer {token}")

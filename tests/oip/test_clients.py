@@ -279,7 +279,7 @@ def test_a_client_made_from_reflection_alone(server):
             request_serializer=type(asked).SerializeToString,
             response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
         )
-        answer = call(asked, timeout=10)
+        answer = call(asked, timeout=60)
         assert np.frombuffer(answer.raw_output_contents[0], "<f4").tolist() == [3, 4]
         assert not answer.outputs[0].HasField("contents")
 

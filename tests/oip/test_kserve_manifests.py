@@ -56,7 +56,7 @@ def test_the_probes_are_answered(repository):
     probes = [container(FOLDER / "serving-runtime.yaml")[kind] for kind in ("readinessProbe", "livenessProbe")]
     with start_server(repository) as server:
         for probe in probes:
-            assert requests.get(server.url + probe["httpGet"]["path"], timeout=10).status_code == 200
+            assert requests.get(server.url + probe["httpGet"]["path"], timeout=60).status_code == 200
 
 
 def test_the_service_names_a_runtime_that_is_there():

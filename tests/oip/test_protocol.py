@@ -81,7 +81,7 @@ def test_health_knows_the_service(server):
     """grpc.health.v1 answers for this service by its name."""
     with grpc.insecure_channel(server.grpc) as channel:
         asked = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
-        answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=10)
+        answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=60)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -109,9 +109,9 @@ def test_health_knows_the_service(server):
 def test_success_is_200_and_as_the_document_says(server, path, method, body):
     """Every success is exactly 200, and its body is what OpenAPI's document says of it."""
     url = server.url + path.format(model="dot", version=1)
-    response = requests.request(method, url, json=body, timeout=10)
+    response = requests.request(method, url, json=body, timeout=60)
     assert response.status_code == 200, response.text
-    document = requests.get(f"{server.url}/openapi.json", timeout=10).json()
+    document = requests.get(f"{server.url}/openapi.json", timeout=60).json()
     schema = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
     OAS30Validator(schema | {"components": document["components"]}).validate(response.json())
 
@@ -119,7 +119,7 @@ def test_success_is_200_and_as_the_document_says(server, path, method, body):
 @pytest.mark.parametrize("name", ["vectors", "text"])
 def test_the_documents_examples_run(server, name):
     """Each example of OpenAPI's document is answered."""
-    document = requests.get(f"{server.url}/openapi.json", timeout=10).json()
+    document = requests.get(f"{server.url}/openapi.json", timeout=60).json()
     content = document["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]["application/json"]
     body = content["examples"][name]["value"]
     model = {"vectors": "dot", "text": "multi-head"}[name]
@@ -146,7 +146,7 @@ def test_the_documents_examples_run(server, name):
 )
 def test_errors_are_a_string(server, method, path, status):
     """What fails says why in `error`, a string, and has the code of its cause."""
-    response = requests.request(method, f"{server.url}{path}", timeout=10)
+    response = requests.request(method, f"{server.url}{path}", timeout=60)
     assert response.status_code == status
     assert isinstance(response.json().pop("error"), str)
 
@@ -334,7 +334,7 @@ def test_compressed_bodies(server, path, encoding):
     """A compressed body is read, of either protocol."""
     body = json.dumps({"inputs": [QUERY]} if path.startswith("/v2") else {"query": [[1, 0]]}).encode()
     packed = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding](body)
-    response = requests.post(f"{server.url}{path}", packed, headers={"content-encoding": encoding}, timeout=10)
+    response = requests.post(f"{server.url}{path}", packed, headers={"content-encoding": encoding}, timeout=60)
     assert response.status_code == 200, response.text
 
 
@@ -466,7 +466,7 @@ def test_statistics_count_what_was_asked(repository):
     """Requests, sequences and failures are counted for their version, by either protocol; parts make up the whole."""
 
     def of(server: Any, path: str) -> list[dict[str, Any]]:
-        response = requests.get(f"{server.url}/v2/models/{path}", timeout=10)
+        response = requests.get(f"{server.url}/v2/models/{path}", timeout=60)
         assert response.status_code == 200
         return response.json()["model_stats"]
 
@@ -476,7 +476,7 @@ def test_statistics_count_what_was_asked(repository):
         pair = QUERY | {"shape": [2, 1, 2]}
         assert infer(server, inputs=[pair]).status_code == 200
         body = {"query": [[1, 0]]}
-        assert requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=10).status_code == 200
+        assert requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=60).status_code == 200
         assert infer(server, inputs=[QUERY, LENGTHS | {"name": "bias"}]).status_code == 400
         (one,) = of(server, "dot/versions/1/stats")
         assert (one["inference_count"], one["execution_count"]) == (3, 2)
@@ -494,7 +494,7 @@ def test_statistics_count_what_was_asked(repository):
         assert 0 < parts["compute_infer"]["ns"] < inside <= parts["success"]["ns"]
         assert [each["version"] for each in of(server, "self/stats")] == ["1", "2"]
         assert {each["name"] for each in of(server, "stats")} > {"dot", "multi", "self"}
-        assert requests.get(f"{server.url}/v2/models/nobody/stats", timeout=10).status_code == 404
+        assert requests.get(f"{server.url}/v2/models/nobody/stats", timeout=60).status_code == 404
 
 
 # --- gRPC's own ---
@@ -542,7 +542,7 @@ def typed(datatype: str, shape: list[int], **contents: Any) -> list[pb.ModelInfe
 def test_messages_that_do_not_fit(stub, asked, words):
     """What a message cannot hold is refused by its place."""
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(asked, timeout=10)
+        stub.ModelInfer(asked, timeout=60)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details().startswith(words)
 
@@ -551,7 +551,7 @@ def test_raw_and_typed_contents_may_stand_beside_each_other(stub):
     """Raw contents go, in their order, to the inputs that have none; the answer is raw always."""
     key = pb.ModelInferRequest.InferInputTensor(name="key", datatype="FP32", shape=[1, 1, 2])
     asked = message(inputs=[*typed("FP32", [1, 1, 2], fp32_contents=[1, 2]), key], raw_input_contents=[RAW], id="x")
-    answer = stub.ModelInfer(asked, timeout=10)
+    answer = stub.ModelInfer(asked, timeout=60)
     assert np.frombuffer(answer.raw_output_contents[0], "<f4").tolist() == [3, 4]
     assert (answer.id, answer.model_version, len(answer.outputs)) == ("x", "1", len(answer.raw_output_contents))
 
@@ -561,7 +561,7 @@ def test_what_is_not_offered_is_unimplemented(stub, server):
     before = server.log.count("fault of ours")
     for name in ("SystemSharedMemoryStatus", "CudaSharedMemoryRegister", "TraceSetting", "LogSettings"):
         with pytest.raises(grpc.RpcError) as caught:
-            getattr(stub, name)(getattr(pb, f"{name}Request")(), timeout=10)
+            getattr(stub, name)(getattr(pb, f"{name}Request")(), timeout=60)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert server.log.count("fault of ours") == before
 
@@ -578,7 +578,7 @@ def test_a_timeout_on_a_stream_is_its_requests_alone(stub):
 def test_a_streams_answers_are_those_of_single_calls(stub):
     """Each answer of a stream is the one that a call has, and says that it is its request's last."""
     asked = message(raw_input_contents=[RAW], id="1")
-    alone = stub.ModelInfer(asked, timeout=10)
+    alone = stub.ModelInfer(asked, timeout=60)
     assert not alone.parameters
     (streamed,) = stub.ModelStreamInfer(iter([asked]), timeout=30)
     assert streamed.infer_response.parameters.pop("triton_final_response").bool_param
@@ -595,16 +595,16 @@ def test_load_and_unload(repository):
         grpc.insecure_channel(server.grpc) as channel,
     ):
         stub = GRPCInferenceServiceStub(channel)
-        assert not stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=10).ready
+        assert not stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=60).ready
         assert post(server, "/v2/repository/models/dot/load").status_code == 200
-        assert stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=10).ready
-        stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="cross"), timeout=10)
+        assert stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=60).ready
+        stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="cross"), timeout=60)
         index = post(server, "/v2/repository/index", {"ready": True}).json()
         assert [each["name"] for each in index] == ["cross", "dot"]
         unload = {"parameters": {"unload_dependents": False}}
         assert post(server, "/v2/repository/models/dot/unload", unload).status_code == 200
-        assert requests.get(f"{server.url}/v2/models/dot/ready", timeout=10).status_code in {404, 503}
-        stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="cross"), timeout=10)
+        assert requests.get(f"{server.url}/v2/models/dot/ready", timeout=60).status_code in {404, 503}
+        stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="cross"), timeout=60)
         assert post(server, "/v2/repository/index", {"ready": True}).json() == []
         refused = post(server, "/v2/repository/models/dot/load", {"parameters": {"config": "{}"}})
         assert refused.status_code == 400
@@ -617,13 +617,13 @@ def test_who_may_do_what(repository, tmp_path):
     tokens.write_text(f'[asker]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\nrights = ["attend"]\n')
     known = {"authorization": "Bearer secret"}
     with start_server(repository, "--tokens", tokens) as server:
-        assert requests.get(f"{server.url}/v2/health/ready", timeout=10).json() == {"ready": True}
+        assert requests.get(f"{server.url}/v2/health/ready", timeout=60).json() == {"ready": True}
         assert post(server, "/v2/models/dot/infer", {"inputs": [QUERY]}).status_code == 401
         assert post(server, "/v2/models/dot/infer", {"inputs": [QUERY]}, headers=known).status_code == 200
         assert post(server, "/v2/repository/models/dot/unload", headers=known).status_code == 403
         with grpc.insecure_channel(server.grpc) as channel:
             stub = GRPCInferenceServiceStub(channel)
-            assert stub.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
+            assert stub.ServerReady(pb.ServerReadyRequest(), timeout=60).ready
             for method, asked, metadata, code in (
                 (stub.ModelInfer, message(raw_input_contents=[RAW]), (), grpc.StatusCode.UNAUTHENTICATED),
                 (
@@ -634,5 +634,5 @@ def test_who_may_do_what(repository, tmp_path):
                 ),
             ):
                 with pytest.raises(grpc.RpcError) as caught:
-                    method(asked, timeout=10, metadata=metadata)
+                    method(asked, timeout=60, metadata=metadata)
                 assert caught.value.code() == code

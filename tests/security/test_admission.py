@@ -22,7 +22,7 @@ from attention_server.http2.limits import Timeouts
 from attention_server.rest import connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import start_server, wait_until
+from serving import connections, start_server, wait_until
 from structlog.testing import capture_logs
 
 from tests.conftest import TRANSPORTS, refused
@@ -151,26 +151,25 @@ def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
         body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
         peer.sendall((ATTEND + f"content-length: {len(body)}\r\n\r\n").encode() + body)
         wait_until(lambda: server.gate.runs == 1)
-        connections = server.rest_server._server.server_state.connections
-        wait_until(lambda: len(connections) == 1)
-        wait_until(lambda: not connections)
+        wait_until(lambda: connections(server.rest) == 0)
         assert answers(server)
 
 
 def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
     """Who is slow and moves, sending and receiving, is waited for; so is who waits for a long computation."""
     monkeypatch.setattr(connection, "LEAST_BYTES", 100)
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 1.0)  # many times what any of the waits below takes
     with local_server(dot_only, predicted=IN_A_SLOT) as server, connect(server) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         rows = ",".join(["[1.0]"] * 800)
         body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
         server.gate.close()
         peer.sendall((ATTEND + f"content-length: {len(body)}\r\nconnection: close\r\n\r\n").encode())
-        for i in range(0, len(body), 500):  # a second: five looks
-            peer.sendall(body[i : i + 500])
+        for i in range(0, len(body), 250):  # two seconds: two looks
+            peer.sendall(body[i : i + 250])
             threading.Event().wait(0.1)
         assert server.gate.arrived.wait(30)
-        threading.Event().wait(1)  # five looks
+        threading.Event().wait(2.5)  # two looks
         server.gate.open()
         received = b""
         while more := peer.recv(200_000):
@@ -185,11 +184,11 @@ def test_connections_without_number(server, monkeypatch):
     monkeypatch.setattr(connection, "most_connections", lambda: 5)
     with ExitStack() as stack:
         held = [stack.enter_context(connect(server)) for _ in range(5)]
-        wait_until(lambda: len(server.rest_server._server.server_state.connections) == 5)
+        wait_until(lambda: connections(server.rest) == 5)
         with connect(server) as peer:
             assert all_of(peer) == b""
         held.pop().close()
-        wait_until(lambda: len(server.rest_server._server.server_state.connections) == 4)
+        wait_until(lambda: connections(server.rest) == 4)
         assert answers(server)
 
 
@@ -320,7 +319,7 @@ def test_two_requests_and_a_peer_that_goes(server, after, caplog):
         peer.sendall(after)
         if after:
             assert all_of(peer).startswith(b"HTTP/1.1 400 ")
-    wait_until(lambda: not server.rest_server._server.server_state.connections)
+    wait_until(lambda: connections(server.rest) == 0)
     server.gate.open()
     assert answers(server)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
@@ -332,7 +331,7 @@ def test_many_who_watch_health(server):
         watch = health_pb2_grpc.HealthStub(channel).Watch
         watches = [watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(60)]
         assert all(next(each).status == health_pb2.HealthCheckResponse.SERVING for each in watches)
-        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"", timeout=10)
+        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"", timeout=60)
         for each in watches:
             each.cancel()
 

@@ -28,7 +28,7 @@ def tls_flags(pems: Pems, *, mutual: bool = False) -> list[object]:
 
 def https(server, path: str, pems: Pems, *, certificate: bool = False, **options) -> requests.Response:
     cert = (str(pems.client_cert), str(pems.client_key)) if certificate else None
-    return requests.get(f"https://{server.rest}{path}", verify=str(pems.ca), cert=cert, timeout=10, **options)
+    return requests.get(f"https://{server.rest}{path}", verify=str(pems.ca), cert=cert, timeout=60, **options)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_tls_on_both_ports(server, pems):
     with AttentionClient(server.grpc, credentials=channel.tls(pems.ca)) as client:
         assert client.attend("dot", query=QUERY).output.shape == (1, 2)
     with pytest.raises(requests.ConnectionError):
-        requests.get(f"http://{server.rest}/v1/models", timeout=10)
+        requests.get(f"http://{server.rest}/v1/models", timeout=60)
     with AttentionClient(server.grpc, timeout=5) as client, pytest.raises(Unavailable):
         client.models()
 
@@ -75,7 +75,7 @@ def test_old_versions_of_tls(server, version):
     for address in (server.rest, server.grpc):
         host, port = address.split(":")
         refused = pytest.raises((ssl.SSLError, ConnectionResetError))
-        with socket.create_connection((host, int(port)), timeout=10) as connection, refused:
+        with socket.create_connection((host, int(port)), timeout=60) as connection, refused:
             context.wrap_socket(connection)
 
 
@@ -90,7 +90,7 @@ def test_mutual_tls(mutual, pems, tmp_path):
             f"https://{mutual.rest}/v1/models",
             verify=str(pems.ca),
             cert=(str(other.client_cert), str(other.client_key)),
-            timeout=10,
+            timeout=60,
         )
     known = channel.tls(pems.ca, pems.client_cert, pems.client_key)
     with AttentionClient(mutual.grpc, credentials=known) as client:
@@ -109,7 +109,7 @@ def test_renewed_certificates(dot_only, tmp_path, authority):
         def serves() -> bool:
             known = channel.tls(pems.ca, pems.client_cert, pems.client_key)
             try:
-                with AttentionClient(server.grpc, credentials=known, timeout=5) as client:
+                with AttentionClient(server.grpc, credentials=known, timeout=60) as client:
                     client.models()
                 return https(server, "/v1/models", pems, certificate=True).status_code == 200
             except (requests.RequestException, Unavailable):
@@ -163,7 +163,7 @@ def test_health_over_tls(server, mutual, pems):
         done = subprocess.run(command, env=clean_env(env), capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
     with grpc.secure_channel(server.grpc, channel.tls(pems.ca)) as secure:
-        answer = health_pb2_grpc.HealthStub(secure).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        answer = health_pb2_grpc.HealthStub(secure).Check(health_pb2.HealthCheckRequest(), timeout=60)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
