@@ -19,7 +19,7 @@ class FileWatcher(Generic[T]):
     """A value that follows its files. Changed files that cannot be used are logged and leave the value as it was.
 
     Args:
-        what: a name of the files for the log.
+        name: the files' name in the log.
         paths: the files.
         read: returns the value; raises OSError or ValueError if the files cannot be used.
 
@@ -27,8 +27,8 @@ class FileWatcher(Generic[T]):
         OSError, ValueError: the files cannot be used at the start.
     """
 
-    def __init__(self, what: str, paths: tuple[Path, ...], read: Callable[[], T]) -> None:
-        self._what = what
+    def __init__(self, name: str, paths: tuple[Path, ...], read: Callable[[], T]) -> None:
+        self._name = name
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
@@ -55,10 +55,10 @@ class FileWatcher(Generic[T]):
             self._value = self._read()
         except (OSError, ValueError) as error:
             log.warning(
-                "files changed and cannot be used; what they said before stays", what=self._what, reason=str(error)
+                "files changed and cannot be used; what they said before stays", what=self._name, reason=str(error)
             )
         else:
-            log.info("files changed and were read again", what=self._what)
+            log.info("files changed and were read again", what=self._name)
 
     def _fingerprint(self) -> list[tuple[int, int, int] | None]:
         return [_file_state(path) for path in self._paths]

@@ -1,1 +1,1 @@
-"""REST: attention.v1's twin, the Open Inference Protocol, and an HTTP port's own: health, documents, the page."""
+"""The HTTP port: REST for attention.v1, the Open Inference Protocol, health, metrics, documentation and the page."""

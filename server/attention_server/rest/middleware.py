@@ -23,7 +23,7 @@ PUBLIC = PUBLIC_PATHS | page.PATHS
 class ObservingMiddleware:
     """Records requests and admits callers.
 
-    Health and the page's own files need no credentials and are not counted; every other path needs both.
+    Requests for health and for the page's own files need no credentials and are not counted.
 
     Args:
         app: the application behind it.

@@ -1,4 +1,4 @@
-"""The page at `/`: static files that ask the public API for all they show."""
+"""The page at `/`: static files; their script calls the public API."""
 
 import gzip
 import re
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# Nothing but this origin's files and answers. Files that the page makes are blobs, and an icon is data.
+# This origin alone. The page saves files as blobs, and its icon is a data URL.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -21,12 +21,12 @@ NAMED_BY_CONTENT = re.compile(r".+-[0-9a-f]{12}\.\w+")
 
 
 CONTENTS = {each.name: each.read_bytes() for each in files(__package__).joinpath("page").iterdir()}
-# Whoever may load the page has seen nothing of a model: that, the page asks for with a token of its reader's.
+# Public: the files say nothing about models. The page calls the API with its reader's token.
 PATHS = frozenset({"/", *(f"/page/{name}" for name in CONTENTS if name != INDEX)})
 
 
 def page_routes() -> list[Route]:
-    """Return `/` and the files that it loads, whose names change with their content; and their licences."""
+    """Return the routes of `/`, of the files that it loads, whose names change with their content, and of licences."""
     return [Route(path, _file(PurePath(path).name or INDEX)) for path in sorted(PATHS)]
 
 

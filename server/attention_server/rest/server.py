@@ -1,4 +1,4 @@
-"""The HTTP port: every route in one place, and the loop that serves them."""
+"""The HTTP server: every route, and the uvicorn server that serves them."""
 
 import asyncio
 import math
@@ -55,7 +55,7 @@ DOCS_POLICY = (
 
 
 class Name(StringConvertor):
-    """A part of a path. What follows a colon is a verb, not part of a name: GET of `...:attend` is a 405."""
+    """A path segment up to a colon, which begins a verb: GET of `...:attend` is answered with 405."""
 
     regex = "[^/:]+"
 
@@ -64,18 +64,18 @@ register_url_convertor("str", Name())
 
 
 class HealthRoutes:
-    """`/healthz`: the process is alive. `/readyz`: every model is loaded and warmed, and the server is not stopping."""
+    """Health checks: `/healthz` for liveness; `/readyz` for all models loaded and warmed, and no stop begun."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self.stopping = False
 
     def routes(self) -> list[Route]:
-        """Return both."""
+        """Return the routes of `/healthz` and `/readyz`."""
         return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
 
     def is_ready(self) -> bool:
-        """Return whether requests are answered."""
+        """Return whether the server is ready."""
         return self._service.ready and not self.stopping
 
     async def alive(self, request: Request) -> Response:
@@ -87,7 +87,7 @@ class HealthRoutes:
 
 
 def docs_routes() -> list[Route | Mount]:
-    """Return the OpenAPI document and its viewer, which loads nothing from elsewhere."""
+    """Return the routes of the OpenAPI document and its viewer, which loads files of this server only."""
     document = orjson.loads(files(__package__).joinpath("openapi.json").read_bytes())
     document["info"]["version"] = version("attention-service")
     content = orjson.dumps(document)
@@ -110,7 +110,7 @@ def docs_routes() -> list[Route | Mount]:
 
 
 async def plain_error(request: Request, error: Exception) -> Response:
-    """Answer what the router refuses, an unknown path or method, in the form of every other error."""
+    """Answer an unknown path or method, which the router refuses, with the document of every other error."""
     assert isinstance(error, HTTPException)
     message = {404: f"there is no {request.url.path[:256]}; see /docs", 405: f"{request.method} is not offered here"}
     content = {
@@ -123,19 +123,20 @@ async def plain_error(request: Request, error: Exception) -> Response:
 
 
 class RestServer:
-    """Serves HTTP on one loop.
+    """The HTTP server, on one event loop.
 
     Args:
-        service: the core.
-        host, port: where to listen; port 0 picks a free one.
-        requests: how many requests can be running and queued.
+        service: the service behind every route.
+        host: the address to listen on.
+        port: the port to listen on; 0 picks a free one.
+        requests: the most requests that run or wait at once.
         max_message_bytes: the largest body.
-        grace: seconds after which a stop cuts off what still runs.
-        callers: who may call.
-        certificates: of TLS; None speaks without.
+        grace: seconds that a stop waits for running requests.
+        callers: the known callers.
+        certificates: certificates for TLS; None for plain HTTP.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the address is not available.
     """
 
     def __init__(
@@ -188,21 +189,21 @@ class RestServer:
             timeout_graceful_shutdown=math.ceil(grace),
             http=Connection,
             ws="none",
-            proxy_headers=False,  # a header that anyone can send names no caller
+            proxy_headers=False,  # any caller can send the headers of a proxy
         )
         self._server = _Server(config, http_context(certificates) if certificates else None)
         self.port: int = self._socket.getsockname()[1]
 
     def start(self) -> None:
-        """Begin to accept, on the running loop."""
+        """Begin to accept connections, on the running loop."""
         self._serving = asyncio.create_task(self._server.serve([self._socket]))
 
     def set_stopping(self) -> None:
-        """Say to those who ask that this server is not ready; go on answering."""
+        """Report that the server is not ready, and go on serving."""
         self._health.stopping = True
 
     async def stop(self) -> None:
-        """Accept no more, and finish what was accepted within the grace."""
+        """Accept no more connections, and finish accepted requests within the grace period."""
         self.set_stopping()
         self._server.should_exit = True
         await self._serving
@@ -210,7 +211,7 @@ class RestServer:
 
     @property
     def is_idle(self) -> bool:
-        """Whether none of its threads does anything any more."""
+        """Whether every thread is idle."""
         return self._threads.is_idle
 
     async def metrics(self, request: Request) -> Response:
@@ -233,11 +234,11 @@ def _snapshot(service: Service) -> prometheus.Snapshot:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, and with its connections of TLS accepted by `TlsListener`.
+    """Uvicorn without its signal handlers, and with TLS connections accepted by `TlsListener`.
 
     Args:
-        config: of Uvicorn.
-        context: of TLS; None speaks without.
+        config: Uvicorn's configuration.
+        context: the TLS context; None for plain HTTP.
     """
 
     def __init__(self, config: uvicorn.Config, context: ssl.SSLContext | None) -> None:
@@ -246,7 +247,7 @@ class _Server(uvicorn.Server):
         self._listener: TlsListener | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept from the one socket."""
+        """Begin to accept connections from the one socket."""
         assert sockets is not None
         if self._context is None:
             await super().startup(sockets)
@@ -259,7 +260,7 @@ class _Server(uvicorn.Server):
         self._listener.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more, and wait for what was accepted."""
+        """Accept no more connections, and wait for open requests."""
         if self._listener:
             self._listener.close()
         await super().shutdown(sockets)

@@ -1,1 +1,1 @@
-"""Metrics, traces and logs, made of the record of each request."""
+"""Metrics, traces and logs, made from the record of each request."""

@@ -1,4 +1,4 @@
-"""Structured logs on stderr; stdout is for the one line that says the server is ready."""
+"""Structured logs on stderr; stdout has one line alone, which announces that the server is ready."""
 
 import logging
 import sys
@@ -7,11 +7,11 @@ import structlog
 
 
 def configure(level: str, form: str) -> None:
-    """Set up logging, once a process.
+    """Configure logging for the process.
 
     Args:
-        level: the least that is logged.
-        form: `text` for people, `json` for collectors.
+        level: the least severe level that is logged.
+        form: `text` for people, `json` for log collectors.
     """
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()]
@@ -29,13 +29,13 @@ def configure(level: str, form: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # What libraries say through the standard library goes the same way.
+    # Records of libraries, from the standard library's logging, get the same format.
     handler = logging.StreamHandler(sys.stderr)
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,  # plain: the renderer's own would print the values of variables
+            structlog.processors.format_exc_info,  # ConsoleRenderer's own would print variables
             *renderers,
         ],
     )
@@ -44,9 +44,9 @@ def configure(level: str, form: str) -> None:
 
 
 def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape what cannot be printed, so that what a caller has written looks like no line, and moves no cursor."""
+    """Escape unprintable characters: a caller's text must not forge a line or move the terminal's cursor."""
     escaped = {name: _printable(value) if isinstance(value, str) else value for name, value in event.items()}
-    if "exception" in event:  # of several lines, and each looks like one of them
+    if "exception" in event:  # indented, so that its lines cannot pass for records
         escaped["exception"] = "\n".join(f"    {_printable(line)}" for line in event["exception"].split("\n"))
     return escaped
 

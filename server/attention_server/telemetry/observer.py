@@ -1,4 +1,4 @@
-"""Sees each request begin and end: what is counted, traced and logged of it begins here."""
+"""The observer of requests: counts, traces and logs each one."""
 
 import math
 import threading
@@ -19,40 +19,40 @@ log = structlog.get_logger()
 
 
 class Observer:
-    """Watches requests.
+    """Makes the record of each request, and counts, traces and logs it at its end.
 
     Args:
-        tracing: sends traces; None sends none.
-        access_log: which requests have a line in the log when they end.
+        tracing: sends spans; None for no traces.
+        access_log: the requests that get a line in the log: none, failed ones or all.
     """
 
     def __init__(self, tracing: Tracing | None = None, access_log: AccessLog = "errors") -> None:
         self.statistics = Statistics()
         self._tracing = tracing
         self._access_log = access_log
-        self._admission = threading.Lock()
-        self._refused = 0  # for want of room, and not told yet
-        self._told = -math.inf  # when that was
-        self._open: set[RequestRecord] = set()  # to add, to discard and to copy are one step each for the interpreter
+        self._refused_lock = threading.Lock()
+        self._refused = 0  # since the last line in the log
+        self._refused_logged_at = -math.inf
+        self._open: set[RequestRecord] = set()  # adding, discarding and copying are atomic in CPython
 
     def begin(
         self, protocol: str, method: str, headers: Mapping[str, str], *, is_stream: bool = False, caller: str = ""
     ) -> RequestRecord:
-        """Watch a request that has come.
+        """Return the record of a new request.
 
         Args:
             protocol: `grpc` or `rest`.
-            method: the RPC's name; empty where it is not known yet.
-            headers: or metadata, by their names in small letters.
-            is_stream: whether its messages are watched one by one.
-            caller: as far as it is known.
+            method: the RPC's name; empty if it is not known yet.
+            headers: headers or metadata by lower-case names.
+            is_stream: whether each message gets a record of its own.
+            caller: the caller's name or host, as far as it is known.
         """
         trace = {name: headers[name] for name in TRACE_HEADERS if name in headers}
         record = RequestRecord(protocol, method, is_stream, request_id(headers.get(REQUEST_ID)), trace, caller=caller)
-        return self._begun(record, record)
+        return self._begin(record, record)
 
     def message(self, stream: RequestRecord, id_: str, size: int) -> RequestRecord:
-        """Watch a message of a stream, a request of its own, with the caller's id for it and its bytes."""
+        """Return the record of a stream's message, which counts as a request; `size` is its length in bytes."""
         record = RequestRecord(
             stream.protocol,
             stream.method,
@@ -62,10 +62,10 @@ class Observer:
             message_id=id_[:128],
             request_bytes=size,
         )
-        return self._begun(record, stream)
+        return self._begin(record, stream)
 
     def end(self, record: RequestRecord) -> None:
-        """Count, trace and log a request that has ended. A stream is counted where it failed: else its messages are."""
+        """Count, trace and log a request that has ended; a stream itself is counted only if it failed."""
         self._open.discard(record)
         if not record.written:
             record.mark_written()
@@ -79,28 +79,28 @@ class Observer:
             self._log(record)
 
     def open_records(self) -> list[RequestRecord]:
-        """Return the requests that have not ended."""
+        """Return the records of requests that have not ended."""
         return list(self._open)
 
     def close(self) -> None:
-        """Send the traces that were not sent yet."""
+        """Send the remaining spans."""
         if self._tracing:
             self._tracing.close()
 
-    def _begun(self, record: RequestRecord, within: RequestRecord) -> RequestRecord:
+    def _begin(self, record: RequestRecord, parent: RequestRecord) -> RequestRecord:
         if self._tracing:
-            self._tracing.begin(record, within)
+            self._tracing.begin(record, parent)
         self._open.add(record)
         return record
 
     def _log_overload(self) -> None:
-        """Say every second how many were refused since: a line for each would be more work where there is too much."""
-        with self._admission:
+        """Log the number of refused requests once a second: a line for each would add to the overload."""
+        with self._refused_lock:
             self._refused += 1
             now = time.monotonic()
-            if now < self._told + 1:
+            if now < self._refused_logged_at + 1:
                 return
-            refused, self._refused, self._told = self._refused, 0, now
+            refused, self._refused, self._refused_logged_at = self._refused, 0, now
         log.warning("more is asked for than can be computed", refused=refused)
 
     def _log(self, record: RequestRecord) -> None:

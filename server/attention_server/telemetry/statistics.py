@@ -1,4 +1,4 @@
-"""What was asked since the start, what became of it, and where its time went: by version, and by method and code."""
+"""Counts, sizes and durations of requests since the start, by model version and by method."""
 
 import threading
 import time
@@ -11,20 +11,21 @@ from typing import NamedTuple
 
 from attention_server.domain.request_record import OK, RequestRecord
 
-# Upper bounds. Of times in nanoseconds, 0.1 ms to 10 s; of lengths and of sequences in a request, their number.
+# Upper bounds of buckets: durations in nanoseconds, 0.1 ms to 10 s; lengths in positions; sequences in a request.
 TIMES = tuple(int(ms * 1e6) for ms in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000))
 LENGTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-TOGETHER = 32  # requests that are counted at a time
+BATCH = 32  # requests counted at a time
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(slots=True)
 class Histogram:
-    """How often something was how large, and how much in all.
+    """A histogram of integers.
 
     Attributes:
-        bounds: upper ones, inclusive, ascending.
-        counts: of each, and of what is larger than all.
+        bounds: inclusive upper bounds of the buckets, ascending.
+        total: the sum of all values.
+        counts: the number of values in each bucket; the last bucket has no bound.
     """
 
     bounds: tuple[int, ...] = ()
@@ -36,11 +37,11 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How often."""
+        """The number of values."""
         return sum(self.counts)
 
     def add(self, value: int, times: int = 1) -> None:
-        """Count it once more, or several times."""
+        """Add a value `times` times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
@@ -51,15 +52,21 @@ Lengths = partial(Histogram, LENGTHS)
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """What was asked of one version. Times are in nanoseconds.
+    """Statistics of the requests for attention to one model version. Durations are in nanoseconds.
 
     Attributes:
-        model, version: which.
-        last_inference: when it was last asked, in milliseconds since 1970; 0 for never.
-        success: requests for attention, and how long they took in all.
-        failures: the same of those without an answer, by the name of gRPC's code; those that never ran too.
-        checking, queued, computing, encoding: parts of what the answered ones took.
-        sequences: of each answered request. queries, keys: the length of each of these, T and S.
+        model: the model's name.
+        version: the version's number.
+        last_inference: the end of the last request in milliseconds since 1970; 0 for none.
+        success: durations of answered requests.
+        failures: durations of failed requests by the name of the gRPC code, refused ones included.
+        checking: time from the start of an answered request to its submission.
+        queued: time in the queue of answered requests.
+        computing: time in a slot of answered requests.
+        encoding: time to encode the answers.
+        sequences: sequences in each answered request.
+        queries: lengths T of their sequences.
+        keys: lengths S of their sequences.
     """
 
     model: str
@@ -76,7 +83,7 @@ class VersionStatistics:
     keys: Histogram = field(default_factory=Lengths)
 
     def add(self, record: RequestRecord) -> None:
-        """Count a request for attention."""
+        """Count a request."""
         ago = time.perf_counter_ns() - record.written
         self.last_inference = max(self.last_inference, (time.time_ns() - ago) // 1_000_000)
         if record.code != OK:
@@ -97,7 +104,7 @@ class VersionStatistics:
 
 
 class RequestLabels(NamedTuple):
-    """By which requests come, and to whom; model and version are empty and 0 where they are for none."""
+    """The labels that requests are counted by; model is empty and version 0 for requests without a model."""
 
     protocol: str
     method: str
@@ -107,13 +114,14 @@ class RequestLabels(NamedTuple):
 
 @dataclass(slots=True)
 class RequestStatistics:
-    """What came by one way.
+    """Statistics of the requests with the same labels.
 
     Attributes:
-        codes: how often a request ended with each, by the name of gRPC's.
-        reasons: how often one failed for which cause.
-        durations: from when it came until its answer was bytes, in nanoseconds.
-        request_bytes, answer_bytes: in all.
+        codes: the number of requests by the name of the gRPC code.
+        reasons: the number of failed requests by reason.
+        durations: time from the start of a request to its encoded answer, in nanoseconds.
+        request_bytes: the total size of requests.
+        answer_bytes: the total size of answers.
     """
 
     codes: Counter[str] = field(default_factory=Counter)
@@ -133,38 +141,38 @@ class RequestStatistics:
 
 
 class Statistics:
-    """Counts. A version that went and came again counts on.
+    """Statistics of all requests. A version that is unloaded and loaded again keeps its counts.
 
-    Requests are counted some at a time, and before anybody looks: no answer waits for it.
+    Ended requests are counted in batches, and before each reading, so that counting delays no answer.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._uncounted: deque[RequestRecord] = deque()  # to append and to pop are one step each for the interpreter
+        self._uncounted: deque[RequestRecord] = deque()  # appending and popping are atomic in CPython
         self._versions: dict[tuple[str, int], VersionStatistics] = {}
-        self._ways: dict[RequestLabels, RequestStatistics] = {}
+        self._requests: dict[RequestLabels, RequestStatistics] = {}
 
     def of(self, model: str, version: int) -> VersionStatistics:
-        """Return a version's statistics as they are now."""
+        """Return a copy of a version's statistics."""
         with self._lock:
             self._count()
             return deepcopy(self._of(model, version))
 
     def all(self) -> tuple[list[VersionStatistics], dict[RequestLabels, RequestStatistics]]:
-        """Return everything as it is now."""
+        """Return copies of the statistics of every version and of every set of labels."""
         with self._lock:
             self._count()
-            versions, ways = list(self._versions), list(self._ways)
-        return [self.of(*key) for key in versions], {key: self._by(key) for key in ways}
+            versions, labels = list(self._versions), list(self._requests)
+        return [self.of(*key) for key in versions], {key: self._by(key) for key in labels}
 
-    def _by(self, way: RequestLabels) -> RequestStatistics:
-        with self._lock:  # for each anew: requests do not wait until all are copied
-            return deepcopy(self._ways[way])
+    def _by(self, labels: RequestLabels) -> RequestStatistics:
+        with self._lock:  # one lock for each copy, so that requests do not wait for all copies
+            return deepcopy(self._requests[labels])
 
     def count(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
         self._uncounted.append(record)
-        if len(self._uncounted) >= TOGETHER:
+        if len(self._uncounted) >= BATCH:
             with self._lock:
                 self._count()
 
@@ -172,10 +180,10 @@ class Statistics:
         while self._uncounted:
             record = self._uncounted.popleft()
             key = RequestLabels(record.protocol, record.method, record.model, record.version)
-            way = self._ways.get(key)
-            if way is None:
-                way = self._ways[key] = RequestStatistics()
-            way.add(record)
+            counted = self._requests.get(key)
+            if counted is None:
+                counted = self._requests[key] = RequestStatistics()
+            counted.add(record)
             if record.sequences is not None:
                 self._of(record.model, record.version).add(record)
 

@@ -1,6 +1,6 @@
-"""OpenTelemetry: a span for each request, and in it one for the queue, the computation and the writing of the answer.
+"""OpenTelemetry traces: a span for each request with child spans for queue, computation and encoding.
 
-What this imports is imported when traces are sent, which OpenTelemetry's own variables say; else it costs nothing.
+OpenTelemetry is imported only if its environment variables ask for traces; a server without traces pays nothing.
 """
 
 import os
@@ -12,24 +12,24 @@ from typing import Any, Protocol
 from attention_server.domain.request_record import OK, RequestRecord
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-# What a server is to blame for; the rest is the caller's.
+# Codes of errors of the server; other codes are errors of the caller.
 FAULTS = ("DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNIMPLEMENTED", "UNKNOWN")
-SECONDS_TO_CLOSE = 3.0  # for a collector that does not answer
+CLOSE_SECONDS = 3.0  # to wait for a collector that does not answer
 
 
 class TracingError(Exception):
-    """Traces are to be sent as this installation cannot."""
+    """The environment asks for an exporter that is not installed or unknown."""
 
 
 class Tracing(Protocol):
-    """Sends spans."""
+    """A sink of spans."""
 
-    def begin(self, record: RequestRecord, within: RequestRecord) -> None:
-        """Begin a request's span, in that of its stream, or in its caller's."""
+    def begin(self, record: RequestRecord, parent: RequestRecord) -> None:
+        """Begin a request's span; its parent is the stream's span, or the caller's if `parent` is the record itself."""
         ...
 
     def end(self, record: RequestRecord) -> None:
-        """End a request's span, and tell what happened within it."""
+        """End a request's span, with attributes and child spans."""
         ...
 
     def trace_id(self, record: RequestRecord) -> str:
@@ -37,15 +37,15 @@ class Tracing(Protocol):
         ...
 
     def close(self) -> None:
-        """Send what was not sent yet."""
+        """Send the remaining spans."""
         ...
 
 
 def open_tracing() -> Tracing | None:
-    """Return what sends traces where OpenTelemetry's variables say; None where they say nothing.
+    """Return the tracing that OpenTelemetry's environment variables ask for; None if they ask for none.
 
     Raises:
-        TracingError: they name a protocol whose exporter is not installed.
+        TracingError: the protocol is unknown, or its exporter is not installed.
     """
     named = any(os.environ.get(name) for name in ENDPOINTS)
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
@@ -70,10 +70,10 @@ def _exporter() -> Any:
 
 
 class OpenTelemetry:
-    """Sends spans by OpenTelemetry's SDK.
+    """Tracing with OpenTelemetry's SDK.
 
     Args:
-        exporter: takes them, in batches, from a thread of its own.
+        exporter: exports spans; called with batches in a thread of the SDK.
     """
 
     def __init__(self, exporter: Any) -> None:
@@ -83,41 +83,44 @@ class OpenTelemetry:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-        ours = {"service.name": "attention-service", "service.version": version("attention-service")}
-        resource = Resource(ours).merge(OTELResourceDetector().detect())  # what the variables say goes before
+        defaults = {"service.name": "attention-service", "service.version": version("attention-service")}
+        resource = Resource(defaults).merge(
+            OTELResourceDetector().detect()
+        )  # the environment variables take precedence
         self._trace = trace
         self._propagator = TraceContextTextMapPropagator()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("attention_server")
 
-    def begin(self, record: RequestRecord, within: RequestRecord) -> None:
-        parent = self._trace.set_span_in_context(within.span) if within.span else self._propagator.extract(record.trace)
+    def begin(self, record: RequestRecord, parent: RequestRecord) -> None:
+        stream = parent.span
+        context = self._trace.set_span_in_context(stream) if stream else self._propagator.extract(record.trace)
         record.span = self._tracer.start_span(
-            record.method or "HTTP", parent, self._trace.SpanKind.SERVER, start_time=_on_the_wall(record.begun)
+            record.method or "HTTP", context, self._trace.SpanKind.SERVER, start_time=_wall_clock(record.begun)
         )
 
     def end(self, record: RequestRecord) -> None:
         span = record.span
         if span.is_recording():
-            span.update_name(record.method or "HTTP")  # of a request over HTTP it is known by its route
+            span.update_name(record.method or "HTTP")  # the route of an HTTP request has set it since
             span.set_attributes({name: value for name, value in _attributes(record).items() if value})
             if record.code in FAULTS:
                 span.set_status(self._trace.StatusCode.ERROR, record.reason)
-            within = self._trace.set_span_in_context(span)
-            for name, begun, ended in _parts(record):
-                part = self._tracer.start_span(name, within, start_time=_on_the_wall(begun))
-                part.end(_on_the_wall(ended))
-        span.end(_on_the_wall(record.written))
+            context = self._trace.set_span_in_context(span)
+            for name, begun, ended in _phases(record):
+                child = self._tracer.start_span(name, context, start_time=_wall_clock(begun))
+                child.end(_wall_clock(ended))
+        span.end(_wall_clock(record.written))
 
     def trace_id(self, record: RequestRecord) -> str:
         return f"{record.span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
-        # It sends what is left, and tries again where nobody answers; its own time limit is not kept.
+        # Shutdown retries while the collector does not answer, and exceeds its own timeout.
         closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         closing.start()
-        closing.join(SECONDS_TO_CLOSE)
+        closing.join(CLOSE_SECONDS)
 
 
 def _attributes(record: RequestRecord) -> dict[str, str | int]:
@@ -139,16 +142,16 @@ def _attributes(record: RequestRecord) -> dict[str, str | int]:
     }
 
 
-def _parts(record: RequestRecord) -> list[tuple[str, int, int]]:
-    """Return what happened within a request, and when: only what was reached."""
-    parts = (
+def _phases(record: RequestRecord) -> list[tuple[str, int, int]]:
+    """Return the name, start and end of each phase that a request has completed."""
+    phases = (
         ("queue", record.submitted, record.running),
         ("compute", record.running, record.computed),
         ("encode", record.settled or record.computed, record.written if record.code == OK else 0),
     )
-    return [(name, begun, ended) for name, begun, ended in parts if begun and ended]
+    return [(name, begun, ended) for name, begun, ended in phases if begun and ended]
 
 
-def _on_the_wall(moment: int) -> int:
-    """Return a moment of the clock that measures as nanoseconds since 1970."""
+def _wall_clock(moment: int) -> int:
+    """Convert a time of the performance counter to nanoseconds since 1970."""
     return time.time_ns() - (time.perf_counter_ns() - moment)
