@@ -48,11 +48,11 @@ class Access:
 access = Access()
 
 
-def _pem(variable: str, help_: str) -> Any:
+def _pem_option(variable: str, help_: str) -> Any:
     return typer.Option(exists=True, dir_okay=False, metavar="FILE", envvar=variable, help=help_)
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"attention-client {__version__}")
         raise typer.Exit
@@ -64,11 +64,11 @@ def main_options(
     *,
     token: Annotated[str | None, typer.Option(envvar="ATTENTION_TOKEN", help="Who calls, where a server asks.")] = None,
     tls: Annotated[bool, typer.Option("--tls", envvar="ATTENTION_TLS", help="Speak TLS, to a public name.")] = False,
-    ca: Annotated[Path | None, _pem("ATTENTION_CA", "Speak TLS, to who has a certificate of these.")] = None,
-    cert: Annotated[Path | None, _pem("ATTENTION_CERT", "Your own certificate, for mutual TLS.")] = None,
-    key: Annotated[Path | None, _pem("ATTENTION_KEY", "Your certificate's key.")] = None,
+    ca: Annotated[Path | None, _pem_option("ATTENTION_CA", "Speak TLS, to who has a certificate of these.")] = None,
+    cert: Annotated[Path | None, _pem_option("ATTENTION_CERT", "Your own certificate, for mutual TLS.")] = None,
+    key: Annotated[Path | None, _pem_option("ATTENTION_KEY", "Your certificate's key.")] = None,
     version: Annotated[  # noqa: ARG001  # handled by its callback
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Ask an Attention Service."""
@@ -113,7 +113,7 @@ def attend(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the weights into a picture.")] = None,
 ) -> None:
     """Attend over one sequence, and show the weights of each head."""
-    with _client(target, timeout) as client:
+    with _connect(target, timeout) as client:
         shown = outputs.replace(" ", "").split(",") if outputs else _default_outputs(client.model(model, version), text)
         result = client.attend(
             model,
@@ -132,7 +132,7 @@ def attend(
         console = Console()
         console.print(render(result, console.width))
     if png:
-        _plot().figure(result).savefig(png)
+        _import_plot().figure(result).savefig(png)
 
 
 @app.command(no_args_is_help=True)
@@ -157,8 +157,8 @@ def plot(
     pictures = [file for file in (svg, png) if file is not None]
     if not pictures and html is None:
         raise typer.BadParameter("say where to draw: --svg FILE, --png FILE or --html FILE")
-    drawing = _plot("--svg and --png need") if pictures else None
-    with _client(target, timeout) as client:
+    drawing = _import_plot("--svg and --png need") if pictures else None
+    with _connect(target, timeout) as client:
         described = client.model(model, version)
         layers = [each.name for each in described.manifest.layers]
         if layer and layer not in layers:
@@ -206,7 +206,7 @@ def translate(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the alignment into a picture.")] = None,
 ) -> None:
     """Translate a text word by word, and show the alignment of the words."""
-    with _client(target, timeout) as client:
+    with _connect(target, timeout) as client:
         translation = translate_text(client, model, text, version=version)
         aligned = translation_document(translation, head)
     if as_json:
@@ -217,24 +217,24 @@ def translate(
     if png and not translation.words:
         _fail("nothing was said, so there is no alignment to draw")
     if png:
-        _plot().alignment(translation, head).savefig(png)
+        _import_plot().alignment(translation, head).savefig(png)
 
 
 @app.command()
 def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
     """List the served models."""
-    with _client(target, timeout) as client:
+    with _connect(target, timeout) as client:
         served = client.models()
     table = Table("name", "version", "block", "heads", "widths", "text", "predictions", "device", box=None)
     for model in served:
-        table.add_row(*_row(model))
+        table.add_row(*_table_row(model))
     Console().print(table)
 
 
 app.command(no_args_is_help=True)(score)
 
 
-def _row(model: pb.Model) -> tuple[str, ...]:
+def _table_row(model: pb.Model) -> tuple[str, ...]:
     manifest = model.manifest
     layer = manifest.layers[0]
     layers = "" if len(manifest.layers) == 1 else f"{len(manifest.layers)} layers of "
@@ -258,16 +258,16 @@ def _default_outputs(model: pb.Model, text: str | None) -> list[str]:
 
 
 @contextmanager
-def _client(target: str, timeout: float) -> Iterator[AttentionClient]:
+def _connect(target: str, timeout: float) -> Iterator[AttentionClient]:
     """Connect a client; print a failed call as one line on stderr and exit with status 1."""
     try:
         with AttentionClient(target, timeout=timeout, token=access.token, credentials=access.credentials) as client:
             yield client
     except AttentionError as error:
-        _fail(_explained(error, target, timeout))
+        _fail(_describe_failure(error, target, timeout))
 
 
-def _explained(error: AttentionError, target: str, timeout: float) -> str:
+def _describe_failure(error: AttentionError, target: str, timeout: float) -> str:
     if isinstance(error, DeadlineExceeded):
         return f"no answer from {target} within {timeout:g} s (--timeout)"
     if isinstance(error, Unavailable) and error.retry_after is None:
@@ -276,7 +276,7 @@ def _explained(error: AttentionError, target: str, timeout: float) -> str:
     return str(error)
 
 
-def _plot(options: str = "--png needs") -> ModuleType:
+def _import_plot(options: str = "--png needs") -> ModuleType:
     try:
         from attention_client.display import plot  # noqa: PLC0415  # matplotlib is an extra, and slow to import
     except ModuleNotFoundError:
