@@ -33,7 +33,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @dataclass
-class Access:
+class CallerCredentials:
     """The caller's credentials, which every command sends.
 
     Attributes:
@@ -45,7 +45,7 @@ class Access:
     credentials: grpc.ChannelCredentials | None = None
 
 
-access = Access()
+caller = CallerCredentials()
 
 
 def _pem_option(variable: str, help_: str) -> Any:
@@ -74,9 +74,9 @@ def main_options(
     """Ask an Attention Service."""
     if (cert is None) != (key is None):
         raise typer.BadParameter("--cert and --key go together")
-    context.obj = access
-    access.token = token
-    access.credentials = channel.tls(ca, cert, key) if tls or ca or cert else None
+    context.obj = caller
+    caller.token = token
+    caller.credentials = channel.tls(ca, cert, key) if tls or ca or cert else None
 
 
 def _array(path: str) -> Array:
@@ -261,7 +261,7 @@ def _default_outputs(model: pb.Model, text: str | None) -> list[str]:
 def _connect(target: str, timeout: float) -> Iterator[AttentionClient]:
     """Connect a client; print a failed call as one line on stderr and exit with status 1."""
     try:
-        with AttentionClient(target, timeout=timeout, token=access.token, credentials=access.credentials) as client:
+        with AttentionClient(target, timeout=timeout, token=caller.token, credentials=caller.credentials) as client:
             yield client
     except AttentionError as error:
         _fail(_describe_failure(error, target, timeout))
