@@ -35,10 +35,10 @@ def picture(result: AttendResult) -> Picture:
     heads, queries, keys = result.weights.shape
     return Picture(
         titles=[f"head {head}" for head in range(heads)],
-        queries=names_of(result.tokens, queries),
-        keys=names_of(result.key_tokens, keys),
+        queries=axis_names(result.tokens, queries),
+        keys=axis_names(result.key_tokens, keys),
         weights=result.weights,
-        focus=focus_of(result, queries),
+        focus=focused_row(result, queries),
     )
 
 
@@ -63,12 +63,12 @@ def printable(token: str) -> str:
     return token if token.isprintable() else ascii(token)[1:-1]
 
 
-def names_of(tokens: Sequence[str], count: int) -> list[str]:
+def axis_names(tokens: Sequence[str], count: int) -> list[str]:
     """Return the tokens as names; the positions where there is not one token for each of `count` rows."""
     return [printable(token) for token in tokens] if len(tokens) == count else [str(i) for i in range(count)]
 
 
-def focus_of(result: AttendResult, queries: int) -> int | None:
+def focused_row(result: AttendResult, queries: int) -> int | None:
     """Return the one row that all predictions were read from; None without one, or where rows are left out."""
     whole = not result.tokens or len(result.tokens) == queries
     rows = {prediction.row for prediction in result.predictions}

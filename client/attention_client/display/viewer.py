@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from attention_client.display.document import prediction_document, shortest
-from attention_client.display.picture import focus_of, names_of
+from attention_client.display.picture import axis_names, focused_row
 from attention_client.errors import NotRequested
 from attention_client.result import Array, AttendResult, TopK
 
@@ -64,10 +64,10 @@ def picture_document(result: AttendResult, title: str = "") -> dict[str, Any]:
         "title": title or " ".join(result.tokens),
         "model": result.model,
         "version": result.version,
-        "queries": names_of(result.tokens, queries),
-        "keys": names_of(result.key_tokens, keys),
+        "queries": axis_names(result.tokens, queries),
+        "keys": axis_names(result.key_tokens, keys),
         "to_itself": result.key_tokens == result.tokens and queries == keys,
-        "focus": focus_of(result, queries),
+        "focus": focused_row(result, queries),
         "predictions": [prediction_document(each) for each in result.predictions],
         "layers": [{"name": layer, **_layer(value)} for layer, value in weights.items()],
     }
