@@ -63,6 +63,7 @@ class Service(AttentionServiceServicer):
         breaks: of the next streams: the number of answers after which each breaks.
         may_answer: a stream answers its messages when this is set.
         streams: the messages of each stream so far.
+        creation_seconds: the time that each call of CreateMemory had left.
         version: every model's default.
     """
 
@@ -75,6 +76,7 @@ class Service(AttentionServiceServicer):
     breaks: list[int] = field(default_factory=list)
     may_answer: threading.Event = field(default_factory=threading.Event)
     streams: list[list[pb.AttendStreamRequest]] = field(default_factory=list)
+    creation_seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.may_answer.set()
@@ -115,8 +117,9 @@ class Service(AttentionServiceServicer):
         results = [self.result(sequence, request) for sequence in sequences]
         return pb.AttendResponse(model=request.model, version=request.version or self.version, results=results)
 
-    def CreateMemory(self, request: pb.CreateMemoryRequest, _: grpc.ServicerContext) -> pb.Memory:
+    def CreateMemory(self, request: pb.CreateMemoryRequest, context: grpc.ServicerContext) -> pb.Memory:
         self.created.append(request)
+        self.creation_seconds.append(context.time_remaining())
         bound = pb.CreateMemoryRequest()
         bound.CopyFrom(request)
         bound.version = request.version or self.version
