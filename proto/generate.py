@@ -1,4 +1,4 @@
-"""Generate code and documents from the contract and the table of stages; with --check, fail where they differ.
+"""Generate code and documents from the contract and the table of stages; with --check, fail where a file differs.
 
 Written: the modules of `attention_proto`, from the .proto files; the list of stages in the comment of `OutputSpec.name`
 and the OpenAPI document of the REST API, from the contract and `attention_proto/stages.py`; and `attention.binpb`, the
@@ -37,7 +37,7 @@ STAGES_COMMENT = re.compile(
 def main() -> int:
     """Run the program; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with what is committed, write nothing")
+    parser.add_argument("--check", action="store_true", help="compare with the committed files, write none")
     check = parser.parse_args().check
     drifted = False
     for path, content in generated():
@@ -82,7 +82,7 @@ def modules(scratch: Path, descriptors: Path) -> Iterator[tuple[Path, bytes]]:
 
     Args:
         scratch: an empty folder.
-        descriptors: the file to write the messages' descriptors with their comments to.
+        descriptors: the file to write the descriptors and comments of the messages to.
     """
     options = [f"--plugin=protoc-gen-mypy={Path(sysconfig.get_path('scripts')) / 'protoc-gen-mypy'}"]
     options += ["--include_source_info", f"--descriptor_set_out={descriptors}"]

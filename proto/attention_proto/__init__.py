@@ -1,1 +1,1 @@
-"""The contract of Attention Service: generated messages, and the codec between NumPy and the wire."""
+"""The contract of Attention Service: generated messages, the table of stages, and the codec of NumPy arrays."""

@@ -1,4 +1,4 @@
-"""How this process's C library gives memory back."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 from contextlib import suppress
@@ -8,13 +8,14 @@ _KEPT = 2**25  # bytes; glibc takes no larger _MMAP_THRESHOLD
 
 
 def keep_freed() -> None:
-    """Have glibc keep what messages leave, for the next ones.
+    """Let glibc keep freed memory for the next messages.
 
-    By itself it gives the system back what is larger than some 100 kB, and gets it again page by page: a message of a
-    megabyte then takes twenty times as long to write. For a process whose business is messages, before its threads.
+    By default glibc returns freed blocks above some 100 kB to the system and gets them back page by page: a message of
+    one megabyte then takes twenty times as long to write. Call it before the process starts threads. Another C library
+    is left as it is.
     """
     with suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _KEPT)
         mallopt(_TRIM_THRESHOLD, _KEPT)
-        mallopt(_ARENA_MAX, 2)  # each keeps as much
+        mallopt(_ARENA_MAX, 2)  # each arena keeps as much

@@ -1,4 +1,4 @@
-"""NumPy arrays to and from the wire: raw little-endian bytes, one place for data types, sizes and byte order."""
+"""NumPy arrays to and from tensors of the contract: the data types, the sizes and the byte order."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ _NUMBERS = {dtype: DataType.Value(f"DATA_TYPE_{name}") for name, dtype in DTYPES
 _DATA = wire.tag(Tensor.DESCRIPTOR.fields_by_name["data"])
 _NAMES_OF_NUMBERS: dict[int, str] = {number: NAMES[dtype] for dtype, number in _NUMBERS.items()}
 
-USUAL_RANK = 4  # of an array; what is known of a shape is kept, and whoever sends it may send a long one
+USUAL_RANK = 4  # types and sizes of shapes up to this rank are cached; a caller may send a shape of any length
 
 if sys.byteorder != "little":
     raise ImportError("attention_proto reads and writes tensors in place, which needs a little-endian machine")
@@ -47,33 +47,31 @@ def from_bytes(data_type: str, shape: Iterable[int], data: bytes | memoryview) -
     if len(data) != expected:
         raise ValueError(f"has shape {[*dims]} of {data_type}, which is {expected} bytes, but carries {len(data)}")
     if dtype == np.bool_:
-        return (
-            np.frombuffer(data, np.uint8).astype(np.bool_).reshape(dims)
-        )  # a byte other than 0 and 1 is no numpy bool
+        return np.frombuffer(data, np.uint8).astype(np.bool_).reshape(dims)  # NumPy's bool has no bytes but 0 and 1
     return np.frombuffer(data, dtype).reshape(dims)
 
 
 def _form(data_type: str, dims: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
-    """Return an array's type, and how many bytes it has."""
+    """Return the dtype and the number of bytes of an array."""
     dtype = DTYPES.get(data_type)
     if dtype is None:
         raise ValueError(f"has data type {data_type or 'UNSPECIFIED'}; it must be one of {', '.join(DTYPES)}")
     if dims and min(dims) < 0:
         raise ValueError(f"has shape {[*dims]}; no dimension may be negative")
-    return dtype, math.prod(dims) * dtype.itemsize  # Python integers: no overflow to hide behind
+    return dtype, math.prod(dims) * dtype.itemsize  # Python integers do not overflow
 
 
 _known_form = functools.lru_cache(4096)(_form)
 
 
 def decode(tensor: Tensor) -> NDArray[Any]:
-    """View a message's tensor as an array; see `from_bytes`."""
+    """View a tensor as a read-only array; see `from_bytes`."""
     number = tensor.data_type
     return from_bytes(_NAMES_OF_NUMBERS.get(number) or str(number or ""), tensor.shape, tensor.data)
 
 
 def encode(array: NDArray[Any]) -> Tensor:
-    """Copy an array into a message; see `write`."""
+    """Copy an array into a new tensor; see `write`."""
     tensor = Tensor()
     write(array, tensor)
     return tensor
@@ -81,20 +79,20 @@ def encode(array: NDArray[Any]) -> Tensor:
 
 @functools.lru_cache(4096)
 def head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """Return the bytes of an array's message up to the array's own, which are its end.
+    """Return the bytes of a serialized tensor before its elements, which are its last bytes.
 
     Raises:
-        ValueError: the dtype has no wire form.
+        ValueError: the contract has no such data type.
     """
     start = Tensor(data_type=_number(dtype), shape=shape).SerializeToString()
     return start + _DATA + wire.varint(math.prod(shape) * dtype.itemsize)
 
 
 def write(array: NDArray[Any], tensor: Tensor) -> None:
-    """Copy an array into an empty message, which may be a part of another: what is built apart is copied again.
+    """Copy an array into an empty tensor, which may be a field of a message: protobuf copies a separate tensor again.
 
     Raises:
-        ValueError: its dtype has no wire form.
+        ValueError: the contract has no such data type.
     """
     tensor.data_type = _number(array.dtype)
     tensor.shape.extend(array.shape)
@@ -102,10 +100,10 @@ def write(array: NDArray[Any], tensor: Tensor) -> None:
 
 
 def write_packed(arrays: Sequence[NDArray[Any]], tensor: Tensor) -> None:
-    """Copy arrays of one dtype, which differ in their first dimension at most, into one, one behind the other.
+    """Concatenate arrays along the first dimension into an empty tensor; all else of dtype and shape is equal.
 
     Raises:
-        ValueError: the dtype has no wire form.
+        ValueError: the contract has no such data type.
     """
     first = arrays[0]
     tensor.data_type = _number(first.dtype)

@@ -1,4 +1,4 @@
-"""What a version's folder is made of, for who writes it and who serves it: names, and files that a manifest names."""
+"""The folder of a model version: names of models, versions and files, and the files that a manifest refers to."""
 
 import re
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from google.protobuf.message import Message
 from attention_proto.attention.v1.attention_pb2 import File
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # of a model, and of a file
+FORMAT = 1  # version of the manifest's form
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # of a model or a file
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def named_files(message: Message) -> Iterator[File]:
-    """Yield every file that a manifest names, wherever it names it."""
+    """Yield every file in a manifest, at any depth."""
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue

@@ -1,4 +1,4 @@
-"""What the mask of a request means, in NumPy: the one place for causal, window, explicit and additive masks."""
+"""The mask of a request, as an additive mask in NumPy: causal, window, explicit and additive parts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +12,11 @@ UNBOUNDED = -1
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may attend to; everything said combines with and.
+    """The keys that each query may attend to. A key must pass every part.
 
     Attributes:
-        causal: hides the future; positions are lined up at the first (`top_left`) or the last (`bottom_right`) of both.
+        causal: hides later positions; query and key are aligned at their first (`top_left`) or last (`bottom_right`)
+            position.
         window: (left, right), inclusive distances from the diagonal; -1 is unbounded.
         allowed: bool, broadcastable to [H, T, S]; true = may attend.
         bias: float32, broadcastable to [H, T, S], added to the scores; -inf hides a key.
@@ -28,7 +29,7 @@ class Mask:
 
     @property
     def is_open(self) -> bool:
-        """Whether it hides and adds nothing, whatever the lengths."""
+        """Whether the mask hides no key and adds nothing, for sequences of any lengths."""
         return (
             self.causal == "none"
             and self.window == (UNBOUNDED, UNBOUNDED)
@@ -38,10 +39,10 @@ class Mask:
 
 
 def additive(mask: Mask, queries: int, keys: int) -> NDArray[np.float32]:
-    """Return what is added to the scores: float32 [1 or H, T, S], -inf where a key is hidden.
+    """Return the additive mask of the scores: float32 [1 or H, T, S], -inf where a key is hidden.
 
     Args:
-        mask: what the caller said; its arrays must be broadcastable to [H, T, S].
+        mask: a mask with arrays that are broadcastable to [H, T, S].
         queries: T.
         keys: S.
     """
@@ -49,14 +50,14 @@ def additive(mask: Mask, queries: int, keys: int) -> NDArray[np.float32]:
     if mask.allowed is not None:
         added = np.where(mask.allowed, added, np.float32(-np.inf))
     if mask.bias is not None:
-        # -inf + -inf is -inf and a finite bias leaves -inf alone; +inf and NaN are refused before they come here.
+        # -inf plus a finite bias or -inf is -inf; the server refuses +inf and NaN before.
         added = added + mask.bias
     heads = added.shape[0]
     return np.ascontiguousarray(np.broadcast_to(added, (heads, queries, keys)), np.float32)
 
 
 def _band(mask: Mask, queries: int, keys: int) -> NDArray[np.bool_]:
-    """Return the part of a mask that follows from positions alone: bool [T, S], true = may attend."""
+    """Return the causal and the window part of a mask: bool [T, S], true = may attend."""
     shift = keys - queries if mask.causal == "bottom_right" else 0
     distance = np.arange(keys)[None, :] - np.arange(queries)[:, None] - shift
     left, right = mask.window

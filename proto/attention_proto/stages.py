@@ -1,4 +1,4 @@
-"""The stages that a model can return, and the options of an output: the one table that every other list is made from.
+"""The stages that a model can return, and the options of an output: the source of every list of them.
 
 The planner, the prediction of an answer's size, the Open Inference Protocol's metadata, the columns of scored files,
 the client's checks, the contract's comment and the OpenAPI document read it. `docs/extending.md` says how to add a
@@ -23,7 +23,7 @@ DataType = Literal["FP32", "FP16"]
 
 Choice = TypeVar("Choice", bound=str)
 
-PREDICTIONS = "predictions"  # an output that is no stage: what the model's head says
+PREDICTIONS = "predictions"  # an output that is not a stage: the answers of the model's head
 
 _HEADS = frozenset({"H", "Hkv"})
 _ROWS = frozenset({"T", "S"})
@@ -31,14 +31,14 @@ _ROWS = frozenset({"T", "S"})
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name, its shape and what it is computed from.
+    """A stage: its name, its axes and its source.
 
     Attributes:
         name: in a request.
         axes: of one sequence, outermost first; at most one of heads, then one of rows, then one of columns.
-        words: its meaning, one clause.
-        level: what it is a stage of: a site (one attention), a layer, or the model.
-        source: the stage that it is computed from after the graphs have run; empty where a graph returns it.
+        words: its meaning, for documentation.
+        level: a stage of a site (one attention), of a layer, or of the model.
+        source: the stage that it is computed from after the graphs have run; empty where the graphs return it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Large messages to bytes: what they hold in `bytes` is copied once, where protobuf itself moves it several times."""
+"""Serialization of large messages: fields of type bytes are copied once, where protobuf copies them several times."""
 
 import functools
 import itertools
@@ -14,22 +14,22 @@ _LENGTH_DELIMITED = 2
 
 
 class Parts:
-    """The bytes of a message, in pieces that are put together once, at the end.
+    """A message as a list of byte pieces, which `join` concatenates once.
 
     Args:
-        start: what of it is small, written by protobuf.
+        start: the small fields, serialized by protobuf.
     """
 
     def __init__(self, start: bytes = b"") -> None:
-        self.pieces: list[Any] = [start]  # bytes, and what has the buffer protocol
+        self.pieces: list[Any] = [start]  # bytes, and objects with the buffer protocol
         self.size = len(start)
 
     def add(self, tag: bytes, content: "Parts | bytes | memoryview") -> None:
-        """Add a field: a message; or bytes, which must not change until all is joined.
+        """Add a field.
 
         Args:
-            tag: of the field, see `tag`.
-            content: what it holds.
+            tag: the field's tag, see `tag`.
+            content: the value: a message, or bytes, which must not change before `join`.
         """
         if isinstance(content, Parts):
             size, pieces = content.size, content.pieces
@@ -40,37 +40,37 @@ class Parts:
         self.size += len(head) + size
 
     def put(self, head: bytes, array: NDArray[Any]) -> None:
-        """Add what stands before an array's bytes, and these; the array must not change until all is joined."""
+        """Add a header and the bytes of an array, which must not change before `join`."""
         self.pieces += (head, np.ascontiguousarray(array))
         self.size += len(head) + array.nbytes
 
     def put_all(self, heads: Iterable[bytes], batches: Iterable[NDArray[Any]]) -> None:
-        """Add what is in the same form for each of a batch: of each array a head, and its part for that one.
+        """Add the arrays of every item of a batch: for each item, each array's header and the item's slice.
 
         Args:
-            heads: what stands before the bytes of each array.
-            batches: the arrays, with a leading dimension of one length; they must not change until all is joined.
+            heads: the header of each array, the same for every item.
+            batches: the arrays, [B, ...]; they must not change before `join`.
         """
         columns: list[Iterable[Any]] = []
         for head, batch in zip(heads, batches, strict=True):
             columns += (itertools.repeat(head), np.ascontiguousarray(batch))
             self.size += len(head) * len(batch) + batch.nbytes
-        self.pieces += itertools.chain.from_iterable(zip(*columns, strict=False))  # a head has no end
+        self.pieces += itertools.chain.from_iterable(zip(*columns, strict=False))  # repeat() has no end
 
     def join(self) -> bytes:
-        """Return the bytes."""
+        """Return the serialized message."""
         return b"".join(self.pieces)
 
 
 def tag(field: FieldDescriptor) -> bytes:
-    """Return what stands before a field's length."""
+    """Return the tag of a length-delimited field: its number and wire type."""
     return varint(field.number << 3 | _LENGTH_DELIMITED)
 
 
 def serialize(message: Message) -> bytes:
-    """Return what `message.SerializeToString()` means; fields may stand in another order.
+    """Serialize a message. Equal to `message.SerializeToString()` but for the order of fields.
 
-    Small messages protobuf writes sooner.
+    It is faster for large messages; protobuf is faster for small ones.
     """
     return _parts(message).join()
 
@@ -100,7 +100,7 @@ def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
 
 
 class _Kind(NamedTuple):
-    """How a field is written that is, or holds, bytes."""
+    """A field that is, or contains, a field of type bytes."""
 
     tag: bytes
     is_bytes: bool
@@ -109,7 +109,7 @@ class _Kind(NamedTuple):
 
 @functools.cache
 def _large_fields(kind: Descriptor) -> dict[int, _Kind]:
-    """Return the fields of a message that are, or hold, bytes, by their numbers."""
+    """Return the fields of a message that are, or contain, fields of type bytes, by number."""
     found = {}
     for field in kind.fields:
         is_bytes = field.type == FieldDescriptor.TYPE_BYTES
@@ -120,7 +120,7 @@ def _large_fields(kind: Descriptor) -> dict[int, _Kind]:
 
 @functools.lru_cache(4096)
 def varint(number: int) -> bytes:
-    """Return a number as protobuf writes it."""
+    """Return a number as a varint of protobuf."""
     written = bytearray()
     while number > 0x7F:
         written.append(number & 0x7F | 0x80)

@@ -24,7 +24,7 @@ from openapi_document.schema import (
 )
 
 BATCH = "A query [B, T, D] stands for B sequences."
-OTHER_RANKS = "The server takes nested lists of other ranks too."
+OTHER_RANKS = "The server takes nested lists of any rank too."
 OPTION_SCHEMAS = {"reduce": "Reduce", "pool": "Pool", "data_type": "OutputDataType"}  # of choices
 
 
@@ -63,14 +63,13 @@ SEQUENCE: dict[str, Schema] = {
     "mask": ref("Mask"),
     "lengths": array(
         integer(1),
-        "When given, `query` is so many sequences, of these lengths, one behind the other: [sum of lengths, query "
-        "width]. Each has a result of its own. `key` and `value`, where they are sent, are packed alike; all else "
-        "holds for each sequence.",
+        "The lengths of several sequences that `query` holds one behind the other, [sum of lengths, query width]. Each "
+        "has its own result. `key` and `value` are packed likewise; every further field holds for each sequence.",
     ),
 }
 STAGE_WORDS = "; ".join(f"`{stage.name}` {stage.shape}: {stage.words}" for stage in STAGES.values())
 OUTPUTS_WORDS = (
-    f"What to send back; `output`, and `{PREDICTIONS}` where the model has a head, when absent. The server takes the "
+    f"The outputs to return; `output`, and `{PREDICTIONS}` where the model has a head, when absent. The server takes the "
     "name alone, a string, in place of an object without options."
 )
 
@@ -82,7 +81,9 @@ SCHEMAS: dict[str, Schema] = {
             "inputs": array(ref("Sequence"), "Sequences of any lengths."),
             "outputs": array(ref("OutputSpec"), OUTPUTS_WORDS),
             "encoding": described(ref("Encoding"), "How the answer's tensors are written. Default: json."),
-            "token_offsets": described(BOOLEAN, "Whether to send where each token stands in its text. Default: false."),
+            "token_offsets": described(
+                BOOLEAN, "Whether to return the position of each token in its text. Default: false."
+            ),
             **SEQUENCE,
         },
         words="Either `inputs`, or one sequence's fields here.",
@@ -94,7 +95,8 @@ SCHEMAS: dict[str, Schema] = {
     "Mask": request(
         {
             "causal": described(
-                ref("Causal"), "Hides the future; aligned at the first or last positions. Default: none."
+                ref("Causal"),
+                "Hides later positions; query and key are aligned at their first or last position. Default: none.",
             ),
             "window": ref("Window"),
             "allowed": _tensor(
@@ -104,7 +106,7 @@ SCHEMAS: dict[str, Schema] = {
                 f"Broadcastable to [H, T, S], added to the scores; -inf, in base64, hides a key. {OTHER_RANKS}"
             ),
         },
-        words="Which keys a query may attend to; what is said combines with and.",
+        words="The keys that each query may attend to. A key must pass every part.",
     ),
     "Causal": enumeration(get_args(Causal)),
     "Window": request(
@@ -153,7 +155,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "TopK": answer(
         {"indices": ref("Tensor"), "values": ref("Tensor")},
-        words="The largest of each row, descending: positions of keys, and their values.",
+        words="The largest numbers of each row, descending, and the positions of their keys.",
     ),
     "Prediction": answer(
         {
@@ -190,7 +192,7 @@ SCHEMAS: dict[str, Schema] = {
         ["id", "model", "version", "length", "expire_time", "size_bytes"],
     ),
     "MemoryList": answer({"memories": array(ref("Memory"))}),
-    "Empty": answer({}, words="Nothing is told."),
+    "Empty": answer({}, words="An empty object."),
     "Health": answer({"status": STRING}),
     "ErrorDetail": answer(
         {

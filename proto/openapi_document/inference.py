@@ -115,7 +115,5 @@ SCHEMAS: dict[str, Schema] = {
         }
     ),
     "ModelStatistics": _closed({"model_stats": array(ref("VersionStatistics"))}),
-    "InferenceError": _closed(
-        {"error": described(STRING, "The field at fault, where there is one, and what would do.")}
-    ),
+    "InferenceError": _closed({"error": described(STRING, "The field at fault, where there is one, and the remedy.")}),
 }

@@ -7,12 +7,12 @@ from openapi_document.schema import BINARY, NUMBER, STRING, Schema, integer, ref
 
 Json = dict[str, Any]
 
-TIMING = "Where the time went, in milliseconds: `queue;dur=0.021, compute;dur=0.934, encode;dur=0.110`."
+TIMING = "The time of each step, in milliseconds: `queue;dur=0.021, compute;dur=0.934, encode;dur=0.110`."
 STATUS = BINARY | {"description": "A google.rpc.Status, with the details that gRPC has."}
 INFER_WORDS = (
     "Inputs, outputs and parameters are described in docs/open-inference-protocol.md; GET of the model lists them. "
-    "With binary_data_output, or binary_data of an output, or binary_data_size of an input, tensors stand as bytes "
-    "behind the JSON."
+    "With binary_data_output, or binary_data of an output, or binary_data_size of an input, the bytes of "
+    "tensors follow the JSON."
 )
 
 
@@ -29,19 +29,19 @@ PARAMETERS: dict[str, Json] = {
         "X-Request-Timeout",
         "header",
         NUMBER | {"exclusiveMinimum": True, "minimum": 0},
-        "Seconds that the caller waits.",
+        "The seconds that the caller waits.",
     ),
     "requestId": _parameter(
         "X-Request-Id",
         "header",
         STRING | {"pattern": "^[!-~]{1,128}$"},
-        "Kept in the log and sent back; chosen by the server when absent.",
+        "The id of the request, in the log and in the answer; chosen by the server when absent.",
     ),
     "headerLength": _parameter(
         "Inference-Header-Content-Length",
         "header",
         integer(0),
-        "How long the JSON is, when tensors' bytes stand behind it.",
+        "The length of the JSON, in bytes, when the bytes of tensors follow it.",
     ),
     "contentEncoding": _parameter("Content-Encoding", "header", ref("ContentEncoding")),
 }
@@ -70,19 +70,19 @@ def _inference_error(words: str) -> Json:
 
 
 RESPONSES: dict[str, Json] = {
-    "InvalidRequest": _error("The request is one that the model cannot take; `field` names the place."),
+    "InvalidRequest": _error("The model cannot take the request; `field` is the path of the field at fault."),
     "NotFound": _error("There is no such model, version or memory."),
     "TooLarge": _error("The body, or the answer that it asks for, is over a limit; the message says which."),
-    "Internal": _error("A fault of ours; the message says no more than that."),
+    "Internal": _error("An internal error; the log of the server has the cause."),
     "Unavailable": _error("Full, loading or stopping; try again after Retry-After seconds."),
     "DeadlineExceeded": _error("The deadline passed."),
     "InferenceInvalidRequest": _inference_error(
-        "The request is one that the model cannot take; the message begins with the field."
+        "The model cannot take the request; the message begins with the field at fault."
     ),
     "InferenceNotFound": _inference_error("There is no such model or version."),
-    "InferenceTooLarge": _inference_error("It is over a limit."),
+    "InferenceTooLarge": _inference_error("The request, or its answer, is over a limit."),
     "InferenceCancelled": _inference_error("The caller has gone."),
-    "InferenceInternal": _inference_error("A fault of ours; the message says no more than that."),
+    "InferenceInternal": _inference_error("An internal error; the log of the server has the cause."),
     "InferenceNotOffered": _inference_error("Not offered in this repository mode."),
     "InferenceUnavailable": _inference_error("Full, loading or stopping."),
     "InferenceDeadlineExceeded": _inference_error("The deadline passed."),
@@ -122,7 +122,7 @@ def _operation(
         summary: one line.
         tag: the section of the document.
         ok: the response 200.
-        errors: the codes of the others; with a response where it is not that of the code.
+        errors: the codes of the error responses; with a response where it differs from the usual one of the code.
         parameters: names among PARAMETERS.
         body: the request's body.
         words: a description.
@@ -182,7 +182,12 @@ def _attention() -> dict[str, Json]:
     found: dict[str, Json] = {}
     for path, parameters, name, summary in (
         ("", ["model"], "attend", "Attend over one or more sequences"),
-        ("/versions/{version}", ["model", "version"], "attendVersion", "The same, with a chosen version of the model"),
+        (
+            "/versions/{version}",
+            ["model", "version"],
+            "attendVersion",
+            "Attend over one or more sequences, with a chosen version of the model",
+        ),
     ):
         found[f"/v1/models/{{model}}{path}:attend"] = {
             "post": _operation(
@@ -225,7 +230,7 @@ def _memories() -> dict[str, Json]:
                 "createMemory",
                 "Project a key (and value) sequence once and keep it",
                 "memories",
-                _ok(ref("Memory"), "It is kept; name its id as `memory`."),
+                _ok(ref("Memory"), "The memory is kept; send its id as `memory`."),
                 (400, 404, 413, 500, 503, 504),
                 parameters=["model", "timeout", "requestId"],
                 body=_body("MemoryRequest"),
@@ -245,9 +250,9 @@ def _memories() -> dict[str, Json]:
             ),
             "delete": _operation(
                 "deleteMemory",
-                "Forget a memory",
+                "Delete a memory",
                 "memories",
-                _ok(ref("Empty"), "It is forgotten."),
+                _ok(ref("Empty"), "The memory is deleted."),
                 (404, 500),
                 parameters=["model", "id"],
             ),
@@ -298,7 +303,7 @@ def _repository() -> dict[str, Json]:
     }
     for verb, summary, schema in (
         ("load", "Load a model, or load it anew", "LoadRequest"),
-        ("unload", "Serve a model no more", "UnloadRequest"),
+        ("unload", "Unload a model", "UnloadRequest"),
     ):
         found[f"/v2/repository/models/{{model}}/{verb}"] = {
             "post": _operation(
@@ -311,7 +316,7 @@ def _repository() -> dict[str, Json]:
                 body=_body(schema, required=False),
             )
         }
-    summary = "What was asked of every version, and how long it took"
+    summary = "Count the requests of every version and the time that they took"
     ok = _ok(ref("ModelStatistics"))
     found["/v2/models/stats"] = {"get": _operation("statistics", summary, "inference", ok, (400, 404, 503, 500))}
     return found
@@ -320,10 +325,10 @@ def _repository() -> dict[str, Json]:
 def _model(under: str, parameters: list[str], suffix: str) -> dict[str, Json]:
     """Return the operations of a model, or of a version of it."""
     root = f"/v2/models/{{model}}{under}"
-    not_now = (503, _ok(ref("Ready"), "It is there and does not answer now."))
+    not_now = (503, _ok(ref("Ready"), "The model is in the repository and does not answer now."))
     metadata, config = (
-        "Describe what a model takes and gives",
-        "Describe what a model takes and gives, in Triton's form",
+        "Describe a model's inputs and outputs",
+        "Describe a model's inputs and outputs, in Triton's form",
     )
     name, summary = ("versionStatistics", "a version") if suffix else ("modelStatistics", "a model")
 
@@ -338,7 +343,7 @@ def _model(under: str, parameters: list[str], suffix: str) -> dict[str, Json]:
             f"inferenceModelReady{suffix}", "Whether a model answers", "Ready", (not_now, 400, 404, 500)
         ),
         f"{root}/config": get(f"inferenceConfig{suffix}", config, "ModelConfig"),
-        f"{root}/stats": get(name, f"What was asked of {summary}", "ModelStatistics"),
+        f"{root}/stats": get(name, f"Count the requests of {summary} and the time that they took", "ModelStatistics"),
         f"{root}/infer": {
             "post": _operation(
                 f"infer{suffix}",
@@ -366,5 +371,5 @@ def _health() -> dict[str, Json]:
             "get": _operation("alive", "Whether the process is alive", "health", _ok(ref("Health"), "It is."))
         },
         "/readyz": {"get": _operation("ready", ready, "health", _ok(ref("Health"), "Ready."), (loading,))},
-        "/metrics": {"get": _operation("metrics", "What Prometheus reads", "health", text)},
+        "/metrics": {"get": _operation("metrics", "Metrics in the format of Prometheus", "health", text)},
     }

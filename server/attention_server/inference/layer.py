@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from attention_server.domain.messages import Array
 from attention_server.inference.engine import LEAST_ROWS, Graph, Run
 from attention_server.inference.planner import choose_graph
-from attention_server.inference.row_statistics import entropy
+from attention_server.inference.row_statistics import FROM_WEIGHTS
 from attention_server.scheduling.cost_model import TINY
 
 Vectors = NDArray[np.float32]
 PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
 UNPACKED = frozenset({"output", "weights"})  # stages that they give as they are sent
-FROM_WEIGHTS = {"entropy": entropy}  # stages that a function computes from weights, [B, H, T, S]
 FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
 
 

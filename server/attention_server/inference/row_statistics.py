@@ -16,3 +16,6 @@ def entropy(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     # 0 - x, not -x: a row with one key is 0, not -0; rounding can leave the one weight above 1.
     nats: NDArray[np.float32] = np.maximum(np.float32(0) - logs.sum(-1), np.float32(0))
     return nats
+
+
+FROM_WEIGHTS = {"entropy": entropy}  # stages that a function computes from weights, [B, H, T, S]
