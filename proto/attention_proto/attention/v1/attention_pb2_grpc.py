@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AttentionServiceStub:
-    """Answers attention: outputs, weights and every stage between, for the models of a repository.
+    """Computes attention with the models of a repository: outputs, weights and every stage between query and output.
     """
 
     def __init__(self, channel):
@@ -78,22 +78,23 @@ class AttentionServiceStub:
 
 
 class AttentionServiceServicer:
-    """Answers attention: outputs, weights and every stage between, for the models of a repository.
+    """Computes attention with the models of a repository: outputs, weights and every stage between query and output.
     """
 
     def Attend(self, request, context):
-        """Attends over one or more sequences and returns the stages asked for, one result a sequence, in order.
+        """Computes attention over one or more sequences. Returns one result per sequence, in order, with the requested
+        stages.
 
         Errors: INVALID_ARGUMENT with google.rpc.BadRequest naming the field; NOT_FOUND for an unknown model, version or
-        memory; RESOURCE_EXHAUSTED over a limit; UNAVAILABLE with google.rpc.RetryInfo when full or stopping;
-        DEADLINE_EXCEEDED when the deadline passed, queued or running.
+        memory; RESOURCE_EXHAUSTED over a limit; UNAVAILABLE with google.rpc.RetryInfo when the server is full or stopping;
+        DEADLINE_EXCEEDED when the deadline passes while the request is queued or computed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttendStream(self, request_iterator, context):
-        """Many Attend calls over one stream. Answers are matched by id and may come in another order than their requests.
+        """Sends many Attend requests over one stream. An answer has the id of its request; answers may come in any order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +115,7 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateMemory(self, request, context):
-        """Projects one key (and value) sequence and keeps k and v, so that any number of later queries share it.
+        """Projects a key (and value) sequence and keeps k and v for later queries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +136,7 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteMemory(self, request, context):
-        """Forgets a memory. Requests that already hold it finish.
+        """Deletes a memory. Requests that already use it finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,7 +194,7 @@ def add_AttentionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttentionService:
-    """Answers attention: outputs, weights and every stage between, for the models of a repository.
+    """Computes attention with the models of a repository: outputs, weights and every stage between query and output.
     """
 
     @staticmethod
