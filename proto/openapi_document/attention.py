@@ -69,8 +69,8 @@ SEQUENCE: dict[str, Schema] = {
 }
 STAGE_WORDS = "; ".join(f"`{stage.name}` {stage.shape}: {stage.words}" for stage in STAGES.values())
 OUTPUTS_WORDS = (
-    f"The outputs to return; `output`, and `{PREDICTIONS}` where the model has a head, when absent. The server takes the "
-    "name alone, a string, in place of an object without options."
+    f"The outputs to return; `output`, and `{PREDICTIONS}` where the model has a head, when absent. The server takes "
+    "the name alone, a string, in place of an object without options."
 )
 
 SCHEMAS: dict[str, Schema] = {

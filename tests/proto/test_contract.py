@@ -10,9 +10,10 @@ import pytest
 from tests.serving import ROOT
 
 BIN = Path(sys.executable).parent
-FIELD = "  // The model that answered.\n  string model = 1;\n"
+HEAD = "message AttendResponse {\n"
+FIELD = f"{HEAD}  // The name of the model.\n  string model = 1;\n"
 CHANGES = {
-    "a field goes": (FIELD, "", "model"),
+    "a field goes": (FIELD, HEAD, "model"),
     "a field has another number": (FIELD, FIELD.replace("= 1", "= 9"), "model"),
     "a field has another type": (FIELD, FIELD.replace("string", "bytes"), "model"),
     "a field has another name": (FIELD, FIELD.replace("model =", "models ="), "model"),
@@ -60,6 +61,6 @@ def test_what_grows_is_taken(tmp_path):
 
 def test_a_field_of_the_manifest_may_go_when_it_is_reserved(tmp_path):
     """A field may go where its name and number are reserved, so that no other takes its place."""
-    source = "  // Where the weights come from, when they were imported.\n  string source = 11;\n"
+    source = "  // The source of imported weights.\n  string source = 11;\n"
     done = lint(changed(tmp_path, source, '  reserved 11;\n  reserved "source";\n'))
     assert done.returncode == 0, done.stdout + done.stderr
