@@ -190,7 +190,7 @@ def test_all_repetitions_share_the_deadline(connect, target, service, monkeypatc
         with pytest.raises(DeadlineExceeded):
             client.attend("any", query=X, memory=memory, timeout=40)
         assert len(service.created) == 2
-        assert service.creation_seconds[-1] <= 30
+        assert service.creation_seconds[-1] < 35  # 30 of the 40, which gRPC rounds up
         service.memories.clear()
         client.attend("any", query=X, memory=memory, timeout=60)
 
