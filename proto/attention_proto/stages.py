@@ -38,6 +38,7 @@ class Stage:
         axes: of one sequence, outermost first; at most one of heads, then one of rows, then one of columns.
         words: its meaning, for documentation.
         level: a stage of a site (one attention), of a layer, or of the model.
+        is_projected: whether it is a projection of query, key or value, and needs no attention.
         source: the stage that it is computed from after the graphs have run; empty where the graphs return it.
     """
 
@@ -45,6 +46,7 @@ class Stage:
     axes: tuple[Axis, ...]
     words: str
     level: Level = "site"
+    is_projected: bool = False
     source: str = ""
 
     @cached_property
@@ -110,9 +112,9 @@ class Option(NamedTuple):
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("q", ("H", "T", "Dh"), "the projected queries"),
-        Stage("k", ("Hkv", "S", "Dh"), "the projected keys"),
-        Stage("v", ("Hkv", "S", "Dv"), "the projected values"),
+        Stage("q", ("H", "T", "Dh"), "the projected queries", is_projected=True),
+        Stage("k", ("Hkv", "S", "Dh"), "the projected keys", is_projected=True),
+        Stage("v", ("Hkv", "S", "Dv"), "the projected values", is_projected=True),
         Stage("scores", ("H", "T", "S"), "q.k * scale, before the mask"),
         Stage("weights", ("H", "T", "S"), "softmax of the masked scores; zeros where a query may attend to no key"),
         Stage(
@@ -127,6 +129,7 @@ STAGES: Mapping[str, Stage] = {
 }
 PAIRWISE = tuple(stage.name for stage in STAGES.values() if stage.is_pairwise)
 OF_KEYS = frozenset(stage.name for stage in STAGES.values() if stage.is_of_keys)
+PROJECTED = frozenset(stage.name for stage in STAGES.values() if stage.is_projected)
 OUTPUTS = (*STAGES, PREDICTIONS)  # every name that an output can have
 
 REDUCES: tuple[Reduce, ...] = get_args(Reduce)

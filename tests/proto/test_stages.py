@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.stages import OPTIONS, POOLS, REDUCES, STAGES, numbers_of
+from attention_proto.stages import OPTIONS, POOLS, REDUCES, STAGES, Stage, numbers_of
 from attention_server.domain.messages import OutputSpec
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.planner import answer_bytes, make_plan
@@ -31,6 +31,23 @@ def test_axes(name):
     assert list(stage.axes) == expected
     assert stage.row_axis in ("T", "S")
     assert not stage.source or stage.source in STAGES
+
+
+@pytest.mark.parametrize(
+    ("axes", "level", "heads", "rows", "columns", "takes"),
+    [
+        (("T", "D"), "layer", None, "T", "D", False),
+        (("H", "T", "D"), "layer", "H", "T", "D", True),
+        (("H", "S"), "site", "H", "S", None, True),
+        (("T", "S"), "model", None, "T", "S", False),
+    ],
+)
+def test_a_stage_of_any_level(axes, level, heads, rows, columns, takes):
+    """The table carries stages of layers and of the model too: their axes alone tell which options they take."""
+    stage = Stage("new", axes, "a stage that is not there yet", level=level)
+    assert (stage.head_axis, stage.row_axis, stage.column_axis) == (heads, rows, columns)
+    assert (stage.takes("heads"), stage.takes("reduce"), stage.takes("pool")) == (takes, takes, True)
+    assert stage.takes("top_k") == (axes[-2:] == ("T", "S"))
 
 
 def test_every_option_is_a_field_of_the_contract():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.masks import Mask
-from attention_proto.stages import OF_KEYS
+from attention_proto.stages import OF_KEYS, PROJECTED
 
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import Array, OutputSpec, Prediction, Result, Tokens, TopK
@@ -18,7 +18,7 @@ from attention_server.inference import validation as check
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine import Graph, Run
 from attention_server.inference.layer import LoadedLayer, Vectors
-from attention_server.inference.planner import PROJECTED, OutputPlan, Plan, answer_bytes, make_plan
+from attention_server.inference.planner import OutputPlan, Plan, answer_bytes, make_plan
 from attention_server.inference.postprocess import Rows, check_rows, read_rows, shape_stage
 from attention_server.inference.preprocess import HIDDEN, PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.tokenizer import TextTokenizer

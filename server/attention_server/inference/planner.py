@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest
-from attention_proto.stages import PAIRWISE, PREDICTIONS, STAGES
+from attention_proto.stages import PAIRWISE, PREDICTIONS, PROJECTED, STAGES
 
 from attention_server.domain.messages import OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 
-PROJECTED = frozenset({"q", "k", "v"})
 EVERY_LAYER = "*"
 ALIAS = 256  # characters
 
