@@ -243,11 +243,89 @@ def test_names_that_stand_twice(server, path, body, words):
     assert response.json()["error"].startswith(words), response.json()
 
 
-def test_a_sequence_of_a_batch_is_named(server):
-    """A refusal says in which sequence of the batch it is."""
-    query = QUERY | {"shape": [2, 1, 2]}
-    allowed = {"name": "allowed", "datatype": "BOOL", "shape": [2, 1, 1, 3], "data": [True] * 6}
-    assert "(in sequence 0 of the batch" in infer(server, inputs=[query, allowed]).json()["error"]
+def ask_raw(server: Any, stub: Any, transport: str, model: str, sent: dict[str, np.ndarray], outputs: Any = ()) -> str:
+    """Send arrays as bytes over one of three transports, which carry NaN too; return the error's words."""
+    kinds = {"f4": "FP32", "i8": "INT64", "b1": "BOOL"}
+    inputs = [(name, kinds[x.dtype.str[1:]], x) for name, x in sent.items()]
+    if transport == "rest":
+        given = [bytes_input(name, x.nbytes, kind, x.shape) for name, kind, x in inputs]
+        asked = [{"name": name, "parameters": options} for name, options in outputs]
+        document = {"inputs": given} | ({"outputs": asked} if asked else {})
+        body = binary(document, b"".join(x.tobytes() for _, _, x in inputs))
+        return post(server, f"/v2/models/{model}/infer", body["body"], headers=body["headers"]).json()["error"]
+    tensor, output = pb.ModelInferRequest.InferInputTensor, pb.ModelInferRequest.InferRequestedOutputTensor
+    message = pb.ModelInferRequest(
+        model_name=model,
+        inputs=[tensor(name=name, datatype=kind, shape=x.shape) for name, kind, x in inputs],
+        raw_input_contents=[x.tobytes() for _, _, x in inputs],
+        outputs=[
+            output(name=name, parameters={key: pb.InferParameter(string_param=text) for key, text in options.items()})
+            for name, options in outputs
+        ],
+    )
+    if transport == "stream":
+        (answer,) = stub.ModelStreamInfer(iter([message]), timeout=30)
+        return answer.error_message
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(message, timeout=30)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    return caught.value.details()
+
+
+WIRES = pytest.mark.parametrize("transport", ["rest", "grpc", "stream"])
+
+
+@WIRES
+@pytest.mark.parametrize(("number", "says"), [(np.nan, "must be finite"), (3e38, "overflows float32")])
+@pytest.mark.parametrize("lengths", [None, [3, 2, 3]], ids=["equal lengths", "lengths"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_sequence_of_a_batch_is_named(server, stub, transport, number, says, lengths, at):
+    """An error says in which sequence of the batch it is, whether checking or computing finds it."""
+    query = np.random.default_rng(7).standard_normal((3, 3, 24)).astype("f4")
+    query[at, 0] = number
+    sent = {"query": query} | ({"query_lengths": np.array(lengths)} if lengths else {})
+    words = ask_raw(server, stub, transport, "multi", sent)
+    assert says in words
+    assert f"(in sequence {at} of the batch, from 0)" in words
+
+
+@WIRES
+def test_a_mask_of_a_batch_is_named(server, stub, transport):
+    """Of a mask too an error says whose of the batch it is, and names the input as the protocol does."""
+    sent = {"query": np.ones((2, 1, 2), "f4"), "bias": np.zeros((2, 1, 1, 1), "f4")}
+    sent["bias"][1] = np.nan
+    words = ask_raw(server, stub, transport, "dot", sent)
+    assert words.startswith("bias: must be finite or -inf, but is nan")
+    assert words.endswith("(in sequence 1 of the batch, from 0)")
+    sent = {"query": np.ones((2, 1, 2), "f4"), "allowed": np.ones((2, 1, 1, 3), "b1")}
+    words = ask_raw(server, stub, transport, "dot", sent)
+    assert words.startswith("allowed: ")
+    assert words.endswith("(in sequence 0 of the batch, from 0)")
+
+
+@WIRES
+def test_one_sequence_is_not_named(server, stub, transport):
+    """Where there is but one sequence, an error names none."""
+    words = ask_raw(server, stub, transport, "dot", {"query": np.full((1, 2, 2), np.nan, "f4")})
+    assert words.startswith("query: must be finite")
+    assert "sequence" not in words
+
+
+@WIRES
+@pytest.mark.parametrize(
+    ("outputs", "value", "field"),
+    [
+        ([("tokens", {}), ("output", {}), ("nothing", {})], 1, "outputs[2].name"),
+        ([("tokens", {}), ("memory_tokens", {}), ("output", {"top_k": "1"})], 1, "outputs[2].top_k"),
+        ([("tokens", {}), ("scores", {}), ("best", {"stage": "scores", "data_type": "FP16"})], 1e3, "outputs[2].data"),
+        ([("tokens", {}), ("scores", {"rows": "7"})], 1, "outputs[1].rows"),
+    ],
+    ids=["a name", "an option", "a type too small", "a row"],
+)
+def test_an_output_is_named_by_its_place(server, stub, transport, outputs, value, field):
+    """An error names an output by its place in the request, also behind outputs that are not computed."""
+    words = ask_raw(server, stub, transport, "dot", {"query": np.full((1, 2, 2), value, "f4")}, outputs)
+    assert words.startswith(field), words
 
 
 @pytest.mark.parametrize("batch", [1, 3])

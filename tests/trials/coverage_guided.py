@@ -53,7 +53,7 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
     def answer(infer: InferRequest) -> InferResponse:
         request = mapping.to_domain(infer, service.limits)
         rules.timeout(infer.parameters)
-        with rules.protocol_field_names(infer):
+        with rules.protocol_field_names():
             response = service.attend(request, call())
         return mapping.from_domain(response, infer, service.limits)
 

@@ -56,7 +56,10 @@ class Sequence(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """One requested output; see `OutputSpec` of the contract."""
+    """One requested output; see `OutputSpec` of the contract.
+
+    `path` is the output's path in the caller's message, for errors; empty for `outputs[i]` by its index.
+    """
 
     name: str
     alias: str = ""
@@ -67,11 +70,12 @@ class OutputSpec(NamedTuple):
     data_type: DataType = "FP32"
     layers: tuple[str, ...] = ()
     pool: Pool = "none"
+    path: str = ""
 
     @property
     def is_whole(self) -> bool:
         """Whether the stage is sent unchanged: all heads and rows, in full precision."""
-        return self._replace(alias="", layers=()) == OutputSpec(self.name)
+        return self._replace(alias="", layers=(), path="") == OutputSpec(self.name)
 
 
 class Request(NamedTuple):

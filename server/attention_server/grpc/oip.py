@@ -111,7 +111,7 @@ class InferenceServicer:
             infer = oip_proto.decode_request(message)
             request = mapping.to_domain(infer, limits)
             context.shorten_deadline(rules.timeout(infer.parameters))
-            with rules.protocol_field_names(infer):
+            with rules.protocol_field_names():
                 future = self._service.submit(request, context, admitted)
             return future, functools.partial(mapping.from_domain, infer=infer, limits=limits)
 

@@ -57,7 +57,7 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
     forms: list[OutputPlan] = []
     predictions_field = ""
     for index, spec in enumerate(specs or [OutputSpec("output")]):
-        field = f"outputs[{index}]"
+        field = spec.path or f"outputs[{index}]"
         if spec.name == PREDICTIONS:
             _check_predictions(spec, manifest, field)
             predictions_field = field
@@ -153,7 +153,7 @@ def _pools(forms: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:
 def _check_predictions(spec: OutputSpec, manifest: Manifest, field: str) -> None:
     if not manifest.predictors:
         raise InvalidRequest("this model has no head, so it predicts nothing", field=join_path(field, "name"))
-    if spec != OutputSpec(PREDICTIONS):
+    if spec._replace(path="") != OutputSpec(PREDICTIONS):
         raise InvalidRequest("predictions take no options", field=field)
 
 

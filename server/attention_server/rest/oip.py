@@ -115,7 +115,7 @@ class InferenceRoutes:
         infer = oip_json.decode_request(body, header_length, _model(request), version)
         domain_request = mapping.to_domain(infer, self._service.limits)
         call.shorten_deadline(rules.timeout(infer.parameters))
-        with rules.protocol_field_names(infer):
+        with rules.protocol_field_names():
             response = self._service.attend(domain_request, call)
         answer = mapping.from_domain(response, infer, self._service.limits)
         content, json_length = oip_json.encode_response(answer, infer)

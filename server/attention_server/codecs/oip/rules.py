@@ -1,6 +1,5 @@
 """Rules of the Open Inference Protocol: which outputs, options and parameters a request may have."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +25,6 @@ FIELD_NAMES = {
     "mask.window": "parameters.window_left, parameters.window_right",
     "memory": "parameters.memory",
 }
-OUTPUT_FIELD = re.compile(r"outputs\[(\d+)\]")
 
 
 def request_parameters(infer: InferRequest) -> Mapping[str, Parameter]:
@@ -122,21 +120,20 @@ def output_spec(name: str, options: Parameters, path: str) -> OutputSpec:
         InvalidRequest: an option has the wrong type or value.
     """
     if _is_predictions(name):
-        return OutputSpec(PREDICTIONS)
+        return OutputSpec(PREDICTIONS, path=path)
     given = {option: _option(OPTIONS[option], options, path) for option in options if option in OPTIONS}
-    return OutputSpec(typed(options, "stage", str, name, path), name, **given)
+    return OutputSpec(typed(options, "stage", str, name, path), name, path=path, **given)
 
 
 @contextmanager
-def protocol_field_names(infer: InferRequest) -> Iterator[None]:
+def protocol_field_names() -> Iterator[None]:
     """Rename the field of an error from the domain's name to the protocol's."""
-    computed = [i for i, requested in enumerate(infer.outputs) if is_computed(requested.name)]
     try:
         yield
     except (InvalidRequest, TooLarge, NotFound) as error:
-        field = FIELD_NAMES.get(error.field, error.field)
-        field = OUTPUT_FIELD.sub(lambda match: f"outputs[{computed[int(match[1])]}]", field)
-        raise type(error)(error.message, field=field) from error
+        if error.field not in FIELD_NAMES:
+            raise
+        raise type(error)(error.message, field=FIELD_NAMES[error.field]) from error
 
 
 def _is_predictions(name: str) -> bool:
