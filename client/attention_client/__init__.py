@@ -7,6 +7,9 @@
         result.weights  # float32 [H, T, S]
 
 Every failure raises an `AttentionError`; `attention_client.errors` draws the tree of its classes.
+
+Imports go downwards only: `display` over `api`, `streaming` and `wire`; below all of these the data of calls (`inputs`,
+`memory`, `result`) and `errors`.
 """
 
 from typing import Any
