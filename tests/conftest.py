@@ -2,6 +2,7 @@
 
 import base64
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have processes that tests start obey SIGINT: a shell without job control ignores it in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the minutes of each folder of tests, set-up included; CONTRIBUTING.md has what each may take."""
+    minutes: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                minutes[str(Path(report.nodeid.partition("::")[0]).parent)] += report.duration / 60
+    terminalreporter.section("minutes by folder")
+    for folder, taken in [*minutes.most_common(), ("all", minutes.total())]:
+        terminalreporter.write_line(f"{taken:6.1f}  {folder}")
 
 
 # --- one server for all ----------------------------------------------------------------------------------------------

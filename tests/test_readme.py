@@ -64,6 +64,6 @@ def test_make_run_shows_the_answer_of_the_readme() -> None:
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
     """No document points at a file that is not there."""
-    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} -> {target}"

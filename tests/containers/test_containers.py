@@ -58,7 +58,7 @@ class Server(NamedTuple):
     grpc: str
 
 
-def run(*command: str | Path, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -110,13 +110,13 @@ def image(compose: list[str]) -> str:
 @pytest.fixture(scope="session")
 def server(compose: list[str], image: str) -> Iterator[Server]:
     try:
-        run(*compose, "up", "-d", "--no-build", "server", timeout=120)
+        run(*compose, "up", "-d", "--no-build", "server", timeout=300)
         container = run(*compose, "ps", "-q", "server").stdout.strip()
         until(lambda: is_healthy(container), "healthy", container)
         rest, grpc = (run(*compose, "port", "server", port).stdout.strip() for port in ("8080", "50051"))
         yield Server(container, rest, grpc)
     finally:
-        run(*compose, "down", "--volumes", "--remove-orphans", timeout=120)
+        run(*compose, "down", "--volumes", "--remove-orphans", timeout=300)
 
 
 def test_added_layers_are_small(image: str):

@@ -26,7 +26,7 @@ import requests
 from attention_client import AttentionClient
 from attention_proto.attention.v1 import attention_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import made_repository, start_server
+from serving import HANG, made_repository, start_server, wait_until
 
 from tests.trials import scorecard
 from tests.trials.load import Load, ask, call_all, mib_of_request, sequence_of, under_load
@@ -38,6 +38,7 @@ STREAM = "/attention.v1.AttentionService/AttendStream"
 # What glibc keeps for itself of the answers that slow readers leave, in arenas of many threads: 310 MiB after 24
 # rounds, and no more; 95 MiB where it is told to give back what is larger than 1 MiB (see docs/scorecard.md).
 MOST_MIB = 400.0
+GOES_ON = 8.0  # seconds that a server that stops goes on accepting: enough to look at it meanwhile
 ENOUGH = 30  # answers of the load that are waited for, to know that it goes on
 
 
@@ -279,7 +280,7 @@ def stop_under_load(rng: random.Random) -> int:
     """A replica is told to stop under load: it says so, goes on, drains and ends with 0, and no call fails."""
     repository = made_repository()
     asked = goods(repository)
-    with start_server(repository) as other, start_server(repository, "--stop-accepting-after", 1.5) as leaving:
+    with start_server(repository) as other, start_server(repository, "--stop-accepting-after", GOES_ON) as leaving:
         own = Load(
             leaving.grpc, asked, threads=2
         )  # they have nowhere else to go: they may be refused, once it has closed
@@ -290,10 +291,7 @@ def stop_under_load(rng: random.Random) -> int:
         ):
             load.wait_for(ENOUGH)
             leaving.process.terminate()
-            told = time.monotonic()
-            while requests.get(f"{leaving.url}/readyz", timeout=30).status_code != 503:
-                if time.monotonic() > told + 1:
-                    raise Wrong("/readyz did not say that it stops")
+            wait_until(lambda: requests.get(f"{leaving.url}/readyz", timeout=HANG).status_code == 503)
             status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30).status
             alive = requests.get(f"{leaving.url}/healthz", timeout=30).status_code
             if status != health_pb2.HealthCheckResponse.NOT_SERVING or alive != 200:
@@ -302,10 +300,10 @@ def stop_under_load(rng: random.Random) -> int:
                 ask(client, asked[0])  # it still accepts
             if own.lost:
                 raise Wrong(f"while it still accepted, {own.lost[:3]}")
-            if leaving.process.wait(60) != 0:
+            if leaving.process.wait(HANG) != 0:
                 raise Wrong(f"a stop ended with {leaving.process.returncode}")
             load.wait_for(ENOUGH)
-        own._stopping.set()
+        own.end()
         if own.wrong or "Traceback" in leaving.log:
             raise Wrong(f"{own.wrong[:3]} {leaving.log[-2000:]}")
     return load.answered

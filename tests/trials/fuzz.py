@@ -276,7 +276,10 @@ def coverage_guided(runs: int, seconds: int, number: int = 1) -> int:
     for target in TARGETS:
         with TemporaryDirectory() as scratch:
             command = [sys.executable, "-m", "tests.trials.coverage_guided", target, scratch, f"-seed={number}"]
-            command += [f"-runs={runs // len(TARGETS)}", f"-max_total_time={max(1, seconds // len(TARGETS))}"]
+            command += [
+                f"-runs={runs // len(TARGETS)}",
+                f"-max_total_time={max(1, seconds // len(TARGETS)) if seconds else 0}",
+            ]
             paths = os.pathsep.join([str(ROOT / "tests"), *sys.path])
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}

@@ -1,4 +1,4 @@
-"""Callers who mean well, while others do not: every answer is compared with what is right for it."""
+"""Well-behaved load beside hostile callers: every answer is compared with the right one."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 from attention_client import AttentionClient
 from attention_client.inputs import Sequence
+from serving import HANG, wait_until
 
 from tests.trials.subject import Good, Wrong
 
-TIMEOUT = 60.0
+TIMEOUT = float(HANG)
 
 
 class Load:
-    """Threads that ask a server, or several, through the shipped client until they are told to stop.
+    """Threads that call one server or several through the shipped client until `stop`.
 
     Attributes:
-        answered: how many answers came, each of them right.
-        wrong: what came that was not right.
-        lost: calls that failed.
+        answered: number of answers, each of them right.
+        wrong: a message for each wrong answer.
+        lost: a message for each call that failed.
     """
 
     def __init__(self, target: str, goods: tuple[Good, ...], threads: int = 3, *, large: Good | None = None) -> None:
@@ -38,21 +39,26 @@ class Load:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Begin no more calls."""
         self._stopping.set()
+
+    def stop(self) -> None:
+        """Begin no more calls, and wait for those under way.
+
+        Raises:
+            Wrong: one has no answer.
+        """
+        self.end()
         for thread in self._threads:
             thread.join(2 * TIMEOUT)
             if thread.is_alive():
                 raise Wrong("a caller never had an answer")
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more answers have come."""
+        """Wait for so many more answers."""
         wanted = self.answered + more
-        for _ in range(int(TIMEOUT * 100)):
-            if self.answered >= wanted:
-                return
-            threading.Event().wait(0.01)
-        raise Wrong(f"{more} more answers did not come in time")
+        wait_until(lambda: self.answered >= wanted)
 
     def _ask(self, first: int) -> None:
         with AttentionClient(self._target, timeout=TIMEOUT) as client:
@@ -75,7 +81,7 @@ class Load:
 
 
 def ask(client: AttentionClient, good: Good) -> None:
-    """Ask through the shipped client, and compare."""
+    """Send a good request through the shipped client, and compare the answer."""
     result = client.attend(good.model, **good.inputs, outputs=list(good.outputs), version=good.version)
     good.compare({name: result[name] for name in good.outputs}, "client")
 
@@ -86,7 +92,7 @@ def sequence_of(good: Good) -> Sequence:
 
 @contextmanager
 def under_load(target: str, goods: tuple[Good, ...], threads: int = 3, *, large: Good | None = None) -> Iterator[Load]:
-    """Ask meanwhile; after the block no call may have failed and no answer been wrong."""
+    """Keep a load on during the block; raise Wrong after it if a call failed or an answer was wrong."""
     load = Load(target, goods, threads, large=large)
     load.start()
     try:
@@ -98,7 +104,7 @@ def under_load(target: str, goods: tuple[Good, ...], threads: int = 3, *, large:
 
 
 def mib_of_request() -> Good:
-    """Return a request of 1 MiB and what is right for it: rows that all attend to one key have its value."""
+    """Return a request of 1 MiB and the right answer: every row attends to the one key and has its value."""
     keys = np.zeros((1, 8), np.float32)
     value = np.arange(8, dtype=np.float32)[None]
     query = np.random.default_rng(3).standard_normal((2**20 // 32, 8)).astype(np.float32)
@@ -107,7 +113,7 @@ def mib_of_request() -> Good:
 
 
 def call_all(calls: list[Callable[[], Any]]) -> None:
-    """Do things at once, and wait for all."""
+    """Run calls at the same time, and wait for all."""
     threads = [threading.Thread(target=call) for call in calls]
     for thread in threads:
         thread.start()

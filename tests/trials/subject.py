@@ -19,13 +19,13 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_proto.inference import grpc_predict_v2_pb2 as oip
 from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import ROOT, Server, made_repository, start_server
+from serving import HANG, ROOT, Server, made_repository, start_server
 
 from tests.conftest import DTYPES, read_document, read_message, request_message
 from tests.server.reference import BLOCKS, CLOSE, read_block
 
 MIB = 2**20
-SECONDS_TO_SETTLE = 20.0
+SECONDS_TO_SETTLE = 240.0  # a guard against hanging
 # What no caller may be told: where the server lies, how it is made, and where its memory is.
 LEAKS = re.compile(
     r"Traceback \(most recent|File \\?\"|\.py\b|site-packages|object at 0x|0x[0-9a-f]{8,}|errno|onnxruntime|numpy"
@@ -213,5 +213,5 @@ def under_trial(*arguments: object, growth: float = 96.0, models: Path | None = 
         finally:
             subject.close()
         server.process.terminate()
-        server.process.wait(60)
+        server.process.wait(HANG)
         subject.check_log()
