@@ -7,7 +7,6 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
 from urllib.parse import unquote
 
 import grpc
@@ -17,10 +16,7 @@ import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.grpc import native
-from attention_server.http2 import library
-from attention_server.http2.call import ReceiveBuffer
-from attention_server.http2.errors import BufferFull, LibraryError
-from attention_server.http2.limits import CONNECTION_WINDOW, HEADER_BYTES, STREAM_WINDOW, Timeouts
+from attention_server.http2.limits import HEADER_BYTES, STREAM_WINDOW, Timeouts
 from serving import start_server, wait_until
 
 from tests.conftest import refused_by_grpc, tensor
@@ -334,17 +330,6 @@ def test_nothing_stays_counted_of_what_came(server):
     wait_until(lambda: server.grpc_server.http2.buffer.held == 0)
 
 
-def test_inbound_is_bounded():
-    """What does not fit is not counted."""
-    buffer = ReceiveBuffer(10)
-    buffer.add(8)
-    with pytest.raises(BufferFull, match="held"):
-        buffer.add(3)
-    buffer.add(2)
-    buffer.remove(10)
-    buffer.add(10)
-
-
 def test_who_is_not_known_sends_little(server):
     """A message to a method that everyone may call is small; a larger one is refused, compressed or not."""
     check = "/grpc.health.v1.Health/Check"
@@ -535,23 +520,6 @@ def test_an_answer_that_is_taken_slowly_when_the_server_stops(dot_only):
             if kind == HEADERS and flags & END_STREAM:
                 break
         assert received > query.nbytes - 2 * 65535
-
-
-def test_a_system_without_the_library(monkeypatch):
-    """Where nghttp2 is missing, the error says what to install."""
-
-    def missing(name):
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(library, "ffi", SimpleNamespace(dlopen=missing))
-    library.load_library.cache_clear()
-    with pytest.raises(LibraryError, match="apt-get install libnghttp2-14"):
-        library.check_library()
-
-
-def test_the_bounds_of_a_connection():
-    """A connection has room for several streams that are not read."""
-    assert CONNECTION_WINDOW >= 8 * STREAM_WINDOW
 
 
 # --- overload --------------------------------------------------------------------------------------------------------

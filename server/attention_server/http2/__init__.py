@@ -19,4 +19,8 @@ what was read, GOAWAY in two steps at a shutdown, PING of quiet peers. It refuse
 `application/grpc` and `application/grpc+proto` (HTTP 415), other methods than POST (405), unknown encodings
 (UNIMPLEMENTED), headers and trailers over 16 KiB or 128 fields, messages over the limit (RESOURCE_EXHAUSTED). It does
 not do: compressed answers, server push, HTTP/1.1 upgrade, `grpc-web`.
+
+Of HTTP/2 (RFC 9113) it ignores, where the RFC would have an error: frames on a stream that the peer has reset, headers
+on a stream below the last one, and spaces around a header's value. Priorities have no effect. Trailers are checked and
+dropped, as gRPC's clients send none. A peer that resets over 1,000 streams at once, or 100 a second, is sent GOAWAY.
 """

@@ -286,7 +286,8 @@ class Call:
         self._release(len(content) + PREFIX)
         if not messages.complete and self._receive_error is None:
             try:
-                messages.split()
+                if messages.split():
+                    await asyncio.sleep(0)  # a reader of many small messages leaves the loop to others now and then
             except CallError as error:
                 self._fail_receiving(error)
         self._return_credit()

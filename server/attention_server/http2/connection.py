@@ -214,6 +214,7 @@ class Connection(asyncio.BufferedProtocol):
         """Ask the peer to send further calls elsewhere; those that run, or are on their way, are answered."""
         if self._transport:
             self.session.shutdown_notice()
+            self._flush()  # or nghttp2 would send the ping before it
             self.session.ping()
             self.flush()
             self._loop.call_later(self._server.timeouts.goaway, self._send_goaway)

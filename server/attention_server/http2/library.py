@@ -8,6 +8,7 @@ from cffi import FFI
 
 from attention_server.http2.errors import LibraryError
 
+FILE = ctypes.util.find_library("nghttp2") or "libnghttp2.so.14"
 VERSION = (1, 41, 0)  # the first that bounds the entries of a SETTINGS frame (CVE-2020-11080)
 
 DECLARATIONS = """
@@ -105,15 +106,14 @@ def load_library() -> Any:
     Raises:
         LibraryError: it is missing or too old.
     """
-    name = ctypes.util.find_library("nghttp2") or "libnghttp2.so.14"
     try:
-        lib: Any = ffi.dlopen(name)
+        lib: Any = ffi.dlopen(FILE)
     except OSError as error:
         raise LibraryError(f"{_needs()}, which is not there: {_how_to_install()} ({error})") from error
     major, minor, patch = VERSION
     if not lib.nghttp2_version(major << 16 | minor << 8 | patch):
         found = ffi.string(lib.nghttp2_version(0).version_str).decode()  # type: ignore[union-attr] # bytes
-        raise LibraryError(f"{_needs()}; {name} is version {found}: {_how_to_install()}")
+        raise LibraryError(f"{_needs()}; {FILE} is version {found}: {_how_to_install()}")
     return lib
 
 

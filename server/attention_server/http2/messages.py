@@ -62,17 +62,19 @@ class MessageReader:
             if left:
                 self._backlog += left
 
-    def split(self) -> None:
-        """Split messages off the backlog, once those before it are read.
+    def split(self) -> bool:
+        """Split messages off the backlog, once those before it are read; return whether there was a backlog.
 
         Raises:
             InvalidMessage: the bytes are not gRPC's.
             MessageTooLarge: a message is over the limit.
         """
-        if self._backlog:
-            with memoryview(self._backlog) as everything:
-                left = len(self._split(everything))
-            del self._backlog[: len(self._backlog) - left]
+        if not self._backlog:
+            return False
+        with memoryview(self._backlog) as everything:
+            left = len(self._split(everything))
+        del self._backlog[: len(self._backlog) - left]
+        return True
 
     def drop(self) -> None:
         """Drop everything but the complete messages."""

@@ -1,0 +1,212 @@
+"""What a peer may take of the server: headers and trailers, resets, answers that are not read, connections."""
+
+import itertools
+import socket
+import struct
+from contextlib import ExitStack
+
+import pytest
+from attention_server.http2 import callbacks
+from attention_server.http2.callbacks import RateLimit
+from attention_server.http2.limits import (
+    CONNECTION_WINDOW,
+    HEADER_BYTES,
+    HEADER_COUNT,
+    RESET_BURST,
+    RESETS_PER_SECOND,
+    STREAM_WINDOW,
+    Limits,
+    Timeouts,
+)
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+
+from tests.http2.echo import LIMITS, running, wait_until
+from tests.http2.peer import OPENING, block, connected, data, fields, headers, message, reset
+
+ENHANCE_YOUR_CALM = 11
+END = ("END_HEADERS", "END_STREAM")
+LARGE = [("x-a", "a" * 100)] * (HEADER_BYTES // 100)
+MANY = [(f"x{i}", "") for i in range(HEADER_COUNT + 1)]
+BOMB = b"\x40\x03x-a\x7e" + b"a" * 126 + b"\xbe" * 16_000  # a header for HPACK's table, and 16,000 times the same
+
+
+def window(stream: int) -> bytes:
+    """Return a frame of the largest increment, two of which overflow a window."""
+    return WindowUpdateFrame(stream, 2**31 - 1).serialize()
+
+
+def is_answered(peer, stream: int) -> bool:
+    peer.call(stream)
+    return peer.until(DataFrame, stream).data == message(b"hello")
+
+
+# --- headers and trailers ---
+
+
+@pytest.mark.parametrize("more", [LARGE, MANY], ids=["bytes", "number"])
+def test_headers_over_the_limit(echo, more):
+    """A call with headers over the limit is told so, and the connection's other calls go on."""
+    with connected(echo) as peer:
+        peer.send(headers(1, [*fields(), *more], END))
+        assert "metadata" in peer.until(HeadersFrame, 1).fields["grpc-message"]
+        assert is_answered(peer, 3)
+
+
+@pytest.mark.parametrize("more", [LARGE, MANY], ids=["bytes", "number"])
+def test_trailers_over_the_limit(echo, more):
+    """Trailers over the limit end their stream; trailers within it are taken."""
+    with connected(echo) as peer:
+        peer.send(headers(1), data(1, message(b"hello")), headers(1, more, END))
+        assert peer.until(RstStreamFrame, 1).error_code == ENHANCE_YOUR_CALM
+        peer.send(headers(3), data(3, message(b"hello")), headers(3, more[: HEADER_COUNT // 2], END))
+        assert peer.until(DataFrame, 3).data == message(b"hello")
+        assert "END_STREAM" in peer.until(HeadersFrame, 3).flags
+        assert is_answered(peer, 5)
+
+
+@pytest.mark.parametrize("opening", [b"", headers(1)], ids=["headers", "trailers"])
+def test_headers_that_a_byte_stands_for(echo, opening):
+    """Who has one byte stand for a long header, again and again, is disconnected before that costs anything."""
+    with connected(echo) as peer:
+        content = BOMB if opening else block(fields()) + BOMB
+        peer.send(opening, HeadersFrame(1, content[:16_000], flags=END).serialize())
+        assert not [frame for frame in peer.frames() if isinstance(frame, HeadersFrame)]
+
+
+def test_trailers_without_end(echo):
+    """Trailers that go on in frame after frame end the connection."""
+    with connected(echo) as peer:
+        more = ContinuationFrame(1, block([("x-a", "a" * 16_000)])).serialize()
+        peer.send(headers(1), HeadersFrame(1, b"", flags=("END_STREAM",)).serialize(), *[more] * 1000)
+        assert list(peer.frames()) is not None  # it ends
+
+
+# --- resets ---
+
+
+def test_calls_that_are_reset_at_once(echo):
+    """So many calls may be reset at once; with one more the peer is sent away, and its open calls are answered."""
+    with connected(echo) as peer:
+        peer.send(headers(1))
+        for stream in range(3, 3 + 2 * RESET_BURST, 2):
+            peer.send(headers(stream), reset(stream))
+        assert not [frame for frame in peer.fence() if isinstance(frame, GoAwayFrame)]
+        last = 3 + 2 * RESET_BURST
+        more = range(last, last + 1000, 2)  # more than come back while these are sent
+        peer.send(*(headers(stream) + reset(stream) for stream in more))
+        assert peer.until(GoAwayFrame).error_code == ENHANCE_YOUR_CALM
+        peer.send(data(1, message(b"hello"), ("END_STREAM",)))
+        assert peer.until(DataFrame, 1).data == message(b"hello")
+        list(peer.frames())  # to the end: nothing is open any more
+    with connected(echo) as peer:
+        assert is_answered(peer, 1)
+
+
+def test_resets_that_go_on(echo):
+    """Who goes on when sent away is disconnected, open calls or not."""
+    with connected(echo) as peer:
+        peer.send(headers(1))
+        pairs = [headers(stream) + reset(stream) for stream in range(3, 3 + 2 * RESET_BURST + 1000, 2)]
+        peer.send(*pairs)
+        assert peer.until(GoAwayFrame).error_code == ENHANCE_YOUR_CALM
+        peer.send(*[reset(1)] * (2 * RESET_BURST))
+        list(peer.frames())
+
+
+def test_streams_that_the_peer_has_reset(echo):
+    """Streams that the server resets for what the peer has sent on them count likewise."""
+    with connected(echo) as peer:
+        found = []
+        peer.send(headers(1))  # is open, and so the connection
+        for stream in itertools.count(3, 2):
+            peer.send(headers(stream), window(stream) * 2)
+            if stream % 100 == 99:
+                found += [frame for frame in peer.fence() if isinstance(frame, RstStreamFrame | GoAwayFrame)]
+            if found and isinstance(found[-1], GoAwayFrame):
+                break
+        assert found.pop().error_code == ENHANCE_YOUR_CALM
+        assert len(found) >= RESET_BURST
+
+
+def test_resets_come_back(monkeypatch):
+    """Beyond a burst so many are allowed each second, and after a pause no more than a burst."""
+    now = 0.0
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
+    limit = RateLimit(RESET_BURST, RESETS_PER_SECOND)
+    assert all(limit.allows() for _ in range(RESET_BURST))
+    now = 1.0
+    assert [limit.allows() for _ in range(RESETS_PER_SECOND + 1)] == [True] * RESETS_PER_SECOND + [False]
+    now = 10_000.0
+    assert [limit.allows() for _ in range(RESET_BURST + 1)] == [True] * RESET_BURST + [False]
+
+
+# --- what is not read ---
+
+
+@pytest.mark.parametrize(
+    "flood", [PingFrame(0, b"12345678").serialize(), SettingsFrame(0).serialize()], ids=["PING", "SETTINGS"]
+)
+def test_answers_that_are_not_read(flood):
+    """A peer that has frames acknowledged and does not read is disconnected."""
+    with running() as echo, connected(echo) as peer:
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wait_until(lambda: bool(echo.http2.connections))
+        wait_until(lambda: peer.send(flood * 10_000) or not echo.http2.connections)
+
+
+def test_windows():
+    """A connection has room for several streams that are not read."""
+    assert CONNECTION_WINDOW >= 8 * STREAM_WINDOW
+
+
+def test_more_than_may_be_buffered():
+    """When all calls together send more than may be held, the call that exceeds it fails, and frees what it held."""
+    limits = Limits(message_bytes=2**20, buffered_bytes=100_000, concurrent_calls=100, connections=50)
+    with running(limits) as echo, connected(echo) as peer:
+        begun = struct.pack(">BI", 0, 2**20) + bytes(15_000)
+        for stream in range(1, 15, 2):
+            peer.send(headers(stream), data(stream, begun))
+        assert "held" in peer.until(HeadersFrame, 13).fields["grpc-message"]
+        peer.send(*map(reset, range(1, 13, 2)))
+        wait_until(lambda: echo.http2.buffer.held == 0)
+        assert is_answered(peer, 15)
+
+
+# --- connections ---
+
+
+def test_connections_over_the_limit():
+    """Of more connections than there may be the last is closed; when one goes, another may come."""
+    limits = Limits(LIMITS.message_bytes, LIMITS.buffered_bytes, LIMITS.concurrent_calls, connections=3)
+    with running(limits) as echo, ExitStack() as stack:
+        held = [stack.enter_context(connected(echo)) for _ in range(3)]
+        wait_until(lambda: len(echo.http2.connections) == 3)
+        with connected(echo) as peer:
+            assert not list(peer.frames())
+        held.pop().socket.close()
+        wait_until(lambda: len(echo.http2.connections) == 2)
+        with connected(echo) as peer:
+            assert is_answered(peer, 1)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", headers(1) + data(1, b"\0\0\0\1\0a"), headers(1) + data(1, message(b"sleep") + b"\0\0\0\0\2a")],
+    ids=["nothing", "a part of a message", "a part of the second message"],
+)
+@pytest.mark.parametrize("opening", [b"", OPENING], ids=["no preface", "preface"])
+def test_a_peer_that_stalls(sent, opening):
+    """A peer that sends no SETTINGS, or a part of a message, and then nothing is disconnected."""
+    timeouts = Timeouts(check=0.1, idle=0.3)
+    with running(timeouts=timeouts) as echo, connected(echo, opening) as peer:
+        peer.send(sent)
+        list(peer.frames())
