@@ -6,13 +6,11 @@ One load, for a moment; no bar for speed.
 import json
 import re
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from serving import ROOT, clean_env
+from serving import HANG, ROOT, clean_env, wait_until
 
 from benchmarks.serving import plan, report
 from benchmarks.serving.block import Block, sequences
@@ -21,7 +19,7 @@ from benchmarks.serving.results import Results
 from benchmarks.serving.servers import Server, ServerFailed, Start
 from benchmarks.serving.targets import verdicts
 
-SECONDS = 200  # two cores, shared
+SECONDS = HANG
 
 
 def run(build: Path, *arguments: object) -> None:
@@ -121,11 +119,5 @@ def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     with pytest.raises(ServerFailed, match="status -9"):
         server.check()
     server.stop()
-    psutil.wait_procs([child], 10)
+    psutil.wait_procs([child], HANG)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end

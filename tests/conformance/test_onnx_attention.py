@@ -14,7 +14,7 @@ import pytest
 import requests
 from attention_client import AttentionClient, Sequence
 from conformance.onnx_cases import Case, load
-from serving import ROOT, Server, start_server
+from serving import HANG, ROOT, Server, start_server
 
 CASES, OTHERS = load()
 EXPORT = """
@@ -71,7 +71,7 @@ def test_case_over_rest(case: Case, server: Server) -> None:
         "outputs": ["output", *case.stages],
         "encoding": "base64",
     }
-    response = requests.post(f"{server.url}/v1/models/{case.attributes.model}:attend", json=body, timeout=30)
+    response = requests.post(f"{server.url}/v1/models/{case.attributes.model}:attend", json=body, timeout=HANG)
     assert response.status_code == 200, response.text
     compare(case, [{name: _decoded(x) for name, x in each["outputs"].items()} for each in response.json()["results"]])
 

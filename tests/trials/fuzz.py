@@ -269,6 +269,11 @@ def schemathesis(examples: int, number: int = 1) -> int:
 def coverage_guided(runs: int, seconds: int, number: int = 1) -> int:
     """Run the core in a process of its own, guided by coverage; return how often it ran.
 
+    Args:
+        runs: how often to run it.
+        seconds: how long at most; 0 for as long as the runs take.
+        number: the seed.
+
     Raises:
         Wrong: something but an error of the table came out of it.
     """
@@ -276,10 +281,8 @@ def coverage_guided(runs: int, seconds: int, number: int = 1) -> int:
     for target in TARGETS:
         with TemporaryDirectory() as scratch:
             command = [sys.executable, "-m", "tests.trials.coverage_guided", target, scratch, f"-seed={number}"]
-            command += [
-                f"-runs={runs // len(TARGETS)}",
-                f"-max_total_time={max(1, seconds // len(TARGETS)) if seconds else 0}",
-            ]
+            most = max(1, seconds // len(TARGETS)) if seconds else 0
+            command += [f"-runs={runs // len(TARGETS)}", f"-max_total_time={most}"]
             paths = os.pathsep.join([str(ROOT / "tests"), *sys.path])
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}

@@ -44,7 +44,7 @@ def test_what_schemathesis_makes_of_the_document():
 
 def test_the_core_guided_by_coverage():
     """Nothing comes out of the core but answers and the errors of the table, whatever branches its input reaches."""
-    assert fuzz.coverage_guided(4000, 0) >= 4000
+    assert fuzz.coverage_guided(2000, 0) >= 2000
 
 
 @pytest.mark.parametrize("fault", [chaos.kill_of_one_of_two, chaos.stop_under_load, chaos.swaps])

@@ -12,14 +12,14 @@ import requests
 from attention_server.auth.callers import PUBLIC_PATHS
 from attention_server.rest import page
 from attention_server.rest.middleware import PUBLIC
-from serving import ROOT, Server, start_server
+from serving import HANG, ROOT, Server, start_server
 
 from tests.security.conftest import make_token
 
 
 @pytest.fixture(scope="module")
 def index(site):
-    return requests.get(site.url, timeout=30)
+    return requests.get(site.url, timeout=HANG)
 
 
 def test_the_policy_allows_this_origin_alone(index):
@@ -38,11 +38,11 @@ def test_caching(index, site):
     loaded = re.findall(r'(?:src|href|content)="(page/[^"]+)"', index.text)
     assert len(loaded) == 3
     for path in loaded:
-        answer = requests.get(f"{site.url}/{path}", timeout=30)
+        answer = requests.get(f"{site.url}/{path}", timeout=HANG)
         assert answer.ok
         assert "immutable" in answer.headers["cache-control"]
         assert answer.headers["content-encoding"] == "gzip"
-        plain = requests.get(f"{site.url}/{path}", headers={"accept-encoding": "identity"}, timeout=30)
+        plain = requests.get(f"{site.url}/{path}", headers={"accept-encoding": "identity"}, timeout=HANG)
         assert "content-encoding" not in plain.headers
         assert plain.content == answer.content
         assert len(gzip.compress(plain.content)) < 64 * 1024
@@ -70,7 +70,7 @@ ELSEWHERE = [
 
 
 def status(server: Server, method: str, path: str) -> int:
-    connection = HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=30)
+    connection = HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=HANG)
     connection.request(method, path)
     response = connection.getresponse()
     response.read()
@@ -113,7 +113,7 @@ def test_the_page_is_only_read(guarded):
 
 def test_licences_travel_with_the_bundle(site, index):
     """What is bundled names its packages, their versions and their licences, in the page's files and the viewer's."""
-    licences = requests.get(f"{site.url}/page/LICENSES.txt", timeout=30).text
+    licences = requests.get(f"{site.url}/page/LICENSES.txt", timeout=HANG).text
     assert re.findall(r"^(\S+) \d+\.\d+\.\d+$", licences, re.MULTILINE) == [
         "d3-color",
         "d3-format",
