@@ -19,13 +19,14 @@ Compute = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 SEQUENCES = 2
 QUERIES, KEYS = 13, 7  # primes: no block size of a kernel divides them
+CUT = 5  # the first row of a second block; odd, so that even positions become odd ones
 TOKENS = 5
 ANY_WIDTH = 8  # of a head, where a block takes any width
 LOUD = 4.0  # the factor of one row: a scale that is shared by all rows shows in the others
 TOLERANCE = 1e-2  # of a row's largest number: above rounding in float32, TF32 and int8 by row, below any dependence
-SMALL = 1e-3  # of the largest number of all rows: a row below it is compared with that
+SMALL = 1e-3  # of the largest number of all rows: the error of a smaller row is relative to that
 ROWS = -2  # the axis of rows in every input and output
-BATCH = 0
+BATCH = 0  # the axis of sequences
 
 
 class DependentRowsError(ValueError):
@@ -40,60 +41,30 @@ class Probe:
         name: of the graph, for the error.
         compute: returns the outputs by name.
         inputs: the inputs by name, drawn at random.
-        cut: the inputs that have the rows; the others stay as they are.
-        axis: the axis of the rows in the inputs that are cut and in all outputs; ROWS or BATCH.
+        by_row: the inputs that have the rows of the outputs, on axis ROWS; none where rows may depend on each other.
+        by_sequence: whether inputs and outputs have sequences on axis BATCH, SEQUENCES of them.
     """
 
     name: str
     compute: Compute
     inputs: Mapping[str, Array]
-    cut: Sequence[str]
-    axis: int = ROWS
+    by_row: Sequence[str] = ()
+    by_sequence: bool = True
 
 
 def check_independence(probe: Probe) -> None:
-    """Compare a computation of all rows with computations of one row, of half of the rows and of a permutation.
+    """Compare a computation of all rows with computations of the last row, of the last rows, and of one sequence.
 
     Raises:
-        DependentRowsError: an output differs.
+        DependentRowsError: an output differs by more than TOLERANCE.
     """
     whole = probe.compute(probe.inputs)
-    for chosen in _selections(probe.inputs[probe.cut[0]].shape[probe.axis]):
-        parts = {name: np.take(probe.inputs[name], chosen, probe.axis) for name in probe.cut}
-        for name, found in probe.compute({**probe.inputs, **parts}).items():
-            error = _largest_error(found, np.take(whole[name], chosen, probe.axis))
-            if not error <= TOLERANCE:  # `not <=`, for NaN is not <= anything
-                raise DependentRowsError(_message(probe, name, error))
-
-
-def _layer_probes(layer: Layer, graphs: Mapping[str, Graph]) -> Iterator[Probe]:
-    """Yield the probes of a layer's graphs: those that project and attend by row and by sequence, `pool` by row.
-
-    Args:
-        layer: the manifest's description.
-        graphs: the model's graphs by file name; variants that are not among them are left out.
-    """
-    rng = np.random.default_rng(0)
-    query, key, value = _draw_inputs(layer, rng)
-    k: Array = key
-    v: Array = value
-    if layer.HasField("project"):
-        compute = _compute(graphs[layer.project.name])
-        yield from _by_row_and_sequence(layer.project.name, compute, {"key": key, "value": value}, ("key", "value"))
-        projected = compute({"key": key, "value": value})
-        k, v = projected["k"], projected["v"]
-    mask = _draw_mask(rng)
-    for attend in layer.attend:
-        if attend.file.name in graphs:
-            inputs = {"query": query, "k": k, "v": v} | ({"mask": mask} if attend.mask else {})
-            rows = ("query", "mask") if attend.mask else ("query",)
-            yield from _by_row_and_sequence(attend.file.name, _compute(graphs[attend.file.name]), inputs, rows)
-    if layer.HasField("pool"):
-        inputs = {"query": query, "key": key, "value": value}
-        yield Probe(layer.pool.name, _each_row(_compute(graphs[layer.pool.name])), inputs, ("query",))
-    if layer.HasField("after"):
-        inputs = {"query": query, "output": rng.standard_normal(query.shape, np.float32)}
-        yield Probe(layer.after.name, _compute(graphs[layer.after.name]), inputs, tuple(inputs), BATCH)
+    if probe.by_row:
+        last = probe.inputs[probe.by_row[0]].shape[ROWS] - 1
+        for first in (last, CUT):
+            _compare(probe, whole, probe.by_row, ROWS, first)
+    if probe.by_sequence:
+        _compare(probe, whole, tuple(probe.inputs), BATCH, SEQUENCES - 1)
 
 
 def model_probes(
@@ -120,31 +91,45 @@ def model_probes(
         yield _head_probe(manifest.head.name, graphs[manifest.head.name], manifest.layers[-1].output_dim)
 
 
-def _front_probe(name: str, graph: Graph, ids: Sequence[int], max_tokens: int) -> Probe:
-    """Return the probe of a front: each text by itself. Its rows may depend on each other.
+def _layer_probes(layer: Layer, graphs: Mapping[str, Graph]) -> Iterator[Probe]:
+    """Yield the probes of a layer's graphs: each by row and by sequence, `after` by sequence alone.
 
-    Args:
-        name: of the graph.
-        graph: takes tokens [B, T].
-        ids: the vocabulary's token ids.
-        max_tokens: the longest text; 0 for any.
+    Variants of `attend` that are not among the graphs, which are those of the device, are left out.
     """
+    rng = np.random.default_rng(0)
+    query, key, value = _draw_inputs(layer, rng)
+    k: Array = key
+    v: Array = value
+    if layer.HasField("project"):
+        compute = _compute(graphs[layer.project.name])
+        yield Probe(layer.project.name, compute, {"key": key, "value": value}, ("key", "value"))
+        projected = compute({"key": key, "value": value})
+        k, v = projected["k"], projected["v"]
+    mask = _draw_mask(rng)
+    for attend in layer.attend:
+        if attend.file.name in graphs:
+            inputs = {"query": query, "k": k, "v": v} | ({"mask": mask} if attend.mask else {})
+            rows = ("query", "mask") if attend.mask else ("query",)
+            yield Probe(attend.file.name, _compute(graphs[attend.file.name]), inputs, rows)
+    if layer.HasField("pool"):
+        inputs = {"query": query, "key": key, "value": value}
+        yield Probe(layer.pool.name, _each_row(_compute(graphs[layer.pool.name])), inputs, ("query",))
+    if layer.HasField("after"):
+        inputs = {"query": query, "output": rng.standard_normal(query.shape, np.float32)}
+        yield Probe(layer.after.name, _compute(graphs[layer.after.name]), inputs)
+
+
+def _front_probe(name: str, graph: Graph, ids: Sequence[int], max_tokens: int) -> Probe:
+    """Return the probe of a front, which takes tokens [B, T]: by sequence, since a row may depend on other tokens."""
     shape = (SEQUENCES, min(TOKENS, max_tokens or TOKENS))
     tokens = np.random.default_rng(0).choice(np.array(ids, np.int64), shape)
-    return Probe(name, _compute(graph), {"tokens": tokens}, ("tokens",), BATCH)
+    return Probe(name, _compute(graph), {"tokens": tokens})
 
 
 def _head_probe(name: str, graph: Graph, width: int) -> Probe:
-    """Return the probe of a head, which reads rows of the output, [N, width]."""
+    """Return the probe of a head, which takes rows of the output, [N, width]."""
     output = np.random.default_rng(0).standard_normal((QUERIES, width), np.float32)
-    return Probe(name, _compute(graph), {"output": output}, ("output",))
-
-
-def _by_row_and_sequence(
-    name: str, compute: Compute, inputs: Mapping[str, Array], rows: Sequence[str]
-) -> Iterator[Probe]:
-    yield Probe(name, compute, inputs, rows)
-    yield Probe(name, compute, inputs, tuple(inputs), BATCH)
+    return Probe(name, _compute(graph), {"output": output}, ("output",), by_sequence=False)
 
 
 def _compute(graph: Graph) -> Compute:
@@ -153,7 +138,7 @@ def _compute(graph: Graph) -> Compute:
 
 
 def _each_row(pool: Compute) -> Compute:
-    """Return a computation of rows by `pool`: each mean takes one row whole."""
+    """Return the computation of rows by a graph `pool`, of which each mean takes one row whole."""
     return lambda inputs: pool({**inputs, "pool": np.eye(inputs["query"].shape[ROWS], dtype=np.float32)})
 
 
@@ -177,25 +162,28 @@ def _draw_mask(rng: np.random.Generator) -> NDArray[np.float32]:
     return mask
 
 
-def _selections(count: int) -> Iterator[NDArray[np.intp]]:
-    """Yield choices of rows: the last alone, the second half, and all of them in another order."""
-    yield np.array([count - 1])
-    if count > SEQUENCES:
-        yield np.arange(count // 2, count)
-    yield np.roll(np.arange(count), 1)
+def _compare(probe: Probe, whole: Mapping[str, Array], cut: Sequence[str], axis: int, first: int) -> None:
+    """Compute the rows or sequences from `first` on by themselves, and compare them with those of the whole."""
+    parts = {name: _tail(probe.inputs[name], axis, first) for name in cut}
+    for name, found in probe.compute({**probe.inputs, **parts}).items():
+        error = _largest_error(found, _tail(whole[name], axis, first))
+        if not error <= TOLERANCE:  # `not <=`, for NaN is not <= anything
+            raise DependentRowsError(_message(probe, name, axis, error))
+
+
+def _tail(array: Array, axis: int, first: int) -> Array:
+    return np.take(array, np.arange(first, array.shape[axis]), axis)
 
 
 def _largest_error(found: Array, expected: Array) -> float:
     """Return the largest difference, relative to the largest number of its row."""
     wanted = expected.astype(np.float64)
-    size = np.abs(wanted).max(-1, keepdims=True)
-    return float(
-        (np.abs(found.astype(np.float64) - wanted) / np.maximum(size, np.abs(wanted).max() * SMALL + 1e-30)).max()
-    )
+    size = np.maximum(np.abs(wanted).max(-1, keepdims=True), np.abs(wanted).max() * SMALL + 1e-30)
+    return float((np.abs(found.astype(np.float64) - wanted) / size).max())
 
 
-def _message(probe: Probe, output: str, error: float) -> str:
-    if probe.axis == BATCH:
+def _message(probe: Probe, output: str, axis: int, error: float) -> str:
+    if axis == BATCH:
         return (
             f"{probe.name}: {output} of a sequence depends on the others of its batch: alone, it differs by "
             f"{error:.2g} of its largest number"
@@ -203,5 +191,5 @@ def _message(probe: Probe, output: str, error: float) -> str:
     return (
         f"{probe.name}: a row of {output} depends on its position or on other rows: computed apart, it differs by "
         f"{error:.2g} of its largest number. The server computes rows apart, so a row has to follow from "
-        f"{' and '.join(probe.cut)} at its own position alone"
+        f"{' and '.join(probe.by_row)} at its own position alone"
     )

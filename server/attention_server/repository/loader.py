@@ -10,9 +10,10 @@ from attention_proto.attention.v1.attention_pb2 import File, Manifest
 from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
 from google.protobuf import json_format
 
+from attention_server.inference.calibration import CalibrationInputs
 from attention_server.inference.engine import Engine
 from attention_server.inference.independence import DependentRowsError, check_independence, model_probes
-from attention_server.inference.model import CalibrationInputs, LoadedModel, served_files
+from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.scheduling.cost_model import measure

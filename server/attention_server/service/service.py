@@ -14,7 +14,9 @@ from attention_server.domain.messages import IndexEntry, MemoryRequest, Request,
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from attention_server.inference.contexts import Memory, MemoryState, MemoryStore, memory_id
 from attention_server.inference.engine import Run
-from attention_server.inference.model import CachedPlan, InputProfile, LoadedModel
+from attention_server.inference.input_profile import InputProfile
+from attention_server.inference.model import LoadedModel
+from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.preprocess import PreparedInput, Vectors, prepare_memory
 from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import AdmissionController

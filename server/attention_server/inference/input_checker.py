@@ -1,0 +1,143 @@
+"""The checking of a sequence for one model and plan, and its profile. Nothing is computed here."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
+from attention_proto.masks import Mask
+
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import Sequence as Sent
+from attention_server.errors import InvalidRequest, join_path
+from attention_server.inference import validation as check
+from attention_server.inference.contexts import MemoryStore
+from attention_server.inference.input_profile import InputProfile
+from attention_server.inference.layer import LoadedLayer
+from attention_server.inference.plan_cache import CachedPlan
+from attention_server.inference.planner import Plan, answer_bytes
+from attention_server.inference.postprocess import check_rows
+from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
+from attention_server.inference.tokenizer import TextTokenizer
+from attention_server.scheduling.cost_model import Costs, Size
+
+MAX_PROFILES = 256  # kept for each plan
+
+
+@dataclass(frozen=True)
+class InputChecker:
+    """Checks sequences for one model.
+
+    Attributes:
+        name, version, digest: of the model; a memory must be of the same.
+        manifest: of the model.
+        layers: its layers.
+        reader, memory_reader: its tokenizers; None for a model without text, or without memory text.
+        costs: measured costs of its sequences.
+    """
+
+    name: str
+    version: int
+    digest: str
+    manifest: Manifest
+    layers: Sequence[LoadedLayer]
+    reader: TextTokenizer | None
+    memory_reader: TextTokenizer | None
+    costs: Costs
+
+    def prepare(
+        self, sequence: Sent, cached: CachedPlan, mask: Mask, memories: MemoryStore, limits: Limits
+    ) -> list[tuple[PreparedInput, InputProfile]]:
+        """Check a sequence or a batch, and split a batch into the largest batches that run well.
+
+        The rules that depend on shapes alone are applied to the first sequence of its shapes.
+
+        Args:
+            sequence: as sent.
+            cached: the plan.
+            mask: the request's.
+            memories: where the sequence's memory is looked up.
+            limits: of one request.
+
+        Raises:
+            InvalidRequest: the model cannot take it.
+            NotFound: it names a memory that is not kept.
+            TooLarge: it needs more memory than a request may.
+        """
+        shape = shapes(sequence, mask)
+        if shape is None:
+            return [self._prepare(one, cached.plan, mask, memories, limits) for one in sequence.each()]
+        profile = cached.profiles.get(shape)
+        if profile is None:
+            first, profile = self._prepare(next(sequence.each()), cached.plan, mask, memories, limits)
+            if len(cached.profiles) >= MAX_PROFILES:
+                cached.profiles.clear()
+            cached.profiles[shape] = profile
+            if sequence.batch == 1:
+                return [(first, profile)]
+        prepared = prepare_alike(sequence, profile.queries, profile.keys)
+        return [(part, profile) for part in prepared.cut(1 if cached.plan.shapes else profile.most)]
+
+    @cached_property
+    def _heads(self) -> int:
+        """The heads of all layers together."""
+        return sum(layer.heads for layer in self.manifest.layers)
+
+    @cached_property
+    def _predicts_by_word(self) -> bool:
+        """Whether a predictor reads the rows of certain tokens, which only a text has."""
+        return any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
+
+    def _prepare(
+        self, sequence: Sent, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits
+    ) -> tuple[PreparedInput, InputProfile]:
+        check.sources(
+            sequence,
+            self.manifest,
+            reads_text=self.reader is not None,
+            reads_memory_text=self.memory_reader is not None,
+        )
+        memory = None
+        if sequence.memory:
+            field = join_path(sequence.path, "memory")
+            memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
+        prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
+        for form in plan.forms:
+            check_rows(form.spec, *prepared.rows(form.spec.name), form.field)
+        if plan.predictions_field and self._predicts_by_word and prepared.tokens is None:
+            raise InvalidRequest(
+                "this model predicts from the rows of certain words, so predictions need text",
+                field=plan.predictions_field,
+            )
+        return prepared, self._profile(prepared, plan)
+
+    def _profile(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
+        queries, keys = prepared.queries, prepared.keys
+        projected = queries + (0 if prepared.memory else keys)
+        size = Size(projected, queries * keys, len(plan.stages) / len(self.layers))
+        answered = 0
+        for form in plan.forms:
+            layer = self.layers[form.layer]
+            answered += answer_bytes(form, layer.about, layer.widths(*prepared.input_widths()), queries, keys)
+        most, spared = self.costs.together(max(queries, keys))
+        kind = self._kind(prepared, plan) if most > 1 else None
+        return InputProfile(
+            queries=queries,
+            keys=keys,
+            work=self._heads * queries * keys * 4,
+            held=prepared.size,
+            answered=answered,
+            kind=kind,
+            most=most if kind is not None else 1,
+            alone=self.costs.of(size),
+            spared=spared,
+        )
+
+    def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
+        if prepared.memory or (plan.predictions and self._predicts_by_word):  # each computes other rows
+            return None
+        sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
+        widths = tuple(None if x is None else x.shape[1:] if isinstance(x, np.ndarray) else () for x in sources)
+        mask = None if prepared.added is None else (prepared.added.shape, prepared.added.tobytes())
+        return prepared.queries, prepared.keys, widths, mask

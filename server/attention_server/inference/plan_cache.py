@@ -1,0 +1,60 @@
+"""Plans of what callers ask for, kept for callers that ask for the same again."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from attention_proto.attention.v1.attention_pb2 import Manifest
+
+from attention_server.domain.messages import OutputSpec
+from attention_server.inference.input_profile import InputProfile
+from attention_server.inference.planner import Plan, make_plan
+from attention_server.scheduling.cost_model import CostCorrection
+
+MAX_PLANS = 128  # kept for each model
+MAX_SPEC_SIZE = 64  # names, rows, heads and characters of the specs of a plan that is kept
+
+
+@dataclass(slots=True, eq=False)
+class CachedPlan:
+    """An execution plan with its cost correction and the profiles of inputs by their shapes.
+
+    Attributes:
+        plan: the plan.
+        correction: the factor between measured and predicted cost; learned from each run.
+        profiles: the profiles of sequences that were prepared for this plan, by their shapes.
+    """
+
+    plan: Plan
+    correction: CostCorrection = field(default_factory=CostCorrection)
+    profiles: dict[Hashable, InputProfile] = field(default_factory=dict)
+
+
+class PlanCache:
+    """The latest plans of one model. Plans of long specs are made anew each time: callers choose their length.
+
+    Args:
+        manifest: of the model.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._kept = lru_cache(MAX_PLANS)(lambda specs: CachedPlan(make_plan(specs, manifest)))
+
+    def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
+        """Return the plan of what a request asks for.
+
+        Raises:
+            InvalidRequest: the model does not offer it.
+        """
+        return self._kept(specs) if is_small(specs) else CachedPlan(make_plan(specs, self._manifest))
+
+
+def is_small(specs: tuple[OutputSpec, ...]) -> bool:
+    """Return whether specs are short enough to be kept as a key of a cache."""
+    if len(specs) > MAX_SPEC_SIZE:
+        return False
+    for spec in specs:  # a generator would take longer than the comparison
+        if len(spec.rows) + len(spec.heads) + len(spec.alias) + sum(map(len, spec.layers)) > MAX_SPEC_SIZE:
+            return False
+    return True

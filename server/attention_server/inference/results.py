@@ -1,0 +1,129 @@
+"""Results made of computed stages: outputs shaped as asked for, predictions, and the check for overflow."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from attention_proto.attention.v1.attention_pb2 import Predictor
+from attention_proto.stages import OF_KEYS, PROJECTED
+
+from attention_server.domain.messages import Array, Prediction, Result, TopK
+from attention_server.inference import validation as check
+from attention_server.inference.engine import Run
+from attention_server.inference.forward import Forward, Stages
+from attention_server.inference.layer import Vectors
+from attention_server.inference.planner import OutputPlan, Plan
+from attention_server.inference.postprocess import Rows, read_rows, shape_stage
+from attention_server.inference.preprocess import HIDDEN, PreparedInput
+from attention_server.inference.row_selection import positions, predictor_rows
+
+CHECKED = PROJECTED | {"scores", "output"}  # what overflows in other stages shows in the output
+
+
+def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> list[Result]:
+    """Return one result for each of `batch`, of stages that are sent as they were computed.
+
+    Raises:
+        InvalidRequest: a number overflowed.
+    """
+    _check_overflow(batch, plan, stages)
+    results, begin = [], 0
+    for each in batch:
+        end = begin + each.batch
+        place = begin if each.batch == 1 else slice(begin, end)
+        results.append(_result(each, {form.name: stages[form.layer][form.spec.name][place] for form in plan.forms}))
+        begin = end
+    return results
+
+
+def shaped_results(
+    batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages], computed: Rows | None, forward: Forward, run: Run
+) -> list[Result]:
+    """Return one result for each sequence of `batch`, with outputs shaped as asked for, and predictions.
+
+    Args:
+        batch: sequences; no batches.
+        plan: says which outputs.
+        stages: of each layer that was computed.
+        computed: the rows of the last layer that were computed; None for all.
+        forward: computes predictions.
+        run: the computation that this is a part of.
+
+    Raises:
+        InvalidRequest: a number overflowed, or FP16 cannot hold it.
+    """
+    _check_overflow(batch, plan, stages)
+    results = []
+    for i, each in enumerate(batch):
+        own = [{name: stage[i] for name, stage in of.items()} for of in stages]
+        outputs = {}
+        for form in plan.forms:
+            of_some = form.layer == len(own) - 1 and form.spec.name not in OF_KEYS
+            outputs[form.name] = _output(form, own[form.layer], each, computed if of_some else None)
+        predictions = tuple(_predictions(own[-1]["output"], each, computed, forward, run)) if plan.predictions else None
+        results.append(_result(each, outputs, predictions))
+    return results
+
+
+def pooled_results(
+    batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages], pooled: Sequence[OutputPlan]
+) -> list[Result]:
+    """Return one result for each sequence of `batch`; of the last layer `output` has the pooled outputs for rows.
+
+    Raises:
+        InvalidRequest: a number overflowed, or FP16 cannot hold it.
+    """
+    _check_overflow(batch, plan, stages)
+    results = []
+    for i, each in enumerate(batch):
+        of_last = {
+            form.name: shape_stage(stages[-1]["output"][i, place, None], None, form.spec, None, form.field)
+            for place, form in enumerate(pooled)
+        }
+        outputs = {
+            form.name: of_last[form.name]
+            if form.name in of_last
+            else _output(form, {name: stage[i] for name, stage in stages[form.layer].items()}, each, None)
+            for form in plan.forms
+        }
+        results.append(_result(each, outputs))
+    return results
+
+
+def _result(
+    prepared: PreparedInput, outputs: dict[str, Array | TopK], predictions: tuple[Prediction, ...] | None = None
+) -> Result:
+    memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
+    return Result(outputs, prepared.tokens, memory_tokens, predictions, prepared.batch)
+
+
+def _check_overflow(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> None:
+    for wanted, of in zip(plan.stages, stages, strict=True):
+        for name in wanted & CHECKED:
+            check.no_overflow(of[name], batch[0].path)
+
+
+def _output(
+    form: OutputPlan, stages: Mapping[str, Vectors], prepared: PreparedInput, computed: Rows | None
+) -> Array | TopK:
+    """Return one output, of a layer's stages with all rows or with the computed ones."""
+    spec = form.spec
+    rows = read_rows(spec, *prepared.rows(spec.name))
+    hidden = None
+    if spec.top_k and prepared.added is not None:
+        hidden = (prepared.added if rows is None else prepared.added[:, rows]) == HIDDEN
+    return shape_stage(stages[spec.name], positions(rows, computed), spec, hidden, form.field)
+
+
+def _predictions(
+    output: Vectors, prepared: PreparedInput, computed: Rows | None, forward: Forward, run: Run
+) -> Iterator[Prediction]:
+    """Yield each predictor's most probable label for each row that it reads, or for the mean of these rows."""
+    for predictor in forward.manifest.predictors:
+        of_mean = predictor.rows == Predictor.ROWS_MEAN
+        rows = predictor_rows(predictor, prepared)
+        if not len(rows):
+            continue
+        read = output.mean(0, keepdims=True) if of_mean else output[positions(rows, computed)]
+        probabilities = forward.predict(predictor.name, read, run)
+        for row, of_row in zip([None] if of_mean else rows.tolist(), probabilities, strict=True):
+            best = int(of_row.argmax())
+            yield Prediction(predictor.name, predictor.labels[best], float(of_row[best]), row)
