@@ -94,6 +94,17 @@ def test_arrays_from_files(run, tmp_path):
     assert "[0.576 0.212 0.212]" in out
 
 
+def test_entropy(run, server, tmp_path):
+    """One number a row is shown like any other stage, by the real server; the help lists the stage."""
+    np.save(tmp_path / "x.npy", np.zeros((3, 2)))
+    asked = ("--model", "dot", "--query", tmp_path / "x.npy", "--outputs", "entropy", "--target", server.grpc)
+    status, out, _ = run("attend", *asked)
+    assert status == 0
+    assert "entropy float32[1, 3]" in out
+    assert "[1.099 1.099 1.099]" in out
+    assert "entropy" in run("attend", "--help")[1]
+
+
 def test_png(run, tmp_path):
     """--png draws the picture into a file."""
     status, _, _ = run("attend", SENTENCE, "--model", "multi-head", "--png", tmp_path / "weights.png")

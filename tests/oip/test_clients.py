@@ -117,6 +117,7 @@ def expected(server, connect):
                 "heads",
                 {"name": "weights", "top_k": 2},
                 {"name": "scores", "heads": [2, 0], "reduce": "max"},
+                "entropy",
                 "k",
                 "v",
             ],

@@ -493,6 +493,20 @@ def test_rows_are_pooled_without_padding(server):
         np.testing.assert_allclose(got["looked_at"][i], got["weights"][i, :, :length].mean(1), atol=1e-6)
 
 
+def test_entropy_is_padded_by_rows(server):
+    """A stage of one number a row is [B, H, T], or [B, H] pooled; rows behind a sequence's length are zeros."""
+    query = {"name": "query", "datatype": "FP32", "shape": [2, 4, 2], "data": [0.0] * 16}
+    lengths = {"name": "query_lengths", "datatype": "INT64", "shape": [2], "data": [2, 3]}
+    outputs = [{"name": "entropy"}, {"name": "mean", "parameters": {"stage": "entropy", "pool": "mean"}}]
+    answer = post(server, "/v2/models/dot/infer", {"inputs": [query, lengths], "outputs": outputs}).json()
+    whole, mean = answer["outputs"]
+    assert (whole["shape"], mean["shape"]) == ([2, 1, 4], [2, 1])
+    expected = np.zeros((2, 1, 4))
+    expected[0, 0, :2], expected[1, 0, :3] = np.log(2), np.log(3)
+    np.testing.assert_allclose(np.reshape(whole["data"], (2, 1, 4)), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(mean["data"]), [np.log(2), np.log(3)], rtol=1e-6)
+
+
 def test_a_memory_is_named_by_a_parameter(server):
     """A memory that attention.v1 keeps serves every sequence of a batch."""
     key = np.random.default_rng(1).standard_normal((5, 12)).tolist()

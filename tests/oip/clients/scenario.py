@@ -46,7 +46,7 @@ CASES = {
             "allowed": np.random.default_rng(5).random((2, 1, 4, 5)) < 0.7,
             "bias": drawn(2, 4, 1, 5, seed=6),
         },
-        ("heads", "weights", "scores", "k", "v"),
+        ("heads", "weights", "scores", "entropy", "k", "v"),
         {"weights.top_k": 2, "scores.heads": "2,0", "scores.reduce": "max"},
     ),
     "text": Case(
