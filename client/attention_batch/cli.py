@@ -18,42 +18,59 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
+Input = Annotated[
+    str, typer.Argument(metavar="INPUT", help="Parquet, Arrow or JSON lines: a file, folder or pattern; or -.")
+]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="A .parquet or .jsonl file; or -.")]
+Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists the names.")]
+Version = Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")]
+Outputs = Annotated[
+    str,
+    typer.Option(help="Columns to write, with commas: output:mean, weights, entropy, tokens, ...; or specs as JSON."),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FIELD=COLUMN", help="The column of a field: id, text, query, key, value or memory_text."),
+]
+Mask = Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")]
+Engines = Annotated[
+    Engine, typer.Option(help="Call a service, compute on this machine, or on a Ray cluster (RAY_ADDRESS).")
+]
+Target = Annotated[
+    str, typer.Option(envvar="ATTENTION_TARGET", help="The service: HOST:PORT, or several A:PORT,B:PORT.")
+]
+Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for one answer.")]
+Patience = Annotated[float, typer.Option(min=0, help="Seconds to wait for a service that does not answer.")]
+Models = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="The repository of models, for the engines local and ray.")
+]
+ShardRows = Annotated[int, typer.Option(min=1, help="Rows of a shard; a crash costs at most these.")]
+MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this have failed.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Remove an earlier run of this output, and begin again.")]
+
+
 def score(
     context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Parquet or JSON lines: a file, folder or pattern; or -.")
-    ],
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="A .parquet or .jsonl file; or -.")],
+    source: Input,
+    output: Output,
     *,
-    model: Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")],
-    version: Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")] = 0,
-    outputs: Annotated[
-        str,
-        typer.Option(help="What to write, with commas: output:mean, weights, entropy, tokens, ...; or specs as JSON."),
-    ] = "",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FIELD=COLUMN", help="Which column is id, text, query, key, value or memory_text."),
-    ] = None,
-    causal: Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")] = Causal.NONE,
-    engine: Annotated[
-        Engine, typer.Option(help="Ask a service, compute in this process, or on a Ray cluster (RAY_ADDRESS).")
-    ] = Engine.CLIENT,
-    target: Annotated[
-        str, typer.Option(envvar="ATTENTION_TARGET", help="The service: HOST:PORT, or several A:PORT,B:PORT.")
-    ] = "127.0.0.1:50051",
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for one answer.")] = 120.0,
-    patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for a service that does not answer.")] = 300.0,
-    models: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The repository of models, for the engines local and ray.")
-    ] = None,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows that a sudden end can cost at most.")] = 4096,
-    max_errors: Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this have failed.")] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier run has done.")] = False,
+    model: Model,
+    version: Version = 0,
+    outputs: Outputs = "",
+    column: Columns = None,
+    causal: Mask = Causal.NONE,
+    engine: Engines = Engine.CLIENT,
+    target: Target = "127.0.0.1:50051",
+    timeout: Timeout = 120.0,
+    patience: Patience = 300.0,
+    models: Models = None,
+    shard_rows: ShardRows = 4096,
+    max_errors: MaxErrors = None,
+    restart: Restart = False,
 ) -> None:
     """Score a file of sequences. After any end of the run, the same command resumes it.
 
-    Exit status: 0 all rows are scored; 1 refused; 3 all but those in OUTPUT.errors.jsonl; 4 stopped, and can go on;
+    Exit status: 0 all rows are scored; 1 refused; 3 all but those in OUTPUT.errors.jsonl; 4 stopped, can be resumed;
     5 more rows failed than --max-errors.
     """
     keep_freed()
