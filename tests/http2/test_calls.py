@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import grpc
 import pytest
 from attention_server.http2 import library
-from attention_server.http2.call import Call, ReceiveBuffer
+from attention_server.http2.call import Call
 from attention_server.http2.errors import LibraryError
-from attention_server.http2.messages import QUEUED
+from attention_server.http2.messages import QUEUED, ReceiveBuffer
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame
 
 from tests.http2.echo import ECHO, running, wait_until

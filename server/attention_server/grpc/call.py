@@ -1,4 +1,4 @@
-"""The seam between gRPC's services and the server that carries them: one call, as interceptor and services see it."""
+"""One gRPC call, as interceptor and services see it: the seam between services and server."""
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
@@ -35,8 +35,8 @@ SERVICE_ERRORS: dict[type[CallError], type[AttentionServiceError]] = {
 class GrpcCall(Protocol):
     """One call of gRPC. `http2.Call` is one; a call of another server is adapted to this.
 
-    Everything happens on the loop. What `read` raises, and what `stop_reason` returns, is an error of the service, or
-    one of `http2.errors`, which `service_error` translates.
+    All methods are called on the loop. The exceptions of `read` and `stop_reason` are the service's errors, or those of
+    `http2.errors`; `service_error` translates the latter.
     """
 
     @property
@@ -45,7 +45,7 @@ class GrpcCall(Protocol):
 
     @property
     def headers_error(self) -> Exception | None:
-        """Why some headers are missing; None where none is."""
+        """The error where headers over the limit were dropped; None otherwise."""
 
     @property
     def method(self) -> str:
@@ -95,7 +95,7 @@ class GrpcCall(Protocol):
 
 
 def service_error(error: Exception) -> Exception:
-    """Return the service's error for one of `http2.errors`; any other as it is."""
+    """Return the service's error for one of `http2.errors`; any further exception unchanged."""
     if not isinstance(error, CallError):
         return error
     return SERVICE_ERRORS[type(error)](error.message, field=error.field)

@@ -1,4 +1,4 @@
-"""What every method needs beside its messages: the caller's context, trailers, errors, and futures on the loop."""
+"""Helpers of every method: the caller's context, trailers, errors, and futures on the loop."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 def fail(call: GrpcCall, record: RequestRecord, error: Exception) -> None:
-    """End a call by an error. The caller is told of the service's errors; any other is logged, and told as internal."""
+    """End a call by an error. The caller reads the service's errors; any further exception is logged."""
     error = service_error(error)
     if not isinstance(error, AttentionServiceError):
         log.error("a request failed for a fault of ours", request_id=record.request_id, exc_info=error)
@@ -52,7 +52,7 @@ def make_context(call: GrpcCall, caller: Caller, record: RequestRecord) -> CallC
 
 
 async def result_of(future: "Future[T]", context: CallContext) -> T:
-    """Wait for what the core computes.
+    """Wait for a response of the core.
 
     Raises:
         DeadlineExceeded: it came too late.

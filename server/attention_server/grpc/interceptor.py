@@ -80,12 +80,12 @@ class MessageStream:
 
 
 class Interceptor:
-    """Authenticates, admits and observes calls, and runs their methods.
+    """Authenticates, admits and observes calls, and runs the methods.
 
     Args:
-        callers: who may call; health needs no credentials.
+        callers: the known callers; health needs no credentials.
         service: the core.
-        methods: by their paths.
+        methods: by path.
         offloader: parses large messages in a thread.
     """
 
@@ -96,7 +96,7 @@ class Interceptor:
         self._offloader = offloader
 
     def on_call(self, call: GrpcCall) -> None:
-        """Take a call whose headers have arrived: refuse it at once, or start to answer it."""
+        """Refuse a new call at once, or start to answer it."""
         method = self._methods.get(call.method) if call.headers_error is None else None
         if method and call.method in PUBLIC_PATHS:
             call.limit_message(OPEN_BYTES)

@@ -28,7 +28,7 @@ class NativeServer:
         host, port: where to listen; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
-        callers: who may call.
+        callers: the known callers.
         certificates: of TLS; None speaks without.
 
     Attributes:
@@ -58,7 +58,7 @@ class NativeServer:
         limits = Limits(
             message_bytes=max_message_bytes,
             buffered_bytes=BUFFERED_MESSAGES * max_message_bytes,
-            concurrent_calls=requests + STREAMS + SPARE_THREADS,  # further ones wait with their callers
+            concurrent_calls=requests + STREAMS + SPARE_THREADS,  # further calls wait at the client
             connections=most_connections(),
         )
         self.http2 = Server(self._services.on_call, limits, TIMEOUTS, self._inflate, common_name)
@@ -84,10 +84,10 @@ class NativeServer:
         self._services.set_serving(is_serving)
 
     async def stop(self, grace: float) -> None:
-        """Accept no more, and wait for what was accepted.
+        """Accept no more connections, and wait until all calls are answered.
 
         Args:
-            grace: seconds after which it is cut off.
+            grace: seconds, after which the remaining calls are stopped.
         """
         self._listener.close()
         self.http2.begin_shutdown()

@@ -1,4 +1,4 @@
-"""Threads for parsing and writing large messages, so that other callers are answered meanwhile."""
+"""Threads for parsing and writing large messages, so that the loop is free meanwhile."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,10 +18,10 @@ TEXT_BYTES = 16 * 1024  # of a message with text
 
 
 class Offloader:
-    """Runs what is short at once, and what is long in a thread.
+    """Runs short work at once, and long work in a thread.
 
     Args:
-        threads: refuse what comes when all are busy.
+        threads: refuse further work when all are busy.
     """
 
     def __init__(self, threads: Threads) -> None:
@@ -45,7 +45,7 @@ class Offloader:
 
         Raises:
             Full: all are busy.
-            Exception: what the function raises.
+            Exception: the function's.
         """
         return await self._threads.run(work)
 
@@ -56,7 +56,7 @@ class Offloader:
         Args:
             size: in bytes.
             sequences: to be converted one by one.
-            text: whether one of them is a text.
+            text: whether a sequence is a text.
         """
         return size > (TEXT_BYTES if text else BYTES) or sequences > SEQUENCES
 

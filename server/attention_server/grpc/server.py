@@ -23,7 +23,7 @@ class GrpcServer(Protocol):
         """Tell health checks whether requests are answered; from the loop."""
 
     async def stop(self, grace: float) -> None:
-        """Accept no more, and wait for what was accepted; after `grace` seconds it is cut off."""
+        """Accept no more connections, and answer all calls; after `grace` seconds stop the rest."""
 
     @property
     def is_idle(self) -> bool:
@@ -48,7 +48,7 @@ def make_grpc_server(
         port: where to listen; 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
-        callers: who may call.
+        callers: the known callers.
         certificates: of TLS; None speaks without.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The services and their methods, as any server of gRPC carries them."""
+"""The gRPC services and methods, for any server."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ class GrpcServices:
 
     Args:
         service: the core.
-        callers: who may call.
-        threads: for what would block the loop.
+        callers: the known callers.
+        threads: for work that would block the loop.
     """
 
     def __init__(self, service: Service, callers: Callers, threads: Threads) -> None:
@@ -51,7 +51,7 @@ class GrpcServices:
         self.set_serving(False)
 
     def on_call(self, call: GrpcCall) -> None:
-        """Take a call whose headers have arrived: refuse it at once, or start to answer it."""
+        """Refuse a new call at once, or start to answer it."""
         self._interceptor.on_call(call)
 
     def set_serving(self, is_serving: bool) -> None:
@@ -61,14 +61,14 @@ class GrpcServices:
             self._health.set(name, SERVING if is_serving else NOT_SERVING)
 
     def end_streams(self) -> None:
-        """End the streams when what they have received is answered: the server stops."""
+        """End all streams once their received requests are answered: the server stops."""
         self._health.end()
         self._reflection.end()
         self._sessions.end()
 
 
 def _methods(service: Any, servicer: Any) -> dict[str, Method]:
-    """Return a service's methods by their paths: the servicer's methods of their names."""
+    """Return a service's methods by path; the servicer has a method of each name."""
     return {
         f"/{service.full_name}/{method.name}": Method(
             method.name,

@@ -16,7 +16,7 @@ from attention_server.grpc.interceptor import MessageStream
 
 WATCHES = 256  # of health at once, which need no credentials
 REFLECTIONS = 8  # streams at once
-REFLECTION_SECONDS = 60.0  # of one stream, since idle ones would block the others
+REFLECTION_SECONDS = 60.0  # of one stream, since idle streams hold slots
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING

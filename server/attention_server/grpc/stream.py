@@ -1,7 +1,7 @@
-"""Bidirectional streams of both protocols: requests are computed concurrently, answers go out as they are ready.
+"""Bidirectional streams of both protocols: requests are computed concurrently, and answered when ready or in order.
 
-All of it happens on the loop. A caller that does not read fills the bounds of a session, and is then not read either:
-that is the flow control.
+Everything runs on the loop. A caller that does not read fills the bounds of a session; the session then stops reading:
+this is the flow control.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ class StreamProtocol:
 
     Attributes:
         submit: hands a message's request to the core; takes the message, its context and a callback for when it is
-            admitted; returns the future of its response, and what serializes the response.
+            admitted; returns the future of its response, and a function that serializes the response.
         refuse: serializes the error of a request, by its id.
-        in_order: answers go out in the order of their requests, and not as they are ready.
+        in_order: whether answers go out in the order of requests; otherwise each goes out when it is ready.
     """
 
     submit: Submit
@@ -100,7 +100,7 @@ class StreamSessions:
             self._open.discard(session)
 
     def end(self) -> None:
-        """Let every stream answer what it has received, and receive no more."""
+        """Let every stream receive no more, and answer all received requests."""
         self._ended = True
         for session in self._open:
             session.end()
@@ -125,8 +125,8 @@ class StreamSession:
         self._observer = observer
         self._post = make_poster()
         self._loop = asyncio.get_running_loop()
-        self._items: dict[StreamItem, None] = {}  # whose answers are not written, in order of arrival
-        self._count = 0  # of items whose answers are not sent
+        self._items: dict[StreamItem, None] = {}  # with an answer that is not written, in order of arrival
+        self._count = 0  # of items with an answer that is not sent
         self._size = self._answer_size = 0  # bytes of theirs
         self._predicted = ANSWER_BYTES // 8  # bytes of the next answer
         self._progress: asyncio.Future[None] | None = None  # an answer was sent
@@ -138,7 +138,7 @@ class StreamSession:
 
         Raises:
             Cancelled: the caller has gone.
-            Stopping: the server stops; what was received is answered.
+            Stopping: the server stops; all received requests are answered.
             InvalidRequest: a message could not be parsed; those before it are answered.
         """
         self._receiver = self._loop.create_task(self._receive())
@@ -156,7 +156,7 @@ class StreamSession:
             self._forget()
 
     def end(self) -> None:
-        """Answer what was received, and receive no more."""
+        """Receive no more, and answer all received requests."""
         if self._receiver:
             self._receiver.cancel()
 
@@ -189,7 +189,7 @@ class StreamSession:
         on_admitted = partial(self._post, partial(_settle, admitted))
         try:
             future, item.serialize = await self._protocol.submit(message, item.context, on_admitted)
-        except asyncio.CancelledError:  # the server stops; what was received is answered
+        except asyncio.CancelledError:  # the server stops; all received requests are answered
             self._refuse(item, Stopping("the server is stopping"))
             raise
         except Exception as error:  # noqa: BLE001 # the error of one request; the stream goes on
@@ -237,7 +237,7 @@ class StreamSession:
         await self._progress
 
     def _forget(self) -> None:
-        """End the records of requests whose answers are not wanted any more, and hold nothing of them."""
+        """End the records of unanswered requests, and free their results."""
         for item in self._items:
             record_error(item.context.record, Cancelled("the caller has gone"))
             self._observer.end(item.context.record)

@@ -11,7 +11,6 @@ import structlog
 
 from attention_server.http2.callbacks import Buffer
 from attention_server.http2.errors import (
-    BufferFull,
     CallError,
     Cancelled,
     DeadlineExceeded,
@@ -22,12 +21,11 @@ from attention_server.http2.errors import (
 )
 from attention_server.http2.headers import Header, Headers
 from attention_server.http2.limits import HEADER_BYTES, HEADER_COUNT, STREAM_WINDOW
-from attention_server.http2.messages import PREFIX, MessageReader
+from attention_server.http2.messages import PREFIX, MessageReader, ReceiveBuffer
 from attention_server.http2.session import Session
 
 CREDIT = STREAM_WINDOW // 4  # bytes of room that are returned at once; nghttp2 tells the peer at half a window
 COPIED = 4096  # a message of at most so many bytes is copied behind its prefix, not sent as a second piece
-INFLATING = 2  # compressed messages at once
 ENCODINGS = ("deflate", "gzip")
 LONGEST = 365 * 86_400.0  # seconds; a longer timeout is none
 TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
@@ -43,53 +41,20 @@ INTERNAL, INTERNAL_ERROR = 13, "internal error"
 UNQUOTED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # of `grpc-message`
 
 Inflate = Callable[[bytes, str, int], Awaitable[bytes]]
-"""Inflates a message: its bytes, `gzip` or `deflate`, and the largest result. What it raises, `Call.read` raises."""
+"""Inflates a message: its bytes, `gzip` or `deflate`, and the largest result. `Call.read` raises its exceptions."""
 
 log = structlog.get_logger()
 
 
-class ReceiveBuffer:
-    """Counts the bytes of messages that are received and not read, over all calls.
-
-    Messages that are being received have room for up to twice as much; see `messages.GROWTH`.
-
-    Args:
-        max_bytes: that may be held.
-
-    Attributes:
-        held: bytes that are counted now.
-        inflating: held while a compressed message is inflated, which may become as large as any.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.held = 0
-        self.inflating = asyncio.Semaphore(INFLATING)
-        self._max_bytes = max_bytes
-
-    def add(self, count: int) -> None:
-        """Count received bytes.
-
-        Raises:
-            BufferFull: they are too many; they are not counted.
-        """
-        if self.held + count > self._max_bytes:
-            raise BufferFull("more is being sent at once than can be held")
-        self.held += count
-
-    def remove(self, count: int) -> None:
-        """Count bytes no more."""
-        self.held -= count
-
-
 class CallConnection(Protocol):
-    """What a call needs of its connection."""
+    """The connection of a call."""
 
     session: Session
     host: str
     certificate: str
 
     def flush(self) -> None:
-        """Send what the session has to send."""
+        """Send the session's unsent frames."""
 
     def forget(self, call: "Call") -> None:
         """Note that the call's task has ended."""
@@ -102,7 +67,7 @@ class Call:
         connection: the connection that it came by.
         stream: its number there.
         headers: by name in lower case.
-        fit: False where headers were dropped because they exceed the limits.
+        fit: False where headers over the limits were dropped.
         message_bytes: of the largest message, as it is sent and as it is when inflated.
         buffer: counts the bytes that are received.
         inflate: inflates compressed messages.
@@ -136,7 +101,7 @@ class Call:
         self._buffer = buffer
         self._inflate = inflate
         self._messages = MessageReader(message_bytes)
-        self._held = 0  # bytes in them
+        self._held = 0  # bytes in `_messages`
         self._credit = 0  # bytes that the peer has sent and was not given room for again
         self._is_complete = False  # the request
         self._receive_error: CallError | None = None
@@ -287,7 +252,7 @@ class Call:
         if not messages.complete and self._receive_error is None:
             try:
                 if messages.split():
-                    await asyncio.sleep(0)  # a reader of many small messages leaves the loop to others now and then
+                    await asyncio.sleep(0)  # many small messages do not block the loop
             except CallError as error:
                 self._fail_receiving(error)
         self._return_credit()
@@ -317,7 +282,7 @@ class Call:
         self._buffer.remove(count)
 
     def _fail_receiving(self, error: CallError) -> None:
-        """Ignore what arrives from now on; the messages before it can still be read."""
+        """Ignore all further bytes; the messages before the error can still be read."""
         self._receive_error = error.with_traceback(None)  # its frames hold the received bytes
         self._release(self._held - sum([len(content) + PREFIX for _, content in self._messages.complete]))
         self._messages.drop()
@@ -351,7 +316,7 @@ class Call:
             status: gRPC's code.
             message: for people.
             details: a serialized google.rpc.Status; empty for none.
-            trailers: sent beside them.
+            trailers: sent beside the status.
         """
         told: list[Header] = [
             (b"grpc-status", b"%d" % status),

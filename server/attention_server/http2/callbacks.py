@@ -1,6 +1,6 @@
-"""nghttp2's callbacks: each turns what the library reports into the state of a session and its events.
+"""nghttp2's callbacks: each updates the state of a session, or reports an event.
 
-They are called within `Session.receive` and `Session.data_to_send`, and may not call either.
+nghttp2 calls back within `Session.receive` and `Session.data_to_send`; no callback may call either.
 """
 
 import time
@@ -49,10 +49,10 @@ HEADER_OVERHEAD = 32  # RFC 9113, 6.5.2
 
 
 class SessionEvents(Protocol):
-    """Receives the events of a session. Streams go by their numbers."""
+    """Receives the events of a session. Streams are given by number."""
 
     def on_headers(self, stream: int, headers: dict[bytes, bytes], *, fit: bool) -> None:
-        """A request has begun. Names are in lower case; where they do not `fit` the limits, some are missing."""
+        """A request has begun. Names are in lower case; unless the headers `fit` the limits, some are missing."""
 
     def on_data(self, stream: int, content: memoryview) -> None:
         """Bytes of its body, valid during the call only; `Session.consume` makes room for more."""
@@ -85,7 +85,7 @@ class OutgoingBody:
     Attributes:
         pieces: the bytes, each piece with a callback for when it was given to the transport.
         size: of all pieces, in bytes.
-        trailers: sent behind them; None while more may be added.
+        trailers: sent behind the pieces; None while more pieces may be added.
         is_deferred: nghttp2 waits for `nghttp2_session_resume_data`.
     """
 
@@ -103,7 +103,7 @@ class RateLimit:
 
     Args:
         burst: events at once.
-        per_second: events beyond them.
+        per_second: further events.
     """
 
     __slots__ = ("_burst", "_per_second", "_seen", "_tokens")
@@ -125,14 +125,14 @@ class SessionState:
     """The state of a session that its callbacks read and change.
 
     Args:
-        events: receives what the peer does.
+        events: receives the peer's actions.
 
     Attributes:
         session: nghttp2's.
         incoming: headers and trailers that are not complete, by stream.
         bodies: responses that are not sent, by stream.
-        receiving: streams whose requests are not complete.
-        answered: streams whose requests are answered, whatever else of them arrives.
+        receiving: streams with an incomplete request.
+        answered: streams with a complete response; further bytes of the request are ignored.
         has_settings: the peer has sent its SETTINGS.
         received_bytes: of bodies, within the current `receive`.
         out: buffers to be sent, within the current `data_to_send`.
@@ -197,7 +197,7 @@ def error_of(code: int) -> ConnectionBroken:
 
 
 def _log_fault(kind: Any, error: Any, trace: Any) -> None:
-    """Log what a callback raised; its connection ends."""
+    """Log a callback's exception; the connection ends."""
     log.error("a connection ends for a fault of ours", exc_info=(kind, error, trace))
 
 
@@ -205,7 +205,7 @@ def _callback(signature: str) -> Callable[[Callable[..., int]], Any]:
     return ffi.callback(signature, error=CALLBACK_FAILURE, onerror=_log_fault)
 
 
-# --- what is received ---
+# --- received frames ---
 
 
 @_callback("int(nghttp2_session *, const nghttp2_frame *, void *)")
@@ -282,7 +282,7 @@ def _on_stream_close(_: Any, stream: int, __: int, user: Any) -> int:
     return 0
 
 
-# --- what is sent ---
+# --- sent frames ---
 
 
 @_callback("int(nghttp2_session *, const nghttp2_frame *, void *)")
@@ -343,7 +343,7 @@ def _send_data(_: Any, frame: Any, head: Any, size: int, __: Any, user: Any) -> 
     return 0
 
 
-# --- what nghttp2 is given ---
+# --- nghttp2's tables ---
 
 
 def _make_callbacks() -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 
 import structlog
 
-from attention_server.http2.call import Call, Inflate, ReceiveBuffer
+from attention_server.http2.call import Call, Inflate
 from attention_server.http2.callbacks import Buffer
 from attention_server.http2.errors import ConnectionBroken
 from attention_server.http2.limits import Limits, Timeouts
+from attention_server.http2.messages import ReceiveBuffer
 from attention_server.http2.session import Session, buffer
 
 SENT_AT_ONCE = 256 * 1024  # bytes
@@ -22,7 +23,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True, eq=False)
 class ServerState:
-    """What the connections of a server share.
+    """The state that all connections of a server share.
 
     Attributes:
         on_call: receives a call when its headers have arrived; it starts, fails or refuses the call.
@@ -32,7 +33,7 @@ class ServerState:
         certificate_name: returns the name in the certificate of a transport's peer; None without one.
         buffer: counts the bytes that are received and not read.
         connections: that are open.
-        calls: whose tasks run.
+        calls: with a running task.
         is_stopping: no further connection is accepted.
         something_ended: set whenever a call or a connection ends.
     """
@@ -55,7 +56,7 @@ class Connection(asyncio.BufferedProtocol):
     """One connection.
 
     Args:
-        server: what it shares with the others.
+        server: the state that all connections share.
 
     Attributes:
         host: the peer's address, without the port.
@@ -70,7 +71,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Call] = {}  # that are open
-        self._running = 0  # calls whose tasks run
+        self._running = 0  # calls with a running task
         self._received = buffer(server.received)
         self._will_flush = False
         self._is_full = False  # the transport takes no more at this moment
@@ -78,7 +79,7 @@ class Connection(asyncio.BufferedProtocol):
         self._check_timer: asyncio.TimerHandle | None = None
         self._last_call = self._last_byte = self._loop.time()
         self._is_pinged = False
-        # What has moved since the last check, and whether something was waited for then.
+        # Progress since the last check, and whether a transfer was under way then.
         self._bytes_in = self._bytes_out = 0
         self._unsent = 0
         self._has_resumed = False
@@ -188,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
             call.on_closed()
 
     def on_pong(self) -> None:
-        """Note that the peer is there, and has received what was sent before the ping."""
+        """Note that the peer is alive, and has received everything before the ping."""
         self._is_pinged = False
         if self._server.is_stopping:
             self._send_goaway()
@@ -196,7 +197,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- for its calls ---
 
     def flush(self) -> None:
-        """Send at the end of this turn of the loop, so that what is written in one turn is sent at once."""
+        """Send at the end of this turn of the loop, so that all writes of one turn go out together."""
         if not self._will_flush:
             self._will_flush = True
             self._loop.call_soon(self._flush)
@@ -211,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- the end ---
 
     def begin_shutdown(self) -> None:
-        """Ask the peer to send further calls elsewhere; those that run, or are on their way, are answered."""
+        """Ask the peer to send further calls elsewhere; running calls, and calls in transit, are answered."""
         if self._transport:
             self.session.shutdown_notice()
             self._flush()  # or nghttp2 would send the ping before it

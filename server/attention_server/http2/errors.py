@@ -15,7 +15,7 @@ CallError               one call ends with an error status
 
 
 class LibraryError(ImportError):
-    """libnghttp2 is missing or too old; the message says what to install."""
+    """libnghttp2 is missing or too old; the message names the package to install."""
 
 
 class ConnectionBroken(Exception):
@@ -49,7 +49,7 @@ class MessageTooLarge(CallError):
 
 
 class HeadersTooLarge(CallError):
-    """The request has too many headers, or too large ones; some of them were dropped."""
+    """The request has too many headers, or too large ones; the headers over the limit were dropped."""
 
 
 class BufferFull(CallError):

@@ -1,4 +1,4 @@
-"""Headers in the form in which nghttp2 takes them."""
+"""Headers in nghttp2's form."""
 
 import functools
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from attention_server.http2.library import NO_INDEX, ffi
 
 Header = tuple[bytes, bytes]
 
-# Headers whose values repeat, and are kept in HPACK's table.
+# Headers with values that repeat; HPACK keeps these in its table.
 INDEXED = frozenset({b":status", b"content-type", b"grpc-status", b"grpc-accept-encoding"})
 PAIRS = ffi.typeof("nghttp2_nv[]")
 
 
 class Headers:
-    """Headers in nghttp2's form. nghttp2 copies them when they are submitted.
+    """Headers in nghttp2's form. nghttp2 copies the bytes at submission.
 
     Args:
         headers: names in lower case, and values.
@@ -23,7 +23,7 @@ class Headers:
     __slots__ = ("_kept", "count", "pairs")
 
     def __init__(self, headers: Sequence[Header]) -> None:
-        self._kept = headers  # `pairs` points into them
+        self._kept = headers  # `pairs` points into these bytes
         self.count = len(headers)
         self.pairs = pairs = ffi.new(PAIRS, self.count)
         for i, (name, value) in enumerate(headers):

@@ -82,7 +82,7 @@ MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZ
 
 # Of nghttp2.
 EOF, NO_END_STREAM, NO_COPY = 1, 2, 4
-NO_INDEX = 1  # flag of a header whose value differs each time
+NO_INDEX = 1  # flag of a header with a value that does not repeat
 DEFERRED = -508
 CALLBACK_FAILURE = -902
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 FRAME_BYTES = 256 * 1024  # the largest DATA frame that is received or sent
-STREAM_WINDOW = 1024 * 1024  # bytes that a peer may send on a stream before they are read
+STREAM_WINDOW = 1024 * 1024  # bytes that a peer may send on a stream ahead of its reader
 CONNECTION_WINDOW = 16 * 1024 * 1024
 HEADER_BYTES = 16 * 1024  # of all headers of a request, or all trailers; 32 are added for each (RFC 9113, 6.5.2)
 HEADER_COUNT = 128
@@ -35,7 +35,7 @@ class Timeouts:
 
     Attributes:
         check: between two checks of a connection.
-        stalled_bytes: bytes that have to move between two checks while either side waits for the other's.
+        stalled_bytes: least bytes that move between two checks of a connection on which a transfer is under way.
         idle: without a call; the connection is then closed, and a client opens a new one when it needs it.
         quiet: without a byte; the peer is then pinged, and has until the next check to answer.
         goaway: between the first GOAWAY of a shutdown and the second, where the peer does not answer the ping.

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from attention_server.http2.call import Call, Inflate, ReceiveBuffer
+from attention_server.http2.call import Call, Inflate
 from attention_server.http2.connection import Connection, ServerState
 from attention_server.http2.limits import Limits, Timeouts
+from attention_server.http2.messages import ReceiveBuffer
 
 TURNS = 3  # of the loop, in which a stopped call sends its status
 
@@ -46,7 +47,7 @@ class Server(ServerState):
 
         Args:
             grace: seconds, after which the rest is stopped.
-            reason: told to the calls that are stopped.
+            reason: of stopping the rest.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + grace

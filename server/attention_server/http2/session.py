@@ -30,7 +30,7 @@ class Session(SessionState):
     """One HTTP/2 connection.
 
     Args:
-        events: receives what the peer does.
+        events: receives the peer's actions.
         concurrent_streams: requests at once, as the peer is told.
     """
 
@@ -66,21 +66,21 @@ class Session(SessionState):
         """Process bytes that the peer has sent.
 
         Args:
-            content: a buffer that begins with them; see `buffer`.
+            content: a buffer that begins with the bytes; see `buffer`.
             count: the number of bytes.
 
         Raises:
-            ConnectionBroken: they are not HTTP/2.
+            ConnectionBroken: the bytes are not HTTP/2.
         """
         self.received_bytes = 0
         taken = lib.nghttp2_session_mem_recv(self.session, content, count)
         if taken < 0:
             raise error_of(taken)
-        if self.received_bytes:  # a stream that is not read does not block the others
+        if self.received_bytes:  # a stream that is not read does not block the connection
             lib.nghttp2_session_consume_connection(self.session, self.received_bytes)
 
     def data_to_send(self, most: int) -> list[Buffer]:
-        """Return what is to be sent now; an empty list when there is nothing, or the peer has no room.
+        """Return the bytes to send now; an empty list when there is nothing, or the peer has no room.
 
         Args:
             most: bytes, or one frame more.
@@ -113,7 +113,7 @@ class Session(SessionState):
         Args:
             stream: its response has begun; where it is over, nothing is sent.
             content: it is not copied.
-            on_sent: called when they are given to the transport.
+            on_sent: called when the bytes are given to the transport.
         """
         body = self.bodies.get(stream)
         if body is None:
@@ -140,7 +140,7 @@ class Session(SessionState):
         lib.nghttp2_submit_ping(self.session, 0, ffi.NULL)
 
     def shutdown_notice(self) -> None:
-        """Ask the peer to send further requests elsewhere; those that are on their way are still accepted."""
+        """Ask the peer to send further requests elsewhere; requests in transit are still accepted."""
         lib.nghttp2_submit_shutdown_notice(self.session)
 
     def close(self) -> None:
