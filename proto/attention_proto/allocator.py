@@ -10,8 +10,8 @@ _KEPT = 2**25  # bytes; glibc takes no larger _MMAP_THRESHOLD
 def keep_freed() -> None:
     """Let glibc keep freed memory for the next messages.
 
-    By default glibc returns freed blocks above some 100 kB to the system and gets them back page by page: a message of
-    one megabyte then takes twenty times as long to write. Call it before the process starts threads. Another C library
+    By default glibc returns freed blocks above about 100 kB to the system and takes memory back page by page: a message
+    of one megabyte then takes twenty times as long to write. Call it before the process starts threads. Another C library
     is left as it is.
     """
     with suppress(AttributeError):  # another C library

@@ -1,4 +1,4 @@
-"""The stages that a model can return, and the options of an output: the source of every list of them.
+"""The stages that a model can return, and the options of an output: the source of every such list.
 
 The planner, the prediction of an answer's size, the Open Inference Protocol's metadata, the columns of scored files,
 the client's checks, the contract's comment and the OpenAPI document read it. `docs/extending.md` says how to add a
@@ -56,7 +56,7 @@ class Stage:
 
     @cached_property
     def row_axis(self) -> Axis:
-        """T where rows are query positions, S where they are key positions."""
+        """T for query positions, S for key positions."""
         return self.axes[1 if self.head_axis else 0]
 
     @cached_property
@@ -169,11 +169,11 @@ OPTIONS: Mapping[str, Option] = {
 
 
 def numbers_of(choices: Iterable[Choice], values: Iterable[tuple[str, int]]) -> dict[Choice, int]:
-    """Return the number of each choice in an enumeration of the contract, whose unspecified value is `none`.
+    """Return the number of each choice in an enumeration of the contract; its unspecified value is `none`.
 
     Args:
         choices: of an option.
-        values: the enumeration's names and numbers, as its `items()` gives them: (REDUCE_UNSPECIFIED, 0), ...
+        values: the `items()` of the enumeration: (REDUCE_UNSPECIFIED, 0), ...
     """
     by_suffix = {name.partition("_")[2].lower(): number for name, number in values}
     return {choice: by_suffix["unspecified" if choice == "none" else choice] for choice in choices}

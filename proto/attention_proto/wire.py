@@ -1,4 +1,4 @@
-"""Serialization of large messages: fields of type bytes are copied once, where protobuf copies them several times."""
+"""Serialization of large messages: fields of type bytes are copied once; protobuf makes several copies."""
 
 import functools
 import itertools
@@ -49,7 +49,7 @@ class Parts:
 
         Args:
             heads: the header of each array, the same for every item.
-            batches: the arrays, [B, ...]; they must not change before `join`.
+            batches: the arrays, [B, ...], unchanged until `join`.
         """
         columns: list[Iterable[Any]] = []
         for head, batch in zip(heads, batches, strict=True):

@@ -1,4 +1,4 @@
-"""Schemas of the contract's messages in their JSON form, with the comments of the .proto file as descriptions."""
+"""Schemas of messages of the contract in their JSON form, with the comments of the .proto file as words."""
 
 from pathlib import Path
 

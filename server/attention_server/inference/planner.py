@@ -11,6 +11,7 @@ from attention_proto.stages import PAIRWISE, PREDICTIONS, PROJECTED, STAGES
 from attention_server.domain.messages import OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 
+_COLUMNS = {name: ("Dh", "Dv", "D", "S", None).index(stage.column_axis) for name, stage in STAGES.items()}
 EVERY_LAYER = "*"
 ALIAS = 256  # characters
 
@@ -94,10 +95,9 @@ def answer_bytes(form: OutputPlan, layer: Layer, widths: tuple[int, int, int], q
         keys: S.
     """
     spec, stage = form.spec, STAGES[form.spec.name]
-    head, value_head, output = widths
     heads = 1 if spec.reduce != "none" or not stage.head_axis else len(spec.heads) or _heads(spec, layer)
     rows = 1 if spec.pool != "none" else len(spec.rows) or (keys if stage.is_of_keys else queries)
-    columns = {"Dh": head, "Dv": value_head, "D": output, "S": keys, None: 1}[stage.column_axis]
+    columns = (*widths, keys, 1)[_COLUMNS[spec.name]]
     size = 2 if spec.data_type == "FP16" else 4
     if spec.top_k:
         columns, size = min(spec.top_k, keys), size + index_type(keys).itemsize
