@@ -11,8 +11,8 @@ def keep_freed() -> None:
     """Let glibc keep freed memory for the next messages.
 
     By default glibc returns freed blocks above about 100 kB to the system and takes memory back page by page: a message
-    of one megabyte then takes twenty times as long to write. Call it before the process starts threads. Another C library
-    is left as it is.
+    of one megabyte then takes twenty times as long to write. Call it before the process starts threads. With another C
+    library it does nothing.
     """
     with suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
