@@ -475,3 +475,45 @@ def test_requests_a_second(tmp_path, monkeypatch):
         caller.begin_request()()
     with pytest.raises(LimitReached):
         caller.begin_request()
+
+
+@pytest.mark.parametrize(("rate", "at_once"), [(0.5, 1), (1, 1), (3, 3), (10, 10)])
+def test_not_one_request_more_than_the_rate(tmp_path, monkeypatch, rate, at_once):
+    """At the start, after a pause and when the time has come: not one request more or fewer than the rate."""
+    token, now = new_token(), [100.0]
+    monkeypatch.setattr(callers_module.time, "monotonic", lambda: now[0])
+    lines = f'[a]\nsha256 = "{digest_of(token)}"\nrequests_per_second = {rate}\n'
+    caller = Callers(written(tmp_path / "tokens.toml", lines)).authenticate(f"Bearer {token}")
+
+    def admitted() -> int:
+        """Send requests until one is refused, and return how many were not."""
+        for count in range(100):
+            try:
+                caller.begin_request()()
+            except LimitReached:
+                return count
+        return 100
+
+    assert admitted() == at_once
+    now[0] += 0.99 / rate
+    assert admitted() == 0
+    now[0] += 0.02 / rate
+    assert admitted() == 1
+    now[0] += 3600
+    assert admitted() == at_once
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_not_one_request_more_at_once(tmp_path, limit):
+    """So many requests are in flight at once as the limit says, and with each that ends one more may come."""
+    token = new_token()
+    lines = f'[a]\nsha256 = "{digest_of(token)}"\nmax_in_flight = {limit}\n'
+    caller = Callers(written(tmp_path / "tokens.toml", lines)).authenticate(f"Bearer {token}")
+    ends = [caller.begin_request() for _ in range(limit)]
+    for end in ends:
+        with pytest.raises(LimitReached, match=f"{limit} requests in flight"):
+            caller.begin_request()
+        end()
+        caller.begin_request()
+    with pytest.raises(LimitReached):
+        caller.begin_request()

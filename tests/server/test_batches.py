@@ -18,10 +18,11 @@ from attention_server.domain import messages as domain
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.errors import InvalidRequest, TooLarge
-from serving import wait_until
+from serving import start_server, wait_until
 
-from tests.conftest import refused, tensor
+from tests.conftest import TRANSPORTS, refused, tensor
 from tests.local_server import IN_A_SLOT, local_server
+from tests.observability.conftest import logged, metrics_of
 from tests.server.test_together import (  # noqa: F401
     DRAWN,
     EVERYTHING,
@@ -224,6 +225,24 @@ def test_many_are_not_looked_at_on_the_loop(models, connect, monkeypatch, length
         for given in ({"query": np.ones((1, 24), np.float32)}, behind([sequence("multi", each) for each in lengths])):
             ask.attend("multi", **given)
     assert (threads[0] == threads[1]) == on_loop
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_each_sequence_counts(models, connect, name, packed):  # noqa: F811
+    """The metrics and the log count the sequences of a batch one by one, with their lengths."""
+    sequences = [sequence("multi", length) for length in ((1, 4, 2) if packed else (3, 3, 3))]
+    sent = behind(sequences) if packed else {"query": np.stack([each["query"] for each in sequences])}
+    with start_server(models, "--access-log", "all", "--log-format", "json") as server:
+        transport = connect(name, server.rest, server.grpc)
+        assert len(transport.attend("multi", **sent)["results"]) == 3
+        (entry,) = logged(server, 1)
+        counted = metrics_of(server)
+    assert counted("nv_inference_count", model="multi") == 3
+    assert counted("nv_inference_exec_count", model="multi") == 1
+    assert counted("attention_request_sequences_sum", model="multi") == 3
+    assert counted("attention_tokens_total", model="multi") == sum(len(each["query"]) for each in sequences)
+    assert (entry["sequences"], entry["tokens"]) == (3, sum(len(each["query"]) for each in sequences))
 
 
 def test_no_more_are_read_than_may_be():
