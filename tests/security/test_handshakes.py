@@ -11,7 +11,9 @@ from attention_server import transport
 from attention_server.auth.certificates import Certificates
 from attention_server.grpc import native
 from attention_server.rest import server as rest_server
-from tests.server.composed import composed, wait_until
+from serving import wait_until
+
+from tests.local_server import local_server
 
 CONNECTIONS = 3
 
@@ -46,7 +48,7 @@ def answers(server, pems) -> bool:
 def test_a_handshake_has_a_time(dot_only, pems, port, monkeypatch):
     """A peer that does not begin its handshake, or does not end it, is disconnected after a while."""
     monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 0.3)
-    with composed(dot_only, certificates=Certificates(pems.cert, pems.key)) as server:
+    with local_server(dot_only, certificates=Certificates(pems.cert, pems.key)) as server:
         with connect(server, port) as silent, connect(server, port) as halting:
             halting.sendall(b"\x16\x03\x01\x02\x00\x01")  # the begin of a ClientHello
             assert is_closed(silent)
@@ -59,7 +61,7 @@ def test_a_handshake_is_counted(dot_only, pems, port, monkeypatch):
     """Of more connections than there may be the last is closed, whether or not the others' handshake is complete."""
     for module in (native, rest_server):
         monkeypatch.setattr(module, "most_connections", lambda: CONNECTIONS)
-    with composed(dot_only, certificates=Certificates(pems.cert, pems.key)) as server, ExitStack() as stack:
+    with local_server(dot_only, certificates=Certificates(pems.cert, pems.key)) as server, ExitStack() as stack:
         held = [stack.enter_context(connect(server, port)) for _ in range(CONNECTIONS)]
         with connect(server, port) as another:
             assert is_closed(another)

@@ -17,7 +17,7 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.domain.call import CallContext
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, StreamProtocol, StreamSession
 from attention_server.telemetry.observer import Observer
-from serving import start_server, wait_until
+from serving import HANG, start_server, wait_until
 
 RNG = np.random.default_rng(0)
 
@@ -240,7 +240,7 @@ def test_nothing_stays_counted(size, in_order):
 def test_a_stop_answers_what_was_taken_and_ends_streams(repository):
     """A server that stops does not wait for idle streams: their callers learn that they have to go elsewhere."""
     door = threading.Event()
-    with start_server(repository, "--grace", 20) as server, grpc.insecure_channel(server.grpc) as channel:
+    with start_server(repository, "--grace", 10 * HANG) as server, grpc.insecure_channel(server.grpc) as channel:
 
         def messages():
             yield message("a", np.ones((1, 8), np.float32))
@@ -251,7 +251,7 @@ def test_a_stop_answers_what_was_taken_and_ends_streams(repository):
         server.process.terminate()
         with pytest.raises(grpc.RpcError) as ended:
             list(call)
-        assert server.process.wait(15) == 0  # within the grace
+        assert server.process.wait(HANG) == 0  # long before the grace ends
         door.set()
         assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
 
