@@ -1,4 +1,4 @@
-"""A collector of traces, a Prometheus, and ways to read what the server shows."""
+"""A collector of traces, a Prometheus, and readers of the server's metrics."""
 
 import json
 import re
@@ -41,12 +41,12 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 @dataclass
 class Metrics:
-    """What was scraped."""
+    """Scraped metrics."""
 
     samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The sum of the samples of a name that have these labels, among others."""
+        """Return the sum of a metric's samples that have at least these labels."""
         wanted = labels.items()
         found = [value for (each, its), value in self.samples.items() if each == name and wanted <= set(its)]
         assert found, (name, labels)
@@ -96,7 +96,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return attributes(self.received[0].resource_spans[0].resource.attributes)
 
     def wait_for(self, condition: Any) -> list[trace_pb2.Span]:
-        """Return the spans when they are as a test wants them."""
+        """Wait until the spans meet a condition; return them."""
         with self.changed:
             assert self.changed.wait_for(lambda: condition(self.spans), 60), [span.name for span in self.spans]
             return self.spans

@@ -30,7 +30,7 @@ def attend(url: str, body: Any = QUERY, model: str = "dot", **headers: str) -> r
 
 
 def test_every_request_has_a_line(dot_only, tmp_path):
-    """With `--access-log all`, as JSON: who asked, for what, what came of it, and where the time went; no token."""
+    """With `--access-log all` each request has a JSON line: caller, model, code and durations, without the token."""
     token, lines = make_token("search")
     (tmp_path / "tokens").write_text(lines)
     arguments = ("--access-log", "all", "--log-format", "json", "--tokens", tmp_path / "tokens")
@@ -87,7 +87,7 @@ def test_which_requests_have_a_line(dot_only, setting, codes):
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_nobody_writes_lines_of_their_own(dot_only, form):
-    """What a caller sends can neither begin a line nor move a cursor, in whichever form the log is."""
+    """A caller's text can neither begin a line nor move the cursor, in text and in JSON."""
     with start_server(dot_only, "--access-log", "all", "--log-format", form) as server:
         before = len(server.log.splitlines())
         attend(server.url, model=HOSTILE.replace("\n", "%0A"))

@@ -1,4 +1,4 @@
-"""GET /metrics: what was asked, refused and is under way, by names that Prometheus and Triton's readers know."""
+"""GET /metrics: requests answered, refused and in progress, under this service's names and Triton's."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ STREAMED = BATCH_SEQUENCES + 4  # sequences, in two messages
 
 @pytest.fixture(scope="module")
 def used(dot_only):
-    """A server on which something of each kind has happened, and what it shows afterwards."""
+    """A server after requests of each kind, and its metrics."""
     with start_server(dot_only) as server:
         fresh = metrics_of(server)
         post = requests.Session().post
@@ -79,14 +79,14 @@ def test_requests_are_counted(used):
 
 
 def test_causes_are_counted(used):
-    """What has no answer is counted by its cause."""
+    """Failed requests are counted by cause."""
     _, after, _ = used
     for reason, count in {"invalid_request": 1, "not_found": 3, "deadline_exceeded": 1}.items():
         assert after("attention_rejections_total", reason=reason) == count, reason
 
 
 def test_sizes_are_counted(used):
-    """Sequences, their lengths, tokens and bytes, of each model."""
+    """Sequences, lengths, tokens and bytes are counted for each model."""
     _, after, text = used
     lengths = [2, *[2] * 3, *[5] * 2, *[7] * STREAMED, 1]
     assert after("attention_query_length_count", **VERSION) == len(lengths)
@@ -107,7 +107,7 @@ def test_sizes_are_counted(used):
 
 
 def test_memories_and_models_are_shown(used):
-    """What is kept and what was looked up; what answers; and what there is room for."""
+    """Memories kept and looked up, versions that are ready, and capacities are exposed."""
     fresh, after, _ = used
     assert (after("attention_memory_entries"), after("attention_memory_bytes")) == (1, 9 * 2 * 4)
     assert (after("attention_memory_hits_total"), after("attention_memory_misses_total")) == (1, 1)
@@ -120,7 +120,7 @@ def test_memories_and_models_are_shown(used):
 
 
 def test_triton_readers_find_their_names(used):
-    """The names, types and labels are Triton's; a version that nobody has asked yet counts from zero."""
+    """Names, types and labels are Triton's; a version without requests has zeros."""
     fresh, after, text = used
     counters = ["request_success", "request_failure", "count", "exec_count", "request_duration_us", "queue_duration_us"]
     counters += [f"compute_{part}_duration_us" for part in ("input", "infer", "output")]
@@ -140,7 +140,7 @@ def test_triton_readers_find_their_names(used):
 
 
 def test_prometheus_linter_has_nothing_to_say(used):
-    """`promtool check metrics` reads it; what it dislikes are Triton's names alone."""
+    """`promtool check metrics` accepts all but Triton's names."""
     _, _, text = used
     own = re.sub(r"^(# (HELP|TYPE) )?nv_inference_.*\n", "", text, flags=re.MULTILINE)
     assert len(own) > len(text) / 2
@@ -185,7 +185,7 @@ def test_what_waits_and_runs_is_shown(dot_only):
 
 
 def test_a_stream_that_is_left_leaves_nothing(dot_only):
-    """Of a stream whose caller goes, the messages count as given up, and nothing of it stays under way."""
+    """When the caller of a stream disconnects, its messages count as cancelled and none stays in progress."""
     with local_server(dot_only, slots=2, predicted=IN_A_SLOT) as server, grpc.insecure_channel(server.grpc) as channel:
         stream = left_stream(channel, server)
         now = metrics_of(server)
@@ -218,7 +218,7 @@ def left_stream(channel, server):
 
 
 def test_callers_cannot_make_series(dot_only):
-    """Names of models, methods, paths and codes that callers invent add nothing to what is shown, but counts."""
+    """Unknown models, methods, paths and codes in requests create no series."""
     with start_server(dot_only) as server:
 
         def invent(start: int) -> Metrics:

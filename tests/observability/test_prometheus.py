@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the server as it is shipped to; the dashboard and the alerts ask it what it has."""
+"""A real Prometheus with the shipped configuration scrapes the server; dashboard and alerts query it."""
 
 import json
 import re
@@ -26,7 +26,7 @@ DASHBOARD = ROOT / "deploy/grafana/dashboards/attention.json"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 NAME = re.compile(r"\b(?:attention|nv|process|python)_\w+")
 VARIABLES = {"$__rate_interval": "10s", "$model": ".*", "$instance": ".*"}
-# What stays empty where nothing fails.
+# Expressions without results as long as nothing fails.
 ONLY_OF_FAILURES = {"attention_rejections_total"}
 
 
@@ -94,7 +94,7 @@ def is_ready(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def scraping(dot_only, tmp_path_factory) -> Iterator[tuple[Prometheus, Metrics]]:
-    """A Prometheus that has scraped a server before and after it was asked, and what the server itself shows."""
+    """A Prometheus that has scraped a server before and after requests, and the server's own metrics."""
     folder = tmp_path_factory.mktemp("prometheus")
     token, lines = make_token("prometheus", "--rights")
     asker, more = make_token("asker")
@@ -121,7 +121,7 @@ def scraping(dot_only, tmp_path_factory) -> Iterator[tuple[Prometheus, Metrics]]
 
 
 def test_prometheus_has_what_the_server_shows(scraping):
-    """It scrapes with its token, types are known, and values and labels arrive as they are shown."""
+    """Prometheus scrapes with its token, knows the types, and has the exposed values and labels."""
     prometheus, shown = scraping
     assert prometheus.value('up{job="attention"}') == 1
     of = '{method="Attend", protocol="grpc", model="dot", version="1", code="OK"}'
@@ -142,7 +142,7 @@ def test_prometheus_has_what_the_server_shows(scraping):
 
 
 def test_the_dashboard_and_the_alerts_name_what_there_is(scraping):
-    """Each metric that they name is one that the server exposes."""
+    """Dashboard and alerts query only metrics that the server exposes."""
     _, shown = scraping
     names = {name for name, _ in shown.samples}
     asked = {name for expression in expressions().values() for name in NAME.findall(expression)}
@@ -152,7 +152,7 @@ def test_the_dashboard_and_the_alerts_name_what_there_is(scraping):
 
 @pytest.mark.parametrize("where", expressions())
 def test_each_expression_has_an_answer(scraping, where):
-    """Prometheus understands each; what the dashboard draws is there, and no alert is raised by what went well."""
+    """Prometheus accepts each expression; the dashboard's have results, and no alert fires without a failure."""
     prometheus, _ = scraping
     expression = expressions()[where]
     for name, value in VARIABLES.items():
@@ -212,7 +212,7 @@ CASES = [
 
 @pytest.mark.parametrize(("alert", "series", "minutes"), CASES, ids=[case[0] for case in CASES])
 def test_each_alert_is_raised(tmp_path, alert, series, minutes):
-    """By what it is for, and by itself."""
+    """Each alert fires on series with its cause, and no other alert with it."""
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
     assert {rule["alert"] for rule in rules} == {case[0] for case in CASES}
     case = {

@@ -67,7 +67,7 @@ def test_a_request_is_a_span_with_its_parts(dot_only):
 
 
 def test_failures_are_told(dot_only):
-    """A caller's mistake is told and no fault of the server; what is not sampled by the caller is not sent."""
+    """A caller's error is recorded without an error status; a trace that the caller does not sample is not sent."""
     with run_collector() as collector:
         with traced_server(dot_only, collector, "--log-format", "json") as server:
             wrong = requests.post(f"{server.url}/v1/models/dot:attend", json={}, timeout=60)
@@ -139,7 +139,7 @@ def test_without_opentelemetry_the_client_works(dot_only):
 
 
 def test_what_is_not_asked_for_is_not_imported(dot_only):
-    """Without the variables nothing of OpenTelemetry is loaded, and where they say so nothing is sent."""
+    """Without the variables OpenTelemetry is not loaded; variables that disable traces are obeyed."""
     asked = (
         "import attention_server.app as app, attention_server.telemetry.tracing as tracing, sys\n"
         "assert tracing.open_tracing() is None\n"
@@ -154,7 +154,7 @@ def test_what_is_not_asked_for_is_not_imported(dot_only):
 
 
 def test_a_collector_that_is_not_there_stops_nothing(dot_only):
-    """Requests are answered, and the server stops well, where nobody takes the spans."""
+    """Without a collector requests are answered and the server stops cleanly."""
     nowhere = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", **SOON}
     with start_server(dot_only, env=nowhere) as server:
         assert requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=60).status_code == 200
@@ -162,7 +162,7 @@ def test_a_collector_that_is_not_there_stops_nothing(dot_only):
 
 @pytest.mark.parametrize("protocol", ["http/json", "http/protobuf"])
 def test_a_protocol_that_cannot_be_spoken_is_said(protocol, dot_only):
-    """What is not installed, or does not exist, ends the start with a sentence."""
+    """An exporter that is unknown or not installed ends the start with one line."""
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
     done = run_server("--models", dot_only, "--rest-port", 0, "--grpc-port", 0, env=env)
     assert done.returncode == 1

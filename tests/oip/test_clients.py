@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, asked by clients that others wrote, each as it is and in a process of its own."""
+"""Unmodified clients of Triton and KServe against a real server, each in a process of its own."""
 
 import json
 import re
@@ -25,7 +25,7 @@ PROGRAMS = {
     "kserve REST": ("kserve_sdk.py", "rest"),
     "kserve gRPC": ("kserve_sdk.py", "grpc"),
 }
-# What a table in the documents says that a client was seen to do, and the fact that shows it.
+# A column of the document's table, and the fact in a report that proves it.
 COLUMNS = {
     "infer": "infer",
     "JSON or typed contents": "json",
@@ -45,7 +45,7 @@ import scenario  # noqa: E402 # what the clients run has to be found by them as 
 
 @dataclass
 class Report:
-    """What a client left behind: its answers by case and output, and other facts."""
+    """A client's report: its answers by case and output, and other facts."""
 
     answers: dict[str, np.ndarray]
     facts: dict[str, Any]
@@ -85,7 +85,7 @@ def client(request, reports):
 
 @pytest.fixture(scope="module")
 def expected(server, connect):
-    """What attention.v1 answers to the clients' requests, sequence by sequence."""
+    """attention.v1's answers to the clients' requests, one for each sequence."""
     attend = connect("grpc", server.rest, server.grpc).attend
     cases = scenario.CASES
 
@@ -133,7 +133,7 @@ def expected(server, connect):
 
 
 def flat(results: list[dict[str, Any]]) -> dict[str, list[np.ndarray]]:
-    """Return each output's arrays, sequence by sequence, by the names that the protocol has for them."""
+    """Return each output's arrays, one for each sequence, by the protocol's names."""
     found: dict[str, list[np.ndarray]] = {}
     for result in results:
         for name, value in result["outputs"].items():
@@ -151,7 +151,7 @@ def flat(results: list[dict[str, Any]]) -> dict[str, list[np.ndarray]]:
 
 @pytest.mark.parametrize("case", scenario.CASES)
 def test_answers_are_those_of_attention_v1(client, expected, case):
-    """Each output of each sequence is what attention.v1 answers, and what pads it is zero."""
+    """Each output of each sequence equals attention.v1's, and its padding is zero."""
     wanted = flat(expected[case])
     got = {name.partition("/")[2]: array for name, array in client.answers.items() if name.startswith(f"{case}/")}
     assert got.keys() == wanted.keys()
@@ -169,7 +169,7 @@ def test_answers_are_those_of_attention_v1(client, expected, case):
 
 
 def test_a_batch_keeps_its_shape(client):
-    """What is shorter is padded to the batch that was sent, not to the longest of its lengths."""
+    """Answers are padded to the dense input's length, even if every sequence is shorter."""
     assert client.answers["lengths/output"].shape == (3, 6, 20)
     assert client.answers["lengths/weights"].shape == (3, 3, 6, 6)
     assert client.answers["memory/k"].shape[2] == 5
@@ -201,7 +201,7 @@ def test_errors_arrive_with_their_words(client):
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name.startswith("triton")])
 def test_what_models_are(reports, name):
-    """Metadata, configuration and the index reach Triton's clients in the forms that they read."""
+    """Triton's clients parse the metadata, the configuration and the index."""
     facts = reports(name).facts
     inputs = ["query", "key", "value", "text", "query_lengths", "key_lengths", "allowed", "bias"]
     assert facts["metadata"]["inputs"] == inputs
@@ -215,7 +215,7 @@ def test_what_models_are(reports, name):
 
 @pytest.mark.parametrize("name", ["tritonclient.grpc", "tritonclient.grpc.aio"])
 def test_streams(reports, name):
-    """A stream answers in order what single requests are answered; one refused among them does not end it."""
+    """A stream answers in order and equals single requests; a refused request does not end it."""
     facts = reports(name).facts
     ids = list(scenario.CASES)
     if name == "tritonclient.grpc":
@@ -233,7 +233,7 @@ def test_compression(reports, name):
 
 @pytest.mark.parametrize("name", ["tritonclient.http", "tritonclient.http.aio", "kserve REST", "kserve gRPC"])
 def test_both_forms_of_tensors(reports, name):
-    """JSON, or typed contents over gRPC, gives what bytes give."""
+    """JSON, and typed contents over gRPC, give the same answers as bytes."""
     assert reports(name).facts["json"] is True
 
 
@@ -268,7 +268,7 @@ def test_curl(server):
 
 
 def test_a_client_made_from_reflection_alone(server):
-    """Who knows the address alone learns the service from the server, and calls it."""
+    """A client without generated code learns the service by reflection and calls it."""
     with grpc.insecure_channel(server.grpc) as channel:
         pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
         method = pool.FindServiceByName("inference.GRPCInferenceService").FindMethodByName("ModelInfer")
@@ -286,7 +286,7 @@ def test_a_client_made_from_reflection_alone(server):
 
 
 def test_the_documents_example_runs():
-    """The example at the top of the document, as it is written but for the port, prints what it says."""
+    """The example at the top of the document prints the output in its comment."""
     text = (ROOT / "docs/open-inference-protocol.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     said = code.rsplit("  # ", 1)[1].strip()
@@ -297,7 +297,7 @@ def test_the_documents_example_runs():
 
 
 def test_the_conformance_table_is_what_was_seen(reports):
-    """The table in the documents says of each client what its run here has shown, no more and no less."""
+    """The table in the document equals the reports of the clients' runs."""
     text = (ROOT / "docs/open-inference-protocol.md").read_text()
     header, _, *rows = re.findall(r"^\| (.*) \|$", text[text.index("## What was seen to work") :], re.MULTILINE)[:8]
     columns = [each.strip() for each in header.split("|")][1:]

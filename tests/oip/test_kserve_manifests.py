@@ -1,4 +1,4 @@
-"""KServe's manifests: its own classes know every field, and the server every flag, path and service that they name."""
+"""KServe manifests: KServe's classes know every field, and the server every flag, path and service in the manifests."""
 
 import subprocess
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_kserve_knows_every_field():
 
 
 def test_a_field_that_is_none_is_found(tmp_path):
-    """What KServe would not know is seen, so that the test above can fail."""
+    """An unknown field is found, so the test above can fail."""
     text = (FOLDER / "serving-runtime.yaml").read_text()
     (tmp_path / "wrong.yaml").write_text(
         text.replace("protocolVersions", "protocolVersion").replace("containerPort: 8080", "containerPort: '8080'")

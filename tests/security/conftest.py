@@ -1,4 +1,4 @@
-"""Real certificates, real tokens, and servers that ask for them."""
+"""Real certificates, real tokens, and servers that require them."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from serving import clean_env
 
 @dataclass
 class Pems:
-    """An authority and what it signed, as files."""
+    """Files of an authority and the certificates that it signed."""
 
     ca: Path
     cert: Path

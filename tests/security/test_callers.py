@@ -1,4 +1,4 @@
-"""Who may call: every route and RPC asks for a token, but liveness and readiness; rights and limits are kept."""
+"""Tokens: every route and RPC needs one, except liveness and readiness; rights and limits hold."""
 
 import base64
 import re
@@ -32,7 +32,7 @@ from tests.local_server import IN_A_SLOT, local_server
 from tests.security.conftest import make_token
 
 QUERY = {"query": [[1.0, 0.0]]}
-# What a caller without any right may do: read what is served. Everything else asks for a right.
+# Routes for a caller without rights: descriptions. Every other route needs a right.
 READING = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
@@ -110,7 +110,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def all_routes(dot_only: Path) -> list[tuple[str, str]]:
-    """Every method and path of the REST port, as the router has them."""
+    """Return every method and path of the router."""
     with local_server(dot_only) as server:
         routes = server.rest_server.routes
         found = [(method, route.path) for route in routes if isinstance(route, Route) for method in route.methods]
@@ -141,7 +141,7 @@ def assert_refused(response: requests.Response, path: str, code: str) -> None:
 
 
 def test_every_route_asks_who_calls(guarded, dot_only):
-    """Each route refuses a caller without a token, or with nobody's, but health and the page's own files."""
+    """Each route but health and the page's own files refuses a missing or unknown token."""
     routes = all_routes(dot_only)
     assert {"/healthz", "/readyz", "/v1/models", "/docs"} <= {path for _, path in routes}
     for method, path in [*routes, ("GET", "/nowhere"), ("POST", "/healthz/"), ("GET", "/docs/assets/swagger-ui.css")]:
@@ -156,7 +156,7 @@ def test_every_route_asks_who_calls(guarded, dot_only):
 
 
 def test_every_route_that_does_something_asks_for_a_right(guarded, dot_only):
-    """A token without rights reads what is served; each other route says that it may not."""
+    """A token without rights reads descriptions; every other route refuses it."""
     for method, path in all_routes(dot_only):
         response = ask(guarded.url, method, path, **bearer(guarded.nothing))
         if path in PUBLIC or (method, path) in READING:
@@ -170,7 +170,7 @@ def test_every_route_that_does_something_asks_for_a_right(guarded, dot_only):
 
 
 def all_methods(channel: grpc.Channel, token: str) -> dict[str, tuple[bool, bool]]:
-    """Every method of the gRPC port, as reflection has them; whether each way streams."""
+    """Return every method that reflection lists, and whether requests and responses stream."""
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
 
     def told(**request: str) -> reflection_pb2.ServerReflectionResponse:
@@ -213,7 +213,7 @@ def status_of(channel: grpc.Channel, method: str, streams: tuple[bool, bool], to
 
 
 def test_every_rpc_asks_who_calls(guarded):
-    """Each method that reflection has refuses a caller without a token, or with nobody's, but those of health."""
+    """Each method but those of health refuses a missing or unknown token."""
     with grpc.insecure_channel(guarded.server.grpc) as channel:
         methods = all_methods(channel, guarded.nothing)
         assert {"/attention.v1.AttentionService/Attend", "/grpc.health.v1.Health/Check"} <= methods.keys()
@@ -225,7 +225,7 @@ def test_every_rpc_asks_who_calls(guarded):
 
 
 def test_every_rpc_that_does_something_asks_for_a_right(guarded):
-    """A token without rights reads what is served; each other method says that it may not."""
+    """A token without rights reads descriptions; every other method refuses it."""
     with grpc.insecure_channel(guarded.server.grpc) as channel:
         for method, streams in all_methods(channel, guarded.nothing).items():
             if method in PUBLIC_PATHS | READING_RPCS | STREAMS:
@@ -245,7 +245,7 @@ def test_each_message_of_a_stream_asks_for_a_right(guarded):
 
 @pytest.mark.parametrize("change", ["load_model", "unload_model"])
 def test_repository_changes_ask_for_a_right(dot_only, change):
-    """Who may attend may not load or unload models; that is a right of its own, whichever way it is asked."""
+    """The right `attend` does not permit loading and unloading models, over any protocol."""
     with local_server(dot_only) as server:
         method = getattr(server.service, change)
         for rights in (frozenset(), frozenset({"attend"})):
@@ -256,7 +256,7 @@ def test_repository_changes_ask_for_a_right(dot_only, change):
 
 
 def test_a_refused_call_is_not_read(guarded):
-    """Who is not known is refused while the message is still on its way: it is never read into memory."""
+    """An unknown caller is refused before the message is read into memory."""
     endless = (b"x" * 2**20 for _ in iter(int, 1))
     with grpc.insecure_channel(guarded.server.grpc) as channel:
         call = channel.stream_stream("/attention.v1.AttentionService/Attend")(endless, timeout=30)
@@ -269,7 +269,7 @@ def test_a_refused_call_is_not_read(guarded):
 
 
 def test_the_client_says_who_calls(guarded):
-    """The client sends its token; without one, or one that may not, it raises what the contract says."""
+    """The client sends its token; without one, or without the right, it raises the contract's error."""
     query = np.ones((1, 2), np.float32)
     with AttentionClient(guarded.server.grpc, token=guarded.attend) as client:
         assert client.attend("dot", query=query).output.shape == (1, 2)
@@ -290,7 +290,7 @@ def test_the_client_says_who_calls(guarded):
 
 
 def test_a_browser_sends_the_token_as_a_password(guarded):
-    """Basic credentials with the token as the password are the token's, whatever the user is called."""
+    """Basic credentials with the token as the password are accepted with any user name."""
     response = requests.get(f"{guarded.url}/docs", auth=("anyone", guarded.nothing), timeout=60)
     assert response.status_code == 200
     assert requests.get(f"{guarded.url}/docs", auth=(guarded.nothing, ""), timeout=60).status_code == 401
@@ -313,7 +313,7 @@ def test_a_browser_sends_the_token_as_a_password(guarded):
     ],
 )
 def test_pages_of_other_sites(guarded, headers, status):
-    """What a page of another site has a browser send, with the token that the browser remembers, is refused."""
+    """A request from a page of another site is refused, even with the token that the browser adds."""
     headers = {name: guarded.url if value == "OWN" else value for name, value in headers.items()}
     auth = ("me", guarded.attend)
     response = requests.post(f"{guarded.url}/v1/models/dot:attend", json=QUERY, headers=headers, auth=auth, timeout=30)
@@ -367,7 +367,7 @@ TOKEN = "0" * 64
     ],
 )
 def test_files_that_say_nothing_usable(tmp_path, text, said):
-    """A file that cannot be used is refused with the place, and never with what stands there."""
+    """An invalid file is refused with the field at fault, but without its content."""
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         Callers(written(tmp_path / "tokens.toml", text))
     assert "secret-in" not in str(caught.value)
@@ -419,7 +419,7 @@ def test_every_token_is_compared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("port", ["rest", "grpc"])
 def test_requests_in_flight(dot_only, tmp_path, port):
-    """A caller with a limit is refused one request too many, with a time to try again; others are not."""
+    """A caller over its limit is refused with a time to retry; another caller is not."""
     greedy, modest = new_token(), new_token()
     lines = f'[greedy]\nsha256 = "{digest_of(greedy)}"\nmax_in_flight = 1\n[modest]\nsha256 = "{digest_of(modest)}"\n'
     callers = Callers(written(tmp_path / "tokens.toml", lines))
@@ -470,7 +470,7 @@ def test_requests_a_second(tmp_path, monkeypatch):
     caller.begin_request()()
     with pytest.raises(LimitReached):
         caller.begin_request()
-    now[0] += 60  # what was not used is not saved up
+    now[0] += 60  # unused requests do not accumulate
     for _ in range(4):
         caller.begin_request()()
     with pytest.raises(LimitReached):

@@ -49,7 +49,7 @@ def exchange(server: Server, request: bytes) -> bytes:
 )
 @pytest.mark.parametrize("trailers", [b"a:b\r\n", b"a"], ids=["many", "one long name"])
 def test_trailers_without_end(server, start, trailers):
-    """Megabytes of trailers end the connection early, and the server's memory does not grow with them."""
+    """Megabytes of trailers end the connection early, and leave the server's memory as it is."""
     process = psutil.Process(server.process.pid)
     before, sent = process.memory_info().rss, 0
     block = trailers * (65536 // len(trailers))
@@ -64,7 +64,7 @@ def test_trailers_without_end(server, start, trailers):
 
 
 def test_trailers_change_nothing(server):
-    """Trailers of an allowed size are ignored: they are no headers of the request, and the next request is read."""
+    """Trailers of an allowed size are ignored: none is a header of the request, and the next request is read."""
     first = ATTEND + CHUNK + b"0\r\nx-request-id: from-a-trailer\r\nhost: elsewhere\r\n\r\n"
     second = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
     received = exchange(server, first + second)
@@ -73,7 +73,7 @@ def test_trailers_change_nothing(server):
 
 
 def test_many_small_chunks(server):
-    """Chunk headers do not count as trailers: a body in single bytes, 64 KiB of them and more, is read."""
+    """Chunk headers do not count as trailers: a body in single bytes, over 64 KiB of chunks, is read."""
     body = BODY[:-1] + b" " * 70_000 + BODY[-1:]
     chunks = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in body)
     received = exchange(server, ATTEND.replace(b"host", b"connection: close\r\nhost") + chunks + b"0\r\n\r\n")
@@ -106,7 +106,7 @@ def test_loopback_hosts_are_accepted(server, host):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_another_host_is_misdirected(server, path):
-    """DNS rebinding: a loopback server answers to no other host, on any path, and the error says which host it was."""
+    """DNS rebinding: a loopback server refuses every foreign host, on every path, and the error quotes the host."""
     status, error = get(server, path, "host: attacker.example:8080")
     assert status == 421
     if path.startswith("/v2"):  # the Open Inference Protocol's errors are words alone
@@ -156,5 +156,5 @@ def test_a_server_for_others_answers_to_every_host(server, repository, tmp_path)
      ("example.com", False), ("192.168.0.1", False), ("", False)],
 )  # fmt: skip
 def test_loopback_addresses(name, expected):
-    """What --host is has to be a loopback address for hosts to be checked."""
+    """Hosts are checked only if --host is a loopback address."""
     assert is_loopback(name) is expected

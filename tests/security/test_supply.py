@@ -1,4 +1,4 @@
-"""What the images are built of is locked, listed and audited; and nothing that serves reads what could run code."""
+"""The packages of the images are locked, listed and audited; the server's code loads nothing that could run code."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ LOCKS = ROOT / "deploy/locks"
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = CONFIG["project"]
 EXTRAS = ("server", "server-gpu")
-# What a checkout keeps of packages that serve, or are called to: all that the wheel has, but for the exporter.
+# The packages of the wheel, without the exporter.
 SERVING = [
     ROOT / "proto/attention_proto",
     ROOT / "client/attention_client",
@@ -64,7 +64,7 @@ def test_the_lock_is_of_this_project(extra):
 
 
 def test_the_build_is_locked():
-    """What builds the wheel in the image is locked too."""
+    """The build requirements of the wheel are locked too."""
     versions = locked("build")
     for requirement in map(
         Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
@@ -73,14 +73,14 @@ def test_the_build_is_locked():
 
 
 def bundled() -> dict[str, str]:
-    """Every npm package that the page's bundle holds something of, and its version, as their licences beside it say."""
+    """Return the npm packages of the page's bundle with their versions, from the file of licences."""
     licences = (ROOT / "server/attention_server/rest/page/LICENSES.txt").read_text()
     return dict(re.findall(r"^([\w@/.-]+) (\d+\.\d+\.\d+)$", licences, re.MULTILINE))
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_the_sbom_lists_what_is_locked(extra):
-    """The SBOM is CycloneDX, of this version of the project, and has what is locked or bundled and nothing else."""
+    """The SBOM is CycloneDX, has this version of the project, and lists exactly the locked and bundled packages."""
     document = json.loads((LOCKS / f"{extra}.cdx.json").read_text())
     assert document["bomFormat"] == "CycloneDX"
     component = document["metadata"]["component"]
@@ -107,12 +107,12 @@ def test_what_is_bundled_is_locked():
 
 
 def test_the_bundle_names_no_registry():
-    """Where npm's packages are fetched from is the builder's affair too."""
+    """The lock of npm packages names no registry to fetch them from."""
     assert "resolved" not in (ROOT / "server/web/package-lock.json").read_text()
 
 
 def test_locks_name_no_index():
-    """Where packages are fetched from is the builder's affair: a lock says what they are, by their hashes."""
+    """A lock identifies packages by hashes and names no index to fetch them from."""
     for file in sorted(LOCKS.iterdir()):
         text = file.read_text()
         assert "index-url" not in text
@@ -149,7 +149,7 @@ CALLS = {"eval", "exec", "compile", "__import__", "import_module", "system", "po
 
 
 def unsafe(source: str) -> list[str]:
-    """Every place in a program that loads what could run code, or runs text."""
+    """Return every place in a program that unpickles, evaluates text, or imports by a computed name."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -194,7 +194,7 @@ def unsafe(source: str) -> list[str]:
     ],
 )
 def test_the_search_finds(source):
-    """The search below finds each kind of what it is for."""
+    """The search finds each kind of dangerous call."""
     assert unsafe(source)
 
 
@@ -202,12 +202,12 @@ def test_the_search_finds(source):
     "source", ["np.load(path)", "np.load(path, allow_pickle=False)", "re.compile('a')", "json.loads(a)"]
 )
 def test_the_search_leaves_alone(source):
-    """What runs nothing is not found."""
+    """Harmless code is not reported."""
     assert not unsafe(source)
 
 
 def test_serving_reads_nothing_that_could_run_code():
-    """No file of what serves unpickles, evaluates, or imports by a name that it was given."""
+    """No file of the server unpickles, evaluates text, or imports by a computed name."""
     files = [file for package in SERVING for file in sorted(package.rglob("*.py"))]
     assert len(files) > 40
     found = {str(file.relative_to(ROOT)): unsafe(file.read_text()) for file in files}

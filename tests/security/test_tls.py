@@ -193,7 +193,7 @@ def test_the_command_speaks_tls(dot_only, pems, tmp_path):
 
 @pytest.mark.parametrize("missing", ["--tls-cert", "--tls-key"])
 def test_half_of_a_pair(dot_only, pems, missing):
-    """A certificate without its key, or the other way round, is refused at the start."""
+    """A certificate without its key, or a key without its certificate, is refused at the start."""
     flags = tls_flags(pems)
     at = flags.index(missing)
     done = run_server("--models", dot_only, "--rest-port", 0, "--grpc-port", 0, *flags[:at], *flags[at + 2 :])
@@ -217,7 +217,7 @@ def test_certificates_that_cannot_be_used(dot_only, pems, tmp_path, wrong):
     assert "Traceback" not in done.stderr
 
 
-# --- what is said at the start ---
+# --- warnings at the start ---
 
 EVERYTHING = "whoever reaches this address may do everything"
 CLEAR = "tokens travel in the clear"

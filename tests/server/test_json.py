@@ -1,4 +1,4 @@
-"""JSON: forms in which a request may be written, and what is no request."""
+"""JSON requests: accepted forms, and refusals."""
 
 import base64
 
@@ -104,7 +104,7 @@ def test_forms_of_a_tensor(send, query):
 
 @pytest.mark.parametrize("absent", ["key", "value", "mask", "text", "outputs", "encoding", "token_offsets", "memory"])
 def test_null_is_absent(send, absent):
-    """null says what absence says."""
+    """null equals an absent field."""
     assert send({"query": QUERY, absent: None}).json() == send({"query": QUERY}).json()
 
 
@@ -153,7 +153,7 @@ def test_what_is_no_object(error, body):
     ],
 )
 def test_unknown_fields(error, body, field, meant):
-    """A field that nobody knows is refused by its path, with the one that was meant."""
+    """An unknown field is refused by its path, with the closest known name."""
     refused = error(body)
     assert refused.field == field
     assert meant in refused.message
@@ -261,7 +261,7 @@ def test_huge_numbers(send, number):
 
 
 def test_integers_of_mixed_size(send):
-    """Integers mix with others of any size and sign."""
+    """Integers of any size and sign may stand in one tensor."""
     answer = send(f'{{"query": [[{2**63}, -1]], "key": [[0, 0]], "outputs": ["q"]}}').json()
     assert answer["results"][0]["outputs"]["q"]["values"] == [[[pytest.approx(2**63), -1]]]
 
@@ -314,7 +314,7 @@ def test_a_duplicate_name(error, body, name):
     ],
 )
 def test_colons_in_text(text, send):
-    """A colon within a string, written in whatever way, makes no name: unknown words are what is wrong here."""
+    """A colon within a string, escaped or not, does not count as a name."""
     refused = refused_by_http(send(f'{{"text": "{text}", "outputs": [ {{"name" : "weights"}} ] }}', "multi-head"))
     assert "twice" not in refused.message
     assert refused.field == "text"

@@ -1,7 +1,7 @@
-"""Holds KServe manifests against the SDK's classes and Kubernetes': `python manifests.py FILE...`.
+"""Check KServe manifests against the classes of KServe's SDK and of Kubernetes: `python manifests.py FILE...`.
 
-The classes know each field's name and type. They are only looked at: with the Kubernetes client that it installs, the
-SDK does not read containers.
+The classes have each field's name and type. They are inspected, not instantiated: the SDK does not parse containers
+with the Kubernetes client that it installs.
 """
 
 import re
@@ -19,7 +19,7 @@ SCALARS = {"str": str, "bool": bool, "int": int, "float": float}
 
 
 def faults(value: Any, kind: str, path: str) -> Iterator[str]:
-    """Yield what a value has that its type has not."""
+    """Yield the fields of a value that its type does not have."""
     if several := re.fullmatch(r"list\[(.*)\]", kind, re.IGNORECASE):
         if not isinstance(value, list):
             yield f"{path}: must be a list"

@@ -1,4 +1,4 @@
-"""What every client is made to ask, and what it reports: `python CLIENT.py REST_ADDRESS GRPC_ADDRESS FOLDER`.
+"""The requests and the report of every client: `python CLIENT.py REST_ADDRESS GRPC_ADDRESS FOLDER`.
 
 Runs in the clients' environment and in the tests' own, so it knows NumPy alone. Arrays are drawn here, the same each
 time, so that the tests can ask the same through attention.v1.
@@ -75,7 +75,7 @@ def addresses() -> tuple[str, str]:
 
 
 def report(answers: dict[str, dict[str, np.ndarray]], facts: dict[str, Any]) -> None:
-    """Leave what the client got, by case and output, and what else it saw, for the test to look at."""
+    """Write the report for the test: answers by case and output, and other facts."""
     folder = Path(sys.argv[3])
     arrays = {f"{case}/{name}": plain(array) for case, outputs in answers.items() for name, array in outputs.items()}
     np.savez(folder / "answers.npz", **arrays)

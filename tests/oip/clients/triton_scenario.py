@@ -1,4 +1,4 @@
-"""What Triton's four clients have in common: requests in their classes, and what they answer."""
+"""The common part of Triton's four clients: requests in their classes, and reports of answers."""
 
 from typing import Any
 
