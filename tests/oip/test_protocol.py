@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from openapi_schema_validator import OAS30Validator
 from serving import ROOT, start_server
 
-from tests.oip.oip_requests import LENGTHS, QUERY, RAW, TEXT, arrays, infer, rpc_message, post
+from tests.oip.oip_requests import LENGTHS, QUERY, RAW, TEXT, arrays, infer, post, rpc_message
 
 # --- the contract ---
 
