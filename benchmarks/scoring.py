@@ -33,7 +33,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attention_server.inference.engine import Engine, Run
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.engine.protocol import Run
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +114,7 @@ class Graphs:
     """The block's two graphs, one thread a run."""
 
     def __init__(self, models: Path) -> None:
-        engine = Engine("cpu", threads=1)
+        engine = OnnxRuntime("cpu", threads=1)
         folder = models / "block/1"
         self._project, self._attend, self._pool = (
             engine.open((folder / f"{name}.onnx").read_bytes()) for name in ("project", "attend", "pool")

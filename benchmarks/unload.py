@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import structlog
 from attention_server.inference.contexts import MemoryStore
-from attention_server.inference.engine import Engine
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.repository import repository
 from rich.console import Console
 
@@ -33,7 +33,7 @@ def resident() -> int:
 def swap(models: Path) -> None:
     """Load a version, replace it time and again, unload the last; print what is resident at each point."""
     policy = repository.Policy("explicit", at_start=("*",))
-    served = repository.Repository(models, Engine("cpu", threads=1), MemoryStore(2**20), policy)
+    served = repository.Repository(models, OnnxRuntime("cpu", threads=1), MemoryStore(2**20), policy)
     levels = {"before": resident()}
     served.load()
     levels["loaded"] = resident()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from attention_server.app import main
-from attention_server.inference.engine import Engine, Graph, Run
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.engine.protocol import Graph, Run
 
 LEAST_SECONDS = 0.01
 
@@ -39,7 +40,7 @@ class HeldGraph:
         return self.graph.run(outputs, feeds, run)
 
 
-class HeldEngine(Engine):
+class HeldEngine(OnnxRuntime):
     """onnxruntime, whose graphs a file holds up."""
 
     def __init__(self, file: Path) -> None:

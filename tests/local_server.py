@@ -15,7 +15,8 @@ from attention_server.auth.access import Access
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates
 from attention_server.grpc.native import NativeServer
-from attention_server.inference.engine import Engine, Graph, Run
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
 from attention_server.rest.server import RestServer
@@ -114,7 +115,7 @@ class GatedGraph:
         return self.graph.run(outputs, feeds, run)
 
 
-class GatedEngine(Engine):
+class GatedEngine(OnnxRuntime):
     """onnxruntime, all of whose graphs are behind one gate."""
 
     def __init__(self, gate: Gate) -> None:

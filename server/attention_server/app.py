@@ -22,7 +22,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from attention_server.auth.access import Access, AccessError, open_access
 from attention_server.grpc.server import make_grpc_server
-from attention_server.inference.engine import DeviceError, Engine
+from attention_server.inference.engine.protocol import DeviceError, Engine
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
 from attention_server.rest.server import RestServer

@@ -17,7 +17,7 @@ from attention_server import errors
 from attention_server.codecs.errors import CODES, code_of, encode_json, encode_status
 from attention_server.domain.request_record import RequestRecord
 from attention_server.inference.contexts import MemoryStore
-from attention_server.inference.engine import Engine
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.repository.repository import Policy, Repository
 from attention_server.rest.exchange import error_response
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
@@ -350,7 +350,7 @@ def test_a_large_request_over_both(server, connect):
 
 def test_a_repository_that_fails_stays_not_ready(tmp_path):
     """A repository that cannot be loaded never says that it is ready."""
-    repository = Repository(tmp_path, Engine("cpu", threads=1), MemoryStore(1), Policy())
+    repository = Repository(tmp_path, OnnxRuntime("cpu", threads=1), MemoryStore(1), Policy())
     with pytest.raises(Exception, match="no model"):
         repository.load()
     assert not repository.ready

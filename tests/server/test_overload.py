@@ -13,7 +13,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth.callers import Callers
 from attention_server.errors import Cancelled
-from attention_server.inference.engine import Engine, Run
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.engine.protocol import Run
 from serving import HANG, start_server, wait_until
 
 from tests.conftest import refused, refused_by_grpc, tensor
@@ -119,7 +120,7 @@ def test_a_deadline_that_will_pass_in_the_queue(self_only, connect):
 
 def test_a_run_that_was_ended_leaves_its_graph_sound(repository):
     """A run that is ended stops, and the graph computes on for others."""
-    graph = Engine("cpu", threads=1).open((repository / "self/1/project.onnx").read_bytes())
+    graph = OnnxRuntime("cpu", threads=1).open((repository / "self/1/project.onnx").read_bytes())
     feeds = {"key": QUERY[None], "value": QUERY[None]}
     before = graph.run(["k"], feeds, Run())
     ended = Run(callers=2)

@@ -2,7 +2,7 @@
 
 import pytest
 from attention_server.domain.messages import OutputSpec
-from attention_server.inference.engine import Engine
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.repository.loader import load
 
 LONG = 64
@@ -10,7 +10,7 @@ LONG = 64
 
 @pytest.fixture(scope="module")
 def model(repository):
-    return load(repository / "multi/1", Engine("cpu", threads=1), 2**30)
+    return load(repository / "multi/1", OnnxRuntime("cpu", threads=1), 2**30)
 
 
 SMALL = {

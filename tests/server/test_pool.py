@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attention_server.inference.engine import _OrtGraph
+from attention_server.inference.engine.onnxruntime import OnnxGraph
 
 from tests.conftest import refused
 from tests.local_server import local_server
@@ -163,13 +163,13 @@ def test_predictions_beside_rows(transport):
 def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch):
     """What asks for some rows costs these alone: the graph is given no others."""
     computed = []
-    original = _OrtGraph.run
+    original = OnnxGraph.run
 
     def noted(self, outputs, feeds, run):
         computed.append(feeds["query"].shape[1] if "query" in feeds else None)
         return original(self, outputs, feeds, run)
 
-    monkeypatch.setattr(_OrtGraph, "run", noted)
+    monkeypatch.setattr(OnnxGraph, "run", noted)
     with local_server(repository) as server:
         transport = connect("grpc", server.rest, server.grpc)
         for outputs, rows in (
@@ -190,13 +190,13 @@ def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch
 @pytest.fixture
 def graphs(monkeypatch):
     """The graphs that are run, by what each is fed."""
-    run, fed = _OrtGraph.run, []
+    run, fed = OnnxGraph.run, []
 
     def noted(self, outputs, feeds, under):
         fed.append(frozenset(feeds))
         return run(self, outputs, feeds, under)
 
-    monkeypatch.setattr(_OrtGraph, "run", noted)
+    monkeypatch.setattr(OnnxGraph, "run", noted)
     return fed
 
 

@@ -18,7 +18,7 @@ from attention_server.codecs.errors import code_of
 from attention_server.domain import messages as domain
 from attention_server.domain.call import CallContext
 from attention_server.errors import AttentionServiceError
-from attention_server.inference.engine import DeviceError
+from attention_server.inference.engine.protocol import DeviceError
 from attention_server.repository.loader import RepositoryError
 from attention_server.service.build import make_core
 from attention_server.settings import Settings

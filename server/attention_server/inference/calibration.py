@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attention_server.domain.messages import OutputSpec
-from attention_server.inference.engine import Run
+from attention_server.inference.engine.protocol import Run
 from attention_server.inference.layer import Vectors
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.planner import Plan, make_plan

@@ -7,7 +7,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest
 
 from attention_server.domain.messages import Array, Tokens
-from attention_server.inference.engine import Graph, Run
+from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import LoadedLayer, Vectors
 from attention_server.inference.planner import Plan
 from attention_server.inference.postprocess import Rows

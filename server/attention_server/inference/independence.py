@@ -13,7 +13,7 @@ from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array
-from attention_server.inference.engine import Graph, Run
+from attention_server.inference.engine.protocol import Graph, Run
 
 Compute = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 

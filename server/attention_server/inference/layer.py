@@ -10,7 +10,7 @@ from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array
-from attention_server.inference.engine import LEAST_ROWS, Graph, Run
+from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
 from attention_server.inference.planner import choose_graph
 from attention_server.inference.row_statistics import FROM_WEIGHTS
 from attention_server.scheduling.cost_model import TINY

@@ -11,7 +11,7 @@ from attention_server.domain.limits import Limits
 from attention_server.domain.messages import OutputSpec, Result, Tokens
 from attention_server.domain.messages import Sequence as Sent
 from attention_server.inference.contexts import MemoryStore
-from attention_server.inference.engine import Graph, Run
+from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.input_profile import InputProfile

@@ -7,7 +7,7 @@ from attention_proto.stages import OF_KEYS, PROJECTED
 
 from attention_server.domain.messages import Array, Prediction, Result, TopK
 from attention_server.inference import validation as check
-from attention_server.inference.engine import Run
+from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward, Stages
 from attention_server.inference.layer import Vectors
 from attention_server.inference.planner import OutputPlan, Plan

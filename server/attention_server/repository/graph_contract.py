@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Predictor
 
-from attention_server.inference.engine import Graph, Shape
+from attention_server.inference.engine.protocol import Graph, Shape
 from attention_server.inference.planner import choose_graph
 
 BLOCKS = ("dot_product", "self_attention", "multi_head", "cross_attention")

@@ -11,7 +11,7 @@ from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
 from google.protobuf import json_format
 
 from attention_server.inference.calibration import CalibrationInputs
-from attention_server.inference.engine import Engine
+from attention_server.inference.engine.protocol import Engine
 from attention_server.inference.independence import DependentRowsError, check_independence, model_probes
 from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.tokenizer import TextTokenizer

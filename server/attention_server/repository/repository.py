@@ -13,7 +13,7 @@ from attention_proto.folder import MANIFEST, NAME
 from attention_server.domain.messages import IndexEntry
 from attention_server.errors import AttentionServiceError, InvalidRequest, Loading, NotFound, Unavailable, Unimplemented
 from attention_server.inference.contexts import MemoryStore
-from attention_server.inference.engine import Engine
+from attention_server.inference.engine.protocol import Engine
 from attention_server.repository.drain import Drain
 from attention_server.repository.load_state import LoadState, Refusal
 from attention_server.repository.loader import RepositoryError, find, find_versions, fingerprint, load

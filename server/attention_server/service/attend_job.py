@@ -9,7 +9,7 @@ from typing import TypeVar
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Request, Response, Result
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
-from attention_server.inference.engine import IdleSlots, Run
+from attention_server.inference.engine.protocol import IdleSlots, Run
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from attention_server.domain.limits import Limits
 from attention_server.inference.contexts import MemoryStore
-from attention_server.inference.engine import Engine
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.engine.protocol import Engine
 from attention_server.repository.repository import Policy, Repository
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
@@ -34,7 +35,7 @@ def make_core(settings: Settings, observer: Observer | None = None, engine: Engi
     Raises:
         DeviceError: the device asked for is not there.
     """
-    engine = engine or Engine(settings.device, threads=1)
+    engine = engine or OnnxRuntime(settings.device, threads=1)
     memories = MemoryStore(settings.memory_mib * MIB)
     repository = Repository(settings.models, engine, memories, _policy(settings))
     waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)

@@ -13,7 +13,7 @@ from attention_server.domain.limits import Limits
 from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Response, Sequence, Tokens
 from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from attention_server.inference.contexts import Memory, MemoryState, MemoryStore, memory_id
-from attention_server.inference.engine import Run
+from attention_server.inference.engine.protocol import Run
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan

@@ -1,22 +1,17 @@
-"""onnxruntime, behind a protocol small enough to stand in for it: a graph runs, and that is all."""
+"""The engine that runs graphs with onnxruntime, on a CPU or with CUDA."""
 
-import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import onnxruntime as ort
 import structlog
 
 from attention_server.domain.messages import Array
 from attention_server.errors import Cancelled
+from attention_server.inference.engine.protocol import Device, DeviceError, Graph, Run
 
-S = TypeVar("S")
-T = TypeVar("T")
-Shape = tuple[int | str | None, ...]  # dimensions that vary have names, or none
-Device = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
-LEAST_ROWS = 128  # of a part of a sequence: less is not worth a hand-over
 
 # The smallest ONNX model, y = -x, for a look at what a session runs on.
 PROBE = bytes.fromhex(
@@ -27,87 +22,8 @@ PROBE = bytes.fromhex(
 log = structlog.get_logger()
 
 
-class DeviceError(RuntimeError):
-    """The device asked for is not there."""
-
-
-class IdleSlots(Protocol):
-    """Slots beside a run's own, while nobody else wants them."""
-
-    @property
-    def idle_slots(self) -> int:
-        """How many there are at this moment."""
-        ...
-
-    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """Do something with each item, in these slots too."""
-        ...
-
-
-class Run:
-    """One computation, perhaps of several graphs: another thread may end it, and idle slots may help.
-
-    Args:
-        helpers: the idle slots; None for none.
-        callers: how many wait for it. When all have left it ends, between two nodes of a graph.
-    """
-
-    def __init__(self, helpers: IdleSlots | None = None, callers: int = 1) -> None:
-        self.helpers = helpers
-        self.options = ort.RunOptions()
-        self.was_helped = False
-        self._callers = [None] * callers  # a list, for to pop is atomic
-
-    @property
-    def ended(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return not self._callers
-
-    def drop_caller(self) -> None:
-        """One caller waits no more."""
-        self._callers.pop()
-        if self.ended:
-            self.options.terminate = True
-
-    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """Do something with each item, in idle slots too where there are any."""
-        if len(items) == 1 or self.helpers is None or not self.helpers.idle_slots:
-            return [each(item) for item in items]
-        self.was_helped = True
-        return self.helpers.spread(each, items)
-
-    def parts(self, rows: int) -> list[slice]:
-        """Cut the rows of one sequence into a part for each slot that can take one."""
-        slots = 1 + (self.helpers.idle_slots if self.helpers else 0)
-        count = max(1, min(slots, rows // LEAST_ROWS))
-        ends = [rows * i // count for i in range(count + 1)]
-        return [slice(*between) for between in itertools.pairwise(ends)]
-
-
-class Graph(Protocol):
-    """A computation with named inputs and outputs; `run` may be called from many threads."""
-
-    @property
-    def inputs(self) -> Mapping[str, Shape]:
-        """What `run` must be fed, by name."""
-        ...
-
-    @property
-    def outputs(self) -> Mapping[str, Shape]:
-        """What `run` can compute, by name."""
-        ...
-
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
-        """Compute the outputs named, in their order.
-
-        Raises:
-            Cancelled: the run was ended meanwhile.
-        """
-        ...
-
-
-class Engine:
-    """Opens graphs on one device.
+class OnnxRuntime:
+    """An engine that opens graphs with onnxruntime.
 
     Args:
         device: `auto` takes CUDA where onnxruntime offers it and a session really runs on it, else the CPU.
@@ -134,7 +50,7 @@ class Engine:
 
     def open(self, content: bytes) -> Graph:
         """Open an ONNX file."""
-        return _OrtGraph(ort.InferenceSession(content, self._options(), providers=self._providers))
+        return OnnxGraph(ort.InferenceSession(content, self._options(), providers=self._providers))
 
     def _obstacle_to_cuda(self) -> str:
         """Return why CUDA cannot be used; empty when it can. To be offered is not enough: a session must run on it."""
@@ -157,7 +73,9 @@ class Engine:
         return options
 
 
-class _OrtGraph:
+class OnnxGraph:
+    """A graph in a session of onnxruntime."""
+
     def __init__(self, session: ort.InferenceSession) -> None:
         # What is behind `InferenceSession.run`, which looks at each feed for what is never fed here: values of its own
         # kind, and graphs captured on a GPU. That takes as long as a small graph. Nor does it turn to the CPU for good
@@ -167,9 +85,18 @@ class _OrtGraph:
         self.outputs = {node.name: tuple(node.shape) for node in session.get_outputs()}
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
+        """Compute outputs; see `Graph.run`."""
+        options = run.of_engine or _options_of(run)
         try:
-            return self._run(outputs, feeds, run.options)  # type: ignore[no-any-return] # onnxruntime is untyped
+            return self._run(outputs, feeds, options)  # type: ignore[no-any-return] # onnxruntime is untyped
         except Exception as error:
             if run.ended:
                 raise Cancelled("the caller has gone") from error
             raise
+
+
+def _options_of(run: Run) -> ort.RunOptions:
+    """Make the options of a run's graphs; setting `terminate` ends them between two nodes."""
+    options = run.of_engine = ort.RunOptions()
+    run.on_end(lambda: setattr(options, "terminate", True))
+    return options

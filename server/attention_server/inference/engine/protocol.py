@@ -1,0 +1,113 @@
+"""What computes graphs, as the rest of the server sees it; no inference library is imported here."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
+
+from attention_server.domain.messages import Array
+
+S = TypeVar("S")
+T = TypeVar("T")
+Shape = tuple[int | str | None, ...]  # dimensions that vary have names, or none
+Device = Literal["auto", "cpu", "cuda"]
+LEAST_ROWS = 128  # of a part of a sequence: less is not worth a hand-over
+
+
+class DeviceError(RuntimeError):
+    """The device asked for is not there."""
+
+
+class IdleSlots(Protocol):
+    """Slots beside a run's own, while nobody else wants them."""
+
+    @property
+    def idle_slots(self) -> int:
+        """How many there are at this moment."""
+        ...
+
+    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """Do something with each item, in these slots too."""
+        ...
+
+
+class Run:
+    """One computation, perhaps of several graphs: another thread may end it, and idle slots may help.
+
+    Args:
+        helpers: the idle slots; None for none.
+        callers: how many wait for it. When all have left it ends, between two nodes of a graph.
+    """
+
+    def __init__(self, helpers: IdleSlots | None = None, callers: int = 1) -> None:
+        self.helpers = helpers
+        self.was_helped = False
+        self.of_engine: object = None  # kept by the engine between the graphs of a run
+        self._on_end: list[Callable[[], object]] = []
+        self._callers = [None] * callers  # a list, for to pop is atomic
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return not self._callers
+
+    def drop_caller(self) -> None:
+        """One caller waits no more."""
+        self._callers.pop()
+        if self.ended:
+            for stop in self._on_end:
+                stop()
+
+    def on_end(self, stop: Callable[[], object]) -> None:
+        """Have a function called when the run is ended, at once if it is; from any thread, perhaps twice."""
+        self._on_end.append(stop)
+        if self.ended:
+            stop()
+
+    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """Do something with each item, in idle slots too where there are any."""
+        if len(items) == 1 or self.helpers is None or not self.helpers.idle_slots:
+            return [each(item) for item in items]
+        self.was_helped = True
+        return self.helpers.spread(each, items)
+
+    def parts(self, rows: int) -> list[slice]:
+        """Cut the rows of one sequence into a part for each slot that can take one."""
+        slots = 1 + (self.helpers.idle_slots if self.helpers else 0)
+        count = max(1, min(slots, rows // LEAST_ROWS))
+        ends = [rows * i // count for i in range(count + 1)]
+        return [slice(*between) for between in itertools.pairwise(ends)]
+
+
+class Graph(Protocol):
+    """A computation with named inputs and outputs; `run` may be called from many threads."""
+
+    @property
+    def inputs(self) -> Mapping[str, Shape]:
+        """What `run` must be fed, by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Shape]:
+        """What `run` can compute, by name."""
+        ...
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
+        """Compute the outputs named, in their order.
+
+        Raises:
+            Cancelled: the run was ended meanwhile.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Opens graphs on one device."""
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where its graphs compute."""
+        ...
+
+    def open(self, content: bytes) -> Graph:
+        """Open an ONNX file."""
+        ...
