@@ -54,3 +54,11 @@ def make_token(name: str, *arguments: str) -> tuple[str, str]:
 @pytest.fixture(scope="session")
 def pems(tmp_path_factory) -> Pems:
     return make_pems(tmp_path_factory.mktemp("pems"))
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    return () if token is None else (("authorization", f"Bearer {token}"),)
