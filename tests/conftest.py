@@ -1,4 +1,4 @@
-"""What the tests share: a repository made once, a real server on it, and one way to ask over every transport."""
+"""Shared fixtures: a repository made once, a real server on it, and one way to call it over every transport."""
 
 import base64
 import signal
@@ -57,14 +57,14 @@ class TopK(NamedTuple):
 
 @dataclass
 class Refused(Exception):
-    """A request had no answer.
+    """A request was answered with an error.
 
     Attributes:
         code: the name of gRPC's code.
-        http: HTTP's status; what the table says for the code, over gRPC.
+        http: HTTP's status; over gRPC the status of the code in the table.
         field: the path of the field at fault, as the transport names it.
         message: the words.
-        request_id: as it came with the error.
+        request_id: the id that came with the error.
         retry_after: seconds.
     """
 
@@ -86,7 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the minutes of each folder of tests, set-up included; CONTRIBUTING.md has what each may take."""
+    """Print the minutes of each folder of tests, set-up included; CONTRIBUTING.md has the budget of each."""
     minutes: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -116,7 +116,7 @@ def dot_only(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
-    """One server for all tests that leave it as it is."""
+    """One server for all tests that do not change it."""
     with start_server(repository) as running:
         yield running
 
@@ -126,11 +126,11 @@ def server(repository: Path) -> Iterator[Server]:
 
 @dataclass
 class Transport:
-    """Asks a server in one way.
+    """One way to call a server.
 
     Attributes:
         name: `grpc`, `rest-json`, `rest-base64` or `rest-protobuf`.
-        send: what does it.
+        send: sends a request and reads the answer.
         shorthand: whether one sequence's fields are written at the top level of the request.
     """
 
@@ -202,7 +202,7 @@ TRANSPORTS = ("grpc", "rest-json", "rest-base64", "rest-protobuf")
 
 @pytest.fixture(scope="session", params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest, server: Server, connect: Any) -> Transport:
-    """Every way to ask, one after another: what a test promises, it promises for all."""
+    """Each transport in turn: a test that uses it holds for all."""
     return connect(request.param, server.rest, server.grpc)
 
 
@@ -347,7 +347,7 @@ def refused_by_protobuf(response: requests.Response) -> Refused:
 
 
 def read_details(details: Any, refused: Refused) -> None:
-    """Read what goes with an error: the field, the id, when to come back."""
+    """Read the details of an error: the field, the id, the time to retry."""
     for packed in details:
         for kind in (BadRequest, RequestInfo, RetryInfo):
             detail = kind()
@@ -366,7 +366,7 @@ def read_details(details: Any, refused: Refused) -> None:
 
 @dataclass
 class JsonSender:
-    """Asks with nested lists, and reads them."""
+    """Sends and reads nested lists."""
 
     session: requests.Session
     url: str
@@ -402,7 +402,9 @@ class JsonSender:
         if isinstance(value, Raw):
             raw = {"data_type": value.data_type, "shape": value.shape, "data": base64.b64encode(value.data).decode()}
             return {name: content for name, content in raw.items() if not (name == "data_type" and content == 0)}
-        if not value.ndim or (value.dtype.kind == "f" and not np.isfinite(value).all()):  # JSON has no form for them
+        if not value.ndim or (
+            value.dtype.kind == "f" and not np.isfinite(value).all()
+        ):  # JSON cannot express these numbers
             return Base64Sender.tensor(self, value)
         if value.dtype in (np.dtype("<f4"), np.dtype("?")):
             return value.tolist()
@@ -410,7 +412,7 @@ class JsonSender:
 
 
 class Base64Sender(JsonSender):
-    """Asks with the tensors' bytes in base64, and reads them."""
+    """Sends and reads the bytes of tensors in base64."""
 
     encoding = "base64"
 
@@ -458,7 +460,7 @@ def post(
     headers: Mapping[str, str] | None = None,
     **content: Any,
 ) -> requests.Response:
-    """Post to a model's `:attend`; raise Refused for what is no answer."""
+    """Post to a model's `:attend`; raise Refused for an error."""
     sent = dict(headers or {})
     if timeout is not None:
         sent["X-Request-Timeout"] = str(timeout)
@@ -526,7 +528,7 @@ def read_output(output: Any) -> np.ndarray | TopK:
 
 @contextmanager
 def refused(code: str, field: str | None = None, *words: str) -> Iterator[Any]:
-    """Expect a refusal with this code, at this field, whose message has these words."""
+    """Expect a refusal with this code, at this field, and with these words in its message."""
     with pytest.raises(Refused) as caught:
         yield caught
     error = caught.value

@@ -20,7 +20,7 @@ LEAST_SECONDS = 0.01
 
 @dataclass
 class HeldGraph:
-    """A graph whose runs take some time, and do not end while a file exists."""
+    """A graph with runs that take some time and do not end while a file exists."""
 
     graph: Graph
     file: Path
@@ -41,7 +41,7 @@ class HeldGraph:
 
 
 class HeldEngine(OnnxRuntime):
-    """onnxruntime, whose graphs a file holds up."""
+    """onnxruntime with graphs that a file holds up."""
 
     def __init__(self, file: Path) -> None:
         super().__init__("cpu", threads=1)

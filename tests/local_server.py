@@ -44,7 +44,7 @@ LIMITS = {  # the same on every machine
 
 @dataclass
 class Gate:
-    """A gate before every run of a graph: it counts the runs, and holds them up or fails them as a test says.
+    """A gate before every run of a graph: it counts runs, and a test makes it hold up or fail runs.
 
     Attributes:
         fault: raised by every run.
@@ -116,7 +116,7 @@ class GatedGraph:
 
 
 class GatedEngine(OnnxRuntime):
-    """onnxruntime, all of whose graphs are behind one gate."""
+    """onnxruntime with one gate before every graph."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__("cpu", threads=1)
@@ -189,7 +189,7 @@ def local_server(
     Args:
         models: its repository.
         load: whether the repository is loaded when the block begins.
-        predicted: the least seconds that the scheduler predicts for a sequence; None for what was measured. The loop
+        predicted: the least seconds that the scheduler predicts for a sequence; None for the measured cost. The loop
             computes short requests: a test that closes the gate gives `IN_A_SLOT`, to hold up a slot and not the loop.
         callers, certificates: in place of those of the settings.
         settings: those of the server; one slot, and eight requests that wait, by default.

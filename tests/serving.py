@@ -28,7 +28,7 @@ def wait_until(condition: Callable[[], object], seconds: float = HANG) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come to hold"
-        Event().wait(0.001)  # lets the other threads run
+        Event().wait(0.001)  # lets other threads run
 
 
 def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
@@ -39,7 +39,7 @@ def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
     """
     maker = ROOT / "tests/server/make_repository.py"
     exporter = ROOT / "model_export/attention_export"
-    training = {"cli.py", "training.py", "figures.py"}  # change often, and not what is exported
+    training = {"cli.py", "training.py", "figures.py"}  # these change often and leave the exported files as they are
     sources = [maker, *(file for file in sorted(exporter.glob("*.py")) if file.name not in training)]
     sources += [
         ROOT / "proto/attention_proto/attention/v1/attention_pb2.py",
@@ -99,7 +99,7 @@ def start_server(
         arguments: more flags.
         env: more variables.
         cwd: where it runs.
-        command: what starts it.
+        command: the program and its first arguments.
     """
     command = [*command, "--rest-port", 0, "--grpc-port", 0, "--models", models, *arguments]
     with TemporaryDirectory() as scratch:

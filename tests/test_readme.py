@@ -1,4 +1,4 @@
-"""What the README shows runs as it is written, and prints what it says."""
+"""The README's commands run as written, and print the output that it shows."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def expected(code: str) -> list[str]:
-    """Return what each print says it prints: the comment behind it, or on the next line."""
+    """Return the expected output of each print: the comment behind it, or on the next line."""
     said = []
     lines = code.splitlines()
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
@@ -29,7 +29,7 @@ def expected(code: str) -> list[str]:
 
 
 def test_the_session_runs_as_written() -> None:
-    """The Python session runs on the embedded models and prints what its comments say."""
+    """The Python session runs on the embedded models and prints the output in its comments."""
     (session,) = blocks("python")
     assert session.count("print(") == len(expected(session)) >= 5
     printed = io.StringIO()

@@ -1,4 +1,4 @@
-"""`make bench` measures, keeps what it found, and says what it could not measure.
+"""`make bench` measures, keeps its results, and names the measurements that failed.
 
 One load, for a moment; no bar for speed.
 """
@@ -65,7 +65,7 @@ def test_a_peer_that_cannot_be_installed_is_left_out_and_the_document_says_why(b
 
 
 def test_a_run_that_goes_on_measures_only_what_is_missing(build: Path) -> None:
-    """With --resume what is measured stays as it is."""
+    """With --resume a measurement is kept."""
     before = Results.load(build / "benchmarks.json")
     del before.measured["t32-c32"]["ragged"]
     before.save(build / "benchmarks.json")
@@ -107,7 +107,7 @@ def test_a_rate_that_the_load_generator_may_have_bounded_is_marked(tmp_path: Pat
 
 
 def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    """Its children go with it, even when it has died before them."""
+    """Its children end with it, even when it has died before."""
     command = ("bash", "-c", "sleep 600 & echo $!; wait")
     server = Server("parent", Start(command, ""), plan.SERVER_CORE, tmp_path)
     wait_until(lambda: (tmp_path / "parent.log").read_text().strip())

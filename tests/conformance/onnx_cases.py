@@ -1,7 +1,7 @@
 """ONNX's own attention cases, in the contract's words; run as a program, it prints the table of docs/conformance.md.
 
 Attributes that are fixed at export (heads, widths, scale, softcap) make one `dot_product` model a set; the rest of a
-case becomes a request. What the contract does not offer is listed by feature.
+case becomes a request. Cases that the contract does not offer are listed by feature.
 """
 
 import warnings
@@ -25,7 +25,7 @@ CAUSAL = {True: "bottom_right", False: "top_left"}
 
 @dataclass(frozen=True)
 class Attributes:
-    """What is fixed at export."""
+    """The attributes that are fixed at export."""
 
     heads: int
     key_value_heads: int

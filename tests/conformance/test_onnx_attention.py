@@ -32,7 +32,7 @@ NAMES = {np.dtype("?"): "BOOL", np.dtype("<f2"): "FP16", np.dtype("<f4"): "FP32"
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of all sets. Exporting them takes minutes, so what was made from the same sources is used again."""
+    """A server of all sets. Exporting takes minutes, so an export of the same sources is used again."""
     parts = ("blocks", "graphs", "export", "manifest", "model", "verify")
     sources = [ROOT / f"model_export/attention_export/{part}.py" for part in parts]
     sources += [ROOT / "proto/attention/v1/attention.proto", Path(__file__).with_name("onnx_cases.py")]
@@ -77,7 +77,7 @@ def test_case_over_rest(case: Case, server: Server) -> None:
 
 
 def test_every_case_is_offered_or_named() -> None:
-    """Nothing is left out silently: what is not offered is so for a reason, and most is offered."""
+    """Every case is run or named with the reason why it is not, and most are run."""
     assert sum(map(len, OTHERS.values())) + len(CASES) >= 93
     assert len(CASES) >= 67
 

@@ -130,7 +130,7 @@ def test_added_layers_are_small(image: str):
 
 
 def test_answers_over_rest(server: Server):
-    """The embedded multi-head says over REST who gave what to whom."""
+    """The embedded multi-head predicts giver, gift and recipient over REST."""
     body = {"text": SENTENCE, "outputs": ["weights", "predictions"]}
     response = requests.post(f"http://{server.rest}/v1/models/multi-head:attend", json=body, timeout=60)
     assert response.status_code == 200, response.text
@@ -261,7 +261,7 @@ def test_sigterm_ends_it_with_0(image: str):
 
 
 def test_help(image: str):
-    """What follows the image's name are the server's flags."""
+    """The arguments after the image's name are the server's flags."""
     assert "--rest-port" in run("docker", "run", "--rm", image, "--help").stdout
 
 

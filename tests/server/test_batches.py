@@ -1,4 +1,4 @@
-"""Several sequences sent as one: as a dense batch, or one behind the other. Each is answered as it is alone."""
+"""Several sequences sent as one: a dense batch, or packed. Each has the answer that it has alone."""
 
 import gc
 import json
@@ -47,7 +47,7 @@ MASKS = ({}, {"shared_mask": {"causal": "top_left"}}, {"mask": {"window": {"left
 
 
 def behind(sequences):
-    """Put sequences one behind the other."""
+    """Pack sequences."""
     joined = {name: np.concatenate([each[name] for each in sequences]) for name in sequences[0]}
     return joined | {"lengths": [len(each["query"]) for each in sequences]}
 
@@ -84,7 +84,7 @@ def test_a_dense_batch(transport, name, outputs, mask, count):
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("outputs", [[], ["predictions"], ["predictions", "weights"]], ids=str)
 def test_predictions(transport, outputs, count, packed):
-    """What a head says is said of each sequence."""
+    """A head predicts for each sequence."""
     drawn = {name: DRAWN.standard_normal((count, 4, width), np.float32) for name, width in READ.items()}
     sequences = [{name: array[i] for name, array in drawn.items()} for i in range(count)]
     expected = singly(transport, "text-cross", sequences, outputs=outputs)
@@ -94,7 +94,7 @@ def test_predictions(transport, outputs, count, packed):
 
 
 def test_beside_others(transport):
-    """What was sent as one stands among others, and its results stand where it stood."""
+    """A batch may stand among sequences, and its results stand in its place."""
     sequences = [sequence("multi", length) for length in (3, 3, 7, 3, 2, 2, 3)]
     dense = {"query": np.stack([each["query"] for each in sequences[4:6]])}
     inputs = [sequences[0], behind(sequences[1:4]), dense, sequences[6]]
@@ -102,13 +102,13 @@ def test_beside_others(transport):
 
 
 def test_halves(transport):
-    """What lies one behind the other may be float16."""
+    """Packed sequences may be float16."""
     sequences = [{"query": sequence("multi", length)["query"].astype(np.float16)} for length in LENGTHS]
     assert_same(transport.attend("multi", **behind(sequences))["results"], singly(transport, "multi", sequences))
 
 
 def test_over_one_memory(server, connect):
-    """Queries one behind the other may have one memory, which holds for each."""
+    """Packed queries may have one memory, which holds for each."""
     ask = connect("grpc", server.rest, server.grpc)
     memory = sequence("cross", 1, 9)
     steps = [{"query": sequence("cross", length)["query"]} for length in (1, 1, 4, 1)]
@@ -153,7 +153,7 @@ def test_it_runs_together(models, connect, packed):  # noqa: F811
     ids=str,
 )
 def test_lengths_that_are_wrong(transport, given, field, says):
-    """Lengths that do not say what was sent are refused by their field."""
+    """Lengths that do not match the tensors are refused by their field."""
     with refused("INVALID_ARGUMENT", None, *says) as caught:
         transport.attend("dot", **given)
     assert caught.value.field.startswith(transport.at(field))
@@ -174,7 +174,7 @@ def test_batches_that_wait_run_together(models, connect, lengths):  # noqa: F811
 
 
 def test_too_many(transport):
-    """Not more sequences may lie one behind the other than a request may have."""
+    """The limit of sequences of a request holds for packed sequences."""
     with refused("RESOURCE_EXHAUSTED", None, "sequences") as caught:
         transport.attend("dot", query=np.ones((5000, 2), np.float32), lengths=[1] * 5000)
     assert caught.value.field == transport.at("lengths")
@@ -183,7 +183,7 @@ def test_too_many(transport):
 @pytest.mark.parametrize("number", [np.nan, 3e38])
 @pytest.mark.parametrize("lengths", [(), (2, 2), (1, 3)], ids=str)
 def test_a_refusal_holds_nothing(models, number, lengths):  # noqa: F811
-    """What was refused is gone with its error, and waits for no collector of garbage."""
+    """A refused request is freed with its error, without the garbage collector."""
     array = np.full((4, 24), number, np.float32)
     inputs = tuple(expand(domain.Sequence(query=array), lengths, LIMITS))
     request, held = domain.Request("multi", inputs=inputs), weakref.ref(array)

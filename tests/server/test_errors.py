@@ -135,7 +135,7 @@ def test_a_fault_of_ours(dot_only, connect, name, fault):
 
 @contextmanager
 def full(models, connect, name):
-    """A server whose one slot and one place to wait are taken until the block ends, and what asks it in a thread."""
+    """A server with a busy slot and a full queue until the block ends, and a function that calls it in a thread."""
     with local_server(models, max_queued=1, predicted=SOON_IN_A_SLOT) as server, ThreadPoolExecutor(3) as callers:
         attend = partial(callers.submit, connect(name, server.rest, server.grpc).attend, "dot", query=QUERY)
         server.gate.close()
@@ -153,7 +153,7 @@ def full(models, connect, name):
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_a_full_queue(dot_only, connect, name):
-    """What comes when the queue is full is refused as unavailable, with a time to try again; the rest is answered."""
+    """A request to a full queue is refused as unavailable, with a time to try again; the rest is answered."""
     with full(dot_only, connect, name) as (_, attend):
         with refused("UNAVAILABLE", None, "full") as caught:
             attend().result(HANG)
@@ -224,7 +224,7 @@ def test_while_loading(dot_only, connect, name):
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_a_deadline_in_the_queue(dot_only, connect, name):
-    """A request whose deadline passes in the queue is refused then, and never runs."""
+    """A request that expires in the queue is refused then, and never runs."""
     with local_server(dot_only, predicted=SOON_IN_A_SLOT) as server, ThreadPoolExecutor(1) as callers:
         transport = connect(name, server.rest, server.grpc)
         server.gate.close()
@@ -240,7 +240,7 @@ def test_a_deadline_in_the_queue(dot_only, connect, name):
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_a_deadline_while_running(dot_only, connect, name):
-    """A request whose deadline passes while it runs is refused then: its caller does not wait for the computation."""
+    """A request that expires while it runs is refused then: its caller does not wait for the computation."""
     with local_server(dot_only, predicted=SOON_IN_A_SLOT) as server:
         attend = connect(name, server.rest, server.grpc).attend
         server.gate.close()
@@ -272,7 +272,7 @@ def test_an_answer_that_is_late(dot_only, connect, name):
 
 
 def test_a_grpc_call_cancelled_in_the_queue(dot_only):
-    """A gRPC call whose caller has gone never runs."""
+    """A gRPC call that is cancelled in the queue never runs."""
     message = pb.AttendRequest(
         model="dot",
         inputs=[pb.Sequence(query=pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=QUERY.shape, data=QUERY.tobytes()))],
@@ -298,7 +298,7 @@ def is_cancelled(server) -> bool:
 
 
 def test_a_http_request_whose_caller_has_gone(dot_only):
-    """An HTTP request whose caller hangs up in the queue never runs."""
+    """An HTTP request with a caller that disconnects never runs."""
     body = b'{"query": [[1.0]]}'
     head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     with local_server(dot_only, predicted=SOON_IN_A_SLOT) as server, ThreadPoolExecutor(1) as callers:
@@ -332,7 +332,7 @@ def test_a_http_request_whose_caller_has_gone(dot_only):
     ],
 )
 def test_routes_that_are_not_there(server, method, path, status):
-    """An unknown path or method is refused in the form of every other error, with the request's id."""
+    """An unknown path or method is refused in the form of all errors, with the request's id."""
     response = requests.request(method, f"{server.url}{path}", headers={"x-request-id": "the-id"}, timeout=HANG)
     assert response.status_code == status
     error = refused_by_http(response)

@@ -1,4 +1,4 @@
-"""Memories: projected once, asked many times, forgotten in time, over gRPC and REST."""
+"""Memories: projected once, used many times, expired in time, over gRPC and REST."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -89,7 +89,7 @@ def test_memories_are_listed_described_and_forgotten_over_rest(server):
 
 
 def test_get_memory_over_grpc(server):
-    """GetMemory describes what CreateMemory made."""
+    """GetMemory describes a memory as CreateMemory did."""
     with grpc.insecure_channel(server.grpc) as channel:
         stub = AttentionServiceStub(channel)
         made = stub.CreateMemory(pb.CreateMemoryRequest(model="cross-attention", memory_text="nine"))
@@ -146,7 +146,7 @@ def test_a_memory_is_its_models(client):
 
 
 def test_one_too_large_for_the_budget_is_refused(client):
-    """A memory that alone is over the budget is refused, and the others stay."""
+    """A memory that alone is over the budget is refused, and no memory is evicted."""
     small = client.create_memory("dot-product", key=KEY)
     with pytest.raises(TooLarge):
         client.create_memory("dot-product", key=np.zeros((70_000, 4), np.float32))
@@ -188,7 +188,7 @@ def test_a_memory_is_forgotten_after_its_last_use():
 
 
 def test_made_again_it_is_kept_for_the_longer_of_both():
-    """Who makes the same memory for a shorter time takes nothing from who wanted it longer."""
+    """Making the same memory with a shorter time to live does not shorten its life."""
     now = [0.0]
     store = MemoryStore(1000, clock=lambda: now[0])
     store.put(make("a", ttl=600))
@@ -227,7 +227,7 @@ def test_many_at_once_keep_the_budget():
 
 
 def test_rest_speaks_protobuf_of_memories_and_models_too(server):
-    """What is sent and wanted as a message of the contract is that, on every route that has one."""
+    """Every route with a message of the contract takes and gives it in protobuf."""
     url, both = (
         f"{server.url}/v1/models",
         {"content-type": "application/x-protobuf", "accept": "application/x-protobuf"},

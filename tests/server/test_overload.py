@@ -1,4 +1,4 @@
-"""A server with more to do than it can: who is refused, who is not, and what is left when callers go."""
+"""A server under overload: the requests that are refused or shed, and the traces of callers that have gone."""
 
 import hashlib
 import threading
@@ -43,7 +43,7 @@ def output(response):
 
 @pytest.fixture
 def two_callers(tmp_path):
-    """Two callers by name, and the metadata by which they are known."""
+    """Two named callers, and the metadata with their tokens."""
     names = ("greedy", "light")
     path = tmp_path / "tokens.toml"
     path.write_text("".join(f'[{name}]\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n' for name in names))
@@ -119,7 +119,7 @@ def test_a_deadline_that_will_pass_in_the_queue(self_only, connect):
 
 
 def test_a_run_that_was_ended_leaves_its_graph_sound(repository):
-    """A run that is ended stops, and the graph computes on for others."""
+    """A run that is ended stops, and the graph stays usable."""
     graph = OnnxRuntime("cpu", threads=1).open((repository / "self/1/project.onnx").read_bytes())
     feeds = {"key": QUERY[None], "value": QUERY[None]}
     before = graph.run(["k"], feeds, Run())
@@ -134,7 +134,7 @@ def test_a_run_that_was_ended_leaves_its_graph_sound(repository):
 
 @pytest.mark.parametrize("way", ["cancelled", "deadline"])
 def test_a_call_that_ends_while_it_runs(self_only, way):
-    """A call that is cancelled, or whose deadline passes, while it runs computes no further, and its slot is free."""
+    """A call that is cancelled or expires while it runs computes no further, and its slot is free."""
     with (
         local_server(self_only, predicted=SOON_IN_A_SLOT) as server,
         grpc.insecure_channel(server.grpc) as channel,
@@ -190,13 +190,13 @@ def test_many_cancelled_calls_leave_nothing(self_only, calls):
                     flying = wait(flying, 60, "FIRST_COMPLETED").not_done
             assert not wait(flying, 60).not_done
 
-        cancel_many(calls // 4)  # what is made once and kept is made here
+        cancel_many(calls // 4)  # lasting allocations are made here
         threads, memory = _status(server.process, "Threads"), _status(server.process, "VmRSS")
         cancel_many(calls)
         every_slot = [attend.future(message(*queries), timeout=HANG) for _ in range(8)]
         for call in every_slot:
             np.testing.assert_equal(output(call.result()), expected)
-        # The pool may grow to its bound; what leaks has no bound.
+        # The pool may grow to its bound; a leak has no bound.
         assert _status(server.process, "Threads") <= threads + 2 * at_once
         assert _status(server.process, "VmRSS") <= memory + 32 * 1024
         assert "Traceback" not in server.log

@@ -101,7 +101,7 @@ def written(value):
 
 
 def test_repeated_settings():
-    """What may be given more than once adds up."""
+    """A repeatable flag adds up."""
     arguments = "--repository-mode explicit --load-model a --load-model b --default-version a=1 --default-version b=2"
     settings = CliApp.run(Settings, cli_args=arguments.split())
     assert settings.load_model == ("a", "b")
@@ -119,7 +119,7 @@ def test_repeated_settings():
     ],
 )
 def test_what_follows_from_the_memory(monkeypatch, tmp_path, limits, expected):
-    """What may be large is by default a part of the memory that the cgroup allows; what is set, is set."""
+    """A limit on memory is by default a share of the cgroup's memory; a limit that is set has no other value."""
     monkeypatch.setattr(settings, "CGROUP_LIMITS", [tmp_path / "v2", tmp_path / "v1"])
     monkeypatch.setattr(settings.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}[name])
     for path, limit in zip(settings.CGROUP_LIMITS, limits, strict=True):
@@ -234,7 +234,7 @@ def test_stdout_is_one_line(dot_only):
 
 @pytest.mark.parametrize("flag", ["--rest-port", "--grpc-port"])
 def test_a_port_that_is_taken(dot_only, flag):
-    """A port that somebody else has is told in one line, with the address, and the process ends with 1."""
+    """A port in use is reported in one line, with the address, and the process ends with 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ports = {"--rest-port": 0, "--grpc-port": 0} | {flag: port}
@@ -282,7 +282,7 @@ def test_ipv6(dot_only):
 
 
 def test_cuda_where_there_is_none(dot_only):
-    """A GPU asked for and absent is an error at the start, that says what to do."""
+    """A missing GPU that the settings ask for is an error at the start, with the setting to change."""
     done = run_server("--models", dot_only, "--device", "cuda", "--rest-port", 0, "--grpc-port", 0)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
@@ -370,7 +370,7 @@ def test_a_stop_that_goes_on_accepting(dot_only, connect):
 
 
 def test_a_second_signal(dot_only):
-    """A second signal ends the process at once, whatever it was still waiting for."""
+    """A second signal ends the process at once."""
     with start_server(dot_only, "--stop-accepting-after", 10 * HANG) as server:
         server.process.terminate()
         wait_until(lambda: requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 503)
@@ -385,7 +385,7 @@ def end_at_once(server):
 
 
 def test_a_stop_cuts_off_after_the_grace(dot_only):
-    """What still runs after the grace is cut off on both ports: a stop ends."""
+    """Requests that still run after the grace are cut off on both ports: a stop ends."""
     with start_server(dot_only, "--grace", 0.2) as server, grpc.insecure_channel(server.grpc) as channel:
         host, port = server.rest.split(":")
         never = threading.Event()

@@ -174,7 +174,7 @@ def test_one_bad_sequence_of_several(transport):
 
 
 def test_the_message_names_the_field_too(transport):
-    """Who sees the message alone learns the field as well."""
+    """The message alone names the field as well."""
     with refused("INVALID_ARGUMENT") as caught:
         transport.attend("self", query=np.zeros((2, 11), np.float32))
     assert caught.value.message.startswith(f"{transport.at('query')}: ")

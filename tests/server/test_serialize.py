@@ -54,7 +54,7 @@ def by_protobuf(answer: Response) -> pb.AttendResponse:
 
 @pytest.mark.parametrize("length", [2, 100])
 def test_bytes_are_the_message(length):
-    """Whatever an answer has, its bytes are those of its message, alone and on a stream."""
+    """The bytes of any answer are those of its message, alone and on a stream."""
     answer = response(length)
     message = by_protobuf(answer)
     assert pb.AttendResponse.FromString(proto.encode_response(answer)) == message

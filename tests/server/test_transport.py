@@ -1,4 +1,4 @@
-"""What both ports share: threads that are counted as busy for as long as they are."""
+"""The thread pool of both ports: a thread counts as busy for as long as it works."""
 
 import asyncio
 import threading
@@ -29,7 +29,7 @@ def test_a_thread_is_busy_until_it_is_idle():
 
 
 def test_what_fails_when_nobody_waits(caplog):
-    """A failure that nobody waits for any more is nobody's affair, and none of the log's."""
+    """A failure after its waiter was cancelled is dropped, and not logged."""
 
     async def used():
         threads = Threads(1, "test")

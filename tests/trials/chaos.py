@@ -58,7 +58,7 @@ def post(good: Good, subject: Subject, *more: str) -> bytes:
 
 
 def slow_writers(subject: Subject, rng: random.Random) -> None:
-    """Callers who send a byte at a time, over both protocols, have their right answers."""
+    """Callers that send a byte at a time, over both protocols, get right answers."""
     good = subject.goods[0]
 
     def over_http() -> None:
@@ -91,7 +91,7 @@ def one_byte_chunks(subject: Subject, rng: random.Random) -> None:
 
 
 def slow_readers(subject: Subject, rng: random.Random) -> None:
-    """Callers who do not take their answers hold up nobody else."""
+    """Callers that do not read answers hold up no other caller."""
     rows = ",".join(["[1.0]"] * 900)
     body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
     head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
@@ -281,9 +281,7 @@ def stop_under_load(rng: random.Random) -> int:
     repository = made_repository()
     asked = goods(repository)
     with start_server(repository) as other, start_server(repository, "--stop-accepting-after", GOES_ON) as leaving:
-        own = Load(
-            leaving.grpc, asked, threads=2
-        )  # they have nowhere else to go: they may be refused, once it has closed
+        own = Load(leaving.grpc, asked, threads=2)  # this load has one server: its calls may fail once that has closed
         own.start()
         with (
             under_load(f"{leaving.grpc},{other.grpc}", asked, threads=3, large=mib_of_request()) as load,
@@ -350,7 +348,7 @@ def _is_not_found(client: AttentionClient, good: Good) -> None:
 
 
 def chaos(rounds: int = 1, kills: int = 1, number: int = 1) -> dict[str, int]:
-    """Do all of it; return what was counted.
+    """Do all of it; return the counts.
 
     Raises:
         Wrong: a call was lost, an answer wrong, or a server left otherwise than it was.
@@ -361,7 +359,7 @@ def chaos(rounds: int = 1, kills: int = 1, number: int = 1) -> dict[str, int]:
         for i in range(rounds):
             for fault in CALLERS:
                 begun = time.monotonic()
-                if fault in (slow_readers, overload):  # which have a load of their own, or refuse
+                if fault in (slow_readers, overload):  # these have their own load, or refuse calls
                     fault(subject, rng)
                 else:
                     with under_load(subject.server.grpc, subject.goods, threads=2) as load:

@@ -3,7 +3,7 @@
 `python -m tests.trials.coverage_guided TARGET SCRATCH [libFuzzer's options]`
 
 Atheris instruments the server's own code and mutates what reached new branches; the edits and damages that the other
-doors use are among its mutations. Whatever comes out but an error of the table is a finding.
+doors use are among its mutations. Any exception but an error of the table is a finding.
 """
 
 import contextlib

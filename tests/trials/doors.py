@@ -124,7 +124,7 @@ def exchanged(peer: socket.socket, pieces: list[bytes]) -> bytes:
 
 
 def judged(code: str, text: str, what: str) -> None:
-    """Judge a refusal; say what was refused."""
+    """Judge a refusal; say which part was refused."""
     try:
         judge(code, text)
     except Wrong as wrong:

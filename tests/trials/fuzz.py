@@ -50,7 +50,7 @@ CHECKS = (
 
 @dataclass
 class Tally:
-    """What was tried, and what came of it."""
+    """Counts of requests and answers."""
 
     requests: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
@@ -59,7 +59,7 @@ class Tally:
 def drawn(
     strategy: "st.SearchStrategy[Any]", number: int, examples: int, send: Callable[[Any, random.Random], None]
 ) -> None:
-    """Draw examples and send each, with a generator that goes with it; shrink what fails."""
+    """Draw examples and send each, with a generator that goes with it; shrink a failure."""
 
     @seed(number)
     @settings(
@@ -199,7 +199,7 @@ def fuzz(requests: int | None = None, seconds: float | None = None, first: int =
     """Send malformed requests.
 
     Raises:
-        Wrong: the server did what it must never do.
+        Wrong: the server broke one of the rules.
     """
     tally = Tally()
     with under_trial(*LIMITS) as subject:
@@ -221,7 +221,7 @@ def hostile_cases() -> Subject:
     """Do what no generator comes upon, three times, so that what is kept once is told from what grows.
 
     Raises:
-        Wrong: the server did what it must never do.
+        Wrong: the server broke one of the rules.
     """
     with under_trial(*LIMITS, growth=320.0) as subject:
         for _ in range(3):

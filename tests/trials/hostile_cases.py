@@ -142,7 +142,7 @@ def bombs(subject: Subject) -> None:
 
 
 def bodies_that_parse_slowly(subject: Subject) -> None:
-    """Documents up to the limit whose structure is all they have."""
+    """Documents up to the limit made of structure alone."""
     for body in (
         b"[" * 3 * MIB,
         b'{"query":' + b"[" * MIB + b"]" * MIB + b"}",

@@ -14,7 +14,7 @@ QUERY = [[0.5, -1.0, 2.0], [1.0, 0.0, 0.25]]
 
 @dataclass
 class Literal:
-    """What is written as it stands, be it JSON or not."""
+    """Text written as it is, JSON or not."""
 
     text: str
 

@@ -73,7 +73,7 @@ class Load:
             ask(client, good)
         except Wrong as wrong:
             self.wrong.append(str(wrong))
-        except Exception as error:  # noqa: BLE001 # whatever a caller would see
+        except Exception as error:  # noqa: BLE001 # any error that a caller can see
             self.lost.append(f"{type(error).__name__}: {error}")
         else:
             with self._lock:

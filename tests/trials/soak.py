@@ -1,6 +1,6 @@
 """A long mixed load, looked at all the while: `python -m tests.trials.soak --seconds 3600`.
 
-Good requests of every block, over each way in, memories, streams, callers who leave, and malformed messages; every
+Good requests of every block, over each way in, memories, streams, cancelled calls, and malformed messages; every
 answer is compared. Memory, threads and open files are sampled; when the load has warmed everything up, they may not
 grow.
 """
@@ -30,7 +30,7 @@ ATTEND = "/attention.v1.AttentionService/Attend"
 
 
 class Sample(NamedTuple):
-    """What the process has at one time."""
+    """Memory, threads and open files of the process at one time."""
 
     seconds: float
     memory: float
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Course:
-    """What was seen of a soak."""
+    """Samples and counts of a soak."""
 
     samples: list[Sample] = field(default_factory=list)
     answered: int = 0

@@ -26,7 +26,7 @@ from tests.server.reference import BLOCKS, CLOSE, read_block
 
 MIB = 2**20
 SECONDS_TO_SETTLE = 240.0  # a guard against hanging
-# What no caller may be told: where the server lies, how it is made, and where its memory is.
+# Secrets of the server: its paths, its code and the addresses of its memory.
 LEAKS = re.compile(
     r"Traceback \(most recent|File \\?\"|\.py\b|site-packages|object at 0x|0x[0-9a-f]{8,}|errno|onnxruntime|numpy"
     r"|attention_server|Exception (?:calling|deserializing|iterating)|" + re.escape(str(ROOT)),
@@ -37,11 +37,11 @@ IN_THE_LOG = ("Traceback", "fault of ours", "Exception ")
 
 
 class Wrong(AssertionError):
-    """The server did what it must never do."""
+    """The server broke one of the rules of the trials."""
 
 
 class Good(NamedTuple):
-    """A request, and what is right for it by the formulas, in float64."""
+    """A request with its right answer, computed by the formulas in float64."""
 
     model: str
     version: int
@@ -73,7 +73,7 @@ class Good(NamedTuple):
 
 @cache
 def goods(repository: Path, lengths: tuple[int, ...] = (1, 5, 17)) -> tuple[Good, ...]:
-    """Make requests to every block, with what is right for them."""
+    """Make requests to every block, with the right answers."""
     rng = np.random.default_rng(1)
     made = []
     for case in BLOCKS:
@@ -120,7 +120,7 @@ class Subject:
         self.before = self.memory()
 
     def memory(self) -> float:
-        """Return what the process holds, MiB."""
+        """Return the memory of the process in MiB."""
         return self.process.memory_info().rss / MIB
 
     def ask(self, good: Good) -> None:

@@ -17,7 +17,7 @@ def subject():
 
 @pytest.mark.parametrize("door", fuzz.DOORS)
 def test_malformed_requests(subject, door):
-    """Through every door, what is malformed is refused as the caller's mistake, and nothing else comes of it."""
+    """Every door refuses a malformed request as the caller's mistake, without any other effect."""
     codes = fuzz.DOORS[door](subject, 7, 20)
     assert codes.total() >= 200
     subject.check(door)
@@ -32,7 +32,7 @@ def test_hostile_cases(subject, case):
 
 @pytest.mark.parametrize("fault", chaos.CALLERS, ids=lambda fault: fault.__name__)
 def test_callers_at_fault(subject, fault):
-    """Callers who are slow, leave or break off have right answers or none, and leave no trace."""
+    """Callers that are slow, cancel or disconnect get right answers or none, and leave no trace."""
     fault(subject, random.Random(1))
     subject.check(fault.__name__)
 
@@ -43,7 +43,7 @@ def test_what_schemathesis_makes_of_the_document():
 
 
 def test_the_core_guided_by_coverage():
-    """Nothing comes out of the core but answers and the errors of the table, whatever branches its input reaches."""
+    """The core gives answers and errors of the table and nothing else, in every branch that its input reaches."""
     assert fuzz.coverage_guided(2000, 0) >= 2000
 
 
