@@ -1,7 +1,7 @@
 """Generate code and documents from the contract and the table of stages; with --check, fail where a file differs.
 
-Written: the modules of `attention_proto`, from the .proto files; the list of stages in the comment of `OutputSpec.name`
-and the OpenAPI document of the REST API, from the contract and `attention_proto/stages.py`; and `attention.binpb`, the
+Written: the modules of `attention_proto`, from the .proto files; the comments of `OutputSpec` in the contract, and the
+OpenAPI document of the REST API, from `attention_proto/stages.py` and the contract; and `attention.binpb`, the
 contract that `lint.sh` compares the next one with.
 
 The generated modules live inside the package `attention_proto`, so that the distribution claims one top-level name;
@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from attention_proto.stages import STAGES
+from attention_proto.stages import OPTIONS, PREDICTIONS, STAGES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -28,10 +28,9 @@ CONTRACT = "attention/v1/attention.proto"
 PROTOS = (CONTRACT, "inference/grpc_predict_v2.proto")
 LANDED = HERE / "attention.binpb"
 OPENAPI = ROOT / "server/attention_server/rest/openapi.json"
-# The comment of OutputSpec.name, from its first line to the field.
-STAGES_COMMENT = re.compile(
-    r"(?<=message OutputSpec \{\n)(.*?)(  // The name of a stage:\n).*?(?=  string name = 1;)", re.DOTALL
-)
+WIDTH = 120
+OUTPUT_SPEC = re.compile(r"(?<=\nmessage OutputSpec \{\n).*?(?=\n\}\n)", re.DOTALL)
+COMMENT = r"(?:^  //.*\n)+(?=  (?:repeated )?[\w.]+ {field} = \d+)"  # of a field
 
 
 def main() -> int:
@@ -55,7 +54,7 @@ def main() -> int:
 def generated() -> Iterator[tuple[Path, bytes]]:
     """Yield each generated file and its content."""
     contract = HERE / CONTRACT
-    yield contract, with_stages(contract.read_text()).encode()
+    yield contract, with_comments(contract.read_text()).encode()
     with tempfile.TemporaryDirectory() as scratch:
         descriptors = Path(scratch) / "descriptors.binpb"
         yield from modules(Path(scratch), descriptors)
@@ -63,18 +62,23 @@ def generated() -> Iterator[tuple[Path, bytes]]:
         yield LANDED, landed(Path(scratch) / "landed.binpb")
 
 
-def with_stages(contract: str) -> str:
-    """Return the contract with the list of stages in the comment of `OutputSpec.name`."""
-    lines = []
-    for stage in STAGES.values():
-        words = f"- `{stage.name}` {stage.shape}: {stage.words}."
-        lines += textwrap.wrap(words, 120, initial_indent="  // ", subsequent_indent="  //   ")
-    comment = "\n".join(lines)
-    last = "  // - `predictions`: the answers of the model's head; it takes no options.\n"
-    written, count = STAGES_COMMENT.subn(lambda found: f"{found[1]}{found[2]}{comment}\n{last}", contract)
-    if count != 1:
-        raise ValueError(f"{CONTRACT}: OutputSpec.name has no comment that begins with 'The name of a stage:'")
-    return written
+def with_comments(contract: str) -> str:
+    """Return the contract with the comments of `OutputSpec`'s fields from the table of stages and options."""
+    (spec,) = OUTPUT_SPEC.findall(contract)
+    stages = [f"- `{stage.name}` {stage.shape}: {stage.words}." for stage in STAGES.values()]
+    stages.append(f"- `{PREDICTIONS}`: the answers of the model's head; it takes no options.")
+    comments = {"name": ["The name of a stage:", *stages]}
+    comments |= {option.field: [option.words] for option in OPTIONS.values()}
+    for field, paragraphs in comments.items():
+        lines = []
+        for each in paragraphs:
+            hanging = "  " if each.startswith("- ") else ""
+            lines += textwrap.wrap(each, WIDTH, initial_indent="  // ", subsequent_indent=f"  // {hanging}")
+        comment = "".join(f"{line}\n" for line in lines).replace("\\", r"\\")  # no escapes of `re`
+        spec, count = re.subn(COMMENT.format(field=field), comment, spec, flags=re.MULTILINE)
+        if count != 1:
+            raise ValueError(f"{CONTRACT}: OutputSpec has no field {field} with a comment")
+    return OUTPUT_SPEC.sub(lambda _: spec, contract)
 
 
 def modules(scratch: Path, descriptors: Path) -> Iterator[tuple[Path, bytes]]:

@@ -139,29 +139,43 @@ DATA_TYPES: tuple[DataType, ...] = get_args(DataType)
 OPTIONS: Mapping[str, Option] = {
     option.name: option
     for option in (
-        Option("as", "string", "The name in the answer, up to 256 characters; that of the stage when empty."),
-        Option("heads", "integers", "Which heads, in this order, none twice; all when empty.", minimum=0),
+        Option(
+            "as",
+            "string",
+            "The name in the answer, up to 256 characters; the stage's name when empty. Names in one answer must "
+            "differ.",
+        ),
+        Option(
+            "heads", "integers", "The heads to return, in this order, without duplicates; all when empty.", minimum=0
+        ),
         Option(
             "rows",
             "integers",
-            "Which query positions (key positions of k and v), in this order, none twice; all when empty. -1 is the "
-            "last.",
+            "The query positions to return (key positions for `k` and `v`), in this order, without duplicates; all "
+            "when empty. Negative positions count from the end: -1 is the last.",
         ),
-        Option("reduce", "choice", "Reduces the chosen heads to one; the rank stays, with H = 1.", REDUCES),
+        Option("reduce", "choice", "Reduces the chosen heads to one. The rank stays, with H = 1.", REDUCES),
         Option(
             "top_k",
             "integer",
-            f"Of {' and '.join(PAIRWISE)} alone: sends the k largest numbers of each row as indices and values, after "
-            "reduction and pooling; 0 sends all.",
+            f"For {' and '.join(f'`{name}`' for name in PAIRWISE)} only: returns the k largest numbers of each row, "
+            "after reduction and pooling; 0 returns all.",
             minimum=0,
         ),
-        Option("data_type", "choice", "The number format.", DATA_TYPES),
-        Option("layers", "strings", "Which layers, by the names in the manifest, or `*` for all; the last when empty."),
+        Option("data_type", "choice", "The number format of the output: FP32 (default) or FP16.", DATA_TYPES),
+        Option(
+            "layers",
+            "strings",
+            "The layers, by their names in the manifest, or `*` for all; the last layer when empty. The outputs of "
+            "more than one layer are named `NAME@LAYER`.",
+        ),
         Option(
             "pool",
             "choice",
-            "Reduces the chosen rows to one, after the heads; the shape loses this dimension. Rows that the mask hides "
-            "do not count.",
+            "Reduces the chosen rows to one, after the reduction of heads. The shape loses the dimension of rows: "
+            "`output` is [D], `heads` [H, Dv], `weights` [H, S]. Only unmasked rows count: query positions that may "
+            "attend to some key in some head; for `k` and `v`, key positions that some query may attend to. A request "
+            "is refused if every chosen row is masked.",
             POOLS,
         ),
     )

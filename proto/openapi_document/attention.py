@@ -48,7 +48,10 @@ def _input_tensor(values: Schema, words: str) -> Schema:
 
 def _option(option: Option) -> Schema:
     if option.kind == "choice":
-        return described(ref(OPTION_SCHEMAS[option.name]), f"{option.words} Default: {option.choices[0]}.")
+        return described(
+            ref(OPTION_SCHEMAS[option.name]),
+            option.words if "default" in option.words else f"{option.words} Default: {option.choices[0]}.",
+        )
     items = {"string": STRING, "strings": STRING}.get(option.kind) or integer(option.minimum)
     return described(array(items) if option.kind in ("integers", "strings") else items, option.words)
 

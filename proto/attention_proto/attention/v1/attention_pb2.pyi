@@ -398,7 +398,7 @@ class OutputSpec(_message.Message):
     reduce: Global___OutputSpec.Reduce.ValueType
     """Reduces the chosen heads to one. The rank stays, with H = 1."""
     top_k: _builtins.int
-    """For `weights` and `scores` only: returns the k largest numbers of each row, after reduction and pooling; 0 returns
+    """For `scores` and `weights` only: returns the k largest numbers of each row, after reduction and pooling; 0 returns
     all.
     """
     data_type: Global___DataType.ValueType
@@ -406,8 +406,8 @@ class OutputSpec(_message.Message):
     pool: Global___OutputSpec.Pool.ValueType
     """Reduces the chosen rows to one, after the reduction of heads. The shape loses the dimension of rows: `output` is
     [D], `heads` [H, Dv], `weights` [H, S]. Only unmasked rows count: query positions that may attend to some key in
-    some head; for `k` and `v`, key positions that some query may attend to. INVALID_ARGUMENT if every chosen row is
-    masked.
+    some head; for `k` and `v`, key positions that some query may attend to. A request is refused if every chosen row
+    is masked.
     """
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
