@@ -85,9 +85,9 @@ class Fields:
         for field, value in parts.items():
             if value is None:
                 return FailedRow(file, row, id_, field, "is null; every row needs it")
-            if isinstance(value, NotUtf8):
-                return FailedRow(file, row, id_, field, value.reason)
             if field in TEXTS:
+                if isinstance(value, NotUtf8):
+                    return FailedRow(file, row, id_, field, value.reason)
                 size += len(value)
             elif value.ndim > 1:
                 size += value.nbytes
