@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import requests
+import serving
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
@@ -97,6 +98,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{taken:6.1f}  {folder}")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module that is marked `both_grpc_servers` over both servers of gRPC.
+
+    A test marked `native_grpc(reason)` runs over the native one alone.
+    """
+    if metafunc.definition.get_closest_marker("both_grpc_servers"):
+        kinds = ["native"] if metafunc.definition.get_closest_marker("native_grpc") else ["native", "grpcio"]
+        if "grpc_server" not in metafunc.fixturenames:
+            metafunc.fixturenames.insert(0, "grpc_server")
+        metafunc.parametrize("grpc_server", kinds, indirect=True, scope="session")
+
+
 # --- one server for all ----------------------------------------------------------------------------------------------
 
 
@@ -115,7 +128,16 @@ def dot_only(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[Server]:
+def grpc_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Choose what serves gRPC in the servers that are started meanwhile; the default where no test asks for one."""
+    kind = getattr(request, "param", "")
+    serving.GRPC_SERVER[:] = ["--grpc-server", kind] if kind else []
+    yield kind
+    serving.GRPC_SERVER.clear()
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, grpc_server: str) -> Iterator[Server]:
     """One server for all tests that do not change it."""
     with start_server(repository) as running:
         yield running

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import serving
 import uvloop
 from attention_server.app import Application
 from attention_server.auth.access import Access
@@ -195,7 +196,8 @@ def local_server(
         settings: those of the server; one slot, and eight requests that wait, by default.
     """
     gate = Gate()
-    made = Settings(models=models, rest_port=0, grpc_port=0, **(LIMITS | {"slots": 1, "max_queued": 8} | settings))
+    defaults = LIMITS | {"slots": 1, "max_queued": 8, "grpc_server": (serving.GRPC_SERVER or ["auto"])[-1]}
+    made = Settings(models=models, rest_port=0, grpc_port=0, **(defaults | settings))
     core = make_core(made, engine=GatedEngine(gate))
     stop = asyncio.Event()
     started: Future[Application] = Future()

@@ -84,6 +84,9 @@ class Server:
         return self.log_file.read_text()
 
 
+GRPC_SERVER: list[str] = []  # the flag of the servers that are started; see the fixture `grpc_server`
+
+
 @contextmanager
 def start_server(
     models: Path,
@@ -101,7 +104,7 @@ def start_server(
         cwd: where it runs.
         command: the program and its first arguments.
     """
-    command = [*command, "--rest-port", 0, "--grpc-port", 0, "--models", models, *arguments]
+    command = [*command, "--rest-port", 0, "--grpc-port", 0, "--models", models, *GRPC_SERVER, *arguments]
     with TemporaryDirectory() as scratch:
         log_file = Path(scratch) / "log"
         with log_file.open("w") as log:

@@ -99,6 +99,7 @@ class Application:
             certificates=access.certificates,
         )
         self.grpc = make_grpc_server(
+            settings.grpc_server,
             core.service,
             settings.host,
             settings.grpc_port,

@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
     rest_port: int = Field(8080, ge=0, le=65535, description="the port of REST; 0 picks a free one")
     grpc_port: int = Field(50051, ge=0, le=65535, description="the port of gRPC; 0 picks a free one")
+    grpc_server: Literal["auto", "native", "grpcio"] = Field(
+        "auto", description="what serves gRPC: native on libnghttp2, grpcio, or auto, which is native where it can be"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto takes a GPU if there is one"
     )

@@ -18,6 +18,8 @@ from attention_client import (
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 
+pytestmark = pytest.mark.both_grpc_servers
+
 SENTENCE = "I gave my cat Tater a toy"
 X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 

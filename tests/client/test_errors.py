@@ -15,6 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 
+pytestmark = pytest.mark.both_grpc_servers
+
 QUERY = np.ones((2, 2), np.float32)
 FOUR_MIB = np.ones((1024, 1024), np.float32)
 ATTEMPTS = channel.SERVICE_CONFIG["methodConfig"][0]["retryPolicy"]["maxAttempts"]

@@ -11,6 +11,8 @@ from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 from google.rpc.status_pb2 import Status
 
+pytestmark = pytest.mark.both_grpc_servers
+
 X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 WEIGHTS = ["weights"]
 

@@ -26,6 +26,8 @@ from attention_client.streaming.state import (
 from attention_client.streaming.window import Window
 from attention_proto.attention.v1 import attention_pb2 as pb
 
+pytestmark = pytest.mark.both_grpc_servers
+
 X = np.ones((2, 4), np.float32)
 
 

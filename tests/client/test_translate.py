@@ -15,9 +15,11 @@ from attention_client import (
 from attention_proto.attention.v1 import attention_pb2 as pb
 from serving import ROOT, start_server
 
+pytestmark = pytest.mark.both_grpc_servers
+
 
 @pytest.fixture(scope="module")
-def server():
+def server(grpc_server):
     """The real server with the embedded models."""
     with start_server(ROOT / "models") as server:
         yield server

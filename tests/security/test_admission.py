@@ -196,6 +196,8 @@ def test_connections_without_number(server, monkeypatch):
 
 BOMB = """
 import sys, grpc
+
+pytestmark = pytest.mark.both_grpc_servers
 target, size, kind = sys.argv[1], int(sys.argv[2]), grpc.Compression[sys.argv[3]]
 options = [("grpc.max_send_message_length", -1)]
 with grpc.insecure_channel(target, options, kind) as channel:

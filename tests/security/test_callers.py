@@ -27,6 +27,8 @@ from tests.conftest import refused_by_grpc, refused_by_http
 from tests.local_server import local_server
 from tests.security.conftest import bearer, make_token, metadata
 
+pytestmark = pytest.mark.both_grpc_servers
+
 QUERY = {"query": [[1.0, 0.0]]}
 # Routes for a caller without rights: descriptions. Every other route needs a right.
 READING = {

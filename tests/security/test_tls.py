@@ -19,6 +19,8 @@ from serving import clean_env, run_server, start_server, wait_until
 from tests.local_server import local_server
 from tests.security.conftest import Pems, make_pems, make_token
 
+pytestmark = pytest.mark.both_grpc_servers
+
 QUERY = np.ones((1, 2), np.float32)
 
 

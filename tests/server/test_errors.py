@@ -29,6 +29,8 @@ from structlog.testing import capture_logs
 from tests.conftest import TRANSPORTS, Refused, refused, refused_by_http
 from tests.local_server import DEADLINES, SOON_IN_A_SLOT, local_server
 
+pytestmark = pytest.mark.both_grpc_servers
+
 TABLE = {
     "InvalidRequest": ("INVALID_ARGUMENT", 400),
     "NotFound": ("NOT_FOUND", 404),

@@ -24,6 +24,8 @@ from tests.conftest import refused_by_grpc, tensor
 from tests.local_server import IN_A_SLOT, local_server
 from tests.trials.hostile_cases import DATA, HEADERS, PING, PREFACE, RST, SETTINGS, WINDOW, call_head, frame, literal
 
+pytestmark = pytest.mark.both_grpc_servers
+
 ATTEND = "/attention.v1.AttentionService/Attend"
 END_HEADERS, END_STREAM = 4, 1
 GOAWAY = 7

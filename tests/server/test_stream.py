@@ -20,6 +20,8 @@ from attention_server.grpc.stream import IN_FLIGHT, STREAMS, StreamProtocol, Str
 from attention_server.telemetry.observer import Observer
 from serving import HANG, start_server, wait_until
 
+pytestmark = pytest.mark.both_grpc_servers
+
 RNG = np.random.default_rng(0)
 
 

@@ -10,11 +10,21 @@ from attention_server.auth.file_watcher import FileWatcher
 
 
 @dataclass(frozen=True, slots=True)
+class PemFiles:
+    """The contents of the files: the key, the server's chain, and the authorities of callers; None without them."""
+
+    key: bytes
+    chain: bytes
+    authorities: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class TlsContexts:
-    """A TLS context for each port, from the same files."""
+    """A TLS context for each port, and the files as gRPC's own server takes them."""
 
     http: ssl.SSLContext
     grpc: ssl.SSLContext
+    files: PemFiles
 
 
 class Certificates:
@@ -97,4 +107,5 @@ def _read(cert: Path, key: Path, client_ca: Path | None) -> TlsContexts:
         raise ValueError(f"{cert} and {key}: no certificate with its key: {error.reason or error}") from error
     http, grpc = contexts
     grpc.set_alpn_protocols(["h2"])
-    return TlsContexts(http, grpc)
+    authorities = None if client_ca is None else client_ca.read_bytes()
+    return TlsContexts(http, grpc, PemFiles(key.read_bytes(), cert.read_bytes(), authorities))

@@ -1,10 +1,22 @@
 """The gRPC port, as the application sees it."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import structlog
 
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates
+from attention_server.http2.errors import LibraryError
+from attention_server.http2.library import check_library
 from attention_server.service.service import Service
+
+if TYPE_CHECKING:
+    from attention_server.grpc.grpcio import GrpcioServer
+    from attention_server.grpc.native import NativeServer
+
+Kind = Literal["auto", "native", "grpcio"]
+
+log = structlog.get_logger()
 
 
 class GrpcServer(Protocol):
@@ -31,6 +43,7 @@ class GrpcServer(Protocol):
 
 
 def make_grpc_server(
+    kind: Kind,
     service: Service,
     host: str,
     port: int,
@@ -43,6 +56,7 @@ def make_grpc_server(
     """Return a server that listens.
 
     Args:
+        kind: `native` runs on `http2`, `grpcio` on gRPC's own server; `auto` is native where its library is installed.
         service: the core.
         host: where to listen.
         port: where to listen; 0 picks a free one.
@@ -53,11 +67,9 @@ def make_grpc_server(
 
     Raises:
         OSError: the address cannot be listened on.
-        LibraryError: the library that it needs is missing.
+        LibraryError: `native` needs a library that is missing.
     """
-    from attention_server.grpc.native import NativeServer  # noqa: PLC0415 # it loads libnghttp2
-
-    return NativeServer(
+    return _server_class(kind)(
         service,
         host,
         port,
@@ -66,3 +78,21 @@ def make_grpc_server(
         callers=callers,
         certificates=certificates,
     )
+
+
+def _server_class(kind: Kind) -> "type[NativeServer | GrpcioServer]":
+    """Import the server of a kind: each loads a library that the other does without."""
+    if kind != "grpcio":
+        try:
+            check_library()
+        except LibraryError as error:
+            if kind == "native":
+                raise
+            log.warning("gRPC is served by grpcio, which is slower", reason=str(error))
+        else:
+            from attention_server.grpc.native import NativeServer  # noqa: PLC0415 # loads libnghttp2
+
+            return NativeServer
+    from attention_server.grpc.grpcio import GrpcioServer  # noqa: PLC0415 # loads gRPC
+
+    return GrpcioServer
