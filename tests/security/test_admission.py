@@ -214,6 +214,7 @@ def peak_mib(pid: int) -> int:
 
 
 @pytest.mark.parametrize("kind", ["Gzip", "Deflate"])
+@pytest.mark.native_grpc("its core inflates, and has its own words")
 def test_a_message_that_inflates(dot_only, kind):
     """Half a gigabyte of zeros, sent compressed as half a megabyte, is refused before it is inflated over the limit."""
     with start_server(dot_only, "--max-message-mib", 16) as server:

@@ -150,6 +150,7 @@ def test_an_answer_follows_the_window(server):
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
+@pytest.mark.native_grpc("its core inflates, and has its own words")
 def test_a_compressed_message(server, compress):
     """A message may be compressed as its call says; without a word of how, or damaged, it is the caller's mistake."""
     name = {gzip.compress: "gzip", zlib.compress: "deflate"}[compress]
@@ -182,6 +183,7 @@ def test_a_compressed_message(server, compress):
     ],
     ids=["flag", "length", "cut off", "cut off in its prefix", "none"],
 )
+@pytest.mark.native_grpc("its core splits messages, and has its own words and codes")
 def test_bytes_that_are_no_message(server, content, says):
     """What is no message of gRPC is refused as that, at once, whatever its length says."""
     with peer_of(server) as peer:
@@ -192,6 +194,7 @@ def test_bytes_that_are_no_message(server, content, says):
     assert answers(server)
 
 
+@pytest.mark.native_grpc("its core answers other requests of HTTP in its own way")
 def test_what_is_no_call_of_grpc(server):
     """A request of HTTP/2 that is none of gRPC has an answer of HTTP."""
     head = call_head().replace(literal("content-type", "application/grpc"), literal("content-type", "text/plain"))
@@ -215,6 +218,7 @@ def test_metadata_that_is_too_large(server):
         assert peer.until(DATA, 3)
 
 
+@pytest.mark.native_grpc("looks into the native server's calls")
 def test_every_call_has_a_status(server):
     """However short their time, and however many come at once: none ends without a word."""
     head = call_head() + literal("grpc-timeout", "1m")
@@ -236,6 +240,7 @@ def test_every_call_has_a_status(server):
     wait_until(lambda: not server.grpc_server.http2.calls)
 
 
+@pytest.mark.native_grpc("its core answers other requests of HTTP in its own way")
 def test_a_path_of_http(server):
     """A path that is REST's is no method, and who asks for it disturbs nobody on the same connection."""
     with peer_of(server) as peer:
@@ -248,6 +253,7 @@ def test_a_path_of_http(server):
 
 
 @pytest.mark.parametrize("kind", ["application/grpc-web+proto", "application/grpc+json", "application/grpcx"])
+@pytest.mark.native_grpc("its core takes every content type that begins with application/grpc")
 def test_another_kind_of_grpc(server, kind):
     """What is not gRPC's own form of a call is not taken for it; a parameter of the form is."""
     head = call_head().replace(literal("content-type", "application/grpc"), literal("content-type", kind))
@@ -300,6 +306,7 @@ def test_what_is_not_read_is_not_taken(server):
     assert answers(server)
 
 
+@pytest.mark.native_grpc("its core bounds each message, and not all messages together")
 def test_more_than_can_be_held(dot_only, monkeypatch):
     """When more is on its way in than can be held, the call that brings it is refused; what is held is let go."""
     monkeypatch.setattr("attention_server.grpc.native.BUFFERED_MESSAGES", 1)
@@ -318,6 +325,7 @@ def test_more_than_can_be_held(dot_only, monkeypatch):
         assert answers(server)
 
 
+@pytest.mark.native_grpc("its core bounds each message, and not all messages together")
 def test_nothing_stays_counted_of_what_came(server):
     """Whatever calls bring, good or bad, and however they end, no byte stays counted as on its way."""
     good = request().SerializeToString()
@@ -333,6 +341,7 @@ def test_nothing_stays_counted_of_what_came(server):
     wait_until(lambda: server.grpc_server.http2.buffer.held == 0)
 
 
+@pytest.mark.native_grpc("its core bounds each message, and not all messages together")
 def test_who_is_not_known_sends_little(server):
     """A message to a method that everyone may call is small; a larger one is refused, compressed or not."""
     check = "/grpc.health.v1.Health/Check"
@@ -347,6 +356,7 @@ def test_who_is_not_known_sends_little(server):
         assert b"inflates" in peer.until(HEADERS, 3)[1]
 
 
+@pytest.mark.native_grpc("looks into the native server's buffers")
 def test_tiny_frames(server):
     """What comes in frames of a byte is counted, and read as one message all the same."""
     content = prefixed(request(np.ones((500, 8), np.float32)).SerializeToString())
@@ -358,6 +368,7 @@ def test_tiny_frames(server):
         assert peer.until(DATA, 1)
 
 
+@pytest.mark.native_grpc("looks into the native server's buffers")
 def test_messages_that_nobody_takes(server):
     """Messages without content that nobody takes are kept as the bytes that they came as."""
     with peer_of(server) as peer:
@@ -381,6 +392,7 @@ def impatient(monkeypatch):
     [b"", PREFACE[:10], OPENING + frame(HEADERS, END_HEADERS, 1, call_head()) + frame(DATA, 0, 1, b"\0\0\0\1\0a")],
     ids=["nothing", "a part of the preface", "a part of a message"],
 )
+@pytest.mark.native_grpc("its core has no rule for peers that stall")
 def test_a_peer_that_stalls(impatient, server, sent):
     """Who begins something and does not go on is hung up on."""
     with peer_of(server) as peer:
@@ -389,6 +401,7 @@ def test_a_peer_that_stalls(impatient, server, sent):
     assert answers(server)
 
 
+@pytest.mark.native_grpc("its core has no rule for peers that stall")
 def test_a_peer_that_takes_no_answer(impatient, server):
     """Who does not read is hung up on, with the answer; who only waits for one is not."""
     with peer_of(server) as peer:
@@ -407,6 +420,7 @@ def test_a_peer_that_takes_no_answer(impatient, server):
     assert answers(server)
 
 
+@pytest.mark.native_grpc("its core pings at times of its own")
 def test_a_quiet_peer_is_asked(dot_only, monkeypatch):
     """A peer that sends nothing for long is asked whether it is there; one that does not say so is hung up on."""
     monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, quiet=0.5))
@@ -420,6 +434,7 @@ def test_a_quiet_peer_is_asked(dot_only, monkeypatch):
         assert len(server.grpc_server.http2.connections) == 1
 
 
+@pytest.mark.native_grpc("its core has its own bound of headers that are indexed")
 def test_headers_that_a_byte_stands_for(server):
     """Who has a byte of a head stand for a long header, again and again, is hung up on before it costs anything."""
     bomb = b"\x40\x03x-a\x7e" + b"a" * 126 + b"\xbe" * 16_000  # a header for the table, and 16,000 times the same
@@ -429,6 +444,7 @@ def test_headers_that_a_byte_stands_for(server):
     assert answers(server)
 
 
+@pytest.mark.native_grpc("its core does not bound connections")
 def test_connections_without_number(dot_only, monkeypatch):
     """Of more connections than there may be, the last are hung up on; when they go, others come."""
     monkeypatch.setattr(native, "most_connections", lambda: 3)
@@ -445,6 +461,7 @@ def test_connections_without_number(dot_only, monkeypatch):
         assert answers(server)
 
 
+@pytest.mark.native_grpc("looks into the native server's calls")
 def test_many_calls_that_are_cancelled(dot_only):
     """Thousands of calls, cancelled as soon as they are made, leave no call, no byte and no slot taken."""
     with local_server(dot_only, max_queued=128) as server, grpc.insecure_channel(server.grpc) as channel:
@@ -464,6 +481,7 @@ def test_many_calls_that_are_cancelled(dot_only):
 # --- a stop ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.native_grpc("its core refuses calls that arrive after GOAWAY")
 def test_a_stop_says_so_and_finishes(dot_only):
     """Who stops tells its peers to send elsewhere, takes what was on its way, answers it, and hangs up."""
     with start_server(dot_only, "--slots", 1) as server, peer_of(server) as peer:
@@ -487,6 +505,7 @@ def test_a_stop_says_so_and_finishes(dot_only):
 
 
 @pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.native_grpc("its core refuses calls that arrive after GOAWAY")
 def test_a_request_on_its_way_when_the_server_stops(dot_only, idle):
     """What was sent before a peer could know of the stop is answered, also on a connection that was idle."""
     with local_server(dot_only) as server, peer_of(server) as peer:
@@ -528,6 +547,7 @@ def test_an_answer_that_is_taken_slowly_when_the_server_stops(dot_only):
 # --- overload --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.native_grpc("its core has read the message by then")
 def test_refused_at_its_head(server):
     """Where there is no place for it, a call is refused before anything of its message has come, and nothing is kept.
 

@@ -163,6 +163,7 @@ def test_a_caller_who_does_not_read_is_not_read_for_ever(stub):
     call.cancel()
 
 
+@pytest.mark.native_grpc("its core frees a cancelled stream's place a moment later")
 def test_streams_are_bounded_and_do_not_leak(server, stub):
     """More streams than there may be are refused at once; when they end, others find room."""
     query = np.ones((1, 8), np.float32)
