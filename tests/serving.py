@@ -143,9 +143,14 @@ def clean_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ATTENTION_")} | dict(env or {})
 
 
-def run_server(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:
+def run_server(
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    command: Sequence[object] = (SERVER,),
+) -> Any:
     """Run a server that must end by itself, and return the finished process; a server that gets ready is stopped."""
-    command = list(map(str, [SERVER, *arguments]))
+    command = list(map(str, [*command, *arguments]))
     with (
         TemporaryFile("w+") as errors,
         subprocess.Popen(

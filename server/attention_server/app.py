@@ -22,6 +22,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from attention_server.auth.access import Access, AccessError, open_access
 from attention_server.grpc.server import make_grpc_server
+from attention_server.http2.errors import LibraryError
 from attention_server.inference.engine.protocol import DeviceError, Engine
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
@@ -157,7 +158,7 @@ def main(engine: Engine | None = None) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, engine))
-    except (OSError, AccessError, DeviceError, RepositoryError, TracingError) as error:
+    except (OSError, AccessError, DeviceError, LibraryError, RepositoryError, TracingError) as error:
         sys.exit(f"attention-server: {error}")
 
 
