@@ -61,6 +61,7 @@ class Service(AttentionServiceServicer):
     Attributes:
         failures: of the next calls of Attend.
         breaks: of the next streams: the number of answers after which each breaks.
+        retry_delay: seconds that a stream which breaks tells the client to wait.
         may_answer: a stream answers its messages when this is set.
         streams: the messages of each stream so far.
         creation_seconds: the time that each call of CreateMemory had left.
@@ -74,6 +75,7 @@ class Service(AttentionServiceServicer):
     created: list[pb.CreateMemoryRequest] = field(default_factory=list)
     version: int = 1
     breaks: list[int] = field(default_factory=list)
+    retry_delay: float = 0.001
     may_answer: threading.Event = field(default_factory=threading.Event)
     streams: list[list[pb.AttendStreamRequest]] = field(default_factory=list)
     creation_seconds: list[float] = field(default_factory=list)
@@ -95,7 +97,7 @@ class Service(AttentionServiceServicer):
             status = Status(
                 code=grpc.StatusCode.UNKNOWN.value[0], message="broken"
             )  # gRPC itself retries only UNAVAILABLE
-            status.details.add().Pack(RetryInfo(retry_delay=Duration(nanos=1_000_000)))
+            status.details.add().Pack(RetryInfo(retry_delay=Duration(nanos=int(self.retry_delay * 1e9))))
             context.abort_with_status(rpc_status.to_status(status))
 
     def Attend(self, request: pb.AttendRequest, context: grpc.ServicerContext) -> pb.AttendResponse:

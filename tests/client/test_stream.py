@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
@@ -116,6 +117,15 @@ def test_a_stream_that_never_answers_is_given_up(attend_many, target, service):
     with pytest.raises(Unavailable, match="broken"):
         list(attend_many(target, "any", [X]))
     assert len(service.streams) == MAX_FAILURES
+
+
+def test_the_wait_before_another_stream(attend_many, target, service):
+    """The client opens another stream no sooner than the server asked for."""
+    service.breaks = [0, 0]
+    service.retry_delay = 0.2
+    begin = time.monotonic()
+    assert len(list(attend_many(target, "any", [X]))) == 1
+    assert time.monotonic() - begin >= 0.4
 
 
 def test_unanswered_messages_are_sent_again(attend_many, target, service):
