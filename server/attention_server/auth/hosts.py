@@ -5,6 +5,7 @@ server as part of that page's site and lets the page read every response. Its re
 server on a loopback address answers to loopback names alone.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ipaddress import ip_address
 
 from attention_server.errors import InvalidRequest, Misdirected
 
+MAX_LENGTH = 64  # characters; no loopback name with a port is longer, and longer hosts are not cached
 HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::\d*)?")
 
 
@@ -39,10 +41,10 @@ class HostPolicy:
         """
         if len(hosts) > 1 or (not hosts and http_version != "1.0"):
             raise InvalidRequest(f"send exactly one; there are {len(hosts)}", field="Host")
-        if hosts and self.loopback_only and not _is_loopback_host(hosts[0]):
+        if hosts and self.loopback_only and not (len(hosts[0]) <= MAX_LENGTH and _is_loopback_host(hosts[0])):
             raise Misdirected(
-                f"is {hosts[0][:64]!r}; this server listens on a loopback address and answers to localhost, 127.0.0.1 "
-                "and [::1] alone",
+                f"is {hosts[0][:MAX_LENGTH]!r}; this server listens on a loopback address and answers to "
+                "localhost, 127.0.0.1 and [::1] alone",
                 field="Host",
             )
 
@@ -55,6 +57,7 @@ def is_loopback(name: str) -> bool:
         return name.lower() == "localhost"
 
 
+@functools.lru_cache(256)
 def _is_loopback_host(host: str) -> bool:
     found = HOST.fullmatch(host)
     return found is not None and is_loopback(found["ipv6"] or found["name"] or "")

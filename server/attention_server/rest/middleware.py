@@ -86,7 +86,8 @@ class ObservingMiddleware:
                 leave()
 
     def _check_host(self, request: Request) -> None:
-        self._hosts.check(request.headers.getlist("host"), request.scope["http_version"])
+        hosts = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"host"]
+        self._hosts.check(hosts, request.scope["http_version"])
 
 
 async def _refuse(error: AttentionServiceError, request: Request, receive: Receive, send: Send) -> None:
