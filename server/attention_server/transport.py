@@ -1,9 +1,10 @@
-"""What both ports need: a socket to listen on, a bound on connections, threads, and what compressed bytes were."""
+"""Parts that both transports share: sockets, threads for long work, futures on an event loop, and inflation."""
 
 import asyncio
 import resource
 import socket
 import ssl
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,24 +13,40 @@ from typing import Any, TypeVar
 
 import structlog
 
-from attention_server.errors import Full, InvalidRequest, TooLarge
+from attention_server.domain.call import CallContext
+from attention_server.domain.messages import Request
+from attention_server.errors import DeadlineExceeded, Full, InvalidRequest, TooLarge
+from attention_server.scheduling.future import Future
 
 log = structlog.get_logger()
 
+S = TypeVar("S")
 T = TypeVar("T")
 
-INFLATED = ("gzip", "deflate")
+ENCODINGS = ("gzip", "deflate")
 HANDSHAKE_SECONDS = 10.0  # of TLS
 SHUTDOWN_SECONDS = 1.0  # of TLS
 ACCEPT_RETRY_SECONDS = 1.0  # where the process may open no further file
 EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib tells gzip's header from its own
 
+# Up to these sizes a message is parsed, converted or written on the event loop, within a few milliseconds.
+INLINE_BYTES = 4 * 1024 * 1024
+INLINE_SEQUENCES = 64
+INLINE_TEXT_BYTES = 16 * 1024  # of a message with text, which is tokenized
+INLINE_JSON_BYTES = 128 * 1024  # weighted, see `is_large_json`
+INLINE_JSON_TENSOR_BYTES = 256 * 1024  # of tensors that are written as JSON
+
 
 def listen(protocol: str, host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0 picks a free one.
+    """Return a listening socket.
+
+    Args:
+        protocol: name of the protocol, for errors.
+        host: address.
+        port: port; 0 for a free one.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the address is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -39,7 +56,7 @@ def listen(protocol: str, host: str, port: int) -> socket.socket:
 
 
 def most_connections() -> int:
-    """Return how many connections a port may have: half of the files that the process may open."""
+    """Return the maximum number of connections of a port: half of the files that the process may open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
@@ -115,11 +132,11 @@ class TlsListener:
 
 
 class Threads:
-    """Threads for what would hold up a loop. None waits for one: what comes when all are busy is refused.
+    """A pool of threads without a queue: work is refused while all threads are busy.
 
     Args:
-        count: how many.
-        name: theirs.
+        count: number of threads.
+        name: prefix of the threads' names.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -127,72 +144,189 @@ class Threads:
         self._count = self._idle = count
 
     def check_idle(self) -> None:
-        """Refuse what no thread is free for; a pool's own queue has no bound.
+        """Check that a thread is idle.
 
         Raises:
-            Full: all are busy.
+            Full: all threads are busy.
         """
         if not self._idle:
             raise Full("more requests are here than can be answered")
 
     def run(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Do something in a thread; from the loop.
+        """Run a function in a thread; call this on the event loop.
 
         Raises:
-            Full: all are busy.
+            Full: all threads are busy.
         """
         self.check_idle()
         self._idle -= 1
         loop = asyncio.get_running_loop()
         done = self._pool.submit(work)
-        # Whoever waits may leave meanwhile: a thread is idle when it is, not when nobody waits for it.
-        done.add_done_callback(lambda _: self._tell(loop))
-        found = asyncio.wrap_future(done)
-        found.add_done_callback(_seen)
-        return found
+        # The returned future may be cancelled while the thread is still busy: only the thread's own end counts.
+        done.add_done_callback(lambda _: self._notify_idle(loop))
+        result = asyncio.wrap_future(done)
+        result.add_done_callback(_retrieve_exception)
+        return result
 
     @property
     def is_idle(self) -> bool:
-        """Whether none does anything."""
+        """Whether all threads are idle."""
         return self._idle == self._count
 
     def close(self) -> None:
-        """End the threads when they have done what they do."""
+        """End the threads after their current work."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _notify_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(self._one_is_idle)
+            loop.call_soon_threadsafe(self._add_idle)
 
-    def _one_is_idle(self) -> None:
+    def _add_idle(self) -> None:
         self._idle += 1
 
 
-def _seen(found: "asyncio.Future[Any]") -> None:
-    """Take note of a failure, where nobody waits for it any more."""
-    if not found.cancelled():
-        found.exception()
+def _retrieve_exception(result: "asyncio.Future[Any]") -> None:
+    """Retrieve the exception of a future that nothing may await any more: asyncio would log it."""
+    if not result.cancelled():
+        result.exception()
+
+
+class Offloader:
+    """Runs short work on the event loop, and long work in a thread, so that the loop serves other callers.
+
+    Args:
+        threads: for long work.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run a function in a thread.
+
+        Raises:
+            Full: all threads are busy.
+            Exception: the function's.
+        """
+        return await self._threads.run(work)
+
+    async def run_if(self, condition: bool, work: Callable[[], T]) -> T:
+        """Run a function in a thread if a condition holds, else on the loop. Raises as `run`."""
+        return await self._threads.run(work) if condition else work()
+
+    async def submit(
+        self, decode: Callable[[], S], submit: Callable[[S], T], *, is_large: bool, takes_long: Callable[[S], bool]
+    ) -> T:
+        """Decode a message and submit its request, in a thread from where it takes long.
+
+        Args:
+            decode: decodes the message.
+            submit: validates and submits the decoded request.
+            is_large: whether decoding takes long.
+            takes_long: whether submitting the decoded request takes long.
+
+        Raises:
+            Full: all threads are busy.
+            Exception: that of `decode` or `submit`.
+        """
+        if is_large:
+            return await self._threads.run(lambda: submit(decode()))
+        decoded = decode()
+        if takes_long(decoded):
+            return await self._threads.run(lambda: submit(decoded))
+        return submit(decoded)
+
+
+def should_offload(size: int, sequences: int, *, text: bool = False) -> bool:
+    """Return whether converting and validating a message takes long.
+
+    Args:
+        size: bytes of the message.
+        sequences: number of sequences that are converted one by one.
+        text: whether there is text to tokenize.
+    """
+    return size > (INLINE_TEXT_BYTES if text else INLINE_BYTES) or sequences > INLINE_SEQUENCES
+
+
+def should_offload_request(request: Request, size: int) -> bool:
+    """Return whether validating a request takes long; `size` is the bytes of its message."""
+    text = any(each.text is not None or each.memory_text is not None for each in request.inputs)
+    return should_offload(size, len(request.inputs), text=text)
+
+
+def is_large_json(document: bytes) -> bool:
+    """Return whether decoding a JSON document takes long: a row or object takes as long as many bytes of numbers."""
+    size = len(document)
+    return (
+        size > INLINE_JSON_BYTES or size + 128 * document.count(b"[") + 1024 * document.count(b"{") > INLINE_JSON_BYTES
+    )
+
+
+async def wait_for(future: "Future[T]", call: CallContext) -> T:
+    """Wait on the event loop for the future of a call's job; cancelling the wait cancels the call.
+
+    Raises:
+        DeadlineExceeded: the job ended after the deadline.
+        asyncio.CancelledError: the job was cancelled.
+        Exception: the job's.
+    """
+    try:
+        answer = await on_loop(future)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    finally:
+        call.detach()
+    if call.is_expired:
+        raise DeadlineExceeded("the deadline passed while the request ran")
+    return answer
+
+
+def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
+    """Return an awaitable of a job's future; a job that ends in the loop's thread settles it without a detour."""
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
+    awaitable: asyncio.Future[T] = loop.create_future()
+
+    def settle() -> None:
+        if awaitable.done():
+            return
+        if future.cancelled():
+            awaitable.cancel()
+        elif error := future.exception():
+            awaitable.set_exception(error)
+        else:
+            awaitable.set_result(future.result())
+
+    def done(_: "Future[T]") -> None:
+        if threading.get_ident() == thread:
+            settle()
+        else:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(settle)
+
+    future.add_done_callback(done)
+    return awaitable
 
 
 def inflate(content: bytes, encoding: str, limit: int, what: str, field: str) -> bytes:
-    """Return bytes as they were before they were compressed.
+    """Inflate compressed bytes.
 
     Args:
-        content: as it was sent.
-        encoding: `gzip`, `deflate`; empty or `identity` when it is not compressed.
-        limit: how many bytes it may have.
-        what: it is, for errors.
-        field: what says the encoding, for errors.
+        content: the bytes.
+        encoding: `gzip` or `deflate`; empty or `identity` for bytes that are not compressed.
+        limit: maximum number of inflated bytes.
+        what: name of the content, for errors.
+        field: field or header of the encoding, for errors.
 
     Raises:
-        InvalidRequest: the encoding is unknown, or the content is not of it.
-        TooLarge: it has more; no more than that is inflated.
+        InvalidRequest: the encoding is unknown, or the content is not of the encoding.
+        TooLarge: the inflated bytes are over the limit; inflation stops there.
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return content
-    if name not in INFLATED:
-        raise InvalidRequest(f"must be one of {', '.join(INFLATED)}, not {encoding[:64]!r}", field=field)
+    if name not in ENCODINGS:
+        raise InvalidRequest(f"must be one of {', '.join(ENCODINGS)}, not {encoding[:64]!r}", field=field)
     stream = zlib.decompressobj(EITHER_HEADER)
     try:
         inflated = stream.decompress(content, limit + 1)

@@ -138,9 +138,8 @@ def test_callers_by_name(dot_only, pems, tmp_path, token, mutual, name):
     certificates = Certificates(pems.cert, pems.key, pems.ca if mutual else None)
     seen = []
     with local_server(dot_only, callers=Callers(tokens if token else None), certificates=certificates) as server:
-        attend, submit = server.service.attend, server.service.submit  # REST's way in, and gRPC's
-        server.service.attend = lambda request, call: seen.append(call.caller) or attend(request, call)
-        server.service.submit = lambda request, call, admitted: (
+        submit = server.service.submit
+        server.service.submit = lambda request, call, admitted=None: (
             seen.append(call.caller) or submit(request, call, admitted)
         )
         known = channel.tls(pems.ca, pems.client_cert, pems.client_key)

@@ -192,7 +192,7 @@ def test_a_refusal_holds_nothing(models, number, lengths):  # noqa: F811
         gc.disable()
         try:
             with pytest.raises(InvalidRequest) as caught:
-                server.service.attend(request, CallContext("id", rights=ALL_RIGHTS))
+                server.service.submit(request, CallContext("id", rights=ALL_RIGHTS)).result(30)
             assert str(caught.value)
             del array, inputs, request, caught
             wait_until(lambda: held() is None)

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -10,7 +11,13 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.errors import Full, Unavailable
-from attention_server.scheduling.admission import AFTERWARDS, LEAST, MOST, PLACES, AdmissionController
+from attention_server.scheduling.admission import (
+    MAX_SHED_SECONDS,
+    MIN_SHED_SECONDS,
+    PERMITS_PER_SLOT,
+    RECOVERY_QUEUE,
+    AdmissionController,
+)
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
 from serving import start_server, wait_until
@@ -41,59 +48,54 @@ def admission():
 
 def test_open_until_the_queue_was_full(admission):
     """Without an overload everybody comes in."""
-    places = [admission.permit("a") for _ in range(100)]
-    for place in places:
-        place.__enter__()
-    assert not admission.is_closed
+    for _ in range(100):
+        admission.acquire("a")
+    assert not admission.is_shedding
     assert admission.bound == float("inf")
 
 
 def test_closed_for_a_while_that_doubles(admission):
     """A full queue closes the door; one that is full soon afterwards, for twice as long, up to a bound; then all is
     forgotten."""
-    closed = LEAST
+    closed = MIN_SHED_SECONDS
     for _ in range(8):
-        admission.grow()
+        admission.trip()
         admission.tick.now += 0.999 * closed
-        admission.grow()  # those who were here before
-        assert admission.is_closed
+        admission.trip()  # those who were here before
+        assert admission.is_shedding
         admission.tick.now += 0.002 * closed
-        assert not admission.is_closed
-        assert admission.bound == AFTERWARDS
-        closed = min(MOST, 2 * closed)
-    admission.tick.now += MOST
+        assert not admission.is_shedding
+        assert admission.bound == RECOVERY_QUEUE
+        closed = min(MAX_SHED_SECONDS, 2 * closed)
+    admission.tick.now += MAX_SHED_SECONDS
     assert admission.bound == float("inf")
-    admission.grow()
-    admission.tick.now += LEAST
-    assert not admission.is_closed
+    admission.trip()
+    admission.tick.now += MIN_SHED_SECONDS
+    assert not admission.is_shedding
 
 
 def come(admission, count, seconds):
     """Let so many come at once; those who are let in are answered one after another. Return how many are."""
-    let_in = []
+    permits = []
     for _ in range(count):
-        place = admission.permit("a")
-        try:
-            place.__enter__()
-        except Full:
-            continue
-        let_in.append(place)
-    for place in let_in:
+        with suppress(Full):
+            permits.append(admission.acquire("a"))
+    for permit in permits:
         admission.tick.now += seconds
-        place.__exit__(None, None, None)
-    return len(let_in)
+        permit.release()
+    return len(permits)
 
 
 def test_bursts_are_no_overload(admission):
     """Who comes with many at once, and then leaves the slots idle, is let in again before the door's time is over."""
     for _ in range(6):
-        admission.grow()
-        admission.tick.now = admission._until  # it will be closed for 32 s
-    admission.grow()
-    assert come(admission, 30, 0.01) == 2 * PLACES
-    admission.tick.now += LEAST
+        admission.trip()
+        admission.tick.now = admission._shed_until  # it will be closed for 32 s
+    admission.trip()
+    assert come(admission, 30, 0.01) == 2 * PERMITS_PER_SLOT
+    admission.tick.now += MIN_SHED_SECONDS
     assert come(admission, 30, 0.01) == 30
-    assert not admission.is_closed
+    assert not admission.is_shedding
     assert admission.bound == float("inf")
 
 
@@ -101,63 +103,60 @@ def test_bursts_are_no_overload(admission):
 def test_an_overload_stays_one(admission, times):
     """As long as more comes than can be computed, the door stays closed for its time."""
     for _ in range(3):
-        admission.grow()
-        admission.tick.now = admission._until
-    admission.grow()
-    end = admission._until
+        admission.trip()
+        admission.tick.now = admission._shed_until
+    admission.trip()
+    end = admission._shed_until
     while admission.tick.now < end - 0.2:
         # In 20 ms two slots answer their places; so many more come besides.
-        assert come(admission, round(2 * PLACES * times), 0.02 / (2 * PLACES)) < 2 * PLACES * times
-    assert admission.is_closed
+        assert (
+            come(admission, round(2 * PERMITS_PER_SLOT * times), 0.02 / (2 * PERMITS_PER_SLOT))
+            < 2 * PERMITS_PER_SLOT * times
+        )
+    assert admission.is_shedding
 
 
 def test_places_behind_a_closed_door(admission):
     """Some come in for each slot; of those who then come, the ones who have fewer in; who leaves makes room."""
-    admission.grow()
-    greedy = [admission.permit("greedy") for _ in range(2 * PLACES)]
-    for place in greedy:
-        place.__enter__()
-    with pytest.raises(Full, match="full"), admission.permit("greedy"):
+    admission.trip()
+    greedy = [admission.acquire("greedy") for _ in range(2 * PERMITS_PER_SLOT)]
+    with pytest.raises(Full, match="full"):
+        admission.acquire("greedy")
+    with admission.acquire("light"), admission.acquire("light"):
         pass
-    with admission.permit("light"), admission.permit("light"):
-        pass
-    greedy[0].__exit__(None, None, None)
-    with admission.permit("greedy"), pytest.raises(Full), admission.permit("greedy"):
-        pass
+    greedy[0].release()
+    with admission.acquire("greedy"), pytest.raises(Full):
+        admission.acquire("greedy")
 
 
 def test_those_who_came_before_have_places(admission):
     """Who came through an open door counts behind a closed one, until they leave."""
-    before = [admission.permit("a") for _ in range(3 * PLACES)]
-    for place in before:
-        place.__enter__()
-    admission.grow()
-    with pytest.raises(Full), admission.permit("a"):
-        pass
-    with admission.permit("b"):
-        pass
-    for place in before:
-        place.__exit__(None, None, None)
-    for _ in range(3 * PLACES):
-        with admission.permit("a"):
-            pass
+    before = [admission.acquire("a") for _ in range(3 * PERMITS_PER_SLOT)]
+    admission.trip()
+    with pytest.raises(Full):
+        admission.acquire("a")
+    admission.acquire("b").release()
+    for permit in before:
+        permit.release()
+    for _ in range(3 * PERMITS_PER_SLOT):
+        admission.acquire("a").release()
 
 
 def test_a_shorter_queue_afterwards():
     """When the door opens again, a part of the queue is enough to close it."""
     clock = Clock()
-    scheduler = Scheduler(1, QueueLimits(50, 1.0, 1000), clock=clock)
+    scheduler = Scheduler(1, QueueLimits(50, 1.05, 1000), clock=clock)
     try:
         with held(scheduler):
             for _ in range(11):
                 submit(scheduler, int, cost=0.1, caller="a")
             with pytest.raises(Unavailable, match="full"):
                 submit(scheduler, int, cost=0.1, caller="a")
-            assert scheduler.admission.is_closed
-            clock.now = 1.1 * LEAST
+            assert scheduler.admission.is_shedding
+            clock.now = 1.1 * MIN_SHED_SECONDS
             with pytest.raises(Unavailable, match="more was asked for"):
                 submit(scheduler, int, cost=0.1, caller="a")
-            assert scheduler.admission.is_closed
+            assert scheduler.admission.is_shedding
             submit(scheduler, int, cost=0.1, caller="light")  # has less in the queue than another
             scheduler.release.set()
     finally:
@@ -180,11 +179,11 @@ def test_refused_unread(dot_only, transport):
         expected = stub.Attend(message())
         raw = channel.unary_unary("/attention.v1.AttentionService/Attend")
         admission = server.service.admission
-        admission.grow()
-        admission._until = float("inf")
+        admission.trip()
+        admission._shed_until = float("inf")
         server.gate.close()
-        inside = [threads.submit(stub.Attend, message()) for _ in range(PLACES)]
-        wait_until(lambda: admission._in.total() == PLACES)
+        inside = [threads.submit(stub.Attend, message()) for _ in range(PERMITS_PER_SLOT)]
+        wait_until(lambda: admission.permits_held == PERMITS_PER_SLOT)
         if transport == "grpc":
             with pytest.raises(grpc.RpcError) as caught:
                 raw(NONSENSE, timeout=30)
@@ -196,7 +195,7 @@ def test_refused_unread(dot_only, transport):
         assert stub.ListModels(pb.ListModelsRequest(), timeout=30).models  # what computes nothing is answered
         server.gate.open()
         assert all(each.result(30) == expected for each in inside)
-        wait_until(lambda: not admission._in)
+        wait_until(lambda: not admission.permits_held)
         assert stub.Attend(message(), timeout=30) == expected
         with pytest.raises(grpc.RpcError) as caught:
             raw(NONSENSE, timeout=30)
@@ -204,15 +203,15 @@ def test_refused_unread(dot_only, transport):
         with pytest.raises(grpc.RpcError) as caught:
             list(channel.stream_unary("/attention.v1.AttentionService/Attend")(iter([]), timeout=30))
         assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
-        wait_until(lambda: not admission._in)
+        wait_until(lambda: not admission.permits_held)
 
 
 def test_a_caller_who_leaves_before_the_message_is_here(dot_only):
     """Who is let in and sends nothing has no place any more when they have gone."""
     with local_server(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
         admission = server.service.admission
-        admission.grow()
-        admission._until = float("inf")
+        admission.trip()
+        admission._shed_until = float("inf")
         door = threading.Event()
 
         def nothing():
@@ -220,9 +219,9 @@ def test_a_caller_who_leaves_before_the_message_is_here(dot_only):
             yield from ()
 
         call = channel.stream_unary("/attention.v1.AttentionService/Attend").future(nothing())
-        wait_until(lambda: admission._in.total() == 1)
+        wait_until(lambda: admission.permits_held == 1)
         call.cancel()
-        wait_until(lambda: not admission._in)
+        wait_until(lambda: not admission.permits_held)
         door.set()
         assert AttentionServiceStub(channel).Attend(message(), timeout=30).results
 

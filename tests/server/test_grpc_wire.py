@@ -17,7 +17,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.grpc import native
 from attention_server.http2.limits import HEADER_BYTES, STREAM_WINDOW, Timeouts
-from attention_server.scheduling.admission import PLACES
+from attention_server.scheduling.admission import PERMITS_PER_SLOT
 from serving import start_server, wait_until
 
 from tests.conftest import refused_by_grpc, tensor
@@ -554,12 +554,10 @@ def test_refused_at_its_head(server):
     What the peer sends before it has read that is thrown away.
     """
     admission = server.service.admission
-    admission.grow()
-    places = [admission.permit("other") for _ in range(2)]
+    admission.trip()
     with ExitStack() as taken, peer_of(server) as peer:
-        for place in places:
-            taken.enter_context(place)
-        taken.enter_context(admission.permit("127.0.0.1"))  # with one more it would have as many as the other
+        for caller in ("other", "other", "127.0.0.1"):
+            taken.enter_context(admission.acquire(caller))  # with one more it would have as many as the other
         content = prefixed(request().SerializeToString())
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
         flags, trailers = peer.until(HEADERS, 1)
@@ -577,10 +575,10 @@ def test_refused_at_its_head(server):
 def test_let_in_at_its_head(server):
     """Where there is a place, a call is answered, and gives it back; also where its caller goes."""
     admission = server.service.admission
-    admission.grow()
+    admission.trip()
     assert answers(server)
     calls = server.grpc_server.http2.calls
-    for _ in range(2 * PLACES):  # twice as many as there are places
+    for _ in range(2 * PERMITS_PER_SLOT):  # twice as many as there are permits
         with peer_of(server) as peer:
             peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
             wait_until(lambda: bool(calls))

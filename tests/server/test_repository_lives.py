@@ -65,7 +65,7 @@ def other_weights(folder):
 
 def ask(service, version=0, model="multi"):
     """Ask the core for an output, and which version gave it."""
-    response = service.attend(Request(model, version, (Sequence(query=QUERY),)), someone())
+    response = service.submit(Request(model, version, (Sequence(query=QUERY),)), someone()).result(30)
     return response.version, response.results[0].outputs["output"]
 
 
@@ -440,7 +440,7 @@ def test_a_version_replaced_under_its_number(models, publish):
     with local_server(models, **EXPLICIT) as server:
         service = server.service
         service.load_model("multi", someone())
-        memory = service.create_memory(MemoryRequest("multi", key=QUERY), someone())
+        memory = service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30)
         first = ask(service)[1]
         with server.repository.lease("multi") as held:
             shutil.rmtree(models / "multi/1")
@@ -451,8 +451,8 @@ def test_a_version_replaced_under_its_number(models, publish):
             with server.repository.lease("multi") as new:
                 assert new is not held
             with pytest.raises(NotFound, match="create it again"):
-                service.attend(Request("multi", 0, (Sequence(query=QUERY, memory=memory.id),)), someone())
-            assert service.create_memory(MemoryRequest("multi", key=QUERY), someone()).id != memory.id
+                service.submit(Request("multi", 0, (Sequence(query=QUERY, memory=memory.id),)), someone()).result(30)
+            assert service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30).id != memory.id
         wait_until(lambda: len(service.memories("multi", someone())) == 1)  # the old one's went with it
 
 
@@ -460,7 +460,7 @@ def test_the_same_version_written_anew(models, publish):
     """Files that are the same as before change nothing: memories are kept."""
     with local_server(models, **EXPLICIT) as server:
         server.service.load_model("multi", someone())
-        memory = server.service.create_memory(MemoryRequest("multi", key=QUERY), someone())
+        memory = server.service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30)
         with server.repository.lease("multi") as before:
             pass
         shutil.rmtree(models / "multi/1")
@@ -518,7 +518,7 @@ def test_an_unload_drains(models):
         service = server.service
         service.load_model("multi", someone())
         expected = ask(service)[1]
-        memory = service.create_memory(MemoryRequest("multi", key=QUERY), someone())
+        memory = service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30)
         server.gate.close()
         asked = aside.submit(ask, service)
         assert server.gate.arrived.wait(30)

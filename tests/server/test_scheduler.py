@@ -4,16 +4,17 @@ import asyncio
 import gc
 import threading
 import weakref
-from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from queue import SimpleQueue
 
 import pytest
 from attention_server.errors import DeadlineExceeded, Stopping, Unavailable
-from attention_server.scheduling.fair_queue import QueueLimits
-from attention_server.scheduling.scheduler import SHORT, TURN, Job, Scheduler
+from attention_server.scheduling.fair_queue import FairQueue, QueueLimits
+from attention_server.scheduling.job import Job, QueueEntry
+from attention_server.scheduling.loop_turns import SHORT_SECONDS as SHORT
+from attention_server.scheduling.loop_turns import TURN_SECONDS as TURN
+from attention_server.scheduling.scheduler import Scheduler
 from serving import wait_until
 
 FOREVER = float("inf")
@@ -30,36 +31,19 @@ def told(answers):
 
 
 def submit(scheduler, job, deadline=FOREVER, *, bulk=False, **about):
-    """Ask for what a function computes: in a thread that waits for it, or as one of many of a stream."""
+    """Submit a function as a job, perhaps as one of many of a stream; return its future when it is in the queue."""
     wanted = work(job, deadline, **about)
-    return let_in(scheduler, wanted) if bulk else asked(scheduler, wanted)
-
-
-def let_in(scheduler, wanted):
-    """Submit a work as one of many of a stream; return its future when it is let in."""
+    if not bulk:
+        return scheduler.submit(wanted)
     admitted = threading.Event()
     future = scheduler.submit(wanted, admitted.set)
     assert admitted.wait(30)
     return future
 
 
-def asked(scheduler, wanted):
-    """Run a work in a thread of its own; return its future when the thread waits for its turn, or is done."""
-    news = SimpleQueue()
-
-    def ask():
-        done = Future()
-        try:
-            done.set_result(scheduler.run(wanted, news.put))
-        except BaseException as error:  # noqa: BLE001 # it belongs to the future
-            done.set_exception(error)
-        news.put(done)
-
-    threading.Thread(target=ask).start()
-    future = news.get(timeout=30)
-    if future.done() and not future.cancelled() and isinstance(future.exception(), Unavailable):
-        raise future.exception()
-    return future
+def runs_in_a_slot(future):
+    """Return whether a job that returns its thread ran in one of the slots' threads."""
+    return future.result(30).name.startswith("slot-")
 
 
 class Blocker:
@@ -91,21 +75,19 @@ def make():
 @contextmanager
 def held(scheduler):
     """Hold every slot of a scheduler, until its `release` is set or the block ends."""
-    blockers = [Blocker() for _ in range(scheduler._slots)]
+    blockers = [Blocker() for _ in range(scheduler.state().slots)]
     scheduler.release = threading.Event()
     for blocker in blockers:
         blocker.release = scheduler.release
-    threads = [threading.Thread(target=scheduler.run, args=(work(blocker),)) for blocker in blockers]
-    for thread in threads:
-        thread.start()
+    futures = [scheduler.submit(work(blocker)) for blocker in blockers]
     try:
         for blocker in blockers:
             assert blocker.started.wait(30)
         yield scheduler
     finally:
         scheduler.release.set()
-        for thread in threads:
-            thread.join()
+        for future in futures:
+            future.result(30)
 
 
 @pytest.fixture
@@ -114,60 +96,32 @@ def busy(make):
     now = [0.0]
     scheduler = make(max_queued=3, clock=lambda: now[0])
     blocker = Blocker()
-    thread = threading.Thread(target=scheduler.run, args=(work(blocker),))
-    thread.start()
+    future = scheduler.submit(work(blocker))
     assert blocker.started.wait(30)
     yield scheduler, blocker.release, now
     blocker.release.set()
-    thread.join()
+    future.result(30)
 
 
-def test_in_the_callers_thread(make):
-    """While a slot is free a job runs in the thread that brings it and waits for it."""
-    assert make().run(work(threading.current_thread)) is threading.current_thread()
-
-
-def test_after_its_turn_in_the_callers_thread(make):
-    """What had to wait runs in the thread that brought it all the same; what nobody waits for, in a slot's."""
-    threads = []
+def test_in_a_slots_thread(make):
+    """A job runs in a thread of the slots', whether it waited or not, as long as no loop is attached."""
     with held(make()) as scheduler:
-        asking = threading.Thread(target=lambda: threads.append(scheduler.run(work(threading.current_thread))))
-        asking.start()
-        wait_until(lambda: scheduler.state().queued == 1)
-        streamed = submit(scheduler, threading.current_thread, bulk=True)
+        waited = [submit(scheduler, threading.current_thread, bulk=bulk) for bulk in (False, True)]
         scheduler.release.set()
-        asking.join(30)
-    assert threads == [asking]
-    assert streamed.result(30) in scheduler._threads
+        assert all(map(runs_in_a_slot, waited))
+        assert runs_in_a_slot(submit(scheduler, threading.current_thread))
 
 
-def test_given_up_at_its_turn(make):
-    """A thread that gives up at the very moment in which it is given the slot passes it on: none is lost."""
-    with held(make()) as scheduler:
-        given_up = threading.Event()
-
-        def ask():
-            with pytest.raises(CancelledError):
-                scheduler.run(work(int))
-            given_up.set()
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        wait_until(lambda: scheduler.state().queued == 1)
-        pop = scheduler._queue.pop
-
-        def slow_pop(*args):
-            jobs = pop(*args)
-            for job in jobs[:1]:
-                job.future.cancel()
-                asking.join(0.2)  # it has time to leave, if it would
-            return jobs
-
-        scheduler._queue.pop = slow_pop
-        scheduler.release.set()
-        asking.join(30)
-    assert given_up.is_set()
-    wait_until(lambda: scheduler.idle_slots == 1)
+def test_cancelled_at_its_turn(make):
+    """A job that is cancelled at the very moment in which its slot comes free loses no slot."""
+    scheduler = make(slots=2, max_queued=8)
+    for _ in range(300):
+        futures = [scheduler.submit(work(int)) for _ in range(4)]
+        for future in futures:
+            future.cancel()
+        for future in futures:
+            assert future.cancelled() or future.result(30) == 0
+    wait_until(lambda: scheduler.idle_slots == 2)
     assert submit(scheduler, int).result(30) == 0
 
 
@@ -273,16 +227,22 @@ def test_as_many_at_once_as_there_are_slots(make, slots):
     assert most == slots
 
 
+def is_closed(scheduler):
+    """Return whether a scheduler refuses jobs because it is stopping."""
+    try:
+        scheduler.submit(work(int)).cancel()
+    except Stopping:
+        return True
+    return False
+
+
 def test_close_finishes_what_was_taken(busy):
     """Closing refuses what is new, and waits for what runs and what waits."""
     scheduler, release, _ = busy
     futures = [submit(scheduler, int) for _ in range(2)]
     closing = threading.Thread(target=scheduler.close)
     closing.start()
-    while not scheduler._closed:  # set at once
-        threading.Event().wait(0.001)
-    with pytest.raises(Unavailable, match="stopping"):
-        submit(scheduler, int)
+    wait_until(lambda: is_closed(scheduler))
     assert closing.is_alive()
     release.set()
     closing.join(30)
@@ -292,10 +252,11 @@ def test_close_finishes_what_was_taken(busy):
 
 def test_close_twice(make):
     """Closing again does nothing, and no thread is left."""
+    before = set(threading.enumerate())
     scheduler = make(slots=3)
     scheduler.close()
     scheduler.close()
-    assert not any(thread.is_alive() for thread in scheduler._threads)
+    assert set(threading.enumerate()) <= before
 
 
 def test_nobody_overtakes_the_queue(make):
@@ -397,7 +358,7 @@ def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
         admitted = threading.Event()
         waiting = scheduler.submit(work(int, **about), admitted.set)
         single = submit(scheduler, int, **about)
-        assert len(scheduler._queue) == fitting + 1
+        assert scheduler.state().queued == fitting + 1
         assert not admitted.is_set()
         scheduler.release.set()
         assert single.result(30) == 0
@@ -446,7 +407,7 @@ def test_a_loop_computes_what_is_short(make, loop, slots):
     here = loop.do(threading.current_thread)
     assert loop.do(scheduler.submit, work(threading.current_thread, cost=SHORT)).result(30) is here
     assert scheduler.submit(work(threading.current_thread, cost=SHORT)).result(30) is here
-    assert loop.do(scheduler.submit, work(threading.current_thread, cost=1.1 * SHORT)).result(30) in scheduler._threads
+    assert runs_in_a_slot(loop.do(scheduler.submit, work(threading.current_thread, cost=1.1 * SHORT)))
 
 
 def test_a_loop_answers_while_slots_compute(make, loop):
@@ -457,7 +418,7 @@ def test_a_loop_answers_while_slots_compute(make, loop):
     def several():
         return [scheduler.submit(work(threading.current_thread)) for _ in range(4)]
 
-    assert all(future.result(30) in scheduler._threads for future in loop.do(several))
+    assert all(map(runs_in_a_slot, loop.do(several)))
 
 
 def test_a_loop_takes_turns(make, loop):
@@ -488,7 +449,7 @@ def test_a_loop_never_computes_what_is_long(make, loop):
         short.cancel()
         return long
 
-    assert loop.do(given_up).result(30) in scheduler._threads
+    assert runs_in_a_slot(loop.do(given_up))
     about = {"batch_key": "alike", "max_batch": 8, "cost": SHORT / 2}
     alike = [Job(i, lambda these: told([len(these)] * len(these)), **about) for i in range(8)]
     together = [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])]
@@ -500,7 +461,7 @@ def test_a_loop_computes_once_a_turn(make, loop, closed, most):
     """However many jobs wait, a turn of the loop computes those of a short time; shorter where many are refused."""
     scheduler = make(max_queued=200)
     if closed:
-        scheduler.admission.grow()
+        scheduler.admission.trip()
     loop.do(scheduler.attach, loop)
     ran, turns = [], []
 
@@ -547,7 +508,7 @@ def test_a_loop_that_is_gone(make, loop):
         assert scheduler.close(30)
         return future
 
-    assert loop.do(submitted_and_closed).result(0) in scheduler._threads
+    assert runs_in_a_slot(loop.do(submitted_and_closed))
 
 
 def test_a_full_queue_refuses(make):
@@ -632,18 +593,21 @@ def test_what_was_cancelled_costs_no_turn(make):
     assert ran == ["b", "a", "b"]
 
 
-def test_callers_who_have_gone_are_forgotten(make):
-    """A server that is never idle does not remember everyone who ever called."""
-    scheduler = make(slots=2, max_queued=2)
-    release = Blocker()
-    holding = threading.Thread(target=scheduler.run, args=(work(release),))
-    holding.start()
-    assert release.started.wait(30)
-    for i in range(5000):
-        submit(scheduler, int, caller=str(i), cost=0.1)
-    assert len(scheduler._queue._ends) < 2000
-    release.release.set()
-    holding.join()
+def test_callers_who_have_gone_are_forgotten():
+    """A queue that is never empty does not remember everyone who ever called: after many, old debts are forgiven."""
+    queue = FairQueue(QueueLimits(8, 60.0, 1000), 1)
+
+    def come_and_go(caller, cost):
+        queue.push(QueueEntry(work(int, caller=caller, cost=cost)))
+        (entry,) = queue.pop(0)
+        assert entry.caller == caller
+
+    come_and_go("heavy", 100.0)
+    for i in range(2000):
+        come_and_go(str(i), 0.1)
+    for caller in ("heavy", "light"):
+        queue.push(QueueEntry(work(int, caller=caller, cost=0.1)))
+    assert queue.first.caller == "heavy"  # it came first, and owes nothing any more
 
 
 # --- together --------------------------------------------------------------------------------------------------------
@@ -665,7 +629,7 @@ def test_one_kind_runs_together(make):
     run = together(batches)
     with held(make(max_queued=20)) as scheduler:
         kinds = [("a", 1), ("b", None), ("c", 1), ("bad", 1), ("d", 2), ("e", 1)]
-        futures = {each: asked(scheduler, Job(each, run, batch_key=kind, max_batch=3)) for each, kind in kinds}
+        futures = {each: scheduler.submit(Job(each, run, batch_key=kind, max_batch=3)) for each, kind in kinds}
         scheduler.release.set()
         for name, future in futures.items():
             if name == "bad":
@@ -683,7 +647,7 @@ def test_an_answer_that_cannot_be_given(make):
         return lambda: 1 / 0
 
     with held(make(max_queued=20)) as scheduler:
-        futures = [asked(scheduler, Job(each, run, batch_key=1, max_batch=2)) for each in "ab"]
+        futures = [scheduler.submit(Job(each, run, batch_key=1, max_batch=2)) for each in "ab"]
         scheduler.release.set()
         for future in futures:
             with pytest.raises(ZeroDivisionError):
@@ -695,7 +659,7 @@ def test_room_that_was_given_up(make):
     """When all that waits is given up, who waits for room is let in, and runs."""
     scheduler = make(max_queued=2)
     with held(scheduler):
-        queued = [asked(scheduler, work(int)) for _ in range(2)]
+        queued = [scheduler.submit(work(int)) for _ in range(2)]
         admitted = threading.Event()
         streamed = scheduler.submit(work(int), admitted.set)
         assert not admitted.is_set()
@@ -714,7 +678,7 @@ def test_what_is_gone_is_not_run_together(make):
             Job(each, run, deadline, batch_key=1, max_batch=8)
             for each, deadline in zip("abcd", (9, 1, 9, 9), strict=True)
         ]
-        futures = [asked(scheduler, each) for each in works]
+        futures = [scheduler.submit(each) for each in works]
         futures[2].cancel()
         now[0] = 2.0
         scheduler.release.set()
@@ -736,14 +700,14 @@ def test_a_job_that_is_alone_has_all_slots(make):
         together_at_once.wait(30)
         return item * 2
 
-    assert submit(scheduler, lambda: scheduler.spread(each, [1, 2, 3])).result(30) == [2, 4, 6]
+    assert submit(scheduler, lambda: scheduler.map(each, [1, 2, 3])).result(30) == [2, 4, 6]
     assert scheduler.idle_slots == 3
 
 
 def test_a_job_that_is_not_alone_has_one_slot(make):
     """While others wait, what a job spreads is done in its own slot, one after the other."""
     with held(make(slots=1)) as scheduler:
-        threads = submit(scheduler, lambda: scheduler.spread(lambda _: threading.get_ident(), range(5)))
+        threads = submit(scheduler, lambda: scheduler.map(lambda _: threading.get_ident(), range(5)))
         scheduler.release.set()
         assert len(set(threads.result(30))) == 1
 
@@ -756,7 +720,7 @@ def test_a_job_that_is_alone_while_the_server_stops(make):
     def job():
         begun.set()
         assert closing.wait(30)
-        return scheduler.spread(lambda item: item, range(50))
+        return scheduler.map(lambda item: item, range(50))
 
     future = []
     runner = threading.Thread(target=lambda: future.append(submit(scheduler, job)))
@@ -764,7 +728,7 @@ def test_a_job_that_is_alone_while_the_server_stops(make):
     assert begun.wait(30)
     closer = threading.Thread(target=scheduler.close)
     closer.start()
-    wait_until(lambda: scheduler._closed)
+    wait_until(lambda: is_closed(scheduler))
     closing.set()
     runner.join(30)
     closer.join(30)
@@ -780,5 +744,5 @@ def test_a_part_that_fails(make):
         raise KeyError(item)
 
     with pytest.raises(KeyError):
-        submit(scheduler, lambda: scheduler.spread(each, range(4))).result(30)
+        submit(scheduler, lambda: scheduler.map(each, range(4))).result(30)
     wait_until(lambda: scheduler.idle_slots == 2)

@@ -48,13 +48,13 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
 
     def attend_json(body: bytes) -> None:
         request, encoding = json.decode_request(body[1:], model_of(body), 0, service.limits)
-        json.encode_response(service.attend(request, call()), encoding)
+        json.encode_response(service.submit(request, call()).result(), encoding)
 
     def answer(infer: InferRequest) -> InferResponse:
         request = mapping.to_domain(infer, service.limits)
         rules.timeout(infer.parameters)
         with rules.protocol_field_names():
-            response = service.attend(request, call())
+            response = service.submit(request, call()).result()
         return mapping.from_domain(response, infer, service.limits)
 
     def infer_json(body: bytes) -> None:
@@ -64,7 +64,7 @@ def main() -> None:  # noqa: C901 # what it imports late is its own
 
     def attend_proto(body: bytes) -> None:
         request = proto.decode_request(pb.AttendRequest.FromString(body), service.limits)
-        proto.encode_response(service.attend(request, call()))
+        proto.encode_response(service.submit(request, call()).result())
 
     def infer_proto(body: bytes) -> None:
         infer = oip_proto.decode_request(oip_pb.ModelInferRequest.FromString(body))

@@ -68,7 +68,7 @@ class LocalEngine:
                 inputs=tuple([_sequence(each, f"inputs[{i}]") for i, each in enumerate(sequences)]),
                 outputs=self._specs(spec.outputs),
             )
-            response = self._service.attend(request, CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS))
+            response = self._service.submit(request, CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS)).result()
         return [_result(response, result) for result in response.each()]
 
     def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:

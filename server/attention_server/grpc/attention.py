@@ -9,13 +9,13 @@ from attention_server.codecs.errors import encode_status
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import InvalidRequest
-from attention_server.grpc.exchange import result_of
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.inference.contexts import Memory
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
+from attention_server.transport import should_offload, wait_for
 
 
 class AttentionServicer:
@@ -28,7 +28,7 @@ class AttentionServicer:
         self._stream_protocol = StreamProtocol(self._submit, _refuse, in_order=False)
 
     async def Attend(self, message: pb.AttendRequest, context: CallContext) -> bytes:
-        response = await result_of(await self._begin(message, context), context)
+        response = await wait_for(await self._begin(message, context), context)
         return await self._offloader.to_write(lambda: proto.encode_response(response), response.size)
 
     async def AttendStream(self, stream: MessageStream, context: CallContext) -> None:
@@ -41,9 +41,13 @@ class AttentionServicer:
         return self._service.model(message.model, message.version)
 
     async def CreateMemory(self, message: pb.CreateMemoryRequest, context: CallContext) -> pb.Memory:
-        return await self._offloader.run(
-            lambda: self._memory(self._service.create_memory(proto.decode_memory_request(message), context))
+        future = await self._offloader.submit(
+            lambda: proto.decode_memory_request(message),
+            lambda request: self._service.submit_memory(request, context),
+            is_large=should_offload(context.record.request_bytes, 1, text=bool(message.memory_text)),
+            takes_long=lambda _: False,
         )
+        return self._memory(await wait_for(future, context))
 
     def GetMemory(self, message: pb.GetMemoryRequest, context: CallContext) -> pb.Memory:
         return self._memory(self._service.memory(message.model, message.id, context))
@@ -58,17 +62,14 @@ class AttentionServicer:
     async def _begin(
         self, message: pb.AttendRequest, context: CallContext, admitted: Callable[[], None] | None = None
     ) -> "Future[Response]":
-        service, offloader = self._service, self._offloader
-        inputs, size = message.inputs, context.record.request_bytes
-        text = bool([each for each in inputs if each.text or each.memory_text])
-        if offloader.should_offload(size, len(inputs), text=text):
-            return await offloader.run(
-                lambda: service.submit(proto.decode_request(message, service.limits), context, admitted)
-            )
-        request = proto.decode_request(message, service.limits)
-        if offloader.should_offload(size, len(request.inputs)):  # one message may stand for several sequences
-            return await offloader.run(lambda: service.submit(request, context, admitted))
-        return service.submit(request, context, admitted)
+        service, size = self._service, context.record.request_bytes
+        text = bool([each for each in message.inputs if each.text or each.memory_text])
+        return await self._offloader.submit(
+            lambda: proto.decode_request(message, service.limits),
+            lambda request: service.submit(request, context, admitted),
+            is_large=should_offload(size, len(message.inputs), text=text),
+            takes_long=lambda request: should_offload(size, len(request.inputs)),  # an input may be several sequences
+        )
 
     async def _submit(
         self, message: pb.AttendStreamRequest, context: CallContext, admitted: Callable[[], None]

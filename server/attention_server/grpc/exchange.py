@@ -1,10 +1,10 @@
-"""Helpers of every method: the caller's context, trailers, errors, and futures on the loop."""
+"""Helpers of every method: the caller's context, trailers, errors, and callbacks on the loop."""
 
 import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -12,11 +12,8 @@ from attention_server.auth.callers import Caller
 from attention_server.codecs.errors import encode_status, record_error
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, RequestRecord
-from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
+from attention_server.errors import AttentionServiceError, Unavailable
 from attention_server.grpc.call import GrpcCall, Header, service_error
-from attention_server.scheduling.future import Future
-
-T = TypeVar("T")
 
 ID, TIMING = REQUEST_ID.encode(), SERVER_TIMING.encode()
 PUSHBACK = b"grpc-retry-pushback-ms"  # obeyed by gRPC's own retries
@@ -49,48 +46,6 @@ def make_context(call: GrpcCall, caller: Caller, record: RequestRecord) -> CallC
     context = CallContext(record.request_id, record.caller, call.timeout, caller.rights, record)
     call.add_done_callback(context.cancel)
     return context
-
-
-async def result_of(future: "Future[T]", context: CallContext) -> T:
-    """Wait for a response of the core.
-
-    Raises:
-        DeadlineExceeded: it came too late.
-        Exception: the future's.
-    """
-    try:
-        result = await on_loop(future)
-    finally:
-        context.detach()
-    if context.is_expired:
-        raise DeadlineExceeded("the deadline passed while the request ran")
-    return result
-
-
-def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
-    """Return an asyncio future for one that any thread may settle; the loop's own thread settles it at once."""
-    loop, thread = asyncio.get_running_loop(), threading.get_ident()
-    found: asyncio.Future[T] = loop.create_future()
-
-    def settle() -> None:
-        if found.done():
-            return
-        if future.cancelled():
-            found.cancel()
-        elif error := future.exception():
-            found.set_exception(error)
-        else:
-            found.set_result(future.result())
-
-    def done(_: "Future[T]") -> None:
-        if threading.get_ident() == thread:
-            settle()
-        else:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(settle)
-
-    future.add_done_callback(done)
-    return found
 
 
 def make_poster() -> Callable[[Callable[[], Any]], None]:

@@ -101,7 +101,7 @@ class Interceptor:
         if method and call.method in PUBLIC_PATHS:
             call.limit_message(OPEN_BYTES)
             call.start(self._answer_open(call, method))
-        elif method and method.computes and self._service.admission.is_closed:
+        elif method and method.computes and self._service.admission.is_shedding:
             self._on_call_in_overload(call, method)
         else:
             call.start(self._answer(call, method))
@@ -134,8 +134,7 @@ class Interceptor:
         observation = _Observation(self._service.observer, call, method)
         try:
             context = observation.enter(self._callers.authenticate(_text(call.headers.get(b"authorization"))))
-            permit = self._service.admission.permit(context.caller)
-            permit.__enter__()  # left by `_answer_admitted`
+            permit = self._service.admission.acquire(context.caller)  # released by `_answer_admitted`
         except Exception as error:  # noqa: BLE001 # the caller is told, or it is logged
             self._refuse(observation, call, error)
         else:
@@ -158,11 +157,11 @@ class Interceptor:
             try:
                 await self._reply(call, method, context, await read_one(call))
             finally:
-                permit.__exit__(None, None, None)
+                permit.release()
 
     async def _compute(self, call: GrpcCall, method: Method, context: CallContext) -> None:
         content = await read_one(call)
-        with self._service.admission.permit(context.caller):
+        with self._service.admission.acquire(context.caller):
             await self._reply(call, method, context, content)
 
     async def _run(self, call: GrpcCall, method: Method, context: CallContext) -> None:

@@ -16,12 +16,12 @@ from attention_server.codecs.url import parse_version
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import NotFound, Unimplemented
-from attention_server.grpc.exchange import result_of
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
+from attention_server.transport import should_offload, wait_for
 
 
 class InferenceServicer:
@@ -61,7 +61,7 @@ class InferenceServicer:
 
     async def ModelInfer(self, message: pb.ModelInferRequest, context: CallContext) -> bytes:
         future, answer = await self._begin(message, context, None)
-        response = await result_of(future, context)
+        response = await wait_for(future, context)
         return await self._offloader.to_write(lambda: oip_proto.encode_response(answer(response)), response.size)
 
     async def ModelStreamInfer(self, stream: MessageStream, context: CallContext) -> None:
@@ -117,8 +117,8 @@ class InferenceServicer:
 
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
         text = any(each.datatype == BYTES for each in message.inputs)
-        should_offload = self._offloader.should_offload(context.record.request_bytes, sequences, text=text)
-        return await self._offloader.run(begin) if should_offload else begin()
+        is_large = should_offload(context.record.request_bytes, sequences, text=text)
+        return await self._offloader.run(begin) if is_large else begin()
 
 
 def _refuse(id_: str, error: Exception, context: CallContext) -> bytes:  # noqa: ARG001 # the message has no field for the id of the request

@@ -178,7 +178,7 @@ class LoadedLayer:
         def part(rows: slice) -> list[Array]:
             return graph.run(outputs, {**feeds, **{each: feeds[each][..., rows, :] for each in cut}}, run)
 
-        return [np.concatenate(each, -2) for each in zip(*run.spread(part, parts), strict=True)]
+        return [np.concatenate(each, -2) for each in zip(*run.map(part, parts), strict=True)]
 
 
 def _split(x: Vectors, heads: int) -> Vectors:

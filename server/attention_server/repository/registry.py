@@ -26,23 +26,26 @@ class ServedVersion:
 
 
 class Lease:
-    """A hold on one version, whatever happens to the repository meanwhile; a context manager that gives the model."""
+    """A hold on one version, whatever happens to the repository meanwhile. Released once, or by a `with` block."""
 
-    __slots__ = ("_key", "_registry", "_version")
+    __slots__ = ("_registry", "_version", "model")
 
     def __init__(self, registry: "Registry", key: Key) -> None:
         self._registry = registry
-        self._key = key
+        self._version = registry.acquire(key)
+        self.model = self._version.model
+
+    def release(self) -> None:
+        """End the hold."""
+        self._registry.release(self._version)
 
     def __enter__(self) -> LoadedModel:
-        self._version = self._registry.acquire(self._key)
-        return self._version.model
+        return self.model
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._registry.release(self._version)
-        del self._version
+        self.release()
 
 
 class Registry:

@@ -1,4 +1,4 @@
-"""The REST twin of attention.v1.AttentionService: translate, call, translate."""
+"""attention.v1 over REST: decode a request, submit it, encode the response."""
 
 import functools
 from typing import TypeVar
@@ -6,12 +6,13 @@ from typing import TypeVar
 from attention_proto.attention.v1 import attention_pb2 as pb
 from google.protobuf.message import DecodeError, Message
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from attention_server.codecs import json, proto
 from attention_server.codecs.url import url_or_body
 from attention_server.domain.call import CallContext
+from attention_server.domain.messages import MemoryRequest, Response
 from attention_server.errors import InvalidRequest
 from attention_server.inference.contexts import Memory
 from attention_server.rest.exchange import (
@@ -24,17 +25,26 @@ from attention_server.rest.exchange import (
     version_of,
     wants_protobuf,
 )
+from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
+from attention_server.transport import (
+    INLINE_BYTES,
+    INLINE_JSON_TENSOR_BYTES,
+    INLINE_TEXT_BYTES,
+    is_large_json,
+    should_offload,
+    should_offload_request,
+)
 
 M = TypeVar("M", bound=Message)
 
 
 class AttentionRoutes:
-    """Answers `/v1` from the core.
+    """Answers `/v1`.
 
     Args:
         service: the core.
-        exchange: reads bodies, and gives work a thread.
+        exchange: reads bodies and awaits answers.
     """
 
     def __init__(self, service: Service, exchange: Exchange) -> None:
@@ -55,29 +65,46 @@ class AttentionRoutes:
             Route("/v1/models/{model}/versions/{version}:attend", answers(self.attend), methods=["POST"]),
         ]
 
-    async def attend(self, request: Request) -> Response:
+    async def attend(self, request: Request) -> HttpResponse:
         call = call_of(request)
-        model, version = request.path_params["model"], version_of(request)
-        attend = self._attend_protobuf if sends_protobuf(request) else self._attend_json
-        work = functools.partial(attend, model=model, version=version, call=call, as_protobuf=wants_protobuf(request))
-        return await self._exchange.compute(request, call, work)
+        submit = self._submit_protobuf if sends_protobuf(request) else self._submit_json
+        submit = functools.partial(submit, request.path_params["model"], version_of(request), call)
+        as_protobuf = wants_protobuf(request)
 
-    async def list_models(self, request: Request) -> Response:
+        async def handle(body: bytes) -> HttpResponse:
+            future, encoding = await submit(body)
+            response = await self._exchange.wait_for(future, call)
+            return await self._respond(response, encoding, as_protobuf=as_protobuf)
+
+        return await self._exchange.compute(request, call, handle)
+
+    async def list_models(self, request: Request) -> HttpResponse:
         models = self._service.models()
         if wants_protobuf(request):
             return _protobuf(pb.ListModelsResponse(models=models))
         return json_response({"models": [json.encode_model(model) for model in models]})
 
-    async def get_model(self, request: Request) -> Response:
+    async def get_model(self, request: Request) -> HttpResponse:
         model = self._service.model(request.path_params["model"], version_of(request))
         return _protobuf(model) if wants_protobuf(request) else json_response(json.encode_model(model))
 
-    async def create_memory(self, request: Request) -> Response:
+    async def create_memory(self, request: Request) -> HttpResponse:
         call = call_of(request)
-        work = functools.partial(self._create_memory, request=request, call=call)
-        return await self._exchange.compute(request, call, work)
+        model = request.path_params["model"]
+        decode = _memory_request_of_protobuf if sends_protobuf(request) else json.decode_memory_request
 
-    async def list_memories(self, request: Request) -> Response:
+        async def handle(body: bytes) -> HttpResponse:
+            future = await self._exchange.offloader.submit(
+                functools.partial(decode, body, model),
+                functools.partial(self._service.submit_memory, call=call),
+                is_large=is_large_json(body),
+                takes_long=lambda wanted: wanted.memory_text is not None and len(body) > INLINE_TEXT_BYTES,
+            )
+            return self._memory(request, await self._exchange.wait_for(future, call))
+
+        return await self._exchange.compute(request, call, handle)
+
+    async def list_memories(self, request: Request) -> HttpResponse:
         memories = self._service.memories(request.path_params["model"], call_of(request))
         if wants_protobuf(request):
             left = self._service.seconds_left
@@ -88,49 +115,58 @@ class AttentionRoutes:
             {"memories": [json.encode_memory(each, self._service.seconds_left(each)) for each in memories]}
         )
 
-    async def get_memory(self, request: Request) -> Response:
+    async def get_memory(self, request: Request) -> HttpResponse:
         model, id_ = request.path_params["model"], request.path_params["id"]
         return self._memory(request, self._service.memory(model, id_, call_of(request)))
 
-    async def delete_memory(self, request: Request) -> Response:
+    async def delete_memory(self, request: Request) -> HttpResponse:
         self._service.delete_memory(request.path_params["model"], request.path_params["id"], call_of(request))
         return _protobuf(pb.DeleteMemoryResponse()) if wants_protobuf(request) else json_response({})
 
-    def _create_memory(self, body: bytes, request: Request, call: CallContext) -> Response:
-        model = request.path_params["model"]
-        if sends_protobuf(request):
-            message = _parse(pb.CreateMemoryRequest, body)
-            message.model = url_or_body("model", model, message.model)
-            wanted = proto.decode_memory_request(message)
-        else:
-            wanted = json.decode_memory_request(body, model)
-        return self._memory(request, self._service.create_memory(wanted, call))
-
-    def _memory(self, request: Request, memory: Memory) -> Response:
+    def _memory(self, request: Request, memory: Memory) -> HttpResponse:
         left = self._service.seconds_left(memory)
         if wants_protobuf(request):
             return _protobuf(proto.encode_memory(memory, left))
         return json_response(json.encode_memory(memory, left))
 
-    def _attend_json(self, body: bytes, model: str, version: int, call: CallContext, as_protobuf: bool) -> Response:
-        domain_request, encoding = json.decode_request(body, model, version, self._service.limits)
-        response = self._service.attend(domain_request, call)
-        if as_protobuf:
-            return Response(proto.encode_response(response), media_type=PROTOBUF)
-        return Response(json.encode_response(response, encoding), media_type=JSON)
+    async def _submit_json(
+        self, model: str, version: int, call: CallContext, body: bytes
+    ) -> "tuple[Future[Response], json.Encoding]":
+        limits = self._service.limits
+        return await self._exchange.offloader.submit(
+            lambda: json.decode_request(body, model, version, limits),
+            lambda decoded: (self._service.submit(decoded[0], call), decoded[1]),
+            is_large=is_large_json(body),
+            takes_long=lambda decoded: should_offload_request(decoded[0], len(body)),
+        )
 
-    def _attend_protobuf(self, body: bytes, model: str, version: int, call: CallContext, as_protobuf: bool) -> Response:
-        message = _parse(pb.AttendRequest, body)
+    async def _submit_protobuf(
+        self, model: str, version: int, call: CallContext, body: bytes
+    ) -> "tuple[Future[Response], json.Encoding]":
+        limits, offloader = self._service.limits, self._exchange.offloader
+        message = await offloader.run_if(len(body) > INLINE_BYTES, lambda: _parse(pb.AttendRequest, body))
         message.model = url_or_body("model", model, message.model)
         message.version = url_or_body("version", version, message.version)
-        response = self._service.attend(proto.decode_request(message, self._service.limits), call)
+        future = await offloader.submit(
+            lambda: proto.decode_request(message, limits),
+            lambda decoded: self._service.submit(decoded, call),
+            is_large=should_offload(len(body), len(message.inputs)),
+            takes_long=lambda decoded: should_offload_request(decoded, len(body)),
+        )
+        return future, "json"
+
+    async def _respond(self, response: Response, encoding: json.Encoding, *, as_protobuf: bool) -> HttpResponse:
+        offloader = self._exchange.offloader
         if as_protobuf:
-            return Response(proto.encode_response(response), media_type=PROTOBUF)
-        return Response(json.encode_response(response, "json"), media_type=JSON)
+            content = await offloader.run_if(response.size > INLINE_BYTES, lambda: proto.encode_response(response))
+            return HttpResponse(content, media_type=PROTOBUF)
+        is_large = response.size > INLINE_JSON_TENSOR_BYTES
+        content = await offloader.run_if(is_large, lambda: json.encode_response(response, encoding))
+        return HttpResponse(content, media_type=JSON)
 
 
 def sends_protobuf(request: Request) -> bool:
-    """Return whether the body is a message of the contract."""
+    """Return whether the body is a protobuf message."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == PROTOBUF
 
 
@@ -141,5 +177,11 @@ def _parse(kind: type[M], body: bytes) -> M:
         raise InvalidRequest(f"the body is no {kind.DESCRIPTOR.full_name}") from error
 
 
-def _protobuf(message: Message) -> Response:
-    return Response(message.SerializeToString(), media_type=PROTOBUF)
+def _memory_request_of_protobuf(body: bytes, model: str) -> MemoryRequest:
+    message = _parse(pb.CreateMemoryRequest, body)
+    message.model = url_or_body("model", model, message.model)
+    return proto.decode_memory_request(message)
+
+
+def _protobuf(message: Message) -> HttpResponse:
+    return HttpResponse(message.SerializeToString(), media_type=PROTOBUF)

@@ -1,10 +1,11 @@
-"""What every HTTP route needs beside its documents: body, thread, caller, and how a failure is told."""
+"""The exchange of every HTTP route: body, call context, deadline, disconnection, and error responses."""
 
 import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
+from types import TracebackType
+from typing import TypeVar
 
 import orjson
 import structlog
@@ -26,21 +27,24 @@ from attention_server.errors import (
     Unavailable,
 )
 from attention_server.scheduling.admission import AdmissionController
-from attention_server.transport import Threads, inflate
+from attention_server.scheduling.future import Future
+from attention_server.transport import INLINE_BYTES, Offloader, Threads, inflate, wait_for
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
+LATE = "the deadline passed while the request waited or ran"
 
 log = structlog.get_logger()
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answers(handler: Handler) -> Handler:
-    """Turn what a handler raises into an answer: a caller's mistake by its cause; ours goes into the log alone.
+    """Wrap a handler: exceptions become error responses; unexpected ones are logged, and their text is not sent.
 
-    The handler is named like the RPC that does the same, and so the request is watched by that name.
+    The handler has the name of its RPC, under which the request is recorded.
     """
     name = "".join(word.capitalize() for word in handler.__name__.split("_"))
 
@@ -61,74 +65,105 @@ def answers(handler: Handler) -> Handler:
 
 
 class Exchange:
-    """Reads bodies, and gives work a thread.
+    """Reads bodies, and answers requests on the event loop while their callers are connected.
 
     Args:
-        threads: carry a request from its bytes to its answer, so that the loop only moves bytes.
-        max_message_bytes: the largest body, as it is sent and as it is when it is inflated.
-        overload: what is let in while more is asked for than can be computed.
+        threads: for long work.
+        max_message_bytes: limit on a body, as sent and inflated.
+        admission: admission control under sustained overload.
+
+    Attributes:
+        offloader: runs long work in the threads.
     """
 
     def __init__(self, threads: Threads, max_message_bytes: int, admission: AdmissionController) -> None:
         self._admission = admission
         self._threads = threads
         self._max_message_bytes = max_message_bytes
+        self.offloader = Offloader(threads)
 
-    async def answer(self, request: Request, call: CallContext, work: Callable[[bytes], Response]) -> Response:
-        """Read a request's body and do the rest in a thread, for as long as its caller is there and has time.
+    async def answer(
+        self, request: Request, call: CallContext, handle: Callable[[bytes], Awaitable[Response]]
+    ) -> Response:
+        """Read a request's body and answer the request.
+
+        Args:
+            request: the request.
+            call: its context; cancelled when the caller disconnects or the deadline passes.
+            handle: answers a body.
 
         Raises:
-            TooLarge: the body is larger than one may be.
-            Full: no thread is free.
-            DeadlineExceeded: the caller's time ran out.
+            TooLarge: the body is over the limit.
             InvalidRequest: the body is not compressed as its header says.
+            ClientDisconnect: the caller disconnected.
+            DeadlineExceeded: the deadline passed.
+            Exception: that of `handle`.
         """
-        body = await self._body(request, call)
-        call.record.request_bytes = len(body)
-        encoding = request.headers.get("content-encoding", "")
-        limit = self._max_message_bytes
-        return await self._in_thread(
-            request, call, lambda: work(inflate(body, encoding, limit, "body", "Content-Encoding"))
-        )
+        body = await self._read(request, call)
+        return await self._while_connected(request, call, body, handle)
 
-    async def compute(self, request: Request, call: CallContext, work: Callable[[bytes], Response]) -> Response:
-        """Do what computes as `answer` does; in an overload it may be refused before its body is looked at.
+    async def compute(
+        self, request: Request, call: CallContext, handle: Callable[[bytes], Awaitable[Response]]
+    ) -> Response:
+        """Read a request's body and answer the request under a permit of admission control.
 
         Raises:
-            Full: more is asked for than can be computed.
-            AttentionServiceError: as `answer`.
+            Full: the server is overloaded; refused before the body is parsed.
+            Exception: as `answer`.
         """
+        body = await self._read(request, call)
+        with self._admission.acquire(call.caller):
+            return await self._while_connected(request, call, body, handle)
 
-        def in_place(body: bytes) -> Response:
-            with self._admission.permit(call.caller):
-                return work(body)
+    async def wait_for(self, future: "Future[T]", call: CallContext) -> T:
+        """Wait for the future of a call's job until the call's deadline, which the request's body may have shortened.
 
-        return await self.answer(request, call, in_place)
+        Raises:
+            DeadlineExceeded: the deadline passed.
+            Exception: the job's.
+        """
+        try:
+            async with asyncio.timeout(call.remaining()) as limit:
+                return await wait_for(future, call)
+        except TimeoutError as error:
+            if limit.expired():
+                raise DeadlineExceeded(LATE) from error
+            raise
 
-    async def _in_thread(self, request: Request, call: CallContext, work: Callable[[], Response]) -> Response:
-        answer = self._threads.run(work)
-        gone = asyncio.create_task(_disconnected(request))
-        either: set[asyncio.Future[Any]] = {answer, gone}
-        done, _ = await asyncio.wait(either, timeout=call.remaining(), return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if answer in done:
-            return answer.result()
-        call.cancel()
-        if gone in done:
-            raise ClientDisconnect
-        raise DeadlineExceeded("the deadline passed while the request waited or ran")
+    async def _while_connected(
+        self, request: Request, call: CallContext, body: bytes, handle: Callable[[bytes], Awaitable[Response]]
+    ) -> Response:
+        encoding = request.headers.get("content-encoding", "")
+        try:
+            async with asyncio.timeout(call.remaining()) as limit:
+                with _CancelOnDisconnect(request):
+                    if encoding:
+                        body = await self.offloader.run(lambda: self._inflate(body, encoding))
+                    return await handle(body)
+        except BaseException as error:
+            call.cancel()
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise DeadlineExceeded(LATE) from error
+            raise
 
-    async def _body(self, request: Request, call: CallContext) -> bytes:
-        """Read the body, and no more of it than may be sent, for no longer than the caller waits."""
-        self._check_length(int(request.headers.get("content-length", 0)))
-        self._threads.check_idle()
+    def _inflate(self, body: bytes, encoding: str) -> bytes:
+        return inflate(body, encoding, self._max_message_bytes, "body", "Content-Encoding")
+
+    async def _read(self, request: Request, call: CallContext) -> bytes:
+        """Read the body, within the limit and the deadline."""
+        length = int(request.headers.get("content-length", 0))
+        self._check_length(length)
+        if length > INLINE_BYTES:
+            self._threads.check_idle()  # a large body needs a thread: refuse it unread
         try:
             async with asyncio.timeout(call.remaining()):
-                return await self._read(request)
+                body = await self._read_chunks(request)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while the body was read") from error
+        call.record.request_bytes = len(body)
+        return body
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read_chunks(self, request: Request) -> bytes:
         chunks = []
         size = 0
         async for chunk in request.stream():
@@ -142,25 +177,48 @@ class Exchange:
             raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
 
 
-async def _disconnected(request: Request) -> None:
-    """Return when the caller has gone; the body has been read, so nothing else can come."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _CancelOnDisconnect:
+    """Cancels the block's task when the caller disconnects, and raises ClientDisconnect from the block."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self._is_disconnected = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watch = asyncio.create_task(self._cancel_on_disconnect())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.cancel()
+        if self._is_disconnected:
+            self._task.uncancel()
+            if isinstance(error, asyncio.CancelledError):
+                raise ClientDisconnect from error
+
+    async def _cancel_on_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":  # the body has been read: no other message follows
+            pass
+        self._is_disconnected = True
+        self._task.cancel()
 
 
 def call_of(request: Request) -> CallContext:
-    """Return who asks and until when.
+    """Return the context of a request's call.
 
     Raises:
         InvalidRequest: the timeout is no number of seconds.
     """
-    caller: Caller = request.state.caller  # the gate has set it
+    caller: Caller = request.state.caller  # set by the middleware
     record = record_of(request)
     return CallContext(record.request_id, record.caller, _timeout(request), caller.rights, record)
 
 
 def record_of(request: Request) -> RequestRecord:
-    """Return what takes note of what happens to a request; the gate has set it."""
+    """Return the record of a request, which the middleware has set."""
     record: RequestRecord = request.state.record
     return record
 
@@ -179,27 +237,27 @@ def _timeout(request: Request) -> float | None:
 
 
 def version_of(request: Request) -> int:
-    """Return the version that the URL names; 0 when it names none.
+    """Return the version in the URL; 0 without one.
 
     Raises:
-        InvalidRequest: it is no version.
+        InvalidRequest: the version is no number.
     """
     sent = request.path_params.get("version")
     return 0 if sent is None else parse_version(sent)
 
 
 def json_response(content: object, status: int = 200) -> Response:
-    """Return a document."""
+    """Return a JSON response."""
     return Response(orjson.dumps(content), status_code=status, media_type=JSON)
 
 
 def wants_protobuf(request: Request) -> bool:
-    """Return whether the answer is to be a message."""
+    """Return whether the caller accepts a protobuf message."""
     return PROTOBUF in request.headers.get("accept", "")
 
 
 def error_response(error: Exception, request: Request) -> Response:
-    """Return an error as the protocol of the request's path tells it; as a google.rpc.Status where that is wanted."""
+    """Return an error response in the form of the path's protocol, or as a google.rpc.Status where that is accepted."""
     record = record_of(request)
     record_error(record, error)
     status = code_of(error).http
@@ -207,19 +265,16 @@ def error_response(error: Exception, request: Request) -> Response:
         content = encode_status(error, record.request_id).SerializeToString()
         response = Response(content, status, media_type=PROTOBUF)
     else:
-        response = json_response(told(request, encode_json(error, record.request_id)), status)
+        response = json_response(error_document(request, encode_json(error, record.request_id)), status)
     if isinstance(error, Unavailable):
         response.headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, Unauthenticated):
-        for scheme in ("Bearer", "Basic"):  # a browser asks its user for what it sends as Basic
+        for scheme in ("Bearer", "Basic"):  # a browser asks its user for Basic credentials
             response.headers.append("www-authenticate", f'{scheme} realm="attention"')
     return response
 
 
-def told(request: Request, document: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Return what the protocol of a request's path says of an error.
-
-    The Open Inference Protocol has its words alone; they begin with the field at fault.
-    """
+def error_document(request: Request, document: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Return the error document of a path's protocol: the Open Inference Protocol has the message alone."""
     error = document["error"]
     return {"error": error["message"]} if request.url.path.startswith(OIP) else {"error": error}

@@ -1,11 +1,11 @@
-"""The Open Inference Protocol over HTTP, `/v2`: translate, call, translate."""
+"""The Open Inference Protocol over HTTP, `/v2`: decode a request, submit it, encode the response."""
 
 import functools
 import zlib
 from collections.abc import Callable, Iterable
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from attention_server.codecs.document import Json, fields, parse, typed
@@ -13,11 +13,14 @@ from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip import json as oip_json
 from attention_server.codecs.oip import mapping, rules
 from attention_server.codecs.oip import models as oip_models
-from attention_server.codecs.oip.messages import Parameters
+from attention_server.codecs.oip.messages import InferRequest, Parameters
 from attention_server.domain.call import CallContext
+from attention_server.domain.messages import Response
 from attention_server.errors import Unimplemented
 from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
+from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
+from attention_server.transport import INLINE_BYTES, INLINE_JSON_TENSOR_BYTES, is_large_json, should_offload
 
 BINARY = "application/octet-stream"
 NOT_OFFERED = (
@@ -30,12 +33,12 @@ NOT_OFFERED = (
 
 
 class InferenceRoutes:
-    """Answers `/v2` from the core.
+    """Answers `/v2`.
 
     Args:
         service: the core.
-        exchange: reads bodies, and gives work a thread.
-        ready: whether the server answers requests, and is not stopping.
+        exchange: reads bodies and awaits answers.
+        ready: returns whether the server answers requests and is not stopping.
     """
 
     def __init__(self, service: Service, exchange: Exchange, ready: Callable[[], bool]) -> None:
@@ -62,80 +65,96 @@ class InferenceRoutes:
         ]
 
     def refusals(self) -> list[Route]:
-        """Return the routes of what the protocol has and this server does not."""
+        """Return the routes of the protocol that are not offered."""
         return [_route(path, self.not_offered, "GET", "POST") for path in NOT_OFFERED]
 
-    async def server_metadata(self, request: Request) -> Response:
+    async def server_metadata(self, request: Request) -> HttpResponse:
         return json_response(oip_models.server())
 
-    async def server_live(self, request: Request) -> Response:
+    async def server_live(self, request: Request) -> HttpResponse:
         return json_response({"live": True})
 
-    async def server_ready(self, request: Request) -> Response:
+    async def server_ready(self, request: Request) -> HttpResponse:
         ready = self._ready()
         return json_response({"ready": ready}, 200 if ready else 503)
 
-    async def model_metadata(self, request: Request) -> Response:
+    async def model_metadata(self, request: Request) -> HttpResponse:
         return json_response(oip_models.metadata(self._service.model(_model(request), version_of(request))))
 
-    async def model_ready(self, request: Request) -> Response:
+    async def model_ready(self, request: Request) -> HttpResponse:
         ready = self._service.is_ready(_model(request), version_of(request))
         return json_response({"name": _model(request), "ready": ready}, 200 if ready else 503)
 
-    async def model_config(self, request: Request) -> Response:
+    async def model_config(self, request: Request) -> HttpResponse:
         return json_response(oip_models.config(self._service.model(_model(request), version_of(request))))
 
-    async def model_statistics(self, request: Request) -> Response:
+    async def model_statistics(self, request: Request) -> HttpResponse:
         model = request.path_params.get("model", "")
         return json_response(oip_models.statistics(self._service.statistics(model, version_of(request))))
 
-    async def model_infer(self, request: Request) -> Response:
+    async def model_infer(self, request: Request) -> HttpResponse:
         call = call_of(request)
-        work = functools.partial(self._infer, request=request, version=version_of(request), call=call)
-        return await self._exchange.compute(request, call, work)
+        header_length = request.headers.get(oip_json.HEADER_LENGTH)
+        decode_infer = functools.partial(
+            oip_json.decode_request, header_length=header_length, model=_model(request), version=version_of(request)
+        )
+        accepted = request.headers.get("accept-encoding", "")
 
-    async def repository_index(self, request: Request) -> Response:
-        return await self._exchange.answer(request, call_of(request), self._index)
+        async def handle(body: bytes) -> HttpResponse:
+            offloader = self._exchange.offloader
+            infer, future = await offloader.submit(
+                functools.partial(decode_infer, body),
+                functools.partial(self._submit, call=call),
+                is_large=len(body) > INLINE_BYTES if header_length else is_large_json(body),
+                takes_long=lambda infer: _should_offload(infer, len(body)),
+            )
+            response = await self._exchange.wait_for(future, call)
+            bound = INLINE_BYTES if header_length else INLINE_JSON_TENSOR_BYTES
+            return await offloader.run_if(response.size > bound, lambda: self._write(response, infer, accepted))
 
-    async def repository_model_load(self, request: Request) -> Response:
-        return await self._change(request, self._load)
+        return await self._exchange.compute(request, call, handle)
 
-    async def repository_model_unload(self, request: Request) -> Response:
-        return await self._change(request, self._unload)
+    async def repository_index(self, request: Request) -> HttpResponse:
+        async def handle(body: bytes) -> HttpResponse:
+            ready = typed(_fields(body, ("ready",)), "ready", bool, False, "")
+            return json_response(oip_models.index(self._service.index(), ready=ready))
 
-    async def _change(self, request: Request, change: Callable[[str, CallContext, bytes], Response]) -> Response:
+        return await self._exchange.answer(request, call_of(request), handle)
+
+    async def repository_model_load(self, request: Request) -> HttpResponse:
+        return await self._change(request, oip_models.check_load, self._service.load_model)
+
+    async def repository_model_unload(self, request: Request) -> HttpResponse:
+        return await self._change(request, oip_models.check_unload, self._service.unload_model)
+
+    async def _change(
+        self, request: Request, check: Callable[[Parameters], None], change: Callable[[str, CallContext], None]
+    ) -> HttpResponse:
         call = call_of(request)
-        return await self._exchange.answer(request, call, functools.partial(change, _model(request), call))
+        model = _model(request)
 
-    async def not_offered(self, request: Request) -> Response:
+        async def handle(body: bytes) -> HttpResponse:
+            check(_parameters(body))
+            await self._exchange.offloader.run(lambda: change(model, call))
+            return json_response({})
+
+        return await self._exchange.answer(request, call, handle)
+
+    async def not_offered(self, request: Request) -> HttpResponse:
         raise Unimplemented(oip_models.NOT_OFFERED)
 
-    def _infer(self, body: bytes, request: Request, version: int, call: CallContext) -> Response:
-        header_length = request.headers.get(oip_json.HEADER_LENGTH)
-        infer = oip_json.decode_request(body, header_length, _model(request), version)
-        domain_request = mapping.to_domain(infer, self._service.limits)
+    def _submit(self, infer: InferRequest, call: CallContext) -> "tuple[InferRequest, Future[Response]]":
+        request = mapping.to_domain(infer, self._service.limits)
         call.shorten_deadline(rules.timeout(infer.parameters))
         with rules.protocol_field_names():
-            response = self._service.attend(domain_request, call)
+            return infer, self._service.submit(request, call)
+
+    def _write(self, response: Response, infer: InferRequest, accepted: str) -> HttpResponse:
         answer = mapping.from_domain(response, infer, self._service.limits)
         content, json_length = oip_json.encode_response(answer, infer)
         headers = {oip_json.HEADER_LENGTH: str(json_length)} if json_length < len(content) else {}
-        content, encoding = _compress(content, request.headers.get("accept-encoding", ""))
-        return Response(content, headers=headers | encoding, media_type=BINARY if headers else JSON)
-
-    def _index(self, body: bytes) -> Response:
-        ready = typed(_fields(body, ("ready",)), "ready", bool, False, "")
-        return json_response(oip_models.index(self._service.index(), ready=ready))
-
-    def _load(self, model: str, call: CallContext, body: bytes) -> Response:
-        oip_models.check_load(_parameters(body))
-        self._service.load_model(model, call)
-        return json_response({})
-
-    def _unload(self, model: str, call: CallContext, body: bytes) -> Response:
-        oip_models.check_unload(_parameters(body))
-        self._service.unload_model(model, call)
-        return json_response({})
+        content, encoding = _compress(content, accepted)
+        return HttpResponse(content, headers=headers | encoding, media_type=BINARY if headers else JSON)
 
 
 def _route(path: str, handler: Handler, *methods: str) -> Route:
@@ -143,7 +162,7 @@ def _route(path: str, handler: Handler, *methods: str) -> Route:
 
 
 def _routes(end: str, handler: Handler, method: str) -> Iterable[Route]:
-    """Yield what is offered of a model at its default version and at each."""
+    """Yield the routes of a model: of its default version, and of each version."""
     yield _route(f"/v2/models/{{model}}{end}", handler, method)
     yield _route(f"/v2/models/{{model}}/versions/{{version}}{end}", handler, method)
 
@@ -152,8 +171,14 @@ def _model(request: Request) -> str:
     return str(request.path_params["model"])
 
 
+def _should_offload(infer: InferRequest, size: int) -> bool:
+    sequences = max([len(array) for array in infer.inputs.values() if array.ndim], default=1)
+    text = any(array.dtype == object for array in infer.inputs.values())
+    return should_offload(size, sequences, text=text)
+
+
 def _fields(body: bytes, known: tuple[str, ...]) -> Json:
-    """Read a body that may be empty."""
+    """Parse a body that may be empty."""
     if not body.strip():
         return {}
     content = fields(parse(body), "", known)
@@ -166,9 +191,9 @@ def _parameters(body: bytes) -> Parameters:
 
 
 def _compress(content: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
-    """Compress what is asked for in one encoding alone, as Triton's client asks.
+    """Compress a body for callers that accept exactly one encoding, such as Triton's client.
 
-    Libraries that list all they could read get it plain: floats shrink little, and slowly.
+    Callers that list several encodings get plain bytes: floats shrink little, and slowly.
     """
     name = accepted.strip().lower()
     if name not in ("gzip", "deflate"):

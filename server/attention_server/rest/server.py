@@ -29,7 +29,7 @@ from attention_server.codecs import prometheus
 from attention_server.codecs.errors import status_name
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.connection import Connection
-from attention_server.rest.exchange import JSON, Exchange, answers, record_of, told
+from attention_server.rest.exchange import JSON, Exchange, answers, error_document, record_of
 from attention_server.rest.middleware import ObservingMiddleware
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
@@ -119,7 +119,7 @@ async def plain_error(request: Request, error: Exception) -> Response:
         "message": message.get(error.status_code, error.detail),
         "request_id": record_of(request).request_id,
     }
-    return Response(orjson.dumps(told(request, {"error": content})), error.status_code, error.headers, JSON)
+    return Response(orjson.dumps(error_document(request, {"error": content})), error.status_code, error.headers, JSON)
 
 
 class RestServer:

@@ -1,1 +1,1 @@
-"""Jobs, the queue before the compute slots, and admission."""
+"""Scheduling: compute slots, a fair bounded queue, admission control and cost prediction."""

@@ -1,10 +1,10 @@
-"""More is asked for than can be computed, and not as a burst: what is let in then, and for how long.
+"""Admission control under sustained overload: a circuit breaker with exponential back-off.
 
-A queue takes bursts. Where more comes all the time it is always full, and all that its length gains is that every
-request waits for it. So when it has been full, the door is closed for a while to all but what keeps the slots busy, and
-what is refused there is not even read: a refusal must cost little where it is most of what is done. Then the door is
-opened, to a shorter queue at first; if that is full too, it is closed again, for twice as long. When all who come, let
-in or not, would not keep the slots busy for half of the time, it is over: bursts are what the queue is for.
+A queue absorbs bursts. Under sustained overload it is always full, and its length only adds latency to every request.
+So a full queue trips the breaker: for a while only a few requests per slot hold a permit, and all others are refused
+before their messages are read, since refusals must cost little when they are most of the load. Then the breaker closes
+again, with a shorter queue; if that fills too, the breaker trips for twice as long. Shedding ends early when arrivals,
+refused ones included, would keep the slots busy for less than half of the time: the queue absorbs such bursts.
 """
 
 import math
@@ -16,120 +16,135 @@ from types import TracebackType
 
 from attention_server.errors import Full
 
-LEAST, MOST = 1.0, 32.0  # seconds for which the door is closed, at first and at most
-AFTERWARDS = 1 / 4  # of what a request may have to wait otherwise, for as long as it was closed
-OVER = 0.5  # of the slots' time: who asks for less is no overload any more
-PLACES = 2  # for each slot: one request computes, and one is read or waits
-LEAST_RETRY = 0.1  # seconds: a prediction may be wrong, and who comes back at once, in vain, only adds to the load
+MIN_SHED_SECONDS, MAX_SHED_SECONDS = 1.0, 32.0  # the first back-off, and the longest
+RECOVERY_QUEUE = 1 / 4  # share of the queue's length after shedding, for as long as the back-off was
+MIN_LOAD = 0.5  # share of the slots' time: arrivals below it are no overload
+PERMITS_PER_SLOT = 2  # one request computes; one is read or waits
+MIN_RETRY_SECONDS = 0.1  # predictions may be wrong, and a retry that comes too early adds to the load
 
 
 class AdmissionController:
-    """Whether there is one, and who is in.
+    """Decides which requests are admitted while the server is overloaded.
 
     Args:
-        slots: how many requests compute at once.
-        max_wait: seconds that a request may have to wait when there is no overload.
-        clock: `time.monotonic`.
+        slots: number of jobs that run at the same time.
+        max_wait: limit of the predicted wait in the queue, in seconds.
+        clock: clock in seconds.
     """
 
     def __init__(self, slots: int, max_wait: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._slots = slots
-        self._places = PLACES * slots
+        self._permits = PERMITS_PER_SLOT * slots
         self._max_wait = max_wait
         self._clock = clock
         self._lock = threading.Lock()
-        self._until = -math.inf
-        self._seconds = 0.0
-        # Since it was closed: when that was, who came, who was let in, and for how many seconds they were in.
-        self._since, self._came, self._entered, self._taken = 0.0, 0, 0, 0.0
-        self._in: Counter[str] = Counter()  # requests by caller, those too that came through an open door
+        self._shed_until = -math.inf
+        self._backoff = 0.0
+        # Since the breaker tripped: its time, the arrivals, the admitted, and the seconds for which those held permits.
+        self._tripped_at, self._arrived, self._admitted, self._held_seconds = 0.0, 0, 0, 0.0
+        self._holders: Counter[str] = Counter()  # permits by caller, those from before the trip included
 
     @property
-    def is_closed(self) -> bool:
-        """Whether who comes is let in only where there is a place."""
-        return self._clock() < self._until
+    def is_shedding(self) -> bool:
+        """Whether requests without a permit are refused."""
+        return self._clock() < self._shed_until
 
     @property
     def bound(self) -> float:
-        """The seconds that a request may have to wait; infinite where the queue's own bound is what counts."""
-        return self._max_wait * AFTERWARDS if self._clock() < self._until + self._seconds else math.inf
+        """Bound on the predicted wait in the queue, in seconds; infinite where the queue's own limit applies."""
+        return self._max_wait * RECOVERY_QUEUE if self._clock() < self._shed_until + self._backoff else math.inf
 
-    def grow(self) -> None:
-        """The queue is as full as it may be."""
+    @property
+    def shed_until(self) -> float:
+        """End of shedding on the clock; in the past while the breaker is closed."""
+        return self._shed_until
+
+    @property
+    def permits_held(self) -> int:
+        """Number of permits held."""
+        return self._holders.total()
+
+    def trip(self) -> None:
+        """Trip the breaker: the queue is full. No effect while the breaker is open."""
         now = self._clock()
-        if now < self._until:  # by those who were here before
+        if now < self._shed_until:  # the request was admitted before the trip
             return
-        self._seconds = min(MOST, 2 * self._seconds) if now < self._until + self._seconds else LEAST
-        self._until = now + self._seconds
-        self._since, self._came, self._entered, self._taken = now, 0, 0, 0.0
+        self._backoff = (
+            min(MAX_SHED_SECONDS, 2 * self._backoff) if now < self._shed_until + self._backoff else MIN_SHED_SECONDS
+        )
+        self._shed_until = now + self._backoff
+        self._tripped_at, self._arrived, self._admitted, self._held_seconds = now, 0, 0, 0.0
 
-    def permit(self, caller: str) -> "Permit":
-        """Return a place for a request, to be entered; see `Permit`."""
-        return Permit(self, caller)
-
-    def enter(self, caller: str) -> float:
-        """Let a request in; return when that was.
+    def acquire(self, caller: str) -> "Permit":
+        """Acquire a permit for a request.
 
         Raises:
-            Full: the door is closed, all places are taken, and no other caller has more in.
+            Full: the breaker is open, all permits are held, and no other caller holds more.
         """
         with self._lock:
             now = self._clock()
-            if now < self._until:
-                self._came += 1
+            if now < self._shed_until:
+                self._arrived += 1
                 if self._is_over(now):
-                    self._until, self._seconds = -math.inf, 0.0
-                elif self._in.total() >= self._places and self._in[caller] + 1 >= max(self._in.values()):
+                    self._shed_until, self._backoff = -math.inf, 0.0
+                elif self._holders.total() >= self._permits and self._holders[caller] + 1 >= max(
+                    self._holders.values()
+                ):
                     raise full("the queue is full: more is asked for than can be computed")
-                self._entered += 1
-            self._in[caller] += 1
-            return now
+                self._admitted += 1
+            self._holders[caller] += 1
+            return Permit(self, caller, now)
 
-    def leave(self, caller: str, entered: float) -> None:
-        """A request that was let in has its answer."""
+    def release(self, caller: str, acquired_at: float) -> None:
+        """Release a permit; called by `Permit.release`."""
         with self._lock:
-            self._taken += self._clock() - max(entered, self._since)
-            self._in[caller] -= 1
-            if not self._in[caller]:
-                del self._in[caller]
+            self._held_seconds += self._clock() - max(acquired_at, self._tripped_at)
+            self._holders[caller] -= 1
+            if not self._holders[caller]:
+                del self._holders[caller]
 
     def _is_over(self, now: float) -> bool:
-        """Return whether all who came since the door was closed would have left the slots idle for most of the time.
+        """Return whether all arrivals since the trip would have left the slots idle for most of the time.
 
-        What was refused was not read: it is taken to cost what the others did. Their time includes what they waited for
-        each other, so that an overload never looks like none.
+        Refused requests were not read: each is assumed to take as long as an admitted one. That time includes waits of
+        requests for each other, so an overload is never mistaken for a burst.
         """
-        if now < self._since + LEAST / 2 or not self._entered:
+        if now < self._tripped_at + MIN_SHED_SECONDS / 2 or not self._admitted:
             return False
-        wanted = self._taken / self._entered * self._came
-        return not self._in and wanted < OVER * self._slots * (now - self._since)
+        wanted = self._held_seconds / self._admitted * self._arrived
+        return not self._holders and wanted < MIN_LOAD * self._slots * (now - self._tripped_at)
 
 
 class Permit:
-    """What a request has while it is read and answered. To enter raises Full where there is none."""
+    """The permit of one request, held while the request is read and answered. Released once, or by a `with` block."""
 
-    __slots__ = ("_admission", "_caller", "_entered")
+    __slots__ = ("_acquired_at", "_admission", "_caller")
 
-    def __init__(self, admission: AdmissionController, caller: str) -> None:
+    def __init__(self, admission: AdmissionController, caller: str, acquired_at: float) -> None:
         self._admission = admission
         self._caller = caller
+        self._acquired_at = acquired_at
+
+    def release(self) -> None:
+        """Release the permit."""
+        self._admission.release(self._caller, self._acquired_at)
 
     def __enter__(self) -> None:
-        self._entered = self._admission.enter(self._caller)
+        pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.leave(self._caller, self._entered)
+        self.release()
 
 
 def full(message: str, retry_after: float = 0.0) -> Full:
     """Return a refusal.
 
     Args:
-        message: why.
-        retry_after: seconds after which there may be room, as predicted.
+        message: the reason.
+        retry_after: predicted seconds until there is room.
     """
     error = Full(message)
-    error.retry_after = max(LEAST_RETRY, retry_after)
+    error.retry_after = max(MIN_RETRY_SECONDS, retry_after)
     return error

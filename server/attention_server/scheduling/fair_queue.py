@@ -1,35 +1,34 @@
-"""Who is next: jobs that wait, in an order that is fair between callers, and within bounds.
+"""A bounded queue that is fair between callers.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996): a job's tag is where its caller's last one ends on a clock that
-counts predicted seconds of work, or the clock's present when that is past; the least tag is next. Who sends much is
-thereby behind who sends little, and nobody waits for more than their share of others' work.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996). An entry's tag is its start time on a virtual clock that counts
+predicted seconds of work: the end of its caller's last entry, or the clock's present if that is later. The entry with
+the least tag is next. So a caller with many requests queues behind callers with few, and no caller waits for more than
+its share of other callers' work.
 """
 
 import math
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
-from attention_server.scheduling.future import Future
+from attention_server.scheduling.job import QueueEntry
 
-PATIENCE = 2  # times what it takes itself, a job may wait
-REMEMBERED = 1024  # callers; beyond, those are forgotten who have nothing here, and with them whose turn it was
-LEAST_COST = 1e-6  # seconds: what costs nothing would never have to share
+PATIENCE = 2  # an entry may wait for this many times its own cost
+MAX_CALLERS = 1024  # callers whose tags are kept; beyond, those without entries in the queue are forgotten
 
 _tag = attrgetter("tag")
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What may wait.
+    """The limits of a queue.
 
     Attributes:
-        count: jobs.
-        seconds: that a job may have to wait, as predicted; twice what it takes itself, where that is longer.
-        size: bytes that the jobs hold.
+        count: entries.
+        seconds: predicted wait of an entry, or PATIENCE times its cost if that is longer.
+        size: bytes that all entries hold.
     """
 
     count: int
@@ -37,211 +36,183 @@ class QueueLimits:
     size: int
 
     def half(self) -> "QueueLimits":
-        """Return what those may fill who can wait to be let in, so that room is left for those who cannot."""
+        """Return the limits of bulk entries, which leave room for entries that cannot wait in a lobby."""
         return QueueLimits(max(1, self.count // 2), self.seconds / 2, self.size // 2)
 
 
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """What the queue has to know of a job.
-
-    Attributes:
-        caller: whose it is.
-        cost: the seconds that it will take in one slot, as predicted.
-        size: the bytes that it holds: what was sent, and what the answer will have.
-        future: holds what comes of it; cancelled when nobody wants it any more.
-        kind: jobs of one kind may run together; None runs alone.
-        most: how many sequences, of its kind.
-        count: how many it has.
-        bulk: whether it waited to be let in; such a job is never shed.
-        tag: where it stands in the order.
-    """
-
-    caller: str
-    cost: float
-    size: int
-    future: "Future[Any]"
-    batch_key: Hashable | None = None
-    max_batch: int = 1
-    count: int = 1
-    bulk: bool = False
-    tag: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        self.cost = max(self.cost, LEAST_COST)
-
-
 class FairQueue:
-    """Jobs in a fair order. Not for several threads at once.
+    """Queue entries in a fair order. Not thread-safe.
 
     Args:
-        limits: what may wait.
-        slots: how many jobs run at once.
+        limits: limits of the queue.
+        slots: number of jobs that run at the same time.
+
+    Attributes:
+        seconds: predicted cost of all entries.
+        size: bytes that all entries hold.
     """
 
     def __init__(self, limits: QueueLimits, slots: int) -> None:
         self._limits = limits
         self._bulk_limits = limits.half()
         self._slots = slots
-        self._jobs: list[Waiting] = []  # by tag, and of equal ones as they came
+        self._entries: list[QueueEntry] = []  # by tag; among equal tags by arrival
         self._clock = 0.0
-        self._ends: dict[str, float] = {}  # of each caller's last job, on the clock
+        self._ends: dict[str, float] = {}  # virtual end of each caller's last entry
         self.seconds = 0.0
         self.size = 0
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._entries)
 
     @property
-    def first(self) -> Waiting:
-        """What is next."""
-        return self._jobs[0]
+    def first(self) -> QueueEntry:
+        """The next entry."""
+        return self._entries[0]
 
-    def start(self, caller: str, cost: float) -> None:
-        """Note a job that runs without having waited."""
-        self._clock = self._place(caller, max(cost, LEAST_COST))
-
-    def rest(self) -> None:
-        """Nothing runs and nothing waits: all callers are equal again."""
+    def reset(self) -> None:
+        """Reset the virtual clock of an empty queue: all callers are equal again."""
         self._ends.clear()
         self._clock = 0.0
 
-    def push(self, job: Waiting) -> None:
-        """Let a job in."""
-        job.tag = self._place(job.caller, job.cost)
-        insort(self._jobs, job, key=_tag)
-        self.seconds += job.cost
-        self.size += job.size
+    def push(self, entry: QueueEntry) -> None:
+        """Add an entry; check `has_room` before."""
+        entry.tag = self._next_tag(entry.caller, entry.cost)
+        insort(self._entries, entry, key=_tag)
+        self.seconds += entry.cost
+        self.size += entry.size
 
-    def pop(self, spare_slots: int, seconds: float = math.inf) -> list[Waiting]:
-        """Take what is next, and what may run together with it. There is one, perhaps cancelled meanwhile.
+    def pop(self, spare_slots: int, seconds: float = math.inf) -> list[QueueEntry]:
+        """Remove the next entry, and entries of the same batch key that run with it. The queue must not be empty.
 
         Args:
-            spare_slots: how many others can run at the same time; their share is left to them.
-            seconds: how long it may take; what is next is taken anyway.
+            spare_slots: further free slots; their share of the entries of this key stays in the queue.
+            seconds: bound on the predicted seconds of the batch; the next entry is removed in any case.
         """
-        first = self._jobs[0]
-        taken = [first]
+        first = self._entries[0]
+        batch = [first]
         if first.batch_key is not None:
-            alike = [job for job in self._jobs if job.batch_key == first.batch_key]
+            alike = [entry for entry in self._entries if entry.batch_key == first.batch_key]
             share = -(-len(alike) // (1 + spare_slots))
             count, cost = first.count, first.cost
-            for job in alike[1:share]:
-                count, cost = count + job.count, cost + job.cost
-                if count > first.max_batch or cost > seconds:
+            for entry in alike[1:share]:
+                count, cost = count + entry.count, cost + entry.cost
+                if count > first.job.max_batch or cost > seconds:
                     break
-                taken.append(job)
-        self._remove(taken)
+                batch.append(entry)
+        self._remove(batch)
         self._clock = max(self._clock, first.tag)
-        return taken
+        return batch
 
-    def is_wanted(self) -> bool:
-        """Return whether somebody still waits for what is next; what nobody does is dropped."""
-        if self._jobs and self._jobs[0].future.cancelled():
+    def drop_cancelled_first(self) -> bool:
+        """Withdraw all cancelled entries if the next entry is cancelled; return whether the queue has an entry."""
+        if self._entries and self._entries[0].future.cancelled():
             self.withdraw_cancelled()
-        return bool(self._jobs)
+        return bool(self._entries)
 
     def withdraw_cancelled(self) -> None:
-        """Drop the jobs that nobody wants any more."""
-        self.withdraw([job for job in self._jobs if job.future.cancelled()])
+        """Withdraw all cancelled entries."""
+        self.withdraw([entry for entry in self._entries if entry.future.cancelled()])
 
-    def has_room(self, job: Waiting, busy: float, without: Iterable[Waiting] = ()) -> bool:
-        """Return whether a job may come in.
+    def has_room(self, entry: QueueEntry, busy: float, without: Iterable[QueueEntry] = ()) -> bool:
+        """Return whether the limits admit one more entry.
 
-        As many as there are slots may wait however long it takes; more only while the wait is short, by itself or to
-        what the job takes. And a job that is larger than all that may wait is let in alone, or it never would be.
+        As many entries as slots may wait for any time. Further ones need a short predicted wait: within the limit, or
+        within PATIENCE times their own cost. An entry that is larger than the limit of bytes is admitted into an empty
+        queue.
 
         Args:
-            job: the job.
-            busy: predicted seconds of what runs.
-            without: jobs as if they were gone.
+            entry: the new entry.
+            busy: predicted seconds of running jobs.
+            without: entries to leave out of account.
         """
-        limits = self._bulk_limits if job.bulk else self._limits
-        count, seconds, size = len(self._jobs), self.seconds, self.size
+        limits = self._bulk_limits if entry.is_bulk else self._limits
+        count, seconds, size = len(self._entries), self.seconds, self.size
         for each in without:
             count, seconds, size = count - 1, seconds - each.cost, size - each.size
         return (
             count < limits.count
-            and (count < self._slots or (busy + seconds) / self._slots <= max(limits.seconds, PATIENCE * job.cost))
-            and (not count or size + job.size <= limits.size)
+            and (count < self._slots or (busy + seconds) / self._slots <= max(limits.seconds, PATIENCE * entry.cost))
+            and (not count or size + entry.size <= limits.size)
         )
 
-    def is_enough(self, job: Waiting, busy: float, bound: float) -> bool:
-        """Return whether enough waits without one more job.
+    def is_saturated(self, entry: QueueEntry, busy: float, bound: float) -> bool:
+        """Return whether the queue is long enough without one more entry, by a bound below the limits.
 
-        It is not while a slot has nothing that waits for it, nor while the job's caller has less in here than another.
-        What streams bring does not count: it can wait.
+        Bulk entries do not count. Never saturated are a queue with fewer entries than slots, and one in which another
+        caller has more work than the new entry's caller.
 
         Args:
-            job: the job.
-            busy: predicted seconds of what runs.
-            bound: seconds that a job may have to wait; twice what it takes itself, where that is longer.
+            entry: the new entry.
+            busy: predicted seconds of running jobs.
+            bound: bound on the predicted wait; PATIENCE times the entry's cost if that is longer.
         """
-        waiting = [each for each in self._jobs if not each.bulk]
+        waiting = [each for each in self._entries if not each.is_bulk]
         if len(waiting) < self._slots:
             return False
         queued: dict[str, float] = defaultdict(float)
         for each in waiting:
             queued[each.caller] += each.cost
-        is_heavy = queued[job.caller] + job.cost >= max(queued.values())
-        return is_heavy and (busy + sum(queued.values())) / self._slots > max(bound, PATIENCE * job.cost)
+        is_heaviest = queued[entry.caller] + entry.cost >= max(queued.values())
+        return is_heaviest and (busy + sum(queued.values())) / self._slots > max(bound, PATIENCE * entry.cost)
 
-    def heavier(self, job: Waiting, busy: float) -> list[Waiting]:
-        """Return the jobs that should make room for another: the newest of those callers who have the most in here.
+    def sheddable(self, entry: QueueEntry, busy: float) -> list[QueueEntry]:
+        """Return the entries to shed for a new one: the newest entries of the callers with the most queued work.
 
-        None goes for a caller who, with this job, would have as much. Empty when that makes no room.
+        Shedding stops at callers with no more work than the new entry's caller. Returns an empty list where shedding
+        makes too little room.
         """
         queued: dict[str, float] = defaultdict(float)
-        for each in self._jobs:
+        for each in self._entries:
             queued[each.caller] += each.cost
-        mine = queued.pop(job.caller, 0.0) + job.cost
-        gone: list[Waiting] = []
-        left = [each for each in self._jobs if not each.bulk and each.caller in queued]
+        own = queued.pop(entry.caller, 0.0) + entry.cost
+        shed: list[QueueEntry] = []
+        left = [each for each in self._entries if not each.is_bulk and each.caller in queued]
         while left:
             newest = max(left, key=lambda each: (queued[each.caller], each.tag))
-            if queued[newest.caller] <= mine:
+            if queued[newest.caller] <= own:
                 break
             left.remove(newest)
-            gone.append(newest)
+            shed.append(newest)
             queued[newest.caller] -= newest.cost
-            if self.has_room(job, busy, gone):
-                return gone
+            if self.has_room(entry, busy, shed):
+                return shed
         return []
 
-    def withdraw(self, gone: list[Waiting]) -> None:
-        """Drop jobs; those of their callers that stood behind them move up, for they have cost nothing."""
-        self._remove(gone)
-        for job in gone:
-            self._ends[job.caller] -= job.cost
-            for each in self._jobs:
-                if each.caller == job.caller and each.tag > job.tag:
-                    each.tag -= job.cost
-        self._jobs.sort(key=_tag)
+    def withdraw(self, entries: list[QueueEntry]) -> None:
+        """Remove entries that did not run; later entries of their callers move up by the entries' costs."""
+        self._remove(entries)
+        for entry in entries:
+            self._ends[entry.caller] -= entry.cost
+            for each in self._entries:
+                if each.caller == entry.caller and each.tag > entry.tag:
+                    each.tag -= entry.cost
+        self._entries.sort(key=_tag)
 
-    def wait(self, job: Waiting, busy: float) -> float:
-        """Return the seconds that a job would wait, as predicted.
+    def wait(self, entry: QueueEntry, busy: float) -> float:
+        """Return the predicted wait of an entry that is not in the queue, in seconds.
 
         Args:
-            job: one that is not in the queue.
-            busy: predicted seconds of what runs.
+            entry: the entry.
+            busy: predicted seconds of running jobs.
         """
-        tag = max(self._clock, self._ends.get(job.caller, 0.0))
-        return (busy + sum(each.cost for each in self._jobs if each.tag <= tag)) / self._slots
+        tag = max(self._clock, self._ends.get(entry.caller, 0.0))
+        return (busy + sum(each.cost for each in self._entries if each.tag <= tag)) / self._slots
 
-    def _place(self, caller: str, cost: float) -> float:
-        """Return where a job of a caller stands, behind their others."""
-        if len(self._ends) > REMEMBERED:
-            self._ends = {each.caller: self._ends[each.caller] for each in self._jobs}
+    def _next_tag(self, caller: str, cost: float) -> float:
+        """Return the tag of a caller's next entry, and move the caller's virtual end."""
+        if len(self._ends) > MAX_CALLERS:
+            self._ends = {each.caller: self._ends[each.caller] for each in self._entries}
         tag = max(self._clock, self._ends.get(caller, 0.0))
         self._ends[caller] = tag + cost
         return tag
 
-    def _remove(self, gone: list[Waiting]) -> None:
-        for job in gone:
-            self.seconds -= job.cost
-            self.size -= job.size
+    def _remove(self, entries: list[QueueEntry]) -> None:
+        for entry in entries:
+            self.seconds -= entry.cost
+            self.size -= entry.size
         self.seconds = max(0.0, self.seconds)
-        if len(gone) == 1 and gone[0] is self._jobs[0]:
-            del self._jobs[0]
-        elif gone:
-            self._jobs = [job for job in self._jobs if job not in gone]
+        if len(entries) == 1 and entries[0] is self._entries[0]:
+            del self._entries[0]
+        elif entries:
+            self._entries = [entry for entry in self._entries if entry not in entries]

@@ -1,4 +1,4 @@
-"""What will come of a work: an answer, an error, or nothing, when it is given up before it begins."""
+"""A future for a scheduled job: its result, exception or cancellation."""
 
 import threading
 from collections.abc import Callable
@@ -9,113 +9,126 @@ import structlog
 
 T = TypeVar("T")
 
-WAITING, RUNNING, CANCELLED, ENDED = range(4)
+PENDING, RUNNING, CANCELLED, FINISHED = range(4)
 
 log = structlog.get_logger()
 
 
 class Future(Generic[T]):
-    """A future, with the methods of Python's own: any thread may settle it, and any be told.
+    """A future with the methods of `concurrent.futures.Future`; safe for use from several threads.
 
-    Of Python's each step takes a condition's locks, for threads that wait. Here hardly one does: a loop is told.
+    The standard future acquires a condition's locks at each step, for threads that wait. Here most consumers are
+    callbacks of an event loop, so a wait creates its own event.
     """
 
-    __slots__ = ("_answer", "_error", "_lock", "_state", "_tell")
+    __slots__ = ("_callbacks", "_error", "_lock", "_result", "_state")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._state = WAITING
-        self._tell: list[Callable[[Future[T]], Any]] = []
-        self._answer: Any = None
+        self._state = PENDING
+        self._callbacks: list[Callable[[Future[T]], Any]] = []
+        self._result: Any = None
         self._error: BaseException | None = None
 
     def cancel(self) -> bool:
-        """Give it up, unless it has begun; return whether it is given up."""
+        """Cancel the job unless it runs or has finished; return whether it is cancelled."""
         with self._lock:
-            if self._state != WAITING:
+            if self._state != PENDING:
                 return self._state == CANCELLED
             self._state = CANCELLED
-        self._told()
+        self._invoke_callbacks()
         return True
 
     def cancelled(self) -> bool:
-        """Return whether it was given up."""
+        """Return whether the job was cancelled."""
         return self._state == CANCELLED
 
     def done(self) -> bool:
-        """Return whether there is nothing to wait for any more."""
+        """Return whether the job was cancelled or has finished."""
         return self._state >= CANCELLED
 
     def set_running_or_notify_cancel(self) -> bool:
-        """Begin; return whether somebody still wants it."""
+        """Mark the job as running; return False if it was cancelled."""
         with self._lock:
-            if self._state == WAITING:
+            if self._state == PENDING:
                 self._state = RUNNING
                 return True
         return False
 
-    def set_result(self, answer: T) -> None:
-        """Settle it.
+    def set_result(self, result: T) -> None:
+        """Set the result.
 
         Raises:
-            InvalidStateError: it is done.
+            InvalidStateError: the future is done.
         """
-        self._settle(answer, None)
+        self._finish(result, None)
 
     def set_exception(self, error: BaseException) -> None:
-        """Settle it with an error. Raises as `set_result`."""
-        self._settle(None, error)
-
-    def add_done_callback(self, tell: "Callable[[Future[T]], Any]") -> None:
-        """Have it told when it is done, in the thread that settles it; at once, where it is."""
-        with self._lock:
-            if self._state < CANCELLED:
-                self._tell.append(tell)
-                return
-        self._told_by(tell)
-
-    def result(self, timeout: float | None = None) -> T:
-        """Return the answer, when it is there.
+        """Set the exception.
 
         Raises:
-            CancelledError: it was given up.
-            TimeoutError: it took longer than so many seconds.
-            BaseException: the error that it was settled with.
+            InvalidStateError: the future is done.
+        """
+        self._finish(None, error)
+
+    def add_done_callback(self, callback: "Callable[[Future[T]], Any]") -> None:
+        """Call a function with this future when it is done: in the thread that finishes it, or now if it is done."""
+        with self._lock:
+            if self._state < CANCELLED:
+                self._callbacks.append(callback)
+                return
+        self._invoke(callback)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+
+        Raises:
+            CancelledError: the job was cancelled.
+            TimeoutError: the timeout passed.
+            BaseException: the job's exception.
         """
         error = self.exception(timeout)
         if error is None:
-            answer: T = self._answer
-            return answer
+            result: T = self._result
+            return result
         try:
             raise error
         finally:
-            del error, self  # its trace has this frame, which would hold it
+            del error, self  # the exception's traceback has this frame: break the reference cycle
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the error that it was settled with; None where there is an answer. Raises as `result`."""
+        """Wait for the exception; None for a job with a result.
+
+        Raises:
+            CancelledError: the job was cancelled.
+            TimeoutError: the timeout passed.
+        """
         if self._state < CANCELLED:
-            ended = threading.Event()
-            self.add_done_callback(lambda _: ended.set())
-            if not ended.wait(timeout):
+            done = threading.Event()
+            self.add_done_callback(lambda _: done.set())
+            if not done.wait(timeout):
                 raise TimeoutError
         if self._state == CANCELLED:
             raise CancelledError
         return self._error
 
-    def _settle(self, answer: Any, error: BaseException | None) -> None:
+    def _finish(self, result: Any, error: BaseException | None) -> None:
         with self._lock:
             if self._state >= CANCELLED:
                 raise InvalidStateError
-            self._answer, self._error, self._state = answer, error, ENDED
-        self._told()
+            self._result, self._error, self._state = result, error, FINISHED
+        self._invoke_callbacks()
 
-    def _told(self) -> None:
-        told, self._tell = self._tell, []
-        for tell in told:
-            self._told_by(tell)
+    def _invoke_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._invoke(callback)
 
-    def _told_by(self, tell: "Callable[[Future[T]], Any]") -> None:
+    def _invoke(self, callback: "Callable[[Future[T]], Any]") -> None:
         try:
-            tell(self)
+            callback(self)
         except Exception:
-            log.exception("what was to be told of an outcome failed, for a fault of ours")
+            log.exception("a callback of a future failed")

@@ -1,4 +1,4 @@
-"""A request that was checked and planned, on its way through the scheduler: what it costs, and how it runs."""
+"""The job of one attention request: its predicted cost, its computation and its response."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -14,222 +14,230 @@ from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.preprocess import PreparedInput
-from attention_server.scheduling.scheduler import Job, Scheduler
+from attention_server.scheduling.job import Job
+from attention_server.scheduling.scheduler import Scheduler
 
 T = TypeVar("T")
 
-Answers = Callable[[], list[Response | Exception]]
+Finalizer = Callable[[], list[Response | Exception]]
 
-WORTH_SPREADING = 0.001  # seconds: what takes less is done before another thread has begun
+MIN_SPREAD_SECONDS = 0.001  # a shorter request ends before another thread would begin
 
 
 @dataclass(slots=True)
-class Part:
-    """Sequences of one request that run together.
+class Group:
+    """Sequences of one request that run as one batch.
 
     Attributes:
-        places: of them among what was prepared.
-        prepared: they.
-        sizes: of each of them.
-        count: how many sequences they are.
+        positions: their positions among the request's inputs.
+        prepared: the prepared sequences, or batches of sequences.
+        profile: the profile of each sequence.
+        count: number of sequences.
     """
 
-    places: list[int]
+    positions: list[int]
     prepared: list[PreparedInput]
-    sizes: InputProfile
+    profile: InputProfile
     count: int
 
-    def add(self, place: int, prepared: PreparedInput) -> None:
-        """Add one, or a batch."""
-        self.places.append(place)
+    def add(self, position: int, prepared: PreparedInput) -> None:
+        """Add a sequence, or a batch of sequences."""
+        self.positions.append(position)
         self.prepared.append(prepared)
         self.count += prepared.batch
 
     @property
     def cost(self) -> float:
-        """The seconds that they take, before correction."""
-        return self.sizes.alone if self.count == 1 else self.sizes.alone * self.sizes.spared * self.count
+        """Predicted seconds, before correction."""
+        return self.profile.alone if self.count == 1 else self.profile.alone * self.profile.spared * self.count
 
     @property
     def size(self) -> int:
-        """The bytes that they hold, and that their answers will have."""
-        return (self.sizes.answered + self.sizes.held) * self.count
+        """Bytes of the sequences and of their answers."""
+        return (self.profile.answered + self.profile.held) * self.count
 
 
 @dataclass(slots=True, eq=False)
 class AttendJob:
-    """One request, and what its answer takes.
+    """One attention request, validated and planned.
 
     Attributes:
-        request: as sent.
-        model: what answers.
-        asked: what it is asked for.
-        prepared: its sequences, and batches, checked.
-        sizes: of a sequence of each.
-        call: who waits for it.
-        parts: what of it runs together.
-        cost: the seconds that it takes in one slot, as predicted.
+        request: the request.
+        model: the leased model version.
+        cached_plan: the plan of the request's outputs.
+        prepared: the prepared sequences and batches.
+        profiles: the profile of each.
+        call: the context of the call.
+        groups: the sequences in groups that run as one batch each.
+        cost: predicted seconds in one slot.
     """
 
     request: Request
     model: LoadedModel
-    asked: CachedPlan
+    cached_plan: CachedPlan
     prepared: list[PreparedInput]
-    sizes: list[InputProfile]
+    profiles: list[InputProfile]
     call: CallContext
-    parts: list[Part] = field(init=False)
+    groups: list[Group] = field(init=False)
     cost: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = _parts(self.prepared, self.sizes)
-        self.cost = sum([part.cost for part in self.parts]) * self.asked.correction.factor
+        self.groups = _group(self.prepared, self.profiles)
+        self.cost = sum([group.cost for group in self.groups]) * self.cached_plan.correction.factor
 
-    def work(self, scheduler: Scheduler) -> "Job[AttendJob, Response]":
-        """Return what the scheduler has to know."""
+    def to_job(self, scheduler: Scheduler) -> "Job[AttendJob, Response]":
+        """Return the scheduler's job. Jobs of one input each, with equal plans and shapes, may share a batch."""
         self.call.record.mark_submitted()
-        first = self.sizes[0]
-        alone = len(self.sizes) == 1 and first.kind is not None
+        first = self.profiles[0]
+        is_batchable = len(self.profiles) == 1 and first.kind is not None
         return Job(
             payload=self,
-            run=lambda subjects: _answer(subjects, scheduler),
+            run=lambda jobs: _compute(jobs, scheduler),
             deadline=self.call.deadline,
             caller=self.call.caller,
             cost=self.cost,
-            size=sum([part.size for part in self.parts]),
-            batch_key=(self.asked, first.kind) if alone else None,
-            max_batch=first.most if alone else 1,
-            count=self.prepared[0].batch if alone else 1,
+            size=sum([group.size for group in self.groups]),
+            batch_key=(self.cached_plan, first.kind) if is_batchable else None,
+            max_batch=first.most if is_batchable else 1,
+            count=self.prepared[0].batch if is_batchable else 1,
         )
 
-    def answer(self, part: Part, run: Run) -> Callable[[], list[Result]]:
-        """Compute sequences that run together; see `LoadedModel.answer`, also for what it raises."""
-        if part.count == 1 and part.prepared[0].part is None:
-            return self.model.answer(part.prepared, self.asked.plan, run)
-        compute = partial(self.model.answer, part.prepared, self.asked.plan, run)
-        return partial(self._of_one, part, self._of_one(part, compute))
+    def compute(self, group: Group, run: Run) -> Callable[[], list[Result]]:
+        """Compute a group; return the finalizer of its results.
 
-    def _of_one(self, part: Part, compute: Callable[[], T]) -> T:
-        """Compute something of sequences that run together; what is wrong is said of the one that is at fault."""
-        try:
-            return compute()
-        except InvalidRequest as error:
-            raise self._fault(part, error) from error
-
-    def _fault(self, part: Part, error: InvalidRequest) -> InvalidRequest:
-        """Return what is wrong with the one of several that is at fault, and not with the one that came first."""
-        if part.count == 1:
-            return error.of_part(part.prepared[0].part)
-        for prepared in part.prepared:
-            for each in prepared.cut(1):
-                try:
-                    self.model.answer([each], self.asked.plan, Run())()
-                except InvalidRequest as found:
-                    return found.of_part(each.part)
-        return error.of_part(None)  # together only
+        Raises:
+            InvalidRequest: a sequence overflows, here or in the finalizer; the error names the sequence.
+            Cancelled: the run was ended.
+        """
+        if group.count == 1 and group.prepared[0].part is None:
+            return self.model.answer(group.prepared, self.cached_plan.plan, run)
+        compute = partial(self.model.answer, group.prepared, self.cached_plan.plan, run)
+        return partial(self._naming_part, group, self._naming_part(group, compute))
 
     def response(self, results: Sequence[Result]) -> Response:
-        """Put the answer together."""
+        """Return the response of all results, in the order of the inputs."""
         return Response(self.model.name, self.model.version, tuple(results), self.request.token_offsets)
 
+    def _naming_part(self, group: Group, function: Callable[[], T]) -> T:
+        """Call a function of a group; name the sequence at fault in an InvalidRequest."""
+        try:
+            return function()
+        except InvalidRequest as error:
+            raise self._locate(group, error) from error
 
-def _answer(subjects: Sequence[AttendJob], helpers: IdleSlots) -> Answers:
-    """Compute the answer of one request, or of several of one sequence each and of one kind together."""
-    for each in subjects:
-        each.call.record.mark_running()
+    def _locate(self, group: Group, error: InvalidRequest) -> InvalidRequest:
+        """Return the error of the sequence at fault, found by computing each sequence of the group by itself."""
+        if group.count == 1:
+            return error.of_part(group.prepared[0].part)
+        for prepared in group.prepared:
+            for each in prepared.cut(1):
+                try:
+                    self.model.answer([each], self.cached_plan.plan, Run())()
+                except InvalidRequest as found:
+                    return found.of_part(each.part)
+        return error.of_part(None)  # only the sequences together fail
+
+
+def _group(prepared: list[PreparedInput], profiles: list[InputProfile]) -> list[Group]:
+    """Group sequences of one kind, up to the size at which a larger batch gains nothing."""
+    groups: list[Group] = []
+    growing: dict[Hashable, Group] = {}
+    for position, (one, profile) in enumerate(zip(prepared, profiles, strict=True)):
+        group = None if profile.kind is None else growing.get(profile.kind)
+        if group is not None and group.count + one.batch <= profile.most:
+            group.add(position, one)
+            continue
+        group = Group([position], [one], profile, one.batch)
+        groups.append(group)
+        if profile.kind is not None:
+            growing[profile.kind] = group
+    return groups
+
+
+def _compute(jobs: Sequence[AttendJob], idle_slots: IdleSlots) -> Finalizer:
+    """Compute one job, or a batch of jobs of one input and one kind; return the finalizer of the responses."""
+    for job in jobs:
+        job.call.record.mark_running()
     try:
-        if len(subjects) > 1:
-            return _answer_together(subjects)
-        answer = _answer_one(subjects[0], helpers)
+        if len(jobs) > 1:
+            return _compute_batch(jobs)
+        finalize = _compute_one(jobs[0], idle_slots)
     finally:
-        for each in subjects:
-            each.call.record.mark_computed()
-    return lambda: [answer()]
+        for job in jobs:
+            job.call.record.mark_computed()
+    return lambda: [finalize()]
 
 
-def _answer_one(subject: AttendJob, helpers: IdleSlots | None) -> Callable[[], Response]:
-    call, run = subject.call, Run(helpers)
+def _compute_one(job: AttendJob, idle_slots: IdleSlots | None) -> Callable[[], Response]:
+    call, run = job.call, Run(idle_slots)
     call.add_run(run)
     try:
-        if subject.cost < WORTH_SPREADING:
-            parts = [_answer_part(subject, run, part) for part in subject.parts]
+        if job.cost < MIN_SPREAD_SECONDS:
+            finalizers = [_compute_group(job, run, group) for group in job.groups]
         else:
-            parts = run.spread(partial(_answer_part, subject, run), subject.parts)
+            finalizers = run.map(partial(_compute_group, job, run), job.groups)
     except Cancelled:
-        call.raise_if_ended()  # perhaps it was the time that ran out
+        call.raise_if_ended()  # DeadlineExceeded where the deadline cancelled the run
         raise
     finally:
         call.remove_run(run)
-    return partial(_put_together, subject, parts)
+    return partial(_finalize_one, job, finalizers)
 
 
-def _answer_part(subject: AttendJob, run: Run, part: Part) -> Callable[[], list[Result]]:
-    subject.call.raise_if_ended()  # a slot is not held for a caller who has gone
+def _compute_group(job: AttendJob, run: Run, group: Group) -> Callable[[], list[Result]]:
+    job.call.raise_if_ended()  # an ended call does not hold a slot
     begun = time.perf_counter()
-    results = subject.answer(part, run)
+    results = job.compute(group, run)
     if not run.was_helped:
-        subject.asked.correction.learn(part.cost, time.perf_counter() - begun)
+        job.cached_plan.correction.learn(group.cost, time.perf_counter() - begun)
     return results
 
 
-def _put_together(subject: AttendJob, parts: Sequence[Callable[[], list[Result]]]) -> Response:
-    subject.call.record.mark_settled()
-    results: list[Result | None] = [None] * len(subject.prepared)
-    for part, found in zip(subject.parts, parts, strict=True):
-        for place, result in zip(part.places, found(), strict=True):
-            results[place] = result
-    return subject.response(results)  # type: ignore[arg-type] # every place is in one part
+def _finalize_one(job: AttendJob, finalizers: Sequence[Callable[[], list[Result]]]) -> Response:
+    job.call.record.mark_settled()
+    results: list[Result | None] = [None] * len(job.prepared)
+    for group, finalize in zip(job.groups, finalizers, strict=True):
+        for position, result in zip(group.positions, finalize(), strict=True):
+            results[position] = result
+    return job.response(results)  # type: ignore[arg-type] # every position is in one group
 
 
-def _answer_together(subjects: Sequence[AttendJob]) -> Answers:
-    """Answer those whose callers are still there; where that fails, each by itself: the fault is one's."""
-    there = [each for each in subjects if not each.call.is_cancelled]
-    first, run = subjects[0], Run(callers=len(there))
-    for each in there:
-        each.call.add_run(run)
-    results: Callable[[], list[Result]] = list
+def _compute_batch(jobs: Sequence[AttendJob]) -> Finalizer:
+    """Compute the jobs of connected callers as one batch; where that fails, the finalizer computes each by itself."""
+    connected = [job for job in jobs if not job.call.is_cancelled]
+    first, run = jobs[0], Run(callers=len(connected))
+    for job in connected:
+        job.call.add_run(run)
+    finalize: Callable[[], list[Result]] = list
     try:
-        if there:
-            results = first.model.answer([each.prepared[0] for each in there], first.asked.plan, run)
+        if connected:
+            finalize = first.model.answer([job.prepared[0] for job in connected], first.cached_plan.plan, run)
     except AttentionServiceError:
         pass
     finally:
-        for each in there:
-            each.call.remove_run(run)
-
-    def answers() -> list[Response | Exception]:
-        for each in subjects:
-            each.call.record.mark_settled()
-        try:
-            found = dict(zip(there, results(), strict=False))
-        except AttentionServiceError:
-            found = {}
-        return [each.response([found[each]]) if each in found else _answer_or_error(each) for each in subjects]
-
-    return answers
+        for job in connected:
+            job.call.remove_run(run)
+    return partial(_finalize_batch, jobs, connected, finalize)
 
 
-def _answer_or_error(subject: AttendJob) -> Response | Exception:
-    record = subject.call.record
+def _finalize_batch(
+    jobs: Sequence[AttendJob], connected: Sequence[AttendJob], finalize: Callable[[], list[Result]]
+) -> list[Response | Exception]:
+    for job in jobs:
+        job.call.record.mark_settled()
+    try:
+        results = dict(zip(connected, finalize(), strict=False))
+    except AttentionServiceError:
+        results = {}
+    return [job.response([results[job]]) if job in results else _response_or_error(job) for job in jobs]
+
+
+def _response_or_error(job: AttendJob) -> Response | Exception:
+    record = job.call.record
     record.mark_running()
     try:
-        answer = _answer_one(subject, None)
+        finalize = _compute_one(job, None)
         record.mark_computed()
-        return answer()
-    except Exception as error:  # noqa: BLE001 # it is this request's alone
+        return finalize()
+    except Exception as error:  # noqa: BLE001 # the answer of this job alone
         return error
-
-
-def _parts(prepared: list[PreparedInput], sizes: list[InputProfile]) -> list[Part]:
-    """Put sequences of one kind together, as many as pay."""
-    parts: list[Part] = []
-    growing: dict[Hashable, Part] = {}
-    for place, (one, each) in enumerate(zip(prepared, sizes, strict=True)):
-        part = None if each.kind is None else growing.get(each.kind)
-        if part is not None and part.count + one.batch <= each.most:
-            part.add(place, one)
-            continue
-        part = Part([place], [one], each, one.batch)
-        parts.append(part)
-        if each.kind is not None:
-            growing[each.kind] = part
-    return parts

@@ -1,7 +1,6 @@
-"""The core that every protocol calls: check, plan, schedule, compute. One request in, one response out."""
+"""The core that every protocol calls: validate, plan, schedule, compute."""
 
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TypeVar
 
@@ -10,32 +9,44 @@ from attention_proto.masks import Mask
 
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
-from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Response, Sequence, Tokens
-from attention_server.errors import Cancelled, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
-from attention_server.inference.contexts import Memory, MemoryState, MemoryStore, memory_id
-from attention_server.inference.engine.protocol import Run
+from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Response, Sequence
+from attention_server.errors import InvalidRequest, NotFound, Unavailable
+from attention_server.inference.contexts import Memory, MemoryState, MemoryStore
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan
-from attention_server.inference.preprocess import PreparedInput, Vectors, prepare_memory
+from attention_server.inference.preprocess import PreparedInput, prepare_memory
 from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import AdmissionController
-from attention_server.scheduling.cost_model import Size
 from attention_server.scheduling.future import Future
-from attention_server.scheduling.scheduler import Job, Scheduler, SchedulerState
+from attention_server.scheduling.job import Job
+from attention_server.scheduling.scheduler import Scheduler, SchedulerState
 from attention_server.service.attend_job import AttendJob
+from attention_server.service.memory_job import MemoryJob
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Threads that a transport has beside one for each request that can be running or queued: for what is refused at once.
+# Threads of a transport, beside one for each request that can be running or queued: for requests refused at once.
 SPARE_THREADS = 16
 
 
 class Service:
-    """Answers requests from the models of a repository."""
+    """Answers requests from the models of a repository.
+
+    Args:
+        repository: the models.
+        scheduler: computes the jobs.
+        memories: keeps projected memories.
+        limits: limits on one request.
+        observer: observes requests; None for one that only counts.
+
+    Attributes:
+        limits: limits on one request.
+        observer: observes requests.
+    """
 
     def __init__(
         self,
@@ -56,69 +67,63 @@ class Service:
         """Whether every model is loaded and warmed."""
         return self._repository.ready
 
-    def attend(self, request: Request, call: CallContext) -> Response:
-        """Answer a request in this thread, which waits for its turn no longer than the caller does.
-
-        Raises:
-            PermissionDenied: the caller has not the right to attend.
-            InvalidRequest: the model cannot take it.
-            NotFound: there is no such model, version or memory.
-            TooLarge: it is over a limit.
-            Unavailable: the queue is full, or too long for the caller's deadline; or models are still loading.
-            DeadlineExceeded: the caller's time ran out.
-            Cancelled: the caller has gone.
-        """
-        call.require("attend")
-        call.raise_if_ended()
-        with self._repository.lease(request.model, request.version) as model:
-            return self._run(self._work(request, model, call), call)
-
     @property
     def admission(self) -> AdmissionController:
-        """What is let in while more is asked for than can be computed."""
+        """Admission control under sustained overload."""
         return self._scheduler.admission
 
     def submit(
         self, request: Request, call: CallContext, admitted: Callable[[], None] | None = None
     ) -> "Future[Response]":
-        """Check a request and hand it to the scheduler, which computes it while this thread goes on.
+        """Validate a request and submit its job; return the future of the response.
 
         Args:
-            request: what is asked.
-            call: who asks.
-            admitted: called when it is let in, where it can wait for that: it is one of many of a stream.
+            request: the request.
+            call: the context of the call. Cancelling the call cancels the job.
+            admitted: for a message of a stream: called when the job is in the queue; see `Scheduler.submit`.
 
         Raises:
-            AttentionServiceError: as `attend`, as far as it can be told now; else the future holds it.
+            PermissionDenied: the caller lacks the right to attend.
+            InvalidRequest: the model cannot take the request.
+            NotFound: there is no such model, version or memory.
+            TooLarge: the request is over a limit.
+            Unavailable: the queue is full, or too long for the deadline; or models are still loading.
+            DeadlineExceeded: the deadline has passed.
+            Cancelled: the caller has cancelled.
         """
         call.require("attend")
         call.raise_if_ended()
-        lease = self._repository.lease(request.model, request.version)
-        model = lease.__enter__()  # it outlasts this method: the answer's future gives it back
-        try:
-            future = self._scheduler.submit(self._work(request, model, call), admitted)
-        except BaseException:
-            lease.__exit__(None, None, None)
-            raise
-        future.add_done_callback(lambda _: lease.__exit__(None, None, None))
-        if admitted is None:  # of a stream, what waits when its caller goes is looked at in its turn
-            call.attach(future)
-        return future
+        # A message of a stream keeps its place until its turn, so that its stream can answer in order.
+        return self._submit(
+            request.model, request.version, lambda model: self._attend_job(request, model, call), admitted, call
+        )
+
+    def submit_memory(self, request: MemoryRequest, call: CallContext) -> "Future[Memory]":
+        """Validate a request to keep a memory and submit its job; return the future of the memory.
+
+        Raises:
+            AttentionServiceError: as `submit`; the future raises TooLarge for a memory that alone is over the budget.
+        """
+        call.require("attend")
+        call.raise_if_ended()
+        return self._submit(
+            request.model, request.version, lambda model: self._memory_job(request, model, call), None, call
+        )
 
     def models(self) -> list[Model]:
-        """Describe every model whose default version answers, at that version, ordered by name.
+        """Describe the default version of every served model, ordered by name.
 
         Raises:
             Unavailable: models are still loading.
         """
         described = []
         for name in self._repository.names():
-            with suppress(NotFound, Unavailable):  # it went meanwhile
+            with suppress(NotFound, Unavailable):  # unloaded meanwhile
                 described.append(self.model(name))
         return described
 
     def model(self, name: str, version: int = 0) -> Model:
-        """Describe one model.
+        """Describe one version of a model; version 0 is the default.
 
         Raises:
             NotFound: there is no such model or version.
@@ -133,29 +138,12 @@ class Service:
                 manifest=model.manifest,
             )
 
-    def create_memory(self, request: MemoryRequest, call: CallContext) -> Memory:
-        """Project a memory and keep it.
-
-        Raises:
-            AttentionServiceError: as `attend`; TooLarge when it alone is over the budget.
-        """
-        call.require("attend")
-        with self._repository.lease(request.model, request.version) as model:
-            call.record.set_target(model.name, model.version)
-            key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
-            k, v = self._run(_remembering(model, key, value, tokens, call), call)
-            id_ = memory_id(model.name, model.version, [model.digest, key, value, request.memory_text])
-            ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
-            memory = Memory(id_, model.name, model.version, k, v, tokens, ttl, model.digest)
-            self._memories.put(memory)  # under the lease: what is put is forgotten with the version
-        return memory
-
     def memory(self, model: str, id_: str, call: CallContext) -> Memory:
         """Return a memory.
 
         Raises:
-            PermissionDenied: the caller has not the right to attend.
-            NotFound: it is not kept.
+            PermissionDenied: the caller lacks the right to attend.
+            NotFound: no such memory is kept.
         """
         call.require("attend")
         return self._memories.get(id_, model, field="id")
@@ -164,7 +152,7 @@ class Service:
         """Return a model's memories, the most recently used first.
 
         Raises:
-            PermissionDenied: the caller has not the right to attend.
+            PermissionDenied: the caller lacks the right to attend.
             NotFound: there is no such model.
         """
         call.require("attend")
@@ -172,21 +160,21 @@ class Service:
             return self._memories.of(model)
 
     def delete_memory(self, model: str, id_: str, call: CallContext) -> None:
-        """Forget a memory.
+        """Delete a memory; requests that hold it finish.
 
         Raises:
-            PermissionDenied: the caller has not the right to attend.
-            NotFound: it is not kept.
+            PermissionDenied: the caller lacks the right to attend.
+            NotFound: no such memory is kept.
         """
         call.require("attend")
         self._memories.delete(id_, model)
 
     def seconds_left(self, memory: Memory) -> float:
-        """Return how long a memory is kept if nobody uses it."""
+        """Return the seconds until a memory expires unless used."""
         return self._memories.seconds_left(memory)
 
     def statistics(self, name: str = "", version: int = 0) -> list[VersionStatistics]:
-        """Return what was asked of every version that answers, or of one model's, or of one.
+        """Return the statistics of every served version, of one model's versions, or of one version.
 
         Raises:
             NotFound: there is no such model or version.
@@ -200,15 +188,15 @@ class Service:
         return found
 
     def state(self) -> tuple[SchedulerState, MemoryState]:
-        """Return how full the scheduler and the memories are at this moment."""
+        """Return the current load of the scheduler and of the memory store."""
         return self._scheduler.state(), self._memories.state()
 
     def index(self) -> list[IndexEntry]:
-        """Return every version in the repository and its state at this moment, also while models are still loading."""
+        """Return every version of the repository with its current state, also while models are loading."""
         return self._repository.index()
 
     def is_ready(self, name: str, version: int = 0) -> bool:
-        """Return whether a model would answer now; version 0 is its default.
+        """Return whether a model version is served; version 0 is the default.
 
         Raises:
             NotFound: there is no such model or version.
@@ -216,102 +204,97 @@ class Service:
         return self._repository.is_ready(name, version)
 
     def load_model(self, name: str, call: CallContext) -> None:
-        """Load or reload what lies in a model's folder; see `Repository.load_model`.
+        """Load or reload the versions in a model's folder; see `Repository.load_model`.
 
         Raises:
-            PermissionDenied: the caller has not the right to change the repository.
+            PermissionDenied: the caller lacks the right to change the repository.
             Unimplemented: the repository is not changed on request.
-            InvalidRequest: nothing of it can be served, with the reasons.
+            InvalidRequest: no version can be served; the message has the reasons.
             NotFound: there is no such folder.
         """
         call.require("repository")
         self._repository.load_model(name)
 
     def unload_model(self, name: str, call: CallContext) -> None:
-        """Serve a model no more, and finish the requests that hold it; see `Repository.unload_model`.
+        """Unload a model after the requests that hold it; see `Repository.unload_model`.
 
         Raises:
-            PermissionDenied: the caller has not the right to change the repository.
+            PermissionDenied: the caller lacks the right to change the repository.
             Unimplemented: the repository is not changed on request.
-            NotFound: nothing of it is loaded.
+            NotFound: no version of the model is loaded.
         """
         call.require("repository")
         self._repository.unload_model(name)
 
-    def _run(self, work: Job[S, T], call: CallContext) -> T:
-        """Run a work for its caller; an answer that comes after their deadline is none."""
+    def _submit(
+        self,
+        name: str,
+        version: int,
+        make_job: Callable[[LoadedModel], Job[S, T]],
+        admitted: Callable[[], None] | None,
+        call: CallContext,
+    ) -> "Future[T]":
+        """Submit a job under a lease of its model version, which ends with the job."""
+        lease = self._repository.lease(name, version)
         try:
-            answer = self._scheduler.run(work, call.attach)
-        except CancelledError as error:
-            raise Cancelled("the caller has gone") from error
-        finally:
-            call.detach()
-        if call.is_expired:
-            raise DeadlineExceeded("the deadline passed while the request ran")
-        return answer
+            future = self._scheduler.submit(make_job(lease.model), admitted)
+        except BaseException:
+            lease.release()
+            raise
+        future.add_done_callback(lambda _: lease.release())
+        if admitted is None:  # a stream's message that is cancelled is looked at in its turn
+            call.attach(future)
+        return future
 
-    def _work(self, request: Request, model: LoadedModel, call: CallContext) -> Job[AttendJob, Response]:
-        """Check a request, and plan it."""
+    def _attend_job(self, request: Request, model: LoadedModel, call: CallContext) -> Job[AttendJob, Response]:
+        """Validate and plan an attention request."""
         self.limits.check_outputs(len(request.outputs))
         count = sum([each.batch for each in request.inputs])
         call.record.set_target(model.name, model.version, count)
         self.limits.check_sequences(count, "inputs")
-        asked = model.ask(request.outputs)
-        prepared, sizes = self._prepare(request, model, asked)
-        for each, size in zip(prepared, sizes, strict=True):
-            call.record.queries += [size.queries] * each.batch
-            call.record.keys += [size.keys] * each.batch
-        return AttendJob(request, model, asked, prepared, sizes, call).work(self._scheduler)
+        cached_plan = model.ask(request.outputs)
+        prepared, profiles = self._prepare(request, model, cached_plan)
+        for each, profile in zip(prepared, profiles, strict=True):
+            call.record.queries += [profile.queries] * each.batch
+            call.record.keys += [profile.keys] * each.batch
+        return AttendJob(request, model, cached_plan, prepared, profiles, call).to_job(self._scheduler)
+
+    def _memory_job(self, request: MemoryRequest, model: LoadedModel, call: CallContext) -> Job[MemoryJob, Memory]:
+        """Validate a memory request."""
+        call.record.set_target(model.name, model.version)
+        key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader)
+        ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
+        return MemoryJob(request, model, key, value, tokens, ttl, call, self._memories).to_job()
 
     def _prepare(
-        self, request: Request, model: LoadedModel, asked: CachedPlan
+        self, request: Request, model: LoadedModel, cached_plan: CachedPlan
     ) -> tuple[list[PreparedInput], list[InputProfile]]:
-        """Check every sequence; return them ready to compute."""
+        """Validate and prepare every sequence, within the limits on the whole request."""
         if not request.inputs:
             raise InvalidRequest("send at least one sequence", field="inputs")
         prepared: list[PreparedInput] = []
-        sizes: list[InputProfile] = []
-        answered = work = 0
+        profiles: list[InputProfile] = []
+        answer_bytes = work_bytes = 0
         for sequence in request.inputs:
-            for ready, size in self._prepare_sequence(sequence, request.mask, model, asked):
-                prepared.append(ready)
-                sizes.append(size)
-                work += size.work * ready.batch
-                answered += size.answered * ready.batch
-                self.limits.check_work(work)
-                self.limits.check_answer(answered)
-        return prepared, sizes
+            for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan):
+                prepared.append(each)
+                profiles.append(profile)
+                work_bytes += profile.work * each.batch
+                answer_bytes += profile.answered * each.batch
+                self.limits.check_work(work_bytes)
+                self.limits.check_answer(answer_bytes)
+        return prepared, profiles
 
     def _prepare_sequence(
-        self, sequence: Sequence, mask: Mask, model: LoadedModel, asked: CachedPlan
+        self, sequence: Sequence, mask: Mask, model: LoadedModel, cached_plan: CachedPlan
     ) -> list[tuple[PreparedInput, InputProfile]]:
-        """Check a sequence; of several that came as one, say which is at fault."""
+        """Validate and prepare a sequence or a batch; an error names the sequence of a batch."""
         try:
-            return model.prepare(sequence, asked, mask, self._memories, self.limits)
+            return model.prepare(sequence, cached_plan, mask, self._memories, self.limits)
         except InvalidRequest as error:
             if sequence.part is None:
                 raise
             if sequence.batch > 1:
                 for one in sequence.each():
-                    self._prepare_sequence(one, mask, model, asked)
+                    self._prepare_sequence(one, mask, model, cached_plan)
             raise error.of_part(sequence.part) from error
-
-
-def _remembering(
-    model: LoadedModel, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, call: CallContext
-) -> Job[None, tuple[Vectors, Vectors]]:
-    def run(_: object) -> Callable[[], list[tuple[Vectors, Vectors]]]:
-        running = Run()
-        call.add_run(running)
-        call.record.mark_running()
-        try:
-            made = [model.remember(key, value, tokens, running)]
-        finally:
-            call.remove_run(running)
-            call.record.mark_computed()
-        return lambda: made
-
-    call.record.mark_submitted()
-    length = len(tokens.ids) if tokens else 0 if key is None else len(key)
-    size = sum(each.nbytes for each in (key, value) if each is not None)
-    return Job(None, run, call.deadline, call.caller, model.costs.of(Size(length, 0)), 2 * size)

@@ -25,7 +25,7 @@ class IdleSlots(Protocol):
         """How many there are at this moment."""
         ...
 
-    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    def map(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Do something with each item, in these slots too."""
         ...
 
@@ -63,12 +63,12 @@ class Run:
         if self.ended:
             stop()
 
-    def spread(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    def map(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Do something with each item, in idle slots too where there are any."""
         if len(items) == 1 or self.helpers is None or not self.helpers.idle_slots:
             return [each(item) for item in items]
         self.was_helped = True
-        return self.helpers.spread(each, items)
+        return self.helpers.map(each, items)
 
     def parts(self, rows: int) -> list[slice]:
         """Cut the rows of one sequence into a part for each slot that can take one."""

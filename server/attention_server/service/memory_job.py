@@ -1,0 +1,81 @@
+"""The job of one memory request: projecting a memory's keys and values, and keeping them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from attention_server.domain.call import CallContext
+from attention_server.domain.messages import MemoryRequest, Tokens
+from attention_server.inference.contexts import Memory, MemoryStore, memory_id
+from attention_server.inference.engine.protocol import Run
+from attention_server.inference.model import LoadedModel
+from attention_server.inference.preprocess import Vectors
+from attention_server.scheduling.cost_model import Size
+from attention_server.scheduling.job import Job
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryJob:
+    """One memory request, validated.
+
+    Attributes:
+        request: the request.
+        model: the leased model version.
+        key: [S, Dk]; None for a memory of text.
+        value: [S, Dv]; None for the key.
+        tokens: tokens of the memory's text.
+        ttl: time to live after the last use, in seconds.
+        call: the context of the call.
+        store: the store that will keep the memory.
+    """
+
+    request: MemoryRequest
+    model: LoadedModel
+    key: Vectors | None
+    value: Vectors | None
+    tokens: Tokens | None
+    ttl: float
+    call: CallContext
+    store: MemoryStore
+
+    def to_job(self) -> "Job[MemoryJob, Memory]":
+        """Return the job for the scheduler."""
+        self.call.record.mark_submitted()
+        length = len(self.tokens.ids) if self.tokens else 0 if self.key is None else len(self.key)
+        size = sum(each.nbytes for each in (self.key, self.value) if each is not None)
+        return Job(
+            payload=self,
+            run=_compute,
+            deadline=self.call.deadline,
+            caller=self.call.caller,
+            cost=self.model.costs.of(Size(length, 0)),
+            size=2 * size,
+        )
+
+    def project(self) -> tuple[Vectors, Vectors]:
+        """Project the memory; return k and v, [1, S, heads * width]."""
+        run = Run()
+        self.call.add_run(run)
+        self.call.record.mark_running()
+        try:
+            return self.model.remember(self.key, self.value, self.tokens, run)
+        finally:
+            self.call.remove_run(run)
+            self.call.record.mark_computed()
+
+    def keep(self, k: Vectors, v: Vectors) -> Memory:
+        """Put the projected memory into the store.
+
+        Raises:
+            TooLarge: the memory alone is over the store's budget.
+        """
+        model = self.model
+        id_ = memory_id(model.name, model.version, [model.digest, self.key, self.value, self.request.memory_text])
+        memory = Memory(id_, model.name, model.version, k, v, self.tokens, self.ttl, model.digest)
+        self.store.put(memory)
+        return memory
+
+
+def _compute(jobs: Sequence[MemoryJob]) -> Callable[[], list[Memory | Exception]]:
+    (job,) = jobs
+    k, v = job.project()
+    return lambda: [job.keep(k, v)]
