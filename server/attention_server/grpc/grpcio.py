@@ -1,7 +1,7 @@
 """The gRPC port on gRPC's own asyncio server, `grpc.aio`: the same interceptor and services as on `http2`.
 
-It needs no system library, so the service runs wherever pip installs. A call changes threads several times inside
-gRPC's C core, which is what the native server saves. Messages over the limit and oversized metadata are refused by the
+It needs no system library, so the service runs wherever pip installs. Inside gRPC's C core a call changes threads
+several times; the native server saves that. Messages over the limit and oversized metadata are refused by the
 C core in its own words, before a call reaches the interceptor.
 """
 
@@ -28,7 +28,6 @@ from attention_server.http2.limits import HEADER_BYTES, Timeouts
 from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.transport import Threads
 
-UNSENT = 2  # response messages that are handed to the C core and not on their way yet
 STOP_SECONDS = 1.0  # for calls that were told to stop to end with a status
 
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
@@ -45,7 +44,7 @@ class GrpcioServer:
         host, port: where to listen; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
-        callers: who may call.
+        callers: the known callers.
         certificates: of TLS; None speaks without.
 
     Attributes:
@@ -82,10 +81,10 @@ class GrpcioServer:
         self._services.set_serving(is_serving)
 
     async def stop(self, grace: float) -> None:
-        """Accept no more, and wait for what was accepted.
+        """Accept no more calls, and wait for accepted ones.
 
         Args:
-            grace: seconds after which it is cut off.
+            grace: seconds after which the rest is cut off.
         """
         stopped = asyncio.ensure_future(self._server.stop(grace + STOP_SECONDS))
         self._services.end_streams()
@@ -224,7 +223,7 @@ class GrpcioCall:
             self._end(STATUSES[status], message, ((DETAILS.encode(), details), *trailers) if details else trailers)
 
     async def serve(self) -> None:
-        """Run the coroutine that answers, and send what it writes, until the call has its status.
+        """Run the answering coroutine and send its messages, until the call has its status.
 
         Raises:
             asyncio.CancelledError: the peer has left, its time is over, or the server stops.

@@ -81,7 +81,7 @@ def make_grpc_server(
 
 
 def _server_class(kind: Kind) -> "type[NativeServer | GrpcioServer]":
-    """Import the server of a kind: each loads a library that the other does without."""
+    """Import the server of a kind; each loads a library of its own."""
     if kind != "grpcio":
         try:
             check_library()
