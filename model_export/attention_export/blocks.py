@@ -41,7 +41,7 @@ class Dims:
         key_value_heads: heads of k and v, each shared by heads / key_value_heads of q; 0 is H. `dot_product` only.
 
     Raises:
-        ValueError: a width is negative, or `heads` does not divide what it has to.
+        ValueError: a width is negative, or `heads` does not divide the width that it splits.
     """
 
     query: int = 0
@@ -63,7 +63,7 @@ class Dims:
             raise ValueError(f"key_value_heads={self.key_value_heads} does not divide heads={self.heads}")
 
     def resolved(self) -> "Dims":
-        """Return the same widths with every 0 replaced by what it stands for."""
+        """Return the same widths with every 0 replaced by its default."""
         key = self.key or self.query
         head = self.head or self.query // self.heads
         return Dims(
@@ -188,7 +188,7 @@ class SelfAttention(DotProduct):
     def pool(self, query: Tensor, key: Tensor, value: Tensor, pool: Tensor) -> Tensor:
         """Average rows of the output without computing them: (B, P, D).
 
-        A row is (w_t X M_V + b_V) M_O + b_O, where w_t are its weights and X the values as they come. So the mean that
+        A row is (w_t X M_V + b_V) M_O + b_O, where w_t are its weights and X the unprojected values. So the mean that
         takes p_t of row t, with p and each w_t summing to 1, is ((p w) X M_V + b_V) M_O + b_O: P rows are projected
         instead of S, and P combined instead of T, which spares a self-attention half of its products.
 
@@ -196,7 +196,7 @@ class SelfAttention(DotProduct):
             query: (B, T, Dq).
             key: (B, S, Dk).
             value: (B, S, Dv).
-            pool: what each mean takes of each row, (P, T); each sums to 1.
+            pool: the coefficient of each row in each mean, (P, T); each sums to 1.
         """
         heads = self.dims.heads
         # q.b_K is the same for every key, so that a softmax over keys does not see it; a softcap would.
@@ -221,7 +221,7 @@ class MultiHead(SelfAttention):
 
 
 class CrossAttention(MultiHead):
-    """Multi-head attention whose keys and values come from another sequence, the memory."""
+    """Multi-head attention over keys and values of another sequence, the memory."""
 
     name = "cross_attention"
 

@@ -124,9 +124,9 @@ def train(
         Path | None, typer.Option(file_okay=False, help="with --data: a folder from which a run that was cut goes on")
     ] = None,
 ) -> None:
-    """Train a block on a task, or on data of your own, measure it on what it never saw, and export it.
+    """Train a block on a task, or on data of your own, measure it on held-out data, and export it.
 
-    A task has bars, and a model that does not clear them is not exported. A row of data is an object with the sequence,
+    A task has bars, and a model below one of them is not exported. A row of data is an object with the sequence,
     as "text", "tokens" or "vectors", and its "label", or "labels", one for each position; several go by name, as in
     {"text": "a good film", "label": {"sentiment": "good", "topic": "film"}}. Cross-attention has a second sequence:
     "memory_text", "memory_tokens" or "memory_vectors".
@@ -263,7 +263,7 @@ def _say(line: str) -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn what a user can mend into a line on stderr and exit status 1."""
+    """Turn an error that a user can correct into a line on stderr and exit status 1."""
     try:
         yield
     except (BelowBar, ExportFailure, FileExistsError, ManifestError, Mismatch, OSError, ValueError) as error:

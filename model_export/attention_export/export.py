@@ -103,7 +103,7 @@ def _write_layer(block: DotProduct, folder: Path, name: str, prefix: str, progre
 
 
 def _describe(module: Attend, file: File) -> AttendGraph:
-    # Written out, attention runs anywhere, slower; it is there for CUDA, whose kernel gives no weights.
+    # Written out, attention runs everywhere, and more slowly; CUDA needs it, because its kernel gives no weights.
     devices = ["cuda"] if module.explicit else ["cpu"] if module.weights or module.mask else []
     return AttendGraph(file=file, weights=module.weights, mask=module.mask, devices=devices)
 
@@ -129,7 +129,7 @@ def _content(tokenizer: Tokenizer) -> bytes:
 
 
 def _place(manifest: Manifest, files: dict[str, File]) -> None:
-    """Enter the files of front and head, and those between layers, where the manifest has them."""
+    """Enter the files of front, head and layer transitions in their fields of the manifest."""
     places = {
         "front.onnx": manifest.text.front,
         "memory-front.onnx": manifest.text.memory_front,

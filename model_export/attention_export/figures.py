@@ -1,4 +1,4 @@
-"""A picture of what training did: the loss, and where a block looks before and after."""
+"""A picture of the training: the loss, and where a block looks before and after."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from attention_export.training import Illustration, Panel, Trained
 
-if TYPE_CHECKING:  # matplotlib is an extra, for those who draw
+if TYPE_CHECKING:  # matplotlib is an optional dependency
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
@@ -36,7 +36,7 @@ def save_figure(trained: Trained, path: Path | str) -> None:
 
 
 def _size(illustration: Illustration) -> tuple[float, float]:
-    """Make room for every weight, whatever the labels are."""
+    """Return a size with room for every weight, for labels of any length."""
     width = len(illustration.panels) * (len(illustration.columns) * CELL + ROW_LABEL)
     height = max(len(panel.rows) for panel in illustration.panels) * CELL
     return width, LOSS + COLUMN_LABEL + height

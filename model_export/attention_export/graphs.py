@@ -1,7 +1,7 @@
 """The ONNX graphs of a block, cut where a service needs the cut.
 
-Between them, k and v lie heads side by side, [B, S, H * width]: the form in which ONNX's `Attention` takes them without
-a Reshape or Transpose, and in which a memory is kept. What a head's stage looks like, [H, S, width], is then a view.
+Between graphs, k and v have their heads side by side, [B, S, H * width]. ONNX's `Attention` takes this form without a
+Reshape or Transpose, and a memory is kept in it. A stage by heads, [H, S, width], is a view of it.
 """
 
 import io
@@ -35,7 +35,7 @@ class ExportFailure(ValueError):
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to export: its file, what it takes and what it gives, varying dimensions by name."""
+    """A module to export: its file, its inputs and outputs; varying dimensions by name."""
 
     file: str
     module: nn.Module
@@ -68,7 +68,7 @@ class Pool(nn.Module):
 class Attend(nn.Module):
     """query, k, v [, mask] -> [q,] [heads,] output [, weights].
 
-    `explicit` writes the products and the softmax out, for devices whose `Attention` kernel gives no weights.
+    `explicit` writes the products and the softmax out, for devices with an `Attention` kernel that gives no weights.
     """
 
     def __init__(self, block: DotProduct, *, weights: bool, mask: bool, explicit: bool = False) -> None:
@@ -83,14 +83,14 @@ class Attend(nn.Module):
         return tuple(stage for name in self.outputs() if (stage := found[name]) is not None)
 
     def inputs(self) -> dict[str, Shape]:
-        """Return what it takes; see `_declare_shapes` for the mask."""
+        """Return the inputs' shapes; see `_declare_shapes` for the mask."""
         query, _, _ = _widths(self.block)
         k, v = _projected_widths(self.block)
         shapes: dict[str, Shape] = {"query": ("B", "T", query), "k": ("B", "S", k), "v": ("B", "S", v)}
         return shapes | ({"mask": (1, 1, "T", "S")} if self.mask else {})
 
     def outputs(self) -> dict[str, Shape]:
-        """Return what it gives. A stage that is an input, or the same as the output, is left out."""
+        """Return the outputs' shapes. A stage that is an input, or the same as the output, is left out."""
         heads = self.block.dims.heads
         k, v = _projected_widths(self.block)
         joined = v if isinstance(v, str) else v // shared_heads(self.block) * heads
@@ -154,7 +154,7 @@ def attend_graphs(block: DotProduct, prefix: str = "") -> list[tuple[Graph, Atte
 
 
 def project_graph(block: DotProduct, prefix: str = "") -> Graph | None:
-    """Return the graph that makes k and v, or None for a block that takes them as they come."""
+    """Return the graph that projects k and v; None for a block without projections."""
     if not hasattr(block, "M_K"):
         return None
     _, key, value = _widths(block)
@@ -164,7 +164,7 @@ def project_graph(block: DotProduct, prefix: str = "") -> Graph | None:
 
 
 def pool_graph(block: DotProduct, prefix: str = "") -> Graph | None:
-    """Return the graph that averages rows of the output, or None for a block whose values are not projected."""
+    """Return the graph that averages rows of the output; None for a block that does not project values."""
     if not isinstance(block, SelfAttention):
         return None
     query, key, value = _widths(block)
@@ -212,7 +212,7 @@ def to_onnx(graph: Graph) -> bytes:
     """Export a graph; the same weights give the same bytes.
 
     Raises:
-        ExportFailure: PyTorch cannot say it in ONNX, or what it says is no valid model.
+        ExportFailure: PyTorch cannot export it, or exports an invalid model.
     """
     try:
         model = _traced(graph)
@@ -220,14 +220,16 @@ def to_onnx(graph: Graph) -> bytes:
         strip(model)
         onnx.checker.check_model(model, full_check=True)
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        # The exporter's own words are a page of advice; what it stumbled over is in the cause.
+        # The exporter's message is a page of advice; the cause has the error itself.
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ExportFailure(f"{graph.file} cannot be exported to ONNX: {reason}") from error
     return model.SerializeToString(deterministic=True)
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove what tells where it was made: stack traces and paths, which would change the bytes from place to place."""
+    """Remove traces of the machine that made it: stack traces and paths, which would change the bytes from place to
+    place.
+    """
     del model.metadata_props[:]
     parts: Iterable[Any] = (
         model.graph,
@@ -275,7 +277,8 @@ def _declare_shapes(model: onnx.ModelProto, graph: Graph) -> None:
     for info in (*model.graph.input, *model.graph.output):
         shape = shapes[info.name]
         if info.name == "mask":
-            # Traced as one for all, or torch.export would tie its sizes to the query's; ONNX broadcasts what comes.
+            # Traced with sizes of 1, or torch.export would tie its sizes to the query's; ONNX broadcasts the actual
+            # mask.
             shape = ("mask_B", "mask_H", *shape[2:])
         info.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
 

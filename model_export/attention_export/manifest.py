@@ -14,7 +14,7 @@ from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
 
 
 class ManifestError(ValueError):
-    """A version's folder is not what its manifest says."""
+    """A version's folder differs from its manifest."""
 
 
 def new_version(repository: Path, name: str, version: int) -> Path:

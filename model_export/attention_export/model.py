@@ -1,4 +1,4 @@
-"""What is exported: a block, and what stands before and behind it when a caller sends text and wants predictions."""
+"""A model to export: a block, with a front for text and a head for predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class EarlierLayer:
 
     Attributes:
         block: its attention.
-        after: what stands between it and the next layer: query (B, T, D), output (B, T, D) -> the next query (B, T, D).
+        after: the transition to the next layer: query (B, T, D), output (B, T, D) -> the next query (B, T, D).
     """
 
     block: DotProduct
@@ -58,8 +58,8 @@ class Model:
         training: the record of how it learned.
         license: of the weights, an SPDX expression; empty where nobody said.
         source: where imported weights come from.
-        earlier: the layers before the last, in the order in which they compute.
-        layer_names: what callers choose layers by; "0", "1", .. when not given.
+        earlier: the layers before the last, in computing order.
+        layer_names: the names by which callers choose layers; "0", "1", .. when not given.
     """
 
     block: DotProduct
@@ -74,7 +74,7 @@ class Model:
     layer_names: Sequence[str] = ()
 
     def named_layers(self) -> list[tuple[str, DotProduct, nn.Module | None]]:
-        """Return each layer's name, its block, and what stands behind it; None behind the last."""
+        """Return each layer's name, its block, and its transition to the next; None behind the last."""
         layers: list[tuple[DotProduct, nn.Module | None]] = [(layer.block, layer.after) for layer in self.earlier]
         layers.append((self.block, None))
         names = self.layer_names or [str(index) for index in range(len(layers))]

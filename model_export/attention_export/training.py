@@ -26,7 +26,7 @@ class Progress:
     """Where a run of training stands.
 
     Attributes:
-        run: what learns: the model, or what it is compared with.
+        run: what learns: the model, or a model that serves as comparison.
         step, steps: how many of how many optimiser steps are done.
         loss: that of this step's batch.
         seconds: since the run began.
@@ -53,12 +53,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Illustration:
-    """One text, and what different blocks look at in it.
+    """One text, with the weights of different blocks over it.
 
     Attributes:
         text: the example, for people.
         columns: the S tokens that are attended to.
-        panels: what is compared, from before training to after.
+        panels: the compared blocks, from before training to after.
     """
 
     text: str
@@ -68,7 +68,7 @@ class Illustration:
 
 @dataclass(frozen=True)
 class Learned:
-    """What comes out of learning a task.
+    """The result of learning a task.
 
     Attributes:
         model: without the record of its training.
@@ -88,7 +88,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model that has learned its task, with what a picture of it needs.
+    """A model that has learned its task, with the data for its picture.
 
     Attributes:
         model: its `training` tells how it learned, and the figures it reached on held-out examples.
@@ -135,7 +135,7 @@ class Task:
         name: of the task.
         model: the name under which the model is served.
         steps: the optimiser steps after which the bars were found to hold.
-        bars: figure -> what it must reach.
+        bars: figure -> its bar.
         learn: (seed, steps, on progress) -> what was learned, drawing from torch's generator.
     """
 
@@ -244,7 +244,7 @@ def fit(
 
 
 def _parameters(model: Model) -> int:
-    """Count what was learned, before, in and behind the block."""
+    """Count the learned parameters of front, block and head."""
     fronts = [model.text.front, model.text.memory_front] if model.text else []
     modules = nn.ModuleList(module for module in (*fronts, model.block, model.head) if module)
     return sum(parameter.numel() for parameter in modules.parameters() if parameter.requires_grad)

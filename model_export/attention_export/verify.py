@@ -1,4 +1,4 @@
-"""Whether graphs compute what PyTorch computes in float64: every graph, odd shapes, every kind of mask."""
+"""Comparison of graphs with PyTorch in float64: every graph, odd shapes, every kind of mask."""
 
 import copy
 import functools
@@ -35,7 +35,7 @@ Reference = Callable[[Arrays], Arrays]
 
 
 class Mismatch(ValueError):
-    """An exported graph does not compute what the PyTorch block computes."""
+    """An exported graph differs from its PyTorch block."""
 
 
 @dataclass
@@ -210,13 +210,13 @@ def masks(rng: np.random.Generator, heads: int, queries: int, keys: int) -> Iter
 
 
 def _pools(rng: np.random.Generator, queries: int) -> NDArray[Any]:
-    """Return what means take of rows, [3, T]: the plain one, the last row alone, and any."""
+    """Return the coefficients of rows in means, [3, T]: the plain one, the last row alone, and any."""
     last = np.arange(queries) == queries - 1
     return np.stack([np.full(queries, 1 / queries), last, rng.dirichlet(np.ones(queries))]).astype(np.float32)
 
 
 def _means(pool: NDArray[Any], stages: Arrays) -> Arrays:
-    """Return means of the output's rows, from stages that have all of them."""
+    """Return means of the output's rows, from complete stages."""
     return {"output": pool.astype(np.float64) @ stages["output"]}
 
 

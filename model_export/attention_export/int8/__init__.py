@@ -1,4 +1,4 @@
-"""int8 versions for CPUs: written only when their error is known and within bounds, and they are faster."""
+"""int8 versions for CPUs: written only if the measured error is within bounds and the version is faster."""
 
 from attention_export.int8.examples import BadData
 from attention_export.int8.rounding import to_int8

@@ -1,4 +1,4 @@
-"""The data that an int8 version is measured on, read as its model takes them."""
+"""The data that an int8 version is measured on, converted to its model's inputs."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def read_data(path: Path, folder: Path, manifest: Manifest) -> list[Example]:
     Args:
         path: `.npy`, floats [N, T, D] or [T, D], which are queries; or JSON lines, a sequence each: `text` or `vectors`
             [T, D], and where it attends to another sequence `memory_text` or `memory_vectors` [S, Dk]; values that are
-            not the keys are `value_vectors` [S, Dv]. Other fields are passed over, so that data to train on will do.
+            not the keys are `value_vectors` [S, Dv]. Further fields are ignored, so that training data can be used.
         folder: the version's folder, for its tokenizers.
         manifest: the version's manifest.
 
@@ -62,7 +62,7 @@ def read_data(path: Path, folder: Path, manifest: Manifest) -> list[Example]:
 
 
 class _Reader:
-    """Reads rows of data as one model takes them."""
+    """Converts rows of data to one model's inputs."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         text, first = manifest.text, manifest.layers[0]
@@ -171,7 +171,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _vectors(where: str, given: Any, width: int) -> Array:
     """Return [1, length, width]."""
     try:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        with np.errstate(over="ignore"):  # infinite values are refused below
             array = np.asarray(given, np.float32)
     except (TypeError, ValueError) as error:
         raise BadData(f"{where} is no list of equally long vectors of numbers") from error

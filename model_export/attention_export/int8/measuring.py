@@ -1,4 +1,4 @@
-"""How far an int8 version is from float32, and how much faster: both run as the server runs them on a CPU."""
+"""How far an int8 version is from float32, and how much faster: both run by the server's graphs on a CPU."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 
 def measure(folder: Path, written: Path, manifest: Manifest, examples: Sequence[Example]) -> Quantization:
-    """Return what the manifest says of an int8 version.
+    """Return the manifest's record of an int8 version.
 
     Args:
         folder: the float32 version's folder.
@@ -52,7 +52,7 @@ def cpu_graphs(layer: Layer) -> list[AttendGraph]:
 
 
 class _Served:
-    """A version's graphs on the CPU, one thread each: what the server runs for a sequence."""
+    """A version's graphs on the CPU, one thread each: the graphs that the server runs for a sequence."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._text = manifest.text
@@ -68,7 +68,7 @@ class _Served:
             pass
 
     def stages(self, example: Example, *, every_graph: bool) -> Iterator[list[dict[str, Array]]]:
-        """Yield, layer by layer, what each of its graphs gives, or the cheapest alone."""
+        """Yield, layer by layer, the outputs of each graph, or of the cheapest graph alone."""
         query, key, value = self._read(example)
         for layer in self._layers:
             projected = self._run(layer.project.name, key=key, value=value)
@@ -79,7 +79,7 @@ class _Served:
                 query = key = value = self._run(layer.after.name, query=query, output=found[0]["output"])["next"]
 
     def _read(self, example: Example) -> tuple[Array, Array, Array]:
-        """Return query, key and value: what was given, what a front makes of tokens, or what stands in for them."""
+        """Return query, key and value: the given vectors, the front's output for tokens, or their defaults."""
         query, key, value = example.query, example.key, example.value
         if example.tokens is not None:
             front = self._run(self._text.front.name, tokens=example.tokens)

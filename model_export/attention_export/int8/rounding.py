@@ -1,12 +1,12 @@
-"""8-bit matrices: a graph in, and out a graph whose products with constant matrices are in 8 bits.
+"""8-bit matrices: a graph in, and out a graph with its products with constant matrices in 8 bits.
 
-A matrix is rounded to 8 bits column by column, and so is, as it comes, what it is multiplied with, row by row:
+A matrix is rounded to 8 bits column by column, and its left operand, at run time, row by row:
 
     x . M  ~  (round(127 x / max|x|) . round(64 M / max|M|)) * max|x| * max|M| / (127 * 64)
 
 with max|x| of each row and max|M| of each column. Attention itself stays in float32. A row's own maximum, and not that
 of the whole tensor as in onnxruntime's `quantize_dynamic`, keeps the promises of the service: no position's answer
-depends on its neighbours in a batch, on a hidden key, or on the future. See docs/quantization.md for what both cost.
+depends on its neighbours in a batch, on a hidden key, or on the future. docs/quantization.md has the cost of both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def to_int8(content: bytes) -> bytes:
 
 
 def _product(node: NodeProto, matrix: Array, added: dict[str, Array]) -> Iterator[NodeProto]:
-    """Yield the nodes that stand for x [.., in] . matrix [in, out]; put the constants they need into `added`."""
+    """Yield the nodes that stand for x [.., in] . matrix [in, out]; put their constants into `added`."""
     x, name, result = node.input[0], node.input[1], node.output[0]
     largest = np.maximum(np.abs(matrix).max(0), SMALLEST)  # [out]
     added[f"{name}_int8"] = np.rint(matrix / largest * MATRIX_STEPS).astype(np.int8)

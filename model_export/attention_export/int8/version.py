@@ -22,7 +22,7 @@ class PastBound(ValueError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an int8 version must keep to be written.
+    """The bounds within which an int8 version is written.
 
     Attributes:
         weight_error: the largest |error| of a weight, which is between 0 and 1.
@@ -35,7 +35,7 @@ class Bounds:
     speedup: float = 1.1
 
     def check(self, found: Quantization) -> None:
-        """Hold what was measured against the bounds.
+        """Compare the measurement with the bounds.
 
         Raises:
             PastBound: it is past one; gives every figure.
@@ -63,8 +63,8 @@ def quantize(
 ) -> Path:
     """Make an int8 version, measure it against float32, and only then give it its place in the repository.
 
-    The matrices of `project` and of every graph that attends on a CPU become int8. Fronts, heads, what stands between
-    layers, and the graph for CUDA stay as they are; the one that pools is left out. The same version gives the same
+    The matrices of `project` and of every graph that attends on a CPU become int8. Fronts, heads, transitions between
+    layers, and the graph for CUDA stay in float32; the one that pools is left out. The same version gives the same
     graphs.
 
     Args:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from attention_export.own_data.rows import Row, Vectors, Words
 
-NO_ANSWER = -100  # what cross_entropy passes over
+NO_ANSWER = -100  # the label that cross_entropy ignores
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Padded:
     lengths: Tensor
 
     def take(self, chosen: Tensor) -> "Padded":
-        """Return some of them, padded to the longest of these."""
+        """Return the chosen sequences, padded to the longest one."""
         lengths = self.lengths[chosen]
         return Padded(self.rows[chosen, : int(lengths.max())], lengths)
 
@@ -34,7 +34,7 @@ class Padded:
 
 @dataclass(frozen=True)
 class Examples:
-    """N sequences with what is to be said of them.
+    """N sequences with their labels.
 
     Attributes:
         sequence: what is asked about.
@@ -51,7 +51,7 @@ class Examples:
         return len(self.answers)
 
     def take(self, chosen: Tensor) -> "Examples":
-        """Return some of them."""
+        """Return the chosen sequences."""
         sequence = self.sequence.take(chosen)
         answers = self.answers[chosen]
         return Examples(
@@ -61,7 +61,7 @@ class Examples:
         )
 
     def batches(self, size: int) -> Iterator["Examples"]:
-        """Yield all of them in order."""
+        """Yield all sequences in order, in batches."""
         return map(self.take, torch.arange(len(self)).split(size))
 
 

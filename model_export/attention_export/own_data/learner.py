@@ -108,7 +108,7 @@ class Learner:
             on_progress(Progress("own data", len(self.losses), self.steps, self.losses[-1], self.seconds))
 
     def _draw(self) -> tuple[Tensor, ...]:
-        """Draw the batches of a round: the rows shuffled, again and again where they are few."""
+        """Draw the batches of a round: the rows shuffled, repeatedly where there are few."""
         epoch = math.ceil(len(self.train) / BATCH)
         count = min(max(epoch, ROUND.start), ROUND[-1], self.steps - len(self.losses))
         shuffled = [torch.randperm(len(self.train)) for _ in range(math.ceil(count * BATCH / len(self.train)))]

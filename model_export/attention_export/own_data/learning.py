@@ -35,7 +35,7 @@ class Options:
 
     Attributes:
         block: the name of one of `BLOCKS`.
-        heads: H; 0 is 4 for multi-head and cross-attention, 1 for the others.
+        heads: H; 0 is 4 for multi-head and cross-attention, otherwise 1.
         width: of the embedding and of the block's output; 0 is 64. `dot_product` has the width of its vectors.
         epochs: how often each row is seen, at most; 0 is 20, and at least 2,000 steps.
         steps: optimiser steps, at most, in place of epochs.
@@ -92,7 +92,7 @@ def own_data(path: Path, name: str, options: Options, checkpoint: Path | None = 
     Raises:
         DataError: a row, or the file, cannot be learned from.
         OSError: the file cannot be read.
-        ValueError: the options do not fit each other or the data.
+        ValueError: the options contradict each other or the data.
     """
     data = read_data(path, with_memory=issubclass(BLOCKS[options.block], CrossAttention))
     held_out = options.held_out_of(len(data.rows))
@@ -130,7 +130,7 @@ def _learn(
 
 
 def _split(data: Data, options: Options) -> tuple[list[Row], list[Row]]:
-    """Draw the part that is held out; return what is learned from first."""
+    """Draw the part that is held out; return the training rows first."""
     order = torch.randperm(len(data.rows)).tolist()
     count = options.held_out_of(len(data.rows))
     return [data.rows[index] for index in order[count:]], [data.rows[index] for index in order[:count]]
@@ -167,7 +167,7 @@ def _sizes(data: Data, options: Options, tokenizer: Tokenizer | None) -> Sizes:
 
 
 def _figures(data: Data, reached: Score, train: Examples, held_out: Examples) -> dict[str, float]:
-    """Return the held-out loss, and each predictor's accuracy beside that of always saying what is most frequent."""
+    """Return the held-out loss, and each predictor's accuracy beside that of the most frequent label."""
     figures = {"loss": reached.loss}
     for index, (name, accuracy) in enumerate(zip(data.classes, reached.accuracies, strict=True)):
         learned, asked = (examples.answers[:, index].flatten().tolist() for examples in (train, held_out))
@@ -178,7 +178,7 @@ def _figures(data: Data, reached: Score, train: Examples, held_out: Examples) ->
 
 
 def _served(data: Data, options: Options, tokenizer: Tokenizer | None, network: Network) -> Model:
-    """Say what each part of the network is to a service."""
+    """Return the network as a served model."""
     # The mean, so that every position learns; from the first row alone, look-ups in a memory reached 64 % against 99 %.
     rows = Predictor.ROWS_ALL if data.tagged else Predictor.ROWS_MEAN
     text = None

@@ -42,7 +42,7 @@ class Sizes:
 
 
 class Front(nn.Module):
-    """What a word is plus where it stands: tokens INT64 (B, T) -> query or key (B, T, D), T up to `max_tokens`.
+    """A word's embedding plus its position's: tokens INT64 (B, T) -> query or key (B, T, D), T up to `max_tokens`.
 
     Vectors start about as long as 1, so that the plain dot product, which is not scaled, starts with even weights, and
     places start at a tenth of that: they matter as far as the data says so.
@@ -66,7 +66,7 @@ class Head(nn.Module):
         self.predictors = nn.ModuleList(nn.Linear(width, count) for count in labels)
 
     def logits(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return what the softmax turns into probabilities."""
+        """Return the logits."""
         return tuple(predictor(rows) for predictor in self.predictors)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@
     {"vectors": [[0.1, 0.7], [0.3, 0.2]], "label": {"shape": "round", "size": "small"}}
 
 `label` is for the whole sequence, `labels` has one for each position; either may hold several, by name. Cross-attention
-has a second sequence in each row: `memory_text`, `memory_tokens` or `memory_vectors`. Other fields are not read.
+has a second sequence in each row: `memory_text`, `memory_tokens` or `memory_vectors`. Further fields are ignored.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from attention_export.own_data.vocabulary import split_words
 
-UNNAMED = "label"  # what the one label is called that has no name
+UNNAMED = "label"  # the name of the only label
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 INPUT_OF_HEAD = "output"  # a graph has one name for one thing
 MEMORY = "memory_"
@@ -37,7 +37,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence and what is to be said of it.
+    """One sequence and its labels.
 
     Attributes:
         line: where it stands in the file, from 1.
@@ -251,7 +251,7 @@ def _one_each(line: Line, field: str, value: Any, length: int) -> Words:
 
 
 def _kind(value: Any) -> str:
-    """Say what a JSON value is, for people."""
+    """Return a JSON value's type in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if not value and isinstance(value, (str, list, dict)):

@@ -1,4 +1,4 @@
-"""Words as one's own texts have them: what stands between spaces."""
+"""Words of user data: texts split at spaces."""
 
 from collections.abc import Iterable
 
@@ -15,12 +15,12 @@ SPLITTER = pre_tokenizers.WhitespaceSplit()
 
 
 def split_words(text: str) -> tuple[str, ...]:
-    """Return the words of a text as a vocabulary has them: the same as the tokenizer's, so that labels keep in step."""
+    """Return the words of a text in the vocabulary's form: the same as the tokenizer's, so that labels keep in step."""
     return tuple(word for word, _ in SPLITTER.pre_tokenize_str(NORMALIZER.normalize_str(text)))
 
 
 def make_tokenizer(words: Iterable[str]) -> Tokenizer:
-    """Make a tokenizer that knows these words; all others are the unknown token, whose id is 0."""
+    """Make a tokenizer that knows these words; all further words are the unknown token, id 0."""
     vocabulary = [UNKNOWN, *sorted(set(words))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, UNKNOWN))
     tokenizer.normalizer = NORMALIZER

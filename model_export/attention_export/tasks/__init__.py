@@ -1,4 +1,4 @@
-"""What the embedded models have learned, and how: one task for each learnable block."""
+"""The tasks of the embedded models: one task for each learnable block."""
 
 from attention_export.tasks import numbers, retrieval, roles
 from attention_export.training import Task

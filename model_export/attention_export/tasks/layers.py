@@ -1,4 +1,4 @@
-"""What stands before and behind a served block: small layers, of which a text front and a head are made."""
+"""The layers before and behind a served block: small layers, of which a text front and a head are made."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from attention_export.blocks import Dims, MultiHead
 
 
 class Embedding(nn.Module):
-    """What a token is plus where it stands: tokens INT64 (B, T) -> (B, T, D), T up to `max_tokens`."""
+    """A token's embedding plus its position's: tokens INT64 (B, T) -> (B, T, D), T up to `max_tokens`."""
 
     def __init__(self, vocabulary: int, max_tokens: int, width: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Readouts(nn.Module):
         self.parts = nn.ModuleList(nn.Linear(width // len(labels), count) for count in labels)
 
     def logits(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return what the softmax turns into probabilities."""
+        """Return the logits."""
         return tuple(part(x) for part, x in zip(self.parts, rows.chunk(len(self.parts), -1), strict=True))
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:

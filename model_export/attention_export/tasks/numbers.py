@@ -118,7 +118,7 @@ def sometimes_alone(heads: Tensor, share: float) -> Tensor:
 
 
 def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
-    """Train on some numbers, and measure translation and alignment on others."""
+    """Train on some numbers, and measure translation and alignment on held-out numbers."""
     known, unknown = split_numbers(seed)
     held_out = [encode(number) for number in unknown]
     batches, network = balanced(known), Network()
@@ -176,7 +176,7 @@ class Seen(NamedTuple):
 
 @torch.no_grad()
 def look(network: Network, examples: Iterable[Example]) -> Seen:
-    """Translate what `encode` made of numbers.
+    """Translate encoded numbers.
 
     Each next word is asked for with the right words before it. Greedy decoding says the whole number rightly if, and
     only if, all of these are right, as each step then has just those words before it.
@@ -208,7 +208,7 @@ def measure(seen: Seen, head: int) -> dict[str, float]:
 
 
 def served(network: Network) -> Model:
-    """Say what each part of the network is to a service."""
+    """Return the network as a served model."""
     return Model(
         license=LICENSE,
         block=network.block,

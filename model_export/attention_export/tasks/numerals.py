@@ -1,4 +1,4 @@
-"""Number words in English and German, and which word says what: "twenty one" -> "ein und zwanzig", crossed."""
+"""Number words in English and German, and the alignment of their words: "twenty one" -> "ein und zwanzig", crossed."""
 
 import random
 from typing import NamedTuple
@@ -74,5 +74,5 @@ def split_numbers(seed: int) -> tuple[list[int], list[int]]:
 
 
 def _counting(digit: int) -> str:
-    """In front of what it counts, one is "ein"; at the end it is "eins"."""
+    """Before a counted word, one is "ein"; at the end it is "eins"."""
     return "ein" if digit == 1 else GERMAN[digit]

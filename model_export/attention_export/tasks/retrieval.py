@@ -40,7 +40,7 @@ WIDTH = 64
 BATCH, RATE = 64, 1e-2
 
 Pair = tuple[str, str]
-Row = tuple[list[Pair], int]  # the pairs, and which of them is asked for
+Row = tuple[list[Pair], int]  # the pairs, and the index of the requested pair
 
 TOKENIZER = word_tokenizer([f"{word}={number}" for word, number in product(WORDS, [*NUMBERS, "?"])], deaf_to=",")
 ILLUSTRATED = tuple(zip(words("cat dog owl fox bee pig hen cow"), words("3 7 12 5 21 9 16 2"), strict=True))
@@ -171,7 +171,7 @@ def look(network: Network, tokens: Tensor, asked: Tensor, answers: Tensor) -> Ex
 
 
 def served(network: Network) -> Model:
-    """Say what each part of the network is to a service."""
+    """Return the network as a served model."""
     return Model(
         license=LICENSE,
         block=network.block,

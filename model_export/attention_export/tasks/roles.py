@@ -1,4 +1,4 @@
-"""From the verb: who gave, to whom, what. Three relationships at once, which is what several heads are for."""
+"""From the verb: giver, recipient, object. Three relationships at once are the purpose of several heads."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -121,7 +121,7 @@ def at(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def served(network: Network) -> Model:
-    """Say what each part of the network is to a service."""
+    """Return the network as a served model."""
     return Model(
         license=LICENSE,
         block=network.block,
@@ -135,7 +135,7 @@ def served(network: Network) -> Model:
 
 
 def compare(network: Network, single: Network, untrained: Network, held_out: Sequence[Sentence]) -> dict[str, float]:
-    """Measure the three heads, and what they are compared with."""
+    """Measure the three heads and the models that serve as comparison."""
     article, one, before = measure(network, [ARTICLE]), measure(single, held_out), measure(untrained, held_out)
     return {
         **measure(network, held_out),
@@ -180,7 +180,7 @@ def look(
 
 @torch.no_grad()
 def illustrate(networks: Mapping[str, Network]) -> Illustration:
-    """Show what each network's heads look at in the article's sentence, from its verb."""
+    """Show the weights of each network's heads in the article's sentence, from its verb."""
     tokens, verb, *_ = encode(ARTICLE)
     panels = []
     for title, network in networks.items():

@@ -1,4 +1,4 @@
-"""Sentences of giving, and who plays which role in them: "I gave my cat Tater a toy"."""
+"""Sentences of giving, with the words of each role: "I gave my cat Tater a toy"."""
 
 import random
 from collections.abc import Sequence
@@ -130,7 +130,7 @@ def verb_forms() -> list[str]:
 
 
 def labels(role: str) -> list[str]:
-    """Return what can fill a role, as people write it."""
+    """Return the possible fillers of a role, in written form."""
     people = list(dict.fromkeys(form for person in PEOPLE for form in person))
     return list(OBJECTS) if role == "object" else people
 

@@ -1,4 +1,4 @@
-"""Tokenizers whose tokens are words, so that every weight has a word on each side."""
+"""Tokenizers with words as tokens, so that every weight has a word on each side."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def word_tokenizer(vocabulary: Iterable[str], *, begin: str = "", end: str = "", deaf_to: str = ".,!?") -> Tokenizer:
-    """Make a tokenizer of whole words, whatever their case.
+    """Make a tokenizer of whole words, which ignores case.
 
     Args:
         vocabulary: ids follow its order, after those of the unknown token, `begin` and `end`.
