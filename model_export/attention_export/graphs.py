@@ -227,9 +227,7 @@ def to_onnx(graph: Graph) -> bytes:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove traces of the machine that made it: stack traces and paths, which would change the bytes from place to
-    place.
-    """
+    """Remove stack traces and paths of the exporting machine, so that the bytes are equal everywhere."""
     del model.metadata_props[:]
     parts: Iterable[Any] = (
         model.graph,
