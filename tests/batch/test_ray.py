@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -14,18 +14,21 @@ from typing import NamedTuple
 import pytest
 from serving import clean_env
 
-from tests.batch.scoring import SECONDS, begun, scored, shards_done, summary, wait_until, write_vectors
+from tests.batch.scoring import SECONDS, begun, free_port, scored, shards_done, summary, wait_until, write_vectors
 
 pytestmark = pytest.mark.timeout(1200)  # a cluster starts some ten processes
 RAY = Path(sys.executable).with_name("ray")
 SHARD = 20
 OUTPUTS = ("--outputs", "output:mean,entropy,weights", "--shard-rows", SHARD)
 ROWS = 6000
-ADDRESS = re.compile(r"--address='(127\.0\.0\.2:\d+)'")
-# What is slow is not dead: of a dead node the connection is refused, and each check fails at once.
+# A node ends if one of its agents has not written down its port within 15 seconds, which no option changes. It does not
+# wait for ports that are given, except for that of an HTTP server, which this installation of Ray lacks: see `answer`.
+AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
+NODE_ID = re.compile(r"Initializing NodeManager node_id=(\w+)")
+# A slow node is not dead. A dead node refuses connections, so that each of its health checks fails at once.
 PATIENT = {
-    "RAY_health_check_initial_delay_ms": str(SECONDS * 1000),
     "RAY_health_check_timeout_ms": str(SECONDS * 1000),
+    "RAY_agent_register_timeout_ms": str(SECONDS * 1000),
     "RAY_gcs_server_request_timeout_seconds": str(SECONDS),
     "RAY_raylet_start_wait_time_s": str(SECONDS),
     "RAY_worker_register_timeout_seconds": str(SECONDS),
@@ -35,61 +38,77 @@ Process = subprocess.Popen[bytes]
 
 
 class Cluster(NamedTuple):
-    """A head without a core of its own, how to reach it, and what starts a node of one core."""
+    """A head node without a core, its address, and a function that starts a node of one core."""
 
     env: dict[str, str]
     start: Callable[[], Process]
 
 
 @contextmanager
-def node(folder: Path, ip: str, *arguments: str) -> Iterator[tuple[Process, Path]]:
+def node(folder: Path, ip: str, *arguments: str) -> Iterator[Process]:
     """Run a node until the block ends, and everything that it started."""
     folder.mkdir()
     log = folder / "log"
-    common = ["--node-ip-address", ip, "--object-store-memory", "100000000", "--block"]
+    common = ["--node-ip-address", ip, "--object-store-memory", "100000000", "--block", "--temp-dir", str(folder)]
+    ports = [f"--{agent}-port={free_port()}" for agent in AGENTS]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [RAY, "start", *arguments, *common, "--temp-dir", folder],
+            [RAY, "start", *arguments, *common, *ports],
             stdout=file,
             stderr=file,
             start_new_session=True,
             env=clean_env({"RAY_USAGE_STATS_ENABLED": "0", **PATIENT}),
         )
+
+    def started() -> bool:
+        answer(folder)
+        return "Ray runtime started" in log.read_text()
+
     try:
-        wait_until(lambda: "Ray runtime started" in log.read_text(), process)
+        wait_until(started, process)
         assert process.poll() is None, log.read_text()
-        yield process, log
+        yield process
     finally:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
+def answer(folder: Path) -> None:
+    """Write down, as the agent will, that it has no HTTP server, however long the agent takes to start."""
+    for log in folder.glob("session_2*/logs/raylet.out"):
+        found = NODE_ID.search(log.read_text())
+        port = log.parents[1] / f"dashboard_agent_listen_port_{found and found[1]}"
+        if found and not port.exists():
+            whole = folder / "port"
+            whole.write_text("-1")
+            whole.rename(port)
+
+
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A cluster whose cores all lie on nodes that a test starts, each on an address of its own."""
+    """A cluster with one core on each node that the test starts, and no core besides."""
     if not RAY.exists():
         pytest.fail("ray is what the engine ray needs: pip install 'attention-service[ray]'")
-    # Sockets lie in these folders, whose names must be short.
+    # Sockets lie in these folders, so the names must be short.
     with TemporaryDirectory(prefix="ray", dir="/tmp") as folder, ExitStack() as nodes:
-        head = ("--head", "--port", "0", "--num-cpus", "0", "--include-dashboard", "false", "--disable-usage-stats")
-        process, log = nodes.enter_context(node(Path(folder) / "a", "127.0.0.2", *head))
-        wait_until(lambda: ADDRESS.search(log.read_text()), process)  # it is said after the word that it runs
-        found = ADDRESS.search(log.read_text())
-        assert found, log.read_text()
+        port = str(free_port())
+        head = ("--head", "--port", port, "--num-cpus", "0", "--include-dashboard", "false", "--disable-usage-stats")
+        nodes.enter_context(node(Path(folder) / "a", "127.0.0.2", *head))
+        address = f"127.0.0.2:{port}"
         names = iter("bcd")
 
         def start() -> Process:
             name = next(names)
             ip = f"127.0.0.{ord(name) - ord('a') + 2}"
-            arguments = ("--address", found[1], "--num-cpus", "1")
-            return nodes.enter_context(node(Path(folder) / name, ip, *arguments))[0]
+            arguments = ("--address", address, "--num-cpus", "1")
+            return nodes.enter_context(node(Path(folder) / name, ip, *arguments))
 
-        yield Cluster({"RAY_ADDRESS": found[1], **PATIENT}, start)
+        yield Cluster({"RAY_ADDRESS": address, **PATIENT}, start)
 
 
 def test_a_node_that_dies(repository, server, tmp_path, cluster):
-    """A node is killed among its shards; another one finishes them, and the file is the same bytes as a server's.
+    """A node is killed among its shards; a new node finishes the run, which writes the same bytes as a server.
 
     That run goes on from the journal of one that was killed.
     """
