@@ -1,0 +1,43 @@
+"""Entry points of commands whose dependencies are extras of the package: a missing one is named in one line."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+
+PACKAGE = "attention-service"
+
+
+def run_command(
+    name: str, module: str, *, extra: str, about: str, show_help: Callable[[], object] | None = None
+) -> None:
+    """Import a command's module and call its `main`. `--help` and `--version` work without the extra.
+
+    Args:
+        name: name of the command.
+        module: module of `main`.
+        extra: extra of the package that has the command's dependencies.
+        about: one sentence for `--help`, where a dependency is missing.
+        show_help: prints the full help with fewer dependencies than `module`, and exits; None to call `main` for it.
+
+    Raises:
+        SystemExit: a dependency is missing (status 1), or that of the command.
+    """
+    if "--version" in sys.argv[1:]:
+        sys.stdout.write(f"{name} {version(PACKAGE)}\n")
+        return
+    wants_help = not {"-h", "--help"}.isdisjoint(sys.argv[1:])
+    try:
+        if wants_help and show_help:
+            show_help()
+        main = import_module(module).main
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("attention_"):  # a fault of this package
+            raise
+        remedy = f"needs {missing}: pip install '{PACKAGE}[{extra}]'"
+        if wants_help:
+            sys.stdout.write(f"usage: {name} [OPTIONS]\n\n{about}\n\nThe command {remedy}\n")
+            return
+        sys.exit(f"{name} {remedy}")
+    main()
