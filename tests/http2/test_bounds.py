@@ -181,6 +181,15 @@ def test_more_than_may_be_buffered():
         assert is_answered(peer, 15)
 
 
+def test_messages_that_are_not_read():
+    """Messages without content that are not read are kept as the bytes that arrived, and freed with their call."""
+    with running() as echo:
+        with connected(echo) as peer:
+            peer.send(headers(1), data(1, message(b"sleep") + message(b"") * 3000))
+            wait_until(lambda: echo.http2.buffer.held == 5 * 3000)
+        wait_until(lambda: echo.http2.buffer.held == 0)
+
+
 # --- connections ---
 
 
@@ -210,3 +219,26 @@ def test_a_peer_that_stalls(sent, opening):
     with running(timeouts=timeouts) as echo, connected(echo, opening) as peer:
         peer.send(sent)
         list(peer.frames())
+
+
+def test_a_response_that_is_not_read():
+    """A peer that does not read its response is disconnected; a peer that waits for one is not."""
+    with running(timeouts=Timeouts(check=0.1, idle=0.3)) as echo, connected(echo) as waiting, connected(echo) as peer:
+        wait_until(lambda: len(echo.http2.connections) == 2)
+        waiting.send(headers(1), data(1, message(b"sleep")))
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.send(WindowUpdateFrame(0, 2**30).serialize(), headers(1), WindowUpdateFrame(1, 2**30).serialize())
+        for _ in range(8):
+            content = message(bytes(900_000))
+            peer.send(*(data(1, content[i : i + 16_384]) for i in range(0, len(content), 16_384)))
+        wait_until(lambda: len(echo.http2.connections) == 1)
+        assert waiting.fence() is not None  # it is open
+
+
+def test_a_quiet_peer():
+    """A peer that is quiet for long is pinged; unless it answers, its connection is closed."""
+    with running(timeouts=Timeouts(check=1.0, quiet=0.5)) as echo, connected(echo) as silent, connected(echo) as alive:
+        ping = alive.until(PingFrame)
+        alive.send(PingFrame(0, ping.opaque_data, flags=("ACK",)).serialize())
+        list(silent.frames())
+        assert len(echo.http2.connections) == 1

@@ -66,6 +66,16 @@ def test_bytes_that_are_no_message(echo, sent, says):
         assert peer.until(DataFrame, 3)
 
 
+def test_frames_of_a_byte(echo):
+    """A message in frames of one byte each is counted as received, and read as one message."""
+    content = message(bytes(4000))
+    with connected(echo) as peer:
+        peer.send(headers(1), *(data(1, content[i : i + 1]) for i in range(len(content) - 1)))
+        wait_until(lambda: echo.http2.buffer.held == len(content) - 1)
+        peer.send(data(1, content[-1:], ("END_STREAM",)))
+        assert peer.until(DataFrame, 1)
+
+
 def test_an_unknown_encoding(echo):
     """Another encoding than those that are offered is refused by its name."""
     with connected(echo) as peer:
@@ -76,14 +86,20 @@ def test_an_unknown_encoding(echo):
 
 
 @pytest.mark.parametrize(
-    ("changed", "status"),
-    [({"content-type": "text/plain"}, "415"), ({":method": "GET"}, "405")],
-    ids=["type", "method"],
+    ("name", "value", "status"),
+    [
+        ("content-type", "text/plain", "415"),
+        ("content-type", "application/grpcx", "415"),
+        ("content-type", "application/grpc+json", "415"),
+        ("content-type", "application/grpc-web+proto", "415"),
+        ("content-type", "application/grpc+proto; a=b", "200"),
+        (":method", "GET", "405"),
+    ],
 )
-def test_what_is_no_call_of_grpc(echo, changed, status):
-    """A request of HTTP/2 that is none of gRPC has an answer of HTTP."""
+def test_a_request_that_is_not_grpc(echo, name, value, status):
+    """A request of HTTP/2 that is not gRPC has an answer of HTTP; a parameter of the content type is ignored."""
     with connected(echo) as peer:
-        sent = [(name, changed.get(name, value)) for name, value in fields()]
+        sent = [(key, value if key == name else given) for key, given in fields()]
         peer.send(headers(1, sent, ("END_HEADERS", "END_STREAM")))
         assert peer.until(HeadersFrame, 1).fields[":status"] == status
 

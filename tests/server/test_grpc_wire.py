@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.grpc import native
-from attention_server.http2.limits import HEADER_BYTES, STREAM_WINDOW, Timeouts
+from attention_server.http2.limits import HEADER_BYTES, STREAM_WINDOW
 from attention_server.scheduling.admission import PERMITS_PER_SLOT
 from serving import start_server, wait_until
 
@@ -172,41 +171,6 @@ def test_a_compressed_message(server, compress):
     assert answers(server)
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"\x02\0\0\0\x01a", b"first is 0"),
-        (b"\0\xff\xff\xff\xffabc", b"may be sent"),
-        (b"\0\0\0\0\x09abc", b"end within a message"),
-        (b"\0\0", b"end within a message"),
-        (b"", b"takes one message"),
-    ],
-    ids=["flag", "length", "cut off", "cut off in its prefix", "none"],
-)
-@pytest.mark.native_grpc("its core splits messages, and has its own words and codes")
-def test_bytes_that_are_no_message(server, content, says):
-    """What is no message of gRPC is refused as that, at once, whatever its length says."""
-    with peer_of(server) as peer:
-        head = call_head()
-        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, head), frame(DATA, END_STREAM, 1, content))
-        _, trailers = peer.until(HEADERS, 1)
-        assert says in trailers
-    assert answers(server)
-
-
-@pytest.mark.native_grpc("its core answers other requests of HTTP in its own way")
-def test_what_is_no_call_of_grpc(server):
-    """A request of HTTP/2 that is none of gRPC has an answer of HTTP."""
-    head = call_head().replace(literal("content-type", "application/grpc"), literal("content-type", "text/plain"))
-    get = call_head().replace(literal(":method", "POST"), literal(":method", "GET"))
-    with peer_of(server) as peer:
-        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, head))
-        assert b"415" in peer.until(HEADERS, 1)[1]
-        peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, get))
-        assert b"405" in peer.until(HEADERS, 3)[1]
-    assert answers(server)
-
-
 def test_metadata_that_is_too_large(server):
     """Metadata over the bound is refused as that, and nothing else of the connection is disturbed."""
     with peer_of(server) as peer:
@@ -250,19 +214,6 @@ def test_a_path_of_http(server):
         peer.send(frame(DATA, END_STREAM, 3, prefixed(request().SerializeToString())))
         assert peer.until(DATA, 3)
     wait_until(lambda: not server.grpc_server.http2.calls)
-
-
-@pytest.mark.parametrize("kind", ["application/grpc-web+proto", "application/grpc+json", "application/grpcx"])
-@pytest.mark.native_grpc("its core takes every content type that begins with application/grpc")
-def test_another_kind_of_grpc(server, kind):
-    """What is not gRPC's own form of a call is not taken for it; a parameter of the form is."""
-    head = call_head().replace(literal("content-type", "application/grpc"), literal("content-type", kind))
-    good = head.replace(literal("content-type", kind), literal("content-type", "application/grpc+proto; a=b"))
-    with peer_of(server) as peer:
-        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, head))
-        assert b"415" in peer.until(HEADERS, 1)[1]
-        peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, good))
-        assert b"takes one message" in peer.until(HEADERS, 3)[1]
 
 
 # --- what a peer may hold --------------------------------------------------------------------------------------------
@@ -356,109 +307,7 @@ def test_who_is_not_known_sends_little(server):
         assert b"inflates" in peer.until(HEADERS, 3)[1]
 
 
-@pytest.mark.native_grpc("looks into the native server's buffers")
-def test_tiny_frames(server):
-    """What comes in frames of a byte is counted, and read as one message all the same."""
-    content = prefixed(request(np.ones((500, 8), np.float32)).SerializeToString())
-    with peer_of(server) as peer:
-        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
-        peer.send(*(frame(DATA, 0, 1, content[i : i + 1]) for i in range(len(content) - 1)))
-        wait_until(lambda: server.grpc_server.http2.buffer.held == len(content) - 1)
-        peer.send(frame(DATA, END_STREAM, 1, content[-1:]))
-        assert peer.until(DATA, 1)
-
-
-@pytest.mark.native_grpc("looks into the native server's buffers")
-def test_messages_that_nobody_takes(server):
-    """Messages without content that nobody takes are kept as the bytes that they came as."""
-    with peer_of(server) as peer:
-        watch = "/grpc.health.v1.Health/Watch"
-        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head(watch)), frame(DATA, 0, 1, bytes(5) * 3000))
-        assert peer.until(DATA, 1)
-        wait_until(lambda: server.grpc_server.http2.buffer.held >= 5 * 2900)
-    wait_until(lambda: server.grpc_server.http2.buffer.held == 0)
-
-
 # --- who is hung up on -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2))
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [b"", PREFACE[:10], OPENING + frame(HEADERS, END_HEADERS, 1, call_head()) + frame(DATA, 0, 1, b"\0\0\0\1\0a")],
-    ids=["nothing", "a part of the preface", "a part of a message"],
-)
-@pytest.mark.native_grpc("its core has no rule for peers that stall")
-def test_a_peer_that_stalls(impatient, server, sent):
-    """Who begins something and does not go on is hung up on."""
-    with peer_of(server) as peer:
-        peer.send(sent)
-        list(peer.frames())  # to the end
-    assert answers(server)
-
-
-@pytest.mark.native_grpc("its core has no rule for peers that stall")
-def test_a_peer_that_takes_no_answer(impatient, server):
-    """Who does not read is hung up on, with the answer; who only waits for one is not."""
-    with peer_of(server) as peer:
-        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        server.gate.close()
-        query = np.ones((1500, 1), np.float32)
-        message = prefixed(request(query, outputs=[pb.OutputSpec(name="weights")]).SerializeToString())
-        windows = [frame(WINDOW, 0, stream, struct.pack(">I", 2**30)) for stream in (0, 1)]
-        peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()), *windows)
-        peer.send(frame(DATA, END_STREAM, 1, message))
-        assert server.gate.arrived.wait(30)
-        threading.Event().wait(1)  # five looks
-        assert len(server.grpc_server.http2.connections) == 1
-        server.gate.open()
-        wait_until(lambda: not server.grpc_server.http2.connections)
-    assert answers(server)
-
-
-@pytest.mark.native_grpc("its core pings at times of its own")
-def test_a_quiet_peer_is_asked(dot_only, monkeypatch):
-    """A peer that sends nothing for long is asked whether it is there; one that does not say so is hung up on."""
-    monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, quiet=0.5))
-    with local_server(dot_only) as server, peer_of(server) as silent, peer_of(server) as there:
-        for peer in (silent, there):
-            peer.send(OPENING)
-        for _ in range(3):
-            _, content = there.until(PING)
-            there.send(frame(PING, 1, 0, content))
-        list(silent.frames())
-        assert len(server.grpc_server.http2.connections) == 1
-
-
-@pytest.mark.native_grpc("its core has its own bound of headers that are indexed")
-def test_headers_that_a_byte_stands_for(server):
-    """Who has a byte of a head stand for a long header, again and again, is hung up on before it costs anything."""
-    bomb = b"\x40\x03x-a\x7e" + b"a" * 126 + b"\xbe" * 16_000  # a header for the table, and 16,000 times the same
-    with peer_of(server) as peer:
-        peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, call_head() + bomb[:16_000]))
-        assert all(kind != HEADERS for kind, *_ in peer.frames())
-    assert answers(server)
-
-
-@pytest.mark.native_grpc("its core does not bound connections")
-def test_connections_without_number(dot_only, monkeypatch):
-    """Of more connections than there may be, the last are hung up on; when they go, others come."""
-    monkeypatch.setattr(native, "most_connections", lambda: 3)
-    with local_server(dot_only) as server, ExitStack() as stack:
-        connections = server.grpc_server.http2.connections
-        held = [stack.enter_context(peer_of(server)) for _ in range(3)]
-        for peer in held:
-            peer.send(OPENING)
-        wait_until(lambda: len(connections) == 3)
-        with peer_of(server) as peer:
-            assert list(peer.frames()) == []
-        held.pop().close()
-        wait_until(lambda: len(connections) == 2)
-        assert answers(server)
 
 
 @pytest.mark.native_grpc("looks into the native server's calls")
