@@ -5,6 +5,7 @@ import re
 from statistics import median
 
 import numpy as np
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.web.reading import SENTENCE, close, number
@@ -147,16 +148,15 @@ def test_cross_attention_has_two_lists(visit, ask):
     assert close(row_in_numbers(page)[:-1], true["outputs"]["weights"][:, -1])
 
 
-def test_512_tokens_stay_fluid(visit, ask):
-    """Of 512 tokens and 12 heads the page asks for the largest weights only, and answers a hand within 100 ms."""
-    text = " ".join((SENTENCE.split() * 74)[:512])
-    page = visit(view="heads", model="encoder", text="a")
-    asked: list[dict] = []
-    page.on("request", lambda sent: asked.append(json.loads(sent.post_data)) if sent.post_data else None)
-    page.get_by_label("Text").fill(text)
+LONG_TEXT = " ".join((SENTENCE.split() * 74)[:512])
+
+
+def use_512_tokens(page):
+    """Point, click and press keys on a page of 512 tokens and 12 heads; return the milliseconds that each took."""
+    page.get_by_label("Text").fill(LONG_TEXT)
     expect(page.locator("button.chip")).to_have_count(512)
     expect(page.locator(".entropy").last).to_contain_text("largest 16 of 512")
-    # What follows a click or a key counts to the next paint; what pointing does, which no browser reports, by itself.
+    # A click or a key counts to the next paint; pointing, which no browser reports, by itself.
     page.evaluate(
         """() => {
             performance.clearMeasures("interaction");
@@ -180,23 +180,38 @@ def test_512_tokens_stay_fluid(visit, ask):
         "new Promise((done) => requestAnimationFrame(() => done("
         "performance.getEntriesByName('interaction').map((each) => each.duration))))"
     )
-    assert len(durations) >= 20
     painted = page.evaluate(
         "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done("
         "window.painted.filter(({name}) => ['click', 'keydown'].includes(name)).map(({duration}) => duration)))))"
     )
     painted += [16] * (25 - len(painted))  # shorter ones are not reported
-    for what, times in (("pointing", durations), ("a click or a key, to its paint", painted)):
-        print(f"512 tokens: {what}: median {median(times):.1f} ms, longest {max(times):.1f} ms, of {len(times)}")
-        assert median(times) < 100
+    return {"pointing": durations, "a click or a key, to its paint": painted}
+
+
+def test_512_tokens(visit, ask):
+    """Of 512 tokens and 12 heads the page asks for the largest weights only; a locked row is asked for whole."""
+    page = visit(view="heads", model="encoder", text="a")
+    asked: list[dict] = []
+    page.on("request", lambda sent: asked.append(json.loads(sent.post_data)) if sent.post_data else None)
+    use_512_tokens(page)
     expect(page.locator(".readout")).to_contain_text("locked")
     # The row that was locked is asked for whole, and alone.
     expect(page.locator(".entropy").first).to_contain_text("bits")
     query = int(page.locator("button.chip.from").get_attribute("data-query") or "")
-    true = ask("encoder", text=text, outputs=[{"name": "weights", "rows": [query]}])["outputs"]["weights"]
+    true = ask("encoder", text=LONG_TEXT, outputs=[{"name": "weights", "rows": [query]}])["outputs"]["weights"]
     assert np.allclose(entropies(page)[:12], [bits(each[0]) for each in true], atol=0.006)
     weights = [
         spec for body in asked for spec in body["outputs"] if isinstance(spec, dict) and spec["name"] == "weights"
     ]
     assert weights
     assert all(spec.get("top_k", 0) in range(1, 65) or len(spec.get("rows", [])) == 1 for spec in weights)
+
+
+@pytest.mark.long
+def test_512_tokens_stay_fluid(visit):
+    """On an idle machine a page of 512 tokens and 12 heads answers a hand within 100 ms."""
+    page = visit(view="heads", model="encoder", text="a")
+    for what, times in use_512_tokens(page).items():
+        print(f"512 tokens: {what}: median {median(times):.1f} ms, longest {max(times):.1f} ms, of {len(times)}")
+        assert len(times) >= 20
+        assert median(times) < 100
