@@ -27,10 +27,12 @@ SOME = {  # a value that is not the default, for every setting
     "repository_poll": 0.5,
     "load_model": "multi,self",
     "default_version": "multi=2,self=1",
+    "strict": True,
     "max_version_mib": 9,
     "host": "127.0.0.2",
     "rest_port": 1,
     "grpc_port": 2,
+    "grpc_server": "grpcio",
     "device": "cpu",
     "slots": 3,
     "max_queued": 4,
@@ -77,18 +79,25 @@ def test_each_setting_is_a_flag_and_a_variable(monkeypatch, name):
     for variable in [variable for variable in os.environ if variable.startswith("ATTENTION_")]:
         monkeypatch.delenv(variable)
     default = getattr(CliApp.run(Settings, cli_args=[]), name)
-    flag = f"--{name.replace('_', '-')}"
     beside = ["--repository-mode", "explicit"] if name == "load_model" else []
 
     def given(*arguments):
         return getattr(CliApp.run(Settings, cli_args=[*beside, *arguments]), name)
 
-    by_flag = given(flag, str(SOME[name]))
+    by_flag = given(*flag(name, SOME[name]))
     assert written(by_flag) == str(SOME[name])
     assert by_flag != default
     monkeypatch.setenv(f"ATTENTION_{name.upper()}", str(SOME[name]))
     assert given() == by_flag
-    assert given(flag, written(default)) == default
+    assert given(*flag(name, default)) == default
+
+
+def flag(name, value):
+    """Return a setting as it is given on the command line."""
+    word = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{word}" if value else f"--no-{word}"]
+    return [f"--{word}", written(value)]
 
 
 def written(value):
