@@ -107,6 +107,13 @@ def test_the_longest_text(target, service):
         assert translate(client, "aloud", "a b c d").complete
 
 
+def test_a_bracket_is_part_of_a_word(target):
+    """Only a label in brackets on both sides ends the translation."""
+    with AttentionClient(target) as client:
+        translation = translate(client, "aloud", "a] [b")
+    assert (translation.words, translation.complete) == (("[B", "A]"), True)
+
+
 def test_nothing_to_say(target):
     """A translation without words has no rows."""
     with AttentionClient(target) as client:
