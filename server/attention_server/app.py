@@ -1,9 +1,8 @@
-"""The composition root: settings -> core -> listeners. Nothing else wires, but `core` what is behind them.
+"""The composition root: settings -> core -> ports. `service.build` composes the core.
 
-Who runs where, decided once: the main thread's loop serves both ports. Over gRPC it carries a request from its bytes to
-its answer, and computes what is short in between; what takes longer the scheduler's slots compute, in threads of their
-own. Over HTTP one thread of a pool carries a request. What onnxruntime computes is bounded by the slots, whichever
-thread it is in.
+Threads: the event loop of the main thread serves both ports. It reads, decodes, submits and encodes short requests,
+and computes short jobs in between. Long jobs run in the scheduler's slot threads; decoding and encoding of large
+messages runs in each port's pool. The number of slots bounds concurrent computations, whichever thread they run in.
 """
 
 import asyncio
@@ -38,15 +37,15 @@ log = structlog.get_logger()
 
 
 async def serve(settings: Settings, engine: Engine | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then say so, go on for a while, and finish what was accepted within the grace.
+    """Serve until SIGTERM or SIGINT; then report not ready, and finish accepted requests within the grace.
 
     Args:
-        settings: of the server.
-        engine: opens the graphs; None for onnxruntime on the device of the settings.
+        settings: the settings of the server.
+        engine: the engine that opens the graphs; None for onnxruntime on the device of the settings.
 
     Raises:
-        OSError: an address cannot be listened on.
-        DeviceError: the device asked for is not there.
+        OSError: an address is not available.
+        DeviceError: the device of the settings is not available.
         RepositoryError: a model cannot be served.
         AccessError: tokens or certificates cannot be used.
         TracingError: traces cannot be sent as the environment asks.
@@ -58,15 +57,15 @@ async def serve(settings: Settings, engine: Engine | None = None) -> None:
     try:
         await application.load()
         gc.collect()
-        gc.freeze()  # what is here stays: it is not to be looked through again and again
+        gc.freeze()  # models stay: the collector need not traverse them again
         log.info("ready", device=core.engine.device, slots=settings.compute_slots, models=core.repository.names())
         ports = (application.rest.port, application.grpc.port)
         rest_address, grpc_address = (_address(settings.host, port) for port in ports)
-        print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # what starts us waits for it
+        print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # a supervisor may wait for this line
         await stop.wait()
         log.info("stopping", stop_accepting_after=settings.stop_accepting_after, grace=settings.grace)
         application.set_stopping()
-        await asyncio.sleep(settings.stop_accepting_after)  # for those who balance over several to look elsewhere
+        await asyncio.sleep(settings.stop_accepting_after)  # until load balancers have seen the readiness
     finally:
         end = time.monotonic() + settings.grace
         finished = await application.stop()
@@ -77,12 +76,12 @@ class Application:
     """The two ports on the core, and the thread that follows the repository.
 
     Args:
-        core: what the ports are opened for.
+        core: the core that both ports call.
         access: the callers and certificates of both ports.
-        settings: those that the core was made with.
+        settings: the settings of the core.
 
     Raises:
-        OSError: an address cannot be listened on.
+        OSError: an address is not available.
     """
 
     def __init__(self, core: Core, access: Access, settings: Settings) -> None:
@@ -147,7 +146,7 @@ def main(engine: Engine | None = None) -> None:
     """Run the server as the command line says; the command `attention-server`.
 
     Args:
-        engine: opens the graphs; None for onnxruntime on the device of the settings.
+        engine: the engine that opens the graphs; None for onnxruntime on the device of the settings.
     """
     try:
         settings = CliApp.run(Settings)
@@ -163,11 +162,11 @@ def main(engine: Engine | None = None) -> None:
 
 
 class Follower:
-    """A thread that follows the folder of models.
+    """A thread that polls the repository's folder.
 
     Args:
-        repository: looks at it.
-        seconds: between two looks.
+        repository: the repository.
+        seconds: seconds between two polls.
     """
 
     def __init__(self, repository: Repository, seconds: float) -> None:
@@ -177,11 +176,11 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, name="repository", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, grace: float) -> bool:
-        """Look no more; return whether the last look has ended within the grace."""
+        """Stop polling; return whether the last poll has ended within the grace, in seconds."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(grace)
@@ -191,12 +190,12 @@ class Follower:
         while not self._stopping.wait(self._seconds):
             try:
                 self._repository.poll()
-            except Exception:  # a fault of ours in one look is not to be the last of all looks
+            except Exception:  # a bug in one poll must not end the polling
                 log.exception("the repository could not be followed; at the next look it is tried again")
 
 
 def _end(scheduler: Scheduler, grace: float, finished: bool) -> None:
-    """Wait for the computations. One that outlasts the grace would hold the process for ever: it ends with it."""
+    """Wait for running jobs, `grace` seconds at most; then end the process, which a running job would keep alive."""
     if not scheduler.close(grace) or not finished:
         log.warning("cut off what still ran after the grace")
         sys.stderr.flush()

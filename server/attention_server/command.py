@@ -1,4 +1,4 @@
-"""The commands `attention-server` and `attention-token`, which tell what to install where a dependency is missing."""
+"""The commands `attention-server` and `attention-token`: a missing dependency is named in one line."""
 
 from attention_proto.command import run_command
 

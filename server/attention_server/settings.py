@@ -1,4 +1,4 @@
-"""Every setting, declared once: a flag, an `ATTENTION_*` variable and a line of --help each."""
+"""The settings: each is a flag, an `ATTENTION_*` variable and a line of `--help`."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
-# As a container sees its own, of version 2 and of version 1.
+# The paths inside a container, for version 2 and version 1 of cgroups.
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 ModelName = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
@@ -17,13 +17,13 @@ Version = Annotated[int, Field(ge=1, le=999_999_999)]
 
 
 def embedded_models() -> Path:
-    """Return the repository that ships with the server: inside the package, or in the checkout that it is run from."""
+    """Return the folder of the embedded models: inside the package, or in the checkout."""
     inside = Path(__file__).parent / "models"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "models"
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use: the cgroup's quota where there is one, for the host's count lies."""
+    """Return the number of cores for this process: the cgroup's quota if there is one, else the affinity."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -33,12 +33,12 @@ def usable_cores() -> int:
 
 
 def usable_memory() -> int:
-    """Return the bytes that this process may use: the least limit of its cgroups, or what the machine has."""
+    """Return the bytes of memory for this process: the least limit of its cgroups, or the machine's memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in CGROUP_LIMITS:
         try:
             memory = min(memory, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
     return memory
 

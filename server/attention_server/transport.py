@@ -70,7 +70,7 @@ class TlsListener:
         context: of TLS.
         protocol: makes the protocol of a connection whose handshake is complete.
         open_connections: returns how many of those are open.
-        max_connections: open, and in their handshake; a further one is closed when it is accepted.
+        max_connections: connections, open or in a handshake; a further one is closed when it is accepted.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Threads:
         return self._idle == self._count
 
     def close(self) -> None:
-        """End the threads after their current work."""
+        """End each thread after its current work."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _notify_idle(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -192,7 +192,7 @@ def _retrieve_exception(result: "asyncio.Future[Any]") -> None:
 
 
 class Offloader:
-    """Runs short work on the event loop, and long work in a thread, so that the loop serves other callers.
+    """Runs short work on the event loop, and long work in a thread, so that the loop serves further callers.
 
     Args:
         threads: for long work.

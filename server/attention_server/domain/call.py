@@ -42,7 +42,7 @@ class CallContext:
         request_id: id in the log and in the answer's headers.
         caller: name of the token or certificate; else the host.
         timeout: seconds from now until the deadline; None, or more than MAX_SECONDS, means no deadline.
-        rights: what the caller may do; empty by default, so that a transport that sets none permits nothing.
+        rights: rights of the caller; empty by default, so that a transport that sets none permits nothing.
         record: the record of the request, for metrics, traces and the log.
         deadline: on the clock of `time.monotonic`; infinite for none.
     """
@@ -99,7 +99,7 @@ class CallContext:
         """Raise if the deadline has passed or the caller has cancelled.
 
         Raises:
-            DeadlineExceeded: the deadline has passed; checked first, since clients cancel at their deadline.
+            DeadlineExceeded: the deadline has passed; checked first, since clients cancel at the deadline.
             Cancelled: the caller has cancelled or disconnected.
         """
         if self.is_expired:

@@ -18,7 +18,7 @@ NO_MASK = Mask()  # hides no key; requests without a mask share this object, so 
 
 
 class Sequence(NamedTuple):
-    """One sequence and its memory; or a batch of sequences of equal shapes that consist of arrays alone.
+    """One sequence and its memory; or a batch of sequences of equal shapes, given as arrays alone.
 
     Attributes:
         path: path in the request, for errors: `inputs[0]`, or empty for a request's own fields.
@@ -31,7 +31,7 @@ class Sequence(NamedTuple):
         mask: mask of this sequence alone.
         part: index among the sequences that were sent as one batch, in a batch that of the first; None for a sequence
             that was sent by itself.
-        batch: B; 1 for one sequence, whose arrays have no batch dimension.
+        batch: B; 1 for one sequence, with arrays without a batch dimension.
     """
 
     path: str = ""
@@ -159,7 +159,7 @@ class Result(NamedTuple):
         tokens: tokens of the query's text.
         memory_tokens: tokens of the memory's text.
         predictions: predictions of the model's head; None where the request has none.
-        batch: B; 1 for one sequence, whose arrays have no batch dimension.
+        batch: B; 1 for one sequence, with arrays without a batch dimension.
     """
 
     outputs: dict[str, Array | TopK]

@@ -29,7 +29,7 @@ class RequestRecord:
     Attributes:
         protocol: `grpc` or `rest`; empty for a request that is not counted.
         method: name of the RPC, also over REST; empty for an unknown path or a page.
-        is_stream: whether the request is a stream, whose messages have records of their own.
+        is_stream: whether the request is a stream; each message has a record of its own.
         request_id: id in the log and in the answer's headers.
         trace: the caller's W3C trace headers.
         span: span of the request, where traces are sent.
@@ -37,7 +37,7 @@ class RequestRecord:
         message_id: the caller's id of a message on a stream.
         model: name of the model, once the model is leased, so that callers cannot invent label values.
         version: version of the model; likewise.
-        sequences: number of sequences; None for requests other than attention.
+        sequences: number of sequences; None unless attention is requested.
         queries: T of each sequence.
         keys: S of each sequence.
         request_bytes: bytes of the message or body.
@@ -113,7 +113,7 @@ class RequestRecord:
 
     @property
     def queued_ns(self) -> int:
-        """Time in the queue, and in waiting for the other jobs of the same turn."""
+        """Time in the queue, and in waiting for further jobs of the same turn."""
         if not self.running:
             return 0
         return self.running - self.submitted + (self.settled - self.computed if self.settled else 0)

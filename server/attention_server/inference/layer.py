@@ -13,7 +13,7 @@ from attention_server.domain.messages import Array
 from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
 from attention_server.inference.planner import choose_graph
 from attention_server.inference.row_statistics import FROM_WEIGHTS
-from attention_server.scheduling.cost_model import TINY
+from attention_server.scheduling.cost_model import BATCH_LENGTHS
 
 Vectors = NDArray[np.float32]
 PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
@@ -87,7 +87,7 @@ class LoadedLayer:
 
         It is a matter of the lengths alone: what else waits, and which slots are idle, must not show in the bits.
         """
-        return TINY[-1] < max(queries, keys) < 2 * LEAST_ROWS
+        return BATCH_LENGTHS[-1] < max(queries, keys) < 2 * LEAST_ROWS
 
     def pool(self, query: Vectors, key: Vectors, value: Vectors, pool: Vectors, run: Run) -> Vectors:
         """Return weighted means of the output's rows, [B, P, D]; the rows themselves are not computed.

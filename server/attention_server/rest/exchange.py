@@ -42,7 +42,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answers(handler: Handler) -> Handler:
-    """Wrap a handler: exceptions become error responses; unexpected ones are logged, and their text is not sent.
+    """Wrap a handler: exceptions become error responses; unexpected ones are logged, with no text sent.
 
     The handler has the name of its RPC, under which the request is recorded.
     """
@@ -65,7 +65,7 @@ def answers(handler: Handler) -> Handler:
 
 
 class Exchange:
-    """Reads bodies, and answers requests on the event loop while their callers are connected.
+    """Reads bodies, and answers requests on the event loop while the callers are connected.
 
     Args:
         threads: for long work.
@@ -200,7 +200,9 @@ class _CancelOnDisconnect:
                 raise ClientDisconnect from error
 
     async def _cancel_on_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":  # the body has been read: no other message follows
+        while (await self._receive())[
+            "type"
+        ] != "http.disconnect":  # the body has been read: no further message follows
             pass
         self._is_disconnected = True
         self._task.cancel()

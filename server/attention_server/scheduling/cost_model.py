@@ -1,4 +1,4 @@
-"""What a sequence costs, in seconds of one slot: measured when a model is loaded, corrected by what runs take."""
+"""Prediction of the seconds that a sequence takes in one slot: measured at load, corrected by real runs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,25 +9,25 @@ import numpy as np
 
 S = TypeVar("S")
 
-LENGTHS = (8, 32, 128)  # at which a model is measured
-TINY = (1, 2, 4, 8, 16)  # at which it is measured whether it pays to run several sequences together
-ROWS = 128  # of a run of several sequences: more gains nothing
-MOST = 32  # sequences in one run
-PAYS = 0.85  # of what they take one by one
-PATIENCE = 0.1  # seconds: of what takes longer one measurement does, and nothing longer is measured
-BUDGET = 0.5  # seconds for these lengths: a large model starts sooner than it merges
+LENGTHS = (8, 32, 128)  # T at which single sequences are measured
+BATCH_LENGTHS = (1, 2, 4, 8, 16)  # T at which batches of sequences are measured
+MAX_BATCH_ROWS = 128  # of a batch: more gains nothing
+MAX_BATCH = 32  # sequences in one batch
+MAX_BATCH_SHARE = 0.85  # a batch has to take less than this share of the time of single sequences
+MAX_SECONDS = 0.1  # seconds: a slower run is measured once, and larger ones are not measured
+BATCH_SECONDS = 0.5  # seconds for all batches: a large model had better start than batch
 REPETITIONS = 4
-WEIGHT = 0.1  # of the latest run in the average that corrects
-FURTHEST = 16.0  # a correction, or its inverse: beyond it was some other thing that took the time
+LEARNING_RATE = 0.1  # weight of the latest run in a correction
+MAX_CORRECTION = 16.0  # bound on a correction and on its inverse: beyond, the time went elsewhere
 
 
 class Size(NamedTuple):
-    """What the cost of a sequence depends on.
+    """The size of a sequence, on which its cost depends.
 
     Attributes:
-        rows: vectors that are projected, queries and keys.
-        pairs: scores of one head, queries x keys.
-        layers: the part of the model's layers that run.
+        rows: projected vectors, T + S.
+        pairs: scores of one head, T x S.
+        layers: share of the model's layers that run.
     """
 
     rows: int
@@ -37,11 +37,13 @@ class Size(NamedTuple):
 
 @dataclass(slots=True)
 class Costs:
-    """The costs of one model: base + row * rows + pair * pairs, and what is spared by running several together.
+    """The costs of one model: base + row * rows + pair * pairs, and the savings of batches.
 
     Attributes:
-        base, row, pair: seconds.
-        tiny: for each tiny length, from 0, how many sequences run together, and what part of their cost remains.
+        base: seconds of any sequence.
+        row: seconds of each row.
+        pair: seconds of each pair.
+        tiny: by T from 0, the best number of sequences in a batch, and the remaining share of the cost.
     """
 
     base: float = 0.0
@@ -50,54 +52,54 @@ class Costs:
     tiny: list[tuple[int, float]] = field(default_factory=list)
 
     def of(self, size: Size) -> float:
-        """Return the seconds that one sequence takes by itself."""
+        """Return the predicted seconds of one sequence by itself."""
         return (self.base + self.row * size.rows + self.pair * size.pairs) * size.layers
 
     def together(self, length: int) -> tuple[int, float]:
-        """Return how many sequences of a length are best run together, and what part of their cost remains."""
+        """Return the best number of sequences in a batch, for T = `length`, and the remaining share of the cost."""
         return self.tiny[length] if length < len(self.tiny) else (1, 1.0)
 
 
 @dataclass(slots=True)
 class CostCorrection:
-    """What runs of one kind really take, relative to what is predicted: an exponentially weighted average."""
+    """The measured cost of one plan's runs, relative to the prediction: an exponentially weighted average."""
 
     factor: float = 1.0
 
     def learn(self, predicted: float, seconds: float) -> None:
-        """Take note of a run.
+        """Update the average by one run.
 
         Args:
-            predicted: its cost, uncorrected.
-            seconds: what it took.
+            predicted: uncorrected cost in seconds.
+            seconds: measured seconds.
         """
         if predicted > 0:
-            ratio = min(FURTHEST, max(1 / FURTHEST, seconds / predicted))
-            self.factor += WEIGHT * (ratio - self.factor)
+            ratio = min(MAX_CORRECTION, max(1 / MAX_CORRECTION, seconds / predicted))
+            self.factor += LEARNING_RATE * (ratio - self.factor)
 
 
 class Subject(Protocol[S]):
-    """What is measured."""
+    """A model to measure."""
 
     def draw(self, length: int, count: int) -> Sequence[S]:
-        """Draw sequences of a length."""
+        """Return `count` random sequences of T = `length`."""
         ...
 
     def run(self, sequences: Sequence[S]) -> object:
-        """Run sequences of one length together."""
+        """Run sequences of one length as a batch."""
         ...
 
     def is_sound(self, length: int, count: int) -> bool:
-        """Return whether so many of a length have together the answers, to the bit, that they have one by one."""
+        """Return whether a batch has the same answers, to the bit, as its sequences one by one."""
         ...
 
 
 def measure(subject: Subject[S]) -> Costs:
-    """Measure what sequences cost."""
+    """Measure a model's costs."""
     measured = list(_lengths(subject))
     sizes = np.array([(1.0, 2 * length, length**2) for length, _ in measured])
     seconds = np.array([taken for _, taken in measured])
-    # Relative errors count: a short sequence is to be predicted as well as a long one.
+    # A fit of relative errors, so that short sequences are predicted as well as long ones.
     found, *_ = np.linalg.lstsq(sizes / seconds[:, None], np.ones(len(seconds)), rcond=None)
     base, row, pair = (max(0.0, float(each)) for each in found)
     return Costs(base, row, pair, list(_tiny(subject)))
@@ -107,36 +109,36 @@ def _lengths(subject: Subject[S]) -> Iterator[tuple[int, float]]:
     for length in LENGTHS:
         seconds = _seconds(subject, length, 1)
         yield length, seconds
-        if seconds > PATIENCE:
+        if seconds > MAX_SECONDS:
             return
 
 
 def _tiny(subject: Subject[S]) -> Iterator[tuple[int, float]]:
-    """Yield for each length from 0 how many run together and what remains of their cost, for as long as it pays."""
+    """Yield the entries of `Costs.tiny`, by T from 0, for as long as a batch pays."""
     before = -1
-    end = time.perf_counter() + BUDGET
-    for length in TINY:
+    end = time.perf_counter() + BATCH_SECONDS
+    for length in BATCH_LENGTHS:
         if time.perf_counter() > end:
             return
-        count = min(MOST, ROWS // length)
+        count = min(MAX_BATCH, MAX_BATCH_ROWS // length)
         alone = _seconds(subject, length, 1)
-        if alone > PATIENCE:
+        if alone > MAX_SECONDS:
             return
         remains = _seconds(subject, length, count) / count / alone
-        if remains > PAYS or not all(subject.is_sound(length, each) for each in {2, 3, count}):
+        if remains > MAX_BATCH_SHARE or not all(subject.is_sound(length, each) for each in {2, 3, count}):
             return
         yield from [(count, remains)] * (length - before)
         before = length
 
 
 def _seconds(subject: Subject[S], length: int, count: int) -> float:
-    """Return the least of several times: what else the machine does only adds."""
+    """Return the least of several measurements: a busy machine only adds to them."""
     sequences = subject.draw(length, count)
     best = np.inf
     for _ in range(REPETITIONS):
         begun = time.perf_counter()
         subject.run(sequences)
         best = min(best, time.perf_counter() - begun)
-        if best > PATIENCE:
+        if best > MAX_SECONDS:
             break
     return float(best)

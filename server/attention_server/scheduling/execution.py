@@ -1,4 +1,4 @@
-"""Execution of jobs: computing batches, finalizing their answers, and settling futures."""
+"""Execution of jobs: computing batches, finalizing answers, and settling futures."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def run_batches(batches: Sequence[Batch], clock: Callable[[], float]) -> None:
 
 
 def refuse(refusals: Sequence[tuple[QueueEntry, Unavailable]]) -> None:
-    """Settle entries that have left the queue with their refusals, except cancelled ones."""
+    """Settle shed entries with refusals, except cancelled ones."""
     for entry, error in refusals:
         if entry.future.set_running_or_notify_cancel():
             entry.future.set_exception(error)
@@ -51,7 +51,7 @@ class LentSlotTask:
 
 
 def _compute(batch: Batch, clock: Callable[[], float]) -> tuple[Batch, Finalizer]:
-    """Compute a batch; return the entries that were computed, and the finalizer of their answers."""
+    """Compute a batch; return the computed entries, and the finalizer of the answers."""
     begun = [entry for entry in batch if entry.future.set_running_or_notify_cancel()]
     now = clock()
     entries = [entry for entry in begun if now < entry.job.deadline]

@@ -16,7 +16,7 @@ from operator import attrgetter
 from attention_server.scheduling.job import QueueEntry
 
 PATIENCE = 2  # an entry may wait for this many times its own cost
-MAX_CALLERS = 1024  # callers whose tags are kept; beyond, those without entries in the queue are forgotten
+MAX_CALLERS = 1024  # callers with a kept tag; beyond, callers without entries in the queue are forgotten
 
 _tag = attrgetter("tag")
 
@@ -86,7 +86,7 @@ class FairQueue:
         """Remove the next entry, and entries of the same batch key that run with it. The queue must not be empty.
 
         Args:
-            spare_slots: further free slots; their share of the entries of this key stays in the queue.
+            spare_slots: further free slots; a share of the entries of this key stays in the queue.
             seconds: bound on the predicted seconds of the batch; the next entry is removed in any case.
         """
         first = self._entries[0]
@@ -118,8 +118,7 @@ class FairQueue:
         """Return whether the limits admit one more entry.
 
         As many entries as slots may wait for any time. Further ones need a short predicted wait: within the limit, or
-        within PATIENCE times their own cost. An entry that is larger than the limit of bytes is admitted into an empty
-        queue.
+        within PATIENCE times the entry's cost. An entry over the limit of bytes is admitted into an empty queue.
 
         Args:
             entry: the new entry.
@@ -180,7 +179,7 @@ class FairQueue:
         return []
 
     def withdraw(self, entries: list[QueueEntry]) -> None:
-        """Remove entries that did not run; later entries of their callers move up by the entries' costs."""
+        """Remove entries that did not run; later entries of the same callers move up by the removed costs."""
         self._remove(entries)
         for entry in entries:
             self._ends[entry.caller] -= entry.cost

@@ -1,4 +1,4 @@
-"""Jobs and their entries in the queue."""
+"""Jobs, and the entries of jobs in the queue."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence

@@ -74,7 +74,7 @@ class Scheduler:
 
         Args:
             job: the job.
-            admitted: marks the job as bulk: one of many of a caller who submits the next after this call. A bulk job
+            admitted: marks the job as bulk: one of many of a caller that submits the next after this call. A bulk job
                 waits for room in the queue instead of being refused. `admitted` is called when the job is in the
                 queue, perhaps in another thread.
 
@@ -172,10 +172,10 @@ class Scheduler:
             self._slots.join()
         return finished
 
-    # --- The methods below are called with the lock held, unless their docstrings say otherwise. ---
+    # --- The methods below are called with the lock held, unless a docstring says otherwise. ---
 
     def _enqueue(self, entry: QueueEntry) -> list[tuple[QueueEntry, Full]]:
-        """Queue an entry; return the entries shed for it, with their refusals, to be settled without the lock.
+        """Queue an entry; return the entries shed for it, with a refusal each, to be settled without the lock.
 
         Raises:
             Full: there is no room, or the deadline would pass.
@@ -189,7 +189,7 @@ class Scheduler:
         return [(each, full(message, self._drain_seconds())) for each in shed]
 
     def _make_room(self, entry: QueueEntry, busy: float) -> list[QueueEntry]:
-        """Return the entries to shed for a new one: none, or entries of callers over their share.
+        """Return the entries to shed for a new one: none, or entries of callers over a fair share.
 
         Raises:
             Full: there is no room.
@@ -218,7 +218,7 @@ class Scheduler:
         if entry.job.deadline == math.inf:
             return
         left = entry.job.deadline - self._clock()
-        if left >= (busy + self._queue.seconds) / self._slots.count + entry.cost:  # even behind all other entries
+        if left >= (busy + self._queue.seconds) / self._slots.count + entry.cost:  # even as the last entry
             return
         needed = self._queue.wait(entry, busy) + entry.cost
         if 0 < left < needed:
@@ -302,7 +302,7 @@ class Scheduler:
             while self._queue.drop_cancelled_first() and self._is_for_loop() and self._queue.first.cost <= left:
                 batch = self._pop(left)
                 self._admit()
-                if self._queue and self._slots.count > 1:  # other slots compute anyway: the loop serves callers
+                if self._queue and self._slots.count > 1:  # further slots compute anyway: the loop serves callers
                     self._start(batch)
                     break
                 batches.append(batch)

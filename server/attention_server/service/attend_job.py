@@ -29,7 +29,7 @@ class Group:
     """Sequences of one request that run as one batch.
 
     Attributes:
-        positions: their positions among the request's inputs.
+        positions: positions of the sequences among the request's inputs.
         prepared: the prepared sequences, or batches of sequences.
         profile: the profile of each sequence.
         count: number of sequences.
@@ -53,7 +53,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """Bytes of the sequences and of their answers."""
+        """Bytes of the sequences and the answers."""
         return (self.profile.answered + self.profile.held) * self.count
 
 

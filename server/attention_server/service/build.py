@@ -1,4 +1,4 @@
-"""The server without its ports: settings -> engine -> memories -> repository -> scheduler -> service."""
+"""The composition of the core: settings -> engine -> memories -> repository -> scheduler -> service."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from attention_server.telemetry.observer import Observer
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """What ports are opened for, and what is closed behind them."""
+    """The parts of the core."""
 
     engine: Engine
     repository: Repository
@@ -25,15 +25,15 @@ class Core:
 
 
 def make_core(settings: Settings, observer: Observer | None = None, engine: Engine | None = None) -> Core:
-    """Put the parts together; no model is loaded yet.
+    """Compose the core; no model is loaded yet.
 
     Args:
-        settings: of the server.
-        observer: watches the requests; None for one that counts, and no more.
-        engine: opens the graphs; None for onnxruntime on the device of the settings.
+        settings: the settings of the server.
+        observer: observes requests; None for one that only counts.
+        engine: the engine that opens the graphs; None for onnxruntime on the device of the settings.
 
     Raises:
-        DeviceError: the device asked for is not there.
+        DeviceError: the device of the settings is not available.
     """
     engine = engine or OnnxRuntime(settings.device, threads=1)
     memories = MemoryStore(settings.memory_mib * MIB)

@@ -1,4 +1,4 @@
-"""The job of one memory request: projecting a memory's keys and values, and keeping them."""
+"""The job of one memory request: projecting a memory's keys and values, and keeping the result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
