@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from attention_proto.attention.v1.attention_pb2 import File, Layer, Manifest
-from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
+from attention_proto.folder import MANIFEST, NAME, VERSION, UnreadableManifestError, named_files, parse_manifest
 from google.protobuf import json_format
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -41,12 +41,11 @@ def read_manifest(folder: Path) -> Manifest:
         ManifestError: it is missing or is no manifest of this format.
     """
     try:
-        manifest = json_format.Parse((folder / MANIFEST).read_text(), Manifest())
-    except (OSError, json_format.ParseError) as error:
+        return parse_manifest((folder / MANIFEST).read_bytes())
+    except OSError as error:
         raise ManifestError(f"{folder / MANIFEST} cannot be read: {error}") from error
-    if manifest.format != FORMAT:
-        raise ManifestError(f"{folder / MANIFEST} has format {manifest.format}; this program reads format {FORMAT}")
-    return manifest
+    except UnreadableManifestError as error:
+        raise ManifestError(f"{folder / MANIFEST} {error}") from error
 
 
 def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ ANY_WIDTH = 64  # of a head, where a block takes any width
 
 
 class CalibrationInputs:
-    """Random sequences of a model, and runs of them; the subject of `cost_model.measure`."""
+    """Random sequences of a model, and their runs; the subject of `cost_model.measure`."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
@@ -49,7 +49,7 @@ class CalibrationInputs:
         return query, key, value
 
     def _are_same(self, batch: list[PreparedInput], plan: Plan) -> bool:
-        """Compare the first and the last sequence of a batch with each by itself; all others lie between them."""
+        """Compare the first and the last sequence of a batch with each by itself."""
         together = self._model.answer(batch, plan, Run())()
         return all(
             np.array_equal(together[place].outputs[name], output)

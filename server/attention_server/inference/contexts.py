@@ -1,4 +1,4 @@
-"""Projected keys and values, kept between requests: a decoder's memory is projected once, not at each step."""
+"""Kept keys and values: a memory is projected once and used by many requests."""
 
 import hashlib
 import threading
@@ -14,16 +14,16 @@ from attention_server.inference.layer import Vectors
 
 @dataclass(slots=True)
 class Memory:
-    """One key and value sequence, projected.
+    """One projected key and value sequence.
 
     Attributes:
-        id: of its content and its model's version: the same memory has the same id.
-        model, version: whose projection it is.
-        digest: of that version's manifest; another version under the same number has another.
+        id: hash of the content and of the model's version; equal for equal memories.
+        model, version: the model that projected it.
+        digest: of the manifest of that version; it changes when the files of a version are replaced.
         k, v: [1, S, heads * width].
-        tokens: of its text, when it was made from one.
-        ttl: seconds that it is kept after its last use.
-        expires: when it is forgotten unless used again, on the clock of the store.
+        tokens: of its text; None for a memory made of vectors.
+        ttl: seconds to keep it after its last use.
+        expires: the time at which it is forgotten unless used again, on the clock of the store.
     """
 
     id: str
@@ -43,12 +43,12 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """What it weighs, in bytes; k and v may be the same array."""
+        """Bytes of k and v, which may be the same array."""
         return self.k.nbytes + (0 if self.v is self.k else self.v.nbytes)
 
 
 def memory_id(model: str, version: int, parts: list[Array | str | None]) -> str:
-    """Return the id of a content, 128 bits of its SHA-256."""
+    """Return 128 bits of the SHA-256 of a memory's content."""
     digest = hashlib.sha256(f"{model}/{version}".encode())
     for part in parts:
         if isinstance(part, str):
@@ -61,13 +61,13 @@ def memory_id(model: str, version: int, parts: list[Array | str | None]) -> str:
 
 @dataclass(slots=True)
 class MemoryState:
-    """What is kept, and what became of what was looked up, since the start.
+    """The memories kept at this moment, and counts of lookups and removals since the start.
 
     Attributes:
-        budget, size: bytes that there may be, and that there are.
-        entries: memories.
-        hits, misses: of those who named one.
-        evicted, expired: forgotten to make room, or because nobody used them.
+        budget, size: bytes allowed, and bytes used.
+        entries: number of memories.
+        hits, misses: lookups that found a memory, and that did not.
+        evicted, expired: memories forgotten to make room, and for lack of use.
     """
 
     budget: int
@@ -80,7 +80,7 @@ class MemoryState:
 
 
 class MemoryStore:
-    """Keeps memories within a budget of bytes; the least recently used goes first.
+    """Memories within a budget of bytes; the least recently used is evicted first.
 
     Args:
         budget: bytes of all memories together.
@@ -98,13 +98,13 @@ class MemoryStore:
         """Keep a memory.
 
         Raises:
-            TooLarge: it alone is over the budget.
+            TooLarge: the memory alone is over the budget.
         """
         if memory.size > self._budget:
             raise TooLarge(f"the memory has {memory.size} bytes; all together may have {self._budget}")
         with self._lock:
             known = self._kept.get(memory.id)
-            if known is not None:  # somebody else's, perhaps: it is kept for as long as either wants
+            if known is not None:  # perhaps of another caller: it is kept for the longer of both times
                 memory.ttl = max(memory.ttl, known.ttl)
             self._forget(memory.id)
             self._sweep()
@@ -116,10 +116,10 @@ class MemoryStore:
             self._state.size += memory.size
 
     def get(self, id_: str, model: str, version: int = 0, field: str = "memory", digest: str = "") -> Memory:
-        """Return a memory, and keep it for another while.
+        """Return a memory and extend its time.
 
         Raises:
-            NotFound: it is not kept, or is of another model or version, or of other weights under its number.
+            NotFound: the memory is not kept, or belongs to a different model, version or digest.
         """
         with self._lock:
             self._sweep()
@@ -149,7 +149,7 @@ class MemoryStore:
         """Forget a memory. Requests that hold it finish.
 
         Raises:
-            NotFound: it is not kept.
+            NotFound: the memory is not kept.
         """
         self.get(id_, model, field="id")
         with self._lock:
@@ -163,13 +163,13 @@ class MemoryStore:
                     self._forget(memory.id)
 
     def state(self) -> MemoryState:
-        """Return what is kept at this moment."""
+        """Return counts and sizes at this moment."""
         with self._lock:
             self._sweep()
             return replace(self._state, entries=len(self._kept))
 
     def seconds_left(self, memory: Memory) -> float:
-        """Return how long a memory is kept if nobody uses it."""
+        """Return the seconds until an unused memory is forgotten."""
         return max(0.0, memory.expires - self._clock())
 
     def _sweep(self) -> None:

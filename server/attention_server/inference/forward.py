@@ -22,7 +22,7 @@ class Forward:
 
     Attributes:
         manifest: of the model.
-        layers: its layers, in the order in which they compute.
+        layers: its layers, first to last.
         graphs: its graphs by file name.
     """
 
@@ -93,7 +93,7 @@ class Forward:
             self._run(head, list(self.graphs[head].outputs), {"output": rows}, run)
 
     def _inputs(self, batch: Sequence[PreparedInput], run: Run) -> tuple[Vectors, Vectors, Vectors]:
-        """Return query, key and value: as sent, or as a front makes them of tokens; key and value default to others."""
+        """Return query, key and value, as sent or from a front; key defaults to query, value to key."""
         query, key, value = batch[0].query, batch[0].key, batch[0].value
         if len(batch) > 1:
             query, key, value = [_joined([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]

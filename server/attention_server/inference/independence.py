@@ -1,8 +1,8 @@
 """Probes that tell whether a graph computes each row, and each sequence of a batch, from its own inputs alone.
 
-The server relies on it: it computes chosen rows without the others, cuts long sequences into blocks of rows for idle
-slots, and runs sequences of several requests as one batch. A graph that adds a position to its query, or normalizes
-over rows, would then answer differently depending on what else is computed.
+The server relies on it: it computes chosen rows alone, cuts long sequences into blocks of rows for idle slots, and runs
+sequences of several requests as one batch. The answers of a graph that adds a position to its query, or normalizes over
+rows, would depend on the rows chosen, on the number of slots and on the load.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from attention_server.inference.engine.protocol import Graph, Run
 Compute = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 SEQUENCES = 2
-QUERIES, KEYS = 13, 7  # primes: no block size of a kernel divides them
+QUERIES, KEYS = 13, 7  # primes: no multiple of a kernel's block size
 CUT = 5  # the first row of a second block; odd, so that even positions become odd ones
 TOKENS = 5
 ANY_WIDTH = 8  # of a head, where a block takes any width
-LOUD = 4.0  # the factor of one row: a scale that is shared by all rows shows in the others
+LOUD = 4.0  # the factor of one row, which shows a scale that is shared by all rows
 TOLERANCE = 1e-2  # of a row's largest number: above rounding in float32, TF32 and int8 by row, below any dependence
 SMALL = 1e-3  # of the largest number of all rows: the error of a smaller row is relative to that
 ROWS = -2  # the axis of rows in every input and output
@@ -30,7 +30,7 @@ BATCH = 0  # the axis of sequences
 
 
 class DependentRowsError(ValueError):
-    """A graph computes a row from other rows, from its position, or from other sequences of its batch."""
+    """A graph computes a row from further rows, from its position, or from further sequences of its batch."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Probe:
         name: of the graph, for the error.
         compute: returns the outputs by name.
         inputs: the inputs by name, drawn at random.
-        by_row: the inputs that have the rows of the outputs, on axis ROWS; none where rows may depend on each other.
+        by_row: the inputs that have the rows of the outputs, on axis ROWS; empty where rows need not be independent.
         by_sequence: whether inputs and outputs have sequences on axis BATCH, SEQUENCES of them.
     """
 
@@ -120,7 +120,7 @@ def _layer_probes(layer: Layer, graphs: Mapping[str, Graph]) -> Iterator[Probe]:
 
 
 def _front_probe(name: str, graph: Graph, ids: Sequence[int], max_tokens: int) -> Probe:
-    """Return the probe of a front, which takes tokens [B, T]: by sequence, since a row may depend on other tokens."""
+    """Return the probe of a front, which takes tokens [B, T]: by sequence alone, for a row may depend on all tokens."""
     shape = (SEQUENCES, min(TOKENS, max_tokens or TOKENS))
     tokens = np.random.default_rng(0).choice(np.array(ids, np.int64), shape)
     return Probe(name, _compute(graph), {"tokens": tokens})
@@ -163,7 +163,7 @@ def _draw_mask(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _compare(probe: Probe, whole: Mapping[str, Array], cut: Sequence[str], axis: int, first: int) -> None:
-    """Compute the rows or sequences from `first` on by themselves, and compare them with those of the whole."""
+    """Compute the rows or sequences from `first` on by themselves, and compare with the whole."""
     parts = {name: _tail(probe.inputs[name], axis, first) for name in cut}
     for name, found in probe.compute({**probe.inputs, **parts}).items():
         error = _largest_error(found, _tail(whole[name], axis, first))

@@ -135,7 +135,9 @@ class InputChecker:
         )
 
     def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
-        if prepared.memory or (plan.predictions and self._predicts_by_word):  # each computes other rows
+        if prepared.memory or (
+            plan.predictions and self._predicts_by_word
+        ):  # computed rows differ from sequence to sequence
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
         widths = tuple(None if x is None else x.shape[1:] if isinstance(x, np.ndarray) else () for x in sources)

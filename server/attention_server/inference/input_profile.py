@@ -1,4 +1,4 @@
-"""The profile of an input: what its shapes decide about its cost, its size and what it may be batched with."""
+"""The profile of an input: its predicted cost, its size and its kind, as its shapes decide them."""
 
 from collections.abc import Hashable
 from typing import NamedTuple

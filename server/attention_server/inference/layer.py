@@ -1,4 +1,4 @@
-"""One attention block, loaded: k and v from key and value, the stages from query, k and v."""
+"""One loaded attention layer: it projects key and value to k and v, and computes stages from query, k and v."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from attention_server.scheduling.cost_model import BATCH_LENGTHS
 
 Vectors = NDArray[np.float32]
 PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
-UNPACKED = frozenset({"output", "weights"})  # stages that they give as they are sent
+UNPACKED = frozenset({"output", "weights"})  # stages that graphs give in the shape that is sent
 FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
 
 
 @dataclass(frozen=True)
 class LoadedLayer:
-    """A layer that can compute.
+    """A layer of a model with its graphs.
 
     Attributes:
-        about: what the manifest says of it.
-        device: where it computes.
+        about: the manifest's entry of the layer.
+        device: where the graphs compute.
         graphs: the model's ONNX graphs by file name.
     """
 
@@ -36,12 +36,12 @@ class LoadedLayer:
     graphs: Mapping[str, Graph]
 
     def project(self, key: Vectors, value: Vectors, run: Run) -> tuple[Vectors, Vectors]:
-        """Return k and v, [B, S, heads * width]: all that a memory has to keep.
+        """Project key and value; return k and v, [B, S, heads * width], which a memory keeps.
 
         Args:
             key: [B, S, Dk].
             value: [B, S, Dv].
-            run: what this is a part of.
+            run: the computation that this is a part of.
         """
         if not self._project:
             return key, value
@@ -51,15 +51,15 @@ class LoadedLayer:
     def stages(
         self, query: Vectors, k: Vectors, v: Vectors, added: Vectors | None, wanted: frozenset[str], run: Run
     ) -> dict[str, Vectors]:
-        """Compute the stages wanted, each [B, H, length, width], and the output, [B, T, D].
+        """Return the stages wanted, each [B, H, length, width], but the output [B, T, D].
 
         Args:
             query: [B, T, Dq].
             k: [B, S, heads * Dh].
             v: [B, S, heads * Dv].
-            added: what is added to the scores of each, [1 or H, T, S]; None for no mask.
+            added: the mask, added to the scores of each sequence, [1 or H, T, S]; None for no mask.
             wanted: names of stages.
-            run: what this is a part of.
+            run: the computation that this is a part of.
         """
         graph, takes_mask, names = self._recipe(wanted, added is not None)
         feeds: dict[str, Array] = {"query": query, "k": k, "v": v}
@@ -83,21 +83,21 @@ class LoadedLayer:
         return unpacked
 
     def pools(self, queries: int, keys: int) -> bool:
-        """Return whether rows of such a sequence are averaged by a graph: tiny ones run together, long ones in parts.
+        """Return whether the graph `pool` is used: shorter sequences run as a batch, longer ones in blocks of rows.
 
-        It is a matter of the lengths alone: what else waits, and which slots are idle, must not show in the bits.
+        The lengths alone decide, not the load of the server: the bits of an answer must not depend on that.
         """
         return BATCH_LENGTHS[-1] < max(queries, keys) < 2 * LEAST_ROWS
 
     def pool(self, query: Vectors, key: Vectors, value: Vectors, pool: Vectors, run: Run) -> Vectors:
-        """Return weighted means of the output's rows, [B, P, D]; the rows themselves are not computed.
+        """Return weighted means of the output's rows, [B, P, D], without computing the rows.
 
         Args:
             query: [B, T, Dq].
             key: [B, S, Dk].
             value: [B, S, Dv].
-            pool: what each mean takes of each row, [P, T].
-            run: what this is a part of.
+            pool: the weight of each row in each mean, [P, T].
+            run: the computation that this is a part of.
         """
         feeds = {"query": query, "key": key, "value": value, "pool": pool}
         (output,) = self.graphs[self.about.pool.name].run(("output",), feeds, run)
@@ -109,7 +109,7 @@ class LoadedLayer:
 
     @cached_property
     def _recipe(self) -> Callable[[frozenset[str], bool], tuple[str, bool, list[str]]]:
-        """Tell for the stages wanted, and for a mask or none: the graph, whether it takes a mask, and what it gives."""
+        """The graph for wanted stages and mask or none: its file, whether it takes a mask, and the outputs to run."""
 
         def recipe(wanted: frozenset[str], mask: bool) -> tuple[str, bool, list[str]]:
             computed = {STAGES[stage].source or stage for stage in wanted}
@@ -120,7 +120,11 @@ class LoadedLayer:
             names = sorted({source.get(stage, stage) for stage in computed}.intersection(offered))
             return graph.file.name, graph.mask, names
 
-        about, device, graphs = self.about, self.device, self.graphs  # not the layer, which would then hold itself
+        about, device, graphs = (
+            self.about,
+            self.device,
+            self.graphs,
+        )  # not self: a cache that refers to its owner is a reference cycle
         return cache(recipe)
 
     def after(self, query: Vectors, output: Vectors, run: Run) -> Vectors:
@@ -131,7 +135,7 @@ class LoadedLayer:
         return advanced
 
     def widths(self, query: int, value: int) -> tuple[int, int, int]:
-        """Return Dh, Dv and D, which a block that takes any width has from what it is given."""
+        """Return Dh, Dv and D for inputs of these widths, on which they depend where a block takes any width."""
         about = self.about
         value_head = about.value_head_dim or value // about.key_value_heads
         return about.head_dim or query // about.heads, value_head, about.output_dim or about.heads * value_head
@@ -152,12 +156,12 @@ class LoadedLayer:
             self.after(query, stages["output"], run)
 
     def _unpack(self, found: Mapping[str, Vectors]) -> dict[str, Vectors]:
-        """Turn [B, length, heads * width] into [B, heads, length, width]: views, until they are written to the wire."""
+        """Return views: [B, length, heads * width] as [B, heads, length, width]."""
         heads = self.about.heads
         return {name: _split(x, heads) if name in PACKED else x for name, x in found.items()}
 
     def _scores(self, q: Vectors, k: Vectors) -> Vectors:
-        """Compute q.k * scale, [B, H, T, S]; no graph gives it: it is asked for seldom, and costs a pass over T * S."""
+        """Compute q.k * scale, [B, H, T, S]; no graph gives scores, which are seldom asked for."""
         about = self.about
         shared = np.repeat(k, about.heads // about.key_value_heads, 1) if about.key_value_heads < about.heads else k
         scores: Vectors = (q @ shared.transpose(0, 1, 3, 2)) * np.float32(about.scale or q.shape[-1] ** -0.5)
@@ -166,7 +170,7 @@ class LoadedLayer:
         return scores
 
     def _run(self, name: str, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Vectors]:
-        """Run a graph, each of whose rows depends on no other: what is not k and v may be cut, and run in parts."""
+        """Run a graph, for long sequences in blocks of rows, each with all of k and v: rows are independent."""
         graph = self.graphs[name]
         batch, rows = next(iter(feeds.values())).shape[:2]
         parts = run.parts(rows) if rows >= 2 * LEAST_ROWS and batch == 1 and self.device == "cpu" else []

@@ -1,4 +1,4 @@
-"""One loaded version of a model: checks requests, computes them and shapes their results, by three parts."""
+"""One loaded version of a model. Checking, the forward pass and results are three parts of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +51,11 @@ class LoadedModel:
 
     @cached_property
     def layers(self) -> list[LoadedLayer]:
-        """The layers, in the order in which they compute."""
+        """The layers, first to last."""
         return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
 
     def ask(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
-        """Return the plan of what a request asks for, the same object for the same request again.
+        """Return the plan of a request's outputs: for the same short request the same object again.
 
         Raises:
             InvalidRequest: the model does not offer it.
@@ -72,9 +72,8 @@ class LoadedModel:
         """Compute a plan for one sequence, one batch, or several sequences of one kind.
 
         Returns:
-            A finalizer that returns one result for each of `batch`. Outputs that are sent as they were computed are
-            put together there: between two computations, which evict them from the processor's caches, that would
-            take twice as long.
+            A finalizer that returns one result for each of `batch`. Outputs that are sent as computed are put together
+            there: doing so between two computations, with cold processor caches, would take twice as long.
 
         Raises:
             InvalidRequest: a number overflows, or FP16 cannot hold it; here or in the finalizer.
@@ -126,7 +125,7 @@ class LoadedModel:
         return Forward(self.manifest, self.layers, self.graphs)
 
     def _pools(self, prepared: PreparedInput, plan: Plan) -> bool:
-        """Return whether the last layer's rows are averaged by a graph that does not compute them."""
+        """Return whether the graph `pool` computes the means of the last layer's rows."""
         if not plan.pools or prepared.added is not None or prepared.memory:
             return False
         return self.layers[len(plan.stages) - 1].pools(prepared.queries, prepared.keys)

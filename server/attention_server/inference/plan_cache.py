@@ -1,4 +1,4 @@
-"""Plans of what callers ask for, kept for callers that ask for the same again."""
+"""Execution plans, kept for the next request of the same outputs."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class CachedPlan:
 
 
 class PlanCache:
-    """The latest plans of one model. Plans of long specs are made anew each time: callers choose their length.
+    """The latest plans of one model. Plans of long specs are not kept: callers choose the length.
 
     Args:
         manifest: of the model.
@@ -42,7 +42,7 @@ class PlanCache:
         self._kept = lru_cache(MAX_PLANS)(lambda specs: CachedPlan(make_plan(specs, manifest)))
 
     def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
-        """Return the plan of what a request asks for.
+        """Return the plan of a request's outputs.
 
         Raises:
             InvalidRequest: the model does not offer it.

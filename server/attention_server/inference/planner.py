@@ -1,4 +1,4 @@
-"""What must be computed for the outputs asked for, decided before anything runs."""
+"""The planner: from the outputs of a request to the stages of each layer."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ ALIAS = 256  # characters
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """One output: its name in the answer, what it is made of, and where it was asked for."""
+    """One output: its name in the answer, its spec, its layer, and its field in the request."""
 
     name: str
     spec: OutputSpec
@@ -28,17 +28,17 @@ class OutputPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request needs.
+    """The computation of a request's outputs.
 
     Attributes:
-        forms: what to send, in order.
-        stages: for each layer that has to run, the stages that must come out of it; the output too, unless it ends
-            before its attention: what overflows on the way shows in the output.
-        predictions: whether the head is asked.
-        predictions_field: where it was asked for; empty when it is by default.
-        pools: whether of the last layer that has to run only pooled outputs are wanted, and it has a graph for them.
-        shapes: whether there is more to do than to send stages as they are computed: rows, heads or types are chosen,
-            heads reduced, or something is predicted.
+        forms: the outputs to send, in order.
+        stages: the stages to compute of each layer that runs; with the output, in which an overflow shows, unless
+            the projections suffice.
+        predictions: whether the head runs.
+        predictions_field: the field that asks for predictions; empty where they are sent by default.
+        pools: whether the last layer that runs has a graph for pooled outputs, and gives no further ones.
+        shapes: whether outputs are shaped: rows, heads or types are chosen, heads reduced, or predictions made. If not,
+            stages are sent as computed.
     """
 
     forms: tuple[OutputPlan, ...]
@@ -50,7 +50,7 @@ class Plan:
 
 
 def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
-    """Decide what to compute.
+    """Plan the outputs of a request.
 
     Raises:
         InvalidRequest: a name, head, layer or option is not offered, or two outputs share a name.
@@ -76,7 +76,7 @@ def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> Att
     """Return the cheapest graph that gives the weights asked for, takes the mask given and runs on the device.
 
     Raises:
-        LookupError: there is none, which loading has ruled out.
+        LookupError: there is none; loading has ruled that out.
     """
     for graph in layer.attend:
         if graph.weights >= weights and graph.mask >= mask and (not graph.devices or device in graph.devices):
@@ -85,12 +85,12 @@ def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> Att
 
 
 def answer_bytes(form: OutputPlan, layer: Layer, widths: tuple[int, int, int], queries: int, keys: int) -> int:
-    """Return how many bytes one output of one sequence will have.
+    """Return the size of one output of one sequence, in bytes.
 
     Args:
         form: the output.
         layer: the layer that gives it.
-        widths: Dh, Dv and D as they are for this sequence.
+        widths: Dh, Dv and D of this sequence.
         queries: T.
         keys: S.
     """
@@ -140,7 +140,7 @@ def _stages(forms: Sequence[OutputPlan], manifest: Manifest, *, predictions: boo
         needed[-1].add("output")
     last = max(index for index, stages in enumerate(needed) if stages)
     for stages in needed[:last]:
-        stages.add("output")  # what the next layer is made of
+        stages.add("output")  # the input of the next layer
     return tuple(frozenset(stages if stages <= PROJECTED else stages | {"output"}) for stages in needed[: last + 1])
 
 

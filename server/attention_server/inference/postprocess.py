@@ -1,4 +1,4 @@
-"""The form in which a stage is sent: heads and rows chosen, heads reduced, rows pooled, the largest of a row, FP16."""
+"""The shaping of an output: heads and rows chosen, heads reduced, rows pooled, top k taken, FP16."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.planner import index_type
 
 Rows = NDArray[np.intp]
-LAST = np.int64(0xFFFFFFFF)  # of the positions that fit beside a rank
+LAST = np.int64(0xFFFFFFFF)  # the largest position that fits into one integer with a rank
 
 
 def check_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None, field: str) -> None:
@@ -32,12 +32,12 @@ def check_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None, fi
 
 
 def read_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None) -> Rows | None:
-    """Return which rows an output is made of, in its order; None for all.
+    """Return the rows of a stage that an output is made of, in its order; None for all.
 
     Args:
         spec: rows and pooling; checked.
-        length: how many rows there are.
-        left: which of them the mask leaves, [length]; None for all. Only these are pooled.
+        length: the number of rows.
+        left: whether a row is unmasked, [length]; None where all are. Masked rows are not pooled.
     """
     rows = np.array(spec.rows, np.intp) % length if spec.rows else None
     if spec.pool == "none" or (spec.pool == "mean" and left is None):
@@ -50,17 +50,17 @@ def read_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None) -> 
 def shape_stage(
     stage: NDArray[np.float32], rows: Rows | None, spec: OutputSpec, hidden: NDArray[np.bool_] | None, field: str
 ) -> Array | TopK:
-    """Return a stage as it was asked for.
+    """Return a stage shaped as a spec says.
 
     Args:
         stage: [H, length, columns], without the axes that this stage lacks.
-        rows: which of its rows the output is made of, in this order; None for all.
+        rows: the rows of the output, in its order; None for all.
         spec: heads, reduction, pooling, top k and data type.
-        hidden: which keys are masked, [1 or H, the rows, S]; they come last among the top k.
+        hidden: whether a key is masked, [1 or H, the rows, S]; masked keys come last among the top k.
         field: for the error.
 
     Raises:
-        InvalidRequest: FP16 was asked for and cannot hold a number of this answer.
+        InvalidRequest: FP16 cannot hold a number of this output.
     """
     has_columns = STAGES[spec.name].column_axis is not None
     stage = stage if has_columns else stage[..., None]
@@ -79,7 +79,7 @@ def shape_stage(
 
 
 def _hidden(hidden: NDArray[np.bool_], spec: OutputSpec) -> NDArray[np.bool_]:
-    """Choose, reduce and pool what is hidden as the stage is: what is hidden in all of several is hidden in one."""
+    """Choose, reduce and pool the mask of hidden keys like the stage: a key is hidden where all its sources are."""
     hidden = hidden[list(spec.heads)] if spec.heads and len(hidden) > 1 else hidden  # one mask may serve all heads
     hidden = np.all(hidden, axis=0, keepdims=True) if spec.reduce != "none" else hidden
     return np.all(hidden, axis=-2) if spec.pool != "none" else hidden
@@ -99,14 +99,14 @@ def _as(stage: NDArray[Any], spec: OutputSpec, field: str) -> Array:
 
 
 def top_k(stage: NDArray[np.float32], k: int, hidden: NDArray[np.bool_] | None) -> TopK:
-    """Return the k largest of each row: descending, of equal ones the lower index first, hidden ones last.
+    """Return the k largest of each row: descending, lower index first among equals, hidden ones last.
 
-    Each number and its position become one integer that sorts as they should, so that a partition, which is linear,
-    can choose and no tie is left to chance.
+    Each number and its position are packed into one integer of the same order, so that a partition, which is linear,
+    selects them and ties are deterministic.
 
     Args:
         stage: [..., S], finite.
-        k: how many; all when there are fewer.
+        k: the number; at most S are returned.
         hidden: broadcastable to the stage.
     """
     keys = stage.shape[-1]

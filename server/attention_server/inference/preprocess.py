@@ -1,4 +1,4 @@
-"""From a sequence as it was sent to one that is ready to compute: texts read, shapes checked, the mask laid out."""
+"""The preparation of a sequence: texts are tokenized, shapes and numbers checked, masks combined."""
 
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -19,23 +19,23 @@ from attention_server.inference.tokenizer import TextTokenizer
 Vectors = NDArray[np.float32]
 HIDDEN = np.float32(-np.inf)
 LEAST = np.finfo(np.float32).min
-FLOOR = np.float32(-(2.0**126))  # a quarter of LEAST: scores are lost in rounding beside it, as they are beside LEAST
+FLOOR = np.float32(-(2.0**126))  # a quarter of LEAST; scores vanish in rounding next to either
 
 
 class PreparedInput(NamedTuple):
-    """A sequence that was checked and is ready to compute; or a batch, which has nothing but arrays.
+    """A checked sequence, ready to compute; or a batch, which has arrays alone.
 
     Attributes:
-        query, key, value: [B, T, Dq], [B, S, Dk], [B, S, Dv], of one sequence with a B of 1; None where they come from
-            tokens, or from each other.
-        tokens, memory_tokens: the texts, read.
+        query, key, value: [B, T, Dq], [B, S, Dk], [B, S, Dv], of one sequence with a B of 1; None for one that is
+            made of tokens, or that defaults to another of the three.
+        tokens, memory_tokens: of the texts.
         queries, keys: T and S.
-        added: what is added to the scores, [1 or H, T, S]; None for no mask.
-        attending: which query positions may attend to some key, in some head, [T]; None for all.
-        attended: which key positions some query may attend to, [S]; None for all.
-        memory: k and v, kept from before.
-        path: where the caller wrote it.
-        part: which of those sent as one sequence it is, of a batch the first; None when it was sent by itself.
+        added: the mask, added to the scores, [1 or H, T, S]; None for no mask.
+        attending: whether a query position may attend to any key in any head, [T]; None where all may.
+        attended: whether any query may attend to a key position, [S]; None where all are attended.
+        memory: kept k and v.
+        path: of the sequence in the request, for errors.
+        part: the index in the batch that was sent; of a batch the first one; None for a sequence sent by itself.
         batch: B; 1 for one sequence.
     """
 
@@ -55,11 +55,11 @@ class PreparedInput(NamedTuple):
     batch: int = 1
 
     def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
-        """Return how many rows a stage has, and which of them the mask leaves; None for all."""
+        """Return the number of rows of a stage, and a mask of the rows that may attend or be attended; None for all."""
         return (self.keys, self.attended) if stage in OF_KEYS else (self.queries, self.attending)
 
     def cut(self, most: int) -> "list[PreparedInput]":
-        """Return it in parts of no more than so many sequences."""
+        """Cut a batch into batches of at most so many sequences."""
         if self.batch <= most:
             return [self]
         parts = []
@@ -72,12 +72,12 @@ class PreparedInput(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes that it holds; what it shares with a memory is not its own."""
+        """Bytes of its arrays, those of the memory left out."""
         arrays = (self.query, self.key, self.value, self.added)
         return sum([each.nbytes for each in arrays if each is not None])
 
     def input_widths(self) -> tuple[int, int]:
-        """Return the widths of query and value as sent; 0 where they come from tokens."""
+        """Return the widths of query and value as sent; 0 for a text."""
         value = self.memory.v if self.memory else self.value if self.value is not None else self.key
         if value is None:
             value = self.query
@@ -93,16 +93,16 @@ def prepare(
     reader: TextTokenizer | None,
     memory_reader: TextTokenizer | None,
 ) -> PreparedInput:
-    """Read a sequence's texts, check its arrays and lay out its mask. Nothing is computed yet.
+    """Tokenize a sequence's texts, check its arrays and combine its masks.
 
     Args:
-        sequence: as sent, one; its sources are checked.
+        sequence: one, as sent; its sources were checked.
         mask: the request's.
-        memory: the one that the sequence names.
+        memory: the memory that the sequence names.
         limits: of one request.
-        manifest: of the model that is to take it.
-        reader: the model's tokenizer; None when it reads no text.
-        memory_reader: that of its memory text.
+        manifest: of the model.
+        reader: the model's tokenizer; None for a model without text.
+        memory_reader: its tokenizer of memory texts; None for a model without.
 
     Raises:
         InvalidRequest: the model cannot take it.
@@ -122,7 +122,7 @@ def prepare(
     limits.check_scores(layer.heads, queries, keys, path)
     added = _added(sequence, mask, layer, queries, keys)
     attending, attended = (None, None) if added is None else _left(added)
-    # As memory, other positions of the query matter than as query.
+    # A query that is its own key matters where it is attended, not where it attends.
     own_key = query is not None and key is None and not memory_apart and added is not None
     return PreparedInput(
         query=_ready(query, attending, path, "query"),
@@ -142,7 +142,7 @@ def prepare(
 
 
 def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
-    """Return what alone decides how a sequence is prepared, also one of a batch; None with a text, mask or memory."""
+    """Return the shapes and types of a sequence's arrays; None for a sequence with a text, mask or memory."""
     if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory:
         return None
     if sequence.text is not None or sequence.memory_text is not None:
@@ -155,10 +155,10 @@ def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
 
 
 def prepare_alike(sequence: Sequence, queries: int, keys: int) -> PreparedInput:
-    """Prepare a sequence, or a batch, when one of the same `shapes` was taken before, with so many queries and keys.
+    """Prepare a sequence or a batch of `shapes` that were accepted before, with so many queries and keys.
 
     Raises:
-        InvalidRequest: a number is none.
+        InvalidRequest: a number is NaN or infinite.
     """
     query, key, value = [
         None if array is None else _alike(array, sequence, name)
@@ -169,7 +169,7 @@ def prepare_alike(sequence: Sequence, queries: int, keys: int) -> PreparedInput:
 
 
 def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
-    """Return an array of a known shape as it is computed, [B, length, width]."""
+    """Check the numbers of an array; return it as float32, [B, length, width]."""
     vectors = check.finite(np.ascontiguousarray(array, np.float32), None, sequence.path, name)
     return vectors[None] if sequence.batch == 1 else vectors
 
@@ -177,7 +177,7 @@ def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
 def prepare_memory(
     request: MemoryRequest, manifest: Manifest, memory_reader: TextTokenizer | None
 ) -> tuple[Vectors | None, Vectors | None, Tokens | None]:
-    """Check what a memory is to be made of: key and value, or the tokens of its text.
+    """Check a request for a memory; return key and value, or the tokens of its text.
 
     Raises:
         InvalidRequest: the model cannot take it.
@@ -198,7 +198,7 @@ def prepare_memory(
 
 
 def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:
-    """Check that a query of a block that takes any width is as wide as the keys that were kept."""
+    """Check that the query is as wide as the kept keys, for a block that takes any width."""
     width = memory.k.shape[2] // layer.key_value_heads * layer.heads
     if query is not None and not layer.HasField("project"):
         check.vectors(query, width, field)
@@ -215,7 +215,7 @@ def _length(tokens: Tokens | None, vectors: Vectors | None) -> int:
 def _vectors(
     sequence: Sequence, layer: Layer, *, memory_apart: bool
 ) -> tuple[Vectors | None, Vectors | None, Vectors | None]:
-    """Check the arrays that were sent, and that what stands in for the others fits in their place."""
+    """Check the arrays that were sent, and the widths of those that a missing one defaults to."""
     path = sequence.path
     query = key = value = None
     if sequence.query is not None:
@@ -248,21 +248,23 @@ def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int
         return None
     if len(parts) == 1:
         return raise_low_rows(parts[0]) if biased else parts[0]
-    return raise_low_rows(np.add(*parts, dtype=np.float64))  # the sum of two finite float32 may be below all of them
+    return raise_low_rows(
+        np.add(*parts, dtype=np.float64)
+    )  # the sum of two finite float32 numbers may overflow float32
 
 
 def raise_low_rows(added: NDArray[np.floating[Any]]) -> Vectors:
     """Return biases as float32, of which a graph takes only -inf for hidden.
 
     onnxruntime's Attention treats a row of which no score is above float32's least as hidden whole. Softmax does not
-    change when a row is shifted, so a row whose largest bias is below FLOOR is shifted up until it is FLOOR.
+    change when a row is shifted, so a row with a largest bias below FLOOR is shifted up, to a largest bias of FLOOR.
 
     Args:
         added: [1 or H, T, S], float32 or float64; finite or -inf.
     """
     largest = added.max(-1, keepdims=True)
-    low = (largest < FLOOR) & (largest > HIDDEN)
-    if low.any():
+    if largest.min() < FLOOR:
+        low = (largest < FLOOR) & (largest > HIDDEN)
         added = added + np.where(low, FLOOR - largest, 0).astype(added.dtype)
     if added.dtype == np.float32:
         return added
@@ -270,12 +272,12 @@ def raise_low_rows(added: NDArray[np.floating[Any]]) -> Vectors:
 
 
 def _ready(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
-    """Refuse numbers that are none where they matter, and zero what does not: 0 x NaN, or x infinity, is NaN."""
+    """Reject NaN and infinity at unmasked positions, zero them at masked ones, and add the axis B."""
     return None if array is None else check.finite(array, matters, path, name)[None]
 
 
 def _left(added: Vectors) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-    """Return which query positions a mask leaves, [T], and which key positions, [S]; None for all."""
+    """Return whether each query position may attend, [T], and each key position is attended, [S]; None for all."""
     left = added > HIDDEN
     return _unless_all(np.any(left, axis=(0, 2))), _unless_all(np.any(left, axis=(0, 1)))
 

@@ -15,11 +15,11 @@ from attention_server.inference.postprocess import Rows, read_rows, shape_stage
 from attention_server.inference.preprocess import HIDDEN, PreparedInput
 from attention_server.inference.row_selection import positions, predictor_rows
 
-CHECKED = PROJECTED | {"scores", "output"}  # what overflows in other stages shows in the output
+CHECKED = PROJECTED | {"scores", "output"}  # an overflow in any further stage shows in the output
 
 
 def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> list[Result]:
-    """Return one result for each of `batch`, of stages that are sent as they were computed.
+    """Return one result for each of `batch`, of stages that are sent as computed.
 
     Raises:
         InvalidRequest: a number overflowed.

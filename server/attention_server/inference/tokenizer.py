@@ -1,4 +1,4 @@
-"""How a text becomes the tokens of one model."""
+"""The tokenizer of one model's texts."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from attention_server.domain.messages import Span, Tokens
 from attention_server.errors import InvalidRequest
 
 LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
-MOST_TOKENS = 16_384  # of a model that names no longest text
+MOST_TOKENS = 16_384  # of a model without a limit of its own
 
 
 class TextTokenizer:
@@ -32,7 +32,7 @@ class TextTokenizer:
 
     @classmethod
     def of_query(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
-        """Return the reader of a model's text; None when it reads none."""
+        """Return the tokenizer of a model's text; None for a model without text."""
         if not text.front.name:
             return None
         content = contents[text.tokenizer.name]
@@ -40,7 +40,7 @@ class TextTokenizer:
 
     @classmethod
     def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
-        """Return the reader of a model's memory text; None when it reads none."""
+        """Return the tokenizer of a model's memory text; None for a model without memory text."""
         if not text.memory_front.name:
             return None
         content = contents[text.memory_tokenizer.name or text.tokenizer.name]
@@ -52,10 +52,10 @@ class TextTokenizer:
         return sorted(self._tokenizer.get_vocab(with_added_tokens=False).values())
 
     def read(self, text: str, field: str) -> Tokens:
-        """Read a text.
+        """Return the tokens of a text.
 
         Raises:
-            InvalidRequest: a word is not in the vocabulary, there is none, or there are too many.
+            InvalidRequest: a word is not in the vocabulary, or the text has no tokens or too many.
         """
         longest = LONGEST_TOKEN * (self._max_tokens or MOST_TOKENS)
         if len(text) > longest:  # before it costs anything
@@ -88,6 +88,6 @@ class TextTokenizer:
 
 
 def _shown(text: str, token: str, start: int, end: int) -> str:
-    """Return a token as the text has it, where the tokenizer changed no more than its case."""
+    """Return a token as written in the text, where the tokenizer changed its case at most; else the token."""
     written = text[start:end]
     return written if written.lower() == token.lower() else token

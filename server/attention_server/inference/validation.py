@@ -1,4 +1,4 @@
-"""Whether a sequence is one that a layer can take. Every rule about tensors stands here, once, for every protocol."""
+"""The rules about tensors, masks and sources of a request, for all protocols."""
 
 import math
 
@@ -16,16 +16,16 @@ HARMLESS = 1e15  # the product of two such numbers, over any width, is a float32
 
 
 def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_memory_text: bool) -> None:
-    """Check which of a sequence's fields are given.
+    """Check which fields of a sequence are given.
 
     Args:
         sequence: the sequence.
-        manifest: of the model that is to take it.
+        manifest: of the model.
         reads_text: whether the model has a text front.
-        reads_memory_text: whether it has one for its memory.
+        reads_memory_text: whether the model has a front for memory texts.
 
     Raises:
-        InvalidRequest: one is missing, is not for this model, or two say the same.
+        InvalidRequest: a field is missing, is not for this model, or contradicts another.
     """
     path = sequence.path
     if sequence.text is not None and not reads_text:
@@ -64,10 +64,10 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
 
 
 def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_text: bool) -> None:
-    """Check which of a memory's fields are given.
+    """Check which fields of a request for a memory are given.
 
     Raises:
-        InvalidRequest: one is missing, is not for this model, or two say the same.
+        InvalidRequest: a field is missing, is not for this model, or contradicts another.
     """
     if len(manifest.layers) > 1:
         raise InvalidRequest("a model of several layers attends to its own sequence and keeps no memory", field="model")
@@ -104,7 +104,7 @@ def stands_in(array: Array, width: int, what: str, field: str) -> None:
     """Check that an array can stand in for one that was not sent.
 
     Raises:
-        InvalidRequest: the other is of another width, so it has to be sent.
+        InvalidRequest: the widths differ, so the missing array has to be sent.
     """
     if width and array.shape[1] != width:
         raise InvalidRequest(
@@ -149,18 +149,18 @@ def _broadcasts(array: Array, layer: Layer, queries: int, keys: int, field: str)
 
 
 def finite(array: NDArray[np.float32], matters: NDArray[np.bool_] | None, path: str, name: str) -> NDArray[np.float32]:
-    """Check that every vector that can reach an answer is finite; return the array with others' poison zeroed.
+    """Reject NaN and infinity at unmasked positions; return the array with such numbers zeroed at masked positions.
 
-    A NaN in a masked key, or a number whose product overflows, would spoil the sum all the same: 0 * NaN is NaN.
+    A weight of 0 does not hide a NaN in a masked key, nor a product that overflows: 0 * NaN is NaN.
 
     Args:
-        array: [length, width]; where all matters, of any shape.
-        matters: which positions can reach an answer, [length]; None is all.
+        array: [length, width]; of any shape where `matters` is None.
+        matters: whether a position is unmasked, [length]; None where all are.
         path: of the sequence, for the error.
-        name: of the field.
+        name: the name of the field.
 
     Raises:
-        InvalidRequest: a NaN or infinity is where it matters.
+        InvalidRequest: a number at an unmasked position is NaN or infinite.
     """
     if matters is not None:
         poison = ~(np.abs(array) <= HARMLESS) & ~matters[:, None]  # `not <=`, for NaN is not <= anything
@@ -188,8 +188,8 @@ def no_overflow(output: NDArray[np.float32], field: str) -> None:
 
 def _is_finite(array: NDArray[np.float32]) -> bool:
     """Return whether all numbers are."""
-    # The sum of their squares tells it in half the time, where it is a number itself; what does not lie as it is read
-    # would be copied for that.
+    # A finite sum of squares tells it in half the time. It may overflow for finite numbers, and it would copy an array
+    # that is not contiguous.
     if array.flags.c_contiguous and math.isfinite(np.vdot(array, array)):
         return True
     return bool(np.isfinite(array).all())

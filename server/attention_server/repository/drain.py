@@ -28,7 +28,7 @@ class Drain:
         self._grace = grace
 
     def start(self, retired: list[ServedVersion]) -> None:
-        """End versions in a thread of their own."""
+        """End versions in a new thread."""
         if retired:
             threading.Thread(target=self.run, args=(retired,), name="drain", daemon=True).start()
 

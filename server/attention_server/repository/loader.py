@@ -1,4 +1,4 @@
-"""From a folder to a model: a version is verified whole, opened and warmed, or refused with the reason."""
+"""Version folders: how one is found, verified, opened, probed, warmed and measured."""
 
 import hashlib
 import os
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from attention_proto.attention.v1.attention_pb2 import File, Manifest
-from attention_proto.folder import FORMAT, MANIFEST, NAME, VERSION, named_files
-from google.protobuf import json_format
+from attention_proto.attention.v1.attention_pb2 import File
+from attention_proto.folder import MANIFEST, NAME, VERSION, UnreadableManifestError, named_files, parse_manifest
 
 from attention_server.inference.calibration import CalibrationInputs
 from attention_server.inference.engine.protocol import Engine
@@ -18,21 +17,21 @@ from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.scheduling.cost_model import measure
 
-MANIFEST_BYTES = 16 * 2**20  # of the largest manifest that is read; the embedded ones have 4 KiB
+MANIFEST_BYTES = 16 * 2**20  # the largest manifest that is read; the embedded ones have 4 KiB
 
-# What a look at a folder, without reading, says of its files: a file written anew differs.
+# The name, size, times and inode of each file in a folder: different for a file that was written anew.
 Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
 
 class RepositoryError(Exception):
-    """A folder of models, or a version in it, cannot be served; says why."""
+    """A folder of models, or a version in it, cannot be served; the message is the reason."""
 
 
 def find(root: Path) -> list[Path]:
-    """Return the version folders of every model, ordered; what does not look like one is none.
+    """Return the version folders of all models, ordered by name and number; folders without such names are left out.
 
     Raises:
-        RepositoryError: there is no such folder, or it cannot be read.
+        RepositoryError: the folder is missing or cannot be read.
     """
     try:
         names = sorted(entry.name for entry in _folders(root) if NAME.fullmatch(entry.name))
@@ -42,10 +41,10 @@ def find(root: Path) -> list[Path]:
 
 
 def find_versions(model: Path) -> list[Path]:
-    """Return a model's version folders, ascending; none where there is no such folder.
+    """Return a model's version folders, ascending; an empty list where the model's folder is missing.
 
     Raises:
-        RepositoryError: it cannot be read.
+        RepositoryError: the folder cannot be read.
     """
     try:
         versions = [int(entry.name) for entry in _folders(model) if VERSION.fullmatch(entry.name)]
@@ -57,24 +56,24 @@ def find_versions(model: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Return what its files look like from outside; nothing where the folder has gone."""
+    """Return the fingerprint of a folder, without reading its files; empty where the folder is missing."""
     try:
         with os.scandir(folder) as entries:
-            return tuple(sorted(_look_at(entry) for entry in entries))
+            return tuple(sorted(_file_status(entry) for entry in entries))
     except OSError:
         return ()
 
 
 def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
-    """Verify a version's folder, open its graphs, warm and measure them.
+    """Verify a version's folder, and open, probe, warm and measure its graphs.
 
     Args:
         folder: `NAME/VERSION`.
         engine: opens the graphs.
-        max_bytes: what the files that its manifest names may have together.
+        max_bytes: the size that the files named by its manifest may have together.
 
     Raises:
-        RepositoryError: it cannot be served.
+        RepositoryError: the version cannot be served.
     """
     try:
         model = _open(folder, engine, max_bytes)
@@ -83,7 +82,7 @@ def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         return replace(model, costs=measure(CalibrationInputs(model)))
     except RepositoryError:
         raise
-    except Exception as error:  # whatever onnxruntime and the tokenizers raise: a bad file is the folder's fault
+    except Exception as error:  # onnxruntime and tokenizers raise many types for a bad file
         raise RepositoryError(f"cannot be loaded: {_one_line(error)}") from error
 
 
@@ -102,22 +101,25 @@ def _check_rows(model: LoadedModel) -> None:
 
 
 def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield the folders in one; what kind each is comes with the listing, so that no change falls in between."""
+    """Yield the folders in a folder; the kind of each entry comes with the listing, so that no change falls between."""
     with os.scandir(folder) as entries:
         yield from (entry for entry in entries if entry.is_dir())
 
 
-def _look_at(entry: os.DirEntry[str]) -> tuple[str, int, int, int, int]:
+def _file_status(entry: os.DirEntry[str]) -> tuple[str, int, int, int, int]:
     try:
         status = entry.stat()
-    except OSError:  # a link to nowhere
+    except OSError:  # a broken link
         return entry.name, -1, 0, 0, 0
     return entry.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
     written = _read(folder, MANIFEST, MANIFEST_BYTES)
-    manifest = _parse(written)
+    try:
+        manifest = parse_manifest(written)
+    except UnreadableManifestError as error:
+        raise RepositoryError(f"{MANIFEST} {error}") from error
     contents = _read_files(folder, {file.name: file for file in named_files(manifest)}, max_bytes)
     graphs = {name: engine.open(contents[name]) for name in served_files(manifest, engine.device)}
     contract.check(manifest, graphs, engine.device)
@@ -133,20 +135,8 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
     )
 
 
-def _parse(written: bytes) -> Manifest:
-    try:
-        manifest = json_format.Parse(written.decode(), Manifest())
-    except (UnicodeDecodeError, json_format.ParseError) as error:
-        raise RepositoryError(f"{MANIFEST} cannot be read: {_one_line(error)}") from error
-    if manifest.format != FORMAT:
-        raise RepositoryError(f"{MANIFEST} has format {manifest.format}; this server reads format {FORMAT}")
-    if not manifest.layers:
-        raise RepositoryError(f"{MANIFEST} has no layers")
-    return manifest
-
-
 def _read_files(folder: Path, files: dict[str, File], max_bytes: int) -> dict[str, bytes]:
-    """Read every file that a manifest names; none before all are seen to be there and small enough."""
+    """Read and verify all files that a manifest names, after the sizes of all were checked."""
     for name in files:
         if not NAME.fullmatch(name):
             raise RepositoryError(f"{MANIFEST} names the file {name!r}, which is no plain file name")

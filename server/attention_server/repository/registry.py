@@ -26,7 +26,7 @@ class ServedVersion:
 
 
 class Lease:
-    """A hold on one version, whatever happens to the repository meanwhile. Released once, or by a `with` block."""
+    """A hold on one version while the repository changes; released once, or by a `with` block."""
 
     __slots__ = ("_registry", "_version", "model")
 
@@ -52,7 +52,7 @@ class Registry:
     """Loaded versions by name and number. The mapping is replaced as a whole, so reading it needs no lock.
 
     Args:
-        default_versions: the pinned default of a model by name; of other models the latest version is the default.
+        default_versions: the pinned default version by model; without one it is the latest.
         absence: returns the error for a version that is not loaded.
     """
 

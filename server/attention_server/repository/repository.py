@@ -36,7 +36,7 @@ class Policy:
         mode: `none` loads the whole folder at the start and never again; `poll` follows the folder; `explicit` loads
             and unloads on request.
         at_start: names of models that mode `explicit` loads at the start; `*` for all.
-        default_versions: the pinned default of a model by name; of other models the latest is the default.
+        default_versions: the pinned default version by model; without one it is the latest.
         max_version_bytes: bytes that the files of one version may have.
         grace: seconds that an unload waits for requests that hold a version.
         strict: whether one version that cannot be served ends the start.
@@ -96,7 +96,7 @@ class Repository:
         return sorted(version for each, version in self._registry.loaded() if each == name)
 
     def names(self) -> list[str]:
-        """Return the names of models whose default version is loaded, sorted.
+        """Return the names of models with a loaded default version, sorted.
 
         Raises:
             Unavailable: models are still loading.
@@ -155,11 +155,11 @@ class Repository:
         self._registry.is_open = True
 
     def poll(self) -> None:
-        """Compare the folder with what is loaded: load new and changed versions, retire those that were removed.
+        """Compare the folder with the loaded versions: load new and changed versions, retire those that were removed.
 
         A root or a model's folder that has vanished or is empty may be a disk that is not mounted: versions loaded
-        from it serve on, which the log and the index say. A model is retired when its folder is removed and others
-        are there.
+        from it serve on, which the log and the index say. A model is retired when its folder is removed from a
+        repository that still has models.
         """
         with self._changing:
             try:
@@ -211,7 +211,7 @@ class Repository:
             retired = self._remove(keys)
         self._drain.run(retired)
 
-    # --- what is known
+    # --- the state of versions
 
     def _absence(self, key: Key) -> AttentionServiceError:
         """Return the error that says why a version is not served."""
@@ -241,7 +241,7 @@ class Repository:
         return state.entries(*self._registry.snapshot(), is_open=self.ready)
 
     def _unloaded_entries(self) -> list[IndexEntry]:
-        """Return an index entry for each version on disk, in mode `explicit`; nothing in the other modes."""
+        """Return an index entry for each version on disk, in mode `explicit`; empty in modes `none` and `poll`."""
         if self._policy.mode != "explicit":
             return []
         with contextlib.suppress(RepositoryError):
@@ -311,7 +311,7 @@ class Repository:
 
         Args:
             folders: of versions.
-            retry: whether to try refused versions again whose folders look unchanged.
+            retry: whether to try refused versions with unchanged folders again.
         """
         waiting = [folder for folder in folders if not self._is_served(folder)]
         if not retry:

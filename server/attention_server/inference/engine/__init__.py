@@ -1,1 +1,1 @@
-"""Engines: a protocol of what computes graphs, and its implementation by onnxruntime."""
+"""Engines: the protocol, and its implementation by onnxruntime."""

@@ -13,7 +13,7 @@ from attention_server.inference.engine.protocol import Device, DeviceError, Grap
 
 CUDA = "CUDAExecutionProvider"
 
-# The smallest ONNX model, y = -x, for a look at what a session runs on.
+# The smallest ONNX model, y = -x: its session tells which provider it runs on.
 PROBE = bytes.fromhex(
     "080812003a360a0b0a017812017922034e6567120570726f62655a0f0a0178120a0a08080112040a020801620f0a0179120a0a080801"
     "12040a02080142040a00100d"
@@ -26,11 +26,11 @@ class OnnxRuntime:
     """An engine that opens graphs with onnxruntime.
 
     Args:
-        device: `auto` takes CUDA where onnxruntime offers it and a session really runs on it, else the CPU.
+        device: `auto` takes CUDA where onnxruntime offers it and a session runs on it, else the CPU.
         threads: CPU threads of one run.
 
     Raises:
-        DeviceError: `cuda` was asked for and cannot be used.
+        DeviceError: the device is `cuda`, and CUDA cannot be used.
     """
 
     def __init__(self, device: Device, threads: int) -> None:
@@ -53,12 +53,12 @@ class OnnxRuntime:
         return OnnxGraph(ort.InferenceSession(content, self._options(), providers=self._providers))
 
     def _obstacle_to_cuda(self) -> str:
-        """Return why CUDA cannot be used; empty when it can. To be offered is not enough: a session must run on it."""
+        """Return why CUDA cannot be used; empty where a session runs on it."""
         if CUDA not in ort.get_available_providers():
             return "this onnxruntime offers no CUDA (that of attention-service[server-gpu] does)"
         try:
             session = ort.InferenceSession(PROBE, self._options(), providers=[CUDA])
-        except Exception as error:  # noqa: BLE001 # whatever is wrong with the driver, it means the CPU
+        except Exception as error:  # noqa: BLE001 # a broken driver raises many types
             return f"onnxruntime cannot start CUDA: {error}"
         return "" if CUDA in session.get_providers() else "onnxruntime finds no GPU that it can use"
 
@@ -67,9 +67,9 @@ class OnnxRuntime:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
-        # Data outside the graph's file would be data whose hash nobody checked: its folder is one that cannot be.
+        # Data outside the graph's file would not be verified by a hash: its folder is set to one that cannot exist.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-        options.log_severity_level = 3  # below: warnings of sizes that it infers wrongly behind Attention
+        options.log_severity_level = 3  # lower levels warn of shapes that are inferred wrongly behind Attention
         return options
 
 
@@ -77,9 +77,8 @@ class OnnxGraph:
     """A graph in a session of onnxruntime."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
-        # What is behind `InferenceSession.run`, which looks at each feed for what is never fed here: values of its own
-        # kind, and graphs captured on a GPU. That takes as long as a small graph. Nor does it turn to the CPU for good
-        # when a GPU fails once, which nobody would notice.
+        # The method behind `InferenceSession.run`, which looks at each feed for OrtValues and captured graphs, never
+        # fed here, for as long as a small graph takes; and falls back to the CPU for good, unseen, when a GPU fails.
         self._run = getattr(session, "_sess", session).run
         self.inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}
         self.outputs = {node.name: tuple(node.shape) for node in session.get_outputs()}

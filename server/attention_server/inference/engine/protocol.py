@@ -1,4 +1,4 @@
-"""What computes graphs, as the rest of the server sees it; no inference library is imported here."""
+"""The protocol of an engine, of its graphs and of a run of them. No inference library is imported here."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -8,33 +8,33 @@ from attention_server.domain.messages import Array
 
 S = TypeVar("S")
 T = TypeVar("T")
-Shape = tuple[int | str | None, ...]  # dimensions that vary have names, or none
+Shape = tuple[int | str | None, ...]  # a dimension that varies is a name or None
 Device = Literal["auto", "cpu", "cuda"]
-LEAST_ROWS = 128  # of a part of a sequence: less is not worth a hand-over
+LEAST_ROWS = 128  # in a block of a sequence: a smaller block is not worth a hand-over to another thread
 
 
 class DeviceError(RuntimeError):
-    """The device asked for is not there."""
+    """The configured device is missing."""
 
 
 class IdleSlots(Protocol):
-    """Slots beside a run's own, while nobody else wants them."""
+    """Slots that a run may borrow while no job waits for them."""
 
     @property
     def idle_slots(self) -> int:
-        """How many there are at this moment."""
+        """Their number at this moment."""
         ...
 
     def map(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """Do something with each item, in these slots too."""
+        """Apply a function to each item, in this thread and in idle slots; return the results in order."""
         ...
 
 
 class Run:
-    """One computation, perhaps of several graphs: another thread may end it, and idle slots may help.
+    """One computation of one or more graphs, which another thread may end.
 
     Args:
-        helpers: the idle slots; None for none.
+        helpers: the idle slots that may help; None for none.
         callers: how many wait for it. When all have left it ends, between two nodes of a graph.
     """
 
@@ -43,11 +43,11 @@ class Run:
         self.was_helped = False
         self.of_engine: object = None  # kept by the engine between the graphs of a run
         self._on_end: list[Callable[[], object]] = []
-        self._callers = [None] * callers  # a list, for to pop is atomic
+        self._callers = [None] * callers  # a list, since pop is atomic
 
     @property
     def ended(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether no caller waits for it any more."""
         return not self._callers
 
     def drop_caller(self) -> None:
@@ -64,14 +64,14 @@ class Run:
             stop()
 
     def map(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """Do something with each item, in idle slots too where there are any."""
+        """Apply a function to each item, in idle slots too where there are any; return the results in order."""
         if len(items) == 1 or self.helpers is None or not self.helpers.idle_slots:
             return [each(item) for item in items]
         self.was_helped = True
         return self.helpers.map(each, items)
 
     def parts(self, rows: int) -> list[slice]:
-        """Cut the rows of one sequence into a part for each slot that can take one."""
+        """Cut the rows of one sequence into one block for each slot that can take one."""
         slots = 1 + (self.helpers.idle_slots if self.helpers else 0)
         count = max(1, min(slots, rows // LEAST_ROWS))
         ends = [rows * i // count for i in range(count + 1)]
@@ -83,16 +83,16 @@ class Graph(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
-        """What `run` must be fed, by name."""
+        """The shapes of the inputs of `run`, by name."""
         ...
 
     @property
     def outputs(self) -> Mapping[str, Shape]:
-        """What `run` can compute, by name."""
+        """The shapes of the outputs of `run`, by name."""
         ...
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
-        """Compute the outputs named, in their order.
+        """Return the outputs named, in their order.
 
         Raises:
             Cancelled: the run was ended meanwhile.
