@@ -71,7 +71,7 @@ def block(
     seed: Seed = 0,
 ) -> None:
     """Export one block, with weights of your own or drawn from a seed."""
-    with reported(), reproducible(seed):
+    with exit_on_user_error(), reproducible(seed):
         dims = Dims(width, key_width, value_width, heads, head_width, value_head_width, output_width, key_value_heads)
         made = _make(kind.value, dims, scale=scale, softcap=softcap, bias=bias)
         if weights is not None:
@@ -132,7 +132,7 @@ def train(
     "memory_text", "memory_tokens" or "memory_vectors".
     """
     options = {"heads": heads, "width": width, "epochs": epochs, "held_out": held_out, "patience": patience}
-    with reported():
+    with exit_on_user_error():
         chosen = _chosen(task, data, block, name, checkpoint, options | {"steps": steps or None})
         new_version(models, name or chosen.model, version)  # before minutes of training, not behind them
         trained = _train(chosen, seed, steps or chosen.steps)
@@ -155,7 +155,7 @@ def import_multihead_command(
     license_: License = "",
 ) -> None:
     """Export an `nn.MultiheadAttention` of yours: projections packed or separate, bias or none, kdim and vdim."""
-    with reported():
+    with exit_on_user_error():
         block = import_multihead(read_tensors(weights), heads, cross=cross)
         model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=weights.name)
         export(model, models, name, version, progress=_say)
@@ -174,7 +174,7 @@ def import_encoder_command(
     license_: License = "",
 ) -> None:
     """Export layers of a BERT-like encoder, with its embeddings: text goes in, attention comes out."""
-    with reported():
+    with exit_on_user_error():
         model = import_encoder(folder, layer=layer, heads=heads, license_=license_, source=folder.name)
         export(model, models, name, version, progress=_say)
 
@@ -184,7 +184,7 @@ def verify_command(
     folder: Annotated[Path, typer.Argument(help="a version's folder, such as models/multi-head/1")],
 ) -> None:
     """Compare every graph of a version with PyTorch in float64, again."""
-    with reported():
+    with exit_on_user_error():
         parity = verify(folder)
     table = Table(
         "stage",
@@ -212,7 +212,7 @@ def quantize_command(
     allow_slower: Annotated[bool, typer.Option("--allow-slower", help="write it however slow it is")] = False,
 ) -> None:
     """Write an int8 version for CPUs, if on your data it is close enough to float32, and faster."""
-    with reported():
+    with exit_on_user_error():
         bounds = Bounds(max_weight_error, max_output_error, 0.0 if allow_slower else min_speedup)
         written = quantize(folder, data, version, repository=models, bounds=bounds, progress=_say)
         found = read_manifest(written).quantization
@@ -238,7 +238,7 @@ def embedded(
 ) -> None:
     """Make the repository that ships with the server: every task trained, and the dot product, which learns nothing."""
     description = "Attention on the raw vectors, of any width: nothing is learned."
-    with reported():
+    with exit_on_user_error():
         for task in TASKS.values():
             new_version(models, task.model, 1)
         export(Model(DotProduct(), description, license=LICENSE), models, "dot-product", 1, progress=_say)
@@ -262,7 +262,7 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Turn an error that a user can correct into a line on stderr and exit status 1."""
     try:
         yield

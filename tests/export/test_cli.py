@@ -50,7 +50,7 @@ def test_what_has_no_form_in_onnx_is_told_in_a_line(
 ) -> None:
     """The file, and what the exporter stumbled over; not its page of advice."""
     graph = Graph("front.onnx", module, {"x": ("B", "T")}, {"query": ("B", "T")})
-    with pytest.raises(SystemExit), cli.reported():
+    with pytest.raises(SystemExit), cli.exit_on_user_error():
         to_onnx(graph)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"attention-export: front\.onnx cannot be exported to ONNX: .*{said}.*", line)
@@ -58,7 +58,7 @@ def test_what_has_no_form_in_onnx_is_told_in_a_line(
 
 def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """What stands in square brackets is no markup."""
-    with pytest.raises(SystemExit), cli.reported():
+    with pytest.raises(SystemExit), cli.exit_on_user_error():
         raise ValueError("[unk] has the shape [s, 3]")
     assert capsys.readouterr().err == "attention-export: [unk] has the shape [s, 3]\n"
 
