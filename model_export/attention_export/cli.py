@@ -84,7 +84,7 @@ def block(
             else f"drawn from seed {seed}"
         )
         model = Model(made, f"A {kind.value} block, {origin}.", license=license_)
-        export(model, models, name, version, progress=_say)
+        export(model, models, name, version, progress=_print_line)
 
 
 @app.command()
@@ -133,12 +133,12 @@ def train(
     """
     options = {"heads": heads, "width": width, "epochs": epochs, "held_out": held_out, "patience": patience}
     with exit_on_user_error():
-        chosen = _chosen(task, data, block, name, checkpoint, options | {"steps": steps or None})
+        chosen = _select_task(task, data, block, name, checkpoint, options | {"steps": steps or None})
         new_version(models, name or chosen.model, version)  # before minutes of training, not behind them
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
         check_bars(trained.training.figures, chosen.bars)
-        folder = export(trained.model, models, name or chosen.model, version, progress=_say)
+        folder = export(trained.model, models, name or chosen.model, version, progress=_print_line)
         _draw(trained, figure or folder / FIGURE)
 
 
@@ -158,7 +158,7 @@ def import_multihead_command(
     with exit_on_user_error():
         block = import_multihead(read_tensors(weights), heads, cross=cross)
         model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=weights.name)
-        export(model, models, name, version, progress=_say)
+        export(model, models, name, version, progress=_print_line)
 
 
 @imports.command("encoder")
@@ -176,7 +176,7 @@ def import_encoder_command(
     """Export layers of a BERT-like encoder, with its embeddings: text goes in, attention comes out."""
     with exit_on_user_error():
         model = import_encoder(folder, layer=layer, heads=heads, license_=license_, source=folder.name)
-        export(model, models, name, version, progress=_say)
+        export(model, models, name, version, progress=_print_line)
 
 
 @app.command("verify")
@@ -214,7 +214,7 @@ def quantize_command(
     """Write an int8 version for CPUs, if on your data it is close enough to float32, and faster."""
     with exit_on_user_error():
         bounds = Bounds(max_weight_error, max_output_error, 0.0 if allow_slower else min_speedup)
-        written = quantize(folder, data, version, repository=models, bounds=bounds, progress=_say)
+        written = quantize(folder, data, version, repository=models, bounds=bounds, progress=_print_line)
         found = read_manifest(written).quantization
     table = Table(
         "layer",
@@ -241,7 +241,7 @@ def embedded(
     with exit_on_user_error():
         for task in TASKS.values():
             new_version(models, task.model, 1)
-        export(Model(DotProduct(), description, license=LICENSE), models, "dot-product", 1, progress=_say)
+        export(Model(DotProduct(), description, license=LICENSE), models, "dot-product", 1, progress=_print_line)
     for task in TASKS.values():
         train(TaskName(task.name), models, figure=figures / f"{task.name}.png" if figures else None)
 
@@ -254,10 +254,10 @@ def main() -> None:
 def _draw(trained: Trained, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(trained, path)
-    _say(f"drew {path}")
+    _print_line(f"drew {path}")
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -278,7 +278,7 @@ def _make(kind: str, dims: Dims, *, scale: float, softcap: float, bias: bool) ->
     return block_class(dims, scale=scale or 1.0, softcap=softcap)
 
 
-def _chosen(
+def _select_task(
     task: TaskName | None,
     data: Path | None,
     block: BlockName | None,
