@@ -52,7 +52,7 @@ class Readouts(nn.Module):
         return tuple(logits.softmax(-1) for logits in self.logits(rows))
 
 
-def sometimes_bare(bare: Tensor, mixed: Tensor, share: float) -> Tensor:
+def drop_context(bare: Tensor, mixed: Tensor, share: float) -> Tensor:
     """Replace that share of the words, (B, T, D), by what they were before their neighbours were mixed in.
 
     For the values of a block in training: it cannot rely on what a word heard from others, so it learns to look at the

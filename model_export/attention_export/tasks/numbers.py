@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from attention_export.blocks import CrossAttention, Dims, Stages, join
 from attention_export.model import Model, TextFront
-from attention_export.tasks.layers import Context, Embedding, sometimes_bare
+from attention_export.tasks.layers import Context, Embedding, drop_context
 from attention_export.tasks.numerals import (
     ENGLISH,
     ENGLISH_TENS,
@@ -44,7 +44,7 @@ WIDTH, HEADS = 64, 4
 BATCH, RATE = 64, 3e-3
 BEGIN, END = "[BEGIN]", "[END]"
 MAX_TOKENS, MAX_MEMORY_TOKENS = 8, 7  # those of 1121: no number is longer
-BARE, ALONE = 0.5, 0.3  # of the values and of the examples in training
+CONTEXT_DROP, ALONE = 0.5, 0.3  # of the values and of the examples in training
 ILLUSTRATED = 4021
 
 LABELS = [*dict.fromkeys([*GERMAN, "ein", "und", "hundert", "tausend", *GERMAN_TENS[2:]]), END]
@@ -103,7 +103,7 @@ class Network(nn.Module):
         if not self.training:
             stages: Stages = self.block(query, key)
             return stages
-        stages = self.block(query, key, sometimes_bare(self.memory_front.embedding.tokens(source), key, BARE))
+        stages = self.block(query, key, drop_context(self.memory_front.embedding.tokens(source), key, CONTEXT_DROP))
         return stages._replace(output=self.block.combine(join(sometimes_alone(stages.heads, ALONE))))
 
 

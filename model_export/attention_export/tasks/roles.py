@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from attention_export.blocks import Dims, MultiHead, Stages
 from attention_export.model import Model, TextFront
-from attention_export.tasks.layers import Context, Embedding, Readouts, sometimes_bare
+from attention_export.tasks.layers import Context, Embedding, Readouts, drop_context
 from attention_export.tasks.sentences import (
     ARTICLE,
     ROLES,
@@ -42,7 +42,7 @@ WIDTH = 48
 MAX_TOKENS = 17  # no sentence of the templates is longer
 TRAIN, HELD_OUT = 8_000, 2_000
 BATCH, RATE = 64, 3e-3
-BARE = 0.3  # of the values in training
+CONTEXT_DROP = 0.3  # of the values in training
 
 TOKENIZER = word_tokenizer(vocabulary())
 
@@ -73,7 +73,7 @@ class Network(nn.Module):
         """Attend from each word over its sentence, tokens (B, T)."""
         embedded = self.front.embedding(tokens)  # (B, T, D)
         x = self.front.context(embedded)
-        stages: Stages = self.block(x, x, sometimes_bare(embedded, x, BARE) if self.training else x)
+        stages: Stages = self.block(x, x, drop_context(embedded, x, CONTEXT_DROP) if self.training else x)
         return stages
 
 
