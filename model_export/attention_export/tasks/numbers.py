@@ -44,7 +44,7 @@ WIDTH, HEADS = 64, 4
 BATCH, RATE = 64, 3e-3
 BEGIN, END = "[BEGIN]", "[END]"
 MAX_TOKENS, MAX_MEMORY_TOKENS = 8, 7  # those of 1121: no number is longer
-CONTEXT_DROP, ALONE = 0.5, 0.3  # of the values and of the examples in training
+CONTEXT_DROP, HEAD_DROP = 0.5, 0.3  # of the values and of the examples in training
 ILLUSTRATED = 4021
 
 LABELS = [*dict.fromkeys([*GERMAN, "ein", "und", "hundert", "tausend", *GERMAN_TENS[2:]]), END]
@@ -104,10 +104,10 @@ class Network(nn.Module):
             stages: Stages = self.block(query, key)
             return stages
         stages = self.block(query, key, drop_context(self.memory_front.embedding.tokens(source), key, CONTEXT_DROP))
-        return stages._replace(output=self.block.combine(join(sometimes_alone(stages.heads, ALONE))))
+        return stages._replace(output=self.block.combine(join(drop_heads(stages.heads, HEAD_DROP))))
 
 
-def sometimes_alone(heads: Tensor, share: float) -> Tensor:
+def drop_heads(heads: Tensor, share: float) -> Tensor:
     """Silence all heads but one, (B, H, T, Dv), in that share of the examples, so that each learns the whole task.
 
     A form of DropHead (Zhou et al., 2020). Left to themselves, heads share the words out, and none of them aligns all.
