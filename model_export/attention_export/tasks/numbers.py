@@ -125,10 +125,10 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
     untrained = copy.deepcopy(network).eval()
     run = partial(fit, steps=steps, rate=RATE, on_progress=on_progress)
     losses = run(network, lambda: loss(network, *batches.draw()), run="encoder and decoder")
-    head = int(look(network, map(encode, known)).aligned.mean(0).argmax())  # chosen before it is measured
-    before = look(untrained, held_out)
+    head = int(evaluate(network, map(encode, known)).aligned.mean(0).argmax())  # chosen before it is measured
+    before = evaluate(untrained, held_out)
     figures = {
-        **measure(look(network, held_out), head),
+        **measure(evaluate(network, held_out), head),
         "untrained.exact": float(before.exact.mean()),
         "untrained.alignment": float(before.aligned.mean(0).max()),
     }
@@ -165,7 +165,7 @@ def loss(network: Network, source: Tensor, target: Tensor, next_words: Tensor, *
     return functional.cross_entropy(logits.flatten(0, 1), next_words.flatten())
 
 
-class Seen(NamedTuple):
+class Evaluation(NamedTuple):
     """What a network said, and where it looked when it said a word that translates one (W of them in all numbers)."""
 
     exact: Tensor  # (N,), whether the whole number was right
@@ -175,27 +175,29 @@ class Seen(NamedTuple):
 
 
 @torch.no_grad()
-def look(network: Network, examples: Iterable[Example]) -> Seen:
+def evaluate(network: Network, examples: Iterable[Example]) -> Evaluation:
     """Translate encoded numbers.
 
     Each next word is asked for with the right words before it. Greedy decoding says the whole number rightly if, and
     only if, all of these are right, as each step then has just those words before it.
     """
-    seen = [_look(network, *group) for group in stack_by_shape(examples)]
-    return Seen(*(torch.cat(tensors) for tensors in zip(*seen, strict=True)))
+    seen = [_evaluate_batch(network, *group) for group in stack_by_shape(examples)]
+    return Evaluation(*(torch.cat(tensors) for tensors in zip(*seen, strict=True)))
 
 
-def _look(network: Network, source: Tensor, target: Tensor, next_words: Tensor, says: Tensor, kinds: Tensor) -> Seen:
+def _evaluate_batch(
+    network: Network, source: Tensor, target: Tensor, next_words: Tensor, says: Tensor, kinds: Tensor
+) -> Evaluation:
     stages = network(source, target)
     right = network.head(stages.output)[0].argmax(-1) == next_words  # (B, T)
     translates = says != NOTHING  # (B, T)
     weights = stages.weights.transpose(1, 2)[translates]  # (W, H, S)
     gold = says[translates][:, None]  # (W, 1)
     weight = weights.gather(-1, gold[..., None].expand(-1, HEADS, 1)).squeeze(-1)
-    return Seen(right.all(-1).double(), kinds[translates], (weights.argmax(-1) == gold).double(), weight)
+    return Evaluation(right.all(-1).double(), kinds[translates], (weights.argmax(-1) == gold).double(), weight)
 
 
-def measure(seen: Seen, head: int) -> dict[str, float]:
+def measure(seen: Evaluation, head: int) -> dict[str, float]:
     """Return the share of exact translations, and how one head's weights align the words, for each kind of word."""
     aligned = {kind: float(seen.aligned[seen.kinds == index, head].mean()) for index, kind in enumerate(KINDS)}
     return {
