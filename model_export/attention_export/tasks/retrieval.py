@@ -158,11 +158,13 @@ def loss(network: Network, tokens: Tensor, _: Tensor, answers: Tensor) -> Tensor
 def measure(network: Network, rows: Sequence[Row]) -> dict[str, float]:
     """Return how often the right number is answered, and the mean weight of the question on the right pair."""
     groups = stack_by_shape(encode(*row) for row in rows)
-    right, weight = (torch.cat(found) for found in zip(*(look(network, *group) for group in groups), strict=True))
+    right, weight = (
+        torch.cat(found) for found in zip(*(evaluate_batch(network, *group) for group in groups), strict=True)
+    )
     return {"accuracy": float(right.double().mean()), "weight": float(weight.mean())}
 
 
-def look(network: Network, tokens: Tensor, asked: Tensor, answers: Tensor) -> Example:
+def evaluate_batch(network: Network, tokens: Tensor, asked: Tensor, answers: Tensor) -> Example:
     """Return whether each answer is right (B,), and the weight on the pair asked for (B,)."""
     stages = network(tokens)
     (probabilities,) = network.head(stages.output[:, -1])

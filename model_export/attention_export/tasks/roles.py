@@ -155,7 +155,7 @@ def measure(network: Network, examples: Sequence[Sentence]) -> dict[str, float]:
     `other_roles.weight` is the largest mean weight of a head on a word that fills another role. A single head is taken
     to be the head of every role.
     """
-    answered = [look(network, *group) for group in stack_by_shape(encode(example) for example in examples)]
+    answered = [evaluate_batch(network, *group) for group in stack_by_shape(encode(example) for example in examples)]
     right, seen, template = (torch.cat(tensors) for tensors in zip(*answered, strict=True))
     all_right = right.all(-1)  # (N,)
     weights = seen.mean(0)  # (3, 3)
@@ -168,7 +168,7 @@ def measure(network: Network, examples: Sequence[Sentence]) -> dict[str, float]:
     }
 
 
-def look(
+def evaluate_batch(
     network: Network, tokens: Tensor, verb: Tensor, positions: Tensor, answers: Tensor, template: Tensor
 ) -> Example:
     """Return whether answers are right (B, 3), the heads' weights on the fillers (B, 3, 3), and the template (B,)."""
