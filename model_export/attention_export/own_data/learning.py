@@ -125,7 +125,7 @@ def _learn(
     losses = learner.learn(options.patience, on_progress, checkpoint, run)
     figures = _figures(data, score(network, held_out), train, held_out) | {"best_step": float(learner.best.step)}
     illustration = _illustrate(data, parts[1], held_out, {"untrained": untrained, "trained": network})
-    model = _served(data, options, tokenizer, network)
+    model = _build_model(data, options, tokenizer, network)
     return Learned(model, losses, figures, len(train), len(held_out), illustration)
 
 
@@ -177,7 +177,7 @@ def _figures(data: Data, reached: Score, train: Examples, held_out: Examples) ->
     return figures
 
 
-def _served(data: Data, options: Options, tokenizer: Tokenizer | None, network: Network) -> Model:
+def _build_model(data: Data, options: Options, tokenizer: Tokenizer | None, network: Network) -> Model:
     """Return the network as a served model."""
     # The mean, so that every position learns; from the first row alone, look-ups in a memory reached 64 % against 99 %.
     rows = Predictor.ROWS_ALL if data.tagged else Predictor.ROWS_MEAN

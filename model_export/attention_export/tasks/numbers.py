@@ -133,7 +133,7 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
         "untrained.alignment": float(before.aligned.mean(0).max()),
     }
     illustration = illustrate({"untrained": untrained, "trained": network}, head)
-    return Learned(served(network), losses, figures, len(known), len(held_out), illustration)
+    return Learned(build_model(network), losses, figures, len(known), len(held_out), illustration)
 
 
 def balanced(numbers: Sequence[int]) -> Batches:
@@ -209,7 +209,7 @@ def measure(seen: Evaluation, head: int) -> dict[str, float]:
     }
 
 
-def served(network: Network) -> Model:
+def build_model(network: Network) -> Model:
     """Return the network as a served model."""
     return Model(
         license=LICENSE,

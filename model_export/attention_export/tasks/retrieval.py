@@ -139,7 +139,7 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
         "chance": sum(1 / len(pairs) for pairs, _ in easier) / len(easier),
     }
     illustration = illustrate({"plain dot product": plain, "untrained": untrained, "trained": network})
-    return Learned(served(network), losses, figures, TRAIN, HELD_OUT, illustration)
+    return Learned(build_model(network), losses, figures, TRAIN, HELD_OUT, illustration)
 
 
 def encode(pairs: Sequence[Pair], asked: int) -> Example:
@@ -172,7 +172,7 @@ def evaluate_batch(network: Network, tokens: Tensor, asked: Tensor, answers: Ten
     return probabilities.argmax(-1) == answers, weights.gather(-1, asked[:, None]).squeeze(-1)
 
 
-def served(network: Network) -> Model:
+def build_model(network: Network) -> Model:
     """Return the network as a served model."""
     return Model(
         license=LICENSE,

@@ -98,7 +98,7 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
     run(single, lambda: loss(single, *batches.draw()), run="one head, to compare")
     figures = compare(network, single, untrained, held_out)
     illustration = illustrate({"three heads, untrained": untrained, "one head": single, "three heads": network})
-    return Learned(served(network), losses, figures, TRAIN, HELD_OUT, illustration)
+    return Learned(build_model(network), losses, figures, TRAIN, HELD_OUT, illustration)
 
 
 def encode(sentence: Sentence) -> Example:
@@ -120,7 +120,7 @@ def at(x: Tensor, rows: Tensor) -> Tensor:
     return x[torch.arange(len(x)), rows]
 
 
-def served(network: Network) -> Model:
+def build_model(network: Network) -> Model:
     """Return the network as a served model."""
     return Model(
         license=LICENSE,
