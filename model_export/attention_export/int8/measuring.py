@@ -31,7 +31,7 @@ def measure(folder: Path, written: Path, manifest: Manifest, examples: Sequence[
         manifest: that of the int8 version, which has the same layers and the names of the same files.
         examples: what to measure on; at least one.
     """
-    exact, rounded = _Served(folder, manifest), _Served(written, manifest)
+    exact, rounded = _VersionRunner(folder, manifest), _VersionRunner(written, manifest)
     before, after = _seconds(exact, rounded, examples)
     return Quantization(
         method=METHOD,
@@ -51,7 +51,7 @@ def cpu_graphs(layer: Layer) -> list[AttendGraph]:
     return [graph for graph in layer.attend if not graph.devices or "cpu" in graph.devices]
 
 
-class _Served:
+class _VersionRunner:
     """A version's graphs on the CPU, one thread each: the graphs that the server runs for a sequence."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -129,12 +129,12 @@ class _Error:
 
 
 def _errors(
-    exact: _Served, rounded: _Served, manifest: Manifest, examples: Sequence[Example]
+    exact: _VersionRunner, rounded: _VersionRunner, manifest: Manifest, examples: Sequence[Example]
 ) -> list[QuantizationError]:
     """Compare the stages of every layer, from every graph; each version's layers follow from its own layers before."""
     errors = {(layer.name, stage): _Error() for layer in manifest.layers for stage in ("output", "weights")}
     for example in examples:
-        both = (served.stages(example, every_graph=True) for served in (exact, rounded))
+        both = (runner.stages(example, every_graph=True) for runner in (exact, rounded))
         for layer, *found in zip(manifest.layers, *both, strict=True):
             for right, coarse in zip(*found, strict=True):
                 for stage in right.keys() & {"output", "weights"}:
@@ -142,21 +142,21 @@ def _errors(
     return [error.record(layer, stage) for (layer, stage), error in errors.items()]
 
 
-def _seconds(exact: _Served, rounded: _Served, examples: Sequence[Example]) -> tuple[float, float]:
+def _seconds(exact: _VersionRunner, rounded: _VersionRunner, examples: Sequence[Example]) -> tuple[float, float]:
     """Return seconds a sequence of both: the mean over sequences of each one's median, both taken in turn."""
     timed = examples[:: -(-len(examples) // TIMED)]
     pair = (exact, rounded)
-    warm_up = sum(_timed(served, example) for example in timed for served in pair)
+    warm_up = sum(_timed(runner, example) for example in timed for runner in pair)
     rounds = int(np.clip(SECONDS_TO_TIME / warm_up, FEWEST_ROUNDS, MOST_ROUNDS))
     medians = []
     for example in timed:
-        times = [[_timed(served, example) for served in pair] for _ in range(rounds)]
+        times = [[_timed(runner, example) for runner in pair] for _ in range(rounds)]
         medians.append([statistics.median(each) for each in zip(*times, strict=True)])
     before, after = np.mean(medians, axis=0)
     return float(before), float(after)
 
 
-def _timed(served: _Served, example: Example) -> float:
+def _timed(runner: _VersionRunner, example: Example) -> float:
     start = time.perf_counter()
-    served.run(example)
+    runner.run(example)
     return time.perf_counter() - start
