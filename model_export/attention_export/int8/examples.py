@@ -53,7 +53,7 @@ def read_data(path: Path, folder: Path, manifest: Manifest) -> list[Example]:
         BadData: a row is nothing that the model takes; names it.
         OSError: the file cannot be read.
     """
-    reader = _Reader(folder, manifest)
+    reader = _RowReader(folder, manifest)
     rows = _array_rows(path) if path.suffix == ".npy" else _json_rows(path)
     examples = [reader.read(where, row) for where, row in rows]
     if not examples:
@@ -61,7 +61,7 @@ def read_data(path: Path, folder: Path, manifest: Manifest) -> list[Example]:
     return examples
 
 
-class _Reader:
+class _RowReader:
     """Converts rows of data to one model's inputs."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -72,7 +72,7 @@ class _Reader:
         self._value = first.value_dim or self._key
         memory_file = text.memory_tokenizer.name or text.tokenizer.name
         self._words, self._memory_words = (
-            _Words(folder / file, longest, allow_unknown=text.allow_unknown) if front.name else None
+            _TextReader(folder / file, longest, allow_unknown=text.allow_unknown) if front.name else None
             for front, file, longest in (
                 (text.front, text.tokenizer.name, text.max_tokens),
                 (text.memory_front, memory_file, text.max_memory_tokens),
@@ -118,7 +118,7 @@ class _Reader:
             raise BadData(f"{where}: values are not as wide as keys; give memory_vectors and value_vectors")
 
 
-class _Words:
+class _TextReader:
     """A tokenizer, and the longest text that its model reads; 0 is any."""
 
     def __init__(self, path: Path, longest: int, *, allow_unknown: bool) -> None:
