@@ -15,7 +15,7 @@ from attention_export.blocks import Dims, MultiHead
 from attention_export.cli import app
 from attention_export.export import export
 from attention_export.graphs import project_graph, to_onnx
-from attention_export.int8 import BadData, Bounds, PastBound, measuring, quantize, to_int8
+from attention_export.int8 import BadData, BoundExceeded, Bounds, measuring, quantize, to_int8
 from attention_export.manifest import ManifestError, read_manifest
 from attention_export.model import Model
 from attention_export.tasks.sentences import ARTICLE, sentences, split_pairs
@@ -165,7 +165,7 @@ def test_a_row_of_zeros_stays_one() -> None:
 )
 def test_past_a_bound_nothing_is_written(block: Path, vectors: Path, tmp_path: Path, bounds: Bounds) -> None:
     """Too far off in weights, or in outputs, or too slow: the error has every figure."""
-    with pytest.raises(PastBound, match=r"weights are off by .* outputs by .*% .* int8 is .* x .* ms a sequence"):
+    with pytest.raises(BoundExceeded, match=r"weights are off by .* outputs by .*% .* int8 is .* x .* ms a sequence"):
         quantize(block, vectors, 2, repository=tmp_path / "models", bounds=bounds)
     assert list((tmp_path / "models/block").iterdir()) == []
 

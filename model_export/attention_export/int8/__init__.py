@@ -2,6 +2,6 @@
 
 from attention_export.int8.examples import BadData
 from attention_export.int8.rounding import to_int8
-from attention_export.int8.version import Bounds, PastBound, quantize
+from attention_export.int8.version import BoundExceeded, Bounds, quantize
 
-__all__ = ["BadData", "Bounds", "PastBound", "quantize", "to_int8"]
+__all__ = ["BadData", "Bounds", "BoundExceeded", "quantize", "to_int8"]

@@ -16,7 +16,7 @@ from attention_export.manifest import ManifestError, add_file, new_version, read
 Progress = Callable[[str], None]
 
 
-class PastBound(ValueError):
+class BoundExceeded(ValueError):
     """The int8 version is too far from float32, or not fast enough; it was not written."""
 
 
@@ -38,13 +38,13 @@ class Bounds:
         """Compare the measurement with the bounds.
 
         Raises:
-            PastBound: it is past one; gives every figure.
+            BoundExceeded: it is past one; gives every figure.
         """
         outputs = max(error.relative for error in found.errors if error.stage == "output")
         weights = max(error.largest for error in found.errors if error.stage == "weights")
         # `not <=`, for NaN is not <= anything.
         if not (outputs <= self.output_error and weights <= self.weight_error and found.speedup >= self.speedup):
-            raise PastBound(
+            raise BoundExceeded(
                 f"not written: weights are off by up to {weights:.3g} (bound {self.weight_error:g}), outputs by up to "
                 f"{outputs:.2%} of the largest (bound {self.output_error:.2%}), and int8 is {found.speedup:.2f} x as "
                 f"fast as float32 (bound {self.speedup:g}): {1e3 * found.int8_seconds:.3f} against "
@@ -82,7 +82,7 @@ def quantize(
         FileExistsError: the version is there already.
         ManifestError: the folder is not what its manifest says, is int8 already, or has no matrices.
         BadData: the data are nothing that the model takes.
-        PastBound: it is not worth it; nothing is written.
+        BoundExceeded: it is not worth it; nothing is written.
     """
     folder = folder.resolve()
     manifest = read_manifest(folder)
