@@ -24,7 +24,7 @@ from attention_export.manifest import ManifestError, new_version, read_manifest
 from attention_export.model import Model
 from attention_export.own_data import Options, own_data
 from attention_export.tasks import TASKS
-from attention_export.training import LICENSE, BelowBar, OnProgress, Task, Trained, check_bars, reproducible
+from attention_export.training import LICENSE, BelowBar, OnProgress, Task, TrainedModel, check_bars, reproducible
 from attention_export.training import Progress as Step
 from attention_export.verify import Mismatch, verify
 
@@ -251,7 +251,7 @@ def main() -> None:
     app()
 
 
-def _draw(trained: Trained, path: Path) -> None:
+def _draw(trained: TrainedModel, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(trained, path)
     _print_line(f"drew {path}")
@@ -306,7 +306,7 @@ def _select_task(
     return TASKS[task.value]
 
 
-def _train(task: Task, seed: int, steps: int) -> Trained:
+def _train(task: Task, seed: int, steps: int) -> TrainedModel:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
         return task.train(seed, steps, _progress_on(bars))
@@ -323,7 +323,7 @@ def _progress_on(bars: Progress) -> OnProgress:
     return on_progress
 
 
-def _print_figures(task: Task, trained: Trained) -> None:
+def _print_figures(task: Task, trained: TrainedModel) -> None:
     table = Table(
         "held out",
         "figure",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attention_export.training import Illustration, Panel, Trained
+from attention_export.training import Illustration, Panel, TrainedModel
 
 if TYPE_CHECKING:  # matplotlib is an optional dependency
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ INK, FAINT, LINE = "#1f2430", "#c9cdd6", "#2b5c8a"
 COLOURS = "Blues"
 
 
-def save_figure(trained: Trained, path: Path | str) -> None:
+def save_figure(trained: TrainedModel, path: Path | str) -> None:
     """Draw the loss curve of a model, and beneath it where it looks in its example, into a file, PNG or by suffix.
 
     Raises:

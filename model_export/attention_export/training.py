@@ -67,7 +67,7 @@ class Illustration:
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingRun:
     """The result of learning a task.
 
     Attributes:
@@ -87,7 +87,7 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model that has learned its task, with the data for its picture.
 
     Attributes:
@@ -143,9 +143,9 @@ class Task:
     model: str
     steps: int
     bars: Mapping[str, Bar]
-    learn: Callable[[int, int, OnProgress], Learned]
+    learn: Callable[[int, int, OnProgress], TrainingRun]
 
-    def train(self, seed: int, steps: int, on_progress: OnProgress) -> Trained:
+    def train(self, seed: int, steps: int, on_progress: OnProgress) -> TrainedModel:
         """Learn the task: the same seed and steps give the same bytes on the same machine.
 
         Whether that is enough is not asked here: see `check_bars`.
@@ -163,7 +163,7 @@ class Task:
             figures=learned.figures,
             seconds=time.perf_counter() - began,
         )
-        return Trained(replace(learned.model, training=training), learned.losses, learned.illustration)
+        return TrainedModel(replace(learned.model, training=training), learned.losses, learned.illustration)
 
 
 def check_bars(figures: Mapping[str, float], bars: Mapping[str, Bar]) -> None:

@@ -14,7 +14,7 @@ from attention_export.own_data import CheckpointError, DataError, Options, own_d
 from attention_export.own_data.rows import read_data
 from attention_export.own_data.vocabulary import make_tokenizer, split_words
 from attention_export.tasks.text import words
-from attention_export.training import OnProgress, Trained
+from attention_export.training import OnProgress, TrainedModel
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from serving import start_server
 from typer.testing import CliRunner
@@ -86,7 +86,7 @@ def generate(folder, make, count, seed=0):
     return write(folder, [make(rng) for _ in range(count)])
 
 
-def train(path, options, *, seed=0, checkpoint=None, on_progress: OnProgress = lambda _: None) -> Trained:
+def train(path, options, *, seed=0, checkpoint=None, on_progress: OnProgress = lambda _: None) -> TrainedModel:
     task = own_data(path, "mine", options, checkpoint)
     return task.train(seed, task.steps, on_progress)
 

@@ -11,7 +11,7 @@ from attention_export.tasks import TASKS, numbers, numerals, retrieval, roles
 from attention_export.tasks.numerals import NOTHING, english, german, split_numbers
 from attention_export.tasks.sentences import ARTICLE, PEOPLE, ROLES, TEMPLATES, sentences, split_pairs
 from attention_export.tasks.text import UNKNOWN, word_tokenizer
-from attention_export.training import Bar, BelowBar, OnProgress, Task, Trained, check_bars, stack_by_shape
+from attention_export.training import Bar, BelowBar, OnProgress, Task, TrainedModel, check_bars, stack_by_shape
 from num2words import num2words
 from serving import ROOT
 
@@ -19,7 +19,7 @@ STEPS = 3
 BLOCK_OF = {"self-attention": "self_attention", "multi-head": "multi_head", "cross-attention": "cross_attention"}
 
 
-def train(task: str, on_progress: OnProgress = lambda _: None) -> Trained:
+def train(task: str, on_progress: OnProgress = lambda _: None) -> TrainedModel:
     """Train a little, on little data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numerals, "TRAIN_BY_DIGITS", {1: 10, 2: 30, 3: 100, 4: 100})

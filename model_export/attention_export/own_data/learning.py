@@ -20,7 +20,7 @@ from attention_export.own_data.learner import BATCH, Learner
 from attention_export.own_data.network import Network, Score, Sizes, score
 from attention_export.own_data.rows import Data, DataError, Row, read_data
 from attention_export.own_data.vocabulary import make_tokenizer
-from attention_export.training import Illustration, Learned, OnProgress, Panel, Task, Trained
+from attention_export.training import Illustration, OnProgress, Panel, Task, TrainedModel, TrainingRun
 
 WIDTH = 64
 HEADS = {"multi_head": 4, "cross_attention": 4}  # 1 for the others
@@ -70,7 +70,7 @@ class Options:
 class OwnData(Task):
     """The task that a file sets."""
 
-    def train(self, seed: int, steps: int, on_progress: OnProgress) -> Trained:
+    def train(self, seed: int, steps: int, on_progress: OnProgress) -> TrainedModel:
         """Learn, up to so many steps; the record tells how many it took."""
         trained = super().train(seed, steps, on_progress)
         trained.training.steps = len(trained.losses)
@@ -114,7 +114,7 @@ def _check_width(data: Data, options: Options) -> None:
 
 def _learn(
     data: Data, options: Options, checkpoint: Path | None, seed: int, steps: int, on_progress: OnProgress
-) -> Learned:
+) -> TrainingRun:
     parts = _split(data, options)
     tokenizer = _tokenizer(data, parts[0])
     train, held_out = (make_examples(part, tokenizer, data.classes, tagged=data.tagged) for part in parts)
@@ -126,7 +126,7 @@ def _learn(
     figures = _figures(data, score(network, held_out), train, held_out) | {"best_step": float(learner.best.step)}
     illustration = _illustrate(data, parts[1], held_out, {"untrained": untrained, "trained": network})
     model = _build_model(data, options, tokenizer, network)
-    return Learned(model, losses, figures, len(train), len(held_out), illustration)
+    return TrainingRun(model, losses, figures, len(train), len(held_out), illustration)
 
 
 def _split(data: Data, options: Options) -> tuple[list[Row], list[Row]]:

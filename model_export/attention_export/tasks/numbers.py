@@ -32,10 +32,10 @@ from attention_export.training import (
     Batches,
     Example,
     Illustration,
-    Learned,
     OnProgress,
     Panel,
     Task,
+    TrainingRun,
     fit,
     stack_by_shape,
 )
@@ -117,7 +117,7 @@ def drop_heads(heads: Tensor, share: float) -> Tensor:
     return heads * torch.where(torch.rand(batch, 1) < share, alone, 1)[:, :, None, None]
 
 
-def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
+def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
     """Train on some numbers, and measure translation and alignment on held-out numbers."""
     known, unknown = split_numbers(seed)
     held_out = [encode(number) for number in unknown]
@@ -133,7 +133,7 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
         "untrained.alignment": float(before.aligned.mean(0).max()),
     }
     illustration = illustrate({"untrained": untrained, "trained": network}, head)
-    return Learned(build_model(network), losses, figures, len(known), len(held_out), illustration)
+    return TrainingRun(build_model(network), losses, figures, len(known), len(held_out), illustration)
 
 
 def balanced(numbers: Sequence[int]) -> Batches:

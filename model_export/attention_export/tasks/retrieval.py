@@ -21,10 +21,10 @@ from attention_export.training import (
     Batches,
     Example,
     Illustration,
-    Learned,
     OnProgress,
     Panel,
     Task,
+    TrainingRun,
     fit,
     stack_by_shape,
 )
@@ -116,7 +116,7 @@ def text_of(pairs: Sequence[Pair], asked: int) -> str:
     return " ".join(f"{word}={number}" for word, number in [*pairs, (pairs[asked][0], "?")])
 
 
-def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
+def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
     """Train the block, and a head on the plain dot product of the same vectors, and measure.
 
     The block is asked for pairs it never saw. The others are asked for pairs they know, in new sequences: it is not for
@@ -139,7 +139,7 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
         "chance": sum(1 / len(pairs) for pairs, _ in easier) / len(easier),
     }
     illustration = illustrate({"plain dot product": plain, "untrained": untrained, "trained": network})
-    return Learned(build_model(network), losses, figures, TRAIN, HELD_OUT, illustration)
+    return TrainingRun(build_model(network), losses, figures, TRAIN, HELD_OUT, illustration)
 
 
 def encode(pairs: Sequence[Pair], asked: int) -> Example:

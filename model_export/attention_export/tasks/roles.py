@@ -30,10 +30,10 @@ from attention_export.training import (
     Batches,
     Example,
     Illustration,
-    Learned,
     OnProgress,
     Panel,
     Task,
+    TrainingRun,
     fit,
     stack_by_shape,
 )
@@ -86,7 +86,7 @@ def keep_heads_apart(block: MultiHead) -> None:
     block.M_O.register_hook(apart.mul)
 
 
-def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
+def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
     """Train three heads, and one of the same width alike, and measure both on sentences never seen."""
     train_pairs, held_out_pairs = split_pairs(seed)
     batches = Batches([encode(sentence) for sentence in sentences(train_pairs, TRAIN, seed)], BATCH)
@@ -98,7 +98,7 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> Learned:
     run(single, lambda: loss(single, *batches.draw()), run="one head, to compare")
     figures = compare(network, single, untrained, held_out)
     illustration = illustrate({"three heads, untrained": untrained, "one head": single, "three heads": network})
-    return Learned(build_model(network), losses, figures, TRAIN, HELD_OUT, illustration)
+    return TrainingRun(build_model(network), losses, figures, TRAIN, HELD_OUT, illustration)
 
 
 def encode(sentence: Sentence) -> Example:
