@@ -67,7 +67,7 @@ class Learner:
             self.restore(state)
         while len(self.losses) < self.steps and self.best.looks_since < patience:
             self._round(on_progress)
-            self._look()
+            self._evaluate()
             if checkpoint is not None:
                 save_checkpoint(checkpoint, run, self.state())
         self.network.load_state_dict(self.best.weights)
@@ -97,7 +97,7 @@ class Learner:
     def _round(self, on_progress: OnProgress) -> None:
         began = time.perf_counter() - self.seconds
         self.network.train()
-        for chosen in self._draw():
+        for chosen in self._draw_batches():
             self.optimiser.zero_grad()
             loss = self.network.loss(self.train.take(chosen))
             loss.backward()
@@ -107,14 +107,14 @@ class Learner:
             self.seconds = time.perf_counter() - began
             on_progress(Progress("own data", len(self.losses), self.steps, self.losses[-1], self.seconds))
 
-    def _draw(self) -> tuple[Tensor, ...]:
+    def _draw_batches(self) -> tuple[Tensor, ...]:
         """Draw the batches of a round: the rows shuffled, repeatedly where there are few."""
         epoch = math.ceil(len(self.train) / BATCH)
         count = min(max(epoch, ROUND.start), ROUND[-1], self.steps - len(self.losses))
         shuffled = [torch.randperm(len(self.train)) for _ in range(math.ceil(count * BATCH / len(self.train)))]
         return tuple(torch.cat(shuffled)[: count * BATCH].view(count, BATCH))
 
-    def _look(self) -> None:
+    def _evaluate(self) -> None:
         """Measure the held-out loss; keep the weights when it is the lowest."""
         loss, _ = score(self.network, self.held_out)
         if not math.isfinite(loss):

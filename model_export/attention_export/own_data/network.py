@@ -13,7 +13,7 @@ from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention, Sta
 from attention_export.own_data.examples import NO_ANSWER, Examples, Padded
 
 UNKNOWN_SHARE = 0.05  # of the words in training: so that the unknown token comes to mean something
-AT_ONCE = 256  # examples, where nothing is learned
+EVALUATION_BATCH = 256  # examples, where nothing is learned
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def score(network: Network, examples: Examples) -> Score:
     """Measure a network, which is left in evaluation mode."""
     network.eval()
     loss, right, count = 0.0, torch.zeros(examples.answers.shape[1]), 0
-    for batch in examples.batches(AT_ONCE):
+    for batch in examples.batches(EVALUATION_BATCH):
         answered = int((batch.answers[:, 0] != NO_ANSWER).sum())
         said = torch.stack([logits.argmax(-1) for logits in network.logits(batch)], 1)  # (B, P) or (B, P, T)
         right += (said == batch.answers).transpose(0, 1).flatten(1).sum(1)
