@@ -78,7 +78,7 @@ class Attend(nn.Module):
 
     def forward(self, query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         q = self.block.queries(query)
-        heads, weights = (self._written_out if self.explicit else self._fused)(q, k, v, mask)
+        heads, weights = (self._explicit_attention if self.explicit else self._onnx_attention)(q, k, v, mask)
         found = {"q": q, "heads": heads, "output": self.block.combine(heads), "weights": weights}
         return tuple(stage for name in self.outputs() if (stage := found[name]) is not None)
 
@@ -102,7 +102,7 @@ class Attend(nn.Module):
         }
         return {name: shape for name, (there, shape) in offered.items() if there}
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _onnx_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         dims, shared = self.block.dims, shared_heads(self.block)
         batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
         attributes: dict[str, Any] = {
@@ -127,7 +127,7 @@ class Attend(nn.Module):
         )
         return heads, rest[-1] if rest else None
 
-    def _written_out(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _explicit_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         dims, shared = self.block.dims, shared_heads(self.block)
         stages = self.block.attend(split(q, dims.heads), split(k, shared), split(v, shared), mask)
         return join(stages.heads), stages.weights
