@@ -42,7 +42,7 @@ BATCH, RATE = 64, 1e-2
 Pair = tuple[str, str]
 Row = tuple[list[Pair], int]  # the pairs, and the index of the requested pair
 
-TOKENIZER = word_tokenizer([f"{word}={number}" for word, number in product(WORDS, [*NUMBERS, "?"])], deaf_to=",")
+TOKENIZER = word_tokenizer([f"{word}={number}" for word, number in product(WORDS, [*NUMBERS, "?"])], separators=",")
 ILLUSTRATED = tuple(zip(words("cat dog owl fox bee pig hen cow"), words("3 7 12 5 21 9 16 2"), strict=True))
 
 

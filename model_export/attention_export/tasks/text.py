@@ -12,21 +12,21 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def word_tokenizer(vocabulary: Iterable[str], *, begin: str = "", end: str = "", deaf_to: str = ".,!?") -> Tokenizer:
+def word_tokenizer(vocabulary: Iterable[str], *, begin: str = "", end: str = "", separators: str = ".,!?") -> Tokenizer:
     """Make a tokenizer of whole words, which ignores case.
 
     Args:
         vocabulary: ids follow its order, after those of the unknown token, `begin` and `end`.
         begin: a token put in front of every text, when given; no text can contain it.
         end: the same, behind.
-        deaf_to: characters that are read as spaces.
+        separators: characters that are read as spaces.
     """
     special = [token for token in (begin, end) if token]
     tokens = dict.fromkeys([UNKNOWN, *special, *(word.lower() for word in vocabulary)])
     ids = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(ids, UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(f"[{deaf_to}]"), " "), normalizers.Lowercase()]
+        [normalizers.Replace(Regex(f"[{separators}]"), " "), normalizers.Lowercase()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if special:
