@@ -8,7 +8,7 @@ from attention_export.blocks import BLOCKS
 from attention_export.figures import save_figure
 from attention_export.manifest import read_manifest
 from attention_export.tasks import TASKS, numbers, numerals, retrieval, roles
-from attention_export.tasks.numerals import NOTHING, english, german, split_numbers
+from attention_export.tasks.numerals import UNALIGNED, english, german, split_numbers
 from attention_export.tasks.sentences import ARTICLE, PEOPLE, ROLES, TEMPLATES, sentences, split_pairs
 from attention_export.tasks.text import UNKNOWN, word_tokenizer
 from attention_export.training import Bar, BelowBar, OnProgress, Task, TrainedModel, check_bars, stack_by_shape
@@ -85,16 +85,16 @@ class TestNumerals:
             (0, "null", [0]),
             (1, "eins", [0]),
             (20, "zwanzig", [0]),
-            (21, "ein und zwanzig", [1, NOTHING, 0]),
+            (21, "ein und zwanzig", [1, UNALIGNED, 0]),
             (101, "ein hundert eins", [0, 1, 2]),
-            (4021, "vier tausend ein und zwanzig", [0, 1, 3, NOTHING, 2]),
+            (4021, "vier tausend ein und zwanzig", [0, 1, 3, UNALIGNED, 2]),
             (1116, "ein tausend ein hundert sechzehn", [0, 1, 2, 3, 4]),
         ],
     )
     def test_german_says_what_english_says(self, number, said, alignment):
         """Each German word knows the position of the English word that it says."""
         assert " ".join(word.text for word in german(number)) == said
-        assert [word.says for word in german(number)] == alignment
+        assert [word.source for word in german(number)] == alignment
 
     def test_unit_and_ten_are_swapped(self):
         assert [word.kind for word in german(4021)] == ["other", "thousand", "swapped_unit", "", "swapped_ten"]

@@ -20,7 +20,7 @@ from attention_export.tasks.numerals import (
     GERMAN,
     GERMAN_TENS,
     KINDS,
-    NOTHING,
+    UNALIGNED,
     english,
     german,
     split_numbers,
@@ -152,8 +152,8 @@ def encode(number: int) -> Example:
     words = german(number)
     text = [word.text for word in words]
     next_words = [LABELS.index(word) for word in [*text, END]]
-    says = [*(word.says for word in words), NOTHING]
-    kinds = [*(KINDS.index(word.kind) if word.kind else NOTHING for word in words), NOTHING]
+    says = [*(word.source for word in words), UNALIGNED]
+    kinds = [*(KINDS.index(word.kind) if word.kind else UNALIGNED for word in words), UNALIGNED]
     source = MEMORY_TOKENIZER.encode(" ".join(english(number))).ids
     target = TOKENIZER.encode(" ".join(text)).ids
     return tuple(map(torch.tensor, (source, target, next_words, says, kinds)))
@@ -190,7 +190,7 @@ def _evaluate_batch(
 ) -> Evaluation:
     stages = network(source, target)
     right = network.head(stages.output)[0].argmax(-1) == next_words  # (B, T)
-    translates = says != NOTHING  # (B, T)
+    translates = says != UNALIGNED  # (B, T)
     weights = stages.weights.transpose(1, 2)[translates]  # (W, H, S)
     gold = says[translates][:, None]  # (W, 1)
     weight = weights.gather(-1, gold[..., None].expand(-1, HEADS, 1)).squeeze(-1)

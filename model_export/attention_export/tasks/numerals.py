@@ -18,15 +18,15 @@ GERMAN_TENS = words("- - zwanzig dreißig vierzig fünfzig sechzig siebzig achtz
 TRAIN_BY_DIGITS = {1: 10, 2: 60, 3: 600, 4: 1_330}  # of 10, 90, 900 and 9,000 numbers
 HELD_OUT = 2_000
 KINDS = ("swapped_unit", "swapped_ten", "hundred", "thousand", "other")
-NOTHING = -1
+UNALIGNED = -1
 SHOWN = (21, 4021)  # in documents and pictures, and so never learned
 
 
 class Word(NamedTuple):
-    """A German word, the position of the English word that it says, and its kind; "und" says NOTHING."""
+    """A German word, the position of the English word that it says, and its kind; "und" says UNALIGNED."""
 
     text: str
-    says: int = NOTHING
+    source: int = UNALIGNED
     kind: str = ""
 
 
