@@ -111,11 +111,11 @@ def encode(sentence: Sentence) -> Example:
 
 def loss(network: Network, tokens: Tensor, verb: Tensor, _: Tensor, answers: Tensor, *__: Tensor) -> Tensor:
     """Sum the cross-entropies of the three answers. Where the roles stand, and so where to look, is never told."""
-    logits = network.head.logits(at(network(tokens).output, verb))
+    logits = network.head.logits(take_rows(network(tokens).output, verb))
     return torch.stack([functional.cross_entropy(x, y) for x, y in zip(logits, answers.T, strict=True)]).sum()
 
 
-def at(x: Tensor, rows: Tensor) -> Tensor:
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """(B, T, ..) -> (B, ..): one row of each."""
     return x[torch.arange(len(x)), rows]
 
@@ -173,8 +173,8 @@ def evaluate_batch(
 ) -> Example:
     """Return whether answers are right (B, 3), the heads' weights on the fillers (B, 3, 3), and the template (B,)."""
     stages = network(tokens)
-    said = torch.stack([p.argmax(-1) for p in network.head(at(stages.output, verb))], -1)  # (B, 3)
-    weights = at(stages.weights.transpose(1, 2), verb).expand(-1, len(ROLES), -1)  # (B, 3, T)
+    said = torch.stack([p.argmax(-1) for p in network.head(take_rows(stages.output, verb))], -1)  # (B, 3)
+    weights = take_rows(stages.weights.transpose(1, 2), verb).expand(-1, len(ROLES), -1)  # (B, 3, T)
     return said == answers, weights.gather(-1, positions[:, None].expand(-1, len(ROLES), -1)), template
 
 
