@@ -67,7 +67,7 @@ class Network(nn.Module):
         self.front = Front()
         self.block = MultiHead(Dims(query=WIDTH, heads=heads))
         self.head = Readouts(WIDTH, [len(labels(role)) for role in ROLES])
-        keep_heads_apart(self.block)
+        separate_heads(self.block)
 
     def forward(self, tokens: Tensor) -> Stages:
         """Attend from each word over its sentence, tokens (B, T)."""
@@ -77,7 +77,7 @@ class Network(nn.Module):
         return stages
 
 
-def keep_heads_apart(block: MultiHead) -> None:
+def separate_heads(block: MultiHead) -> None:
     """Make M_O block-diagonal and let training keep it so: part r of the output comes from head r alone."""
     dims = block.dims
     apart = torch.block_diag(*[torch.ones(dims.value_head, dims.output // dims.heads)] * dims.heads)
