@@ -81,7 +81,7 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
     if model.text is not None:
         manifest.text.CopyFrom(_write_text(model.text, folder))
     files = {graph.file: _write_graph(graph, folder, progress) for graph in surroundings}
-    _place(manifest, files)
+    _set_files(manifest, files)
     progress("verifying against PyTorch in float64")
     report = Report()
     for (_, block, _), layer in zip(model.named_layers(), manifest.layers, strict=True):
@@ -128,7 +128,7 @@ def _content(tokenizer: Tokenizer) -> bytes:
     return (tokenizer.to_str(pretty=True) + "\n").encode()
 
 
-def _place(manifest: Manifest, files: dict[str, File]) -> None:
+def _set_files(manifest: Manifest, files: dict[str, File]) -> None:
     """Enter the files of front, head and layer transitions in their fields of the manifest."""
     places = {
         "front.onnx": manifest.text.front,
