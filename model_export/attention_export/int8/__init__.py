@@ -4,4 +4,4 @@ from attention_export.int8.examples import BadData
 from attention_export.int8.rounding import to_int8
 from attention_export.int8.version import BoundExceeded, Bounds, quantize
 
-__all__ = ["BadData", "Bounds", "BoundExceeded", "quantize", "to_int8"]
+__all__ = ["BadData", "BoundExceeded", "Bounds", "quantize", "to_int8"]
