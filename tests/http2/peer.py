@@ -1,4 +1,4 @@
-"""A peer of HTTP/2 that sends frames made by hand, well formed ones by hyperframe and hpack."""
+"""A peer of HTTP/2, and frames: well formed ones by hyperframe and hpack, and raw ones."""
 
 import socket
 import struct
@@ -11,7 +11,7 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, RstStrea
 from tests.http2.echo import ECHO, Echo
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-# The second acknowledges the server's, whose windows and sizes hold from then on.
+# The second acknowledges the server's, so that the server's windows and sizes hold.
 OPENING = PREFACE + SettingsFrame(0).serialize() + SettingsFrame(0, flags=["ACK"]).serialize()
 
 
@@ -56,7 +56,7 @@ def message(content: bytes, flag: int = 0) -> bytes:
 
 
 class Peer:
-    """A client of HTTP/2 that sends what it is told to, and reads frames."""
+    """A client of HTTP/2 that sends given bytes and reads frames."""
 
     def __init__(self, server: Echo, opening: bytes = OPENING) -> None:
         self.socket = socket.create_connection(server.address, timeout=20)

@@ -1,4 +1,4 @@
-"""What a peer may take of the server: headers and trailers, resets, answers that are not read, connections."""
+"""The bounds of a peer: headers and trailers, resets, unread responses, connections."""
 
 import itertools
 import socket
@@ -54,7 +54,7 @@ def is_answered(peer, stream: int) -> bool:
 
 @pytest.mark.parametrize("more", [LARGE, MANY], ids=["bytes", "number"])
 def test_headers_over_the_limit(echo, more):
-    """A call with headers over the limit is told so, and the connection's other calls go on."""
+    """A call with headers over the limit fails with that reason, and the connection goes on."""
     with connected(echo) as peer:
         peer.send(headers(1, [*fields(), *more], END))
         assert "metadata" in peer.until(HeadersFrame, 1).fields["grpc-message"]
@@ -63,7 +63,7 @@ def test_headers_over_the_limit(echo, more):
 
 @pytest.mark.parametrize("more", [LARGE, MANY], ids=["bytes", "number"])
 def test_trailers_over_the_limit(echo, more):
-    """Trailers over the limit end their stream; trailers within it are taken."""
+    """Trailers over the limit end the stream; trailers within it do not."""
     with connected(echo) as peer:
         peer.send(headers(1), data(1, message(b"hello")), headers(1, more, END))
         assert peer.until(RstStreamFrame, 1).error_code == ENHANCE_YOUR_CALM
@@ -75,7 +75,7 @@ def test_trailers_over_the_limit(echo, more):
 
 @pytest.mark.parametrize("opening", [b"", headers(1)], ids=["headers", "trailers"])
 def test_headers_that_a_byte_stands_for(echo, opening):
-    """Who has one byte stand for a long header, again and again, is disconnected before that costs anything."""
+    """A peer whose bytes each stand for a long header is disconnected at a multiple of the limit."""
     with connected(echo) as peer:
         content = BOMB if opening else block(fields()) + BOMB
         peer.send(opening, HeadersFrame(1, content[:16_000], flags=END).serialize())
@@ -112,7 +112,7 @@ def test_calls_that_are_reset_at_once(echo):
 
 
 def test_resets_that_go_on(echo):
-    """Who goes on when sent away is disconnected, open calls or not."""
+    """A peer that goes on after GOAWAY is disconnected, with or without open calls."""
     with connected(echo) as peer:
         peer.send(headers(1))
         pairs = [headers(stream) + reset(stream) for stream in range(3, 3 + 2 * RESET_BURST + 1000, 2)]
@@ -123,7 +123,7 @@ def test_resets_that_go_on(echo):
 
 
 def test_streams_that_the_peer_has_reset(echo):
-    """Streams that the server resets for what the peer has sent on them count likewise."""
+    """Streams that the server resets because of a peer's error count likewise."""
     with connected(echo) as peer:
         found = []
         peer.send(headers(1))  # is open, and so the connection
@@ -149,7 +149,7 @@ def test_resets_come_back(monkeypatch):
     assert [limit.allows() for _ in range(RESET_BURST + 1)] == [True] * RESET_BURST + [False]
 
 
-# --- what is not read ---
+# --- unread responses and messages ---
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_windows():
 
 
 def test_more_than_may_be_buffered():
-    """When all calls together send more than may be held, the call that exceeds it fails, and frees what it held."""
+    """When all calls together exceed the buffer, the call that exceeds it fails, and its bytes are freed."""
     limits = Limits(message_bytes=2**20, buffered_bytes=100_000, concurrent_calls=100, connections=50)
     with running(limits) as echo, connected(echo) as peer:
         begun = struct.pack(">BI", 0, 2**20) + bytes(15_000)
@@ -182,7 +182,7 @@ def test_more_than_may_be_buffered():
 
 
 def test_messages_that_are_not_read():
-    """Messages without content that are not read are kept as the bytes that arrived, and freed with their call."""
+    """Messages without content that are not read are held as received bytes, and freed with the call."""
     with running() as echo:
         with connected(echo) as peer:
             peer.send(headers(1), data(1, message(b"sleep") + message(b"") * 3000))

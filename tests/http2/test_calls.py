@@ -58,7 +58,7 @@ def test_compressed_messages(channel, compression):
     ids=["flag", "cut off", "length", "no encoding"],
 )
 def test_bytes_that_are_no_message(echo, sent, says):
-    """What is no message of gRPC ends its call, with the reason."""
+    """Bytes that are not gRPC messages end the call, with the reason."""
     with connected(echo) as peer:
         peer.send(headers(1), data(1, sent, ("END_STREAM",)))
         assert says in peer.until(HeadersFrame, 1).fields["grpc-message"]
@@ -133,7 +133,7 @@ def test_the_peer_goes_away(echo):
 
 
 def test_a_shutdown():
-    """At a shutdown a peer is told so twice: calls that were on their way are answered in between."""
+    """At a shutdown a peer is told so twice: calls in transit are answered in between."""
     with running() as echo, connected(echo) as peer:
         peer.send(headers(1))
         peer.fence()
@@ -164,7 +164,7 @@ def test_an_answer_that_is_sent_later(echo):
 
 
 def test_many_messages_that_come_at_once():
-    """A reader of very many small messages leaves the loop to others after each few of them."""
+    """A reader of very many small messages lets the loop run in between."""
     connection = SimpleNamespace(session=SimpleNamespace(consume=lambda *_: None))
     taken = []
 
@@ -188,7 +188,7 @@ def test_many_messages_that_come_at_once():
 
 
 def test_many_callers(channel):
-    """Calls of several threads over one connection get their own answers."""
+    """Each of many calls over one connection gets its own answer."""
     echoes = channel.unary_unary(ECHO)
     found = {}
 
@@ -214,7 +214,7 @@ def reloading():
 
 
 def test_a_system_without_the_library(reloading, monkeypatch):
-    """Where libnghttp2 is missing, the error says what to install."""
+    """Where libnghttp2 is missing, the error names the package to install."""
     monkeypatch.setattr(library, "FILE", "libnghttp2-that-is-missing.so")
     with pytest.raises(LibraryError, match="apt-get install libnghttp2-14"):
         library.check_library()

@@ -1,4 +1,4 @@
-"""HTTP/2 by RFC 9113: what a frame that breaks its rules ends, the connection, the stream or nothing.
+"""HTTP/2 by RFC 9113: a frame that breaks a rule ends the connection, the stream, or nothing.
 
 Each case sends its frames behind the preface and a SETTINGS frame, and then a call on a stream of its own. The outcome
 is "connection CODE" for a GOAWAY, "closed" where the connection is closed without one, "stream CODE" for a RST_STREAM,
@@ -48,13 +48,13 @@ DATA_, HEADERS_, PRIORITY_, RST_, SETTINGS_, PUSH_, PING_, GOAWAY_, WINDOW_, CON
 
 @dataclass(frozen=True)
 class Case:
-    """Frames, and what comes of them.
+    """Frames and the outcome.
 
     Attributes:
         name: of the case.
         section: of RFC 9113 that has the rule.
         sent: the bytes.
-        outcome: as above; where the RFC leaves a choice, what this server does.
+        outcome: as above; of this server, where the RFC leaves a choice.
         opening: sent before, in place of the preface and SETTINGS.
     """
 
@@ -366,13 +366,13 @@ def outcome_of(server, case: Case) -> str:
 
 @pytest.mark.parametrize("case", VALID, ids=lambda case: case.name)
 def test_what_is_allowed(echo, case):
-    """What the RFC allows is taken without an error."""
+    """Frames that the RFC allows cause no error."""
     assert not outcome_of(echo, case)
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.name)
 def test_what_breaks_a_rule(echo, case):
-    """A broken rule ends what the table says, the connection or its stream, and no other connection."""
+    """A broken rule has the outcome of the table, and does not affect another connection."""
     with connected(echo) as other:
         assert (outcome_of(echo, case) or "ignored") == case.outcome
         other.call(1)

@@ -1,4 +1,4 @@
-"""Messages cut out of the bytes that come, however they come."""
+"""Messages are split off received bytes, in pieces of any size."""
 
 import itertools
 
@@ -21,14 +21,14 @@ def prefixed(content: bytes, flag: int = 0) -> bytes:
     pieces=st.lists(st.sampled_from((1, 2, 5, 6, 1000, 5000, 80_000)), min_size=1, max_size=40),
 )
 def test_any_pieces(sizes, pieces):
-    """Whatever pieces messages come in, they are what was sent, and every byte is counted until it is in one."""
+    """In pieces of any size, the messages are the sent ones, and each byte is counted until its message is complete."""
     sent = [(i % 2, bytes([i]) * size) for i, size in enumerate(sizes)]
     left = memoryview(b"".join(prefixed(content, flag) for flag, content in sent))
     messages, came, taken = MessageReader(MOST), 0, 0
     for size in itertools.chain(pieces, itertools.repeat(len(left))):
         lent = bytearray(left[:size])
         messages.feed(memoryview(lent))
-        lent[:] = b"\xff" * len(lent)  # it is the caller's again
+        lent[:] = b"\xff" * len(lent)  # the buffer is reused
         came, left = came + len(lent), left[size:]
         whole = sum(len(content) + PREFIX for _, content in itertools.islice(messages.complete, taken, None))
         assert messages.incomplete_bytes + whole == came
@@ -39,7 +39,7 @@ def test_any_pieces(sizes, pieces):
 
 
 def test_more_than_are_cut_off():
-    """Behind so many messages bytes are kept as they came, and are cut when those are taken."""
+    """Behind QUEUED messages, bytes are held as received, and split when the messages are read."""
     messages = MessageReader(MOST)
     for piece in (prefixed(b"ab") * (QUEUED + 50), prefixed(b"cd") * QUEUED, prefixed(b"ef")[:3]):
         messages.feed(memoryview(piece))
@@ -56,7 +56,7 @@ def test_more_than_are_cut_off():
 
 
 def test_what_is_laid_out():
-    """Room for a message grows with what has come of it: who says that it is large takes nothing by that."""
+    """Room for a message grows with its received bytes: a large length alone reserves nothing."""
     messages = MessageReader(2**30)
     messages.feed(memoryview(prefixed(bytes(2**20))[: PREFIX + 10]))
     assert messages.reserved_bytes == LEAST_ROOM
@@ -76,7 +76,7 @@ def test_what_is_laid_out():
 )
 @pytest.mark.parametrize("size", [1, 3, 10**6])
 def test_what_is_no_message(sent, error, says, size):
-    """A prefix that no message has is refused when it is there, and what came before it stays."""
+    """A prefix that is not gRPC's is an error once complete, and the messages before it stay."""
     messages = MessageReader(MOST)
     content = prefixed(b"good") + sent
 

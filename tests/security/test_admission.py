@@ -41,7 +41,7 @@ def server(dot_only):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Looks at connections often; what may move between two looks is little too."""
+    """Looks at connections often; few bytes have to move between two checks."""
     monkeypatch.setattr(connection, "CHECK_SECONDS", 0.2)
 
 
@@ -97,7 +97,7 @@ def test_a_head_without_end(server, start):
 
 
 def test_a_large_head_and_body_that_may_be(server):
-    """What is within the bounds is taken, however it is cut: in one piece with its body, and in single bytes."""
+    """A request within the bounds is answered, in one piece with its body, and in single bytes."""
     head = ATTEND + "x: " + "a" * 60_000 + f"\r\ncontent-length: {len(BODY)}\r\nconnection: close\r\n\r\n"
     with connect(server) as peer:
         peer.sendall(head.encode() + BODY)
@@ -112,7 +112,7 @@ def test_a_large_head_and_body_that_may_be(server):
 
 
 def dribble(peer: socket.socket) -> None:
-    """Send a byte now and then, until the other end hangs up."""
+    """Send a byte now and then, until the server disconnects."""
     try:
         while True:
             peer.sendall(b"a")
@@ -128,7 +128,7 @@ def dribble(peer: socket.socket) -> None:
 )
 @pytest.mark.parametrize("how", [dribble, all_of])
 def test_a_peer_that_stalls_while_it_sends(server, impatient, start, how):
-    """A peer that sends nothing, or a byte now and then, is hung up on, whatever it has begun."""
+    """A peer that sends nothing, or a byte now and then, is disconnected, in any state of a request."""
     with connect(server) as peer:
         peer.sendall(start.encode())
         how(peer)  # returns when it is hung up on
@@ -144,7 +144,7 @@ def test_a_peer_that_stalls_after_a_request(server, impatient):
 
 
 def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
-    """An answer that nobody reads is thrown away, with its connection."""
+    """An unread answer is dropped, with its connection."""
     with local_server(dot_only) as server, connect(server) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         rows = ",".join(["[1.0]"] * 2000)
@@ -156,9 +156,9 @@ def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
 
 
 def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
-    """Who is slow and moves, sending and receiving, is waited for; so is who waits for a long computation."""
+    """A peer that sends and receives slowly is not disconnected, nor one that waits for a long computation."""
     monkeypatch.setattr(connection, "LEAST_BYTES", 100)
-    monkeypatch.setattr(connection, "CHECK_SECONDS", 1.0)  # many times what any of the waits below takes
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 1.0)  # many times any wait below
     with local_server(dot_only, predicted=IN_A_SLOT) as server, connect(server) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         rows = ",".join(["[1.0]"] * 800)
@@ -180,7 +180,7 @@ def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
 
 
 def test_connections_without_number(server, monkeypatch):
-    """Of more connections than there may be, the last are hung up on; when they go, others come."""
+    """Connections over the limit are closed at once; once a connection closes, a new one is accepted."""
     monkeypatch.setattr(connection, "most_connections", lambda: 5)
     with ExitStack() as stack:
         held = [stack.enter_context(connect(server)) for _ in range(5)]
@@ -251,7 +251,7 @@ def test_a_body_that_inflates(dot_only):
         assert answers(server)
 
 
-# --- what is no message, and no request ---
+# --- invalid messages and requests ---
 
 UNREADABLE = b"\x0c\xff\xff"
 STREAMS = {
@@ -283,7 +283,7 @@ def test_what_is_no_message(server, method, caplog):
 
 @pytest.mark.parametrize("method", STREAMS)
 def test_what_is_no_message_on_a_stream(server, method, caplog):
-    """On a stream, what came before bytes that are no message is answered; then it ends as the caller's mistake."""
+    """On a stream, the messages before invalid bytes are answered; then it ends as the caller's mistake."""
     with grpc.insecure_channel(server.grpc) as channel:
         good = STREAMS[method].SerializeToString()
         call = channel.stream_stream(method)(iter([good, UNREADABLE, good]), timeout=30)
@@ -305,7 +305,7 @@ def test_an_origin_that_is_none(server):
 @pytest.mark.parametrize("body", ['{"parameters": true}', '{"parameters": [1]}', '{"parameters": {"a": {}}}'])
 @pytest.mark.parametrize("action", ["load", "unload"])
 def test_parameters_that_are_none(server, action, body):
-    """Parameters of a load or unload that are no object of scalars are refused by their field."""
+    """Parameters of a load or unload that are not an object of scalars are refused by the field."""
     response = requests.post(f"{server.url}/v2/repository/models/dot/{action}", data=body, timeout=30)
     assert response.status_code == 400
     assert response.json()["error"].startswith("parameters")
@@ -313,7 +313,7 @@ def test_parameters_that_are_none(server, action, body):
 
 @pytest.mark.parametrize("after", [b"", b"NO HTTP\r\n\r\n"], ids=["it hangs up", "it sends no HTTP"])
 def test_two_requests_and_a_peer_that_goes(server, after, caplog):
-    """Who sends two requests and goes, or is hung up on, leaves no fault in the log."""
+    """A peer that sends two requests and disconnects, or is disconnected, leaves no error in the log."""
     server.gate.close()
     one = (ATTEND + f"content-length: {len(BODY)}\r\n\r\n").encode() + BODY
     with connect(server) as peer:
@@ -329,7 +329,7 @@ def test_two_requests_and_a_peer_that_goes(server, after, caplog):
 
 
 def test_many_who_watch_health(server):
-    """Who watches health, without credentials, holds no thread that an answer needs."""
+    """Watches of health, which need no credentials, hold no thread that an answer needs."""
     with grpc.insecure_channel(server.grpc) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch
         watches = [watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(60)]
@@ -365,7 +365,7 @@ def _watches(watch) -> bool:
 
 
 def test_streams_of_reflection_that_stay(dot_only, monkeypatch):
-    """Streams of reflection are few, and end by themselves: those who leave them open keep nobody out for long."""
+    """Streams of reflection are few, and end by themselves: open ones block new ones for a bounded time."""
     monkeypatch.setattr(standard, "REFLECTIONS", 2)
     monkeypatch.setattr(standard, "REFLECTION_SECONDS", 1.0)
     with capture_logs() as logs, local_server(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
@@ -393,7 +393,7 @@ def test_streams_of_reflection_that_stay(dot_only, monkeypatch):
 
 @pytest.mark.parametrize("path", ["/v1/models/dot:attend", "/v1/models/dot/versions/1:attend", "/v2/models/dot/infer"])
 def test_a_method_that_is_not_offered(server, path):
-    """Asking by GET for what is computed is a 405 that says which method there is."""
+    """A GET of a computing path is a 405 that names the method."""
     response = requests.get(server.url + path, timeout=30)
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
@@ -410,7 +410,7 @@ def test_lists_without_number(server, path, container):
 
 
 def test_a_stream_that_nobody_reads(dot_only):
-    """Of a stream that nobody reads few answers are computed, and none is kept when its caller goes."""
+    """Of an unread stream few answers are computed, and none is held when the caller disconnects."""
     query = pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[900, 1], data=bytes(3600))
     request = pb.AttendRequest(
         model="dot", inputs=[pb.Sequence(query=query)], outputs=[pb.OutputSpec(name="weights")]
@@ -423,7 +423,7 @@ def test_a_stream_that_nobody_reads(dot_only):
         done.wait(60)
 
     gc.collect()
-    gc.disable()  # what is left is to be let go, not found
+    gc.disable()  # leftovers have to be freed by reference counting
     try:
         with local_server(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
             before = server.gate.runs
@@ -444,13 +444,13 @@ def unsent_bytes(server) -> int:
 
 
 def kept_answers() -> int:
-    # By type: isinstance would ask the objects of other libraries what they are, and some warn of it.
+    # By type: isinstance reads `__class__` of all libraries' objects, and some warn at that.
     return sum(type(each) is Response for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_outputs_without_number(server, connect, name):
-    """More outputs than a request may name are refused by the limit, before anything is made of them."""
+    """More outputs than the limit are refused, before any is planned."""
     transport = connect(name, server.rest, server.grpc)
     outputs = [{"name": "weights", "as": f"w{i}"} for i in range(257)]
     query = np.ones((1, 1), np.float32)
@@ -461,7 +461,7 @@ def test_outputs_without_number(server, connect, name):
 
 @pytest.mark.parametrize("name", TRANSPORTS)
 def test_work_without_bound(dot_only, connect, name):
-    """Sequences that are each within the limit, and together too much work, are refused, with what may be used."""
+    """Sequences within the limit each, but together over the work limit, are refused, with the limit."""
     with start_server(dot_only, "--max-work-mib", 1) as server:
         transport = connect(name, server.rest, server.grpc)
         sequence = {"query": np.ones((256, 1), np.float32)}  # scores of a quarter of a MiB

@@ -1,4 +1,4 @@
-"""gRPC below its messages: frames made by hand, what a peer may hold, who is hung up on, how a stop goes."""
+"""gRPC on the wire, with frames made by hand: framing, buffers, disconnections, a stop, overload."""
 
 import gzip
 import socket
@@ -42,7 +42,7 @@ def prefixed(content: bytes, flag: int = 0) -> bytes:
 
 
 class Peer:
-    """A peer of HTTP/2 that sends what it is told to, and reads frames."""
+    """A peer of HTTP/2 that sends given frames, and reads frames."""
 
     def __init__(self, server) -> None:
         host, port = server.grpc.split(":")
@@ -184,7 +184,7 @@ def test_metadata_that_is_too_large(server):
 
 @pytest.mark.native_grpc("looks into the native server's calls")
 def test_every_call_has_a_status(server):
-    """However short their time, and however many come at once: none ends without a word."""
+    """Of many calls with short deadlines each ends with a status."""
     head = call_head() + literal("grpc-timeout", "1m")
     streams = range(1, 2 * 80, 2)
     with peer_of(server) as peer:
@@ -206,7 +206,7 @@ def test_every_call_has_a_status(server):
 
 @pytest.mark.native_grpc("its core answers other requests of HTTP in its own way")
 def test_a_path_of_http(server):
-    """A path that is REST's is no method, and who asks for it disturbs nobody on the same connection."""
+    """A path of REST is UNIMPLEMENTED, and the connection's next call is answered."""
     with peer_of(server) as peer:
         peer.send(OPENING, frame(HEADERS, END_HEADERS | END_STREAM, 1, call_head("/healthz")))
         assert b"grpc-status: 12" in peer.until(HEADERS, 1)[1]
@@ -216,11 +216,11 @@ def test_a_path_of_http(server):
     wait_until(lambda: not server.grpc_server.http2.calls)
 
 
-# --- what a peer may hold --------------------------------------------------------------------------------------------
+# --- buffers --------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_read_is_not_taken(server):
-    """Of a stream whose requests wait the server takes a window's worth; other calls of the connection go on."""
+    """Of a stream with waiting requests the server reads one window; the connection's next calls are answered."""
     content = prefixed(
         pb.AttendStreamRequest(id="a", request=request(np.ones((3000, 16), np.float32))).SerializeToString()
     )
@@ -259,7 +259,7 @@ def test_what_is_not_read_is_not_taken(server):
 
 @pytest.mark.native_grpc("its core bounds each message, and not all messages together")
 def test_more_than_can_be_held(dot_only, monkeypatch):
-    """When more is on its way in than can be held, the call that brings it is refused; what is held is let go."""
+    """When calls together exceed the buffer, the last is refused; the held bytes are freed with each call."""
     monkeypatch.setattr("attention_server.grpc.native.BUFFERED_MESSAGES", 1)
     with local_server(dot_only, max_message_mib=1) as server, ExitStack() as stack:
         peers = [stack.enter_context(peer_of(server)) for _ in range(3)]
@@ -278,7 +278,7 @@ def test_more_than_can_be_held(dot_only, monkeypatch):
 
 @pytest.mark.native_grpc("its core bounds each message, and not all messages together")
 def test_nothing_stays_counted_of_what_came(server):
-    """Whatever calls bring, good or bad, and however they end, no byte stays counted as on its way."""
+    """After good and bad calls, however each ends, no byte stays counted in the buffer."""
     good = request().SerializeToString()
     with grpc.insecure_channel(server.grpc) as channel:
         attend = channel.unary_unary(ATTEND)
@@ -307,12 +307,12 @@ def test_who_is_not_known_sends_little(server):
         assert b"inflates" in peer.until(HEADERS, 3)[1]
 
 
-# --- who is hung up on -----------------------------------------------------------------------------------------------
+# --- disconnections -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.native_grpc("looks into the native server's calls")
 def test_many_calls_that_are_cancelled(dot_only):
-    """Thousands of calls, cancelled as soon as they are made, leave no call, no byte and no slot taken."""
+    """Thousands of calls that are cancelled at once leave no call, no byte and no slot in use."""
     with local_server(dot_only, max_queued=128) as server, grpc.insecure_channel(server.grpc) as channel:
         stub = AttentionServiceStub(channel)
         large = request(np.ones((300, 64), np.float32))
@@ -332,7 +332,7 @@ def test_many_calls_that_are_cancelled(dot_only):
 
 @pytest.mark.native_grpc("its core refuses calls that arrive after GOAWAY")
 def test_a_stop_says_so_and_finishes(dot_only):
-    """Who stops tells its peers to send elsewhere, takes what was on its way, answers it, and hangs up."""
+    """A server that stops sends GOAWAY, answers the calls in transit, and closes the connection."""
     with start_server(dot_only, "--slots", 1) as server, peer_of(server) as peer:
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
         peer.send(frame(PING, 0, 0, bytes(8)))
@@ -356,7 +356,7 @@ def test_a_stop_says_so_and_finishes(dot_only):
 @pytest.mark.parametrize("idle", [True, False])
 @pytest.mark.native_grpc("its core refuses calls that arrive after GOAWAY")
 def test_a_request_on_its_way_when_the_server_stops(dot_only, idle):
-    """What was sent before a peer could know of the stop is answered, also on a connection that was idle."""
+    """A call that was sent before GOAWAY arrived is answered, also on an idle connection."""
     with local_server(dot_only) as server, peer_of(server) as peer:
         peer.send(OPENING, frame(PING, 0, 0, bytes(8)))
         peer.until(PING)
@@ -400,13 +400,13 @@ def test_an_answer_that_is_taken_slowly_when_the_server_stops(dot_only):
 def test_refused_at_its_head(server):
     """Where there is no place for it, a call is refused before anything of its message has come, and nothing is kept.
 
-    What the peer sends before it has read that is thrown away.
+    Bytes that the peer sends before it has read the refusal are dropped.
     """
     admission = server.service.admission
     admission.trip()
     with ExitStack() as taken, peer_of(server) as peer:
         for caller in ("other", "other", "127.0.0.1"):
-            taken.enter_context(admission.acquire(caller))  # with one more it would have as many as the other
+            taken.enter_context(admission.acquire(caller))  # one more would equal the first caller's share
         content = prefixed(request().SerializeToString())
         peer.send(OPENING, frame(HEADERS, END_HEADERS, 1, call_head()))
         flags, trailers = peer.until(HEADERS, 1)

@@ -99,7 +99,7 @@ def client(server, connected):
 
 
 def test_answers_are_those_of_attend(server, client):
-    """A stream gives what the same sequences get one by one, bit for bit, in the order in which they were given."""
+    """A stream's results equal those of single calls bit for bit, in the order of the sequences."""
     given = sequences(300)
     streamed = list(client.attend_many("dot", given, outputs=["output", "weights"]))
     assert len(streamed) == len(given)
@@ -110,7 +110,7 @@ def test_answers_are_those_of_attend(server, client):
 
 
 def test_ids_match_answers(stub):
-    """Each answer carries the id of its request, whatever the order."""
+    """Each answer carries the id of its request, in any order."""
     given = dict(zip(map(str, range(100)), sequences(100), strict=True))
     answers = {each.id: each.response for each in stub.AttendStream(message(*item) for item in given.items())}
     assert answers.keys() == given.keys()
@@ -142,9 +142,9 @@ def test_an_empty_stream_is_answered_by_none(stub, client):
 
 
 def test_a_caller_who_does_not_read_is_not_read_for_ever(stub):
-    """The window of a stream bounds what the server takes of a caller who does not read."""
+    """The server reads a bounded number of requests of a caller that does not read."""
     sent = itertools.count()
-    query = np.ones((200, 400), np.float32)  # 320 kB there, and as much back: the network holds few of them
+    query = np.ones((200, 400), np.float32)  # 320 kB there, and as much back: the network holds few
     last = 0
 
     def endless():
@@ -165,7 +165,7 @@ def test_a_caller_who_does_not_read_is_not_read_for_ever(stub):
 
 @pytest.mark.native_grpc("its core frees a cancelled stream's place a moment later")
 def test_streams_are_bounded_and_do_not_leak(server, stub):
-    """More streams than there may be are refused at once; when they end, others find room."""
+    """More streams than there may be are refused at once; once a stream ends, a new one is accepted."""
     query = np.ones((1, 8), np.float32)
     doors = [threading.Event() for _ in range(STREAMS)]
 
@@ -196,7 +196,7 @@ def test_streams_are_bounded_and_do_not_leak(server, stub):
 
 
 class MessageStream:
-    """A stream's ends in memory: two times three messages, the second three behind a gate, and what it was sent."""
+    """A stream's ends in memory: two times three messages, the second three behind a gate, and the sent answers."""
 
     def __init__(self):
         self.call = self
@@ -248,7 +248,7 @@ def test_nothing_stays_counted(size, in_order, monkeypatch):
 
 
 def test_a_stop_answers_what_was_taken_and_ends_streams(repository):
-    """A server that stops does not wait for idle streams: their callers learn that they have to go elsewhere."""
+    """A server that stops does not wait for idle streams: the callers read UNAVAILABLE."""
     door = threading.Event()
     with start_server(repository, "--grace", 10 * HANG) as server, grpc.insecure_channel(server.grpc) as channel:
 
@@ -285,7 +285,7 @@ def test_errors_in_place_and_raised(client):
 
 
 def test_outputs_that_are_there_but_once(client):
-    """What is to be sent back is read once, and holds for every message, and for what is asked by itself."""
+    """An iterator of outputs is read once, and holds for every message, and for sequences sent one by one."""
     bad = np.full((2, 8), np.nan, np.float32)
     spec = OutputSpec("weights", rows=(row for row in [1]))
     answers = list(
@@ -300,7 +300,7 @@ def test_outputs_that_are_there_but_once(client):
 
 
 def test_a_source_that_fails_raises_after_what_came_before(client):
-    """What the caller's own iterable raises comes out where it happened."""
+    """An exception of the caller's own iterable is raised in its place."""
 
     def failing():
         yield from sequences(3)
@@ -313,7 +313,7 @@ def test_a_source_that_fails_raises_after_what_came_before(client):
 
 
 def test_an_asynchronous_source(server):
-    """By asyncio sequences may come from an asynchronous iterable, when they come; results come meanwhile."""
+    """By asyncio sequences may come from an asynchronous iterable, slowly; results come meanwhile."""
     given = sequences(BATCH_SEQUENCES + 4)
     first_is_there = asyncio.Event()
 
@@ -366,7 +366,7 @@ def test_many_streams_at_once(client):
 
 
 def test_a_server_that_is_killed_in_mid_stream(repository, connected):
-    """When one of two servers is killed, its unanswered messages are sent to the other: none is lost or doubled."""
+    """When one of two servers is killed, its unanswered messages are sent to the second: none is lost or doubled."""
     given = sequences(3000, 20)
     with start_server(repository) as stays, start_server(repository) as goes:
         with connected(f"{stays.grpc},{goes.grpc}") as client:
