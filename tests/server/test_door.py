@@ -41,8 +41,9 @@ class Clock:
 
 @pytest.fixture
 def admission():
-    made = AdmissionController(2, max_wait=1.0, clock=Clock())
-    made.tick = made._clock
+    clock = Clock()
+    made = AdmissionController(2, max_wait=1.0, clock=clock)
+    made.tick = clock
     return made
 
 
@@ -90,7 +91,7 @@ def test_bursts_are_no_overload(admission):
     """Who comes with many at once, and then leaves the slots idle, is let in again before the door's time is over."""
     for _ in range(6):
         admission.trip()
-        admission.tick.now = admission._shed_until  # it will be closed for 32 s
+        admission.tick.now = admission.shed_until  # it will be closed for 32 s
     admission.trip()
     assert come(admission, 30, 0.01) == 2 * PERMITS_PER_SLOT
     admission.tick.now += MIN_SHED_SECONDS
@@ -104,9 +105,9 @@ def test_an_overload_stays_one(admission, times):
     """As long as more comes than can be computed, the door stays closed for its time."""
     for _ in range(3):
         admission.trip()
-        admission.tick.now = admission._shed_until
+        admission.tick.now = admission.shed_until
     admission.trip()
-    end = admission._shed_until
+    end = admission.shed_until
     while admission.tick.now < end - 0.2:
         # In 20 ms two slots answer their places; so many more come besides.
         assert (
@@ -167,8 +168,14 @@ def message():
     return pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=tensor(QUERY))])
 
 
+@pytest.fixture
+def endless(monkeypatch):
+    """Shedding never ends by itself."""
+    monkeypatch.setattr("attention_server.scheduling.admission.MIN_SHED_SECONDS", float("inf"))
+
+
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
-def test_refused_unread(dot_only, transport):
+def test_refused_unread(dot_only, endless, transport):
     """Behind a closed door nothing of a request is looked at; when one has left, the next is answered, and rightly."""
     with (
         local_server(dot_only, predicted=IN_A_SLOT) as server,
@@ -180,7 +187,6 @@ def test_refused_unread(dot_only, transport):
         raw = channel.unary_unary("/attention.v1.AttentionService/Attend")
         admission = server.service.admission
         admission.trip()
-        admission._shed_until = float("inf")
         server.gate.close()
         inside = [threads.submit(stub.Attend, message()) for _ in range(PERMITS_PER_SLOT)]
         wait_until(lambda: admission.permits_held == PERMITS_PER_SLOT)
@@ -206,12 +212,11 @@ def test_refused_unread(dot_only, transport):
         wait_until(lambda: not admission.permits_held)
 
 
-def test_a_caller_who_leaves_before_the_message_is_here(dot_only):
+def test_a_caller_who_leaves_before_the_message_is_here(dot_only, endless):
     """Who is let in and sends nothing has no place any more when they have gone."""
     with local_server(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
         admission = server.service.admission
         admission.trip()
-        admission._shed_until = float("inf")
         door = threading.Event()
 
         def nothing():
