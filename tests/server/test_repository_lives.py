@@ -261,8 +261,9 @@ def empty_root(models, aside):
 
 
 def empty_model(models, aside):
-    """The same, where each model has a disk of its own."""
-    return empty_root(models / "multi", aside)
+    """The same, where each model has a disk of its own: at once, without a moment in which the folder is missing."""
+    (models / "multi/1").rename(aside)
+    return lambda: aside.rename(models / "multi/1")
 
 
 @pytest.mark.parametrize(
