@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Stages(NamedTuple):
-    """All between query and output: softmax(mask(scores)) = weights, weights.v = heads, heads.M_O = output."""
+    """The stages from query to output: softmax(mask(scores)) = weights, weights.v = heads, heads.M_O = output."""
 
     q: Tensor  # (B, H, T, Dh)
     k: Tensor  # (B, Hkv, S, Dh)
@@ -30,10 +30,10 @@ class Stages(NamedTuple):
 
 @dataclass(frozen=True)
 class Dims:
-    """The widths of a block. A 0 takes the usual: key as query, value as key, head as query / heads, output as query.
+    """The widths of a block. Defaults for 0: key = query, value = key, head = query / heads, output = query.
 
     Attributes:
-        query, key, value: the widths of the vectors that come in. In `dot_product`, 0 stands for any.
+        query, key, value: the widths of the input vectors. In `dot_product`, 0 is any width.
         heads: H.
         head: Dh, the width of one head's queries and keys.
         value_head: Dv, the width of one head's values; 0 is Dh.
@@ -102,7 +102,7 @@ def softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class DotProduct(nn.Module):
-    """Attention on the raw vectors: nothing is learned, q = query, k = key, v = value, and scores are not scaled."""
+    """Attention on the raw vectors, without parameters: q = query, k = key, v = value; scores are not scaled."""
 
     name = "dot_product"
 
@@ -188,9 +188,9 @@ class SelfAttention(DotProduct):
     def pool(self, query: Tensor, key: Tensor, value: Tensor, pool: Tensor) -> Tensor:
         """Average rows of the output without computing them: (B, P, D).
 
-        A row is (w_t X M_V + b_V) M_O + b_O, where w_t are its weights and X the unprojected values. So the mean that
-        takes p_t of row t, with p and each w_t summing to 1, is ((p w) X M_V + b_V) M_O + b_O: P rows are projected
-        instead of S, and P combined instead of T, which spares a self-attention half of its products.
+        Row t is (w_t X M_V + b_V) M_O + b_O, with the weights w_t and the unprojected values X. The mean with the
+        coefficients p is ((p w) X M_V + b_V) M_O + b_O, since p and each w_t sum to 1. So P rows are projected instead
+        of S, and P combined instead of T: a self-attention needs half of its products.
 
         Args:
             query: (B, T, Dq).
@@ -199,7 +199,7 @@ class SelfAttention(DotProduct):
             pool: the coefficient of each row in each mean, (P, T); each sums to 1.
         """
         heads = self.dims.heads
-        # q.b_K is the same for every key, so that a softmax over keys does not see it; a softcap would.
+        # q.b_K is the same for every key, so it cancels in the softmax over keys; it does not under a softcap.
         k = key @ self.M_K if not self.softcap else _affine(key, self.M_K, self.b_K)
         q, k = split(self.queries(query), heads), split(k, heads)
         weights = pool @ self.compare(q, k).softmax(-1)  # (B, H, P, S)
@@ -208,7 +208,7 @@ class SelfAttention(DotProduct):
 
 
 class MultiHead(SelfAttention):
-    """Several self-attentions in parallel, each free to specialise, combined by M_O."""
+    """Several self-attentions in parallel, one for each head, combined by M_O."""
 
     name = "multi_head"
 

@@ -33,7 +33,7 @@ imports = typer.Typer(help="Export attention that was trained elsewhere.", no_ar
 app.add_typer(imports, name="import")
 console = Console(stderr=True)
 
-FIGURE = "training.png"  # beside the manifest, which does not name it, so that no server reads it
+FIGURE = "training.png"  # the manifest does not name it, so no server reads it
 
 BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type: ignore[misc] # for typer's choices
 TaskName = Enum("TaskName", {name: name for name in TASKS}, type=str)  # type: ignore[misc]
@@ -134,7 +134,7 @@ def train(
     options = {"heads": heads, "width": width, "epochs": epochs, "held_out": held_out, "patience": patience}
     with exit_on_user_error():
         chosen = _select_task(task, data, block, name, checkpoint, options | {"steps": steps or None})
-        new_version(models, name or chosen.model, version)  # before minutes of training, not behind them
+        new_version(models, name or chosen.model, version)  # fails before minutes of training, not after
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
         check_bars(trained.training.figures, chosen.bars)
@@ -286,10 +286,10 @@ def _select_task(
     checkpoint: Path | None,
     options: Mapping[str, Any],
 ) -> Task:
-    """Return the task that was named, or that a file sets.
+    """Return the named task, or the task of a data file.
 
     Raises:
-        ValueError: options are missing, or do not go together.
+        ValueError: options are missing or exclude each other.
     """
     given = {option: value for option, value in options.items() if value is not None}
     if (task is None) == (data is None):

@@ -1,4 +1,4 @@
-"""The command `attention-export`, which tells what to install where a dependency is missing."""
+"""Entry point of `attention-export`: a missing dependency is one line with the install command."""
 
 from attention_proto.command import run_command
 

@@ -29,22 +29,22 @@ Progress = Callable[[str], None]
 
 
 def export(model: Model, repository: Path, name: str, version: int, *, progress: Progress = lambda _: None) -> Path:
-    """Export a model, verify it, and only then give it its place in the repository.
+    """Export a model, verify it, and move the verified version into the repository.
 
     Args:
         model: what to export.
         repository: the folder of models; made when absent.
         name: the model's name.
         version: 1 or above.
-        progress: told what is being done.
+        progress: called with a line for each step.
 
     Returns:
         The version's folder.
 
     Raises:
-        ManifestError: no server would find it by such a name or version.
-        FileExistsError: the version is there already.
-        ExportFailure: a part of the model has no form in ONNX.
+        ManifestError: the name or version is not valid in a repository.
+        FileExistsError: the version exists already.
+        ExportFailure: a part of the model cannot be exported to ONNX.
         Mismatch: a graph does not match PyTorch; nothing is written.
     """
     target = new_version(repository, name, version)
@@ -53,7 +53,7 @@ def export(model: Model, repository: Path, name: str, version: int, *, progress:
         folder = Path(scratch) / "version"
         folder.mkdir()
         _write(model, folder, progress)
-        folder.rename(target)  # whole, or not at all
+        folder.rename(target)  # atomic
     progress(f"wrote {target}")
     return target
 
@@ -103,7 +103,7 @@ def _write_layer(block: DotProduct, folder: Path, name: str, prefix: str, progre
 
 
 def _describe(module: Attend, file: File) -> AttendGraph:
-    # Written out, attention runs everywhere, and more slowly; CUDA needs it, because its kernel gives no weights.
+    # The explicit graph runs on every device, but slower; CUDA needs it, because its kernel returns no weights.
     devices = ["cuda"] if module.explicit else ["cpu"] if module.weights or module.mask else []
     return AttendGraph(file=file, weights=module.weights, mask=module.mask, devices=devices)
 
@@ -129,7 +129,7 @@ def _content(tokenizer: Tokenizer) -> bytes:
 
 
 def _set_files(manifest: Manifest, files: dict[str, File]) -> None:
-    """Enter the files of front, head and layer transitions in their fields of the manifest."""
+    """Set the manifest's fields for the files of front, head and layer transitions."""
     places = {
         "front.onnx": manifest.text.front,
         "memory-front.onnx": manifest.text.memory_front,

@@ -1,4 +1,4 @@
-"""A picture of the training: the loss, and where a block looks before and after."""
+"""A figure of a training run: the loss, and attention weights before and after."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ COLOURS = "Blues"
 
 
 def save_figure(trained: TrainedModel, path: Path | str) -> None:
-    """Draw the loss curve of a model, and beneath it where it looks in its example, into a file, PNG or by suffix.
+    """Draw a model's loss curve, and below it the attention weights of its example, into a file; PNG or by suffix.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -61,7 +61,7 @@ def _draw_panels(figure: "SubFigure", illustration: Illustration) -> None:
 
 
 def _draw_weights(axes: "Axes", panel: Panel, columns: Sequence[str]) -> None:
-    """A cell for each weight, with its number where it matters."""
+    """Draw a cell for each weight, with its number from 0.05."""
     axes.imshow(panel.weights, cmap=COLOURS, vmin=0, vmax=1)
     axes.set_anchor("N")
     axes.set_title(panel.title, loc="left")

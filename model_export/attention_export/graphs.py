@@ -1,7 +1,7 @@
-"""The ONNX graphs of a block, cut where a service needs the cut.
+"""The ONNX graphs of a block, cut at the stages that a service returns, keeps or batches.
 
-Between graphs, k and v have their heads side by side, [B, S, H * width]. ONNX's `Attention` takes this form without a
-Reshape or Transpose, and a memory is kept in it. A stage by heads, [H, S, width], is a view of it.
+Between graphs, k and v have the heads side by side, [B, S, H * width]. ONNX's `Attention` takes this form without a
+Reshape or Transpose, and a memory is kept in it. A stage by heads, [H, S, width], is a view.
 """
 
 import io
@@ -21,7 +21,7 @@ from attention_export.blocks import DotProduct, SelfAttention, join, split
 from attention_export.model import Model
 
 OPSET = 23  # the first with Attention; 25 expands it into its parts
-WEIGHTS_AFTER_SOFTMAX = 3  # qk_matmul_output_mode
+WEIGHTS_AFTER_SOFTMAX = 3  # value of the attribute qk_matmul_output_mode
 
 Shape = tuple[str | int, ...]
 
@@ -30,7 +30,7 @@ EXAMPLE_SIZES = {"B": 2, "T": 5, "S": 7, "N": 3, "D": 11, "Dv": 13, "P": 4}
 
 
 class ExportFailure(ValueError):
-    """A part of a model has no form in ONNX."""
+    """A part of a model cannot be exported to ONNX."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Pool(nn.Module):
 class Attend(nn.Module):
     """query, k, v [, mask] -> [q,] [heads,] output [, weights].
 
-    `explicit` writes the products and the softmax out, for devices with an `Attention` kernel that gives no weights.
+    `explicit` spells out the products and the softmax, for devices whose `Attention` kernel returns no weights.
     """
 
     def __init__(self, block: DotProduct, *, weights: bool, mask: bool, explicit: bool = False) -> None:
@@ -139,7 +139,7 @@ def shared_heads(block: DotProduct) -> int:
 
 
 def attend_graphs(block: DotProduct, prefix: str = "") -> list[tuple[Graph, Attend]]:
-    """Return the graphs that attend, the cheapest first."""
+    """Return the attention graphs, the cheapest first."""
     modules = {
         "attend": Attend(block, weights=False, mask=False),
         "attend-masked": Attend(block, weights=False, mask=True),
@@ -174,7 +174,7 @@ def pool_graph(block: DotProduct, prefix: str = "") -> Graph | None:
 
 
 def front_graphs(model: Model) -> list[Graph]:
-    """Return the graphs that turn tokens into vectors: the query's, and the memory's where it has its own."""
+    """Return the graphs that turn tokens into vectors: one for the query, and one for the memory if separate."""
     if model.text is None:
         return []
     fronts: list[tuple[str, nn.Module, str, tuple[str, ...]]] = [
@@ -195,13 +195,13 @@ def _front_outputs(module: nn.Module, length: str, names: tuple[str, ...]) -> di
 
 
 def after_graph(after: nn.Module, block: DotProduct, prefix: str) -> Graph:
-    """Return the graph that makes the next layer's query."""
+    """Return the graph that computes the next layer's query."""
     shape: Shape = ("B", "T", block.dims.output)
     return Graph(f"{prefix}after.onnx", after, {"query": shape, "output": shape}, {"next": shape})
 
 
 def head_graph(model: Model) -> Graph | None:
-    """Return the graph that reads predictions from rows of the output."""
+    """Return the graph from output rows to predictions; None for a model without a head."""
     if model.head is None:
         return None
     outputs: dict[str, Shape] = {p.name: ("N", len(p.labels)) for p in model.predictors}
@@ -283,9 +283,9 @@ def _declare_shapes(model: onnx.ModelProto, graph: Graph) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what the exporter says of itself: missing torchvision, renamed dimensions, internal deprecations.
+    """Suppress the exporter's warnings: missing torchvision, renamed dimensions, internal deprecations.
 
-    And where it fails the code that it was at, which it prints: what matters is raised as well.
+    Also suppressed is the source code that it prints on a failure; the exception has the reason.
     """
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -297,7 +297,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _widths(block: DotProduct) -> tuple[str | int, str | int, str | int]:
-    """Return the widths of query, key and value; a name where any will do."""
+    """Return the widths of query, key and value; a dimension name for any width."""
     dims = block.dims
     return dims.query or "D", dims.key or dims.query or "D", dims.value or dims.key or "Dv"
 

@@ -18,11 +18,11 @@ class ManifestError(ValueError):
 
 
 def new_version(repository: Path, name: str, version: int) -> Path:
-    """Return the folder of a version that is to be written.
+    """Return the folder of a version to be written.
 
     Raises:
-        ManifestError: no server would find it by such a name or version.
-        FileExistsError: it is there already.
+        ManifestError: the name or version is not valid in a repository.
+        FileExistsError: the folder exists already.
     """
     if not NAME.fullmatch(name):
         raise ManifestError(f"{name!r} is no name for a model: letters, digits and _ . - behind the first, at most 128")
@@ -52,7 +52,7 @@ def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
     """Read every file that a manifest names.
 
     Raises:
-        ManifestError: one is missing, or is not the one that the manifest names.
+        ManifestError: a file is missing, or its SHA-256 differs from the manifest's.
     """
     contents = {}
     for file in named_files(manifest):
@@ -69,7 +69,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest, keys sorted, so that equal manifests are equal files."""
     content = json_format.MessageToDict(manifest, preserving_proto_field_name=True)
     if manifest.HasField("training"):
-        content["training"].setdefault("seed", 0)  # which the JSON form leaves out, for a zero
+        content["training"].setdefault("seed", 0)  # protobuf's JSON form omits zeros
     (folder / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
@@ -106,7 +106,7 @@ def read_block(folder: Path, manifest: Manifest, layer: Layer) -> DotProduct:
     """Build a layer's block from its matrices.
 
     Raises:
-        ManifestError: the block is unknown, or the matrices do not have the widths that the manifest gives.
+        ManifestError: the block is unknown, or the matrices do not have the manifest's widths.
     """
     if manifest.block not in BLOCKS:
         raise ManifestError(f"block {manifest.block!r} is none of {', '.join(BLOCKS)}")

@@ -12,15 +12,15 @@ from attention_export.blocks import DotProduct
 
 @dataclass(frozen=True)
 class TextFront:
-    """How text becomes vectors.
+    """The conversion of text to vectors.
 
     Attributes:
-        tokenizer: text -> tokens; has an unknown token, by which words outside the vocabulary are found.
+        tokenizer: text -> tokens; its unknown token marks words outside the vocabulary.
         front: tokens INT64 (B, T) -> a tuple of query, or query and key, or query, key and value, each (B, T, width).
-        memory_tokenizer: the same for the memory text; `tokenizer` when absent.
+        memory_tokenizer: the tokenizer of the memory text; `tokenizer` when absent.
         memory_front: memory tokens INT64 (B, S) -> a tuple of key, or key and value, each (B, S, width).
         allow_unknown: whether unknown words are read as the unknown token.
-        max_tokens, max_memory_tokens: the longest texts; 0 is any.
+        max_tokens, max_memory_tokens: the limits of length; 0 is no limit.
     """
 
     tokenizer: Tokenizer
@@ -50,16 +50,16 @@ class Model:
     """A block with its surroundings.
 
     Attributes:
-        block: the attention that is served; of several layers, the last.
-        description: one sentence for people.
-        text: how text becomes vectors; None for vectors only.
-        head: output rows (N, D) -> a tuple of probabilities (N, labels), one for each of `predictors`, in their order.
-        predictors: what the head says, and from which rows.
-        training: the record of how it learned.
-        license: of the weights, an SPDX expression; empty where nobody said.
-        source: where imported weights come from.
+        block: the served attention; of several layers, the last.
+        description: one sentence for users.
+        text: the conversion of text to vectors; None for vectors only.
+        head: output rows (N, D) -> a tuple of probabilities (N, labels), one for each of `predictors`, in order.
+        predictors: the name, labels and rows of each prediction.
+        training: the record of the training.
+        license: the weights' license, an SPDX expression; empty if unknown.
+        source: the origin of imported weights.
         earlier: the layers before the last, in computing order.
-        layer_names: the names by which callers choose layers; "0", "1", .. when not given.
+        layer_names: the layers' names in requests; "0", "1", .. when not given.
     """
 
     block: DotProduct

@@ -1,6 +1,6 @@
-"""One way of training for every task, and the bars that a model must clear.
+"""Training of the tasks, and the bars on held-out figures below which a model is not exported.
 
-Seeded and on one thread: the same bytes come out each time on the same machine.
+Training is seeded and runs on one thread: one machine gives the same bytes each time.
 """
 
 import math
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from attention_export.model import Model
 
 LICENSE = "Apache-2.0"  # of the weights that ship with the project
-Example = tuple[Tensor, ...]  # one example, or a batch of them: every tensor with one more dimension in front
+Example = tuple[Tensor, ...]  # one example; or a batch, each tensor with one more dimension in front
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run of training stands.
+    """The progress of a training run.
 
     Attributes:
-        run: what learns: the model, or a model that serves as comparison.
-        step, steps: how many of how many optimiser steps are done.
-        loss: that of this step's batch.
-        seconds: since the run began.
+        run: the name of the trained network: the model, or a comparison.
+        step, steps: optimiser steps done and in all.
+        loss: the loss of this step's batch.
+        seconds: the time since the start of the run.
     """
 
     run: str
@@ -44,7 +44,7 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Panel:
-    """Attention weights to be drawn: a title, and a row of weights (R, S) for each of R labels."""
+    """One matrix of attention weights to draw: a title, R row labels and weights (R, S)."""
 
     title: str
     rows: Sequence[str]
@@ -56,9 +56,9 @@ class Illustration:
     """One text, with the weights of different blocks over it.
 
     Attributes:
-        text: the example, for people.
-        columns: the S tokens that are attended to.
-        panels: the compared blocks, from before training to after.
+        text: the example, readable.
+        columns: the S tokens at the key positions.
+        panels: the compared networks, from before training to after.
     """
 
     text: str
@@ -71,10 +71,10 @@ class TrainingRun:
     """The result of learning a task.
 
     Attributes:
-        model: without the record of its training.
+        model: the model, without the record of its training.
         losses: the training loss of each step.
         figures: measurements on held-out examples, by name.
-        train_examples, held_out_examples: how many there were.
+        train_examples, held_out_examples: the counts of examples.
         illustration: weights before and after.
     """
 
@@ -91,7 +91,7 @@ class TrainedModel:
     """A model that has learned its task, with the data for its picture.
 
     Attributes:
-        model: its `training` tells how it learned, and the figures it reached on held-out examples.
+        model: the model; its `training` has seed, steps and held-out figures.
         losses: the training loss of each step.
         illustration: weights before and after.
     """
@@ -102,20 +102,20 @@ class TrainedModel:
 
     @property
     def training(self) -> Training:
-        """The record of how it learned."""
+        """The record of the training."""
         assert self.model.training is not None
         return self.model.training
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Where a figure has to lie for a model to be shipped."""
+    """The range of a figure in which a model is exported."""
 
     at_least: float = -math.inf
     at_most: float = math.inf
 
     def __str__(self) -> str:
-        """Say it as a sentence's end."""
+        """Return the range in words, such as "at least 0.9"."""
         return f"at least {self.at_least:g}" if self.at_least > -math.inf else f"at most {self.at_most:g}"
 
     def holds(self, figure: float) -> bool:
@@ -124,19 +124,19 @@ class Bar:
 
 
 class BelowBar(ValueError):
-    """A model learned less than its task asks."""
+    """A figure of a trained model is below its bar."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something to learn, and the model that learns it.
+    """A training task and its model.
 
     Attributes:
-        name: of the task.
-        model: the name under which the model is served.
-        steps: the optimiser steps after which the bars were found to hold.
+        name: the task's name.
+        model: the served model's name.
+        steps: the default number of optimiser steps, enough to reach the bars.
         bars: figure -> its bar.
-        learn: (seed, steps, on progress) -> what was learned, drawing from torch's generator.
+        learn: (seed, steps, on progress) -> the training run; draws from torch's generator.
     """
 
     name: str
@@ -146,9 +146,9 @@ class Task:
     learn: Callable[[int, int, OnProgress], TrainingRun]
 
     def train(self, seed: int, steps: int, on_progress: OnProgress) -> TrainedModel:
-        """Learn the task: the same seed and steps give the same bytes on the same machine.
+        """Train the model: on one machine, the same seed and steps give the same bytes.
 
-        Whether that is enough is not asked here: see `check_bars`.
+        The bars are not checked here; see `check_bars`.
         """
         began = time.perf_counter()
         with reproducible(seed):
@@ -167,10 +167,10 @@ class Task:
 
 
 def check_bars(figures: Mapping[str, float], bars: Mapping[str, Bar]) -> None:
-    """Refuse a model that falls short.
+    """Check figures against bars.
 
     Raises:
-        BelowBar: names each figure that misses its bar, or is missing.
+        BelowBar: a figure misses its bar or is missing; the message names each.
     """
     short = [
         f"{name} is {figures[name]:.4g} and must be {bar}" if name in figures else f"{name} was not measured"
@@ -183,7 +183,7 @@ def check_bars(figures: Mapping[str, float], bars: Mapping[str, Bar]) -> None:
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Draw from `seed` and compute on one thread, where sums have one order; leave torch as it was."""
+    """Seed torch and compute on one thread, where sums have one order; restore torch's state afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -195,7 +195,7 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def stack_by_shape(examples: Iterable[Example]) -> list[Example]:
-    """Group examples whose tensors have equal shapes into batches: never pad, and no mask is needed."""
+    """Group examples of equal shapes into batches, so that padding and masks are not needed."""
     groups: dict[tuple[torch.Size, ...], list[Example]] = {}
     for example in examples:
         groups.setdefault(tuple(tensor.shape for tensor in example), []).append(example)
@@ -203,7 +203,7 @@ def stack_by_shape(examples: Iterable[Example]) -> list[Example]:
 
 
 class Batches:
-    """Draws batches of equally shaped examples, each example as often as its share says; all alike when not given."""
+    """A sampler of batches of equally shaped examples, in proportion to the examples' shares (by default equal)."""
 
     def __init__(self, examples: Sequence[Example], size: int, shares: Sequence[float] | None = None) -> None:
         self.size = size
@@ -212,7 +212,7 @@ class Batches:
         self.shares = torch.stack([group[-1].sum() for group in self.groups])
 
     def draw(self) -> Example:
-        """Return one batch: each of an example's tensors, with B in front."""
+        """Return a random batch: an example's tensors with B in front."""
         *tensors, shares = self.groups[int(self.shares.multinomial(1))]
         chosen = shares.multinomial(self.size, replacement=True)  # (B,)
         return tuple(tensor[chosen] for tensor in tensors)

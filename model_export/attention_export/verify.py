@@ -40,7 +40,7 @@ class Mismatch(ValueError):
 
 @dataclass
 class Report:
-    """The largest errors seen so far."""
+    """The number of compared cases and the largest error of each stage."""
 
     cases: int = 0
     errors: dict[str, float] = field(default_factory=dict)
@@ -49,23 +49,23 @@ class Report:
     def compare(
         self, where: str, found: Arrays, expected: Arrays, in_float32: Callable[[], Arrays] | None = None
     ) -> None:
-        """Take note of one case.
+        """Compare a graph's outputs with the reference.
 
         Args:
-            where: the case, for the error.
-            found: what a graph gave.
-            expected: what it should be, computed in float64.
-            in_float32: computes the same in float32, for cases in which that cannot come nearer.
+            where: the case, for the error message.
+            found: the graph's outputs by name.
+            expected: the reference in float64.
+            in_float32: computes the reference in float32, for cases limited by float32's precision.
 
         Raises:
-            Mismatch: a stage is further off than ATOL + RTOL * |expected|, and than twice what PyTorch's own float32
-                is; or it is not finite, or of another shape.
+            Mismatch: a stage's error exceeds ATOL + RTOL * |expected| and twice the error of PyTorch's float32; or a
+                stage is not finite or has another shape.
         """
         self.cases += 1
         for name, value in found.items():
             stage = expected[name]
             error = np.abs(value.astype(np.float64) - stage) if value.shape == stage.shape else np.array(np.inf)
-            # `not all(<=)`, for NaN is not <= anything.
+            # `not all(<=)` also catches NaN.
             if not np.all(error <= ATOL + RTOL * np.abs(stage)):
                 rounding = 0.0 if in_float32 is None else np.abs(in_float32()[name] - stage).max()
                 if error.max() <= 2 * rounding:
@@ -89,15 +89,15 @@ class Report:
 
 
 def verify(folder: Path) -> Parity:
-    """Verify a version's folder by itself.
+    """Verify a version's folder without the model that it was exported from.
 
-    The block is computed anew by PyTorch from `block.safetensors`; front and head, which are graphs only, by ONNX's
-    reference implementation.
+    The reference of a block is PyTorch with the matrices of `block.safetensors`; the reference of front and head, which
+    exist as graphs only, is ONNX's reference implementation.
 
     Raises:
-        Mismatch: a graph is off.
-        ManifestError: a file is missing, or is not the one that the manifest names; or the version is int8, which
-            matches PyTorch only as closely as its manifest says.
+        Mismatch: a graph differs from its reference.
+        ManifestError: a file is missing, or its SHA-256 differs from the manifest's; or the version is int8, whose
+            error is in its manifest.
     """
     manifest = read_manifest(folder)
     if manifest.HasField("quantization"):
@@ -106,7 +106,7 @@ def verify(folder: Path) -> Parity:
             f"How far it is from float32 was measured by `attention-export quantize`, and stands in its manifest under "
             f"`quantization`; what can be verified is {manifest.quantization.source}"
         )
-    read_files(folder, manifest)  # their hashes are part of what is verified
+    read_files(folder, manifest)  # checks the hashes
     report = Report()
     for layer in manifest.layers:
         verify_layer(read_block(folder, manifest, layer), layer, folder, report)
@@ -119,7 +119,7 @@ def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) 
     """Compare every graph of a layer with its block.
 
     Raises:
-        Mismatch: a graph is off.
+        Mismatch: a graph differs from the block.
     """
     reference = copy.deepcopy(block).double().eval()
     project = session(folder / layer.project.name) if layer.HasField("project") else None
@@ -147,17 +147,17 @@ def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) 
 
 
 def _inputs(rng: np.random.Generator, block: DotProduct) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """Yield query, key and value of every length, for one sequence and for several."""
+    """Yield query, key and value of every length in `LENGTHS` and batch size in `BATCHES`."""
     for batch, (queries, keys) in ((batch, lengths) for lengths in LENGTHS for batch in BATCHES):
         if batch == 1 or queries * keys <= MOST_PAIRS:
             yield f"batch {batch}, {queries} queries, {keys} keys", _vectors(rng, block, batch, queries, keys)
 
 
 def verify_surroundings(manifest: Manifest, folder: Path, references: Mapping[str, Reference], report: Report) -> None:
-    """Compare the graphs before and behind the block, each with its reference, at lengths up to the longest allowed.
+    """Compare the graphs before and after the block with the references, at lengths up to the model's limit.
 
     Raises:
-        Mismatch: a graph is off.
+        Mismatch: a graph differs from its reference.
     """
     rng = np.random.default_rng(SEED)
     for name, reference in references.items():
@@ -170,7 +170,7 @@ def session(path: Path) -> ort.InferenceSession:
     """Open a graph on the CPU, one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # onnxruntime infers wrong sizes behind Attention, and warns of its own mistake
+    options.log_severity_level = 3  # onnxruntime infers wrong sizes after Attention, and warns about the difference
     return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
@@ -194,7 +194,7 @@ def torch_reference(module: nn.Module, names: tuple[str, ...]) -> Reference:
 
 
 def masks(rng: np.random.Generator, heads: int, queries: int, keys: int) -> Iterator[tuple[str, Mask | None]]:
-    """Yield one mask of every kind; the explicit ones hide some rows whole."""
+    """Yield one mask of every kind; the explicit ones mask some rows entirely."""
     allowed = rng.random((heads, queries, keys)) < 0.7
     allowed[:, rng.integers(queries)] = False
     bias = rng.standard_normal((1, queries, keys)).astype(np.float32)
@@ -210,13 +210,13 @@ def masks(rng: np.random.Generator, heads: int, queries: int, keys: int) -> Iter
 
 
 def _pools(rng: np.random.Generator, queries: int) -> NDArray[Any]:
-    """Return the coefficients of rows in means, [3, T]: the plain one, the last row alone, and any."""
+    """Return the coefficients of three means, [3, T]: the plain mean, the last row alone, and a random one."""
     last = np.arange(queries) == queries - 1
     return np.stack([np.full(queries, 1 / queries), last, rng.dirichlet(np.ones(queries))]).astype(np.float32)
 
 
 def _means(pool: NDArray[Any], stages: Arrays) -> Arrays:
-    """Return means of the output's rows, from complete stages."""
+    """Return the means of the output's rows."""
     return {"output": pool.astype(np.float64) @ stages["output"]}
 
 
@@ -244,7 +244,7 @@ def _projected(reference: DotProduct, inputs: Arrays) -> Arrays:
 
 
 def _stages(block: DotProduct, inputs: Arrays, added: NDArray[Any] | None, dtype: torch.dtype) -> Arrays:
-    """Compute the stages in PyTorch, in the form of the graphs: q and heads side by side."""
+    """Compute the stages in PyTorch, in the graphs' form: q and `heads` with heads side by side."""
     mask = None if added is None else torch.tensor(added, dtype=dtype)
     with torch.no_grad():
         stages: Stages = block(*(torch.tensor(inputs[name], dtype=dtype) for name in ("query", "key", "value")), mask)

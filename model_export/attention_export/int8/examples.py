@@ -18,12 +18,12 @@ Array = NDArray[Any]
 
 
 class BadData(ValueError):
-    """A row of the data is nothing that the model takes."""
+    """A row of the data is no valid input of the model."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence of the data: each part [1, length, width], or tokens [1, length]; None where it has none."""
+    """One sequence of the data: each part [1, length, width], or tokens [1, length]; None for absent parts."""
 
     query: Array | None = None
     key: Array | None = None
@@ -43,14 +43,14 @@ def read_data(path: Path, folder: Path, manifest: Manifest) -> list[Example]:
     """Read the sequences to measure on.
 
     Args:
-        path: `.npy`, floats [N, T, D] or [T, D], which are queries; or JSON lines, a sequence each: `text` or `vectors`
-            [T, D], and where it attends to another sequence `memory_text` or `memory_vectors` [S, Dk]; values that are
-            not the keys are `value_vectors` [S, Dv]. Further fields are ignored, so that training data can be used.
+        path: `.npy`, float queries [N, T, D] or [T, D]; or JSON lines, a sequence each: `text` or `vectors` [T, D], and
+            for attention to another sequence `memory_text` or `memory_vectors` [S, Dk]; `value_vectors` [S, Dv] for
+            values that are not the keys. Further fields are ignored, so that training data can be used.
         folder: the version's folder, for its tokenizers.
         manifest: the version's manifest.
 
     Raises:
-        BadData: a row is nothing that the model takes; names it.
+        BadData: a row is no valid input of the model; names the row.
         OSError: the file cannot be read.
     """
     reader = _RowReader(folder, manifest)
@@ -83,7 +83,7 @@ class _RowReader:
         """Read a row.
 
         Raises:
-            BadData: the model cannot take it.
+            BadData: the row is no valid input of the model.
         """
         given = {name: row[name] for name in (*TEXTS, *VECTORS) if row.get(name) is not None}
         self._check_fields(where, given)
@@ -119,7 +119,7 @@ class _RowReader:
 
 
 class _TextReader:
-    """A tokenizer, and the longest text that its model reads; 0 is any."""
+    """A tokenizer with the model's limit of tokens; 0 is no limit."""
 
     def __init__(self, path: Path, longest: int, *, allow_unknown: bool) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))

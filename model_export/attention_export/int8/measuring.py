@@ -1,4 +1,4 @@
-"""How far an int8 version is from float32, and how much faster: both run by the server's graphs on a CPU."""
+"""Measurement of an int8 version: error and speed against float32, with the server's graphs on a CPU."""
 
 import statistics
 import time
@@ -28,8 +28,8 @@ def measure(folder: Path, written: Path, manifest: Manifest, examples: Sequence[
     Args:
         folder: the float32 version's folder.
         written: the int8 version's folder.
-        manifest: that of the int8 version, which has the same layers and the names of the same files.
-        examples: what to measure on; at least one.
+        manifest: the int8 version's manifest, with the same layers and file names as float32's.
+        examples: the sequences to measure on; at least one.
     """
     exact, rounded = _VersionRunner(folder, manifest), _VersionRunner(written, manifest)
     before, after = _seconds(exact, rounded, examples)
@@ -47,12 +47,12 @@ def measure(folder: Path, written: Path, manifest: Manifest, examples: Sequence[
 
 
 def cpu_graphs(layer: Layer) -> list[AttendGraph]:
-    """Return the graphs that attend on a CPU, the cheapest first."""
+    """Return the attention graphs for a CPU, the cheapest first."""
     return [graph for graph in layer.attend if not graph.devices or "cpu" in graph.devices]
 
 
 class _VersionRunner:
-    """A version's graphs on the CPU, one thread each: the graphs that the server runs for a sequence."""
+    """A version's graphs on the CPU, one thread each, run in the server's order."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._text = manifest.text
@@ -63,7 +63,7 @@ class _VersionRunner:
         self._sessions = {file.name: session(folder / file.name) for file in files if file.name}
 
     def run(self, example: Example) -> None:
-        """Compute the output of the last layer, in the cheapest way."""
+        """Compute the last layer's output with the cheapest graphs."""
         for _ in self.stages(example, every_graph=False):
             pass
 
@@ -79,7 +79,7 @@ class _VersionRunner:
                 query = key = value = self._run(layer.after.name, query=query, output=found[0]["output"])["next"]
 
     def _read(self, example: Example) -> tuple[Array, Array, Array]:
-        """Return query, key and value: the given vectors, the front's output for tokens, or their defaults."""
+        """Return query, key and value: the given vectors, the front's output for tokens, or the defaults."""
         query, key, value = example.query, example.key, example.value
         if example.tokens is not None:
             front = self._run(self._text.front.name, tokens=example.tokens)
@@ -93,7 +93,7 @@ class _VersionRunner:
         return query, key, key if value is None else value
 
     def _attend(self, graph: AttendGraph, query: Array, projected: dict[str, Array]) -> dict[str, Array]:
-        """Run a graph; one that needs a mask has one that hides nothing."""
+        """Run an attention graph, a masked one with a mask of zeros."""
         pairs = (1, 1, query.shape[1], projected["k"].shape[1])
         mask = {"mask": np.zeros(pairs, np.float32)} if graph.mask else {}
         return self._run(graph.file.name, query=query, **projected, **mask)
@@ -104,7 +104,7 @@ class _VersionRunner:
 
 @dataclass
 class _Error:
-    """The difference of a stage, so far."""
+    """Running statistics of a stage's error."""
 
     largest: float = 0.0
     total: float = 0.0
@@ -131,7 +131,7 @@ class _Error:
 def _errors(
     exact: _VersionRunner, rounded: _VersionRunner, manifest: Manifest, examples: Sequence[Example]
 ) -> list[QuantizationError]:
-    """Compare the stages of every layer, from every graph; each version's layers follow from its own layers before."""
+    """Compare the stages of every layer and graph; each version computes on with its own layers' outputs."""
     errors = {(layer.name, stage): _Error() for layer in manifest.layers for stage in ("output", "weights")}
     for example in examples:
         both = (runner.stages(example, every_graph=True) for runner in (exact, rounded))
@@ -143,7 +143,7 @@ def _errors(
 
 
 def _seconds(exact: _VersionRunner, rounded: _VersionRunner, examples: Sequence[Example]) -> tuple[float, float]:
-    """Return seconds a sequence of both: the mean over sequences of each one's median, both taken in turn."""
+    """Return each version's seconds a sequence: the mean of the sequences' medians, versions timed in turn."""
     timed = examples[:: -(-len(examples) // TIMED)]
     pair = (exact, rounded)
     warm_up = sum(_timed(runner, example) for example in timed for runner in pair)

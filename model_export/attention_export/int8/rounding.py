@@ -1,12 +1,12 @@
-"""8-bit matrices: a graph in, and out a graph with its products with constant matrices in 8 bits.
+"""Quantization of a graph: its products with constant matrices are computed in 8 bits.
 
-A matrix is rounded to 8 bits column by column, and its left operand, at run time, row by row:
+A matrix is rounded to 8 bits column by column, the left operand at run time row by row:
 
     x . M  ~  (round(127 x / max|x|) . round(64 M / max|M|)) * max|x| * max|M| / (127 * 64)
 
-with max|x| of each row and max|M| of each column. Attention itself stays in float32. A row's own maximum, and not that
-of the whole tensor as in onnxruntime's `quantize_dynamic`, keeps the promises of the service: no position's answer
-depends on its neighbours in a batch, on a hidden key, or on the future. docs/quantization.md has the cost of both.
+with max|x| of each row and max|M| of each column. Attention itself stays in float32. The scale is a row's maximum and
+not the tensor's, as in onnxruntime's `quantize_dynamic`, so that a position's answer depends on no neighbour in a
+batch, no hidden key and no later position. docs/quantization.md has the cost of both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,14 @@ BITS = 8
 VECTOR_STEPS = 127
 # Not 127: AVX2 without VNNI adds two products in 16 bits, which 255 * 64 * 2 fits and 255 * 127 * 2 does not.
 MATRIX_STEPS = 64
-ZERO_POINT = 128  # these kernels take vectors unsigned
-SMALLEST = np.float32(1e-30)  # stands in for the maximum of a row of zeros
+ZERO_POINT = 128  # the kernels take unsigned vectors
+SMALLEST = np.float32(1e-30)  # least maximum, so that a row of zeros divides by no zero
 
 Array = NDArray[Any]
 
 
 def to_int8(content: bytes) -> bytes:
-    """Turn each product of an ONNX graph with a constant float32 matrix [in, out] into one in 8 bits.
+    """Replace each product of an ONNX graph with a constant float32 matrix [in, out] by an 8-bit one.
 
     Raises:
         onnx.checker.ValidationError: the result is no valid ONNX model.
@@ -55,7 +55,7 @@ def to_int8(content: bytes) -> bytes:
 
 
 def _product(node: NodeProto, matrix: Array, added: dict[str, Array]) -> Iterator[NodeProto]:
-    """Yield the nodes that stand for x [.., in] . matrix [in, out]; put their constants into `added`."""
+    """Yield the nodes of an 8-bit x [.., in] . matrix [in, out]; add the constants that these read to `added`."""
     x, name, result = node.input[0], node.input[1], node.output[0]
     largest = np.maximum(np.abs(matrix).max(0), SMALLEST)  # [out]
     added[f"{name}_int8"] = np.rint(matrix / largest * MATRIX_STEPS).astype(np.int8)
@@ -66,7 +66,7 @@ def _product(node: NodeProto, matrix: Array, added: dict[str, Array]) -> Iterato
         "int8_step": np.array(1 / VECTOR_STEPS, np.float32),
         "int8_zero_point": np.array(ZERO_POINT, np.uint8),
     }
-    # Of two products with the same vectors, onnxruntime rounds them once: it merges equal nodes.
+    # Two products with the same vectors share the rounding: onnxruntime merges equal nodes.
     yield _node("Abs", [x], f"{result}_abs")
     yield _node("ReduceMax", [f"{result}_abs", "int8_last_axis"], f"{result}_max", keepdims=1)
     yield _node("Max", [f"{result}_max", "int8_smallest"], f"{result}_largest")  # [.., 1]
@@ -83,7 +83,7 @@ def _node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> N
 
 
 def _replace_constants(graph: onnx.GraphProto, added: dict[str, Array]) -> None:
-    """Put the new constants into a graph, and take those out that nothing reads any more."""
+    """Add constants to a graph; remove the unused ones."""
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in added.items())
     read = {name for node in graph.node for name in node.input}
     kept = [constant for constant in graph.initializer if constant.name in read]

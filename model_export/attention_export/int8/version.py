@@ -1,4 +1,4 @@
-"""Makes an int8 version of a float32 one, and gives it its place in the repository when it keeps its bounds."""
+"""Writes an int8 version of a float32 one, if its error and speed are within bounds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Progress = Callable[[str], None]
 
 
 class BoundExceeded(ValueError):
-    """The int8 version is too far from float32, or not fast enough; it was not written."""
+    """The int8 version's error or speed is out of bounds; it was not written."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Bounds:
     """The bounds within which an int8 version is written.
 
     Attributes:
-        weight_error: the largest |error| of a weight, which is between 0 and 1.
-        output_error: the largest |error| of an output, as a part of the largest |output|.
-        speedup: float32's time / int8's; 0 is any.
+        weight_error: the largest |error| of a weight, between 0 and 1.
+        output_error: the largest |error| of an output, as a share of the largest |output|.
+        speedup: the least ratio of float32's time to int8's; 0 is no bound.
     """
 
     weight_error: float = 0.05
@@ -38,11 +38,11 @@ class Bounds:
         """Compare the measurement with the bounds.
 
         Raises:
-            BoundExceeded: it is past one; gives every figure.
+            BoundExceeded: a bound is exceeded; the message has every figure.
         """
         outputs = max(error.relative for error in found.errors if error.stage == "output")
         weights = max(error.largest for error in found.errors if error.stage == "weights")
-        # `not <=`, for NaN is not <= anything.
+        # `not <=` also catches NaN.
         if not (outputs <= self.output_error and weights <= self.weight_error and found.speedup >= self.speedup):
             raise BoundExceeded(
                 f"not written: weights are off by up to {weights:.3g} (bound {self.weight_error:g}), outputs by up to "
@@ -61,28 +61,27 @@ def quantize(
     bounds: Bounds | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
-    """Make an int8 version, measure it against float32, and only then give it its place in the repository.
+    """Make an int8 version, measure it against float32, and move it into the repository if it is within bounds.
 
-    The matrices of `project` and of every graph that attends on a CPU become int8. Fronts, heads, transitions between
-    layers, and the graph for CUDA stay in float32; the one that pools is left out. The same version gives the same
-    graphs.
+    The matrices of `project` and of every CPU attention graph become int8. Fronts, heads, layer transitions and the
+    graph for CUDA stay in float32; `pool` is left out. The same float32 version gives the same graphs.
 
     Args:
         folder: a float32 version's folder.
-        data: what to measure on; see `read_data`.
+        data: the file of sequences to measure on; see `read_data`.
         version: the version to write, 1 or above.
-        repository: the folder of models to write to; the one that `folder` lies in when absent.
-        bounds: what it must keep.
-        progress: told what is being done.
+        repository: the folder of models to write to; by default that of `folder`.
+        bounds: the bounds of error and speed-up; `Bounds()` by default.
+        progress: called with a line for each step.
 
     Returns:
         The new version's folder.
 
     Raises:
-        FileExistsError: the version is there already.
-        ManifestError: the folder is not what its manifest says, is int8 already, or has no matrices.
-        BadData: the data are nothing that the model takes.
-        BoundExceeded: it is not worth it; nothing is written.
+        FileExistsError: the version exists already.
+        ManifestError: the folder differs from its manifest, is int8 already, or has no matrices.
+        BadData: a row of the data is no valid input of the model.
+        BoundExceeded: the int8 version is out of bounds; nothing is written.
     """
     folder = folder.resolve()
     manifest = read_manifest(folder)
@@ -118,7 +117,7 @@ def _write_files(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -
     chosen = {graph.file.name for layer in manifest.layers for graph in cpu_graphs(layer)}
     chosen |= {layer.project.name for layer in manifest.layers}
     for layer in manifest.layers:
-        layer.ClearField("pool")  # or pooled outputs would be float32's
+        layer.ClearField("pool")  # its products differ, so pooled outputs would be float32
     for file in named_files(manifest):
         content = contents[file.name]
         file.CopyFrom(add_file(folder, file.name, to_int8(content) if file.name in chosen else content))
