@@ -1,8 +1,8 @@
-"""Learning from a user's own data: a file of sequences and labels, and one of the blocks with a head for each label.
+"""Training on user data: a file of sequences and labels, a block, and a classifier for each label.
 
-Properties of the served model: words are separated by spaces; case and trailing punctuation are ignored;
-words that were not learned from are read as the unknown token, which is trained too; texts may be as long as the
-longest row. Vectors go to the block unchanged: scale them to about length 1, and add positions if order matters.
+Properties of the served model: words are separated by spaces; case and trailing punctuation are ignored; words outside
+the training rows are read as the unknown token, which is trained too; texts may be as long as the longest row. Vectors
+go to the block unchanged: scale vectors to about length 1, and add positions if order matters.
 """
 
 from attention_export.own_data.checkpoint import CheckpointError

@@ -1,4 +1,4 @@
-"""A run of training on disk: whole or not there, and only for the run it is of."""
+"""Checkpoints of a training run: written atomically, and loaded for the same run only."""
 
 import os
 import pickle
@@ -12,16 +12,16 @@ FILE = "checkpoint.pt"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or is of another run."""
+    """A checkpoint is damaged or belongs to another run."""
 
 
 def save_checkpoint(folder: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint over the last one. Whenever this is cut short, one of the two is there, whole.
+    """Replace the checkpoint atomically: after an interruption the folder has the old one or the new one, complete.
 
     Args:
-        folder: made when absent.
-        run: what the run depends on: data, options, seed.
-        state: where it stands: tensors, numbers, strings, and lists and dicts of them.
+        folder: the checkpoint's folder; made when absent.
+        run: the parameters of the run: data, options, seed.
+        state: the run's state: tensors, numbers, strings, and lists and dicts of these.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{FILE}.partial"
@@ -32,16 +32,16 @@ def save_checkpoint(folder: Path, run: Mapping[str, Any], state: Mapping[str, An
     partial.replace(folder / FILE)
     directory = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(directory)  # so that the new name outlives a loss of power as well
+        os.fsync(directory)  # makes the rename durable
     finally:
         os.close(directory)
 
 
 def load_checkpoint(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return where the run stood, or None when it has no checkpoint yet.
+    """Return a run's saved state; None without a checkpoint.
 
     Raises:
-        CheckpointError: the file is damaged, or of another run; names what differs.
+        CheckpointError: the file is damaged, or belongs to another run; the message names the differences.
     """
     path = folder / FILE
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Rows as tensors: padded for training, as a service never does, so that a batch may mix lengths."""
+"""Rows as tensors, padded for training batches of mixed lengths; the service never pads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Padded:
         return Padded(self.rows[chosen, : int(lengths.max())], lengths)
 
     def valid(self) -> Tensor:
-        """Return which positions are no padding, BOOL (N, T)."""
+        """Return the mask of positions that are not padding, BOOL (N, T)."""
         return torch.arange(self.rows.shape[1]) < self.lengths[:, None]
 
 
@@ -37,9 +37,9 @@ class Examples:
     """N sequences with their labels.
 
     Attributes:
-        sequence: what is asked about.
-        memory: what it attends to; None where that is itself.
-        answers: the class of each of P labels, (N, P), or at each position, (N, P, T).
+        sequence: the query sequences.
+        memory: the key sequences; None for self-attention.
+        answers: the classes of P labels, (N, P), or (N, P, T) for a label at each position.
     """
 
     sequence: Padded
@@ -72,8 +72,8 @@ def make_examples(
 
     Args:
         rows: at least one.
-        tokenizer: knows the words; None for vectors.
-        classes: by label name, in the order of the head.
+        tokenizer: the vocabulary; None for vectors.
+        classes: label name -> classes, in the head's order.
         tagged: whether there is a label for each position.
     """
     indices = [{label: index for index, label in enumerate(labels)} for labels in classes.values()]

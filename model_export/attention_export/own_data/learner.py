@@ -1,4 +1,4 @@
-"""The loop: rounds of steps, a look at the held-out part after each, and a state that can be kept and taken up."""
+"""The training loop: rounds of steps, each followed by an evaluation on held-out rows and a checkpoint."""
 
 import copy
 import math
@@ -17,12 +17,15 @@ from attention_export.own_data.network import Network, score
 from attention_export.training import OnProgress, Progress
 
 BATCH, RATE = 32, 3e-3
-ROUND = range(50, 501)  # steps between two looks at the held-out part: an epoch, but no fewer and no more than these
+ROUND = range(50, 501)  # bounds of the steps between two evaluations, otherwise an epoch
 
 
 @dataclass
 class Best:
-    """The best weights so far: their held-out loss, the step they are of, and the looks since then without better."""
+    """The weights with the lowest held-out loss, and their step.
+
+    `looks_since` counts evaluations since then. The fields' names are stored in checkpoints.
+    """
 
     loss: float = math.inf
     step: int = 0
@@ -31,10 +34,10 @@ class Best:
 
 
 class Learner:
-    """AdamW and the one-cycle schedule, as for the tasks, in rounds: each ends with a look at the held-out part.
+    """AdamW with the one-cycle schedule, as for the tasks, in rounds that end with an evaluation on held-out rows.
 
-    All that a round depends on is in `state`, with torch's generator, so that a run that is taken up again goes on as
-    if nothing had been.
+    `state` has everything that a round depends on, torch's generator included, so a resumed run gives the same result
+    as an uninterrupted one.
     """
 
     def __init__(self, network: Network, train: Examples, held_out: Examples, steps: int) -> None:
@@ -48,20 +51,20 @@ class Learner:
     def learn(
         self, patience: int, on_progress: OnProgress, checkpoint: Path | None, run: Mapping[str, Any]
     ) -> list[float]:
-        """Learn until the steps or the patience are at an end; leave the network with the best weights.
+        """Train until steps or patience run out, then load the best weights into the network.
 
         Args:
-            patience: looks without a better loss, after which it ends.
-            on_progress: told of each step.
-            checkpoint: a folder to keep the state in, and to go on from; None for neither.
-            run: what the run depends on, for the checkpoint.
+            patience: the number of evaluations without a lower loss after which training ends.
+            on_progress: called after each step.
+            checkpoint: a folder to save the state in and resume from; None for neither.
+            run: the parameters of the run, for the checkpoint.
 
         Returns:
-            The loss of each step, those before an interruption included.
+            The loss of each step, including the steps before an interruption.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or of another run.
-            ValueError: the loss is no number any more.
+            CheckpointError: the checkpoint is damaged, or belongs to another run.
+            ValueError: the held-out loss is not finite.
         """
         if checkpoint is not None and (state := load_checkpoint(checkpoint, run)) is not None:
             self.restore(state)
@@ -75,7 +78,7 @@ class Learner:
         return self.losses
 
     def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on."""
+        """Return everything that the rest of the run depends on."""
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -87,7 +90,7 @@ class Learner:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where a run stood."""
+        """Restore a saved state."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -115,7 +118,11 @@ class Learner:
         return tuple(torch.cat(shuffled)[: count * BATCH].view(count, BATCH))
 
     def _evaluate(self) -> None:
-        """Measure the held-out loss; keep the weights when it is the lowest."""
+        """Measure the held-out loss; keep the weights if it is the lowest.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
         loss, _ = score(self.network, self.held_out)
         if not math.isfinite(loss):
             raise ValueError(f"the held-out loss is {loss}; bring vectors to about the length 1")

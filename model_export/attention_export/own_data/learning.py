@@ -1,4 +1,4 @@
-"""Training on one's own data: a part is held out, the best weights on it are kept, and a run can be taken up again."""
+"""Training on user data: with held-out rows, the weights that are best on these, and resumable runs."""
 
 import copy
 import math
@@ -23,24 +23,24 @@ from attention_export.own_data.vocabulary import make_tokenizer
 from attention_export.training import Illustration, OnProgress, Panel, Task, TrainedModel, TrainingRun
 
 WIDTH = 64
-HEADS = {"multi_head": 4, "cross_attention": 4}  # 1 for the others
-EPOCHS, LEAST_STEPS = 20, 2_000  # the limit when none is given: so many epochs, and so many steps at least
+HEADS = {"multi_head": 4, "cross_attention": 4}  # defaults; 1 for further blocks
+EPOCHS, LEAST_STEPS = 20, 2_000  # the default limit: so many epochs, and at least so many steps
 LEAST_HELD_OUT = 5
 DRAWN = 16  # positions, at most, in a figure
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to learn.
+    """The options of training on user data.
 
     Attributes:
-        block: the name of one of `BLOCKS`.
+        block: a name in `BLOCKS`.
         heads: H; 0 is 4 for multi-head and cross-attention, otherwise 1.
-        width: of the embedding and of the block's output; 0 is 64. `dot_product` has the width of its vectors.
-        epochs: how often each row is seen, at most; 0 is 20, and at least 2,000 steps.
-        steps: optimiser steps, at most, in place of epochs.
-        held_out: the share of rows that are never learned from.
-        patience: looks at the held-out part without a better loss, after which training ends.
+        width: the width of embedding and output; 0 is 64. `dot_product` on vectors has the vectors' width.
+        epochs: the limit of passes over the rows; 0 is 20, and at least 2,000 steps.
+        steps: the limit of optimiser steps, in place of epochs.
+        held_out: the share of rows used for evaluation only.
+        patience: the number of evaluations without a lower loss after which training ends.
     """
 
     block: str
@@ -58,39 +58,39 @@ class Options:
             raise ValueError(f"held_out is {self.held_out:g}; give a share between 0 and 1, such as 0.2")
 
     def held_out_of(self, rows: int) -> int:
-        """Return how many rows are held out."""
+        """Return the number of held-out rows."""
         return round(rows * self.held_out)
 
     def most_steps(self, examples: int) -> int:
-        """Return the limit in steps, for so many examples to learn from."""
+        """Return the limit in steps for a number of training examples."""
         epoch = math.ceil(examples / BATCH)
         return self.steps or self.epochs * epoch or max(EPOCHS * epoch, LEAST_STEPS)
 
 
 class OwnData(Task):
-    """The task that a file sets."""
+    """A task defined by a data file."""
 
     def train(self, seed: int, steps: int, on_progress: OnProgress) -> TrainedModel:
-        """Learn, up to so many steps; the record tells how many it took."""
+        """Train for at most `steps` steps; the record has the number of steps taken."""
         trained = super().train(seed, steps, on_progress)
         trained.training.steps = len(trained.losses)
         return trained
 
 
 def own_data(path: Path, name: str, options: Options, checkpoint: Path | None = None) -> Task:
-    """Make a task of a file, which is read and checked at once.
+    """Read and check a data file, and make its task.
 
     Args:
-        path: JSONL; see `rows`.
-        name: of the model.
-        options: how to learn.
-        checkpoint: a folder in which the run is kept, and from which it goes on when it was cut short.
+        path: a JSONL file; see `rows`.
+        name: the model's name.
+        options: the options of training.
+        checkpoint: a folder to save the run in and to resume an interrupted run from.
 
     Returns:
-        A task without bars. It raises CheckpointError when the checkpoint is of another run.
+        A task without bars. Its `train` raises CheckpointError if the checkpoint belongs to another run.
 
     Raises:
-        DataError: a row, or the file, cannot be learned from.
+        DataError: a row or the file is not usable as training data.
         OSError: the file cannot be read.
         ValueError: the options contradict each other or the data.
     """
@@ -130,14 +130,14 @@ def _learn(
 
 
 def _split(data: Data, options: Options) -> tuple[list[Row], list[Row]]:
-    """Draw the part that is held out; return the training rows first."""
+    """Split the rows at random into training rows and held-out rows."""
     order = torch.randperm(len(data.rows)).tolist()
     count = options.held_out_of(len(data.rows))
     return [data.rows[index] for index in order[count:]], [data.rows[index] for index in order[:count]]
 
 
 def _tokenizer(data: Data, rows: Sequence[Row]) -> Tokenizer | None:
-    """Make one that knows the words that are learned from, on both sides: others are unknown, as they will be later."""
+    """Make a tokenizer of the words in the training rows; words of held-out rows alone are unknown, as in service."""
     if not data.of_words:
         return None
     sequences = (sequence for row in rows for sequence in (row.sequence, row.memory))
@@ -179,7 +179,7 @@ def _figures(data: Data, reached: Score, train: Examples, held_out: Examples) ->
 
 def _build_model(data: Data, options: Options, tokenizer: Tokenizer | None, network: Network) -> Model:
     """Return the network as a served model."""
-    # The mean, so that every position learns; from the first row alone, look-ups in a memory reached 64 % against 99 %.
+    # The mean trains every position; with the first row alone, look-ups in a memory reached 64 % instead of 99 %.
     rows = Predictor.ROWS_ALL if data.tagged else Predictor.ROWS_MEAN
     text = None
     if network.front is not None and tokenizer is not None:
@@ -200,13 +200,13 @@ def _build_model(data: Data, options: Options, tokenizer: Tokenizer | None, netw
         text=text,
         head=network.head,
         predictors=[Predictor(name=name, rows=rows, labels=labels) for name, labels in data.classes.items()],
-        license="",  # it is whose the data is
+        license="",  # the data's owner decides
     )
 
 
 @torch.no_grad()
 def _illustrate(data: Data, rows: Sequence[Row], held_out: Examples, networks: Mapping[str, Network]) -> Illustration:
-    """Show where each network looks in the longest held-out row that can be drawn, the mean over heads."""
+    """Return each network's weights, averaged over heads, in the longest held-out row of at most `DRAWN` positions."""
     lengths = [max(len(row.sequence), 0 if row.memory is None else len(row.memory)) for row in rows]
     fitting = [length if length <= DRAWN else -length for length in lengths]
     chosen = fitting.index(max(fitting))
@@ -221,5 +221,5 @@ def _illustrate(data: Data, rows: Sequence[Row], held_out: Examples, networks: M
 
 
 def _shown(sequence: Any) -> list[str]:
-    """Name the positions of a sequence that are drawn."""
+    """Return the labels of a sequence's drawn positions."""
     return [str(each) for each in (sequence if isinstance(sequence, tuple) else range(len(sequence)))][:DRAWN]

@@ -1,4 +1,4 @@
-"""Front, block and head, made to measure for one's own data."""
+"""The network for user data: front, block and head, sized by the data."""
 
 import math
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from torch.nn import functional
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention, Stages
 from attention_export.own_data.examples import NO_ANSWER, Examples, Padded
 
-UNKNOWN_SHARE = 0.05  # of the words in training: so that the unknown token comes to mean something
-EVALUATION_BATCH = 256  # examples, where nothing is learned
+UNKNOWN_SHARE = 0.05  # share of training words replaced by the unknown token, which is trained so
+EVALUATION_BATCH = 256  # examples
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a network is.
+    """The sizes of a network.
 
     Attributes:
-        vocabulary: words, the unknown one included; 0 for vectors.
-        query, key: the widths of vectors; for words, that of the embedding.
-        width: of the block's output.
+        vocabulary: the number of words, including the unknown one; 0 for vectors.
+        query, key: the widths of the vectors, or of the embedding for words.
+        width: the width of the block's output.
         heads: H.
-        max_tokens, max_memory_tokens: the longest sequences.
-        labels: how many classes each predictor has.
-        tagged: whether every row is read; their mean otherwise.
+        max_tokens, max_memory_tokens: the lengths of the longest sequences.
+        labels: the number of classes of each predictor.
+        tagged: whether the head reads every row; otherwise the mean of the rows.
     """
 
     vocabulary: int
@@ -44,8 +44,8 @@ class Sizes:
 class Front(nn.Module):
     """A word's embedding plus its position's: tokens INT64 (B, T) -> query or key (B, T, D), T up to `max_tokens`.
 
-    Vectors start about as long as 1, so that the plain dot product, which is not scaled, starts with even weights, and
-    places start at a tenth of that: they matter as far as the data says so.
+    Word vectors start at about length 1, so that the unscaled dot product starts with even weights. Position vectors
+    start at a tenth of that; training grows them if the data depend on order.
     """
 
     def __init__(self, words: nn.Embedding, max_tokens: int) -> None:
@@ -54,7 +54,7 @@ class Front(nn.Module):
         self.positions = nn.Parameter(0.1 * torch.randn(max_tokens, words.embedding_dim) * words.embedding_dim**-0.5)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor]:
-        places = torch.arange(tokens.shape[1], device=tokens.device)  # a slice would not export where T is below 7
+        places = torch.arange(tokens.shape[1], device=tokens.device)  # a slice would not export for T below 7
         return (self.words(tokens) + self.positions[places],)
 
 
@@ -74,7 +74,7 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """A block between a front, which only words need, and a head."""
+    """A front (for words only), a block and a head."""
 
     def __init__(self, block: str, sizes: Sizes) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Network(nn.Module):
         self.head = Head(sizes.width, sizes.labels)
 
     def forward(self, examples: Examples) -> Stages:
-        """Attend from each position over its sequence, or its memory; padding is hidden."""
+        """Attend from each position over its sequence or memory; padding is masked."""
         keys = examples.memory or examples.sequence
         query = self._vectors(self.front, examples.sequence)
         key = self._vectors(self.memory_front, examples.memory) if examples.memory else None
@@ -108,7 +108,7 @@ class Network(nn.Module):
         return self.head.logits((output * valid).sum(1) / valid.sum(1))
 
     def loss(self, examples: Examples) -> Tensor:
-        """Return the cross-entropy, summed over predictors, mean over what is to be said."""
+        """Return the cross-entropy, summed over predictors and averaged over labels."""
         pairs = zip(self.logits(examples), examples.answers.unbind(1), strict=True)
         return torch.stack(
             [
@@ -129,7 +129,7 @@ class Network(nn.Module):
 
 
 def make_block(name: str, sizes: Sizes) -> DotProduct:
-    """Make a block of these widths, its matrices drawn from torch's generator.
+    """Make a block of these widths, with matrices drawn from torch's generator.
 
     Raises:
         ValueError: heads do not divide the width.
@@ -143,7 +143,7 @@ def make_block(name: str, sizes: Sizes) -> DotProduct:
 
 
 class Score(NamedTuple):
-    """How good a network is: its loss, and how often each predictor is right."""
+    """A network's loss and the accuracy of each predictor."""
 
     loss: float
     accuracies: list[float]
@@ -151,7 +151,7 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def score(network: Network, examples: Examples) -> Score:
-    """Measure a network, which is left in evaluation mode."""
+    """Measure a network, and leave it in evaluation mode."""
     network.eval()
     loss, right, count = 0.0, torch.zeros(examples.answers.shape[1]), 0
     for batch in examples.batches(EVALUATION_BATCH):

@@ -1,11 +1,12 @@
-"""The file: JSON, a sequence and its labels a line.
+"""The reader of data files: JSON lines, each a sequence with its labels.
 
     {"text": "a good film", "label": "positive"}
     {"tokens": ["Tater", "sleeps"], "labels": ["cat", "verb"]}
     {"vectors": [[0.1, 0.7], [0.3, 0.2]], "label": {"shape": "round", "size": "small"}}
 
-`label` is for the whole sequence, `labels` has one for each position; either may hold several, by name. Cross-attention
-has a second sequence in each row: `memory_text`, `memory_tokens` or `memory_vectors`. Further fields are ignored.
+`label` is for the whole sequence, `labels` has one for each position; both may be objects of several by name.
+Cross-attention has a second sequence in each row: `memory_text`, `memory_tokens` or `memory_vectors`. Further fields
+are ignored.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from attention_export.own_data.vocabulary import split_words
 
 UNNAMED = "label"  # the name of the only label
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-INPUT_OF_HEAD = "output"  # a graph has one name for one thing
+INPUT_OF_HEAD = "output"  # not available as a label name: names in a graph are unique
 MEMORY = "memory_"
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -32,7 +33,7 @@ Vectors = NDArray[np.float32]
 
 
 class DataError(ValueError):
-    """The file cannot be learned from; says where in it, and what would do."""
+    """A data file is not usable; the message has the line, the field and a valid alternative."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Row:
     """One sequence and its labels.
 
     Attributes:
-        line: where it stands in the file, from 1.
+        line: the line number, from 1.
         sequence: T words, or vectors (T, D).
-        memory: S words, or vectors (S, Dk); None for blocks without.
-        labels: by name: one, or T of them.
+        memory: S words, or vectors (S, Dk); None for blocks without a memory.
+        labels: name -> one label, or T labels.
     """
 
     line: int
@@ -54,15 +55,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Data:
-    """A file's content, all rows alike.
+    """A file's content; all rows have the same kind.
 
     Attributes:
         path: the file.
-        digest: the SHA-256 of its bytes.
-        rows: at least one.
-        of_words: whether sequences are words; vectors otherwise.
-        tagged: whether there is a label for each position; one for the whole sequence otherwise.
-        classes: by label name: what is ever said, sorted; at least two.
+        digest: the SHA-256 of the file's bytes.
+        rows: the rows, at least one.
+        of_words: whether sequences are words rather than vectors.
+        tagged: whether each position has a label, rather than the whole sequence.
+        classes: label name -> the distinct labels, sorted; at least two.
     """
 
     path: Path
@@ -75,25 +76,25 @@ class Data:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the file, for errors to point at."""
+    """The location of a line, for error messages."""
 
     path: Path
     number: int
 
     def error(self, field: str, message: str) -> DataError:
-        """Return what is to be raised; the message goes on after the field's name."""
+        """Return an error that begins with the location and the field."""
         return DataError(f"{self.path}, line {self.number}: {field} {message}")
 
 
 def read_data(path: Path, *, with_memory: bool) -> Data:
-    """Read and check a whole file. Empty lines are passed over.
+    """Read and check a file. Empty lines are ignored.
 
     Args:
         path: the file.
-        with_memory: whether each row must have a second sequence; otherwise none may.
+        with_memory: whether each row must have a second sequence; otherwise no row may.
 
     Raises:
-        DataError: a row cannot be learned from, or rows differ in kind.
+        DataError: a row is not usable, or rows differ in kind.
         OSError: the file cannot be read.
     """
     content = path.read_bytes()
@@ -136,7 +137,7 @@ def _row(line: Line, fields: Mapping[str, Any], *, with_memory: bool) -> Row:
 
 
 def _check_alike(line: Line, first: Row, row: Row) -> None:
-    """Check that a row is like the first one."""
+    """Check that a row has the kind, width and label names of the first row."""
     for what, a, b in (("the sequence", first.sequence, row.sequence), ("the memory", first.memory, row.memory)):
         if isinstance(a, tuple) != isinstance(b, tuple):
             raise line.error(what, f"is of another kind than in line {first.line}; use words in all rows, or vectors")

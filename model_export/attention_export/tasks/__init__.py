@@ -1,4 +1,4 @@
-"""The tasks of the embedded models: one task for each learnable block."""
+"""The training tasks of the embedded models: one for each block with parameters."""
 
 from attention_export.tasks import numbers, retrieval, roles
 from attention_export.training import Task

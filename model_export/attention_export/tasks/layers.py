@@ -1,4 +1,4 @@
-"""The layers before and behind a served block: small layers, of which a text front and a head are made."""
+"""Small layers of the text fronts and heads around a served block."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Embedding(nn.Module):
 
 
 class Context(nn.Module):
-    """Lets each token know its neighbours: x -> norm(x + attention(x)), (B, T, D)."""
+    """An attention layer that mixes neighbours into each token: x -> norm(x + attention(x)), (B, T, D)."""
 
     def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class Readouts(nn.Module):
         return tuple(logits.softmax(-1) for logits in self.logits(rows))
 
 
-def drop_context(bare: Tensor, mixed: Tensor, share: float) -> Tensor:
-    """Replace that share of the words, (B, T, D), by what they were before their neighbours were mixed in.
+def drop_context(embedded: Tensor, mixed: Tensor, share: float) -> Tensor:
+    """Replace a random share of the words, (B, T, D), by plain embeddings, before `Context` mixed in neighbours.
 
-    For the values of a block in training: it cannot rely on what a word heard from others, so it learns to look at the
-    word that says what it wants to know, and its weights can be believed.
+    For a block's values in training: information about a word is then reliable at that word's own position only, so
+    the block learns to put its weights there.
     """
-    return torch.where(torch.rand(*mixed.shape[:2], 1) < share, bare, mixed)
+    return torch.where(torch.rand(*mixed.shape[:2], 1) < share, embedded, mixed)
 
 
 def hide_future(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""English number words to German: each German word looks up the English word that it says, in another order."""
+"""Translation of English number words to German, whose words correspond but differ in order."""
 
 import copy
 from collections import Counter
@@ -43,8 +43,8 @@ from attention_export.training import (
 WIDTH, HEADS = 64, 4
 BATCH, RATE = 64, 3e-3
 BEGIN, END = "[BEGIN]", "[END]"
-MAX_TOKENS, MAX_MEMORY_TOKENS = 8, 7  # those of 1121: no number is longer
-CONTEXT_DROP, HEAD_DROP = 0.5, 0.3  # of the values and of the examples in training
+MAX_TOKENS, MAX_MEMORY_TOKENS = 8, 7  # the lengths of 1121, the longest number
+CONTEXT_DROP, HEAD_DROP = 0.5, 0.3  # shares of the values and of the examples in training
 ILLUSTRATED = 4021
 
 LABELS = [*dict.fromkeys([*GERMAN, "ein", "und", "hundert", "tausend", *GERMAN_TENS[2:]]), END]
@@ -53,7 +53,7 @@ MEMORY_TOKENIZER = word_tokenizer([*ENGLISH, "hundred", "thousand", *ENGLISH_TEN
 
 
 class Decoder(nn.Module):
-    """German so far, INT64 (B, T) -> query (B, T, D): what to look for next."""
+    """The German words so far, INT64 (B, T) -> query (B, T, D), which seeks the next English word."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """English, INT64 (B, S) -> key (B, S, D): each word as it stands in its number. The value is the same."""
+    """The English words, INT64 (B, S) -> key (B, S, D), each in the context of its number. The value is the key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class NextWord(nn.Module):
 
 
 class Network(nn.Module):
-    """Encoder, decoder, and between them the block: nothing but what it looked at reaches the next word."""
+    """Encoder, decoder and block: the head reads the block's output alone, so only attended words are translated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,9 +108,9 @@ class Network(nn.Module):
 
 
 def drop_heads(heads: Tensor, share: float) -> Tensor:
-    """Silence all heads but one, (B, H, T, Dv), in that share of the examples, so that each learns the whole task.
+    """Zero all heads but a random one, (B, H, T, Dv), in a share of the examples, so that each learns the whole task.
 
-    A form of DropHead (Zhou et al., 2020). Left to themselves, heads share the words out, and none of them aligns all.
+    A form of DropHead (Zhou et al., 2020). Without it, each head aligns a part of the words only.
     """
     batch, count = heads.shape[:2]
     alone = functional.one_hot(torch.randint(count, (batch,)), count) * count  # (B, H)
@@ -137,9 +137,9 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
 
 
 def balanced(numbers: Sequence[int]) -> Batches:
-    """Make batches in which numbers of one, two, three and four digits are equally frequent, and of these all endings.
+    """Make batches with equal shares of each count of digits, and within a count of each last word.
 
-    Else few would end in "hundert", and the end after it would not be learned.
+    Otherwise few numbers would end in "hundert", and the end after it would not be learned.
     """
     endings = [(len(str(number)), german(number)[-1].text) for number in numbers]
     frequency, variety = Counter(endings), Counter(digits for digits, _ in set(endings))
@@ -148,64 +148,64 @@ def balanced(numbers: Sequence[int]) -> Batches:
 
 
 def encode(number: int) -> Example:
-    """Return English (S,) and German (T,) tokens, and of each next word its label, what it says and its kind (T,)."""
+    """Return English (S,) and German (T,) tokens, and each next word's label, English position and kind, (T,) each."""
     words = german(number)
     text = [word.text for word in words]
     next_words = [LABELS.index(word) for word in [*text, END]]
-    says = [*(word.source for word in words), UNALIGNED]
+    sources = [*(word.source for word in words), UNALIGNED]
     kinds = [*(KINDS.index(word.kind) if word.kind else UNALIGNED for word in words), UNALIGNED]
     source = MEMORY_TOKENIZER.encode(" ".join(english(number))).ids
     target = TOKENIZER.encode(" ".join(text)).ids
-    return tuple(map(torch.tensor, (source, target, next_words, says, kinds)))
+    return tuple(map(torch.tensor, (source, target, next_words, sources, kinds)))
 
 
 def loss(network: Network, source: Tensor, target: Tensor, next_words: Tensor, *_: Tensor) -> Tensor:
-    """Return the cross-entropy of the next words. Which English word each says, and so where to look, is never told."""
+    """Return the cross-entropy of the next words. The alignment is not part of the loss: no weight is supervised."""
     logits = network.head.logits(network(source, target).output)  # (B, T, labels)
     return functional.cross_entropy(logits.flatten(0, 1), next_words.flatten())
 
 
 class Evaluation(NamedTuple):
-    """What a network said, and where it looked when it said a word that translates one (W of them in all numbers)."""
+    """A network's translations, and its weights at the W German words that translate an English one."""
 
-    exact: Tensor  # (N,), whether the whole number was right
+    exact: Tensor  # (N,), whether the whole number is right
     kinds: Tensor  # (W,)
-    aligned: Tensor  # (W, H), whether the largest weight lay on the English word
-    weight: Tensor  # (W, H), how large the weight on it was
+    aligned: Tensor  # (W, H), whether the largest weight is on the English word
+    weight: Tensor  # (W, H), the weight on the English word
 
 
 @torch.no_grad()
 def evaluate(network: Network, examples: Iterable[Example]) -> Evaluation:
     """Translate encoded numbers.
 
-    Each next word is asked for with the right words before it. Greedy decoding says the whole number rightly if, and
-    only if, all of these are right, as each step then has just those words before it.
+    Each next word is predicted after the right words. Greedy decoding gives the right number if, and only if, all these
+    predictions are right, since each of its steps then has the same words before it.
     """
-    seen = [_evaluate_batch(network, *group) for group in stack_by_shape(examples)]
-    return Evaluation(*(torch.cat(tensors) for tensors in zip(*seen, strict=True)))
+    batches = [_evaluate_batch(network, *group) for group in stack_by_shape(examples)]
+    return Evaluation(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
 def _evaluate_batch(
-    network: Network, source: Tensor, target: Tensor, next_words: Tensor, says: Tensor, kinds: Tensor
+    network: Network, source: Tensor, target: Tensor, next_words: Tensor, sources: Tensor, kinds: Tensor
 ) -> Evaluation:
     stages = network(source, target)
     right = network.head(stages.output)[0].argmax(-1) == next_words  # (B, T)
-    translates = says != UNALIGNED  # (B, T)
+    translates = sources != UNALIGNED  # (B, T)
     weights = stages.weights.transpose(1, 2)[translates]  # (W, H, S)
-    gold = says[translates][:, None]  # (W, 1)
+    gold = sources[translates][:, None]  # (W, 1)
     weight = weights.gather(-1, gold[..., None].expand(-1, HEADS, 1)).squeeze(-1)
     return Evaluation(right.all(-1).double(), kinds[translates], (weights.argmax(-1) == gold).double(), weight)
 
 
-def measure(seen: Evaluation, head: int) -> dict[str, float]:
-    """Return the share of exact translations, and how one head's weights align the words, for each kind of word."""
-    aligned = {kind: float(seen.aligned[seen.kinds == index, head].mean()) for index, kind in enumerate(KINDS)}
+def measure(result: Evaluation, head: int) -> dict[str, float]:
+    """Return the share of exact translations, and one head's alignment accuracy in all and for each kind of word."""
+    aligned = {kind: float(result.aligned[result.kinds == index, head].mean()) for index, kind in enumerate(KINDS)}
     return {
-        "exact": float(seen.exact.mean()),
+        "exact": float(result.exact.mean()),
         "head": float(head),
-        "alignment": float(seen.aligned[:, head].mean()),
+        "alignment": float(result.aligned[:, head].mean()),
         **{f"{kind}.alignment": value for kind, value in aligned.items()},
-        "weight": float(seen.weight[:, head].mean()),
+        "weight": float(result.weight[:, head].mean()),
     }
 
 
@@ -230,7 +230,7 @@ def build_model(network: Network) -> Model:
 
 @torch.no_grad()
 def illustrate(networks: Mapping[str, Network], head: int) -> Illustration:
-    """Show where each network's head looks for each word of a number it never learned."""
+    """Return each network's weights of one head for a held-out number."""
     source, target, *_ = (tensor[None] for tensor in encode(ILLUSTRATED))
     words = [*(word.text for word in german(ILLUSTRATED)), END]
     panels = [

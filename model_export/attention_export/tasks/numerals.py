@@ -1,4 +1,4 @@
-"""Number words in English and German, and the alignment of their words: "twenty one" -> "ein und zwanzig", crossed."""
+"""Number words in English and German with an alignment, which crosses: "twenty one" -> "ein und zwanzig"."""
 
 import random
 from typing import NamedTuple
@@ -19,11 +19,11 @@ TRAIN_BY_DIGITS = {1: 10, 2: 60, 3: 600, 4: 1_330}  # of 10, 90, 900 and 9,000 n
 HELD_OUT = 2_000
 KINDS = ("swapped_unit", "swapped_ten", "hundred", "thousand", "other")
 UNALIGNED = -1
-SHOWN = (21, 4021)  # in documents and pictures, and so never learned
+SHOWN = (21, 4021)  # in documents and figures, so never trained on
 
 
 class Word(NamedTuple):
-    """A German word, the position of the English word that it says, and its kind; "und" says UNALIGNED."""
+    """A German word, the position of its English word (UNALIGNED for "und"), and its kind."""
 
     text: str
     source: int = UNALIGNED
@@ -31,7 +31,7 @@ class Word(NamedTuple):
 
 
 def english(number: int) -> list[str]:
-    """Say 0..9999 in English, without "and": 4021 -> four thousand twenty one."""
+    """Return the English words of 0..9999, without "and": 4021 -> four thousand twenty one."""
     scales = ((number // 1000, "thousand"), (number // 100 % 10, "hundred"))
     said = [word for digit, scale in scales if digit for word in (ENGLISH[digit], scale)]
     ten, unit = divmod(number % 100, 10)
@@ -41,7 +41,7 @@ def english(number: int) -> list[str]:
 
 
 def german(number: int) -> list[Word]:
-    """Say 0..9999 in German, a word at a time, with what each says of `english(number)`: 21 -> ein und zwanzig."""
+    """Return the German words of 0..9999, aligned with `english(number)`: 21 -> ein und zwanzig."""
     scales = ((number // 1000, "tausend", "thousand"), (number // 100 % 10, "hundert", "hundred"))
     said: list[Word] = []
     for digit, scale, kind in scales:
@@ -57,9 +57,9 @@ def german(number: int) -> list[Word]:
 
 
 def split_numbers(seed: int) -> tuple[list[int], list[int]]:
-    """Return the numbers to learn from, so many of each length in digits, and others, held out.
+    """Return training numbers, `TRAIN_BY_DIGITS` of each count of digits, and `HELD_OUT` held-out numbers.
 
-    All numbers of one digit are learned: the rest of the language is made of them.
+    All numbers of one digit are training numbers, since every longer number contains their words.
     """
     rng = random.Random(seed)  # noqa: S311 - data, not secrets
     train: list[int] = []
@@ -74,5 +74,5 @@ def split_numbers(seed: int) -> tuple[list[int], list[int]]:
 
 
 def _counting(digit: int) -> str:
-    """Before a counted word, one is "ein"; at the end it is "eins"."""
+    """Return a digit's form before a counted word: "ein", not "eins"."""
     return "ein" if digit == 1 else GERMAN[digit]

@@ -1,4 +1,4 @@
-"""Key-value retrieval: in "cat=3 dog=7 owl=1 dog=?" find the pair that has the word, and answer 7."""
+"""Key-value retrieval: in "cat=3 dog=7 owl=1 dog=?", find the pair with the word and answer 7."""
 
 import copy
 import random
@@ -33,7 +33,7 @@ WORDS = words(
     "ant bat bee cat cow crab crow dog duck eel elk emu fox frog goat hen lion mole owl pig rat seal swan wolf"
 )
 NUMBERS = [str(number) for number in range(1, 25)]
-PAIRS = range(8, 17)  # a sequence has so many
+PAIRS = range(8, 17)  # number of pairs in a sequence
 TRAIN, HELD_OUT = 8_000, 2_000
 HELD_OUT_SHARE = 0.1  # of all pairs of a word and a number
 WIDTH = 64
@@ -47,10 +47,10 @@ ILLUSTRATED = tuple(zip(words("cat dog owl fox bee pig hen cow"), words("3 7 12 
 
 
 class Front(nn.Module):
-    """Tokens INT64 (B, T) -> query (B, T, D), drawn once and never trained.
+    """A random, untrained embedding: tokens INT64 (B, T) -> query (B, T, D).
 
-    A pair's vector is its word's plus its number's; a question's is its own, and like no other. So the vectors
-    themselves say nothing about what matches what: all that is found is found by M_Q and M_K.
+    A pair's vector is the sum of a vector of the word and one of the number; a question's vector is independent. So
+    the vectors have no similarity of question and pair: M_Q and M_K have to learn the match.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Network(nn.Module):
 
 
 def split_pairs(seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs that training sequences are made of, and those held out: no training sequence has one."""
+    """Return training pairs and held-out pairs; no training sequence contains a held-out pair."""
     pairs = list(product(WORDS, NUMBERS))
     random.Random(seed).shuffle(pairs)  # noqa: S311 - data, not secrets
     held_out = round(len(pairs) * HELD_OUT_SHARE)
@@ -88,12 +88,12 @@ def split_pairs(seed: int) -> tuple[list[Pair], list[Pair]]:
 
 
 def sequences(asked: Sequence[Pair], others: Sequence[Pair], count: int, seed: int) -> list[Row]:
-    """Write sequences in which no word and no number comes twice, so that nothing but the word tells the number.
+    """Make sequences without repeated words or numbers, so that only the word determines the answer.
 
     Args:
-        asked: what is asked for is one of these.
-        others: the rest of a sequence is of these.
-        count: how many sequences.
+        asked: the candidates for the requested pair.
+        others: the candidates for the remaining pairs.
+        count: the number of sequences.
         seed: the same seed gives the same sequences.
     """
     rng = random.Random(seed)  # noqa: S311 - data, not secrets
@@ -112,15 +112,15 @@ def _sequence(rng: random.Random, asked: Pair, others: Sequence[Pair]) -> Row:
 
 
 def text_of(pairs: Sequence[Pair], asked: int) -> str:
-    """Write a sequence out: cat=3 dog=7 cat=?."""
+    """Return a sequence as text: cat=3 dog=7 cat=?."""
     return " ".join(f"{word}={number}" for word, number in [*pairs, (pairs[asked][0], "?")])
 
 
 def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
-    """Train the block, and a head on the plain dot product of the same vectors, and measure.
+    """Train the block, and for comparison a head on the plain dot product of the same vectors; measure both.
 
-    The block is asked for pairs it never saw. The others are asked for pairs they know, in new sequences: it is not for
-    want of knowledge that they are at chance.
+    The block is measured on held-out pairs. The comparisons are measured on training pairs in new sequences, which is
+    easier, and stay at chance.
     """
     known, unknown = split_pairs(seed)
     batches = Batches([encode(*row) for row in sequences(known, known, TRAIN, seed)], BATCH)
@@ -143,20 +143,20 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
 
 
 def encode(pairs: Sequence[Pair], asked: int) -> Example:
-    """Return tokens (T,), the position of the pair asked for () and its number's label ()."""
+    """Return tokens (T,), the requested pair's position () and its number's label ()."""
     tokens = torch.tensor(TOKENIZER.encode(text_of(pairs, asked)).ids)
     return tokens, torch.tensor(asked), torch.tensor(NUMBERS.index(pairs[asked][1]))
 
 
 def loss(network: Network, tokens: Tensor, _: Tensor, answers: Tensor) -> Tensor:
-    """Return the cross-entropy of the numbers. Which pair has the word, and so where to look, is never told."""
+    """Return the cross-entropy of the numbers. The pair's position is not part of the loss: no weight is supervised."""
     (logits,) = network.head.logits(network(tokens).output[:, -1])
     return functional.cross_entropy(logits, answers)
 
 
 @torch.no_grad()
 def measure(network: Network, rows: Sequence[Row]) -> dict[str, float]:
-    """Return how often the right number is answered, and the mean weight of the question on the right pair."""
+    """Return the accuracy, and the question's mean weight on the right pair."""
     groups = stack_by_shape(encode(*row) for row in rows)
     right, weight = (
         torch.cat(found) for found in zip(*(evaluate_batch(network, *group) for group in groups), strict=True)
@@ -165,7 +165,7 @@ def measure(network: Network, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def evaluate_batch(network: Network, tokens: Tensor, asked: Tensor, answers: Tensor) -> Example:
-    """Return whether each answer is right (B,), and the weight on the pair asked for (B,)."""
+    """Return whether each answer is right (B,), and the weight on the requested pair (B,)."""
     stages = network(tokens)
     (probabilities,) = network.head(stages.output[:, -1])
     weights = stages.weights[:, 0, -1]  # (B, T)
@@ -186,7 +186,7 @@ def build_model(network: Network) -> Model:
 
 @torch.no_grad()
 def illustrate(networks: Mapping[str, Network]) -> Illustration:
-    """Ask for each pair of one sequence in turn: a row for each question."""
+    """Return each network's weights in one sequence, a row for the question about each pair."""
     tokens = torch.stack([encode(ILLUSTRATED, asked)[0] for asked in range(len(ILLUSTRATED))])
     questions = [f"{word}=?" for word, _ in ILLUSTRATED]
     panels = [Panel(title, questions, network(tokens).weights[:, 0, -1].numpy()) for title, network in networks.items()]

@@ -1,4 +1,4 @@
-"""From the verb: giver, recipient, object. Three relationships at once are the purpose of several heads."""
+"""Semantic roles of a verb: giver, recipient, object, three relations that three heads find at once."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -39,16 +39,16 @@ from attention_export.training import (
 )
 
 WIDTH = 48
-MAX_TOKENS = 17  # no sentence of the templates is longer
+MAX_TOKENS = 17  # the longest sentence of the templates
 TRAIN, HELD_OUT = 8_000, 2_000
 BATCH, RATE = 64, 3e-3
-CONTEXT_DROP = 0.3  # of the values in training
+CONTEXT_DROP = 0.3  # share of the values in training
 
 TOKENIZER = word_tokenizer(vocabulary())
 
 
 class Front(nn.Module):
-    """Tokens INT64 (B, T) -> query (B, T, D): each word as it stands in its sentence. Key and value are the same."""
+    """Tokens INT64 (B, T) -> query (B, T, D), each word in the context of its sentence. Key and value are the query."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Front(nn.Module):
 
 
 class Network(nn.Module):
-    """Front, block and head. With three heads, role r is read from head r alone, so that each has one thing to find."""
+    """Front, block and head. With three heads, role r is predicted from head r alone, so each head has one role."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Network(nn.Module):
 
 
 def separate_heads(block: MultiHead) -> None:
-    """Make M_O block-diagonal and let training keep it so: part r of the output comes from head r alone."""
+    """Make M_O block-diagonal, also under training: part r of the output comes from head r alone."""
     dims = block.dims
     apart = torch.block_diag(*[torch.ones(dims.value_head, dims.output // dims.heads)] * dims.heads)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def separate_heads(block: MultiHead) -> None:
 
 
 def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
-    """Train three heads, and one of the same width alike, and measure both on sentences never seen."""
+    """Train three heads and, for comparison, one head of the same width; measure both on held-out sentences."""
     train_pairs, held_out_pairs = split_pairs(seed)
     batches = Batches([encode(sentence) for sentence in sentences(train_pairs, TRAIN, seed)], BATCH)
     held_out = sentences(held_out_pairs, HELD_OUT, seed + 1)
@@ -102,7 +102,7 @@ def learn(seed: int, steps: int, on_progress: OnProgress) -> TrainingRun:
 
 
 def encode(sentence: Sentence) -> Example:
-    """Return tokens (T,), the verb's position (), the positions (3,) and labels (3,) of the roles, the template ()."""
+    """Return tokens (T,), the verb's position (), the roles' positions (3,) and labels (3,), and the template ()."""
     positions = [sentence.at[role] for role in ROLES]
     answers = [labels(role).index(sentence.words[at]) for role, at in zip(ROLES, positions, strict=True)]
     numbers = sentence.at["verb"], positions, answers, list(TEMPLATES).index(sentence.template)
@@ -110,13 +110,13 @@ def encode(sentence: Sentence) -> Example:
 
 
 def loss(network: Network, tokens: Tensor, verb: Tensor, _: Tensor, answers: Tensor, *__: Tensor) -> Tensor:
-    """Sum the cross-entropies of the three answers. Where the roles stand, and so where to look, is never told."""
+    """Return the summed cross-entropy of the roles. Positions are not part of the loss: no weight is supervised."""
     logits = network.head.logits(take_rows(network(tokens).output, verb))
     return torch.stack([functional.cross_entropy(x, y) for x, y in zip(logits, answers.T, strict=True)]).sum()
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """(B, T, ..) -> (B, ..): one row of each."""
+    """(B, T, ..) -> (B, ..): one row of each sequence."""
     return x[torch.arange(len(x)), rows]
 
 
@@ -150,10 +150,10 @@ def compare(network: Network, single: Network, untrained: Network, held_out: Seq
 
 @torch.no_grad()
 def measure(network: Network, examples: Sequence[Sentence]) -> dict[str, float]:
-    """Return how often each role is answered rightly, and the mean weight of its head on the word that fills it.
+    """Return each role's accuracy, and its head's mean weight on the role's word.
 
-    `other_roles.weight` is the largest mean weight of a head on a word that fills another role. A single head is taken
-    to be the head of every role.
+    `other_roles.weight` is the largest mean weight of a head on the word of another role. A single head counts as the
+    head of every role.
     """
     answered = [evaluate_batch(network, *group) for group in stack_by_shape(encode(example) for example in examples)]
     right, seen, template = (torch.cat(tensors) for tensors in zip(*answered, strict=True))
@@ -171,7 +171,7 @@ def measure(network: Network, examples: Sequence[Sentence]) -> dict[str, float]:
 def evaluate_batch(
     network: Network, tokens: Tensor, verb: Tensor, positions: Tensor, answers: Tensor, template: Tensor
 ) -> Example:
-    """Return whether answers are right (B, 3), the heads' weights on the fillers (B, 3, 3), and the template (B,)."""
+    """Return whether answers are right (B, 3), the heads' weights on the roles' words (B, 3, 3), the template (B,)."""
     stages = network(tokens)
     said = torch.stack([p.argmax(-1) for p in network.head(take_rows(stages.output, verb))], -1)  # (B, 3)
     weights = take_rows(stages.weights.transpose(1, 2), verb).expand(-1, len(ROLES), -1)  # (B, 3, T)
@@ -180,7 +180,7 @@ def evaluate_batch(
 
 @torch.no_grad()
 def illustrate(networks: Mapping[str, Network]) -> Illustration:
-    """Show the weights of each network's heads in the article's sentence, from its verb."""
+    """Return each network's weights in the article's sentence, from the verb, a row for each head."""
     tokens, verb, *_ = encode(ARTICLE)
     panels = []
     for title, network in networks.items():

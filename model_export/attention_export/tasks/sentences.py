@@ -1,4 +1,4 @@
-"""Sentences of giving, with the words of each role: "I gave my cat Tater a toy"."""
+"""Random sentences about giving, with the position of each role: "I gave my cat Tater a toy"."""
 
 import random
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Verb(NamedTuple):
 
 
 class Person(NamedTuple):
-    """Whoever gives or receives, as a subject and as an object."""
+    """The subject and object form of a giver or recipient."""
 
     subject: str
     object: str
@@ -84,7 +84,7 @@ Tagged = list[tuple[str, str]]  # words, each with its role, "verb", or nothing
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words, and where among them the verb and the three roles stand."""
+    """A sentence's words, and the positions of the verb and the three roles."""
 
     template: str
     words: tuple[str, ...]
@@ -92,7 +92,7 @@ class Sentence:
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The recipient and the object: what decides whether a sentence is held out."""
+        """The recipient and the object, by which sentences are split into training and held-out ones."""
         return self.words[self.at["recipient"]], self.words[self.at["object"]]
 
 
@@ -104,7 +104,7 @@ ARTICLE = Sentence(
 
 
 def split_pairs(seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs to learn from, and those held out, the article's among them."""
+    """Return training pairs and held-out pairs; the article's pair is held out."""
     pairs = [(person, thing) for person, thing in product(PEOPLE, OBJECTS) if person.object != thing]
     random.Random(seed).shuffle(pairs)  # noqa: S311 - data, not secrets
     pairs.sort(key=lambda pair: (pair[0].object, pair[1]) != ARTICLE.pair)
@@ -113,7 +113,7 @@ def split_pairs(seed: int) -> tuple[list[Pair], list[Pair]]:
 
 
 def sentences(pairs: Sequence[Pair], count: int, seed: int) -> list[Sentence]:
-    """Write `count` sentences, in each of which a recipient of `pairs` gets its object."""
+    """Make `count` sentences, each with a recipient and an object of one of `pairs`."""
     rng = random.Random(seed)  # noqa: S311 - data, not secrets
     return [_sentence(rng, *rng.choice(pairs)) for _ in range(count)]
 
@@ -125,7 +125,7 @@ def vocabulary() -> list[str]:
 
 
 def verb_forms() -> list[str]:
-    """Return each form once."""
+    """Return the distinct forms of the verbs."""
     return list(dict.fromkeys(form for verb in VERBS for form in verb))
 
 
@@ -153,7 +153,7 @@ def _sentence(rng: random.Random, recipient: Person, thing: str) -> Sentence:
 
 
 def _person(rng: random.Random, role: str, person: Person, *, subject: bool) -> Tagged:
-    """Say Mia, my cat, my cat Mia; or I and me."""
+    """Return a person's phrase: Mia, my cat, my cat Mia; or I and me."""
     word = (person.subject if subject else person.object, role)
     if person.subject in RELATIVES:
         return [(rng.choice(OWNERS), ""), word]
@@ -163,7 +163,7 @@ def _person(rng: random.Random, role: str, person: Person, *, subject: bool) -> 
 
 
 def _thing(rng: random.Random, thing: str) -> Tagged:
-    """Say a toy, an old toy, my toy."""
+    """Return an object's phrase: a toy, an old toy, my toy."""
     adjectives = [(rng.choice(ADJECTIVES), "")] if rng.random() < 0.4 else []
     phrase = [*adjectives, (thing, "object")]
     article = "an" if phrase[0][0][0] in "aeiou" else "a"
@@ -171,7 +171,7 @@ def _thing(rng: random.Random, thing: str) -> Tagged:
 
 
 def _framed(rng: random.Random, sentence: Tagged) -> Tagged:
-    """Say when, before or after; and who was there without a role."""
+    """Add a random time, before or after, and a random companion without a role."""
     company = [("with", ""), (rng.choice(NAMES), "")] if rng.random() < 0.2 else []
     time = [(word, "") for word in rng.choice(TIMES).split()]
     before, after = rng.choice([(time, []), ([], time), ([], []), ([], []), ([], [])])

@@ -8,7 +8,7 @@ UNKNOWN = "[UNK]"
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return the words of a list that is written as a text."""
+    """Split a text at spaces."""
     return tuple(text.split())
 
 
@@ -16,9 +16,9 @@ def word_tokenizer(vocabulary: Iterable[str], *, begin: str = "", end: str = "",
     """Make a tokenizer of whole words, which ignores case.
 
     Args:
-        vocabulary: ids follow its order, after those of the unknown token, `begin` and `end`.
-        begin: a token put in front of every text, when given; no text can contain it.
-        end: the same, behind.
+        vocabulary: the words; ids follow this order, after the ids of the unknown token, `begin` and `end`.
+        begin: a token inserted before every text, if given; no text can contain it.
+        end: a token appended to every text, likewise.
         separators: characters that are read as spaces.
     """
     special = [token for token in (begin, end) if token]
