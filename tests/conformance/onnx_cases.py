@@ -155,7 +155,7 @@ def _stage_of(attributes: dict[str, Any]) -> str | None:
 def table() -> str:
     """Return the table of docs/conformance.md."""
     offered, others = load()
-    lines = ["| ONNX cases | how many | |", "|---|---|---|"]
+    lines = ["| ONNX cases | number | result |", "|---|---|---|"]
     counts = Counter("with " + " and ".join(_features(case)) if _features(case) else "plain" for case in offered)
     lines += [
         f"| {feature} | {count} | sent over gRPC and REST, within the case's tolerance |"

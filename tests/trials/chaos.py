@@ -394,14 +394,14 @@ def main() -> None:
         "chaos",
         f"make chaos ROUNDS={chosen.rounds}",
         {
-            "right answers to those who asked meanwhile": f"{counted['right']:,}",
+            "right answers to concurrent clients": f"{counted['right']:,}",
             "wrong answers": "0",
-            "calls lost": "0",
-            "kill -9 of one of two replicas, of requests to 1 MiB": str(counted["kills"]),
+            "lost calls": "0",
+            "kill -9 of one of two replicas, with requests of up to 1 MiB": str(counted["kills"]),
             "stops under load": str(counted["stops"]),
             "models loaded or unloaded under load": str(counted["swaps"]),
             scorecard.CHECKS: str(counted["checks"]),
-            "memory, most above the start": f"{counted['peak']} MiB",
+            "largest growth of memory": f"{counted['peak']} MiB",
         },
     )
 

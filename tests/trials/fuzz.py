@@ -316,16 +316,16 @@ def main() -> None:
         "fuzz",
         command,
         {
-            "malformed requests, of which by schemathesis": f"{tally.requests.total() + made:,}, {made:,}",
-            "of which valid after all, and answered": f"{tally.codes['OK'] + tally.codes['200']:,}",
-            "executions of the core, guided by coverage": f"{runs:,}",
+            "malformed requests, and of these by Schemathesis": f"{tally.requests.total() + made:,}, {made:,}",
+            "requests among these that were valid, and answered": f"{tally.codes['OK'] + tally.codes['200']:,}",
+            "coverage-guided executions of the core": f"{runs:,}",
             "crashes": "0",
             "INTERNAL, UNKNOWN, 500": "0",
-            "errors that told of the server's inside": "0",
+            "errors with internal details": "0",
             scorecard.CHECKS: f"{subject.checks + cases.checks:,}",
-            "memory, most above the start, after any of these": f"{subject.peak:.0f} MiB",
-            "floods, bombs, frames by hand, peers that hold on: cases passed": f"{cases.checks:,}",
-            "memory, most above the start, after any of those": f"{cases.peak:.0f} MiB",
+            "largest growth of memory after a batch of requests": f"{subject.peak:.0f} MiB",
+            "cases passed: floods, bombs, hand-made frames, stalled peers": f"{cases.checks:,}",
+            "largest growth of memory after a case": f"{cases.peak:.0f} MiB",
         },
     )
 

@@ -153,10 +153,10 @@ def main() -> None:
         {
             "right answers": f"{course.answered:,}",
             "wrong answers": "0",
-            "calls lost": "0",
-            "malformed messages, and calls left, meanwhile": f"{course.malformed:,}, {course.left:,}",
-            "memory, last quarter against the second": f"{growth.memory:+.1f} MiB",
-            "threads, open files, the same": f"{growth.threads:+d}, {growth.files:+d}",
+            "lost calls": "0",
+            "concurrent malformed messages, cancelled calls": f"{course.malformed:,}, {course.left:,}",
+            "growth of memory, second to last quarter": f"{growth.memory:+.1f} MiB",
+            "growth of threads, open files, likewise": f"{growth.threads:+d}, {growth.files:+d}",
         },
     )
 
