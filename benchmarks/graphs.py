@@ -1,9 +1,8 @@
-"""What weights and a mask cost attention itself: the figures behind a graph for each pair of them.
+"""Cost of weights and of a mask in ONNX's Attention, the reason for a graph of each combination.
 
     taskset -c 1 .venv-dev/bin/python benchmarks/graphs.py
 
-ONNX's Attention alone, 12 heads, d = 384, one thread, every form taken in turn. Prints a table in Markdown, and what a
-session costs to open and to keep.
+12 heads, d = 384, one thread; the graphs take turns. Prints a Markdown table, and the time and memory of a session.
 """
 
 import time
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 HEADS, WIDTH = 12, 384
-LENGTHS = {8: 2000, 32: 600, 128: 80, 512: 8}  # positions, runs in a round
+LENGTHS = {8: 2000, 32: 600, 128: 80, 512: 8}  # positions: runs a round
 ROUNDS = 7
 SESSIONS = 20
 FORMS = {"attend": "neither", "explain": "weights", "attend-masked": "mask", "explain-masked": "both"}

@@ -1,9 +1,9 @@
-"""Microseconds of CPU to write a large answer and a large request, with glibc as it is and as our processes set it.
+"""CPU time to encode a large response and a large request, with glibc's defaults and with the processes' settings.
 
     .venv-dev/bin/python benchmarks/messages.py
 
-The answer is of one sequence, T = 128: its output of d = 384 and the weights of 12 heads. The request is 14 sequences
-of 45 positions. Each is made anew, as in a server or a client, several hundred times.
+The response has one sequence, T = 128, with the output of d = 384 and the weights of 12 heads. The request has 14
+sequences of 45 positions. Each is encoded several hundred times into new memory, as in a server or a client.
 """
 
 import statistics
@@ -25,7 +25,7 @@ TIMES, ROUNDS = 100, 5
 
 
 def microseconds(work: Callable[[], object]) -> float:
-    """Return the median of several rounds."""
+    """Return the CPU time of a call, the median of several rounds."""
     taken = []
     for _ in range(ROUNDS):
         began = time.process_time()
@@ -36,7 +36,7 @@ def microseconds(work: Callable[[], object]) -> float:
 
 
 def by_protobuf(response: Response) -> bytes:
-    """Write outputs as protobuf does."""
+    """Encode a response with protobuf alone."""
     message = pb.AttendResponse(model=response.model, version=response.version)
     for result in response.results:
         written = message.results.add()
@@ -46,27 +46,27 @@ def by_protobuf(response: Response) -> bytes:
 
 
 def measure() -> None:
-    """Measure in this process."""
+    """Measure and print every encoding, with this process's allocator settings."""
     outputs = {"output": np.ones((128, 384), np.float32), "weights": np.ones((12, 128, 128), np.float32)}
     response = Response("block", 1, (Result(outputs),))
     query = np.ones((45, 384), np.float32)
     request = attend_request("block", [query] * 14, ["output"], 1, token_offsets=False)
     many = Response("block", 1, (Result(outputs),) * 16)
-    ways = {
+    encodings = {
         "answer: arrays to bytes, by protobuf": lambda: by_protobuf(response),
         "answer: arrays to bytes, as the server does": lambda: serialize_response(response),
         "request: message to bytes, by protobuf": request.SerializeToString,
         "request: message to bytes, as the client does": lambda: serialize(request),
-        # Last, for glibc keeps more by itself when it has given back so much.
+        # Last, since glibc raises its own thresholds after such large blocks are freed.
         "16 answers in one: by protobuf": lambda: by_protobuf(many),
         "16 answers in one: as the server does": lambda: serialize_response(many),
     }
-    for name, way in ways.items():
-        Console().print(f"{name:48} {microseconds(way):7.0f} us")
+    for name, encoding in encodings.items():
+        Console().print(f"{name:48} {microseconds(encoding):7.0f} us")
 
 
 def main() -> None:
-    """Measure in a process of each kind."""
+    """Measure in a process with glibc's defaults and in one with the settings of server and client."""
     if sys.argv[1:] == ["kept"]:
         keep_freed()
         measure()

@@ -1,4 +1,4 @@
-"""What it costs a request to be watched: counted; and traced or logged too.
+"""Cost of a request's record: with metrics alone, with tracing, and with a log line.
 
 .venv/bin/python benchmarks/observing.py
 """
@@ -14,15 +14,15 @@ from rich.console import Console
 REQUESTS = 5_000
 
 
-class Nowhere(SpanExporter):
-    """Takes spans, and sends them nowhere."""
+class NullExporter(SpanExporter):
+    """An exporter that discards spans."""
 
     def export(self, spans: object) -> SpanExportResult:  # noqa: ARG002 # the SDK's
         return SpanExportResult.SUCCESS
 
 
 def open_records(observer: Observer) -> Callable[[], None]:
-    """Return what watches one request, of one sequence of 32, from begin to end."""
+    """Return a function that records one request, of one sequence of 32 positions, from begin to end."""
 
     def record() -> None:
         record = observer.begin("grpc", "Attend", {"user-agent": "benchmark"}, caller="127.0.0.1")
@@ -40,7 +40,7 @@ def open_records(observer: Observer) -> Callable[[], None]:
 
 
 def measure(name: str, observer: Observer) -> None:
-    """Print the least of several rounds, in microseconds a request."""
+    """Print the microseconds of a request, the least of several rounds."""
     rounds = timeit.repeat(open_records(observer), number=REQUESTS, repeat=9)
     Console().print(f"{name}: {min(rounds) / REQUESTS * 1e6:.1f} us")
     observer.close()
@@ -49,5 +49,5 @@ def measure(name: str, observer: Observer) -> None:
 logs.configure("info", "json")
 
 measure("counted", Observer())
-measure("counted and traced", Observer(tracing.OpenTelemetry(Nowhere())))
+measure("counted and traced", Observer(tracing.OpenTelemetry(NullExporter())))
 measure("counted and logged", Observer(access_log="all"))

@@ -1,9 +1,9 @@
-"""What int8 matrices give and cost: speed and error of one multi-head block, `project` and `attend`, on one thread.
+"""Speed and error of int8 matrices in one multi-head block, `project` and `attend`, on one thread.
 
     taskset -c 1 .venv-dev/bin/python benchmarks/quantization.py
 
-Three ways to round, taken in turn with float32: ours, by row (`attention_export.int8`); onnxruntime's
-`quantize_dynamic`, by tensor, with 7 bits of the matrices used; and the same with all 8. Prints a table in Markdown.
+Three methods take turns with float32: by row (`attention_export.int8`); by tensor (onnxruntime's `quantize_dynamic`)
+with 7 bits of the matrices; and the latter with 8 bits. Prints a Markdown table.
 """
 
 import logging
@@ -33,7 +33,7 @@ Vectors = NDArray[np.float32]
 
 
 class Block(NamedTuple):
-    """The graphs of a block: `attend` is timed, `explain` gives the weights."""
+    """The graphs of a block: `attend` for time, `explain` for errors."""
 
     project: ort.InferenceSession
     attend: ort.InferenceSession
@@ -63,7 +63,7 @@ def by_tensor(content: bytes, *, reduce_range: bool) -> bytes:
         return after.read_bytes()
 
 
-WAYS: dict[str, Callable[[bytes], bytes]] = {
+METHODS: dict[str, Callable[[bytes], bytes]] = {
     "float32": bytes,
     "by row": to_int8,
     "by tensor": lambda content: by_tensor(content, reduce_range=True),
@@ -79,24 +79,24 @@ def session(content: bytes) -> ort.InferenceSession:
 
 
 def make_blocks(width: int, heads: int) -> dict[str, Block]:
-    """Make one block of drawn weights, in float32 and rounded in each way."""
+    """Make a block with random weights, in float32 and by each method."""
     torch.manual_seed(SEED)
     block = MultiHead(Dims(query=width, heads=heads))
     project = project_graph(block)
     assert project is not None
     graphs = {graph.file: graph for graph, _ in attend_graphs(block)}
     contents = [to_onnx(graph) for graph in (project, graphs["attend.onnx"], graphs["explain.onnx"])]
-    return {way: Block(*(session(convert(content)) for content in contents)) for way, convert in WAYS.items()}
+    return {name: Block(*(session(convert(content)) for content in contents)) for name, convert in METHODS.items()}
 
 
 def measure(blocks: dict[str, Block], x: Vectors, rounds: int) -> list[str]:
-    """Return the table's cells: float32's milliseconds, then each way's speed-up, and errors of output and weights."""
+    """Return a row's cells: float32's milliseconds, then each method's speed-up, and errors of output and weights."""
     times = [[block.seconds(x) for block in blocks.values()] for _ in range(rounds + 1)][1:]
-    exact, *others = (block.stages(x) for block in blocks.values())
+    exact, *rounded = (block.stages(x) for block in blocks.values())
     cells = [f"{1e3 * statistics.median(each[0] for each in times):.3f}"]
-    for way, found in enumerate(others, 1):
-        # Within a round, for what else runs on the machine comes and goes.
-        speedup = statistics.median(each[0] / each[way] for each in times)
+    for method, found in enumerate(rounded, 1):
+        # The ratio is taken within a round, since the machine's load changes between rounds.
+        speedup = statistics.median(each[0] / each[method] for each in times)
         output = np.abs(found["output"] - exact["output"]).max() / np.abs(exact["output"]).max()
         weights = np.abs(found["weights"] - exact["weights"]).max()
         cells.append(f"{speedup:.2f} x, {output:.1%}, {weights:.4f}")
@@ -104,9 +104,9 @@ def measure(blocks: dict[str, Block], x: Vectors, rounds: int) -> list[str]:
 
 
 def main() -> None:
-    logging.disable(logging.CRITICAL)  # onnxruntime's advice on every graph
+    logging.disable(logging.CRITICAL)  # onnxruntime prints advice about every graph
     console = Console(width=200, highlight=False)
-    console.print(f"| d | T | float32, ms | {' | '.join(list(WAYS)[1:])} |")
+    console.print(f"| d | T | float32, ms | {' | '.join(list(METHODS)[1:])} |")
     console.print("|---|---|---|---|---|---|")
     rng = np.random.default_rng(SEED)
     for width, heads in SIZES:

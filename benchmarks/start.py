@@ -1,4 +1,4 @@
-"""How long the server takes from its start to ready, and what it weighs then, on the embedded models.
+"""Time of the server from start to ready, and its resident memory then, with the embedded models.
 
 .venv-dev/bin/python benchmarks/start.py
 """
@@ -28,7 +28,7 @@ def start() -> tuple[float, float]:
 
 
 def main() -> None:
-    start()  # the first one reads files into the cache, and compiles what is not compiled yet
+    start()  # fills the file cache, and compiles Python files
     times, sizes = zip(*(start() for _ in range(RUNS)), strict=True)
     median, worst = statistics.median(times), max(times)
     Console().print(f"start to ready: {median:.2f} s (of {RUNS}: at most {worst:.2f}); {max(sizes):.0f} MiB resident")

@@ -1,9 +1,9 @@
-"""Where the time of one gRPC call goes in the server, for one caller after another.
+"""Time of each step of a gRPC call in the server, for one caller.
 
     .venv-dev/bin/python benchmarks/timeline.py [LENGTH]
 
-Serves the block of `make bench` (which exports it) on core 0 and asks for its output from core 1, 2,000 times. What is
-timed is wrapped from outside; to be timed costs some 15 us a call. Prints medians.
+Serves the block of `make bench` (which exports it) on core 0 and requests its output from core 1, 2,000 times. The
+server's methods are wrapped; the timing adds some 15 us a call. Prints medians.
 """
 
 import itertools
@@ -22,32 +22,32 @@ from attention_server import app
 from attention_server.grpc import interceptor
 from attention_server.http2 import call as http2_call
 from attention_server.http2 import connection
-from attention_server.inference import engine
+from attention_server.inference.engine import onnxruntime
 from attention_server.scheduling import scheduler
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build/bench"
 STEPS = {
-    ("read", "received"): "bytes to a call",
-    ("received", "begun"): "to its task",
-    ("begun", "queued"): "message read, checked and planned",
+    ("read", "received"): "from bytes to a call",
+    ("received", "begun"): "to the call's task",
+    ("begun", "queued"): "reading, checking and planning the message",
     ("taken", "graph"): "to the first graph",
     ("graph", "graph done"): "a graph (each)",
     ("graph done", "graph"): "between two graphs",
     ("graph done", "computed"): "to the result",
-    ("computed", "finished"): "answer written",
-    ("finished", "flush"): "counted",
-    ("flush", "flushed"): "bytes to the socket",
+    ("computed", "finished"): "encoding of the answer",
+    ("finished", "flush"): "metrics",
+    ("flush", "flushed"): "from bytes to the socket",
 }
 
 marks: list[tuple[str, int]] = []
 calls: list[list[tuple[str, int]]] = []
 
 
-def mark(kind: type, method: str, before: str = "", after: str = "") -> None:
-    """Note when a method begins and ends."""
-    wrapped = getattr(kind, method)
+def mark(owner: Any, method: str, before: str = "", after: str = "") -> None:
+    """Wrap a method or function so that its begin and end are recorded as marks."""
+    wrapped = getattr(owner, method)
 
     def timed(*args: Any, **options: Any) -> Any:
         if before == "read":
@@ -61,16 +61,16 @@ def mark(kind: type, method: str, before: str = "", after: str = "") -> None:
             calls.append(list(marks))
         return found
 
-    setattr(kind, method, timed)
+    setattr(owner, method, timed)
 
 
 def ask(target: str, length: str) -> None:
-    """Be the one caller, in a process of its own on the other core."""
+    """Run the caller in its own process on the other core, report, and exit."""
     load = {
         "target": target,
         "reference": str(BUILD / "reference.npz"),
         "lengths": length,
-        "way": "unary",
+        "mode": "unary",
         "concurrency": 1,
         "seconds": 3,
     }
@@ -97,14 +97,14 @@ def report(caller: float) -> None:
 
 
 def main() -> None:
-    """Serve, be asked, and report."""
+    """Serve in this thread; run the caller and the report from another."""
     os.sched_setaffinity(0, {0})
     length = sys.argv[1] if sys.argv[1:] else "32"
     mark(connection.Connection, "buffer_updated", "read", "received")
-    mark(interceptor._Observation, "__init__", "begun")  # noqa: SLF001 # from outside
+    mark(interceptor._Observation, "__init__", "begun")  # noqa: SLF001 # wrapped for timing
     mark(scheduler.Scheduler, "submit", "queued")
-    mark(scheduler.Scheduler, "_run", "taken", "computed")
-    mark(engine._OrtGraph, "run", "graph", "graph done")  # noqa: SLF001 # as above
+    mark(scheduler, "run_batches", "taken", "computed")
+    mark(onnxruntime.OnnxGraph, "run", "graph", "graph done")
     mark(http2_call.Call, "finish", after="finished")
     mark(connection.Connection, "_flush", "flush", "flushed")
     ready, written = os.pipe()

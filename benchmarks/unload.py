@@ -1,4 +1,4 @@
-"""What versions leave behind in memory when they go, and what a lease costs a request.
+"""Memory that stays resident after versions are unloaded, and the cost of a request's lease.
 
 .venv-dev/bin/python benchmarks/unload.py
 """
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import structlog
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
-from attention_server.repository import repository
+from attention_server.repository import drain, repository
 from rich.console import Console
 
 EXPORTER = Path(__file__).parents[1] / ".venv-dev/bin/attention-export"
@@ -31,7 +31,7 @@ def resident() -> int:
 
 
 def swap(models: Path) -> None:
-    """Load a version, replace it time and again, unload the last; print what is resident at each point."""
+    """Load a version, replace it `SWAPS` times, unload the last one; print resident memory at each point."""
     policy = repository.Policy("explicit", at_start=("*",))
     served = repository.Repository(models, OnnxRuntime("cpu", threads=1), MemoryStore(2**20), policy)
     levels = {"before": resident()}
@@ -59,7 +59,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     if len(sys.argv) > 1:
         if "keep" in sys.argv:
-            repository._trim = lambda: None  # noqa: SLF001 # to see what it is good for
+            drain._trim = lambda: None  # noqa: SLF001 # the comparison without malloc_trim
         swap(Path(sys.argv[1]))
         return
     for keep in ([], ["keep"]):

@@ -1,10 +1,11 @@
-"""Ourselves, the same graphs in process, mosec, Triton and MLServer under the same loads, in one run.
+"""Comparison of the service, the same graphs in process, mosec, Triton and MLServer under the same loads, in one run.
 
     make bench                  # everything; writes docs/benchmarks.md and docs/figures/benchmarks.svg
-    make bench BENCH=--quick    # all of it for a moment each; writes build/bench/quick/
+    make bench BENCH=--quick    # a moment of each measurement; writes build/bench/quick/
 
-The server has core 0 to itself and the load generator core 1; rounds alternate between all, for machines drift. What
-cannot be installed or does not run is left out, and the document says why. Results are kept after each measurement.
+The server runs alone on core 0, the load generator on core 1. Contenders take turns in rounds, since the speed of a
+machine drifts. A peer that cannot be installed or started is left out, and the document gives the reason. Results are
+saved after each measurement.
 """
 
 import argparse
@@ -34,26 +35,26 @@ from benchmarks.start import RUNS, start
 
 DOCUMENT = ROOT / "docs/benchmarks.md"
 SECONDS_TO_START = 120
-SECONDS_TO_SPARE = 40  # for a load generator, beyond what it measures; a call gives up after 30
+SECONDS_TO_SPARE = 40  # timeout of a load generator beyond its measurement; a call's is 30
 BLOCKS = {"block": "multi_head", "cross": "cross_attention"}
 
 say = Console(highlight=False, soft_wrap=True).print
 
 
 class NotMeasured(RuntimeError):
-    """A load generator failed, or was answered wrongly; the message is the last that it said."""
+    """A load generator failed or received a wrong answer; the message is its last line of output."""
 
 
-class NoTime(RuntimeError):
-    """The minutes are over."""
+class OutOfTime(RuntimeError):
+    """The minutes of the run are over."""
 
 
 class Run:
-    """One run: the servers, what asks them, and the results so far.
+    """One run: its servers, load generators and results.
 
     Args:
-        options: those of the command.
-        stack: ends the servers.
+        options: the command's options.
+        stack: the exit stack that stops the servers.
     """
 
     def __init__(self, options: argparse.Namespace, stack: ExitStack) -> None:
@@ -69,19 +70,19 @@ class Run:
         self.results.failures.clear()
 
     def measure(self, cases: Sequence[Case]) -> None:
-        """Prepare, then measure round by round while the time allows."""
+        """Prepare, then measure in rounds until the rounds or the minutes are over."""
         self._describe()
         self._prepare()
         if plan.START in self._options.loads and not self.results.start:
             say("start to ready")
-            start()  # reads the files into the cache
+            start()  # fills the file cache
             self.results.start = [start() for _ in range(RUNS)]
         for name in dict.fromkeys(name for case in cases for each in case.contenders for name in each.servers):
             self._serve(name)
         try:
             for number in range(self._options.rounds):
                 self._round(cases, number)
-        except NoTime:
+        except OutOfTime:
             say("the minutes are over")
 
     def _round(self, cases: Sequence[Case], number: int) -> None:
@@ -92,7 +93,7 @@ class Run:
         self.results.about |= {"rounds": number + 1, "minutes": f"{self._elapsed() / 60:.0f}"}
         self._save()
         if 2 * self._elapsed() - before > 60 * self._options.minutes:
-            raise NoTime
+            raise OutOfTime
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begin
@@ -111,7 +112,7 @@ class Run:
         }
 
     def _prepare(self) -> None:
-        """Export the blocks once for all, compute right answers, and make the environments."""
+        """Export the blocks, compute the reference, and make the environments."""
         if not self._options.resume:
             shutil.rmtree(self._models, ignore_errors=True)
         for name, kind in BLOCKS.items():
@@ -136,7 +137,7 @@ class Run:
             self._fail(name, f"cannot be installed: {error}")
 
     def _serve(self, name: str) -> None:
-        """Start a server and wait until it answers rightly."""
+        """Start a server and wait for a right answer."""
         starts: dict[str, tuple[str, str, Callable[[Path], servers.Start]]] = {
             "attention": ("development", plan.SERVER_CORE, lambda _: servers.attention(self._models)),
             "replica": ("development", plan.LOAD_CORE, lambda _: servers.attention(self._models)),
@@ -179,10 +180,10 @@ class Run:
             self._servers.pop(name).stop()
 
     def _await(self, name: str) -> None:
-        """Ask a server until it answers rightly.
+        """Call a server until its answers are right.
 
         Raises:
-            ServerFailed: it has ended, or does not answer rightly in time.
+            ServerFailed: the server has ended, or its answers are not right in time.
         """
         contender = next(each for each in plan.MANY if each.servers and each.peer == _peer(name))
         server, end = self._servers[name], time.monotonic() + SECONDS_TO_START
@@ -198,7 +199,7 @@ class Run:
 
     @cached_property
     def _earlier(self) -> Path:
-        """The source tree of the revision that is compared, unpacked beside the results."""
+        """The source tree of the earlier revision, unpacked beside the results."""
         tree = self._home / "earlier" / self._options.against
         if not tree.is_dir():
             tree.mkdir(parents=True)
@@ -216,13 +217,13 @@ class Run:
         return self._models / "block/1"
 
     def _measure(self, case: Case, contender: Contender, number: int) -> None:
-        """Measure one round of one contender, and keep it; a failure is kept in its place.
+        """Measure one round of one contender, and save the result or the failure.
 
         Raises:
-            NoTime: the minutes are over.
+            OutOfTime: the minutes of the run are over.
         """
         if self._elapsed() > 60 * self._options.minutes:
-            raise NoTime
+            raise OutOfTime
         if self.results.has(case.key, contender.name, number) or not self._takes_part(contender):
             return
         try:
@@ -230,7 +231,7 @@ class Run:
                 self._servers[name].check()
             target = self._target(contender)
             measured = self._ask(case, contender, target, self._options.seconds)
-        except ServerFailed as error:  # the others go on without it
+        except ServerFailed as error:  # the run continues without this server
             for name in contender.servers:
                 self._servers.pop(name).stop()
                 self._fail(name, f"{case.title}, round {number + 1}: {error}")
@@ -245,7 +246,7 @@ class Run:
         say(f"{self._elapsed():5.0f} s  {label} {measured['rate']:9,.0f}/s{times}")
 
     def _target(self, contender: Contender) -> str:
-        """Return the addresses that a contender asks, or the repository where nothing is served."""
+        """Return the addresses of a contender's servers, or the repository for one in process."""
         asked = [self._servers[name] for name in contender.servers]
         return ",".join(each.rest if contender.client == "rest" else each.address for each in asked) or str(
             self._models
@@ -256,17 +257,17 @@ class Run:
         return wanted and all(name in self._servers for name in contender.servers)
 
     def _ask(self, case: Case, contender: Contender, target: str, seconds: float) -> dict[str, float]:
-        """Run a load generator.
+        """Run a load generator and return its measurement.
 
         Raises:
-            NotMeasured: it failed.
-            ServerFailed: it did not end.
+            NotMeasured: the load generator failed.
+            ServerFailed: the load generator did not end.
         """
         load = Load(
             target=target,
             reference=str(self._reference),
             lengths=case.lengths,
-            way=contender.way,
+            mode=contender.mode,
             concurrency=contender.concurrency or case.concurrency,
             seconds=seconds,
             outputs=contender.outputs or case.outputs,
@@ -274,7 +275,7 @@ class Run:
         python = self._pythons.get("load" if contender.peer else "development")
         if python is None:
             raise NotMeasured("its load generator cannot be installed")
-        # The shipped client is a part of what is compared; every other load is today's for both revisions.
+        # The shipped client is compared too, so its own revision runs; further load generators are this revision's.
         tree = self._earlier if contender == plan.twin(plan.CLIENT) else ROOT
         module = f"benchmarks.serving.clients.{contender.client}"
         command = ["taskset", "--cpu-list", contender.cores, python, "-m", module, json.dumps(asdict(load))]
@@ -303,9 +304,9 @@ class Run:
 
 
 def main() -> None:
-    """Measure, and write the document."""
+    """Measure and write the document."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the exit stack, which stops the servers
     options.build.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
@@ -329,17 +330,21 @@ def _options() -> argparse.Namespace:
     keys = (plan.START, *(case.key for case in plan.CASES))
     parser.add_argument("--quick", action="store_true", help="one round of half a second each")
     parser.add_argument("--rounds", type=int, help="rounds, 5")
-    parser.add_argument("--seconds", type=float, help="of a measurement, 1.5")
-    parser.add_argument("--minutes", type=float, default=25, help="no round begins that would not end by then, 25")
+    parser.add_argument("--seconds", type=float, help="seconds of a measurement, 1.5")
+    parser.add_argument(
+        "--minutes", type=float, default=25, help="time of the run in minutes, 25; no round begins that would exceed it"
+    )
     parser.add_argument(
         "--peers", type=_names(plan.PEERS), default=plan.PEERS, help=f"of {','.join(plan.PEERS)}; or none"
     )
-    parser.add_argument("--against", metavar="REV", help="compare with an earlier revision of ours, and nothing else")
+    parser.add_argument("--against", metavar="REV", help="compare with an earlier revision only, without peers")
     parser.add_argument("--loads", type=_names(keys), default=keys, help=f"of {','.join(keys)}")
-    parser.add_argument("--out", type=Path, help="where the document goes; docs for a run of everything")
-    parser.add_argument("--build", type=Path, default=ROOT / "build/bench", help="environments, blocks, logs, results")
-    parser.add_argument("--resume", action="store_true", help="measure only what the results have not")
-    parser.add_argument("--report", action="store_true", help="measure nothing; write the document from the results")
+    parser.add_argument("--out", type=Path, help="folder of the document; docs for a complete run")
+    parser.add_argument(
+        "--build", type=Path, default=ROOT / "build/bench", help="folder of environments, blocks, logs, results"
+    )
+    parser.add_argument("--resume", action="store_true", help="measure only cases that the results lack")
+    parser.add_argument("--report", action="store_true", help="only write the document from the results")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (0.5 if options.quick else 1.5)
@@ -353,7 +358,7 @@ def _options() -> argparse.Namespace:
 
 
 def _names(known: Sequence[str]) -> Callable[[str], Sequence[str]]:
-    """Return a parser of some names, with commas between."""
+    """Return a parser of comma-separated names."""
 
     def parse(given: str) -> Sequence[str]:
         names = [] if given == "none" else given.split(",")

@@ -1,7 +1,7 @@
-"""The block that everybody serves, and the sequences that everybody is sent.
+"""The block that every server serves, and the sequences of every load.
 
-Run as the server runs it: the graphs that `attention-export block` wrote, one thread a run, nothing padded unless
-asked. Peers import this file in environments of their own: NumPy and onnxruntime are all it may need.
+The block runs as in the server: the graphs of `attention-export block`, one thread a run, padding on request only.
+Peers import this file in separate environments, so it depends on NumPy and onnxruntime alone.
 """
 
 import functools
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 WIDTH, HEADS = 384, 12
 MEMORY_LENGTH = 1024
-COUNT = 256  # different sequences in a load
+COUNT = 256  # distinct sequences of a load
 
 Vectors = NDArray[np.float32]
 
@@ -45,7 +45,7 @@ class Block:
         return output
 
     def attend_padded(self, sequences: Sequence[Vectors]) -> list[Vectors]:
-        """Attend over sequences [T, D] in one run, padded to the longest and masked where their lengths differ."""
+        """Attend over sequences [T, D] in one run, padded to the longest and masked if lengths differ."""
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         if min(lengths) == longest:
@@ -66,7 +66,7 @@ class Block:
         return output, weights
 
     def _open(self, name: str) -> Any:
-        import onnxruntime as ort  # noqa: PLC0415 # those who only send sequences have none
+        import onnxruntime as ort  # noqa: PLC0415 # load generators have no onnxruntime
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -91,5 +91,5 @@ def sequences(lengths: str) -> list[Vectors]:
 
 
 def memory() -> Vectors:
-    """Draw what the steps of a decoder attend to, [S, D]."""
+    """Draw the memory of a decoder's steps, [S, D]."""
     return np.random.default_rng(1).standard_normal((MEMORY_LENGTH, WIDTH), np.float32)

@@ -1,4 +1,4 @@
-"""A virtual environment for each peer and for the load, of pinned packages, made by pip alone."""
+"""Virtual environments of pinned packages, made by pip: one for each peer, one for the load generators."""
 
 import json
 import subprocess
@@ -13,26 +13,26 @@ PINNED = {
     "load": ("tritonclient[grpc]==2.73.0", "msgpack==1.2.4", "numpy==2.4.6", "uvloop==0.23.0"),
 }
 OWN = {"server": ROOT / ".venv", "development": ROOT / ".venv-dev"}
-NAMED = {"attention-service", "grpcio", "numpy", "onnxruntime", "protobuf", "torch"}  # besides what is pinned
+NAMED = {"attention-service", "grpcio", "numpy", "onnxruntime", "protobuf", "torch"}  # reported besides pinned packages
 SECONDS_TO_INSTALL = 600
 
 
 class CannotInstall(RuntimeError):
-    """pip could not; the message is the last that it said."""
+    """pip failed; the message is its last line of output."""
 
 
 def install(name: str, folder: Path) -> Path:
-    """Make an environment, unless it is there with the same pins.
+    """Make an environment, unless it exists with the same pins.
 
     Args:
-        name: whose, in `PINNED`.
-        folder: where environments lie.
+        name: a key of `PINNED`.
+        folder: the folder of environments.
 
     Returns:
-        Its Python.
+        The environment's Python.
 
     Raises:
-        CannotInstall: a package is not to be had, or does not install here.
+        CannotInstall: a package is not available or cannot be installed on this machine.
     """
     home = folder / name.lower()
     python, done, pins = home / "bin/python", home / "pinned", "\n".join(PINNED[name])
@@ -48,7 +48,7 @@ def install(name: str, folder: Path) -> Path:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Return the versions of the packages that matter in an environment."""
+    """Return an environment's versions of the pinned packages and those in `NAMED`."""
     listed = subprocess.run(  # noqa: S603 # our own
         [python, "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"],
         check=True,

@@ -1,4 +1,4 @@
-"""The plot: what share of the graphs' own speed each server keeps."""
+"""The plot of each server's rate relative to the graphs in process."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from benchmarks.serving.results import Results
 
 mpl.use("svg")
 
-from matplotlib import pyplot as plt  # after its backend is chosen
+from matplotlib import pyplot as plt  # after the choice of the backend
 
-INK = "#808890"  # to be read on white and on black
+INK = "#808890"  # legible on white and on black
 SHOWN = {
     "streamed": ((plan.STREAMED.name,), "#1a9850"),
     "ragged": ((plan.RAGGED.name,), "#66bd63"),
@@ -20,7 +20,7 @@ SHOWN = {
     "Triton": ((plan.TRITON.name,), "#d6604d"),
     "MLServer": ((plan.MLSERVER.name,), "#9970ab"),
 }
-WIDTH = 0.8  # of a case's bars together
+WIDTH = 0.8  # of a case's group of bars
 
 
 def draw(results: Results, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the figures were taken on."""
+"""Description of the machine of a run."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def describe() -> dict[str, str]:
-    """Return the machine's processor, memory and limits, as words for a table."""
+    """Return the machine's processor, memory and limits as cells of a table."""
     facts = dict(
         line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line
     )
@@ -21,13 +21,13 @@ def describe() -> dict[str, str]:
         "cgroup": ", ".join(_limits()) or "no limit",
         "load before": f"{os.getloadavg()[0]:.2f}",
         "system": f"Linux {platform.release()}",
-        # A build of one's own is a fifth slower than a distribution's, unless it is told to optimise.
+        # A Python built without optimization is a fifth slower than a distribution's.
         "Python": f"{platform.python_version()}, {'the system' if sys.base_prefix == '/usr' else 'not the system'}'s",
     }
 
 
 def _limits() -> list[str]:
-    """Return the limits of version 2 and of version 1, where there are some."""
+    """Return the cgroup limits of version 2 and version 1, if set."""
     paths = ("cpu.max", "memory.max", "cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes")
     limits = []
     for path in map(Path("/sys/fs/cgroup").joinpath, paths):
@@ -35,6 +35,6 @@ def _limits() -> list[str]:
             limit = path.read_text().strip()
         except OSError:
             continue
-        if not limit.startswith(("max", "-1", "9223372036854")):  # that is: none
+        if not limit.startswith(("max", "-1", "9223372036854")):  # no limit
             limits.append(f"{path.name} {limit}")
     return limits

@@ -1,4 +1,4 @@
-"""What is measured: the cases, and who takes part in each."""
+"""The cases and the contenders of each."""
 
 from dataclasses import dataclass, replace
 
@@ -9,21 +9,21 @@ PEERS = ("mosec", "Triton", "MLServer")
 
 @dataclass(frozen=True)
 class Contender:
-    """One who takes part.
+    """A server, or the graphs in process, with a load generator.
 
     Attributes:
-        name: in tables.
+        name: the name in tables.
         client: the load generator, a module of `clients`.
-        way: how it sends, one of the load generator's.
-        servers: the servers that it asks; none in process.
-        cores: of the load generator.
-        outputs: what it asks for; the case's when empty.
-        concurrency: the case's when 0.
+        mode: the load generator's mode of sending.
+        servers: the names of the servers; empty in process.
+        cores: the load generator's cores.
+        outputs: the requested outputs; the case's if empty.
+        concurrency: sequences in flight; the case's if 0.
     """
 
     name: str
     client: str = "attention"
-    way: str = "unary"
+    mode: str = "unary"
     servers: tuple[str, ...] = ("attention",)
     cores: str = LOAD_CORE
     outputs: str = ""
@@ -31,21 +31,21 @@ class Contender:
 
     @property
     def peer(self) -> str:
-        """Whose it is, in `PEERS`; empty for ours and for what runs in process."""
+        """The peer in `PEERS`; empty for the service and in process."""
         return next((peer for peer in PEERS if any(server.startswith(peer) for server in self.servers)), "")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One load, and all who are put under it in turn.
+    """One load and its contenders.
 
     Attributes:
-        key: its name in commands and results.
-        title: in tables.
-        lengths: of the sequences, as `block.sequences` takes them.
-        concurrency: sequences under way.
-        contenders: in their order.
-        outputs: what is asked for.
+        key: the name in commands and results.
+        title: the name in tables.
+        lengths: the argument of `block.sequences`.
+        concurrency: sequences in flight.
+        contenders: the contenders in order of measurement.
+        outputs: the requested outputs.
     """
 
     key: str
@@ -59,15 +59,15 @@ class Case:
 ONE_BY_ONE = Contender("in process, one by one", "in_process", "one", (), SERVER_CORE)
 TOGETHER = Contender("in process, 32 at once", "in_process", "together", (), SERVER_CORE)
 UNARY = Contender("unary")
-RAGGED = Contender("ragged", way="ragged")
-STREAMED = Contender("streamed", way="streamed")
-CLIENT = Contender("streamed by the shipped client", way="client")
+RAGGED = Contender("ragged", mode="ragged")
+STREAMED = Contender("streamed", mode="streamed")
+CLIENT = Contender("streamed by the shipped client", mode="client")
 REST = Contender("REST, base64", "rest", "base64")
 REST_PROTOBUF = Contender("REST, protobuf", "rest", "protobuf")
 GRPCIO = Contender("grpcio server, unary", servers=("grpcio",))
-GRPCIO_STREAMED = Contender("grpcio server, streamed", way="streamed", servers=("grpcio",))
+GRPCIO_STREAMED = Contender("grpcio server, streamed", mode="streamed", servers=("grpcio",))
 BARE = Contender("bare gRPC, unary", servers=("bare gRPC",))
-BARE_STREAMED = Contender("bare gRPC, streamed", way="streamed", servers=("bare gRPC",))
+BARE_STREAMED = Contender("bare gRPC, streamed", mode="streamed", servers=("bare gRPC",))
 MOSEC = Contender("mosec", "mosec", servers=("mosec",))
 MOSEC_BATCHED = Contender("mosec, batched", "mosec", servers=("mosec batched",))
 TRITON = Contender("Triton", "open_inference", servers=("Triton",))
@@ -85,10 +85,10 @@ REPLICAS = Contender("two replicas", servers=("attention", "replica"), cores=BOT
 
 PLAIN = Contender("outputs only", outputs="output")
 TOP = Contender("mean over heads, top 8, FP16", outputs="top")
-SENT = Contender("memory sent each time", way="sent")
-HANDLE = Contender("by handle, unary", way="handle")
-HANDLE_STREAMED = Contender("by handle, streamed", way="handle streamed")
-OVERLOAD = Contender("twice the capacity", way="overload")
+SENT = Contender("memory sent each time", mode="sent")
+HANDLE = Contender("by handle, unary", mode="handle")
+HANDLE_STREAMED = Contender("by handle, streamed", mode="handle streamed")
+OVERLOAD = Contender("twice the capacity", mode="overload")
 
 SPEED = (
     Case("t4-c32", "T=4 c32", "4", 32, (ONE_BY_ONE, TOGETHER, *MANY[1:])),
@@ -123,15 +123,15 @@ BEFORE = "before"  # the server of an earlier revision
 
 
 def twin(contender: Contender) -> Contender:
-    """Return a contender of ours at the earlier revision."""
+    """Return the same contender with the server of the earlier revision."""
     return replace(contender, name=f"{contender.name}, {BEFORE}", servers=(BEFORE,))
 
 
 def against(cases: tuple[Case, ...] = CASES) -> tuple[Case, ...]:
-    """Return the loads that one server of ours is put under, each beside its twin at an earlier revision."""
+    """Return the cases of the service alone, each contender followed by its twin at the earlier revision."""
     paired = []
     for case in cases:
-        ours = [each for each in case.contenders if each.servers == ("attention",) and each.way != "overload"]
+        ours = [each for each in case.contenders if each.servers == ("attention",) and each.mode != "overload"]
         if ours:
             both = tuple(side for each in ours for side in (each, twin(each)))
             paired.append(replace(case, contenders=both))

@@ -1,4 +1,4 @@
-"""Right answers, computed in process once, that each load generator compares its first answers with."""
+"""The reference: right answers, computed in process once, for the first sequences of each load."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from benchmarks.serving.block import Block, memory, sequences
 
-CHECKED = 16  # sequences of each load
+CHECKED = 16  # compared sequences of each load
 TOP = 8
 
 
 def write(path: Path, models: Path) -> None:
-    """Write the first answers to every load: arrays named LENGTHS/OUTPUT/NUMBER."""
+    """Write the right answers to the first sequences of every load, as arrays named LENGTHS/OUTPUT/NUMBER."""
     block, cross = Block(models / "block/1"), Block(models / "cross/1")
     k, v = cross.project(memory()[None])
     right = {}
@@ -26,7 +26,7 @@ def write(path: Path, models: Path) -> None:
 
 
 class Reference:
-    """Compares answers to one load with those that are right."""
+    """The right answers of one load."""
 
     def __init__(self, path: Path, lengths: str) -> None:
         with np.load(path) as file:
@@ -34,10 +34,10 @@ class Reference:
         self._lengths = lengths
 
     def check(self, number: int, answer: dict[str, np.ndarray]) -> None:
-        """Compare what was answered for one sequence: `output`, `memory`, `weights`, or their top `values`, `indices`.
+        """Compare an answer for one sequence: `output`, `memory`, `weights`, or the top weights' `values`, `indices`.
 
         Raises:
-            AssertionError: it is wrong.
+            AssertionError: the answer is wrong.
         """
         for name, got in answer.items():
             if name not in {"values", "indices"}:

@@ -1,4 +1,4 @@
-"""From results to the document: tables between its markers."""
+"""Tables of the results, written between the document's markers."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,19 +12,19 @@ from benchmarks.serving.targets import verdicts
 
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
 GENERATED = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-BUSY = 0.9  # of the load's core: from there on it may be the load generator that is measured
+BUSY = 0.9  # share of the load's core above which the load generator may bound the measurement
 SECOND_REPLICA = ("unary", "front, ms", "compute, ms", "a second replica pays beyond, cores")
 IN_PROCESS = plan.ONE_BY_ONE.name
 
 
 def write(results: Results, document: Path, template: Path) -> None:
-    """Put the tables of a run into the document, in place of those of the last."""
+    """Replace the document's tables by those of a run."""
     tables = "\n\n".join((BEGIN, *_sections(results), END))
     document.write_text(GENERATED.sub(lambda _: tables, template.read_text()))
 
 
 def _sections(results: Results) -> Iterator[str]:
-    """Yield titles and tables; those of which nothing was measured are left out."""
+    """Yield titles and tables, except tables without measurements."""
     sections = {
         "Targets": (_table(("load", "target", "found", "met"), _targets(results)),),
         "Sequences a second, and the share of the same graphs in process, one by one": (
@@ -58,7 +58,7 @@ def _sections(results: Results) -> Iterator[str]:
 
 
 def against(results: Results, revision: str) -> str:
-    """Return the rates of this version relative to an earlier one's, and each round's ratio."""
+    """Return a table of this version's rates, an earlier revision's, and the ratios."""
     rows = []
     for case in _measured(results, plan.against()):
         for contender in case.contenders[::2]:
@@ -84,7 +84,7 @@ def _targets(results: Results) -> Iterator[tuple[str, ...]]:
 
 
 def _rates(results: Results, cases: Sequence[Case], against: str, form: str) -> str:
-    """Return a table of cases' rates, and of their ratios to one contender."""
+    """Return a table of the cases' rates, with ratios to one contender."""
 
     def cell(case: str, contender: Contender) -> str:
         rate, ratio = results.median(case, contender.name), results.ratio(case, contender.name, against)

@@ -1,4 +1,4 @@
-"""What was measured, kept in one JSON file that is whole after every measurement."""
+"""The results of a run, in one JSON file that is replaced atomically after every measurement."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -11,14 +11,14 @@ Measurement = dict[str, float]
 
 @dataclass
 class Results:
-    """All figures of one run, and what they were taken with.
+    """The figures of one run, with command, machine and versions.
 
     Attributes:
-        about: the command, the date, the machine; the seconds and rounds asked for, and how long it took.
-        versions: of packages, by environment.
-        measured: by case, contender and round.
-        start: seconds to ready and MiB resident, of each start.
-        failures: why something is missing, by peer or case and contender.
+        about: the command, date and machine; the seconds and rounds, and the minutes of the run.
+        versions: environment -> package -> version.
+        measured: case -> contender -> round -> measurement.
+        start: the seconds to ready and MiB resident of each start.
+        failures: peer, or case and contender -> the reason why no figure exists.
     """
 
     about: dict[str, Any] = field(default_factory=dict)
@@ -29,22 +29,22 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read a run that `save` wrote."""
+        """Read a file of `save`."""
         return cls(**json.loads(path.read_text()))
 
     def save(self, path: Path) -> None:
-        """Write all, in one step: a run that is killed leaves its last state."""
+        """Write the results atomically, so that a killed run leaves its last state."""
         beside = path.with_suffix(".new")
         beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
         beside.replace(path)
 
     def add(self, case: str, contender: str, number: int, measurement: Measurement) -> None:
-        """Keep what one round gave."""
+        """Add the measurement of one round."""
         rounded = {name: float(f"{value:.5g}") for name, value in measurement.items()}
         self.measured.setdefault(case, {}).setdefault(contender, {})[str(number)] = rounded
 
     def has(self, case: str, contender: str, number: int) -> bool:
-        """Return whether a round is measured."""
+        """Return whether a round has a measurement."""
         return str(number) in self.measured.get(case, {}).get(contender, {})
 
     def rounds(self, case: str, contender: str, what: str = "rate") -> dict[str, float]:
@@ -52,12 +52,12 @@ class Results:
         return {number: each[what] for number, each in self.measured.get(case, {}).get(contender, {}).items()}
 
     def median(self, case: str, contender: str, what: str = "rate") -> float | None:
-        """Return the median over rounds; None where there are none."""
+        """Return the median over rounds; None without rounds."""
         rounds = self.rounds(case, contender, what)
         return median(rounds.values()) if rounds else None
 
     def ratio(self, case: str, upper: str, lower: str, what: str = "rate") -> float | None:
-        """Return the median of the rounds' ratios of two contenders: within a round the machine is the same."""
+        """Return the median of two contenders' ratios within rounds, which a drift of the machine does not affect."""
         above, below = self.rounds(case, upper, what), self.rounds(case, lower, what)
         both = [above[number] / below[number] for number in above.keys() & below.keys()]
         return median(both) if both else None
@@ -67,7 +67,7 @@ class Results:
         return max(contenders, key=lambda name: self.median(case, name) or 0.0)
 
     def spread(self) -> list[float]:
-        """Return, of each case and contender, how far its rounds' rates lie apart, relative to their median."""
+        """Return the range of rates over rounds, relative to the median, for each case and contender."""
         rates = [
             [each["rate"] for each in rounds.values()] for named in self.measured.values() for rounds in named.values()
         ]

@@ -1,4 +1,4 @@
-"""The servers under load: how each is started on its core, found ready, and ended with all that it started."""
+"""The servers under load: start commands, and processes that are stopped with all descendants."""
 
 import contextlib
 import json
@@ -19,18 +19,18 @@ SECONDS_TO_STOP = 15
 
 
 class ServerFailed(RuntimeError):
-    """A server does not come up, or has ended; the message is the last that it said."""
+    """A server failed to start or has ended; the message has the last line of its log."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a server is started.
+    """The start command of a server.
 
     Attributes:
-        command: its program and arguments.
-        address: where it will answer.
-        env: variables beside those of this process.
-        rest: where it will answer over REST; empty for a server that is not asked so.
+        command: the program and its arguments.
+        address: the address of its main protocol.
+        env: environment variables in addition to this process's.
+        rest: the address of its REST port; empty if unused.
     """
 
     command: Sequence[object]
@@ -40,13 +40,13 @@ class Start:
 
 
 class Server:
-    """A server that runs, in a session of its own, until `stop`.
+    """A running server process in its own session.
 
     Args:
-        name: for its log.
-        start: what to run.
-        cores: which it may use, as taskset takes them.
-        logs: the folder for its log.
+        name: the name of the log file.
+        start: the start command.
+        cores: the cores it may use, in taskset's form.
+        logs: the folder of the log file.
     """
 
     def __init__(self, name: str, start: Start, cores: str, logs: Path) -> None:
@@ -65,37 +65,41 @@ class Server:
             )
 
     def check(self) -> None:
-        """Raise ServerFailed when it has ended."""
+        """Check that the process runs.
+
+        Raises:
+            ServerFailed: the process has ended.
+        """
         if self._process.poll() is not None:
             said = self._log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
             raise ServerFailed(f"ended with status {self._process.returncode}: {said[-1][-200:]}")
 
     def stop(self) -> None:
-        """End it and all that it started: politely, and after a while for good."""
+        """Terminate the process and its descendants; kill those still alive after `SECONDS_TO_STOP`."""
         with contextlib.suppress(psutil.NoSuchProcess):
             family = [self._process, *self._process.children(recursive=True)]
             self._process.terminate()
             _, alive = psutil.wait_procs(family, SECONDS_TO_STOP)
-            for process in alive:  # those too that have left its session
+            for process in alive:  # descendants in other sessions too
                 process.kill()
-        with contextlib.suppress(ProcessLookupError):  # one that died has left its children to nobody
+        with contextlib.suppress(ProcessLookupError):  # children of a server that died before
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
 def environment() -> dict[str, str]:
-    """Return this process's variables without the server's settings, and with the benchmarks to be imported."""
+    """Return this process's variables without the server's settings, with the benchmarks on Python's path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ATTENTION_")}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))}
 
 
 def attention(models: Path, *arguments: object, tree: Path = ROOT) -> Start:
-    """Return how our server is started.
+    """Return the start command of the service.
 
     Args:
         models: the repository.
-        arguments: further ones of the command line.
-        tree: the source tree whose server runs.
+        arguments: further arguments.
+        tree: the source tree of the server.
     """
     rest, grpc = free_ports(2)
     command = (OWN["server"] / "bin/python", "-m", "attention_server.app", "--models", models)
@@ -104,27 +108,27 @@ def attention(models: Path, *arguments: object, tree: Path = ROOT) -> Start:
 
 
 def source_path(tree: Path) -> dict[str, str]:
-    """Return the variable by which Python imports the packages of a source tree."""
+    """Return PYTHONPATH for the packages of a source tree."""
     folders = [tree, *(tree / name for name in ("proto", "client", "server", "model_export"))]
     return {"PYTHONPATH": os.pathsep.join(map(str, folders))}
 
 
 def bare_grpc(block: Path) -> Start:
-    """Return how the floor of our transport is started."""
+    """Return the start command of the bare gRPC server."""
     (port,) = free_ports(1)
     command = (OWN["development"] / "bin/python", "-m", "benchmarks.serving.peers.bare_grpc", f"127.0.0.1:{port}")
     return Start(command, f"127.0.0.1:{port}", {"BLOCK": str(block)})
 
 
 def mosec(python: Path, block: Path, *, batched: bool) -> Start:
-    """Return how mosec is started, one by one or with batching."""
+    """Return the start command of mosec, with or without batching."""
     (port,) = free_ports(1)
     command = (python, "-m", "benchmarks.serving.peers.mosec_server", "--address", "127.0.0.1", "--port", port)
     return Start(command, f"127.0.0.1:{port}", {"BLOCK": str(block), "BATCHED": "1" if batched else ""})
 
 
 def triton(python: Path, block: Path) -> Start:
-    """Return how Triton is started: through pytriton, whose binary looks for Python's library."""
+    """Return the start command of Triton by pytriton, with a path to the Python library that its binary loads."""
     http, grpc, metrics = free_ports(3)
     library = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
     command = (python, "-m", "benchmarks.serving.peers.triton_server", http, grpc, metrics)
@@ -132,7 +136,7 @@ def triton(python: Path, block: Path) -> Start:
 
 
 def mlserver(python: Path, block: Path, folder: Path) -> Start:
-    """Return how MLServer is started, in its own process alone, from a folder that is written for it."""
+    """Return the start command of MLServer without worker processes; write its settings into `folder`."""
     http, grpc, metrics = free_ports(3)
     settings = {
         "host": "127.0.0.1",
@@ -156,7 +160,7 @@ def mlserver(python: Path, block: Path, folder: Path) -> Start:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback that nobody listens on."""
+    """Return free ports of the loopback interface."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

@@ -1,4 +1,4 @@
-"""What was promised, and whether a run kept it."""
+"""The targets, and whether a run met each."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ IN_PROCESS, UNARY = plan.ONE_BY_ONE.name, plan.UNARY.name
 
 @dataclass(frozen=True)
 class Verdict:
-    """One target, held against a run.
+    """The comparison of one target with a run.
 
     Attributes:
-        load: what was done.
+        load: the load, in words.
         promise: the target, in words.
-        found: what was measured, in words.
-        met: whether that keeps it; None when it was not measured.
+        found: the measurement, in words.
+        met: whether the measurement meets the target; None if not measured.
     """
 
     load: str
@@ -29,7 +29,7 @@ class Verdict:
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
-    """Yield every target with what was found."""
+    """Yield the verdict of every target."""
     yield from _against_peers(results)
     yield from _latency(results)
     yield from _less_work(results)

@@ -1,7 +1,7 @@
 """Load on attention.v1 over gRPC.
 
-Requests are made before the clock starts, as those to the peers are; answers are read into arrays. `client` is the
-shipped client's `attend_many`, which makes its messages meanwhile.
+Requests are encoded before the clock starts, as for the peers, and answers are decoded into arrays. `client` is the
+shipped client's `attend_many`, which encodes its messages during the measurement.
 """
 
 import asyncio
@@ -23,38 +23,48 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 
 from benchmarks.serving.block import Vectors, memory, sequences
-from benchmarks.serving.clients.loop import Load, Watch, at_once, given_load, measurement, now, one_by_one, rate, tell
+from benchmarks.serving.clients.loop import (
+    Load,
+    Stopwatch,
+    at_once,
+    given_load,
+    measurement,
+    now,
+    one_by_one,
+    print_measurement,
+    rate,
+)
 from benchmarks.serving.reference import CHECKED, TOP, Reference
 
-PACK = 16  # sequences in a call, where several travel together; in a message on a stream as many as the client packs
-STREAM_MESSAGES = 8  # under way on a stream
+PACK = 16  # sequences of a ragged call; a streamed message has the client's batch size
+STREAM_MESSAGES = 8  # messages in flight on a stream
 ASKED: dict[str, tuple[Output, ...]] = {
     "output": ("output",),
     "weights": ("output", "weights"),
     "top": ("output", OutputSpec("weights", reduce="mean", top_k=TOP, data_type="FP16")),
 }
 OVERLOAD = 2  # times the capacity
-SETTLES = 8.0  # seconds before an overload counts
-# The shipped client asks again when it is refused; what is refused is to be counted here.
+SETTLES = 8.0  # seconds of overload before the measurement
+# The shipped client retries refused calls; here refusals are counted.
 NO_RETRIES = (*(option for option in OPTIONS if option[0] != "grpc.enable_retries"), ("grpc.enable_retries", 0))
 
 
 def main() -> None:
-    """Measure one way."""
+    """Measure one mode."""
     load = given_load()
     with AttentionClient(load.target) as client:
-        if load.way in {"handle", "handle streamed", "sent"}:
+        if load.mode in {"handle", "handle streamed", "sent"}:
             model, items, name = "cross", steps(client, load), "memory"
         else:
             model, items, name = "block", list(sequences(load.lengths)), "output"
         check(client.attend_batch(model, items[:CHECKED], outputs=ASKED[load.outputs]), load, name)
-        tell(measure(client, model, items, load) if load.seconds else {})
+        print_measurement(measure(client, model, items, load) if load.seconds else {})
 
 
 def steps(client: AttentionClient, load: Load) -> list[Item | Vectors]:
-    """Return steps of a decoder, a row each, which attend to one memory: by its handle, or sent with each."""
+    """Return steps of a decoder, a row each, with one memory: by handle, or sent with each step."""
     rows = sequences(load.lengths)
-    if load.way == "sent":
+    if load.mode == "sent":
         return [Item(query=row, key=memory()) for row in rows[:CHECKED]]
     handle = client.create_memory("cross", key=memory())
     return [Item(query=row, memory=handle) for row in rows]
@@ -74,17 +84,17 @@ def check(results: Sequence[AttendResult], load: Load, name: str) -> None:
 
 
 def measure(client: AttentionClient, model: str, items: list[Item | Vectors], load: Load) -> dict[str, float]:
-    """Measure one way of sending sequences."""
-    if load.way == "client":
+    """Measure one mode of sending sequences."""
+    if load.mode == "client":
         return attend_many(client, model, items, load)
-    if load.way.endswith("streamed"):
+    if load.mode.endswith("streamed"):
         batcher = Batcher(lambda batch: packed_request(model, batch, ASKED[load.outputs], 0, False))
         full = [batcher.add(item) for item in items]
         return streamed([batch.request for batch in (*full, *batcher.rest()) if batch and batch.request], load)
-    together = PACK if load.way == "ragged" else 1
+    together = PACK if load.mode == "ragged" else 1
     packs = [items[i : i + together] for i in range(0, len(items), together)]
     requests = [attend_request(model, pack, ASKED[load.outputs], 0, False) for pack in packs]
-    if load.way == "overload":
+    if load.mode == "overload":
         return asyncio.run(overload(requests, load))
     if load.concurrency == 1:
         return blocking(requests, load)
@@ -114,7 +124,7 @@ async def concurrent(requests: list[pb.AttendRequest], load: Load, together: int
 
 
 def streamed(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
-    """Send packs over one stream, a few of them under way."""
+    """Send messages over one stream, with `STREAM_MESSAGES` in flight."""
     room = threading.Semaphore(STREAM_MESSAGES)
     until = now() + 1.2 * load.seconds
 
@@ -134,7 +144,7 @@ def streamed(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
             if watch:
                 answered += len(answer.response.results)
             elif now() >= until - load.seconds:
-                watch = Watch()
+                watch = Stopwatch()
         assert watch
         return rate(answered, watch)
 
@@ -148,13 +158,13 @@ def attend_many(client: AttentionClient, model: str, items: list[Item | Vectors]
         if watch:
             answered += 1
         elif now() >= until - load.seconds:
-            watch = Watch()
+            watch = Stopwatch()
     assert watch
     return rate(answered, watch)
 
 
 async def recovered(ask: Callable[[int], Awaitable[None]], callers: int) -> None:
-    """Wait until so many at once are answered again: after an overload a server lets in fewer, for up to a minute."""
+    """Wait until that many concurrent calls succeed: after an overload, admission is reduced for up to a minute."""
     until = now() + 90
     while any(await asyncio.gather(*map(ask, range(callers)), return_exceptions=True)):
         assert now() < until, "it does not recover"
@@ -162,9 +172,9 @@ async def recovered(ask: Callable[[int], Awaitable[None]], callers: int) -> None
 
 
 async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, float]:
-    """Measure one caller, then the capacity, then what comes of a fixed rate of twice that, whatever is answered.
+    """Measure one caller, then the capacity, then an open loop at twice the capacity.
 
-    Some seconds of the latter pass before it counts: a server that is overloaded for long is measured, not a burst.
+    The open loop runs for `SETTLES` seconds before the measurement, which is of sustained overload and not of a burst.
     """
     async with grpc.aio.insecure_channel(uri(load.target), NO_RETRIES) as channel:
         attend = AttentionServiceStub(channel).Attend
@@ -194,17 +204,17 @@ async def overload(requests: list[pb.AttendRequest], load: Load) -> dict[str, fl
                 took.append(now() - start)
 
         each = 1 / (OVERLOAD * peak["rate"])
-        watch = begun = Watch()
+        watch = begun = Stopwatch()
         for i in range(int((SETTLES + 2 * load.seconds) / each)):
             await asyncio.sleep(max(0.0, i * each - begun.seconds))
             if not counted and begun.seconds >= SETTLES:
-                counted, watch = True, Watch()
+                counted, watch = True, Stopwatch()
             calls.append(asyncio.create_task(call(i)))
         offered = len(calls) / begun.seconds
         good = measurement(admitted, watch)
         refusals = len(refused) / watch.seconds
         await asyncio.gather(*calls)
-        await recovered(ask, load.concurrency)  # or whoever is measured next would be refused
+        await recovered(ask, load.concurrency)  # otherwise the next contender's calls would be refused
     return good | {
         "peak": peak["rate"],
         "unloaded_p99": unloaded["p99"],

@@ -1,4 +1,4 @@
-"""The limit: the same graphs, in process, with no server in between."""
+"""The upper limit: the same graphs in process, without a server."""
 
 import itertools
 import threading
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.serving.block import Block, sequences
-from benchmarks.serving.clients.loop import Load, Watch, given_load, one_by_one, rate, tell
+from benchmarks.serving.clients.loop import Load, Stopwatch, given_load, one_by_one, print_measurement, rate
 from benchmarks.serving.reference import CHECKED, Reference
 
 TOGETHER = 32
 
 
 def main() -> None:
-    """Measure one way: `one` by one, 32 `together`, or `threads` of the engine, as many as the concurrency says."""
+    """Measure one mode: `one` by one, 32 `together`, or as many `threads` of the engine as the concurrency."""
     load = given_load()
     block, xs = Block(Path(load.target) / "block/1"), [x[None] for x in sequences(load.lengths)]
     reference = Reference(Path(load.reference), load.lengths)
@@ -24,21 +24,21 @@ def main() -> None:
             reference.check(i, {"output": output[0], "weights": weights[0]})
         else:
             reference.check(i, {"output": block.attend(x)[0]})
-    if load.way == "threads":
-        tell(threads(block, xs, load))
+    if load.mode == "threads":
+        print_measurement(threads(block, xs, load))
         return
     run = block.explain if load.outputs == "weights" else block.attend
-    if load.way == "together":
+    if load.mode == "together":
         batch = np.concatenate(xs[:TOGETHER])
-        tell(one_by_one(lambda _: run(batch), load.seconds, TOGETHER))
+        print_measurement(one_by_one(lambda _: run(batch), load.seconds, TOGETHER))
     else:
-        tell(one_by_one(lambda i: run(xs[i % len(xs)]), load.seconds))
+        print_measurement(one_by_one(lambda i: run(xs[i % len(xs)]), load.seconds))
 
 
 def threads(block: Block, xs: list[np.ndarray], load: Load) -> dict[str, float]:
     """Measure several threads on one session of the graphs."""
     counts = [0] * load.concurrency
-    watch = Watch()
+    watch = Stopwatch()
 
     def work(number: int) -> None:
         for x in itertools.islice(itertools.cycle(xs), 7 * number, None):

@@ -1,8 +1,8 @@
-"""What load generators share: the load they are given, closed loops, and the measurement they print.
+"""Common parts of the load generators: the load, closed loops, and the printed measurement.
 
-A load generator is a process of its own, on a core of its own: `python -m benchmarks.serving.clients.NAME JSON`, where
-the JSON is a `Load`. Its first answers are compared with the reference; its last line is the measurement, as JSON. It
-needs NumPy and its protocol's client alone.
+A load generator is a separate process on its own core: `python -m benchmarks.serving.clients.NAME JSON`, where the JSON
+is a `Load`. It compares its first answers with the reference, and prints the measurement as JSON in its last line. It
+depends on NumPy and a client of its protocol alone.
 """
 
 import asyncio
@@ -15,82 +15,82 @@ from typing import Any
 
 import numpy as np
 
-WARM_UP = 0.2  # of the seconds measured, before them
+WARM_UP = 0.2  # seconds of warm-up for each second of measurement
 
 now = time.perf_counter
 
 
-class Watch:
-    """Time since it was made: of the clock, and of this process."""
+class Stopwatch:
+    """Wall time and CPU time since construction."""
 
     def __init__(self) -> None:
         self._begin, self._cpu = now(), time.process_time()
 
     @property
     def seconds(self) -> float:
-        """Seconds of the clock."""
+        """The wall time in seconds."""
         return now() - self._begin
 
     @property
     def busy(self) -> float:
-        """The share of a core that this process has used: near 1, it was the load generator that was measured."""
+        """The share of a core that this process used; near 1, the load generator bounds the measurement."""
         return (time.process_time() - self._cpu) / self.seconds
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to send, and how.
+    """The parameters of a load.
 
     Attributes:
-        target: the address, or the repository of models where nothing is served.
+        target: the server's address, or the repository of models in process.
         reference: a file of `reference.write`.
-        lengths: as `block.sequences` takes them.
-        way: how sequences travel; each load generator has its own ways.
-        concurrency: sequences under way at once.
-        seconds: how long; 0 compares answers and measures nothing.
-        outputs: `output`; `weights`, which is both; `top`, the output and of the weights' mean over heads the top 8.
+        lengths: the argument of `block.sequences`.
+        mode: how sequences are sent, one of the load generator's modes.
+        concurrency: sequences in flight.
+        seconds: the time of the measurement; 0 only compares answers.
+        outputs: `output`; `weights`, for output and weights; `top`, for output and the top 8 of the mean weights.
     """
 
     target: str
     reference: str
     lengths: str
-    way: str
+    mode: str
     concurrency: int
     seconds: float
     outputs: str = "output"
 
 
 def given_load() -> Load:
-    """Return the load that this process was started with."""
+    """Return the load of this process, from its argument."""
     return Load(**json.loads(sys.argv[1]))
 
 
-def tell(measurement: dict[str, Any]) -> None:
-    """Print a measurement for who started this process."""
-    print(json.dumps(measurement), flush=True)  # noqa: T201 # it is read by who started us
+def print_measurement(measurement: dict[str, Any]) -> None:
+    """Print a measurement for the parent process."""
+    print(json.dumps(measurement), flush=True)  # noqa: T201 # the parent process reads stdout
 
 
-def measurement(took: list[float], watch: Watch, sequences: int = 1) -> dict[str, float]:
-    """Return sequences a second, and the milliseconds of a call at the median and the 99th percentile.
+def measurement(took: list[float], watch: Stopwatch, sequences: int = 1) -> dict[str, float]:
+    """Return the rate in sequences a second, and the calls' p50 and p99 in milliseconds.
 
     Args:
-        took: seconds of each call.
-        watch: of all of them together.
-        sequences: in a call.
+        took: the seconds of each call.
+        watch: the stopwatch of the measurement.
+        sequences: the number of sequences in a call.
     """
     p50, p99 = np.percentile(np.array(took) * 1e3, (50, 99))
     return rate(len(took) * sequences, watch) | {"p50": float(p50), "p99": float(p99)}
 
 
-def rate(sequences: int, watch: Watch) -> dict[str, float]:
-    """Return sequences a second, and how busy this process was."""
+def rate(sequences: int, watch: Stopwatch) -> dict[str, float]:
+    """Return the rate in sequences a second, and this process's share of a core."""
     return {"rate": sequences / watch.seconds, "busy": watch.busy}
 
 
 def one_by_one(ask: Callable[[int], object], seconds: float, sequences: int = 1) -> dict[str, float]:
-    """Measure calls one after another, in this thread."""
+    """Measure consecutive calls in this thread."""
     _repeat(ask, WARM_UP * seconds)
-    watch = Watch()
+    watch = Stopwatch()
     return measurement(_repeat(ask, seconds), watch, sequences)
 
 
@@ -107,9 +107,9 @@ def _repeat(ask: Callable[[int], object], seconds: float) -> list[float]:
 async def at_once(
     ask: Callable[[int], Awaitable[object]], concurrency: int, seconds: float, sequences: int = 1
 ) -> dict[str, float]:
-    """Measure calls of which a fixed number is under way."""
+    """Measure a closed loop with a fixed number of calls in flight."""
     await _repeat_at_once(ask, concurrency, WARM_UP * seconds)
-    watch = Watch()
+    watch = Stopwatch()
     return measurement(await _repeat_at_once(ask, concurrency, seconds), watch, sequences)
 
 

@@ -1,7 +1,7 @@
 """Load on mosec: MessagePack over HTTP/1.1, on connections that stay open.
 
-Requests are whole before the clock starts, and answers are read straight from the socket: at tiny lengths the common
-HTTP clients of Python are slower than mosec, and it is mosec that is to be measured.
+Requests are encoded before the clock starts, and answers are read from the socket directly, because the common HTTP
+clients of Python are slower than mosec for short sequences.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.serving.block import HEADS, WIDTH, sequences
-from benchmarks.serving.clients.loop import Load, at_once, given_load, one_by_one, tell
+from benchmarks.serving.clients.loop import Load, at_once, given_load, one_by_one, print_measurement
 from benchmarks.serving.reference import CHECKED, Reference
 
 
@@ -34,11 +34,11 @@ def main() -> None:
     for i in range(CHECKED):
         reference.check(i, ask(i))
     if not load.seconds:
-        tell({})
+        print_measurement({})
     elif load.concurrency == 1:
-        tell(one_by_one(ask, load.seconds))
+        print_measurement(one_by_one(ask, load.seconds))
     else:
-        tell(uvloop.run(concurrent(bodies, load)))
+        print_measurement(uvloop.run(concurrent(bodies, load)))
 
 
 async def concurrent(bodies: list[bytes], load: Load) -> dict[str, float]:

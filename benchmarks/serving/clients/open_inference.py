@@ -9,12 +9,12 @@ import tritonclient.grpc.aio
 from tritonclient.grpc import InferInput, InferRequestedOutput
 
 from benchmarks.serving.block import Vectors, sequences
-from benchmarks.serving.clients.loop import Load, at_once, given_load, one_by_one, tell
+from benchmarks.serving.clients.loop import Load, at_once, given_load, one_by_one, print_measurement
 from benchmarks.serving.reference import CHECKED, Reference
 
 
-class Asked:
-    """What a load asks for: a model and its outputs."""
+class Requests:
+    """The model, inputs and outputs of a load's requests."""
 
     def __init__(self, load: Load) -> None:
         weights = load.outputs == "weights"
@@ -30,30 +30,30 @@ class Asked:
 def main() -> None:
     """Measure unary calls."""
     load = given_load()
-    asked = Asked(load)
+    requests = Requests(load)
     reference = Reference(Path(load.reference), load.lengths)
     with tritonclient.grpc.InferenceServerClient(load.target) as client:
 
         def ask(i: int) -> dict[str, np.ndarray]:
-            inputs = asked.inputs[i % len(asked.inputs)]
-            return asked.read(client.infer(asked.model, inputs, outputs=asked.outputs, client_timeout=30))
+            inputs = requests.inputs[i % len(requests.inputs)]
+            return requests.read(client.infer(requests.model, inputs, outputs=requests.outputs, client_timeout=30))
 
         for i in range(CHECKED):
             reference.check(i, ask(i))
         if not load.seconds:
-            tell({})
+            print_measurement({})
         elif load.concurrency == 1:
-            tell(one_by_one(ask, load.seconds))
+            print_measurement(one_by_one(ask, load.seconds))
         else:
-            tell(asyncio.run(concurrent(asked, load)))
+            print_measurement(asyncio.run(concurrent(requests, load)))
 
 
-async def concurrent(asked: Asked, load: Load) -> dict[str, float]:
+async def concurrent(requests: Requests, load: Load) -> dict[str, float]:
     async with tritonclient.grpc.aio.InferenceServerClient(load.target) as client:
 
         async def ask(i: int) -> None:
-            inputs = asked.inputs[i % len(asked.inputs)]
-            asked.read(await client.infer(asked.model, inputs, outputs=asked.outputs, client_timeout=30))
+            inputs = requests.inputs[i % len(requests.inputs)]
+            requests.read(await client.infer(requests.model, inputs, outputs=requests.outputs, client_timeout=30))
 
         return await at_once(ask, load.concurrency, load.seconds)
 

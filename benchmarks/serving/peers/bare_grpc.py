@@ -1,6 +1,6 @@
-"""Another transport: gRPC's Python server with the graphs in its handlers, and nothing else.
+"""gRPC's Python server with the graphs in its handlers, without checks, limits, scheduling, metrics or errors.
 
-No check, limit, schedule, metric or error: what a request costs here, no server on gRPC for Python can save.
+Its cost of a request is the least cost of any server on gRPC for Python.
 """
 
 import argparse
@@ -27,8 +27,8 @@ THREADS = 40
 UNBOUNDED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-class Bare(AttentionServiceServicer):
-    """Answers outputs of the block, one sequence at a time."""
+class BlockServicer(AttentionServiceServicer):
+    """Servicer of the block's output, one sequence at a time."""
 
     def __init__(self) -> None:
         self._block = Block(Path(os.environ["BLOCK"]))
@@ -53,13 +53,13 @@ class Bare(AttentionServiceServicer):
 
 
 def main() -> None:
-    """Serve until the end."""
+    """Serve until terminated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
     address = parser.parse_args().address
     keep_freed()
     server = grpc.server(ThreadPoolExecutor(THREADS), options=UNBOUNDED)
-    add_AttentionServiceServicer_to_server(Bare(), server)
+    add_AttentionServiceServicer_to_server(BlockServicer(), server)
     server.add_insecure_port(address)
     server.start()
     server.wait_for_termination()

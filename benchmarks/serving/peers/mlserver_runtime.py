@@ -1,4 +1,4 @@
-"""The block as an MLServer runtime; BLOCK is the folder of the block."""
+"""The block as an MLServer runtime. The environment variable BLOCK is the block's folder."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks.serving.block import Block
 
 
 class Runtime(MLModel):
-    """Gives the outputs that a request names."""
+    """MLServer runtime that returns the outputs named in a request."""
 
     async def load(self) -> bool:
         self.block = Block(Path(os.environ["BLOCK"]))

@@ -1,6 +1,7 @@
 """The block behind mosec: `python -m benchmarks.serving.peers.mosec_server --port N`.
 
-BLOCK is the folder of the block. BATCHED=1 merges what waits, padded and masked where lengths differ.
+The environment variable BLOCK is the block's folder. BATCHED=1 batches queued requests, padded and masked if lengths
+differ.
 """
 
 import os
@@ -15,7 +16,7 @@ from benchmarks.serving.block import WIDTH, Block, Vectors
 
 
 class Single(MsgpackMixin, Worker):
-    """Answers requests one by one."""
+    """Worker that computes requests one by one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class Single(MsgpackMixin, Worker):
 
 
 class Batched(Single):
-    """Answers together what waits; outputs only."""
+    """Worker that computes queued requests as one batch; outputs only."""
 
     def forward(self, data: list[dict[str, Any]]) -> list[dict[str, bytes]]:  # type: ignore[override]
         return [{"output": output.tobytes()} for output in self.block.attend_padded([_vectors(one) for one in data])]

@@ -1,7 +1,7 @@
 """The block behind Triton, by pytriton: `python -m benchmarks.serving.peers.triton_server HTTP GRPC METRICS`, ports.
 
-BLOCK is the folder of the block. Triton merges what waits, of one length; it does not wait for more to come, which
-would cost a lone caller.
+The environment variable BLOCK is the block's folder. Triton batches queued requests of one length without a delay,
+which would slow a single caller.
 """
 
 import os
@@ -31,7 +31,7 @@ def explain(x: Vectors) -> dict[str, Vectors]:
 
 
 def main() -> None:
-    """Serve until a signal."""
+    """Serve until a signal arrives."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # on any other, pytriton leaves its workspace behind
     http, grpc, metrics = map(int, sys.argv[1:])
     x = Tensor(name="x", dtype=np.float32, shape=(-1, WIDTH))
