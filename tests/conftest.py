@@ -110,6 +110,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("grpc_server", kinds, indirect=True, scope="session")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Start the servers of a test, and of its fixtures, with what it is to be served by."""
+    kind = getattr(getattr(item, "callspec", None), "params", {}).get("grpc_server", "")
+    serving.GRPC_SERVER[:] = ["--grpc-server", kind] if kind else []
+
+
 # --- one server for all ----------------------------------------------------------------------------------------------
 
 
@@ -128,12 +135,9 @@ def dot_only(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def grpc_server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Choose what serves gRPC in the servers that are started meanwhile; the default where no test asks for one."""
-    kind = getattr(request, "param", "")
-    serving.GRPC_SERVER[:] = ["--grpc-server", kind] if kind else []
-    yield kind
-    serving.GRPC_SERVER.clear()
+def grpc_server(request: pytest.FixtureRequest) -> str:
+    """What serves gRPC in the servers that a test starts; empty for the default."""
+    return getattr(request, "param", "")
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ class Server:
         return self.log_file.read_text()
 
 
-GRPC_SERVER: list[str] = []  # the flag of the servers that are started; see the fixture `grpc_server`
+GRPC_SERVER: list[str] = []  # the flag of the servers that the current test starts; set by conftest
 
 
 @contextmanager
