@@ -194,6 +194,7 @@ def test_streams(job, tmp_path):
         ({"text": ["a"], "query": [[[1.0]]]}, {}, "both text and query"),
         ({"text": [1]}, {}, "column 'text' holds int64; text must be strings"),
         ({"query": [[1.0]]}, {}, "column 'query' holds list<"),
+        ({"query": [[["a"]]]}, {}, "column 'query' holds list<"),
         ({"text": ["a"]}, {"columns": {"text": "txt"}}, "no such column; it has text"),
         ({"text": ["a"]}, {"columns": {"txt": "text"}}, "there is no field 'txt'; there are id, text,"),
     ],

@@ -1,6 +1,7 @@
 """Retries: which errors are worth another attempt, how often, and for how long."""
 
 import threading
+import time
 
 import pytest
 from attention_batch.errors import Stopped
@@ -86,6 +87,15 @@ def test_no_answer_for_too_long(announced):
     with pytest.raises(Stopped, match="no answer for 0 s: no server"):
         RetryPolicy(0, announced.append).call(calls)
     assert calls.count < 9
+
+
+def test_waits_double_up_to_a_bound(announced, monkeypatch):
+    """Each wait is twice the one before, up to the longest; without a bound these would use up the policy's seconds."""
+    monkeypatch.setattr("attention_batch.retry.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("attention_batch.retry.LONGEST_PAUSE", 0.04)
+    began = time.monotonic()
+    assert RetryPolicy(60, announced.append).call(Calls(*(unavailable() for _ in range(30)))) == "answer"
+    assert time.monotonic() - began >= 0.01 + 0.02 + 28 * 0.04
 
 
 def test_a_cancelled_wait_ends_at_once(retries):

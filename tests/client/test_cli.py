@@ -55,6 +55,21 @@ def test_long_sequences_show_their_largest(run):
     _, out, _ = run("attend", " ".join(f"word{i}" for i in range(50)), "--model", "multi-head")
     assert "looks most at" in out
     assert "34 more rows; --json has them all" in out
+    _, out, _ = run("attend", " ".join(f"word{i}" for i in range(16)), "--model", "multi-head")
+    assert "looks most at" in out
+    assert "more rows" not in out
+
+
+def test_numbers_stand_out_from_their_shades(run, monkeypatch):
+    """On a terminal with colours the bright shades have black numbers, and the dark ones light numbers."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    _, out, _ = run("attend", SENTENCE, "--model", "multi-head")
+    shades: dict[bool, list[float]] = {True: [], False: []}
+    for ink, *shade in re.findall(r"\x1b\[(30|37|90);48;2;(\d+);(\d+);(\d+)m", out):
+        shades[ink == "30"].append(np.dot((0.2126, 0.7152, 0.0722), [int(each) for each in shade]))
+    assert min(shades[True]) > max(shades[False])
 
 
 def test_strange_tokens_stay_in_their_cell(run):

@@ -377,3 +377,9 @@ def test_what_breaks_a_rule(echo, case):
         assert (outcome_of(echo, case) or "ignored") == case.outcome
         other.call(1)
         assert other.until(DataFrame, 1).data == message(b"hello")
+
+
+def test_the_server_opens_too(echo):
+    """The server's SETTINGS is its first frame, and comes before the peer has sent anything."""
+    with connected(echo, opening=b"") as peer:
+        assert isinstance(next(peer.frames()), SettingsFrame)
