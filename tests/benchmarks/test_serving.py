@@ -1,6 +1,6 @@
-"""`make bench` measures, keeps its results, and names the measurements that failed.
+"""`make bench` measures, saves its results, and names failed measurements.
 
-One load, for a moment; no bar for speed.
+The tests run one load for a moment, without a bar for speed.
 """
 
 import json
@@ -24,7 +24,7 @@ SECONDS = HANG
 
 def run(build: Path, *arguments: object) -> None:
     command = [ROOT / ".venv-dev/bin/python", "-m", "benchmarks.serving", "--build", build, "--out", build, *arguments]
-    env = clean_env({"PIP_NO_INDEX": "1"})  # so that no peer can be installed
+    env = clean_env({"PIP_NO_INDEX": "1"})  # prevents the installation of peers
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
     )
@@ -33,14 +33,14 @@ def run(build: Path, *arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one load, with a peer that pip cannot install."""
+    """The folder of a run of one load, with a peer that pip cannot install."""
     folder = tmp_path_factory.mktemp("bench")
     run(folder, "--peers", "mosec", "--loads", "t32-c32", "--rounds", 1, "--seconds", 0.3)
     return folder
 
 
 def test_all_ways_of_one_load_are_measured_and_kept(build: Path) -> None:
-    """The JSON has rates of the graphs in process and of every way to ask our server, and what they were taken on."""
+    """The JSON has rates in process and of every mode of the service, with the description of the machine."""
     results = json.loads((build / "benchmarks.json").read_text())
     ours = {each.name for each in plan.MANY if not each.peer}
     assert results["measured"]["t32-c32"].keys() == ours
@@ -50,7 +50,7 @@ def test_all_ways_of_one_load_are_measured_and_kept(build: Path) -> None:
 
 
 def test_the_document_has_the_table_and_the_figure(build: Path) -> None:
-    """Between its markers the document has the rates with their shares, every target, and a plot that is SVG."""
+    """The document has rates with shares and every target between its markers, and the plot is SVG."""
     document = (build / "benchmarks.md").read_text()
     assert document.startswith("# Benchmarks")
     figures = document[document.index(report.BEGIN) : document.index(report.END)]
@@ -60,12 +60,12 @@ def test_the_document_has_the_table_and_the_figure(build: Path) -> None:
 
 
 def test_a_peer_that_cannot_be_installed_is_left_out_and_the_document_says_why(build: Path) -> None:
-    """The others are measured all the same."""
+    """A peer that cannot be installed is listed with the reason; the rest is measured."""
     assert re.search(r"^\| mosec \| cannot be installed: .+ \|$", (build / "benchmarks.md").read_text(), re.MULTILINE)
 
 
-def test_a_run_that_goes_on_measures_only_what_is_missing(build: Path) -> None:
-    """With --resume a measurement is kept."""
+def test_a_resumed_run_measures_only_missing_rounds(build: Path) -> None:
+    """--resume keeps existing measurements and adds missing ones."""
     before = Results.load(build / "benchmarks.json")
     del before.measured["t32-c32"]["ragged"]
     before.save(build / "benchmarks.json")
@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_measures_only_what_is_missing(build: Path) -> None:
 
 
 def test_wrong_answers_are_not_measured(build: Path) -> None:
-    """What a load generator compares its first answers with tells a right one from a wrong one."""
+    """The reference accepts a right answer and rejects a wrong one."""
     reference, x = Reference(build / "reference.npz", "32"), sequences("32")[3]
     output = Block(build / "models/block/1").attend(x[None])[0]
     reference.check(3, {"output": output})
@@ -86,7 +86,7 @@ def test_wrong_answers_are_not_measured(build: Path) -> None:
 
 @pytest.mark.parametrize(("rate", "met"), [(111, True), (109, False)])
 def test_a_target_is_held_against_the_better_of_two_peers(rate: float, met: bool) -> None:
-    """Ratios are taken round by round, against whichever configuration of a peer was faster."""
+    """Ratios are taken within rounds, against the faster configuration of a peer."""
     results = Results()
     for number in range(3):
         drift = 1 + number
@@ -97,7 +97,7 @@ def test_a_target_is_held_against_the_better_of_two_peers(rate: float, met: bool
 
 
 def test_a_rate_that_the_load_generator_may_have_bounded_is_marked(tmp_path: Path) -> None:
-    """An asterisk stands where its core was busy; in process there is no other core."""
+    """A rate is marked by an asterisk if the load generator's core was busy; rates in process are not."""
     results = Results()
     for name, busy in (("in process, one by one", 1.0), ("unary", 0.95), ("ragged", 0.85)):
         results.add("t4-c32", name, 0, {"rate": 1000, "busy": busy})
@@ -107,7 +107,7 @@ def test_a_rate_that_the_load_generator_may_have_bounded_is_marked(tmp_path: Pat
 
 
 def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    """Its children end with it, even when it has died before."""
+    """The children of a server are ended with it, even if the server died before."""
     command = ("bash", "-c", "sleep 600 & echo $!; wait")
     server = Server("parent", Start(command, ""), plan.SERVER_CORE, tmp_path)
     wait_until(lambda: (tmp_path / "parent.log").read_text().strip())

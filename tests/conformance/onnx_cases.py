@@ -1,7 +1,7 @@
-"""ONNX's own attention cases, in the contract's words; run as a program, it prints the table of docs/conformance.md.
+"""ONNX's attention test cases as requests; as a program, prints the table of docs/conformance.md.
 
-Attributes that are fixed at export (heads, widths, scale, softcap) make one `dot_product` model a set; the rest of a
-case becomes a request. Cases that the contract does not offer are listed by feature.
+A set of attributes that are fixed at export (heads, widths, scale, softcap) is a `dot_product` model; the rest of a
+case is a request. Cases outside the contract are listed by feature.
 """
 
 import warnings
@@ -36,7 +36,7 @@ class Attributes:
 
     @property
     def model(self) -> str:
-        """The name under which it is served."""
+        """The served model's name."""
         widths = f"{self.heads}-{self.key_value_heads}-{self.head}-{self.value_head}"
         return f"dot-{widths}-scale-{self.scale:.4f}-softcap-{self.softcap:g}"
 
@@ -53,7 +53,7 @@ class Attributes:
 
 @dataclass
 class Case:
-    """One case: the model it needs, a request for each sequence, and what must come back for each."""
+    """One case: its model, a request for each sequence, and the expected answer of each."""
 
     name: str
     attributes: Attributes
@@ -65,11 +65,11 @@ class Case:
 
 
 def load() -> tuple[list[Case], dict[str, list[str]]]:
-    """Return the cases that the contract offers, and the names of the others by reason."""
+    """Return the cases within the contract, and the names of the remaining cases by reason."""
     offered: list[Case] = []
     others: dict[str, list[str]] = {reason: [] for reason in NOT_OFFERED.values()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ONNX computes its fully masked cases with NaN on the way
+        warnings.simplefilter("ignore")  # ONNX's fully masked cases have NaN in intermediate results
         tests = load_model_tests(kind="node")
     for test in tests:
         if not test.name.startswith("test_attention_") or test.name.endswith("expanded"):
@@ -116,12 +116,12 @@ def _array(value: Any) -> NDArray[Any]:
 
 
 def _packed(x: NDArray[Any]) -> NDArray[Any]:
-    """[B, H, length, width] -> [B, length, H * width]; what is packed already stays."""
+    """[B, H, length, width] -> [B, length, H * width]; packed arrays are unchanged."""
     return x if x.ndim == 3 else x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
 def _position_mask(attributes: dict[str, Any], *, cached: bool) -> dict[str, Any]:
-    """With an external cache, ONNX lines up the last query with the last key that is there."""
+    """Return the causal mask and window. With an external cache, ONNX aligns the last query with the last valid key."""
     said: dict[str, Any] = {}
     if attributes.get("is_causal"):
         said["causal"] = CAUSAL[cached]
@@ -134,11 +134,11 @@ def _position_mask(attributes: dict[str, Any], *, cached: bool) -> dict[str, Any
 def _explicit_mask(
     mask: NDArray[Any], index: int, heads: int, queries: int, keys: int, length: int
 ) -> dict[str, NDArray[Any]]:
-    """A mask of any rank, for one sequence and the keys that are there; ONNX broadcasts it to [B, H, T, S]."""
+    """Return the explicit mask of one sequence and its valid keys, broadcast from any rank to [H, T, S]."""
     if mask.ndim == 4:
         mask = mask[index if len(mask) > 1 else 0]
     short = keys - mask.shape[-1] if mask.shape[-1] > 1 else 0
-    if short > 0:  # ONNX pads a short mask: keys beyond it are hidden
+    if short > 0:  # ONNX pads a short mask: keys beyond it are masked
         mask = np.pad(
             mask, [(0, 0)] * (mask.ndim - 1) + [(0, short)], constant_values=False if mask.dtype == bool else -np.inf
         )
@@ -147,7 +147,7 @@ def _explicit_mask(
 
 
 def _stage_of(attributes: dict[str, Any]) -> str | None:
-    """Return the stage that ONNX's qk_matmul_output is; modes 1 and 2 have no stage of ours unless nothing differs."""
+    """Return the stage of ONNX's qk_matmul_output: its mode 0 is `scores` only without a softcap; None for no stage."""
     mode = attributes.get("qk_matmul_output_mode", 0)
     return {0: None if attributes.get("softcap") else "scores", 1: "scores", 3: "weights"}.get(mode)
 

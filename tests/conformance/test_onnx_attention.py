@@ -1,4 +1,4 @@
-"""ONNX's own attention cases, asked of a real server over gRPC and REST, at each case's own tolerance."""
+"""ONNX's attention test cases, sent to a real server over gRPC and REST, at each case's tolerance."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ NAMES = {np.dtype("?"): "BOOL", np.dtype("<f2"): "FP16", np.dtype("<f4"): "FP32"
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of all sets. Exporting takes minutes, so an export of the same sources is used again."""
+    """A server with a model for every set of attributes. Exports take minutes; those of equal sources are reused."""
     parts = ("blocks", "graphs", "export", "manifest", "model", "verify")
     sources = [ROOT / f"model_export/attention_export/{part}.py" for part in parts]
     sources += [ROOT / "proto/attention/v1/attention.proto", Path(__file__).with_name("onnx_cases.py")]
@@ -54,7 +54,7 @@ def _export(repository: Path, names: list[str]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.removeprefix("test_attention_"))
 def test_case_over_grpc(case: Case, server: Server) -> None:
-    """The outputs, and the scores or weights where the case has them, are ONNX's own."""
+    """Outputs, and scores or weights where the case has these, equal ONNX's."""
     outputs = ["output", *case.stages]
     with AttentionClient(server.grpc) as client:
         results = client.attend_batch(
@@ -65,7 +65,7 @@ def test_case_over_grpc(case: Case, server: Server) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.removeprefix("test_attention_"))
 def test_case_over_rest(case: Case, server: Server) -> None:
-    """The same by JSON, tensors in base64."""
+    """The same over REST, as JSON with tensors in base64."""
     body = {
         "inputs": [_json(each) for each in case.sequences],
         "outputs": ["output", *case.stages],
@@ -77,13 +77,13 @@ def test_case_over_rest(case: Case, server: Server) -> None:
 
 
 def test_every_case_is_offered_or_named() -> None:
-    """Every case is run or named with the reason why it is not, and most are run."""
+    """Every case runs or is listed with a reason, and most cases run."""
     assert sum(map(len, OTHERS.values())) + len(CASES) >= 93
     assert len(CASES) >= 67
 
 
 def compare(case: Case, results: list) -> None:
-    """Hold each sequence against its part of the case. fp16 cases allow for ONNX's own rounding of each step."""
+    """Compare each sequence with the case. fp16 cases allow for ONNX's rounding of each step."""
     half = case.sequences[0]["query"].dtype == np.float16
     rtol, atol = (max(case.rtol, 5e-3), max(case.atol, 5e-3)) if half else (case.rtol, max(case.atol, 1e-6))
     for index, outputs in enumerate(results):

@@ -1,7 +1,7 @@
-"""The image, and docker-compose.yml, on a real Docker engine: engine.sh brings one up where there is none.
+"""The image and docker-compose.yml on a real Docker engine; engine.sh installs and starts one if none runs.
 
-The GPU image cannot run here: it needs an NVIDIA GPU, and a base from a registry. What compose makes of it is checked.
-Images stay, so that the next run builds from their layers; containers and networks go.
+The GPU image cannot run here, since it needs an NVIDIA GPU and a registry's base image; compose's configuration of it
+is checked. Images are kept, so that the next run builds from cached layers; containers and networks are removed.
 """
 
 import json
@@ -30,10 +30,10 @@ MAX_ADDED_BYTES = 300_000_000
 SENTENCE = "I gave my cat Tater a toy"
 ANSWER = {"giver": "I", "recipient": "Tater", "object": "toy"}
 
-# A build here reaches the package index as this machine does; and the test does not wait ten seconds for "healthy".
+# A build uses this machine's network for the package index; a short interval avoids ten seconds of waiting.
 OVERRIDE = "services: {server: {build: {network: host}, healthcheck: {interval: 1s}}}\n"
 
-# Nothing of the caller's settings; Debian's docker, which engine.sh installs, before any other.
+# Without the caller's settings, and with Debian's docker, installed by engine.sh, first on the path.
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("ATTENTION_", "COMPOSE_", "PYTHON"))},
     "PATH": f"/usr/bin:{os.environ['PATH']}",
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class Server(NamedTuple):
-    """The service as compose runs it: the container's id, and where it answers."""
+    """The service as run by compose: the container's id and the addresses."""
 
     container: str
     rest: str
@@ -76,7 +76,7 @@ def execute(container: str, *command: str, user: str | None = None) -> subproces
 
 
 def until(condition: Callable[[], T], what: str, container: str, seconds: float = 60) -> T:
-    """Wait until `condition` gives something true, and return that."""
+    """Wait until `condition` returns a true value, and return the value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -92,7 +92,7 @@ def is_healthy(container: str) -> bool:
 
 @pytest.fixture(scope="session")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The compose command of this project, on an engine that runs."""
+    """Run compose for this project on a running engine."""
     run(ROOT / "tests/containers/engine.sh", timeout=1200)
     override = tmp_path_factory.mktemp("compose") / "override.yml"
     override.write_text(OVERRIDE)
@@ -120,7 +120,7 @@ def server(compose: list[str], image: str) -> Iterator[Server]:
 
 
 def test_added_layers_are_small(image: str):
-    """The image adds no more than 300 MB to its base."""
+    """The image adds at most 300 MB to its base."""
     base, built = inspect("image", BASE), inspect("image", image)
     layers = base["RootFS"]["Layers"]
     assert built["RootFS"]["Layers"][: len(layers)] == layers
@@ -130,7 +130,7 @@ def test_added_layers_are_small(image: str):
 
 
 def test_answers_over_rest(server: Server):
-    """The embedded multi-head predicts giver, gift and recipient over REST."""
+    """The embedded multi-head model predicts giver, object and recipient over REST."""
     body = {"text": SENTENCE, "outputs": ["weights", "predictions"]}
     response = requests.post(f"http://{server.rest}/v1/models/multi-head:attend", json=body, timeout=60)
     assert response.status_code == 200, response.text
@@ -141,7 +141,7 @@ def test_answers_over_rest(server: Server):
 
 
 def test_answers_over_grpc(server: Server):
-    """The same over gRPC, by the client."""
+    """The embedded multi-head model gives the same predictions over gRPC, by the client."""
     with AttentionClient(server.grpc) as client:
         result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"], timeout=60)
     assert result.weights.shape[-2:] == (7, 7)
@@ -149,7 +149,7 @@ def test_answers_over_grpc(server: Server):
 
 
 def test_the_page_is_in_the_image(server: Server):
-    """`/` is the page, and all that it loads is there."""
+    """`/` serves the page and every file that it loads."""
     index = requests.get(f"http://{server.rest}/", timeout=60)
     assert "<title>Attention, step by step</title>" in index.text
     loaded = re.findall(r'"(page/[^"]+)"', index.text)
@@ -159,13 +159,13 @@ def test_the_page_is_in_the_image(server: Server):
 
 
 def test_ports_are_published_to_this_machine_only(server: Server):
-    """Unless one asks for more, nobody else reaches it."""
+    """By default ports are published on the loopback address only."""
     assert server.rest.startswith("127.0.0.1:")
     assert server.grpc.startswith("127.0.0.1:")
 
 
 def test_process_has_no_privileges(server: Server):
-    """It is not root, has no capability, and cannot gain one."""
+    """The process is not root, has no capability, and cannot gain one."""
     lines = execute(server.container, "cat", "/proc/1/status").stdout.splitlines()
     status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     assert set(status["Uid"] + status["Gid"]) == {"10001"}
@@ -174,7 +174,7 @@ def test_process_has_no_privileges(server: Server):
 
 
 def test_root_is_read_only(server: Server):
-    """Not even root can write to its file system; /tmp is there for what must."""
+    """The root file system is read-only, even for root; /tmp is writable."""
     refused = execute(server.container, "touch", "/opt/venv/written", user="0")
     assert refused.returncode != 0
     assert "Read-only file system" in refused.stderr
@@ -182,20 +182,20 @@ def test_root_is_read_only(server: Server):
 
 
 def test_there_is_no_torch(server: Server):
-    """The image serves without the framework that the models were made with; pip is not there either."""
+    """The image has neither torch nor pip."""
     for module in ("torch", "pip"):
         refused = execute(server.container, "python", "-c", f"import {module}")
         assert f"No module named '{module}'" in refused.stderr
 
 
-def test_onnxruntime_reports_to_nobody(server: Server):
-    """Its telemetry, which is on unless told otherwise, is off wherever the service's package is imported."""
+def test_telemetry_of_onnxruntime_is_off(server: Server):
+    """onnxruntime's telemetry, on by default, is off wherever the service's package is imported."""
     asked = "import attention_server, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     assert execute(server.container, "python", "-c", asked).stdout == "1\n"
 
 
 def test_health_is_that_of_grpc(server: Server):
-    """The container's health check asks grpc.health.v1, and one that does not answer is unhealthy."""
+    """The container's health check calls grpc.health.v1, and a failing one makes the container unhealthy."""
     assert inspect("container", server.container)["Config"]["Healthcheck"]["Test"] == [
         *("CMD", "python", "-m", "attention_server.probe")
     ]
@@ -205,8 +205,8 @@ def test_health_is_that_of_grpc(server: Server):
     assert "127.0.0.1:1: UNAVAILABLE" in refused.stderr
 
 
-def test_the_image_has_what_its_sbom_lists(server: Server):
-    """The SBOM in the image lists the Python packages that are installed, by version, beside the service itself."""
+def test_the_sbom_lists_the_packages_of_the_image(server: Server):
+    """The SBOM in the image lists the installed Python packages by version, and the service itself."""
     sbom = json.loads(execute(server.container, "cat", "/opt/venv/share/sbom/attention-service.cdx.json").stdout)
     asked = "import importlib.metadata as m, json; print(json.dumps([(d.name, d.version) for d in m.distributions()]))"
     found = json.loads(execute(server.container, "python", "-c", asked).stdout)
@@ -217,7 +217,7 @@ def test_the_image_has_what_its_sbom_lists(server: Server):
 
 
 def test_mutual_tls_and_tokens(image: str, tmp_path: Path):
-    """With certificates and tokens mounted, the container is healthy, warns of nothing, and asks who calls."""
+    """With certificates and tokens mounted, the container is healthy, logs no warning, and requires credentials."""
     tmp_path.chmod(0o755)
     pems = make_pems(tmp_path / "pems")
     for file in pems.cert.parent.iterdir():
@@ -249,7 +249,7 @@ def test_mutual_tls_and_tokens(image: str, tmp_path: Path):
 
 
 def test_sigterm_ends_it_with_0(image: str):
-    """`docker run`, without compose; `docker stop` ends it at once, and well."""
+    """`docker stop` ends a container of `docker run` at once, with exit status 0."""
     container = run("docker", "run", "--detach", "--read-only", "--cap-drop", "ALL", image).stdout.strip()
     try:
         until(lambda: "ready rest=" in run("docker", "logs", container).stdout, "ready", container)
@@ -261,12 +261,12 @@ def test_sigterm_ends_it_with_0(image: str):
 
 
 def test_help(image: str):
-    """The arguments after the image's name are the server's flags."""
+    """The arguments after the image's name are the server's options."""
     assert "--rest-port" in run("docker", "run", "--rm", image, "--help").stdout
 
 
 def test_metrics_have_a_profile(compose: list[str]):
-    """Compose accepts Prometheus and Grafana, which come with a profile alone, on this machine's own address."""
+    """Prometheus and Grafana are in a compose profile, published on the loopback address."""
     config = yaml.safe_load(run(*compose, "--profile", "metrics", "config").stdout)
     for name, port in (("prometheus", 9090), ("grafana", 3000)):
         service = config["services"][name]
@@ -275,7 +275,7 @@ def test_metrics_have_a_profile(compose: list[str]):
 
 
 def test_gpu_service_reserves_a_device(compose: list[str]):
-    """Compose accepts the GPU profile: another base, onnxruntime-gpu, an NVIDIA device, no CPU in its place."""
+    """Compose's GPU profile has another base, onnxruntime-gpu and an NVIDIA device, without a fallback to the CPU."""
     config = yaml.safe_load(run(*compose, "--profile", "gpu", "config").stdout)
     server, gpu = config["services"]["server"], config["services"]["server-gpu"]
     assert "profiles" not in server

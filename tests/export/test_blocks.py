@@ -1,4 +1,4 @@
-"""The blocks compute what the article says, and what PyTorch's own attention says."""
+"""The blocks compute the article's formulas, and agree with PyTorch's own attention."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_dot_product_is_the_articles_arithmetic() -> None:
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("bias", [True, False])
 def test_heads_are_torchs_scaled_dot_product_attention(heads: int, bias: bool) -> None:
-    """Any head count that divides, with bias or without: each head is PyTorch's attention of its own projections."""
+    """For any number of heads, with or without bias, each head equals PyTorch's attention of its projections."""
     block = MultiHead(Dims(query=12, heads=heads), bias=bias)
     stages = block(QUERY, KEY)
     expected = scaled_dot_product_attention(stages.q, stages.k, stages.v)
@@ -35,7 +35,7 @@ def test_heads_are_torchs_scaled_dot_product_attention(heads: int, bias: bool) -
 
 
 def test_widths_of_their_own() -> None:
-    """Query, key, value, head, value head and output may all differ."""
+    """Query, key, value, head, value head and output may have six different widths."""
     dims = Dims(query=12, key=12, value=9, heads=4, head=5, value_head=2, output=11)
     stages = CrossAttention(dims)(QUERY, KEY, VALUE)
     shapes = [tuple(stage.shape) for stage in stages]
@@ -43,7 +43,7 @@ def test_widths_of_their_own() -> None:
 
 
 def test_self_attention_has_no_m_o() -> None:
-    """The article's trainable Q, K, V alone: the output is the heads, and scores are scaled by 1 / sqrt(Dh)."""
+    """`self_attention` has Q, K and V alone: the output is `heads`, and scores are scaled by 1 / sqrt(Dh)."""
     block = SelfAttention(Dims(query=12))
     stages = block(QUERY)
     torch.testing.assert_close(stages.output, join(stages.heads))
@@ -51,8 +51,8 @@ def test_self_attention_has_no_m_o() -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_row_that_is_masked_whole_gives_zeros(name: str) -> None:
-    """Weights and heads are zero, not NaN; the output is its bias; gradients stay finite."""
+def test_a_fully_masked_row_gives_zeros(name: str) -> None:
+    """Weights and heads of a fully masked row are zero, not NaN; the output is the bias; gradients are finite."""
     block = BLOCKS[name]() if name == "dot_product" else BLOCKS[name](Dims(query=12, heads=2))
     query = QUERY.clone().requires_grad_()
     mask = torch.zeros(5, 7)
@@ -69,7 +69,7 @@ def test_a_row_that_is_masked_whole_gives_zeros(name: str) -> None:
 
 
 def test_grouped_queries_share_keys() -> None:
-    """Heads of q in one group read the same k and v, as in PyTorch's grouped-query attention."""
+    """The q heads of a group share k and v, as in PyTorch's grouped-query attention."""
     block = DotProduct(Dims(query=12, key=6, value=4, heads=4, key_value_heads=2), scale=0.3)
     stages = block(QUERY, KEY[..., :6], VALUE[..., :4])
     expected = scaled_dot_product_attention(stages.q, stages.k, stages.v, scale=0.3, enable_gqa=True)
@@ -77,7 +77,7 @@ def test_grouped_queries_share_keys() -> None:
 
 
 def test_softcap_bounds_the_scores() -> None:
-    """Scores are squashed by tanh before the mask and the softmax."""
+    """Scores are bounded by tanh before the mask and the softmax."""
     plain, capped = DotProduct()(QUERY), DotProduct(softcap=2.0)(QUERY)
     torch.testing.assert_close(capped.scores, 2 * torch.tanh(plain.scores / 2))
     torch.testing.assert_close(capped.weights, capped.scores.softmax(-1))
@@ -95,7 +95,7 @@ def test_softcap_bounds_the_scores() -> None:
         (lambda: CrossAttention(Dims(query=12))(QUERY), "needs a key"),
     ],
 )
-def test_what_is_no_block_is_refused(make, words: str) -> None:
-    """Widths that do not fit together, and a cross-attention without a memory, are refused in words."""
+def test_an_invalid_block_is_refused(make, words: str) -> None:
+    """Inconsistent widths and a cross-attention without a key raise an error that names the problem."""
     with pytest.raises(ValueError, match=words):
         make()

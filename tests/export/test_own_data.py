@@ -1,4 +1,4 @@
-"""Learning from a user's own file: what it may hold, what comes of it, and that a run can be killed and taken up."""
+"""Training on user data: valid files, results, and resuming a killed run."""
 
 import json
 import random
@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 FILLERS = words("the a of in it was and to is for on with as by at from")
 GOOD, BAD = words("good great fine lovely"), words("bad poor awful dull")
 TOPICS = {"film": words("movie actor scene"), "food": words("soup dish plate")}
-KILLED_AT = 130  # rounds are of 50 steps: the second checkpoint is there, the third is not
+KILLED_AT = 130  # rounds have 50 steps: the second checkpoint exists, the third does not
 
 
 def which_first(rng):
-    """A text whose label depends on which of two words comes first."""
+    """A text with a label that depends on the order of two words."""
     text = rng.choices(FILLERS, k=rng.randint(4, 9))
     first, second = rng.sample(["cat", "dog"], 2)
     at, after = sorted(rng.sample(range(len(text)), 2))
@@ -35,7 +35,7 @@ def which_first(rng):
 
 
 def review(rng):
-    """A text with two labels, each in one word."""
+    """A text with two labels, each determined by one word."""
     good, topic = rng.random() < 0.5, rng.choice(list(TOPICS))
     text = [*rng.choices(FILLERS, k=rng.randint(2, 6)), rng.choice(GOOD if good else BAD), rng.choice(TOPICS[topic])]
     rng.shuffle(text)
@@ -44,7 +44,7 @@ def review(rng):
 
 
 def summed(rng):
-    """A label for each word; that of a number depends on whether "plus" stands anywhere."""
+    """A text with a label for each word; a number's label depends on "plus" anywhere in the text."""
     tokens = rng.choices([*FILLERS[:4], "one", "two", "three"], k=rng.randint(2, 6))
     if rng.random() < 0.5:
         tokens[rng.randrange(len(tokens))] = "plus"
@@ -53,7 +53,7 @@ def summed(rng):
 
 
 def signal(rng):
-    """Vectors, one of which is marked and has the sign that is asked for."""
+    """Vectors with one marked vector; its sign is the label."""
     vectors = [[round(rng.gauss(0, 0.7), 3) for _ in range(5)] for _ in range(rng.randint(2, 7))]
     label = rng.choice(["up", "down"])
     rng.choice(vectors)[:2] = [4.0, 2.0 if label == "up" else -2.0]
@@ -61,7 +61,7 @@ def signal(rng):
 
 
 def lookup(rng):
-    """A question, and a memory that has its answer."""
+    """A question, and a memory with its answer."""
     names, places = rng.sample(words("ann bob cid eve fay"), 3), rng.choices(words("bonn lima oslo"), k=3)
     asked = rng.randrange(3)
     memory = [f"{name}={place}" for name, place in zip(names, places, strict=True)]
@@ -69,7 +69,7 @@ def lookup(rng):
 
 
 def near(rng):
-    """A vector, and two in memory: which of them is it?"""
+    """A vector, and two in memory; the label is the position of the equal one."""
     memory = [[rng.gauss(0, 1) for _ in range(4)] + [mark] for mark in (-1.0, 1.0)]
     index = rng.randrange(2)
     return {"vectors": [memory[index][:4]], "memory_vectors": memory, "label": ["first", "second"][index]}
@@ -98,7 +98,7 @@ def weights(trained):
 
 
 def same(a, b):
-    """Whether two runs ended with the same bits."""
+    """Return whether two runs ended with the same bits."""
     pairs = zip(weights(a), weights(b), strict=True)
     return all(map(torch.equal, *zip(*pairs, strict=True))) and a.losses == b.losses
 
@@ -116,15 +116,15 @@ class TestLearning:
         ],
     )
     def test_every_block_learns(self, tmp_path, make, count, options, at_least):
-        """Each kind of data, on rows that were never learned from, where the most frequent label is no help."""
+        """Each kind of data is learned: held-out accuracy is far above that of the most frequent label."""
         trained = train(generate(tmp_path, make, count), options)
         figures = trained.training.figures
         assert figures["label.accuracy"] >= at_least
         assert figures["label.majority"] < at_least - 0.1
         assert trained.model.block.name == options.block
 
-    def test_several_labels_and_what_is_told_of_them(self, tmp_path):
-        """The plain dot product: embedding and head learn."""
+    def test_several_labels_have_separate_figures(self, tmp_path):
+        """The plain dot product learns several labels, and each has its own figures."""
         trained = train(generate(tmp_path, review, 300), Options("dot_product", heads=2, epochs=60, held_out=0.25))
         record = trained.training
         assert {record.figures[f"{name}.accuracy"] for name in ("sentiment", "topic")} == {1.0}
@@ -139,12 +139,12 @@ class TestLearning:
 
     @pytest.mark.parametrize(("make", "rows"), [(summed, Predictor.ROWS_ALL), (signal, Predictor.ROWS_MEAN)])
     def test_rows_that_are_read(self, tmp_path, make, rows):
-        """A tagger reads each row, a classifier their mean."""
+        """A tagger's predictor reads each row, a classifier's the mean."""
         trained = train(generate(tmp_path, make, 30), Options("self_attention", steps=1))
         assert [predictor.rows for predictor in trained.model.predictors] == [rows]
 
     def test_neighbours_in_a_batch_do_not_matter(self, tmp_path):
-        """Padding in training is hidden: the figures are those of one row at a time."""
+        """Padding is masked in training: a batch has the figures of one row at a time."""
         path = generate(tmp_path, which_first, 60)
         trained = train(path, Options("multi_head", steps=60))
         right = []
@@ -160,7 +160,7 @@ class TestLearning:
         assert found == pytest.approx(trained.training.figures["label.accuracy"])
 
     def test_ends_early_with_the_best_weights(self, tmp_path):
-        """Labels that follow from nothing: the sooner it ends the better."""
+        """With random labels, training ends early and keeps the best weights."""
         rng = random.Random(0)
         rows = [{"text": " ".join(rng.choices(FILLERS, k=5)), "label": rng.choice("ab")} for _ in range(60)]
         path = write(tmp_path, rows)
@@ -176,7 +176,7 @@ class TestLearning:
         assert not same(first, other)
 
     def test_unknown_words_mean_something(self, tmp_path):
-        """New words are read: the unknown token is trained on words that are left out now and then."""
+        """Unknown words are allowed, and read as the unknown token."""
         text = train(generate(tmp_path, review, 40), Options("self_attention", steps=3)).model.text
         assert text.allow_unknown
         assert text.tokenizer.encode("Zebra great!").ids[0] == 0 != text.tokenizer.encode("Zebra great!").ids[1]
@@ -188,13 +188,13 @@ class TestLearning:
 
 
 class TestWords:
-    def test_punctuation_behind_a_word_is_not_heard(self):
-        """As many words as a person counts; a mark that stands alone is one."""
+    def test_punctuation_after_a_word_is_ignored(self):
+        """Punctuation after a word is ignored; a mark between spaces is a word."""
         assert split_words("Well, it WORKS!  (U.S. , 3.5)") == ("well", "it", "works", "(u.s", ",", "3.5)")
 
     @pytest.mark.parametrize("text", ["It works.", "a , b", "\u00a0one\u2003two\x1cthree", "İstanbul's", "[UNK] here"])
     def test_tokenizer_splits_alike(self, text):
-        """Or labels would fall out of step."""
+        """The tokenizer splits as the reader of the file, so that labels align with tokens."""
         tokenizer = make_tokenizer(split_words(text))
         assert tuple(tokenizer.encode(text).tokens) == split_words(text)
         assert tuple(type(tokenizer).from_str(tokenizer.to_str()).encode(text).tokens) == split_words(text)
@@ -253,8 +253,8 @@ class TestErrors:
             ([TEXT, TEXT.replace('"a"', '"b"')] * 4, r"has 8 rows, of which 2 would be held out; at least 5 are"),
         ],
     )
-    def test_rows_that_cannot_be_learned_from(self, tmp_path, rows, said):
-        """File, line, field, and what would do."""
+    def test_an_unusable_row_is_refused(self, tmp_path, rows, said):
+        """An unusable row is an error with file, line, field and a valid alternative."""
         with pytest.raises(DataError, match=said) as caught:
             own_data(write(tmp_path, rows), "mine", Options("self_attention"))
         assert str(caught.value).startswith(str(tmp_path / "rows.jsonl"))
@@ -318,8 +318,8 @@ class TestCheckpoint:
         [("wait_to_be_killed()", False), ("os.fsync = wait_to_be_killed", True)],
         ids=["in a step", "while the checkpoint is written"],
     )
-    def test_a_killed_run_goes_on_as_if_nothing_had_been(self, tmp_path, then, partial):
-        """Bit for bit, and without the steps that it had done."""
+    def test_a_killed_run_resumes_exactly(self, tmp_path, then, partial):
+        """A resumed run has the same bits as an uninterrupted one, and does not repeat steps."""
         path, checkpoint = generate(tmp_path, which_first, 200), tmp_path / "checkpoint"
         command = [sys.executable, "-c", KILLED.format(at=KILLED_AT, then=then), path, checkpoint]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -343,7 +343,7 @@ class TestCheckpoint:
         assert not seen
 
     def test_of_another_run(self, tmp_path):
-        """It says what differs."""
+        """A checkpoint of another run is an error that names the differences."""
         path, checkpoint = generate(tmp_path, review, 40), tmp_path / "c"
         train(path, Options("self_attention", steps=2), checkpoint=checkpoint)
         with pytest.raises(
@@ -356,7 +356,7 @@ class TestCheckpoint:
 
     @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
     def test_damaged(self, tmp_path, damage):
-        """Nor is a file with code in it run."""
+        """A damaged checkpoint, or one with pickled code, is an error; the code does not run."""
         (tmp_path / "c").mkdir()
         file = tmp_path / "c" / "checkpoint.pt"
         if damage is None:
@@ -386,7 +386,7 @@ class TestCommand:
         assert said in result.output
 
     def test_from_file_to_service(self, tmp_path):
-        """What the command trained answers over the wire what it learned."""
+        """A model trained by the command predicts the learned labels over the wire."""
         data, figure, models = generate(tmp_path, lookup, 500), tmp_path / "figures" / "figure.png", tmp_path / "models"
         arguments = ["--data", data, "--block", "cross_attention", "--name", "places", "--steps", 800]
         arguments += ["--figure", figure, "--models", models]

@@ -1,4 +1,4 @@
-"""int8 versions: written only when close enough and fast enough, said so in the manifest, and served as any other."""
+"""int8 versions: written only within the bounds of error and speed, recorded in the manifest, and served."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 MODELS = ROOT / "models"
 MULTI_HEAD = MODELS / "multi-head/1"
 WIDTH, HEADS = 48, 4
-ANY_SPEED = Bounds(speedup=0)  # the machine's mood is not tested
+ANY_SPEED = Bounds(speedup=0)  # tests do not depend on the machine's speed
 TEXT = " ".join(ARTICLE.words)
 
 
@@ -37,7 +37,7 @@ def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float32 version of a block of drawn weights. That exports are verified at length is tested elsewhere."""
+    """A float32 version of a block with random weights, without the long verification."""
     with reproducible(0), pytest.MonkeyPatch.context() as patch:
         patch.setattr(verifying, "LENGTHS", ((2, 7),))
         made = MultiHead(Dims(query=WIDTH, heads=HEADS))
@@ -63,7 +63,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def test_a_block_of_vectors_is_served_close_to_float32(block: Path, vectors: Path, tmp_path: Path) -> None:
-    """The real server takes the version by its hashes; what it answers is off, but not past what the manifest says."""
+    """A real server loads the version by its hashes; errors of answers are within the manifest's."""
     models = tmp_path / "models"
     shutil.copytree(block, models / "block/1")
     written = quantize(models / "block/1", vectors, 2, bounds=ANY_SPEED)
@@ -72,7 +72,7 @@ def test_a_block_of_vectors_is_served_close_to_float32(block: Path, vectors: Pat
 
 
 def test_a_text_model_is_served_close_to_float32(texts: Path, tmp_path: Path) -> None:
-    """The trained model still reads text, looks where it looked, and predicts what it predicted."""
+    """A trained int8 model reads text, and keeps its largest weights and its predictions."""
     models = tmp_path / "models"
     shutil.copytree(MULTI_HEAD, models / "multi-head/1")
     quantize(models / "multi-head/1", texts, 2, bounds=ANY_SPEED)
@@ -94,8 +94,8 @@ def assert_close_when_served(models: Path, name: str, sequence: dict[str, Any]) 
     return asked_plainly
 
 
-def test_the_manifest_says_what_was_measured(block: Path, vectors: Path, tmp_path: Path) -> None:
-    """Method, data, errors of outputs and of weights, both times; no longer the parity of the float32 version."""
+def test_the_manifest_has_the_measurement(block: Path, vectors: Path, tmp_path: Path) -> None:
+    """The manifest has method, data, errors and both times, and no longer the parity of float32."""
     manifest = read_manifest(quantize(block, vectors, 2, repository=tmp_path, bounds=ANY_SPEED))
     found = manifest.quantization
     assert (found.bits, found.source, found.sequences, found.positions) == (8, "block/1", 6, 54)
@@ -109,7 +109,7 @@ def test_the_manifest_says_what_was_measured(block: Path, vectors: Path, tmp_pat
 
 
 def test_only_the_block_is_rounded_and_not_for_cuda(texts: Path, tmp_path: Path) -> None:
-    """Front, head, tokenizer, matrices and the graph for CUDA are the same files."""
+    """Front, head, tokenizer, matrices and the graph for CUDA are the float32 version's files."""
     written = quantize(MULTI_HEAD, texts, 2, repository=tmp_path, bounds=ANY_SPEED)
     changed = {file.name for file in written.iterdir() if file.read_bytes() != (MULTI_HEAD / file.name).read_bytes()}
     graphs = {"project.onnx", "attend.onnx", "attend-masked.onnx", "explain.onnx", "explain-masked.onnx"}
@@ -121,7 +121,7 @@ def test_only_the_block_is_rounded_and_not_for_cuda(texts: Path, tmp_path: Path)
 
 
 def test_the_same_version_gives_the_same_bytes(block: Path, vectors: Path, tmp_path: Path) -> None:
-    """Twice, all but the times."""
+    """Quantizing twice gives equal files, except for the measured times."""
     first, second = (
         quantize(block, vectors, 2, repository=tmp_path / name, bounds=ANY_SPEED) for name in ("first", "second")
     )
@@ -140,8 +140,8 @@ def rounded_projection(*, bias: bool) -> ort.InferenceSession:
     return ort.InferenceSession(to_int8(to_onnx(graph)), providers=["CPUExecutionProvider"])
 
 
-def test_no_sequence_depends_on_what_runs_beside_it() -> None:
-    """A loud neighbour in the batch, or a loud position beside it, changes nothing: each row has its own scale."""
+def test_no_sequence_depends_on_its_batch() -> None:
+    """A sequence or position of large norm changes no other row, since each row has its own scale."""
     session = rounded_projection(bias=True)
     quiet = np.random.default_rng(0).standard_normal((1, 5, WIDTH)).astype(np.float32)
     batch = np.concatenate([quiet, 1000 * quiet])
@@ -153,7 +153,7 @@ def test_no_sequence_depends_on_what_runs_beside_it() -> None:
 
 
 def test_a_row_of_zeros_stays_one() -> None:
-    """The largest of no numbers is no divisor."""
+    """A row of zeros gives zeros, without a division by zero."""
     session = rounded_projection(bias=False)
     nothing = np.zeros((1, 3, WIDTH), np.float32)
     for found in session.run(None, {"key": nothing, "value": nothing}):
@@ -164,14 +164,14 @@ def test_a_row_of_zeros_stays_one() -> None:
     "bounds", [Bounds(weight_error=1e-6, speedup=0), Bounds(output_error=1e-6, speedup=0), Bounds(speedup=1000)]
 )
 def test_past_a_bound_nothing_is_written(block: Path, vectors: Path, tmp_path: Path, bounds: Bounds) -> None:
-    """Too far off in weights, or in outputs, or too slow: the error has every figure."""
+    """An exceeded bound of weights, outputs or speed writes no version; the error has every figure."""
     with pytest.raises(BoundExceeded, match=r"weights are off by .* outputs by .*% .* int8 is .* x .* ms a sequence"):
         quantize(block, vectors, 2, repository=tmp_path / "models", bounds=bounds)
     assert list((tmp_path / "models/block").iterdir()) == []
 
 
-def test_the_command_refuses_what_is_slower_unless_allowed(block: Path, vectors: Path, tmp_path: Path) -> None:
-    """Exit status 1 and the figures; --allow-slower writes, and shows them."""
+def test_the_command_refuses_a_slower_version_unless_allowed(block: Path, vectors: Path, tmp_path: Path) -> None:
+    """A slower version is exit status 1 with the figures; --allow-slower writes it and shows the figures."""
     command = ["quantize", str(block), "--data", str(vectors), "--version", "2", "--models", str(tmp_path / "models")]
     runner = CliRunner()
     refused = runner.invoke(app, [*command, "--min-speedup", "1000"])
@@ -183,15 +183,15 @@ def test_the_command_refuses_what_is_slower_unless_allowed(block: Path, vectors:
     assert (tmp_path / "models/block/2/manifest.json").exists()
 
 
-def test_verify_points_to_what_was_measured(block: Path, vectors: Path, tmp_path: Path) -> None:
-    """An int8 version cannot match PyTorch within 1e-5; verify says so before it compares."""
+def test_verify_names_the_float32_version(block: Path, vectors: Path, tmp_path: Path) -> None:
+    """`verify` of an int8 version does not compare, and names the float32 version instead."""
     written = quantize(block, vectors, 2, repository=tmp_path, bounds=ANY_SPEED)
     with pytest.raises(ManifestError, match=r"is int8, made from block/1.*attention-export quantize.*`quantization`"):
         verifying.verify(written)
 
 
-def test_what_cannot_be_quantized_is_refused(block: Path, vectors: Path, tmp_path: Path) -> None:
-    """int8 again; a block without matrices; a version that exists; a file that is not the manifest's."""
+def test_an_invalid_source_is_refused(block: Path, vectors: Path, tmp_path: Path) -> None:
+    """An int8 source, a block without matrices, an existing version and a changed file are refused."""
     written = quantize(block, vectors, 2, repository=tmp_path, bounds=ANY_SPEED)
     with pytest.raises(ManifestError, match="int8 already"):
         quantize(written, vectors, 3)
@@ -206,7 +206,7 @@ def test_what_cannot_be_quantized_is_refused(block: Path, vectors: Path, tmp_pat
 
 
 def test_a_memory_comes_as_text_or_vectors(tmp_path: Path) -> None:
-    """Cross-attention is measured between two sequences; fields that training reads are passed over."""
+    """Cross-attention is measured between two sequences; fields for training are ignored."""
     number = {"text": "ein und", "memory_text": "twenty one", "label": "zwanzig"}
     drawn = {"vectors": np.ones((2, 64)).tolist(), "memory_vectors": np.eye(3, 64).tolist()}
     data = write_rows(tmp_path / "data.jsonl", number, "", drawn)
@@ -239,14 +239,14 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize(("row", "message"), BAD_ROWS, ids=[message[-30:] for _, message in BAD_ROWS])
 def test_a_row_that_the_model_cannot_take_is_named(row: Any, message: str, tmp_path: Path) -> None:
-    """Which row, which field, and what would do."""
+    """An invalid row is an error with the row, the field and a valid alternative."""
     data = write_rows(tmp_path / "data.jsonl", {"text": TEXT}, row)
     with pytest.raises(BadData, match=message):
         quantize(MULTI_HEAD, data, 2, repository=tmp_path / "models")
 
 
 def test_widths_that_differ_need_vectors_of_their_own(tmp_path: Path) -> None:
-    """Where keys or values are not as wide as queries, they cannot stand in for each other."""
+    """Keys and values have to be given if widths are unequal."""
     with reproducible(0), pytest.MonkeyPatch.context() as patch:
         patch.setattr(verifying, "LENGTHS", ((2, 7),))
         made = MultiHead(Dims(query=8, key=6, value=4, heads=2))
@@ -264,7 +264,7 @@ def test_widths_that_differ_need_vectors_of_their_own(tmp_path: Path) -> None:
 
 
 def test_arrays_are_checked_too(block: Path, tmp_path: Path) -> None:
-    """Rank, width, objects; a cross-attention model needs more than queries; no data are none."""
+    """Wrong rank or width, objects, queries alone for cross-attention and an empty array are errors."""
     data = tmp_path / "data.npy"
     for array, message in [
         (np.zeros(3), r"it must be \[N, T, D\] or \[T, D\]"),

@@ -1,4 +1,4 @@
-"""The three tasks: honest data, reproducible training, and models made as a service needs them. Nothing learns here."""
+"""The tasks: held-out data, reproducible training, and models for the service. No test trains to convergence."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ BLOCK_OF = {"self-attention": "self_attention", "multi-head": "multi_head", "cro
 
 
 def train(task: str, on_progress: OnProgress = lambda _: None) -> TrainedModel:
-    """Train a little, on little data."""
+    """Train a few steps on little data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numerals, "TRAIN_BY_DIGITS", {1: 10, 2: 30, 3: 100, 4: 100})
         for module in (roles, retrieval, numerals):
@@ -41,7 +41,7 @@ def trained(task):
 
 class TestSentences:
     def test_held_out_pairs_are_never_in_training(self):
-        """No recipient gets in training what it gets in a held-out sentence."""
+        """No training sentence has a held-out pair of recipient and object."""
         known, held_out = split_pairs(0)
         learned = {sentence.pair for sentence in sentences(known, 2_000, 0)}
         measured = {sentence.pair for sentence in sentences(held_out, 1_000, 1)}
@@ -49,14 +49,14 @@ class TestSentences:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_the_articles_sentence_is_held_out(self, seed):
-        """Whatever the seed."""
+        """The article's sentence is held out for every seed."""
         known, held_out = split_pairs(seed)
         pairs = [[(recipient.object, thing) for recipient, thing in part] for part in (known, held_out)]
         assert ARTICLE.pair not in pairs[0]
         assert ARTICLE.pair in pairs[1]
 
     def test_roles_stand_where_the_sentence_says(self):
-        """The article's roles, and in generated sentences fillers that can fill them."""
+        """Positions of roles are right in the article's sentence and in generated ones."""
         assert [ARTICLE.words[ARTICLE.at[role]] for role in ROLES] == ["I", "Tater", "toy"]
         people = {form for person in PEOPLE for form in person}
         for sentence in sentences(split_pairs(0)[0], 500, 0):
@@ -71,7 +71,7 @@ class TestSentences:
         assert sentences(known, 50, 3) == sentences(known, 50, 3)
 
     def test_sentences_fit_the_model(self):
-        """No word is unknown, and none is too long."""
+        """Generated sentences have known words only, and at most the model's length."""
         for sentence in sentences(split_pairs(0)[0], 2_000, 0):
             encoding = roles.TOKENIZER.encode(" ".join(sentence.words))
             assert UNKNOWN not in encoding.tokens
@@ -91,8 +91,8 @@ class TestNumerals:
             (1116, "ein tausend ein hundert sechzehn", [0, 1, 2, 3, 4]),
         ],
     )
-    def test_german_says_what_english_says(self, number, said, alignment):
-        """Each German word knows the position of the English word that it says."""
+    def test_german_words_are_aligned_with_english(self, number, said, alignment):
+        """Each German word has the position of its English word."""
         assert " ".join(word.text for word in german(number)) == said
         assert [word.source for word in german(number)] == alignment
 
@@ -107,14 +107,14 @@ class TestNumerals:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_held_out_numbers_are_never_learned(self, seed):
-        """Nor are those that are shown to people."""
+        """Held-out numbers, and those in documents, are never training numbers."""
         known, held_out = split_numbers(seed)
         assert set(known).isdisjoint(held_out)
         assert {21, 4021}.isdisjoint(known)
         assert len(set(known)) == len(set(held_out)) == 2_000
 
     def test_numbers_fit_the_model(self):
-        """1121 is as long as any."""
+        """Every number has at most the length of 1121."""
         for number in (*range(0, 10_000, 11), 1121):
             source, target, next_words, *_ = numbers.encode(number)
             assert len(source) <= numbers.MAX_MEMORY_TOKENS
@@ -124,7 +124,7 @@ class TestNumerals:
 
 class TestSequences:
     def test_held_out_pairs_are_never_in_training(self):
-        """What a held-out sequence asks for was in no training sequence at all."""
+        """No training sequence contains the requested pair of a held-out sequence."""
         known, unknown = retrieval.split_pairs(0)
         learned = {pair for pairs, _ in retrieval.sequences(known, known, 500, 0) for pair in pairs}
         measured = retrieval.sequences(unknown, [*known, *unknown], 500, 1)
@@ -145,7 +145,7 @@ class TestSequences:
 
 class TestTokenizers:
     def test_case_and_punctuation_do_not_matter(self):
-        """Offsets lead back to the words as written."""
+        """Case and punctuation are ignored; offsets refer to the original text."""
         text = "I gave my cat Tater a toy!"
         encoding = roles.TOKENIZER.encode(text)
         assert encoding.ids == roles.TOKENIZER.encode("i gave my cat, tater, a toy").ids
@@ -153,7 +153,7 @@ class TestTokenizers:
 
     @pytest.mark.parametrize("text", ["I gave my axolotl a toy", "[UNK] gave", "[BEGIN]", "Tater's"])
     def test_unknown_words_are_found(self, text):
-        """Special tokens, written out by a caller, are words like others."""
+        """Unknown words are read as the unknown token, and so is the written form of a special token."""
         for tokenizer in (roles.TOKENIZER, numbers.TOKENIZER):
             assert UNKNOWN in tokenizer.encode(text).tokens
 
@@ -172,7 +172,7 @@ class TestTokenizers:
 
 class TestTraining:
     def test_same_seed_same_bytes(self, task, trained):
-        """Another run leaves the same weights, to the bit, and the same figures."""
+        """A second run has the same weights, to the bit, and the same figures."""
         again = train(task)
         pairs = zip(trained.model.block.parameters(), again.model.block.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -192,7 +192,7 @@ class TestTraining:
         assert all(a.seconds <= b.seconds for a, b in pairwise(seen))
 
     def test_record_names_every_bar(self, task, trained):
-        """A bar on a figure that nobody measures would never be cleared."""
+        """The training record has a figure for every bar."""
         assert TASKS[task].bars.keys() <= trained.training.figures.keys()
         assert trained.training.task == task
         assert trained.training.parameters > 10_000
@@ -215,7 +215,7 @@ class TestModels:
 
     @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 5)])
     def test_front_block_and_head_fit_together(self, trained, batch, length):
-        """From tokens to probabilities, one for each label."""
+        """The model computes a probability for each label from tokens."""
         model, tokens = trained.model, torch.ones(batch, length, dtype=torch.int64)
         inputs = model.text.front(tokens)
         if model.text.memory_front is not None:
@@ -226,7 +226,7 @@ class TestModels:
             torch.testing.assert_close(probabilities.sum(-1), torch.ones(batch * length))
 
     def test_each_role_reads_its_own_head(self):
-        """M_O keeps the heads apart after training: its off-diagonal blocks are exactly zero."""
+        """M_O is block-diagonal after training: off-diagonal blocks are exactly zero."""
         network = roles.Network(heads=3)
         roles.fit(
             network,
@@ -246,8 +246,8 @@ class TestModels:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_what_is_shipped_clears_its_bars(task: Task) -> None:
-    """The manifest of each embedded model records held-out figures that its task's bars let through."""
+def test_the_embedded_models_reach_their_bars(task: Task) -> None:
+    """The held-out figures in the manifest of each embedded model reach the bars of its task."""
     record = read_manifest(ROOT / "models" / task.model / "1").training
     check_bars(record.figures, task.bars)
     assert record.task == task.name

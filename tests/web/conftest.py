@@ -1,4 +1,4 @@
-"""A real browser on the page of a real server, which must stay within its origin and complain of nothing."""
+"""A real browser on the page of a real server; the page must stay within its origin and log no error."""
 
 import hashlib
 import shutil
@@ -25,7 +25,7 @@ expect.set_options(timeout=LONGEST_WAIT)
 
 @pytest.fixture(scope="session")
 def served_models(request: pytest.FixtureRequest) -> Path:
-    """The embedded models, and a text model of two layers and twelve heads. Made once for each state of its sources."""
+    """The embedded models, and a text model of two layers and twelve heads, made once for each state of its sources."""
     maker = ROOT / "tests/web/make_encoder.py"
     sources = [maker, *sorted((ROOT / "model_export/attention_export").glob("*.py"))]
     sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models").rglob("*.*"))]
@@ -43,14 +43,14 @@ def served_models(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def site(served_models: Path) -> Iterator[Server]:
-    """One server for every page."""
+    """One server for all tests."""
     with start_server(served_models) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for the tests of a file: its loop must not outlive them, for other tests start loops of their own."""
+    """One browser for the tests of a file, closed before further tests start event loops."""
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
@@ -59,22 +59,22 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def watched(browser: Browser, origin: str, **options: Any) -> Iterator[Page]:
-    """A page that may ask nobody but its origin, and must neither complain nor fail."""
+    """A page that fails the test on a request to another origin, a console error or an exception."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     page = context.new_page()
     page.set_default_timeout(LONGEST_WAIT)
-    page.complaints = complaints = []
-    strangers: list[str] = []
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.console_errors = console_errors = []
+    foreign_requests: list[str] = []
+    page.on("console", lambda said: console_errors.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: console_errors.append(str(error)))
     page.on(
         "request",
-        lambda sent: strangers.append(sent.url) if not sent.url.startswith((origin, "blob:", "data:")) else None,
+        lambda sent: foreign_requests.append(sent.url) if not sent.url.startswith((origin, "blob:", "data:")) else None,
     )
     yield page
     context.close()
-    assert strangers == []
-    assert complaints == []
+    assert foreign_requests == []
+    assert console_errors == []
 
 
 Visit = Callable[..., Page]
@@ -82,7 +82,7 @@ Visit = Callable[..., Page]
 
 @pytest.fixture
 def visit(browser: Browser, site: Server) -> Iterator[Visit]:
-    """Open the page at a link: `visit(view="heads", model="multi-head", text="...")`; `options` are the browser's."""
+    """A function that opens the page at a link, as in `visit(view="heads", text="..")`, with browser options."""
     with ExitStack() as pages:
 
         def visit(options: dict[str, Any] | None = None, **state: Any) -> Page:
@@ -96,7 +96,7 @@ def visit(browser: Browser, site: Server) -> Iterator[Visit]:
 
 @pytest.fixture(scope="session")
 def ask(site: Server) -> Callable[..., dict[str, Any]]:
-    """Ask the API for one sequence: its result, with outputs as arrays."""
+    """A function that calls the API for one sequence and returns the result, with outputs as arrays."""
 
     def ask(model: str, **request: Any) -> dict[str, Any]:
         response = requests.post(f"{site.url}/v1/models/{model}:attend", json=request, timeout=HANG)

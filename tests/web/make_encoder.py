@@ -1,6 +1,6 @@
-"""Makes a text model of two layers and twelve heads with drawn weights: `python make_encoder.py FOLDER`.
+"""Makes a text model of two layers and twelve heads with random weights: `python make_encoder.py FOLDER`.
 
-A process of its own, so that the tests stay free of torch.
+It is a separate process, so that the tests do not import torch.
 """
 
 import sys
@@ -18,7 +18,7 @@ WIDTH = 48
 
 
 class Front(nn.Module):
-    """Tokens (B, T) -> query (B, T, D): a vector for each word, and one for each place, which repeats after 64."""
+    """Tokens (B, T) -> query (B, T, D): a vector of the word plus one of the position, which repeats after 64."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How the tests read the page."""
+"""Reading of the page's contents."""
 
 import json
 from typing import Any
@@ -14,17 +14,17 @@ AXE = ROOT / "server/web/node_modules/axe-core/axe.min.js"
 
 
 def violations(page: Page) -> list[str]:
-    """What axe-core finds on the page."""
+    """Return the violations that axe-core finds on the page."""
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run().then(({violations}) => violations)")
     return [json.dumps([each["id"], [node["html"][:200] for node in each["nodes"]]]) for each in found]
 
 
 def number(text: str) -> float:
-    """Read a number as the page writes it."""
+    """Read a number in the page's format."""
     return float(text.replace("\N{MINUS SIGN}", "-").replace("\N{INFINITY}", "inf"))
 
 
 def close(shown: Any, true: Any) -> bool:
-    """Whether numbers on the page are the API's, within the digits that are written."""
+    """Return whether numbers on the page are the API's, within the displayed digits."""
     return bool(np.allclose(np.array(shown, float), np.array(true, float), rtol=1e-4, atol=6e-5))

@@ -1,4 +1,4 @@
-"""Who may read the page: everybody, in light and dark, on a phone, with a token where the server asks for one."""
+"""Access to the page: accessibility, light and dark, phones, proxies, tokens."""
 
 import pytest
 from playwright.sync_api import expect
@@ -20,7 +20,7 @@ SCREENS = [(scheme, width, height) for width, height in ((1280, 900), (390, 844)
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_axe_finds_nothing(view, visit):
-    """No view has a violation that axe-core knows of, in either colour scheme, on a desk or a phone."""
+    """No view has a violation known to axe-core, in either colour scheme, on a desktop or a phone."""
     page = visit(**{"view": view, "model": "multi-head", "text": SENTENCE, **VIEWS[view]})
     page.locator(SHOWN[view]).first.wait_for()
     if view == "translate":
@@ -36,7 +36,7 @@ def test_axe_finds_nothing(view, visit):
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_note_stands_with_the_weights(view, visit):
-    """Wherever weights are looked at, the page says what they are not."""
+    """Every view with weights has the note that weights are not explanations."""
     page = visit(**{"view": view, "model": "multi-head", "text": SENTENCE, **VIEWS[view]})
     if view == "translate":
         page.get_by_role("button", name="Next word").click()
@@ -44,7 +44,7 @@ def test_the_note_stands_with_the_weights(view, visit):
 
 
 def test_behind_a_proxy_under_a_path(browser, site):
-    """Files, questions and the link to the API's document are relative: the page works under any path."""
+    """Files, requests and the link to the API's document are relative: the page works under any path."""
     with watched(browser, f"{site.url}/under/a/path/") as page:
         page.route(
             f"{site.url}/under/a/path/**",
@@ -67,7 +67,7 @@ def test_every_stage_is_accessible(visit):
 
 
 def test_light_and_dark_by_hand(visit):
-    """The button turns the page over, against the system."""
+    """The button changes the colour scheme, against the system's."""
     page = visit({"color_scheme": "light"}, view="heads", model="multi-head", text=SENTENCE)
     colour = "getComputedStyle(document.querySelector('main')).backgroundColor"
     before = page.evaluate(colour)
@@ -76,7 +76,7 @@ def test_light_and_dark_by_hand(visit):
 
 
 def test_a_server_that_asks_for_a_token(browser, served_models, tmp_path):
-    """Where a token is asked for, the page has a field; a wrong one is asked for again; it stays with the tab."""
+    """If the server requires tokens, the page has a field, rejects a wrong token, and keeps the token in the tab."""
     token, lines = make_token("reader")
     (tmp_path / "tokens.toml").write_text(lines)
     with (
@@ -85,7 +85,9 @@ def test_a_server_that_asks_for_a_token(browser, served_models, tmp_path):
     ):
         with page.expect_response("**/v1/models") as refused:
             page.goto(f"{guarded.url}/#view=heads&model=multi-head&text=I+gave+my+cat+Tater+a+toy")
-        assert refused.value.headers["www-authenticate"] == 'Bearer realm="attention"'  # no dialog of the browser's
+        assert (
+            refused.value.headers["www-authenticate"] == 'Bearer realm="attention"'
+        )  # so that the browser shows no dialog of its own
         field = page.get_by_label("This server asks for a bearer token")
         expect(field).to_be_visible()
         assert violations(page) == []
@@ -99,12 +101,12 @@ def test_a_server_that_asks_for_a_token(browser, served_models, tmp_path):
         page.reload()
         expect(page.locator(".panels figure")).to_have_count(4)
         assert page.evaluate("localStorage.length + document.cookie.length") == 0
-        page.complaints.clear()  # the browser itself says that answers were 401
+        page.console_errors.clear()  # the browser logs responses of 401
 
 
 def test_a_refusal_names_its_field(visit):
-    """What the server refuses is told in its words."""
+    """The page shows the server's error message."""
     page = visit(view="heads", model="multi-head", text="I gave my cat Bob a toy")
     expect(page.get_by_role("alert")).to_contain_text("text: ")
     expect(page.get_by_role("alert")).to_contain_text("Bob")
-    page.complaints.clear()  # the browser itself says that an answer was 400
+    page.console_errors.clear()  # the browser logs a response of 400

@@ -1,4 +1,4 @@
-"""Two inputs, or two models, side by side."""
+"""Comparison of two inputs or two models."""
 
 import numpy as np
 from playwright.sync_api import expect
@@ -7,7 +7,7 @@ from tests.web.reading import OTHER, SENTENCE, close, number
 
 
 def test_two_inputs(visit, ask):
-    """The same row of both, and the difference, as the API has them; the heads can be chosen."""
+    """The page shows the same row of both inputs and the difference, as in the API; heads can be selected."""
     a, b = (ask("multi-head", text=text, outputs=["weights"])["outputs"]["weights"] for text in (SENTENCE, OTHER))
     page = visit(view="compare", model="multi-head", text=SENTENCE, **{"b.model": "multi-head", "b.text": OTHER})
     page.get_by_label("Head of A").select_option("1")
@@ -23,7 +23,7 @@ def test_two_inputs(visit, ask):
 
 
 def test_two_models(visit, ask):
-    """Another model reads beside the first; where lengths differ, no difference is drawn."""
+    """A second model reads the same input; for different lengths no difference is drawn."""
     page = visit(view="compare", model="multi-head", text=SENTENCE)
     expect(page.locator(".panels figure")).to_have_count(3)
     page.get_by_label("Model").nth(1).select_option("encoder")
@@ -37,7 +37,7 @@ def test_two_models(visit, ask):
 
 
 def test_long_inputs(visit):
-    """Above 64 tokens the two are drawn from their largest weights; why there is no difference is said."""
+    """Above 64 tokens the page draws the largest weights of both, and gives the reason why no difference is drawn."""
     text = " ".join([SENTENCE] * 10)
     page = visit(view="compare", model="encoder", text=text, **{"b.model": "encoder", "b.text": text})
     expect(page.locator(".panels figure")).to_have_count(2)

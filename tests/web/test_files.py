@@ -1,4 +1,4 @@
-"""What is brought to the page and what leaves it: vectors, links, pictures, and files of other tools."""
+"""Input and export of the page: vectors, links, figures, and files of other tools."""
 
 import json
 import re
@@ -18,7 +18,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def export(page: Page, kind: str, folder: Path) -> Path:
-    """Export in one form; return the file."""
+    """Export in one format; return the file."""
     page.locator(".menu summary").click()
     with page.expect_download() as saved:
         page.locator(".menu-list").get_by_text(kind, exact=True).click()
@@ -46,7 +46,7 @@ def write(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["npy", "csv", "json"])
 def test_vectors_from_a_file(kind, visit, ask, tmp_path):
-    """Vectors chosen from .npy, CSV or JSON are what the model is asked about."""
+    """Vectors selected from .npy, CSV or JSON are the query."""
     page = visit(view="heads", model="multi-head", **{"query-vectors": json.dumps([[0] * 48])})
     page.get_by_label("Query vectors from a file").set_input_files(write(tmp_path, kind))
     expect(page.locator("button.chip")).to_have_count(5)
@@ -87,15 +87,15 @@ def test_vectors_typed_as_json(visit, ask):
 
 
 def test_a_file_that_holds_no_vectors_is_named(visit, tmp_path):
-    """What cannot be read is said, with the file's name and what is wrong."""
+    """A file without vectors is an error with the file's name and the problem."""
     page = visit(view="heads", model="dot-product")
     (tmp_path / "ragged.json").write_text("[[1, 2], [3]]")
     page.get_by_label("Query vectors from a file").set_input_files(tmp_path / "ragged.json")
     expect(page.get_by_role("alert")).to_have_text("ragged.json vector 1 has 1 numbers, the first 2")
 
 
-def test_a_link_says_what_it_leaves_out(visit, tmp_path):
-    """Few vectors travel in the link; many do not, and the page says so."""
+def test_a_link_omits_many_vectors_and_says_so(visit, tmp_path):
+    """A link contains few vectors; it omits many, and the page says so."""
     page = visit(view="heads", model="dot-product", **{"query-vectors": "[[1,0],[0,1]]"})
     assert "query-vectors" in page.url
     expect(page.locator(".notice")).to_have_count(0)
@@ -110,12 +110,12 @@ def numbers_in(root: ET.Element) -> Counter[str]:
 
 
 def drawn(*weights: np.ndarray) -> Counter[str]:
-    """What is written into the cells of matrices: two digits, and nothing where they would be zeros."""
+    """Return the numbers written into a matrix's cells: two digits, and an empty string for zero."""
     return Counter(f"{weight:.2f}" for each in weights for weight in each.ravel() if abs(weight) >= 0.005)
 
 
-def test_svg_is_what_is_shown(visit, ask, tmp_path):
-    """The SVG has a cell for each weight of each panel, the API's numbers, every token, and no outside reference."""
+def test_svg_equals_the_view(visit, ask, tmp_path):
+    """The SVG has a cell for each weight of each panel, the API's numbers, every token, and no external reference."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
     page = visit(view="heads", model="multi-head", text=SENTENCE, lock=1)
     page.locator(".row-table").wait_for()
@@ -133,7 +133,7 @@ def test_svg_is_what_is_shown(visit, ask, tmp_path):
 
 
 def test_svg_of_every_view(visit, ask, tmp_path):
-    """Each view's picture can be had: a step's weights, the two that are compared, the alignment so far."""
+    """Every view has a figure: a step's weights, a comparison, the alignment so far."""
     (a, b), two = (
         (ask("multi-head", text=text, outputs=["weights"])["outputs"]["weights"] for text in (SENTENCE, OTHER)),
         {"b.model": "multi-head", "b.text": OTHER},
@@ -155,13 +155,13 @@ def test_svg_of_every_view(visit, ask, tmp_path):
 
 
 def blocks(pixels: np.ndarray, side: int = 16) -> np.ndarray:
-    """Average a picture over squares."""
+    """Average an image over squares."""
     rows, columns = (size // side for size in pixels.shape[:2])
     return pixels[: rows * side, : columns * side].reshape(rows, side, columns, side, 3).mean((1, 3))
 
 
 def test_png_is_the_svg(visit, browser, tmp_path):
-    """The PNG is the picture that the SVG is, twice as fine."""
+    """The PNG is the SVG's image at twice the resolution."""
     page = visit(view="heads", model="multi-head", text=SENTENCE)
     page.locator(".readout").wait_for()
     drawing = export(page, "SVG", tmp_path)
@@ -174,12 +174,12 @@ def test_png_is_the_svg(visit, browser, tmp_path):
     alone.close()
     shown, expected = (imread(file)[..., :3] for file in (picture, tmp_path / "drawn.png"))
     assert shown.shape == expected.shape == (2 * height, 2 * width, 3)
-    # A canvas and an SVG place letters half a pixel apart; no cell, which is larger than a block, may differ.
+    # Canvas and SVG place letters half a pixel apart, so blocks may differ; cells, which are larger, may not.
     assert np.abs(blocks(shown) - blocks(expected)).max() < 0.3
 
 
 def test_the_link_is_copied(visit):
-    """The menu's link is the address of what is shown."""
+    """The menu copies the address of the current view."""
     page = visit(
         {"permissions": ["clipboard-read", "clipboard-write"]}, view="heads", model="multi-head", text=SENTENCE
     )
@@ -191,7 +191,7 @@ def test_the_link_is_copied(visit):
 
 
 def test_json_comes_out_and_goes_in(visit, ask, tmp_path):
-    """The JSON holds every layer's weights as the API has them, and the page opens it again."""
+    """The exported JSON has every layer's weights as in the API, and the page opens it."""
     page = visit(view="heads", model="encoder", text=SENTENCE)
     page.locator(".readout").wait_for()
     file = export(page, "JSON", tmp_path)
@@ -208,7 +208,7 @@ def test_json_comes_out_and_goes_in(visit, ask, tmp_path):
 
 
 def test_an_answer_of_the_api_is_opened(visit, site, tmp_path):
-    """What curl got from :attend is a picture too."""
+    """The page opens a response of :attend."""
     page = visit(view="steps", model="dot-product")
     body = {"text": SENTENCE, "outputs": ["weights", "predictions"]}
     answer = page.request.post(f"{site.url}/v1/models/multi-head:attend", data=body)
@@ -220,7 +220,7 @@ def test_an_answer_of_the_api_is_opened(visit, site, tmp_path):
 
 
 def test_bertviz_in_and_out(visit, ask, tmp_path):
-    """What BertViz's head_view is given can be opened, and is what comes out: [layers][heads][queries][keys]."""
+    """The page opens and exports BertViz's head_view data: [layers][heads][queries][keys]."""
     page = visit(view="heads", model="encoder", text=SENTENCE)
     page.locator(".readout").wait_for()
     file = export(page, "BertViz", tmp_path)
@@ -235,8 +235,8 @@ def test_bertviz_in_and_out(visit, ask, tmp_path):
     assert close(first_row(page), true["weights@1"][0, 3])
 
 
-def test_what_is_no_picture_is_refused(visit, tmp_path):
-    """A file that is something else is refused with what was expected."""
+def test_an_unreadable_file_is_refused(visit, tmp_path):
+    """A file of another kind is an error with the expected kinds."""
     page = visit(view="heads", model="dot-product")
     (tmp_path / "other.json").write_text(
         '{"attention": [{"attn": [[[[1]]]], "left_text": ["a", "b"], "right_text": ["a"]}]}'
@@ -247,8 +247,8 @@ def test_what_is_no_picture_is_refused(visit, tmp_path):
     )
 
 
-def test_html_is_one_file_that_needs_nobody(visit, ask, browser, tmp_path):
-    """The HTML shows the same numbers without a server, asks nobody, and does not run what a token says."""
+def test_html_is_one_self_contained_file(visit, ask, browser, tmp_path):
+    """The HTML shows the same numbers without a server, sends no request, and does not run code in tokens."""
     page = visit(view="heads", model="encoder", text=f"{SENTENCE} </script><script>document.title='run'</script>")
     page.locator(".readout").wait_for()
     file = export(page, "HTML", tmp_path)
@@ -273,7 +273,7 @@ def test_html_is_one_file_that_needs_nobody(visit, ask, browser, tmp_path):
 
 
 def test_a_long_sequence_is_exported_by_its_largest(visit, tmp_path):
-    """Above 64 tokens files hold the largest of each row; BertViz, which takes whole weights, is refused."""
+    """Above 64 tokens files have the largest weights of each row; BertViz, which needs complete weights, is refused."""
     text = " ".join([SENTENCE] * 12)
     page = visit(view="heads", model="encoder", text=text)
     expect(page.locator("button.chip")).to_have_count(84)

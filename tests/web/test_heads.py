@@ -1,4 +1,4 @@
-"""All heads side by side: their numbers, what hovering and clicking do, and long sequences."""
+"""All heads side by side: numbers, pointer, keyboard, and long sequences."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from tests.web.reading import SENTENCE, close, number
 
 
 def row_in_numbers(page: Page) -> np.ndarray:
-    """Read the table of the row that is looked at, [heads, S]."""
+    """Read the table of the selected row, [heads, S]."""
     rows = page.locator(".row-table tbody tr").all()
     return np.array([[number(cell) for cell in row.locator("td").all_inner_texts()] for row in rows])
 
@@ -22,7 +22,7 @@ def entropies(page: Page) -> list[float]:
 
 
 def written(weight: float) -> str:
-    """Write a weight as the page does."""
+    """Return a weight in the page's format."""
     return f"{weight:.4f}" if weight >= 0.00005 else re.sub("e-0", "e-", f"{weight:.1e}")
 
 
@@ -32,7 +32,7 @@ def bits(row: np.ndarray) -> float:
 
 
 def test_numbers_of_all_heads(visit, ask):
-    """A locked token shows each head's row, their mean, and each one's entropy, as the API has them."""
+    """A locked token shows each head's row, the mean, and each head's entropy, as in the API."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
     page = visit(view="heads", model="multi-head", text=SENTENCE)
     whole = [float(np.mean([bits(row) for row in head])) for head in [*true, true.mean(0)]]
@@ -45,13 +45,13 @@ def test_numbers_of_all_heads(visit, ask):
 
 
 def test_hover_shows_click_locks_escape_unlocks(visit, ask):
-    """Hovering a cell tells its number; a click keeps it whatever the pointer does; Esc lets go."""
+    """Hovering over a cell shows its number; a click locks it; Esc unlocks."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
     page = visit(view="heads", model="multi-head", text=SENTENCE)
     stage = page.locator(".stage").nth(1)
     box = stage.bounding_box()
     assert box
-    # The cell in the last row and column, toy -> toy, whose name leans over the edge.
+    # The cell in the last row and column, toy -> toy; its tilted label crosses the edge.
     corner = {"x": box["width"] - 45, "y": box["height"] - 12}
     readout = page.locator(".readout")
     stage.hover(position=corner)
@@ -70,7 +70,7 @@ def test_hover_shows_click_locks_escape_unlocks(visit, ask):
 
 
 def test_keyboard_alone(visit, ask):
-    """Without a pointer: arrow keys move over a matrix, Enter locks, Escape unlocks, Tab reaches each control."""
+    """By keyboard: arrow keys move over a matrix, Enter locks, Escape unlocks, Tab reaches each control."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
     page = visit(view="heads", model="multi-head", text=SENTENCE)
     page.locator(".stage").first.focus()
@@ -96,7 +96,7 @@ def test_keyboard_alone(visit, ask):
 
 
 def test_choose_heads_and_lines(visit, ask):
-    """Heads can be left out, and then the mean is of those chosen; lines show the same rows."""
+    """Excluded heads do not count in the mean; lines show the same rows."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
     page = visit(view="heads", model="multi-head", text=SENTENCE, lock=1)
     page.get_by_role("button", name="head 0").click()
@@ -113,7 +113,7 @@ def test_choose_heads_and_lines(visit, ask):
 
 
 def test_a_link_brings_all_back(visit):
-    """What was chosen stands in the address, and a page opened there shows the same."""
+    """The address has the whole selection, and a page opened at it shows the same."""
     page = visit(view="heads", model="multi-head", text=SENTENCE)
     page.get_by_role("button", name="Lines").click()
     page.get_by_role("button", name="head 0").click()
@@ -128,7 +128,7 @@ def test_a_link_brings_all_back(visit):
 
 
 def test_layers(visit, ask):
-    """Of a model with several layers each can be chosen."""
+    """For a model with several layers, every layer can be selected."""
     page = visit(view="heads", model="encoder", text=SENTENCE, lock=1)
     for layer in ("0", "1"):
         page.get_by_label("layer").select_option(layer)
@@ -139,7 +139,7 @@ def test_layers(visit, ask):
 
 
 def test_cross_attention_has_two_lists(visit, ask):
-    """Queries and keys of cross-attention are told apart."""
+    """For cross-attention, queries and keys have separate lists."""
     true = ask("cross-attention", text="ein und", memory_text="twenty one", outputs=["weights"])
     page = visit(view="heads", model="cross-attention", text="ein und", memory="twenty one")
     page.locator("button.chip").last.click()
@@ -152,11 +152,11 @@ LONG_TEXT = " ".join((SENTENCE.split() * 74)[:512])
 
 
 def use_512_tokens(page):
-    """Point, click and press keys on a page of 512 tokens and 12 heads; return the milliseconds that each took."""
+    """Point, click and press keys on a page of 512 tokens and 12 heads; return the milliseconds of each."""
     page.get_by_label("Text").fill(LONG_TEXT)
     expect(page.locator("button.chip")).to_have_count(512)
     expect(page.locator(".entropy").last).to_contain_text("largest 16 of 512")
-    # A click or a key counts to the next paint; pointing, which no browser reports, by itself.
+    # Clicks and keys are timed to the next paint; pointer moves, which browsers do not report, by their handler.
     page.evaluate(
         """() => {
             performance.clearMeasures("interaction");
@@ -184,18 +184,18 @@ def use_512_tokens(page):
         "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done("
         "window.painted.filter(({name}) => ['click', 'keydown'].includes(name)).map(({duration}) => duration)))))"
     )
-    painted += [16] * (25 - len(painted))  # shorter ones are not reported
+    painted += [16] * (25 - len(painted))  # browsers do not report shorter events
     return {"pointing": durations, "a click or a key, to its paint": painted}
 
 
 def test_512_tokens(visit, ask):
-    """Of 512 tokens and 12 heads the page asks for the largest weights only; a locked row is asked for whole."""
+    """For 512 tokens the page requests the largest weights only, and a complete row for a locked one."""
     page = visit(view="heads", model="encoder", text="a")
     asked: list[dict] = []
     page.on("request", lambda sent: asked.append(json.loads(sent.post_data)) if sent.post_data else None)
     use_512_tokens(page)
     expect(page.locator(".readout")).to_contain_text("locked")
-    # The row that was locked is asked for whole, and alone.
+    # One request for the locked row, complete.
     expect(page.locator(".entropy").first).to_contain_text("bits")
     query = int(page.locator("button.chip.from").get_attribute("data-query") or "")
     true = ask("encoder", text=LONG_TEXT, outputs=[{"name": "weights", "rows": [query]}])["outputs"]["weights"]
@@ -209,7 +209,7 @@ def test_512_tokens(visit, ask):
 
 @pytest.mark.long
 def test_512_tokens_stay_fluid(visit):
-    """On an idle machine a page of 512 tokens and 12 heads answers a hand within 100 ms."""
+    """On an idle machine a page of 512 tokens and 12 heads responds within 100 ms."""
     page = visit(view="heads", model="encoder", text="a")
     for what, times in use_512_tokens(page).items():
         print(f"512 tokens: {what}: median {median(times):.1f} ms, longest {max(times):.1f} ms, of {len(times)}")

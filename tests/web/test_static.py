@@ -1,4 +1,4 @@
-"""The page's files as HTTP serves them."""
+"""The page's files over HTTP."""
 
 import gzip
 import re
@@ -23,7 +23,7 @@ def index(site):
 
 
 def test_the_policy_allows_this_origin_alone(index):
-    """Scripts and styles come as files of this origin; nothing is inline, nothing evaluated, nobody may frame it."""
+    """The content security policy allows files of this origin only: no inline code, no eval, no frames."""
     policy = dict(part.strip().split(" ", 1) for part in index.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
@@ -33,7 +33,7 @@ def test_the_policy_allows_this_origin_alone(index):
 
 
 def test_caching(index, site):
-    """`/` is asked for anew each time; what it loads has a name of its content, and is kept."""
+    """`/` is revalidated each time; the files that it loads have names by content, and are cached."""
     assert index.headers["cache-control"] == "no-cache"
     loaded = re.findall(r'(?:src|href|content)="(page/[^"]+)"', index.text)
     assert len(loaded) == 3
@@ -48,7 +48,7 @@ def test_caching(index, site):
         assert len(gzip.compress(plain.content)) < 64 * 1024
 
 
-# As a caller writes them who resolves nothing first.
+# Paths as sent by a client without normalization.
 ELSEWHERE = [
     "/page/../page.py",
     "/page/../server.py",
@@ -80,7 +80,7 @@ def status(server: Server, method: str, path: str) -> int:
 
 @pytest.fixture(scope="module")
 def guarded(served_models, tmp_path_factory):
-    """A server that asks for tokens."""
+    """A server that requires tokens."""
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.toml"
     tokens.write_text(make_token("reader")[1])
     with start_server(served_models, "--tokens", tokens) as running:
@@ -88,7 +88,7 @@ def guarded(served_models, tmp_path_factory):
 
 
 def test_open_paths_are_the_page_and_health(index):
-    """Without a token there are the page, the three files that it loads, their licences, and health; nothing else."""
+    """Without a token only the page, its three files, their licenses and health are available."""
     loaded = {f"/{path}" for path in re.findall(r'"(page/[^"]+)"', index.text)}
     assert len(loaded) == 3
     assert {"/", "/page/LICENSES.txt", *loaded} == page.PATHS
@@ -97,13 +97,13 @@ def test_open_paths_are_the_page_and_health(index):
 
 @pytest.mark.parametrize("path", ELSEWHERE)
 def test_no_other_file_is_there(path, site, guarded):
-    """No way of writing a path leads to another file; where tokens are asked for, it is not even looked for."""
+    """No spelling of a path reaches another file; a server that requires tokens answers 401."""
     assert status(site, "GET", path) in (404, 307)  # 307: to the same path without its last slash
     assert status(guarded, "GET", path) == 401
 
 
 def test_the_page_is_only_read(guarded):
-    """Its files answer GET and HEAD alone."""
+    """The page's files allow GET and HEAD only."""
     for path in page.PATHS:
         assert [status(guarded, method, path) for method in ("GET", "HEAD")] == [200, 200], path
         assert {status(guarded, method, path) for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS")} == {405}, (
@@ -112,7 +112,7 @@ def test_the_page_is_only_read(guarded):
 
 
 def test_licences_travel_with_the_bundle(site, index):
-    """What is bundled names its packages, their versions and their licences, in the page's files and the viewer's."""
+    """The page's files and the viewer list the bundled packages with versions and licenses."""
     licences = requests.get(f"{site.url}/page/LICENSES.txt", timeout=HANG).text
     assert re.findall(r"^(\S+) \d+\.\d+\.\d+$", licences, re.MULTILINE) == [
         "d3-color",
@@ -127,7 +127,7 @@ def test_licences_travel_with_the_bundle(site, index):
 
 
 def test_the_wheel_has_the_page(tmp_path):
-    """What is installed serves the page and writes the viewer: the wheel has their files, not their source."""
+    """The wheel has the files of the page and the viewer, without the source."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -18,7 +18,7 @@ STAGES = [
     "Output",
 ]
 VECTORS = [[1, 0, 0.5], [0, 1, -0.5], [1, 1, 0], [-0.25, 0.5, 2]]
-# What is served, asked in each way that it can be: the link's fields, and the API's.
+# Every kind of model and input: the fields of the link, and those of the API.
 CASES = {
     "dot-product": ({"query-vectors": str(VECTORS)}, {"query": VECTORS}, None),
     "self-attention": ({"text": "cat=3 dog=7 dog=?"}, {"text": "cat=3 dog=7 dog=?"}, None),
@@ -33,7 +33,7 @@ CASES = {
 
 
 def strip(page: Page, name: str) -> list[float]:
-    """Read a strip of numbers off its tips."""
+    """Read a strip of numbers from its tooltips."""
     tips = page.locator(f'.strip-of-numbers[aria-label^="{name},"] rect').evaluate_all(
         "all => all.map((each) => each.dataset.tip)"
     )
@@ -42,7 +42,7 @@ def strip(page: Page, name: str) -> list[float]:
 
 @pytest.mark.parametrize("model", CASES)
 def test_every_stage_has_the_numbers_of_the_api(model, visit, ask):
-    """From sequence to output, for every block, text and vectors, by the arrow key: the numbers are the API's."""
+    """For every block, text and vectors, each stage by the arrow key has the API's numbers."""
     link, asked, layer = CASES[model]
     query, head = 1, 0
     specs = [
@@ -83,7 +83,7 @@ def test_every_stage_has_the_numbers_of_the_api(model, visit, ask):
 
 
 def test_predictions_stand_at_the_output(visit, ask):
-    """What the model's head says is read at the row that it read."""
+    """The head's predictions are shown at the output of the row that it reads."""
     said = ask("multi-head", text=SENTENCE, outputs=["predictions"])["predictions"]
     page = visit(model="multi-head", text=SENTENCE, step=8)
     rows = page.locator(".stage-figure table.keys tbody tr")
@@ -106,7 +106,7 @@ def test_another_token_and_another_head(visit, ask):
 
 
 def test_the_token_by_keyboard(visit):
-    """The tokens are one tab stop; arrow keys move among them, Enter chooses, and the stage stays."""
+    """The tokens are one tab stop: arrow keys move among tokens, Enter selects, and the stage stays."""
     page = visit(model="multi-head", text=SENTENCE, step=2, query=1)
     page.locator(".chip.from").first.focus()
     page.keyboard.press("ArrowRight")
@@ -118,7 +118,7 @@ def test_the_token_by_keyboard(visit):
 
 
 def test_a_mask_hides_the_future(visit, ask):
-    """A causal mask chosen beside the input makes scores of hidden keys -inf, and their weights nothing."""
+    """A causal mask set beside the input makes scores of later keys -inf, and weights zero."""
     true = ask("multi-head", text=SENTENCE, mask={"causal": "top_left"}, outputs=["weights"])["outputs"]["weights"]
     page = visit(model="multi-head", text=SENTENCE, query=2, step=3)
     page.get_by_text("Mask", exact=True).first.click()
@@ -135,7 +135,7 @@ def test_a_mask_hides_the_future(visit, ask):
 
 
 def test_numbers_beside_the_pointer(visit, ask):
-    """Each cell of a vector tells its exact number where the pointer is."""
+    """Each cell of a vector shows its exact number at the pointer."""
     true = ask("multi-head", text=SENTENCE, outputs=["q"])["outputs"]["q"]
     page = visit(model="multi-head", text=SENTENCE, query=1, step=1)
     page.locator('.strip-of-numbers[aria-label^="q,"] rect').nth(3).hover()
@@ -145,7 +145,7 @@ def test_numbers_beside_the_pointer(visit, ask):
 
 
 def test_a_long_sequence_shows_the_keys_that_weigh_most(visit, ask):
-    """Of many keys twelve are shown, those that weigh most; k and v are asked for these alone."""
+    """Of many keys, the twelve with the largest weights are shown, and k and v are requested for these alone."""
     text = " ".join([SENTENCE] * 20)
     true = ask("encoder", text=text, outputs=[{"name": "weights", "rows": [5]}])["outputs"]["weights"]
     page = visit(model="encoder", text=text, query=5, step=5)

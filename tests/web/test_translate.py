@@ -1,4 +1,4 @@
-"""Word-by-word translation over a memory, with the alignment growing."""
+"""Word-by-word translation over a memory, with a growing alignment."""
 
 import numpy as np
 from attention_client import AttentionClient
@@ -11,7 +11,7 @@ TEXT = "four thousand twenty one"
 
 
 def test_the_alignment_grows_word_by_word(visit, site):
-    """Each word is the client's translation's, and its weights are those it was read from; one memory serves all."""
+    """Each word is that of the client's translation, with the weights of its request; one memory serves all."""
     with AttentionClient(site.grpc) as client:
         true = translate(client, "cross-attention", TEXT)
     page = visit(view="translate", model="cross-attention", text="", memory=TEXT)
@@ -38,7 +38,7 @@ def test_the_alignment_grows_word_by_word(visit, site):
 
 
 def test_a_forgotten_memory_is_sent_again(visit, site):
-    """When the server has lost the memory between two words, the page makes it anew and goes on."""
+    """If the server has lost the memory between two words, the page creates it again and continues."""
     page = visit(view="translate", model="cross-attention", text="", memory="twenty one")
     page.get_by_role("button", name="Next word").click()
     expect(page.locator(".spoken .word")).to_have_count(1)
@@ -47,11 +47,11 @@ def test_a_forgotten_memory_is_sent_again(visit, site):
     with page.expect_response(lambda answer: answer.status == 404 and ":attend" in answer.url):
         page.get_by_role("button", name="Next word").click()
     expect(page.locator(".spoken .word")).to_have_count(2)
-    page.complaints.clear()  # the browser itself says that an answer was 404
+    page.console_errors.clear()  # the browser logs a response of 404
 
 
 def test_only_models_that_say_words_translate(visit):
-    """The view is offered where a model has a predictor of the next word."""
+    """The view is available for models with a predictor of the next word only."""
     page = visit(view="translate", model="multi-head", text="I gave my cat Tater a toy")
     expect(page.locator("#stage-title")).to_be_visible()
     expect(page.get_by_role("group", name="Views")).not_to_contain_text("Translate")

@@ -1,4 +1,4 @@
-"""What the Python client writes as a page, opened in a browser: files and notebooks."""
+"""Pages written by the Python client, opened in a browser: files and notebooks."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def row_in_numbers(page: Page | FrameLocator) -> list[list[float]]:
 
 
 def test_a_file_shows_every_layer(browser, client, tmp_path):
-    """A written page shows the numbers of the result, layer by layer, and asks nobody."""
+    """A written page shows the result's numbers, layer by layer, and sends no request."""
     result = client.attend("encoder", text=SENTENCE, outputs=[OutputSpec("weights", layers=["*"])])
     file = tmp_path / "weights.html"
     file.write_text(page_of(result), "utf-8")
@@ -36,7 +36,7 @@ def test_a_file_shows_every_layer(browser, client, tmp_path):
 
 
 def test_a_notebook_shows_a_result(browser, client, tmp_path):
-    """The display of a result stands in its own frame, begins where predictions were read, and has its numbers."""
+    """A displayed result has its own frame, starts at the row of the predictions, and has the result's numbers."""
     result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
     notebook = tmp_path / "notebook.html"
     notebook.write_text(f"<!doctype html><meta charset=utf-8>{result._repr_html_()}", "utf-8")
@@ -50,12 +50,12 @@ def test_a_notebook_shows_a_result(browser, client, tmp_path):
 
 
 def test_a_result_without_weights_has_no_picture(client):
-    """Where weights were not asked for, a notebook shows what `repr` says."""
+    """A notebook displays `repr` for a result without weights."""
     assert client.attend("multi-head", text=SENTENCE, outputs=["output"])._repr_html_() is None
 
 
 def test_strange_tokens_are_text(browser, tmp_path):
-    """A token that would end the script element is shown, not run."""
+    """A token that would end the script element is shown, and its code does not run."""
     tokens = ("</script><script>document.title='run'</script>", "<!--", "b")
     weights = np.full((1, 3, 3), 1 / 3, np.float32)
     result = AttendResult("any", 1, {"weights": weights}, tokens=tokens, key_tokens=tokens)
@@ -69,7 +69,7 @@ def test_strange_tokens_are_text(browser, tmp_path):
 
 
 def test_a_long_result_is_a_small_file(browser, tmp_path):
-    """Of 512 positions the page holds the largest of each row, and draws them."""
+    """For 512 positions the page contains and draws the largest weights of each row."""
     weights = np.random.default_rng(0).dirichlet(np.full(512, 0.05), (2, 512)).astype(np.float32)
     file = tmp_path / "weights.html"
     file.write_text(page_of(AttendResult("any", 1, {"weights": weights})), "utf-8")
