@@ -23,7 +23,7 @@ from attention_server.errors import InvalidRequest, NotFound, Unavailable, Unimp
 from serving import HANG, run_server, start_server, wait_until
 
 from tests.conftest import read_message, refused, request_message
-from tests.local_server import local_server
+from tests.local_server import IN_A_SLOT, local_server, predict
 from tests.server.spoil import change_weights, edit
 
 QUERY = np.linspace(-1, 1, 5 * 24, dtype=np.float32).reshape(5, 24)
@@ -518,6 +518,7 @@ def test_an_unload_drains(models):
     with local_server(models, **EXPLICIT) as server, ThreadPoolExecutor(2) as aside:
         service = server.service
         service.load_model("multi", someone())
+        predict(server.repository, IN_A_SLOT)  # the loop computes nothing
         expected = ask(service)[1]
         memory = service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30)
         server.gate.close()
