@@ -39,33 +39,33 @@ BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type
 TaskName = Enum("TaskName", {name: name for name in TASKS}, type=str)  # type: ignore[misc]
 
 Repository = Annotated[Path, typer.Option("--models", help="the repository to write to")]
-Version = Annotated[int, typer.Option(min=1, help="the version to write; versions are never overwritten")]
-License = Annotated[str, typer.Option("--license", help="of the weights, an SPDX expression")]
-Seed = Annotated[int, typer.Option(min=0, help="of the weights, and of the data where there is some")]
+Version = Annotated[int, typer.Option(min=1, help="the new version; existing versions are never overwritten")]
+License = Annotated[str, typer.Option("--license", help="the weights' license, an SPDX expression")]
+Seed = Annotated[int, typer.Option(min=0, help="the seed of random weights and of generated data")]
 
 
 @app.command()
 def block(
-    kind: Annotated[BlockName, typer.Argument(help="which block")],
+    kind: Annotated[BlockName, typer.Argument(help="the kind of block")],
     name: Annotated[str, typer.Option(help="the model's name")],
     models: Repository = Path("models"),
     version: Version = 1,
-    width: Annotated[int, typer.Option(min=0, help="of a query; dot_product takes any when it is 0")] = 0,
-    key_width: Annotated[int, typer.Option(min=0, help="of a key; the query's when 0")] = 0,
-    value_width: Annotated[int, typer.Option(min=0, help="of a value; the key's when 0")] = 0,
-    output_width: Annotated[int, typer.Option(min=0, help="of the output; the query's when 0")] = 0,
-    heads: Annotated[int, typer.Option(min=1)] = 1,
-    head_width: Annotated[int, typer.Option(min=0, help="of a head's queries and keys; width / heads when 0")] = 0,
-    value_head_width: Annotated[int, typer.Option(min=0, help="of a head's values; the head's when 0")] = 0,
+    width: Annotated[int, typer.Option(min=0, help="width of a query; 0 is any width in dot_product")] = 0,
+    key_width: Annotated[int, typer.Option(min=0, help="width of a key; 0 is the query's")] = 0,
+    value_width: Annotated[int, typer.Option(min=0, help="width of a value; 0 is the key's")] = 0,
+    output_width: Annotated[int, typer.Option(min=0, help="width of the output; 0 is the query's")] = 0,
+    heads: Annotated[int, typer.Option(min=1, help="number of heads")] = 1,
+    head_width: Annotated[int, typer.Option(min=0, help="width of a head's queries and keys; 0 is width / heads")] = 0,
+    value_head_width: Annotated[int, typer.Option(min=0, help="width of a head's values; 0 is head-width")] = 0,
     key_value_heads: Annotated[
-        int, typer.Option(min=0, help="dot_product: heads of k and v, shared; heads when 0")
+        int, typer.Option(min=0, help="dot_product only: heads of k and v; 0 is as many as heads")
     ] = 0,
-    scale: Annotated[float, typer.Option(help="of the scores; the block's usual when 0")] = 0.0,
-    softcap: Annotated[float, typer.Option(min=0, help="bound of the scores by tanh; none when 0")] = 0.0,
+    scale: Annotated[float, typer.Option(help="factor of the scores; 0 is the block's default")] = 0.0,
+    softcap: Annotated[float, typer.Option(min=0, help="bound of the scores by tanh; 0 is none")] = 0.0,
     bias: Annotated[bool, typer.Option(help="whether projections have a bias")] = True,
     weights: Annotated[
         Path | None,
-        typer.Option(exists=True, help="the matrices, in safetensors: M_Q, b_Q, .. ; drawn from the seed when absent"),
+        typer.Option(exists=True, help="safetensors file of the matrices M_Q, b_Q, ..; random by the seed if absent"),
     ] = None,
     license_: License = "",
     seed: Seed = 0,
@@ -89,39 +89,45 @@ def block(
 
 @app.command()
 def train(
-    task: Annotated[Optional[TaskName], typer.Argument(help="what to learn; or give --data")] = None,  # noqa: UP045
+    task: Annotated[Optional[TaskName], typer.Argument(help="the task; or give --data")] = None,  # noqa: UP045
     models: Repository = Path("models"),
-    name: Annotated[str, typer.Option(help="the model's name; the task's own when not given")] = "",
+    name: Annotated[str, typer.Option(help="the model's name; by default the task's")] = "",
     version: Version = 1,
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=0, help="optimiser steps; the task's own when 0")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="optimiser steps; 0 is the task's default")] = 0,
     figure: Annotated[
         Path | None,
-        typer.Option(
-            help=f"where to draw the loss, and the weights before and after; {FIGURE} in the version's folder"
-        ),
+        typer.Option(help=f"file of the figure of loss and weights; by default {FIGURE} in the version's folder"),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="your own: JSONL of sequences and labels")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="your own data: JSONL of sequences and labels")
     ] = None,
-    block: Annotated[BlockName | None, typer.Option(help="with --data: which block learns")] = None,
+    block: Annotated[BlockName | None, typer.Option(help="with --data: the kind of block")] = None,
     heads: Annotated[
-        int | None, typer.Option(min=1, help="with --data: 4 in multi_head and cross_attention, 1 in others")
+        int | None,
+        typer.Option(
+            min=1, help="with --data: number of heads; by default 4 in multi_head and cross_attention, otherwise 1"
+        ),
     ] = None,
     width: Annotated[
-        int | None, typer.Option(min=1, help="with --data: of the embedding, and of the output; 64")
+        int | None, typer.Option(min=1, help="with --data: width of embedding and output; by default 64")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="with --data, in place of --steps: 20, and 2,000 steps at least")
+        int | None,
+        typer.Option(min=1, help="with --data, in place of --steps: epochs; by default 20, and at least 2,000 steps"),
     ] = None,
     held_out: Annotated[
-        float | None, typer.Option(help="with --data: the share that is measured on, and never learned; 0.2")
+        float | None, typer.Option(help="with --data: share of rows for evaluation only; by default 0.2")
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="with --data: looks at the held-out part without a better loss; 10")
+        int | None,
+        typer.Option(min=1, help="with --data: evaluations without a lower loss until training ends; by default 10"),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(file_okay=False, help="with --data: a folder from which a run that was cut goes on")
+        Path | None,
+        typer.Option(
+            file_okay=False, help="with --data: a folder to save checkpoints in and resume an interrupted run from"
+        ),
     ] = None,
 ) -> None:
     """Train a block on a task, or on data of your own, measure it on held-out data, and export it.
@@ -148,13 +154,15 @@ def import_multihead_command(
         Path, typer.Argument(exists=True, help="a state dict of nn.MultiheadAttention: .safetensors, or .pt of tensors")
     ],
     name: Annotated[str, typer.Option(help="the model's name")],
-    heads: Annotated[int, typer.Option(min=1, help="how many heads; the state dict does not say")],
+    heads: Annotated[int, typer.Option(min=1, help="number of heads, which the state dict does not contain")],
     models: Repository = Path("models"),
     version: Version = 1,
-    cross: Annotated[bool, typer.Option("--cross", help="its keys and values come from another sequence")] = False,
+    cross: Annotated[
+        bool, typer.Option("--cross", help="import as cross_attention: keys and values of another sequence")
+    ] = False,
     license_: License = "",
 ) -> None:
-    """Export an `nn.MultiheadAttention` of yours: projections packed or separate, bias or none, kdim and vdim."""
+    """Export an `nn.MultiheadAttention`: projections packed or separate, with or without bias, kdim and vdim."""
     with exit_on_user_error():
         block = import_multihead(read_tensors(weights), heads, cross=cross)
         model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=weights.name)
@@ -169,11 +177,11 @@ def import_encoder_command(
     name: Annotated[str, typer.Option(help="the model's name")],
     models: Repository = Path("models"),
     version: Version = 1,
-    layer: Annotated[Optional[int], typer.Option(help="one layer, from 0; every layer when not given")] = None,  # noqa: UP045
-    heads: Annotated[Optional[int], typer.Option(min=1, help="of a layer, where there is no config.json")] = None,  # noqa: UP045
+    layer: Annotated[Optional[int], typer.Option(help="number of one layer, from 0; by default every layer")] = None,  # noqa: UP045
+    heads: Annotated[Optional[int], typer.Option(min=1, help="heads of a layer, without a config.json")] = None,  # noqa: UP045
     license_: License = "",
 ) -> None:
-    """Export layers of a BERT-like encoder, with its embeddings: text goes in, attention comes out."""
+    """Export layers of a BERT-like encoder with its embeddings; the model takes text."""
     with exit_on_user_error():
         model = import_encoder(folder, layer=layer, heads=heads, license_=license_, source=folder.name)
         export(model, models, name, version, progress=_print_line)
@@ -183,7 +191,7 @@ def import_encoder_command(
 def verify_command(
     folder: Annotated[Path, typer.Argument(help="a version's folder, such as models/multi-head/1")],
 ) -> None:
-    """Compare every graph of a version with PyTorch in float64, again."""
+    """Compare every graph of a version with PyTorch in float64."""
     with exit_on_user_error():
         parity = verify(folder)
     table = Table(
@@ -199,19 +207,21 @@ def verify_command(
 @app.command("quantize")
 def quantize_command(
     folder: Annotated[Path, typer.Argument(file_okay=False, help="a version, such as models/multi-head/1")],
-    data: Annotated[Path, typer.Option(exists=True, help="what to measure on: .npy, or JSON lines of text or vectors")],
+    data: Annotated[
+        Path, typer.Option(exists=True, help="sequences to measure on: .npy, or JSON lines of text or vectors")
+    ],
     version: Version,
     models: Annotated[
-        Optional[Path], typer.Option(help="the repository to write to; the version's own when not given")  # noqa: UP045
+        Optional[Path], typer.Option(help="the repository to write to; by default the version's own")  # noqa: UP045
     ] = None,
     max_weight_error: Annotated[float, typer.Option(min=0, help="bound of a weight's error")] = 0.05,
     max_output_error: Annotated[
-        float, typer.Option(min=0, help="bound of an output's error, as a part of the largest output")
+        float, typer.Option(min=0, help="bound of an output's error, as a share of the largest output")
     ] = 0.05,
     min_speedup: Annotated[float, typer.Option(min=0, help="bound of float32's time / int8's")] = 1.1,
-    allow_slower: Annotated[bool, typer.Option("--allow-slower", help="write it however slow it is")] = False,
+    allow_slower: Annotated[bool, typer.Option("--allow-slower", help="no bound of speed")] = False,
 ) -> None:
-    """Write an int8 version for CPUs, if on your data it is close enough to float32, and faster."""
+    """Write an int8 version for CPUs, if its error and speed on your data are within bounds."""
     with exit_on_user_error():
         bounds = Bounds(max_weight_error, max_output_error, 0.0 if allow_slower else min_speedup)
         written = quantize(folder, data, version, repository=models, bounds=bounds, progress=_print_line)
@@ -236,7 +246,7 @@ def embedded(
     models: Annotated[Path, typer.Argument(help="the repository to write; its versions must not exist yet")],
     figures: Annotated[Optional[Path], typer.Option(help="a folder for the figures")] = None,  # noqa: UP045
 ) -> None:
-    """Make the repository that ships with the server: every task trained, and the dot product, which learns nothing."""
+    """Make the embedded repository: a trained model for every task, and the plain dot product."""
     description = "Attention on the raw vectors, of any width: nothing is learned."
     with exit_on_user_error():
         for task in TASKS.values():
