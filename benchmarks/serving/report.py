@@ -27,11 +27,11 @@ def _sections(results: Results) -> Iterator[str]:
     """Yield titles and tables, except tables without measurements."""
     sections = {
         "Targets": (_table(("load", "target", "found", "met"), _targets(results)),),
-        "Sequences a second, and the share of the same graphs in process, one by one": (
+        "Sequences a second, and relative to the same graphs in process, one by one": (
             _rates(results, plan.SPEED, IN_PROCESS, "{:.2f}"),
         ),
         "Latency of one caller: p50 and p99, ms": (_latencies(results),),
-        "Weights, memory, cores: sequences a second, and times the first line": tuple(
+        "Weights, memory, cores: sequences a second, and relative to the first row": tuple(
             _rates(results, cases, cases[0].contenders[0].name, "{:.2f} x")
             for cases in (*((each,) for each in plan.WEIGHTS), (plan.MEMORY,), plan.CORES, plan.TWO_CORES)
         ),
@@ -44,9 +44,9 @@ def _sections(results: Results) -> Iterator[str]:
                 if case.key in results.measured
             ),
         ),
-        "What was run": (
+        "Run": (
             _table(("", ""), _about(results)),
-            _table(("not measured", "why"), sorted(results.failures.items())),
+            _table(("not measured", "reason"), sorted(results.failures.items())),
         ),
     }
     for title, tables in sections.items():
@@ -54,7 +54,7 @@ def _sections(results: Results) -> Iterator[str]:
             yield f"### {title}"
             yield from filter(None, tables)
             if _measured(results, plan.SPEED) and title.startswith("Sequences"):
-                yield "![Share of the graphs' own speed in process that each server keeps](figures/benchmarks.svg)"
+                yield "![Rate of each server relative to the graphs in process](figures/benchmarks.svg)"
 
 
 def against(results: Results, revision: str) -> str:
@@ -151,7 +151,7 @@ def _about(results: Results) -> Iterator[tuple[str, str]]:
     yield from ((name, str(value)) for name, value in results.about.items())
     spread = results.spread()
     if spread:
-        yield "rounds lie apart by", f"{median(spread):.0%} of their median as a rule, {max(spread):.0%} at most"
+        yield "range of a rate over rounds", f"{median(spread):.0%} of its median typically, {max(spread):.0%} at most"
     for name, versions in results.versions.items():
         yield name, ", ".join(f"{package} {version}" for package, version in versions.items())
 

@@ -84,7 +84,7 @@ def _overload(case: plan.Case, results: Results) -> Iterator[Verdict]:
     share = good / peak if good and peak else None
     yield _judged(load, "goodput at least 90 % of the peak", share, lambda found: found >= 0.9, "{:.0%}")
     times = p99 / unloaded if p99 and unloaded else None
-    yield _judged(load, "p99 of what is admitted below 3 x unloaded", times, lambda found: found < 3, "{:.1f} x")
+    yield _judged(load, "p99 of admitted calls below 3 x unloaded", times, lambda found: found < 3, "{:.1f} x")
     yield _judged(load, "refusals within 10 ms (p99)", refused, lambda found: found <= 10, "{:.1f} ms")
 
 
