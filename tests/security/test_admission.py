@@ -28,6 +28,8 @@ from structlog.testing import capture_logs
 from tests.conftest import TRANSPORTS, refused
 from tests.local_server import IN_A_SLOT, local_server
 
+pytestmark = pytest.mark.both_grpc_servers
+
 MIB = 2**20
 ATTEND = "POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\n"
 BODY = b'{"query": [[1.0]]}'
@@ -196,8 +198,6 @@ def test_connections_without_number(server, monkeypatch):
 
 BOMB = """
 import sys, grpc
-
-pytestmark = pytest.mark.both_grpc_servers
 target, size, kind = sys.argv[1], int(sys.argv[2]), grpc.Compression[sys.argv[3]]
 options = [("grpc.max_send_message_length", -1)]
 with grpc.insecure_channel(target, options, kind) as channel:
@@ -409,6 +409,7 @@ def test_lists_without_number(server, path, container):
     assert "1000000" in response.text
 
 
+@pytest.mark.native_grpc("looks into the native server's connections")
 def test_a_stream_that_nobody_reads(dot_only):
     """Of an unread stream few answers are computed, and none is held when the caller disconnects."""
     query = pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[900, 1], data=bytes(3600))
@@ -470,6 +471,7 @@ def test_work_without_bound(dot_only, connect, name):
             transport.attend("dot", inputs=[sequence] * 5)
 
 
+@pytest.mark.native_grpc("its core closes idle connections at times of its own")
 def test_an_idle_connection_of_grpc(dot_only, monkeypatch):
     """A connection without a call is closed after a while."""
     monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, idle=0.5))

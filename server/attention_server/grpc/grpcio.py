@@ -36,6 +36,10 @@ OK, DETAILS = grpc.StatusCode.OK, "grpc-status-details-bin"
 log = structlog.get_logger()
 
 
+class PeerGone(Exception):
+    """A response cannot be sent, because the peer has left."""
+
+
 class GrpcioServer:
     """Serves gRPC on the running loop by `grpc.aio`.
 
@@ -92,6 +96,9 @@ class GrpcioServer:
         for call in list(self._calls):
             call.stop(Stopping("the server is stopping, and its time is over"))
         await stopped
+        answering = [call.task for call in self._calls if call.task]
+        if answering:  # gRPC cancels its handlers, and does not wait for them
+            await asyncio.wait(answering, timeout=STOP_SECONDS)
         self._threads.close()
 
     @property
@@ -127,6 +134,10 @@ class GrpcioCall:
     Args:
         method: the path, `/package.Service/Method`.
         context: of grpc.aio.
+
+    Attributes:
+        method, timeout: as in `GrpcCall`.
+        task: runs the coroutine that answers; None before it is started.
     """
 
     headers_error: Exception | None = None  # the C core refuses oversized metadata itself
@@ -137,7 +148,7 @@ class GrpcioCall:
         self._context = context
         self._message_bytes: int | None = None
         self._answer: Coroutine[Any, Any, None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._responses: deque[tuple[bytes, Callable[[], None] | None]] = deque()
         self._queued = asyncio.Event()
         self._is_finished = False
@@ -172,9 +183,9 @@ class GrpcioCall:
 
     def stop(self, reason: Exception, /) -> None:
         """Cancel the coroutine; `stop_reason` tells it why."""
-        if self._task and not self._task.done() and self._stop_reason is None:
+        if self.task and not self.task.done() and self._stop_reason is None:
             self._stop_reason = reason
-            self._task.cancel()
+            self.task.cancel()
 
     def stop_reason(self) -> Exception:
         """Return why the coroutine was cancelled."""
@@ -195,8 +206,12 @@ class GrpcioCall:
 
         Raises:
             MessageTooLarge: it is over the limit of its method.
+            Cancelled: the peer has left.
         """
-        content = await self._context.read()
+        try:
+            content = await self._context.read()
+        except grpc.aio.BaseError as error:
+            raise Cancelled("the caller has gone") from error
         if content is grpc.aio.EOF:  # type: ignore[comparison-overlap] # its types leave that out
             return None
         if self._message_bytes is not None and len(content) > self._message_bytes:
@@ -230,15 +245,17 @@ class GrpcioCall:
         """
         if self._answer is None:  # it was refused from its headers
             return
-        self._task = asyncio.ensure_future(self._answer)
-        self._task.add_done_callback(self._on_task_done)
+        self.task = asyncio.ensure_future(self._answer)
+        self.task.add_done_callback(self._on_task_done)
         try:
             while not self._is_finished or self._responses:
                 await self._send_next()
-        except asyncio.CancelledError:
-            self.stop(self._reason_of_core())
-            await asyncio.wait([self._task])
-            raise
+        except PeerGone:  # sending failed, since the peer left
+            pass
+        finally:
+            if not self.task.done():
+                self.stop(self._reason_of_core())
+                await asyncio.wait([self.task])
 
     async def _send_next(self) -> None:
         await self._queued.wait()
@@ -246,7 +263,10 @@ class GrpcioCall:
             self._queued.clear()
             return
         content, on_sent = self._responses.popleft()
-        await self._context.write(content)
+        try:
+            await self._context.write(content)
+        except grpc.aio.BaseError as error:
+            raise PeerGone from error
         if on_sent:
             on_sent()
         if not self._responses and not self._is_finished:

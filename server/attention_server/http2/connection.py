@@ -13,6 +13,7 @@ from attention_server.http2.errors import ConnectionBroken
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.messages import ReceiveBuffer
 from attention_server.http2.session import Session, buffer
+from attention_server.http2.stall import StallDetector
 
 SENT_AT_ONCE = 256 * 1024  # bytes
 RECEIVED_AT_ONCE = 256 * 1024  # bytes
@@ -79,11 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._check_timer: asyncio.TimerHandle | None = None
         self._last_call = self._last_byte = self._loop.time()
         self._is_pinged = False
-        # Progress since the last check, and whether a transfer was under way then.
-        self._bytes_in = self._bytes_out = 0
-        self._unsent = 0
-        self._has_resumed = False
-        self._was_waiting = False
+        self._stall = StallDetector(server.timeouts.stalled_bytes)
 
     # --- asyncio's protocol ---
 
@@ -108,7 +105,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Process received bytes."""
-        self._bytes_in += nbytes
+        self._stall.received += nbytes
         self._last_byte = self._loop.time()
         try:
             self.session.receive(self._received, nbytes)
@@ -127,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Go on sending."""
         self._is_full = False
-        self._has_resumed = True
+        self._stall.has_advanced = True
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -254,7 +251,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _write(self, parts: list[Buffer]) -> None:
         assert self._transport is not None
-        self._bytes_out += self.session.out_size
+        self._stall.sent += self.session.out_size
         if len(parts) == 1:
             self._transport.write(parts[0])
         else:
@@ -271,10 +268,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         timeouts, now, unsent = self._server.timeouts, self._loop.time(), self._transport.get_write_buffer_size()
         waits = bool(unsent) or any(call.is_transferring for call in self._streams.values())
-        most_moved = max(self._bytes_in, self._bytes_out, self._unsent - unsent)
-        is_stalled = waits and self._was_waiting and not self._has_resumed and most_moved < timeouts.stalled_bytes
-        self._was_waiting, self._unsent, self._has_resumed = waits, unsent, False
-        self._bytes_in = self._bytes_out = 0
+        is_stalled = self._stall.check(waits, unsent)
         is_gone = self._is_pinged and self._last_byte < now - timeouts.quiet - timeouts.check
         if is_stalled or is_gone or not self.session.has_settings:
             self.abort()

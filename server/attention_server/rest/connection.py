@@ -12,6 +12,7 @@ from typing import Literal
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from attention_server.auth.certificates import common_name
+from attention_server.http2.stall import StallDetector
 from attention_server.transport import most_connections
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
@@ -34,15 +35,10 @@ class Connection(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _bytes_since_body = 0  # bytes of chunk headers and trailers since the last byte of a body
-    # Progress since the last check, and the state at that check.
-    _heads = 0
-    _received = 0
-    _resumed = False
-    _unsent = 0
-    _waiting: Waiting = ""
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Accept a connection; abort it if there are too many."""
+        self._stall = StallDetector(LEAST_BYTES)
         super().connection_made(transport)
         if len(self.connections) > most_connections():
             transport.abort()
@@ -59,7 +55,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes; refuse a head or trailers that grow too large."""
-        self._received += len(data)
+        self._stall.received += len(data)
         if self._in_head:
             self._head_bytes += len(data)
         else:
@@ -87,7 +83,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._bytes_since_body = 0
-        self._heads += 1
+        self._stall.has_advanced = True
         super().on_headers_complete()
         self._unanswered = (*(each for each in self._unanswered if not each.response_complete), self.cycle)
 
@@ -109,7 +105,7 @@ class Connection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         """Record progress in sending."""
-        self._resumed = True
+        self._stall.has_advanced = True
         super().resume_writing()
 
     def _refuse(self) -> None:
@@ -137,14 +133,9 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
 
     def _check_progress(self) -> None:
-        """Abort the connection if it waits as at the last check and has made hardly any progress since."""
-        waiting, unsent = self._state(), self.transport.get_write_buffer_size()
-        progress = self._heads or self._resumed or self._received >= LEAST_BYTES or self._unsent - unsent >= LEAST_BYTES
-        stalled = waiting and waiting == self._waiting and not progress
-        self._waiting, self._unsent = waiting, unsent
-        self._heads, self._received, self._resumed = 0, 0, False
+        """Abort the connection if its peer has stalled."""
         self._check = self.loop.call_later(CHECK_SECONDS, self._check_progress)
-        if stalled:
+        if self._stall.check(self._state(), self.transport.get_write_buffer_size()):
             self.transport.abort()
 
     def _state(self) -> Waiting:
