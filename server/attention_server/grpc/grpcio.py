@@ -254,7 +254,8 @@ class GrpcioCall:
             pass
         finally:
             if not self.task.done():
-                self.stop(self._reason_of_core())
+                if not self._is_finished:
+                    self.stop(self._reason_of_core())
                 await asyncio.wait([self.task])
 
     async def _send_next(self) -> None:
