@@ -5,7 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from attention_batch.errors import Refused
-from attention_batch.spec import parse
+from attention_batch.output import assembly, sink
+from attention_batch.readers.rows import ScoredRow
+from attention_batch.spec import Column, parse
 from attention_client import OutputSpec
 
 from tests.batch.scoring import (
@@ -161,3 +163,19 @@ def test_outputs_that_do_not_do(job, tmp_path, outputs, said):
         score(job(source, tmp_path / "out.parquet", "multi", outputs=parse(outputs)))
     assert said in str(refused.value)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_row_groups(tmp_path):
+    """Parts of any length become full row groups, of at most one batch more; the last may be short."""
+    layout = sink.OutputLayout("parquet", (Column("output", "tensor", (1,)),), pa.int64())
+    paths = []
+    for part in range(14):
+        with sink.open_part(tmp_path, part, layout) as writer:
+            writer.add(ScoredRow(i, (np.float32([i]),), 1) for i in range(part * 5000, (part + 1) * 5000))
+        paths.append(sink.part_paths(tmp_path, part)[0])
+    assembly.assemble(paths, tmp_path / "out.parquet", layout)
+    written = pq.ParquetFile(tmp_path / "out.parquet")
+    groups = [written.metadata.row_group(i).num_rows for i in range(written.num_row_groups)]
+    assert len(groups) == 2
+    assert assembly.GROUP_ROWS <= groups[0] <= assembly.GROUP_MOST_ROWS
+    assert written.read(["id"])["id"].to_pylist() == list(range(70_000))

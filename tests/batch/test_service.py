@@ -197,6 +197,16 @@ def test_the_engine_in_process(repository, source, whole, tmp_path):
     assert (bad.returncode, b"error: no model in " in bad.stderr) == (1, True)
 
 
+def test_the_engine_in_process_loads_every_model(repository, tmp_path):
+    """Variables that name a server's models do not limit the local engine, which loads the whole repository."""
+    source = write_texts(tmp_path / "in.jsonl", 3)
+    arguments = ("--model", "multi-head", "--engine", "local", "--models", repository)
+    variables = {"ATTENTION_REPOSITORY_MODE": "explicit", "ATTENTION_LOAD_MODEL": "dot"}
+    done = scored(source, tmp_path / "out.jsonl", *arguments, env=variables)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "out.jsonl")) == 3
+
+
 @pytest.mark.parametrize("limits", [{"BATCH_ROWS": 1}, {"BATCH_ROWS": 7}, {"BATCH_BYTES": 1500}])
 def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypatch, limits):
     """The answer of a row does not depend on the rows in its batch."""
