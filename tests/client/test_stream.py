@@ -171,8 +171,9 @@ def test_a_message_holds_a_bounded_number_of_bytes(attend_many, target, service,
     [
         (X, (IN_FLIGHT + 1) * BATCH_SEQUENCES),
         (np.ones((1, 2**20), np.float32), IN_FLIGHT_BYTES // 2**22 + 1),
+        (np.ones((1, 3 * 2**16), np.float32), 2 * (IN_FLIGHT_BYTES // (3 * 2**19) + 1)),
     ],
-    ids=["messages", "bytes"],
+    ids=["messages", "bytes", "bytes of two"],
 )
 def test_messages_in_flight_are_bounded(attend_many, target, service, sequence, bound):
     """The source is ahead of the answers by the messages in flight, and one message that waits for room."""
