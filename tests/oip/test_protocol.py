@@ -191,6 +191,19 @@ def test_a_memory_is_named_by_a_parameter(server):
     assert gone.json()["error"].startswith("parameters.memory: ")
 
 
+@pytest.mark.parametrize(
+    ("model", "texts"), [("dot", []), ("multi-head", ["text"]), ("text-cross", ["text", "memory_text"])]
+)
+def test_inputs_are_those_that_a_model_reads(server, model, texts):
+    """The metadata names the texts that a model reads; the query is required where no text can stand for it."""
+    url = f"{server.url}/v2/models/{model}"
+    names = [each["name"] for each in requests.get(url, timeout=60).json()["inputs"]]
+    assert [name for name in names if "text" in name] == texts
+    config = requests.get(f"{url}/config", timeout=60).json()["input"]
+    assert [each["name"] for each in config] == names
+    assert {each["name"]: each["optional"] for each in config}["query"] == bool(texts)
+
+
 def test_text_beside_memory_text(server):
     """A model that reads two texts takes both as BYTES, and gives the tokens of both, padded with nothing."""
     text = TEXT | {"shape": [2], "data": ["twenty one", "cats"]}
