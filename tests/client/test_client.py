@@ -124,39 +124,10 @@ def test_numbers_on_the_wire(target, service, given, sent):
     np.testing.assert_array_equal(query, np.asarray(given, sent))
 
 
-def test_every_option_reaches_the_wire(target, service):
-    """A request has exactly the fields that the caller set."""
-    outputs = [
-        "output",
-        OutputSpec(
-            "weights",
-            alias="last",
-            heads=[2],
-            rows=[-1],
-            reduce="max",
-            top_k=4,
-            data_type="FP16",
-            layers=["5"],
-            pool="first",
-        ),
-        {"name": "weights", "as": "mean", "reduce": "mean"},
-    ]
-    with AttentionClient(target) as client:
-        client.attend(
-            "any",
-            query=X,
-            key=X,
-            value=X,
-            causal="bottom_right",
-            window=(2, -1),
-            allowed=np.ones((1, 5, 5), bool),
-            bias=np.zeros((5, 5)),
-            outputs=outputs,
-            version=3,
-            token_offsets=True,
-        )
+def with_every_option() -> pb.AttendRequest:
+    """Return a request as the client sends it when its caller sets every option."""
     wire = codec.encode
-    assert service.requests[0] == pb.AttendRequest(
+    return pb.AttendRequest(
         model="any",
         version=3,
         token_offsets=True,
@@ -189,6 +160,40 @@ def test_every_option_reaches_the_wire(target, service):
             pb.OutputSpec(name="weights", alias="mean", reduce=pb.OutputSpec.REDUCE_MEAN, data_type=pb.DATA_TYPE_FP32),
         ],
     )
+
+
+def test_every_option_reaches_the_wire(target, service):
+    """A request has exactly the fields that the caller set."""
+    outputs = [
+        "output",
+        OutputSpec(
+            "weights",
+            alias="last",
+            heads=[2],
+            rows=[-1],
+            reduce="max",
+            top_k=4,
+            data_type="FP16",
+            layers=["5"],
+            pool="first",
+        ),
+        {"name": "weights", "as": "mean", "reduce": "mean"},
+    ]
+    with AttentionClient(target) as client:
+        client.attend(
+            "any",
+            query=X,
+            key=X,
+            value=X,
+            causal="bottom_right",
+            window=(2, -1),
+            allowed=np.ones((1, 5, 5), bool),
+            bias=np.zeros((5, 5)),
+            outputs=outputs,
+            version=3,
+            token_offsets=True,
+        )
+    assert service.requests[0] == with_every_option()
 
 
 def test_top_k(ask, target):

@@ -3,7 +3,8 @@
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from typing import Self
 
 import hpack
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
@@ -58,11 +59,17 @@ def message(content: bytes, flag: int = 0) -> bytes:
 class Peer:
     """A client of HTTP/2 that sends given bytes and reads frames."""
 
-    def __init__(self, server: Echo, opening: bytes = OPENING) -> None:
-        self.socket = socket.create_connection(server.address, timeout=20)
+    def __init__(self, address: tuple[str, int], opening: bytes = OPENING) -> None:
+        self.socket = socket.create_connection(address, timeout=20)
         self._received = bytearray()
         self._decoder = hpack.Decoder()
         self.send(opening)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
 
     def send(self, *frames: bytes) -> None:
         """Send frames; a connection that is closed meanwhile is noticed when it is read."""
@@ -119,13 +126,9 @@ class Peer:
         return taken
 
 
-@contextmanager
-def connected(server: Echo, opening: bytes = OPENING) -> Iterator[Peer]:
-    peer = Peer(server, opening)
-    try:
-        yield peer
-    finally:
-        peer.socket.close()
+def connected(server: Echo, opening: bytes = OPENING) -> Peer:
+    """Return a peer of a server; a `with` block closes its connection."""
+    return Peer(server.address, opening)
 
 
 def reset(stream: int, code: int = 8) -> bytes:

@@ -23,8 +23,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from serving import Server, start_server
 from starlette.routing import Mount, Route
 
-from tests.conftest import refused_by_grpc, refused_by_http
 from tests.local_server import local_server
+from tests.refusals import refused_by_grpc, refused_by_http
 from tests.security.conftest import bearer, make_token, metadata
 
 pytestmark = pytest.mark.both_grpc_servers

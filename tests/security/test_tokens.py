@@ -15,8 +15,8 @@ from attention_server.errors import LimitReached
 from attention_server.errors import Unauthenticated as NoCredentials
 from serving import run_server, start_server, wait_until
 
-from tests.conftest import refused_by_grpc
 from tests.local_server import IN_A_SLOT, local_server
+from tests.refusals import refused_by_grpc
 from tests.security.conftest import bearer, make_token, metadata
 
 QUERY = {"query": [[1.0, 0.0]]}

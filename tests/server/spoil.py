@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import onnx
 from onnx import numpy_helper
@@ -75,3 +76,13 @@ def change_weights(folder, factor):
         assert changed, path
         onnx.save(model, path)
     edit(folder)
+
+
+def flip_a_byte(folder):
+    content = bytearray((folder / "attend.onnx").read_bytes())
+    content[-9] ^= 1
+    (folder / "attend.onnx").write_bytes(content)
+
+
+def cut(folder):
+    os.truncate(folder / "explain.onnx", (folder / "explain.onnx").stat().st_size // 2)

@@ -20,9 +20,10 @@ from attention_server.domain.limits import Limits
 from attention_server.errors import InvalidRequest, TooLarge
 from serving import start_server, wait_until
 
-from tests.conftest import TRANSPORTS, refused, tensor
 from tests.local_server import IN_A_SLOT, local_server
+from tests.messages import tensor
 from tests.observability.conftest import logged, metrics_of
+from tests.refusals import refused
 from tests.server.test_together import (  # noqa: F401
     DRAWN,
     EVERYTHING,
@@ -33,6 +34,7 @@ from tests.server.test_together import (  # noqa: F401
     queued_behind_one,
     sequence,
 )
+from tests.transports import TRANSPORTS
 
 LIMITS = Limits(sequences=8, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=60)
 LENGTHS = (3, 3, 3, 2, 40, 3, 3)  # neighbours of one length, and others

@@ -22,10 +22,11 @@ from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
 from serving import start_server, wait_until
 
-from tests.conftest import refused_by_grpc, tensor
 from tests.local_server import IN_A_SLOT, local_server
+from tests.messages import tensor
 from tests.observability.conftest import entries, metrics_of
-from tests.server.test_scheduler import held, submit
+from tests.refusals import refused_by_grpc
+from tests.server.jobs import held, submit
 
 QUERY = np.ones((2, 3), np.float32)
 NONSENSE = b"\xff" * 40

@@ -26,8 +26,9 @@ from serving import HANG, wait_until
 from starlette.requests import Request
 from structlog.testing import capture_logs
 
-from tests.conftest import TRANSPORTS, Refused, refused, refused_by_http
 from tests.local_server import DEADLINES, SOON_IN_A_SLOT, local_server
+from tests.refusals import Refused, refused, refused_by_http
+from tests.transports import TRANSPORTS
 
 pytestmark = pytest.mark.both_grpc_servers
 

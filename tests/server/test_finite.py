@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from tests.conftest import Refused, refused
+from tests.refusals import Refused, refused
 from tests.server.reference import CLOSE, read_block
 
 VECTORS = {

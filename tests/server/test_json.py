@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.conftest import refused_by_http
+from tests.refusals import refused_by_http
 
 
 @pytest.fixture(scope="module")

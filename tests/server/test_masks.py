@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import refused
+from tests.refusals import refused
 from tests.server.reference import BLOCKS, CLOSE, additive, read_block
 
 T, S, H = 4, 6, 4

@@ -14,7 +14,7 @@ from attention_server.errors import TooLarge as OverBudget
 from attention_server.inference.contexts import Memory, MemoryStore, memory_id
 from serving import ROOT, start_server
 
-from tests.conftest import refused_by_http
+from tests.refusals import refused_by_http
 
 RNG = np.random.default_rng(5)
 KEY = RNG.standard_normal((9, 6)).astype(np.float32)

@@ -10,7 +10,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.protobuf import json_format
 
-from tests.conftest import HTTP, Refused, refused, refused_by_grpc, refused_by_http
+from tests.refusals import HTTP, Refused, refused, refused_by_grpc, refused_by_http
 from tests.server.reference import CLOSE, read_block
 
 NAMES = ["cross", "dot", "grouped", "multi", "multi-head", "self", "text-cross"]

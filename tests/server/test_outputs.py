@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import refused
+from tests.refusals import refused
 from tests.server.reference import CLOSE, ROWS, STAGES, read_block
 
 RNG = np.random.default_rng(0)

@@ -17,8 +17,9 @@ from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from serving import HANG, start_server, wait_until
 
-from tests.conftest import refused, refused_by_grpc, tensor
 from tests.local_server import DEADLINES, IN_A_SLOT, SOON_IN_A_SLOT, local_server
+from tests.messages import tensor
+from tests.refusals import refused, refused_by_grpc
 
 DRAWN = np.random.default_rng(5)
 QUERY = DRAWN.standard_normal((2, 12), np.float32)

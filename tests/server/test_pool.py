@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from attention_server.inference.engine.onnxruntime import OnnxGraph
 
-from tests.conftest import refused
 from tests.local_server import local_server
+from tests.refusals import refused
 from tests.server.reference import CLOSE, ROWS, STAGES, additive, read_block
 
 RNG = np.random.default_rng(3)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.conftest import Raw, refused
+from tests.messages import Raw
+from tests.refusals import refused
 
 BIG = 2**62
 ONE = b"\0" * 4

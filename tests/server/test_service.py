@@ -20,7 +20,9 @@ from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 from serving import start_server
 
-from tests.conftest import TRANSPORTS, Raw, Refused, refused, refused_by_http, request_message
+from tests.messages import Raw, request_message
+from tests.refusals import Refused, refused, refused_by_http
+from tests.transports import TRANSPORTS
 
 QUERY = np.ones((2, 3), np.float32)
 REST = [name for name in TRANSPORTS if name != "grpc"]

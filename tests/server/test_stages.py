@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import refused
+from tests.refusals import refused
 from tests.server.reference import BLOCKS, CLOSE, STAGES, read_block
 
 SHAPES = {

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.conftest import refused
+from tests.refusals import refused
 from tests.server.reference import CLOSE, STAGES, read_block
 
 SENTENCE = "I gave my cat Tater a toy"

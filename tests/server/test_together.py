@@ -10,8 +10,9 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from serving import wait_until
 
-from tests.conftest import Refused, read_message, refused, request_message
 from tests.local_server import IN_A_SLOT, local_server
+from tests.messages import read_message, request_message
+from tests.refusals import Refused, refused
 
 DRAWN = np.random.default_rng(8)
 WIDTHS = {"self": 12, "multi": 24, "cross": (16, 12, 10), "grouped": (16, 8, 6), "dot": 5}

@@ -13,6 +13,7 @@ from serving import HANG, wait_until
 from tests.trials.subject import Good, Wrong
 
 TIMEOUT = float(HANG)
+ENOUGH = 30  # answers of the load that are waited for, to know that it goes on
 
 
 class Load:

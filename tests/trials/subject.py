@@ -21,7 +21,7 @@ from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServ
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving import HANG, ROOT, Server, made_repository, start_server
 
-from tests.conftest import DTYPES, read_document, read_message, request_message
+from tests.messages import DTYPES, read_document, read_message, request_message
 from tests.server.reference import BLOCKS, CLOSE, read_block
 
 MIB = 2**20

@@ -1,0 +1,170 @@
+"""Peers of the REST port: heads without end, stalls, connections without number."""
+
+import socket
+import threading
+from contextlib import ExitStack
+
+import pytest
+from attention_server.rest import connection
+from serving import connections, wait_until
+
+from tests.local_server import IN_A_SLOT, local_server
+from tests.security.peers import ATTEND, BODY, all_of, answers, connect
+
+pytestmark = pytest.mark.both_grpc_servers
+
+
+@pytest.fixture
+def server(dot_only):
+    with local_server(dot_only, predicted=IN_A_SLOT) as running:
+        yield running
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Looks at connections often; few bytes have to move between two checks."""
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 0.2)
+
+
+# --- heads -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: " + "a" * 70_000 + "\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\n" + "".join(f"x{i}: a\r\n" for i in range(200)) + "\r\n",
+        "GET /" + "a" * 70_000 + " HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ],
+    ids=["a header", "headers", "the path"],
+)
+def test_a_head_that_is_too_large(server, head):
+    """A head over 64 KiB, or of more than 128 headers, is refused as such."""
+    with connect(server) as peer:
+        peer.sendall(head.encode())
+        assert all_of(peer).startswith(b"HTTP/1.1 431 ")
+    assert answers(server)
+
+
+@pytest.mark.parametrize("start", ["GET /", "GET /healthz HTTP/1.1\r\nx: "])
+def test_a_head_without_end(server, start):
+    """A head that goes on and on is cut off: it is not gathered up."""
+    with connect(server) as peer:
+        peer.sendall(start.encode())
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012 # whichever comes first
+            for _ in range(1000):
+                peer.sendall(b"a" * 65536)
+    assert answers(server)
+
+
+def test_a_large_head_and_body_that_may_be(server):
+    """A request within the bounds is answered, in one piece with its body, and in single bytes."""
+    head = ATTEND + "x: " + "a" * 60_000 + f"\r\ncontent-length: {len(BODY)}\r\nconnection: close\r\n\r\n"
+    with connect(server) as peer:
+        peer.sendall(head.encode() + BODY)
+        assert all_of(peer).startswith(b"HTTP/1.1 200 ")
+    with connect(server) as peer:
+        for byte in (ATTEND + f"content-length: {len(BODY)}\r\nconnection: close\r\n\r\n").encode() + BODY:
+            peer.sendall(bytes([byte]))
+        assert all_of(peer).startswith(b"HTTP/1.1 200 ")
+
+
+# --- stalls ----------------------------------------------------------------------------------------------------------
+
+
+def dribble(peer: socket.socket) -> None:
+    """Send a byte now and then, until the server disconnects."""
+    try:
+        while True:
+            peer.sendall(b"a")
+            threading.Event().wait(0.02)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["", "GET /healthz HTTP/1.1\r\nx: ", ATTEND + "content-length: 1000000\r\n\r\n"],
+    ids=["nothing", "a head", "a body"],
+)
+@pytest.mark.parametrize("how", [dribble, all_of])
+def test_a_peer_that_stalls_while_it_sends(server, impatient, start, how):
+    """A peer that sends nothing, or a byte now and then, is disconnected, in any state of a request."""
+    with connect(server) as peer:
+        peer.sendall(start.encode())
+        how(peer)  # returns when it is hung up on
+    assert answers(server)
+
+
+def test_a_peer_that_stalls_after_a_request(server, impatient):
+    """After an answer, too, the next head has its time."""
+    with connect(server) as peer:
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /")
+        dribble(peer)
+    assert answers(server)
+
+
+def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
+    """An unread answer is dropped, with its connection."""
+    with local_server(dot_only) as server, connect(server) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        rows = ",".join(["[1.0]"] * 2000)
+        body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
+        peer.sendall((ATTEND + f"content-length: {len(body)}\r\n\r\n").encode() + body)
+        wait_until(lambda: server.gate.runs == 1)
+        wait_until(lambda: connections(server.rest) == 0)
+        assert answers(server)
+
+
+def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
+    """A peer that sends and receives slowly is not disconnected, nor one that waits for a long computation."""
+    monkeypatch.setattr(connection, "LEAST_BYTES", 100)
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 1.0)  # many times any wait below
+    with local_server(dot_only, predicted=IN_A_SLOT) as server, connect(server) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        rows = ",".join(["[1.0]"] * 800)
+        body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
+        server.gate.close()
+        peer.sendall((ATTEND + f"content-length: {len(body)}\r\nconnection: close\r\n\r\n").encode())
+        for i in range(0, len(body), 250):  # two seconds: two looks
+            peer.sendall(body[i : i + 250])
+            threading.Event().wait(0.1)
+        assert server.gate.arrived.wait(30)
+        threading.Event().wait(2.5)  # two looks
+        server.gate.open()
+        received = b""
+        while more := peer.recv(200_000):
+            received += more
+            threading.Event().wait(0.02)
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert received.endswith(b"]}")
+
+
+def test_connections_without_number(server, monkeypatch):
+    """Connections over the limit are closed at once; once a connection closes, a new one is accepted."""
+    monkeypatch.setattr(connection, "most_connections", lambda: 5)
+    with ExitStack() as stack:
+        held = [stack.enter_context(connect(server)) for _ in range(5)]
+        wait_until(lambda: connections(server.rest) == 5)
+        with connect(server) as peer:
+            assert all_of(peer) == b""
+        held.pop().close()
+        wait_until(lambda: connections(server.rest) == 4)
+        assert answers(server)
+
+
+@pytest.mark.parametrize("after", [b"", b"NO HTTP\r\n\r\n"], ids=["it hangs up", "it sends no HTTP"])
+def test_two_requests_and_a_peer_that_goes(server, after, caplog):
+    """A peer that sends two requests and disconnects, or is disconnected, leaves no error in the log."""
+    server.gate.close()
+    one = (ATTEND + f"content-length: {len(BODY)}\r\n\r\n").encode() + BODY
+    with connect(server) as peer:
+        peer.sendall(one + one)
+        assert server.gate.arrived.wait(30)
+        peer.sendall(after)
+        if after:
+            assert all_of(peer).startswith(b"HTTP/1.1 400 ")
+    wait_until(lambda: connections(server.rest) == 0)
+    server.gate.open()
+    assert answers(server)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

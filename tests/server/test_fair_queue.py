@@ -1,0 +1,206 @@
+"""The scheduler's queue: its limits, and the turns of callers."""
+
+import threading
+from functools import partial
+
+import pytest
+from attention_server.errors import Stopping, Unavailable
+from attention_server.scheduling.fair_queue import FairQueue, QueueLimits
+from attention_server.scheduling.job import QueueEntry
+
+from tests.server.jobs import held, submit, work
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wait_that_is_too_long(make):
+    """What would wait longer than may be waited, by what is predicted, is refused, and told when to come back."""
+    with held(make(max_wait=1.0)) as scheduler:
+        submit(scheduler, int, cost=0.7)
+        submit(scheduler, int, cost=0.7)  # waits 0.7 s
+        with pytest.raises(Unavailable, match="full") as refused:
+            submit(scheduler, int, cost=0.1)  # would wait 1.4 s
+        assert refused.value.retry_after == pytest.approx(1.4)
+
+
+def test_as_many_as_slots_wait_for_as_long_as_it_takes(make):
+    """Where requests take longer than may be waited, one for each slot may wait all the same."""
+    with held(make(max_wait=0.01)) as scheduler:
+        submit(scheduler, int, cost=5.0)
+        with pytest.raises(Unavailable):
+            submit(scheduler, int, cost=0.1)
+
+
+def test_what_takes_long_may_wait_long(make):
+    """A job may wait for twice as long as it takes itself, though that is more than others may."""
+    with held(make(max_wait=0.5)) as scheduler:
+        submit(scheduler, int, cost=1.0)
+        submit(scheduler, int, cost=0.5)
+        with pytest.raises(Unavailable):
+            submit(scheduler, int, cost=0.7)
+        submit(scheduler, int, cost=0.8)
+
+
+def test_bytes_that_wait(make):
+    """What would make the queue hold too many bytes is refused; what is larger than all of it may wait alone."""
+    with held(make(max_bytes=100)) as scheduler:
+        submit(scheduler, int, size=500).cancel()
+        submit(scheduler, int, size=60)
+        with pytest.raises(Unavailable, match="full"):
+            submit(scheduler, int, size=41)
+        submit(scheduler, int, size=40)
+
+
+def test_a_deadline_that_cannot_be_met(make):
+    """What would be answered after its deadline, as predicted, is refused at once; what would be before, waits."""
+    with held(make(clock=lambda: 100.0)) as scheduler:
+        submit(scheduler, int, cost=2.0)
+        with pytest.raises(Unavailable, match="after the deadline"):
+            submit(scheduler, int, 103.5, cost=2.0)
+        submit(scheduler, int, 104.5, cost=2.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "fitting"), [({"max_queued": 4}, 2), ({"max_wait": 0.4}, 3), ({"max_bytes": 40}, 2)], ids=str
+)
+def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
+    """What is one of many waits while half of the queue is full, by whichever bound; and goes in when there is room."""
+    with held(make(**limits)) as scheduler:
+        about = {"cost": 0.1, "size": 10}
+        for _ in range(fitting):
+            submit(scheduler, int, bulk=True, **about)
+        admitted = threading.Event()
+        waiting = scheduler.submit(work(int, **about), admitted.set)
+        single = submit(scheduler, int, **about)
+        assert scheduler.state().queued == fitting + 1
+        assert not admitted.is_set()
+        scheduler.release.set()
+        assert single.result(30) == 0
+        assert waiting.result(30) == 0
+        assert admitted.is_set()
+
+
+def test_what_waits_for_room_is_told_of_the_end(make):
+    """Who waits to be let in when the scheduler closes is let go, and learns why."""
+    scheduler = make(max_queued=2)
+    with held(scheduler):
+        submit(scheduler, int, bulk=True)
+        admitted = threading.Event()
+        waiting = scheduler.submit(work(int), admitted.set)
+        assert not scheduler.close(0)
+        assert admitted.is_set()
+        with pytest.raises(Stopping):
+            waiting.result(0)
+
+
+def test_a_full_queue_refuses(make):
+    """What nobody waits for in a thread is refused as other work is: the bounds and deadlines are the same."""
+    with held(make(max_queued=2, clock=lambda: 100.0)) as scheduler:
+        first = scheduler.submit(work(int, cost=2.0))
+        with pytest.raises(Unavailable, match="after the deadline"):
+            scheduler.submit(work(int, 103.5, cost=2.0))
+        scheduler.submit(work(int))
+        with pytest.raises(Unavailable, match="full"):
+            scheduler.submit(work(int))
+        scheduler.release.set()
+        assert first.result(30) == 0
+
+
+def test_room_that_was_given_up(make):
+    """When all that waits is given up, who waits for room is let in, and runs."""
+    scheduler = make(max_queued=2)
+    with held(scheduler):
+        queued = [scheduler.submit(work(int)) for _ in range(2)]
+        admitted = threading.Event()
+        streamed = scheduler.submit(work(int), admitted.set)
+        assert not admitted.is_set()
+        for future in queued:
+            assert future.cancel()
+        scheduler.release.set()
+    assert streamed.result(30) == 0
+
+
+# --- callers ---------------------------------------------------------------------------------------------------------
+
+
+def test_callers_take_turns(make):
+    """Who sends much is behind who sends little: of two callers each has every second turn."""
+    ran = []
+    with held(make(max_queued=20)) as scheduler:
+        futures = [submit(scheduler, partial(ran.append, "greedy"), caller="greedy", cost=0.1) for _ in range(6)]
+        futures += [submit(scheduler, partial(ran.append, "light"), caller="light", cost=0.1) for _ in range(2)]
+        scheduler.release.set()
+        for future in futures:
+            future.result(30)
+    assert ran == ["greedy", "light", "greedy", "light", "greedy", "greedy", "greedy", "greedy"]
+
+
+def test_turns_are_as_long_as_the_work(make):
+    """Callers share seconds, not requests: beside one whose requests take four times as long, four are answered."""
+    ran = []
+    with held(make(max_queued=20)) as scheduler:
+        futures = [submit(scheduler, partial(ran.append, "long"), caller="a", cost=0.4) for _ in range(3)]
+        futures += [submit(scheduler, partial(ran.append, "short"), caller="b", cost=0.1) for _ in range(8)]
+        scheduler.release.set()
+        for future in futures:
+            future.result(30)
+    assert ran[:10].count("short") in (7, 8)
+    assert [i for i, each in enumerate(ran) if each == "long"][1] in (4, 5)
+
+
+def test_the_greedy_make_room(make):
+    """In a full queue the newest of the caller who has most goes, not the newcomer; until shares are even."""
+    with held(make(max_queued=4)) as scheduler:
+        greedy = [submit(scheduler, int, caller="greedy", cost=0.1) for _ in range(4)]
+        light = [submit(scheduler, int, caller="light", cost=0.1) for _ in range(2)]
+        for shed in greedy[2:]:
+            with pytest.raises(Unavailable, match="most of what waits") as refused:
+                shed.result(0)
+            assert refused.value.retry_after > 0
+        for caller in ("light", "greedy"):
+            with pytest.raises(Unavailable, match="full"):
+                submit(scheduler, int, caller=caller, cost=0.1)
+        scheduler.release.set()
+        assert [future.result(30) for future in (*greedy[:2], *light)] == [0] * 4
+
+
+def test_streams_are_not_shed(make):
+    """What waited to be let in stays in, however much its caller has in the queue."""
+    with held(make(max_queued=4)) as scheduler:
+        streamed = [submit(scheduler, int, caller="stream", cost=1.0, bulk=True) for _ in range(2)]
+        for _ in range(2):
+            submit(scheduler, int, caller="light", cost=0.1)
+        with pytest.raises(Unavailable, match="full"):
+            submit(scheduler, int, caller="another", cost=0.2)
+        scheduler.release.set()
+        assert [future.result(30) for future in streamed] == [0, 0]
+
+
+def test_what_was_cancelled_costs_no_turn(make):
+    """Jobs that were cancelled in the queue do not put their caller's next one behind."""
+    ran = []
+    with held(make(max_queued=4)) as scheduler:
+        for _ in range(3):
+            submit(scheduler, int, caller="a", cost=1.0).cancel()
+        futures = [submit(scheduler, partial(ran.append, each), caller=each, cost=1.0) for each in ("b", "b", "a")]
+        scheduler.release.set()
+        for future in futures:
+            future.result(30)
+    assert ran == ["b", "a", "b"]
+
+
+def test_callers_who_have_gone_are_forgotten():
+    """A queue that is never empty does not remember everyone who ever called: after many, old debts are forgiven."""
+    queue = FairQueue(QueueLimits(8, 60.0, 1000), 1)
+
+    def come_and_go(caller, cost):
+        queue.push(QueueEntry(work(int, caller=caller, cost=cost)))
+        (entry,) = queue.pop(0)
+        assert entry.caller == caller
+
+    come_and_go("heavy", 100.0)
+    for i in range(2000):
+        come_and_go(str(i), 0.1)
+    for caller in ("heavy", "light"):
+        queue.push(QueueEntry(work(int, caller=caller, cost=0.1)))
+    assert queue.first.caller == "heavy"  # it came first, and owes nothing any more

@@ -1,0 +1,117 @@
+"""Versions that are refused: damaged files, and a start without anything to serve."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import requests
+from attention_server.domain.messages import IndexEntry
+from serving import HANG, start_server, wait_until
+
+from tests.local_server import local_server
+from tests.refusals import refused
+from tests.server.lives import POLL, POLLING, QUERY, state, version_of
+from tests.server.spoil import cut, edit, flip_a_byte
+
+SPARSE = 8 * 2**20
+
+
+def cut_with_its_hash(folder):
+    cut(folder)
+    edit(folder)
+
+
+def lie_about_widths(folder):
+    edit(folder, lambda manifest: manifest["layers"][0].update(query_dim=23))
+
+
+def swap_graphs(folder):
+    shutil.copy(folder / "project.onnx", folder / "attend.onnx")
+    edit(folder)
+
+
+def oversize(folder):
+    os.truncate(folder / "block.safetensors", SPARSE)
+
+
+def pipe(folder):
+    (folder / "project.onnx").unlink()
+    os.mkfifo(folder / "project.onnx")
+
+
+def lead_away(folder):
+    edit(folder, lambda manifest: manifest["layers"][0]["attend"][0]["file"].update(name="../1/attend.onnx"))
+
+
+REFUSALS = {
+    flip_a_byte: "attend.onnx is not the file that manifest.json names: its SHA-256 differs",
+    cut: "explain.onnx is not the file that manifest.json names: its SHA-256 differs",
+    cut_with_its_hash: "cannot be loaded",
+    lie_about_widths: "23",
+    swap_graphs: "attend.onnx",
+    oversize: "a version may have 4194304",
+    pipe: "project.onnx is no regular file",
+    lead_away: "no plain file name",
+    lambda folder: (folder / "manifest.json").unlink(): "manifest.json cannot be read: No such file",
+    lambda folder: (folder / "manifest.json").write_bytes(b"\xff"): "manifest.json cannot be read",
+    lambda folder: os.truncate(folder / "manifest.json", 100): "manifest.json cannot be read",
+    lambda folder: os.truncate(folder / "manifest.json", 17 * 2**20): "manifest.json has more than",
+    lambda folder: (folder / "project.onnx").unlink(): "project.onnx cannot be read: No such file",
+}
+
+
+def test_what_is_refused_leaves_the_old_version_serving(models, publish, connect):
+    """A version that is not what it says is refused with its reason, to who asks for it and in the log; the one
+    before it answers on, is the default, and the model is described by it."""
+    with start_server(models, *POLLING, "--max-version-mib", 4) as server:
+        transport = connect("grpc", server.rest, server.grpc)
+        expected = transport.outputs("multi", query=QUERY)["output"]
+        for version, (spoil, reason) in enumerate(REFUSALS.items(), 2):
+            publish(version, spoil)
+            wait_until(lambda: re.search(rf"version refused .*version={version}\b", server.log))  # noqa: B023 # at once
+            wait_until(lambda: "LOADING" not in requests.post(f"{server.url}/v2/repository/index", timeout=HANG).text)
+            with refused("UNAVAILABLE", "model", f"version {version} is UNAVAILABLE", reason):
+                transport.attend("multi", version=version, query=QUERY)
+            answer = transport.attend("multi", query=QUERY)
+            assert answer["version"] == 1
+            np.testing.assert_array_equal(answer["results"][0]["outputs"]["output"], expected)
+        listed = requests.get(f"{server.url}/v1/models", timeout=60).json()["models"]
+        assert [(model["version"], model["versions"]) for model in listed] == [(1, [1])]
+        assert server.log.count("version refused") == len(REFUSALS)  # and not at each look
+
+
+def test_the_index_tells_why(models, publish):
+    """The index has every version with its state, and the reason of what is not ready."""
+    with local_server(models, **POLL) as server:
+        publish(3, flip_a_byte)
+        publish(2)
+        server.repository.poll()
+        reason = "attend.onnx is not the file that manifest.json names: its SHA-256 differs"
+        assert server.service.index() == [
+            IndexEntry("multi", 1, "READY", ""),
+            IndexEntry("multi", 2, "READY", ""),
+            IndexEntry("multi", 3, "UNAVAILABLE", reason),
+        ]
+        assert [server.service.is_ready("multi", version) for version in (0, 1, 2, 3)] == [True, True, True, False]
+        shutil.rmtree(models / "multi/3")
+        server.repository.poll()
+        assert state(server.service, 3) is None
+
+
+def test_a_start_without_anything_to_serve(models, connect):
+    """Following the folder, the server starts whatever lies in it: the model that cannot be served says why, until it
+    can."""
+    kept = (models / "multi/1/manifest.json").read_bytes()
+    (models / "multi/1/manifest.json").unlink()
+    with start_server(models, *POLLING) as server:
+        assert requests.get(f"{server.url}/readyz", timeout=60).status_code == 200
+        assert requests.get(f"{server.url}/v1/models", timeout=60).json() == {"models": []}
+        transport = connect("rest-json", server.rest, server.grpc)
+        with refused("UNAVAILABLE", "model", "manifest.json cannot be read"):
+            transport.attend("multi", query=QUERY)
+        with refused("NOT_FOUND", "model", "nobody"):
+            transport.attend("nobody", query=QUERY)
+        (models / "multi/1/manifest.json").write_bytes(kept)
+        wait_until(lambda: "model loaded" in server.log)
+        assert version_of(transport) == 1
