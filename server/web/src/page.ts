@@ -5,6 +5,7 @@ import { askMean, askPicture, askRow, askStages, type Input } from "./ask.ts";
 import { CompareView } from "./compare.ts";
 import { bertViz, download, json, png, type Shown, standalone, svg } from "./export.ts";
 import { form, readFile } from "./form.ts";
+import { exportMenu, layerChoice, top } from "./frame.ts";
 import { HeadsView, type Source } from "./heads.ts";
 import { onSystemChange } from "./palette.ts";
 import { type Picture, readPicture } from "./picture.ts";
@@ -12,6 +13,7 @@ import { STAGES } from "./stages.ts";
 import { fromHash, leftOut, type State, toHash, VIEWS, type View } from "./state.ts";
 import { StepsView } from "./steps.ts";
 import { hideTip } from "./tip.ts";
+import { TokenForm } from "./token.ts";
 import { nextWord, TranslateView } from "./translate.ts";
 
 const NAMES: Record<View, string> = {
@@ -26,7 +28,8 @@ const SETTLED = 220; // milliseconds after the last key, until what was typed is
 
 class Page {
   private readonly root = document.getElementById("page")!;
-  private readonly api = new Api(() => this.askToken());
+  private readonly token = new TokenForm(() => this.render());
+  private readonly api = new Api(() => this.token.ask());
   private readonly steps = new StepsView({
     step: (step) => this.step(step),
     head: (head) => this.change({ head }),
@@ -46,7 +49,6 @@ class Page {
   private problem = "";
   private asking: AbortController | null = null;
   private timer = 0;
-  private wantToken: ((token: string) => void) | null = null;
   private said = "";
 
   async start(): Promise<void> {
@@ -206,22 +208,6 @@ class Page {
     else if (/^[1-9]$/.test(event.key)) this.step(Number(event.key) - 1);
   }
 
-  private askToken(): Promise<string> {
-    return new Promise((resolve) => {
-      this.wantToken = resolve;
-      this.render();
-    });
-  }
-
-  private giveToken(event: SubmitEvent): void {
-    event.preventDefault();
-    const field = (event.target as HTMLFormElement).elements.namedItem("token") as HTMLInputElement;
-    const give = this.wantToken;
-    this.wantToken = null;
-    this.render();
-    give?.(field.value.trim());
-  }
-
   /** Opens a file that was dropped on the page: a picture, or vectors as the query. */
   private async open(file: File | undefined): Promise<void> {
     if (!file) return;
@@ -318,7 +304,7 @@ class Page {
 
   private render(): void {
     if (!this.state) {
-      render(html`<main class="empty"><h1>Attention</h1>${this.tokenForm()}</main>`, this.root);
+      render(html`<main class="empty"><h1>Attention</h1>${this.token.template()}</main>`, this.root);
       return;
     }
     const { state, models } = this;
@@ -334,15 +320,7 @@ class Page {
     const missing = leftOut(state);
     render(
       html`
-        <header class="top">
-          <a class="skip" href="#main" @click=${(event: Event) => {
-            event.preventDefault();
-            document.getElementById("main")?.focus();
-          }}>Skip to the picture</a>
-          <h1>Attention<span class="quiet-text"> step by step</span></h1>
-          <nav aria-label="Service"><a href="docs">API</a>
-            <button type="button" class="quiet" aria-label="Light or dark" title="Light or dark" @click=${() => this.theme()}>◐</button></nav>
-        </header>
+        ${top(() => this.theme())}
         <div class="frame">
           <aside class="inputs" aria-label="Input">
             ${form("a", models, state.a, state.view === "translate", events("a"))}
@@ -356,7 +334,7 @@ class Page {
               }}></label>
           </aside>
           <main id="main" tabindex="-1">
-            ${this.tokenForm()}
+            ${this.token.template()}
             <div class="bar-of-views">
               <div class="tabs" role="group" aria-label="Views">${this.views.map(
                 (view) =>
@@ -365,22 +343,13 @@ class Page {
                     this.change({ view });
                   }}>${NAMES[view]}</button>`,
               )}</div>
-              ${
-                layers.length > 1
-                  ? html`<label class="field inline">layer <select @change=${(event: Event) => {
-                      const at = (event.target as HTMLSelectElement).selectedIndex;
-                      if (this.opened) {
-                        this.opened.layer = at;
-                        this.redraw();
-                      } else this.change({ layer: layers[at].name });
-                    }}>${layers.map(({ name }, i) => html`<option ?selected=${i === layer}>${name}</option>`)}</select></label>`
-                  : nothing
-              }
-              <details class="menu"><summary>Export</summary><div class="menu-list">
-                ${(this.state.view === "compare" ? PICTURES : [...PICTURES, ...DATA]).map(
-                  (kind) => html`<button type="button" @click=${() => this.save(kind)}>${kind}</button>`,
-                )}
-                ${navigator.clipboard ? html`<button type="button" @click=${() => navigator.clipboard.writeText(location.href)}>Copy link</button>` : nothing}</div></details>
+              ${layerChoice(layers, layer, (at) => {
+                if (this.opened) {
+                  this.opened.layer = at;
+                  this.redraw();
+                } else this.change({ layer: layers[at].name });
+              })}
+              ${exportMenu(this.state.view === "compare" ? PICTURES : [...PICTURES, ...DATA], (kind) => this.save(kind))}
             </div>
             ${this.opened ? html`<p class="notice">${this.opened.name}: ${this.opened.picture.title} <button type="button" class="quiet" @click=${() => this.close()}>back to the model</button></p>` : nothing}
             ${this.problem ? html`<p class="problem" role="alert">${this.problem}</p>` : nothing}
@@ -398,15 +367,6 @@ class Page {
     if (view === "translate") return this.translate.element;
     if (!this.picture) return nothing;
     return { steps: this.steps.element, heads: this.heads.element, compare: this.compare.element }[view];
-  }
-
-  private tokenForm() {
-    return this.wantToken
-      ? html`<form class="token" @submit=${(event: SubmitEvent) => this.giveToken(event)}><div class="field">
-          <label for="token">This server asks for a bearer token</label>
-          <input id="token" name="token" type="password" autocomplete="off" required></div>
-          <button class="primary">Use it</button><p class="hint">It is kept until this tab is closed.</p></form>`
-      : nothing;
   }
 }
 

@@ -3,7 +3,8 @@ import { html, nothing, render } from "lit-html";
 import { moveFocus } from "./focus.ts";
 import { cut } from "./format.ts";
 import { headColour, palette } from "./palette.ts";
-import { type Scene, STAGES } from "./stages.ts";
+import type { Scene } from "./scene.ts";
+import { STAGES } from "./stages.ts";
 import { tips } from "./tip.ts";
 import { range } from "./weights.ts";
 
