@@ -175,6 +175,15 @@ def test_poison_in_json(job, tmp_path):
     assert "100 tokens; this model reads at most" in told[8]["reason"]
 
 
+def test_ids_in_json_beyond_64_bits(job, tmp_path):
+    """An id is an integer of 64 bits; a row with a larger one is a dead letter, and stops nothing."""
+    ids = [0, 2**63 - 1, 2**63, -(2**63) - 1]
+    source = write(tmp_path / "in.jsonl", {"id": ids, "text": SENTENCES[:1] * 4})
+    assert score(job(source, tmp_path / "out.parquet", "multi-head"))[0] == 3
+    assert [row["id"] for row in rows_of(tmp_path / "out.parquet")] == ids[:2]
+    assert [letter["row"] for letter in letters_of(tmp_path / "out.parquet")] == [2, 3]
+
+
 def test_vectors_in_json_that_are_none(job, tmp_path):
     """Vectors that are ragged, empty, of the wrong rank or not numeric are dead letters with the field's name."""
     good = drawn(1)[0].tolist()

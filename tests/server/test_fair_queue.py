@@ -189,6 +189,21 @@ def test_what_was_cancelled_costs_no_turn(make):
     assert ran == ["b", "a", "b"]
 
 
+def test_a_cancelled_job_moves_up_its_own_caller_alone(make):
+    """A job that was cancelled in the queue changes no turn of further callers."""
+    ran = []
+    with held(make(max_queued=8)) as scheduler:
+        cancelled = submit(scheduler, int, caller="a", cost=1.0)
+        turns = [("b", "b1"), ("b", "b2"), ("c", "c1"), ("a", "a2")]
+        futures = [submit(scheduler, partial(ran.append, name), caller=caller, cost=0.5) for caller, name in turns]
+        cancelled.cancel()
+        scheduler.release.set()
+        for future in futures:
+            future.result(30)
+    assert sorted(ran[:3]) == ["a2", "b1", "c1"]
+    assert ran[3] == "b2"
+
+
 def test_callers_who_have_gone_are_forgotten():
     """A queue that is never empty does not remember everyone who ever called: after many, old debts are forgiven."""
     queue = FairQueue(QueueLimits(8, 60.0, 1000), 1)
