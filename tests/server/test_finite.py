@@ -54,6 +54,16 @@ def test_refused_where_one_query_may_attend(transport):
     assert caught.value.field == transport.at("key")
 
 
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_refused_under_a_finite_bias(transport, name):
+    """A finite bias, down to float32's least, hides no key: what it is added to must be finite."""
+    bias = np.zeros((3, 4), np.float32)
+    bias[:, 2] = np.finfo(np.float32).min
+    with refused("INVALID_ARGUMENT", None, "[2, 0]") as caught:
+        transport.attend("cross", mask={"bias": bias}, **with_fault(name, np.nan, (2, 0)))
+    assert caught.value.field == transport.at(name)
+
+
 def test_harmless_in_a_query_that_attends_to_nothing(transport, repository):
     """A query whose row is masked whole may hold anything: its output is the bias."""
     allowed = np.array([[True] * 4, [False] * 4, [True] * 4])

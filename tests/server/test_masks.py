@@ -204,6 +204,17 @@ def test_the_largest_under_a_finite_bias(transport):
     np.testing.assert_allclose(top.values[0, 0], [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-6)
 
 
+def test_the_largest_under_two_low_biases(transport):
+    """A key with a sum of biases below float32's least comes before the hidden keys among the top k."""
+    query, key = np.eye(1, 4, dtype=np.float32), np.eye(4, dtype=np.float32)
+    own = np.array([[-np.inf, LEAST, 0, LEAST]], np.float32)
+    shared = np.array([[0, LEAST, 0, LEAST]], np.float32)
+    inputs = [{"query": query, "key": key, "mask": {"bias": own}}]
+    asked = {"shared_mask": {"bias": shared}, "outputs": [{"name": "weights", "top_k": 4}]}
+    answer = transport.attend("dot", inputs=inputs, **asked)["results"][0]
+    assert answer["outputs"]["weights"].indices[0, 0].tolist() == [2, 1, 3, 0]
+
+
 @pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case.model)
 def test_a_row_masked_whole_in_several_at_once(transport, repository, case):
     """Sequences that are computed together under one mask have zeros in the row that it hides, and only there."""
