@@ -77,9 +77,10 @@ def test_killed_at_any_point(server, poisoned, tmp_path, form, kills):
 
 
 def test_a_complete_run_is_not_repeated(server, tmp_path):
-    """The command of a complete run, repeated, writes no file and reports the same counts."""
+    """A complete run leaves no parts; its command, repeated, writes no file and reports the same counts."""
     source = write_texts(tmp_path / "in.jsonl", 20)
     assert scored(source, tmp_path / "out.jsonl", *options(server)).returncode == 0
+    assert {path.name for path in journal_of(tmp_path / "out.jsonl").parent.iterdir()} == {"journal.jsonl", "lock"}
     before = (tmp_path / "out.jsonl").stat().st_mtime_ns
     done = scored(source, tmp_path / "out.jsonl", *options(server))
     assert (done.returncode, summary(done)["rows"], summary(done)["resumed"]) == (0, 20, 20)
