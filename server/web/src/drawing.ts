@@ -56,8 +56,8 @@ function labelWidth(labels: string[], letters = MOST_LETTERS): number {
   return labels.reduce((most, label) => Math.max(most, ruler.measureText(cut(label, letters)).width), 8) + 10;
 }
 
-function matrix(drawn: Drawn, width: number): Drawing {
-  const { weights, head, queries, keys } = drawn;
+/** Where the cells of a matrix and the names of its rows and columns lie. */
+function gridOf({ weights, queries, keys }: Drawn, width: number) {
   const [T, S] = [weights.queries, weights.keys];
   const gutter = labelWidth(queries);
   const named = (width - gutter) / S >= READABLE;
@@ -66,12 +66,38 @@ function matrix(drawn: Drawn, width: number): Drawing {
   const upright = (width - left) / S < 24;
   const over = named && !upright ? Math.min(36, labelWidth(keys.slice(-1)) * 0.7) : 0;
   const size = Math.min((width - left - over) / S, 56);
-  const grid = size * S;
   const top = named ? labelWidth(keys) * (upright ? 1 : 0.74) + (upright ? 2 : 10) : 0;
-  const height = top + size * T;
   const x = (key: number) => left + key * size;
   const y = (query: number) => top + query * size;
-  const numbered = size >= NUMBERED;
+  return { T, S, named, left, upright, over, size, grid: size * S, top, x, y };
+}
+
+/** Each weight as a cell, with its number where there is room. */
+function cells(
+  pen: Pen,
+  { weights, head }: Drawn,
+  { T, S, size, x, y }: ReturnType<typeof gridOf>,
+  shade: (weight: number) => string,
+): void {
+  const gap = size > 8 ? 1 : 0;
+  for (const i of range(T)) {
+    const row = weights.row(head, i);
+    for (const j of range(S)) {
+      pen.rect(x(j), y(i), size - gap, size - gap, shade(row[j]));
+      if (size >= NUMBERED && Math.abs(row[j]) >= 0.005)
+        pen.text(x(j) + size / 2, y(i) + size / 2, row[j].toFixed(2), {
+          size: 11,
+          anchor: "middle",
+          fill: inkOn(shade(row[j])),
+        });
+    }
+  }
+}
+
+function matrix(drawn: Drawn, width: number): Drawing {
+  const { weights, head, queries, keys } = drawn;
+  const at = gridOf(drawn, width);
+  const { T, S, named, left, upright, over, size, grid, top, x, y } = at;
   const shade = (value: number, colours: Palette) =>
     drawn.difference ? colours.difference(value) : colours.ramp(shareOf(value, drawn.most));
 
@@ -82,27 +108,12 @@ function matrix(drawn: Drawn, width: number): Drawing {
     for (const j of columns)
       pen.text(x(j) + size / 2, top - 8, cut(keys[j], MOST_LETTERS), { ...style, turn: upright ? -90 : -45 });
   };
-  const cells = (pen: Pen, colours: Palette) => {
-    const gap = size > 8 ? 1 : 0;
-    for (const i of range(T)) {
-      const row = weights.row(head, i);
-      for (const j of range(S)) {
-        pen.rect(x(j), y(i), size - gap, size - gap, shade(row[j], colours));
-        if (numbered && Math.abs(row[j]) >= 0.005)
-          pen.text(x(j) + size / 2, y(i) + size / 2, row[j].toFixed(2), {
-            size: 11,
-            anchor: "middle",
-            fill: inkOn(shade(row[j], colours)),
-          });
-      }
-    }
-  };
   return {
     width: left + grid + over,
-    height,
+    height: top + size * T,
     alone: false,
     base(pen, colours) {
-      if (T * S <= 64 * 64) cells(pen, colours);
+      if (T * S <= 64 * 64) cells(pen, drawn, at, (w) => shade(w, colours));
       else
         pen.image(
           left,
@@ -159,6 +170,10 @@ function pixels(
   return image;
 }
 
+function inkOf({ colour }: Drawn, colours: Palette): string {
+  return colour === null ? colours.ink : headColour(colours, colour);
+}
+
 function lines(drawn: Drawn, width: number): Drawing {
   const { weights, head, queries, keys } = drawn;
   const [T, S] = [weights.queries, weights.keys];
@@ -174,7 +189,6 @@ function lines(drawn: Drawn, width: number): Drawing {
     const [from, to, middle] = [y(query), y(key), (left + right) / 2];
     return `M${left},${from}C${middle},${from},${middle},${to},${right},${to}`;
   };
-  const colour = (colours: Palette) => (drawn.colour === null ? colours.ink : headColour(colours, drawn.colour));
   // Of a long sequence only what stands out is drawn of all rows at once.
   const faintest = drawn.most * (most > 64 ? 0.3 : 0.02);
 
@@ -182,7 +196,7 @@ function lines(drawn: Drawn, width: number): Drawing {
     weights.each(head, query, (key, weight) => {
       const share = shareOf(weight, drawn.most);
       if (weight >= faintest || (opacity === 1 && share >= 0.005))
-        pen.path(curve(query, key), colour(colours), Math.max(0.5, share * 4), opacity * (0.15 + 0.85 * share));
+        pen.path(curve(query, key), inkOf(drawn, colours), Math.max(0.5, share * 4), opacity * (0.15 + 0.85 * share));
     });
   const label = (pen: Pen, colours: Palette, side: "query" | "key", at: number, chosen: boolean) => {
     const style = { size: LABEL, fill: chosen ? colours.accent : colours.ink, bold: chosen } as const;

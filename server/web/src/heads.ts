@@ -184,48 +184,14 @@ export class HeadsView {
   }
 
   private update(): void {
-    const { weights } = this.current;
-    const { style, mean } = this.state;
+    const { style } = this.state;
     const colours = palette();
-    const chosen = this.chosen();
-    const toggle = (head: number) => {
-      const heads = chosen.includes(head)
-        ? chosen.filter((each) => each !== head)
-        : [...chosen, head].sort((a, b) => a - b);
-      this.change({ heads: heads.length === weights.heads ? [] : heads.length ? heads : [head] });
-    };
-    const styles: Style[] = ["matrix", "lines"];
     for (const head of this.shown())
       if (!this.panels.has(head))
         this.panels.set(head, new Panel({ hover: (place) => this.hover(place), lock: (place) => this.lock(place) }));
     render(
       html`
-        <div class="toolbar">
-          <div class="segmented" role="group" aria-label="View">
-            ${styles.map(
-              (
-                each,
-              ) => html`<button type="button" aria-pressed=${each === style} @click=${() => this.change({ style: each })}>
-                ${each === "matrix" ? "Matrix" : "Lines"}
-              </button>`,
-            )}
-          </div>
-          <div class="toggles" role="group" aria-label="Heads">
-            ${range(weights.heads).map(
-              (head) => html`<button type="button" class="toggle" aria-pressed=${chosen.includes(head)}
-                .style=${`--head: ${headColour(colours, head)}`} @click=${() => toggle(head)}
-                @dblclick=${() => this.change({ heads: weights.heads > 1 ? [head] : [] })}>head ${head}</button>`,
-            )}
-            ${
-              weights.heads > 1
-                ? html`<button type="button" class="toggle" aria-pressed=${mean} .style=${`--head: ${colours.ink}`}
-                    @click=${() => this.change({ mean: !mean })}>mean</button>
-                  <button type="button" class="quiet" ?disabled=${this.state.heads.length === 0}
-                    @click=${() => this.change({ heads: [] })}>all</button>`
-                : nothing
-            }
-          </div>
-        </div>
+        ${this.toolbar()}
         ${this.strips()}
         ${style === "matrix" ? this.legend() : nothing}
         <p class="readout" role="status"></p>
@@ -247,6 +213,47 @@ export class HeadsView {
       this.element,
     );
     this.chips = [...this.element.querySelectorAll<HTMLElement>(".chip")];
+  }
+
+  /** The choice of a style, and of heads. */
+  private toolbar() {
+    const { weights } = this.current;
+    const { style, mean } = this.state;
+    const colours = palette();
+    const chosen = this.chosen();
+    const toggle = (head: number) => {
+      const heads = chosen.includes(head)
+        ? chosen.filter((each) => each !== head)
+        : [...chosen, head].sort((a, b) => a - b);
+      this.change({ heads: heads.length === weights.heads ? [] : heads.length ? heads : [head] });
+    };
+    const styles: Style[] = ["matrix", "lines"];
+    return html`<div class="toolbar">
+        <div class="segmented" role="group" aria-label="View">
+          ${styles.map(
+            (
+              each,
+            ) => html`<button type="button" aria-pressed=${each === style} @click=${() => this.change({ style: each })}>
+              ${each === "matrix" ? "Matrix" : "Lines"}
+            </button>`,
+          )}
+        </div>
+        <div class="toggles" role="group" aria-label="Heads">
+          ${range(weights.heads).map(
+            (head) => html`<button type="button" class="toggle" aria-pressed=${chosen.includes(head)}
+              .style=${`--head: ${headColour(colours, head)}`} @click=${() => toggle(head)}
+              @dblclick=${() => this.change({ heads: weights.heads > 1 ? [head] : [] })}>head ${head}</button>`,
+          )}
+          ${
+            weights.heads > 1
+              ? html`<button type="button" class="toggle" aria-pressed=${mean} .style=${`--head: ${colours.ink}`}
+                  @click=${() => this.change({ mean: !mean })}>mean</button>
+                <button type="button" class="quiet" ?disabled=${this.state.heads.length === 0}
+                  @click=${() => this.change({ heads: [] })}>all</button>`
+              : nothing
+          }
+        </div>
+      </div>`;
   }
 
   private legend() {
