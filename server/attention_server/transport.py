@@ -309,7 +309,7 @@ def on_loop(future: "Future[T]") -> "asyncio.Future[T]":
 
 
 def inflate(content: bytes, encoding: str, limit: int, what: str, field: str) -> bytes:
-    """Inflate compressed bytes.
+    """Inflate compressed bytes. Gzip of several members is refused: only the first would be read.
 
     Args:
         content: the bytes.

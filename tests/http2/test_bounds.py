@@ -1,5 +1,7 @@
 """The bounds of a peer: headers and trailers, resets, unread responses, connections."""
 
+import asyncio
+import gzip
 import itertools
 import socket
 import struct
@@ -18,6 +20,7 @@ from attention_server.http2.limits import (
     Limits,
     Timeouts,
 )
+from attention_server.http2.messages import INFLATING
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -188,6 +191,28 @@ def test_messages_that_are_not_read():
             peer.send(headers(1), data(1, message(b"sleep") + message(b"") * 3000))
             wait_until(lambda: echo.http2.buffer.held == 5 * 3000)
         wait_until(lambda: echo.http2.buffer.held == 0)
+
+
+def test_compressed_messages_that_wait():
+    """Compressed messages are held as received bytes until they may be inflated, and freed then or with the call."""
+    content = gzip.compress(b"hello")
+    framed = struct.pack(">BI", 1, len(content)) + content
+    compressed = [*fields(), ("grpc-encoding", "gzip")]
+    with running() as echo, connected(echo) as peer:
+        buffer = echo.http2.buffer
+        for _ in range(INFLATING):  # all turns are taken
+            asyncio.run_coroutine_threadsafe(buffer.inflating.acquire(), echo.loop).result(20)
+        for stream in (1, 3, 5):
+            peer.send(headers(stream, compressed), data(stream, framed))
+        peer.fence()
+        wait_until(lambda: len(buffer.inflating._waiters or ()) == 3)
+        assert buffer.held == 3 * len(framed)
+        peer.send(data(3, b"\2\0\0\0\0"), reset(1))  # bytes that are no message; the message before is still answered
+        peer.fence()
+        assert buffer.held == 2 * len(framed)
+        echo.run(buffer.inflating.release)
+        assert peer.until(DataFrame, 5).data == message(b"hello")
+        wait_until(lambda: buffer.held == 0)
 
 
 # --- connections ---

@@ -144,6 +144,21 @@ def test_those_who_came_before_have_places(admission):
         admission.acquire("a").release()
 
 
+def test_a_trip_excludes_arrivals(admission):
+    """A full queue trips the breaker under the lock that arrivals hold while they are decided on."""
+    locked = []
+
+    def clock():
+        locked.append(admission._lock.locked())
+        return 0.0
+
+    admission._clock = clock
+    admission.trip()
+    assert all(locked)
+    assert not admission._lock.locked()
+    assert admission.shed_until == MIN_SHED_SECONDS
+
+
 def test_a_shorter_queue_afterwards():
     """When the door opens again, a part of the queue is enough to close it."""
     clock = Clock()

@@ -53,6 +53,17 @@ def test_load_and_unload(models, publish):
                 attempt(service)
 
 
+def test_statistics_while_a_model_is_unloaded(models, publish, monkeypatch):
+    """Statistics of all models leave out one that is unloaded meanwhile; asked for by name, it is not found."""
+    publish(1, model="dot")
+    with local_server(models, **EXPLICIT) as server:
+        server.service.load_model("multi", someone())
+        monkeypatch.setattr(server.repository, "names", lambda: ["dot", "multi"])  # "dot" was there a moment ago
+        assert [each.model for each in server.service.statistics()] == ["multi"]
+        with pytest.raises(NotFound):
+            server.service.statistics("dot")
+
+
 def test_loaded_at_the_start(models, publish):
     """Models named are loaded at the start, a star names all, and a name without a folder ends it."""
     publish(1, model="dot")

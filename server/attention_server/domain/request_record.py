@@ -120,7 +120,7 @@ class RequestRecord:
 
     @property
     def compute_ns(self) -> int:
-        """Time of the computation."""
+        """Nanoseconds of the computation; 0 where none has ended."""
         return self.computed - self.running if self.computed else 0
 
     @property

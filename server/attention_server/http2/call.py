@@ -101,7 +101,8 @@ class Call:
         self._buffer = buffer
         self._inflate = inflate
         self._messages = MessageReader(message_bytes)
-        self._held = 0  # bytes in `_messages`
+        self._held = 0  # bytes in `_messages`, and `_deferred`
+        self._deferred = 0  # bytes of a compressed message that waits until it may be inflated
         self._credit = 0  # bytes that the peer has sent and was not given room for again
         self._is_complete = False  # the request
         self._receive_error: CallError | None = None
@@ -175,6 +176,7 @@ class Call:
         self._messages.complete.clear()
         self._messages.drop()
         self._release(self._held)
+        self._deferred = 0
         if not self._is_finished:
             self.stop(Cancelled("the caller has gone"))
 
@@ -248,7 +250,10 @@ class Call:
             self._received = asyncio.get_running_loop().create_future()
             await self._received
         compressed, content = messages.complete.popleft()
-        self._release(len(content) + PREFIX)
+        if compressed:
+            self._deferred = len(content) + PREFIX  # counted until it may be inflated
+        else:
+            self._release(len(content) + PREFIX)
         if not messages.complete and self._receive_error is None:
             try:
                 if messages.split():
@@ -265,6 +270,8 @@ class Call:
         if encoding not in ENCODINGS:
             raise UnknownEncoding(f"messages may be compressed by {', '.join(ENCODINGS)}", field="grpc-encoding")
         async with self._buffer.inflating:
+            self._release(self._deferred)
+            self._deferred = 0
             return await self._inflate(bytes(content), encoding, self._messages.max_bytes)
 
     def _return_credit(self) -> None:
@@ -284,7 +291,8 @@ class Call:
     def _fail_receiving(self, error: CallError) -> None:
         """Ignore all further bytes; the messages before the error can still be read."""
         self._receive_error = error.with_traceback(None)  # its frames hold the received bytes
-        self._release(self._held - sum([len(content) + PREFIX for _, content in self._messages.complete]))
+        complete = sum([len(content) + PREFIX for _, content in self._messages.complete])
+        self._release(self._held - complete - self._deferred)
         self._messages.drop()
 
     # --- the response ---

@@ -186,7 +186,10 @@ class Connection(asyncio.BufferedProtocol):
             call.on_closed()
 
     def on_pong(self) -> None:
-        """Note that the peer is alive, and has received everything before the ping."""
+        """Note that the peer is alive, and has received everything before the ping.
+
+        While the server stops, send the final GOAWAY.
+        """
         self._is_pinged = False
         if self._server.is_stopping:
             self._send_goaway()

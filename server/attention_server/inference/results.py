@@ -40,7 +40,7 @@ def shaped_results(
     """Return one result for each sequence of `batch`, with outputs shaped as asked for, and predictions.
 
     Args:
-        batch: sequences; no batches.
+        batch: prepared sequences, each with B = 1.
         plan: says which outputs.
         stages: of each layer that was computed.
         computed: the rows of the last layer that were computed; None for all.

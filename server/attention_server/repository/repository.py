@@ -79,13 +79,13 @@ class Repository:
     # --- for requests
 
     def lease(self, name: str, version: int = 0) -> Lease:
-        """Return a context manager that holds one version while it is entered.
+        """Return a hold on one version, which begins here and ends with `release`, or with a `with` block.
 
         Args:
             name: of the model.
             version: 0 for the default: the pinned one, or the latest that is ready.
 
-        Raises, on entering:
+        Raises:
             NotFound: there is no such model or version.
             Unavailable: models are still loading, or this version cannot be served, and why.
         """

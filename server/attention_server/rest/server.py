@@ -64,7 +64,10 @@ register_url_convertor("str", Name())
 
 
 class HealthRoutes:
-    """Health checks: `/healthz` for liveness; `/readyz` for all models loaded and warmed, and no stop begun."""
+    """Health checks: `/healthz` for liveness; `/readyz` for a first load that has ended, and no stop begun.
+
+    Versions may have been refused by the load; the index of the repository has the state of each.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -66,14 +66,14 @@ class AdmissionController:
 
     def trip(self) -> None:
         """Trip the breaker: the queue is full. No effect while the breaker is open."""
-        now = self._clock()
-        if now < self._shed_until:  # the request was admitted before the trip
-            return
-        self._backoff = (
-            min(MAX_SHED_SECONDS, 2 * self._backoff) if now < self._shed_until + self._backoff else MIN_SHED_SECONDS
-        )
-        self._shed_until = now + self._backoff
-        self._tripped_at, self._arrived, self._admitted, self._held_seconds = now, 0, 0, 0.0
+        with self._lock:
+            now = self._clock()
+            if now < self._shed_until:  # the request was admitted before the trip
+                return
+            recovering = now < self._shed_until + self._backoff
+            self._backoff = min(MAX_SHED_SECONDS, 2 * self._backoff) if recovering else MIN_SHED_SECONDS
+            self._shed_until = now + self._backoff
+            self._tripped_at, self._arrived, self._admitted, self._held_seconds = now, 0, 0, 0.0
 
     def acquire(self, caller: str) -> "Permit":
         """Acquire a permit for a request.

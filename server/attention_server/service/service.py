@@ -64,7 +64,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether every model is loaded and warmed."""
+        """Whether the first load has ended; versions may have been refused."""
         return self._repository.ready
 
     @property
@@ -180,11 +180,12 @@ class Service:
             NotFound: there is no such model or version.
             Unavailable: models are still loading.
         """
+        if name:
+            return self._model_statistics(name, version)
         found = []
-        for each in [name] if name else self._repository.names():
-            with self._repository.lease(each, version):
-                versions = [version] if version else self._repository.versions(each)
-            found += [self.observer.statistics.of(each, number) for number in versions]
+        for each in self._repository.names():
+            with suppress(NotFound, Unavailable):  # unloaded meanwhile
+                found += self._model_statistics(each, version)
         return found
 
     def state(self) -> tuple[SchedulerState, MemoryState]:
@@ -225,6 +226,11 @@ class Service:
         """
         call.require("repository")
         self._repository.unload_model(name)
+
+    def _model_statistics(self, name: str, version: int) -> list[VersionStatistics]:
+        with self._repository.lease(name, version):
+            versions = [version] if version else self._repository.versions(name)
+        return [self.observer.statistics.of(name, number) for number in versions]
 
     def _submit(
         self,

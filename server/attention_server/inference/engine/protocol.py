@@ -71,7 +71,10 @@ class Run:
         return self.helpers.map(each, items)
 
     def parts(self, rows: int) -> list[slice]:
-        """Cut the rows of one sequence into one block for each slot that can take one."""
+        """Cut rows into one block per usable slot, this job's own included.
+
+        Blocks have at least LEAST_ROWS rows where there are several.
+        """
         slots = 1 + (self.helpers.idle_slots if self.helpers else 0)
         count = max(1, min(slots, rows // LEAST_ROWS))
         ends = [rows * i // count for i in range(count + 1)]
