@@ -1,7 +1,7 @@
 """The server of `attention_server.app`, over graphs that run for as long as a test says: HELD_SERVER FILE [FLAG...].
 
-While the file exists no run of a graph ends; without it each takes a hundredth of a second and more, so that no request
-is one of the short ones, which the loop computes.
+While the file exists no run of a graph ends, and the first one that waits makes FILE.reached; without it each takes a
+hundredth of a second and more, so that no request is one of the short ones, which the loop computes.
 """
 
 import sys
@@ -36,6 +36,7 @@ class HeldGraph:
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], run: Run) -> list[Any]:
         threading.Event().wait(LEAST_SECONDS)
         while self.file.exists():
+            self.file.with_name(f"{self.file.name}.reached").touch()
             threading.Event().wait(LEAST_SECONDS)
         return self.graph.run(outputs, feeds, run)
 

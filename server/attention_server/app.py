@@ -52,24 +52,30 @@ async def serve(settings: Settings, engine: Engine | None = None) -> None:
     """
     core = make_core(settings, Observer(open_tracing(), settings.access_log), engine)
     application = Application(core, open_access(settings), settings)
-    stop = _stop_signal()
+    stop = asyncio.ensure_future(_stop_signal().wait())
     await application.start()
+    loading = asyncio.ensure_future(application.load())
     try:
-        await application.load()
-        gc.collect()
-        gc.freeze()  # models stay: the collector need not traverse them again
-        log.info("ready", device=core.engine.device, slots=settings.compute_slots, models=core.repository.names())
-        ports = (application.rest.port, application.grpc.port)
-        rest_address, grpc_address = (_address(settings.host, port) for port in ports)
-        print(f"ready rest={rest_address} grpc={grpc_address}", flush=True)  # noqa: T201 # a supervisor may wait for this line
-        await stop.wait()
+        await asyncio.wait((loading, stop), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            _report_ready(application, core, settings)
+        await stop
         log.info("stopping", stop_accepting_after=settings.stop_accepting_after, grace=settings.grace)
         application.set_stopping()
         await asyncio.sleep(settings.stop_accepting_after)  # until load balancers have seen the readiness
     finally:
         end = time.monotonic() + settings.grace
         finished = await application.stop()
-        _end(core.scheduler, max(0.0, end - time.monotonic()), finished)
+        _end(core.scheduler, max(0.0, end - time.monotonic()), finished and loading.done())
+
+
+def _report_ready(application: "Application", core: Core, settings: Settings) -> None:
+    gc.collect()
+    gc.freeze()  # models stay: the collector need not traverse them again
+    log.info("ready", device=core.engine.device, slots=settings.compute_slots, models=core.repository.names())
+    rest, grpc = (_address(settings.host, port) for port in (application.rest.port, application.grpc.port))
+    print(f"ready rest={rest} grpc={grpc}", flush=True)  # noqa: T201 # a supervisor may wait for this line
 
 
 class Application:

@@ -21,6 +21,8 @@ from attention_server.scheduling.future import Future
 log = structlog.get_logger()
 
 S = TypeVar("S")
+LATE = "the deadline passed while the request waited or ran"
+
 T = TypeVar("T")
 
 ENCODINGS = ("gzip", "deflate")
@@ -278,8 +280,24 @@ async def wait_for(future: "Future[T]", call: CallContext) -> T:
     finally:
         call.detach()
     if call.is_expired:
-        raise DeadlineExceeded("the deadline passed while the request ran")
+        raise DeadlineExceeded(LATE)
     return answer
+
+
+async def wait_until_deadline(future: "Future[T]", call: CallContext) -> T:
+    """Wait as `wait_for`, and no longer than until the call's deadline, which the request itself may have shortened.
+
+    Raises:
+        DeadlineExceeded: the deadline passed.
+        Exception: as `wait_for`.
+    """
+    try:
+        async with asyncio.timeout(call.remaining()) as limit:
+            return await wait_for(future, call)
+    except TimeoutError as error:
+        if limit.expired():
+            raise DeadlineExceeded(LATE) from error
+        raise
 
 
 def on_loop(future: "Future[T]") -> "asyncio.Future[T]":

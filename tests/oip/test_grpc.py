@@ -6,8 +6,10 @@ import grpc
 import numpy as np
 import pytest
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
+from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from serving import HANG
 
-# --- gRPC's own ---
+from tests.local_server import IN_A_SLOT, local_server
 from tests.oip.oip_requests import RAW, rpc_message
 
 
@@ -73,6 +75,18 @@ def test_what_is_not_offered_is_unimplemented(stub, server):
             getattr(stub, name)(getattr(pb, f"{name}Request")(), timeout=60)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert server.log.count("fault of ours") == before
+
+
+def test_a_timeout_while_the_request_runs(dot_only):
+    """A request that the parameter `timeout` limits fails at that time, also while it computes."""
+    with local_server(dot_only, predicted=IN_A_SLOT) as server, grpc.insecure_channel(server.grpc) as channel:
+        server.gate.close()
+        asked = rpc_message(raw_input_contents=[RAW], parameters={"timeout": pb.InferParameter(int64_param=500_000)})
+        with pytest.raises(grpc.RpcError) as caught:
+            GRPCInferenceServiceStub(channel).ModelInfer(asked, timeout=HANG)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "deadline" in caught.value.details()  # the server's words: the call's own time was not over
+        server.gate.open()
 
 
 def test_a_timeout_on_a_stream_is_its_requests_alone(stub):

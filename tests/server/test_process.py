@@ -155,6 +155,19 @@ def test_a_stop_finishes_what_was_accepted(dot_only, tmp_path_factory, connect, 
         assert server.process.wait(HANG) == 0
 
 
+def test_a_stop_while_models_load(dot_only, tmp_path):
+    """On a signal while models load, the process ends with 0 within its grace, and does not load them first."""
+    held = tmp_path / "held"
+    held.touch()
+    command = [SERVER.with_name("python"), ROOT / "tests/held_server.py", held]
+    command += ["--models", dot_only, "--rest-port", 0, "--grpc-port", 0, "--grace", 1]
+    with subprocess.Popen(list(map(str, command)), env=clean_env(), stdout=subprocess.PIPE, text=True) as process:
+        wait_until((tmp_path / "held.reached").exists)
+        process.terminate()
+        assert process.wait(HANG) == 0
+        assert "ready" not in process.stdout.read()
+
+
 def test_a_stop_does_not_wait_for_idle_connections(dot_only, connect):
     """Connections kept alive by clients do not hold up a stop."""
     with start_server(dot_only, "--grace", 10 * HANG) as server, requests.Session() as session:

@@ -227,6 +227,7 @@ POSITION = BY_POSITION[:-1]
 BY_FAR_POSITION = (*POSITION, ("Add", [np.float32(-99)], {}), ("Max", [np.float32(1)], {}), ("Mul", ["="], {}))
 SLIGHTLY_BY_POSITION = (*POSITION, ("Mul", [np.float32(1e-3)], {}), ("Add", [np.float32(1)], {}), ("Mul", ["="], {}))
 BY_NEIGHBOURS = less_mean(1)
+BY_LATER_ROWS = (("CumSum", [np.array(1)], {"reverse": 1, "exclusive": 1}), ("Add", ["="], {}))
 BY_COMPANIONS = less_mean(0)
 # Rounded to int8 by the largest number of the whole tensor.
 ONE_SCALE = (
@@ -244,6 +245,7 @@ DEPENDENT = [
     ("dot", "attend.onnx", "query", BY_POSITION, ROW),
     ("dot", "explain-masked.onnx", "query", BY_FAR_POSITION, ROW),
     ("multi", "attend.onnx", "query", SLIGHTLY_BY_POSITION, ROW),
+    ("multi", "explain.onnx", "query", BY_LATER_ROWS, ROW),
     ("multi", "project.onnx", "key", BY_FAR_POSITION, ROW),
     ("dot", "attend-masked.onnx", "query", BY_NEIGHBOURS, ROW),
     ("multi", "explain.onnx", "query", BY_NEIGHBOURS, ROW),

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from attention_server.errors import DeadlineExceeded, Unavailable
 from attention_server.scheduling.job import Job
-from serving import wait_until
+from serving import HANG, wait_until
 
 from tests.server.jobs import held, is_closed, runs_in_a_slot, submit, together, work
 
@@ -309,3 +309,22 @@ def test_a_part_that_fails(make):
     with pytest.raises(KeyError):
         submit(scheduler, lambda: scheduler.map(each, range(4))).result(30)
     wait_until(lambda: scheduler.idle_slots == 2)
+
+
+def test_no_part_outlives_its_job(make):
+    """When one part fails, the job ends after every other part that has begun."""
+    scheduler = make(slots=3)
+    for _ in range(20):  # which slot fails is a matter of chance
+        begun, ended = threading.Barrier(3), threading.Event()
+
+        def each(item, begun=begun, ended=ended):
+            begun.wait(HANG)
+            if item == "fails":
+                raise KeyError(item)
+            if item == "slow":
+                threading.Event().wait(0.01)
+                ended.set()
+
+        with pytest.raises(KeyError):
+            submit(scheduler, lambda each=each: scheduler.map(each, ["quick", "fails", "slow"])).result(HANG)
+        assert ended.is_set()

@@ -152,6 +152,7 @@ class GrpcioCall:
         self._responses: deque[tuple[bytes, Callable[[], None] | None]] = deque()
         self._queued = asyncio.Event()
         self._is_finished = False
+        self._has_run = False  # the task
         self._stop_reason: Exception | None = None
         self._done_callbacks: list[Callable[[], None]] = []
 
@@ -183,9 +184,13 @@ class GrpcioCall:
 
     def stop(self, reason: Exception, /) -> None:
         """Cancel the coroutine; `stop_reason` tells it why."""
-        if self.task and not self.task.done() and self._stop_reason is None:
-            self._stop_reason = reason
-            self.task.cancel()
+        if not self.task or self.task.done() or self._stop_reason:
+            return
+        if not self._has_run:  # a task that is cancelled before its first step could not finish the call
+            asyncio.get_running_loop().call_soon(self.stop, reason)
+            return
+        self._stop_reason = reason
+        self.task.cancel()
 
     def stop_reason(self) -> Exception:
         """Return why the coroutine was cancelled."""
@@ -245,7 +250,7 @@ class GrpcioCall:
         """
         if self._answer is None:  # it was refused from its headers
             return
-        self.task = asyncio.ensure_future(self._answer)
+        self.task = asyncio.ensure_future(self._run(self._answer))
         self.task.add_done_callback(self._on_task_done)
         try:
             while not self._is_finished or self._responses:
@@ -257,6 +262,10 @@ class GrpcioCall:
                 if not self._is_finished:
                     self.stop(self._reason_of_core())
                 await asyncio.wait([self.task])
+
+    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
+        self._has_run = True
+        await answer
 
     async def _send_next(self) -> None:
         await self._queued.wait()

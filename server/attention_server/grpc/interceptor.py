@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.message import Message
 
 from attention_server.auth.callers import PUBLIC_PATHS, Caller, Callers
+from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.errors import InvalidRequest, Unimplemented
@@ -25,7 +26,6 @@ from attention_server.telemetry.observer import Observer
 
 OPEN_BYTES = 4096  # of a message to a method that needs no credentials
 OBSERVED_HEADERS = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
-INTERNAL, INTERNAL_ERROR = 13, "internal error"
 
 log = structlog.get_logger()
 
@@ -146,7 +146,7 @@ class Interceptor:
             observation.__exit__(type(error), error, None)
         except Exception:
             log.exception("a call could not be refused, for a fault of ours")
-            call.fail(INTERNAL, INTERNAL_ERROR)
+            call.fail(INTERNAL.grpc, INTERNAL_MESSAGE)
         finally:
             call.done()
 

@@ -21,7 +21,7 @@ from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
-from attention_server.transport import should_offload, wait_for
+from attention_server.transport import should_offload, wait_until_deadline
 
 
 class InferenceServicer:
@@ -61,7 +61,7 @@ class InferenceServicer:
 
     async def ModelInfer(self, message: pb.ModelInferRequest, context: CallContext) -> bytes:
         future, answer = await self._begin(message, context, None)
-        response = await wait_for(future, context)
+        response = await wait_until_deadline(future, context)
         return await self._offloader.to_write(lambda: oip_proto.encode_response(answer(response)), response.size)
 
     async def ModelStreamInfer(self, stream: MessageStream, context: CallContext) -> None:

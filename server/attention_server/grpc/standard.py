@@ -134,8 +134,15 @@ class Reflection:
                 async with asyncio.timeout(REFLECTION_SECONDS):
                     while (found := await stream.next()) is not None:
                         for answer in self._servicer.ServerReflectionInfo(iter([found[0]]), None):
-                            stream.call.write(answer.SerializeToString())
+                            await _write_and_wait(stream.call, answer.SerializeToString())
             except TimeoutError as error:
                 raise Cancelled(f"a stream of reflection ends after {REFLECTION_SECONDS:g} s") from error
             finally:
                 self._open.discard(stream.call)
+
+
+async def _write_and_wait(call: GrpcCall, content: bytes) -> None:
+    """Send a message, and wait until it is on its way: a caller that does not read is not read either."""
+    sent = asyncio.Event()
+    call.write(content, sent.set)
+    await sent.wait()

@@ -28,6 +28,7 @@ LOUD = 4.0  # the factor of one row, which shows a scale that is shared by all r
 # Of a row's largest number: above the rounding of float32 (1e-6 in the embedded models), and of TF32 and int8 by row.
 FLOAT32_TOLERANCE, COARSE_TOLERANCE = 1e-4, 1e-2
 SMALL = 1e-3  # of the largest number of all rows: the error of a smaller row is relative to that
+FIRST, LAST = slice(1), slice(-1, None)
 ROWS = -2  # the axis of rows in every input and output
 BATCH = 0  # the axis of sequences
 
@@ -46,7 +47,7 @@ class Probe:
         inputs: the inputs by name, drawn at random.
         by_row: the inputs that have the rows of the outputs, on axis ROWS; empty where rows need not be independent.
         by_sequence: whether inputs and outputs have sequences on axis BATCH, SEQUENCES of them.
-        firsts: the rows from which on the last ones are computed by themselves; -1 is the last row alone.
+        blocks: the blocks of rows that are computed by themselves.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Probe:
     inputs: Mapping[str, Array]
     by_row: Sequence[str] = ()
     by_sequence: bool = True
-    firsts: Sequence[int] = (-1, CUT)
+    blocks: Sequence[slice] = (FIRST, LAST, slice(CUT), slice(CUT, None))
 
 
 def tolerance_of(manifest: Manifest, device: str) -> float:
@@ -64,16 +65,16 @@ def tolerance_of(manifest: Manifest, device: str) -> float:
 
 
 def check_independence(probe: Probe, tolerance: float = FLOAT32_TOLERANCE) -> None:
-    """Compare a computation of all rows with computations of the last row, of the last rows, and of one sequence.
+    """Compare a computation of all rows with computations of blocks of rows, and of each sequence.
 
     Raises:
         DependentRowsError: an output differs by more than the tolerance.
     """
     whole = probe.compute(probe.inputs)
-    for first in probe.firsts if probe.by_row else ():
-        _compare(probe, whole, probe.by_row, ROWS, first, tolerance)
-    if probe.by_sequence:
-        _compare(probe, whole, tuple(probe.inputs), BATCH, SEQUENCES - 1, tolerance)
+    for block in probe.blocks if probe.by_row else ():
+        _compare(probe, whole, probe.by_row, ROWS, block, tolerance)
+    for sequence in (FIRST, LAST) if probe.by_sequence else ():
+        _compare(probe, whole, tuple(probe.inputs), BATCH, sequence, tolerance)
 
 
 def model_probes(
@@ -108,9 +109,9 @@ def _layer_probes(layer: Layer, graphs: Mapping[str, Graph]) -> Iterator[Probe]:
     rng = np.random.default_rng(0)
     query, key, value = _draw_inputs(layer, rng, SEQUENCES, QUERIES, KEYS)
     yield from _row_probes(layer, graphs, (query, key, value), Probe)
-    # The last of many rows alone shows a dependence on the position that a short sequence hides.
-    last_of_many = partial(Probe, by_sequence=False, firsts=(-1,))
-    yield from _row_probes(layer, graphs, _draw_inputs(layer, rng, 1, LONG, LONG), last_of_many)
+    # One of many rows alone shows a dependence on the position that a short sequence hides.
+    one_of_many = partial(Probe, by_sequence=False, blocks=(FIRST, LAST))
+    yield from _row_probes(layer, graphs, _draw_inputs(layer, rng, 1, LONG, LONG), one_of_many)
     if layer.HasField("pool"):
         inputs = {"query": query, "key": key, "value": value}
         yield Probe(layer.pool.name, _each_row(_compute(graphs[layer.pool.name])), inputs, ("query",))
@@ -184,19 +185,18 @@ def _draw_mask(sequences: int, queries: int, keys: int) -> NDArray[np.float32]:
 
 
 def _compare(
-    probe: Probe, whole: Mapping[str, Array], cut: Sequence[str], axis: int, first: int, tolerance: float
+    probe: Probe, whole: Mapping[str, Array], cut: Sequence[str], axis: int, block: slice, tolerance: float
 ) -> None:
-    """Compute the rows or sequences from `first` on by themselves, and compare with the whole."""
-    parts = {name: _tail(probe.inputs[name], axis, first) for name in cut}
+    """Compute a block of rows or sequences by itself, and compare with the whole."""
+    parts = {name: _block(probe.inputs[name], axis, block) for name in cut}
     for name, found in probe.compute({**probe.inputs, **parts}).items():
-        error = _largest_error(found, _tail(whole[name], axis, first))
+        error = _largest_error(found, _block(whole[name], axis, block))
         if not error <= tolerance:  # `not <=`, for NaN is not <= anything
             raise DependentRowsError(_message(probe, name, axis, error))
 
 
-def _tail(array: Array, axis: int, first: int) -> Array:
-    length = array.shape[axis]
-    return np.take(array, np.arange(first % length, length), axis)
+def _block(array: Array, axis: int, block: slice) -> Array:
+    return np.take(array, np.arange(array.shape[axis])[block], axis)
 
 
 def _largest_error(found: Array, expected: Array) -> float:

@@ -34,6 +34,7 @@ from attention_server.transport import (
     is_large_json,
     should_offload,
     should_offload_request,
+    wait_until_deadline,
 )
 
 M = TypeVar("M", bound=Message)
@@ -73,7 +74,7 @@ class AttentionRoutes:
 
         async def handle(body: bytes) -> HttpResponse:
             future, encoding = await submit(body)
-            response = await self._exchange.wait_for(future, call)
+            response = await wait_until_deadline(future, call)
             return await self._respond(response, encoding, as_protobuf=as_protobuf)
 
         return await self._exchange.compute(request, call, handle)
@@ -100,7 +101,7 @@ class AttentionRoutes:
                 is_large=is_large_json(body),
                 takes_long=lambda wanted: wanted.memory_text is not None and len(body) > INLINE_TEXT_BYTES,
             )
-            return self._memory(request, await self._exchange.wait_for(future, call))
+            return self._memory(request, await wait_until_deadline(future, call))
 
         return await self._exchange.compute(request, call, handle)
 

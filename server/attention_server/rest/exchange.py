@@ -27,14 +27,12 @@ from attention_server.errors import (
     Unavailable,
 )
 from attention_server.scheduling.admission import AdmissionController
-from attention_server.scheduling.future import Future
-from attention_server.transport import INLINE_BYTES, Offloader, Threads, inflate, wait_for
+from attention_server.transport import INLINE_BYTES, LATE, Offloader, Threads, inflate
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
-LATE = "the deadline passed while the request waited or ran"
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -114,21 +112,6 @@ class Exchange:
         body = await self._read(request, call)
         with self._admission.acquire(call.caller):
             return await self._while_connected(request, call, body, handle)
-
-    async def wait_for(self, future: "Future[T]", call: CallContext) -> T:
-        """Wait for the future of a call's job until the call's deadline, which the request's body may have shortened.
-
-        Raises:
-            DeadlineExceeded: the deadline passed.
-            Exception: the job's.
-        """
-        try:
-            async with asyncio.timeout(call.remaining()) as limit:
-                return await wait_for(future, call)
-        except TimeoutError as error:
-            if limit.expired():
-                raise DeadlineExceeded(LATE) from error
-            raise
 
     async def _while_connected(
         self, request: Request, call: CallContext, body: bytes, handle: Callable[[bytes], Awaitable[Response]]

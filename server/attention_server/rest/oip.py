@@ -20,7 +20,13 @@ from attention_server.errors import Unimplemented
 from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
-from attention_server.transport import INLINE_BYTES, INLINE_JSON_TENSOR_BYTES, is_large_json, should_offload
+from attention_server.transport import (
+    INLINE_BYTES,
+    INLINE_JSON_TENSOR_BYTES,
+    is_large_json,
+    should_offload,
+    wait_until_deadline,
+)
 
 BINARY = "application/octet-stream"
 NOT_OFFERED = (
@@ -108,7 +114,7 @@ class InferenceRoutes:
                 is_large=len(body) > INLINE_BYTES if header_length else is_large_json(body),
                 takes_long=lambda infer: _should_offload(infer, len(body)),
             )
-            response = await self._exchange.wait_for(future, call)
+            response = await wait_until_deadline(future, call)
             bound = INLINE_BYTES if header_length else INLINE_JSON_TENSOR_BYTES
             return await offloader.run_if(response.size > bound, lambda: self._write(response, infer, accepted))
 

@@ -142,9 +142,10 @@ class Scheduler:
             work(lambda: True)
         finally:
             left.clear()
-            for task in tasks:
-                if not task.done.cancel():
-                    task.done.result()
+            begun = [task.done for task in tasks if not task.done.cancel()]
+            errors = [error for done in begun if (error := done.exception()) is not None]  # waits for each
+        if errors:
+            raise errors[0]
         return results
 
     def close(self, grace: float | None = None) -> bool:
