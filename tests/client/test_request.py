@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from attention_client import InvalidRequest, Sequence
 from attention_client.streaming.batcher import Batch
-from attention_client.wire.request import attend_request, packed_request
+from attention_client.wire.request import attend_request, create_memory_request, packed_request
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 
@@ -79,6 +79,40 @@ def test_sequences_without_a_form(bad, position):
     with pytest.raises(InvalidRequest) as caught:
         packed_request("m", sequences, [], 0, token_offsets=False)
     assert caught.value.field == f"inputs[{position}].query"
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("text", "\ud800"),
+        ("text", 7),
+        ("memory_text", "\udcff"),
+        ("memory_text", []),
+        ("memory", 7),
+        ("memory", "\ud800"),
+    ],
+)
+def test_texts_without_a_form(field, bad):
+    """A text or id that is no str, or holds a lone surrogate, is refused by its field."""
+    with pytest.raises(InvalidRequest) as caught:
+        attend_request("m", ["a text", Sequence(**{field: bad})], [], 0, token_offsets=False)
+    assert caught.value.field == f"inputs[1].{field}"
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [("model", 7), ("model", "\ud800"), ("version", "x"), ("version", 2**40), ("memory_text", "\ud800")],
+)
+def test_parts_of_a_call_without_a_form(field, bad):
+    """A model's name or version, and the text of a memory, are refused by name where a message cannot hold it."""
+    given = {"model": "m", "version": 0, "memory_text": "a text", field: bad}
+    with pytest.raises(InvalidRequest) as caught:
+        create_memory_request(key=None, value=None, ttl=None, **given)
+    assert caught.value.field == field
+    if field != "memory_text":
+        with pytest.raises(InvalidRequest) as caught:
+            attend_request(given["model"], [], [], given["version"], token_offsets=False)
+        assert caught.value.field == field
 
 
 def test_an_empty_array_is_sent_as_it_is():

@@ -1,16 +1,17 @@
 """Streams: the bounds of a message and of the messages in flight, streams that break, and the order of answers."""
 
+import asyncio
 import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 
 import grpc
 import numpy as np
 import pytest
-from attention_client import DeadlineExceeded, InvalidRequest, Sequence, Unavailable
+from attention_client import AttentionClient, DeadlineExceeded, InvalidRequest, Sequence, Unavailable
 from attention_client.streaming.batcher import BATCH_BYTES, BATCH_SEQUENCES, Batch
 from attention_client.streaming.blocking import BlockingStream
 from attention_client.streaming.state import (
@@ -214,6 +215,76 @@ def test_an_error_is_raised_in_its_position(attend_many, target):
     assert [next(answers).output.shape for _ in range(2)] == [X.shape] * 2
     with pytest.raises(InvalidRequest, match="must hold numbers"):
         next(answers)
+
+
+class Tensor:
+    """An array-like whose conversion fails in its own way, as that of a tensor on another device."""
+
+    def __array__(self, *_, **__):
+        raise LookupError("the device is gone")
+
+
+@pytest.mark.parametrize("position", [0, BATCH_SEQUENCES - 1, BATCH_SEQUENCES + 1])
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ("\ud800", "text"),
+        (Sequence(text=7), "text"),
+        (Sequence(text="a", memory_text=b"\xff"), "memory_text"),
+        (Sequence(query=X, memory=7), "memory"),
+    ],
+    ids=["surrogate", "text", "memory_text", "memory"],
+)
+def test_a_text_without_a_form_is_an_error_in_its_position(attend_many, target, bad, field, position):
+    """A text or memory that no message can hold yields InvalidRequest of its field; the stream goes on, and ends."""
+    sequences = [X] * (BATCH_SEQUENCES + 2)
+    sequences[position] = bad
+    answers = list(attend_many(target, "any", sequences, return_exceptions=True))
+    assert len(answers) == len(sequences)
+    (error,) = (each for each in answers if isinstance(each, Exception))
+    assert answers.index(error) == position
+    assert isinstance(error, InvalidRequest)
+    assert error.field == f"inputs[0].{field}"
+
+
+@pytest.mark.parametrize("position", [1, BATCH_SEQUENCES - 1])
+def test_an_error_of_an_array_is_raised_in_its_position(attend_many, target, position):
+    """The error of an array-like's own conversion reaches the caller after the answers before it."""
+    sequences = [X] * BATCH_SEQUENCES
+    sequences[position] = Tensor()
+    answers = attend_many(target, "any", sequences)
+    assert [next(answers).output.shape for _ in range(position)] == [X.shape] * position
+    with pytest.raises(LookupError, match="the device is gone"):
+        next(answers)
+
+
+@pytest.mark.parametrize("drawn", [0, 1, BATCH_SEQUENCES])
+@pytest.mark.parametrize("error", [OSError, CancelledError, asyncio.CancelledError])
+def test_an_error_of_the_source_is_raised(attend_many, target, drawn, error):
+    """What the source raises reaches the caller after the answers to all sequences before it."""
+
+    def source():
+        yield from [X] * drawn
+        raise error("the disk is gone")
+
+    answers = attend_many(target, "any", source())
+    assert [next(answers).output.shape for _ in range(drawn)] == [X.shape] * drawn
+    with pytest.raises(error, match="the disk is gone"):
+        next(answers)
+
+
+def test_a_blocking_source_may_exit(target):
+    """SystemExit of a source, which runs in a thread of the client, reaches the caller."""
+
+    def source():
+        yield X
+        raise SystemExit(3)
+
+    with AttentionClient(target) as client:
+        answers = client.attend_many("any", source())
+        assert next(answers).output.shape == X.shape
+        with pytest.raises(SystemExit):
+            next(answers)
 
 
 def state_of(seconds=60):

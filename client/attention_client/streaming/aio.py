@@ -86,11 +86,15 @@ class AsyncStream:
 
     async def _draw(self, items: Iterable[Item] | AsyncIterable[Item]) -> None:
         """Collect sequences into batches and queue each, while there is room in flight."""
-        fault = None
+        fault: BaseException | None = None
         try:
             async for item in _each(items):
                 if (full := self._batcher.add(item)) is not None:
                     await self._queue(full)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            fault = error  # of a task or future that the source awaits
         except Exception as error:  # noqa: BLE001 # the source's own: raised to the caller, in its turn
             fault = error
         for batch in self._batcher.rest(fault):

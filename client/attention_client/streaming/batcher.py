@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.errors import AttentionError
 from attention_client.inputs import Item, Sequence
 from attention_client.result import AttendResult
 from attention_client.wire.request import tensor_bytes
@@ -24,7 +23,7 @@ class Batch:
     Attributes:
         id: its position among all batches of the stream.
         items: the sequences; the last batch of a stream has none.
-        request: the message of the sequences; None when a sequence has no form on the wire.
+        request: the message of the sequences; None when it could not be built.
         error: the exception that the source raised in place of its next sequence.
         size: bytes of the message.
     """
@@ -56,7 +55,7 @@ class Batcher:
     """Collects the sequences of a stream into batches.
 
     Args:
-        build: builds the message of some sequences; raises InvalidRequest.
+        build: builds the message of some sequences; where it raises, the batch has no message.
     """
 
     def __init__(self, build: Build) -> None:
@@ -84,7 +83,7 @@ class Batcher:
         batch, self._batch = self._batch, Batch(self._batch.id + 1)
         try:
             batch.request = self._build(batch.items)
-        except AttentionError:
+        except Exception:  # noqa: BLE001 # an array-like's own; the stream raises it where it sends the sequence alone
             return batch  # without a message; its sequences are sent one by one
         batch.size = tensor_bytes(batch.request)
         return batch

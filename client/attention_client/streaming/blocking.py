@@ -109,12 +109,16 @@ class BlockingStream:
 
     def _batches(self, items: Iterator[Item]) -> Iterator[Batch]:
         fault = None
-        try:
-            for item in items:
-                if (full := self._batcher.add(item)) is not None:
+        while fault is None:
+            try:
+                full = self._batcher.add(next(items))
+            except StopIteration:
+                break
+            except BaseException as error:  # noqa: BLE001 # the source's own: raised to the caller, in its turn
+                fault = error
+            else:
+                if full is not None:
                     yield full
-        except Exception as error:  # noqa: BLE001 # the source's own: raised to the caller, in its turn
-            fault = error
         yield from self._batcher.rest(fault)
 
     def _enter(self, batch: Batch) -> bool:

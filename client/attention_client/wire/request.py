@@ -12,6 +12,7 @@ from attention_proto import codec, wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.stages import POOLS, REDUCES, numbers_of
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from numpy.typing import ArrayLike, NDArray
 
 from attention_client.errors import InvalidRequest
@@ -53,12 +54,8 @@ def attend_request(
     Raises:
         InvalidRequest: a value has no form on the wire.
     """
-    request = pb.AttendRequest(
-        model=model,
-        version=version,
-        outputs=output_specs(outputs),
-        token_offsets=token_offsets,
-    )
+    request = pb.AttendRequest(outputs=output_specs(outputs))
+    _write_scalars(request, model=model, version=version, token_offsets=token_offsets)
     for i, item in enumerate(sequences):
         _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
     return request
@@ -119,7 +116,8 @@ def create_memory_request(
     Raises:
         InvalidRequest: a value has no form on the wire.
     """
-    request = pb.CreateMemoryRequest(model=model, version=version, memory_text=memory_text, ttl=_duration(ttl, "ttl"))
+    request = pb.CreateMemoryRequest(ttl=_duration(ttl, "ttl"))
+    _write_scalars(request, model=model, version=version, memory_text=memory_text)
     _write_numbers(key, request.key, "key")
     _write_numbers(value, request.value, "value")
     return request
@@ -152,12 +150,18 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
     if len(message.query.shape) == 3:
         # On the wire [B, T, D] is B sequences; in this client each sequence has its own result.
         raise InvalidRequest("is a batch of rank 3; send its sequences by attend_batch", field=f"{field}.query")
-    for name in ("text", "memory_text"):
-        if getattr(item, name) is not None:
-            setattr(message, name, getattr(item, name))
-    message.memory = item.memory.id if isinstance(item.memory, Memory) else item.memory or ""
+    memory = item.memory.id if isinstance(item.memory, Memory) else item.memory
+    _write_scalars(message, f"{field}.", text=item.text, memory_text=item.memory_text, memory=memory)
     if item.causal != "none" or any(each is not None for each in (item.window, item.allowed, item.bias)):
         _write_mask(item, message.mask, f"{field}.mask")  # without a mask the server takes a faster path
+
+
+def _write_scalars(message: Message, prefix: str = "", **values: object) -> None:
+    """Set the fields of a message that have a value; an error names the field, after `prefix`."""
+    for name, value in values.items():
+        if value is not None:
+            with _named_field(prefix + name):
+                setattr(message, name, value)
 
 
 def _write_mask(item: Sequence, message: pb.Mask, field: str) -> None:
@@ -240,8 +244,9 @@ def _choice(choices: Mapping[Any, Any], value: object) -> Any:
 
 @contextmanager
 def _named_field(field: str) -> Iterator[None]:
-    """Raise the errors of NumPy and protobuf about a value as InvalidRequest of the field."""
+    """Raise the errors of a value's type, of NumPy and of protobuf as InvalidRequest of the field."""
     try:
         yield
-    except (IndexError, OverflowError, TypeError, ValueError) as error:
+    # PyTorch raises RuntimeError for a tensor that requires a gradient.
+    except (AttributeError, IndexError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidRequest(str(error), field=field) from error
