@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from attention_batch.errors import Refused
+from attention_batch.readers import ipc, parquet
 
 from tests.batch.scoring import SENTENCES, WIDTH, drawn, exactly, letters_of, rows_of, score, write, write_texts
 
@@ -228,6 +229,39 @@ def test_a_damaged_file(job, tmp_path):
     with pytest.raises(Refused, match="cannot read row group 0 of"):
         score(job(source, tmp_path / "out.parquet", "multi-head"))
     assert not (tmp_path / "out.parquet").exists()
+
+
+def write_table(path, rows, name="id"):
+    """Write one row group, or one record batch, of integers."""
+    table = pa.table({name: range(rows)})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with (pa.ipc.new_file if path.suffix == ".arrow" else pa.ipc.new_stream)(path, table.schema) as writer:
+            writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("tables", "name"),
+    [(parquet, "in.parquet"), (ipc, "in.arrow"), (ipc, "in.feather")],
+    ids=["parquet", "file", "stream"],
+)
+def test_a_file_that_is_replaced_during_a_run(tmp_path, tables, name):
+    """A slice of rows, a row group or a column that a file no longer has is refused by the file's name."""
+    path = tmp_path / name
+    write_table(path, 30)
+    first, *_, last = [each[:3] for each in tables.slices(str(path), 10, 2**20)]
+    assert [batch.num_rows for batch in tables.Cursor().read(str(path), *last, ["id"])] == [10]
+    write_table(path, 25)
+    missing_group = (1, 0, 10)
+    for group, skipped, count, column in [(*last, "id"), (*missing_group, "id"), (*first, "text")]:
+        with pytest.raises(Refused, match=rf"cannot read (row group|record batch) {group} of .*{name}"):
+            list(tables.Cursor().read(str(path), group, skipped, count, [column]))
+    with pytest.raises(Refused, match="fewer rows than when the run began"):
+        list(tables.Cursor().read(str(path), *last, ["id"]))
+    path.write_text("no table")
+    with pytest.raises(Refused, match=f"cannot read .*{name}"):
+        list(tables.slices(str(path), 10, 2**20))
 
 
 def test_an_empty_file_is_scored(job, tmp_path):

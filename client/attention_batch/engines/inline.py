@@ -47,7 +47,7 @@ def scored(
 
 
 def _rest(batch: RowBatch, answers: Iterator[tuple[RowBatch, list[RowResult]]]) -> Iterator[list[RowResult]]:
-    """Yield the results of the batches that follow in a batch's shard."""
+    """Yield the results of the batches after `batch`, taken from `answers`, up to the last batch of its shard."""
     while not batch.last:
         batch, results = next(answers)
         yield results

@@ -53,13 +53,13 @@ class Cursor:
         """Yield the batch of a slice.
 
         Raises:
-            Refused: the file cannot be read there.
+            Refused: the file cannot be read there, or was replaced by one without these rows or columns.
         """
         try:
             if path != self._path or number < self._batch[0]:
                 self._path, self._reader, self._batch = path, _open(path), (-1, None)
-            yield self._at(number).select(columns).slice(skipped, count)
-        except (OSError, StopIteration, pa.ArrowException) as error:
+            yield _slice(self._at(number).select(columns), skipped, count)
+        except (OSError, LookupError, StopIteration, ValueError, pa.ArrowException) as error:
             self._path = ""
             raise Refused(f"cannot read record batch {number} of {path}: {error}") from error
 
@@ -72,6 +72,12 @@ class Cursor:
         batch.validate()
         self._batch = at, batch
         return batch
+
+
+def _slice(batch: pa.RecordBatch, skipped: int, count: int) -> pa.RecordBatch:
+    if batch.num_rows < skipped + count:  # Arrow's own `slice` would be short
+        raise LookupError("it has fewer rows than when the run began")
+    return batch.slice(skipped, count)
 
 
 def _open(path: str) -> Reader:

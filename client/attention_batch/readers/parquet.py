@@ -32,8 +32,14 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
         path: of the file.
         rows: of a slice, at most.
         most_bytes: of a slice, at most, by the row group's mean row.
+
+    Raises:
+        Refused: the file is no longer a Parquet file.
     """
-    metadata = pq.read_metadata(path)
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise Refused(f"cannot read {path} as Parquet: {error}") from error
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         size = max(1, min(rows, most_bytes // _row_bytes(group)))
@@ -55,7 +61,7 @@ class Cursor:
         """Yield the batches of a slice.
 
         Raises:
-            Refused: the file cannot be read there.
+            Refused: the file cannot be read there, or was replaced by one without these rows or columns.
         """
         try:
             if self._at != (path, group, skipped):
@@ -65,7 +71,7 @@ class Cursor:
             self._at = None  # unknown until the slice is read to its end
             yield from self._next(count)
             self._at = (path, group, skipped + count)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, LookupError, pa.ArrowException) as error:
             raise Refused(f"cannot read row group {group} of {path}: {error}") from error
 
     def _open(self, path: str, group: int, columns: list[str]) -> None:
@@ -83,7 +89,9 @@ class Cursor:
 
     def _next(self, count: int) -> Iterator[pa.RecordBatch]:
         while count:
-            batch = self._rest if self._rest is not None else next(self._batches)
+            batch = self._rest if self._rest is not None else next(self._batches, None)
+            if batch is None:
+                raise LookupError("it has fewer rows than when the run began")
             taken = min(count, batch.num_rows)
             self._rest = batch.slice(taken) if taken < batch.num_rows else None
             count -= taken
