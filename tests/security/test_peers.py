@@ -11,8 +11,6 @@ from serving import connections, wait_until
 from tests.local_server import IN_A_SLOT, local_server
 from tests.security.peers import ATTEND, BODY, all_of, answers, connect
 
-pytestmark = pytest.mark.both_grpc_servers
-
 
 @pytest.fixture
 def server(dot_only):

@@ -162,6 +162,7 @@ def test_a_path_of_http(server):
 # --- buffers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.native_grpc("its core reads ahead by a window of its own")
 def test_what_is_not_read_is_not_taken(server):
     """Of a stream with waiting requests the server reads one window; the connection's next calls are answered."""
     content = message(
@@ -360,6 +361,7 @@ def test_refused_at_its_head(server):
     assert not server.service.observer.open_records()
 
 
+@pytest.mark.native_grpc("its core has read the message by then")
 def test_let_in_at_its_head(server):
     """Where there is a place, a call is answered, and gives it back; also where its caller goes."""
     admission = server.service.admission
