@@ -1,5 +1,6 @@
 """Failed calls: the error, its attributes, and the codes that are retried."""
 
+import asyncio
 import json
 import pickle
 import socket
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from attention_client import AttentionClient, DeadlineExceeded, InvalidRequest, Unavailable, errors
 from attention_client.wire import channel, status
-from attention_client.wire.call import Call, call_with_retries
+from attention_client.wire.call import Call, call_with_retries, run, run_async, send, send_async
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -57,15 +58,37 @@ class Failed(grpc.RpcError):
 
 
 def test_a_connection_that_breaks_in_mid_answer(monkeypatch):
-    """gRPC repeats no call that broke while its answer arrived: the client does, within the same timeout."""
+    """gRPC repeats no call that broke while its answer arrived: the client does, after a pause, in the same time."""
     clock = iter([100.0, 101.0, 103.5, 109.0])
     monkeypatch.setattr("attention_client.wire.call.time", SimpleNamespace(monotonic=lambda: next(clock)))
     flow = call_with_retries("method", "request", 30, ())
     assert next(flow) == Call("method", "request", 29.0, ())
-    assert flow.send(Failed(grpc.StatusCode.UNAVAILABLE, "Stream removed (FD Shutdown)")).timeout == 26.5
-    assert flow.send(Failed(grpc.StatusCode.UNAVAILABLE, "Stream removed (FD Shutdown)")).timeout == 21.0
+    broken = Failed(grpc.StatusCode.UNAVAILABLE, "Stream removed (FD Shutdown)")
+    assert flow.send(broken) == Call("method", "request", 26.5 - 0.1, (), 0.1)
+    assert flow.send(broken) == Call("method", "request", 21.0 - 0.2, (), 0.2)
     with pytest.raises(Unavailable, match="refused"):
         flow.send(Failed(grpc.StatusCode.UNAVAILABLE, "Connection refused"))
+
+
+class Breaking:
+    """A method whose answers break off, until the time is over."""
+
+    attempts = 0
+
+    def __call__(self, _, *, timeout, **__):
+        self.attempts += 1
+        code = grpc.StatusCode.UNAVAILABLE if timeout > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
+        raise Failed(code, "Stream removed (FD Shutdown)")
+
+
+@pytest.mark.parametrize("driver", ["blocking", "asyncio"])
+def test_a_call_that_breaks_off_is_not_repeated_at_once(driver):
+    """The pauses double: half a second has room for four attempts, the last when the time is over."""
+    method = Breaking()
+    flow = call_with_retries(method, "request", 0.5, ())
+    with pytest.raises(DeadlineExceeded):
+        run(flow, send) if driver == "blocking" else asyncio.run(run_async(flow, send_async))
+    assert method.attempts <= 4
 
 
 def test_invalid_request_names_the_field(ask, target, service):

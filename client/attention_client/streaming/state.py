@@ -14,12 +14,11 @@ from attention_client.errors import AttentionError, DeadlineExceeded, Unavailabl
 from attention_client.inputs import Item
 from attention_client.result import AttendResult
 from attention_client.streaming.batcher import Batch, Build
-from attention_client.wire.call import Call, Flow
+from attention_client.wire.call import Call, Flow, backoff
 
 IN_FLIGHT = 32  # messages
 IN_FLIGHT_BYTES = 32 * 1024 * 1024
 MAX_FAILURES = 5  # of the stream, without an answer between them
-FIRST_BACKOFF = 0.1  # seconds; doubles
 
 Answer = AttendResult | AttentionError
 Event = pb.AttendStreamResponse | AttentionError | Batch
@@ -148,7 +147,7 @@ class StreamState:
         self._failures += 1
         if not isinstance(error, Unavailable) or self._failures == MAX_FAILURES:
             raise error
-        return min(error.retry_after or FIRST_BACKOFF * 2 ** (self._failures - 1), self._plan.seconds)
+        return min(error.retry_after or backoff(self._failures), self._plan.seconds)
 
     def _deliver(self, batch: Batch, response: pb.AttendStreamResponse | None) -> Flow[Step, None]:
         results = batch.results(response)

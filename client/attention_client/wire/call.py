@@ -5,6 +5,7 @@ meaning of an error) stand in flows, once for both clients; a driver only perfor
 authentication between two clients in the same way.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
@@ -23,6 +24,14 @@ ResponseT_co = TypeVar("ResponseT_co", covariant=True)
 
 Flow = Generator[StepT, Any, ResultT]
 
+FIRST_BACKOFF = 0.1  # seconds; doubles
+MAX_BACKOFF = 2.0  # seconds; both as in `channel.SERVICE_CONFIG`
+
+
+def backoff(failures: int) -> float:
+    """Return the seconds to wait after so many failures in a row."""
+    return min(FIRST_BACKOFF * 2.0 ** (failures - 1), MAX_BACKOFF)
+
 
 class Method(Protocol[RequestT_contra, ResponseT_co]):
     """A unary method of a stub, blocking or of asyncio."""
@@ -40,12 +49,16 @@ class Call(NamedTuple):
     timeout: float
     """Seconds; below 0 when the time is over, which gRPC reports."""
     metadata: channel.Metadata
+    delay: float = 0.0
+    """Seconds to wait before the call."""
 
 
 def call_with_retries(
     method: Method[RequestT, ResponseT], request: RequestT, seconds: float, metadata: channel.Metadata
 ) -> Flow[Call, ResponseT]:
     """Call a method; call it again when the connection breaks in mid-answer, which gRPC's own retries leave out.
+
+    The pause before each repetition doubles, and ends with the time.
 
     Args:
         method: of the stub.
@@ -57,16 +70,23 @@ def call_with_retries(
         AttentionError: the call failed.
     """
     deadline = time.monotonic() + seconds
+    delay, failures = 0.0, 0
     while True:
-        outcome = yield Call(method, request, deadline - time.monotonic(), channel.traced(metadata))
+        left = deadline - time.monotonic()
+        delay = min(delay, max(0.0, left))
+        outcome = yield Call(method, request, left - delay, channel.traced(metadata), delay)
         if not isinstance(outcome, grpc.RpcError):
             return cast("ResponseT", outcome)
         if not broke_off(outcome):
             raise from_call(cast("grpc.Call", outcome)) from outcome
+        failures += 1
+        delay = backoff(failures)
 
 
 def send(call: Call) -> Any:
-    """Send a call; return its answer or the `grpc.RpcError` that it failed with."""
+    """Send a call after its delay; return its answer or the `grpc.RpcError` that it failed with."""
+    if call.delay:
+        time.sleep(call.delay)
     try:
         return call.method(call.request, timeout=call.timeout, metadata=call.metadata)
     except grpc.RpcError as error:
@@ -74,7 +94,9 @@ def send(call: Call) -> Any:
 
 
 async def send_async(call: Call) -> Any:
-    """Send a call of an asyncio stub; return its answer or the `grpc.RpcError` that it failed with."""
+    """Send a call of an asyncio stub after its delay; return its answer or the `grpc.RpcError` that it failed with."""
+    if call.delay:
+        await asyncio.sleep(call.delay)
     try:
         return await call.method(call.request, timeout=call.timeout, metadata=call.metadata)
     except grpc.RpcError as error:
