@@ -163,7 +163,9 @@ def main(engine: Engine | None = None) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, engine))
-    except (OSError, AccessError, DeviceError, LibraryError, RepositoryError, TracingError) as error:
+    except RepositoryError as error:
+        sys.exit(f"attention-server: {error.log_reason}")
+    except (OSError, AccessError, DeviceError, LibraryError, TracingError) as error:
         sys.exit(f"attention-server: {error}")
 
 

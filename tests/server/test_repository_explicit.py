@@ -1,13 +1,20 @@
 """Versions that are loaded and unloaded on request."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 import requests
+from attention_proto.inference import grpc_predict_v2_pb2 as pb
+from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unimplemented
-from serving import run_server, start_server, wait_until
+from attention_server.repository import repository as repository_module
+from attention_server.repository.loader import find
+from serving import HANG, run_server, start_server, wait_until
 
 from tests.local_server import local_server
 from tests.server.lives import EXPLICIT, QUERY, ask, other_weights, someone, state
@@ -62,6 +69,39 @@ def test_statistics_while_a_model_is_unloaded(models, publish, monkeypatch):
         assert [each.model for each in server.service.statistics()] == ["multi"]
         with pytest.raises(NotFound):
             server.service.statistics("dot")
+
+
+def test_a_slow_disk_holds_up_no_other_call(models, monkeypatch):
+    """While the folder is read for an index or for a model's readiness, both protocols answer further calls."""
+    reading, read = threading.Event(), threading.Event()
+
+    def slow(root):
+        reading.set()
+        assert read.wait(HANG)
+        return find(root)
+
+    with local_server(models, **EXPLICIT) as server, ThreadPoolExecutor() as threads:
+        monkeypatch.setattr(repository_module, "find", slow)
+        with grpc.insecure_channel(server.grpc) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            calls = [
+                lambda: stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=HANG),
+                lambda: stub.ModelReady(pb.ModelReadyRequest(name="multi"), timeout=HANG),
+                lambda: requests.post(f"{server.url}/v2/repository/index", timeout=HANG),
+                lambda: requests.get(f"{server.url}/v2/models/multi/ready", timeout=HANG),
+            ]
+            for call in calls:
+                reading.clear()
+                read.clear()
+                waiting = threads.submit(call)
+                try:
+                    assert reading.wait(HANG)
+                    assert stub.ServerLive(pb.ServerLiveRequest(), timeout=30).live
+                    assert requests.get(f"{server.url}/healthz", timeout=30).ok
+                    assert not waiting.done()
+                finally:
+                    read.set()
+                waiting.result(HANG)
 
 
 def test_loaded_at_the_start(models, publish):

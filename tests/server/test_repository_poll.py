@@ -85,8 +85,8 @@ def empty_model(models, aside):
 @pytest.mark.parametrize(
     ("unmount", "words"),
     [
-        (rename_root, "models is no folder that can be read"),
-        (empty_root, "models has become empty"),
+        (rename_root, "the repository is no folder that can be read"),
+        (empty_root, "the repository has become empty"),
         (empty_model, "multi has become empty"),
     ],
 )

@@ -47,7 +47,7 @@ def lead_away(folder):
 REFUSALS = {
     flip_a_byte: "attend.onnx is not the file that manifest.json names: its SHA-256 differs",
     cut: "explain.onnx is not the file that manifest.json names: its SHA-256 differs",
-    cut_with_its_hash: "cannot be loaded",
+    cut_with_its_hash: "cannot be loaded; the log has the cause",
     lie_about_widths: "23",
     swap_graphs: "attend.onnx",
     oversize: "a version may have 4194304",
@@ -76,9 +76,42 @@ def test_what_is_refused_leaves_the_old_version_serving(models, publish, connect
             answer = transport.attend("multi", query=QUERY)
             assert answer["version"] == 1
             np.testing.assert_array_equal(answer["results"][0]["outputs"]["output"], expected)
+        assert re.search(r"version refused .*cannot be loaded: (?!attend|layer)", server.log)  # onnxruntime's words
         listed = requests.get(f"{server.url}/v1/models", timeout=60).json()["models"]
         assert [(model["version"], model["versions"]) for model in listed] == [(1, [1])]
         assert server.log.count("version refused") == len(REFUSALS)  # and not at each look
+
+
+def test_one_entry_that_cannot_be_read(models, publish):
+    """Links that lead to themselves, in the root and in a model, are said in the log once and in the index where they
+    have a name and a version; all else is served, new versions too."""
+    (models / "loop").symlink_to("loop")
+    (models / "multi/3").symlink_to("3")
+    with start_server(models, *POLLING) as server:
+        publish(2)
+        wait_until(lambda: "version=2" in server.log)
+        entries = requests.post(f"{server.url}/v2/repository/index", timeout=HANG).json()
+        found = {(entry["name"], entry["version"]): (entry["state"], entry["reason"]) for entry in entries}
+        assert found.keys() == {("multi", "1"), ("multi", "2"), ("multi", "3")}
+        assert found["multi", "1"] == found["multi", "2"] == ("READY", "")
+        assert found["multi", "3"] == ("UNAVAILABLE", "manifest.json cannot be read: Too many levels of symbolic links")
+        assert server.log.count("model cannot be read") == 1
+        assert server.log.count("version refused") == 1
+        assert str(models) not in str(entries)
+
+
+def test_a_model_that_becomes_unreadable_serves_on(models, publish, tmp_path):
+    """A model whose folder cannot be read any more is served from what was loaded, and the index says why."""
+    publish(1, model="dot")
+    with local_server(models, **POLL) as server:
+        (models / "multi").rename(tmp_path / "away")
+        (models / "multi").symlink_to("multi")
+        server.repository.poll()
+        reason = (
+            "the folder of multi cannot be read: Too many levels of symbolic links; what was loaded from it serves on"
+        )
+        assert state(server.service, 1) == ("READY", reason)
+        assert state(server.service, 1, "dot") == ("READY", "")
 
 
 def test_the_index_tells_why(models, publish):

@@ -47,7 +47,9 @@ class LocalEngine:
         try:
             core = make_core(settings)
             core.repository.load()
-        except (DeviceError, RepositoryError) as error:
+        except RepositoryError as error:
+            raise Refused(error.log_reason) from error
+        except DeviceError as error:
             raise Refused(str(error)) from error
         self.concurrency = settings.compute_slots
         self.processes = self.concurrency if core.engine.device == "cpu" else 0  # a GPU is shared by threads

@@ -42,9 +42,11 @@ class InferenceServicer:
     def ServerReady(self, message: pb.ServerReadyRequest, context: CallContext) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._ready())
 
-    def ModelReady(self, message: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
-        try:
-            return pb.ModelReadyResponse(ready=self._service.is_ready(message.name, _version(message.version)))
+    async def ModelReady(self, message: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
+        name, version = message.name, _version(message.version)
+        try:  # in mode explicit the folder is read
+            ready = await self._offloader.run(lambda: self._service.is_ready(name, version))
+            return pb.ModelReadyResponse(ready=ready)
         except NotFound:  # the protocol has no error for a missing model
             return pb.ModelReadyResponse(ready=False)
 
@@ -67,8 +69,11 @@ class InferenceServicer:
     async def ModelStreamInfer(self, stream: MessageStream, context: CallContext) -> None:
         await self._sessions.run(stream, self._stream_protocol, context)
 
-    def RepositoryIndex(self, message: pb.RepositoryIndexRequest, context: CallContext) -> pb.RepositoryIndexResponse:
-        models = oip_models.index(self._service.index(), ready=message.ready)
+    async def RepositoryIndex(
+        self, message: pb.RepositoryIndexRequest, context: CallContext
+    ) -> pb.RepositoryIndexResponse:
+        entries = await self._offloader.run(self._service.index)  # in mode explicit the folder is read
+        models = oip_models.index(entries, ready=message.ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(

@@ -11,10 +11,11 @@ from attention_server.repository.registry import Key
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The reason why a version cannot be served, and the fingerprint of the folder that was tried."""
+    """The reason why a version cannot be served, for callers and for the log, and the fingerprint of its folder."""
 
     fingerprint: Fingerprint
     reason: str
+    log_reason: str
 
 
 class LoadState:
@@ -25,6 +26,7 @@ class LoadState:
         self._loading: set[Key] = set()
         self._refused: dict[Key, Refusal] = {}
         self._kept: dict[Key, str] = {}
+        self._unreadable: dict[str, str] = {}
 
     def set_loading(self, keys: Iterable[Key]) -> None:
         """Mark versions as being loaded, or waiting for that."""
@@ -47,7 +49,7 @@ class LoadState:
         with self._lock:
             known = self._refused.get(key)
             self._refused[key] = refusal
-        return known is None or known.reason != refusal.reason
+        return known is None or known.log_reason != refusal.log_reason
 
     def set_kept(self, kept: Mapping[Key, str]) -> set[str]:
         """Set the versions that are served although their folder is missing, and why; return the new reasons."""
@@ -55,6 +57,16 @@ class LoadState:
             known = set(self._kept.values())
             self._kept = dict(kept)
         return set(kept.values()) - known
+
+    def set_unreadable(self, unreadable: Mapping[str, str]) -> dict[str, str]:
+        """Set the models with folders that cannot be read, and why; return those with a new reason."""
+        with self._lock:
+            known, self._unreadable = self._unreadable, dict(unreadable)
+        return {name: reason for name, reason in unreadable.items() if known.get(name) != reason}
+
+    def unreadable(self) -> Mapping[str, str]:
+        """Return the reason by name of each model whose folder cannot be read."""
+        return self._unreadable
 
     def refusal(self, key: Key) -> Refusal | None:
         """Return why a version is refused; None for one that is not."""

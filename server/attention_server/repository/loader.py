@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attention_proto.attention.v1.attention_pb2 import File
@@ -19,25 +20,56 @@ from attention_server.scheduling.cost_model import measure
 
 MANIFEST_BYTES = 16 * 2**20  # the largest manifest that is read; the embedded ones have 4 KiB
 
+OPAQUE = "cannot be loaded; the log has the cause"
+
 # The name, size, times and inode of each file in a folder: different for a file that was written anew.
 Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
 
 class RepositoryError(Exception):
-    """A folder of models, or a version in it, cannot be served; the message is the reason."""
+    """A folder of models, or a version in it, cannot be served.
+
+    Args:
+        reason: the message, which callers may read: no path outside the repository, no words of libraries.
+        log_reason: the reason as the log has it; as `reason` by default.
+    """
+
+    def __init__(self, reason: str, log_reason: str = "") -> None:
+        super().__init__(reason)
+        self.log_reason = log_reason or reason
 
 
-def find(root: Path) -> list[Path]:
-    """Return the version folders of all models, ordered by name and number; folders without such names are left out.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The content of a repository.
+
+    Attributes:
+        versions: the version folders of all models, ordered by name and number.
+        unreadable: the reason by name of each model whose folder cannot be read.
+    """
+
+    versions: list[Path]
+    unreadable: dict[str, str]
+
+
+def find(root: Path) -> Found:
+    """Return the version folders of all models; folders without such names are left out.
 
     Raises:
         RepositoryError: the folder is missing or cannot be read.
     """
     try:
-        names = sorted(entry.name for entry in _folders(root) if NAME.fullmatch(entry.name))
+        names = sorted(_folders(root, NAME))
     except OSError as error:
-        raise RepositoryError(f"{root} is no folder that can be read: {error.strerror}") from error
-    return [version for name in names for version in find_versions(root / name)]
+        reason = f"is no folder that can be read: {error.strerror}"
+        raise RepositoryError(f"the repository {reason}", f"{root} {reason}") from error
+    found = Found([], {})
+    for name in names:
+        try:
+            found.versions.extend(find_versions(root / name))
+        except RepositoryError as error:
+            found.unreadable[name] = str(error)
+    return found
 
 
 def find_versions(model: Path) -> list[Path]:
@@ -47,11 +79,11 @@ def find_versions(model: Path) -> list[Path]:
         RepositoryError: the folder cannot be read.
     """
     try:
-        versions = [int(entry.name) for entry in _folders(model) if VERSION.fullmatch(entry.name)]
+        versions = [int(name) for name in _folders(model, VERSION)]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RepositoryError(f"{model} cannot be read: {error.strerror}") from error
+        raise RepositoryError(f"the folder of {model.name} cannot be read: {error.strerror}") from error
     return [model / str(version) for version in sorted(versions)]
 
 
@@ -82,8 +114,10 @@ def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         return replace(model, costs=measure(CalibrationInputs(model)))
     except RepositoryError:
         raise
+    except contract.ContractError as error:
+        raise RepositoryError(f"cannot be loaded: {error}") from error
     except Exception as error:  # onnxruntime and tokenizers raise many types for a bad file
-        raise RepositoryError(f"cannot be loaded: {_one_line(error)}") from error
+        raise RepositoryError(OPAQUE, f"cannot be loaded: {_one_line(error)}") from error
 
 
 def _check_rows(model: LoadedModel) -> None:
@@ -101,10 +135,20 @@ def _check_rows(model: LoadedModel) -> None:
         raise RepositoryError(str(error)) from error
 
 
-def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield the folders in a folder; the kind of each entry comes with the listing, so that no change falls between."""
+def _folders(folder: Path, names: re.Pattern[str]) -> Iterator[str]:
+    """Yield the names of folders in a folder that match a pattern.
+
+    The kind of each entry comes with the listing, so that no change falls between.
+    """
     with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if entry.is_dir())
+        yield from (entry.name for entry in entries if names.fullmatch(entry.name) and _may_be_folder(entry))
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself: refused with this reason when it is read
+        return True
 
 
 def _file_status(entry: os.DirEntry[str]) -> tuple[str, int, int, int, int]:

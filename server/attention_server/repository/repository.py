@@ -1,6 +1,7 @@
 """The repository of models: which versions are served, which are refused and why, and how that changes."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ class Repository:
                 cannot be served.
         """
         with self._changing:
-            folders = find(self._root)
+            folders = self._find()
             if self._policy.mode == "explicit":
                 folders = _choose(folders, self._policy.at_start)
             self._update(folders)
@@ -152,6 +153,8 @@ class Repository:
                 self._check_start(folders)
             if self._policy.strict and (refused := self._state.snapshot().refused):
                 raise RepositoryError(f"a version cannot be served, and strict is set: {self._listed(refused)}")
+            if self._policy.strict and (reasons := self._state.unreadable().values()):
+                raise RepositoryError(f"a model cannot be read, and strict is set: {'; '.join(reasons)}")
         self._registry.is_open = True
 
     def poll(self) -> None:
@@ -163,7 +166,7 @@ class Repository:
         """
         with self._changing:
             try:
-                folders = find(self._root)
+                folders = self._find()
             except RepositoryError as error:
                 self._keep(dict.fromkeys(self._registry.loaded(), f"{error}; {SERVES_ON}"))
                 return
@@ -172,7 +175,8 @@ class Repository:
             loaded = set(self._registry.loaded())
             kept = {key: reason for key in loaded - found if (reason := self._reason_to_keep(key[0], found))}
             self._keep(kept)
-            self._retire((loaded | self._state.snapshot().refused.keys()) - found - kept.keys())
+            gone = (loaded | self._state.snapshot().refused.keys()) - found - kept.keys()
+            self._retire(key for key in gone if key[0] not in self._state.unreadable())
 
     def load_model(self, name: str) -> None:
         """Load or reload every version in a model's folder, and retire loaded versions that are not in it any more.
@@ -245,7 +249,7 @@ class Repository:
         if self._policy.mode != "explicit":
             return []
         with contextlib.suppress(RepositoryError):
-            return [IndexEntry(*_key(folder), "UNAVAILABLE", NOT_LOADED) for folder in find(self._root)]
+            return [IndexEntry(*_key(folder), "UNAVAILABLE", NOT_LOADED) for folder in find(self._root).versions]
         return []
 
     def _keys(self, name: str) -> list[Key]:
@@ -262,7 +266,7 @@ class Repository:
         )
 
     def _model_folders(self, name: str) -> list[Path]:
-        if not (self._root / name).is_dir():
+        if not os.path.isdir(self._root / name):  # noqa: PTH112 # which never raises
             raise NotFound(f"there is no folder {name!r} in the repository", field="model")
         try:
             folders = find_versions(self._root / name)
@@ -295,16 +299,25 @@ class Repository:
 
     def _reason_to_keep(self, name: str, found: set[Key]) -> str:
         """Return why a version that is not on disk any more is served on; empty where it is to be retired."""
+        if reason := self._state.unreadable().get(name):
+            return f"{reason}; {SERVES_ON}"
         if not found:
-            return f"{self._root} has become empty; {SERVES_ON}"
+            return f"the repository has become empty; {SERVES_ON}"
         if all(each != name for each, _ in found) and (self._root / name).is_dir():
-            return f"{self._root / name} has become empty; {SERVES_ON}"
+            return f"the folder of {name} has become empty; {SERVES_ON}"
         return ""
 
     def _keep(self, kept: Mapping[Key, str]) -> None:
         """Serve versions without their folders."""
         for reason in sorted(self._state.set_kept(kept)):
-            log.warning("models are served without their folder", reason=reason)
+            log.warning("models are served without their folder", root=str(self._root), reason=reason)
+
+    def _find(self) -> list[Path]:
+        """Return all version folders; note and log models whose folder cannot be read. Raises as `find`."""
+        found = find(self._root)
+        for name, reason in self._state.set_unreadable(found.unreadable).items():
+            log.warning("model cannot be read", model=name, reason=reason)
+        return found.versions
 
     def _update(self, folders: list[Path], *, retry: bool = False) -> bool:
         """Load new and changed versions; return whether any version is served as its folder is now.
@@ -340,8 +353,8 @@ class Repository:
             self._load(folder)
         except RepositoryError as error:
             # Files that are being copied are refused at each poll, and logged once.
-            if self._state.set_refused(key, Refusal(before, str(error))):
-                log.warning("version refused", model=key[0], version=key[1], reason=str(error))
+            if self._state.set_refused(key, Refusal(before, str(error), error.log_reason)):
+                log.warning("version refused", model=key[0], version=key[1], reason=error.log_reason)
         finally:
             self._state.end_loading(key)
 

@@ -88,8 +88,10 @@ class InferenceRoutes:
         return json_response(oip_models.metadata(self._service.model(_model(request), version_of(request))))
 
     async def model_ready(self, request: Request) -> HttpResponse:
-        ready = self._service.is_ready(_model(request), version_of(request))
-        return json_response({"name": _model(request), "ready": ready}, 200 if ready else 503)
+        name, version = _model(request), version_of(request)
+        # In mode explicit the folder is read.
+        ready = await self._exchange.offloader.run(lambda: self._service.is_ready(name, version))
+        return json_response({"name": name, "ready": ready}, 200 if ready else 503)
 
     async def model_config(self, request: Request) -> HttpResponse:
         return json_response(oip_models.config(self._service.model(_model(request), version_of(request))))
@@ -123,7 +125,8 @@ class InferenceRoutes:
     async def repository_index(self, request: Request) -> HttpResponse:
         async def handle(body: bytes) -> HttpResponse:
             ready = typed(_fields(body, ("ready",)), "ready", bool, False, "")
-            return json_response(oip_models.index(self._service.index(), ready=ready))
+            entries = await self._exchange.offloader.run(self._service.index)  # in mode explicit the folder is read
+            return json_response(oip_models.index(entries, ready=ready))
 
         return await self._exchange.answer(request, call_of(request), handle)
 
