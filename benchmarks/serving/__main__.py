@@ -275,8 +275,6 @@ class Run:
         python = self._pythons.get("load" if contender.peer else "development")
         if python is None:
             raise NotMeasured("its load generator cannot be installed")
-        # The shipped client is compared too, so its own revision runs; further load generators are this revision's.
-        tree = self._earlier if contender == plan.twin(plan.CLIENT) else ROOT
         module = f"benchmarks.serving.clients.{contender.client}"
         command = ["taskset", "--cpu-list", contender.cores, python, "-m", module, json.dumps(asdict(load))]
         try:
@@ -285,8 +283,8 @@ class Run:
                 capture_output=True,
                 text=True,
                 timeout=5 * seconds + SECONDS_TO_SPARE,
-                env=servers.environment() | servers.source_path(tree),
-                cwd=tree,
+                env=servers.environment() | servers.source_path(ROOT),
+                cwd=ROOT,
                 check=True,
             )
         except subprocess.TimeoutExpired as error:

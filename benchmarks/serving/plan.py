@@ -128,10 +128,14 @@ def twin(contender: Contender) -> Contender:
 
 
 def against(cases: tuple[Case, ...] = CASES) -> tuple[Case, ...]:
-    """Return the cases of the service alone, each contender followed by its twin at the earlier revision."""
+    """Return the cases of one server, each contender followed by its twin at the earlier revision.
+
+    All load generators are this revision's, so the shipped client, whose revision would matter, is left out.
+    """
     paired = []
     for case in cases:
-        ours = [each for each in case.contenders if each.servers == ("attention",) and each.mode != "overload"]
+        ours = [each for each in case.contenders if each.servers == ("attention",)]
+        ours = [each for each in ours if each.mode not in {"overload", CLIENT.mode}]
         if ours:
             both = tuple(side for each in ours for side in (each, twin(each)))
             paired.append(replace(case, contenders=both))
