@@ -2,9 +2,10 @@
 
 A queue absorbs bursts. Under sustained overload it is always full, and its length only adds latency to every request.
 So a full queue trips the breaker: for a while only a few requests per slot hold a permit, and all others are refused
-before their messages are read, since refusals must cost little when they are most of the load. Then the breaker closes
-again, with a shorter queue; if that fills too, the breaker trips for twice as long. Shedding ends early when arrivals,
-refused ones included, would keep the slots busy for less than half of the time: the queue absorbs such bursts.
+before their messages are parsed (over gRPC before they are received), since refusals must cost little when they are
+most of the load. Then the breaker closes again, with a shorter queue; if that fills too, the breaker trips for twice as
+long. Shedding ends early when arrivals, refused ones included, would keep the slots busy for less than half of the
+time: the queue absorbs such bursts.
 """
 
 import math
