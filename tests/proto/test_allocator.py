@@ -1,4 +1,4 @@
-"""What a process keeps of the memory that messages leave."""
+"""The memory that a process keeps after messages."""
 
 import platform
 import subprocess

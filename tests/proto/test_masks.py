@@ -1,4 +1,4 @@
-"""What a mask adds to the scores, against a loop."""
+"""The additive form of a mask, compared with a loop."""
 
 import numpy as np
 from attention_proto.masks import Mask, additive

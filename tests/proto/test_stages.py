@@ -68,7 +68,7 @@ def test_numbers_of_an_enumeration():
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 @pytest.mark.parametrize("case", [case for case in BLOCKS if case.model in ("cross", "grouped")], ids=lambda c: c.model)
 def test_the_size_predicted_is_the_size_sent(transport, repository, case, choice):
-    """What an output is predicted to weigh is what its tensors weigh, for every stage that takes the options."""
+    """An output's predicted bytes equal its tensors' bytes, for every stage that takes the options."""
     vectors = case.vectors(np.random.default_rng(0), 4, 6)
     names = [name for name, stage in STAGES.items() if all(stage.takes(option) for option in choice)]
     asked = [

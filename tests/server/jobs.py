@@ -15,7 +15,7 @@ def work(job, deadline=FOREVER, **about):
 
 
 def told(answers):
-    """Return what gives answers, when all of a turn are computed."""
+    """Return a finalizer that gives these answers."""
     return lambda: answers
 
 
@@ -75,7 +75,7 @@ def is_closed(scheduler):
 
 
 def together(batches):
-    """Return what runs works together, and takes note of which."""
+    """Return a function that computes jobs together and records each batch."""
 
     def run(subjects):
         batches.append(list(subjects))

@@ -63,7 +63,7 @@ def test_closed_for_a_while_that_doubles(admission):
     for _ in range(8):
         admission.trip()
         admission.tick.now += 0.999 * closed
-        admission.trip()  # those who were here before
+        admission.trip()  # earlier requests
         assert admission.is_shedding
         admission.tick.now += 0.002 * closed
         assert not admission.is_shedding
@@ -89,7 +89,7 @@ def come(admission, count, seconds):
 
 
 def test_bursts_are_no_overload(admission):
-    """Who comes with many at once, and then leaves the slots idle, is let in again before the door's time is over."""
+    """After a burst that leaves the slots idle, requests are admitted again before the restriction's time is over."""
     for _ in range(6):
         admission.trip()
         admission.tick.now = admission.shed_until  # it will be closed for 32 s
@@ -132,7 +132,7 @@ def test_places_behind_a_closed_door(admission):
 
 
 def test_those_who_came_before_have_places(admission):
-    """Who came through an open door counts behind a closed one, until they leave."""
+    """Requests admitted before the restriction count as permits until they end."""
     before = [admission.acquire("a") for _ in range(3 * PERMITS_PER_SLOT)]
     admission.trip()
     with pytest.raises(Full):
@@ -214,7 +214,7 @@ def test_refused_unread(dot_only, endless, transport):
         else:
             answer = requests.post(f"{server.url}/v1/models/dot:attend", data=NONSENSE, timeout=30)
             assert (answer.status_code, float(answer.headers["retry-after"]) > 0) == (503, True)
-        assert stub.ListModels(pb.ListModelsRequest(), timeout=30).models  # what computes nothing is answered
+        assert stub.ListModels(pb.ListModelsRequest(), timeout=30).models  # a method that computes nothing is answered
         server.gate.open()
         assert all(each.result(30) == expected for each in inside)
         wait_until(lambda: not admission.permits_held)
@@ -229,7 +229,7 @@ def test_refused_unread(dot_only, endless, transport):
 
 
 def test_a_caller_who_leaves_before_the_message_is_here(dot_only, endless):
-    """Who is let in and sends nothing has no place any more when they have gone."""
+    """A caller that is admitted, sends nothing and leaves holds no permit any more."""
     with local_server(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
         admission = server.service.admission
         admission.trip()

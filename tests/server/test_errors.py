@@ -110,7 +110,7 @@ def test_a_subclass_has_its_parents_code():
 
 
 def test_what_is_no_error_of_ours_is_internal():
-    """Any other exception is INTERNAL and 500, and its words stay here."""
+    """Any further exception is INTERNAL and 500, and its words are not sent."""
     for error in (ValueError("secret"), TimeoutError("secret"), KeyError("secret"), AssertionError("secret")):
         assert code_of(error).http == 500
         assert encode_status(error, "id").message == encode_json(error, "id")["error"]["message"] == "internal error"

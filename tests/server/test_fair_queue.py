@@ -14,7 +14,7 @@ from tests.server.jobs import held, submit, work
 
 
 def test_a_wait_that_is_too_long(make):
-    """What would wait longer than may be waited, by what is predicted, is refused, and told when to come back."""
+    """A job with a predicted wait above the limit is refused, with a time to come back."""
     with held(make(max_wait=1.0)) as scheduler:
         submit(scheduler, int, cost=0.7)
         submit(scheduler, int, cost=0.7)  # waits 0.7 s
@@ -32,7 +32,7 @@ def test_as_many_as_slots_wait_for_as_long_as_it_takes(make):
 
 
 def test_what_takes_long_may_wait_long(make):
-    """A job may wait for twice as long as it takes itself, though that is more than others may."""
+    """A long job may wait for twice its own time, beyond the limit of shorter jobs."""
     with held(make(max_wait=0.5)) as scheduler:
         submit(scheduler, int, cost=1.0)
         submit(scheduler, int, cost=0.5)
@@ -42,7 +42,7 @@ def test_what_takes_long_may_wait_long(make):
 
 
 def test_bytes_that_wait(make):
-    """What would make the queue hold too many bytes is refused; what is larger than all of it may wait alone."""
+    """A job that would exceed the queue's bytes is refused; a job above the whole bound may wait alone."""
     with held(make(max_bytes=100)) as scheduler:
         submit(scheduler, int, size=500).cancel()
         submit(scheduler, int, size=60)
@@ -52,7 +52,7 @@ def test_bytes_that_wait(make):
 
 
 def test_a_deadline_that_cannot_be_met(make):
-    """What would be answered after its deadline, as predicted, is refused at once; what would be before, waits."""
+    """A job with a predicted answer after its deadline is refused at once; one with an earlier answer waits."""
     with held(make(clock=lambda: 100.0)) as scheduler:
         submit(scheduler, int, cost=2.0)
         with pytest.raises(Unavailable, match="after the deadline"):
@@ -64,7 +64,7 @@ def test_a_deadline_that_cannot_be_met(make):
     ("limits", "fitting"), [({"max_queued": 4}, 2), ({"max_wait": 0.4}, 3), ({"max_bytes": 40}, 2)], ids=str
 )
 def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
-    """What is one of many waits while half of the queue is full, by whichever bound; and goes in when there is room."""
+    """A bulk job waits while half of the queue is full, by any bound; and goes in when there is room."""
     with held(make(**limits)) as scheduler:
         about = {"cost": 0.1, "size": 10}
         for _ in range(fitting):
@@ -81,7 +81,7 @@ def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
 
 
 def test_what_waits_for_room_is_told_of_the_end(make):
-    """Who waits to be let in when the scheduler closes is let go, and learns why."""
+    """A job that waits for admission when the scheduler closes is refused with the reason."""
     scheduler = make(max_queued=2)
     with held(scheduler):
         submit(scheduler, int, bulk=True)
@@ -107,7 +107,7 @@ def test_a_full_queue_refuses(make):
 
 
 def test_room_that_was_given_up(make):
-    """When all that waits is given up, who waits for room is let in, and runs."""
+    """When every queued job is cancelled, a job that waits for admission is admitted and runs."""
     scheduler = make(max_queued=2)
     with held(scheduler):
         queued = [scheduler.submit(work(int)) for _ in range(2)]
@@ -124,7 +124,7 @@ def test_room_that_was_given_up(make):
 
 
 def test_callers_take_turns(make):
-    """Who sends much is behind who sends little: of two callers each has every second turn."""
+    """A caller with many jobs waits behind a caller with few: of two callers each has every second turn."""
     ran = []
     with held(make(max_queued=20)) as scheduler:
         futures = [submit(scheduler, partial(ran.append, "greedy"), caller="greedy", cost=0.1) for _ in range(6)]
@@ -149,7 +149,7 @@ def test_turns_are_as_long_as_the_work(make):
 
 
 def test_the_greedy_make_room(make):
-    """In a full queue the newest of the caller who has most goes, not the newcomer; until shares are even."""
+    """In a full queue the newest job of the caller with the most is refused, not the new one; until shares are even."""
     with held(make(max_queued=4)) as scheduler:
         greedy = [submit(scheduler, int, caller="greedy", cost=0.1) for _ in range(4)]
         light = [submit(scheduler, int, caller="light", cost=0.1) for _ in range(2)]
@@ -165,7 +165,7 @@ def test_the_greedy_make_room(make):
 
 
 def test_streams_are_not_shed(make):
-    """What waited to be let in stays in, however much its caller has in the queue."""
+    """An admitted bulk job is never shed, however much its caller has in the queue."""
     with held(make(max_queued=4)) as scheduler:
         streamed = [submit(scheduler, int, caller="stream", cost=1.0, bulk=True) for _ in range(2)]
         for _ in range(2):

@@ -65,7 +65,7 @@ def test_refused_under_a_finite_bias(transport, name):
 
 
 def test_harmless_in_a_query_that_attends_to_nothing(transport, repository):
-    """A query whose row is masked whole may hold anything: its output is the bias."""
+    """A query with a fully masked row may hold any numbers: its output is the bias."""
     allowed = np.array([[True] * 4, [False] * 4, [True] * 4])
     mask = {"allowed": allowed}
     output = transport.outputs("cross", mask=mask, **with_fault("query", np.nan, (1, 0)))["output"]
@@ -126,7 +126,7 @@ def test_which_of_a_batch(transport):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_refused_where_such_a_one_was_taken(transport, dtype):
-    """A sequence of shapes that were taken before is looked at for its numbers, and for what else it brings."""
+    """A sequence of known shapes is still checked for its numbers and its further fields."""
     good = {name: array.astype(dtype) for name, array in VECTORS.items()}
     before = transport.outputs("cross", **good)
     with refused("INVALID_ARGUMENT", None, "finite", "[2, 3]") as caught:
@@ -139,7 +139,7 @@ def test_refused_where_such_a_one_was_taken(transport, dtype):
 
 
 def test_an_overflow_that_nobody_asked_for(transport):
-    """What overflows beside what is asked for is no fault of it."""
+    """An overflow in a stage that is not requested fails no request."""
     huge = VECTORS | {"value": np.full_like(VECTORS["value"], 3e38)}
     asked = {"outputs": ["k"]}
     np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""What holds for every block, whatever the numbers: an answer depends on its question alone."""
+"""Invariants of every block, for any numbers: an answer depends on its question alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,7 +37,7 @@ def same(one, other):
 @bounded
 @given(queries=LENGTHS, keys=LENGTHS, others=st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=4), seed=SEEDS)
 def test_neighbours_change_nothing(ask, case, queries, keys, others, seed):
-    """An answer is the same alone, among others in one message, and beside others at the same time."""
+    """An answer is the same alone, beside further sequences of its message, and beside concurrent requests."""
     rng = np.random.default_rng(seed)
     mine = case.vectors(rng, queries, keys)
     neighbours = [case.vectors(rng, *lengths) for lengths in others]
@@ -49,7 +49,7 @@ def test_neighbours_change_nothing(ask, case, queries, keys, others, seed):
 
 @every_block
 def test_what_is_in_flight_changes_nothing(ask, case):
-    """Many at the same time get what each gets alone."""
+    """Concurrent requests have the answers that each has alone."""
     rng = np.random.default_rng(0)
     requests = [case.vectors(rng, *rng.integers(1, 40, 2)) for _ in range(24)]
 
@@ -101,7 +101,7 @@ def test_order_of_keys_is_no_matter(ask, case, queries, keys, seed):
 @bounded
 @given(length=st.integers(2, 12), causal=st.sampled_from(["top_left", "bottom_right"]), data=st.data(), seed=SEEDS)
 def test_the_future_is_not_seen(ask, case, length, causal, data, seed):
-    """A causal answer does not change when what comes after it does."""
+    """A causal answer does not depend on later positions."""
     rng = np.random.default_rng(seed)
     past = data.draw(st.integers(1, length - 1))
     vectors = case.vectors(rng, length, length)

@@ -33,7 +33,7 @@ async def _called(function, *args):
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_loop_computes_what_is_short(make, loop, slots):
-    """What is short a loop computes itself, while nothing else does; what takes longer, a thread of the slots'."""
+    """The loop computes short jobs while no slot computes; a slot's thread computes long ones."""
     scheduler = make(slots=slots)
     loop.do(scheduler.attach, loop)
     here = loop.do(threading.current_thread)
@@ -43,7 +43,7 @@ def test_a_loop_computes_what_is_short(make, loop, slots):
 
 
 def test_a_loop_answers_while_slots_compute(make, loop):
-    """Where there are several slots, what comes together is theirs."""
+    """With several slots, jobs that arrive together run in the slots."""
     scheduler = make(slots=2)
     loop.do(scheduler.attach, loop)
 
@@ -54,7 +54,8 @@ def test_a_loop_answers_while_slots_compute(make, loop):
 
 
 def test_a_loop_takes_turns(make, loop):
-    """Between short jobs the loop does what else there is to do; and it takes those together that may run together."""
+    """Between turns of short jobs the loop runs its further callbacks; and it takes those together that may run
+    together."""
     scheduler = make(max_queued=100)
     loop.do(scheduler.attach, loop)
     ran = []
@@ -71,7 +72,7 @@ def test_a_loop_takes_turns(make, loop):
 
 
 def test_a_loop_never_computes_what_is_long(make, loop):
-    """Whatever stands behind a short job that is given up, or runs with it, the loop computes for a short time."""
+    """The loop computes for a short time only, with any jobs behind a cancelled short one or batched with it."""
     scheduler = make(max_queued=100)
     loop.do(scheduler.attach, loop)
 
@@ -113,7 +114,7 @@ def test_a_loop_computes_once_a_turn(make, loop, closed, most):
 
 
 def test_a_loop_tells_when_a_turn_is_computed(make, loop):
-    """What comes of the jobs of a turn is told when all of them are computed."""
+    """The results of a turn's jobs are set when all jobs of the turn are computed."""
     scheduler = make(max_queued=100)
     loop.do(scheduler.attach, loop)
     steps = []
@@ -131,7 +132,7 @@ def test_a_loop_tells_when_a_turn_is_computed(make, loop):
 
 
 def test_a_loop_that_is_gone(make, loop):
-    """What a loop was to compute when the scheduler closes, threads compute."""
+    """Jobs that wait for the loop when the scheduler closes run in the slots' threads."""
     scheduler = make()
     loop.do(scheduler.attach, loop)
 

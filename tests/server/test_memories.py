@@ -159,7 +159,7 @@ def make(content: str, size: int = 100, ttl: float = 10.0) -> Memory:
 
 
 def test_the_least_recently_used_goes_first():
-    """Within the budget nothing goes; beyond it, what was used longest ago."""
+    """Within the budget nothing goes; beyond it, the least recently used one."""
     store = MemoryStore(300)
     a, b, c, d = (make(name) for name in "abcd")
     for memory in (a, b, c):

@@ -11,7 +11,7 @@ from attention_server.scheduling.future import Future
 
 
 def test_an_answer():
-    """Who asked before is told when it is settled, who asks later at once; a thread may wait."""
+    """A callback that was added before runs when the future is settled, a later one at once; a thread may wait."""
     outcome, told = Future(), []
     outcome.add_done_callback(told.append)
     assert outcome.set_running_or_notify_cancel()
@@ -26,7 +26,7 @@ def test_an_answer():
 
 
 def test_an_error():
-    """It is raised to who asks for the answer, each time."""
+    """`result` raises the error, each time."""
     outcome = Future()
     outcome.set_exception(KeyError("x"))
     for _ in range(2):
@@ -36,7 +36,7 @@ def test_an_error():
 
 
 def test_given_up():
-    """What is given up never begins; what has begun cannot be given up."""
+    """A cancelled future never begins; a running one cannot be cancelled."""
     outcome, told = Future(), []
     outcome.add_done_callback(told.append)
     assert outcome.cancel()
@@ -55,7 +55,7 @@ def test_given_up():
 
 
 def test_one_who_fails_to_be_told():
-    """The others are told all the same."""
+    """The further callbacks run all the same."""
     outcome, told = Future(), []
     outcome.add_done_callback(lambda _: 1 / 0)
     outcome.add_done_callback(told.append)
@@ -85,7 +85,7 @@ def test_given_up_or_begun():
 
 
 def test_settled_once():
-    """What is done stays as it was told."""
+    """A settled future keeps its result."""
     given_up, answered = Future(), Future()
     given_up.cancel()
     answered.set_result(1)

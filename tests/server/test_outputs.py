@@ -34,7 +34,7 @@ def test_heads_chosen(transport, stages, stage):
 
 @pytest.mark.parametrize(("option", "twice"), [("heads", [2, 0, 2]), ("rows", [1, 1]), ("rows", [0, -4])])
 def test_none_is_chosen_twice(transport, option, twice):
-    """A head or row that is named twice, by whatever name, is refused: lists cannot grow beyond what is there."""
+    """A head or row that is named twice, also as -1, is refused: lists cannot grow beyond what is there."""
     with refused("INVALID_ARGUMENT", f"outputs[0].{option}", "twice"):
         only(transport, name="weights", **{option: twice})
 
@@ -94,7 +94,7 @@ def test_ties_go_to_the_lower_index(transport):
 
 @pytest.mark.parametrize("stage", ["weights", "scores"])
 def test_masked_keys_come_last(transport, stage):
-    """A masked key comes after every other, though its score be the largest or its weight tie with an underflow."""
+    """A masked key comes after all visible keys, also with the largest score or a weight that underflows to 0."""
     query = np.array([[100.0]], np.float32)
     key = np.array([[9.0], [-9.0], [1.0], [-1.0]], np.float32)
     mask = {"allowed": np.array([False, True, True, True])}

@@ -17,7 +17,7 @@ VECTORS = {
 HEADS, QUERIES, KEYS = 4, 5, 6
 HIDDEN_ROWS = np.ones((QUERIES, KEYS), bool)
 HIDDEN_ROWS[[0, 3]] = False  # two queries that attend to nothing
-HIDDEN_ROWS[:, [2, 5]] = False  # two keys that nobody attends to
+HIDDEN_ROWS[:, [2, 5]] = False  # two keys that no query attends to
 BY_HEAD = np.ones((HEADS, QUERIES, KEYS), bool)
 BY_HEAD[:2, 1] = False  # a query that attends in two heads only
 BY_HEAD[:, 4] = False
@@ -58,7 +58,7 @@ def ask(transport, mask, **spec):
 @every_pool
 @of_every_mask
 def test_every_stage_pooled(transport, repository, mask, pool):
-    """A pooled stage has no dimension of rows, and is made of the rows that the mask leaves, all others left out."""
+    """A pooled stage has no dimension of rows, and pools the visible rows alone."""
     stages, left = reference(repository, mask)
     asked = [{"name": name, "pool": pool} for name in STAGES]
     outputs = transport.outputs("cross", outputs=asked, **VECTORS, **({"mask": mask} if mask else {}))
@@ -72,7 +72,7 @@ def test_every_stage_pooled(transport, repository, mask, pool):
 @of_every_mask
 @pytest.mark.parametrize("name", ["output", "v", "entropy"])
 def test_rows_are_chosen_before(transport, repository, mask, pool, name):
-    """Of rows chosen, in their order, those that the mask leaves are pooled."""
+    """Of the chosen rows, in their order, the visible ones are pooled."""
     stages, left = reference(repository, mask)
     rows = [-1, 0, 2]
     np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_nothing_is_left(transport, pool):
 
 @pytest.mark.parametrize("outputs", [["output"], [{"name": "q", "rows": [1]}, {"name": "heads", "pool": "last"}]])
 def test_beside_others(transport, repository, outputs):
-    """Other outputs of the same request are what they are alone, whichever rows each of them needs."""
+    """Further outputs of the request have the values that they have alone."""
     asked = [*outputs, {"name": "output", "as": "cls", "pool": "first"}, {"name": "weights", "rows": [-1, 1]}]
     found = transport.outputs("cross", outputs=asked, **VECTORS)
     stages, _ = reference(repository, {})
@@ -140,7 +140,7 @@ def test_beside_others(transport, repository, outputs):
 
 
 def test_rows_of_a_sequence_of_their_own(transport, repository):
-    """A sequence that attends to itself is the memory of the rows chosen whole, whatever is asked of it."""
+    """Chosen rows of a self-attention attend to the whole sequence."""
     query = RNG.standard_normal((7, 24)).astype(np.float32)
     expected = read_block(repository, "multi").stages(query, added=additive({"causal": "top_left"}, 3, 7, 7))
     asked = [{"name": "output", "rows": [3]}, {"name": "weights", "pool": "last"}, "k"]
@@ -151,7 +151,7 @@ def test_rows_of_a_sequence_of_their_own(transport, repository):
 
 
 def test_predictions_beside_rows(transport):
-    """The head reads its own rows, whichever others are sent."""
+    """The head reads its own rows, whatever rows are sent."""
     asked = {"text": "I gave my cat Tater a toy"}
     whole = transport.one("multi-head", outputs=["predictions", "output"], **asked)
     some = transport.one("multi-head", outputs=["predictions", {"name": "output", "rows": [-1]}], **asked)
@@ -161,7 +161,7 @@ def test_predictions_beside_rows(transport):
 
 
 def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch):
-    """What asks for some rows costs these alone: the graph is given no others."""
+    """A request for some rows computes these alone: the graph gets no further rows."""
     computed = []
     original = OnnxGraph.run
 
@@ -189,7 +189,7 @@ def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """The graphs that are run, by what each is fed."""
+    """The graphs that run, by the names of their inputs."""
     run, fed = OnnxGraph.run, []
 
     def noted(self, outputs, feeds, under):
@@ -233,7 +233,7 @@ def test_rows_are_averaged_where_only_their_mean_is_sent(repository, connect, gr
     ("queries", "keys"), [(1, 1), (7, 3), (16, 16), (1, 17), (17, 1), (60, 41), (255, 200), (255, 300), (300, 4)]
 )
 def test_means_of_any_length(repository, transport, name, version, queries, keys):
-    """Whether rows are averaged before they are projected, or computed as the longest are, the means are the same."""
+    """Means are the same whether rows are averaged before projection or computed one by one."""
     block = read_block(repository, name, version)
     widths = [block.matrices[f"M_{each}"].shape[0] for each in "QKV"]
     lengths = (queries, keys, keys)

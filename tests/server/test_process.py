@@ -1,4 +1,4 @@
-"""The process: what it imports, how it is started and stopped."""
+"""The process: its imports, its start and its stop."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is refused, over every transport: tensors that are broken or do not fit, and requests that ask for nothing."""
+"""Refusals, over every transport: tensors that are broken or do not fit, and requests that ask for nothing."""
 
 import numpy as np
 import pytest

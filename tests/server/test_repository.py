@@ -1,4 +1,5 @@
-"""Repositories that are not what they say: refused at the start, by folder and reason, before anything is served."""
+"""Repositories that contradict their manifests: refused at the start, by folder and reason, before anything is
+served."""
 
 import shutil
 
@@ -96,7 +97,7 @@ def test_paths_that_lead_away(folder, name):
 
 
 def test_a_link_that_leads_away(folder, tmp_path):
-    """A link to a file elsewhere is what its bytes are: with another hash it is refused, unread by anything else."""
+    """A link to a file elsewhere is judged by its bytes: with another hash it is refused, unread by anything else."""
     spoiled = folder("dot")
     (tmp_path / "secret").write_text("secret")
     (spoiled / "attend.onnx").unlink()
@@ -125,7 +126,7 @@ def rename(path, **names):
     ],
 )
 def test_graphs_that_name_others(folder, file, names):
-    """A graph whose inputs or outputs are not those of its place is refused, with what it has and what it needs."""
+    """A graph with inputs or outputs of another place is refused, with the names it has and the names it needs."""
     spoiled = folder("multi")
     rename(spoiled / file, **names)
     edit(spoiled)
@@ -148,7 +149,7 @@ def test_a_place_without_a_graph(folder):
 
 
 def test_data_outside_the_graph(folder, tmp_path):
-    """A graph that reads its numbers from another file, whose hash nobody checks, is refused."""
+    """A graph that reads its numbers from another file, which has no hash, is refused."""
     spoiled = folder("multi")
     model = onnx.load(spoiled / "project.onnx")
     external_data_helper.convert_model_to_external_data(model, location="outside.bin", size_threshold=0)
@@ -329,7 +330,7 @@ def test_nothing_that_can_be_served(folder):
 
 
 def test_what_is_no_version_is_left_alone(folder):
-    """Files beside the models, and folders whose names are no versions, are none of the server's affair."""
+    """Files beside the models, and folders without a version's name, are ignored."""
     good = folder("dot")
     for name in ("latest", "01", "0", ".export-x"):
         shutil.copytree(good, good.parent / name)
@@ -340,7 +341,7 @@ def test_what_is_no_version_is_left_alone(folder):
 
 
 def test_numbers_are_in_the_graph(repository):
-    """What is served has no numbers outside its graphs, and no path or stack trace inside."""
+    """An exported version has no numbers outside its graphs, and no path or stack trace inside."""
     for path in repository.rglob("*.onnx"):
         model = onnx.load(path, load_external_data=False)
         for initializer in model.graph.initializer:

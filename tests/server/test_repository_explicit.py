@@ -22,7 +22,7 @@ from tests.server.spoil import cut, flip_a_byte
 
 
 def test_by_default_nothing_changes(models, publish):
-    """Without a mode, what is published later is left alone, and nothing is loaded on request."""
+    """Without a mode, later versions are ignored, and nothing is loaded on request."""
     with local_server(models) as server:
         publish(2)
         for change in (server.service.load_model, server.service.unload_model):
@@ -149,7 +149,7 @@ def test_a_load_of_nothing(models):
 
 
 def test_a_load_of_what_cannot_be_served(models, publish):
-    """A load of which nothing can be served says why of each version, and what was loaded answers on."""
+    """A load without a servable version gives the reason of each, and loaded versions serve on."""
     with local_server(models, **EXPLICIT) as server:
         server.service.load_model("multi", someone())
         expected = ask(server.service)[1]

@@ -36,7 +36,7 @@ def test_loading_is_not_ready(models, publish):
 
 
 def test_before_it_is_ready(models, publish):
-    """Before the first load has ended nothing is ready, and the index tells what is on its way."""
+    """Before the first load has ended nothing is ready, and the index has the loading versions."""
     publish(1, model="dot")
     with local_server(models, load=False) as server, ThreadPoolExecutor(1) as aside:
         assert server.service.index() == []
@@ -54,8 +54,8 @@ def test_before_it_is_ready(models, publish):
 
 
 def test_an_unload_drains(models):
-    """What is being unloaded takes no new requests, answers those that it has, and only then is gone, its memories
-    too."""
+    """A version that is being unloaded takes no new requests, answers its running ones, and then goes with its
+    memories."""
     with local_server(models, **EXPLICIT) as server, ThreadPoolExecutor(2) as aside:
         service = server.service
         service.load_model("multi", someone())

@@ -12,7 +12,7 @@ from tests.server.lives import POLLING, QUERY, other_weights, version_of
 
 
 def test_a_new_version_takes_over_and_goes(models, publish, connect):
-    """What is published becomes the default, versions answer side by side, and with its folder a version goes."""
+    """A new version becomes the default, versions answer side by side, and a version goes with its folder."""
     with start_server(models, *POLLING) as server:
         transport = connect("grpc", server.rest, server.grpc)
         first = transport.outputs("multi", query=QUERY)["output"]
@@ -120,7 +120,7 @@ def test_a_disk_that_goes_away(models, publish, tmp_path, connect, unmount, word
 
 
 def test_a_pinned_default(models, publish, connect):
-    """A pinned version answers where none is named, whatever else comes; when it goes, no other stands in for it."""
+    """A pinned version is the default whatever is published; when it goes, no version replaces it."""
     publish(2, other_weights)
     with start_server(models, *POLLING, "--default-version", "multi=1") as server:
         transport = connect("grpc", server.rest, server.grpc)

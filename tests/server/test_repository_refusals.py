@@ -62,7 +62,7 @@ REFUSALS = {
 
 
 def test_what_is_refused_leaves_the_old_version_serving(models, publish, connect):
-    """A version that is not what it says is refused with its reason, to who asks for it and in the log; the one
+    """A version that contradicts its manifest is refused with its reason, to its callers and in the log; the one
     before it answers on, is the default, and the model is described by it."""
     with start_server(models, *POLLING, "--max-version-mib", 4) as server:
         transport = connect("grpc", server.rest, server.grpc)
@@ -101,7 +101,7 @@ def test_one_entry_that_cannot_be_read(models, publish):
 
 
 def test_a_model_that_becomes_unreadable_serves_on(models, publish, tmp_path):
-    """A model whose folder cannot be read any more is served from what was loaded, and the index says why."""
+    """A model with a folder that has become unreadable is served from memory, and the index has the reason."""
     publish(1, model="dot")
     with local_server(models, **POLL) as server:
         (models / "multi").rename(tmp_path / "away")
@@ -115,7 +115,7 @@ def test_a_model_that_becomes_unreadable_serves_on(models, publish, tmp_path):
 
 
 def test_the_index_tells_why(models, publish):
-    """The index has every version with its state, and the reason of what is not ready."""
+    """The index has every version with its state, and the reason of each that is not ready."""
     with local_server(models, **POLL) as server:
         publish(3, flip_a_byte)
         publish(2)
@@ -133,7 +133,7 @@ def test_the_index_tells_why(models, publish):
 
 
 def test_a_start_without_anything_to_serve(models, connect):
-    """Following the folder, the server starts whatever lies in it: the model that cannot be served says why, until it
+    """In mode poll the server starts with any content of the folder: the model that cannot be served says why, until it
     can."""
     kept = (models / "multi/1/manifest.json").read_bytes()
     (models / "multi/1/manifest.json").unlink()

@@ -23,13 +23,13 @@ MORE_MIB = 12
 
 
 def resident(pid):
-    """Return what a process holds in memory, in MiB."""
+    """Return a process's resident memory in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
 
 
 class Callers:
-    """Callers who ask without a pause, and look at each answer.
+    """Callers that send requests without a pause and check each answer.
 
     Attributes:
         answers: how many came, by version.

@@ -36,7 +36,7 @@ def test_cancelled_at_its_turn(make):
 
 
 def test_in_order(busy):
-    """What waits runs in the order in which it came."""
+    """Queued jobs run in the order of arrival."""
     scheduler, release, _ = busy
     ran = []
     futures = [submit(scheduler, partial(ran.append, i)) for i in range(3)]
@@ -73,7 +73,7 @@ def test_cancelled_in_the_queue(busy):
 
 
 def test_cancelled_jobs_make_room(busy):
-    """A job whose caller has gone does not keep the queue full for others."""
+    """A job of a caller that has left makes room in the queue."""
     scheduler, _, _ = busy
     futures = [submit(scheduler, int) for _ in range(3)]
     futures[1].cancel()
@@ -81,7 +81,8 @@ def test_cancelled_jobs_make_room(busy):
 
 
 def test_expired_in_the_queue(busy):
-    """A job whose deadline passes while it waits never runs, and says why; a deadline not reached is no matter."""
+    """A job with a deadline that passes in the queue never runs, and fails with the reason; a deadline not reached is
+    no matter."""
     scheduler, release, now = busy
     ran = threading.Event()
     late, in_time = submit(scheduler, ran.set, 5.0), submit(scheduler, int, 7.0)
@@ -102,7 +103,7 @@ def test_expired_before_it_came(make):
 
 
 def test_a_job_that_fails(make):
-    """What a job raises belongs to its future; its slot is free again."""
+    """A job's exception belongs to its future; its slot is free again."""
     scheduler = make()
 
     def fail():
@@ -138,7 +139,7 @@ def test_as_many_at_once_as_there_are_slots(make, slots):
 
 
 def test_close_finishes_what_was_taken(busy):
-    """Closing refuses what is new, and waits for what runs and what waits."""
+    """Closing refuses new jobs, and waits for running and queued ones."""
     scheduler, release, _ = busy
     futures = [submit(scheduler, int) for _ in range(2)]
     closing = threading.Thread(target=scheduler.close)
@@ -161,7 +162,7 @@ def test_close_twice(make):
 
 
 def test_nobody_overtakes_the_queue(make):
-    """While somebody waits, a newcomer goes behind them, though the slot be free for a moment."""
+    """While a job waits, a new one goes behind it, even if a slot is free for a moment."""
     scheduler = make()
     stop, waited = threading.Event(), threading.Event()
 
@@ -255,7 +256,7 @@ def test_what_is_gone_is_not_run_together(make):
 
 
 def test_a_job_that_is_alone_has_all_slots(make):
-    """What a job spreads is done in as many slots as are free, and in order for who reads it."""
+    """A mapped job runs in as many slots as are free, and its results are in order."""
     scheduler = make(slots=3)
     together_at_once = threading.Barrier(3)
 
@@ -268,7 +269,7 @@ def test_a_job_that_is_alone_has_all_slots(make):
 
 
 def test_a_job_that_is_not_alone_has_one_slot(make):
-    """While others wait, what a job spreads is done in its own slot, one after the other."""
+    """While further jobs wait, a mapped job runs in its own slot, item by item."""
     with held(make(slots=1)) as scheduler:
         threads = submit(scheduler, lambda: scheduler.map(lambda _: threading.get_ident(), range(5)))
         scheduler.release.set()
@@ -300,7 +301,7 @@ def test_a_job_that_is_alone_while_the_server_stops(make):
 
 
 def test_a_part_that_fails(make):
-    """What a part raises is the job's; the slots are free again."""
+    """An item's exception is the job's; the slots are free again."""
     scheduler = make(slots=2)
 
     def each(item):

@@ -1,4 +1,4 @@
-"""What belongs to a service beside its answers: ids, health, reflection, documents, limits, speed."""
+"""A service's endpoints beside its answers: ids, health, reflection, documents, limits, speed."""
 
 import gzip
 import json
@@ -202,7 +202,7 @@ def test_the_document_knows_every_field(openapi):
 
 
 def test_the_viewer_loads_nothing_from_elsewhere(server):
-    """/docs and what it loads name no other origin, all of it is there, and a policy forbids the rest."""
+    """/docs and its files name no foreign origin, all of them exist, and a policy forbids the rest."""
     page = requests.get(f"{server.url}/docs", timeout=60)
     assert page.headers["content-type"].startswith("text/html")
     assert "//" not in page.text
@@ -301,7 +301,7 @@ def test_a_compressed_message_over_the_limit(narrow):
 
 
 def test_an_answer_over_the_limit(narrowly):
-    """An answer that would be over the limit is refused before it is computed, and says what would be smaller."""
+    """An answer above the limit is refused before it is computed, in words that say how to shrink it."""
     query = np.ones((600, 2), np.float32)
     with refused("RESOURCE_EXHAUSTED", "outputs", "top k"):
         narrowly.attend("dot", query=query, outputs=["weights"])
@@ -312,7 +312,7 @@ def test_an_answer_over_the_limit(narrowly):
 
 
 def test_an_answer_just_below_the_limit(narrowly):
-    """What is below the limit is sent, whatever the message around it weighs."""
+    """An answer below the limit is sent, whatever the message around it weighs."""
     weights = narrowly.outputs("dot", query=np.ones((512, 1), np.float32), outputs=["weights"])["weights"]
     assert weights.nbytes == 2**20
 
@@ -335,7 +335,7 @@ def test_sequences_over_the_limit(narrowly):
 
 
 def test_the_log_tells_no_content(server, connect):
-    """What callers send is not in the log."""
+    """Requests' contents are not in the log."""
     with pytest.raises(Refused):
         connect("rest-json", server.rest, server.grpc).attend("multi-head", text="confidential")
     assert "confidential" not in server.log

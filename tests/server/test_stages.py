@@ -21,7 +21,7 @@ SHAPES = {
 @pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case.model)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (5, 3), (2, 33)])
 def test_every_stage(transport, repository, case, queries, keys):
-    """Each stage can be asked for by name and is what the block's formulas say, FP32, without a batch dimension."""
+    """Each stage can be requested by name and equals the block's formula, in FP32, without a batch dimension."""
     vectors = case.vectors(np.random.default_rng(queries), queries, keys)
     answer = transport.attend(case.model, outputs=list(STAGES), **vectors)
     (result,) = answer["results"]
@@ -75,7 +75,7 @@ def test_a_value_alone_goes_with_the_query_as_key(transport, repository):
 
 
 def test_dot_product_takes_any_width(transport):
-    """The plain dot product takes vectors of any width, and says in one formula what it does."""
+    """The plain dot product takes vectors of any width, and is one formula."""
     for width in (1, 3, 64):
         x = np.random.default_rng(width).standard_normal((5, width)).astype(np.float32)
         weights = np.exp(x.astype(np.float64) @ x.T)

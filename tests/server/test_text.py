@@ -25,14 +25,14 @@ def vocabulary(repository, model, file="tokenizer.json"):
 
 
 def vectors_of(repository, words):
-    """What the front of `multi-head` makes of words."""
+    """The vectors that the front of `multi-head` gives for words."""
     known = vocabulary(repository, "multi-head")
     ids = np.array([[known[word.lower()] for word in words.split()]])
     return graph(repository, "multi-head", "front.onnx", tokens=ids)["query"][0]
 
 
 def test_the_articles_sentence(transport):
-    """From the verb, the trained heads find who gave, to whom, and what; each is sure of it."""
+    """From the verb, the trained heads find giver, recipient and object; each is sure of it."""
     result = transport.one("multi-head", text=SENTENCE)
     assert list(result["outputs"]) == ["output"]
     assert result["tokens"] == SENTENCE.split()
@@ -43,7 +43,7 @@ def test_the_articles_sentence(transport):
 
 
 def test_what_was_asked_and_no_more(transport):
-    """With outputs named, predictions come only when they are among them."""
+    """With named outputs, predictions come only if they are named."""
     both = transport.one("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
     assert list(both["outputs"]) == ["weights"]
     assert both["outputs"]["weights"].shape == (3, 7, 7)
@@ -166,7 +166,7 @@ def test_a_value_of_another_length_beside_text(transport, length):
 
 
 def test_texts_and_vectors_side_by_side(transport, repository):
-    """One message may hold texts and vectors; each result has what its sequence calls for."""
+    """One message may hold texts and vectors; each result has the fields of its sequence."""
     inputs = [{"text": "my cat"}, {"query": vectors_of(repository, "my cat")}, {"text": "I gave him a dog"}]
     first, second, third = transport.attend("multi-head", inputs=inputs, outputs=["output"])["results"]
     assert [first["tokens"], second["tokens"], third["tokens"]] == [["my", "cat"], [], ["I", "gave", "him", "a", "dog"]]

@@ -42,7 +42,7 @@ def sequence(name, length, keys=None):
 
 @contextmanager
 def merging(models, *, most=8, **options):
-    """A server whose every model runs tiny sequences together, whatever was measured on this machine."""
+    """A server with batches of tiny sequences for every model, independent of this machine's measurements."""
     with local_server(models, max_queued=32, **options) as server:
         for name in [*WIDTHS, "text-cross"]:
             with server.repository.lease(name) as model:
@@ -106,7 +106,8 @@ def queued_behind_one(server, threads, asks):
 
 
 def test_equal_lengths_of_several_requests(models, connect):
-    """What queues is merged where it is alike: the same model, outputs, mask and lengths. Answers are those of each
+    """Queued requests are merged where they are alike: the same model, outputs, mask and lengths. Answers are those of
+    each
     request alone."""
     sequences = [sequence("multi", length) for length in (2, 3, 3, 3, 3, 3, 2)]
     weights = {"outputs": ["weights"]}
@@ -154,7 +155,8 @@ def test_one_fault_in_a_request(models, connect):
 @pytest.mark.parametrize("mask", [{}, {"causal": "bottom_right"}], ids=str)
 @pytest.mark.parametrize("name", WIDTHS)
 def test_a_long_sequence_that_is_alone_runs_in_every_slot(models, connect, name, mask, outputs):
-    """While nobody else asks, a long sequence is cut into as many parts as there are slots; the answer has the same
+    """While no other request waits, a long sequence is cut into as many parts as there are slots; the answer has the
+    same
     bits."""
     one = sequence(name, LONG, LONG + 9)
     options = {"outputs": outputs, **({"shared_mask": mask} if mask else {})}
@@ -170,7 +172,7 @@ def test_a_long_sequence_that_is_alone_runs_in_every_slot(models, connect, name,
 
 
 def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
-    """While others are there, a long sequence has one slot, and the other runs what else is asked."""
+    """While further requests wait, a long sequence has one slot, and the second slot runs them."""
     with local_server(models, slots=2, predicted=IN_A_SLOT) as server, ThreadPoolExecutor(2) as threads:
         attend = connect("grpc", server.rest, server.grpc).attend
         server.gate.close()
@@ -198,7 +200,7 @@ def test_many_sequences_that_are_alone_run_in_every_slot(models, connect):
 
 
 def test_tiny_messages_of_a_stream(models, connect):
-    """What comes on a stream while another computes runs together, on one slot too."""
+    """Messages of a stream that arrive during a computation run together, on one slot too."""
     sequences = [sequence("multi", 3) for _ in range(8)]  # as many as are let in before the size of an answer is known
     with merging(models, predicted=IN_A_SLOT) as server, grpc.insecure_channel(server.grpc) as channel:
         attend = connect("grpc", server.rest, server.grpc).attend

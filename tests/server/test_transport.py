@@ -10,7 +10,7 @@ from serving import wait_until
 
 
 def test_a_thread_is_busy_until_it_is_idle():
-    """Who leaves does not free the thread that works for them; when it has ended, another has room."""
+    """A caller that leaves does not free its thread; when it has ended, another has room."""
     release = threading.Event()
 
     async def used():

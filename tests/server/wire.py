@@ -1,4 +1,4 @@
-"""Frames of calls to the core's gRPC port, and what its answers say."""
+"""Frames of calls to the core's gRPC port, and readers of its answers."""
 
 from urllib.parse import unquote
 

@@ -83,7 +83,7 @@ def one_byte_chunks(subject: Subject, rng: random.Random) -> None:
 
 
 def slow_readers(subject: Subject, rng: random.Random) -> None:
-    """Callers that do not read answers hold up no other caller."""
+    """Callers that do not read answers delay no other caller."""
     rows = ",".join(["[1.0]"] * 900)
     body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
     head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
