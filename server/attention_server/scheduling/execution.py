@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from attention_server.errors import DeadlineExceeded, Unavailable
+from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
 from attention_server.scheduling.future import Future
 from attention_server.scheduling.job import QueueEntry
 
@@ -80,6 +80,13 @@ def _finalize(entries: Batch, finalize: Finalizer) -> None:
 def _settle(entries: Batch, answers: Sequence[Any]) -> None:
     for entry, answer in zip(entries, answers, strict=True):
         if isinstance(answer, BaseException):
+            if isinstance(answer, AttentionServiceError):
+                _drop_frames(answer)
             entry.future.set_exception(answer)
         else:
             entry.future.set_result(answer)
+
+
+def _drop_frames(error: AttentionServiceError) -> None:
+    """Remove an expected error's traceback and causes: their frames hold the request, whose future holds the error."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
