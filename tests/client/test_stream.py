@@ -116,7 +116,7 @@ def test_a_stream_that_never_answers_is_given_up(attend_many, target, service):
     """The fifth break without an answer raises the stream's error."""
     service.breaks = [0] * MAX_FAILURES
     # The server's words, or those of grpc.aio where its core finds the stream broken while it writes.
-    with pytest.raises(Unavailable, match="broken|Internal error from Core"):
+    with pytest.raises(Unavailable, match=r"broken|Internal error from Core"):
         list(attend_many(target, "any", [X]))
     assert len(service.streams) == MAX_FAILURES
 
