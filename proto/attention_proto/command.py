@@ -2,23 +2,27 @@
 
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from importlib.metadata import version
 
 PACKAGE = "attention-service"
 
 
 def run_command(
-    name: str, module: str, *, extra: str, about: str, show_help: Callable[[], object] | None = None
+    name: str,
+    load_main: Callable[[], Callable[[], object]],
+    *,
+    extra: str,
+    about: str,
+    show_help: Callable[[], object] | None = None,
 ) -> None:
     """Import a command's module and call its `main`. `--help` and `--version` work without the extra.
 
     Args:
         name: name of the command.
-        module: module of `main`.
+        load_main: imports the command's module and returns its `main`.
         extra: extra of the package that has the command's dependencies.
         about: one sentence for `--help`, where a dependency is missing.
-        show_help: prints the full help with fewer dependencies than `module`, and exits; None to call `main` for it.
+        show_help: prints the full help with fewer dependencies than `main`, and exits; None to call `main` for it.
 
     Raises:
         SystemExit: a dependency is missing (status 1), or that of the command.
@@ -30,7 +34,7 @@ def run_command(
     try:
         if wants_help and show_help:
             show_help()
-        main = import_module(module).main
+        main = load_main()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing.startswith("attention_"):  # a fault of this package

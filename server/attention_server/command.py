@@ -1,5 +1,7 @@
 """The commands `attention-server` and `attention-token`: a missing dependency is named in one line."""
 
+from collections.abc import Callable
+
 from attention_proto.command import run_command
 
 
@@ -7,7 +9,7 @@ def main() -> None:
     """Run `attention-server`."""
     run_command(
         "attention-server",
-        "attention_server.app",
+        _load_server,
         extra="server",
         about="Serves attention, its outputs and its weights, over gRPC and REST.",
         show_help=_show_server_help,
@@ -18,10 +20,22 @@ def token() -> None:
     """Run `attention-token`."""
     run_command(
         "attention-token",
-        "attention_server.auth.new_token",
+        _load_token,
         extra="server",
         about="Makes a token for a caller: the line of the token file goes to stdout, the token to stderr.",
     )
+
+
+def _load_server() -> Callable[[], object]:
+    from attention_server.app import main as run  # noqa: PLC0415 # needs the extra
+
+    return run
+
+
+def _load_token() -> Callable[[], object]:
+    from attention_server.auth.new_token import main as run  # noqa: PLC0415 # needs the extra
+
+    return run
 
 
 def _show_server_help() -> None:
