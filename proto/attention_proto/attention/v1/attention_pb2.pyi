@@ -852,10 +852,16 @@ class Manifest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     OPSET_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    HIDDEN_DIM_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    DOUBLED_BYTES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """The version of the manifest's form: 1."""
+    """The version of the manifest's form: 2."""
     block: _builtins.str
-    """`dot_product`, `self_attention`, `multi_head` or `cross_attention`."""
+    """`dot_product`, `self_attention`, `multi_head` or `cross_attention`, the blocks that this project defines; or
+    `transformer`, an imported checkpoint.
+    """
     description: _builtins.str
     """A description in one sentence."""
     license: _builtins.str
@@ -864,9 +870,17 @@ class Manifest(_message.Message):
     """The source of imported weights."""
     opset: _builtins.int
     """The ONNX operator set of the graphs."""
+    hidden_dim: _builtins.int
+    """The width of `hidden`; 0 in a model without it."""
+    architecture: _builtins.str
+    """The class of the imported model, such as `BertModel`; empty in the blocks that this project defines."""
+    doubled_bytes: _builtins.int
+    """Bytes of matrices that stand in more than one file, where a fused graph or a tied head pays for it."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
-        """The layers, in the order of computation; one layer for a plain block."""
+        """The sites, in the order of computation: each is one attention of the model. A block that this project defines has
+        one.
+        """
 
     @_builtins.property
     def text(self) -> Global___Text:
@@ -894,6 +908,12 @@ class Manifest(_message.Message):
         describes the float32 version.
         """
 
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """The graphs between sites: `segments[k]` runs before `layers[k]`, and one more may follow the last site. Graphs are
+        connected by the names of their inputs and outputs alone; `docs/models.md` lists the names.
+        """
+
     def __init__(
         self,
         *,
@@ -910,18 +930,55 @@ class Manifest(_message.Message):
         source: _builtins.str = ...,
         opset: _builtins.int = ...,
         quantization: Global___Quantization | None = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        hidden_dim: _builtins.int = ...,
+        architecture: _builtins.str = ...,
+        doubled_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "parity", b"parity", "quantization", b"quantization", "text", b"text", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "description", b"description", "format", b"format", "head", b"head", "layers", b"layers", "license", b"license", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block", b"block", "description", b"description", "doubled_bytes", b"doubled_bytes", "format", b"format", "head", b"head", "hidden_dim", b"hidden_dim", "layers", b"layers", "license", b"license", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "segments", b"segments", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
 
 @_typing.final
+class Segment(_message.Message):
+    """Everything between two sites: one graph. The first one takes the vectors of the sequence, or what the text's front
+    makes of tokens, and returns q, k and v of the first site; the following take `heads` of the site before, and what is
+    carried.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    ROWS_DEPENDENT_FIELD_NUMBER: _builtins.int
+    rows_dependent: _builtins.bool
+    """Whether a row of a result depends on further rows or on its place among them. The rows of such a segment are always
+    computed together.
+    """
+    @_builtins.property
+    def graph(self) -> Global___File:
+        """The ONNX file; identical segments are one file."""
+
+    def __init__(
+        self,
+        *,
+        graph: Global___File | None = ...,
+        rows_dependent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "rows_dependent", b"rows_dependent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Segment: _TypeAlias = Segment  # noqa: Y015
+
+@_typing.final
 class Layer(_message.Message):
-    """An attention block of a model."""
+    """A site of a model: one attention, with the constants of its scores and the graphs that compute it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -941,6 +998,11 @@ class Layer(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     ATTEND_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CAUSAL_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    BIAS_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name in `OutputSpec.layers`."""
     heads: _builtins.int
@@ -965,6 +1027,12 @@ class Layer(_message.Message):
     """The factor of q.k; 0 for 1 / sqrt(Dh)."""
     softcap: _builtins.float
     """If above 0: scores = softcap * tanh(scores / softcap), before the mask."""
+    path: _builtins.str
+    """The module of the site in the imported model, such as `encoder.layer.3.attention.self`."""
+    causal: _builtins.bool
+    """Whether a query attends to keys at its own position and before alone."""
+    window: _builtins.int
+    """If above 0: a query attends to keys at a distance below this number."""
     @_builtins.property
     def project(self) -> Global___File:
         """The graph of projections: key [B, S, key_dim], value [B, S, value_dim] -> k, v, both [B, S, heads * width]. Absent
@@ -996,6 +1064,16 @@ class Layer(_message.Message):
         dot_product, in int8, and in all layers but the last; the rows are then computed and pooled.
         """
 
+    @_builtins.property
+    def bias(self) -> Global___File:
+        """The graph of the bias that the model adds to the scores: query_positions [T], key_positions [S], INT64 [, q, k] ->
+        bias [B or 1, H, T, S]. Absent in a site without one.
+        """
+
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of `output`, `contributions` and `hidden` that are offered. The other stages of a site always are."""
+
     def __init__(
         self,
         *,
@@ -1015,10 +1093,15 @@ class Layer(_message.Message):
         after: Global___File | None = ...,
         attend: _abc.Iterable[Global___AttendGraph] | None = ...,
         pool: Global___File | None = ...,
+        path: _builtins.str = ...,
+        causal: _builtins.bool = ...,
+        window: _builtins.int = ...,
+        bias: Global___File | None = ...,
+        stages: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "pool", b"pool", "project", b"project", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bias", b"bias", "pool", b"pool", "project", b"project", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "pool", b"pool", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1104,12 +1187,23 @@ class Text(_message.Message):
     MEMORY_FRONT_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_MEMORY_TOKENS_FIELD_NUMBER: _builtins.int
+    POSITION_BASE_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
     allow_unknown: _builtins.bool
     """Whether a word outside the vocabulary becomes the unknown token; otherwise the request is refused, naming the word."""
     max_tokens: _builtins.int
     """The greatest length of a text, in tokens; 0 for any length."""
     max_memory_tokens: _builtins.int
     """The greatest length of a memory text, in tokens; 0 for any length."""
+    position_base: _builtins.int
+    """The position of the first token: 0, or the number behind the padding token's in models of RoBERTa's family."""
+    pool: _builtins.str
+    """The pooling of `hidden` that makes the embedding of a text in the imported model: `mean`, `first` or `last`; empty
+    where its files do not say.
+    """
+    normalize: _builtins.bool
+    """Whether the embedding is then divided by its length."""
     @_builtins.property
     def tokenizer(self) -> Global___File:
         """The tokenizer, in the `tokenizer.json` form of the tokenizers library."""
@@ -1138,10 +1232,13 @@ class Text(_message.Message):
         memory_front: Global___File | None = ...,
         max_tokens: _builtins.int = ...,
         max_memory_tokens: _builtins.int = ...,
+        position_base: _builtins.int = ...,
+        pool: _builtins.str = ...,
+        normalize: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["front", b"front", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1251,6 +1348,7 @@ class Parity(_message.Message):
     ATOL_FIELD_NUMBER: _builtins.int
     RTOL_FIELD_NUMBER: _builtins.int
     LIMITED_BY_FLOAT32_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     cases: _builtins.int
     """The number of shapes and masks that were compared."""
     atol: _builtins.float
@@ -1260,6 +1358,10 @@ class Parity(_message.Message):
     limited_by_float32: _builtins.int
     """The number of results beyond the tolerance, but at most twice as far from float64 as PyTorch's own float32. They
     occur in blocks with large scores, where float32 has no more digits.
+    """
+    reference: _builtins.str
+    """The reference of an imported model: library, version, attention and number format. Empty where the reference is the
+    PyTorch block in float64.
     """
     @_builtins.property
     def max_abs_error(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -1273,10 +1375,11 @@ class Parity(_message.Message):
         atol: _builtins.float = ...,
         rtol: _builtins.float = ...,
         limited_by_float32: _builtins.int = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["atol", b"atol", "cases", b"cases", "limited_by_float32", b"limited_by_float32", "max_abs_error", b"max_abs_error", "rtol", b"rtol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atol", b"atol", "cases", b"cases", "limited_by_float32", b"limited_by_float32", "max_abs_error", b"max_abs_error", "reference", b"reference", "rtol", b"rtol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
