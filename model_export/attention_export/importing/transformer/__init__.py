@@ -1,0 +1,1 @@
+"""Any transformer that `transformers` loads, as segments and sites."""

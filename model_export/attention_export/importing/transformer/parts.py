@@ -1,0 +1,81 @@
+"""What a checkpoint is cut into: graphs between attentions, and each attention's own parameters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Graph = Callable[[], bytes]
+"""A serialised ONNX model, made at each call, so that no more than one segment's matrices are in memory."""
+
+
+@dataclass(frozen=True)
+class SiteSpec:
+    """One attention of a model: softmax(softcap(q.k * scale) + bias, masked) . v; its sizes and its own mask.
+
+    Attributes:
+        name: short name, `3`.
+        path: of the module in the source, `encoder.layer.3.attention.self`; shared layers share it.
+        heads: H.
+        key_value_heads: Hkv, which divides H; head h reads key-value head h // (H / Hkv).
+        head_dim: Dh, of queries and keys.
+        value_head_dim: Dv.
+        output_dim: width of `output`; 0 where it is not offered.
+        scale: of q.k, before softcap, bias and masks.
+        softcap: c in c * tanh(scores / c); 0 for none.
+        causal: whether key j is seen by query i only if j <= i.
+        window: w in |i - j| < w (causal: 0 <= i - j < w); 0 for none.
+        bias: ONNX graph of `query_positions` [T], `key_positions` [S] (INT64) and, where it depends on rows,
+            `q` [B,T,H*Dh] and `k` [B,S,Hkv*Dh], that gives `bias` [B or 1,H,T,S]; None for none.
+        stages: of `output`, `contributions` and `hidden`, the ones that segments behind this site give.
+    """
+
+    name: str
+    path: str
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    value_head_dim: int
+    output_dim: int
+    scale: float
+    softcap: float
+    causal: bool
+    window: int
+    bias: bytes | None
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TransformerParts:
+    """A model as front, segment 0, site 0, segment 1, .. site n-1, segment n, and head.
+
+    Graphs are connected by the names of their inputs and outputs: `tokens`, `position_ids`, `token_type_ids` (INT64
+    [B,T]), `query` [B,T,D], `q`, `k`, `v`, `heads`, `output`, `hidden` and `carry_0`, `carry_1`, .. ([B,T,width]).
+
+    Attributes:
+        architecture: class of the source, `BertModel`.
+        front: tokens [, position_ids, token_type_ids] -> query, hidden state 0 of the source.
+        segments: n + 1 of them; segment k runs before site k. Equal segments serialise to equal bytes.
+        rows_dependent: for each segment, whether a row of a result depends on other rows.
+        front_rows_dependent: the same of the front.
+        sites: in the order of computation.
+        query_dim: width of `query`.
+        hidden_dim: width of `hidden`.
+        position_base: position of the first token.
+        max_tokens: longest sequence that the source has positions for.
+        takes_token_types: whether the front reads `token_type_ids`.
+        head: hidden [N,D] -> logits [N,labels]; None for a base model.
+        notes: sentences on what was left out of the checkpoint.
+    """
+
+    architecture: str
+    front: Graph
+    segments: tuple[Graph, ...]
+    rows_dependent: tuple[bool, ...]
+    front_rows_dependent: bool
+    sites: tuple[SiteSpec, ...]
+    query_dim: int
+    hidden_dim: int
+    position_base: int
+    max_tokens: int
+    takes_token_types: bool
+    head: Graph | None
+    notes: tuple[str, ...]
