@@ -1,0 +1,382 @@
+"""A checkpoint folder of `transformers`: its model without values, and the values, read one at a time."""
+
+import contextlib
+import copy
+import json
+import logging as standard_logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.utils import logging
+
+from attention_export.importing import ImportFailure
+
+Reader = Callable[[], Tensor]
+"""Reads one tensor of a file."""
+
+BASE = "base"
+CLASSES = {  # of each task, by model type
+    BASE: modeling_auto.MODEL_MAPPING_NAMES,
+    "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+}
+ENDINGS = {  # of the names of classes
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "masked-lm",
+}
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+CHANGING_ROPE = {"dynamic", "longrope"}  # whose frequencies depend on the length of the sequence
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+LISTED = 6
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint as `transformers` understands it.
+
+    Attributes:
+        folder: of config.json and weights.
+        task: a key of `CLASSES`.
+        config: of the model.
+        skeleton: the model with placeholders in place of parameters; buffers are real. In eval mode.
+        missing: parameters that no file has: the skeleton's are random.
+        notes: sentences on what was left out.
+    """
+
+    folder: Path
+    task: str
+    config: PretrainedConfig
+    skeleton: PreTrainedModel
+    missing: frozenset[str]
+    notes: tuple[str, ...]
+    _origins: dict[str, "_Origin"] = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """The class, `BertForMaskedLM`."""
+        return type(self.skeleton).__name__
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model with its values, in float32, eval mode and eager attention; it has a config of its own."""
+        model, _ = _load(type(self.skeleton), self.config, {k: v.read() for k, v in _files(self.folder).items()})
+        return model
+
+    def value(self, name: str) -> Tensor:
+        """Read a parameter or a persistent buffer, as float32 where it is a number of floating point.
+
+        Raises:
+            ImportFailure: no file has it.
+        """
+        if name in self._origins:
+            return _single(self._origins[name]())
+        if name in self.missing:
+            raise ImportFailure(
+                f"the checkpoint has no {name}, which {self.architecture} needs: it would be random. Choose another "
+                "--task, or a folder that has it"
+            )
+        return _single(self.model.state_dict()[name])  # transformers computes it of several tensors
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A parameter as a view of a tensor in a file."""
+
+    read: Reader
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def __call__(self) -> Tensor:
+        return self.read().contiguous().as_strided(self.shape, self.stride, self.offset)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of a file."""
+
+    shape: tuple[int, ...]
+    floating: bool
+    read: Reader
+
+
+def load_source(folder: Path, task: str | None = None) -> Source:
+    """Read a checkpoint's config and the names and shapes of its tensors.
+
+    Args:
+        folder: config.json and model.safetensors or pytorch_model.bin, sharded or not.
+        task: a key of `CLASSES`; what config.json's `architectures` says if None.
+
+    Raises:
+        ImportFailure: the folder is not a checkpoint that `transformers` loads without code of its own, or the model
+            is of a kind that is not imported.
+    """
+    config = _read_config(folder)
+    notes: list[str] = []
+    cls = _model_class(config, task or _task_of(config, notes))
+    stored = _files(folder)
+    # Memory that is never touched costs nothing; it has a shape and an address, by which a parameter is found again.
+    placeholders = {k: torch.empty(v.shape) if v.floating else v.read() for k, v in stored.items()}
+    skeleton, info = _load(cls, config, placeholders)
+    _refuse_other_inputs(skeleton)
+    origins = _origins(skeleton, placeholders, stored)
+    for name, buffer in skeleton.named_buffers():
+        if name in origins:
+            buffer.copy_(origins[name]())
+    missing = frozenset(info["missing_keys"])
+    notes += _left_over(skeleton, info["unexpected_keys"])
+    task = next(name for name, classes in CLASSES.items() if cls.__name__ in _names(classes, config))
+    return Source(folder, task, config, skeleton, missing, tuple(notes), origins)
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ImportFailure(f"{path} cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ImportFailure(f"{path} is not an object")
+    if "auto_map" in fields:
+        raise ImportFailure(
+            f"{path} has `auto_map`: the checkpoint brings code of its own, which is never run. If a class of "
+            "transformers computes the same, take `auto_map` out of a copy of the file"
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each config has errors of its own
+        raise ImportFailure(
+            f"{path} is not a config that transformers {transformers.__version__} knows: {error}"
+        ) from (error)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ImportFailure(f"{path} has `quantization_config`: only float weights are imported")
+    _refuse_changing_rope(config)
+    return config
+
+
+def _refuse_changing_rope(config: PretrainedConfig) -> None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [p for p in parameters.values() if isinstance(p, dict)]
+    for kind in {p.get("rope_type") for p in [parameters, *nested]} & CHANGING_ROPE:
+        raise ImportFailure(
+            f"config.json: rope_type {kind!r} turns positions by the length of the whole sequence, so that a row "
+            "depends on how many come behind it; it is not imported"
+        )
+
+
+def _names(classes: Any, config: PretrainedConfig) -> tuple[str, ...]:
+    names = classes.get(config.model_type, ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _task_of(config: PretrainedConfig, notes: list[str]) -> str:
+    """Return the task of the checkpoint's own class, or `base` with a note on the head that is left out."""
+    architectures = config.architectures or [""]
+    name = architectures[0]
+    for ending, task in ENDINGS.items():
+        if name.endswith(ending):
+            return task
+    if name.endswith(CAUSAL):
+        raise ImportFailure(
+            f"config.json: {name} predicts the next token; decoders' heads are not imported. `--task base` imports "
+            "the model below the head"
+        )
+    if name and name not in _names(CLASSES[BASE], config):
+        notes.append(f"the head of {name} is left out")
+    return BASE
+
+
+def _model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
+    if config.is_encoder_decoder:
+        raise ImportFailure(
+            f"config.json: {config.model_type} has an encoder and a decoder; only one of them is imported"
+        )
+    if task not in CLASSES:
+        raise ImportFailure(f"--task {task} is none of {', '.join(CLASSES)}")
+    names = _names(CLASSES[task], config)
+    if not names:
+        others = [other for other, classes in CLASSES.items() if _names(classes, config)]
+        raise ImportFailure(
+            f"transformers {transformers.__version__} has no {task} model of type {config.model_type}"
+            + (f"; --task {', '.join(others)} is there" if others else "")
+        )
+    if len(names) > 1:
+        named = [name for name in names if name in (config.architectures or ())]
+        names = tuple(named or names)
+    cls = getattr(transformers, names[0], None)
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise ImportFailure(f"{names[0]} of {config.model_type} is not a model of transformers")
+    return cls
+
+
+def _refuse_other_inputs(model: PreTrainedModel) -> None:
+    base: Any = model.base_model
+    modalities = (base.input_modalities,) if isinstance(base.input_modalities, str) else base.input_modalities
+    if base.main_input_name != "input_ids" or set(modalities) != {"text"}:
+        raise ImportFailure(
+            f"{type(base).__name__} takes `{base.main_input_name}` ({', '.join(modalities)}); only models of text, "
+            "that take `input_ids` alone, are imported"
+        )
+
+
+def _files(folder: Path) -> dict[str, _Stored]:
+    """Return the tensors of a checkpoint by the names in its files."""
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            paths = [folder / name]
+        elif index.exists():
+            paths = _shards(index)
+        else:
+            continue
+        tensors: dict[str, _Stored] = {}
+        for path in paths:
+            tensors |= _safetensors(path) if name.endswith(".safetensors") else _pickled(path)
+        return tensors
+    raise ImportFailure(f"{folder} has neither {' nor '.join(WEIGHTS)}, nor an index of shards of one of them")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ImportFailure(f"{index} is no index of shards: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+            raise ImportFailure(f"{index} names a shard {name!r}, which is not there")
+    return [index.parent / name for name in names]
+
+
+def _safetensors(path: Path) -> dict[str, _Stored]:
+    def read(name: str) -> Tensor:
+        with safe_open(path, "pt") as file:  # closed each time, so that no page of it stays mapped
+            return cast("Tensor", file.get_tensor(name))
+
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 # it is no dict
+            return {
+                name: _Stored(tuple(s.get_shape()), "F" in s.get_dtype(), partial(read, name))
+                for name, s in slices.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise ImportFailure(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _pickled(path: Path) -> dict[str, _Stored]:
+    try:
+        tensors = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except RuntimeError:  # written in the old format, which cannot be mapped
+        tensors = _unmapped(path)
+    except Exception as error:
+        raise ImportFailure(f"{path} cannot be read as tensors alone: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ImportFailure(f"{path} holds no state dict: expected names and tensors")
+    return {
+        name: _Stored(tuple(tensor.shape), tensor.is_floating_point(), partial(_same, tensor))
+        for name, tensor in tensors.items()
+    }
+
+
+def _unmapped(path: Path) -> Any:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ImportFailure(f"{path} cannot be read as tensors alone: {error}") from error
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what transformers and PyTorch say on the way; what matters is said by errors and notes."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(standard_logging.ERROR)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _load(
+    cls: type[PreTrainedModel], config: PretrainedConfig, tensors: dict[str, Tensor]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Make a model of tensors by the names of a file, renamed and converted by transformers."""
+    with quiet():
+        try:
+            loaded: Any = cls.from_pretrained(
+                None,
+                config=copy.deepcopy(config),  # the attention's implementation is written into it
+                state_dict=tensors,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        except Exception as error:  # each model has errors of its own
+            raise ImportFailure(f"transformers cannot load {cls.__name__}: {error}") from error
+    model, info = loaded
+    if info["mismatched_keys"] or info["error_msgs"]:
+        name, *shapes = next(iter(info["mismatched_keys"]), (info["error_msgs"], "", ""))
+        raise ImportFailure(f"{name} does not fit {cls.__name__}: {shapes[0]} in the file, {shapes[1]} by config.json")
+    model.eval().requires_grad_(requires_grad=False)
+    return model, info
+
+
+def _origins(model: PreTrainedModel, placeholders: dict[str, Tensor], stored: dict[str, _Stored]) -> dict[str, _Origin]:
+    """Find each parameter's file again, by the address of its placeholder."""
+    names = {p.untyped_storage().data_ptr(): name for name, p in placeholders.items() if p.numel()}
+    return {
+        name: _Origin(stored[names[address]].read, tuple(value.shape), value.stride(), value.storage_offset())
+        for name, value in model.state_dict().items()
+        if (address := value.untyped_storage().data_ptr()) in names
+        and value.untyped_storage().nbytes() == 4 * math.prod(stored[names[address]].shape)
+    }
+
+
+def _left_over(model: PreTrainedModel, names: set[str]) -> list[str]:
+    """Return a note on tensors of heads that were left out.
+
+    Raises:
+        ImportFailure: a tensor belongs to a module of the base model, which therefore computes something else.
+    """
+    base = model.base_model
+    prefix = f"{model.base_model_prefix}." if base is not model else ""
+    modules = {name for name, _ in base.named_modules() if name}
+    buffers = {name for name, _ in model.named_buffers()}
+    left = sorted(name for name in names if name not in buffers)
+    for name in left:
+        path = name.removeprefix(prefix).split(".")
+        parents = {".".join(path[:length]) for length in range(1, len(path))}
+        if (not prefix or name.startswith(prefix)) and parents & modules:
+            raise ImportFailure(
+                f"{name} is in the checkpoint and not in {type(model).__name__} as config.json describes it: the model "
+                "would compute something else"
+            )
+    if not left:
+        return []
+    more = f", and {len(left) - LISTED} more" if len(left) > LISTED else ""
+    return [f"left out of the checkpoint: {', '.join(left[:LISTED])}{more}"]
