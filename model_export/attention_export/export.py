@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Text
+from attention_proto.attention.v1.attention_pb2 import File, Layer, Manifest, Text
 from attention_proto.folder import FORMAT
 from tokenizers import Tokenizer
 
 from attention_export.blocks import DotProduct
 from attention_export.graphs import (
     OPSET,
-    Attend,
     Graph,
     after_graph,
     attend_graphs,
@@ -98,14 +97,8 @@ def _write_layer(block: DotProduct, folder: Path, name: str, prefix: str, progre
         layer.project.CopyFrom(_write_graph(project, folder, progress))
         layer.weights.CopyFrom(add_file(folder, f"{prefix}block.safetensors", matrices(block)))
     for graph, module in attend_graphs(block, prefix):
-        layer.attend.append(_describe(module, _write_graph(graph, folder, progress)))
+        layer.attend.append(module.entry(_write_graph(graph, folder, progress)))
     return layer
-
-
-def _describe(module: Attend, file: File) -> AttendGraph:
-    # The explicit graph runs on every device, but slower; CUDA needs it, because its kernel returns no weights.
-    devices = ["cuda"] if module.explicit else ["cpu"] if module.weights or module.mask else []
-    return AttendGraph(file=file, weights=module.weights, mask=module.mask, devices=devices)
 
 
 def _write_graph(graph: Graph, folder: Path, progress: Progress) -> File:

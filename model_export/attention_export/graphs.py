@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import torch
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, File
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -101,6 +102,12 @@ class Attend(nn.Module):
             "weights": (self.weights, ("B", heads, "T", "S")),
         }
         return {name: shape for name, (there, shape) in offered.items() if there}
+
+    def entry(self, file: File) -> AttendGraph:
+        """Return the entry of the graph in the manifest."""
+        # The explicit graph runs on every device, but slower; CUDA needs it, because its kernel returns no weights.
+        devices = ["cuda"] if self.explicit else ["cpu"] if self.weights or self.mask else []
+        return AttendGraph(file=file, weights=self.weights, mask=self.mask, devices=devices)
 
     def _onnx_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         dims, shared = self.block.dims, shared_heads(self.block)

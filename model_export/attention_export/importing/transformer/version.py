@@ -1,0 +1,206 @@
+"""The folder of an imported version: its graphs, tokenizer and manifest."""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Predictor, Segment, Text
+from attention_proto.folder import FORMAT, named_files
+from numpy.typing import NDArray
+
+from attention_export.graphs import OPSET, to_onnx
+from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
+from attention_export.importing.transformer.pooling import Pooling
+from attention_export.importing.transformer.sites import SiteShape
+from attention_export.importing.transformer.tokenizer import ImportedTokenizer
+from attention_export.manifest import add_file
+
+BLOCK = "transformer"
+MOST_BYTES = 2**31 - 1  # of a protobuf message; onnxruntime reads no larger one
+SMALL = 1024  # bytes of a constant that may stand twice without being counted
+HASH_DIGITS = 16  # in the name of a shared file
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a task, run on rows of `hidden`.
+
+    Attributes:
+        graph: ONNX, hidden [N, D] -> the probabilities of each predictor, [N, labels].
+        predictors: the outputs of the graph, in order.
+    """
+
+    graph: bytes
+    predictors: tuple[Predictor, ...]
+
+
+class VersionFolder:
+    """Graphs in a folder: equal ones are one file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, File] = {}  # by SHA-256
+        self._matrices: dict[str, list[int]] = defaultdict(list)  # sizes in bytes, one for each file, by content
+
+    def add(self, stem: str, graph: bytes) -> File:
+        """Write a graph, unless it is there already; return its entry in the manifest.
+
+        Args:
+            stem: the file's name without `.onnx`; where it is another graph's already, the content's hash is appended.
+            graph: ONNX.
+
+        Raises:
+            ImportFailure: the graph is larger than a protobuf message can be.
+        """
+        if len(graph) > MOST_BYTES:
+            raise ImportFailure(
+                f"{stem} has {len(graph) / 2**30:.1f} GiB; a graph with its matrices may have 2 GiB, the most that "
+                "onnxruntime reads of one file"
+            )
+        digest = hashlib.sha256(graph).hexdigest()
+        if digest not in self._files:
+            taken = any(file.name == f"{stem}.onnx" for file in self._files.values())
+            name = _hashed(f"{stem}.onnx", digest) if taken else f"{stem}.onnx"
+            self._files[digest] = add_file(self._folder, name, graph)
+            self._count(graph)
+        return self._files[digest]
+
+    def rename_shared(self, manifest: Manifest) -> None:
+        """Name each file that a manifest names several times by its content."""
+        entries = list(named_files(manifest))
+        times = Counter(file.name for file in entries)
+        for name in (name for name, count in times.items() if count > 1):
+            same = [file for file in entries if file.name == name]
+            named = _hashed(name, same[0].sha256)
+            (self._folder / name).rename(self._folder / named)
+            for file in same:
+                file.name = named
+
+    def doubled_bytes(self) -> int:
+        """Return the bytes of matrices beyond the first file that each stands in, as it is or transposed."""
+        return sum(sum(sizes[1:]) for sizes in self._matrices.values())
+
+    def _count(self, graph: bytes) -> None:
+        constants = onnx.load_from_string(graph).graph.initializer
+        matrices = (onnx.numpy_helper.to_array(constant) for constant in constants)
+        for key, size in {_key(matrix): matrix.nbytes for matrix in matrices if matrix.nbytes > SMALL}.items():
+            self._matrices[key].append(size)
+
+
+def write_version(
+    parts: TransformerParts,
+    tokenizer: ImportedTokenizer,
+    folder: Path,
+    *,
+    head: Head | None = None,
+    pooling: Pooling | None = None,
+    license_: str = "",
+    source: str = "",
+) -> Manifest:
+    """Write all files of a version but the manifest.
+
+    Args:
+        parts: the checkpoint's.
+        tokenizer: of its texts.
+        folder: an empty folder.
+        head: of the task, with its predictions.
+        pooling: that makes an embedding of `hidden`.
+        license_: of the weights, an SPDX expression.
+        source: the origin of the weights.
+
+    Returns:
+        The manifest, without the comparison with the source.
+
+    Raises:
+        ImportFailure: a graph is too large, or a site is none that ONNX's Attention computes.
+    """
+    files = VersionFolder(folder)
+    manifest = Manifest(
+        format=FORMAT,
+        block=BLOCK,
+        description=f"Every attention of an imported {parts.architecture}, {len(parts.sites)} in order.",
+        architecture=parts.architecture,
+        hidden_dim=parts.hidden_dim,
+        license=license_,
+        source=source,
+        opset=OPSET,
+    )
+    manifest.text.CopyFrom(_write_text(parts, tokenizer, pooling or Pooling(), folder))
+    manifest.text.front.CopyFrom(files.add("front", parts.front()))
+    for index, (graph, dependent) in enumerate(zip(parts.segments, parts.rows_dependent, strict=True)):
+        manifest.segments.append(Segment(graph=files.add(f"segment-{index}", graph()), rows_dependent=dependent))
+    graphs: dict[SiteShape, list[AttendGraph]] = {}
+    for index, site in enumerate(parts.sites):
+        shape = SiteShape.of(site)
+        if shape not in graphs:
+            graphs[shape] = [
+                module.entry(files.add(_stem(graph.file), to_onnx(graph))) for graph, module in shape.graphs()
+            ]
+        layer = _describe(site, parts.hidden_dim if index else parts.query_dim)
+        layer.attend.extend(graphs[shape])
+        if site.bias is not None:
+            layer.bias.CopyFrom(files.add(f"bias-{index}", site.bias))
+        manifest.layers.append(layer)
+    if head is not None:
+        manifest.head.CopyFrom(files.add("head", head.graph))
+        manifest.predictors.extend(head.predictors)
+    files.rename_shared(manifest)
+    manifest.doubled_bytes = files.doubled_bytes()
+    return manifest
+
+
+def _write_text(parts: TransformerParts, tokenizer: ImportedTokenizer, pooling: Pooling, folder: Path) -> Text:
+    return Text(
+        tokenizer=add_file(folder, "tokenizer.json", tokenizer.content()),
+        allow_unknown=True,
+        max_tokens=tokenizer.limit(parts.max_tokens),
+        position_base=parts.position_base,
+        pool=pooling.pool,
+        normalize=pooling.normalize,
+    )
+
+
+def _describe(site: SiteSpec, width: int) -> Layer:
+    """Return a site's sizes and constants.
+
+    Args:
+        site: one of the model's.
+        width: of the vectors that go into its layer.
+    """
+    return Layer(
+        name=site.name,
+        path=site.path,
+        heads=site.heads,
+        key_value_heads=site.key_value_heads,
+        query_dim=width,
+        key_dim=width,
+        value_dim=width,
+        head_dim=site.head_dim,
+        value_head_dim=site.value_head_dim,
+        output_dim=site.output_dim,
+        scale=site.scale,
+        softcap=site.softcap,
+        causal=site.causal,
+        window=site.window,
+        stages=site.stages,
+    )
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".onnx")
+
+
+def _hashed(name: str, digest: str) -> str:
+    """Return a name of the content: `segment-3.onnx` -> `segment-0123456789abcdef.onnx`."""
+    return f"{re.sub(r'(-[0-9]+)?[.]onnx$', '', name)}-{digest[:HASH_DIGITS]}.onnx"
+
+
+def _key(matrix: NDArray[Any]) -> str:
+    """Return a hash that is the same for a matrix and its transpose."""
+    return min(hashlib.sha256(np.ascontiguousarray(each).data).hexdigest() for each in (matrix, matrix.T))
