@@ -1,0 +1,245 @@
+"""The source of an imported model, run by `transformers` in eager mode: the values that a version must reproduce."""
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PretrainedConfig
+
+from attention_export.importing import ImportFailure
+
+Array = NDArray[Any]
+Arguments = dict[str, Array]  # of the source's forward: `input_ids`, `attention_mask`, .., all [B, T]
+
+
+@dataclass(frozen=True)
+class SourceStages:
+    """What the source computes, in the precision of its parameters.
+
+    Attributes:
+        hidden: hidden states; the first one is `embeddings`, the last one the model's own output: [B, T, D] each.
+        weights: of each attention, in the order of computation: [B, H, T, S] each.
+        logits: of the head: [B, T, labels] or [B, labels]; None in a base model.
+    """
+
+    hidden: list[Array]
+    weights: list[Array]
+    logits: Array | None = None
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module: the call's number among those of the same module, and its input and result."""
+
+    path: str
+    number: int
+    argument: Array | None
+    result: Array
+
+
+@dataclass
+class CallRecorder:
+    """Records calls of modules by forward hooks, within a `with` block."""
+
+    modules: dict[str, nn.Module]
+    calls: list[ModuleCall] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._handles = [
+            module.register_forward_hook(self._hook(path), with_kwargs=True) for path, module in self.modules.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, path: str) -> Any:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+            first = result[0] if isinstance(result, tuple) else result
+            if isinstance(first, Tensor):
+                number = sum(call.path == path for call in self.calls)
+                argument = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+                self.calls.append(
+                    ModuleCall(path, number, None if argument is None else argument.numpy(), first.numpy())
+                )
+
+        return record
+
+
+class EagerModel:
+    """A copy of the source in one precision, with the attention that `transformers` writes out (`eager`).
+
+    Args:
+        model: the source; left as it is, and taken itself where it is eager and of that precision.
+        dtype: of the parameters.
+
+    Raises:
+        ImportFailure: `transformers` has no eager attention for the model.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        # A copy of the config too: `set_attn_implementation` writes into it, and models made of one config share it.
+        taken: Any = model if _is_eager(model, dtype) else copy.deepcopy(model).to(dtype).eval()
+        self.model = taken
+        self.model.set_attn_implementation("eager")
+        for module in self.model.modules():
+            config = getattr(module, "config", None)
+            if isinstance(config, PretrainedConfig) and _attention(config) != "eager":
+                raise ImportFailure(
+                    f"{type(module).__name__} computes its attention by {_attention(config)!r} and cannot be set to "
+                    "`eager`, which alone returns weights to be compared with"
+                )
+        self.parameters = set(inspect.signature(self.model.forward).parameters)
+
+    def run(self, arguments: Arguments) -> SourceStages:
+        """Compute all stages of sequences.
+
+        Raises:
+            ImportFailure: the source does not tell its weights or hidden states.
+        """
+        options = {"output_attentions": True, "output_hidden_states": True, "return_dict": True}
+        if "use_cache" in self.parameters:
+            options["use_cache"] = False
+        tensors = {name: torch.tensor(x) for name, x in arguments.items()}
+        with torch.no_grad():
+            result = self.model(**tensors, **options)
+        missing = [name for name in ("attentions", "hidden_states") if not result.get(name)]
+        if missing or any(each is None for each in result["attentions"]):
+            raise ImportFailure(
+                f"{type(self.model).__name__} does not return its {missing[0] if missing else 'attentions'}, which the "
+                "version has to be compared with"
+            )
+        hidden = [state.numpy() for state in result["hidden_states"]]
+        last = result.get("last_hidden_state")
+        if last is not None:
+            hidden[-1] = last.numpy()
+        logits = result.get("logits")
+        return SourceStages(
+            hidden, [each.numpy() for each in result["attentions"]], None if logits is None else logits.numpy()
+        )
+
+    def calls(self, arguments: Arguments, paths: Sequence[str] | None = None) -> list[ModuleCall]:
+        """Return the calls of modules in one run, in order: of those at `paths`, or of all that hold a matrix."""
+        modules = dict(self.model.named_modules())
+        chosen = [name for name in modules if _has_matrix(modules[name])] if paths is None else paths
+        with CallRecorder({path: modules[path] for path in chosen if path in modules}) as recorder:
+            self.run(arguments)
+        return recorder.calls
+
+    def module_path(self, path: str) -> str:
+        """Return a module's path in this model, of a path in it or in its base model.
+
+        Raises:
+            ImportFailure: there is no such module.
+        """
+        prefix = getattr(self.model, "base_model_prefix", "")
+        modules = dict(self.model.named_modules())
+        for candidate in (path, f"{prefix}.{path}"):
+            if candidate in modules:
+                return candidate
+        raise ImportFailure(f"{type(self.model).__name__} has no module {path!r}")
+
+
+class Reference:
+    """The source in float64, where it computes in it, and in float32.
+
+    Args:
+        model: the source in float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.single = EagerModel(model, torch.float32)
+        self.notes: list[str] = []
+        self.exact = self._float64() or self.single
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the reference is float64, so that the error of the source's own float32 is known."""
+        return self.exact is not self.single
+
+    @cached_property
+    def description(self) -> str:
+        """Return what `Parity.reference` says: library, version, attention and precision."""
+        parts = ["transformers " + transformers.__version__, "eager", "float64" if self.is_exact else "float32"]
+        return ", ".join(parts + self.notes)
+
+    def _float64(self) -> EagerModel | None:
+        model = EagerModel(self._model, torch.float64)
+        names = {name for name in ("attention_mask",) if name in model.parameters}
+        probe = {"input_ids": np.ones((1, 3), np.int64)} | {name: np.ones((1, 3), np.int64) for name in names}
+        casts = _Casts()
+        try:
+            with casts:
+                model.run(probe)
+        except RuntimeError as error:  # of torch, where a matrix of one type meets the other
+            self.notes.append(f"since float64 fails ({str(error).splitlines()[0]})")
+            return None
+        if casts.found:
+            self.notes.append(f"but float32 in {', '.join(sorted(casts.found))}")
+        return model
+
+
+class _Casts(TorchDispatchMode):
+    """Finds the operations that a model in float64 computes in float32 all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(
+        self, operation: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        named = COMPUTING.get(operation.overloadpacket.__name__)
+        if named and any(x.dtype == torch.float32 for x in _tensors(result)):
+            self.found.add(named)
+        return result
+
+
+COMPUTING = {
+    "_softmax": "softmax",
+    "native_layer_norm": "normalisation",
+    "rsqrt": "normalisation",
+    "cos": "rotary positions",
+    "mm": "products",
+    "addmm": "products",
+    "bmm": "products",
+    "tanh": "activations",
+    "gelu": "activations",
+}
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    for each in result if isinstance(result, tuple | list) else [result]:
+        if isinstance(each, Tensor):
+            yield each
+
+
+def _attention(config: PretrainedConfig) -> str | None:
+    name: str | None = config._attn_implementation  # noqa: SLF001 # it stands nowhere else
+    return name
+
+
+def _is_eager(model: nn.Module, dtype: torch.dtype) -> bool:
+    configs = [
+        config for module in model.modules() if isinstance(config := getattr(module, "config", None), PretrainedConfig)
+    ]
+    return all(_attention(config) == "eager" for config in configs) and all(
+        parameter.dtype == dtype for parameter in model.parameters()
+    )
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)

@@ -1,0 +1,160 @@
+"""A version's folder, run by its manifest and by names with onnxruntime: small, and independent of the server."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
+from numpy.typing import NDArray
+
+from attention_export.manifest import read_manifest
+from attention_export.verify import run, session
+
+Array = NDArray[Any]
+Environment = dict[str, Array]
+
+
+@dataclass
+class SiteStages:
+    """What a site gave, and what the segment behind it told of it.
+
+    Attributes:
+        inputs: q, k, v and, where the site hides or biases keys, `mask` [B or 1, H or 1, T, S].
+        weights: [B, H, T, S].
+        heads: [B, T, H * Dv].
+        output: [B, T, Do]; None where it is not offered.
+        hidden: [B, T, D]; None where it is not offered.
+    """
+
+    inputs: Environment
+    weights: Array
+    heads: Array
+    output: Array | None = None
+    hidden: Array | None = None
+
+
+@dataclass
+class VersionStages:
+    """What a version computes of sequences.
+
+    Attributes:
+        embeddings: `query` of the first segment: [B, T, D].
+        sites: in the order of computation.
+        segment_inputs: what each segment took, by name.
+        hidden: of the last segment, the model's own output: [B, T, D].
+    """
+
+    embeddings: Array
+    sites: list[SiteStages] = field(default_factory=list)
+    segment_inputs: list[Environment] = field(default_factory=list)
+    hidden: Array | None = None
+
+
+class VersionRunner:
+    """A version's graphs, opened on the CPU; a file is opened once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.open = functools.cache(lambda name: session(folder / name))
+
+    def run(
+        self, tokens: Array, token_types: Array | None = None, *, first_position: int = 0, masked: bool = False
+    ) -> VersionStages:
+        """Compute sequences of one length.
+
+        Args:
+            tokens: INT64 [B, T].
+            token_types: INT64 [B, T]; zeros by default.
+            first_position: of the first token, beside the model's own base.
+            masked: whether sites that hide no key run their masked graph too, with a mask of zeros.
+        """
+        positions = first_position + np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+        environment: Environment = {
+            "tokens": tokens,
+            "position_ids": self.manifest.text.position_base + positions,
+            "token_type_ids": np.zeros_like(tokens) if token_types is None else token_types,
+        }
+        self.step(self.manifest.text.front.name, environment)
+        stages = VersionStages(environment["query"])
+        for index, layer in enumerate(self.manifest.layers):
+            stages.segment_inputs.append(self.run_segment(index, environment))
+            _take(stages.sites, environment)
+            stages.sites.append(self.run_site(layer, environment, positions[0], masked=masked))
+            environment["heads"] = stages.sites[-1].heads
+        if len(self.manifest.segments) > len(self.manifest.layers):
+            stages.segment_inputs.append(self.run_segment(len(self.manifest.layers), environment))
+            _take(stages.sites, environment)
+        stages.hidden = stages.sites[-1].hidden
+        return stages
+
+    def step(self, name: str, environment: Environment) -> Environment:
+        """Run a graph on the environment, and write its results into it; return what it took."""
+        graph = self.open(name)
+        feeds = {each.name: environment[each.name] for each in graph.get_inputs()}
+        environment.update(run(graph, feeds))
+        return feeds
+
+    def run_segment(self, index: int, environment: Environment) -> Environment:
+        """Run a segment on the environment; return what it took."""
+        for stage in ("output", "hidden"):
+            environment.pop(stage, None)
+        return self.step(self.manifest.segments[index].graph.name, environment)
+
+    def run_site(self, layer: Layer, environment: Environment, positions: Array, *, masked: bool = False) -> SiteStages:
+        """Run the site's graph that tells weights."""
+        inputs = {name: environment[name] for name in ("q", "k", "v")}
+        mask = self.site_mask(layer, environment, positions)
+        if mask is None and masked:
+            mask = np.zeros((1, 1, inputs["q"].shape[1], inputs["k"].shape[1]), np.float32)
+        if mask is not None:
+            inputs["mask"] = mask
+        graph = next(graph for graph in self.variants(layer, masked=mask is not None) if graph.weights)
+        found = run(self.open(graph.file.name), inputs)
+        return SiteStages(inputs, found["weights"], found["heads"])
+
+    def variants(self, layer: Layer, *, masked: bool) -> Iterator[AttendGraph]:
+        """Yield the site's graphs that take a mask, or those that take none; those of other devices are ONNX too."""
+        return (graph for graph in layer.attend if graph.mask == masked)
+
+    def site_mask(self, layer: Layer, environment: Environment, positions: Array) -> Array | None:
+        """Return what the site itself adds to scores: its bias, and -inf at keys that it hides; None for nothing."""
+        if not (layer.causal or layer.window or layer.HasField("bias")):
+            return None
+        distance = positions[:, None] - positions[None, :]
+        hidden = np.zeros(distance.shape, np.bool_)
+        if layer.causal:
+            hidden |= distance < 0
+        if layer.window:
+            hidden |= np.abs(distance) >= layer.window
+        added = np.zeros((1, 1, *distance.shape), np.float32)
+        if layer.HasField("bias"):
+            graph = self.open(layer.bias.name)
+            feeds = {"query_positions": positions, "key_positions": positions} | environment
+            added = run(graph, {each.name: feeds[each.name] for each in graph.get_inputs()})["bias"]
+        return np.where(hidden, np.float32("-inf"), added)
+
+    def output_of(self, index: int, environment: Environment) -> Array:
+        """Return `output` of a site alone, of what the segment behind it takes."""
+        graph = self.open(self.manifest.segments[index + 1].graph.name)
+        feeds = {each.name: environment[each.name] for each in graph.get_inputs()}
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = True
+        (output,) = graph.run(["output"], feeds, options)
+        return np.asarray(output)
+
+    def predictions(self, hidden: Array) -> Environment:
+        """Return the probabilities of each predictor for rows of `hidden`, [N, D]."""
+        graph = self.open(self.manifest.head.name)
+        (name,) = (each.name for each in graph.get_inputs())
+        return run(graph, {name: hidden})
+
+
+def _take(sites: Sequence[SiteStages], environment: Environment) -> None:
+    """Note what a segment told of the site before it."""
+    if sites:
+        sites[-1].output, sites[-1].hidden = environment.get("output"), environment.get("hidden")
