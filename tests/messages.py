@@ -100,6 +100,11 @@ def array_of(message: pb.Tensor) -> np.ndarray:
     return np.frombuffer(message.data, DTYPES[name]).reshape(message.shape)
 
 
+def candidate_of(message: pb.Candidate) -> dict[str, Any]:
+    """Read a label that a head considered."""
+    return {"id": message.id, "label": message.label, "probability": message.probability}
+
+
 def read_message(response: pb.AttendResponse) -> dict[str, Any]:
     """Read a response."""
     return {
@@ -118,8 +123,9 @@ def read_message(response: pb.AttendResponse) -> dict[str, Any]:
                 "token_offsets": [(span.start, span.end) for span in result.token_offsets],
                 "memory_token_offsets": [(span.start, span.end) for span in result.memory_token_offsets],
                 "predictions": [
-                    {"name": each.name, "label": each.label, "probability": each.probability}
+                    {"name": each.name, "label": each.label, "probability": each.probability, "id": each.id}
                     | ({"row": each.row} if each.HasField("row") else {})
+                    | ({"top": [candidate_of(one) for one in each.top]} if each.top else {})
                     for each in result.predictions
                 ],
             }

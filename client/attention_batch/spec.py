@@ -14,8 +14,9 @@ import numpy as np
 from attention_client import AttendResult, InvalidRequest, OutputSpec
 from attention_client.wire.request import attend_request
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths
 from attention_proto.stages import OPTIONS as OUTPUT_OPTIONS
-from attention_proto.stages import PREDICTIONS, STAGES
+from attention_proto.stages import PREDICTIONS, STAGES, Axis, Stage
 
 from attention_batch.errors import Refused
 
@@ -34,12 +35,14 @@ class Column:
         kind: `tensor`, `top_k`, `predictions` or `tokens`.
         dims: of the tensor in a row; None for an axis that differs from row to row.
         dtype: of the tensor's numbers.
+        has_top: whether predictions have their most probable labels.
     """
 
     name: str
     kind: Literal["tensor", "top_k", "predictions", "tokens"]
     dims: Dims = ()
     dtype: "np.dtype[Any]" = np.dtype(np.float32)  # noqa: RUF009 # a dtype never changes
+    has_top: bool = False
 
     def take(self, result: AttendResult) -> Any:
         """Return this column's part of an answer: an array, a `TopK`, predictions or tokens."""
@@ -118,8 +121,8 @@ def resolve(specs: Iterable[Mapping[str, Any]], manifest: pb.Manifest, *, reads_
                 raise Refused(f"--outputs: rows of vectors have no {name}")
             columns.append(Column(name, "tokens"))
         elif name == PREDICTIONS:
-            wire.append(OutputSpec(PREDICTIONS))
-            columns.append(Column(PREDICTIONS, "predictions"))
+            wire.append(_output_spec(spec))
+            columns.append(Column(PREDICTIONS, "predictions", has_top=bool(wire[-1].top)))
         else:
             output = _output_spec(spec)
             wire.append(output)
@@ -157,48 +160,35 @@ def _output_spec(spec: Mapping[str, Any]) -> OutputSpec:
 
 def _columns(output: OutputSpec, manifest: pb.Manifest) -> Iterator[Column]:
     dtype = np.dtype(np.float16 if output.data_type == "FP16" else np.float32)
-    layers = _layers(output, manifest)
-    for layer in layers:
-        name = output.alias or output.name
-        dims = _dims(output, layer)
-        kind: Literal["tensor", "top_k"] = "top_k" if output.top_k else "tensor"
-        yield Column(
-            f"{name}@{layer.name}" if len(layers) > 1 else name,
-            kind,
-            dims,
-            dtype,
-        )
-
-
-def _layers(output: OutputSpec, manifest: pb.Manifest) -> list[pb.Layer]:
-    wanted = tuple(output.layers)
-    if "*" in wanted:
-        return list(manifest.layers)
-    by_name = {layer.name: layer for layer in manifest.layers}
-    for name in wanted:
-        if name not in by_name:
-            raise Refused(f"--outputs: there is no layer {name!r}; there is {', '.join(by_name)}")
-    return [by_name[name] for name in wanted] or [manifest.layers[-1]]
-
-
-def _dims(output: OutputSpec, layer: pb.Layer) -> Dims:
-    """Return the shape of an output of one sequence; the server refuses a name that is no stage."""
+    kind: Literal["tensor", "top_k"] = "top_k" if output.top_k else "tensor"
+    name = output.alias or output.name
     stage = STAGES.get(output.name)
-    if stage is None:
-        return ()
-    heads = 1 if output.reduce else len(tuple(output.heads)) or None
-    rows = len(tuple(output.rows)) or None
-    lengths = {
-        "H": heads or layer.heads,
-        "Hkv": heads or layer.key_value_heads,
-        "Dh": layer.head_dim,
-        "Dv": layer.value_head_dim,
-        "D": layer.output_dim or layer.heads * layer.value_head_dim,
-    }
-    dims = {axis: lengths.get(axis) or None for axis in stage.axes} | {stage.row_axis: rows}
+    if stage is None:  # the server refuses a name that is no stage
+        yield Column(name, kind, (), dtype)
+        return
+    try:
+        if pairs := tuple(output.pairs):
+            (layer, _), *_ = chosen_pairs(stage, pairs, manifest)
+            yield Column(name, kind, _dims(output, stage, layer, manifest), dtype)
+            return
+        layers = chosen_layers(stage, tuple(output.layers), manifest)
+    except NotOfferedError as error:
+        raise Refused(f"--outputs: {output.name}: {error}") from error
+    for layer in layers:
+        own = f"{name}@{manifest.layers[layer].name}" if len(layers) > 1 else name
+        yield Column(own, kind, _dims(output, stage, layer, manifest), dtype)
+
+
+def _dims(output: OutputSpec, stage: Stage, layer: int, manifest: pb.Manifest) -> Dims:
+    """Return the shape of an output of one sequence; the server refuses options that the stage does not take."""
+    heads = 1 if output.reduce else len(tuple(output.pairs)) or len(tuple(output.heads))
+    known: dict[Axis, int | None] = dict(lengths(stage, manifest.layers[layer], manifest))
+    if stage.head_axis and heads:
+        known[stage.head_axis] = heads
+    known[stage.row_axis] = len(tuple(output.rows))
     if output.pool:
-        del dims[stage.row_axis]
-    return tuple(dims.values())
+        del known[stage.row_axis]
+    return tuple(length or None for length in known.values())
 
 
 def digest(model: pb.Model) -> str:

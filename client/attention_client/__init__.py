@@ -33,13 +33,14 @@ from attention_client.errors import (
 )
 from attention_client.inputs import OutputSpec, Sequence
 from attention_client.memory import Memory
-from attention_client.result import AttendResult, Prediction, TopK
+from attention_client.result import AttendResult, Candidate, Prediction, TopK
 
 __all__ = [
     "AsyncAttentionClient",
     "AttendResult",
     "AttentionClient",
     "AttentionError",
+    "Candidate",
     "DeadlineExceeded",
     "InternalError",
     "InvalidRequest",

@@ -54,10 +54,13 @@ class OutputSpec:
         reduce: makes the heads one, by mean or maximum; the rank stays.
         top_k: `weights` and `scores` only: the k largest of each row, as a `TopK`; 0 sends all.
         data_type: of the numbers sent.
-        layers: which layers of a model that has several; the last when empty.
+        layers: which layers of a model that has several; the last when empty. `*` stands for all that have the stage.
         pool: makes the rows one: the mean of the chosen rows, or the first or last; `output` becomes [D], `heads`
             [H, Dv], `weights` [H, S]. Only rows that the mask leaves count: query positions that may attend to some
             key; of `k` and `v` key positions that some query may attend to. The top k are taken of the pooled rows.
+        pairs: heads of several layers, as `LAYER.HEAD`, in place of `layers` and `heads`: one output with one head for
+            each pair, in this order.
+        top: `predictions` only: the number of most probable labels to return for each prediction.
     """
 
     name: str
@@ -69,6 +72,8 @@ class OutputSpec:
     data_type: Literal["FP32", "FP16"] = "FP32"
     layers: Iterable[str] = ()
     pool: Literal["mean", "first", "last"] | None = None
+    pairs: Iterable[str] = ()
+    top: int = 0
 
 
 Item = Sequence | str | ArrayLike

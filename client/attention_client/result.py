@@ -20,6 +20,17 @@ class TopK(NamedTuple):
     """The values there, of the same shape."""
 
 
+class Candidate(NamedTuple):
+    """A label that a model's head considered."""
+
+    id: int
+    """The position among the predictor's labels; of a vocabulary, the token's id."""
+    label: str
+    """The label."""
+    probability: float
+    """Its probability, in 0..1."""
+
+
 class Prediction(NamedTuple):
     """One answer of a model's head."""
 
@@ -31,6 +42,10 @@ class Prediction(NamedTuple):
     """Its probability, in 0..1."""
     row: int | None
     """The query position it was read from; None when read from the mean of all positions."""
+    id: int = 0
+    """The position of the label among the predictor's labels; of a vocabulary, the token's id."""
+    top: tuple[Candidate, ...] = ()
+    """The most probable labels, in descending order; empty unless the request asked for `top`."""
 
 
 class Span(NamedTuple):

@@ -5,7 +5,7 @@ the client's checks, the contract's comment and the OpenAPI document read it. `d
 stage.
 
 Axes: H heads, Hkv key-value heads, T query positions, S key positions, Dh the width of one head's queries and keys,
-Dv the width of one head's values, D the width of the output.
+Dv the width of one head's values, D the width of a vector of the stage's level (`attention_proto/offers.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D"]
 Level = Literal["site", "layer", "model"]
-OptionName = Literal["as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool"]
+OptionName = Literal["as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool", "pairs", "top"]
 Kind = Literal["string", "strings", "integer", "integers", "choice"]
 Reduce = Literal["none", "mean", "max"]
 Pool = Literal["none", "mean", "first", "last"]
@@ -24,6 +24,8 @@ DataType = Literal["FP32", "FP16"]
 Choice = TypeVar("Choice", bound=str)
 
 PREDICTIONS = "predictions"  # an output that is not a stage: the answers of the model's head
+DEFAULT = "output"  # the stage that is returned where a request names none
+PREDICTION_OPTIONS = frozenset({"top"})  # the options of predictions, which no stage takes
 
 _HEADS = frozenset({"H", "Hkv"})
 _ROWS = frozenset({"T", "S"})
@@ -40,6 +42,7 @@ class Stage:
         level: a stage of a site (one attention), of a layer, or of the model.
         is_projected: whether it is a projection of query, key or value, and needs no attention.
         source: the stage that it is computed from after the graphs have run; empty where the graphs return it.
+        is_listed: whether a layer gives it only where its manifest says so.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Stage:
     level: Level = "site"
     is_projected: bool = False
     source: str = ""
+    is_listed: bool = False
 
     @cached_property
     def head_axis(self) -> Axis | None:
@@ -81,8 +85,12 @@ class Stage:
 
     def takes(self, option: str) -> bool:
         """Return whether an option applies to this stage."""
-        if option in ("heads", "reduce"):
+        if option in PREDICTION_OPTIONS:
+            return False
+        if option in ("heads", "reduce", "pairs"):
             return self.head_axis is not None
+        if option == "layers":
+            return self.level != "model"
         return option != "top_k" or self.is_pairwise
 
 
@@ -112,6 +120,9 @@ class Option(NamedTuple):
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
+        Stage(
+            "embeddings", ("T", "D"), "the vectors that go into the first layer, of a text or as sent", level="model"
+        ),
         Stage("q", ("H", "T", "Dh"), "the projected queries", is_projected=True),
         Stage("k", ("Hkv", "S", "Dh"), "the projected keys", is_projected=True),
         Stage("v", ("Hkv", "S", "Dv"), "the projected values", is_projected=True),
@@ -124,7 +135,20 @@ STAGES: Mapping[str, Stage] = {
             source="weights",
         ),
         Stage("heads", ("H", "T", "Dv"), "weights.v"),
-        Stage("output", ("T", "D"), "the heads combined by M_O"),
+        Stage(
+            "contributions",
+            ("H", "T", "D"),
+            "each head's part of `output`: their sum and the bias of M_O are `output`",
+            is_listed=True,
+        ),
+        Stage("output", ("T", "D"), "the heads combined by M_O", is_listed=True),
+        Stage(
+            "hidden",
+            ("T", "D"),
+            "the vectors behind a layer; behind the last layer the model's own output, after its final norm",
+            level="layer",
+            is_listed=True,
+        ),
     )
 }
 PAIRWISE = tuple(stage.name for stage in STAGES.values() if stage.is_pairwise)
@@ -166,8 +190,8 @@ OPTIONS: Mapping[str, Option] = {
         Option(
             "layers",
             "strings",
-            "The layers, by their names in the manifest, or `*` for all; the last layer when empty. The outputs of "
-            "more than one layer are named `NAME@LAYER`.",
+            "The layers, by their names in the manifest, or `*` for all that offer the stage; the last layer when "
+            "empty. The outputs of more than one layer are named `NAME@LAYER`.",
         ),
         Option(
             "pool",
@@ -177,6 +201,19 @@ OPTIONS: Mapping[str, Option] = {
             "attend to some key in some head; for `k` and `v`, key positions that some query may attend to. A request "
             "is refused if every chosen row is masked.",
             POOLS,
+        ),
+        Option(
+            "pairs",
+            "strings",
+            "Heads of several layers, as LAYER.HEAD, in place of `layers` and `heads`: one output with one head for "
+            "each pair, in this order, such as `weights` [P, T, S], without duplicates.",
+        ),
+        Option(
+            "top",
+            "integer",
+            f"For `{PREDICTIONS}` only: returns the most probable labels of each prediction, up to this number, each "
+            "with its id and probability; 0 returns the most probable one alone.",
+            minimum=0,
         ),
     )
 }

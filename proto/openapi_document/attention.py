@@ -76,6 +76,8 @@ OUTPUTS_WORDS = (
     "the name alone, a string, in place of an object without options."
 )
 
+LABEL_WORDS = "The position of the label among the predictor's labels; of a vocabulary, the id of the token."
+
 SCHEMAS: dict[str, Schema] = {
     "AttendRequest": request(
         {
@@ -165,9 +167,15 @@ SCHEMAS: dict[str, Schema] = {
             "name": STRING,
             "label": STRING,
             "probability": NUMBER,
+            "id": described(INTEGER, LABEL_WORDS),
             "row": described(INTEGER, "The query position that it was read from; absent when read from all."),
+            "top": array(ref("Candidate"), "The most probable labels, descending; absent without the option `top`."),
         },
-        ["name", "label", "probability"],
+        ["name", "label", "probability", "id"],
+    ),
+    "Candidate": answer(
+        {"id": described(INTEGER, LABEL_WORDS), "label": STRING, "probability": NUMBER},
+        words="A label that a head considered.",
     ),
     "Span": answer({"start": INTEGER, "end": INTEGER}, words="A part of a text, in characters."),
     "ModelList": answer({"models": array(ref("Model"))}),

@@ -206,7 +206,7 @@ def test_what_models_are(reports, name):
     inputs = ["query", "key", "value", "text", "query_lengths", "key_lengths", "allowed", "bias"]
     assert facts["metadata"]["inputs"] == inputs
     outputs = ["output", "heads", "entropy", "weights", "scores", "v", "k", "q"]
-    predictions = [f"predictions.{part}" for part in ("name", "label", "probability", "row")]
+    predictions = [f"predictions.{part}" for part in ("name", "label", "probability", "row", "id")]
     assert facts["metadata"]["outputs"] == [*outputs, *predictions, "tokens"]
     assert facts["config"] == "multi"
     assert facts["statistics"] >= 3  # the sequences that this client alone has had answered

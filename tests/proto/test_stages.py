@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.offers import offers
 from attention_proto.stages import OPTIONS, POOLS, REDUCES, STAGES, Stage, numbers_of
 from attention_server.domain.messages import OutputSpec
 from attention_server.inference.layer import LoadedLayer
@@ -20,6 +21,7 @@ CHOICES = [
     {"top_k": 2},
     {"data_type": "FP16"},
     {"reduce": "max", "pool": "last", "rows": (1, -1)},
+    {"pairs": ("0.1", "0.0")},
 ]
 
 
@@ -48,6 +50,7 @@ def test_a_stage_of_any_level(axes, level, heads, rows, columns, takes):
     assert (stage.head_axis, stage.row_axis, stage.column_axis) == (heads, rows, columns)
     assert (stage.takes("heads"), stage.takes("reduce"), stage.takes("pool")) == (takes, takes, True)
     assert stage.takes("top_k") == (axes[-2:] == ("T", "S"))
+    assert (stage.takes("pairs"), stage.takes("layers"), stage.takes("top")) == (takes, level != "model", False)
 
 
 def test_every_option_is_a_field_of_the_contract():
@@ -70,20 +73,21 @@ def test_numbers_of_an_enumeration():
 def test_the_size_predicted_is_the_size_sent(transport, repository, case, choice):
     """An output's predicted bytes equal its tensors' bytes, for every stage that takes the options."""
     vectors = case.vectors(np.random.default_rng(0), 4, 6)
-    names = [name for name, stage in STAGES.items() if all(stage.takes(option) for option in choice)]
+    manifest = manifest_of(repository, case.model)
+    layer = manifest.layers[0]
+    offered = [stage for stage in STAGES.values() if offers(stage, layer, manifest)]
+    names = [stage.name for stage in offered if all(stage.takes(option) for option in choice)]
     asked = [
         {"name": name, **{option: list(x) if isinstance(x, tuple) else x for option, x in choice.items()}}
         for name in names
     ]
     sent = transport.outputs(case.model, outputs=asked, **vectors)
-    manifest = manifest_of(repository, case.model)
-    layer = manifest.layers[0]
     widths = LoadedLayer(layer, "cpu", {}).widths(case.query, case.value)
     for name, plan in zip(
         names, make_plan([OutputSpec(name, **choice) for name in names], manifest).forms, strict=True
     ):
         arrays = sent[name] if isinstance(sent[name], tuple) else (sent[name],)
-        assert answer_bytes(plan, layer, widths, 4, 6) == sum(array.nbytes for array in arrays), name
+        assert answer_bytes(plan, manifest, widths, 4, 6) == sum(array.nbytes for array in arrays), name
 
 
 def manifest_of(repository, model):

@@ -71,7 +71,7 @@ def test_the_issues_example(send):
     (result,) = answer["results"]
     assert result["tokens"] == body["text"].split()
     assert (result["outputs"]["weights"]["data_type"], result["outputs"]["weights"]["shape"]) == ("FP32", [3, 7, 7])
-    assert result["predictions"][0].keys() == {"name", "label", "probability", "row"}
+    assert result["predictions"][0].keys() == {"name", "label", "probability", "id", "row"}
     based = send(body | {"encoding": "base64"}, "multi-head").json()["results"][0]["outputs"]["weights"]
     assert based.keys() == {"data_type", "shape", "data"}
     weights = np.frombuffer(base64.b64decode(based["data"]), "<f4").reshape(3, 7, 7)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from attention_client import AttendResult, Prediction, Sequence, TopK
+from attention_client import AttendResult, Candidate, Prediction, Sequence, TopK
 from attention_client.errors import AttentionError
 from attention_client.wire.request import attend_request
 from attention_client.wire.status import ERROR_CLASSES
@@ -103,8 +103,13 @@ def _result(response: domain.Response, result: domain.Result) -> AttendResult:
         outputs={name: _output(value) for name, value in result.outputs.items()},
         tokens=tuple(result.tokens.shown) if result.tokens else (),
         memory_tokens=tuple(result.memory_tokens.shown) if result.memory_tokens else (),
-        predictions=tuple([Prediction(p.name, p.label, p.probability, p.row) for p in result.predictions or ()]),
+        predictions=tuple([_prediction(each) for each in result.predictions or ()]),
     )
+
+
+def _prediction(each: domain.Prediction) -> Prediction:
+    top = tuple([Candidate(*candidate) for candidate in each.top])
+    return Prediction(each.name, each.label, each.probability, each.row, each.id, top)
 
 
 def _output(value: domain.Array | domain.TopK) -> domain.Array | TopK:

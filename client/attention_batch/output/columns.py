@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from attention_client import Prediction
 from numpy.typing import NDArray
 
 from attention_batch.spec import Column, Dims
 
 Array = NDArray[Any]
-PREDICTION = pa.struct(
-    [("name", pa.string()), ("label", pa.string()), ("probability", pa.float32()), ("row", pa.int32())]
-)
+LABELLED = [("id", pa.int32()), ("label", pa.string()), ("probability", pa.float32())]
+PREDICTION = pa.struct([("name", pa.string()), *LABELLED, ("row", pa.int32())])
+PREDICTION_WITH_TOP = pa.struct([*PREDICTION, ("top", pa.list_(pa.struct(LABELLED)))])
 
 
 def schema(columns: Sequence[Column], id_type: pa.DataType) -> pa.Schema:
@@ -36,8 +37,8 @@ def column_array(column: Column, values: Sequence[Any]) -> pa.Array:
         case "tokens":
             return pa.array([list(each) for each in values], pa.list_(pa.string()))
         case "predictions":
-            rows = [[prediction._asdict() for prediction in each] for each in values]
-            return pa.array(rows, pa.list_(PREDICTION))
+            rows = [[_prediction(prediction) for prediction in each] for each in values]
+            return pa.array(rows, _column_type(column))
         case "top_k":
             indices = _tensors([each.indices for each in values], column.dims, np.dtype(np.int32))
             numbers = _tensors([each.values for each in values], column.dims, column.dtype)
@@ -60,12 +61,16 @@ def _tensors(arrays: Sequence[Array], dims: Dims, dtype: "np.dtype[Any]") -> pa.
     return built
 
 
+def _prediction(prediction: Prediction) -> dict[str, Any]:
+    return {**prediction._asdict(), "top": [candidate._asdict() for candidate in prediction.top]}
+
+
 def _column_type(column: Column) -> pa.DataType:
     match column.kind:
         case "tokens":
             return pa.list_(pa.string())
         case "predictions":
-            return pa.list_(PREDICTION)
+            return pa.list_(PREDICTION_WITH_TOP if column.has_top else PREDICTION)
         case "top_k":
             numbers = _tensor_type(column.dims, column.dtype)
             return pa.struct([("indices", _tensor_type(column.dims, np.dtype(np.int32))), ("values", numbers)])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-from attention_client import Prediction, TopK
+from attention_client import Candidate, Prediction, TopK
 
 from attention_batch.readers.rows import FailedRow, ScoredRow
 from attention_batch.spec import Column
@@ -33,7 +33,15 @@ def _json_value(value: Any) -> Any:
 
 
 def _json_prediction(prediction: Prediction) -> dict[str, Any]:
-    return {**prediction._asdict(), "probability": np.float32(prediction.probability)}
+    document: dict[str, Any] = _with_probability(prediction)
+    if prediction.top:
+        return document | {"top": [_with_probability(candidate) for candidate in prediction.top]}
+    del document["top"]
+    return document
+
+
+def _with_probability(labelled: Prediction | Candidate) -> dict[str, Any]:
+    return {**labelled._asdict(), "probability": np.float32(labelled.probability)}
 
 
 def _text(id_: Any) -> str:

@@ -12,6 +12,8 @@ import grpc
 import numpy as np
 import typer
 from attention_batch.cli import score
+from attention_batch.errors import Refused
+from attention_batch.spec import parse
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.stages import OUTPUTS
 from rich.console import Console
@@ -86,6 +88,10 @@ def _array(path: str) -> Array:
         raise typer.BadParameter(f"cannot read {path}: {error}") from error
 
 
+OUTPUTS_HELP = (
+    f"Outputs to show, with commas: {', '.join(OUTPUTS)}; NAME:mean, NAME:first or NAME:last pools rows. Or a JSON "
+    'list of outputs with their options, such as [{"name": "weights", "pairs": ["0.1"]}].'
+)
 Target = Annotated[str, typer.Option(envvar="ATTENTION_TARGET", help="Where the server listens, HOST:PORT.")]
 Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for an answer.")]
 ArrayFile = Annotated[Array | None, typer.Option(parser=_array, metavar="FILE.npy")]
@@ -106,7 +112,7 @@ def attend(
     key: ArrayFile = None,
     value: ArrayFile = None,
     causal: CausalMask = Causal.NONE,
-    outputs: Annotated[str, typer.Option(help=f"Stages to show, with commas: {', '.join(OUTPUTS)}.")] = "",
+    outputs: Annotated[str, typer.Option(help=OUTPUTS_HELP)] = "",
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")] = False,
@@ -114,7 +120,8 @@ def attend(
 ) -> None:
     """Attend over one sequence, and show the weights of each head."""
     with _connect(target, timeout) as client:
-        shown = outputs.replace(" ", "").split(",") if outputs else _default_outputs(client.model(model, version), text)
+        shown: list[Any] = _outputs(outputs) or _default_outputs(client.model(model, version), text)
+        whole = "weights" in shown or {"name": "weights"} in shown
         result = client.attend(
             model,
             version=version,
@@ -130,7 +137,9 @@ def attend(
         typer.echo(json.dumps(as_document([result])))
     else:
         console = Console()
-        console.print(render(result, console.width))
+        console.print(render(result, console.width, whole=whole))
+    if png and not whole:
+        _fail("--png draws whole weights; ask for `weights` without options")
     if png:
         _import_plot().figure(result).savefig(png)
 
@@ -250,6 +259,14 @@ def _widths(layer: pb.Layer) -> str:
     output = layer.output_dim or layer.heads * layer.value_head_dim
     taken = " ".join(str(width or "any") for width in (inputs if len(set(inputs)) > 1 else inputs[:1]))
     return f"{taken} → {output or 'any'}"
+
+
+def _outputs(text: str) -> list[dict[str, Any]]:
+    """Read `--outputs`, as `score` takes it."""
+    try:
+        return parse(text)
+    except Refused as error:
+        _fail(str(error))
 
 
 def _default_outputs(model: pb.Model, text: str | None) -> list[str]:

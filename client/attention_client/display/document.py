@@ -6,7 +6,7 @@ import numpy as np
 from attention_proto import codec
 
 from attention_client.api.translate import Translation
-from attention_client.result import Array, AttendResult, Prediction, TopK
+from attention_client.result import Array, AttendResult, Candidate, Prediction, TopK
 
 
 def as_document(results: list[AttendResult]) -> dict[str, Any]:
@@ -37,8 +37,13 @@ def translation_document(translation: Translation, head: int | None = None) -> d
 
 def prediction_document(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction as JSON values."""
-    document = {**prediction._asdict(), "probability": shortest(np.asarray(prediction.probability, np.float32))}
-    return {name: value for name, value in document.items() if value is not None}
+    document: dict[str, Any] = _with_probability(prediction)
+    document["top"] = [_with_probability(candidate) for candidate in prediction.top]
+    return {name: value for name, value in document.items() if value not in (None, [])}
+
+
+def _with_probability(labelled: Prediction | Candidate) -> dict[str, Any]:
+    return {**labelled._asdict(), "probability": shortest(np.asarray(labelled.probability, np.float32))}
 
 
 def shortest(array: Array) -> Any:

@@ -3,7 +3,7 @@
 Shades need a terminal with colours. Every cell also has its number, for pipes and screen readers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from attention_client.api.translate import Translation
 from attention_client.display.picture import Picture, alignment_picture, picture, printable
-from attention_client.result import Array, AttendResult, summary
+from attention_client.result import Array, AttendResult, TopK, summary
 
 # From 0 to 1, through colours that remain distinct for colour-blind readers and in greyscale.
 _RAMP = np.array([(33, 39, 54), (37, 72, 112), (33, 128, 141), (120, 188, 112), (253, 214, 92)])
@@ -34,10 +34,17 @@ class _HeatMap(NamedTuple):
     marked: int | None = None
 
 
-def render(result: AttendResult, width: int) -> RenderableType:
-    """Draw one result on `width` columns: the predictions and their rows, each head's weights, the other outputs."""
-    drawn = picture(result) if "weights" in result.outputs else None
-    parts = [*_predictions_and_weights(result, drawn, width - 1), *_heads(drawn, width - 1), *_other_outputs(result)]
+def render(result: AttendResult, width: int, *, whole: bool = True) -> RenderableType:
+    """Draw one result on `width` columns: the predictions and their rows, each head's weights, the other outputs.
+
+    Args:
+        result: the result.
+        width: of the terminal.
+        whole: whether `weights` has all heads and rows of a layer; else it is printed as the other outputs are.
+    """
+    drawn = picture(result) if whole and "weights" in result.outputs else None
+    others = {name: value for name, value in result.outputs.items() if drawn is None or name != "weights"}
+    parts = [*_predictions_and_weights(result, drawn, width - 1), *_heads(drawn, width - 1), *_other_outputs(others)]
     return Padding(Group(*parts), (1, 0, 0, 1))
 
 
@@ -70,9 +77,12 @@ def _predictions_and_weights(result: AttendResult, drawn: Picture | None, width:
 def _predictions(result: AttendResult, tokens: Sequence[str] = ()) -> Table:
     """List the predictions; with tokens, also the token that each was read from."""
     table = Table("predicted", "", "", "", box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for name, label, probability, row in result.predictions:
-        place = f"at {printable(tokens[row])}" if row is not None and row < len(tokens) else ""
-        table.add_row(Text(name), Text(printable(label), "bold"), f"{probability:.2f}", Text(place, "dim"))
+    for each in result.predictions:
+        place = f"at {printable(tokens[each.row])}" if each.row is not None and each.row < len(tokens) else ""
+        label = Text(printable(each.label), "bold")
+        table.add_row(Text(each.name), label, f"{each.probability:.2f}", Text(place, "dim"))
+        for other in each.top[1:]:
+            table.add_row("", Text(printable(other.label)), f"{other.probability:.2f}", "")
     return table
 
 
@@ -143,8 +153,7 @@ def _row_name(drawn: _HeatMap, row: int) -> Text:
     return Text(f"{drawn.rows[row]} ", "bold" if row == drawn.marked else "")
 
 
-def _other_outputs(result: AttendResult) -> Iterator[RenderableType]:
+def _other_outputs(outputs: Mapping[str, Array | TopK]) -> Iterator[RenderableType]:
     with np.printoptions(precision=3, suppress=True, threshold=64, edgeitems=2):
-        for name, value in result.outputs.items():
-            if name != "weights":
-                yield Text(f"{name} {summary(value)}\n{value}\n")
+        for name, value in outputs.items():
+            yield Text(f"{name} {summary(value)}\n{value}\n")

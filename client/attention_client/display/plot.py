@@ -59,7 +59,7 @@ def _inches(positions: int) -> float:
 
 
 def _caption(result: AttendResult) -> str:
-    said = [f"{name}: {label} {probability:.2f}" for name, label, probability, _ in result.predictions]
+    said = [f"{each.name}: {each.label} {each.probability:.2f}" for each in result.predictions]
     return "   ".join(said[:_MAX_PREDICTIONS]) or f"{result.model} {result.version}"
 
 

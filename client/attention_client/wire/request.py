@@ -188,8 +188,10 @@ def _output(item: Output, field: str) -> pb.OutputSpec:
             reduce=_choice(_REDUCE, spec.reduce),
             top_k=spec.top_k,
             data_type=_choice(_DATA_TYPE, spec.data_type),
-            layers=spec.layers,
+            layers=_names(spec.layers, "layers"),
             pool=_choice(_POOL, spec.pool),
+            pairs=_names(spec.pairs, "pairs"),
+            top=spec.top,
         )
 
 
@@ -234,6 +236,13 @@ def _duration(seconds: float | None, field: str) -> Duration | None:
     with _named_field(field):
         duration.FromNanoseconds(round(seconds * 1e9))
     return duration
+
+
+def _names(names: Iterable[str], option: str) -> Iterable[str]:
+    """Return names; a string alone would be taken for one name a letter."""
+    if isinstance(names, str):
+        raise TypeError(f"{option} must be a list; write [{names!r}]")
+    return names
 
 
 def _choice(choices: Mapping[Any, Any], value: object) -> Any:

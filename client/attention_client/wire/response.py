@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.result import Array, AttendResult, Prediction, Span, TopK
+from attention_client.result import Array, AttendResult, Candidate, Prediction, Span, TopK
 
 
 def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendResult]:
@@ -39,4 +39,5 @@ def _value(output: pb.Output) -> Array | TopK:
 
 def _prediction(prediction: pb.Prediction) -> Prediction:
     row = prediction.row if prediction.HasField("row") else None
-    return Prediction(prediction.name, prediction.label, prediction.probability, row)
+    top = tuple([Candidate(each.id, each.label, each.probability) for each in prediction.top])
+    return Prediction(prediction.name, prediction.label, prediction.probability, row, prediction.id, top)

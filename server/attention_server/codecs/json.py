@@ -37,6 +37,7 @@ from attention_server.domain.messages import (
     Array,
     MemoryRequest,
     OutputSpec,
+    Prediction,
     Request,
     Response,
     Result,
@@ -244,12 +245,14 @@ def _result(result: Result, encoding: Encoding, *, offsets: bool) -> dict[str, A
     encode = _encode_base64 if encoding == "base64" else _encode_numbers
     content["outputs"] = {name: _output(value, encode) for name, value in result.outputs.items()}
     if result.predictions is not None:
-        content["predictions"] = [
-            {"name": each.name, "label": each.label, "probability": each.probability}
-            | ({} if each.row is None else {"row": each.row})
-            for each in result.predictions
-        ]
+        content["predictions"] = [_prediction(each) for each in result.predictions]
     return content
+
+
+def _prediction(each: Prediction) -> dict[str, Any]:
+    content = {"name": each.name, "label": each.label, "probability": each.probability, "id": each.id}
+    content |= {} if each.row is None else {"row": each.row}
+    return content | ({"top": [one._asdict() for one in each.top]} if each.top else {})
 
 
 def _span(span: Span) -> dict[str, int]:

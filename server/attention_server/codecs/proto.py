@@ -192,6 +192,8 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         data_type="FP16" if message.data_type == pb.DATA_TYPE_FP16 else "FP32",
         layers=tuple(message.layers),
         pool=POOL[message.pool],
+        pairs=tuple(message.pairs),
+        top=message.top,
     )
 
 
@@ -283,7 +285,10 @@ def _text_fields(result: Result, *, offsets: bool) -> bytes:
 
 
 def _prediction(each: Prediction) -> pb.Prediction:
-    return pb.Prediction(name=each.name, label=each.label, probability=each.probability, row=each.row)
+    top = [pb.Candidate(id=one.id, label=one.label, probability=one.probability) for one in each.top]
+    return pb.Prediction(
+        name=each.name, label=each.label, probability=each.probability, row=each.row, id=each.id, top=top
+    )
 
 
 def _spans(tokens: Tokens) -> list[pb.Span]:

@@ -70,6 +70,8 @@ class OutputSpec(NamedTuple):
     data_type: DataType = "FP32"
     layers: tuple[str, ...] = ()
     pool: Pool = "none"
+    pairs: tuple[str, ...] = ()
+    top: int = 0
     path: str = ""
 
     @property
@@ -141,14 +143,33 @@ class Tokens:
     spans: tuple[Span, ...]
 
 
+class Candidate(NamedTuple):
+    """A label of a predictor, its id among the predictor's labels, and its probability."""
+
+    id: int
+    label: str
+    probability: float
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One prediction of a model's head; `row` is None for a prediction from the mean of all rows."""
+    """One prediction of a model's head.
+
+    Attributes:
+        name: of the predictor.
+        label: the most probable label.
+        probability: of the label.
+        row: None for a prediction from the mean of all rows.
+        id: of the label.
+        top: the most probable labels, descending; empty where the request asks for the first alone.
+    """
 
     name: str
     label: str
     probability: float
     row: int | None
+    id: int = 0
+    top: tuple[Candidate, ...] = ()
 
 
 class Result(NamedTuple):

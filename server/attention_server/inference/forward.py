@@ -61,6 +61,8 @@ class Forward:
             else:
                 k, v = (memory.k, memory.v) if memory else layer.project(key, value, run)
                 stages.append(layer.stages(query, k, v, added, wanted, run))
+            if "embeddings" in wanted:
+                stages[-1]["embeddings"] = query
         return stages
 
     def project_memory(

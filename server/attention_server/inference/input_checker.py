@@ -16,7 +16,7 @@ from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.plan_cache import CachedPlan
-from attention_server.inference.planner import Plan, answer_bytes
+from attention_server.inference.planner import Plan, answer_bytes, candidate_bytes
 from attention_server.inference.postprocess import check_rows
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.tokenizer import TextTokenizer
@@ -116,10 +116,10 @@ class InputChecker:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (0 if prepared.memory else keys)
         size = Size(projected, queries * keys, len(plan.stages) / len(self.layers))
-        answered = 0
+        answered = candidate_bytes(plan.top, self.manifest.predictors, queries)
         for form in plan.forms:
-            layer = self.layers[form.layer]
-            answered += answer_bytes(form, layer.about, layer.widths(*prepared.input_widths()), queries, keys)
+            widths = self.layers[form.layer].widths(*prepared.input_widths())
+            answered += answer_bytes(form, self.manifest, widths, queries, keys)
         most, spared = self.costs.together(max(queries, keys))
         kind = self._kind(prepared, plan) if most > 1 else None
         return InputProfile(

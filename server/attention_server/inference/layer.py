@@ -112,7 +112,7 @@ class LoadedLayer:
         """The graph for wanted stages and mask or none: its file, whether it takes a mask, and the outputs to run."""
 
         def recipe(wanted: frozenset[str], mask: bool) -> tuple[str, bool, list[str]]:
-            computed = {STAGES[stage].source or stage for stage in wanted}
+            computed = {STAGES[stage].source or stage for stage in wanted if STAGES[stage].level == "site"}
             graph = choose_graph(about, device, weights="weights" in computed, mask=mask)
             offered = graphs[graph.file.name].outputs
             # Without M_O, the heads are the output.

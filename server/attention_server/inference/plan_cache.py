@@ -55,6 +55,7 @@ def is_small(specs: tuple[OutputSpec, ...]) -> bool:
     if len(specs) > MAX_SPEC_SIZE:
         return False
     for spec in specs:  # a generator would take longer than the comparison
-        if len(spec.rows) + len(spec.heads) + len(spec.alias) + sum(map(len, spec.layers)) > MAX_SPEC_SIZE:
+        names = (spec.alias, *spec.layers, *spec.pairs)
+        if len(spec.rows) + len(spec.heads) + sum(map(len, names)) > MAX_SPEC_SIZE:
             return False
     return True

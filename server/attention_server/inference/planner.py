@@ -1,29 +1,54 @@
 """The planner: from the outputs of a request to the stages of each layer."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest
-from attention_proto.stages import PAIRWISE, PREDICTIONS, PROJECTED, STAGES
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest, Predictor
+from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths, offers
+from attention_proto.stages import (
+    DEFAULT,
+    OPTIONS,
+    PAIRWISE,
+    PREDICTION_OPTIONS,
+    PREDICTIONS,
+    PROJECTED,
+    STAGES,
+    Axis,
+    Stage,
+)
 
 from attention_server.domain.messages import OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 
-_COLUMNS = {name: ("Dh", "Dv", "D", "S", None).index(stage.column_axis) for name, stage in STAGES.items()}
-EVERY_LAYER = "*"
 ALIAS = 256  # characters
+WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
+NUMBERS_OF_CANDIDATE = 8  # bytes of an id and a probability
 
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """One output: its name in the answer, its spec, its layer, and its field in the request."""
+    """One output.
+
+    Attributes:
+        name: in the answer.
+        spec: as requested.
+        layer: the layer that it is of; the last one of several.
+        field: in the request.
+        pairs: layer and head of each head of the output; empty where all are of one layer.
+    """
 
     name: str
     spec: OutputSpec
     layer: int
     field: str
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def layers(self) -> set[int]:
+        """Every layer that the output reads."""
+        return {layer for layer, _ in self.pairs} or {self.layer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +60,7 @@ class Plan:
         stages: the stages to compute of each layer that runs; with the output, in which an overflow shows, unless
             the projections suffice.
         predictions: whether the head runs.
+        top: the labels of each prediction; 0 for the most probable one alone.
         predictions_field: the field that asks for predictions; empty where they are sent by default.
         pools: whether the last layer that runs has a graph for pooled outputs, and gives no further ones.
         shapes: whether outputs are shaped: rows, heads or types are chosen, heads reduced, or predictions made. If not,
@@ -44,6 +70,7 @@ class Plan:
     forms: tuple[OutputPlan, ...]
     stages: tuple[frozenset[str], ...]
     predictions: bool
+    top: int
     predictions_field: str
     pools: bool
     shapes: bool
@@ -56,12 +83,12 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
         InvalidRequest: a name, head, layer or option is not offered, or two outputs share a name.
     """
     forms: list[OutputPlan] = []
-    predictions_field = ""
-    for index, spec in enumerate(specs or [OutputSpec("output")]):
+    predictions_field, top = "", 0
+    for index, spec in enumerate(specs or [OutputSpec(DEFAULT)]):
         field = spec.path or f"outputs[{index}]"
         if spec.name == PREDICTIONS:
             _check_predictions(spec, manifest, field)
-            predictions_field = field
+            predictions_field, top = field, max(top, spec.top)
         else:
             forms += _forms(spec, manifest, field)
     _check_names(forms)
@@ -69,7 +96,7 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
     stages = _stages(forms, manifest, predictions=predictions)
     pools = not predictions and _pools(forms, len(stages) - 1, manifest)
     shapes = predictions or not all(form.spec.is_whole for form in forms)
-    return Plan(tuple(forms), stages, predictions, predictions_field, pools, shapes)
+    return Plan(tuple(forms), stages, predictions, top, predictions_field, pools, shapes)
 
 
 def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> AttendGraph:
@@ -84,24 +111,44 @@ def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> Att
     raise LookupError(f"no graph of layer {layer.name} gives weights={weights} with mask={mask} on {device}")
 
 
-def answer_bytes(form: OutputPlan, layer: Layer, widths: tuple[int, int, int], queries: int, keys: int) -> int:
+def answer_bytes(form: OutputPlan, manifest: Manifest, widths: tuple[int, int, int], queries: int, keys: int) -> int:
     """Return the size of one output of one sequence, in bytes.
 
     Args:
         form: the output.
-        layer: the layer that gives it.
+        manifest: of the model.
         widths: Dh, Dv and D of this sequence.
         queries: T.
         keys: S.
     """
     spec, stage = form.spec, STAGES[form.spec.name]
-    heads = 1 if spec.reduce != "none" or not stage.head_axis else len(spec.heads) or _heads(spec, layer)
+    known = lengths(stage, manifest.layers[form.layer], manifest)
+    of_sequence: Mapping[Axis | None, int] = dict(zip(("Dh", "Dv", "D", "S", None), (*widths, keys, 1), strict=True))
+    heads = len(form.pairs) or len(spec.heads) or known.get(stage.axes[0], 1)
+    heads = 1 if spec.reduce != "none" or not stage.head_axis else heads
     rows = 1 if spec.pool != "none" else len(spec.rows) or (keys if stage.is_of_keys else queries)
-    columns = (*widths, keys, 1)[_COLUMNS[spec.name]]
+    columns = (stage.column_axis and known[stage.column_axis]) or of_sequence[stage.column_axis]
     size = 2 if spec.data_type == "FP16" else 4
     if spec.top_k:
         columns, size = min(spec.top_k, keys), size + index_type(keys).itemsize
     return heads * rows * columns * size
+
+
+def candidate_bytes(top: int, predictors: Sequence[Predictor], queries: int) -> int:
+    """Return the size of the most probable labels of one sequence's predictions, in bytes: of labels the mean length.
+
+    Args:
+        top: the number for each prediction.
+        predictors: of the model.
+        queries: T, the predictions of a predictor that reads every row.
+    """
+    size = 0
+    for predictor in predictors if top else ():
+        is_one = predictor.rows in (Predictor.ROWS_FIRST, Predictor.ROWS_LAST, Predictor.ROWS_MEAN)
+        labels = len(predictor.labels)
+        each = NUMBERS_OF_CANDIDATE + sum(map(len, predictor.labels)) // labels
+        size += (1 if is_one else queries) * min(top, labels) * each
+    return size
 
 
 def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
@@ -110,38 +157,36 @@ def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
 
 
 def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[OutputPlan]:
-    """Yield one form for each layer that a spec asks for."""
+    """Yield one form for each layer that a spec asks for; one for all pairs."""
     _check_options(spec, manifest, field)
-    layers = _layers(spec, manifest, field)
+    stage, name = STAGES[spec.name], spec.alias or spec.name
+    try:
+        if spec.pairs:
+            pairs = chosen_pairs(stage, spec.pairs, manifest)
+            yield OutputPlan(name, spec, max(layer for layer, _ in pairs), field, tuple(pairs))
+            return
+        layers = chosen_layers(stage, spec.layers, manifest)
+    except NotOfferedError as error:
+        raise InvalidRequest(str(error), field=join_path(field, error.option)) from error
     for index in layers:
         layer = manifest.layers[index]
-        _check_heads(spec, layer, field)
-        name = spec.alias or spec.name
+        _check_heads(spec, lengths(stage, layer, manifest)[stage.axes[0]], field)
         yield OutputPlan(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, index, field)
-
-
-def _layers(spec: OutputSpec, manifest: Manifest, field: str) -> list[int]:
-    names = [layer.name for layer in manifest.layers]
-    if EVERY_LAYER in spec.layers:
-        return list(range(len(names)))
-    for name in spec.layers:
-        if name not in names:
-            raise InvalidRequest(
-                f"there is no layer {name[:64]!r}; there is {', '.join(names)}", field=join_path(field, "layers")
-            )
-    return [names.index(name) for name in spec.layers] or [len(names) - 1]
 
 
 def _stages(forms: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
     needed: list[set[str]] = [set() for _ in manifest.layers]
     for form in forms:
-        needed[form.layer].add(form.spec.name)
+        for layer in form.layers:
+            needed[layer].add(form.spec.name)
     if predictions:
         needed[-1].add("output")
     last = max(index for index, stages in enumerate(needed) if stages)
     for stages in needed[:last]:
         stages.add("output")  # the input of the next layer
-    return tuple(frozenset(stages if stages <= PROJECTED else stages | {"output"}) for stages in needed[: last + 1])
+    return tuple(
+        frozenset(stages if stages <= WITHOUT_ATTENTION else stages | {"output"}) for stages in needed[: last + 1]
+    )
 
 
 def _pools(forms: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:
@@ -153,37 +198,59 @@ def _pools(forms: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:
 def _check_predictions(spec: OutputSpec, manifest: Manifest, field: str) -> None:
     if not manifest.predictors:
         raise InvalidRequest("this model has no head, so it predicts nothing", field=join_path(field, "name"))
-    if spec._replace(path="") != OutputSpec(PREDICTIONS):
-        raise InvalidRequest("predictions take no options", field=field)
+    if given := _options(spec) - PREDICTION_OPTIONS:
+        raise InvalidRequest("predictions take `top` alone", field=join_path(field, min(given)))
 
 
 def _check_options(spec: OutputSpec, manifest: Manifest, field: str) -> None:
     if spec.name not in STAGES:
         close = difflib.get_close_matches(spec.name[:64], STAGES, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        offered = ", ".join((*STAGES, PREDICTIONS) if manifest.predictors else STAGES)
+        offered = ", ".join(_offered(manifest))
         raise InvalidRequest(f"there is no {spec.name[:64]!r} among {offered}{hint}", field=join_path(field, "name"))
-    stage = STAGES[spec.name]
-    if spec.top_k and not stage.takes("top_k"):
-        raise InvalidRequest(f"is for {' and '.join(PAIRWISE)}, not for {spec.name}", field=join_path(field, "top_k"))
-    if (spec.heads or spec.reduce != "none") and not stage.takes("heads"):
-        option = "heads" if spec.heads else "reduce"
-        raise InvalidRequest(
-            f"{spec.name} has no heads: they are combined; ask for `heads`", field=join_path(field, option)
-        )
+    stage, given = STAGES[spec.name], _options(spec)
+    if refused := [option for option in OPTIONS if option in given and not stage.takes(option)]:
+        raise InvalidRequest(_why_not(stage, refused[0]), field=join_path(field, refused[0]))
+    if beside := {"layers", "heads"} & given if spec.pairs else set():
+        raise InvalidRequest("stands beside pairs, which name layers and heads", field=join_path(field, min(beside)))
 
 
-def _check_heads(spec: OutputSpec, layer: Layer, field: str) -> None:
-    heads = _heads(spec, layer)
+def _options(spec: OutputSpec) -> set[str]:
+    """Return the options that a spec gives, by their names in requests."""
+    default = OutputSpec(spec.name)
+    return {name for name, each in OPTIONS.items() if getattr(spec, each.field) != getattr(default, each.field)}
+
+
+def _why_not(stage: Stage, option: str) -> str:
+    """Return the reason for which a stage does not take an option."""
+    match option:
+        case "top":
+            return f"is for {PREDICTIONS}, not for {stage.name}"
+        case "top_k":
+            return f"is for {' and '.join(PAIRWISE)}, not for {stage.name}"
+        case "layers":
+            return f"{stage.name} is of the model, not of a layer"
+        case _ if stage.name == "output":
+            return "output has no heads: they are combined; ask for `heads` or `contributions`"
+        case _:
+            return f"{stage.name} has no heads"
+
+
+def _offered(manifest: Manifest) -> Iterator[str]:
+    """Yield the name of every output that some layer gives."""
+    for stage in STAGES.values():
+        if any(offers(stage, layer, manifest) for layer in manifest.layers):
+            yield stage.name
+    if manifest.predictors:
+        yield PREDICTIONS
+
+
+def _check_heads(spec: OutputSpec, heads: int, field: str) -> None:
     for head in spec.heads:
         if head >= heads:
             raise InvalidRequest(f"there is no head {head}; there are {heads}, from 0", field=join_path(field, "heads"))
     if len(set(spec.heads)) < len(spec.heads):
         raise InvalidRequest("names a head twice", field=join_path(field, "heads"))
-
-
-def _heads(spec: OutputSpec, layer: Layer) -> int:
-    return layer.key_value_heads if STAGES[spec.name].head_axis == "Hkv" else layer.heads
 
 
 def _check_names(forms: Sequence[OutputPlan]) -> None:

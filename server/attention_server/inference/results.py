@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from attention_proto.stages import OF_KEYS, PROJECTED
 
-from attention_server.domain.messages import Array, Prediction, Result, TopK
+from attention_server.domain.messages import Array, Candidate, Prediction, Result, TopK
 from attention_server.inference import validation as check
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward, Stages
 from attention_server.inference.layer import Vectors
 from attention_server.inference.planner import OutputPlan, Plan
-from attention_server.inference.postprocess import Rows, read_rows, shape_stage
+from attention_server.inference.postprocess import Rows, read_rows, shape_stage, top_k
 from attention_server.inference.preprocess import HIDDEN, PreparedInput
 from attention_server.inference.row_selection import positions, predictor_rows
 
@@ -54,11 +55,10 @@ def shaped_results(
     results = []
     for i, each in enumerate(batch):
         own = [{name: stage[i] for name, stage in of.items()} for of in stages]
-        outputs = {}
-        for form in plan.forms:
-            of_some = form.layer == len(own) - 1 and form.spec.name not in OF_KEYS
-            outputs[form.name] = _output(form, own[form.layer], each, computed if of_some else None)
-        predictions = tuple(_predictions(own[-1]["output"], each, computed, forward, run)) if plan.predictions else None
+        outputs = {form.name: _output(form, own, each, computed) for form in plan.forms}
+        predictions = None
+        if plan.predictions:
+            predictions = tuple(_predictions(own[-1]["output"], each, computed, plan.top, forward, run))
         results.append(_result(each, outputs, predictions))
     return results
 
@@ -81,7 +81,7 @@ def pooled_results(
         outputs = {
             form.name: of_last[form.name]
             if form.name in of_last
-            else _output(form, {name: stage[i] for name, stage in stages[form.layer].items()}, each, None)
+            else _output(form, [{name: stage[i] for name, stage in of.items()} for of in stages], each, None)
             for form in plan.forms
         }
         results.append(_result(each, outputs))
@@ -102,21 +102,34 @@ def _check_overflow(batch: Sequence[PreparedInput], plan: Plan, stages: list[Sta
 
 
 def _output(
-    form: OutputPlan, stages: Mapping[str, Vectors], prepared: PreparedInput, computed: Rows | None
+    form: OutputPlan, stages: Sequence[Mapping[str, Vectors]], prepared: PreparedInput, computed: Rows | None
 ) -> Array | TopK:
-    """Return one output, of a layer's stages with all rows or with the computed ones."""
+    """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
     spec = form.spec
     rows = read_rows(spec, *prepared.rows(spec.name))
+
+    def places(layer: int) -> Rows | None:
+        of_some = layer == len(stages) - 1 and spec.name not in OF_KEYS
+        return positions(rows, computed if of_some else None)
+
     hidden = None
     if spec.top_k and prepared.added is not None:
         hidden = (prepared.added if rows is None else prepared.added[:, rows]) == HIDDEN
-    return shape_stage(stages[spec.name], positions(rows, computed), spec, hidden, form.field)
+    if not form.pairs:
+        return shape_stage(stages[form.layer][spec.name], places(form.layer), spec, hidden, form.field)
+    heads = []
+    for layer, head in form.pairs:
+        of_head, chosen = stages[layer][spec.name][head], places(layer)
+        heads.append(of_head if chosen is None else of_head[chosen])
+    if hidden is not None and len(hidden) > 1:  # one mask may serve all heads
+        hidden = hidden[[head for _, head in form.pairs]]
+    return shape_stage(np.stack(heads), None, spec, hidden, form.field)
 
 
 def _predictions(
-    output: Vectors, prepared: PreparedInput, computed: Rows | None, forward: Forward, run: Run
+    output: Vectors, prepared: PreparedInput, computed: Rows | None, top: int, forward: Forward, run: Run
 ) -> Iterator[Prediction]:
-    """Yield each predictor's most probable label for each row that it reads, or for the mean of these rows."""
+    """Yield each predictor's most probable labels for each row that it reads, or for the mean of these rows."""
     for predictor in forward.manifest.predictors:
         of_mean = predictor.rows == Predictor.ROWS_MEAN
         rows = predictor_rows(predictor, prepared)
@@ -124,6 +137,15 @@ def _predictions(
             continue
         read = output.mean(0, keepdims=True) if of_mean else output[positions(rows, computed)]
         probabilities = forward.predict(predictor.name, read, run)
-        for row, of_row in zip([None] if of_mean else rows.tolist(), probabilities, strict=True):
-            best = int(of_row.argmax())
-            yield Prediction(predictor.name, predictor.labels[best], float(of_row[best]), row)
+        largest = top_k(probabilities, top, None) if top else TopK(*_largest(probabilities))
+        for row, ids, values in zip([None] if of_mean else rows.tolist(), *largest, strict=True):
+            labels = map(predictor.labels.__getitem__, ids.tolist())
+            candidates = tuple(map(Candidate, ids.tolist(), labels, values.tolist()))
+            id_, label, probability = candidates[0]
+            yield Prediction(predictor.name, label, probability, row, id_, candidates if top else ())
+
+
+def _largest(probabilities: Vectors) -> tuple[Array, Array]:
+    """Return the position of each row's largest number, and the number, [N, 1]: quicker than `top_k` of one."""
+    ids = probabilities.argmax(-1, keepdims=True)
+    return ids, np.take_along_axis(probabilities, ids, -1)

@@ -23,7 +23,7 @@ def computed_rows(prepared: PreparedInput, plan: Plan, predictors: Sequence[Pred
     read = [
         read_rows(form.spec, *prepared.rows(form.spec.name))
         for form in plan.forms
-        if form.layer == last and form.spec.name not in OF_KEYS
+        if last in form.layers and form.spec.name not in OF_KEYS
     ]
     if plan.predictions:
         read += [predictor_rows(predictor, prepared) for predictor in predictors]

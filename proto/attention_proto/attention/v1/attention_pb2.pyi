@@ -381,8 +381,11 @@ class OutputSpec(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of a stage:
+    - `embeddings` [T, D]: the vectors that go into the first layer, of a text or as sent.
     - `q` [H, T, Dh]: the projected queries.
     - `k` [Hkv, S, Dh]: the projected keys.
     - `v` [Hkv, S, Dv]: the projected values.
@@ -390,8 +393,10 @@ class OutputSpec(_message.Message):
     - `weights` [H, T, S]: softmax of the masked scores; zeros where a query may attend to no key.
     - `entropy` [H, T]: the entropy of each row of weights in nats, 0 where a query may attend to no key.
     - `heads` [H, T, Dv]: weights.v.
+    - `contributions` [H, T, D]: each head's part of `output`: their sum and the bias of M_O are `output`.
     - `output` [T, D]: the heads combined by M_O.
-    - `predictions`: the answers of the model's head; it takes no options.
+    - `hidden` [T, D]: the vectors behind a layer; behind the last layer the model's own output, after its final norm.
+    - `predictions`: the answers of the model's head; they take `top` alone.
     """
     alias: _builtins.str
     """The name in the answer, up to 256 characters; the stage's name when empty. Names in one answer must differ."""
@@ -409,6 +414,10 @@ class OutputSpec(_message.Message):
     some head; for `k` and `v`, key positions that some query may attend to. A request is refused if every chosen row
     is masked.
     """
+    top: _builtins.int
+    """For `predictions` only: returns the most probable labels of each prediction, up to this number, each with its id
+    and probability; 0 returns the most probable one alone.
+    """
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The heads to return, in this order, without duplicates; all when empty."""
@@ -421,8 +430,14 @@ class OutputSpec(_message.Message):
 
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The layers, by their names in the manifest, or `*` for all; the last layer when empty. The outputs of more than one
-        layer are named `NAME@LAYER`.
+        """The layers, by their names in the manifest, or `*` for all that offer the stage; the last layer when empty. The
+        outputs of more than one layer are named `NAME@LAYER`.
+        """
+
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Heads of several layers, as LAYER.HEAD, in place of `layers` and `heads`: one output with one head for each pair,
+        in this order, such as `weights` [P, T, S], without duplicates.
         """
 
     def __init__(
@@ -437,10 +452,12 @@ class OutputSpec(_message.Message):
         data_type: Global___DataType.ValueType = ...,
         layers: _abc.Iterable[_builtins.str] | None = ...,
         pool: Global___OutputSpec.Pool.ValueType = ...,
+        pairs: _abc.Iterable[_builtins.str] | None = ...,
+        top: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,6 +625,8 @@ class Prediction(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
     ROW_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the predictor in the manifest."""
     label: _builtins.str
@@ -616,6 +635,12 @@ class Prediction(_message.Message):
     """The probability of the label, in 0..1."""
     row: _builtins.int
     """The query position that the prediction was read from; absent if it was read from the mean of all positions."""
+    id: _builtins.int
+    """The position of the label among the predictor's labels; of a vocabulary, the id of the token."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """The most probable labels in descending order, the first one too, if `top` was requested. Ties go to the lower id."""
+
     def __init__(
         self,
         *,
@@ -623,16 +648,48 @@ class Prediction(_message.Message):
         label: _builtins.str = ...,
         probability: _builtins.float = ...,
         row: _builtins.int | None = ...,
+        id: _builtins.int = ...,
+        top: _abc.Iterable[Global___Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_row", b"_row", "row", b"row"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_row", b"_row", "label", b"label", "name", b"name", "probability", b"probability", "row", b"row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_row", b"_row", "id", b"id", "label", b"label", "name", b"name", "probability", b"probability", "row", b"row", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__row: _TypeAlias = _typing.Literal["row"]  # noqa: Y015
     _WhichOneofArgType__row: _TypeAlias = _typing.Literal["_row", b"_row"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__row) -> _WhichOneofReturnType__row | None: ...
 
 Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """A label that a head considered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The position of the label among the predictor's labels; of a vocabulary, the id of the token."""
+    label: _builtins.str
+    """The label."""
+    probability: _builtins.float
+    """The probability of the label, in 0..1."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        label: _builtins.str = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "label", b"label", "probability", b"probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class Span(_message.Message):

@@ -16,6 +16,7 @@ from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     Array,
     OutputSpec,
+    Prediction,
     Request,
     Response,
     Result,
@@ -127,6 +128,22 @@ def _predictions(results: Sequence[Result]) -> Iterator[_RaggedOutput]:
     yield _RaggedOutput(f"{PREDICTIONS}.probability", probabilities, (), 0)
     indices: list[Array] = [np.array([-1 if each.row is None else each.row for each in row], np.int64) for row in rows]
     yield _RaggedOutput(f"{PREDICTIONS}.row", indices, (), -1)
+    yield _RaggedOutput(f"{PREDICTIONS}.id", [np.array([each.id for each in row], np.int64) for row in rows], (), 0)
+    if any(each.top for row in rows for each in row):
+        yield from _candidates(rows)
+
+
+def _candidates(rows: Sequence[Sequence[Prediction]]) -> Iterator[_RaggedOutput]:
+    """Yield the most probable labels of predictions, each [N, k]; predictors with fewer labels are padded."""
+    longest = max(len(each.top) for row in rows for each in row)
+    for part, dtype, fill in (("id", np.int64, 0), ("label", object, ""), ("probability", np.float32, 0)):
+        arrays: list[Array] = []
+        for row in rows:
+            array = np.full((len(row), longest), fill, dtype)
+            for values, each in zip(array, row, strict=True):
+                values[: len(each.top)] = [getattr(candidate, part) for candidate in each.top]
+            arrays.append(array)
+        yield _RaggedOutput(f"{PREDICTIONS}.top.{part}", arrays, (), fill)
 
 
 def _least_shape(spec: OutputSpec, lengths: BatchLengths) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from attention_proto.attention.v1.attention_pb2 import Model
-from attention_proto.stages import PREDICTIONS, STAGES
+from attention_proto.offers import lengths, offers
+from attention_proto.stages import DEFAULT, PREDICTIONS, STAGES
 
 from attention_server.codecs.document import fields
 from attention_server.codecs.oip.rules import PREDICTION_PARTS, TOKENS
@@ -21,7 +22,7 @@ BACKEND = "onnxruntime"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 NOT_OFFERED = "shared memory, trace and log settings are not offered"
 ANY = -1
-PREDICTION_TYPES = {"name": BYTES, "label": BYTES, "probability": "FP32", "row": "INT64"}
+PREDICTION_TYPES = {"name": BYTES, "label": BYTES, "probability": "FP32", "row": "INT64", "id": "INT64"}
 
 Document = dict[str, Any]
 
@@ -103,8 +104,8 @@ def inputs(model: Model) -> list[TensorMetadata]:
     ]
     texts = {"text": has_text, "memory_text": bool(text.memory_front.name)}
     tensors += [TensorMetadata(name, BYTES, (ANY,)) for name, accepted in texts.items() if accepted]
-    lengths = ("query_lengths",) if self_attention_only else ("query_lengths", "key_lengths")
-    tensors += [TensorMetadata(name, "INT64", (ANY,)) for name in lengths]
+    ragged = ("query_lengths",) if self_attention_only else ("query_lengths", "key_lengths")
+    tensors += [TensorMetadata(name, "INT64", (ANY,)) for name in ragged]
     return [*tensors, TensorMetadata("allowed", "BOOL", (ANY,) * 4), TensorMetadata("bias", "FP32", (ANY,) * 4)]
 
 
@@ -112,19 +113,11 @@ def outputs(model: Model) -> list[TensorMetadata]:
     """Return every output that a request may name, with the shape it has without options."""
     manifest = model.manifest
     layer = manifest.layers[-1]
-    lengths = {
-        "H": layer.heads,
-        "Hkv": layer.key_value_heads,
-        "T": ANY,
-        "S": ANY,
-        "Dh": layer.head_dim or ANY,
-        "Dv": layer.value_head_dim or ANY,
-        "D": layer.output_dim or ANY,
-    }
-    # The last stage of the pipeline first: it is the default.
+    offered = [stage for stage in reversed(tuple(STAGES.values())) if offers(stage, layer, manifest)]
+    offered.sort(key=lambda stage: stage.name != DEFAULT)  # the default first
     tensors = [
-        TensorMetadata(stage.name, "FP32", (ANY, *(lengths[axis] for axis in stage.axes)))
-        for stage in reversed(tuple(STAGES.values()))
+        TensorMetadata(stage.name, "FP32", (ANY, *(n or ANY for n in lengths(stage, layer, manifest).values())))
+        for stage in offered
     ]
     if manifest.predictors:
         tensors += [

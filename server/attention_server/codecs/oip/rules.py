@@ -13,7 +13,8 @@ from attention_server.domain.messages import NO_MASK, OutputSpec
 from attention_server.errors import InvalidRequest, NotFound, TooLarge
 
 TOKENS = ("tokens", "memory_tokens")  # outputs that are not stages
-PREDICTION_PARTS = ("name", "label", "probability", "row")
+PREDICTION_PARTS = ("name", "label", "probability", "row", "id")
+TOP_PARTS = ("top.id", "top.label", "top.probability")  # of predictions with the option `top`
 REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "timeout")
 OUTPUT_PARAMETERS = ("stage", *(name for name in OPTIONS if name != "as"))  # an output's own name is the alias
 # Parameters of the wire format: oip/json.py and oip/proto.py read them.
@@ -97,7 +98,7 @@ def output_options(infer: InferRequest) -> list[Parameters]:
         own = {name: value for name, value in requested.parameters.items() if name not in WIRE_PARAMETERS}
         merged: Parameters = {**own, **named[requested.name]}
         fields(merged, f"outputs[{i}].parameters", OUTPUT_PARAMETERS)
-        if merged and (not is_computed(requested.name) or _is_predictions(requested.name)):
+        if merged and not is_computed(requested.name):
             raise InvalidRequest(f"{requested.name} takes no options", field=f"outputs[{i}].parameters")
         options.append(merged)
     return options
@@ -119,9 +120,9 @@ def output_spec(name: str, options: Parameters, path: str) -> OutputSpec:
     Raises:
         InvalidRequest: an option has the wrong type or value.
     """
-    if _is_predictions(name):
-        return OutputSpec(PREDICTIONS, path=path)
     given = {option: _option(OPTIONS[option], options, path) for option in options if option in OPTIONS}
+    if _is_predictions(name):
+        return OutputSpec(PREDICTIONS, path=path, **given)
     return OutputSpec(typed(options, "stage", str, name, path), name, path=path, **given)
 
 
@@ -138,7 +139,7 @@ def protocol_field_names() -> Iterator[None]:
 
 def _is_predictions(name: str) -> bool:
     stem, _, part = name.partition(".")
-    return stem == PREDICTIONS and part in ("", *PREDICTION_PARTS)
+    return stem == PREDICTIONS and part in ("", *PREDICTION_PARTS, "top", *TOP_PARTS)
 
 
 def _option(option: Option, options: Parameters, path: str) -> Any:

@@ -1,0 +1,135 @@
+"""The stages that a model offers: which layers give a stage, with which lengths, and the choice of layers and pairs.
+
+The planner, the Open Inference Protocol's metadata and the columns of scored files read it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.stages import DEFAULT, Axis, Stage
+
+EVERY_LAYER = "*"
+
+
+class NotOfferedError(ValueError):
+    """A model does not offer a stage, layer or pair.
+
+    Attributes:
+        option: the field of an output that names it.
+    """
+
+    def __init__(self, message: str, option: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+def offers(stage: Stage, layer: Layer, manifest: Manifest) -> bool:
+    """Return whether a layer gives a stage; of a stage of the model, whether the model gives it."""
+    if stage.level == "model":
+        return manifest.text.HasField("front")
+    listed = layer.stages or (DEFAULT,)
+    return not stage.is_listed or stage.name in listed
+
+
+def lengths(stage: Stage, layer: Layer, manifest: Manifest) -> Mapping[Axis, int]:
+    """Return the length of each axis of a stage at a layer; 0 where it depends on the sequence."""
+    widths = {
+        "site": layer.output_dim or layer.heads * layer.value_head_dim,
+        "layer": manifest.hidden_dim,
+        "model": manifest.layers[0].query_dim,
+    }
+    every: Mapping[Axis, int] = {
+        "H": layer.heads,
+        "Hkv": layer.key_value_heads,
+        "Dh": layer.head_dim,
+        "Dv": layer.value_head_dim,
+        "D": widths[stage.level],
+    }
+    return {axis: every.get(axis, 0) for axis in stage.axes}
+
+
+def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> list[int]:
+    """Return the positions of the layers that an output reads; of a stage of the model, of the first one.
+
+    Args:
+        stage: the output's stage.
+        names: of layers; `*` for all that offer the stage, none for the last layer.
+        manifest: of the model.
+
+    Raises:
+        NotOfferedError: there is no such layer, or it does not give the stage.
+    """
+    layers = manifest.layers
+    having = [i for i, layer in enumerate(layers) if offers(stage, layer, manifest)]
+    if not having:
+        raise NotOfferedError(f"this model gives no {stage.name}", "name")
+    if stage.level == "model":
+        return having[:1]
+    if EVERY_LAYER in names:
+        return having
+    chosen = [_position(name, manifest, "layers") for name in names] or [len(layers) - 1]
+    for i in chosen:
+        if i not in having:
+            told = ", ".join(layers[each].name for each in having)
+            option = "layers" if names else "name"
+            raise NotOfferedError(f"layer {layers[i].name} gives no {stage.name}; there is that of {told}", option)
+    return chosen
+
+
+def chosen_pairs(stage: Stage, pairs: Iterable[str], manifest: Manifest) -> list[tuple[int, int]]:
+    """Return the position of the layer and the head of each pair LAYER.HEAD.
+
+    Raises:
+        NotOfferedError: a pair is malformed or named twice, there is no such layer or head, a layer does not give the
+            stage, or the stage has another shape in two of the layers.
+    """
+    chosen: dict[tuple[int, int], str] = {}
+    for pair in pairs:
+        name, dot, number = pair.rpartition(".")
+        if not dot or not number.isascii() or not number.isdigit():
+            raise NotOfferedError(f"{pair[:64]!r} is no pair LAYER.HEAD, such as {_example(manifest)!r}", "pairs")
+        (layer,) = chosen_layers(stage, (manifest.layers[_position(name, manifest, "pairs", pair)].name,), manifest)
+        heads = _heads(stage, layer, manifest)
+        if int(number) >= heads:
+            words = f"there is no head {number[:16]} for the pair {pair[:64]!r}; layer {name} has {heads}, from 0"
+            raise NotOfferedError(words, "pairs")
+        if (layer, int(number)) in chosen:
+            raise NotOfferedError(f"names {pair[:64]!r} twice", "pairs")
+        chosen[layer, int(number)] = pair
+    _check_alike(stage, chosen, manifest)
+    return list(chosen)
+
+
+def _check_alike(stage: Stage, chosen: Mapping[tuple[int, int], str], manifest: Manifest) -> None:
+    """Check that the heads of pairs can stand in one array: rows and columns are of the same length."""
+    first: tuple[list[str], str] | None = None
+    for (layer, _), pair in chosen.items():
+        shape = _shape_of_head(stage, manifest.layers[layer], manifest)
+        if first is None:
+            first = (shape, pair)
+        elif shape != first[0]:
+            words = f"is [{', '.join(first[0])}] for the pair {first[1]!r} and [{', '.join(shape)}] for {pair!r}"
+            raise NotOfferedError(f"{stage.name} {words}: ask for them apart", "pairs")
+
+
+def _shape_of_head(stage: Stage, layer: Layer, manifest: Manifest) -> list[str]:
+    """Return the lengths of a stage's rows and columns; T and S, which are the same for all layers, by their names."""
+    known = lengths(stage, layer, manifest)
+    return [str(known[axis] or axis) for axis in stage.axes[1:]]
+
+
+def _heads(stage: Stage, layer: int, manifest: Manifest) -> int:
+    about = manifest.layers[layer]
+    return about.key_value_heads if stage.head_axis == "Hkv" else about.heads
+
+
+def _position(name: str, manifest: Manifest, option: str, pair: str = "") -> int:
+    names = [layer.name for layer in manifest.layers]
+    if name not in names:
+        of = f" for the pair {pair[:64]!r}" if pair else ""
+        raise NotOfferedError(f"there is no layer {name[:64]!r}{of}; there is {', '.join(names)}", option)
+    return names.index(name)
+
+
+def _example(manifest: Manifest) -> str:
+    return f"{manifest.layers[-1].name}.0"
