@@ -93,7 +93,7 @@ def test_json_is_the_rest_response(run):
     assert (document["model"], document["version"]) == ("multi-head", 1)
     (result,) = document["results"]
     assert result["tokens"] == SENTENCE.split()
-    assert result["predictions"][0] == {"name": "giver", "label": "I", "probability": 0.99, "row": 1}
+    assert result["predictions"][0] == {"name": "giver", "label": "I", "probability": 0.99, "row": 1, "id": 0}
     weights = result["outputs"]["weights"]
     assert (weights["data_type"], weights["shape"]) == ("FP32", [3, 7, 7])
     np.testing.assert_allclose(np.sum(weights["values"], -1), 1, rtol=1e-6)

@@ -31,6 +31,7 @@ def test_public_names():
         "AttendResult",
         "AttentionClient",
         "AttentionError",
+        "Candidate",
         "DeadlineExceeded",
         "InternalError",
         "InvalidRequest",
