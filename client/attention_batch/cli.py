@@ -78,7 +78,6 @@ def score(
         from attention_batch.errors import ScoringError  # noqa: PLC0415
         from attention_batch.plan import ScoringJob  # noqa: PLC0415 # pyarrow is an extra, and slow to import
         from attention_batch.run import run  # noqa: PLC0415
-        from attention_batch.spec import parse  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         _fail(f"score needs {missing.name}: pip install 'attention-service[batch]'", 1)
     try:
@@ -87,7 +86,7 @@ def score(
             output=output,
             model=model,
             version=version,
-            outputs=parse(outputs),
+            outputs=read_outputs(outputs),
             columns=_columns(column or []),
             causal=causal.value,
             engine=engine.value,
@@ -105,6 +104,17 @@ def score(
     except ScoringError as error:
         _fail(str(error), error.exit_status)
     raise typer.Exit(status)
+
+
+def read_outputs(text: str) -> list[dict[str, Any]]:
+    """Read `--outputs`: names, `NAME:POOL`, or a JSON list of specs; print an error and exit where it is none."""
+    from attention_batch.errors import Refused  # noqa: PLC0415
+    from attention_batch.spec import parse  # noqa: PLC0415
+
+    try:
+        return parse(text)
+    except Refused as error:
+        _fail(str(error), error.exit_status)
 
 
 def _columns(options: list[str]) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from typing import Annotated, Any, NoReturn
 import grpc
 import numpy as np
 import typer
-from attention_batch.cli import score
-from attention_batch.errors import Refused
-from attention_batch.spec import parse
+from attention_batch.cli import read_outputs, score
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.stages import OUTPUTS
 from rich.console import Console
@@ -120,7 +118,7 @@ def attend(
 ) -> None:
     """Attend over one sequence, and show the weights of each head."""
     with _connect(target, timeout) as client:
-        shown: list[Any] = _outputs(outputs) or _default_outputs(client.model(model, version), text)
+        shown: list[Any] = read_outputs(outputs) or _default_outputs(client.model(model, version), text)
         whole = "weights" in shown or {"name": "weights"} in shown
         result = client.attend(
             model,
@@ -259,14 +257,6 @@ def _widths(layer: pb.Layer) -> str:
     output = layer.output_dim or layer.heads * layer.value_head_dim
     taken = " ".join(str(width or "any") for width in (inputs if len(set(inputs)) > 1 else inputs[:1]))
     return f"{taken} → {output or 'any'}"
-
-
-def _outputs(text: str) -> list[dict[str, Any]]:
-    """Read `--outputs`, as `score` takes it."""
-    try:
-        return parse(text)
-    except Refused as error:
-        _fail(str(error))
 
 
 def _default_outputs(model: pb.Model, text: str | None) -> list[str]:
