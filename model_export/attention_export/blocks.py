@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 class Stages(NamedTuple):
@@ -88,13 +89,17 @@ def join(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).flatten(-2)
 
 
-def softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+def softmax(scores: Tensor, mask: Tensor | None, *, zero_key: bool = False) -> Tensor:
     """Turn scores into weights, (B, H, T, S); a row that is masked whole gives zeros, not NaN.
 
     Args:
         scores: (B, H, T, S).
         mask: added to the scores, -inf where a key is hidden; broadcastable to (B, H, T, S).
+        zero_key: whether there is one key more, with the score 0. Its column is left out of the weights.
     """
+    if zero_key:
+        masks = None if mask is None else pad(mask, (0, 1))
+        return softmax(pad(scores, (0, 1)), masks)[..., :-1]
     if mask is None:
         return scores.softmax(-1)
     attends = (mask > -math.inf).any(-1, keepdim=True)  # (.., T, 1)
@@ -105,6 +110,7 @@ class DotProduct(nn.Module):
     """Attention on the raw vectors, without parameters: q = query, k = key, v = value; scores are not scaled."""
 
     name = "dot_product"
+    zero_key: bool = False  # whether there is one key more, of zeros, with a value of zeros; set by importers
 
     def __init__(self, dims: Dims | None = None, *, scale: float = 1.0, softcap: float = 0.0) -> None:
         super().__init__()
@@ -147,7 +153,7 @@ class DotProduct(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Stages:
         """Dot product, normalise, weighted sum, combine."""
         scores = self.compare(q, k)
-        weights = softmax(scores, mask)  # (B, H, T, S)
+        weights = softmax(scores, mask, zero_key=self.zero_key)  # (B, H, T, S)
         heads = weights @ self._shared(v)  # (B, H, T, Dv)
         return Stages(q, k, v, scores, weights, heads, self.combine(join(heads)))
 
@@ -190,7 +196,8 @@ class SelfAttention(DotProduct):
 
         Row t is (w_t X M_V + b_V) M_O + b_O, with the weights w_t and the unprojected values X. The mean with the
         coefficients p is ((p w) X M_V + b_V) M_O + b_O, since p and each w_t sum to 1. So P rows are projected instead
-        of S, and P combined instead of T: a self-attention needs half of its products.
+        of S, and P combined instead of T: a self-attention needs half of its products. With a zero key the sums are
+        below 1, so this does not hold.
 
         Args:
             query: (B, T, Dq).

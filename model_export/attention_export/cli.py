@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
 from attention_export.export import export
@@ -22,7 +23,7 @@ from attention_export.importing.multihead import import_multihead
 from attention_export.int8 import Bounds, quantize
 from attention_export.manifest import ManifestError, new_version, read_manifest
 from attention_export.model import Model
-from attention_export.own_data import Options, own_data
+from attention_export.own_data import Options, OwnData, own_data
 from attention_export.tasks import TASKS
 from attention_export.training import LICENSE, BelowBar, OnProgress, Task, TrainedModel, check_bars, reproducible
 from attention_export.training import Progress as Step
@@ -37,6 +38,14 @@ FIGURE = "training.png"  # the manifest does not name it, so no server reads it
 
 BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type: ignore[misc] # for typer's choices
 TaskName = Enum("TaskName", {name: name for name in TASKS}, type=str)  # type: ignore[misc]
+
+
+class Layout(StrEnum):
+    """The axes of a matrix in a file."""
+
+    IN_OUT = "in-out"
+    OUT_IN = "out-in"
+
 
 Repository = Annotated[Path, typer.Option("--models", help="the repository to write to")]
 Version = Annotated[int, typer.Option(min=1, help="the new version; existing versions are never overwritten")]
@@ -65,7 +74,18 @@ def block(
     bias: Annotated[bool, typer.Option(help="whether projections have a bias")] = True,
     weights: Annotated[
         Path | None,
-        typer.Option(exists=True, help="safetensors file of the matrices M_Q, b_Q, ..; random by the seed if absent"),
+        typer.Option(
+            exists=True,
+            help="safetensors file of the matrices M_Q, b_Q, ..; random by the seed if absent. A matrix is [in, out], "
+            "as in x @ M_Q + b_Q; see --layout",
+        ),
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            help="the axes of the matrices in --weights: in-out, or out-in as in nn.Linear.weight",
+            show_default="in-out",
+        ),
     ] = None,
     license_: License = "",
     seed: Seed = 0,
@@ -75,7 +95,9 @@ def block(
         dims = Dims(width, key_width, value_width, heads, head_width, value_head_width, output_width, key_value_heads)
         made = _make(kind.value, dims, scale=scale, softcap=softcap, bias=bias)
         if weights is not None:
-            fill(made, read_tensors(weights))
+            fill(made, _in_layout(read_tensors(weights), layout or Layout.IN_OUT))
+        elif layout is not None:
+            raise ValueError("--layout: only with --weights; random matrices have one layout")
         origin = (
             "weights given"
             if weights
@@ -123,6 +145,13 @@ def train(
         int | None,
         typer.Option(min=1, help="with --data: evaluations without a lower loss until training ends; by default 10"),
     ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="with --data of words: the greatest length of a text to serve; by default 512, or the longest row's",
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -137,10 +166,13 @@ def train(
     {"text": "a good film", "label": {"sentiment": "good", "topic": "film"}}. Cross-attention has a second sequence:
     "memory_text", "memory_tokens" or "memory_vectors".
     """
-    options = {"heads": heads, "width": width, "epochs": epochs, "held_out": held_out, "patience": patience}
+    options: dict[str, Any] = {"heads": heads, "width": width, "epochs": epochs, "held_out": held_out}
+    options |= {"patience": patience, "max_tokens": max_tokens}
     with exit_on_user_error():
         chosen = _select_task(task, data, block, name, checkpoint, options | {"steps": steps or None})
         new_version(models, name or chosen.model, version)  # fails before minutes of training, not after
+        if isinstance(chosen, OwnData) and chosen.max_tokens:
+            _print_line(f"texts of at most {chosen.max_tokens} tokens will be served; --max-tokens sets the number")
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
         check_bars(trained.training.figures, chosen.bars)
@@ -160,12 +192,20 @@ def import_multihead_command(
     cross: Annotated[
         bool, typer.Option("--cross", help="import as cross_attention: keys and values of another sequence")
     ] = False,
+    prefix: Annotated[
+        str, typer.Option(help="what stands before the names of its tensors, such as self_attn. in an encoder layer")
+    ] = "",
+    add_zero_attn: Annotated[
+        bool, typer.Option("--add-zero-attn", help="it was made with add_zero_attn, which the state dict does not say")
+    ] = False,
     license_: License = "",
 ) -> None:
     """Export an `nn.MultiheadAttention`: projections packed or separate, with or without bias, kdim and vdim."""
     with exit_on_user_error():
-        block = import_multihead(read_tensors(weights), heads, cross=cross)
-        model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=weights.name)
+        tensors = read_tensors(weights)
+        block = import_multihead(tensors, heads, prefix=prefix, cross=cross, zero_key=add_zero_attn)
+        source = f"{weights.name}, {prefix}" if prefix else weights.name
+        model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=source)
         export(model, models, name, version, progress=_print_line)
 
 
@@ -286,6 +326,13 @@ def _make(kind: str, dims: Dims, *, scale: float, softcap: float, bias: bool) ->
     if issubclass(block_class, SelfAttention):
         return block_class(dims, bias=bias, scale=scale, softcap=softcap)
     return block_class(dims, scale=scale or 1.0, softcap=softcap)
+
+
+def _in_layout(tensors: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Return the tensors with matrices as [in, out]."""
+    if layout is Layout.IN_OUT:
+        return tensors
+    return {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
 
 
 def _select_task(

@@ -17,6 +17,7 @@ import torch
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, File
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.functional import pad
 
 from attention_export.blocks import DotProduct, SelfAttention, join, split
 from attention_export.model import Model
@@ -111,6 +112,9 @@ class Attend(nn.Module):
 
     def _onnx_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         dims, shared = self.block.dims, shared_heads(self.block)
+        if self.block.zero_key:
+            k, v = pad(k, (0, 0, 0, 1)), pad(v, (0, 0, 0, 1))
+            mask = None if mask is None else pad(mask, (0, 1))
         batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
         attributes: dict[str, Any] = {
             "q_num_heads": dims.heads,
@@ -132,6 +136,9 @@ class Attend(nn.Module):
             shapes=shapes,
             version=OPSET,
         )
+        if rest and self.block.zero_key:
+            # Not a slice: the exporter infers a wrong size after Attention, and drops a slice that keeps it.
+            return heads, rest[-1].split([keys - 1, 1], -1)[0]
         return heads, rest[-1] if rest else None
 
     def _explicit_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -171,8 +178,8 @@ def project_graph(block: DotProduct, prefix: str = "") -> Graph | None:
 
 
 def pool_graph(block: DotProduct, prefix: str = "") -> Graph | None:
-    """Return the graph that averages rows of the output; None for a block that does not project values."""
-    if not isinstance(block, SelfAttention):
+    """Return the graph that averages rows of the output; None for a block without M_V or with a zero key."""
+    if not isinstance(block, SelfAttention) or block.zero_key:
         return None
     query, key, value = _widths(block)
     inputs: dict[str, Shape] = {"query": ("B", "T", query), "key": ("B", "S", key), "value": ("B", "S", value)}

@@ -94,6 +94,7 @@ def describe_layer(block: DotProduct, name: str) -> Layer:
         output_dim=dims.output if hasattr(block, "M_O") else dims.heads * dims.value_head,
         scale=block.scale,
         softcap=block.softcap,
+        zero_key=block.zero_key,
     )
 
 
@@ -129,6 +130,7 @@ def read_block(folder: Path, manifest: Manifest, layer: Layer) -> DotProduct:
     except SafetensorError as error:
         raise ManifestError(f"{layer.weights.name} is no safetensors file: {error}") from error
     block = kind(dims, bias="b_Q" in parameters, **constants)
+    block.zero_key = layer.zero_key
     try:
         block.load_state_dict(parameters)
     except RuntimeError as error:

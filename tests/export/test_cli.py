@@ -9,6 +9,7 @@ from attention_export import cli
 from attention_export.blocks import Dims, SelfAttention
 from attention_export.graphs import Graph, to_onnx
 from attention_export.manifest import read_block, read_manifest
+from attention_export.model import Model
 from click.testing import Result
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -79,6 +80,24 @@ def test_a_block_of_given_matrices_is_exported_and_verified(tmp_path: Path) -> N
     verified = invoke("verify", tmp_path / "mine/1")
     assert verified.exit_code == 0
     assert re.search(r"weights +│ +\d\.\d+e-0\d", verified.stdout)
+
+
+def test_matrices_of_linear_modules_are_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--layout out-in` takes the weights of `nn.Linear`, square ones too; without `--weights` it is an error."""
+    torch.manual_seed(0)
+    linear = {name: nn.Linear(4, 4) for name in "QKV"}
+    matrices = {f"M_{name}": module.weight for name, module in linear.items()}
+    save_file(matrices | {f"b_{name}": module.bias for name, module in linear.items()}, tmp_path / "x.safetensors")
+    exported: list[Model] = []
+    monkeypatch.setattr(cli, "export", lambda model, *_, **__: exported.append(model))
+    options = ("block", "self_attention", "--name", "x", "--width", 4, "--layout", "out-in")
+    made = invoke(*options, "--weights", tmp_path / "x.safetensors")
+    assert made.exit_code == 0, made.stderr
+    x = torch.randn(1, 3, 4)
+    torch.testing.assert_close(exported[0].block.queries(x), linear["Q"](x))
+    refused = invoke(*options)
+    assert refused.exit_code == 1
+    assert "--layout: only with --weights" in refused.stderr
 
 
 def test_an_imported_multihead_attention_without_bias_is_written(tmp_path: Path) -> None:

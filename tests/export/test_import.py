@@ -12,8 +12,6 @@ from attention_client import AttentionClient, OutputSpec
 from attention_export.export import export
 from attention_export.importing import ImportFailure, read_tensors
 from attention_export.importing.encoder import import_encoder
-from attention_export.importing.multihead import import_multihead
-from attention_export.model import Model
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from serving import start_server
@@ -143,45 +141,12 @@ def test_one_layer_of_an_encoder_has_the_layers_below_in_its_front(two_layers: P
     assert second.named_layers()[0][0] == "1"
 
 
-@pytest.mark.parametrize(
-    ("kdim", "vdim", "bias"), [(None, None, True), (None, None, False), (10, 14, True), (10, 14, False)]
-)
-def test_multihead_attention_of_torch_is_served_exactly(
-    kdim: int | None, vdim: int | None, bias: bool, tmp_path: Path
-) -> None:
-    """A block of `nn.MultiheadAttention`, packed or separate, with or without bias, computes the same as PyTorch."""
-    torch.manual_seed(3)
-    theirs = torch.nn.MultiheadAttention(24, 4, bias=bias, kdim=kdim, vdim=vdim, batch_first=True).double().eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    path = tmp_path / "weights.pt"
-    torch.save(theirs.state_dict(), path)
-    block = import_multihead(read_tensors(path), 4, cross=kdim is not None).double()
-    query, key, value = torch.randn(2, 5, 24), torch.randn(2, 7, kdim or 24), torch.randn(2, 7, vdim or 24)
-    arrays = [array.double() for array in (query, key, value)]
-    output, weights = theirs(*arrays, need_weights=True, average_attn_weights=False)
-    stages = block(*arrays)
-    torch.testing.assert_close(stages.output, output, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(stages.weights, weights, atol=1e-6, rtol=1e-5)
-
-
-def test_imported_multihead_attention_is_exported(tmp_path: Path) -> None:
-    """An imported block passes the verification of exports."""
-    theirs = torch.nn.MultiheadAttention(12, 2)
-    folder = export(Model(import_multihead(theirs.state_dict(), 2), "imported"), tmp_path, "theirs", 1)
-    assert (folder / "manifest.json").exists()
-
-
 def test_an_invalid_import_is_refused(tmp_path: Path, two_layers: Path) -> None:
-    """Pickled code, missing tensors or files, extra keys and absent layers are errors with the name of the problem."""
+    """Pickled code, missing files and absent layers are errors with the name of the problem."""
     path = tmp_path / "evil.pt"
     torch.save({"x": Path}, path)
     with pytest.raises(ImportFailure, match=r"evil\.pt"):
         read_tensors(path)
-    with pytest.raises(ImportFailure, match="bias_k"):
-        import_multihead(torch.nn.MultiheadAttention(12, 2, add_bias_kv=True).state_dict(), 2)
-    with pytest.raises(ImportFailure, match=r"out_proj\.weight"):
-        import_multihead({"in_proj_weight": torch.zeros(36, 12)}, 2)
     with pytest.raises(ImportFailure, match=r"config\.json"):
         import_encoder(two_layers)
     with pytest.raises(ImportFailure, match="no layer 7"):

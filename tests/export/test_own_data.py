@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_client import AttentionClient
+from attention_client import AttentionClient, InvalidRequest
 from attention_export.cli import app
-from attention_export.own_data import CheckpointError, Options
+from attention_export.own_data import CheckpointError, Options, own_data
 from attention_export.own_data.rows import read_data
 from attention_export.own_data.vocabulary import make_tokenizer, split_words
 from attention_proto.attention.v1.attention_pb2 import Predictor
@@ -112,6 +112,20 @@ class TestLearning:
         text = train(generate(tmp_path, review, 40), Options("self_attention", steps=3)).model.text
         assert text.allow_unknown
         assert text.tokenizer.encode("Zebra great!").ids[0] == 0 != text.tokenizer.encode("Zebra great!").ids[1]
+
+    def test_the_limit_of_length_changes_no_trained_number(self, tmp_path):
+        """Positions behind the longest row are zeros, so that a limit above it gives the same model."""
+        path = write(tmp_path, [{"text": "the cat sat", "label": "a"}, {"text": "a dog", "label": "b"}] * 15)
+        least, more = (train(path, Options("multi_head", steps=3, max_tokens=length)) for length in (3, 40))
+        positions = [trained.model.text.front.positions for trained in (least, more)]
+        assert [trained.model.text.max_tokens for trained in (least, more)] == [3, 40]
+        assert torch.equal(positions[0], positions[1][:3])
+        assert not positions[1][3:].any()
+        assert torch.equal(least.model.block.M_Q, more.model.block.M_Q)
+
+    def test_a_row_longer_than_the_default_is_the_limit(self, tmp_path):
+        path = write(tmp_path, [{"text": "word " * 600, "label": label} for label in "ab" * 15])
+        assert own_data(path, "mine", Options("self_attention")).max_tokens == 600
 
     def test_vectors_out_of_all_proportion(self, tmp_path):
         rows = [{"vectors": [[3e38, 3e38], [-3e38, 3e38]], "label": label} for label in "ab" * 15]
@@ -232,6 +246,7 @@ class TestCommand:
         result = CliRunner().invoke(app, ["train", *map(str, arguments)])
         assert result.exit_code == 0, result.output
         assert "label.majority" in result.output
+        assert "texts of at most 512 tokens will be served; --max-tokens sets the number" in result.output
         assert figure.read_bytes().startswith(b"\x89PNG")
         memory = {"ann": "lima", "cid": "oslo", "eve": "bonn"}
         with start_server(models) as server, AttentionClient(server.grpc) as client:
@@ -244,3 +259,8 @@ class TestCommand:
                 )
                 assert [each.label for each in answer.predictions] == [place]
                 assert answer.weights.shape == (4, 3, 3)
+            longest = client.attend("places", text="where " * 512, memory_text="ann=lima " * 512, outputs=["weights"])
+            assert longest.weights.shape == (4, 512, 512)
+            for field in ("text", "memory_text"):
+                with pytest.raises(InvalidRequest, match=rf"{field}: has 513 tokens; this model reads at most 512"):
+                    client.attend("places", **{"text": "where", "memory_text": "x", field: "where " * 513})

@@ -88,12 +88,18 @@ class TestErrors:
         with pytest.raises(DataError, match="line 1: the line is no JSON"):
             own_data(path, "mine", Options("self_attention"))
 
+    def test_a_row_longer_than_the_limit(self, tmp_path):
+        path = write(tmp_path, [{"text": "one two three", "label": label} for label in "ab" * 15])
+        with pytest.raises(ValueError, match=r"max_tokens is 2, but .*rows\.jsonl has a row of 3; give 3 or more"):
+            own_data(path, "mine", Options("self_attention", max_tokens=2))
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [
             ({"epochs": 1, "steps": 1}, "two ways to say one thing"),
             ({"held_out": 1.0}, "held_out is 1; give a share between 0 and 1"),
             ({"block": "dot_product", "width": 3}, "dot_product works on your vectors as they are"),
+            ({"max_tokens": 64}, "max_tokens is for words; vectors may be served at any length"),
             ({"heads": 3}, "3 heads do not divide the width 64"),
             ({"block": "dot_product", "heads": 2}, "2 heads do not divide the width 5"),
         ],

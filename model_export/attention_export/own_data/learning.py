@@ -26,6 +26,7 @@ WIDTH = 64
 HEADS = {"multi_head": 4, "cross_attention": 4}  # defaults; 1 for further blocks
 EPOCHS, LEAST_STEPS = 20, 2_000  # the default limit: so many epochs, and at least so many steps
 LEAST_HELD_OUT = 5
+MAX_TOKENS = 512  # the default; more where a row is longer
 DRAWN = 16  # positions, at most, in a figure
 
 
@@ -41,6 +42,8 @@ class Options:
         steps: the limit of optimiser steps, in place of epochs.
         held_out: the share of rows used for evaluation only.
         patience: the number of evaluations without a lower loss after which training ends.
+        max_tokens: the greatest length of a text, and of a memory text, that the model serves; 0 is 512, or the length
+            of the longest row. For words alone.
     """
 
     block: str
@@ -50,6 +53,7 @@ class Options:
     steps: int = 0
     held_out: float = 0.2
     patience: int = 10
+    max_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs and self.steps:
@@ -67,8 +71,15 @@ class Options:
         return self.steps or self.epochs * epoch or max(EPOCHS * epoch, LEAST_STEPS)
 
 
+@dataclass(frozen=True)
 class OwnData(Task):
-    """A task defined by a data file."""
+    """A task defined by a data file.
+
+    Attributes:
+        max_tokens: the greatest length of a text that the model will serve; 0 for vectors, of any length.
+    """
+
+    max_tokens: int
 
     def train(self, seed: int, steps: int, on_progress: OnProgress) -> TrainedModel:
         """Train for at most `steps` steps; the record has the number of steps taken."""
@@ -77,7 +88,7 @@ class OwnData(Task):
         return trained
 
 
-def own_data(path: Path, name: str, options: Options, checkpoint: Path | None = None) -> Task:
+def own_data(path: Path, name: str, options: Options, checkpoint: Path | None = None) -> OwnData:
     """Read and check a data file, and make its task.
 
     Args:
@@ -102,14 +113,42 @@ def own_data(path: Path, name: str, options: Options, checkpoint: Path | None = 
             "are needed to measure with, and at least 1 to learn from: add rows, or change the share"
         )
     _check_width(data, options)
+    max_tokens = _max_tokens(data, options)
     learn = partial(_learn, data, options, checkpoint)
-    return OwnData("data", name, options.most_steps(len(data.rows) - held_out), {}, learn)
+    return OwnData("data", name, options.most_steps(len(data.rows) - held_out), {}, learn, max_tokens)
 
 
 def _check_width(data: Data, options: Options) -> None:
     learned = issubclass(BLOCKS[options.block], SelfAttention)
     if options.width and not learned and not data.of_words:
         raise ValueError("dot_product works on your vectors as they are; leave the width out, or take another block")
+
+
+def _max_tokens(data: Data, options: Options) -> int:
+    """Return the greatest length of a text to serve; 0 for vectors.
+
+    Raises:
+        ValueError: the option is for vectors, or a row is longer.
+    """
+    if not data.of_words:
+        if options.max_tokens:
+            raise ValueError("max_tokens is for words; vectors may be served at any length: leave it out")
+        return 0
+    longest = max(_longest(data), _longest_memory(data))
+    if options.max_tokens and longest > options.max_tokens:
+        raise ValueError(
+            f"max_tokens is {options.max_tokens}, but {data.path} has a row of {longest}; give {longest} or more"
+        )
+    return options.max_tokens or max(MAX_TOKENS, longest)
+
+
+def _longest(data: Data) -> int:
+    return max(len(row.sequence) for row in data.rows)
+
+
+def _longest_memory(data: Data) -> int:
+    """Return the length of the longest memory; 0 without one."""
+    return max(0 if row.memory is None else len(row.memory) for row in data.rows)
 
 
 def _learn(
@@ -159,8 +198,9 @@ def _sizes(data: Data, options: Options, tokenizer: Tokenizer | None) -> Sizes:
         key=key,
         width=width,
         heads=options.heads or HEADS.get(options.block, 1),
-        max_tokens=max(len(row.sequence) for row in data.rows),
-        max_memory_tokens=max(len(row.memory) if row.memory is not None else 0 for row in data.rows),
+        max_tokens=_max_tokens(data, options),
+        longest=_longest(data),
+        longest_memory=_longest_memory(data),
         labels=[len(labels) for labels in data.classes.values()],
         tagged=data.tagged,
     )

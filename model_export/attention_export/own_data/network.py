@@ -25,7 +25,8 @@ class Sizes:
         query, key: the widths of the vectors, or of the embedding for words.
         width: the width of the block's output.
         heads: H.
-        max_tokens, max_memory_tokens: the lengths of the longest sequences.
+        max_tokens: the length of the longest text or memory text to be served.
+        longest, longest_memory: the lengths of the longest sequences in the data; 0 without a memory.
         labels: the number of classes of each predictor.
         tagged: whether the head reads every row; otherwise the mean of the rows.
     """
@@ -36,7 +37,8 @@ class Sizes:
     width: int
     heads: int
     max_tokens: int
-    max_memory_tokens: int
+    longest: int
+    longest_memory: int
     labels: Sequence[int]
     tagged: bool
 
@@ -45,13 +47,15 @@ class Front(nn.Module):
     """A word's embedding plus its position's: tokens INT64 (B, T) -> query or key (B, T, D), T up to `max_tokens`.
 
     Word vectors start at about length 1, so that the unscaled dot product starts with even weights. Position vectors
-    start at a tenth of that; training grows them if the data depend on order.
+    start at a tenth of that; training grows them if the data depend on order. Those behind the longest sequence of the
+    data are zeros, since no training reaches them.
     """
 
-    def __init__(self, words: nn.Embedding, max_tokens: int) -> None:
+    def __init__(self, words: nn.Embedding, max_tokens: int, longest: int) -> None:
         super().__init__()
         self.words = words
-        self.positions = nn.Parameter(0.1 * torch.randn(max_tokens, words.embedding_dim) * words.embedding_dim**-0.5)
+        trained = 0.1 * torch.randn(longest, words.embedding_dim) * words.embedding_dim**-0.5
+        self.positions = nn.Parameter(functional.pad(trained, (0, 0, 0, max_tokens - longest)))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor]:
         places = torch.arange(tokens.shape[1], device=tokens.device)  # a slice would not export for T below 7
@@ -84,9 +88,9 @@ class Network(nn.Module):
         if sizes.vocabulary:
             words = nn.Embedding(sizes.vocabulary, sizes.query)
             nn.init.normal_(words.weight, std=sizes.query**-0.5)
-            self.front = Front(words, sizes.max_tokens)
-            if sizes.max_memory_tokens:  # a word means the same on both sides
-                self.memory_front = Front(words, sizes.max_memory_tokens)
+            self.front = Front(words, sizes.max_tokens, sizes.longest)
+            if sizes.longest_memory:  # a word means the same on both sides
+                self.memory_front = Front(words, sizes.max_tokens, sizes.longest_memory)
         self.block = make_block(block, sizes)
         self.head = Head(sizes.width, sizes.labels)
 

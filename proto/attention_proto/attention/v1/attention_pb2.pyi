@@ -1060,6 +1060,7 @@ class Layer(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     BIAS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
+    ZERO_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name in `OutputSpec.layers`."""
     heads: _builtins.int
@@ -1090,6 +1091,10 @@ class Layer(_message.Message):
     """Whether a query attends to keys at its own position and before alone."""
     window: _builtins.int
     """If above 0: a query attends to keys at a distance below this number."""
+    zero_key: _builtins.bool
+    """Whether a query attends to one key more, a vector of zeros with a value of zeros, which no mask hides, as in
+    nn.MultiheadAttention with add_zero_attn. `scores` and `weights` leave it out, so a row of weights has a sum below 1.
+    """
     @_builtins.property
     def project(self) -> Global___File:
         """The graph of projections: key [B, S, key_dim], value [B, S, value_dim] -> k, v, both [B, S, heads * width]. Absent
@@ -1155,10 +1160,11 @@ class Layer(_message.Message):
         window: _builtins.int = ...,
         bias: Global___File | None = ...,
         stages: _abc.Iterable[_builtins.str] | None = ...,
+        zero_key: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bias", b"bias", "pool", b"pool", "project", b"project", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window", "zero_key", b"zero_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
