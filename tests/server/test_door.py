@@ -1,4 +1,4 @@
-"""An overload: when the door is closed, who comes in all the same, and what a refusal there costs."""
+"""Admission control under overload: when requests are shed, which are admitted, and the price of a refusal."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +49,7 @@ def admission():
 
 
 def test_open_until_the_queue_was_full(admission):
-    """Without an overload everybody comes in."""
+    """Without an overload every request is admitted."""
     for _ in range(100):
         admission.acquire("a")
     assert not admission.is_shedding
@@ -57,8 +57,7 @@ def test_open_until_the_queue_was_full(admission):
 
 
 def test_closed_for_a_while_that_doubles(admission):
-    """A full queue closes the door; one that is full soon afterwards, for twice as long, up to a bound; then all is
-    forgotten."""
+    """A full queue trips the breaker; one soon afterwards lasts twice as long, up to a bound."""
     closed = MIN_SHED_SECONDS
     for _ in range(8):
         admission.trip()
@@ -76,8 +75,14 @@ def test_closed_for_a_while_that_doubles(admission):
     assert not admission.is_shedding
 
 
+def wait_out(admission):
+    """Move the clock to where shedding ends, within a tenth of a second."""
+    while admission.is_shedding:
+        admission.tick.now += 0.1
+
+
 def come(admission, count, seconds):
-    """Let so many come at once; those who are let in are answered one after another. Return how many are."""
+    """Let `count` requests arrive at once, answer the admitted ones in turn, and return their number."""
     permits = []
     for _ in range(count):
         with suppress(Full):
@@ -92,7 +97,7 @@ def test_bursts_are_no_overload(admission):
     """After a burst that leaves the slots idle, requests are admitted again before the restriction's time is over."""
     for _ in range(6):
         admission.trip()
-        admission.tick.now = admission.shed_until  # it will be closed for 32 s
+        wait_out(admission)  # the next trip lasts for 32 s
     admission.trip()
     assert come(admission, 30, 0.01) == 2 * PERMITS_PER_SLOT
     admission.tick.now += MIN_SHED_SECONDS
@@ -103,14 +108,14 @@ def test_bursts_are_no_overload(admission):
 
 @pytest.mark.parametrize("times", [1.1, 2, 10])
 def test_an_overload_stays_one(admission, times):
-    """As long as more comes than can be computed, the door stays closed for its time."""
+    """While more requests arrive than can be computed, the breaker stays open for its time."""
     for _ in range(3):
         admission.trip()
-        admission.tick.now = admission.shed_until
+        wait_out(admission)
     admission.trip()
-    end = admission.shed_until
+    end = admission.tick.now + 2**3 * MIN_SHED_SECONDS
     while admission.tick.now < end - 0.2:
-        # In 20 ms two slots answer their places; so many more come besides.
+        # In 20 ms two slots answer the admitted requests; `times` as many arrive.
         assert (
             come(admission, round(2 * PERMITS_PER_SLOT * times), 0.02 / (2 * PERMITS_PER_SLOT))
             < 2 * PERMITS_PER_SLOT * times
@@ -119,7 +124,7 @@ def test_an_overload_stays_one(admission, times):
 
 
 def test_places_behind_a_closed_door(admission):
-    """Some come in for each slot; of those who then come, the ones who have fewer in; who leaves makes room."""
+    """Each slot has a number of permits; callers with fewer get further ones; a release makes room."""
     admission.trip()
     greedy = [admission.acquire("greedy") for _ in range(2 * PERMITS_PER_SLOT)]
     with pytest.raises(Full, match="full"):
@@ -131,7 +136,7 @@ def test_places_behind_a_closed_door(admission):
         admission.acquire("greedy")
 
 
-def test_those_who_came_before_have_places(admission):
+def test_requests_from_before_the_trip_hold_permits(admission):
     """Requests admitted before the restriction count as permits until they end."""
     before = [admission.acquire("a") for _ in range(3 * PERMITS_PER_SLOT)]
     admission.trip()
@@ -144,23 +149,37 @@ def test_those_who_came_before_have_places(admission):
         admission.acquire("a").release()
 
 
-def test_a_trip_excludes_arrivals(admission):
-    """A full queue trips the breaker under the lock that arrivals hold while they are decided on."""
-    locked = []
+def test_a_trip_excludes_arrivals():
+    """A request that arrives while a full queue trips the breaker is decided on after the trip: it is shed."""
+    arriving = threading.Thread(target=lambda: refused.append(_is_refused(admission)))
+    refused = []
 
     def clock():
-        locked.append(admission._lock.locked())
+        if threading.current_thread() is tripping and not arriving.ident:
+            arriving.start()
+            arriving.join(0.1)  # without the lock it would be admitted meanwhile
         return 0.0
 
-    admission._clock = clock
+    tripping = None
+    admission = AdmissionController(1, max_wait=1.0, clock=clock)
+    for _ in range(PERMITS_PER_SLOT):
+        admission.acquire("a")
+    tripping = threading.current_thread()
     admission.trip()
-    assert all(locked)
-    assert not admission._lock.locked()
-    assert admission.shed_until == MIN_SHED_SECONDS
+    arriving.join()
+    assert refused == [True]
+
+
+def _is_refused(admission):
+    try:
+        admission.acquire("a")
+    except Full:
+        return True
+    return False
 
 
 def test_a_shorter_queue_afterwards():
-    """When the door opens again, a part of the queue is enough to close it."""
+    """After shedding, a part of the queue is enough to trip the breaker again."""
     clock = Clock()
     scheduler = Scheduler(1, QueueLimits(50, 1.05, 1000), clock=clock)
     try:
@@ -174,7 +193,7 @@ def test_a_shorter_queue_afterwards():
             with pytest.raises(Unavailable, match="more was asked for"):
                 submit(scheduler, int, cost=0.1, caller="a")
             assert scheduler.admission.is_shedding
-            submit(scheduler, int, cost=0.1, caller="light")  # has less in the queue than another
+            submit(scheduler, int, cost=0.1, caller="light")  # has less in the queue than the first caller
             scheduler.release.set()
     finally:
         scheduler.close()
@@ -192,7 +211,7 @@ def endless(monkeypatch):
 
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
 def test_refused_unread(dot_only, endless, transport):
-    """Behind a closed door nothing of a request is looked at; when one has left, the next is answered, and rightly."""
+    """While requests are shed, a refused one is not parsed; when a permit is free, the next is answered rightly."""
     with (
         local_server(dot_only, predicted=IN_A_SLOT) as server,
         ThreadPoolExecutor(4) as threads,
@@ -201,11 +220,10 @@ def test_refused_unread(dot_only, endless, transport):
         stub = AttentionServiceStub(channel)
         expected = stub.Attend(message())
         raw = channel.unary_unary("/attention.v1.AttentionService/Attend")
-        admission = server.service.admission
-        admission.trip()
+        server.service.admission.trip()
         server.gate.close()
         inside = [threads.submit(stub.Attend, message()) for _ in range(PERMITS_PER_SLOT)]
-        wait_until(lambda: admission.permits_held == PERMITS_PER_SLOT)
+        wait_until(lambda: sum(in_scheduler(server)) == PERMITS_PER_SLOT)
         if transport == "grpc":
             with pytest.raises(grpc.RpcError) as caught:
                 raw(NONSENSE, timeout=30)
@@ -217,7 +235,7 @@ def test_refused_unread(dot_only, endless, transport):
         assert stub.ListModels(pb.ListModelsRequest(), timeout=30).models  # a method that computes nothing is answered
         server.gate.open()
         assert all(each.result(30) == expected for each in inside)
-        wait_until(lambda: not admission.permits_held)
+        wait_until(lambda: not server.service.observer.open_records())
         assert stub.Attend(message(), timeout=30) == expected
         with pytest.raises(grpc.RpcError) as caught:
             raw(NONSENSE, timeout=30)
@@ -225,24 +243,32 @@ def test_refused_unread(dot_only, endless, transport):
         with pytest.raises(grpc.RpcError) as caught:
             list(channel.stream_unary("/attention.v1.AttentionService/Attend")(iter([]), timeout=30))
         assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
-        wait_until(lambda: not admission.permits_held)
+        for _ in range(PERMITS_PER_SLOT):  # no refusal has kept a permit
+            assert stub.Attend(message(), timeout=30) == expected
 
 
-def test_a_caller_who_leaves_before_the_message_is_here(dot_only, endless):
-    """A caller that is admitted, sends nothing and leaves holds no permit any more."""
+def in_scheduler(server):
+    """Return the numbers of running and of queued requests."""
+    state = server.scheduler.state()
+    return state.running, state.queued
+
+
+def test_a_caller_that_leaves_before_its_message_arrives(dot_only, endless):
+    """Callers that are admitted, send nothing and leave hold no permit any more."""
     with local_server(dot_only, slots=1) as server, grpc.insecure_channel(server.grpc) as channel:
-        admission = server.service.admission
-        admission.trip()
+        server.service.admission.trip()
         door = threading.Event()
 
         def nothing():
             door.wait(30)
             yield from ()
 
-        call = channel.stream_unary("/attention.v1.AttentionService/Attend").future(nothing())
-        wait_until(lambda: admission.permits_held == 1)
-        call.cancel()
-        wait_until(lambda: not admission.permits_held)
+        records = server.service.observer.open_records
+        for _ in range(PERMITS_PER_SLOT):  # of one slot: one permit that is kept refuses the request at the end
+            call = channel.stream_unary("/attention.v1.AttentionService/Attend").future(nothing())
+            wait_until(records)
+            call.cancel()
+            wait_until(lambda: not records())
         door.set()
         assert AttentionServiceStub(channel).Attend(message(), timeout=30).results
 

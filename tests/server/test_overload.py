@@ -13,6 +13,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth.callers import Callers
 from attention_server.errors import Cancelled
+from attention_server.http2.limits import RESET_BURST
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from serving import HANG, start_server, wait_until
@@ -175,21 +176,10 @@ def test_many_cancelled_calls_leave_nothing(self_only, calls):
         expected = output(attend(message(*queries)))
 
         def cancel_many(count):
-            random = np.random.default_rng(count)
-            flying: set[Future[object]] = set()
-            for i in range(count):
-                call = attend.future(message(queries[i % 3]))
-                ended: Future[object] = Future()
-                call.add_done_callback(partial(_end, ended))
-                delay = random.choice((0.0, 0.0005, 0.002))
-                if delay:
-                    threading.Timer(delay, call.cancel).start()
-                else:
-                    call.cancel()
-                flying.add(ended)
-                while len(flying) >= at_once:
-                    flying = wait(flying, 60, "FIRST_COMPLETED").not_done
-            assert not wait(flying, 60).not_done
+            for done in range(0, count, RESET_BURST):  # a connection with more resets would be ended
+                own_connection = [("grpc.use_local_subchannel_pool", 1)]
+                with grpc.insecure_channel(server.grpc, own_connection) as resetting:
+                    _cancel(AttentionServiceStub(resetting).Attend, queries, min(count - done, RESET_BURST), at_once)
 
         cancel_many(calls // 4)  # lasting allocations are made here
         threads, memory = _status(server.process, "Threads"), _status(server.process, "VmRSS")
@@ -201,6 +191,25 @@ def test_many_cancelled_calls_leave_nothing(self_only, calls):
         assert _status(server.process, "Threads") <= threads + 2 * at_once
         assert _status(server.process, "VmRSS") <= memory + 32 * 1024
         assert "Traceback" not in server.log
+
+
+def _cancel(attend, queries, count, at_once):
+    """Send calls, at most `at_once` at a time, and cancel each at once or soon."""
+    random = np.random.default_rng(count)
+    flying: set[Future[object]] = set()
+    for i in range(count):
+        call = attend.future(message(queries[i % 3]))
+        ended: Future[object] = Future()
+        call.add_done_callback(partial(_end, ended))
+        delay = random.choice((0.0, 0.0005, 0.002))
+        if delay:
+            threading.Timer(delay, call.cancel).start()
+        else:
+            call.cancel()
+        flying.add(ended)
+        while len(flying) >= at_once:
+            flying = wait(flying, 60, "FIRST_COMPLETED").not_done
+    assert not wait(flying, 60).not_done
 
 
 def _end(ended, _call):

@@ -18,6 +18,7 @@ from attention_server.domain.call import CallContext
 from attention_server.grpc import stream
 from attention_server.grpc.stream import IN_FLIGHT, STREAMS, StreamProtocol, StreamSession
 from attention_server.telemetry.observer import Observer
+from attention_server.transport.threads import Threads
 from serving import HANG, start_server, wait_until
 
 pytestmark = pytest.mark.both_grpc_servers
@@ -201,12 +202,13 @@ class MessageStream:
     def __init__(self):
         self.call = self
         self.sent = []
-        self.gate = asyncio.Event()
+        self.reached, self.gate = asyncio.Event(), asyncio.Event()
         self._messages = iter([message(id_, np.ones((1, 8), np.float32)) for id_ in "abcdef"])
 
     async def next(self):
         found = next(self._messages, None)
         if found is not None and found.id == "d":
+            self.reached.set()
             await self.gate.wait()
         return None if found is None else (found, found.ByteSize())
 
@@ -232,7 +234,8 @@ def test_nothing_stays_counted(size, in_order, monkeypatch):
 
     async def run():
         messages = MessageStream()
-        session = StreamSession(messages, StreamProtocol(submit, None, in_order), CallContext("test"), Observer())
+        protocol = StreamProtocol(submit, None, in_order)
+        session = StreamSession(messages, protocol, CallContext("test"), Observer(), Threads(1, "test"))
         running = asyncio.create_task(session.run())
         for begin in (0, 3):
             for _ in range(3):
@@ -245,6 +248,77 @@ def test_nothing_stays_counted(size, in_order, monkeypatch):
         return b"".join(messages.sent)
 
     assert asyncio.run(run()) == (b"abcdef" if in_order else b"bacedf")
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_large_answer_is_serialized_in_a_thread(in_order, monkeypatch):
+    """The loop serializes small answers alone; a small answer overtakes a large one only where order is free."""
+    monkeypatch.setattr(stream, "INLINE_BYTES", 100)
+    threads, release = Threads(1, "test"), threading.Event()
+    serialized_by = {}
+
+    def serialize(id_):
+        if id_ == "a":
+            assert release.wait(30)
+        serialized_by[id_] = threading.current_thread().name
+        return id_.encode()
+
+    async def submit(message, context, on_admitted):
+        on_admitted()
+        future = Future()
+        future.set_result(SimpleNamespace(size=101 if message.id == "a" else 100))
+        return future, lambda _: serialize(message.id)
+
+    async def run():
+        messages = MessageStream()
+        session = StreamSession(
+            messages, StreamProtocol(submit, None, in_order), CallContext("test"), Observer(), threads
+        )
+        running = asyncio.create_task(session.run())
+        await messages.reached.wait()
+        assert messages.sent == ([] if in_order else [b"b", b"c"])
+        release.set()
+        messages.gate.set()
+        await running
+        return messages.sent
+
+    assert sorted(asyncio.run(run())) == [b"a", b"b", b"c", b"d", b"e", b"f"]
+    threads.close()
+    assert serialized_by.pop("a").startswith("test")
+    assert set(serialized_by.values()) == {"MainThread"}
+
+
+def test_a_large_answer_that_cannot_be_serialized_is_the_error_of_its_message(monkeypatch):
+    """A fault while a large answer is serialized, or a lack of threads, fails that message; the stream goes on."""
+    monkeypatch.setattr(stream, "INLINE_BYTES", 100)
+    threads, release = Threads(1, "test"), threading.Event()
+
+    async def submit(message, context, on_admitted):
+        on_admitted()
+        future = Future()
+        future.set_result(SimpleNamespace(size=101 if message.id in "ab" else 100))
+
+        def serialize(_):
+            if message.id == "a":
+                assert release.wait(30)
+                raise ValueError
+            return message.id.encode()
+
+        return future, serialize
+
+    async def run():
+        messages = MessageStream()
+        protocol = StreamProtocol(submit, lambda id_, error, _: f"{id_}:{type(error).__name__}".encode(), True)
+        session = StreamSession(messages, protocol, CallContext("test"), Observer(), threads)
+        running = asyncio.create_task(session.run())
+        await messages.reached.wait()
+        release.set()
+        messages.gate.set()
+        await running
+        return messages.sent
+
+    assert asyncio.run(run()) == [b"a:ValueError", b"b:Full", b"c", b"d", b"e", b"f"]
+    threads.close()
 
 
 def test_a_stop_answers_what_was_taken_and_ends_streams(repository):

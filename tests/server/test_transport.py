@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from attention_server.errors import Full
-from attention_server.transport import Threads
+from attention_server.transport.threads import Threads
 from serving import wait_until
 
 

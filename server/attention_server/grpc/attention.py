@@ -10,26 +10,29 @@ from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import InvalidRequest
 from attention_server.grpc.interceptor import MessageStream
-from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.inference.contexts import Memory
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
-from attention_server.transport import should_offload, wait_for
+from attention_server.transport.futures import wait_for
+from attention_server.transport.offload import INLINE_BYTES, should_offload
+from attention_server.transport.threads import Threads
 
 
 class AttentionServicer:
     """The servicer of attention.v1."""
 
-    def __init__(self, service: Service, sessions: StreamSessions, offloader: Offloader) -> None:
+    def __init__(self, service: Service, sessions: StreamSessions, threads: Threads) -> None:
         self._service = service
         self._sessions = sessions
-        self._offloader = offloader
+        self._threads = threads
         self._stream_protocol = StreamProtocol(self._submit, _refuse, in_order=False)
 
     async def Attend(self, message: pb.AttendRequest, context: CallContext) -> bytes:
         response = await wait_for(await self._begin(message, context), context)
-        return await self._offloader.to_write(lambda: proto.encode_response(response), response.size)
+        if response.size > INLINE_BYTES:
+            return await self._threads.run(lambda: proto.encode_response(response))
+        return proto.encode_response(response)
 
     async def AttendStream(self, stream: MessageStream, context: CallContext) -> None:
         await self._sessions.run(stream, self._stream_protocol, context)
@@ -41,11 +44,9 @@ class AttentionServicer:
         return self._service.model(message.model, message.version)
 
     async def CreateMemory(self, message: pb.CreateMemoryRequest, context: CallContext) -> pb.Memory:
-        future = await self._offloader.submit(
-            lambda: proto.decode_memory_request(message),
-            lambda request: self._service.submit_memory(request, context),
-            is_large=should_offload(context.record.request_bytes, 1, text=bool(message.memory_text)),
-            takes_long=lambda _: False,
+        future = await self._threads.run_if(
+            should_offload(context.record.request_bytes, 1, text=bool(message.memory_text)),
+            lambda: self._service.submit_memory(proto.decode_memory_request(message), context),
         )
         return self._memory(await wait_for(future, context))
 
@@ -64,12 +65,14 @@ class AttentionServicer:
     ) -> "Future[Response]":
         service, size = self._service, context.record.request_bytes
         text = bool([each for each in message.inputs if each.text or each.memory_text])
-        return await self._offloader.submit(
-            lambda: proto.decode_request(message, service.limits),
-            lambda request: service.submit(request, context, admitted),
-            is_large=should_offload(size, len(message.inputs), text=text),
-            takes_long=lambda request: should_offload(size, len(request.inputs)),  # an input may be several sequences
-        )
+        if should_offload(size, len(message.inputs), text=text):
+            return await self._threads.run(
+                lambda: service.submit(proto.decode_request(message, service.limits), context, admitted)
+            )
+        request = proto.decode_request(message, service.limits)
+        if should_offload(size, len(request.inputs)):  # an input may be several sequences
+            return await self._threads.run(lambda: service.submit(request, context, admitted))
+        return service.submit(request, context, admitted)
 
     async def _submit(
         self, message: pb.AttendStreamRequest, context: CallContext, admitted: Callable[[], None]

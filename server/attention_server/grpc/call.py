@@ -35,7 +35,8 @@ SERVICE_ERRORS: dict[type[CallError], type[AttentionServiceError]] = {
 class GrpcCall(Protocol):
     """One call of gRPC. `http2.Call` is one; a call of another server is adapted to this.
 
-    All methods are called on the loop. The exceptions of `read` and `stop_reason` are the service's errors, or those of
+    All methods are called on the loop. Headers and trailers are text: binary ones (`-bin`) are passed as the server
+    has them, encoded or not. The exceptions of `read` and `stop_reason` are the service's errors, or those of
     `http2.errors`; `service_error` translates the latter.
     """
 
@@ -64,7 +65,7 @@ class GrpcCall(Protocol):
         """Seconds that the caller waits, from the call's begin; None without a limit."""
 
     def limit_message(self, count: int, /) -> None:
-        """Refuse request messages of more bytes, before one is read."""
+        """Set the largest size of a request message in bytes, before one is read; `read` raises for a larger one."""
 
     def start(self, answer: Coroutine[Any, Any, None], /) -> None:
         """Run a coroutine that answers the call; it is cancelled at the timeout, and when the peer leaves."""
@@ -76,10 +77,7 @@ class GrpcCall(Protocol):
         """Return why the coroutine was cancelled."""
 
     def add_done_callback(self, callback: Callable[[], None], /) -> None:
-        """Call back once, when the call is answered or stopped."""
-
-    def done(self) -> None:
-        """Call the callbacks of a call that was answered without `start`."""
+        """Call back once, when the call is answered or stopped; a call that was never started, when it is failed."""
 
     async def read(self) -> Buffer | None:
         """Return the next request message; None behind the last."""

@@ -5,29 +5,33 @@ A call that is refused for its credentials, or in overload, is refused before an
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from attention_server.auth.callers import PUBLIC_PATHS, Caller, Callers
-from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE
+from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE, encode_status, record_error
 from attention_server.domain.call import CallContext
-from attention_server.domain.request_record import REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
-from attention_server.errors import InvalidRequest, Unimplemented
-from attention_server.grpc.call import Buffer, GrpcCall
-from attention_server.grpc.exchange import fail, make_context, trailers_of
-from attention_server.grpc.offload import Offloader
-from attention_server.scheduling.admission import Permit
+from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, TRACE_HEADERS, RequestRecord, request_id
+from attention_server.errors import AttentionServiceError, InvalidRequest, Unavailable, Unimplemented
+from attention_server.grpc.call import Buffer, GrpcCall, Header, service_error
 from attention_server.service.service import Service
 from attention_server.telemetry.observer import Observer
+from attention_server.transport.offload import INLINE_BYTES
+from attention_server.transport.threads import Threads
 
 OPEN_BYTES = 4096  # of a message to a method that needs no credentials
+ID, TIMING = REQUEST_ID.encode(), SERVER_TIMING.encode()
+PUSHBACK = b"grpc-retry-pushback-ms"  # obeyed by gRPC's own retries
 OBSERVED_HEADERS = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
 
 log = structlog.get_logger()
+
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,12 @@ class MessageStream:
     Attributes:
         call: the call, to which responses are written.
         request_type: of its messages.
-        offloader: parses large ones in a thread.
+        threads: for parsing large ones.
     """
 
     call: GrpcCall
     request_type: type[Message]
-    offloader: Offloader
+    threads: Threads
 
     async def next(self) -> tuple[Any, int] | None:
         """Return the next message and its bytes; None behind the last.
@@ -72,11 +76,11 @@ class MessageStream:
             Exception: as `GrpcCall.read`.
         """
         content = await self.call.read()
-        return None if content is None else (await self.offloader.message(self.request_type, content), len(content))
+        return None if content is None else (await _parse(self.request_type, content, self.threads), len(content))
 
     async def one(self) -> Any:
         """Return the only message, where only the responses are a stream. Raises as `next`."""
-        return await self.offloader.message(self.request_type, await read_one(self.call))
+        return await _parse(self.request_type, await read_one(self.call), self.threads)
 
 
 class Interceptor:
@@ -86,25 +90,29 @@ class Interceptor:
         callers: the known callers; health needs no credentials.
         service: the core.
         methods: by path.
-        offloader: parses large messages in a thread.
+        threads: for parsing large messages.
     """
 
-    def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], offloader: Offloader) -> None:
+    def __init__(self, callers: Callers, service: Service, methods: Mapping[str, Method], threads: Threads) -> None:
         self._callers = callers
         self._service = service
         self._methods = methods
-        self._offloader = offloader
+        self._threads = threads
 
     def on_call(self, call: GrpcCall) -> None:
-        """Refuse a new call at once, or start to answer it."""
-        method = self._methods.get(call.method) if call.headers_error is None else None
-        if method and call.method in PUBLIC_PATHS:
-            call.limit_message(OPEN_BYTES)
-            call.start(self._answer_open(call, method))
-        elif method and method.computes and self._service.admission.is_shedding:
-            self._on_call_in_overload(call, method)
-        else:
-            call.start(self._answer(call, method))
+        """Refuse a new call at once, or start to answer it; a fault on the way ends the call, not its connection."""
+        try:
+            method = self._methods.get(call.method) if call.headers_error is None else None
+            if method and call.method in PUBLIC_PATHS:
+                call.limit_message(OPEN_BYTES)
+                call.start(self._answer_open(call, method))
+            elif method and method.computes and self._service.admission.is_shedding:
+                self._on_call_in_overload(call, method)
+            else:
+                call.start(self._answer(call, method))
+        except Exception:
+            log.exception("a call could not be started or refused, for a fault of ours")
+            call.fail(INTERNAL.grpc, INTERNAL_MESSAGE)
 
     async def _answer_open(self, call: GrpcCall, method: Method) -> None:
         """Answer a method that needs no credentials, and is not observed."""
@@ -112,9 +120,9 @@ class Interceptor:
         try:
             await self._run(call, method, CallContext(record.request_id, record=record))
         except asyncio.CancelledError:
-            fail(call, record, call.stop_reason())
+            _fail(call, record, call.stop_reason())
         except Exception as error:  # noqa: BLE001 # the caller is told, or it is logged
-            fail(call, record, error)
+            _fail(call, record, error)
 
     async def _answer(self, call: GrpcCall, method: Method | None) -> None:
         with _Observation(self._service.observer, call, method) as observation:
@@ -130,34 +138,16 @@ class Interceptor:
                 await self._run(call, method, context)
 
     def _on_call_in_overload(self, call: GrpcCall, method: Method) -> None:
-        """Take a call if there is a permit for it; otherwise refuse it now, before its message is received."""
-        observation = _Observation(self._service.observer, call, method)
-        try:
+        """Start a call if there is a permit for it; otherwise refuse it now, before its message is received."""
+        with ExitStack() as entered:
+            observation = entered.enter_context(_Observation(self._service.observer, call, method))
             context = observation.enter(self._callers.authenticate(_text(call.headers.get(b"authorization"))))
-            permit = self._service.admission.acquire(context.caller)  # released by `_answer_admitted`
-        except Exception as error:  # noqa: BLE001 # the caller is told, or it is logged
-            self._refuse(observation, call, error)
-        else:
-            call.start(self._answer_admitted(observation, permit, call, method, context))
+            entered.enter_context(self._service.admission.acquire(context.caller))
+            call.start(self._answer_admitted(entered.pop_all(), call, method, context))
 
-    def _refuse(self, observation: "_Observation", call: GrpcCall, error: Exception) -> None:
-        """End a call that has no task; a fault on the way ends the call alone, and not its connection."""
-        try:
-            observation.__exit__(type(error), error, None)
-        except Exception:
-            log.exception("a call could not be refused, for a fault of ours")
-            call.fail(INTERNAL.grpc, INTERNAL_MESSAGE)
-        finally:
-            call.done()
-
-    async def _answer_admitted(
-        self, observation: "_Observation", permit: Permit, call: GrpcCall, method: Method, context: CallContext
-    ) -> None:
-        with observation:
-            try:
-                await self._reply(call, method, context, await read_one(call))
-            finally:
-                permit.release()
+    async def _answer_admitted(self, entered: ExitStack, call: GrpcCall, method: Method, context: CallContext) -> None:
+        with entered:
+            await self._reply(call, method, context, await read_one(call))
 
     async def _compute(self, call: GrpcCall, method: Method, context: CallContext) -> None:
         content = await read_one(call)
@@ -166,20 +156,20 @@ class Interceptor:
 
     async def _run(self, call: GrpcCall, method: Method, context: CallContext) -> None:
         if method.is_streaming:
-            await method.handler(MessageStream(call, method.request_type, self._offloader), context)
-            call.finish(trailers_of(context.record))
+            await method.handler(MessageStream(call, method.request_type, self._threads), context)
+            call.finish(_trailers(context.record))
         else:
             await self._reply(call, method, context, await read_one(call))
 
     async def _reply(self, call: GrpcCall, method: Method, context: CallContext, content: Buffer) -> None:
         record = context.record
         record.request_bytes = len(content)
-        found = method.handler(await self._offloader.message(method.request_type, content), context)
+        found = method.handler(await _parse(method.request_type, content, self._threads), context)
         if not isinstance(found, bytes | Message):
             found = await found
         answer = found if isinstance(found, bytes) else found.SerializeToString()
         record.mark_written(len(answer))
-        call.finish(trailers_of(record), answer)
+        call.finish(_trailers(record), answer)
 
 
 async def read_one(call: GrpcCall) -> Buffer:
@@ -193,6 +183,22 @@ async def read_one(call: GrpcCall) -> Buffer:
     if content is None:
         raise InvalidRequest("the method takes one message")
     return content
+
+
+async def _parse(kind: type[M], content: Buffer, threads: Threads) -> M:
+    """Parse a message, a large one in a thread.
+
+    Raises:
+        InvalidRequest: the bytes are no message of this type.
+        Full: all threads are busy.
+    """
+    parse: Callable[[Any], M] = kind.FromString  # which takes a memoryview too
+    try:
+        if len(content) > INLINE_BYTES:
+            return await threads.run(lambda: parse(content))
+        return parse(content)
+    except DecodeError as error:
+        raise InvalidRequest("the bytes are no message of the type that this method takes") from error
 
 
 class _Observation:
@@ -227,7 +233,10 @@ class _Observation:
         leave = caller.begin_request()
         if leave:
             self._call.add_done_callback(leave)
-        return make_context(self._call, caller, self._record)
+        record = self._record
+        context = CallContext(record.request_id, record.caller, self._call.timeout, caller.rights, record)
+        self._call.add_done_callback(context.cancel)
+        return context
 
     def __enter__(self) -> Self:
         return self
@@ -239,10 +248,30 @@ class _Observation:
             if isinstance(error, asyncio.CancelledError):
                 error = self._call.stop_reason()
             if isinstance(error, Exception):
-                fail(self._call, self._record, error)
+                _fail(self._call, self._record, error)
         finally:
             self._observer.end(self._record)
         return isinstance(error, Exception)
+
+
+def _fail(call: GrpcCall, record: RequestRecord, error: Exception) -> None:
+    """End a call by an error. The caller reads the service's errors; any further exception is logged."""
+    error = service_error(error)
+    if not isinstance(error, AttentionServiceError):
+        log.error("a request failed for a fault of ours", request_id=record.request_id, exc_info=error)
+    record_error(record, error)
+    status = encode_status(error, record.request_id)
+    trailers: tuple[Header, ...] = _trailers(record)
+    if isinstance(error, Unavailable):
+        trailers = (*trailers, (PUSHBACK, b"%d" % int(error.retry_after * 1000)))
+    call.fail(status.code, status.message, status.SerializeToString(), trailers)
+
+
+def _trailers(record: RequestRecord) -> tuple[Header, ...]:
+    """Return a call's trailers: its id and, where something was computed, the times that it took."""
+    timing = record.server_timing()
+    id_ = (ID, record.request_id.encode())
+    return (id_, (TIMING, timing.encode())) if timing else (id_,)
 
 
 def _observed_headers(call: GrpcCall) -> dict[str, str]:

@@ -14,7 +14,10 @@ from attention_server.grpc.stream import STREAMS
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
 from attention_server.service.service import SPARE_THREADS, Service
-from attention_server.transport import Threads, TlsListener, inflate, listen, most_connections
+from attention_server.transport.inflate import inflate
+from attention_server.transport.sockets import listen, max_connections
+from attention_server.transport.threads import Threads
+from attention_server.transport.tls_listener import TlsListener
 
 BUFFERED_MESSAGES = 2  # of the largest size, that may be received at once, over all calls
 TIMEOUTS = Timeouts()
@@ -59,7 +62,7 @@ class NativeServer:
             message_bytes=max_message_bytes,
             buffered_bytes=BUFFERED_MESSAGES * max_message_bytes,
             concurrent_calls=requests + STREAMS + SPARE_THREADS,  # further calls wait at the client
-            connections=most_connections(),
+            connections=max_connections(),
         )
         self.http2 = Server(self._services.on_call, limits, TIMEOUTS, self._inflate, common_name)
 
@@ -101,5 +104,5 @@ class NativeServer:
         return self._threads.is_idle
 
     async def _inflate(self, content: bytes, encoding: str, limit: int) -> bytes:
-        """Inflate a message in a thread. Raises as `transport.inflate`, and Full when no thread is free."""
+        """Inflate a message in a thread. Raises as `inflate`, and Full when no thread is free."""
         return await self._threads.run(lambda: inflate(content, encoding, limit, "message", "grpc-encoding"))

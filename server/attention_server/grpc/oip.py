@@ -17,21 +17,20 @@ from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import NotFound, Unimplemented
 from attention_server.grpc.interceptor import MessageStream
-from attention_server.grpc.offload import Offloader
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
-from attention_server.transport import should_offload, wait_until_deadline
+from attention_server.transport.futures import wait_until_deadline
+from attention_server.transport.offload import INLINE_BYTES, should_offload
+from attention_server.transport.threads import Threads
 
 
 class InferenceServicer:
     """The servicer of the Open Inference Protocol."""
 
-    def __init__(
-        self, service: Service, sessions: StreamSessions, offloader: Offloader, ready: Callable[[], bool]
-    ) -> None:
+    def __init__(self, service: Service, sessions: StreamSessions, threads: Threads, ready: Callable[[], bool]) -> None:
         self._service = service
-        self._offloader = offloader
+        self._threads = threads
         self._ready = ready
         self._sessions = sessions
         self._stream_protocol = StreamProtocol(self._submit, _refuse, in_order=True)
@@ -45,7 +44,7 @@ class InferenceServicer:
     async def ModelReady(self, message: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
         name, version = message.name, _version(message.version)
         try:  # in mode explicit the folder is read
-            ready = await self._offloader.run(lambda: self._service.is_ready(name, version))
+            ready = await self._threads.run(lambda: self._service.is_ready(name, version))
             return pb.ModelReadyResponse(ready=ready)
         except NotFound:  # the protocol has no error for a missing model
             return pb.ModelReadyResponse(ready=False)
@@ -64,7 +63,9 @@ class InferenceServicer:
     async def ModelInfer(self, message: pb.ModelInferRequest, context: CallContext) -> bytes:
         future, answer = await self._begin(message, context, None)
         response = await wait_until_deadline(future, context)
-        return await self._offloader.to_write(lambda: oip_proto.encode_response(answer(response)), response.size)
+        return await self._threads.run_if(
+            response.size > INLINE_BYTES, lambda: oip_proto.encode_response(answer(response))
+        )
 
     async def ModelStreamInfer(self, stream: MessageStream, context: CallContext) -> None:
         await self._sessions.run(stream, self._stream_protocol, context)
@@ -72,7 +73,7 @@ class InferenceServicer:
     async def RepositoryIndex(
         self, message: pb.RepositoryIndexRequest, context: CallContext
     ) -> pb.RepositoryIndexResponse:
-        entries = await self._offloader.run(self._service.index)  # in mode explicit the folder is read
+        entries = await self._threads.run(self._service.index)  # in mode explicit the folder is read
         models = oip_models.index(entries, ready=message.ready)
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
@@ -80,14 +81,14 @@ class InferenceServicer:
         self, message: pb.RepositoryModelLoadRequest, context: CallContext
     ) -> pb.RepositoryModelLoadResponse:
         oip_models.check_load(message.parameters)
-        await self._offloader.run(lambda: self._service.load_model(message.model_name, context))
+        await self._threads.run(lambda: self._service.load_model(message.model_name, context))
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, message: pb.RepositoryModelUnloadRequest, context: CallContext
     ) -> pb.RepositoryModelUnloadResponse:
         oip_models.check_unload(message.parameters)
-        await self._offloader.run(lambda: self._service.unload_model(message.model_name, context))
+        await self._threads.run(lambda: self._service.unload_model(message.model_name, context))
         return pb.RepositoryModelUnloadResponse()
 
     def ModelStatistics(self, message: pb.ModelStatisticsRequest, context: CallContext) -> pb.ModelStatisticsResponse:
@@ -123,7 +124,7 @@ class InferenceServicer:
         sequences = max([each.shape[0] for each in message.inputs if each.shape], default=1)
         text = any(each.datatype == BYTES for each in message.inputs)
         is_large = should_offload(context.record.request_bytes, sequences, text=text)
-        return await self._offloader.run(begin) if is_large else begin()
+        return await self._threads.run(begin) if is_large else begin()
 
 
 def _refuse(id_: str, error: Exception, context: CallContext) -> bytes:  # noqa: ARG001 # the message has no field for the id of the request

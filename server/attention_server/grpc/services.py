@@ -10,14 +10,12 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from attention_server.auth.callers import Callers
 from attention_server.grpc.attention import AttentionServicer
-from attention_server.grpc.call import GrpcCall
 from attention_server.grpc.interceptor import Interceptor, Method
-from attention_server.grpc.offload import Offloader
 from attention_server.grpc.oip import InferenceServicer
 from attention_server.grpc.standard import NOT_SERVING, SERVING, Health, Reflection
 from attention_server.grpc.stream import StreamSessions
 from attention_server.service.service import Service
-from attention_server.transport import Threads
+from attention_server.transport.threads import Threads
 
 ATTENTION = attention_pb2.DESCRIPTOR.services_by_name["AttentionService"]
 INFERENCE = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -34,25 +32,23 @@ class GrpcServices:
         service: the core.
         callers: the known callers.
         threads: for work that would block the loop.
+
+    Attributes:
+        on_call: refuses a new call at once, or starts to answer it.
     """
 
     def __init__(self, service: Service, callers: Callers, threads: Threads) -> None:
         self._health = Health()
         self._reflection = Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])
-        self._sessions = StreamSessions(service.observer)
-        offloader = Offloader(threads)
+        self._sessions = StreamSessions(service.observer, threads)
         methods = {
-            **_methods(ATTENTION, AttentionServicer(service, self._sessions, offloader)),
-            **_methods(INFERENCE, InferenceServicer(service, self._sessions, offloader, lambda: self._is_serving)),
+            **_methods(ATTENTION, AttentionServicer(service, self._sessions, threads)),
+            **_methods(INFERENCE, InferenceServicer(service, self._sessions, threads, lambda: self._is_serving)),
             **_methods(HEALTH, self._health),
             **_methods(REFLECTION, self._reflection),
         }
-        self._interceptor = Interceptor(callers, service, methods, offloader)
+        self.on_call = Interceptor(callers, service, methods, threads).on_call
         self.set_serving(False)
-
-    def on_call(self, call: GrpcCall) -> None:
-        """Refuse a new call at once, or start to answer it."""
-        self._interceptor.on_call(call)
 
     def set_serving(self, is_serving: bool) -> None:
         """Tell health checks whether requests are answered."""

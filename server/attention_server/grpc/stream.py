@@ -16,10 +16,12 @@ from attention_server.codecs.errors import record_error
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
-from attention_server.grpc.exchange import make_poster
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.scheduling.future import Future
 from attention_server.telemetry.observer import Observer
+from attention_server.transport.futures import make_poster
+from attention_server.transport.offload import INLINE_BYTES
+from attention_server.transport.threads import Threads
 
 STREAMS = 64  # open at once
 IN_FLIGHT = 32  # requests of one stream
@@ -58,7 +60,8 @@ class StreamItem:
         size: bytes of the request.
         answer_size: bytes of the answer; predicted until it is there.
         serialize: the response; None for a request that was refused.
-        outcome: the settled future of the response.
+        outcome: the settled future of the response; None until the answer can be written.
+        content: the answer, where it was large and has been serialized in a thread.
     """
 
     id: str
@@ -67,6 +70,7 @@ class StreamItem:
     answer_size: int
     serialize: Serialize | None = None
     outcome: "Future[Response] | None" = field(default=None)
+    content: bytes | None = None
 
 
 class StreamSessions:
@@ -74,10 +78,12 @@ class StreamSessions:
 
     Args:
         observer: observes each request of a stream.
+        threads: for serializing large answers.
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, threads: Threads) -> None:
         self._observer = observer
+        self._threads = threads
         self._open: set[StreamSession] = set()
         self._ended = False
 
@@ -92,7 +98,7 @@ class StreamSessions:
             raise Stopping("the server is stopping")
         if len(self._open) >= STREAMS:
             raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
-        session = StreamSession(stream, protocol, context, self._observer)
+        session = StreamSession(stream, protocol, context, self._observer, self._threads)
         self._open.add(session)
         try:
             await session.run()
@@ -114,15 +120,22 @@ class StreamSession:
         protocol: of its method.
         context: the call's; each request has its caller and its deadline.
         observer: observes each request.
+        threads: for serializing large answers.
     """
 
     def __init__(
-        self, stream: MessageStream, protocol: StreamProtocol, context: CallContext, observer: Observer
+        self,
+        stream: MessageStream,
+        protocol: StreamProtocol,
+        context: CallContext,
+        observer: Observer,
+        threads: Threads,
     ) -> None:
         self._stream = stream
         self._protocol = protocol
         self._context = context
         self._observer = observer
+        self._threads = threads
         self._post = make_poster()
         self._loop = asyncio.get_running_loop()
         self._items: dict[StreamItem, None] = {}  # with an answer that is not written, in order of arrival
@@ -207,17 +220,40 @@ class StreamSession:
         """Note a request's outcome, and write the answers that can be written."""
         if self._is_over:
             return
-        item.outcome = outcome
         failed = outcome.cancelled() or outcome.exception() is not None
         size = 0 if failed else outcome.result().size
         self._answer_size += size - item.answer_size
         item.answer_size = size
         if not failed:
             self._predicted = size
+        if size > INLINE_BYTES and item.content is None:
+            self._serialize_in_thread(item, outcome)
+            return
+        item.outcome = outcome
         if not self._protocol.in_order:
             self._write(item)
         while self._protocol.in_order and self._items and next(iter(self._items)).outcome is not None:
             self._write(next(iter(self._items)))
+
+    def _serialize_in_thread(self, item: StreamItem, outcome: "Future[Response]") -> None:
+        """Serialize a large answer in a thread, and write it from there on as any other."""
+        assert item.serialize is not None  # or the future would have raised
+        try:
+            serialized = self._threads.run(partial(item.serialize, outcome.result()))
+        except Full as error:
+            self._refuse(item, error)
+        else:
+            serialized.add_done_callback(partial(self._on_serialized, item, outcome))
+
+    def _on_serialized(
+        self, item: StreamItem, outcome: "Future[Response]", serialized: "asyncio.Future[bytes]"
+    ) -> None:
+        error = serialized.exception()
+        if isinstance(error, Exception):
+            self._refuse(item, error)
+        else:
+            item.content = serialized.result()
+            self._on_done(item, outcome)
 
     def _write(self, item: StreamItem) -> None:
         del self._items[item]
@@ -251,7 +287,7 @@ class StreamSession:
             assert outcome is not None
             response = outcome.result()
             assert item.serialize is not None  # or the future would have raised
-            answer = item.serialize(response)
+            answer = item.serialize(response) if item.content is None else item.content
         except Exception as error:
             if not isinstance(error, AttentionServiceError):
                 log.exception("a request failed for a fault of ours", request_id=record.request_id)

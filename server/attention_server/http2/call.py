@@ -162,13 +162,8 @@ class Call:
         return self._stop_reason or ServerStopping("the server is stopping")
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call back once, when the call is answered or stopped."""
+        """Call back once, when the call is answered or stopped; a call that was never started, when it is finished."""
         self._done_callbacks.append(callback)
-
-    def done(self) -> None:
-        """Call the callbacks of a call that was answered without a task."""
-        self._call_done_callbacks()
-        self._done_callbacks.clear()
 
     def on_closed(self) -> None:
         """Note that the stream is over: it was answered, reset, or its connection is lost."""
@@ -341,6 +336,9 @@ class Call:
             self._connection.session.respond(self._stream, Headers(headers))
 
     def _finish(self, trailers: Sequence[Header], content: bytes | None) -> None:
+        if self._task is None and self._done_callbacks:  # it was never started
+            self._call_done_callbacks()
+            self._done_callbacks.clear()
         if self.is_closed or self._is_finished:
             return
         self._is_finished = True

@@ -5,16 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from attention_proto.attention.v1.attention_pb2 import Manifest
-from attention_proto.masks import Mask
 
-from attention_server.domain.limits import Limits
 from attention_server.domain.messages import OutputSpec, Result, Tokens
-from attention_server.domain.messages import Sequence as Sent
-from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
-from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.layer import LoadedLayer, Vectors
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
@@ -62,12 +57,6 @@ class LoadedModel:
         """
         return self._plans.plan(specs)
 
-    def prepare(
-        self, sequence: Sent, cached: CachedPlan, mask: Mask, memories: MemoryStore, limits: Limits
-    ) -> list[tuple[PreparedInput, InputProfile]]:
-        """Check a sequence or a batch for this model and plan; see `InputChecker.prepare`."""
-        return self._checker.prepare(sequence, cached, mask, memories, limits)
-
     def answer(self, batch: Sequence[PreparedInput], plan: Plan, run: Run) -> Callable[[], list[Result]]:
         """Compute a plan for one sequence, one batch, or several sequences of one kind.
 
@@ -108,7 +97,8 @@ class LoadedModel:
         return PlanCache(self.manifest)
 
     @cached_property
-    def _checker(self) -> InputChecker:
+    def checker(self) -> InputChecker:
+        """The checker of sequences for this model."""
         return InputChecker(
             name=self.name,
             version=self.version,

@@ -27,14 +27,14 @@ from attention_server.rest.exchange import (
 )
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
-from attention_server.transport import (
+from attention_server.transport.futures import wait_until_deadline
+from attention_server.transport.offload import (
     INLINE_BYTES,
     INLINE_JSON_TENSOR_BYTES,
     INLINE_TEXT_BYTES,
     is_large_json,
     should_offload,
     should_offload_request,
-    wait_until_deadline,
 )
 
 M = TypeVar("M", bound=Message)
@@ -93,15 +93,17 @@ class AttentionRoutes:
         call = call_of(request)
         model = request.path_params["model"]
         decode = _memory_request_of_protobuf if sends_protobuf(request) else json.decode_memory_request
+        threads, service = self._exchange.threads, self._service
+
+        async def submit(body: bytes) -> "Future[Memory]":
+            if is_large_json(body):
+                return await threads.run(lambda: service.submit_memory(decode(body, model), call))
+            wanted = decode(body, model)
+            takes_long = wanted.memory_text is not None and len(body) > INLINE_TEXT_BYTES
+            return await threads.run_if(takes_long, lambda: service.submit_memory(wanted, call))
 
         async def handle(body: bytes) -> HttpResponse:
-            future = await self._exchange.offloader.submit(
-                functools.partial(decode, body, model),
-                functools.partial(self._service.submit_memory, call=call),
-                is_large=is_large_json(body),
-                takes_long=lambda wanted: wanted.memory_text is not None and len(body) > INLINE_TEXT_BYTES,
-            )
-            return self._memory(request, await wait_until_deadline(future, call))
+            return self._memory(request, await wait_until_deadline(await submit(body), call))
 
         return await self._exchange.compute(request, call, handle)
 
@@ -133,36 +135,41 @@ class AttentionRoutes:
     async def _submit_json(
         self, model: str, version: int, call: CallContext, body: bytes
     ) -> "tuple[Future[Response], json.Encoding]":
-        limits = self._service.limits
-        return await self._exchange.offloader.submit(
-            lambda: json.decode_request(body, model, version, limits),
-            lambda decoded: (self._service.submit(decoded[0], call), decoded[1]),
-            is_large=is_large_json(body),
-            takes_long=lambda decoded: should_offload_request(decoded[0], len(body)),
-        )
+        service, threads = self._service, self._exchange.threads
+
+        def decode_and_submit() -> "tuple[Future[Response], json.Encoding]":
+            request, encoding = json.decode_request(body, model, version, service.limits)
+            return service.submit(request, call), encoding
+
+        if is_large_json(body):
+            return await threads.run(decode_and_submit)
+        request, encoding = json.decode_request(body, model, version, service.limits)
+        if should_offload_request(request, len(body)):
+            return await threads.run(lambda: service.submit(request, call)), encoding
+        return service.submit(request, call), encoding
 
     async def _submit_protobuf(
         self, model: str, version: int, call: CallContext, body: bytes
     ) -> "tuple[Future[Response], json.Encoding]":
-        limits, offloader = self._service.limits, self._exchange.offloader
-        message = await offloader.run_if(len(body) > INLINE_BYTES, lambda: _parse(pb.AttendRequest, body))
+        service, threads = self._service, self._exchange.threads
+        message = await threads.run_if(len(body) > INLINE_BYTES, lambda: _parse(pb.AttendRequest, body))
         message.model = url_or_body("model", model, message.model)
         message.version = url_or_body("version", version, message.version)
-        future = await offloader.submit(
-            lambda: proto.decode_request(message, limits),
-            lambda decoded: self._service.submit(decoded, call),
-            is_large=should_offload(len(body), len(message.inputs)),
-            takes_long=lambda decoded: should_offload_request(decoded, len(body)),
-        )
-        return future, "json"
+        if should_offload(len(body), len(message.inputs)):
+            future = await threads.run(lambda: service.submit(proto.decode_request(message, service.limits), call))
+            return future, "json"
+        request = proto.decode_request(message, service.limits)
+        if should_offload_request(request, len(body)):
+            return await threads.run(lambda: service.submit(request, call)), "json"
+        return service.submit(request, call), "json"
 
     async def _respond(self, response: Response, encoding: json.Encoding, *, as_protobuf: bool) -> HttpResponse:
-        offloader = self._exchange.offloader
+        threads = self._exchange.threads
         if as_protobuf:
-            content = await offloader.run_if(response.size > INLINE_BYTES, lambda: proto.encode_response(response))
+            content = await threads.run_if(response.size > INLINE_BYTES, lambda: proto.encode_response(response))
             return HttpResponse(content, media_type=PROTOBUF)
         is_large = response.size > INLINE_JSON_TENSOR_BYTES
-        content = await offloader.run_if(is_large, lambda: json.encode_response(response, encoding))
+        content = await threads.run_if(is_large, lambda: json.encode_response(response, encoding))
         return HttpResponse(content, media_type=JSON)
 
 

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from attention_server.auth.certificates import common_name
 from attention_server.http2.stall import StallDetector
-from attention_server.transport import most_connections
+from attention_server.transport.sockets import max_connections
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
 HEADERS = 128
@@ -40,7 +40,7 @@ class Connection(HttpToolsProtocol):
         """Accept a connection; abort it if there are too many."""
         self._stall = StallDetector(LEAST_BYTES)
         super().connection_made(transport)
-        if len(self.connections) > most_connections():
+        if len(self.connections) > max_connections():
             transport.abort()
             return
         self._certificate = common_name(transport)

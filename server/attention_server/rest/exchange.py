@@ -27,7 +27,10 @@ from attention_server.errors import (
     Unavailable,
 )
 from attention_server.scheduling.admission import AdmissionController
-from attention_server.transport import INLINE_BYTES, LATE, Offloader, Threads, inflate
+from attention_server.transport.futures import LATE
+from attention_server.transport.inflate import inflate
+from attention_server.transport.offload import INLINE_BYTES
+from attention_server.transport.threads import Threads
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
@@ -71,14 +74,13 @@ class Exchange:
         admission: admission control under sustained overload.
 
     Attributes:
-        offloader: runs long work in the threads.
+        threads: for long work.
     """
 
     def __init__(self, threads: Threads, max_message_bytes: int, admission: AdmissionController) -> None:
         self._admission = admission
-        self._threads = threads
+        self.threads = threads
         self._max_message_bytes = max_message_bytes
-        self.offloader = Offloader(threads)
 
     async def answer(
         self, request: Request, call: CallContext, handle: Callable[[bytes], Awaitable[Response]]
@@ -121,7 +123,7 @@ class Exchange:
             async with asyncio.timeout(call.remaining()) as limit:
                 with _CancelOnDisconnect(request):
                     if encoding:
-                        body = await self.offloader.run(lambda: self._inflate(body, encoding))
+                        body = await self.threads.run(lambda: self._inflate(body, encoding))
                     return await handle(body)
         except BaseException as error:
             call.cancel()
@@ -137,7 +139,7 @@ class Exchange:
         length = int(request.headers.get("content-length", 0))
         self._check_length(length)
         if length > INLINE_BYTES:
-            self._threads.check_idle()  # a large body needs a thread: refuse it unread
+            self.threads.check_idle()  # a large body needs a thread: refuse it unread
         try:
             async with asyncio.timeout(call.remaining()):
                 body = await self._read_chunks(request)

@@ -20,13 +20,8 @@ from attention_server.errors import Unimplemented
 from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
-from attention_server.transport import (
-    INLINE_BYTES,
-    INLINE_JSON_TENSOR_BYTES,
-    is_large_json,
-    should_offload,
-    wait_until_deadline,
-)
+from attention_server.transport.futures import wait_until_deadline
+from attention_server.transport.offload import INLINE_BYTES, INLINE_JSON_TENSOR_BYTES, is_large_json, should_offload
 
 BINARY = "application/octet-stream"
 NOT_OFFERED = (
@@ -90,7 +85,7 @@ class InferenceRoutes:
     async def model_ready(self, request: Request) -> HttpResponse:
         name, version = _model(request), version_of(request)
         # In mode explicit the folder is read.
-        ready = await self._exchange.offloader.run(lambda: self._service.is_ready(name, version))
+        ready = await self._exchange.threads.run(lambda: self._service.is_ready(name, version))
         return json_response({"name": name, "ready": ready}, 200 if ready else 503)
 
     async def model_config(self, request: Request) -> HttpResponse:
@@ -109,23 +104,23 @@ class InferenceRoutes:
         accepted = request.headers.get("accept-encoding", "")
 
         async def handle(body: bytes) -> HttpResponse:
-            offloader = self._exchange.offloader
-            infer, future = await offloader.submit(
-                functools.partial(decode_infer, body),
-                functools.partial(self._submit, call=call),
-                is_large=len(body) > INLINE_BYTES if header_length else is_large_json(body),
-                takes_long=lambda infer: _should_offload(infer, len(body)),
-            )
+            threads = self._exchange.threads
+            if len(body) > INLINE_BYTES if header_length else is_large_json(body):
+                infer, future = await threads.run(lambda: self._submit(decode_infer(body), call))
+            else:
+                infer = decode_infer(body)
+                takes_long = _should_offload(infer, len(body))
+                _, future = await threads.run_if(takes_long, lambda: self._submit(infer, call))
             response = await wait_until_deadline(future, call)
             bound = INLINE_BYTES if header_length else INLINE_JSON_TENSOR_BYTES
-            return await offloader.run_if(response.size > bound, lambda: self._write(response, infer, accepted))
+            return await threads.run_if(response.size > bound, lambda: self._write(response, infer, accepted))
 
         return await self._exchange.compute(request, call, handle)
 
     async def repository_index(self, request: Request) -> HttpResponse:
         async def handle(body: bytes) -> HttpResponse:
             ready = typed(_fields(body, ("ready",)), "ready", bool, False, "")
-            entries = await self._exchange.offloader.run(self._service.index)  # in mode explicit the folder is read
+            entries = await self._exchange.threads.run(self._service.index)  # in mode explicit the folder is read
             return json_response(oip_models.index(entries, ready=ready))
 
         return await self._exchange.answer(request, call_of(request), handle)
@@ -144,7 +139,7 @@ class InferenceRoutes:
 
         async def handle(body: bytes) -> HttpResponse:
             check(_parameters(body))
-            await self._exchange.offloader.run(lambda: change(model, call))
+            await self._exchange.threads.run(lambda: change(model, call))
             return json_response({})
 
         return await self._exchange.answer(request, call, handle)

@@ -34,7 +34,9 @@ from attention_server.rest.middleware import ObservingMiddleware
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.page import page_routes
 from attention_server.service.service import SPARE_THREADS, Service
-from attention_server.transport import Threads, TlsListener, listen, most_connections
+from attention_server.transport.sockets import listen, max_connections
+from attention_server.transport.threads import Threads
+from attention_server.transport.tls_listener import TlsListener
 
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
@@ -258,7 +260,7 @@ class _Server(uvicorn.Server):
         await super().startup([])  # everything but accepting
         connections = self.server_state.connections
         self._listener = TlsListener(
-            sockets[0], self._context, self._connect, lambda: len(connections), most_connections()
+            sockets[0], self._context, self._connect, lambda: len(connections), max_connections()
         )
         self._listener.start()
 

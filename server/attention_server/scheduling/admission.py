@@ -55,16 +55,6 @@ class AdmissionController:
         """Bound on the predicted wait in the queue, in seconds; infinite where the queue's own limit applies."""
         return self._max_wait * RECOVERY_QUEUE if self._clock() < self._shed_until + self._backoff else math.inf
 
-    @property
-    def shed_until(self) -> float:
-        """End of shedding on the clock; in the past while the breaker is closed."""
-        return self._shed_until
-
-    @property
-    def permits_held(self) -> int:
-        """Number of permits held."""
-        return self._holders.total()
-
     def trip(self) -> None:
         """Trip the breaker: the queue is full. No effect while the breaker is open."""
         with self._lock:
@@ -91,7 +81,7 @@ class AdmissionController:
                 elif self._holders.total() >= self._permits and self._holders[caller] + 1 >= max(
                     self._holders.values()
                 ):
-                    raise full("the queue is full: more is asked for than can be computed")
+                    raise queue_full("the queue is full: more is asked for than can be computed")
                 self._admitted += 1
             self._holders[caller] += 1
             return Permit(self, caller, now)
@@ -139,8 +129,8 @@ class Permit:
         self.release()
 
 
-def full(message: str, retry_after: float = 0.0) -> Full:
-    """Return a refusal.
+def queue_full(message: str, retry_after: float = 0.0) -> Full:
+    """Return the error of a request that the queue has no room for.
 
     Args:
         message: the reason.

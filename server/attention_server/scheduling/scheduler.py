@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from attention_server.errors import Full, Stopping
-from attention_server.scheduling.admission import AdmissionController, full
+from attention_server.scheduling.admission import AdmissionController, queue_full
 from attention_server.scheduling.execution import Batch, LentSlotTask, refuse, run_batches
 from attention_server.scheduling.fair_queue import FairQueue, QueueLimits
 from attention_server.scheduling.future import Future
@@ -187,7 +187,7 @@ class Scheduler:
         self._queue.withdraw(shed)
         self._queue.push(entry)
         message = "the queue is full, and most of what waits in it is this caller's"
-        return [(each, full(message, self._drain_seconds())) for each in shed]
+        return [(each, queue_full(message, self._drain_seconds())) for each in shed]
 
     def _make_room(self, entry: QueueEntry, busy: float) -> list[QueueEntry]:
         """Return the entries to shed for a new one: none, or entries of callers over a fair share.
@@ -198,7 +198,7 @@ class Scheduler:
         bound = self.admission.bound
         if bound < math.inf and self._queue.is_saturated(entry, busy, bound):
             self.admission.trip()
-            raise full("the queue is full: more was asked for than could be computed", self._drain_seconds())
+            raise queue_full("the queue is full: more was asked for than could be computed", self._drain_seconds())
         if self._queue.has_room(entry, busy):
             return []
         self._queue.withdraw_cancelled()
@@ -207,7 +207,7 @@ class Scheduler:
         self.admission.trip()
         shed = self._queue.sheddable(entry, busy)
         if not shed:
-            raise full(f"the queue is full with {len(self._queue)} requests", self._drain_seconds())
+            raise queue_full(f"the queue is full with {len(self._queue)} requests", self._drain_seconds())
         return shed
 
     def _check_deadline(self, entry: QueueEntry, busy: float) -> None:
@@ -223,7 +223,7 @@ class Scheduler:
             return
         needed = self._queue.wait(entry, busy) + entry.cost
         if 0 < left < needed:
-            raise full(
+            raise queue_full(
                 f"the answer is expected in {needed:.3g} s, after the deadline, which is in {left:.3g} s",
                 self._drain_seconds(),
             )

@@ -296,7 +296,7 @@ class Service:
     ) -> list[tuple[PreparedInput, InputProfile]]:
         """Validate and prepare a sequence or a batch; an error names the sequence of a batch."""
         try:
-            return model.prepare(sequence, cached_plan, mask, self._memories, self.limits)
+            return model.checker.prepare(sequence, cached_plan, mask, self._memories, self.limits)
         except InvalidRequest as error:
             if sequence.part is None:
                 raise

@@ -1,0 +1,239 @@
+"""One call of `grpc.aio` behind the protocol `GrpcCall`, and the handler that makes it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+import structlog
+
+from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE
+from attention_server.grpc.call import Buffer, Header
+from attention_server.http2.errors import Cancelled, DeadlineExceeded, MessageTooLarge, ServerStopping
+
+STATUSES = {code.value[0]: code for code in grpc.StatusCode}
+OK, DETAILS = grpc.StatusCode.OK, "grpc-status-details-bin"
+
+log = structlog.get_logger()
+
+
+class PeerGone(Exception):
+    """A response cannot be sent, because the peer has left."""
+
+
+class GrpcioCall:
+    """A call of `grpc.aio` behind the protocol `GrpcCall`.
+
+    `write` and `finish` return at once, and `grpc.aio` sends by coroutines; so responses wait in a queue, which `serve`
+    sends from.
+
+    Args:
+        method: the path, `/package.Service/Method`.
+        context: of grpc.aio.
+
+    Attributes:
+        method, timeout: as in `GrpcCall`.
+        task: runs the coroutine that answers; None for a call that was not started.
+    """
+
+    headers_error: Exception | None = None  # the C core refuses oversized metadata itself
+
+    def __init__(self, method: str, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        self.method = method
+        self.timeout = context.time_remaining()
+        self._context = context
+        self._message_bytes: int | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._responses: deque[tuple[bytes, Callable[[], None] | None]] = deque()
+        self._queued = asyncio.Event()
+        self._is_finished = False
+        self._has_run = False  # the task
+        self._stop_reason: Exception | None = None
+        self._done_callbacks: list[Callable[[], None]] = []
+
+    @cached_property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The request's metadata, by name in lower case."""
+        sent = self._context.invocation_metadata() or ()
+        return {name.encode(): value if isinstance(value, bytes) else value.encode("latin-1") for name, value in sent}
+
+    @property
+    def host(self) -> str:
+        """The peer's address, without the port."""
+        address = unquote(self._context.peer()).partition(":")[2]  # `ipv4:127.0.0.1:5000`, `ipv6:[::1]:5000`
+        return address.rpartition(":")[0].strip("[]")
+
+    @property
+    def certificate(self) -> str:
+        """The common name in the peer's certificate; empty without one."""
+        names = self._context.auth_context().get("x509_common_name", ())
+        return next((name.decode() for name in names), "")
+
+    def limit_message(self, count: int, /) -> None:
+        """Set the largest size of a request message in bytes; `read` raises MessageTooLarge for a larger one."""
+        self._message_bytes = count
+
+    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
+        """Run a coroutine that answers the call; it is cancelled when the peer leaves or its time is over."""
+        self.task = asyncio.ensure_future(self._run(answer))
+        self.task.add_done_callback(self._on_task_done)
+
+    def stop(self, reason: Exception, /) -> None:
+        """Cancel the coroutine; `stop_reason` tells it why."""
+        if not self.task or self.task.done() or self._stop_reason:
+            return
+        if not self._has_run:  # a task that is cancelled before its first step could not finish the call
+            asyncio.get_running_loop().call_soon(self.stop, reason)
+            return
+        self._stop_reason = reason
+        self._call_done_callbacks()
+        self.task.cancel()
+
+    def stop_reason(self) -> Exception:
+        """Return why the coroutine was cancelled."""
+        return self._stop_reason or ServerStopping("the server is stopping")
+
+    def add_done_callback(self, callback: Callable[[], None], /) -> None:
+        """Call back once, when the call is answered or stopped; a call that was never started, when it is failed."""
+        self._done_callbacks.append(callback)
+
+    async def read(self) -> Buffer | None:
+        """Return the next request message; None behind the last.
+
+        Raises:
+            MessageTooLarge: it is over the limit of its method.
+            Cancelled: the peer has left.
+        """
+        try:
+            content = await self._context.read()
+        except grpc.aio.BaseError as error:
+            raise Cancelled("the caller has gone") from error
+        if content is grpc.aio.EOF:  # type: ignore[comparison-overlap] # its types leave that out
+            return None
+        if self._message_bytes is not None and len(content) > self._message_bytes:
+            raise MessageTooLarge(f"the message has {len(content)} bytes; {self._message_bytes} may be sent")
+        return content
+
+    def write(self, content: bytes, on_sent: Callable[[], None] | None = None, /) -> None:
+        """Send a response message; `on_sent` is called when it is on its way, as far as flow control lets it."""
+        if not self._is_finished:
+            self._responses.append((content, on_sent))
+            self._queued.set()
+
+    def finish(self, trailers: Sequence[Header], content: bytes | None = None, /) -> None:
+        """End the call with the status OK, after a last response message."""
+        if self._is_finished:
+            return
+        if content is not None:
+            self.write(content)
+        self._end(OK, "", trailers)
+
+    def fail(self, status: int, message: str, details: bytes = b"", trailers: Sequence[Header] = (), /) -> None:
+        """End the call with an error; `details` is a serialized google.rpc.Status."""
+        if not self._is_finished:
+            self._end(STATUSES[status], message, ((DETAILS.encode(), details), *trailers) if details else trailers)
+
+    async def serve(self) -> None:
+        """Run the answering coroutine and send its messages, until the call has its status.
+
+        Raises:
+            asyncio.CancelledError: the peer has left, its time is over, or the server stops.
+        """
+        if self.task is None:  # it was refused from its headers
+            return
+        try:
+            while not self._is_finished or self._responses:
+                await self._send_next()
+        except PeerGone:  # sending failed, since the peer left
+            pass
+        finally:
+            if not self.task.done():
+                if not self._is_finished:
+                    self.stop(self._reason_of_core())
+                await asyncio.wait([self.task])
+
+    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
+        self._has_run = True
+        await answer
+
+    async def _send_next(self) -> None:
+        await self._queued.wait()
+        if not self._responses:
+            self._queued.clear()
+            return
+        content, on_sent = self._responses.popleft()
+        try:
+            await self._context.write(content)
+        except grpc.aio.BaseError as error:
+            raise PeerGone from error
+        if on_sent:
+            on_sent()
+        if not self._responses and not self._is_finished:
+            self._queued.clear()
+
+    def _reason_of_core(self) -> Exception:
+        remaining = self._context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            return DeadlineExceeded("the deadline passed before the request could be answered")
+        return Cancelled("the caller has gone")
+
+    def _end(self, code: grpc.StatusCode, message: str, trailers: Sequence[Header]) -> None:
+        self._is_finished = True
+        if self.task is None:
+            self._call_done_callbacks()
+        self._context.set_code(code)
+        self._context.set_details(message)
+        self._context.set_trailing_metadata(tuple(map(_metadatum, trailers)))
+        self._queued.set()
+
+    def _call_done_callbacks(self) -> None:
+        callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+        self._call_done_callbacks()
+        error = None if task.cancelled() else task.exception()
+        if error or not self._is_finished:
+            log.error("a call ends without a status, for a fault of ours", exc_info=error)
+            self.fail(INTERNAL.grpc, INTERNAL_MESSAGE)
+
+
+class GrpcioHandlers(grpc.GenericRpcHandler):
+    """Hands every call to one function, as raw bytes: on the wire all four kinds of methods are streams.
+
+    Args:
+        on_call: starts or fails a new call before it returns.
+
+    Attributes:
+        calls: the open calls.
+    """
+
+    def __init__(self, on_call: Callable[[GrpcioCall], None]) -> None:
+        self._on_call = on_call
+        self.calls: set[GrpcioCall] = set()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        """Return the handler of a call, which answers it; called by `grpc.aio`."""
+        method = handler_call_details.method
+
+        async def behavior(_: object, context: Any) -> None:
+            call = GrpcioCall(method, context)
+            self.calls.add(call)
+            try:
+                self._on_call(call)
+                await call.serve()
+            finally:
+                self.calls.discard(call)
+
+        return grpc.stream_stream_rpc_method_handler(behavior)
+
+
+def _metadatum(header: Header) -> tuple[str, str | bytes]:
+    name, value = header
+    text = name.decode()
+    return text, value if text.endswith("-bin") else value.decode("latin-1")

@@ -1,0 +1,1 @@
+"""Parts that both ports share: sockets, threads for long work, futures on an event loop, and inflation."""

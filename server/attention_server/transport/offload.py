@@ -1,0 +1,35 @@
+"""Bounds on messages that are parsed, converted or written on the event loop; larger ones go to a thread."""
+
+from attention_server.domain.messages import Request
+
+# Up to these sizes the loop is busy for a few milliseconds.
+INLINE_BYTES = 4 * 1024 * 1024
+INLINE_SEQUENCES = 64
+INLINE_TEXT_BYTES = 16 * 1024  # of a message with text, which is tokenized
+INLINE_JSON_BYTES = 128 * 1024  # weighted, see `is_large_json`
+INLINE_JSON_TENSOR_BYTES = 256 * 1024  # of tensors that are written as JSON
+
+
+def should_offload(size: int, sequences: int, *, text: bool = False) -> bool:
+    """Return whether converting and validating a message takes long.
+
+    Args:
+        size: bytes of the message.
+        sequences: number of sequences that are converted one by one.
+        text: whether there is text to tokenize.
+    """
+    return size > (INLINE_TEXT_BYTES if text else INLINE_BYTES) or sequences > INLINE_SEQUENCES
+
+
+def should_offload_request(request: Request, size: int) -> bool:
+    """Return whether validating a request takes long; `size` is the bytes of its message."""
+    text = any(each.text is not None or each.memory_text is not None for each in request.inputs)
+    return should_offload(size, len(request.inputs), text=text)
+
+
+def is_large_json(document: bytes) -> bool:
+    """Return whether decoding a JSON document takes long: a row or object takes as long as many bytes of numbers."""
+    size = len(document)
+    return (
+        size > INLINE_JSON_BYTES or size + 128 * document.count(b"[") + 1024 * document.count(b"{") > INLINE_JSON_BYTES
+    )

@@ -1,0 +1,27 @@
+"""Listening sockets, and the number of connections that a process can hold."""
+
+import resource
+import socket
+
+
+def listen(protocol: str, host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Args:
+        protocol: name of the protocol, for errors.
+        host: address.
+        port: port; 0 for a free one.
+
+    Raises:
+        OSError: the address is not available.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen for {protocol} on {host}:{port}: {error.strerror}") from error
+
+
+def max_connections() -> int:
+    """Return the maximum number of connections of a port: half of the files that the process may open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
