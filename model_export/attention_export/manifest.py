@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from attention_proto.attention.v1.attention_pb2 import File, Layer, Manifest
 from attention_proto.folder import MANIFEST, NAME, VERSION, UnreadableManifestError, named_files, parse_manifest
@@ -32,6 +35,17 @@ def new_version(repository: Path, name: str, version: int) -> Path:
     if folder.exists():
         raise FileExistsError(f"{folder} exists; versions are never overwritten: choose another, or remove it")
     return folder
+
+
+@contextmanager
+def version_folder(target: Path) -> Iterator[Path]:
+    """Yield a scratch folder, which becomes `target` at the end; after an error nothing is left of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".version-") as scratch:
+        folder = Path(scratch) / "version"
+        folder.mkdir()
+        yield folder
+        folder.rename(target)  # atomic
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -212,6 +212,7 @@ def test_the_longest_text_is_the_lesser_of_model_and_tokenizer(tmp_path: Path) -
     folder = with_files(checkpoint(), tmp_path, "config.json", "tokenizer.json", "tokenizer_config.json")
     assert read_tokenizer(folder, vocabulary=30522).limit(1024) == 512
     assert read_tokenizer(folder, vocabulary=30522).limit(100) == 100
+    assert read_tokenizer(folder, vocabulary=30522).limit(0) == 512
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": int(1e30)}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert read_tokenizer(folder, vocabulary=30522).limit(1024) == 1024

@@ -32,8 +32,8 @@ class ImportedTokenizer:
         return (self.tokenizer.to_str(pretty=True) + "\n").encode()
 
     def limit(self, positions: int) -> int:
-        """Return the longest text of a model with so many positions."""
-        return min(positions, self.max_tokens or positions)
+        """Return the longest text of a model with so many positions; 0 is any number."""
+        return min((longest for longest in (positions, self.max_tokens) if longest), default=0)
 
 
 def read_tokenizer(folder: Path, vocabulary: int) -> ImportedTokenizer:

@@ -3,18 +3,18 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Predictor, Segment, Text
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Segment, Text
 from attention_proto.folder import FORMAT, named_files
 from numpy.typing import NDArray
 
 from attention_export.graphs import OPSET, to_onnx
 from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.heads import Head
 from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
 from attention_export.importing.transformer.pooling import Pooling
 from attention_export.importing.transformer.sites import SiteShape
@@ -25,19 +25,6 @@ BLOCK = "transformer"
 MOST_BYTES = 2**31 - 1  # of a protobuf message; onnxruntime reads no larger one
 SMALL = 1024  # bytes of a constant that may stand twice without being counted
 HASH_DIGITS = 16  # in the name of a shared file
-
-
-@dataclass(frozen=True)
-class Head:
-    """The head of a task, run on rows of `hidden`.
-
-    Attributes:
-        graph: ONNX, hidden [N, D] -> the probabilities of each predictor, [N, labels].
-        predictors: the outputs of the graph, in order.
-    """
-
-    graph: bytes
-    predictors: tuple[Predictor, ...]
 
 
 class VersionFolder:

@@ -1352,17 +1352,20 @@ class Predictor(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the prediction and of the output of the head's graph."""
     rows: Global___Predictor.Rows.ValueType
     """The query positions that the predictor reads."""
+    vocabulary: _builtins.bool
+    """Whether the labels are the tokens of the text's tokenizer, by id."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens of ROWS_TOKENS, as in the tokenizer's vocabulary."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The labels of the classes, in the order of the head's output."""
+        """The labels of the classes, in the order of the head's output; empty where `vocabulary` is set."""
 
     def __init__(
         self,
@@ -1371,10 +1374,11 @@ class Predictor(_message.Message):
         rows: Global___Predictor.Rows.ValueType = ...,
         tokens: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        vocabulary: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "rows", b"rows", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "rows", b"rows", "tokens", b"tokens", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,142 @@
+"""The head of a task: probabilities of rows of `hidden`, and the rows that it reads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from attention_proto.attention.v1.attention_pb2 import Predictor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from attention_export.graphs import strip
+from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.parts import TransformerParts
+from attention_export.importing.transformer.source import Source, quiet
+
+MASKED_LM = "masked-lm"
+NAMES = {"sequence-classification": "label", "token-classification": "label", MASKED_LM: "token"}  # of predictions
+LENGTHS = (2, 5, 17)  # of the sequences that tell which rows a head reads
+TOLERANCE = 1e-4  # of the largest logit
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a task.
+
+    Attributes:
+        graph: ONNX, hidden [N, D] -> the probabilities of each predictor, [N, labels].
+        predictors: the outputs of the graph, in order.
+    """
+
+    graph: bytes
+    predictors: tuple[Predictor, ...]
+
+
+def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tuple[str, ...]]:
+    """Return the head that a server can run; None where there is none, or where it is left out.
+
+    Returns:
+        The head, and notes that say what was left out and why.
+
+    Raises:
+        ImportFailure: the labels of the config are not those of the head.
+    """
+    if parts.head is None:
+        return None, ()
+    left_out = f"the head of {source.architecture} is left out"
+    if reason := _kind_left_out(source):
+        return None, (f"{left_out}: {reason}",)
+    logits = parts.head()
+    rows = _find_rows(source.model, logits, parts.max_tokens or LENGTHS[-1])
+    if rows is None:
+        reason = (
+            "its logits follow neither from each row of the last hidden state, nor from the first or the last row, nor "
+            "from the mean of the rows"
+        )
+        return None, (f"{left_out}: {reason}",)
+    name = NAMES[source.task]
+    predictor = Predictor(name=name, rows=rows, vocabulary=source.task == MASKED_LM)
+    graph, width = _with_softmax(logits, name)
+    if not predictor.vocabulary:
+        predictor.labels.extend(_labels(source.config, width))
+    return Head(graph, (predictor,)), ()
+
+
+def _kind_left_out(source: Source) -> str:
+    """Return why a kind of head is not served; empty for one that is."""
+    if source.task == MASKED_LM:
+        return ""
+    kind = getattr(source.config, "problem_type", None)
+    if kind == "multi_label_classification":
+        return "problem_type says multi_label_classification, and predictions are of labels that exclude each other"
+    if kind == "regression" or (kind is None and len(source.config.id2label or {}) == 1):
+        return "it is a regression, and predictions are of labels"
+    return ""
+
+
+def _labels(config: PretrainedConfig, width: int) -> list[str]:
+    names: dict[int, str] = getattr(config, "id2label", None) or {}
+    if sorted(names) != list(range(width)):
+        raise ImportFailure(f"config.json: id2label names {sorted(names)}; the head has {width} labels, from 0")
+    labels = [str(names[index]) for index in range(width)]
+    if len(set(labels)) < width:
+        raise ImportFailure(f"config.json: id2label gives two labels one name: {', '.join(labels)}")
+    return labels
+
+
+def _with_softmax(content: bytes, name: str) -> tuple[bytes, int]:
+    """Return the graph with probabilities `name` in place of logits, and their number."""
+    model = onnx.load_from_string(content)
+    (output,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("Softmax", [output.name], [name], name="probabilities", axis=-1))
+    output.name = name
+    strip(model)
+    onnx.checker.check_model(model)
+    return model.SerializeToString(deterministic=True), output.type.tensor_type.shape.dim[-1].dim_value
+
+
+def _find_rows(model: nn.Module, head: bytes, longest: int) -> "Predictor.Rows.ValueType | None":
+    """Return the rows of the last hidden state that give the source's logits; None where no choice does."""
+    session = ort.InferenceSession(head, providers=["CPUExecutionProvider"])
+    (taken,) = (each.name for each in session.get_inputs())
+    rng = np.random.default_rng(0)
+    errors: dict[Predictor.Rows.ValueType, float] = {}
+    for length in (min(length, longest) for length in LENGTHS):
+        hidden, logits = _run(model, rng, length)
+        for rows, read in _choices(hidden, whole=logits.ndim == 1).items():
+            (found,) = session.run(None, {taken: read})
+            error = float(np.abs(found.reshape(-1, logits.shape[-1]) - logits).max() / np.abs(logits).max())
+            errors[rows] = max(errors.get(rows, 0.0), error)
+    best = min(errors, key=lambda rows: errors[rows])
+    return best if errors[best] <= TOLERANCE else None
+
+
+def _choices(hidden: Array, *, whole: bool) -> "dict[Predictor.Rows.ValueType, Array]":
+    """Return rows of `hidden` [T, D] that a head may read, [N, D]: of the whole sequence one, else each."""
+    if not whole:
+        return {Predictor.ROWS_ALL: hidden}
+    return {
+        Predictor.ROWS_FIRST: hidden[:1],
+        Predictor.ROWS_LAST: hidden[-1:],
+        Predictor.ROWS_MEAN: hidden.mean(0, keepdims=True),
+    }
+
+
+def _run(model: Any, rng: np.random.Generator, length: int) -> tuple[Array, Array]:
+    """Return the last hidden state [T, D] and the logits [labels] or [T, labels] of random tokens."""
+    hidden: list[Tensor] = []
+    hook = model.base_model.register_forward_hook(lambda _, __, result: hidden.append(result[0]))
+    embedded = model.get_input_embeddings().weight.shape[0]
+    ordinary = np.setdiff1d(np.arange(embedded), [getattr(model.config, "pad_token_id", None) or 0])
+    try:
+        with torch.no_grad(), quiet():
+            logits = model(input_ids=torch.from_numpy(rng.choice(ordinary, (1, length)))).logits
+    finally:
+        hook.remove()
+    return hidden[-1][0].numpy(), logits[0].numpy()
