@@ -63,6 +63,11 @@ CASES = {
     "heads": ("heads", pa.list_(pa.list_(pa.list_(FLOAT, 5)), 3), lambda ask: ask("heads")["heads"]),
     "heads:mean": ("heads:mean", pa.fixed_shape_tensor(FLOAT, [3, 5]), lambda ask: ask("heads")["heads"].mean(1)),
     "q": ("q", pa.list_(pa.list_(pa.list_(FLOAT, 8)), 3), lambda ask: ask("q")["q"]),
+    "pairs": (
+        '[{"name": "heads", "pairs": ["0.2", "0.0"]}]',
+        pa.list_(pa.list_(pa.list_(FLOAT, 5)), 2),
+        lambda ask: ask("heads")["heads"][[2, 0]],
+    ),
     "entropy": ("entropy", pa.list_(pa.list_(FLOAT), 3), lambda ask: ask("entropy")["entropy"]),
     "entropy:mean": (
         "entropy:mean",
@@ -115,6 +120,24 @@ def test_text_gets_its_tokens(job, client, tmp_path):
         assert np.float32(row["predictions"][0]["probability"]) == np.float32(result.predictions[0].probability)
 
 
+def test_the_most_probable_labels(job, client, tmp_path):
+    """With `top`, each prediction has its most probable labels with ids and probabilities; without it, none."""
+    source = write_texts(tmp_path / "in.jsonl", 3)
+    specs = [{"name": "predictions", "top": 2}]
+    for name in ("out.parquet", "out.jsonl"):
+        assert score(job(source, tmp_path / name, "multi-head", outputs=specs))[0] == 0
+        for row, sentence in zip(rows_of(tmp_path / name), SENTENCES, strict=False):
+            expected = client.attend("multi-head", text=sentence, outputs=specs).predictions
+            for found, prediction in zip(row["predictions"], expected, strict=True):
+                assert found["id"] == prediction.id
+                assert [each["id"] for each in found["top"]] == [each.id for each in prediction.top]
+                assert [each["label"] for each in found["top"]] == [each.label for each in prediction.top]
+                chances = np.float32([each.probability for each in prediction.top])
+                assert exactly([each["probability"] for each in found["top"]], chances)
+    assert score(job(source, tmp_path / "plain.jsonl", "multi-head", outputs=parse("predictions")))[0] == 0
+    assert "top" not in lines_of(tmp_path / "plain.jsonl")[0]["predictions"][0]
+
+
 def test_by_default_what_the_service_sends(job, tmp_path):
     """Without --outputs the columns are the output, and predictions if the model has a prediction head."""
     source = write_texts(tmp_path / "in.jsonl", 1)
@@ -154,6 +177,10 @@ def test_a_causal_mask(job, client, tmp_path):
         ("[1]", "must be an object"),
         ("[", "is no JSON"),
         ("predictions", "predicts nothing"),
+        ('[{"name": "weights", "pairs": ["1.0"]}]', "weights: there is no layer '1' for the pair '1.0'"),
+        ('[{"name": "weights", "pairs": "0.1"}]', "pairs must be a list; write ['0.1']"),
+        ("hidden:mean", "hidden: this model gives no hidden"),
+        ('[{"name": "weights", "top": 2}]', "is for predictions, not for weights"),
     ],
 )
 def test_outputs_that_do_not_do(job, tmp_path, outputs, said):

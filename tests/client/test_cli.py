@@ -99,6 +99,23 @@ def test_json_is_the_rest_response(run):
     np.testing.assert_allclose(np.sum(weights["values"], -1), 1, rtol=1e-6)
 
 
+def test_outputs_with_options(run, server):
+    """--outputs takes what `score` takes; the most probable labels are listed, and chosen heads are printed."""
+    outputs = '[{"name": "weights", "pairs": ["0.2"]}, {"name": "predictions", "top": 2}]'
+    asked = (SENTENCE, "--model", "multi-head", "--outputs", outputs, "--target", server.grpc)
+    status, out, _ = run("attend", *asked)
+    assert status == 0
+    assert "weights float32[1, 7, 7]" in out
+    status, out, _ = run("attend", *asked, "--json")
+    (result,) = json.loads(out)["results"]
+    assert [len(each["top"]) for each in result["predictions"]] == [2, 2, 2]
+    assert "embeddings float32[48]" in run("attend", *asked[:-3], "embeddings:mean", *asked[-2:])[1]
+    status, _, err = run("attend", *asked, "--png", "weights.png")
+    assert (status, "without options" in err) == (1, True)
+    status, _, err = run("attend", SENTENCE, "--model", "multi-head", "--outputs", "[")
+    assert (status, "is no JSON" in err) == (1, True)
+
+
 def test_arrays_from_files(run, tmp_path):
     """Vectors come from .npy files; any stage can be shown."""
     np.save(tmp_path / "x.npy", np.eye(3))

@@ -220,6 +220,47 @@ def test_text_beside_memory_text(server):
     assert got["predictions.label"][1, 4] == ""
 
 
+def test_the_most_probable_labels(server):
+    """The option `top` gives [B, N, k] of ids, labels and probabilities; fewer labels and predictions are padded."""
+    text = TEXT | {"shape": [2], "data": ["twenty one", "cats"]}
+    memory_text = TEXT | {"name": "memory_text", "shape": [2], "data": ["ein", "Katzen und Hunde"]}
+    outputs = [{"name": "predictions", "parameters": {"top": 3}}]
+    got = arrays(infer(server, "text-cross", inputs=[text, memory_text], outputs=outputs))
+    parts = ["name", "label", "probability", "row", "id", "top.id", "top.label", "top.probability"]
+    assert list(got) == [f"predictions.{part}" for part in parts]
+    assert got["predictions.top.id"].shape == (2, 5, 3)
+    for part in ("id", "label", "probability"):
+        assert (got[f"predictions.top.{part}"][..., 0] == got[f"predictions.{part}"]).all()
+    assert (np.diff(got["predictions.top.probability"]) <= 0).all()
+    by_label = np.array([*"abcd"])[got["predictions.top.id"][0, :, :2]]
+    assert (by_label == got["predictions.top.label"][0, :, :2]).all()
+    assert got["predictions.top.label"][0, 2, 2] == ""  # `first` has two labels
+    assert got["predictions.top.label"][1, 4].tolist() == [""] * 3  # the shorter text has four predictions
+    named = [{"name": "predictions.top.id", "parameters": {"top": 3}}]
+    alone = arrays(infer(server, "text-cross", inputs=[text, memory_text], outputs=named))
+    assert list(alone) == ["predictions.top.id"]
+    assert (alone["predictions.top.id"] == got["predictions.top.id"]).all()
+
+
+def test_pairs_of_layer_and_head(server):
+    """`pairs` is a string with commas; the embeddings of texts of several lengths are padded."""
+    query = {"name": "query", "datatype": "FP32", "shape": [1, 2, 24], "data": np.eye(2, 24).ravel().tolist()}
+    outputs = [
+        {"name": "weights", "parameters": {"pairs": "0.2,0.0"}},
+        {"name": "heads", "parameters": {"stage": "weights", "heads": "2,0"}},
+    ]
+    got = arrays(infer(server, "multi", inputs=[query], outputs=outputs))
+    assert got["weights"].shape == (1, 2, 2, 2)
+    assert (got["weights"] == got["heads"]).all()
+    text = TEXT | {"shape": [2], "data": ["twenty one", "cats"]}
+    memory_text = TEXT | {"name": "memory_text", "shape": [2], "data": ["ein", "Katzen und Hunde"]}
+    outputs = [{"name": "embeddings"}]
+    embeddings = arrays(infer(server, "text-cross", inputs=[text, memory_text], outputs=outputs))["embeddings"]
+    assert embeddings.shape == (2, 2, 8)
+    assert embeddings[0].any()
+    assert not embeddings[1, 1].any()
+
+
 def test_a_timeout_is_in_microseconds(server):
     """Triton's `timeout` bounds the wait."""
     query = {"name": "query", "datatype": "FP32", "shape": [1, 1, 1], "data": [1]}

@@ -44,6 +44,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"outputs": [{"name": "weight"}]}, "outputs[0].name: there is no 'weight' among"),
     ({"outputs": [{"name": "predictions"}]}, "outputs[0].name: this model has no head"),
     ({"outputs": [{"name": "tokens"}]}, "outputs[0]: there are none"),
+    ({"outputs": [{"name": "weights", "parameters": {"top": 1}}]}, "outputs[0].top: is for predictions"),
+    ({"outputs": [{"name": "weights", "parameters": {"pairs": "1.0"}}]}, "outputs[0].pairs: there is no layer '1'"),
     ({"outputs": [{}]}, "outputs[0].name: say which"),
     (
         {"outputs": [{"name": "tokens"}, {"name": "weights", "parameters": {"heads": "7"}}]},

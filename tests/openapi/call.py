@@ -57,13 +57,26 @@ by_rows = AttendRequest(
         OutputSpec(OutputName.WEIGHTS),
         OutputSpec(OutputName.ENTROPY),
         OutputSpec(OutputName.WEIGHTS, as_="top", top_k=2, reduce=Reduce.MEAN),
+        OutputSpec(OutputName.WEIGHTS, as_="pair", pairs=["0.0"]),
     ],
 )
 first = answered(attend.sync("dot", client=client, body=by_rows)).results[0]
 weights, entropy, top = first.outputs["weights"], first.outputs["entropy"], first.outputs["top"]
+pair = first.outputs["pair"]
 assert isinstance(weights, Tensor)
 assert isinstance(entropy, Tensor)
 assert isinstance(top, TopK)
+assert isinstance(pair, Tensor)
+read = AttendRequest(
+    text="cats and",
+    memory_text="ein und",
+    outputs=[OutputSpec(OutputName.EMBEDDINGS), OutputSpec(OutputName.PREDICTIONS, top=2)],
+)
+text = answered(attend.sync("text-cross", client=client, body=read)).results[0]
+embeddings, predictions = text.outputs["embeddings"], text.predictions
+assert isinstance(embeddings, Tensor)
+assert predictions
+assert predictions[0].top
 packed = AttendRequest(
     query=InputTensor(shape=[3, 2], values=[1, 0, 0, 1, 1, 1]),
     encoding=Encoding.BASE64,
@@ -81,6 +94,10 @@ print(
             "shape": weights.shape,
             "weights": numbers(weights),
             "entropy": numbers(entropy),
+            "pair": numbers(pair),
+            "embeddings": embeddings.shape,
+            "top": [[each.id, each.label, each.probability] for each in predictions[0].top],
+            "first": [predictions[0].id, predictions[0].label, predictions[0].probability],
             "indices": numbers(top.indices),
             "output": output.data,
             "field": refused.error.field,

@@ -29,13 +29,28 @@ const { data, error } = await client.POST("/v1/models/{model}:attend", {
   body: {
     query: [[1, 0], [0, 1], [1, 1]],
     mask: { causal: "top_left" },
-    outputs: [{ name: "weights" }, { name: "entropy" }, { name: "weights", as: "top", top_k: 2, reduce: "mean" }],
+    outputs: [
+      { name: "weights" },
+      { name: "entropy" },
+      { name: "weights", as: "top", top_k: 2, reduce: "mean" },
+      { name: "weights", as: "pair", pairs: ["0.0"] },
+    ],
   },
 });
 if (!data || !model) throw new Error(error?.error.message ?? "no answer");
 const outputs = data.results[0]?.outputs ?? {};
-const { weights, entropy, top } = outputs;
+const { weights, entropy, top, pair } = outputs;
 if (!top || !("indices" in top)) throw new Error("no top k");
+const text = await client.POST("/v1/models/{model}:attend", {
+  params: { path: { model: "text-cross" } },
+  body: {
+    text: "cats and",
+    memory_text: "ein und",
+    outputs: [{ name: "embeddings" }, { name: "predictions", top: 2 }],
+  },
+});
+const [result] = text.data?.results ?? [];
+const [first] = result?.predictions ?? [];
 const packed = await client.POST("/v1/models/{model}:attend", {
   params,
   body: { query: { shape: [3, 2], values: [1, 0, 0, 1, 1, 1] }, encoding: "base64", outputs: [{ name: "output" }] },
@@ -47,6 +62,10 @@ console.log(
     shape: tensor(weights).shape,
     weights: numbers(tensor(weights).values),
     entropy: numbers(tensor(entropy).values),
+    pair: numbers(tensor(pair).values),
+    embeddings: tensor(result?.outputs.embeddings).shape,
+    top: first?.top?.map(({ id, label, probability }) => [id, label, probability]),
+    first: [first?.id, first?.label, first?.probability],
     indices: numbers(top.indices.values),
     output: tensor(packed.data?.results[0]?.outputs.output).data,
     field: refused.error?.error.field,

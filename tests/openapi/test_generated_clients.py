@@ -68,6 +68,11 @@ def check(read):
     np.testing.assert_allclose(np.reshape(read["weights"], (3, 3)), weights, atol=1e-6)
     entropy = [-sum(w * np.log(w) for w in row if w) for row in weights]
     np.testing.assert_allclose(read["entropy"], entropy, atol=1e-6)
+    assert read["pair"] == read["weights"]
+    assert read["embeddings"] == [2, 8]
+    assert read["top"][0] == read["first"]
+    assert [label for _, label, _ in read["top"]] == ["abc"[id_] for id_, _, _ in read["top"]]
+    assert read["top"][0][2] >= read["top"][1][2]
     assert np.reshape(read["indices"], (3, 2))[2].tolist() == [2, 0]
     whole = np.exp(query @ query.T) / np.exp(query @ query.T).sum(-1, keepdims=True)
     output = np.frombuffer(base64.b64decode(read["output"]), "<f4").reshape(3, 2)

@@ -176,6 +176,17 @@ def test_a_long_name(transport):
         ({"name": "q", "top_k": 1}, "outputs[0].top_k", "weights"),
         ({"name": "entropy", "top_k": 1}, "outputs[0].top_k", "scores and weights, not for entropy"),
         ({"name": "weights", "layers": ["second"]}, "outputs[0].layers", "second"),
+        ({"name": "weights", "pairs": ["0.4"]}, "outputs[0].pairs", "no head 4 for the pair '0.4'; layer 0 has 4"),
+        ({"name": "weights", "pairs": ["0.1", "7.1"]}, "outputs[0].pairs", "no layer '7' for the pair '7.1'"),
+        ({"name": "weights", "pairs": ["0.1", "0.1"]}, "outputs[0].pairs", "twice"),
+        ({"name": "weights", "pairs": ["1"]}, "outputs[0].pairs", "LAYER.HEAD, such as '0.0'"),
+        ({"name": "weights", "pairs": ["0.1"], "heads": [1]}, "outputs[0].heads", "beside pairs"),
+        ({"name": "weights", "pairs": ["0.1"], "layers": ["0"]}, "outputs[0].layers", "beside pairs"),
+        ({"name": "output", "pairs": ["0.1"]}, "outputs[0].pairs", "contributions"),
+        ({"name": "weights", "top": 2}, "outputs[0].top", "is for predictions, not for weights"),
+        ({"name": "hidden"}, "outputs[0].name", "this model gives no hidden"),
+        ({"name": "embeddings"}, "outputs[0].name", "this model gives no embeddings"),
+        ({"name": "embeddings", "layers": ["0"]}, "outputs[0].layers", "of the model, not of a layer"),
     ],
 )
 def test_what_is_not_offered(transport, spec, field, word):
@@ -205,6 +216,33 @@ def test_layers_by_name(transport, stages, repository):
     for layers in ([read_block(repository, "cross").layer["name"]], ["*"]):
         outputs = transport.outputs("cross", outputs=[{"name": "weights", "layers": layers}], **VECTORS)
         np.testing.assert_allclose(outputs["weights"], stages["weights"], **CLOSE)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "output"])
+def test_pairs_of_layer_and_head(transport, stages, stage):
+    """`pairs` chooses heads by LAYER.HEAD, in the order given, in one output."""
+    value = only(transport, name=stage, pairs=["0.2", "0.0"])
+    np.testing.assert_allclose(value, stages[stage][[2, 0]], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rows": [-1, 1]}, {"reduce": "max"}, {"pool": "mean"}, {"top_k": 3}, {"data_type": "FP16"}], ids=str
+)
+def test_options_of_pairs(transport, options):
+    """Every further option applies to the heads of pairs as it does to those of `heads`."""
+    of_pairs = only(transport, name="weights", pairs=["0.3", "0.1"], **options)
+    of_heads = only(transport, name="weights", heads=[3, 1], **options)
+    np.testing.assert_array_equal(of_pairs, of_heads)
+
+
+def test_masked_keys_of_pairs_come_last(transport):
+    """Among the top k of pairs, a key that the mask hides in this head comes last."""
+    allowed = np.ones((4, 1, 6), bool)
+    allowed[2, :, 5] = False
+    spec = {"name": "scores", "top_k": 6, "pairs": ["0.2", "0.3"]}
+    indices = transport.outputs("cross", mask={"allowed": allowed}, outputs=[spec], **VECTORS)["scores"].indices
+    assert (indices[0, :, 5] == 5).all()
+    assert not (indices[1, :, 5] == 5).all()
 
 
 def test_indices_that_need_more_than_16_bits(transport):

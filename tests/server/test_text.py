@@ -241,6 +241,38 @@ def test_predictions_from_each_kind_of_rows(transport, repository):
         assert each["probability"] == pytest.approx(chances.max(), abs=1e-5)
 
 
+@pytest.mark.parametrize("top", [1, 2, 3, 100])
+def test_the_most_probable_labels(transport, repository, top):
+    """`top` gives each prediction its k most probable labels, descending, with ids; all of a predictor with fewer."""
+    result = transport.one("text-cross", **TWO, outputs=["output", {"name": "predictions", "top": top}])
+    heads = graph(repository, "text-cross", "head.onnx", output=result["outputs"]["output"])
+    plain = transport.one("text-cross", **TWO, outputs=["predictions"])["predictions"]
+    assert [{name: value for name, value in each.items() if name != "top"} for each in result["predictions"]] == plain
+    for each in result["predictions"]:
+        ids = [candidate["id"] for candidate in each["top"]]
+        assert {**each["top"][0]} == {name: each[name] for name in ("id", "label", "probability")}
+        assert [candidate["label"] for candidate in each["top"]] == ["abcd"[id_] for id_ in ids]
+        if each["name"] != "mean":
+            chances = heads[each["name"]][each["row"]]
+            assert ids == np.argsort(-chances, kind="stable")[:top].tolist()
+            np.testing.assert_allclose([candidate["probability"] for candidate in each["top"]], chances[ids], atol=1e-5)
+
+
+def test_embeddings_of_a_text(transport, repository):
+    """`embeddings` are the vectors that the front makes of the text, or those that were sent."""
+    query, _, _ = cross_vectors(repository)
+    specs = ["embeddings", {"name": "embeddings", "as": "last", "rows": [-1]}, {"name": "output", "rows": [0]}]
+    specs.append({"name": "embeddings", "as": "mean", "pool": "mean"})
+    outputs = transport.outputs("text-cross", **TWO, outputs=specs)
+    np.testing.assert_array_equal(outputs["embeddings"], query)
+    np.testing.assert_array_equal(outputs["last"], query[-1:])
+    np.testing.assert_allclose(outputs["mean"], query.mean(0), **CLOSE)
+    alone = transport.outputs("text-cross", **TWO, outputs=["embeddings"])
+    np.testing.assert_array_equal(alone["embeddings"], query)
+    sent = transport.outputs("multi-head", query=np.ones((3, 48), np.float32), outputs=["embeddings"])
+    np.testing.assert_array_equal(sent["embeddings"], np.ones((3, 48)))
+
+
 def test_predictions_from_vectors(transport, repository):
     """Predictors that need no words work on vectors as on text."""
     query, key, value = cross_vectors(repository)
