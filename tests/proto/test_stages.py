@@ -11,6 +11,7 @@ from attention_server.inference.planner import answer_bytes, make_plan
 from google.protobuf import json_format
 
 from tests.server.reference import BLOCKS
+from tests.serving import ROOT
 
 CHOICES = [
     {},
@@ -60,6 +61,16 @@ def test_every_option_is_a_field_of_the_contract():
     assert {"name", *(option.field for option in OPTIONS.values())} == set(OutputSpec._fields) - {"path"}  # for errors
     json_names = {field.json_name for field in pb.OutputSpec.DESCRIPTOR.fields}
     assert "as" in json_names
+
+
+def test_every_stage_and_option_is_documented():
+    """The page about outputs has each stage with its shape, and each option."""
+    page = (ROOT / "docs/outputs.md").read_text()
+    for stage in STAGES.values():
+        assert f"`{stage.name}`" in page
+        assert stage.shape in page
+    for option in OPTIONS:
+        assert f"| `{option}` |" in page
 
 
 def test_numbers_of_an_enumeration():

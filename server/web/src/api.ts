@@ -11,6 +11,7 @@ export interface Layer {
   output_dim?: number;
   scale?: number;
   softcap?: number;
+  stages?: string[];
 }
 
 export interface Model {
@@ -18,7 +19,7 @@ export interface Model {
   version: number;
   versions: number[];
   manifest: {
-    block: "dot_product" | "self_attention" | "multi_head" | "cross_attention";
+    block: "dot_product" | "self_attention" | "multi_head" | "cross_attention" | "transformer";
     description?: string;
     layers: Layer[];
     text?: { memory_front?: object; memory_tokenizer?: object; max_tokens?: number; allow_unknown?: boolean };
@@ -38,11 +39,17 @@ export interface TopK {
   values: Tensor;
 }
 
+export interface Candidate {
+  id: number;
+  label: string;
+  probability: number;
+}
+
 export interface Result {
   tokens?: string[];
   memory_tokens?: string[];
   outputs: Record<string, Tensor | TopK>;
-  predictions?: { name: string; label: string; probability: number; row?: number }[];
+  predictions?: (Candidate & { name: string; row?: number; top?: Candidate[] })[];
 }
 
 export interface OutputSpec {
@@ -53,6 +60,9 @@ export interface OutputSpec {
   reduce?: "mean" | "max";
   top_k?: number;
   layers?: string[];
+  pool?: "mean" | "first" | "last";
+  pairs?: string[];
+  top?: number;
 }
 
 export interface Memory {
