@@ -12,6 +12,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # version of the manifest's form
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # of a model or a file
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+NEXT = "next_"  # `next_carry_0` takes the place of `carry_0`: in ONNX an input and a result have no common name
 
 
 class UnreadableManifestError(ValueError):
@@ -33,6 +34,11 @@ def parse_manifest(content: bytes) -> Manifest:
     if not manifest.layers:
         raise UnreadableManifestError("has no layers")
     return manifest
+
+
+def tensor_name(result: str) -> str:
+    """Return the name under which later graphs take a graph's result."""
+    return result.removeprefix(NEXT)
 
 
 def named_files(message: Message) -> Iterator[File]:

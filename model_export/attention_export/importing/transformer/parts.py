@@ -48,7 +48,9 @@ class TransformerParts:
     """A model as front, segment 0, site 0, segment 1, .. site n-1, segment n, and head.
 
     Graphs are connected by the names of their inputs and outputs: `tokens`, `position_ids`, `token_type_ids` (INT64
-    [B,T]), `query` [B,T,D], `q`, `k`, `v`, `heads`, `output`, `hidden` and `carry_0`, `carry_1`, .. ([B,T,width]).
+    [B,T]), `query` [B,T,D], `q`, `k`, `v`, `heads`, `output`, `hidden` and `carry_0`, `carry_1`, .. ([B,T,width]). A
+    result `next_carry_0` takes the place of `carry_0`: ONNX gives an input and a result no common name, and layers that
+    share their parameters are one file only if each takes what the one before it leaves under the same name.
 
     Attributes:
         architecture: class of the source, `BertModel`.

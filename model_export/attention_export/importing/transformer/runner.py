@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
+from attention_proto.folder import tensor_name
 from numpy.typing import NDArray
 
 from attention_export.manifest import read_manifest
@@ -96,7 +97,7 @@ class VersionRunner:
         """Run a graph on the environment, and write its results into it; return what it took."""
         graph = self.open(name)
         feeds = {each.name: environment[each.name] for each in graph.get_inputs()}
-        environment.update(run(graph, feeds))
+        environment.update({tensor_name(name): result for name, result in run(graph, feeds).items()})
         return feeds
 
     def run_segment(self, index: int, environment: Environment) -> Environment:

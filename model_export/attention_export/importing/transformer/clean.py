@@ -1,0 +1,166 @@
+"""Passes over a traced graph that take out what only the tracing needed.
+
+Reshapes take their shape from the tokens' shape, and the packing of q, k and v adds reshapes and transpositions that
+cancel those of the model. Without these passes every segment would need the tokens.
+"""
+
+from collections.abc import Callable, Container, Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+Shape = list[int | str]
+
+
+def clean(model: ir.Model) -> None:
+    """Clean a traced graph in place: no identities, constant shapes of reshapes, no pairs that cancel."""
+    passes: list[Callable[[ir.Graph, ir.Node], bool]] = [_skip_identity, _fix_shape, _merge_reshapes, _merge_transposes]
+    changed = True
+    while changed:
+        changed = sum(each(model.graph, node) for each in passes for node in list(model.graph)) > 0
+    remove_unused(model.graph)
+
+
+def remove_unused(graph: ir.Graph) -> None:
+    """Remove nodes and initializers that no output depends on."""
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+
+
+def dims(value: ir.Value) -> Shape | None:
+    """Return a value's shape: numbers, and names of dimensions; None if it is not known."""
+    if value.shape is None:
+        return None
+    return [each if isinstance(each, int) else str(each.value) for each in value.shape]
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """Return a small constant's numbers; None if the value is computed, or a parameter."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None or tensor.size > 1024 else tensor.numpy()
+
+
+def _skip_identity(_: ir.Graph, node: ir.Node) -> bool:
+    return node.op_type == "Identity" and _bypass(node)
+
+
+def _bypass(node: ir.Node) -> bool:
+    """Let users of a node's result use its input."""
+    result, given = node.outputs[0], node.inputs[0]
+    assert given is not None
+    if not result.uses() and not result.is_graph_output():
+        return False
+    if given.shape is None:
+        given.shape, given.type = result.shape, result.type
+    ir.convenience.replace_all_uses_with(result, given, replace_graph_outputs=True)
+    return True
+
+
+def _fix_shape(graph: ir.Graph, node: ir.Node) -> bool:
+    """Make the shape of a reshape constant: 0 copies a dimension that stays where it is, -1 is the one that is left."""
+    if node.op_type != "Reshape" or node.inputs[1] is None or constant(node.inputs[1]) is not None:
+        return False
+    given, result = dims(node.inputs[0]), dims(node.outputs[0])  # type: ignore[arg-type] # a reshape has an input
+    if given is None or result is None:
+        return False
+    kept = [isinstance(size, str) and given[axis : axis + 1] == [size] for axis, size in enumerate(result)]
+    if sum(isinstance(size, str) and not same for size, same in zip(result, kept, strict=True)) > 1:
+        return False
+    shape = [0 if same else (-1 if isinstance(size, str) else size) for size, same in zip(result, kept, strict=True)]
+    name = f"{node.outputs[0].name}_shape"
+    node.replace_input_with(1, graph_constant(graph, name, np.array(shape, np.int64)))
+    node.attributes.pop("allowzero", None)
+    return True
+
+
+def graph_constant(graph: ir.Graph, name: str, numbers: np.ndarray) -> ir.Value:
+    """Add an initializer."""
+    tensor = ir.tensor(numbers, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(numbers.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _merge_reshapes(_: ir.Graph, node: ir.Node) -> bool:
+    """Skip a reshape to the shape that is there; let one behind another start from the first one's input."""
+    if node.op_type != "Reshape":
+        return False
+    given = node.inputs[0]
+    assert given is not None
+    shape = dims(node.outputs[0])
+    if shape is not None and shape == dims(given):
+        return _bypass(node)
+    before = given.producer()
+    if before is None or before.op_type != "Reshape" or before.inputs[0] is None:
+        return False
+    first = dims(before.inputs[0])
+    # Dimensions that are copied have to stand in the first shape where they stood in the second.
+    target = constant(node.inputs[1])
+    if first is None or shape is None or target is None:
+        return False
+    copied = [axis for axis, size in enumerate(target) if size == 0]
+    if any(first[axis : axis + 1] != [shape[axis]] for axis in copied):
+        return False
+    node.replace_input_with(0, before.inputs[0])
+    return True
+
+
+def _merge_transposes(_: ir.Graph, node: ir.Node) -> bool:
+    """Make two transpositions one, and none of it where nothing moves."""
+    if node.op_type != "Transpose" or node.inputs[0] is None:
+        return False
+    order = _order(node)
+    if order == sorted(order):
+        return _bypass(node)
+    before = node.inputs[0].producer()
+    if before is None or before.op_type != "Transpose":
+        return False
+    first = _order(before)
+    node.attributes["perm"] = ir.AttrInt64s("perm", [first[axis] for axis in order])
+    node.replace_input_with(0, before.inputs[0])
+    return True
+
+
+def _order(node: ir.Node) -> list[int]:
+    return list(node.attributes["perm"].as_ints())
+
+
+def ancestors(values: Iterable[ir.Value], stop: Callable[[ir.Value], bool]) -> set[ir.Value]:
+    """Return values and what these are computed from; not what stops are computed from."""
+    found: set[ir.Value] = set()
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if value in found:
+            continue
+        found.add(value)
+        node = None if stop(value) else value.producer()
+        waiting += [each for each in (node.inputs if node is not None else ()) if each is not None]
+    return found
+
+
+def nodes_between(results: Iterable[ir.Value], given: Container[ir.Value]) -> list[ir.Node]:
+    """Return the nodes that results are computed with, in an order that depends on the results alone.
+
+    The order of the traced graph would not do: a constant stands where it is used first, in another segment.
+    """
+    order: dict[ir.Node, None] = {}
+    waiting = [(value, False) for value in reversed(list(results))]
+    while waiting:
+        value, ready = waiting.pop()
+        node = None if value in given else value.producer()
+        if node is None or node in order:
+            continue
+        if ready:
+            order[node] = None
+            continue
+        waiting.append((value, True))
+        if node.op_type != "Shape":  # sizes are taken from an input
+            waiting += [(each, False) for each in reversed(node.inputs) if each is not None]
+    return list(order)

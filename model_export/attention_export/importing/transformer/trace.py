@@ -1,0 +1,255 @@
+"""The source as one ONNX graph in which each attention is a node without values.
+
+Parameters are fake while the source is traced: they have a shape and no memory. Values come from the files, for one
+segment at a time, when the graph has been cut.
+"""
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import Dim
+from transformers import AttentionInterface, PreTrainedModel
+
+from attention_export.graphs import OPSET
+from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.adapters import ADAPTERS, adapt
+from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
+from attention_export.importing.transformer.source import Source, quiet
+
+TOKENS, POSITIONS, TYPES = "tokens", "position_ids", "token_type_ids"
+BATCH, LENGTH = "B", "T"
+EXAMPLE = (2, 9)  # sizes of the traced sequences, unlike each other and unlike 1
+PREFIX = "model."  # of parameters' names in the traced graph
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The traced source.
+
+    Attributes:
+        model: ONNX, with sites as nodes; parameters without values.
+        sites: in the order of computation.
+        names: of the graph's outputs: `last` (the base model's own output), `hidden_0`, .. (hidden states; the first
+            one is what the first layer takes), `returned_0`, .. (what the module of a site returns), and `logits`.
+        position_base: position of the first token.
+    """
+
+    model: ir.Model
+    sites: tuple[SiteCall, ...]
+    names: tuple[str, ...]
+    position_base: int
+
+    @property
+    def outputs(self) -> dict[str, ir.Value]:
+        """The graph's outputs by name."""
+        return dict(zip(self.names, self.model.graph.outputs, strict=True))
+
+
+def trace(source: Source) -> Trace:
+    """Trace a source.
+
+    Raises:
+        ImportFailure: the model cannot be traced, or calls no attention through the interface.
+    """
+    model = _copy(source)
+    recorder = SiteRecorder({module: path for path, module in model.named_modules()})
+    with _silent():
+        AttentionInterface.register(NAME, _stop)
+        if model._can_set_attn_implementation():  # noqa: SLF001 # asks without a warning
+            model.set_attn_implementation(NAME)
+        base = position_base(model)
+        AttentionInterface.register(NAME, recorder.attend)
+        adapt(model, recorder.attend)
+        fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        _make_fake(model, fakes)
+        wrapper = _Wrapper(model, recorder)
+        with fakes:
+            exported = _export(wrapper)
+    if not recorder.calls:
+        raise ImportFailure(
+            f"{source.architecture} computes its attention beside the attention interface of transformers; "
+            f"adapters are there for {', '.join(kind.__name__ for kind in ADAPTERS)}"
+        )
+    return Trace(exported, tuple(recorder.calls), tuple(recorder.outputs), base)
+
+
+def is_fake(value: ir.Value) -> bool:
+    """Whether a value is a parameter, whose numbers the source has to be asked for."""
+    return isinstance(getattr(value.const_value, "raw", None), FakeTensor)
+
+
+def _copy(source: Source) -> PreTrainedModel:
+    """Copy the source's model without its parameters' memory; an adapter reads them, so there they are real."""
+    adapted = any(isinstance(module, tuple(ADAPTERS)) for module in source.skeleton.modules())
+    model = source.model if adapted else source.skeleton
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    fakes: dict[int, nn.Parameter] = {}  # by parameter, so that tied ones stay tied
+    for module in model.modules():
+        for name, parameter in module._parameters.items():  # noqa: SLF001 # assignment by attribute checks the type
+            if parameter is None:
+                continue
+            if id(parameter) not in fakes:
+                fakes[id(parameter)] = nn.Parameter(mode.from_tensor(parameter.data), requires_grad=False)
+            module._parameters[name] = fakes[id(parameter)]  # noqa: SLF001
+
+
+class _Wrapper(nn.Module):
+    """The model as a function of tokens, positions and token types, which gives every tensor that may be served."""
+
+    def __init__(self, model: PreTrainedModel, recorder: SiteRecorder) -> None:
+        super().__init__()
+        self.model = model
+        self.recorder = recorder
+        base: Any = model.base_model
+        self.parameters_of_base = inspect.signature(base.forward).parameters
+        self.inputs = [TOKENS, *(name for name in (POSITIONS, TYPES) if name in self.parameters_of_base)]
+
+    def forward(self, tokens: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
+        self.recorder.calls.clear()
+        found: dict[str, Any] = {}
+        given = {POSITIONS: position_ids, TYPES: token_type_ids, "use_cache": False}
+        given = {name: value for name, value in given.items() if name in self.parameters_of_base}
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            return args, kwargs | given | {"output_hidden_states": True, "return_dict": True}
+
+        def behind(_: nn.Module, __: Any, result: Any) -> None:
+            found["base"] = result
+
+        base: Any = self.model.base_model
+        with (
+            _returned(self.model, self.recorder) as returned,
+            _hooks(base.register_forward_pre_hook(before, with_kwargs=True), base.register_forward_hook(behind)),
+        ):
+            result = self.model(input_ids=tokens)
+        outputs = {"last": found["base"].last_hidden_state}
+        for index, hidden in enumerate(found["base"].hidden_states or ()):
+            outputs[f"hidden_{index}"] = hidden
+        outputs |= {f"returned_{index}": value for index, value in returned.items()}
+        if base is not self.model:
+            outputs["logits"] = result.logits
+        self.recorder.outputs = list(outputs)
+        return tuple(outputs.values())
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")  # reports torchvision's absence
+    with quiet(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        disabled, registration.disabled = registration.disabled, True
+        try:
+            yield
+        finally:
+            registration.disabled = disabled
+
+
+@contextmanager
+def _hooks(*handles: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _returned(model: nn.Module, recorder: SiteRecorder) -> Iterator[dict[int, Tensor]]:
+    """Yield what modules that called the attention return, by site."""
+    found: dict[int, Tensor] = {}
+
+    def behind(module: nn.Module, _: Any, result: Any) -> None:
+        first = result[0] if isinstance(result, tuple) else result
+        last = len(recorder.calls) - 1
+        if isinstance(first, Tensor) and last >= 0 and recorder.calls[last].module is module:
+            found[last] = first
+
+    with _hooks(*(module.register_forward_hook(behind) for module in model.modules())):
+        yield found
+
+
+def _export(wrapper: _Wrapper) -> ir.Model:
+    examples = tuple(torch.zeros(EXAMPLE, dtype=torch.int64) for _ in range(3))
+    shape = {0: Dim(BATCH), 1: Dim(LENGTH)}
+    shapes = dict.fromkeys((TOKENS, POSITIONS, TYPES), shape)
+    try:
+        program = torch.export.export(wrapper.eval(), examples, dynamic_shapes=shapes, strict=False)
+        exported = torch.onnx.export(
+            program,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[TOKENS, POSITIONS, TYPES],
+            dynamic_shapes=shapes,
+            optimize=False,  # parameters have no values yet
+            verbose=False,
+        )
+    except Exception as error:  # each model fails in its own way
+        raise _refusal(wrapper.model, error) from error
+    assert exported is not None
+    return exported.model
+
+
+def _refusal(model: nn.Module, error: BaseException) -> ImportFailure:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ImportFailure):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ImportFailure(f"{type(model).__name__} cannot be traced: {type(error).__name__}: {reason}")
+
+
+class _Found(Exception):
+    """Ends a pass: with the first row that a table of positions is asked for, or None at an attention."""
+
+
+def position_base(model: PreTrainedModel) -> int:
+    """Return the position that the model gives the first token by itself, 0 where it has no table of positions.
+
+    Found by asking which rows of its table the model reads for four tokens, with and without given positions. The
+    attention that is registered has to be `_stop`.
+    """
+    base: Any = model.base_model
+    if POSITIONS not in inspect.signature(base.forward).parameters:
+        return 0
+    last = base.config.vocab_size - 1
+    tokens = torch.tensor([[last, last - 2, last - 1, last - 2]])
+    own, asked = _first_row(base, tokens), _first_row(base, tokens, position_ids=torch.arange(4).unsqueeze(0))
+    return 0 if own is None or asked is None else own - asked
+
+
+def _stop(*_: Any, **__: Any) -> Any:
+    raise _Found(None)
+
+
+def _first_row(base: Any, tokens: Tensor, **given: Tensor) -> int | None:
+    """Return the first of four consecutive rows that a table is asked for, None if none is."""
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        for rows in (*args, *kwargs.values()):
+            if isinstance(rows, Tensor) and rows.dtype == torch.int64 and rows.shape[-1:] == (4,):
+                flat = rows.reshape(-1, 4)[0]
+                if torch.equal(flat - flat[0], torch.arange(4)):
+                    raise _Found(int(flat[0]))
+
+    tables = [module for module in base.modules() if isinstance(module, nn.Embedding)]
+    with _hooks(*(table.register_forward_pre_hook(before, with_kwargs=True) for table in tables)), torch.no_grad():
+        try:
+            base(tokens, **given)
+        except _Found as found:
+            row: int | None = found.args[0]
+            return row
+    return None

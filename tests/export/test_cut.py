@@ -1,0 +1,81 @@
+"""A checkpoint cut into front, segments, sites and head computes what `transformers` computes in eager mode."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attention_export.importing.transformer.cut import cut_source
+from attention_export.importing.transformer.source import Source, load_source
+from export.segment_runner import run_parts, session
+from export.tiny_models import CONFIGS, VOCABULARY, save_model
+
+TOLERANCE = 1e-5  # of the largest value
+LENGTH = 23
+
+
+def eager(source: Source, tokens: np.ndarray, **inputs: np.ndarray) -> dict[str, list[np.ndarray]]:
+    model = source.model
+    assert model.config._attn_implementation == "eager"
+    with torch.no_grad():
+        result = model(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.ones_like(torch.tensor(tokens)),
+            output_hidden_states=True,
+            output_attentions=True,
+            **{name: torch.tensor(value) for name, value in inputs.items()},
+        )
+    last = getattr(result, "last_hidden_state", None)
+    hidden = list(result.hidden_states)
+    if last is not None:
+        hidden[-1] = last
+    return {
+        "hidden": [each.numpy() for each in hidden],
+        "weights": [each.numpy() for each in result.attentions],
+        "logits": [result.logits.numpy()] if "logits" in result else [],
+    }
+
+
+def close(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_parts_compute_what_the_source_computes(kind: str, tmp_path: Path) -> None:
+    """Hidden states of all layers and weights of all sites are those of eager attention, within 1e-5 of the largest."""
+    save_model(tmp_path, kind)
+    source = load_source(tmp_path)
+    parts = cut_source(source)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, VOCABULARY, (2, LENGTH))
+    types = {"token_type_ids": rng.integers(0, 2, tokens.shape)} if parts.takes_token_types else {}
+    expected = eager(source, tokens, **types)
+    run = run_parts(parts, tokens, types.get("token_type_ids"))
+    for name in ("hidden", "weights"):
+        assert len(getattr(run, name)) == len(expected[name])
+        for actual, wanted in zip(getattr(run, name), expected[name], strict=True):
+            close(actual, wanted)
+    assert np.median([weights.max(-1) for weights in run.weights]) > 0.3  # not uniform, or order would not matter
+
+
+def test_layers_that_share_parameters_are_one_file(tmp_path: Path) -> None:
+    """ALBERT's middle segments are equal bytes, each time that they are made."""
+    save_model(tmp_path, "Albert", num_hidden_layers=4)
+    parts = cut_source(load_source(tmp_path))
+    assert len({segment() for segment in parts.segments[1:-1]}) == 1
+    assert parts.segments[1]() == parts.segments[1]()
+
+
+def test_heads_run_on_rows_of_hidden(tmp_path: Path) -> None:
+    """Logits of a token classifier are its head of each row of the last hidden state."""
+    save_model(tmp_path, "Bert", "ForTokenClassification", num_labels=5)
+    source = load_source(tmp_path)
+    assert source.task == "token-classification"
+    parts = cut_source(source)
+    assert parts.head is not None
+    tokens = np.random.default_rng(0).integers(3, VOCABULARY, (2, LENGTH))
+    hidden = run_parts(parts, tokens).hidden[-1]
+    (logits,) = session(parts.head()).run(None, {"hidden": hidden.reshape(-1, hidden.shape[-1])})
+    (expected,) = eager(source, tokens)["logits"]
+    close(logits.reshape(expected.shape), expected)
