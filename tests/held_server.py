@@ -33,6 +33,10 @@ class HeldGraph:
     def outputs(self) -> Mapping[str, Any]:
         return self.graph.outputs
 
+    @property
+    def nodes(self) -> Mapping[str, Mapping[str, int]]:
+        return self.graph.nodes
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], run: Run) -> list[Any]:
         threading.Event().wait(LEAST_SECONDS)
         while self.file.exists():

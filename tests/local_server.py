@@ -111,6 +111,10 @@ class GatedGraph:
     def outputs(self) -> Mapping[str, Any]:
         return self.graph.outputs
 
+    @property
+    def nodes(self) -> Mapping[str, Mapping[str, int]]:
+        return self.graph.nodes
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], run: Run) -> list[Any]:
         self.gate.enter(run)
         return self.graph.run(outputs, feeds, run)

@@ -59,6 +59,8 @@ def test_a_model_and_its_manifest(models, repository):
     """A model tells its version, all versions, its device, and the manifest of its folder."""
     model = models("multi-head")
     assert (model["name"], model["version"], model["versions"], model["device"]) == ("multi-head", 1, [1], "cpu")
+    assert model["nodes"].keys() == {"cpu"}
+    assert model["nodes"]["cpu"] > 0
     on_disk = json.loads((repository / "multi-head/1/manifest.json").read_text())
     expected = json_format.ParseDict(on_disk, pb.Manifest())
     assert json_format.ParseDict(model["manifest"], pb.Manifest()) == expected

@@ -1,5 +1,6 @@
 """One loaded version of a model. Checking, the forward pass and results are three parts of it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -43,6 +44,14 @@ class LoadedModel:
     reader: TextTokenizer | None
     memory_reader: TextTokenizer | None
     costs: Costs = field(default_factory=Costs)
+
+    @cached_property
+    def nodes(self) -> dict[str, int]:
+        """The number of nodes of its graphs on each device, `cpu` or `cuda`."""
+        counts: Counter[str] = Counter()
+        for graph in self.graphs.values():
+            counts.update({device: sum(operators.values()) for device, operators in graph.nodes.items()})
+        return dict(counts)
 
     @cached_property
     def layers(self) -> list[LoadedLayer]:

@@ -16,6 +16,7 @@ from attention_server.errors import AttentionServiceError, InvalidRequest, Loadi
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.protocol import Engine
 from attention_server.repository.drain import Drain
+from attention_server.repository.load_log import log_loaded
 from attention_server.repository.load_state import LoadState, Refusal
 from attention_server.repository.loader import RepositoryError, find, find_versions, fingerprint, load
 from attention_server.repository.registry import Key, Lease, Registry, ServedVersion
@@ -368,7 +369,7 @@ class Repository:
             self._state.set_loaded(key)
             return
         self._drain.start(self._replace(key, ServedVersion(model, before)))
-        log.info("model loaded", model=key[0], version=key[1], block=model.manifest.block, device=model.device)
+        log_loaded(model)
 
     def _replace(self, key: Key, new: ServedVersion | None) -> list[ServedVersion]:
         old = self._registry.replace(key, new)

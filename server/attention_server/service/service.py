@@ -135,6 +135,7 @@ class Service:
                 version=model.version,
                 versions=self._repository.versions(name),
                 device=model.device,
+                nodes=model.nodes,
                 manifest=model.manifest,
             )
 

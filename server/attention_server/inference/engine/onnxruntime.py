@@ -1,6 +1,7 @@
 """The engine that runs graphs with onnxruntime, on a CPU or with CUDA."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +12,9 @@ from attention_server.domain.messages import Array
 from attention_server.errors import Cancelled
 from attention_server.inference.engine.protocol import Device, DeviceError, Graph, Run
 
+CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+DEVICES = {CPU: "cpu", CUDA: "cuda"}
 
 # The smallest ONNX model, y = -x: its session tells which provider it runs on.
 PROBE = bytes.fromhex(
@@ -35,7 +38,7 @@ class OnnxRuntime:
 
     def __init__(self, device: Device, threads: int) -> None:
         self._threads = threads
-        self._providers = ["CPUExecutionProvider"]
+        self._providers = [CPU]
         self.device: Literal["cpu", "cuda"] = "cpu"
         if device == "cpu":
             return
@@ -49,18 +52,29 @@ class OnnxRuntime:
             log.info("computing on the CPU", reason=obstacle)
 
     def open(self, content: bytes) -> Graph:
-        """Open an ONNX file."""
-        return OnnxGraph(ort.InferenceSession(content, self._options(), providers=self._providers))
+        """Open an ONNX file.
+
+        Raises:
+            DeviceError: the GPU that the engine began with takes no more graphs.
+        """
+        session = self._session(content, self._providers)
+        if self._providers[0] not in session.get_providers():
+            raise DeviceError("onnxruntime opened it on the CPU alone: CUDA cannot be used any more")
+        return OnnxGraph(session)
 
     def _obstacle_to_cuda(self) -> str:
         """Return why CUDA cannot be used; empty where a session runs on it."""
         if CUDA not in ort.get_available_providers():
             return "this onnxruntime offers no CUDA (that of attention-service[server-gpu] does)"
         try:
-            session = ort.InferenceSession(PROBE, self._options(), providers=[CUDA])
+            session = self._session(PROBE, [CUDA])
         except Exception as error:  # noqa: BLE001 # a broken driver raises many types
             return f"onnxruntime cannot start CUDA: {error}"
         return "" if CUDA in session.get_providers() else "onnxruntime finds no GPU that it can use"
+
+    def _session(self, content: bytes, providers: list[str]) -> ort.InferenceSession:
+        # With a fallback, a session that fails on the GPU, as for want of memory, would be made on the CPU.
+        return ort.InferenceSession(content, self._options(), providers=providers, enable_fallback=0)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -69,6 +83,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
         # Data outside the graph's file would not be verified by a hash: its folder is set to one that cannot exist.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.log_severity_level = 3  # lower levels warn of shapes that are inferred wrongly behind Attention
         return options
 
@@ -82,6 +97,7 @@ class OnnxGraph:
         self._run = getattr(session, "_sess", session).run
         self.inputs = {node.name: tuple(node.shape) for node in session.get_inputs()}
         self.outputs = {node.name: tuple(node.shape) for node in session.get_outputs()}
+        self.nodes = _nodes(session)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
         """Compute outputs; see `Graph.run`."""
@@ -92,6 +108,15 @@ class OnnxGraph:
             if run.ended:
                 raise Cancelled("the caller has gone") from error
             raise
+
+
+def _nodes(session: ort.InferenceSession) -> dict[str, Counter[str]]:
+    """Count a session's nodes by device and operator."""
+    counts: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        device = DEVICES.get(part.ep_name, part.ep_name)
+        counts.setdefault(device, Counter()).update(node.op_type for node in part.get_nodes())
+    return counts
 
 
 def _options_of(run: Run) -> ort.RunOptions:

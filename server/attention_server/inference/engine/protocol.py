@@ -94,6 +94,11 @@ class Graph(Protocol):
         """The shapes of the outputs of `run`, by name."""
         ...
 
+    @property
+    def nodes(self) -> Mapping[str, Mapping[str, int]]:
+        """The number of nodes by device, `cpu` or `cuda`, and by operator."""
+        ...
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
         """Return the outputs named, in their order.
 
