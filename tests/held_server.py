@@ -6,56 +6,27 @@ hundredth of a second and more, so that no request is one of the short ones, whi
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from attention_server.app import main
-from attention_server.inference.engine.onnxruntime import OnnxRuntime
-from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.engine.protocol import Run
+from engines import ObservedEngine
 
 LEAST_SECONDS = 0.01
 
 
-@dataclass
-class HeldGraph:
-    """A graph with runs that take some time and do not end while a file exists."""
-
-    graph: Graph
-    file: Path
-
-    @property
-    def inputs(self) -> Mapping[str, Any]:
-        return self.graph.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Any]:
-        return self.graph.outputs
-
-    @property
-    def nodes(self) -> Mapping[str, Mapping[str, int]]:
-        return self.graph.nodes
-
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], run: Run) -> list[Any]:
+def hold(file: Path) -> None:
+    """Wait for a moment, and then until the file does not exist; tell by a second file that a run waits."""
+    threading.Event().wait(LEAST_SECONDS)
+    while file.exists():
+        file.with_name(f"{file.name}.reached").touch()
         threading.Event().wait(LEAST_SECONDS)
-        while self.file.exists():
-            self.file.with_name(f"{self.file.name}.reached").touch()
-            threading.Event().wait(LEAST_SECONDS)
-        return self.graph.run(outputs, feeds, run)
-
-
-class HeldEngine(OnnxRuntime):
-    """onnxruntime with graphs that a file holds up."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__("cpu", threads=1)
-        self.file = file
-
-    def open(self, content: bytes) -> HeldGraph:
-        return HeldGraph(super().open(content), self.file)
 
 
 if __name__ == "__main__":
-    engine = HeldEngine(Path(sys.argv.pop(1)))
-    main(engine)
+    file = Path(sys.argv.pop(1))
+
+    def before(_: Run) -> None:
+        hold(file)
+
+    main(ObservedEngine(before))

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +16,7 @@ from attention_server.auth.access import Access
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates
 from attention_server.grpc.native import NativeServer
-from attention_server.inference.engine.onnxruntime import OnnxRuntime
-from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.engine.protocol import Run
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
 from attention_server.rest.server import RestServer
@@ -25,6 +24,7 @@ from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.build import Core, make_core
 from attention_server.service.service import Service
 from attention_server.settings import Settings
+from engines import ObservedEngine
 from serving import HANG
 
 # Predicted seconds of a request that a slot's thread computes, however far its prediction is corrected; and of one that
@@ -94,41 +94,6 @@ def _is_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-@dataclass
-class GatedGraph:
-    """A graph behind a gate."""
-
-    graph: Graph
-    gate: Gate
-
-    @property
-    def inputs(self) -> Mapping[str, Any]:
-        return self.graph.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Any]:
-        return self.graph.outputs
-
-    @property
-    def nodes(self) -> Mapping[str, Mapping[str, int]]:
-        return self.graph.nodes
-
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], run: Run) -> list[Any]:
-        self.gate.enter(run)
-        return self.graph.run(outputs, feeds, run)
-
-
-class GatedEngine(OnnxRuntime):
-    """onnxruntime with one gate before every graph."""
-
-    def __init__(self, gate: Gate) -> None:
-        super().__init__("cpu", threads=1)
-        self.gate = gate
-
-    def open(self, content: bytes) -> GatedGraph:
-        return GatedGraph(super().open(content), self.gate)
 
 
 @dataclass
@@ -202,7 +167,7 @@ def local_server(
     gate = Gate()
     defaults = LIMITS | {"slots": 1, "max_queued": 8, "grpc_server": (serving.GRPC_SERVER or ["auto"])[-1]}
     made = Settings(models=models, rest_port=0, grpc_port=0, **(defaults | settings))
-    core = make_core(made, engine=GatedEngine(gate))
+    core = make_core(made, engine=ObservedEngine(gate.enter))
     stop = asyncio.Event()
     started: Future[Application] = Future()
 

@@ -71,16 +71,26 @@ def _inference_error(words: str) -> Json:
 
 RESPONSES: dict[str, Json] = {
     "InvalidRequest": _error("The model cannot take the request; `field` is the path of the field at fault."),
+    "Unauthenticated": _error(
+        "No credentials, or unknown ones: `Authorization: Bearer TOKEN`, or a client certificate."
+    ),
+    "PermissionDenied": _error("The caller lacks the right to this, or the page that asks is of another site."),
     "NotFound": _error("There is no such model, version or memory."),
     "TooLarge": _error("The body, or the answer that it asks for, is over a limit; the message says which."),
+    "Misdirected": _error("The Host header does not name this server: on a loopback address only loopback names do."),
+    "LimitReached": _error("The caller is over its limit of requests; try again after Retry-After seconds."),
     "Internal": _error("An internal error; the log of the server has the cause."),
     "Unavailable": _error("Full, loading or stopping; try again after Retry-After seconds."),
     "DeadlineExceeded": _error("The deadline passed."),
     "InferenceInvalidRequest": _inference_error(
         "The model cannot take the request; the message begins with the field at fault."
     ),
+    "InferenceUnauthenticated": _inference_error("No credentials, or unknown ones."),
+    "InferencePermissionDenied": _inference_error("The caller lacks the right to this, or asks from another site."),
     "InferenceNotFound": _inference_error("There is no such model or version."),
     "InferenceTooLarge": _inference_error("The request, or its answer, is over a limit."),
+    "InferenceMisdirected": _inference_error("The Host header does not name this server."),
+    "InferenceLimitReached": _inference_error("The caller is over its limit of requests."),
     "InferenceCancelled": _inference_error("The caller has gone."),
     "InferenceInternal": _inference_error("An internal error; the log of the server has the cause."),
     "InferenceNotOffered": _inference_error("Not offered in this repository mode."),
@@ -89,14 +99,20 @@ RESPONSES: dict[str, Json] = {
 }
 NAMES = {
     400: "InvalidRequest",
+    401: "Unauthenticated",
+    403: "PermissionDenied",
     404: "NotFound",
     413: "TooLarge",
+    421: "Misdirected",
+    429: "LimitReached",
     499: "Cancelled",
     500: "Internal",
     501: "NotOffered",
     503: "Unavailable",
     504: "DeadlineExceeded",
 }
+# Operations that need no credentials and have no limit.
+PUBLIC = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 
 
 def _ok(schema: Schema, words: str = "OK", headers: Json | None = None, **other: Schema) -> Json:
@@ -127,16 +143,33 @@ def _operation(
         body: the request's body.
         words: a description.
     """
-    prefix = "Inference" if tag == "inference" else ""
     responses: Json = {"200": ok}
     for error in errors:
         code, response = error if isinstance(error, tuple) else (error, None)
-        responses[str(code)] = response or {"$ref": f"#/components/responses/{prefix}{NAMES[code]}"}
+        responses[str(code)] = response or _usual_response(tag, code)
     operation: Json = {"operationId": name, "summary": summary, "tags": [tag]}
     operation |= {"description": words} if words else {}
     if chosen := [{"$ref": f"#/components/parameters/{each}"} for each in parameters]:
         operation["parameters"] = chosen
     return operation | ({"requestBody": body} if body else {}) | {"responses": responses}
+
+
+def _usual_response(tag: str, code: int) -> Json:
+    prefix = "Inference" if tag == "inference" else ""
+    return {"$ref": f"#/components/responses/{prefix}{NAMES[code]}"}
+
+
+def _with_access_errors(path: str, method: str, operation: Json) -> Json:
+    """Return an operation with the errors that its request meets before its handler, and those of the caller's rights.
+
+    Every method but GET is refused to pages of other sites; of those that GET only memories need a right.
+    """
+    codes = [421] if path in PUBLIC else [401, 421, 429]
+    if method != "get" or "/memories" in path:
+        codes.append(403)
+    (tag,) = operation["tags"]
+    responses = operation["responses"] | {str(code): _usual_response(tag, code) for code in codes}
+    return operation | {"responses": dict(sorted(responses.items()))}
 
 
 def _body(schema: str, examples: Json | None = None, other: str = "", *, required: bool = True) -> Json:
@@ -175,7 +208,11 @@ INFER_EXAMPLES: Json = {
 
 def paths() -> dict[str, Json]:
     """Return the operations by path and method."""
-    return _attention() | _memories() | _inference() | _health()
+    found = _attention() | _memories() | _inference() | _health()
+    return {
+        path: {method: _with_access_errors(path, method, operation) for method, operation in methods.items()}
+        for path, methods in found.items()
+    }
 
 
 def _attention() -> dict[str, Json]:
