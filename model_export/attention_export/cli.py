@@ -18,7 +18,6 @@ from attention_export.export import export
 from attention_export.figures import save_figure
 from attention_export.graphs import ExportFailure
 from attention_export.importing import fill, read_tensors
-from attention_export.importing.encoder import import_encoder
 from attention_export.importing.multihead import import_multihead
 from attention_export.int8 import Bounds, quantize
 from attention_export.manifest import ManifestError, new_version, read_manifest
@@ -34,6 +33,7 @@ imports = typer.Typer(help="Export attention that was trained elsewhere.", no_ar
 app.add_typer(imports, name="import")
 console = Console(stderr=True)
 
+IMPORTED = Path("served-models")  # not `models`, which a checkout of this project tracks
 FIGURE = "training.png"  # the manifest does not name it, so no server reads it
 
 BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type: ignore[misc] # for typer's choices
@@ -48,6 +48,7 @@ class Layout(StrEnum):
 
 
 Repository = Annotated[Path, typer.Option("--models", help="the repository to write to")]
+ImportRepository = Annotated[Path, typer.Option("--models", help="the repository to write to, made when absent")]
 Version = Annotated[int, typer.Option(min=1, help="the new version; existing versions are never overwritten")]
 License = Annotated[str, typer.Option("--license", help="the weights' license, an SPDX expression")]
 Seed = Annotated[int, typer.Option(min=0, help="the seed of random weights and of generated data")]
@@ -209,22 +210,43 @@ def import_multihead_command(
         export(model, models, name, version, progress=_print_line)
 
 
-@imports.command("encoder")
-def import_encoder_command(
+@imports.command("transformer")
+def import_transformer_command(
     folder: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="model.safetensors, tokenizer.json and config.json")
+        Path, typer.Argument(exists=True, file_okay=False, help="a checkpoint: config.json, weights and tokenizer")
     ],
     name: Annotated[str, typer.Option(help="the model's name")],
-    models: Repository = Path("models"),
+    models: ImportRepository = IMPORTED,
     version: Version = 1,
-    layer: Annotated[Optional[int], typer.Option(help="number of one layer, from 0; by default every layer")] = None,  # noqa: UP045
-    heads: Annotated[Optional[int], typer.Option(min=1, help="heads of a layer, without a config.json")] = None,  # noqa: UP045
+    task: Annotated[
+        str,
+        typer.Option(
+            help="base, sequence-classification, token-classification or masked-lm; auto: as config.json says"
+        ),
+    ] = "auto",
+    pool: Annotated[
+        str,
+        typer.Option(help="mean, first or last: how `hidden` becomes an embedding; by default as modules.json says"),
+    ] = "",
     license_: License = "",
+    source: Annotated[str, typer.Option(help="where the weights come from; by default the folder's name")] = "",
 ) -> None:
-    """Export layers of a BERT-like encoder with its embeddings; the model takes text."""
-    with exit_on_user_error():
-        model = import_encoder(folder, layer=layer, heads=heads, license_=license_, source=folder.name)
-        export(model, models, name, version, progress=_print_line)
+    """Export a checkpoint of `transformers`, every attention of it, if it is equal to the checkpoint."""
+    # `transformers` takes seconds to import, and no other command needs it.
+    from attention_export.importing.transformer import import_transformer  # noqa: PLC0415
+
+    with exit_on_user_error(), console.status(f"importing {folder}"):
+        import_transformer(
+            folder,
+            models,
+            name,
+            version,
+            task=None if task == "auto" else task,
+            pool=pool,
+            license_=license_,
+            source=source,
+            progress=_print_line,
+        )
 
 
 @app.command("verify")

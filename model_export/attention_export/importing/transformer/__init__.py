@@ -1,1 +1,84 @@
 """Any transformer that `transformers` loads, as segments and sites."""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attention_export.importing.transformer.comparison import compare
+from attention_export.importing.transformer.cut import cut_source
+from attention_export.importing.transformer.heads import make_head
+from attention_export.importing.transformer.pooling import read_pooling
+from attention_export.importing.transformer.source import load_source
+from attention_export.importing.transformer.tokenizer import read_tokenizer
+from attention_export.importing.transformer.version import write_version
+from attention_export.manifest import new_version, read_manifest, version_folder, write_manifest
+
+Progress = Callable[[str], None]
+
+
+def import_transformer(
+    folder: Path,
+    repository: Path,
+    name: str,
+    version: int = 1,
+    *,
+    task: str | None = None,
+    pool: str = "",
+    license_: str = "",
+    source: str = "",
+    progress: Progress = lambda _: None,
+) -> Path:
+    """Write a checkpoint as a version, compare it with the checkpoint, and move it into the repository if it is equal.
+
+    Args:
+        folder: of config.json, weights and tokenizer, as `transformers` loads them.
+        repository: the folder of models; made when absent.
+        name: of the model.
+        version: 1 or above.
+        task: whose head is imported; by default, the one that config.json's `architectures` says.
+        pool: how an embedding is made of `hidden`; by default, as the checkpoint's files say.
+        license_: of the weights, an SPDX expression.
+        source: the origin of the weights; the folder's name by default.
+        progress: called with a line for each step, for each part that is left out, and for the memory it took.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        ManifestError: the name or version is not valid in a repository.
+        FileExistsError: the version exists already.
+        ImportFailure: the checkpoint is of a kind that is not imported, or a file is missing or unreadable.
+        Mismatch: what was written differs from the checkpoint; nothing is left of it.
+    """
+    target = new_version(repository, name, version)
+    progress(f"reading {folder}")
+    checkpoint = load_source(folder, task)
+    pooling = read_pooling(folder, pool)
+    embeddings: Any = checkpoint.skeleton.get_input_embeddings()
+    tokenizer = read_tokenizer(folder, len(embeddings.weight))
+    progress(f"tracing {checkpoint.architecture}, and cutting it at its attentions")
+    parts = cut_source(checkpoint)
+    with version_folder(target) as scratch:
+        head, notes = make_head(checkpoint, parts)
+        for note in (*parts.notes, *tokenizer.notes, *pooling.notes, *notes):
+            progress(f"note: {note}")
+        progress(f"writing {len(parts.sites)} sites and {len(parts.segments)} segments")
+        described = {"license_": license_, "source": source or folder.resolve().name}
+        manifest = write_version(parts, tokenizer, scratch, head=head, pooling=pooling, **described)
+        write_manifest(scratch, manifest)
+        memory = f"the most memory used: {_peak()} for the export"
+        parity = compare(checkpoint.model, scratch, progress)
+        manifest = read_manifest(scratch)  # without the stages that the comparison found not to hold
+        manifest.parity.CopyFrom(parity)
+        write_manifest(scratch, manifest)
+    progress(f"{memory}, {_peak()} with the comparison")
+    progress(f"wrote {target}")
+    return target
+
+
+def _peak() -> str:
+    """Return the process's greatest resident size so far, in words."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
