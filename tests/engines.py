@@ -31,6 +31,10 @@ class ObservedGraph:
         self.before(run)
         return self.graph.run(outputs, feeds, run)
 
+    def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Any], run: Run) -> list[Any]:
+        self.before(run)
+        return self.graph.run_path(outputs, feeds, run)
+
 
 class ObservedEngine(OnnxRuntime):
     """onnxruntime on the CPU; every graph calls a function before each run.

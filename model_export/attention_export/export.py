@@ -1,5 +1,6 @@
 """Writes a model as a version of a repository: `NAME/VERSION/` with graphs, tokenizers and the manifest."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,15 +13,16 @@ from attention_export.blocks import DotProduct
 from attention_export.graphs import (
     OPSET,
     Graph,
-    after_graph,
+    advance_graph,
     attend_graphs,
+    combine_graph,
     front_graphs,
     head_graph,
     pool_graph,
     project_graph,
     to_onnx,
 )
-from attention_export.manifest import add_file, describe_layer, matrices, new_version, write_manifest
+from attention_export.manifest import add_file, describe_layer, doubled_bytes, matrices, new_version, write_manifest
 from attention_export.model import Model, TextFront
 from attention_export.verify import Report, torch_reference, verify_layer, verify_surroundings
 
@@ -69,23 +71,31 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
         opset=OPSET,
     )
     surroundings = [*front_graphs(model), *([head] if (head := head_graph(model)) else [])]
-    for name, block, after in model.named_layers():
-        prefix = f"{name}-" if model.earlier else ""
-        layer = _write_layer(block, folder, name, prefix, progress)
-        if after is not None:
-            surroundings.append(after_graph(after, block, prefix))
-        elif (pool := pool_graph(block, prefix)) is not None:
-            layer.pool.CopyFrom(_write_graph(pool, folder, progress))
-        manifest.layers.append(layer)
+    layers = model.named_layers()
+    for name, block, _ in layers:
+        manifest.layers.append(_write_layer(block, folder, name, f"{name}-" if model.earlier else "", progress))
+    if not model.earlier and (pool := pool_graph(model.block)) is not None:
+        manifest.layers[-1].pool.CopyFrom(_write_graph(pool, folder, progress))
+    between = [
+        advance_graph(after, following, f"{name}-")
+        for (name, _, after), (_, following, _) in itertools.pairwise(layers)
+        if after is not None
+    ]
+    combine = combine_graph(model.block)
+    for segment in (each for each in (project_graph(layers[0][1]), *between, combine) if each is not None):
+        manifest.segments.add(graph=_write_graph(segment, folder, progress))
+    if combine is not None:
+        manifest.layers[-1].stages.append("contributions")
     if model.text is not None:
         manifest.text.CopyFrom(_write_text(model.text, folder))
-    files = {graph.file: _write_graph(graph, folder, progress) for graph in surroundings}
-    _set_files(manifest, files)
+    _set_files(manifest, {graph.file: _write_graph(graph, folder, progress) for graph in surroundings})
+    manifest.doubled_bytes = doubled_bytes(folder, manifest)
     progress("verifying against PyTorch in float64")
     report = Report()
-    for (_, block, _), layer in zip(model.named_layers(), manifest.layers, strict=True):
-        verify_layer(block, layer, folder, report)
-    references = {graph.file: torch_reference(graph.module, tuple(graph.outputs)) for graph in surroundings}
+    for index, (_, block, _) in enumerate(layers):
+        verify_layer(block, manifest, index, folder, report)
+    compared = [*surroundings, *between]
+    references = {graph.file: torch_reference(graph.module, tuple(graph.outputs)) for graph in compared}
     verify_surroundings(manifest, folder, references, report)
     manifest.parity.CopyFrom(report.parity())
     write_manifest(folder, manifest)
@@ -93,8 +103,7 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
 
 def _write_layer(block: DotProduct, folder: Path, name: str, prefix: str, progress: Progress) -> Layer:
     layer = describe_layer(block, name)
-    if (project := project_graph(block, prefix)) is not None:
-        layer.project.CopyFrom(_write_graph(project, folder, progress))
+    if hasattr(block, "M_K"):
         layer.weights.CopyFrom(add_file(folder, f"{prefix}block.safetensors", matrices(block)))
     for graph, module in attend_graphs(block, prefix):
         layer.attend.append(module.entry(_write_graph(graph, folder, progress)))
@@ -122,12 +131,11 @@ def _content(tokenizer: Tokenizer) -> bytes:
 
 
 def _set_files(manifest: Manifest, files: dict[str, File]) -> None:
-    """Set the manifest's fields for the files of front, head and layer transitions."""
+    """Set the manifest's fields for the files of front and head."""
     places = {
         "front.onnx": manifest.text.front,
         "memory-front.onnx": manifest.text.memory_front,
         "head.onnx": manifest.head,
     }
-    places |= {f"{layer.name}-after.onnx": layer.after for layer in manifest.layers}
     for name, file in files.items():
         places[name].CopyFrom(file)

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 import torch
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, File
+from attention_proto.folder import NEXT
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.functional import pad
@@ -54,6 +55,29 @@ class Project(nn.Module):
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return self.block.project(key, value)
+
+
+class Combine(nn.Module):
+    """heads [B, T, H * Dv] -> output [B, T, D]."""
+
+    def __init__(self, block: DotProduct) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, heads: Tensor) -> tuple[Tensor]:
+        return (self.block.combine(heads),)
+
+
+class Advance(nn.Module):
+    """query, output, both [B, T, D] -> query, k, v of the next layer."""
+
+    def __init__(self, after: nn.Module, following: DotProduct) -> None:
+        super().__init__()
+        self.after, self.following = after, following
+
+    def forward(self, query: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (advanced,) = self.after(query, output)
+        return (advanced, *self.following.project(advanced, advanced))
 
 
 class Pool(nn.Module):
@@ -208,10 +232,20 @@ def _front_outputs(module: nn.Module, length: str, names: tuple[str, ...]) -> di
     return {name: ("B", length, vector.shape[-1]) for name, vector in zip(names, vectors, strict=False)}
 
 
-def after_graph(after: nn.Module, block: DotProduct, prefix: str) -> Graph:
-    """Return the graph that computes the next layer's query."""
-    shape: Shape = ("B", "T", block.dims.output)
-    return Graph(f"{prefix}after.onnx", after, {"query": shape, "output": shape}, {"next": shape})
+def combine_graph(block: DotProduct) -> Graph | None:
+    """Return the graph that combines heads, for the contribution of each; None for a block without M_O."""
+    if not hasattr(block, "M_O"):
+        return None
+    heads = Attend(block, weights=False, mask=False).outputs()["heads"]
+    return Graph("combine.onnx", Combine(block), {"heads": heads}, {"output": ("B", "T", block.dims.output)})
+
+
+def advance_graph(after: nn.Module, following: DotProduct, prefix: str) -> Graph:
+    """Return the graph between two layers: the next query, and its keys and values."""
+    shape: Shape = ("B", "T", following.dims.query)
+    k, v = _projected_widths(following)
+    outputs: dict[str, Shape] = {f"{NEXT}query": shape, "k": ("B", "T", k), "v": ("B", "T", v)}
+    return Graph(f"{prefix}after.onnx", Advance(after, following), {"query": shape, "output": shape}, outputs)
 
 
 def head_graph(model: Model) -> Graph | None:

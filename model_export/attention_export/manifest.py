@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx
+import onnx.numpy_helper
 from attention_proto.attention.v1.attention_pb2 import File, Layer, Manifest
 from attention_proto.folder import MANIFEST, NAME, VERSION, UnreadableManifestError, named_files, parse_manifest
 from google.protobuf import json_format
@@ -109,7 +111,24 @@ def describe_layer(block: DotProduct, name: str) -> Layer:
         scale=block.scale,
         softcap=block.softcap,
         zero_key=block.zero_key,
+        stages=["output"],
     )
+
+
+def doubled_bytes(folder: Path, manifest: Manifest) -> int:
+    """Return the bytes of matrices that stand in more than one of a version's graphs: all copies but the first."""
+    names = dict.fromkeys(file.name for file in named_files(manifest) if file.name.endswith(".onnx"))
+    seen: set[bytes] = set()
+    doubled = 0
+    for name in names:
+        for tensor in onnx.load(folder / name).graph.initializer:
+            content = onnx.numpy_helper.to_array(tensor)
+            if content.ndim < 2:
+                continue
+            digest = hashlib.sha256(content.tobytes()).digest()
+            doubled += content.nbytes if digest in seen else 0
+            seen.add(digest)
+    return doubled
 
 
 def matrices(block: DotProduct) -> bytes:

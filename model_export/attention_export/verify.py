@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest, Parity
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, Manifest, Parity
 from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
@@ -108,33 +108,39 @@ def verify(folder: Path) -> Parity:
         )
     read_files(folder, manifest)  # checks the hashes
     report = Report()
-    for layer in manifest.layers:
-        verify_layer(read_block(folder, manifest, layer), layer, folder, report)
+    for index, layer in enumerate(manifest.layers):
+        verify_layer(read_block(folder, manifest, layer), manifest, index, folder, report)
     graphs = {name: _reference_graph(folder / name) for name in _surroundings(manifest)}
     verify_surroundings(manifest, folder, graphs, report)
     return report.parity()
 
 
-def verify_layer(block: DotProduct, layer: Layer, folder: Path, report: Report) -> None:
-    """Compare every graph of a layer with its block.
+def verify_layer(block: DotProduct, manifest: Manifest, index: int, folder: Path, report: Report) -> None:
+    """Compare every graph of a layer with its block: the segment of projections before it, attention, and M_O.
 
     Raises:
         Mismatch: a graph differs from the block.
     """
     reference = copy.deepcopy(block).double().eval()
-    project = session(folder / layer.project.name) if layer.HasField("project") else None
+    layer, segments = manifest.layers[index], manifest.segments
+    has_matrices, is_last = layer.HasField("weights"), index == len(manifest.layers) - 1
+    project = session(folder / segments[0].graph.name) if has_matrices and index == 0 else None
+    combine = session(folder / segments[-1].graph.name) if is_last and len(segments) > len(manifest.layers) else None
     pool = session(folder / layer.pool.name) if layer.HasField("pool") else None
     graphs = [(graph, session(folder / graph.file.name)) for graph in layer.attend]
     rng = np.random.default_rng(SEED)
     for where, inputs in _inputs(rng, block):
-        projected = {"k": inputs["key"], "v": inputs["value"]}
+        projected = {name: x.astype(np.float32) for name, x in _projected(reference, inputs).items()}
         if project is not None:
             projected = run(project, {"key": inputs["key"], "value": inputs["value"]})
-            report.compare(layer.project.name, projected, _projected(reference, inputs))
+            report.compare(segments[0].graph.name, projected, _projected(reference, inputs))
         for kind, mask in masks(rng, block.dims.heads, *(inputs[name].shape[1] for name in ("query", "key"))):
             added = None if mask is None else additive(mask, *(inputs[name].shape[1] for name in ("query", "key")))
             expected = _stages(reference, inputs, added, torch.float64)
             in_float32 = functools.partial(_stages, block.eval(), inputs, added, torch.float32)
+            if combine is not None and added is None:
+                found = run(combine, {"heads": expected["heads"].astype(np.float32)})
+                report.compare(f"{segments[-1].graph.name}, {where}", found, expected, in_float32)
             for graph, graph_session in graphs:
                 if graph.mask == (added is not None):
                     found = run(graph_session, {"query": inputs["query"], **projected} | _mask_feed(graph, added))
@@ -253,7 +259,7 @@ def _stages(block: DotProduct, inputs: Arrays, added: NDArray[Any] | None, dtype
 
 
 def _surroundings(manifest: Manifest) -> list[str]:
-    between = [layer.after for layer in manifest.layers]
+    between = [segment.graph for segment in manifest.segments[1 : len(manifest.layers)]]
     files = (manifest.text.front, manifest.text.memory_front, manifest.head, *between)
     return [file.name for file in files if file.name]
 
@@ -274,12 +280,11 @@ def _surrounding_feeds(
         for rows in TOKEN_LENGTHS:
             yield {"output": rng.standard_normal((rows, manifest.layers[-1].output_dim)).astype(np.float32)}
         return
-    for layer in manifest.layers:
-        if name == layer.after.name:
-            for length in TOKEN_LENGTHS:
-                shape = (2, length, layer.output_dim)
-                yield {each: rng.standard_normal(shape).astype(np.float32) for each in ("query", "output")}
-            return
+    if name in [segment.graph.name for segment in manifest.segments]:
+        for length in TOKEN_LENGTHS:
+            shape = (2, length, manifest.layers[0].output_dim)
+            yield {each: rng.standard_normal(shape).astype(np.float32) for each in ("query", "output")}
+        return
     text = manifest.text
     of_memory = name == text.memory_front.name
     file = text.memory_tokenizer if of_memory and text.HasField("memory_tokenizer") else text.tokenizer

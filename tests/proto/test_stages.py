@@ -95,7 +95,7 @@ def test_the_size_predicted_is_the_size_sent(transport, repository, case, choice
     sent = transport.outputs(case.model, outputs=asked, **vectors)
     widths = LoadedLayer(layer, "cpu", {}).widths(case.query, case.value)
     for name, plan in zip(
-        names, make_plan([OutputSpec(name, **choice) for name in names], manifest).forms, strict=True
+        names, make_plan([OutputSpec(name, **choice) for name in names], manifest).outputs, strict=True
     ):
         arrays = sent[name] if isinstance(sent[name], tuple) else (sent[name],)
         assert answer_bytes(plan, manifest, widths, 4, 6) == sum(array.nbytes for array in arrays), name

@@ -62,8 +62,8 @@ def test_a_missing_file(folder, name):
         ("", "manifest"),
         ("{", "manifest"),
         ("[]", "manifest"),
-        ('{"format": 1, "blocks": 2}', "blocks"),
-        ('{"format": 1}', "layers"),
+        ('{"format": 2, "blocks": 2}', "blocks"),
+        ('{"format": 2}', "layers"),
     ],
 )
 def test_what_is_no_manifest(folder, content, word):
@@ -80,12 +80,12 @@ def test_a_manifest_that_is_no_text(folder):
     assert_refused(spoiled, "manifest")
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, 1, 3])
 def test_another_format(folder, number):
-    """A manifest of another format is refused with both numbers."""
+    """A manifest of another format is refused with both numbers, and the command that writes it anew."""
     spoiled = folder("dot")
     edit(spoiled, lambda manifest: manifest.update(format=number))
-    assert_refused(spoiled, "format", str(number), "1")
+    assert_refused(spoiled, f"format {number}", "format 2", "attention-export block")
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "a/b.onnx", "..", ".", "", "a\0b"])

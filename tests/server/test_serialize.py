@@ -7,7 +7,7 @@ from attention_proto.codec import encode
 from attention_server.codecs import proto
 from attention_server.domain.messages import Prediction, Response, Result, Span, Tokens, TopK
 
-TOKENS = Tokens(np.array([1, 2]), ("a", "b"), ("a", "b"), (Span(0, 1), Span(2, 3)))
+TOKENS = Tokens(np.array([1, 2]), np.array([0, 0]), ("a", "b"), ("a", "b"), (Span(0, 1), Span(2, 3)))
 
 
 def response(length: int) -> Response:

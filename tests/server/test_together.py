@@ -46,7 +46,7 @@ def merging(models, *, most=8, **options):
     with local_server(models, max_queued=32, **options) as server:
         for name in [*WIDTHS, "text-cross"]:
             with server.repository.lease(name) as model:
-                model.costs.tiny[:] = [(most, 0.5)] * 17
+                model.costs.batches[:] = [(most, 0.5)] * 17
         yield server
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest, Quantization, QuantizationError
+from attention_proto.folder import NEXT
 from numpy.typing import NDArray
 
 from attention_export.int8.examples import Example
@@ -58,8 +59,9 @@ class _VersionRunner:
         self._text = manifest.text
         self._layers = manifest.layers
         files = [each.file for layer in manifest.layers for each in cpu_graphs(layer)]
-        files += [file for layer in manifest.layers for file in (layer.project, layer.after)]
+        files += [segment.graph for segment in manifest.segments]
         files += [manifest.text.front, manifest.text.memory_front]
+        self._segments = manifest.segments
         self._sessions = {file.name: session(folder / file.name) for file in files if file.name}
 
     def run(self, example: Example) -> None:
@@ -70,13 +72,14 @@ class _VersionRunner:
     def stages(self, example: Example, *, every_graph: bool) -> Iterator[list[dict[str, Array]]]:
         """Yield, layer by layer, the outputs of each graph, or of the cheapest graph alone."""
         query, key, value = self._read(example)
-        for layer in self._layers:
-            projected = self._run(layer.project.name, key=key, value=value)
+        feeds = {"key": key, "value": value}
+        for segment, layer in zip(self._segments, self._layers, strict=False):
+            projected = self._run(segment.graph.name, **feeds)
+            query = projected.pop(f"{NEXT}query", query)
             graphs = cpu_graphs(layer)[: None if every_graph else 1]
             found = [self._attend(graph, query, projected) for graph in graphs]
             yield found
-            if layer.HasField("after"):
-                query = key = value = self._run(layer.after.name, query=query, output=found[0]["output"])["next"]
+            feeds = {"query": query, "output": found[0]["output"]}
 
     def _read(self, example: Example) -> tuple[Array, Array, Array]:
         """Return query, key and value: the given vectors, the front's output for tokens, or the defaults."""

@@ -6,12 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from attention_proto.attention.v1.attention_pb2 import Manifest, Quantization
-from attention_proto.folder import named_files
+from attention_proto.folder import TRANSFORMER, named_files
 
 from attention_export.int8.examples import read_data
 from attention_export.int8.measuring import cpu_graphs, measure
 from attention_export.int8.rounding import to_int8
-from attention_export.manifest import ManifestError, add_file, new_version, read_files, read_manifest, write_manifest
+from attention_export.manifest import (
+    ManifestError,
+    add_file,
+    doubled_bytes,
+    new_version,
+    read_files,
+    read_manifest,
+    write_manifest,
+)
 
 Progress = Callable[[str], None]
 
@@ -63,8 +71,9 @@ def quantize(
 ) -> Path:
     """Make an int8 version, measure it against float32, and move it into the repository if it is within bounds.
 
-    The matrices of `project` and of every CPU attention graph become int8. Fronts, heads, layer transitions and the
-    graph for CUDA stay in float32; `pool` is left out. The same float32 version gives the same graphs.
+    The matrices of the first segment, `project`, and of every CPU attention graph become int8. Fronts, heads, later
+    segments and the graph for CUDA stay in float32; `pool` and `combine` are left out. The same float32 version gives
+    the same graphs.
 
     Args:
         folder: a float32 version's folder.
@@ -108,16 +117,21 @@ def quantize(
 def _check_source(folder: Path, manifest: Manifest) -> None:
     if manifest.HasField("quantization"):
         raise ManifestError(f"{folder} is int8 already; quantize the version it was made from")
-    if not all(layer.HasField("project") for layer in manifest.layers):
+    if manifest.block == TRANSFORMER:
+        raise ManifestError(f"{folder} is a transformer; the blocks that this project defines can be quantized")
+    if not manifest.segments:
         raise ManifestError(f"{folder} is a {manifest.block}, which has no matrices: there is nothing to quantize")
 
 
 def _write_files(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None:
     """Write every file of the version, and enter its hash in the manifest."""
     chosen = {graph.file.name for layer in manifest.layers for graph in cpu_graphs(layer)}
-    chosen |= {layer.project.name for layer in manifest.layers}
+    chosen.add(manifest.segments[0].graph.name)
     for layer in manifest.layers:
         layer.ClearField("pool")  # its products differ, so pooled outputs would be float32
+        layer.stages[:] = ["output"]  # rounded sums are not linear, so contributions would not add up
+    del manifest.segments[len(manifest.layers) :]
     for file in named_files(manifest):
         content = contents[file.name]
         file.CopyFrom(add_file(folder, file.name, to_int8(content) if file.name in chosen else content))
+    manifest.doubled_bytes = doubled_bytes(folder, manifest)

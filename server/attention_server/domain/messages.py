@@ -132,12 +132,14 @@ class Tokens:
 
     Attributes:
         ids: token ids, INT64 [T].
+        types: token types, INT64 [T]: the place of each token's text in a pair.
         vocabulary: each token as the vocabulary spells it.
         shown: each token as the text spells it.
         spans: the range of each token in the text.
     """
 
     ids: NDArray[np.int64]
+    types: NDArray[np.int64]
     vocabulary: tuple[str, ...]
     shown: tuple[str, ...]
     spans: tuple[Span, ...]

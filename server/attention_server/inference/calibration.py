@@ -6,10 +6,10 @@ import numpy as np
 
 from attention_server.domain.messages import OutputSpec
 from attention_server.inference.engine.protocol import Run
-from attention_server.inference.layer import Vectors
+from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.model import LoadedModel
-from attention_server.inference.planner import Plan, make_plan
-from attention_server.inference.preprocess import HIDDEN, PreparedInput
+from attention_server.inference.planner import Plan, head_source, make_plan
+from attention_server.inference.preprocess import PreparedInput, max_length
 
 ANY_WIDTH = 64  # of a head, where a block takes any width
 
@@ -19,13 +19,19 @@ class CalibrationInputs:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._plain = make_plan([OutputSpec("output")], model.manifest)
-        self._weights = make_plan([OutputSpec("output"), OutputSpec("weights")], model.manifest)
+        result = OutputSpec(head_source(model.manifest))
+        self._plain = make_plan([result], model.manifest)
+        self._weights = make_plan([result, OutputSpec("weights")], model.manifest)
         self._random = np.random.default_rng(0)
         about = model.layers[0].about
         query = about.query_dim or ANY_WIDTH * about.heads
         key = about.key_dim or query // about.heads * about.key_value_heads
         self._widths = (query, key, about.value_dim or key)
+
+    @property
+    def max_length(self) -> int:
+        """The largest T that the model takes; 0 for any."""
+        return max_length(self._model.manifest)
 
     def draw(self, length: int, count: int, *, masked: bool = False) -> list[PreparedInput]:
         """Draw sequences of a length, with a causal mask or none."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from attention_server.domain.messages import Array, Tokens
 from attention_server.errors import NotFound, TooLarge
-from attention_server.inference.layer import Vectors
+from attention_server.inference.masks import Vectors
 
 
 @dataclass(slots=True)

@@ -77,7 +77,7 @@ class InputChecker:
             if sequence.batch == 1:
                 return [(first, profile)]
         prepared = prepare_alike(sequence, profile.queries, profile.keys)
-        return [(part, profile) for part in prepared.cut(1 if cached.plan.shapes else profile.most)]
+        return [(part, profile) for part in prepared.cut(1 if cached.plan.shapes else profile.max_batch)]
 
     @cached_property
     def _heads(self) -> int:
@@ -103,8 +103,8 @@ class InputChecker:
             field = join_path(sequence.path, "memory")
             memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
-        for form in plan.forms:
-            check_rows(form.spec, *prepared.rows(form.spec.name), form.field)
+        for output in plan.outputs:
+            check_rows(output.spec, *prepared.rows(output.spec.name), output.field)
         if plan.predictions_field and self._predicts_by_word and prepared.tokens is None:
             raise InvalidRequest(
                 "this model predicts from the rows of certain words, so predictions need text",
@@ -116,22 +116,22 @@ class InputChecker:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (0 if prepared.memory else keys)
         size = Size(projected, queries * keys, len(plan.stages) / len(self.layers))
-        answered = candidate_bytes(plan.top, self.manifest.predictors, queries)
-        for form in plan.forms:
-            widths = self.layers[form.layer].widths(*prepared.input_widths())
-            answered += answer_bytes(form, self.manifest, widths, queries, keys)
-        most, spared = self.costs.together(max(queries, keys))
-        kind = self._kind(prepared, plan) if most > 1 else None
+        answer = candidate_bytes(plan.top, self.manifest.predictors, queries)
+        for output in plan.outputs:
+            widths = self.layers[output.layer].widths(*prepared.input_widths())
+            answer += answer_bytes(output, self.manifest, widths, queries, keys)
+        max_batch, batch_factor = self.costs.best_batch(max(queries, keys))
+        kind = self._kind(prepared, plan) if max_batch > 1 else None
         return InputProfile(
             queries=queries,
             keys=keys,
-            work=self._heads * queries * keys * 4,
-            held=prepared.size,
-            answered=answered,
+            score_bytes=self._heads * queries * keys * 4,
+            input_bytes=prepared.size,
+            answer_bytes=answer,
             kind=kind,
-            most=most if kind is not None else 1,
-            alone=self.costs.of(size),
-            spared=spared,
+            max_batch=max_batch if kind is not None else 1,
+            seconds=self.costs.seconds(size),
+            batch_factor=batch_factor,
         )
 
     def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:

@@ -9,21 +9,21 @@ class InputProfile(NamedTuple):
 
     Attributes:
         queries, keys: T and S.
-        work: bytes of the scores of all layers.
-        held: bytes of the prepared sequence.
-        answered: bytes of its outputs.
+        score_bytes: of the scores of all layers.
+        input_bytes: of the prepared sequence.
+        answer_bytes: of its outputs.
         kind: equal for sequences that may run as one batch of the same plan; None for one that runs alone.
-        most: the largest batch of this kind.
-        alone: predicted seconds of the sequence by itself, before correction.
-        spared: the factor of that cost for each sequence of a batch.
+        max_batch: the largest batch of this kind.
+        seconds: predicted cost of the sequence by itself, before correction.
+        batch_factor: the factor of that cost for each sequence of a batch.
     """
 
     queries: int
     keys: int
-    work: int
-    held: int
-    answered: int
+    score_bytes: int
+    input_bytes: int
+    answer_bytes: int
     kind: Hashable | None
-    most: int
-    alone: float
-    spared: float
+    max_batch: int
+    seconds: float
+    batch_factor: float

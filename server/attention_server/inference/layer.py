@@ -1,32 +1,46 @@
-"""One loaded attention layer: it projects key and value to k and v, and computes stages from query, k and v."""
+"""One loaded site: an attention that computes its stages from q (or the query), k and v, by name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Layer
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
 from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import Array
 from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
+from attention_server.inference.masks import Vectors, add_masks, raise_low_rows, site_mask
 from attention_server.inference.planner import choose_graph
+from attention_server.inference.row_blocks import run_rows
 from attention_server.inference.row_statistics import FROM_WEIGHTS
 from attention_server.scheduling.cost_model import BATCH_LENGTHS
 
-Vectors = NDArray[np.float32]
+Tensors = dict[str, NDArray[Any]]  # the arrays that graphs read and write, by name
+Rows = NDArray[np.intp]
 PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
-UNPACKED = frozenset({"output", "weights"})  # stages that graphs give in the shape that is sent
+AS_SENT = frozenset({"output", "weights"})  # stages that graphs give in the shape that is sent
 FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
+OF_SITE = frozenset({"q", "heads", "output", "weights"})  # tensors that a graph of attention may give
+KEYS = ("k", "v")  # inputs that every row needs whole
+
+
+class AttendRecipe(NamedTuple):
+    """How a site computes what is wanted: the graph, its inputs without the mask, and the outputs to compute."""
+
+    graph: Graph
+    inputs: tuple[str, ...]
+    takes_mask: bool
+    outputs: list[str]
 
 
 @dataclass(frozen=True)
 class LoadedLayer:
-    """A layer of a model with its graphs.
+    """A site of a model with its graphs.
 
     Attributes:
-        about: the manifest's entry of the layer.
+        about: the manifest's entry of the site.
         device: where the graphs compute.
         graphs: the model's ONNX graphs by file name.
     """
@@ -35,52 +49,49 @@ class LoadedLayer:
     device: str
     graphs: Mapping[str, Graph]
 
-    def project(self, key: Vectors, value: Vectors, run: Run) -> tuple[Vectors, Vectors]:
-        """Project key and value; return k and v, [B, S, heads * width], which a memory keeps.
-
-        Args:
-            key: [B, S, Dk].
-            value: [B, S, Dv].
-            run: the computation that this is a part of.
-        """
-        if not self._project:
-            return key, value
-        k, v = self._run(self._project, ("k", "v"), {"key": key, "value": value}, run)
-        return k, v
-
     def stages(
-        self, query: Vectors, k: Vectors, v: Vectors, added: Vectors | None, wanted: frozenset[str], run: Run
+        self,
+        tensors: Tensors,
+        added: Vectors | None,
+        wanted: frozenset[str],
+        passed: frozenset[str],
+        run: Run,
+        rows: Rows | None = None,
     ) -> dict[str, Vectors]:
-        """Return the stages wanted, each [B, H, length, width], but the output [B, T, D].
+        """Return the stages wanted that this site computes, each [B, H, length, width], but the output [B, T, D].
 
         Args:
-            query: [B, T, Dq].
-            k: [B, S, heads * Dh].
-            v: [B, S, heads * Dv].
-            added: the mask, added to the scores of each sequence, [1 or H, T, S]; None for no mask.
+            tensors: q (or query), k and v; receives the tensors passed.
+            added: the request's mask, added to the scores of each sequence, [1 or H, T, S]; None for no mask.
             wanted: names of stages.
+            passed: names of the site's tensors that later graphs read.
             run: the computation that this is a part of.
+            rows: the positions of the queries in the sequence; None for all.
         """
-        graph, takes_mask, names = self._recipe(wanted, added is not None)
-        feeds: dict[str, Array] = {"query": query, "k": k, "v": v}
-        if takes_mask:
-            mask = np.zeros((1, query.shape[1], k.shape[1]), np.float32) if added is None else added
-            feeds["mask"] = mask[None] if len(query) == 1 else np.repeat(mask[None], len(query), 0)
-        found = dict(zip(names, self._run(graph, names, feeds, run), strict=True)) if names else {}
-        if wanted <= UNPACKED:
+        bias = self._bias(tensors, rows, run) if self._bias_file else None
+        added = self._mask(tensors, added, bias, rows) if self._has_mask else added
+        recipe = self._recipe(wanted | passed, added is not None)
+        found = self._attend(recipe, tensors, added, run) if recipe.outputs else {}
+        for name in passed:
+            tensors[name] = found[name]
+        if wanted <= AS_SENT:
             return found
-        if "q" in wanted or "scores" in wanted:
-            found.setdefault("q", query)  # where nothing is projected, q is the query
-        unpacked = self._unpack(found)
-        if not wanted.isdisjoint(FROM_KEYS):
-            unpacked |= {"k": _split(k, self.about.key_value_heads), "v": _split(v, self.about.key_value_heads)}
-        if "scores" in wanted:
-            unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"])
-        if "heads" in wanted and "heads" not in unpacked:
-            unpacked["heads"] = _split(unpacked["output"], self.about.heads)
-        for name in FROM_WEIGHTS.keys() & wanted:
-            unpacked[name] = FROM_WEIGHTS[name](unpacked["weights"])
-        return unpacked
+        return self._unpack(wanted, found, tensors, bias)
+
+    @cached_property
+    def gives(self) -> frozenset[str]:
+        """The tensors that its graphs give: heads, and in a fused graph q and output."""
+        return OF_SITE.intersection(*(self.graphs[each.file.name].outputs for each in self._served)) - {"weights"}
+
+    @cached_property
+    def takes(self) -> frozenset[str]:
+        """The tensors that its graphs take."""
+        files = [each.file.name for each in self._served] + [self._bias_file] * bool(self._bias_file)
+        return frozenset(name for file in files for name in self.graphs[file].inputs)
+
+    def mask(self, added: Vectors | None, queries: int, keys: int) -> Vectors | None:
+        """Return the request's mask and the site's own together, [1 or H, T, S]; None for no mask."""
+        return add_masks(added, site_mask(queries, keys, causal=self.about.causal, window=self.about.window))
 
     def pools(self, queries: int, keys: int) -> bool:
         """Return whether the graph `pool` is used: shorter sequences run as a batch, longer ones in blocks of rows.
@@ -89,50 +100,17 @@ class LoadedLayer:
         """
         return BATCH_LENGTHS[-1] < max(queries, keys) < 2 * LEAST_ROWS
 
-    def pool(self, query: Vectors, key: Vectors, value: Vectors, pool: Vectors, run: Run) -> Vectors:
+    def pool(self, tensors: Tensors, pool: Vectors, run: Run) -> Vectors:
         """Return weighted means of the output's rows, [B, P, D], without computing the rows.
 
         Args:
-            query: [B, T, Dq].
-            key: [B, S, Dk].
-            value: [B, S, Dv].
+            tensors: query, key and value, each [B, length, width].
             pool: the weight of each row in each mean, [P, T].
             run: the computation that this is a part of.
         """
-        feeds = {"query": query, "key": key, "value": value, "pool": pool}
+        feeds = {"query": tensors["query"], "key": tensors["key"], "value": tensors["value"], "pool": pool}
         (output,) = self.graphs[self.about.pool.name].run(("output",), feeds, run)
         return output  # type: ignore[return-value] # all graphs give float32
-
-    @cached_property
-    def _project(self) -> str:
-        return self.about.project.name
-
-    @cached_property
-    def _recipe(self) -> Callable[[frozenset[str], bool], tuple[str, bool, list[str]]]:
-        """The graph for wanted stages and mask or none: its file, whether it takes a mask, and the outputs to run."""
-
-        def recipe(wanted: frozenset[str], mask: bool) -> tuple[str, bool, list[str]]:
-            computed = {STAGES[stage].source or stage for stage in wanted if STAGES[stage].level == "site"}
-            graph = choose_graph(about, device, weights="weights" in computed, mask=mask)
-            offered = graphs[graph.file.name].outputs
-            # Without M_O, the heads are the output.
-            source = {"heads": "heads" if "heads" in offered else "output", "scores": "q"}
-            names = sorted({source.get(stage, stage) for stage in computed}.intersection(offered))
-            return graph.file.name, graph.mask, names
-
-        about, device, graphs = (
-            self.about,
-            self.device,
-            self.graphs,
-        )  # not self: a cache that refers to its owner is a reference cycle
-        return cache(recipe)
-
-    def after(self, query: Vectors, output: Vectors, run: Run) -> Vectors:
-        """Return the next layer's query, [B, T, D]."""
-        feeds = {"query": query, "output": output}
-        (following,) = self.graphs[self.about.after.name].run(("next",), feeds, run)
-        advanced: Vectors = following  # type: ignore[assignment] # all graphs give float32
-        return advanced
 
     def widths(self, query: int, value: int) -> tuple[int, int, int]:
         """Return Dh, Dv and D for inputs of these widths, on which they depend where a block takes any width."""
@@ -140,51 +118,113 @@ class LoadedLayer:
         value_head = about.value_head_dim or value // about.key_value_heads
         return about.head_dim or query // about.heads, value_head, about.output_dim or about.heads * value_head
 
-    def warm(self) -> None:
+    def warm(self, tensors: Tensors, run: Run) -> None:
         """Run every graph once, so that no caller waits for a first allocation."""
+        queries, keys = (tensors[name].shape[1] for name in (self._query, "k"))
+        for weights in ({"weights"}, set[str]()):  # the cheap graph last: its tensors are read on
+            for added in (np.zeros((1, queries, keys), np.float32), None):
+                self.stages(tensors, added, frozenset(weights), self.gives, run)
+
+    @cached_property
+    def _served(self) -> list[AttendGraph]:
+        """The variants of `attend` that are made for the device."""
+        return [each for each in self.about.attend if each.file.name in self.graphs]
+
+    @cached_property
+    def _query(self) -> str:
+        return "query" if "query" in self.takes else "q"
+
+    @cached_property
+    def _bias_file(self) -> str:
+        return self.about.bias.name
+
+    @cached_property
+    def _has_mask(self) -> bool:
+        return self.about.causal or self.about.window > 0 or bool(self._bias_file)
+
+    @cached_property
+    def _recipe(self) -> Callable[[frozenset[str], bool], AttendRecipe]:
+        """The recipe for tensors and stages wanted, and a mask or none."""
+
+        def recipe(wanted: frozenset[str], mask: bool) -> AttendRecipe:
+            computed = {STAGES[name].source or name if name in STAGES else name for name in wanted}
+            attend = choose_graph(about, device, weights="weights" in computed, mask=mask)
+            graph = graphs[attend.file.name]
+            # Without M_O, the heads are the output.
+            source = {"heads": "heads" if "heads" in graph.outputs else "output", "scores": "q"}
+            outputs = sorted({source.get(name, name) for name in computed}.intersection(graph.outputs))
+            inputs = sorted((name for name in graph.inputs if name != "mask"), key=KEYS.__contains__)
+            return AttendRecipe(graph, tuple(inputs), attend.mask, outputs)
+
+        # Not self: a cache that refers to its owner is a reference cycle.
+        about, device, graphs = self.about, self.device, self.graphs
+        return cache(recipe)
+
+    def _attend(self, recipe: AttendRecipe, tensors: Tensors, added: Vectors | None, run: Run) -> dict[str, Vectors]:
+        """Run a graph of attention, for long sequences in blocks of rows, each with all of k and v."""
+        feeds = {name: tensors[name] for name in recipe.inputs}
+        if recipe.takes_mask:
+            query, k = tensors[self._query], tensors["k"]
+            mask = np.zeros((1, query.shape[1], k.shape[1]), np.float32) if added is None else added
+            mask = mask if mask.ndim == 4 else mask[None]
+            feeds["mask"] = mask if len(mask) == len(query) else np.repeat(mask, len(query), 0)
+        if self.device == "cpu":
+            found = run_rows(recipe.graph, recipe.outputs, feeds, run, whole=KEYS)
+        else:
+            found = recipe.graph.run(recipe.outputs, feeds, run)
+        return dict(zip(recipe.outputs, found, strict=True))  # type: ignore[arg-type] # all graphs give float32
+
+    def _bias(self, tensors: Tensors, rows: Rows | None, run: Run) -> Vectors:
+        """Return the model's own bias, [B or 1, H, T, S]."""
+        graph = self.graphs[self._bias_file]
+        queries, keys = tensors[self._query].shape[1], tensors["k"].shape[1]
+        positions = {
+            "query_positions": np.arange(queries) if rows is None else rows,
+            "key_positions": np.arange(keys),
+        }
+        feeds = {name: (tensors | positions)[name] for name in graph.inputs}
+        (bias,) = graph.run(("bias",), feeds, run)
+        return bias  # type: ignore[return-value] # all graphs give float32
+
+    def _mask(self, tensors: Tensors, added: Vectors | None, bias: Vectors | None, rows: Rows | None) -> Vectors | None:
+        """Return the request's mask, the site's own and its bias together, [.., 1 or H, T, S]."""
+        about, keys = self.about, tensors["k"].shape[1]
+        queries = tensors[self._query].shape[1] if rows is None else keys
+        own = site_mask(queries, keys, causal=about.causal, window=about.window)
+        if own is not None and rows is not None:
+            own = own[:, rows]
+        added = add_masks(added, own)
+        return add_masks(added, bias) if bias is None or added is not None else raise_low_rows(bias)
+
+    def _unpack(
+        self, wanted: frozenset[str], found: Mapping[str, Vectors], tensors: Tensors, bias: Vectors | None
+    ) -> dict[str, Vectors]:
+        """Return views: [B, length, heads * width] as [B, heads, length, width]; and stages made of others."""
         about = self.about
-        widths = (about.query_dim or 8, about.key_dim or about.query_dim or 8, about.value_dim or about.key_dim or 8)
-        query, key, value = (np.ones((1, 4, width), np.float32) for width in widths)
-        run = Run()
-        k, v = self.project(key, value, run)
-        for wanted in (frozenset({"output"}), frozenset({"output", "weights"})):
-            for added in (None, np.zeros((1, 4, 4), np.float32)):
-                stages = self.stages(query, k, v, added, wanted, run)
-        if about.HasField("pool"):
-            self.pool(query, key, value, np.ones((1, 4), np.float32), run)
-        if about.HasField("after"):
-            self.after(query, stages["output"], run)
+        unpacked = {name: split_heads(x, about.heads) if name in PACKED else x for name, x in found.items()}
+        if "q" not in found and not wanted.isdisjoint(("q", "scores")):
+            # Where nothing is projected, q is the query.
+            unpacked["q"] = split_heads(tensors[self._query], about.heads)
+        if not wanted.isdisjoint(FROM_KEYS):
+            unpacked |= {name: split_heads(tensors[name], about.key_value_heads) for name in KEYS}
+        if "scores" in wanted:
+            unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"], bias)
+        if "heads" in wanted and "heads" not in unpacked:
+            unpacked["heads"] = split_heads(unpacked["output"], about.heads)
+        for name in FROM_WEIGHTS.keys() & wanted:
+            unpacked[name] = FROM_WEIGHTS[name](unpacked["weights"])
+        return unpacked
 
-    def _unpack(self, found: Mapping[str, Vectors]) -> dict[str, Vectors]:
-        """Return views: [B, length, heads * width] as [B, heads, length, width]."""
-        heads = self.about.heads
-        return {name: _split(x, heads) if name in PACKED else x for name, x in found.items()}
-
-    def _scores(self, q: Vectors, k: Vectors) -> Vectors:
-        """Compute q.k * scale, [B, H, T, S]; no graph gives scores, which are seldom asked for."""
+    def _scores(self, q: Vectors, k: Vectors, bias: Vectors | None) -> Vectors:
+        """Compute q.k * scale and the model's bias, [B, H, T, S]; no graph gives scores, which are seldom asked for."""
         about = self.about
         shared = np.repeat(k, about.heads // about.key_value_heads, 1) if about.key_value_heads < about.heads else k
         scores: Vectors = (q @ shared.transpose(0, 1, 3, 2)) * np.float32(about.scale or q.shape[-1] ** -0.5)
         if about.softcap:
             scores = np.float32(about.softcap) * np.tanh(scores / np.float32(about.softcap))
-        return scores
-
-    def _run(self, name: str, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Vectors]:
-        """Run a graph, for long sequences in blocks of rows, each with all of k and v: rows are independent."""
-        graph = self.graphs[name]
-        batch, rows = next(iter(feeds.values())).shape[:2]
-        parts = run.parts(rows) if rows >= 2 * LEAST_ROWS and batch == 1 and self.device == "cpu" else []
-        if len(parts) < 2:
-            return graph.run(outputs, feeds, run)  # type: ignore[return-value] # all graphs give float32
-
-        cut = [each for each in feeds if each not in ("k", "v")]
-
-        def part(rows: slice) -> list[Array]:
-            return graph.run(outputs, {**feeds, **{each: feeds[each][..., rows, :] for each in cut}}, run)
-
-        return [np.concatenate(each, -2) for each in zip(*run.map(part, parts), strict=True)]
+        return scores if bias is None else scores + bias
 
 
-def _split(x: Vectors, heads: int) -> Vectors:
+def split_heads(x: NDArray[Any], heads: int) -> Vectors:
     """[B, length, heads * width] -> [B, heads, length, width], a view."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)

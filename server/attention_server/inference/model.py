@@ -11,7 +11,8 @@ from attention_server.domain.messages import OutputSpec, Result, Tokens
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
-from attention_server.inference.layer import LoadedLayer, Vectors
+from attention_server.inference.layer import LoadedLayer
+from attention_server.inference.masks import Vectors
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
@@ -58,7 +59,7 @@ class LoadedModel:
         """The layers, first to last."""
         return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
 
-    def ask(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
+    def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
         """Return the plan of a request's outputs: for the same short request the same object again.
 
         Raises:
@@ -81,8 +82,8 @@ class LoadedModel:
             stages = self._forward.stages(batch, plan, run)
             return partial(whole_results, batch, plan, stages)
         if self._pools(batch[0], plan):
-            pooled = [form for form in plan.forms if form.layer == len(plan.stages) - 1]
-            rows, weights = pooling(tuple([form.spec for form in pooled]), batch[0].queries)
+            pooled = [output for output in plan.outputs if output.layer == len(plan.stages) - 1]
+            rows, weights = pooling(tuple([output.spec for output in pooled]), batch[0].queries)
             stages = self._forward.stages(batch, plan, run, rows, weights)
             results = pooled_results(batch, plan, stages, pooled)
         else:
@@ -91,7 +92,7 @@ class LoadedModel:
             results = shaped_results(batch, plan, stages, rows, self._forward, run)
         return lambda: results
 
-    def remember(
+    def project_memory(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
     ) -> tuple[Vectors, Vectors]:
         """Project a memory; see `Forward.project_memory`."""
@@ -131,13 +132,10 @@ class LoadedModel:
 
 
 def served_files(manifest: Manifest, device: str) -> list[str]:
-    """Return the names of the graphs that a device needs."""
-    attend = [
-        graph.file
-        for layer in manifest.layers
-        for graph in layer.attend
-        if not graph.devices or device in graph.devices
-    ]
-    between = [file for layer in manifest.layers for file in (layer.project, layer.pool, layer.after)]
+    """Return the names of the graphs that a device needs, each once."""
     text = manifest.text
-    return [file.name for file in (*attend, *between, text.front, text.memory_front, manifest.head) if file.name]
+    files = [text.front, text.memory_front, *(segment.graph for segment in manifest.segments)]
+    for layer in manifest.layers:
+        files += [graph.file for graph in layer.attend if not graph.devices or device in graph.devices]
+        files += [layer.bias, layer.pool]
+    return list(dict.fromkeys(file.name for file in (*files, manifest.head) if file.name))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest, Predictor
+from attention_proto.folder import TRANSFORMER
 from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths, offers
 from attention_proto.stages import (
     DEFAULT,
@@ -22,6 +23,7 @@ from attention_proto.stages import (
 from attention_server.domain.messages import OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 
+GIVEN_BEHIND = frozenset({"output", "hidden", "contributions"})  # stages that the segment behind a site may give
 ALIAS = 256  # characters
 WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
 NUMBERS_OF_CANDIDATE = 8  # bytes of an id and a probability
@@ -56,24 +58,28 @@ class Plan:
     """The computation of a request's outputs.
 
     Attributes:
-        forms: the outputs to send, in order.
-        stages: the stages to compute of each layer that runs; with the output, in which an overflow shows, unless
-            the projections suffice.
+        outputs: the outputs to send, in order.
+        stages: the stages wanted of each layer that is computed, those of its site and its own; stages of the model
+            are those of its first layer. A block that this project defines gives the output too, in which an overflow
+            shows, unless the projections suffice.
         predictions: whether the head runs.
         top: the labels of each prediction; 0 for the most probable one alone.
         predictions_field: the field that asks for predictions; empty where they are sent by default.
         pools: whether the last layer that runs has a graph for pooled outputs, and gives no further ones.
         shapes: whether outputs are shaped: rows, heads or types are chosen, heads reduced, or predictions made. If not,
             stages are sent as computed.
+        cuts_rows: whether chosen rows of the last layer are computed by themselves: no segment behind it depends on
+            further rows.
     """
 
-    forms: tuple[OutputPlan, ...]
+    outputs: tuple[OutputPlan, ...]
     stages: tuple[frozenset[str], ...]
     predictions: bool
     top: int
     predictions_field: str
     pools: bool
     shapes: bool
+    cuts_rows: bool
 
 
 def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
@@ -82,7 +88,7 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
     Raises:
         InvalidRequest: a name, head, layer or option is not offered, or two outputs share a name.
     """
-    forms: list[OutputPlan] = []
+    outputs: list[OutputPlan] = []
     predictions_field, top = "", 0
     for index, spec in enumerate(specs or [OutputSpec(DEFAULT)]):
         field = spec.path or f"outputs[{index}]"
@@ -90,13 +96,14 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
             _check_predictions(spec, manifest, field)
             predictions_field, top = field, max(top, spec.top)
         else:
-            forms += _forms(spec, manifest, field)
-    _check_names(forms)
+            outputs += _outputs(spec, manifest, field)
+    _check_names(outputs)
     predictions = bool(predictions_field) or (not specs and bool(manifest.predictors))
-    stages = _stages(forms, manifest, predictions=predictions)
-    pools = not predictions and _pools(forms, len(stages) - 1, manifest)
-    shapes = predictions or not all(form.spec.is_whole for form in forms)
-    return Plan(tuple(forms), stages, predictions, top, predictions_field, pools, shapes)
+    stages = _stages(outputs, manifest, predictions=predictions)
+    pools = not predictions and _pools(outputs, len(stages) - 1, manifest)
+    shapes = predictions or not all(output.spec.is_whole for output in outputs)
+    cuts_rows = not _runs_dependent(stages, manifest)
+    return Plan(tuple(outputs), stages, predictions, top, predictions_field, pools, shapes, cuts_rows)
 
 
 def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> AttendGraph:
@@ -111,20 +118,20 @@ def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> Att
     raise LookupError(f"no graph of layer {layer.name} gives weights={weights} with mask={mask} on {device}")
 
 
-def answer_bytes(form: OutputPlan, manifest: Manifest, widths: tuple[int, int, int], queries: int, keys: int) -> int:
+def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int, int], queries: int, keys: int) -> int:
     """Return the size of one output of one sequence, in bytes.
 
     Args:
-        form: the output.
+        output: its plan.
         manifest: of the model.
         widths: Dh, Dv and D of this sequence.
         queries: T.
         keys: S.
     """
-    spec, stage = form.spec, STAGES[form.spec.name]
-    known = lengths(stage, manifest.layers[form.layer], manifest)
+    spec, stage = output.spec, STAGES[output.spec.name]
+    known = lengths(stage, manifest.layers[output.layer], manifest)
     of_sequence: Mapping[Axis | None, int] = dict(zip(("Dh", "Dv", "D", "S", None), (*widths, keys, 1), strict=True))
-    heads = len(form.pairs) or len(spec.heads) or known.get(stage.axes[0], 1)
+    heads = len(output.pairs) or len(spec.heads) or known.get(stage.axes[0], 1)
     heads = 1 if spec.reduce != "none" or not stage.head_axis else heads
     rows = 1 if spec.pool != "none" else len(spec.rows) or (keys if stage.is_of_keys else queries)
     columns = (stage.column_axis and known[stage.column_axis]) or of_sequence[stage.column_axis]
@@ -156,8 +163,8 @@ def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
     return np.dtype(np.uint16) if keys <= np.iinfo(np.uint16).max + 1 else np.dtype(np.int32)
 
 
-def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[OutputPlan]:
-    """Yield one form for each layer that a spec asks for; one for all pairs."""
+def _outputs(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[OutputPlan]:
+    """Yield the plan of one output for each layer that a spec asks for; one for all pairs."""
     _check_options(spec, manifest, field)
     stage, name = STAGES[spec.name], spec.alias or spec.name
     try:
@@ -174,14 +181,16 @@ def _forms(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[OutputP
         yield OutputPlan(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, index, field)
 
 
-def _stages(forms: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
+def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
     needed: list[set[str]] = [set() for _ in manifest.layers]
-    for form in forms:
-        for layer in form.layers:
-            needed[layer].add(form.spec.name)
+    for output in outputs:
+        for layer in output.layers:
+            needed[layer].add(output.spec.name)
     if predictions:
-        needed[-1].add("output")
+        needed[-1].add(head_source(manifest))
     last = max(index for index, stages in enumerate(needed) if stages)
+    if manifest.block == TRANSFORMER:
+        return tuple(frozenset(stages) for stages in needed[: last + 1])
     for stages in needed[:last]:
         stages.add("output")  # the input of the next layer
     return tuple(
@@ -189,10 +198,23 @@ def _stages(forms: Sequence[OutputPlan], manifest: Manifest, *, predictions: boo
     )
 
 
-def _pools(forms: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:
+def head_source(manifest: Manifest) -> str:
+    """Return the stage of the last layer that the head reads."""
+    return "hidden" if manifest.block == TRANSFORMER else "output"
+
+
+def _runs_dependent(stages: Sequence[frozenset[str]], manifest: Manifest) -> bool:
+    """Return whether a segment that depends on further rows runs behind the last layer."""
+    dependent = [segment.rows_dependent for segment in manifest.segments[len(stages) :][:1]]
+    return any(dependent) and not stages[-1].isdisjoint(GIVEN_BEHIND)
+
+
+def _pools(outputs: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:
     if not manifest.layers[last].HasField("pool"):
         return False
-    return all(form.spec.name == "output" and form.spec.pool != "none" for form in forms if form.layer == last)
+    return all(
+        output.spec.name == "output" and output.spec.pool != "none" for output in outputs if output.layer == last
+    )
 
 
 def _check_predictions(spec: OutputSpec, manifest: Manifest, field: str) -> None:
@@ -253,15 +275,15 @@ def _check_heads(spec: OutputSpec, heads: int, field: str) -> None:
         raise InvalidRequest("names a head twice", field=join_path(field, "heads"))
 
 
-def _check_names(forms: Sequence[OutputPlan]) -> None:
+def _check_names(outputs: Sequence[OutputPlan]) -> None:
     taken = {PREDICTIONS}
-    for form in forms:
-        if len(form.spec.alias) > ALIAS:
+    for output in outputs:
+        if len(output.spec.alias) > ALIAS:
             raise InvalidRequest(
-                f"names an output by {len(form.spec.alias)} characters; {ALIAS} may be", field=form.field
+                f"names an output by {len(output.spec.alias)} characters; {ALIAS} may be", field=output.field
             )
-        if form.name in taken:
+        if output.name in taken:
             raise InvalidRequest(
-                f"the name {form.name[:64]!r} is taken; give this output another `as`", field=form.field
+                f"the name {output.name[:64]!r} is taken; give this output another `as`", field=output.field
             )
-        taken.add(form.name)
+        taken.add(output.name)

@@ -1,11 +1,12 @@
 """The preparation of a sequence: texts are tokenized, shapes and numbers checked, masks combined."""
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
-from attention_proto.masks import Mask, additive
+from attention_proto.folder import TRANSFORMER
+from attention_proto.masks import Mask
 from attention_proto.stages import OF_KEYS
 from numpy.typing import NDArray
 
@@ -14,12 +15,10 @@ from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequ
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.contexts import Memory
+from attention_server.inference.masks import requested_mask, unmasked
 from attention_server.inference.tokenizer import TextTokenizer
 
 Vectors = NDArray[np.float32]
-HIDDEN = np.float32(-np.inf)
-LEAST = np.finfo(np.float32).min
-FLOOR = np.float32(-(2.0**126))  # a quarter of LEAST; scores vanish in rounding next to either
 
 
 class PreparedInput(NamedTuple):
@@ -116,12 +115,16 @@ def prepare(
     if memory is not None:
         _check_memory(memory, layer, query, join_path(path, "query"))
     queries = _length(tokens, query)
+    if 0 < max_length(manifest) < queries:
+        raise InvalidRequest(
+            f"has {queries} positions; this model reads at most {max_length(manifest)}", field=join_path(path, "query")
+        )
     keys = memory.length if memory else _length(memory_tokens, key) or queries
     if value is not None and len(value) != keys:
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=join_path(path, "value"))
     limits.check_scores(layer.heads, queries, keys, path)
-    added = _added(sequence, mask, layer, queries, keys)
-    attending, attended = (None, None) if added is None else _left(added)
+    added = requested_mask(sequence, mask, layer, queries, keys)
+    attending, attended = unmasked(added)
     # A query that is its own key matters where it is attended, not where it attends.
     own_key = query is not None and key is None and not memory_apart and added is not None
     return PreparedInput(
@@ -139,6 +142,14 @@ def prepare(
         attending=attending,
         attended=attended,
     )
+
+
+def max_length(manifest: Manifest) -> int:
+    """Return the largest number of vectors that a model takes as a query; 0 for any.
+
+    A transformer knows the positions of its longest text alone.
+    """
+    return manifest.text.max_tokens if manifest.block == TRANSFORMER else 0
 
 
 def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
@@ -200,7 +211,7 @@ def prepare_memory(
 def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:
     """Check that the query is as wide as the kept keys, for a block that takes any width."""
     width = memory.k.shape[2] // layer.key_value_heads * layer.heads
-    if query is not None and not layer.HasField("project"):
+    if query is not None and not layer.query_dim:
         check.vectors(query, width, field)
 
 
@@ -234,53 +245,6 @@ def _vectors(
     return query, key, value
 
 
-def _added(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int) -> Vectors | None:
-    """Add up the request's mask and the sequence's own: float32 [1 or H, T, S], -inf only where a key is hidden."""
-    parts: list[Vectors] = []
-    biased = False
-    for each, path in ((mask, ""), (sequence.mask, sequence.path)):
-        if each is NO_MASK or each.is_open:
-            continue
-        check.mask(each, layer, queries, keys, join_path(path, "mask"))
-        parts.append(additive(each, queries, keys))
-        biased = biased or each.bias is not None
-    if not parts:
-        return None
-    if len(parts) == 1:
-        return raise_low_rows(parts[0]) if biased else parts[0]
-    return raise_low_rows(
-        np.add(*parts, dtype=np.float64)
-    )  # the sum of two finite float32 numbers may overflow float32
-
-
-def raise_low_rows(added: NDArray[np.floating[Any]]) -> Vectors:
-    """Return biases as float32, of which a graph takes only -inf for hidden.
-
-    onnxruntime's Attention treats a row of which no score is above float32's least as hidden whole. Softmax does not
-    change when a row is shifted, so a row with a largest bias below FLOOR is shifted up, to a largest bias of FLOOR.
-
-    Args:
-        added: [1 or H, T, S], float32 or float64; finite or -inf.
-    """
-    largest = added.max(-1, keepdims=True)
-    if largest.min() < FLOOR:
-        low = (largest < FLOOR) & (largest > HIDDEN)
-        added = added + np.where(low, FLOOR - largest, 0).astype(added.dtype)
-    if added.dtype == np.float32:
-        return added
-    return np.where(added == HIDDEN, HIDDEN, np.maximum(added, LEAST)).astype(np.float32)
-
-
 def _ready(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:
     """Reject NaN and infinity at unmasked positions, zero them at masked ones, and add the axis B."""
     return None if array is None else check.finite(array, matters, path, name)[None]
-
-
-def _left(added: Vectors) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-    """Return whether each query position may attend, [T], and each key position is attended, [S]; None for all."""
-    left = added > HIDDEN
-    return _unless_all(np.any(left, axis=(0, 2))), _unless_all(np.any(left, axis=(0, 1)))
-
-
-def _unless_all(positions: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    return None if positions.all() else positions

@@ -4,19 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Predictor
-from attention_proto.stages import OF_KEYS, PROJECTED
+from attention_proto.stages import PROJECTED
 
 from attention_server.domain.messages import Array, Candidate, Prediction, Result, TopK
 from attention_server.inference import validation as check
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward, Stages
-from attention_server.inference.layer import Vectors
-from attention_server.inference.planner import OutputPlan, Plan
+from attention_server.inference.masks import HIDDEN, Vectors
+from attention_server.inference.planner import OutputPlan, Plan, head_source
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage, top_k
-from attention_server.inference.preprocess import HIDDEN, PreparedInput
-from attention_server.inference.row_selection import positions, predictor_rows
+from attention_server.inference.preprocess import PreparedInput
+from attention_server.inference.row_selection import is_cut, positions, predictor_rows
 
-CHECKED = PROJECTED | {"scores", "output"}  # an overflow in any further stage shows in the output
+SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
+CHECKED = PROJECTED | SUMS | {"scores", "contributions", "embeddings"}
 
 
 def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> list[Result]:
@@ -30,7 +31,9 @@ def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stage
     for each in batch:
         end = begin + each.batch
         place = begin if each.batch == 1 else slice(begin, end)
-        results.append(_result(each, {form.name: stages[form.layer][form.spec.name][place] for form in plan.forms}))
+        results.append(
+            _result(each, {output.name: stages[output.layer][output.spec.name][place] for output in plan.outputs})
+        )
         begin = end
     return results
 
@@ -55,10 +58,12 @@ def shaped_results(
     results = []
     for i, each in enumerate(batch):
         own = [{name: stage[i] for name, stage in of.items()} for of in stages]
-        outputs = {form.name: _output(form, own, each, computed) for form in plan.forms}
+        outputs = {output.name: _output(output, own, each, computed) for output in plan.outputs}
         predictions = None
         if plan.predictions:
-            predictions = tuple(_predictions(own[-1]["output"], each, computed, plan.top, forward, run))
+            predictions = tuple(
+                _predictions(own[-1][head_source(forward.manifest)], each, computed, plan.top, forward, run)
+            )
         results.append(_result(each, outputs, predictions))
     return results
 
@@ -75,14 +80,14 @@ def pooled_results(
     results = []
     for i, each in enumerate(batch):
         of_last = {
-            form.name: shape_stage(stages[-1]["output"][i, place, None], None, form.spec, None, form.field)
-            for place, form in enumerate(pooled)
+            output.name: shape_stage(stages[-1]["output"][i, place, None], None, output.spec, None, output.field)
+            for place, output in enumerate(pooled)
         }
         outputs = {
-            form.name: of_last[form.name]
-            if form.name in of_last
-            else _output(form, [{name: stage[i] for name, stage in of.items()} for of in stages], each, None)
-            for form in plan.forms
+            output.name: of_last[output.name]
+            if output.name in of_last
+            else _output(output, [{name: stage[i] for name, stage in of.items()} for of in stages], each, None)
+            for output in plan.outputs
         }
         results.append(_result(each, outputs))
     return results
@@ -97,33 +102,33 @@ def _result(
 
 def _check_overflow(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> None:
     for wanted, of in zip(plan.stages, stages, strict=True):
-        for name in wanted & CHECKED:
+        for name in wanted & CHECKED if wanted & SUMS else wanted:
             check.no_overflow(of[name], batch[0].path)
 
 
 def _output(
-    form: OutputPlan, stages: Sequence[Mapping[str, Vectors]], prepared: PreparedInput, computed: Rows | None
+    output: OutputPlan, stages: Sequence[Mapping[str, Vectors]], prepared: PreparedInput, computed: Rows | None
 ) -> Array | TopK:
     """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
-    spec = form.spec
+    spec = output.spec
     rows = read_rows(spec, *prepared.rows(spec.name))
 
     def places(layer: int) -> Rows | None:
-        of_some = layer == len(stages) - 1 and spec.name not in OF_KEYS
+        of_some = layer == len(stages) - 1 and is_cut(spec.name)
         return positions(rows, computed if of_some else None)
 
     hidden = None
     if spec.top_k and prepared.added is not None:
         hidden = (prepared.added if rows is None else prepared.added[:, rows]) == HIDDEN
-    if not form.pairs:
-        return shape_stage(stages[form.layer][spec.name], places(form.layer), spec, hidden, form.field)
+    if not output.pairs:
+        return shape_stage(stages[output.layer][spec.name], places(output.layer), spec, hidden, output.field)
     heads = []
-    for layer, head in form.pairs:
+    for layer, head in output.pairs:
         of_head, chosen = stages[layer][spec.name][head], places(layer)
         heads.append(of_head if chosen is None else of_head[chosen])
     if hidden is not None and len(hidden) > 1:  # one mask may serve all heads
-        hidden = hidden[[head for _, head in form.pairs]]
-    return shape_stage(np.stack(heads), None, spec, hidden, form.field)
+        hidden = hidden[[head for _, head in output.pairs]]
+    return shape_stage(np.stack(heads), None, spec, hidden, output.field)
 
 
 def _predictions(

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Predictor
-from attention_proto.stages import OF_KEYS
+from attention_proto.stages import OF_KEYS, STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import OutputSpec
@@ -19,11 +19,13 @@ MAX_MEANS = 256  # kept for specs and lengths that come again
 
 def computed_rows(prepared: PreparedInput, plan: Plan, predictors: Sequence[Predictor]) -> Rows | None:
     """Return the query rows that the last layer has to compute, ascending; None for all."""
+    if not plan.cuts_rows:
+        return None
     last = len(plan.stages) - 1
     read = [
-        read_rows(form.spec, *prepared.rows(form.spec.name))
-        for form in plan.forms
-        if last in form.layers and form.spec.name not in OF_KEYS
+        read_rows(output.spec, *prepared.rows(output.spec.name))
+        for output in plan.outputs
+        if last in output.layers and is_cut(output.spec.name)
     ]
     if plan.predictions:
         read += [predictor_rows(predictor, prepared) for predictor in predictors]
@@ -32,6 +34,11 @@ def computed_rows(prepared: PreparedInput, plan: Plan, predictors: Sequence[Pred
         return None
     rows = np.unique(np.concatenate(chosen))
     return rows if len(rows) < prepared.queries else None
+
+
+def is_cut(stage: str) -> bool:
+    """Return whether a stage of the last layer has the computed rows alone: k, v and stages of the model have all."""
+    return stage not in OF_KEYS and STAGES[stage].level != "model"
 
 
 def predictor_rows(predictor: Predictor, prepared: PreparedInput) -> Rows:

@@ -51,6 +51,11 @@ class TextTokenizer:
         """The ids of all tokens in the vocabulary; special tokens that were added to it are left out."""
         return sorted(self._tokenizer.get_vocab(with_added_tokens=False).values())
 
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of special tokens."""
+        return sorted(id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
     def read(self, text: str, field: str) -> Tokens:
         """Return the tokens of a text.
 
@@ -64,6 +69,7 @@ class TextTokenizer:
         self._check(text, encoding, field)
         return Tokens(
             ids=np.array(encoding.ids, np.int64),
+            types=np.array(encoding.type_ids, np.int64),
             vocabulary=tuple(encoding.tokens),
             shown=tuple(
                 _shown(text, token, *span) for token, span in zip(encoding.tokens, encoding.offsets, strict=True)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import UNBOUNDED, Mask
 from numpy.typing import NDArray
 
@@ -56,11 +57,20 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
         raise InvalidRequest(
             f"a cross-attention model needs what it attends to: give {wanted}", field=join_path(path, "key")
         )
-    if len(manifest.layers) > 1 and (given or sequence.value is not None):
+    if attends_to_itself(manifest) and (given or sequence.value is not None):
         raise InvalidRequest(
-            "a model of several layers attends to its own sequence; leave it out",
+            f"{_kind(manifest)} attends to its own sequence; leave it out",
             field=join_path(path, given[0] if given else "value"),
         )
+
+
+def attends_to_itself(manifest: Manifest) -> bool:
+    """Return whether a model takes no key, value or memory: its keys are of its own sequence, at each layer."""
+    return manifest.block == TRANSFORMER or len(manifest.layers) > 1
+
+
+def _kind(manifest: Manifest) -> str:
+    return "a transformer" if manifest.block == TRANSFORMER else "a model of several layers"
 
 
 def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_text: bool) -> None:
@@ -69,8 +79,8 @@ def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_t
     Raises:
         InvalidRequest: a field is missing, is not for this model, or contradicts another.
     """
-    if len(manifest.layers) > 1:
-        raise InvalidRequest("a model of several layers attends to its own sequence and keeps no memory", field="model")
+    if attends_to_itself(manifest):
+        raise InvalidRequest(f"{_kind(manifest)} attends to its own sequence and keeps no memory", field="model")
     if request.memory_text is not None and not reads_memory_text:
         raise InvalidRequest("this model reads no memory text", field="memory_text")
     if (request.key is None) == (request.memory_text is None):

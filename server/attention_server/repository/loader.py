@@ -12,8 +12,9 @@ from attention_proto.folder import MANIFEST, NAME, VERSION, UnreadableManifestEr
 
 from attention_server.inference.calibration import CalibrationInputs
 from attention_server.inference.engine.protocol import Engine
-from attention_server.inference.independence import DependentRowsError, check_independence, model_probes, tolerance_of
+from attention_server.inference.independence import DependentRowsError, check_independence, tolerance_of
 from attention_server.inference.model import LoadedModel, served_files
+from attention_server.inference.probes import ModelProbes
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.scheduling.cost_model import measure
@@ -127,9 +128,9 @@ def _check_rows(model: LoadedModel) -> None:
         RepositoryError: one does not.
     """
     tolerance = tolerance_of(model.manifest, model.device)
-    vocabularies = [[] if reader is None else reader.ids for reader in (model.reader, model.memory_reader)]
+    probes = ModelProbes(model.manifest, model.layers, model.graphs, model.reader, model.memory_reader)
     try:
-        for probe in model_probes(model.manifest, model.graphs, *vocabularies):
+        for probe in probes.each():
             check_independence(probe, tolerance)
     except DependentRowsError as error:
         raise RepositoryError(str(error)) from error

@@ -43,21 +43,21 @@ class Costs:
         base: seconds of any sequence.
         row: seconds of each row.
         pair: seconds of each pair.
-        tiny: by T from 0, the best number of sequences in a batch, and the remaining share of the cost.
+        batches: by T from 0, the best number of sequences in a batch, and the remaining share of the cost.
     """
 
     base: float = 0.0
     row: float = 0.0
     pair: float = 0.0
-    tiny: list[tuple[int, float]] = field(default_factory=list)
+    batches: list[tuple[int, float]] = field(default_factory=list)
 
-    def of(self, size: Size) -> float:
+    def seconds(self, size: Size) -> float:
         """Return the predicted seconds of one sequence by itself."""
         return (self.base + self.row * size.rows + self.pair * size.pairs) * size.layers
 
-    def together(self, length: int) -> tuple[int, float]:
+    def best_batch(self, length: int) -> tuple[int, float]:
         """Return the best number of sequences in a batch, for T = `length`, and the remaining share of the cost."""
-        return self.tiny[length] if length < len(self.tiny) else (1, 1.0)
+        return self.batches[length] if length < len(self.batches) else (1, 1.0)
 
 
 @dataclass(slots=True)
@@ -81,6 +81,11 @@ class CostCorrection:
 class Subject(Protocol[S]):
     """A model to measure."""
 
+    @property
+    def max_length(self) -> int:
+        """The largest T that it takes; 0 for any."""
+        ...
+
     def draw(self, length: int, count: int) -> Sequence[S]:
         """Return `count` random sequences of T = `length`."""
         ...
@@ -102,22 +107,22 @@ def measure(subject: Subject[S]) -> Costs:
     # A fit of relative errors, so that short sequences are predicted as well as long ones.
     found, *_ = np.linalg.lstsq(sizes / seconds[:, None], np.ones(len(seconds)), rcond=None)
     base, row, pair = (max(0.0, float(each)) for each in found)
-    return Costs(base, row, pair, list(_tiny(subject)))
+    return Costs(base, row, pair, list(_batches(subject)))
 
 
 def _lengths(subject: Subject[S]) -> Iterator[tuple[int, float]]:
-    for length in LENGTHS:
+    for length in _possible(subject, LENGTHS):
         seconds = _seconds(subject, length, 1)
         yield length, seconds
         if seconds > MAX_SECONDS:
             return
 
 
-def _tiny(subject: Subject[S]) -> Iterator[tuple[int, float]]:
-    """Yield the entries of `Costs.tiny`, by T from 0, for as long as a batch pays."""
+def _batches(subject: Subject[S]) -> Iterator[tuple[int, float]]:
+    """Yield the entries of `Costs.batches`, by T from 0, for as long as a batch pays."""
     before = -1
     end = time.perf_counter() + BATCH_SECONDS
-    for length in BATCH_LENGTHS:
+    for length in _possible(subject, BATCH_LENGTHS):
         if time.perf_counter() > end:
             return
         count = min(MAX_BATCH, MAX_BATCH_ROWS // length)
@@ -129,6 +134,12 @@ def _tiny(subject: Subject[S]) -> Iterator[tuple[int, float]]:
             return
         yield from [(count, remains)] * (length - before)
         before = length
+
+
+def _possible(subject: Subject[S], lengths: Sequence[int]) -> list[int]:
+    """Return the lengths that the model takes, at least one."""
+    longest = subject.max_length or lengths[-1]
+    return [length for length in lengths if length <= longest] or [longest]
 
 
 def _seconds(subject: Subject[S], length: int, count: int) -> float:

@@ -49,12 +49,12 @@ class Group:
     @property
     def cost(self) -> float:
         """Predicted seconds, before correction."""
-        return self.profile.alone if self.count == 1 else self.profile.alone * self.profile.spared * self.count
+        return self.profile.seconds * (1 if self.count == 1 else self.profile.batch_factor * self.count)
 
     @property
     def size(self) -> int:
         """Bytes of the sequences and the answers."""
-        return (self.profile.answered + self.profile.held) * self.count
+        return (self.profile.answer_bytes + self.profile.input_bytes) * self.count
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +98,7 @@ class AttendJob:
             cost=self.cost,
             size=sum([group.size for group in self.groups]),
             batch_key=(self.cached_plan, first.kind) if is_batchable else None,
-            max_batch=first.most if is_batchable else 1,
+            max_batch=first.max_batch if is_batchable else 1,
             count=self.prepared[0].batch if is_batchable else 1,
         )
 
@@ -144,7 +144,7 @@ def _group(prepared: list[PreparedInput], profiles: list[InputProfile]) -> list[
     growing: dict[Hashable, Group] = {}
     for position, (one, profile) in enumerate(zip(prepared, profiles, strict=True)):
         group = None if profile.kind is None else growing.get(profile.kind)
-        if group is not None and group.count + one.batch <= profile.most:
+        if group is not None and group.count + one.batch <= profile.max_batch:
             group.add(position, one)
             continue
         group = Group([position], [one], profile, one.batch)

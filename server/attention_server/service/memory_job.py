@@ -47,7 +47,7 @@ class MemoryJob:
             run=_compute,
             deadline=self.call.deadline,
             caller=self.call.caller,
-            cost=self.model.costs.of(Size(length, 0)),
+            cost=self.model.costs.seconds(Size(length, 0)),
             size=2 * size,
         )
 
@@ -57,7 +57,7 @@ class MemoryJob:
         self.call.add_run(run)
         self.call.record.mark_running()
         try:
-            return self.model.remember(self.key, self.value, self.tokens, run)
+            return self.model.project_memory(self.key, self.value, self.tokens, run)
         finally:
             self.call.remove_run(run)
             self.call.record.mark_computed()

@@ -259,7 +259,7 @@ class Service:
         count = sum([each.batch for each in request.inputs])
         call.record.set_target(model.name, model.version, count)
         self.limits.check_sequences(count, "inputs")
-        cached_plan = model.ask(request.outputs)
+        cached_plan = model.plan(request.outputs)
         prepared, profiles = self._prepare(request, model, cached_plan)
         for each, profile in zip(prepared, profiles, strict=True):
             call.record.queries += [profile.queries] * each.batch
@@ -286,8 +286,8 @@ class Service:
             for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan):
                 prepared.append(each)
                 profiles.append(profile)
-                work_bytes += profile.work * each.batch
-                answer_bytes += profile.answered * each.batch
+                work_bytes += profile.score_bytes * each.batch
+                answer_bytes += profile.answer_bytes * each.batch
                 self.limits.check_work(work_bytes)
                 self.limits.check_answer(answer_bytes)
         return prepared, profiles

@@ -880,12 +880,15 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name."""
     version: _builtins.int
     """The version that `manifest` describes."""
     device: _builtins.str
     """The device that computes: `cpu` or `cuda`."""
+    file_bytes: _builtins.int
+    """The bytes of all files of the version."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All versions that answer requests, ascending."""
@@ -909,10 +912,11 @@ class Model(_message.Message):
         device: _builtins.str = ...,
         manifest: Global___Manifest | None = ...,
         nodes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        file_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "manifest", b"manifest", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "file_bytes", b"file_bytes", "manifest", b"manifest", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1078,9 +1082,7 @@ class Layer(_message.Message):
     OUTPUT_DIM_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
     SOFTCAP_FIELD_NUMBER: _builtins.int
-    PROJECT_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
-    AFTER_FIELD_NUMBER: _builtins.int
     ATTEND_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
@@ -1124,27 +1126,15 @@ class Layer(_message.Message):
     nn.MultiheadAttention with add_zero_attn. `scores` and `weights` leave it out, so a row of weights has a sum below 1.
     """
     @_builtins.property
-    def project(self) -> Global___File:
-        """The graph of projections: key [B, S, key_dim], value [B, S, value_dim] -> k, v, both [B, S, heads * width]. Absent
-        in dot_product, where k and v are key and value.
-        """
-
-    @_builtins.property
     def weights(self) -> Global___File:
         """The matrices of the block, in safetensors, for the reference of `attention-export verify`. The server does not read
         it.
         """
 
     @_builtins.property
-    def after(self) -> Global___File:
-        """The graph between this layer and the next: query, output, both [B, T, D] -> next, [B, T, D], the query, key and
-        value of the next layer. Absent in the last layer.
-        """
-
-    @_builtins.property
     def attend(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttendGraph]:
-        """The graphs of attention: query, k, v -> heads, output and q, the cheapest first. The server runs the first one that
-        returns weights if they are requested, takes a mask if there is one, and is made for the device.
+        """The graphs of attention, the cheapest first. The server runs the first one that returns weights if they are
+        requested, takes a mask if there is one, and is made for the device.
         """
 
     @_builtins.property
@@ -1156,8 +1146,8 @@ class Layer(_message.Message):
 
     @_builtins.property
     def bias(self) -> Global___File:
-        """The graph of the bias that the model adds to the scores: query_positions [T], key_positions [S], INT64 [, q, k] ->
-        bias [B or 1, H, T, S]. Absent in a site without one.
+        """The graph of the bias that the model adds to the scores: query_positions [T], key_positions [S], INT64, from 0
+        [, q, k] -> bias [B or 1, H, T, S]. Absent in a site without one.
         """
 
     @_builtins.property
@@ -1178,9 +1168,7 @@ class Layer(_message.Message):
         output_dim: _builtins.int = ...,
         scale: _builtins.float = ...,
         softcap: _builtins.float = ...,
-        project: Global___File | None = ...,
         weights: Global___File | None = ...,
-        after: Global___File | None = ...,
         attend: _abc.Iterable[Global___AttendGraph] | None = ...,
         pool: Global___File | None = ...,
         path: _builtins.str = ...,
@@ -1190,9 +1178,9 @@ class Layer(_message.Message):
         stages: _abc.Iterable[_builtins.str] | None = ...,
         zero_key: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bias", b"bias", "pool", b"pool", "project", b"project", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "pool", b"pool", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "project", b"project", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window", "zero_key", b"zero_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window", "zero_key", b"zero_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1226,9 +1214,11 @@ Global___File: _TypeAlias = File  # noqa: Y015
 
 @_typing.final
 class AttendGraph(_message.Message):
-    """A graph of attention: query [B, T, query_dim], k, v [, mask [B or 1, H or 1, T, S]] -> q, heads, both [B, T, heads *
-    width], output [B, T, D] [, weights [B, H, T, S]]. q is absent in dot_product, where q is the query, and heads is
-    absent in a block without M_O, where the heads are the output.
+    """A graph of attention. Of a transformer: q, k, v, each [B, length, heads * width] [, mask [B, H or 1, T, S]] -> heads
+    [B, T, heads * width] [, weights [B, H, T, S]]; sites of one shape share the file. A block that this project defines
+    has the segments before and behind in the same graph: query [B, T, query_dim], k, v [, mask] -> q, heads, output [B,
+    T, D] [, weights]. q is absent in dot_product, where q is the query, and heads is absent in a block without M_O, where
+    the heads are the output.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1305,7 +1295,7 @@ class Text(_message.Message):
 
     @_builtins.property
     def front(self) -> Global___File:
-        """The graph of the query's text: tokens INT64 [B, T] -> query [, key [, value]]."""
+        """The graph of the query's text: tokens [, position_ids, token_type_ids], each INT64 [B, T] -> query [, key [, value]]."""
 
     @_builtins.property
     def memory_front(self) -> Global___File:

@@ -101,7 +101,15 @@ class OnnxGraph:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
         """Compute outputs; see `Graph.run`."""
-        options = run.of_engine or _options_of(run)
+        return self._compute(outputs, feeds, run, run.of_engine or _options_of(run))
+
+    def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
+        """Compute outputs and what they depend on; see `Graph.run_path`."""
+        options = _new_options(run)
+        options.only_execute_path_to_fetches = True
+        return self._compute(outputs, feeds, run, options)
+
+    def _compute(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run, options: object) -> list[Array]:
         try:
             return self._run(outputs, feeds, options)  # type: ignore[no-any-return] # onnxruntime is untyped
         except Exception as error:
@@ -120,7 +128,13 @@ def _nodes(session: ort.InferenceSession) -> dict[str, Counter[str]]:
 
 
 def _options_of(run: Run) -> ort.RunOptions:
-    """Make the options of a run's graphs; setting `terminate` ends them between two nodes."""
-    options = run.of_engine = ort.RunOptions()
+    """Make the options that a run's graphs share."""
+    options = run.of_engine = _new_options(run)
+    return options
+
+
+def _new_options(run: Run) -> ort.RunOptions:
+    """Make options of a run; setting `terminate` ends a graph between two nodes."""
+    options = ort.RunOptions()
     run.on_end(lambda: setattr(options, "terminate", True))
     return options

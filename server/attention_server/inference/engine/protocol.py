@@ -107,6 +107,10 @@ class Graph(Protocol):
         """
         ...
 
+    def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
+        """Return the outputs named, computing only the nodes that they depend on; otherwise as `run`."""
+        ...
+
 
 class Engine(Protocol):
     """Opens graphs on one device."""

@@ -1,0 +1,107 @@
+"""The walk through a model: which segments and sites run for the stages wanted, and which tensors each has to give.
+
+Graphs are connected by the names of tensors alone. `segment 0, site 0, segment 1, site 1, ...`: a segment gives q, k
+and v of the site behind it, and the output of the site, or the hidden state of the layer, before it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from attention_proto.attention.v1.attention_pb2 import Manifest
+from attention_proto.folder import tensor_name
+
+from attention_server.inference.engine.protocol import Graph
+from attention_server.inference.layer import KEYS, LoadedLayer
+
+BEHIND = frozenset({"output", "hidden"})  # stages of a site or layer that the segment behind it may give
+CONTRIBUTIONS = "contributions"
+EMBEDDINGS = "embeddings"
+MAX_WALKS = 128  # kept for each model
+
+Wanted = tuple[frozenset[str], ...]  # the stages wanted of each site, up to the last one
+
+
+class Segment(NamedTuple):
+    """A segment that runs: its graph, its inputs, the outputs to compute, and the tensors that they become."""
+
+    graph: Graph
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tensors: tuple[str, ...]
+    is_by_row: bool
+
+
+class Step(NamedTuple):
+    """A site, the segment before it, and the parts of the site's stages that segments give.
+
+    Attributes:
+        segment: runs before the site; None where no tensor of it is needed.
+        wanted: the stages wanted of the site and its layer.
+        passed: the site's tensors that are read behind it.
+        attends: whether the site has to compute anything.
+        behind: the stages of this site that the next segment gives.
+        combine: gives `output` of changed heads, for contributions; None where they are not wanted.
+        cut: the tensors that have a row for each query and are read at the site or behind it.
+    """
+
+    segment: Segment | None
+    wanted: frozenset[str]
+    passed: frozenset[str]
+    attends: bool
+    behind: frozenset[str]
+    combine: Segment | None
+    cut: tuple[str, ...]
+
+
+class Walk(NamedTuple):
+    """The steps of the sites that run, and the segment that runs behind the last one; None for none."""
+
+    steps: tuple[Step, ...]
+    end: Segment | None
+
+
+def walks(manifest: Manifest, layers: Sequence[LoadedLayer], graphs: Mapping[str, Graph]) -> Callable[[Wanted], Walk]:
+    """Return the function that plans a model's walks; the latest ones are kept."""
+    segments = [(graphs[each.graph.name], not each.rows_dependent) for each in manifest.segments]
+
+    def plan(wanted: Wanted) -> Walk:
+        return _plan(wanted, layers, segments)
+
+    return lru_cache(MAX_WALKS)(plan)
+
+
+def _plan(wanted: Wanted, layers: Sequence[LoadedLayer], segments: Sequence[tuple[Graph, bool]]) -> Walk:
+    """Plan from the last site to the first: a graph has to give what is read behind it."""
+    behind = [(BEHIND & stages) - layer.gives for stages, layer in zip(wanted, layers, strict=False)]
+    end = _segment(segments, len(wanted), behind[-1]) if behind[-1] else None
+    needed = set(end.inputs if end else ())
+    steps: list[Step] = []
+    for index in reversed(range(len(wanted))):
+        layer, stages = layers[index], wanted[index]
+        combine = _segment(segments, index + 1, {"output"}) if CONTRIBUTIONS in stages else None
+        needed |= set(combine.inputs if combine else ())
+        passed = layer.gives & needed
+        attends = bool(passed | (stages - behind[index] - {EMBEDDINGS}))
+        needed = (needed - passed) | (layer.takes if attends else set())
+        cut = tuple(sorted(needed - set(KEYS) - {"mask"}))
+        given = behind[index - 1] if index else frozenset[str]()
+        segment = _segment(segments, index, needed | given) if index < len(segments) else None
+        if segment is not None:
+            needed = (needed - set(segment.tensors)) | set(segment.inputs)
+        steps.append(Step(segment, stages, passed, attends, behind[index], combine, cut))
+    return Walk(tuple(reversed(steps)), end)
+
+
+def _segment(segments: Sequence[tuple[Graph, bool]], index: int, wanted: "set[str] | frozenset[str]") -> Segment | None:
+    """Return the segment that gives wanted tensors; None where it gives none of them."""
+    graph, is_by_row = segments[index]
+    return make_segment(graph, [name for name in graph.outputs if tensor_name(name) in wanted], is_by_row=is_by_row)
+
+
+def make_segment(graph: Graph, outputs: Sequence[str], *, is_by_row: bool) -> Segment | None:
+    """Return the segment that gives outputs of a graph; None for none."""
+    if not outputs:
+        return None
+    tensors = tuple(map(tensor_name, outputs))
+    return Segment(graph, tuple(graph.inputs), tuple(outputs), tensors, is_by_row)
