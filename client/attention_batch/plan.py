@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """All that must be equal in a run that resumes this one."""
+        """Names and values, fit for JSON, that a run must have in common with this one to resume it."""
         job = self.job
         return {
             "input": [[file.path, file.size, file.modified_ns] for file in self.source.files],

@@ -221,10 +221,18 @@ class Batches:
 def fit(
     network: nn.Module, loss: Callable[[], Tensor], *, steps: int, rate: float, run: str, on_progress: OnProgress
 ) -> list[float]:
-    """Minimise `loss()`, which draws a batch, with AdamW and the one-cycle schedule (Smith & Topin, 2018).
+    """Train a network with AdamW and the one-cycle schedule (Smith & Topin, 2018).
+
+    Args:
+        network: trained in place, and left in evaluation mode.
+        loss: draws a batch and returns its loss, a scalar with gradients.
+        steps: batches.
+        rate: the highest learning rate.
+        run: name of the run, for `on_progress`.
+        on_progress: called after each step, in this thread.
 
     Returns:
-        The loss of each step. The network is left in evaluation mode.
+        The loss of each step.
     """
     began = time.perf_counter()
     optimiser = torch.optim.AdamW(network.parameters(), rate)

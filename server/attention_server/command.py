@@ -6,7 +6,7 @@ from attention_proto.command import run_command
 
 
 def main() -> None:
-    """Run `attention-server`."""
+    """Run the command `attention-server` with the arguments of the process; a missing package ends it with status 1."""
     run_command(
         "attention-server",
         _load_server,
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def token() -> None:
-    """Run `attention-token`."""
+    """Run the command `attention-token` with the arguments of the process; a missing package ends it with status 1."""
     run_command(
         "attention-token",
         _load_token,

@@ -99,7 +99,15 @@ class Source(Protocol):
         ...
 
     def read(self, shard: Shard, fields: Fields) -> Iterator[Row | FailedRow]:
-        """Yield a shard's rows, in order."""
+        """Yield the rows of a shard in order; a row without a valid sequence as a FailedRow with its reason.
+
+        Args:
+            shard: one of `shards`.
+            fields: the columns to read.
+
+        Raises:
+            Refused: the file can no longer be read, or is not the one that the shard was made of.
+        """
         ...
 
 

@@ -20,7 +20,11 @@ from attention_server.transport.threads import Threads
 
 
 class AttentionServicer:
-    """The servicer of attention.v1."""
+    """The servicer of attention.v1.
+
+    Each method is the RPC of its name: it takes the request message and the call's context, returns the response
+    message or its bytes, and raises an AttentionServiceError, which becomes the call's status.
+    """
 
     def __init__(self, service: Service, sessions: StreamSessions, threads: Threads) -> None:
         self._service = service

@@ -71,7 +71,7 @@ class GrpcCall(Protocol):
         """Run a coroutine that answers the call; it is cancelled at the timeout, and when the peer leaves."""
 
     def stop(self, reason: Exception, /) -> None:
-        """Cancel the coroutine; `stop_reason` tells it why."""
+        """Cancel the coroutine, which reads the reason in `stop_reason`. No effect on an ended or stopped call."""
 
     def stop_reason(self) -> Exception:
         """Return why the coroutine was cancelled."""

@@ -64,7 +64,7 @@ class GrpcioServer:
         await self._server.start()
 
     def set_serving(self, is_serving: bool) -> None:
-        """Tell health checks whether requests are answered; from the loop."""
+        """Set what health checks are told: SERVING or NOT_SERVING. Call it on the loop."""
         self._services.set_serving(is_serving)
 
     async def stop(self, grace: float) -> None:

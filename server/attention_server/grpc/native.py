@@ -83,7 +83,7 @@ class NativeServer:
             self._listener.start()
 
     def set_serving(self, is_serving: bool) -> None:
-        """Tell health checks whether requests are answered; from the loop."""
+        """Set what health checks are told: SERVING or NOT_SERVING. Call it on the loop."""
         self._services.set_serving(is_serving)
 
     async def stop(self, grace: float) -> None:

@@ -26,7 +26,11 @@ from attention_server.transport.threads import Threads
 
 
 class InferenceServicer:
-    """The servicer of the Open Inference Protocol."""
+    """The servicer of the Open Inference Protocol.
+
+    Each method is the RPC of its name: it takes the request message and the call's context, returns the response
+    message or its bytes, and raises an AttentionServiceError, which becomes the call's status.
+    """
 
     def __init__(self, service: Service, sessions: StreamSessions, threads: Threads, ready: Callable[[], bool]) -> None:
         self._service = service

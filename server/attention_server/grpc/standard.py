@@ -62,7 +62,7 @@ class Health:
         self._ended = False
 
     def set(self, service: str, status: int) -> None:
-        """Set a service's status, and tell its watches."""
+        """Set a service's status, a `HealthCheckResponse.ServingStatus`, and wake the watches of all services."""
         self._statuses[service] = status
         self._wake_watches()
 

@@ -164,9 +164,11 @@ class SessionState:
         lib.nghttp2_submit_rst_stream(self.session, 0, stream, code)
 
     def count_reset(self) -> int:
-        """Count a stream that the peer has reset, or has made the server reset; return the callback's result.
+        """Count a stream that the peer has reset, or has made the server reset.
 
-        A peer over the limit is sent GOAWAY; one that goes on for another burst is disconnected.
+        Returns:
+            0; or nghttp2's CALLBACK_FAILURE, which ends the connection. A peer over the limit is sent GOAWAY first; one
+            that goes on for another burst is disconnected.
         """
         if self._resets.allows():
             return 0

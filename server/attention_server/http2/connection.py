@@ -85,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- asyncio's protocol ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin the session, or disconnect a peer when there are too many."""
+        """Begin the HTTP/2 session; close the connection if the server stops or has as many as `limits.connections`."""
         server = self._server
         self.session = Session(self, server.limits.concurrent_calls)
         self._transport = transport

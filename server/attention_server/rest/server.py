@@ -115,7 +115,7 @@ def docs_routes() -> list[Route | Mount]:
 
 
 async def plain_error(request: Request, error: Exception) -> Response:
-    """Answer an unknown path or method, which the router refuses, with the document of every other error."""
+    """Return the error document of the path's protocol for an HTTPException of the router: status 404 or 405."""
     assert isinstance(error, HTTPException)
     message = {404: f"there is no {request.url.path[:256]}; see /docs", 405: f"{request.method} is not offered here"}
     content = {
