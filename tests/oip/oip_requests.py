@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol, written by hand, and readers of their answers."""
+"""Requests of the Open Inference Protocol, written by hand, and readers of the answers."""
 
 import json
 from typing import Any

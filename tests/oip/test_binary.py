@@ -41,7 +41,7 @@ from tests.oip.oip_requests import LENGTH, QUERY, RAW, binary, bytes_input, infe
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_bytes_that_do_not_fit(server, asked, words):
-    """Bytes that are too few, too many, or not a tensor are refused by their field."""
+    """Bytes that are too few, too many, or not a tensor are refused by the name of the field."""
     response = post(server, "/v2/models/dot/infer", asked["body"], headers=asked["headers"])
     assert response.status_code == 400
     assert response.json()["error"].startswith(words), response.json()

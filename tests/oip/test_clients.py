@@ -45,7 +45,7 @@ import scenario  # noqa: E402 # what the clients run has to be found by them as 
 
 @dataclass
 class Report:
-    """A client's report: its answers by case and output, and other facts."""
+    """A client's report: its answers by case and output, and further facts."""
 
     answers: dict[str, np.ndarray]
     facts: dict[str, Any]

@@ -34,7 +34,7 @@ def test_every_json_body_is_a_named_schema(operation):
 
 
 def test_every_reference_is_to_a_component():
-    """References name components, no places within one: generators find no others."""
+    """References name components, no places within one: generators find no further ones."""
     found = [node["$ref"] for node in nodes(document) if isinstance(node.get("$ref"), str)]
     assert len(found) > 100
     for reference in found:

@@ -22,7 +22,7 @@ MYPY = "[mypy]\nstrict = true\n[mypy-generated.client]\nignore_errors = true\n"
 
 
 def run(*command, cwd, path=os.environ["PATH"]):
-    """Run a program; return what it prints. A failure shows all of it."""
+    """Run a program; return its output. A failure shows all of it."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PATH": path}
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,7 +42,7 @@ def python_client(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def typescript_client(tmp_path_factory):
-    """A folder with the types that openapi-typescript makes of the document, and a program that uses them."""
+    """A folder with the types that openapi-typescript makes of the document, and a program that uses the types."""
     folder = tmp_path_factory.mktemp("typescript")
     for name in ("call.ts", "tsconfig.json", "package.json"):
         shutil.copy(HERE / name, folder)
@@ -59,7 +59,8 @@ def node():
 
 
 def check(read):
-    """Check what a generated client read: three rows of the dot product, each over itself and those before it."""
+    """Check the answer that a generated client read: three rows of the dot product, each over itself and those before
+    it."""
     query = np.array([[1, 0], [0, 1], [1, 1]])
     scores = np.where(np.tri(3, dtype=bool), query @ query.T, -np.inf)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
@@ -81,7 +82,7 @@ def check(read):
 
 
 def test_python(python_client, server):
-    """openapi-python-client leaves nothing out; what it makes is typed strictly, and reads weights without a cast."""
+    """openapi-python-client leaves nothing out; its client is typed strictly, and reads weights without a cast."""
     (python_client / "mypy.ini").write_text(MYPY)
     mypy = ("mypy", "--config-file", "mypy.ini", "--python-executable", CLIENTS / "python")
     run(sys.executable, "-m", *mypy, "call.py", "generated", cwd=python_client)
@@ -90,7 +91,7 @@ def test_python(python_client, server):
 
 
 def test_typescript(typescript_client, server):
-    """What openapi-typescript makes compiles strictly; a call of `:attend` and its answer are typed without a cast."""
+    """The types of openapi-typescript compile strictly; a call of `:attend` and its answer are typed without a cast."""
     run(node(), NODE_MODULES / "typescript/bin/tsc", "--project", ".", cwd=typescript_client)
     source = (typescript_client / "call.ts").read_text()
     assert " as " not in source

@@ -19,7 +19,7 @@ ARRAYS = st.sampled_from(list(codec.DTYPES.values())).flatmap(
 @bounded
 @given(ARRAYS)
 def test_round_trip(array):
-    """What is written is read: type, shape and every bit."""
+    """Every written tensor is read: type, shape and every bit."""
     message = pb.Tensor.FromString(codec.encode(array).SerializeToString())
     read = codec.decode(message)
     assert (read.dtype, read.shape) == (array.dtype, array.shape)

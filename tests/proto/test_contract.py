@@ -1,4 +1,4 @@
-"""The contract only grows: what `make check` says of a change to it."""
+"""The contract only grows: the verdict of `make check` on a change to it."""
 
 import shutil
 import subprocess
@@ -60,7 +60,7 @@ def test_what_grows_is_taken(tmp_path):
 
 
 def test_a_field_of_the_manifest_may_go_when_it_is_reserved(tmp_path):
-    """A field may go where its name and number are reserved, so that no other takes its place."""
+    """A field may go where its name and number are reserved, so that no new one takes its place."""
     source = "  // The source of imported weights.\n  string source = 11;\n"
     done = lint(changed(tmp_path, source, '  reserved 11;\n  reserved "source";\n'))
     assert done.returncode == 0, done.stdout + done.stderr

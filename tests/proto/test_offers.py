@@ -23,7 +23,7 @@ def manifest(front: str = "front.onnx") -> Manifest:
 
 
 def test_a_layer_offers_what_its_manifest_lists():
-    """Stages of every attention are always there; output, contributions and hidden where they are listed."""
+    """Stages of every attention are always there; output, contributions and hidden where listed."""
     model = manifest()
     always = {"embeddings", "q", "k", "v", "scores", "weights", "entropy", "heads"}
     for layer in model.layers:

@@ -1,4 +1,4 @@
-"""The table of stages: what it says, and that what is made of it agrees with what the service sends."""
+"""The table of stages: its rows, and that everything made of it agrees with the service's answers."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_axes(name):
     ],
 )
 def test_a_stage_of_any_level(axes, level, heads, rows, columns, takes):
-    """The table carries stages of layers and of the model too: their axes alone tell which options they take."""
+    """The table carries stages of layers and of the model too: the axes alone tell the options."""
     stage = Stage("new", axes, "a stage that is not there yet", level=level)
     assert (stage.head_axis, stage.row_axis, stage.column_axis) == (heads, rows, columns)
     assert (stage.takes("heads"), stage.takes("reduce"), stage.takes("pool")) == (takes, takes, True)

@@ -1,4 +1,4 @@
-"""Messages written by hand: what protobuf reads is the message."""
+"""Messages written by hand: protobuf reads the same message."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Real certificates, real tokens, and servers that require them."""
+"""Real certificates, real tokens, and servers that require both."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Connections on a port of TLS before their handshake is complete, on both ports of a real server."""
+"""Connections on a port of TLS before the handshake is complete, on both ports of a real server."""
 
 import socket
 from contextlib import ExitStack
@@ -58,7 +58,7 @@ def test_a_handshake_has_a_time(dot_only, pems, port, monkeypatch):
 
 
 def test_a_handshake_is_counted(dot_only, pems, port, monkeypatch):
-    """Of more connections than there may be the last is closed, whether or not the others' handshake is complete."""
+    """Of more connections than there may be the last is closed, whether or not the first handshakes are complete."""
     for module in (native, rest_server):
         monkeypatch.setattr(module, "most_connections", lambda: CONNECTIONS)
     with local_server(dot_only, certificates=Certificates(pems.cert, pems.key)) as server, ExitStack() as stack:

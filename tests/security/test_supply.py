@@ -73,7 +73,7 @@ def test_the_build_is_locked():
 
 
 def bundled() -> dict[str, str]:
-    """Return the npm packages of the page's bundle with their versions, from the file of licences."""
+    """Return the npm packages of the page's bundle with versions, from the file of licences."""
     licences = (ROOT / "server/attention_server/rest/page/LICENSES.txt").read_text()
     return dict(re.findall(r"^([\w@/.-]+) (\d+\.\d+\.\d+)$", licences, re.MULTILINE))
 
@@ -107,12 +107,12 @@ def test_what_is_bundled_is_locked():
 
 
 def test_the_bundle_names_no_registry():
-    """The lock of npm packages names no registry to fetch them from."""
+    """The lock of npm packages names no registry to fetch packages from."""
     assert "resolved" not in (ROOT / "server/web/package-lock.json").read_text()
 
 
 def test_locks_name_no_index():
-    """A lock identifies packages by hashes and names no index to fetch them from."""
+    """A lock identifies packages by hashes and names no index to fetch packages from."""
     for file in sorted(LOCKS.iterdir()):
         text = file.read_text()
         assert "index-url" not in text

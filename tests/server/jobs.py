@@ -1,4 +1,4 @@
-"""Jobs of the scheduler's tests: functions as jobs, jobs that hold their slot, batches."""
+"""Jobs of the scheduler's tests: functions as jobs, jobs that hold a slot, batches."""
 
 import threading
 from contextlib import contextmanager

@@ -29,7 +29,7 @@ def ask(service, version=0, model="multi"):
 
 
 def state(service, version, model="multi"):
-    """Return what the index has of a version: state and reason."""
+    """Return the state of a version in the index: state and reason."""
     (entry,) = [each for each in service.index() if (each.name, each.version) == (model, version)] or [None]
     return entry and (entry.state, entry.reason)
 

@@ -47,7 +47,7 @@ class Block:
             query: [T, Dq].
             key: [S, Dk].
             value: [S, Dv].
-            added: what is added to the scores, broadcastable to [H, T, S].
+            added: a summand of the scores, broadcastable to [H, T, S].
         """
         key = query if key is None else key
         value = key if value is None else value
@@ -109,7 +109,7 @@ def entropy(row: np.ndarray) -> float:
 
 
 def additive(mask: dict[str, Any], heads: int, queries: int, keys: int) -> np.ndarray:
-    """What a mask adds to the scores, [H, T, S], position by position."""
+    """The summand of a mask for the scores, [H, T, S], position by position."""
     added = np.zeros((heads, queries, keys))
     shift = keys - queries if mask.get("causal") == "bottom_right" else 0
     window = {"left": -1, "right": -1} | mask.get("window", {})

@@ -1,4 +1,4 @@
-"""Versions changed after their export: spoiled, or with other weights."""
+"""Versions changed after export: spoiled, or with other weights."""
 
 import hashlib
 import json

@@ -37,7 +37,7 @@ from tests.server.test_together import (  # noqa: F401
 from tests.transports import TRANSPORTS
 
 LIMITS = Limits(sequences=8, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=60)
-LENGTHS = (3, 3, 3, 2, 40, 3, 3)  # neighbours of one length, and others
+LENGTHS = (3, 3, 3, 2, 40, 3, 3)  # neighbours of one length, and further lengths
 ASKED = (
     ["output"],
     EVERYTHING,
@@ -64,7 +64,7 @@ def singly(transport, name, sequences, mask=None, **options):
 @pytest.mark.parametrize("outputs", ASKED, ids=str)
 @pytest.mark.parametrize("name", WIDTHS)
 def test_one_behind_the_other(transport, name, outputs, mask):
-    """Sequences of any lengths may lie one behind the other; each has a result of its own, in order."""
+    """Sequences of any lengths may lie in a row; each has a result of its own, in order."""
     sequences = [sequence(name, length) for length in LENGTHS]
     expected = singly(transport, name, sequences, outputs=outputs, **mask)
     assert_same(transport.attend(name, version=1, **behind(sequences), outputs=outputs, **mask)["results"], expected)
@@ -155,7 +155,7 @@ def test_it_runs_together(models, connect, packed):  # noqa: F811
     ids=str,
 )
 def test_lengths_that_are_wrong(transport, given, field, says):
-    """Lengths that do not match the tensors are refused by their field."""
+    """Lengths that do not match the tensors are refused by the name of the field."""
     with refused("INVALID_ARGUMENT", None, *says) as caught:
         transport.attend("dot", **given)
     assert caught.value.field.startswith(transport.at(field))
@@ -232,7 +232,7 @@ def test_many_are_not_looked_at_on_the_loop(models, connect, monkeypatch, length
 @pytest.mark.parametrize("name", TRANSPORTS)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 def test_each_sequence_counts(models, connect, name, packed):  # noqa: F811
-    """The metrics and the log count the sequences of a batch one by one, with their lengths."""
+    """The metrics and the log count the sequences of a batch one by one, each with its length."""
     sequences = [sequence("multi", length) for length in ((1, 4, 2) if packed else (3, 3, 3))]
     sent = behind(sequences) if packed else {"query": np.stack([each["query"] for each in sequences])}
     with start_server(models, "--access-log", "all", "--log-format", "json") as server:
@@ -248,7 +248,7 @@ def test_each_sequence_counts(models, connect, name, packed):  # noqa: F811
 
 
 def test_no_more_are_read_than_may_be():
-    """The sequences of all inputs count together, before the last of them are read."""
+    """The sequences of all inputs count together, before the last ones are read."""
     three = pb.Sequence(query=tensor(np.ones((6, 2), np.float32)), lengths=[1, 2, 3])
     assert len(proto.decode_request(pb.AttendRequest(inputs=[three] * 2), LIMITS).inputs) == 6
     with pytest.raises(TooLarge, match="9 sequences"):

@@ -1,11 +1,11 @@
-"""The commands without their dependencies: `--help` and `--version` work, all else says in one line what to install."""
+"""The commands without dependencies: `--help` and `--version` work, all else says in one line what to install."""
 
 import subprocess
 import sys
 
 import pytest
 
-# What an import finds where only the base install is there, or where one module of an extra is missing.
+# The modules that an import finds where only the base install is there, or where one module of an extra is missing.
 HIDING = """
 import sys
 
@@ -60,7 +60,7 @@ def test_one_missing_module(missing):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_version_without_extras(command):
-    """`--help` says what the command is for and what it needs; `--version` tells the version."""
+    """`--help` tells the purpose and the needs of the command; `--version` tells the version."""
     shown = run(command, EXTRAS, "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith(f"usage: {command}")

@@ -82,7 +82,7 @@ def wait_out(admission):
 
 
 def come(admission, count, seconds):
-    """Let `count` requests arrive at once, answer the admitted ones in turn, and return their number."""
+    """Let `count` requests arrive at once, answer the admitted ones in turn, and return the number."""
     permits = []
     for _ in range(count):
         with suppress(Full):
@@ -137,7 +137,7 @@ def test_places_behind_a_closed_door(admission):
 
 
 def test_requests_from_before_the_trip_hold_permits(admission):
-    """Requests admitted before the restriction count as permits until they end."""
+    """Requests admitted before the restriction count as permits to the end of the request."""
     before = [admission.acquire("a") for _ in range(3 * PERMITS_PER_SLOT)]
     admission.trip()
     with pytest.raises(Full):

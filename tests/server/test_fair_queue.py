@@ -94,7 +94,7 @@ def test_what_waits_for_room_is_told_of_the_end(make):
 
 
 def test_a_full_queue_refuses(make):
-    """What nobody waits for in a thread is refused as other work is: the bounds and deadlines are the same."""
+    """A job for which no thread waits is refused as any job is: the bounds and deadlines are the same."""
     with held(make(max_queued=2, clock=lambda: 100.0)) as scheduler:
         first = scheduler.submit(work(int, cost=2.0))
         with pytest.raises(Unavailable, match="after the deadline"):
@@ -136,7 +136,8 @@ def test_callers_take_turns(make):
 
 
 def test_turns_are_as_long_as_the_work(make):
-    """Callers share seconds, not requests: beside one whose requests take four times as long, four are answered."""
+    """Callers share seconds, not requests: beside a caller with requests that take four times as long, four are
+    answered."""
     ran = []
     with held(make(max_queued=20)) as scheduler:
         futures = [submit(scheduler, partial(ran.append, "long"), caller="a", cost=0.4) for _ in range(3)]
@@ -177,7 +178,7 @@ def test_streams_are_not_shed(make):
 
 
 def test_what_was_cancelled_costs_no_turn(make):
-    """Jobs that were cancelled in the queue do not put their caller's next one behind."""
+    """Jobs that were cancelled in the queue do not put the next job of the same caller behind."""
     ran = []
     with held(make(max_queued=4)) as scheduler:
         for _ in range(3):
@@ -205,7 +206,7 @@ def test_a_cancelled_job_moves_up_its_own_caller_alone(make):
 
 
 def test_callers_who_have_gone_are_forgotten():
-    """A queue that is never empty does not remember everyone who ever called: after many, old debts are forgiven."""
+    """A queue that is never empty does not remember every caller that ever came: after many, old debts are forgiven."""
     queue = FairQueue(QueueLimits(8, 60.0, 1000), 1)
 
     def come_and_go(caller, cost):

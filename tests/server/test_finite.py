@@ -1,4 +1,4 @@
-"""Numbers that are none: refused where they could reach an answer, harmless where they cannot."""
+"""Numbers that are none: refused where one could reach an answer, harmless elsewhere."""
 
 import contextlib
 
@@ -56,7 +56,7 @@ def test_refused_where_one_query_may_attend(transport):
 
 @pytest.mark.parametrize("name", ["key", "value"])
 def test_refused_under_a_finite_bias(transport, name):
-    """A finite bias, down to float32's least, hides no key: what it is added to must be finite."""
+    """A finite bias, down to float32's least, hides no key: the number that it is added to must be finite."""
     bias = np.zeros((3, 4), np.float32)
     bias[:, 2] = np.finfo(np.float32).min
     with refused("INVALID_ARGUMENT", None, "[2, 0]") as caught:
@@ -107,7 +107,7 @@ def test_huge_numbers_in_masked_keys(transport):
 
 
 def test_no_answer_that_is_no_number(transport):
-    """Finite vectors whose products overflow are answered with numbers or refused: no NaN leaves the server."""
+    """Finite vectors with products that overflow are answered with numbers or refused: no NaN leaves the server."""
     x = np.full((2, 2), 1e30, np.float32)
     outputs = {}
     with contextlib.suppress(Refused):

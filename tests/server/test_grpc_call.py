@@ -30,7 +30,7 @@ PIECES = 64  # more than the client's window and socket take
 
 @dataclass
 class Scenario:
-    """What happened to one call on the server.
+    """The course of one call on the server.
 
     Attributes:
         events: in order of time.
@@ -182,7 +182,7 @@ def test_the_peer_goes_while_a_write_blocks(kind):
 
 
 def test_a_deadline_during_a_write(kind):
-    """The timeout ends a call whose caller does not read; the reason is the deadline."""
+    """The timeout ends a call with a caller that does not read; the reason is the deadline."""
     scenario = Scenario()
 
     def on_call(call):
@@ -198,7 +198,7 @@ def test_a_deadline_during_a_write(kind):
 
 
 def test_the_order_of_metadata(kind):
-    """Trailers arrive in the order in which they were given, repeated names too; of request headers the last counts."""
+    """Trailers arrive in the given order, repeated names too; of request headers the last counts."""
     trailers = [(b"x-b", b"1"), (b"x-a", b"2"), (b"x-b", b"3")]
     seen = {}
 

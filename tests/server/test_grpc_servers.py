@@ -1,4 +1,4 @@
-"""The choice of what serves gRPC: the native server, grpcio's, or the one that this machine can run."""
+"""The choice of the server of gRPC: the native server, grpcio's, or the one that this machine can run."""
 
 import grpc
 import pytest
@@ -39,7 +39,7 @@ def test_a_server_that_is_chosen(dot_only, kind):
 
 
 def test_native_without_its_library(dot_only):
-    """The native server that is asked for and cannot run is one line that says what to install, and status 1."""
+    """The native server that is asked for and cannot run is one line with the package to install, and status 1."""
     done = run_server("--models", dot_only, "--grpc-server", "native", command=WITHOUT_LIBRARY)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

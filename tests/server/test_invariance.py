@@ -66,7 +66,7 @@ def test_what_is_in_flight_changes_nothing(ask, case):
 @bounded
 @given(queries=LENGTHS, keys=LENGTHS, padding=st.tuples(LENGTHS, LENGTHS), seed=SEEDS)
 def test_padding_changes_nothing(ask, case, queries, keys, padding, seed):
-    """Keys that a mask hides, and queries beside, leave the other rows as they were."""
+    """Keys that a mask hides, and queries beside, leave all further rows unchanged."""
     rng = np.random.default_rng(seed)
     vectors = case.vectors(rng, queries, keys)
     alone = ask.outputs(case.model, outputs=ASKED, **vectors)

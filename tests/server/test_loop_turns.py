@@ -1,4 +1,4 @@
-"""Short jobs that an event loop computes between its other callbacks."""
+"""Short jobs that an event loop computes between its callbacks."""
 
 import asyncio
 import threading

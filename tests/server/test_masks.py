@@ -1,4 +1,4 @@
-"""Masks: what each part means, that parts combine, and what happens where nothing is left to attend to."""
+"""Masks: the meaning of each part, combinations of parts, and rows without a key that is left."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def assert_stages(outputs, expected):
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: "-".join(f"{k}{np.shape(v) or ''}" for k, v in mask.items()))
 def test_each_mask(transport, repository, mask):
-    """A mask hides what it says it hides; the scores are told before it."""
+    """A mask hides exactly its own positions; the scores are told before it."""
     expected = read_block(repository, "cross").stages(**VECTORS, added=additive(mask, H, T, S))
     assert_stages(transport.outputs("cross", mask=mask, outputs=ASKED, **VECTORS), expected)
     assert_stages(transport.outputs("cross", mask=mask, **VECTORS), expected)

@@ -80,7 +80,7 @@ def test_versions(models):
     ("name", "version", "words"), [("nobody", 0, ["nobody", "multi-head"]), ("self", 3, ["3", "1, 2"])]
 )
 def test_what_is_not_there(models, name, version, words):
-    """An unknown model or version is not found; the message says what there is."""
+    """An unknown model or version is not found; the message lists the existing ones."""
     with pytest.raises(Refused) as caught:
         models(name, version)
     assert (caught.value.code, caught.value.http) == ("NOT_FOUND", HTTP["NOT_FOUND"])

@@ -96,7 +96,8 @@ def test_settled_once():
 
 
 def test_an_error_is_not_kept():
-    """When all have seen an error, it goes, and with it what its trace holds; not when the collector comes by."""
+    """When all readers have seen an error, it is freed, and with it the objects of its trace; not when the collector
+    comes by."""
 
     class Fault(Exception):
         pass

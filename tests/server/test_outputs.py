@@ -34,7 +34,7 @@ def test_heads_chosen(transport, stages, stage):
 
 @pytest.mark.parametrize(("option", "twice"), [("heads", [2, 0, 2]), ("rows", [1, 1]), ("rows", [0, -4])])
 def test_none_is_chosen_twice(transport, option, twice):
-    """A head or row that is named twice, also as -1, is refused: lists cannot grow beyond what is there."""
+    """A head or row that is named twice, also as -1, is refused: lists cannot grow beyond the existing items."""
     with refused("INVALID_ARGUMENT", f"outputs[0].{option}", "twice"):
         only(transport, name="weights", **{option: twice})
 
@@ -190,7 +190,7 @@ def test_a_long_name(transport):
     ],
 )
 def test_what_is_not_offered(transport, spec, field, word):
-    """A name, head, row, layer or option that is not offered is refused by its field, with what would do."""
+    """A name, head, row, layer or option that is not offered is refused by its field, with the accepted ones."""
     with refused("INVALID_ARGUMENT", field, word):
         transport.attend("cross", outputs=[spec], **VECTORS)
 

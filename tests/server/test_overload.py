@@ -45,7 +45,7 @@ def output(response):
 
 @pytest.fixture
 def two_callers(tmp_path):
-    """Two named callers, and the metadata with their tokens."""
+    """Two named callers, and the metadata with a token of each."""
     names = ("greedy", "light")
     path = tmp_path / "tokens.toml"
     path.write_text("".join(f'[{name}]\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n' for name in names))

@@ -1,4 +1,4 @@
-"""Plans: those of short requests are kept, with what was learned for them; those of long ones are not."""
+"""Plans: plans of short requests are kept, with the learned corrections; those of long ones are not."""
 
 import pytest
 from attention_server.domain.messages import OutputSpec

@@ -1,4 +1,4 @@
-"""Rows made one on the server: their mean, the first or the last, of those that a mask leaves."""
+"""Rows made one on the server: the mean, the first or the last of the rows that a mask leaves."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_every_stage_pooled(transport, repository, mask, pool):
 @of_every_mask
 @pytest.mark.parametrize("name", ["output", "v", "entropy"])
 def test_rows_are_chosen_before(transport, repository, mask, pool, name):
-    """Of the chosen rows, in their order, the visible ones are pooled."""
+    """Of the chosen rows, in the given order, the visible ones are pooled."""
     stages, left = reference(repository, mask)
     rows = [-1, 0, 2]
     np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_nothing_is_left(transport, pool):
 
 @pytest.mark.parametrize("outputs", [["output"], [{"name": "q", "rows": [1]}, {"name": "heads", "pool": "last"}]])
 def test_beside_others(transport, repository, outputs):
-    """Further outputs of the request have the values that they have alone."""
+    """Further outputs of the request have the same values as alone."""
     asked = [*outputs, {"name": "output", "as": "cls", "pool": "first"}, {"name": "weights", "rows": [-1, 1]}]
     found = transport.outputs("cross", outputs=asked, **VECTORS)
     stages, _ = reference(repository, {})
@@ -151,7 +151,7 @@ def test_rows_of_a_sequence_of_their_own(transport, repository):
 
 
 def test_predictions_beside_rows(transport):
-    """The head reads its own rows, whatever rows are sent."""
+    """The head reads its own rows, independently of the sent ones."""
     asked = {"text": "I gave my cat Tater a toy"}
     whole = transport.one("multi-head", outputs=["predictions", "output"], **asked)
     some = transport.one("multi-head", outputs=["predictions", {"name": "output", "rows": [-1]}], **asked)
@@ -189,7 +189,7 @@ def test_only_rows_that_are_needed_are_computed(repository, connect, monkeypatch
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """The graphs that run, by the names of their inputs."""
+    """The graphs that run, by names of inputs."""
     run, fed = OnnxGraph.run, []
 
     def noted(self, outputs, feeds, under):

@@ -16,11 +16,11 @@ from serving import HANG, ROOT, SERVER, clean_env, run_server, start_server, wai
 
 from tests.observability.conftest import metrics_of
 
-# The beginning of a request whose body does not end.
+# The beginning of a request with an endless body.
 HALF_SENT = b"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{"
 
 
-# --- what it needs ---------------------------------------------------------------------------------------------------
+# --- requirements ---------------------------------------------------------------------------------------------------
 
 
 def test_no_threads_of_numpy():
@@ -156,7 +156,7 @@ def test_a_stop_finishes_what_was_accepted(dot_only, tmp_path_factory, connect, 
 
 
 def test_a_stop_while_models_load(dot_only, tmp_path):
-    """On a signal while models load, the process ends with 0 within its grace, and does not load them first."""
+    """On a signal while models load, the process ends with 0 within its grace, and does not load the models first."""
     held = tmp_path / "held"
     held.touch()
     command = [SERVER.with_name("python"), ROOT / "tests/held_server.py", held]

@@ -8,7 +8,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 
 class UnreadStream:
-    """A stream of endless requests whose peer reads no answer."""
+    """A stream of endless requests from a peer that reads no answer."""
 
     def __init__(self) -> None:
         self.call = self

@@ -1,4 +1,4 @@
-"""Repositories that contradict their manifests: refused at the start, by folder and reason, before anything is
+"""Repositories with wrong manifests: refused at the start, by folder and reason, before anything is
 served."""
 
 import shutil
@@ -39,7 +39,8 @@ def assert_refused(folder, *words, cwd=None):
 
 
 def test_changed_bytes(folder):
-    """A file whose hash is not the manifest's is refused by name: of a graph, the tokenizer, and the matrices too."""
+    """A file with another hash than the manifest's is refused by name: of a graph, the tokenizer, and the matrices
+    too."""
     for name in ("attend.onnx", "tokenizer.json", "block.safetensors", "head.onnx"):
         spoiled = folder("multi-head")
         with (spoiled / name).open("ab") as file:
@@ -179,7 +180,7 @@ def test_data_outside_the_graph(folder, tmp_path):
     ids=str,
 )
 def test_widths_that_lie(folder, model, change):
-    """A manifest whose widths or heads are not its graphs' is refused: clients read them."""
+    """A manifest with other widths or heads than its graphs' is refused: clients rely on both."""
     spoiled = folder(model)
     edit(spoiled, lambda manifest: manifest["layers"][0].update(change))
     assert_refused(spoiled)
@@ -198,7 +199,7 @@ def test_widths_that_lie(folder, model, change):
     ids=["block", "no-block", "rows", "predictor", "labels", "no-head"],
 )
 def test_a_manifest_that_contradicts_its_files(folder, change):
-    """An unknown block, a predictor that reads from nowhere, is no output of the head, or has other labels: refused."""
+    """An unknown block, a predictor that reads from nowhere, is no output of the head, or has wrong labels: refused."""
     spoiled = folder("multi-head")
     edit(spoiled, change)
     assert_refused(spoiled)
@@ -264,7 +265,8 @@ DEPENDENT = [
 
 
 def test_rows_that_depend_on_each_other(folder):
-    """A graph that computes a row from its position, from other rows or from its batch is refused, with what differs:
+    """A graph that computes a row from its position, from further rows or from its batch is refused, with the
+    difference:
     the server computes chosen rows, cut sequences and batches with the same graphs."""
     good = folder("dot")
     for version, (model, file, tensor, steps, _) in enumerate(DEPENDENT, 2):
@@ -302,7 +304,7 @@ def test_no_models(tmp_path):
     ],
 )
 def test_one_bad_version_of_two(folder, missing, mode):
-    """A version that cannot be served keeps no other from being served: it is in the log and the index with the
+    """A version that cannot be served keeps no second one from being served: it is in the log and the index with the
     reason. With --strict it ends the start."""
     good = folder("dot")
     bad = good.parent / "2"

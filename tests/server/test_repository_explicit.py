@@ -166,8 +166,8 @@ def test_a_load_of_what_cannot_be_served(models, publish):
 
 
 def test_a_version_replaced_under_its_number(models, publish):
-    """Other files under a number take over as a whole; who holds the old ones has them to the end, and memories made by
-    them are not taken for the new ones'."""
+    """New files under a number take over as a whole; holders of the old ones keep the leases to the end, and memories
+    of the old files are not taken for the new files'."""
     with local_server(models, **EXPLICIT) as server:
         service = server.service
         service.load_model("multi", someone())

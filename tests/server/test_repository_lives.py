@@ -1,4 +1,4 @@
-"""Versions in transit: warmed before they take over, drained before they leave."""
+"""Versions in transit: warmed before taking over, drained before leaving."""
 
 import gc
 import shutil
@@ -82,7 +82,7 @@ def test_an_unload_drains(models):
 
 
 def test_an_unload_ends_within_the_grace(models):
-    """A request that holds a version for ever does not hold up its unload; it can go on with what it holds."""
+    """A request that holds a version for ever does not hold up its unload; it can go on with its lease."""
     with local_server(models, **EXPLICIT, grace=0.1) as server:
         server.service.load_model("multi", someone())
         with server.repository.lease("multi") as model:
@@ -110,7 +110,7 @@ def test_what_is_unloaded_is_freed(models):
 
 
 def test_a_stop_does_not_wait_for_a_look(models):
-    """A stop ends the following at once between two looks, however seldom they are; a look that has begun is waited
+    """A stop ends the following at once between two looks, however rare; a look that has begun is waited
     for within the grace."""
     with start_server(models, "--repository-mode", "poll", "--repository-poll", 3600) as server:
         server.process.terminate()

@@ -65,7 +65,7 @@ def rename_root(models, aside):
 
 
 def empty_root(models, aside):
-    """What an unmounted disk leaves: an empty folder."""
+    """The remains of an unmounted disk: an empty folder."""
     models.rename(aside)
     models.mkdir()
 
@@ -92,7 +92,7 @@ def empty_model(models, aside):
 )
 def test_a_disk_that_goes_away(models, publish, tmp_path, connect, unmount, words):
     """A repository, or a model's folder, that vanishes or becomes empty retires nothing, which the log says once and
-    the index says; when it is back, what was removed from it goes."""
+    the index says; when it is back, the versions removed from it go."""
     publish(1, model="dot")
     with start_server(models, *POLLING) as server:
 
@@ -120,7 +120,7 @@ def test_a_disk_that_goes_away(models, publish, tmp_path, connect, unmount, word
 
 
 def test_a_pinned_default(models, publish, connect):
-    """A pinned version is the default whatever is published; when it goes, no version replaces it."""
+    """A pinned version is the default after every publication; when it goes, no version replaces it."""
     publish(2, other_weights)
     with start_server(models, *POLLING, "--default-version", "multi=1") as server:
         transport = connect("grpc", server.rest, server.grpc)
@@ -139,7 +139,7 @@ def test_a_pinned_default(models, publish, connect):
 
 
 def test_a_pin_is_held_by_default_too(models, publish):
-    """A pinned default needs no other mode; one that is not there ends the start, with its name."""
+    """A pinned default needs no special mode; one that is not there ends the start, with its name."""
     publish(2)
     with start_server(models, "--default-version", "multi=1") as server:
         assert requests.get(f"{server.url}/v1/models/multi", timeout=60).json()["version"] == 1

@@ -83,8 +83,8 @@ def test_what_is_refused_leaves_the_old_version_serving(models, publish, connect
 
 
 def test_one_entry_that_cannot_be_read(models, publish):
-    """Links that lead to themselves, in the root and in a model, are said in the log once and in the index where they
-    have a name and a version; all else is served, new versions too."""
+    """Circular links, in the root and in a model, are logged once, and are in the index where there is a name and a
+    version; all else is served, new versions too."""
     (models / "loop").symlink_to("loop")
     (models / "multi/3").symlink_to("3")
     with start_server(models, *POLLING) as server:

@@ -33,7 +33,7 @@ class Callers:
 
     Attributes:
         answers: how many came, by version.
-        faults: what went wrong.
+        faults: the failures.
     """
 
     def __init__(self, address, expected):

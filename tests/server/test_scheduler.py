@@ -313,7 +313,7 @@ def test_a_part_that_fails(make):
 
 
 def test_no_part_outlives_its_job(make):
-    """When one part fails, the job ends after every other part that has begun."""
+    """When one part fails, the job ends after all parts that have begun."""
     scheduler = make(slots=3)
     for _ in range(20):  # which slot fails is a matter of chance
         begun, ended = threading.Barrier(3), threading.Event()

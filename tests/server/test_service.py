@@ -232,7 +232,7 @@ def test_the_viewers_files_are_all_there_is(server, path):
 
 
 def test_protobuf_in_and_json_out_and_back(server):
-    """Request and answer choose their form apart: by Content-Type and by Accept."""
+    """Request and answer have independent forms: by Content-Type and by Accept."""
     url = f"{server.url}/v1/models/dot:attend"
     protobuf = "application/x-protobuf"
     body = request_message("dot", [{"query": QUERY}]).SerializeToString()
@@ -312,7 +312,7 @@ def test_an_answer_over_the_limit(narrowly):
 
 
 def test_an_answer_just_below_the_limit(narrowly):
-    """An answer below the limit is sent, whatever the message around it weighs."""
+    """An answer below the limit is sent, also where the message around it is over it."""
     weights = narrowly.outputs("dot", query=np.ones((512, 1), np.float32), outputs=["weights"])["weights"]
     assert weights.nbytes == 2**20
 

@@ -106,7 +106,7 @@ def test_repeated_settings():
     ],
 )
 def test_what_follows_from_the_memory(monkeypatch, tmp_path, limits, expected):
-    """A limit on memory is by default a share of the cgroup's memory; a limit that is set has no other value."""
+    """A limit on memory is by default a share of the cgroup's memory; a limit that is set keeps its value."""
     monkeypatch.setattr(settings, "CGROUP_LIMITS", [tmp_path / "v2", tmp_path / "v1"])
     monkeypatch.setattr(settings.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}[name])
     for path, limit in zip(settings.CGROUP_LIMITS, limits, strict=True):

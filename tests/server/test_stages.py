@@ -132,7 +132,7 @@ def test_a_batch_of_another_size(transport, name):
 
 
 def test_an_empty_batch(transport):
-    """A batch of no sequences is refused by name, even beside others: results stay one a sequence."""
+    """A batch of no sequences is refused by name, even beside full ones: results stay one a sequence."""
     empty = {"query": np.zeros((0, 3, 12), np.float32)}
     with refused("INVALID_ARGUMENT") as caught:
         transport.attend("self", version=1, **empty)
@@ -142,7 +142,7 @@ def test_an_empty_batch(transport):
 
 
 def test_ragged_sequences_in_one_message(transport, repository):
-    """Sequences of any lengths go in one message, and their results come in their order."""
+    """Sequences of any lengths go in one message, and the results come in the same order."""
     rng = np.random.default_rng(7)
     lengths = [5, 1, 17, 2, 5]
     inputs = [{"query": rng.standard_normal((length, 24)).astype(np.float32)} for length in lengths]
@@ -166,7 +166,7 @@ def test_a_batch_among_ragged_sequences(transport):
 
 
 def test_half_precision_inputs(transport, repository):
-    """FP16 vectors are taken as what they are; the answer is FP32."""
+    """FP16 vectors are taken with FP16's values; the answer is FP32."""
     rng = np.random.default_rng(9)
     query, key = (rng.standard_normal((length, 24)).astype(np.float16) for length in (3, 5))
     output = transport.outputs("multi", query=query, key=key)["output"]
@@ -188,7 +188,7 @@ def test_entropy_where_weights_are_zero_and_one(transport):
 
 
 def test_entropy_of_reduced_heads_is_that_of_each(transport, repository):
-    """`reduce` takes the mean or maximum of the heads' entropies, not the entropy of their mean."""
+    """`reduce` takes the mean or maximum of the heads' entropies, not the entropy of the mean."""
     case = next(case for case in BLOCKS if case.model == "multi")
     vectors = case.vectors(np.random.default_rng(9), 5, 5)
     expected = read_block(repository, "multi").stages(**vectors)["entropy"]

@@ -43,7 +43,7 @@ def test_the_articles_sentence(transport):
 
 
 def test_what_was_asked_and_no_more(transport):
-    """With named outputs, predictions come only if they are named."""
+    """With named outputs, predictions come only by name."""
     both = transport.one("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
     assert list(both["outputs"]) == ["weights"]
     assert both["outputs"]["weights"].shape == (3, 7, 7)
@@ -87,7 +87,7 @@ def test_a_text_without_a_verb(transport):
 
 
 def test_tokens_as_written(transport):
-    """Tokens are the words as the caller wrote them; their places count characters."""
+    """Tokens are the words as written by the caller; places count characters."""
     result = transport.one("multi-head", text="  HE gave, the  DOG", token_offsets=True)
     assert result["tokens"] == ["HE", "gave", "the", "DOG"]
     assert result["token_offsets"] == [(2, 4), (5, 9), (11, 14), (16, 19)]
@@ -194,7 +194,7 @@ def test_a_text_that_attends_to_itself_takes_no_memory_text(transport):
 
 
 def cross_vectors(repository):
-    """What the fronts of `text-cross` make of "cats and" and "zwanzig Katzen ein"."""
+    """The rows of the fronts of `text-cross` for "cats and" and "zwanzig Katzen ein"."""
     english, german = (vocabulary(repository, "text-cross", f) for f in ("tokenizer.json", "memory-tokenizer.json"))
     ids = np.array([[english["cats"], english["and"]]])
     memory_ids = np.array([[german["zwanzig"], german["Katzen"], german["ein"]]])
@@ -217,7 +217,7 @@ def test_a_text_and_the_text_it_attends_to(transport, repository):
 
 
 def test_text_and_vectors_mixed(transport, repository):
-    """Either side may be text and the other vectors."""
+    """Either side may be text, and the second one vectors."""
     query, key, value = cross_vectors(repository)
     expected = read_block(repository, "text-cross").stages(query, key, value)["output"]
     for sequence in (
@@ -282,7 +282,7 @@ def test_predictions_from_vectors(transport, repository):
 
 
 def test_unknown_words_where_the_model_allows_them(transport):
-    """A model may read unknown words as its unknown token: they are shown as such or as written, and answered."""
+    """A model may read unknown words as its unknown token: each is shown as such or as written, and answered."""
     result = transport.one("text-cross", text="cats fly", memory_text="zwanzig fliegen")
     assert len(result["tokens"]) == len(result["memory_tokens"]) == 2
     assert result["outputs"]["output"].shape == (2, 8)

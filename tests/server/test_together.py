@@ -22,7 +22,7 @@ LONG = 300
 
 @pytest.fixture
 def models(repository, tmp_path):
-    """The models of vectors; of one of them the version whose query can stand in for its key and value."""
+    """The models of vectors; of one model the version with a query that can stand in for key and value."""
     for name in WIDTHS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "1").symlink_to(repository / name / "1")
@@ -92,7 +92,7 @@ def test_texts_run_together(models, connect):
 
 
 def queued_behind_one(server, threads, asks):
-    """Send requests, one after the other, that all have to wait; let them run; return what came of each."""
+    """Send requests in a row that all have to wait; let all run; return the outcome of each."""
     server.gate.close()
     first = threads.submit(asks[0])
     assert server.gate.arrived.wait(30)
@@ -106,7 +106,7 @@ def queued_behind_one(server, threads, asks):
 
 
 def test_equal_lengths_of_several_requests(models, connect):
-    """Queued requests are merged where they are alike: the same model, outputs, mask and lengths. Answers are those of
+    """Queued requests of one kind are merged: the same model, outputs, mask and lengths. Answers are those of
     each
     request alone."""
     sequences = [sequence("multi", length) for length in (2, 3, 3, 3, 3, 3, 2)]

@@ -1,7 +1,7 @@
 """Faults under load: `python -m tests.trials.chaos --rounds 5`.
 
-While callers who mean well ask, and every answer of theirs is compared with what is right, others are slow, leave,
-break off and die; and so do servers. After each fault stands the one check of `Subject`.
+While well-behaved callers ask, and every answer is compared with the right one, further callers are slow, leave, break
+off and die; and so do servers. After each fault stands the one check of `Subject`.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from tests.trials.subject import Good, Subject, Wrong, under_trial
 
 ATTEND = "/attention.v1.AttentionService/Attend"
 STREAM = "/attention.v1.AttentionService/AttendStream"
-# What glibc keeps for itself of the answers that slow readers leave, in arenas of many threads: 310 MiB after 24
-# rounds, and no more; 95 MiB where it is told to give back what is larger than 1 MiB (see docs/scorecard.md).
+# The memory that glibc keeps of the answers that slow readers leave, in arenas of many threads: 310 MiB after 24
+# rounds, and no more; 95 MiB where it has to give back all above 1 MiB (see docs/scorecard.md).
 MOST_MIB = 400.0
 
 
@@ -83,7 +83,7 @@ def one_byte_chunks(subject: Subject, rng: random.Random) -> None:
 
 
 def slow_readers(subject: Subject, rng: random.Random) -> None:
-    """Callers that do not read answers delay no other caller."""
+    """Callers that do not read answers delay no further caller."""
     rows = ",".join(["[1.0]"] * 900)
     body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
     head = f"POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
@@ -138,7 +138,7 @@ def churn(subject: Subject, rng: random.Random) -> None:
 
 
 def callers_who_leave(subject: Subject, rng: random.Random) -> None:
-    """Calls that are cancelled, and connections closed, before, while and after they are computed."""
+    """Calls that are cancelled, and connections closed, before, during and after the computation."""
     with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         attend = channel.unary_unary(ATTEND)
         for _ in range(300):
@@ -158,7 +158,7 @@ def callers_who_leave(subject: Subject, rng: random.Random) -> None:
 
 
 def deadline_storm(subject: Subject, rng: random.Random) -> None:
-    """Thousands of calls that have a few milliseconds: an answer that comes is right, and no other code comes."""
+    """Thousands of calls that have a few milliseconds: an answer is right, and every error has this code."""
     with grpc.insecure_channel(subject.server.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         attend = channel.unary_unary(ATTEND)
         for _ in range(40):
@@ -178,7 +178,7 @@ def deadline_storm(subject: Subject, rng: random.Random) -> None:
 
 
 def broken_streams(subject: Subject, rng: random.Random) -> None:
-    """Streams whose line breaks midway go on where they stood: all answers come, in order, and right."""
+    """Streams on a line that breaks midway go on at the same place: all answers come, in order, and right."""
     good = subject.goods[4]
     with line(subject.server.grpc) as fragile, AttentionClient(fragile.address, timeout=60) as client:
         count = cuts = 0
@@ -259,7 +259,7 @@ def chaos(rounds: int = 1, kills: int = 1, number: int = 1) -> dict[str, int]:
         for i in range(rounds):
             for fault in CALLERS:
                 begun = time.monotonic()
-                if fault in (slow_readers, overload):  # these have their own load, or refuse calls
+                if fault in (slow_readers, overload):  # these have a load of one kind, or refuse calls
                     fault(subject, rng)
                 else:
                     with under_load(subject.server.grpc, subject.goods, threads=2) as load:

@@ -1,6 +1,6 @@
 """The core in this process, from the bytes of a request to the bytes of its answer, and the valid requests to mutate.
 
-`coverage_guided` imports this module while Atheris instruments what is imported.
+`coverage_guided` imports this module while Atheris instruments every import.
 """
 
 import random
@@ -25,7 +25,7 @@ from serving import made_repository
 from tests.trials import hostile_json, hostile_proto
 
 SEQUENCES = 64
-EXPECTED = (AttentionServiceError, DecodeError)  # what an invalid request may raise
+EXPECTED = (AttentionServiceError, DecodeError)  # the errors that an invalid request may raise
 
 
 class Core:

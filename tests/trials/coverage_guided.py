@@ -2,8 +2,8 @@
 
 `python -m tests.trials.coverage_guided TARGET SCRATCH [libFuzzer's options]`
 
-Atheris instruments the server's own code and mutates what reached new branches; the edits and damages that the other
-doors use are among its mutations. Any exception but an error of the table is a finding.
+Atheris instruments the server's own code and mutates inputs that reached new branches; the edits and damages of all
+doors are among its mutations. Any exception but an error of the table is a finding.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ TARGETS = ("attend-json", "infer-json", "attend-proto", "infer-proto")
 
 
 def main() -> None:
-    import atheris  # noqa: PLC0415 # it instruments what is imported after it
+    import atheris  # noqa: PLC0415 # it instruments later imports
 
     with atheris.instrument_imports(include=["attention_server", "attention_proto"]):
         from tests.trials import core_targets  # noqa: PLC0415 # it imports the server

@@ -14,7 +14,7 @@ from tests.trials.subject import Subject, Wrong, judge
 
 SECONDS = 60.0
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
-PATIENCE = 0.05  # seconds for an answer to what may be no whole request, before this end says that no more comes
+PATIENCE = 0.05  # seconds for an answer to a request that may be incomplete, before this end closes
 
 
 class GrpcDoor:
@@ -31,7 +31,7 @@ class GrpcDoor:
             self._judge(future, method, body)
 
     def stream(self, method: str, bodies: list[bytes]) -> None:
-        """Make a call whose messages are the bodies, and read all answers."""
+        """Make a call with the bodies as messages, and read all answers."""
         answers = self._channel.stream_stream(method)(iter(bodies), timeout=SECONDS)
         try:
             for answer in answers:
@@ -82,7 +82,7 @@ class HttpDoor:
 
 
 class SocketDoor:
-    """Sends bytes as they are, on a connection each."""
+    """Sends raw bytes, on a connection each."""
 
     def __init__(self, subject: Subject) -> None:
         host, port = subject.server.rest.split(":")
@@ -91,7 +91,7 @@ class SocketDoor:
         self.codes: Counter[str] = Counter()
 
     def send(self, pieces: list[bytes]) -> None:
-        """Send one piece after another, and read what comes back."""
+        """Send one piece after another, and read the answer."""
         with socket.create_connection(self._address, timeout=SECONDS) as peer:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             received = exchanged(peer, pieces)

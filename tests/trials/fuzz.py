@@ -1,6 +1,6 @@
 """Malformed requests without number: `python -m tests.trials.fuzz --requests 100000`, or `--seconds 600`.
 
-Every door is tried: both protocols over gRPC and HTTP, streams, raw sockets, what schemathesis makes of the OpenAPI
+Every door is tried: both protocols over gRPC and HTTP, streams, raw sockets, schemathesis's cases of the OpenAPI
 document, and, guided by coverage, the core in a process of its own. A request that the server answers with a fault of
 ours, or that it tells too much about itself, ends the trial with the bytes that did it.
 """
@@ -218,7 +218,7 @@ def fuzz(requests: int | None = None, seconds: float | None = None, first: int =
 
 
 def hostile_cases() -> Subject:
-    """Do what no generator comes upon, three times, so that what is kept once is told from what grows.
+    """Do the cases that no generator finds, three times, so that memory kept once differs from memory that grows.
 
     Raises:
         Wrong: the server broke one of the rules.

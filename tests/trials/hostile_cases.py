@@ -164,7 +164,7 @@ def bodies_that_parse_slowly(subject: Subject) -> None:
 
 
 def shapes_that_overflow(subject: Subject) -> None:
-    """Shapes whose product no machine has, or that are none, in every place where one stands."""
+    """Shapes with a product beyond every machine, or that are none, in every place for a shape."""
     door = GrpcDoor(subject)
     for shape in HUGE_SHAPES:
         for data_type in (pb.DATA_TYPE_FP32, pb.DATA_TYPE_BOOL, 99):
@@ -186,7 +186,7 @@ def shapes_that_overflow(subject: Subject) -> None:
 
 
 def peers_that_hold_on(subject: Subject) -> None:
-    """Connections by the hundred that send half a head, half a body, half a message or nothing hold up nobody."""
+    """Connections by the hundred that send half a head, half a body, half a message or nothing hold up no caller."""
     host, port = subject.server.rest.split(":")
     with ExitStack() as stack:
         for i in range(100):

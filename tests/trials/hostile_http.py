@@ -206,7 +206,7 @@ def chunks(body: bytes, rng: random.Random) -> bytes:
 
 
 def compressed(body: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """Return a body that is compressed, or not, and what its header says of it."""
+    """Return a body that is compressed, or not, and the header that describes it."""
     packed, encoding = rng.choice(
         (
             (gzip.compress(body), "gzip"),

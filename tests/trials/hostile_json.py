@@ -182,7 +182,7 @@ def written(value: Any) -> str:
 
 
 def as_pairs(value: Any) -> Any:
-    """Return a document whose objects can hold a name twice."""
+    """Return a document with objects that can hold a name twice."""
     if isinstance(value, dict):
         return Pairs([(name, as_pairs(each)) for name, each in value.items()])
     return [as_pairs(each) for each in value] if isinstance(value, list) else value

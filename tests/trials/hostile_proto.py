@@ -1,4 +1,4 @@
-"""Messages of either protocol: whatever the descriptors allow, valid ones with edits, and bytes that are no message."""
+"""Messages of either protocol: all that the descriptors allow, valid ones with edits, and bytes that are no message."""
 
 import random
 from collections.abc import Callable
@@ -139,7 +139,7 @@ METHODS = (*VALID, *OFTEN * 5)
 
 @cache
 def of(descriptor: Descriptor, depth: int = 4) -> "st.SearchStrategy[Message]":
-    """Return a strategy for whatever a message's descriptor allows, and values that an enumeration does not."""
+    """Return a strategy for all that a message's descriptor allows, and values that an enumeration does not."""
     kind = GetMessageClass(descriptor)
     fields = [each for each in descriptor.fields if depth or each.message_type is None]
 
@@ -178,7 +178,7 @@ def _value(field: FieldDescriptor, depth: int) -> "st.SearchStrategy[Any]":
 
 @st.composite
 def messages(draw: Callable[..., Any], valid: list[Message]) -> bytes:
-    """Draw a message: one of the valid, with what else its descriptor allows merged into it; or only that."""
+    """Draw a message: one of the valid, with further fields of its descriptor merged into it; or only that."""
     base = draw(st.sampled_from(valid))
     how = draw(st.integers(0, 3))
     if how == 0:
@@ -186,7 +186,7 @@ def messages(draw: Callable[..., Any], valid: list[Message]) -> bytes:
     other = draw(of(base.DESCRIPTOR))
     if how == 1:
         return other.SerializeToString()
-    return base.SerializeToString() + other.SerializeToString()  # which merges them
+    return base.SerializeToString() + other.SerializeToString()  # which merges both
 
 
 def damaged(body: bytes, rng: random.Random) -> bytes:

@@ -20,7 +20,7 @@ class Load:
     """Threads that call one server or several through the shipped client until `stop`.
 
     Attributes:
-        answered: number of answers, each of them right.
+        answered: number of answers, each right.
         wrong: a message for each wrong answer.
         lost: a message for each call that failed.
     """

@@ -68,7 +68,7 @@ class Line:
             pass
         with contextlib.suppress(OSError):
             other.shutdown(socket.SHUT_RDWR)
-        one.close()  # the other way's thread closes the other
+        one.close()  # the thread of the opposite way closes the second one
 
 
 @contextmanager

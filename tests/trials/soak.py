@@ -1,8 +1,7 @@
 """A long mixed load, looked at all the while: `python -m tests.trials.soak --seconds 3600`.
 
 Good requests of every block, over each way in, memories, streams, cancelled calls, and malformed messages; every
-answer is compared. Memory, threads and open files are sampled; when the load has warmed everything up, they may not
-grow.
+answer is compared. Memory, threads and open files are sampled; after a warm-up by the load, neither may grow.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A server under trial: what it must answer, and the one check that follows each hostile case."""
+"""A server under trial: its due answers, and the one check that follows each hostile case."""
 
 import re
 import threading
@@ -95,7 +95,7 @@ class Subject:
 
     Attributes:
         server: its process and addresses.
-        goods: what it is asked to see whether it still answers.
+        goods: the requests that show whether it still answers.
         growth: MiB of memory that it may have gained by the time it has settled.
         peak: the most that it had settled at, above where it began, MiB.
         checks: how many were passed.

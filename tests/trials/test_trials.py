@@ -17,7 +17,7 @@ def subject():
 
 @pytest.mark.parametrize("door", fuzz.DOORS)
 def test_malformed_requests(subject, door):
-    """Every door refuses a malformed request as the caller's mistake, without any other effect."""
+    """Every door refuses a malformed request as the caller's mistake, without any effect."""
     codes = fuzz.DOORS[door](subject, 7, 20)
     assert codes.total() >= 200
     subject.check(door)

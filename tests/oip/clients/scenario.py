@@ -75,7 +75,7 @@ def addresses() -> tuple[str, str]:
 
 
 def report(answers: dict[str, dict[str, np.ndarray]], facts: dict[str, Any]) -> None:
-    """Write the report for the test: answers by case and output, and other facts."""
+    """Write the report for the test: answers by case and output, and further facts."""
     folder = Path(sys.argv[3])
     arrays = {f"{case}/{name}": plain(array) for case, outputs in answers.items() for name, array in outputs.items()}
     np.savez(folder / "answers.npz", **arrays)
