@@ -78,9 +78,9 @@ class MessageStream:
         content = await self.call.read()
         return None if content is None else (await _parse(self.request_type, content, self.threads), len(content))
 
-    async def one(self) -> Any:
+    async def read_single(self) -> Any:
         """Return the only message, where only the responses are a stream. Raises as `next`."""
-        return await _parse(self.request_type, await read_one(self.call), self.threads)
+        return await _parse(self.request_type, await read_single(self.call), self.threads)
 
 
 class Interceptor:
@@ -147,10 +147,10 @@ class Interceptor:
 
     async def _answer_admitted(self, entered: ExitStack, call: GrpcCall, method: Method, context: CallContext) -> None:
         with entered:
-            await self._reply(call, method, context, await read_one(call))
+            await self._reply(call, method, context, await read_single(call))
 
     async def _compute(self, call: GrpcCall, method: Method, context: CallContext) -> None:
-        content = await read_one(call)
+        content = await read_single(call)
         with self._service.admission.acquire(context.caller):
             await self._reply(call, method, context, content)
 
@@ -159,7 +159,7 @@ class Interceptor:
             await method.handler(MessageStream(call, method.request_type, self._threads), context)
             call.finish(_trailers(context.record))
         else:
-            await self._reply(call, method, context, await read_one(call))
+            await self._reply(call, method, context, await read_single(call))
 
     async def _reply(self, call: GrpcCall, method: Method, context: CallContext, content: Buffer) -> None:
         record = context.record
@@ -172,7 +172,7 @@ class Interceptor:
         call.finish(_trailers(record), answer)
 
 
-async def read_one(call: GrpcCall) -> Buffer:
+async def read_single(call: GrpcCall) -> Buffer:
     """Return the message of a call that has one.
 
     Raises:

@@ -82,7 +82,7 @@ class Health:
         return health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined] # newer than its types
 
     async def Watch(self, stream: MessageStream, context: CallContext) -> None:
-        request = await stream.one()
+        request = await stream.read_single()
         changed = asyncio.Event()
         with self._slots.hold():
             self._changed.add(changed)
