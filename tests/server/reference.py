@@ -70,7 +70,11 @@ class Block:
         joined = np.concatenate(attended, -1)
         nats = [[entropy(row) for row in of_head] for of_head in weights]
         found = (q, k, v, scores, weights, nats, attended, self.affine(joined, "O"))
-        return {name: np.array(stage) for name, stage in zip(STAGES, found, strict=True)}
+        stages = {name: np.array(stage) for name, stage in zip(STAGES, found, strict=True)}
+        if "M_O" in self.matrices:
+            rows = np.split(self.matrices["M_O"], heads)
+            stages["contributions"] = np.array([x @ own for x, own in zip(attended, rows, strict=True)])
+        return stages
 
     def affine(self, x: np.ndarray, name: str) -> np.ndarray:
         """x.M + b; x itself where nothing is learned."""

@@ -1,8 +1,9 @@
 """Plans: plans of short requests are kept, with the learned corrections; those of long ones are not."""
 
 import pytest
-from attention_server.domain.messages import OutputSpec
+from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.planner import candidate_bytes
 from attention_server.repository.loader import load
 
 LONG = 64
@@ -37,3 +38,18 @@ def test_a_small_plan_is_kept(model, specs):
 def test_a_large_plan_is_not_kept(model, specs):
     """A long request is planned anew each time: callers choose its length, and kept plans would hold it for ever."""
     assert model.plan(specs) is not model.plan(specs)
+
+
+def test_a_plan_of_long_pairs_is_not_kept(model):
+    """The characters of pairs count: a head may be written with any number of zeros before it."""
+    specs = (OutputSpec("weights", pairs=(f"0.{'0' * LONG}1",)),)
+    assert model.plan(specs) is not model.plan(specs)
+
+
+@pytest.mark.parametrize("top", [0, 1, 3, 100])
+def test_candidates_count_towards_the_answer(transport, repository, top):
+    """The bytes predicted for the most probable labels are those of the labels sent, at the most rows that are read."""
+    predictors = load(repository / "text-cross/1", OnnxRuntime("cpu", threads=1), 2**30).manifest.predictors
+    asked = [{"name": "predictions", "top": top}]
+    sent = transport.one("text-cross", text="cats and dogs", memory_text="ein", outputs=asked)["predictions"]
+    assert candidate_bytes(top, predictors, 3) == CANDIDATE_BYTES * sum(len(each.get("top", ())) for each in sent)

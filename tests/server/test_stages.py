@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from tests.server.reference import BLOCKS, CLOSE, STAGES, read_block
+from tests.server.reference import BLOCKS, CLOSE, STAGES, additive, read_block
 
 SHAPES = {
     "q": "HTDh",
@@ -196,3 +196,32 @@ def test_entropy_of_reduced_heads_is_that_of_each(transport, repository):
     outputs = transport.outputs("multi", outputs=specs, **vectors)
     np.testing.assert_allclose(outputs["mean"], expected.mean(0, keepdims=True), **CLOSE)
     np.testing.assert_allclose(outputs["max"], expected.max(0, keepdims=True), **CLOSE)
+
+
+COMBINING = [case for case in BLOCKS if case.model in ("self", "multi", "cross")]
+
+
+@pytest.mark.parametrize("case", COMBINING, ids=lambda case: case.model)
+@pytest.mark.parametrize("mask", [{}, {"causal": "bottom_right"}, {"allowed": np.arange(6) % 2 == 0}], ids=str)
+def test_contributions_and_the_bias_are_the_output(transport, repository, case, mask):
+    """Each head's part of `output` is its values through its rows of M_O; with b_O, all of them sum up to `output`."""
+    vectors = case.vectors(np.random.default_rng(10), 4, 6)
+    specs = ["contributions", "output", {"name": "contributions", "as": "some", "pairs": ["0.1", "0.0"], "rows": [-1]}]
+    specs += [{"name": "contributions", "as": "mean", "reduce": "mean", "pool": "last"}]
+    answer = transport.attend(case.model, outputs=specs, **vectors, **({"mask": mask} if mask else {}))
+    outputs = answer["results"][0]["outputs"]
+    block = read_block(repository, case.model, answer["version"])
+    added = additive(mask, block.layer["heads"], 4, 6)
+    expected = block.stages(**vectors, added=added)["contributions"]
+    np.testing.assert_allclose(outputs["contributions"], expected, **CLOSE)
+    np.testing.assert_allclose(outputs["contributions"].sum(0) + block.bias, outputs["output"], **CLOSE)
+    np.testing.assert_allclose(outputs["some"], expected[[1, 0]][:, [-1]], **CLOSE)
+    np.testing.assert_allclose(outputs["mean"], expected.mean(0)[None, -1], **CLOSE)
+
+
+@pytest.mark.parametrize("model", ["dot", "grouped"])
+def test_a_block_without_m_o_has_no_contributions(transport, model):
+    """Where heads are the output, there is nothing that combines them."""
+    case = next(case for case in BLOCKS if case.model == model)
+    with refused("INVALID_ARGUMENT", "outputs[0].name", "this model gives no contributions"):
+        transport.attend(model, outputs=["contributions"], **case.vectors(np.random.default_rng(0), 2, 2))

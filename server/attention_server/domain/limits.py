@@ -14,7 +14,7 @@ class Limits:
     Attributes:
         sequences: sequences in a request.
         scores_bytes: bytes of one sequence's scores, heads x queries x keys x 4.
-        answer_bytes: bytes of all tensors of an answer.
+        answer_bytes: bytes of all tensors of an answer, and of the candidates of its predictions.
         memory_ttl: default time to live of a memory after its last use, in seconds.
         outputs: output specifications in a request.
         work_bytes: bytes of the scores of all sequences and all layers of a request together.

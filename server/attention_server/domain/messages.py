@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
+CANDIDATE_BYTES = 512  # of a candidate in memory; to write one takes as long as to write so many bytes of a tensor
+
 NO_MASK = Mask()  # hides no key; requests without a mask share this object, so that `is` recognizes them
 
 
@@ -215,9 +217,11 @@ class Response(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes of all tensors."""
+        """The bytes of all tensors and candidates."""
         size = 0
         for result in self.results:
+            for prediction in result.predictions or ():
+                size += CANDIDATE_BYTES * len(prediction.top)
             for x in result.outputs.values():
                 size += x.indices.nbytes + x.values.nbytes if isinstance(x, TopK) else x.nbytes
         return size

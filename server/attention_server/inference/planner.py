@@ -20,13 +20,12 @@ from attention_proto.stages import (
     Stage,
 )
 
-from attention_server.domain.messages import OutputSpec
+from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 
 GIVEN_BEHIND = frozenset({"output", "hidden", "contributions"})  # stages that the segment behind a site may give
 ALIAS = 256  # characters
 WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
-NUMBERS_OF_CANDIDATE = 8  # bytes of an id and a probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +141,16 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
 
 
 def candidate_bytes(top: int, predictors: Sequence[Predictor], queries: int) -> int:
-    """Return the size of the most probable labels of one sequence's predictions, in bytes: of labels the mean length.
+    """Return the size of the most probable labels of one sequence's predictions, in bytes.
 
     Args:
         top: the number for each prediction.
         predictors: of the model.
-        queries: T, the predictions of a predictor that reads every row.
+        queries: T, the most rows that a predictor reads.
     """
-    size = 0
-    for predictor in predictors if top else ():
-        is_one = predictor.rows in (Predictor.ROWS_FIRST, Predictor.ROWS_LAST, Predictor.ROWS_MEAN)
-        labels = len(predictor.labels)
-        each = NUMBERS_OF_CANDIDATE + sum(map(len, predictor.labels)) // labels
-        size += (1 if is_one else queries) * min(top, labels) * each
-    return size
+    once = (Predictor.ROWS_FIRST, Predictor.ROWS_LAST, Predictor.ROWS_MEAN)
+    counts = [(1 if each.rows in once else queries) * min(top, len(each.labels)) for each in predictors]
+    return CANDIDATE_BYTES * sum(counts)
 
 
 def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
