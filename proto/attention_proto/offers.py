@@ -6,7 +6,7 @@ The planner, the Open Inference Protocol's metadata and the columns of scored fi
 from collections.abc import Iterable, Mapping, Sequence
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
-from attention_proto.stages import DEFAULT, Axis, Stage
+from attention_proto.stages import Axis, Stage
 
 EVERY_LAYER = "*"
 
@@ -27,8 +27,7 @@ def offers(stage: Stage, layer: Layer, manifest: Manifest) -> bool:
     """Return whether a layer gives a stage; of a stage of the model, whether the model gives it."""
     if stage.level == "model":
         return manifest.text.HasField("front")
-    listed = layer.stages or (DEFAULT,)
-    return not stage.is_listed or stage.name in listed
+    return not stage.is_listed or stage.name in layer.stages
 
 
 def lengths(stage: Stage, layer: Layer, manifest: Manifest) -> Mapping[Axis, int]:
@@ -70,9 +69,7 @@ def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> lis
     chosen = [_position(name, manifest, "layers") for name in names] or [len(layers) - 1]
     for i in chosen:
         if i not in having:
-            told = ", ".join(layers[each].name for each in having)
-            option = "layers" if names else "name"
-            raise NotOfferedError(f"layer {layers[i].name} gives no {stage.name}; there is that of {told}", option)
+            raise _lacks(stage, i, manifest, "layers" if names else "name")
     return chosen
 
 
@@ -88,7 +85,9 @@ def chosen_pairs(stage: Stage, pairs: Iterable[str], manifest: Manifest) -> list
         name, dot, number = pair.rpartition(".")
         if not dot or not number.isascii() or not number.isdigit():
             raise NotOfferedError(f"{pair[:64]!r} is no pair LAYER.HEAD, such as {_example(manifest)!r}", "pairs")
-        (layer,) = chosen_layers(stage, (manifest.layers[_position(name, manifest, "pairs", pair)].name,), manifest)
+        layer = _position(name, manifest, "pairs", pair)
+        if not offers(stage, manifest.layers[layer], manifest):
+            raise _lacks(stage, layer, manifest, "pairs")
         heads = _heads(stage, layer, manifest)
         if int(number) >= heads:
             words = f"there is no head {number[:16]} for the pair {pair[:64]!r}; layer {name} has {heads}, from 0"
@@ -98,6 +97,13 @@ def chosen_pairs(stage: Stage, pairs: Iterable[str], manifest: Manifest) -> list
         chosen[layer, int(number)] = pair
     _check_alike(stage, chosen, manifest)
     return list(chosen)
+
+
+def _lacks(stage: Stage, index: int, manifest: Manifest, option: str) -> NotOfferedError:
+    """Return the error of a layer that lacks a stage, with the layers that give it."""
+    having = [layer.name for layer in manifest.layers if offers(stage, layer, manifest)]
+    there = f"there is that of {', '.join(having)}" if having else "no layer does"
+    return NotOfferedError(f"layer {manifest.layers[index].name} gives no {stage.name}; {there}", option)
 
 
 def _check_alike(stage: Stage, chosen: Mapping[tuple[int, int], str], manifest: Manifest) -> None:

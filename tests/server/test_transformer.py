@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -224,7 +225,8 @@ def test_file_scoring(encoder, tmp_path):
     model, server = encoder
     texts = [TEXT, "ein", "Hunde und Katzen"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    command = [sys.executable, "-m", "attention_client.cli", "score", tmp_path / "in.jsonl", tmp_path / "out.parquet"]
+    program = Path(sys.executable).with_name("attention-client")
+    command = [program, "score", tmp_path / "in.jsonl", tmp_path / "out.parquet"]
     command += ["--model", "encoder", "--outputs", "hidden:mean", "--target", server.grpc]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     table = pq.read_table(tmp_path / "out.parquet")

@@ -23,6 +23,7 @@ PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
 AS_SENT = frozenset({"output", "weights"})  # stages that graphs give in the shape that is sent
 FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
 OF_SITE = frozenset({"q", "heads", "output", "weights"})  # tensors that a graph of attention may give
+MADE_HERE = frozenset({"mask", "query_positions", "key_positions"})  # inputs that a site makes itself
 KEYS = ("k", "v")  # inputs that every row needs whole
 
 
@@ -85,9 +86,9 @@ class LoadedLayer:
 
     @cached_property
     def takes(self) -> frozenset[str]:
-        """The tensors that its graphs take."""
+        """The tensors that its graphs take of earlier ones."""
         files = [each.file.name for each in self._served] + [self._bias_file] * bool(self._bias_file)
-        return frozenset(name for file in files for name in self.graphs[file].inputs)
+        return frozenset(name for file in files for name in self.graphs[file].inputs) - MADE_HERE
 
     def mask(self, added: Vectors | None, queries: int, keys: int) -> Vectors | None:
         """Return the request's mask and the site's own together, [1 or H, T, S]; None for no mask."""

@@ -85,7 +85,7 @@ class LoadedModel:
             pooled = [output for output in plan.outputs if output.layer == len(plan.stages) - 1]
             rows, weights = pooling(tuple([output.spec for output in pooled]), batch[0].queries)
             stages = self._forward.stages(batch, plan, run, rows, weights)
-            results = pooled_results(batch, plan, stages, pooled)
+            results = pooled_results(batch, plan, stages, pooled, self.layers)
         else:
             rows = computed_rows(batch[0], plan, self.manifest.predictors)
             stages = self._forward.stages(batch, plan, run, rows)

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from attention_proto.stages import PROJECTED
+from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array, Candidate, Prediction, Result, TopK
 from attention_server.inference import validation as check
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward, Stages
+from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan, Plan, head_source
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage, top_k
@@ -58,7 +60,7 @@ def shaped_results(
     results = []
     for i, each in enumerate(batch):
         own = [{name: stage[i] for name, stage in of.items()} for of in stages]
-        outputs = {output.name: _output(output, own, each, computed) for output in plan.outputs}
+        outputs = {output.name: _output(output, own, each, computed, forward.layers) for output in plan.outputs}
         predictions = None
         if plan.predictions:
             predictions = tuple(
@@ -69,9 +71,20 @@ def shaped_results(
 
 
 def pooled_results(
-    batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages], pooled: Sequence[OutputPlan]
+    batch: Sequence[PreparedInput],
+    plan: Plan,
+    stages: list[Stages],
+    pooled: Sequence[OutputPlan],
+    layers: Sequence[LoadedLayer],
 ) -> list[Result]:
     """Return one result for each sequence of `batch`; of the last layer `output` has the pooled outputs for rows.
+
+    Args:
+        batch: prepared sequences, each with B = 1.
+        plan: says which outputs.
+        stages: of each layer that was computed.
+        pooled: the outputs of the last layer.
+        layers: of the model.
 
     Raises:
         InvalidRequest: a number overflowed, or FP16 cannot hold it.
@@ -86,7 +99,7 @@ def pooled_results(
         outputs = {
             output.name: of_last[output.name]
             if output.name in of_last
-            else _output(output, [{name: stage[i] for name, stage in of.items()} for of in stages], each, None)
+            else _output(output, [{name: stage[i] for name, stage in of.items()} for of in stages], each, None, layers)
             for output in plan.outputs
         }
         results.append(_result(each, outputs))
@@ -107,7 +120,11 @@ def _check_overflow(batch: Sequence[PreparedInput], plan: Plan, stages: list[Sta
 
 
 def _output(
-    output: OutputPlan, stages: Sequence[Mapping[str, Vectors]], prepared: PreparedInput, computed: Rows | None
+    output: OutputPlan,
+    stages: Sequence[Mapping[str, Vectors]],
+    prepared: PreparedInput,
+    computed: Rows | None,
+    layers: Sequence[LoadedLayer],
 ) -> Array | TopK:
     """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
     spec = output.spec
@@ -117,18 +134,21 @@ def _output(
         of_some = layer == len(stages) - 1 and is_cut(spec.name)
         return positions(rows, computed if of_some else None)
 
-    hidden = None
-    if spec.top_k and prepared.added is not None:
-        hidden = (prepared.added if rows is None else prepared.added[:, rows]) == HIDDEN
+    def hidden(layer: int) -> NDArray[np.bool_] | None:
+        added = layers[layer].mask(prepared.added, prepared.queries, prepared.keys) if spec.top_k else None
+        return None if added is None else (added if rows is None else added[:, rows]) == HIDDEN
+
     if not output.pairs:
-        return shape_stage(stages[output.layer][spec.name], places(output.layer), spec, hidden, output.field)
-    heads = []
+        stage, layer = stages[output.layer][spec.name], output.layer
+        return shape_stage(stage, places(layer), spec, hidden(layer), output.field)
+    heads, masks = [], []
     for layer, head in output.pairs:
-        of_head, chosen = stages[layer][spec.name][head], places(layer)
+        of_head, chosen, mask = stages[layer][spec.name][head], places(layer), hidden(layer)
         heads.append(of_head if chosen is None else of_head[chosen])
-    if hidden is not None and len(hidden) > 1:  # one mask may serve all heads
-        hidden = hidden[[head for _, head in output.pairs]]
-    return shape_stage(np.stack(heads), None, spec, hidden, output.field)
+        masks.append(np.False_ if mask is None else mask[head % len(mask)])  # one mask may serve all heads
+    stage = np.stack(heads)
+    of_pairs = np.stack([np.broadcast_to(mask, stage.shape[1:]) for mask in masks]) if spec.top_k else None
+    return shape_stage(stage, None, spec, of_pairs, output.field)
 
 
 def _predictions(

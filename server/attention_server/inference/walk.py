@@ -84,7 +84,7 @@ def _plan(wanted: Wanted, layers: Sequence[LoadedLayer], segments: Sequence[tupl
         passed = layer.gives & needed
         attends = bool(passed | (stages - behind[index] - {EMBEDDINGS}))
         needed = (needed - passed) | (layer.takes if attends else set())
-        cut = tuple(sorted(needed - set(KEYS) - {"mask"}))
+        cut = tuple(sorted(needed - set(KEYS)))
         given = behind[index - 1] if index else frozenset[str]()
         segment = _segment(segments, index, needed | given) if index < len(segments) else None
         if segment is not None:
