@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from attention_proto.attention.v1.attention_pb2 import File, Layer, Manifest, Text
 from attention_proto.folder import FORMAT
@@ -22,7 +21,15 @@ from attention_export.graphs import (
     project_graph,
     to_onnx,
 )
-from attention_export.manifest import add_file, describe_layer, doubled_bytes, matrices, new_version, write_manifest
+from attention_export.manifest import (
+    add_file,
+    describe_layer,
+    doubled_bytes,
+    matrices,
+    new_version,
+    version_folder,
+    write_manifest,
+)
 from attention_export.model import Model, TextFront
 from attention_export.verify import Report, torch_reference, verify_layer, verify_surroundings
 
@@ -49,12 +56,8 @@ def export(model: Model, repository: Path, name: str, version: int, *, progress:
         Mismatch: a graph does not match PyTorch; nothing is written.
     """
     target = new_version(repository, name, version)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
-        folder = Path(scratch) / "version"
-        folder.mkdir()
+    with version_folder(target) as folder:
         _write(model, folder, progress)
-        folder.rename(target)  # atomic
     progress(f"wrote {target}")
     return target
 

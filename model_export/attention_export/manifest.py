@@ -116,7 +116,7 @@ def describe_layer(block: DotProduct, name: str) -> Layer:
 
 
 def doubled_bytes(folder: Path, manifest: Manifest) -> int:
-    """Return the bytes of matrices that stand in more than one of a version's graphs: all copies but the first."""
+    """Return the bytes of matrices that stand in several of a version's graphs, also transposed: all but the first."""
     names = dict.fromkeys(file.name for file in named_files(manifest) if file.name.endswith(".onnx"))
     seen: set[bytes] = set()
     doubled = 0
@@ -125,7 +125,7 @@ def doubled_bytes(folder: Path, manifest: Manifest) -> int:
             content = onnx.numpy_helper.to_array(tensor)
             if content.ndim < 2:
                 continue
-            digest = hashlib.sha256(content.tobytes()).digest()
+            digest = min(hashlib.sha256(each.tobytes()).digest() for each in (content, content.T))
             doubled += content.nbytes if digest in seen else 0
             seen.add(digest)
     return doubled

@@ -1,18 +1,25 @@
 """all-MiniLM-L6-v2, imported by the command, is served exactly: compared with float64 NumPy and with the library."""
 
 import importlib.util
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from attention_client import AttentionClient, OutputSpec
 from attention_export.cli import app
 from attention_export.importing import ImportFailure, read_tensors
 from attention_export.manifest import read_manifest
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from serving import Server, start_server
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -91,6 +98,40 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "models"
 
 
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    with start_server(repository) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pooled() -> list[NDArray]:
+    """The mean of transformers' last hidden state of a few sentences, [D] each."""
+    model = transformers.AutoModel.from_pretrained(checkpoint(), dtype=torch.float64)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint())
+    with torch.no_grad():
+        found = (model(**tokenizer(text, return_tensors="pt")).last_hidden_state for text in FEW)
+        return [hidden[0].mean(0).numpy() for hidden in found]
+
+
+def close(found: Any, expected: NDArray) -> None:
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=TOLERANCE)
+
+
+def test_every_layer_is_served_exactly(server: Server) -> None:
+    """One request returns weights, output and hidden of every layer of all-MiniLM-L6-v2, within 1e-5 of float64."""
+    tensors = {name: tensor.numpy() for name, tensor in load_file(checkpoint() / "model.safetensors").items()}
+    every_layer = [OutputSpec(stage, layers=["*"]) for stage in LayerStages._fields]
+    with AttentionClient(server.grpc) as client:
+        for sentence in FEW:
+            result = client.attend("minilm", text=sentence, outputs=every_layer)
+            encoding = unpadded_tokenizer().encode(sentence)
+            assert len(result.tokens) == len(encoding.ids)
+            for index, expected in enumerate(encode(tensors, encoding.ids)):
+                for stage in LayerStages._fields:
+                    close(result[f"{stage}@{index}"], getattr(expected, stage))
+
+
 def test_the_reference_agrees_with_transformers() -> None:
     """The float64 reference of these tests agrees with `transformers` in all layers."""
     model = transformers.BertModel.from_pretrained(checkpoint(), attn_implementation="eager", dtype=torch.float64)
@@ -116,6 +157,52 @@ def test_the_manifest_says_how_an_embedding_is_made(repository: Path) -> None:
     assert manifest.parity.reference.startswith(f"transformers {transformers.__version__}, eager, float64")
     assert (manifest.architecture, manifest.license, manifest.source) == ("BertModel", "Apache-2.0", "model")
     assert manifest.doubled_bytes == 0
+
+
+def test_the_embedding_over_grpc(server: Server, pooled: list[NDArray]) -> None:
+    """The pooled mean of `hidden` is the mean of transformers' last hidden state; that of `output` is another."""
+    outputs = [OutputSpec("hidden", pool="mean"), OutputSpec("output", pool="mean")]
+    with AttentionClient(server.grpc) as client:
+        for text, expected in zip(FEW, pooled, strict=True):
+            result = client.attend("minilm", text=text, outputs=outputs)
+            close(result["hidden"], expected)
+            assert np.abs(result["output"] - expected).max() > 100 * TOLERANCE
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    """Send JSON; return the answer's."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def test_the_embedding_over_rest(server: Server, pooled: list[NDArray]) -> None:
+    """REST answers with the same embedding."""
+    for text, expected in zip(FEW, pooled, strict=True):
+        body = {"text": text, "outputs": [{"name": "hidden", "pool": "mean"}]}
+        answer = post(f"{server.url}/v1/models/minilm:attend", body)
+        close(answer["results"][0]["outputs"]["hidden"]["values"], expected)
+
+
+def test_the_embedding_over_the_open_inference_protocol(server: Server, pooled: list[NDArray]) -> None:
+    """A batch of texts of several lengths is answered with their embeddings, [B, D]."""
+    inputs = [{"name": "text", "datatype": "BYTES", "shape": [len(FEW)], "data": FEW}]
+    outputs = [{"name": "hidden", "parameters": {"pool": "mean"}}]
+    answer = post(f"{server.url}/v2/models/minilm/infer", {"inputs": inputs, "outputs": outputs})
+    (output,) = answer["outputs"]
+    assert output["shape"] == [len(FEW), WIDTH]
+    close(np.reshape(output["data"], output["shape"]), np.stack(pooled))
+
+
+def test_the_embedding_of_scored_files(server: Server, pooled: list[NDArray], tmp_path: Path) -> None:
+    """`score` writes the embedding of each row."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in FEW))
+    command = [Path(sys.executable).with_name("attention-client"), "score", source, target, "--model", "minilm"]
+    subprocess.run([*command, "--target", server.grpc, "--outputs", "hidden:mean"], check=True, capture_output=True)
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    for row, expected in zip(rows, pooled, strict=True):
+        close(row["hidden:mean"], expected)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

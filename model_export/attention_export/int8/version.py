@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from attention_proto.attention.v1.attention_pb2 import Manifest, Quantization
 from attention_proto.folder import TRANSFORMER, named_files
@@ -18,6 +17,7 @@ from attention_export.manifest import (
     new_version,
     read_files,
     read_manifest,
+    version_folder,
     write_manifest,
 )
 
@@ -98,10 +98,7 @@ def quantize(
     target = new_version(repository or folder.parent.parent, folder.parent.name, version)
     contents = read_files(folder, manifest)
     examples = read_data(data, folder, manifest)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".quantize-") as scratch:
-        written = Path(scratch) / "version"
-        written.mkdir()
+    with version_folder(target) as written:
         progress(f"quantizing {folder}")
         _write_files(written, manifest, contents)
         progress(f"measuring on {len(examples)} sequences")
@@ -109,7 +106,6 @@ def quantize(
         manifest.ClearField("parity")
         (bounds or Bounds()).check(manifest.quantization)
         write_manifest(written, manifest)
-        written.rename(target)
     progress(f"wrote {target}")
     return target
 

@@ -9,6 +9,7 @@ from attention_proto.attention.v1.attention_pb2 import Manifest
 
 from attention_server.domain.messages import Tokens
 from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.labels import Labels
 from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
 from attention_server.inference.masks import Vectors
 from attention_server.inference.planner import Plan
@@ -28,11 +29,13 @@ class Forward:
         manifest: of the model.
         layers: its sites, first to last.
         graphs: its graphs by file name.
+        labels: of each of its predictors.
     """
 
     manifest: Manifest
     layers: Sequence[LoadedLayer]
     graphs: Mapping[str, Graph]
+    labels: Mapping[str, Labels]
 
     def stages(
         self,

@@ -1,6 +1,6 @@
 """The checking of a sequence for one model and plan, and its profile. Nothing is computed here."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.input_profile import InputProfile
+from attention_server.inference.labels import Labels
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, candidate_bytes
@@ -33,6 +34,7 @@ class InputChecker:
         name, version, digest: of the model; a memory must be of the same.
         manifest: of the model.
         layers: its layers.
+        labels: of each of its predictors.
         reader, memory_reader: its tokenizers; None for a model without text, or without memory text.
         costs: measured costs of its sequences.
     """
@@ -42,6 +44,7 @@ class InputChecker:
     digest: str
     manifest: Manifest
     layers: Sequence[LoadedLayer]
+    labels: Mapping[str, Labels]
     reader: TextTokenizer | None
     memory_reader: TextTokenizer | None
     costs: Costs
@@ -116,7 +119,7 @@ class InputChecker:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (0 if prepared.memory else keys)
         size = Size(projected, queries * keys, len(plan.stages) / len(self.layers))
-        answer = candidate_bytes(plan.top, self.manifest.predictors, queries)
+        answer = candidate_bytes(plan.top, self.manifest.predictors, self.labels, queries)
         for output in plan.outputs:
             widths = self.layers[output.layer].widths(*prepared.input_widths())
             answer += answer_bytes(output, self.manifest, widths, queries, keys)

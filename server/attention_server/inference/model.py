@@ -11,6 +11,7 @@ from attention_server.domain.messages import OutputSpec, Result, Tokens
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
+from attention_server.inference.labels import Labels, read_labels
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import Vectors
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
@@ -115,6 +116,7 @@ class LoadedModel:
             digest=self.digest,
             manifest=self.manifest,
             layers=self.layers,
+            labels=self._labels,
             reader=self.reader,
             memory_reader=self.memory_reader,
             costs=self.costs,
@@ -122,7 +124,11 @@ class LoadedModel:
 
     @cached_property
     def _forward(self) -> Forward:
-        return Forward(self.manifest, self.layers, self.graphs)
+        return Forward(self.manifest, self.layers, self.graphs, self._labels)
+
+    @cached_property
+    def _labels(self) -> dict[str, Labels]:
+        return read_labels(self.manifest, self.reader)
 
     def _pools(self, prepared: PreparedInput, plan: Plan) -> bool:
         """Return whether the graph `pool` computes the means of the last layer's rows."""

@@ -22,6 +22,7 @@ from attention_proto.stages import (
 
 from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec
 from attention_server.errors import InvalidRequest, join_path
+from attention_server.inference.labels import Labels
 
 GIVEN_BEHIND = frozenset({"output", "hidden", "contributions"})  # stages that the segment behind a site may give
 ALIAS = 256  # characters
@@ -140,16 +141,17 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
     return heads * rows * columns * size
 
 
-def candidate_bytes(top: int, predictors: Sequence[Predictor], queries: int) -> int:
+def candidate_bytes(top: int, predictors: Sequence[Predictor], labels: Mapping[str, Labels], queries: int) -> int:
     """Return the size of the most probable labels of one sequence's predictions, in bytes.
 
     Args:
         top: the number for each prediction.
         predictors: of the model.
+        labels: of each predictor.
         queries: T, the most rows that a predictor reads.
     """
     once = (Predictor.ROWS_FIRST, Predictor.ROWS_LAST, Predictor.ROWS_MEAN)
-    counts = [(1 if each.rows in once else queries) * min(top, len(each.labels)) for each in predictors]
+    counts = [(1 if each.rows in once else queries) * min(top, len(labels[each.name])) for each in predictors]
     return CANDIDATE_BYTES * sum(counts)
 
 

@@ -164,7 +164,7 @@ def _predictions(
         probabilities = forward.predict(predictor.name, read, run)
         largest = top_k(probabilities, top, None) if top else TopK(*_largest(probabilities))
         for row, ids, values in zip([None] if of_mean else rows.tolist(), *largest, strict=True):
-            labels = map(predictor.labels.__getitem__, ids.tolist())
+            labels = map(forward.labels[predictor.name].__getitem__, ids.tolist())
             candidates = tuple(map(Candidate, ids.tolist(), labels, values.tolist()))
             id_, label, probability = candidates[0]
             yield Prediction(predictor.name, label, probability, row, id_, candidates if top else ())

@@ -52,6 +52,12 @@ class TextTokenizer:
         return sorted(self._tokenizer.get_vocab(with_added_tokens=False).values())
 
     @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The tokens by id, special ones included; empty strings where there is none."""
+        tokens = {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        return tuple(tokens.get(number, "") for number in range(max(tokens, default=-1) + 1))
+
+    @property
     def special_ids(self) -> list[int]:
         """The ids of special tokens."""
         return sorted(id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)

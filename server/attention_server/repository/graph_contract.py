@@ -56,8 +56,12 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
     for layer in manifest.layers:
         _check_layer(layer, graphs, device)
     for predictor in manifest.predictors:
-        if predictor.rows == Predictor.ROWS_UNSPECIFIED or not predictor.labels:
+        if predictor.rows == Predictor.ROWS_UNSPECIFIED or not (predictor.labels or predictor.vocabulary):
             raise ContractError(f"predictor {predictor.name!r} says no rows, or no labels")
+        if predictor.vocabulary and not manifest.text.front.name:
+            raise ContractError(
+                f"predictor {predictor.name!r} has a vocabulary for labels, and the model reads no text"
+            )
     for signature in _surroundings(manifest):
         _check_signature(signature, graphs)
     _check_chain(manifest, graphs)

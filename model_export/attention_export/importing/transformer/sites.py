@@ -1,10 +1,11 @@
 """The ONNX graphs of a site: attention on q, k and v alone, by its shape and the constants of its scores."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from attention_export.blocks import Dims, DotProduct
-from attention_export.graphs import Attend, Graph, attend_graphs
+from attention_export.graphs import Attend, Graph, attend_graphs, to_onnx
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.parts import SiteSpec
 
@@ -72,3 +73,9 @@ class SiteShape:
                 for shapes in (graph.inputs, graph.outputs)
             )
             yield replace(graph, inputs=inputs, outputs=outputs), module
+
+
+@functools.cache  # an export takes seconds
+def site_files(shape: SiteShape) -> tuple[tuple[str, bytes, Attend], ...]:
+    """Return the graphs of a shape, the cheapest first: file name, ONNX, and the module that describes it."""
+    return tuple((graph.file, to_onnx(graph), module) for graph, module in shape.graphs())

@@ -2,28 +2,22 @@
 
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Segment, Text
-from attention_proto.folder import FORMAT, named_files
-from numpy.typing import NDArray
+from attention_proto.folder import FORMAT, TRANSFORMER, named_files
 
-from attention_export.graphs import OPSET, to_onnx
+from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.heads import Head
 from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
 from attention_export.importing.transformer.pooling import Pooling
-from attention_export.importing.transformer.sites import SiteShape
+from attention_export.importing.transformer.sites import SiteShape, site_files
 from attention_export.importing.transformer.tokenizer import ImportedTokenizer
-from attention_export.manifest import add_file
+from attention_export.manifest import add_file, doubled_bytes
 
-BLOCK = "transformer"
 MOST_BYTES = 2**31 - 1  # of a protobuf message; onnxruntime reads no larger one
-SMALL = 1024  # bytes of a constant that may stand twice without being counted
 HASH_DIGITS = 16  # in the name of a shared file
 
 
@@ -33,7 +27,6 @@ class VersionFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, File] = {}  # by SHA-256
-        self._matrices: dict[str, list[int]] = defaultdict(list)  # sizes in bytes, one for each file, by content
 
     def add(self, stem: str, graph: bytes) -> File:
         """Write a graph, unless it is there already; return its entry in the manifest.
@@ -55,7 +48,6 @@ class VersionFolder:
             taken = any(file.name == f"{stem}.onnx" for file in self._files.values())
             name = _hashed(f"{stem}.onnx", digest) if taken else f"{stem}.onnx"
             self._files[digest] = add_file(self._folder, name, graph)
-            self._count(graph)
         return self._files[digest]
 
     def rename_shared(self, manifest: Manifest) -> None:
@@ -68,16 +60,6 @@ class VersionFolder:
             (self._folder / name).rename(self._folder / named)
             for file in same:
                 file.name = named
-
-    def doubled_bytes(self) -> int:
-        """Return the bytes of matrices beyond the first file that each stands in, as it is or transposed."""
-        return sum(sum(sizes[1:]) for sizes in self._matrices.values())
-
-    def _count(self, graph: bytes) -> None:
-        constants = onnx.load_from_string(graph).graph.initializer
-        matrices = (onnx.numpy_helper.to_array(constant) for constant in constants)
-        for key, size in {_key(matrix): matrix.nbytes for matrix in matrices if matrix.nbytes > SMALL}.items():
-            self._matrices[key].append(size)
 
 
 def write_version(
@@ -110,7 +92,7 @@ def write_version(
     files = VersionFolder(folder)
     manifest = Manifest(
         format=FORMAT,
-        block=BLOCK,
+        block=TRANSFORMER,
         description=f"Every attention of an imported {parts.architecture}, {len(parts.sites)} in order.",
         architecture=parts.architecture,
         hidden_dim=parts.hidden_dim,
@@ -126,9 +108,7 @@ def write_version(
     for index, site in enumerate(parts.sites):
         shape = SiteShape.of(site)
         if shape not in graphs:
-            graphs[shape] = [
-                module.entry(files.add(_stem(graph.file), to_onnx(graph))) for graph, module in shape.graphs()
-            ]
+            graphs[shape] = [module.entry(files.add(_stem(name), graph)) for name, graph, module in site_files(shape)]
         layer = _describe(site, parts.hidden_dim if index else parts.query_dim)
         layer.attend.extend(graphs[shape])
         if site.bias is not None:
@@ -138,7 +118,7 @@ def write_version(
         manifest.head.CopyFrom(files.add("head", head.graph))
         manifest.predictors.extend(head.predictors)
     files.rename_shared(manifest)
-    manifest.doubled_bytes = files.doubled_bytes()
+    manifest.doubled_bytes = doubled_bytes(folder, manifest)
     return manifest
 
 
@@ -186,8 +166,3 @@ def _stem(name: str) -> str:
 def _hashed(name: str, digest: str) -> str:
     """Return a name of the content: `segment-3.onnx` -> `segment-0123456789abcdef.onnx`."""
     return f"{re.sub(r'(-[0-9]+)?[.]onnx$', '', name)}-{digest[:HASH_DIGITS]}.onnx"
-
-
-def _key(matrix: NDArray[Any]) -> str:
-    """Return a hash that is the same for a matrix and its transpose."""
-    return min(hashlib.sha256(np.ascontiguousarray(each).data).hexdigest() for each in (matrix, matrix.T))
