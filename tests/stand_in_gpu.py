@@ -58,14 +58,22 @@ class StandInGpu:
         return [CUDA, CPU]
 
     def InferenceSession(  # onnxruntime's name
-        self, content: bytes, options: ort.SessionOptions, *, providers: list[str], enable_fallback: int = 1
+        self,
+        content: bytes,
+        options: ort.SessionOptions,
+        *,
+        providers: list[tuple[str, dict[str, str]]],
+        enable_fallback: int = 1,
     ) -> ort.InferenceSession:
+        names = [name for name, _ in providers]
+        assert all(settings == {"use_tf32": "0"} for name, settings in providers if name == CUDA)
         assert not enable_fallback, "a session that fails on the GPU would be made on the CPU, unseen"
-        self.providers.append(providers)
-        if CUDA in providers and self.out_of_memory:
+        self.providers.append(names)
+        if CUDA in names and self.out_of_memory:
             raise self.out_of_memory
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         session = ort.InferenceSession(content, options, providers=[CPU])
-        if CUDA in providers and not self.lost:
+        if CUDA in names and not self.lost:
             assigned = self._assigned(session)
             session.get_providers = lambda: [CUDA, CPU]
             session.get_provider_graph_assignment_info = lambda: assigned
