@@ -3,7 +3,7 @@
 #   docker build -t attention-service .
 #   docker run --read-only -p 127.0.0.1:8080:8080 -p 127.0.0.1:50051:50051 attention-service
 #
-# For an NVIDIA GPU (onnxruntime-gpu wants CUDA 13 and cuDNN 9):
+# For an NVIDIA GPU (onnxruntime-gpu wants CUDA 13 and cuDNN 9; never run on one: docs/gpu.md):
 #
 #   docker build -t attention-service:gpu --build-arg EXTRA=server-gpu \
 #     --build-arg BASE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04 .

