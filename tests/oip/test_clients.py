@@ -205,7 +205,7 @@ def test_what_models_are(reports, name):
     facts = reports(name).facts
     inputs = ["query", "key", "value", "text", "query_lengths", "key_lengths", "allowed", "bias"]
     assert facts["metadata"]["inputs"] == inputs
-    outputs = ["output", "heads", "entropy", "weights", "scores", "v", "k", "q"]
+    outputs = ["output", "contributions", "heads", "entropy", "weights", "scores", "v", "k", "q", "embeddings"]
     predictions = [f"predictions.{part}" for part in ("name", "label", "probability", "row", "id")]
     assert facts["metadata"]["outputs"] == [*outputs, *predictions, "tokens"]
     assert facts["config"] == "multi"

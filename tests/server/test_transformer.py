@@ -106,9 +106,12 @@ def test_hidden_pooled(transport, model, layer, pool, pooled):
 def test_rows_of_the_last_layer_alone(transport, model):
     """Rows that are asked for alone are those of all rows, of hidden states and weights alike."""
     last = model.layers(TEXT)[2]
-    outputs = ask(transport, {"name": "hidden", "rows": [3]}, {"name": "weights", "rows": [3]}, "embeddings")
+    pairs = {"name": "heads", "pairs": ["1.0", "0.1"], "rows": [4, 2]}  # of layers that have all rows
+    outputs = ask(transport, {"name": "hidden", "rows": [3]}, {"name": "weights", "rows": [3]}, "embeddings", pairs)
     np.testing.assert_allclose(outputs["hidden"], last["hidden"][[3]], **CLOSE)
     np.testing.assert_allclose(outputs["weights"], last["weights"][:, [3]], **CLOSE)
+    first, second = model.layers(TEXT)[:2]
+    np.testing.assert_allclose(outputs["heads"], np.stack([second["heads"][0], first["heads"][1]])[:, [4, 2]], **CLOSE)
     np.testing.assert_allclose(outputs["embeddings"], model.embeddings(TEXT), **CLOSE)
 
 
