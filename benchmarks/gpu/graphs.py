@@ -33,7 +33,7 @@ class GraphFile:
         name: `MODEL/FILE`.
         content: of the ONNX file.
         max_tokens: the greatest length of its tokens; 0 for any.
-        served: whether the server runs it on a GPU; the others are tried, and may fail.
+        served: whether the server runs it on a GPU; a graph for the CPU alone is tried, and may fail.
     """
 
     name: str
@@ -44,7 +44,7 @@ class GraphFile:
 
 @dataclass
 class GraphResult:
-    """What one graph showed.
+    """The findings about one graph.
 
     Attributes:
         name: `MODEL/FILE`.

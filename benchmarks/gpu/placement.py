@@ -35,7 +35,7 @@ class Placement:
     Attributes:
         on_device: the operators computed by the provider that was asked for.
         floats_elsewhere: operators with an output of floating point that another provider computed.
-        sizes_elsewhere: the others that another provider computed: sizes, indices, conditions.
+        sizes_elsewhere: operators that another provider computed for sizes, indices and conditions.
         copies: copies between the memories of the device and of the host within the graph.
     """
 

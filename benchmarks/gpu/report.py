@@ -11,7 +11,7 @@ from benchmarks.gpu.trials import CALLERS, Load, Trial
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found.
+    """The findings of a run.
 
     Attributes:
         versions: the device, versions and commit.

@@ -1,4 +1,4 @@
-"""Print what `make gpu` needs, one requirement a line: the server for a GPU by pyproject.toml, and onnx."""
+"""Print the requirements of `make gpu`, one a line: those of the server for a GPU in pyproject.toml, and onnx."""
 
 import sys
 import tomllib

@@ -1,4 +1,4 @@
-"""The server on the device: what it chooses, how it fails, how much it answers."""
+"""Trials of the server on the device: its choice of a device, its failures, its rate and memory."""
 
 import http.client
 import json
@@ -45,9 +45,9 @@ class Trial:
     """One thing that was tried.
 
     Attributes:
-        name: what was done.
-        found: what happened.
-        passed: whether it is what should happen.
+        name: the action.
+        found: the observation.
+        passed: whether the observation is as it should be.
     """
 
     name: str
@@ -60,9 +60,9 @@ class Load:
     """A server under load.
 
     Attributes:
-        place: what computes.
+        place: the device that computes.
         rate: answers a second to `CALLERS` callers.
-        device_bytes: of the device's memory, with what other programs hold; 0 where it is not told.
+        device_bytes: of the device's memory in use, by any program; 0 where nvidia-smi does not tell it.
         resident_bytes: of the server's process.
     """
 
@@ -74,7 +74,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a server says of a model: its description, the weights of a text, its log."""
+    """Answers of a server about a model: its description, the weights of a text, the log."""
 
     model: dict[str, Any]
     weights: np.ndarray
@@ -128,7 +128,7 @@ def fail_in_mid_run(engine: Engine, content: bytes, device_bytes: int) -> Trial:
     began = time.monotonic()
     try:
         graph.run(outputs, random_feeds(content, Sizes(1, length, length)), Run())
-    except Exception as error:  # noqa: BLE001 # any type: what counts is that it is raised
+    except Exception as error:  # noqa: BLE001 # any type, as long as it is raised
         said = one_line(error)
     else:
         seconds = time.monotonic() - began

@@ -194,7 +194,7 @@ def import_multihead_command(
         bool, typer.Option("--cross", help="import as cross_attention: keys and values of another sequence")
     ] = False,
     prefix: Annotated[
-        str, typer.Option(help="what stands before the names of its tensors, such as self_attn. in an encoder layer")
+        str, typer.Option(help="prefix of the names of its tensors, such as self_attn. in an encoder layer")
     ] = "",
     add_zero_attn: Annotated[
         bool, typer.Option("--add-zero-attn", help="it was made with add_zero_attn, which the state dict does not say")
