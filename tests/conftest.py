@@ -15,6 +15,8 @@ from serving import Server, made_repository, start_server
 
 from tests.transports import TRANSPORTS, Base64Sender, GrpcSender, JsonSender, ProtobufSender, Transport
 
+LONGEST = ("containers", "conformance", "batch", "export", "trials", "benchmarks")  # folders of tests, longest first
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have processes that tests start obey SIGINT: a shell without job control ignores it in the background."""
@@ -44,6 +46,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if "grpc_server" not in metafunc.fixturenames:
             metafunc.fixturenames.insert(0, "grpc_server")
         metafunc.parametrize("grpc_server", kinds, indirect=True, scope="session")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give the tests of a file to one worker, so that fixtures are made once; those over each server of gRPC apart."""
+    file = item.nodeid.partition("::")[0]
+    kind = getattr(getattr(item, "callspec", None), "params", {}).get("grpc_server", "")
+    item.add_marker(pytest.mark.xdist_group(f"{file} {kind}" if kind else file))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have workers begin with the folders that take longest, so that none ends long after the others."""
+    if hasattr(config, "workerinput"):
+        order = {folder: place for place, folder in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,5 +1,6 @@
 """A server in a process of its own, the models that it serves, and how tests wait."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,26 @@ def wait_until(condition: Callable[[], object], seconds: float = HANG) -> None:
         Event().wait(0.001)  # lets other threads run
 
 
+def made_once(kept: Path, sources: Iterable[Path | bytes], make: Callable[[Path], object]) -> Path:
+    """Return a folder that is made once for each state of its sources, by one process for all that ask at a time.
+
+    Args:
+        kept: the folder to keep it in.
+        sources: the files, and further bytes, that it depends on.
+        make: makes the folder at a path.
+    """
+    content = (each if isinstance(each, bytes) else each.read_bytes() for each in sources)
+    made = kept / hashlib.sha256(b"".join(content)).hexdigest()[:16]
+    kept.mkdir(parents=True, exist_ok=True)
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            with TemporaryDirectory(dir=kept) as scratch:
+                make(Path(scratch) / "models")
+                (Path(scratch) / "models").rename(made)
+    return made
+
+
 def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
     """Return a folder of models, made once for each state of the exporter and the contract.
 
@@ -45,19 +66,12 @@ def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
         ROOT / "proto/attention_proto/attention/v1/attention_pb2.py",
         *sorted((ROOT / "models/multi-head").rglob("*.*")),
     ]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
-    made = kept / digest
-    if not made.exists():
-        kept.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=kept) as scratch:
-            folder = Path(scratch) / "models"
-            subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
-            shutil.copytree(ROOT / "models/multi-head", folder / "multi-head")
-            try:
-                folder.rename(made)
-            except OSError:  # another run made it meanwhile
-                assert made.is_dir()
-    return made
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
+        shutil.copytree(ROOT / "models/multi-head", folder / "multi-head")
+
+    return made_once(kept, sources, make)
 
 
 @dataclass

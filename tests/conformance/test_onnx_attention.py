@@ -1,30 +1,31 @@
 """ONNX's attention test cases, sent to a real server over gRPC and REST, at each case's tolerance."""
 
 import base64
-import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import requests
 from attention_client import AttentionClient, Sequence
-from conformance.onnx_cases import Case, load
-from serving import HANG, ROOT, Server, start_server
+from conformance.onnx_cases import Attributes, Case, load
+from serving import HANG, ROOT, Server, made_once, start_server
 
 CASES, OTHERS = load()
 EXPORT = """
-import sys
+import json, sys
 from pathlib import Path
+import torch
 from attention_export.export import export
 from attention_export.model import Model
-from conformance.onnx_cases import load
-wanted = set(sys.argv[2:])
-for attributes in {case.attributes for case in load()[0] if case.attributes.model in wanted}:
+from conformance.onnx_cases import Attributes
+torch.set_num_threads(1)
+for attributes in (Attributes(**json.loads(each)) for each in sys.argv[2:]):
     export(Model(attributes.block(), "An ONNX conformance set."), Path(sys.argv[1]), attributes.model, 1)
 """
 NAMES = {np.dtype("?"): "BOOL", np.dtype("<f2"): "FP16", np.dtype("<f4"): "FP32"}
@@ -36,19 +37,20 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     parts = ("blocks", "graphs", "export", "manifest", "model", "verify")
     sources = [ROOT / f"model_export/attention_export/{part}.py" for part in parts]
     sources += [ROOT / "proto/attention/v1/attention.proto", Path(__file__).with_name("onnx_cases.py")]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + onnx.__version__.encode()).hexdigest()
-    repository = request.config.cache.mkdir(f"onnx-attention-{digest[:16]}")
-    names = sorted({case.attributes.model for case in CASES})
-    missing = [name for name in names if not (repository / name / "1").exists()]
-    halves = [half for half in (missing[::2], missing[1::2]) if half]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda half: _export(repository, half), halves))
+    models = sorted({case.attributes for case in CASES}, key=lambda attributes: attributes.model)
+
+    def make(folder: Path) -> None:
+        halves = (models[::2], models[1::2])
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda half: _export(folder, half), halves))
+
+    repository = made_once(request.config.cache.mkdir("onnx-attention"), [*sources, repr(models).encode()], make)
     with start_server(repository) as running:
         yield running
 
 
-def _export(repository: Path, names: list[str]) -> None:
-    command = [sys.executable, "-c", EXPORT, str(repository), *names]
+def _export(folder: Path, models: list[Attributes]) -> None:
+    command = [sys.executable, "-c", EXPORT, str(folder), *(json.dumps(asdict(each)) for each in models)]
     subprocess.run(command, check=True, cwd=ROOT / "tests", capture_output=True)
 
 

@@ -1,13 +1,11 @@
 """A real browser on the page of a real server; the page must stay within its origin and log no error."""
 
-import hashlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import requests
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import HANG, ROOT, Server, start_server
+from serving import HANG, ROOT, Server, made_once, start_server
 
 CHROMIUM = "/usr/bin/chromium"
 LONGEST_WAIT = 1000 * HANG  # milliseconds
@@ -29,16 +27,12 @@ def served_models(request: pytest.FixtureRequest) -> Path:
     maker = ROOT / "tests/web/make_encoder.py"
     sources = [maker, *sorted((ROOT / "model_export/attention_export").glob("*.py"))]
     sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models").rglob("*.*"))]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
-    kept = request.config.cache.mkdir("web-models")
-    made = kept / digest
-    if not made.exists():
-        with TemporaryDirectory(dir=kept) as scratch:
-            folder = Path(scratch) / "models"
-            subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
-            shutil.copytree(ROOT / "models", folder, dirs_exist_ok=True)
-            folder.rename(made)
-    return made
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
+        shutil.copytree(ROOT / "models", folder, dirs_exist_ok=True)
+
+    return made_once(request.config.cache.mkdir("web-models"), sources, make)
 
 
 @pytest.fixture(scope="session")
