@@ -2,14 +2,16 @@
 
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -21,6 +23,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 SERVER = ROOT / ".venv/bin/attention-server"
 HANG = 240  # seconds: after these a wait is given up as one that will not end; no promise about a machine's speed
+PORTS = itertools.count(20_000 + os.getpid() % 300 * 40)  # below those that the system gives, and of this process alone
 READY = re.compile(r"ready rest=(\S+) grpc=(\S+)\n")
 
 
@@ -72,6 +75,15 @@ def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
         shutil.copytree(ROOT / "models/multi-head", folder / "multi-head")
 
     return made_once(kept, sources, make)
+
+
+def free_port() -> int:
+    """Return a port of this machine that no process has, and that the system gives to none that asks for any port."""
+    for port in PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import io
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +20,6 @@ COMMAND = Path(sys.executable).with_name("attention-client")
 SECONDS = 600  # guard against hanging; no test depends on it
 SENTENCES = ("I gave my cat Tater a toy", "Mia was shown a letter by Leo", "Leo gave Mia a letter", "I gave Leo my toy")
 WIDTH = 24  # of the model `multi`
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def score(job: ScoringJob, stdin: bytes = b"") -> tuple[int, bytes]:

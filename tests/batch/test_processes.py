@@ -49,11 +49,12 @@ def options(repository):
     return ("--model", "multi-head", "--engine", "local", "--models", repository, *OUTPUTS)
 
 
-@pytest.fixture
-def whole(server, poisoned, tmp_path):
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
     """Output and dead letters of a run through a server."""
-    output = tmp_path / "whole.parquet"
-    assert scored(poisoned, output, "--model", "multi-head", "--target", server.grpc, *OUTPUTS).returncode == 3
+    folder = tmp_path_factory.mktemp("whole")
+    source, output = write_poisoned(folder / "in.parquet", ROWS, group=350), folder / "out.parquet"
+    assert scored(source, output, "--model", "multi-head", "--target", server.grpc, *OUTPUTS).returncode == 3
     return everything(output)
 
 
@@ -70,10 +71,11 @@ def has_ended(process: int) -> bool:
         return True
 
 
-def test_killed_at_any_point(poisoned, options, whole, tmp_path):
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
+def test_killed_at_any_point(poisoned, options, whole, tmp_path, kills):
     """kill -9 of the run at random points ends its workers too, and a last run writes the same bytes."""
     output, chance, killed = tmp_path / "out.parquet", random.Random(0), 0
-    while killed < 8:
+    while killed < kills:
         if output.exists():  # the run was complete before the kill
             assert everything(output) == whole
             shutil.rmtree(journal_of(output).parent)

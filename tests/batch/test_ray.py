@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
-from serving import clean_env
+from serving import clean_env, free_port
 
-from tests.batch.scoring import SECONDS, begun, free_port, scored, shards_done, summary, wait_until, write_vectors
+from tests.batch.scoring import SECONDS, begun, scored, shards_done, summary, wait_until, write_vectors
 
 pytestmark = pytest.mark.timeout(1200)  # a cluster starts some ten processes
 RAY = Path(sys.executable).with_name("ray")
@@ -38,10 +38,10 @@ Process = subprocess.Popen[bytes]
 
 
 class Cluster(NamedTuple):
-    """A head node without a core, its address, and a function that starts a node of one core."""
+    """A cluster: the variables that a run reaches it by, and a function that returns its node, made where none runs."""
 
     env: dict[str, str]
-    start: Callable[[], Process]
+    node: Callable[[], Process]
 
 
 @contextmanager
@@ -85,9 +85,9 @@ def answer(folder: Path) -> None:
             whole.rename(port)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster with one core on each node that the test starts, and no core besides."""
+    """A cluster with one core on the node that the tests ask for, and no core besides."""
     if not RAY.exists():
         pytest.fail("ray is what the engine ray needs: pip install 'attention-service[ray]'")
     # Sockets lie in these folders, so the names must be short.
@@ -96,15 +96,17 @@ def cluster() -> Iterator[Cluster]:
         head = ("--head", "--port", port, "--num-cpus", "0", "--include-dashboard", "false", "--disable-usage-stats")
         nodes.enter_context(node(Path(folder) / "a", "127.0.0.2", *head))
         address = f"127.0.0.2:{port}"
-        names = iter("bcd")
+        names, started = iter("bcd"), []
 
-        def start() -> Process:
-            name = next(names)
-            ip = f"127.0.0.{ord(name) - ord('a') + 2}"
-            arguments = ("--address", address, "--num-cpus", "1")
-            return nodes.enter_context(node(Path(folder) / name, ip, *arguments))
+        def with_a_core() -> Process:
+            if not started or started[-1].poll() is not None:
+                name = next(names)
+                ip = f"127.0.0.{ord(name) - ord('a') + 2}"
+                arguments = ("--address", address, "--num-cpus", "1")
+                started.append(nodes.enter_context(node(Path(folder) / name, ip, *arguments)))
+            return started[-1]
 
-        yield Cluster({"RAY_ADDRESS": address, **PATIENT}, start)
+        yield Cluster({"RAY_ADDRESS": address, **PATIENT}, with_a_core)
 
 
 def test_a_node_that_dies(repository, server, tmp_path, cluster):
@@ -117,7 +119,7 @@ def test_a_node_that_dies(repository, server, tmp_path, cluster):
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     assert scored(source, whole, "--model", "multi", "--target", server.grpc, *OUTPUTS).returncode == 0
 
-    node = cluster.start()
+    node = cluster.node()
     first = begun(source, output, *arguments, env=cluster.env)
     wait_until(lambda: shards_done(output) > 2, first)
     first.kill()
@@ -128,8 +130,9 @@ def test_a_node_that_dies(repository, server, tmp_path, cluster):
     second = begun(source, output, *arguments, env=cluster.env, stderr=subprocess.PIPE)
     wait_until(lambda: shards_done(output) > done, second)  # on the only node that has a core
     os.killpg(node.pid, signal.SIGKILL)
+    node.wait()
     assert shards_done(output) < ROWS // SHARD
-    cluster.start()
+    cluster.node()
     _, said = second.communicate()
     assert second.returncode == 0, said
     assert summary(subprocess.CompletedProcess([], 0, b"", said))["resumed"] == done * SHARD
@@ -138,7 +141,7 @@ def test_a_node_that_dies(repository, server, tmp_path, cluster):
 
 def test_sigterm_on_a_cluster(repository, tmp_path, cluster):
     """On a cluster too, SIGTERM stops a run cleanly, with status 4 and a summary."""
-    cluster.start()
+    cluster.node()
     source, output = write_vectors(tmp_path / "in.parquet", ROWS), tmp_path / "out.parquet"
     arguments = ("--model", "multi", "--engine", "ray", "--models", repository, *OUTPUTS)
     run = begun(source, output, *arguments, env=cluster.env, stderr=subprocess.PIPE)

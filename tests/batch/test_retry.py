@@ -91,11 +91,11 @@ def test_no_answer_for_too_long(announced):
 
 def test_waits_double_up_to_a_bound(announced, monkeypatch):
     """Each wait is twice the one before, up to the longest; without a bound these would use up the policy's seconds."""
-    monkeypatch.setattr("attention_batch.retry.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("attention_batch.retry.LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr("attention_batch.retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("attention_batch.retry.LONGEST_PAUSE", 0.004)
     began = time.monotonic()
     assert RetryPolicy(60, announced.append).call(Calls(*(unavailable() for _ in range(30)))) == "answer"
-    assert time.monotonic() - began >= 0.01 + 0.02 + 28 * 0.04
+    assert time.monotonic() - began >= 0.001 + 0.002 + 28 * 0.004
 
 
 def test_a_cancelled_wait_ends_at_once(retries):

@@ -13,12 +13,11 @@ from attention_batch.engines import client as engine_client
 from attention_batch.errors import Refused, Stopped
 from attention_client import InternalError
 from attention_server.auth.callers import digest_of, new_token
-from serving import Server, start_server
+from serving import HANG, Server, free_port, start_server
 
 from tests.batch.scoring import (
     SECONDS,
     begun,
-    free_port,
     rows_of,
     score,
     scored,
@@ -37,17 +36,18 @@ def source(tmp_path):
     return write_vectors(tmp_path / "in.parquet", 2000)
 
 
-@pytest.fixture
-def whole(server, source, tmp_path):
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
     """The output's bytes after an undisturbed run."""
-    done = scored(source, tmp_path / "whole.parquet", "--model", "multi", "--target", server.grpc, *OUTPUTS)
-    assert done.returncode == 0
-    return (tmp_path / "whole.parquet").read_bytes()
+    folder = tmp_path_factory.mktemp("whole")
+    source, output = write_vectors(folder / "in.parquet", 2000), folder / "out.parquet"
+    assert scored(source, output, "--model", "multi", "--target", server.grpc, *OUTPUTS).returncode == 0
+    return output.read_bytes()
 
 
 def answered(server: Server) -> int:
     """Return the number of sequences that a server has answered."""
-    statistics = requests.get(f"{server.url}/v2/models/multi/stats", timeout=60).json()
+    statistics = requests.get(f"{server.url}/v2/models/multi/stats", timeout=HANG).json()
     return sum(int(each["inference_count"]) for each in statistics["model_stats"])
 
 

@@ -24,6 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
+from serving import HANG
 
 ROLES = {"giver": "I", "recipient": "Tater", "object": "toy"}
 END = "[END]"
@@ -91,7 +92,7 @@ class Service(AttentionServiceServicer):
         last = self.breaks.pop(0) if self.breaks else None
         while len(received) != last and (message := next(messages, None)) is not None:
             received.append(message)
-            assert self.may_answer.wait(60)
+            assert self.may_answer.wait(HANG)
             yield pb.AttendStreamResponse(id=message.id, response=self.answer(message.request))
         if last is not None:
             status = Status(

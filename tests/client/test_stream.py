@@ -27,6 +27,7 @@ from attention_client.streaming.state import (
 )
 from attention_client.streaming.window import Window
 from attention_proto.attention.v1 import attention_pb2 as pb
+from serving import HANG
 
 pytestmark = pytest.mark.both_grpc_servers
 
@@ -82,7 +83,7 @@ def test_sequences_after_a_break_are_sent_by_the_new_stream(code, attempt, monke
         return call
 
     def source():
-        assert pause.wait(60)
+        assert pause.wait(HANG)
         yield "the last"
 
     def build(items):
@@ -91,13 +92,13 @@ def test_sequences_after_a_break_are_sent_by_the_new_stream(code, attempt, monke
     stream = BlockingStream(opened, StreamPlan(build, None, seconds=60, return_exceptions=False))
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(lambda: list(stream.answers(source())))
-        first = calls.get(timeout=60)
+        first = calls.get(timeout=HANG)
         first.cancel()
-        second = calls.get(timeout=60)
+        second = calls.get(timeout=HANG)
         pause.set()
-        assert len(answers.result(60)) == 1
+        assert len(answers.result(HANG)) == 1
     for call in (first, second):
-        call.taker.join(60)
+        call.taker.join(HANG)
         assert not call.taker.is_alive()
 
 

@@ -8,10 +8,9 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pytest
 import requests
@@ -19,7 +18,7 @@ import yaml
 from attention_client import AttentionClient, Unauthenticated
 from attention_client.wire import channel
 from packaging.utils import canonicalize_name
-from serving import ROOT
+from serving import HANG, ROOT, wait_until
 
 from tests.security.conftest import make_pems
 
@@ -47,8 +46,6 @@ ENVIRONMENT = {
 # A first run installs the engine, makes its base image and downloads the packages.
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 
-T = TypeVar("T")
-
 
 class Server(NamedTuple):
     """The service as run by compose: the container's id and the addresses."""
@@ -75,15 +72,13 @@ def execute(container: str, *command: str, user: str | None = None) -> subproces
     return run("docker", "exec", *(["--user", user] if user else []), container, *command, check=False)
 
 
-def until(condition: Callable[[], T], what: str, container: str, seconds: float = 60) -> T:
-    """Wait until `condition` returns a true value, and return the value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            logs = run("docker", "logs", "--tail", "50", container, check=False)
-            pytest.fail(f"not {what} within {seconds} s; its log:\n{logs.stdout}{logs.stderr}")
-        time.sleep(0.05)
-    return value
+def until(condition: Callable[[], object], what: str, container: str) -> None:
+    """Wait until a condition of a container holds."""
+    try:
+        wait_until(condition)
+    except AssertionError:
+        logs = run("docker", "logs", "--tail", "50", container, check=False)
+        pytest.fail(f"not {what} within {HANG} s; its log:\n{logs.stdout}{logs.stderr}")
 
 
 def is_healthy(container: str) -> bool:
@@ -132,7 +127,7 @@ def test_added_layers_are_small(image: str):
 def test_answers_over_rest(server: Server):
     """The embedded multi-head model predicts giver, object and recipient over REST."""
     body = {"text": SENTENCE, "outputs": ["weights", "predictions"]}
-    response = requests.post(f"http://{server.rest}/v1/models/multi-head:attend", json=body, timeout=60)
+    response = requests.post(f"http://{server.rest}/v1/models/multi-head:attend", json=body, timeout=HANG)
     assert response.status_code == 200, response.text
     [result] = response.json()["results"]
     assert result["tokens"] == SENTENCE.split()
@@ -143,19 +138,19 @@ def test_answers_over_rest(server: Server):
 def test_answers_over_grpc(server: Server):
     """The embedded multi-head model gives the same predictions over gRPC, by the client."""
     with AttentionClient(server.grpc) as client:
-        result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"], timeout=60)
+        result = client.attend("multi-head", text=SENTENCE, outputs=["weights", "predictions"], timeout=HANG)
     assert result.weights.shape[-2:] == (7, 7)
     assert {each.name: each.label for each in result.predictions} == ANSWER
 
 
 def test_the_page_is_in_the_image(server: Server):
     """`/` serves the page and every file that it loads."""
-    index = requests.get(f"http://{server.rest}/", timeout=60)
+    index = requests.get(f"http://{server.rest}/", timeout=HANG)
     assert "<title>Attention, step by step</title>" in index.text
     loaded = re.findall(r'"(page/[^"]+)"', index.text)
     assert {Path(each).suffix for each in loaded} == {".js", ".css", ".html"}
     for path in loaded:
-        assert requests.get(f"http://{server.rest}/{path}", timeout=60).ok, path
+        assert requests.get(f"http://{server.rest}/{path}", timeout=HANG).ok, path
 
 
 def test_ports_are_published_to_this_machine_only(server: Server):

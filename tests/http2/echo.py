@@ -12,6 +12,7 @@ import uvloop
 from attention_server.http2.errors import CallError
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
+from serving import HANG
 
 ECHO = "/echo.Echo/Echo"
 LIMITS = Limits(message_bytes=2**20, buffered_bytes=2**22, concurrent_calls=100, connections=50)
@@ -37,7 +38,7 @@ class Echo:
         async def call() -> object:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(HANG)
 
 
 async def answer(call, ends: list[str]) -> None:
@@ -85,7 +86,7 @@ def running(limits: Limits = LIMITS, timeouts: Timeouts | None = None) -> Iterat
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert started.wait(30)
+    assert started.wait(HANG)
     try:
         yield found[0]
     finally:
@@ -94,7 +95,7 @@ def running(limits: Limits = LIMITS, timeouts: Timeouts | None = None) -> Iterat
         loop.close()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = HANG) -> None:
     """Wait for a condition that no event tells of."""
     end = time.monotonic() + seconds
     while not condition():

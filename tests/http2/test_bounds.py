@@ -31,6 +31,7 @@ from hyperframe.frame import (
     SettingsFrame,
     WindowUpdateFrame,
 )
+from serving import HANG
 
 from tests.http2.echo import LIMITS, running, wait_until
 from tests.http2.peer import OPENING, block, connected, data, fields, headers, message, reset
@@ -201,7 +202,7 @@ def test_compressed_messages_that_wait():
     with running() as echo, connected(echo) as peer:
         buffer = echo.http2.buffer
         for _ in range(INFLATING):  # all turns are taken
-            asyncio.run_coroutine_threadsafe(buffer.inflating.acquire(), echo.loop).result(20)
+            asyncio.run_coroutine_threadsafe(buffer.inflating.acquire(), echo.loop).result(HANG)
         for stream in (1, 3, 5):
             peer.send(headers(stream, compressed), data(stream, framed))
         peer.fence()

@@ -12,6 +12,7 @@ from attention_server.http2.call import Call
 from attention_server.http2.errors import LibraryError
 from attention_server.http2.messages import QUEUED, ReceiveBuffer
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame
+from serving import HANG
 
 from tests.http2.echo import ECHO, running, wait_until
 from tests.http2.peer import connected, data, fields, headers, message
@@ -29,7 +30,7 @@ def channel(echo):
 def test_a_unary_call(channel, size):
     """A message comes back as it was sent, with the trailers."""
     content = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
-    answer, call = channel.unary_unary(ECHO).with_call(content, timeout=30)
+    answer, call = channel.unary_unary(ECHO).with_call(content, timeout=HANG)
     assert answer == content
     assert ("x-echo", "done") in call.trailing_metadata()
 
@@ -37,14 +38,14 @@ def test_a_unary_call(channel, size):
 def test_a_stream(channel):
     """Messages of a stream come back in order, while the stream is open."""
     given = [bytes([i]) * (i * 997) for i in range(100)]
-    assert list(channel.stream_stream(ECHO)(iter(given), timeout=30)) == given
+    assert list(channel.stream_stream(ECHO)(iter(given), timeout=HANG)) == given
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 def test_compressed_messages(channel, compression):
     """Messages that the client compresses come back."""
     given = [b"a" * 100_000, b"b"]
-    assert list(channel.stream_stream(ECHO)(iter(given), compression=compression, timeout=30)) == given
+    assert list(channel.stream_stream(ECHO)(iter(given), compression=compression, timeout=HANG)) == given
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_many_callers(channel):
     found = {}
 
     def ask(n: int) -> None:
-        found[n] = [echoes(b"%d" % (n * 1000 + i), timeout=30) for i in range(50)]
+        found[n] = [echoes(b"%d" % (n * 1000 + i), timeout=HANG) for i in range(50)]
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
     for thread in threads:

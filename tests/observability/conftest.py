@@ -13,14 +13,14 @@ import grpc
 import requests
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
-from serving import Server, wait_until
+from serving import HANG, Server, wait_until
 
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def scraped(server: Server, **headers: str) -> str:
-    response = requests.get(f"{server.url}/metrics", headers=headers, timeout=30)
+    response = requests.get(f"{server.url}/metrics", headers=headers, timeout=HANG)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     return response.text
@@ -98,7 +98,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def wait_for(self, condition: Any) -> list[trace_pb2.Span]:
         """Wait until the spans meet a condition; return them."""
         with self.changed:
-            assert self.changed.wait_for(lambda: condition(self.spans), 60), [span.name for span in self.spans]
+            assert self.changed.wait_for(lambda: condition(self.spans), HANG), [span.name for span in self.spans]
             return self.spans
 
 

@@ -10,7 +10,7 @@ import requests
 from attention_client import AttentionClient
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from serving import start_server
+from serving import HANG, start_server
 
 from tests.observability.conftest import logged
 from tests.security.conftest import make_token
@@ -26,7 +26,7 @@ CURSOR = "\x1b[2K"
 
 
 def attend(url: str, body: Any = QUERY, model: str = "dot", **headers: str) -> requests.Response:
-    return requests.post(f"{url}/v1/models/{model}:attend", json=body, headers=headers, timeout=30)
+    return requests.post(f"{url}/v1/models/{model}:attend", json=body, headers=headers, timeout=HANG)
 
 
 def test_every_request_has_a_line(dot_only, tmp_path):
@@ -92,13 +92,13 @@ def test_nobody_writes_lines_of_their_own(dot_only, form):
         before = len(server.log.splitlines())
         attend(server.url, model=HOSTILE.replace("\n", "%0A"))
         attend(server.url, {HOSTILE: 1})
-        requests.post(f"{server.url}/v1/{HOSTILE}", timeout=60)
+        requests.post(f"{server.url}/v1/{HOSTILE}", timeout=HANG)
         with grpc.insecure_channel(server.grpc) as channel:
             stub = AttentionServiceStub(channel)
             with pytest.raises(grpc.RpcError):
-                stub.Attend(pb.AttendRequest(model=HOSTILE), timeout=60)
+                stub.Attend(pb.AttendRequest(model=HOSTILE), timeout=HANG)
             messages = [pb.AttendStreamRequest(id=id_, request=REQUEST) for id_ in (HOSTILE, CURSOR)]
-            list(stub.AttendStream(iter(messages), timeout=60))
+            list(stub.AttendStream(iter(messages), timeout=HANG))
         log = server.log.split("\n")[before:-1]
     assert [line for line in log if "request_id" not in line] == []
     assert len(log) == 7  # the stream has one too
@@ -108,7 +108,7 @@ def test_nobody_writes_lines_of_their_own(dot_only, form):
 @pytest.mark.parametrize("sent", ["", "a b", "é", "x" * 129, "tab\there"])
 def test_an_id_that_is_none_is_replaced(dot_only, sent, server):
     """An id of a caller is printable ASCII of at most 128 characters, or a new one is made."""
-    answer = requests.get(f"{server.url}/v1/models", headers={"x-request-id": sent.encode("latin-1")}, timeout=60)
+    answer = requests.get(f"{server.url}/v1/models", headers={"x-request-id": sent.encode("latin-1")}, timeout=HANG)
     assert MADE.fullmatch(answer.headers["x-request-id"])
     if sent.isascii() and sent.isprintable():
         with grpc.insecure_channel(server.grpc) as channel:
@@ -133,9 +133,9 @@ def test_an_id_that_is_none_is_replaced(dot_only, sent, server):
 )
 def test_every_answer_of_http_has_an_id(server, method, path, status):
     """The caller's, or one of 32 hexadecimal digits, with every answer."""
-    answer = requests.request(method, f"{server.url}{path}", headers={"x-request-id": "!~" * 64}, timeout=60)
+    answer = requests.request(method, f"{server.url}{path}", headers={"x-request-id": "!~" * 64}, timeout=HANG)
     assert (answer.status_code, answer.headers["x-request-id"]) == (status, "!~" * 64)
-    assert MADE.fullmatch(requests.request(method, f"{server.url}{path}", timeout=60).headers["x-request-id"])
+    assert MADE.fullmatch(requests.request(method, f"{server.url}{path}", timeout=HANG).headers["x-request-id"])
 
 
 def test_the_protocols_own_id_is_another(server):
@@ -145,7 +145,7 @@ def test_the_protocols_own_id_is_another(server):
         f"{server.url}/v2/models/dot/infer",
         json={"id": "theirs", "inputs": [tensor]},
         headers={"x-request-id": "ours"},
-        timeout=60,
+        timeout=HANG,
     )
     assert (answer.json()["id"], answer.headers["x-request-id"]) == ("theirs", "ours")
 
@@ -153,14 +153,14 @@ def test_the_protocols_own_id_is_another(server):
 def test_answers_say_where_the_time_went(server):
     """In the header Server-Timing, or the trailing metadata of that name: milliseconds, where something ran."""
     tensor = {"name": "query", "datatype": "FP32", "shape": [1, 1, 2], "data": [1, 0]}
-    infer = requests.post(f"{server.url}/v2/models/dot/infer", json={"inputs": [tensor]}, timeout=60)
+    infer = requests.post(f"{server.url}/v2/models/dot/infer", json={"inputs": [tensor]}, timeout=HANG)
     told = [attend(server.url).headers["server-timing"], infer.headers["server-timing"]]
     with grpc.insecure_channel(server.grpc) as channel:
-        _, call = AttentionServiceStub(channel).Attend.with_call(REQUEST, timeout=60)
+        _, call = AttentionServiceStub(channel).Attend.with_call(REQUEST, timeout=HANG)
         told.append(dict(call.trailing_metadata())["server-timing"])
     for each in told:
         found = TIMING.fullmatch(each)
         assert found, each
         assert float(found[2]) > 0
-    assert "server-timing" not in requests.get(f"{server.url}/v1/models", timeout=60).headers
+    assert "server-timing" not in requests.get(f"{server.url}/v1/models", timeout=HANG).headers
     assert "server-timing" not in attend(server.url, model="nobody").headers

@@ -12,7 +12,7 @@ from attention_client import AttentionClient
 from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from serving import start_server, wait_until
+from serving import HANG, start_server, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.observability.conftest import Metrics, metrics_of, scraped
@@ -30,15 +30,15 @@ def used(dot_only):
     with start_server(dot_only) as server:
         fresh = metrics_of(server)
         post = requests.Session().post
-        assert post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=60).status_code == 200
-        assert post(f"{server.url}/v2/models/dot/infer", json=INFER, timeout=60).status_code == 200
-        assert post(f"{server.url}/v1/models/dot:attend", json={}, timeout=60).status_code == 400
-        assert post(f"{server.url}/v1/models/nobody:attend", json=QUERY, timeout=60).status_code == 404
-        assert post(f"{server.url}/v1/nowhere", json=QUERY, timeout=60).status_code == 404
+        assert post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=HANG).status_code == 200
+        assert post(f"{server.url}/v2/models/dot/infer", json=INFER, timeout=HANG).status_code == 200
+        assert post(f"{server.url}/v1/models/dot:attend", json={}, timeout=HANG).status_code == 400
+        assert post(f"{server.url}/v1/models/nobody:attend", json=QUERY, timeout=HANG).status_code == 404
+        assert post(f"{server.url}/v1/nowhere", json=QUERY, timeout=HANG).status_code == 404
         long = {"query": np.ones((900, 2)).tolist(), "outputs": ["weights"]}
         assert (
             post(
-                f"{server.url}/v1/models/dot:attend", json=long, headers={"x-request-timeout": "1e-6"}, timeout=60
+                f"{server.url}/v1/models/dot:attend", json=long, headers={"x-request-timeout": "1e-6"}, timeout=HANG
             ).status_code
             == 504
         )
@@ -146,7 +146,12 @@ def test_prometheus_linter_has_nothing_to_say(used):
     assert len(own) > len(text) / 2
     for exposition, status in ((own, 0), (text, 3)):
         done = subprocess.run(
-            ["promtool", "check", "metrics"], input=exposition, capture_output=True, text=True, check=False, timeout=30
+            ["promtool", "check", "metrics"],
+            input=exposition,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANG,
         )
         assert done.returncode == status, done
         assert all(line.startswith("nv_inference_") for line in done.stderr.splitlines()), done.stderr
@@ -159,14 +164,14 @@ def test_what_waits_and_runs_is_shown(dot_only):
         gate.close()
 
         def ask(i: int) -> None:
-            answers.append(requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=60).status_code)
+            answers.append(requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=HANG).status_code)
 
         answers: list[int] = []
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(3)]
         for thread in threads:
             thread.start()
         wait_until(lambda: metrics_of(server)("attention_queue_depth") == 2)
-        assert requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=60).status_code == 503
+        assert requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=HANG).status_code == 503
         now = metrics_of(server)
         assert (now("attention_slots"), now("attention_slots_busy")) == (1, 1)
         assert now("attention_queue_capacity") == 2
@@ -208,7 +213,7 @@ def left_stream(channel, server):
     def messages():
         for i in range(4):
             yield pb.AttendStreamRequest(id=str(i), request=request)
-        more.wait(60)
+        more.wait(HANG)
 
     server.gate.close()
     stream = AttentionServiceStub(channel).AttendStream(messages())
@@ -223,12 +228,12 @@ def test_callers_cannot_make_series(dot_only):
 
         def invent(start: int) -> Metrics:
             for i in range(start, start + 20):
-                requests.post(f"{server.url}/v1/models/x{i}:attend", json=QUERY, timeout=60)
-                requests.get(f"{server.url}/path{i}", timeout=60)
-                requests.post(f"{server.url}/v2/models/dot/versions/{i + 7}/infer", json=INFER, timeout=60)
-                requests.request(f"METHOD{i}", f"{server.url}/v1/models", timeout=60)
+                requests.post(f"{server.url}/v1/models/x{i}:attend", json=QUERY, timeout=HANG)
+                requests.get(f"{server.url}/path{i}", timeout=HANG)
+                requests.post(f"{server.url}/v2/models/dot/versions/{i + 7}/infer", json=INFER, timeout=HANG)
+                requests.request(f"METHOD{i}", f"{server.url}/v1/models", timeout=HANG)
                 with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError):
-                    channel.unary_unary(f"/attention.v1.AttentionService/M{i}")(b"", timeout=60)
+                    channel.unary_unary(f"/attention.v1.AttentionService/M{i}")(b"", timeout=HANG)
             return metrics_of(server)
 
         metrics_of(server)  # is a method too
@@ -242,7 +247,7 @@ def test_metrics_ask_for_a_token(dot_only, tmp_path):
     token, lines = make_token("prometheus", "--rights")
     (tmp_path / "tokens").write_text(lines)
     with start_server(dot_only, "--tokens", tmp_path / "tokens") as server:
-        assert requests.get(f"{server.url}/metrics", timeout=60).status_code == 401
+        assert requests.get(f"{server.url}/metrics", timeout=HANG).status_code == 401
         found = metrics_of(server, authorization=f"Bearer {token}")
         assert found("attention_rejections_total", reason="unauthenticated", protocol="rest") == 1
         with AttentionClient(server.grpc) as client, pytest.raises(Exception, match="Bearer"):

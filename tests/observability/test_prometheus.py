@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import pytest
 import requests
 import yaml
 from attention_client import AttentionClient
-from serving import ROOT, Server, start_server, wait_until
+from serving import HANG, ROOT, Server, free_port, start_server, wait_until
 
 from tests.observability.conftest import Metrics, metrics_of
 from tests.security.conftest import make_token
@@ -49,7 +48,7 @@ class Prometheus:
     url: str
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        response = requests.get(f"{self.url}/api/v1/query", {"query": expression}, timeout=30).json()
+        response = requests.get(f"{self.url}/api/v1/query", {"query": expression}, timeout=HANG).json()
         assert response["status"] == "success", (expression, response)
         return response["data"]["result"]
 
@@ -70,8 +69,7 @@ def run_prometheus(folder: Path, server: Server, token: Path) -> Iterator[Promet
     job |= {"static_configs": [{"targets": [server.rest]}], "authorization": {"credentials_file": str(token)}}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     (folder / "rules.yml").write_text(RULES.read_text())
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
@@ -82,12 +80,12 @@ def run_prometheus(folder: Path, server: Server, token: Path) -> Iterator[Promet
         yield prometheus
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(HANG)
 
 
 def is_ready(url: str) -> bool:
     try:
-        return requests.get(f"{url}/-/ready", timeout=60).status_code == 200
+        return requests.get(f"{url}/-/ready", timeout=HANG).status_code == 200
     except requests.ConnectionError:
         return False
 
@@ -114,7 +112,7 @@ def scraping(dot_only, tmp_path_factory) -> Iterator[tuple[Prometheus, Metrics]]
         ask()
         wait_until(lambda: prometheus.value('attention_requests_total{method="CreateMemory"}') == 1)
         ask()
-        requests.post(f"{server.url}/v1/models/dot:attend", json={}, timeout=60)
+        requests.post(f"{server.url}/v1/models/dot:attend", json={}, timeout=HANG)
         wait_until(lambda: prometheus.value('attention_requests_total{method="CreateMemory"}') == 2)
         wait_until(lambda: bool(prometheus.query("attention_rejections_total")))
         yield prometheus, metrics_of(server, authorization=f"Bearer {token}")
@@ -133,7 +131,7 @@ def test_prometheus_has_what_the_server_shows(scraping):
     )
     assert median is not None
     assert 0 < median < 10
-    types = requests.get(f"{prometheus.url}/api/v1/metadata", timeout=30).json()["data"]
+    types = requests.get(f"{prometheus.url}/api/v1/metadata", timeout=HANG).json()["data"]
     assert types["attention_requests_total"][0]["type"] == types["nv_inference_request_success"][0]["type"] == "counter"
     assert (
         types["attention_queue_depth"][0]["type"] == types["nv_inference_pending_request_count"][0]["type"] == "gauge"
@@ -169,7 +167,9 @@ def test_each_expression_has_an_answer(scraping, where):
 def test_configuration_and_rules_are_whole():
     """`promtool` finds nothing wrong in either."""
     for command in (["config", CONFIG], ["rules", RULES]):
-        done = subprocess.run(["promtool", "check", *command], capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(
+            ["promtool", "check", *command], capture_output=True, text=True, check=False, timeout=HANG
+        )
         assert done.returncode == 0, done
 
 
@@ -228,7 +228,9 @@ def test_each_alert_is_raised(tmp_path, alert, series, minutes):
     }
     file = tmp_path / "case.yml"
     file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [case]}))
-    done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(
+        ["promtool", "test", "rules", file], capture_output=True, text=True, check=False, timeout=HANG
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

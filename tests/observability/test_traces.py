@@ -15,7 +15,7 @@ from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace import TracerProvider
-from serving import clean_env, run_server, start_server
+from serving import HANG, clean_env, run_server, start_server
 
 from tests.observability.conftest import attributes, logged, run_collector
 
@@ -40,14 +40,14 @@ def test_a_request_is_a_span_with_its_parts(dot_only):
     with run_collector() as collector, traced_server(dot_only, collector) as server:
         headers = {"traceparent": TRACEPARENT, "x-request-id": "r-1"}
         for path, body in (("v1/models/dot:attend", QUERY), ("v2/models/dot/infer", infer)):
-            assert requests.post(f"{server.url}/{path}", json=body, headers=headers, timeout=60).status_code == 200
+            assert requests.post(f"{server.url}/{path}", json=body, headers=headers, timeout=HANG).status_code == 200
         with grpc.insecure_channel(server.grpc) as channel:
             attend = channel.unary_unary("/attention.v1.AttentionService/Attend")
             message = pb.AttendRequest(
                 model="dot",
                 inputs=[pb.Sequence(query=pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=[1, 2], data=b"\0" * 8))],
             )
-            attend(message.SerializeToString(), metadata=tuple(headers.items()), timeout=60)
+            attend(message.SerializeToString(), metadata=tuple(headers.items()), timeout=HANG)
         spans = collector.wait_for(lambda spans: len(spans) == 12)
         assert collector.resource["service.name"] == "attention-service"
     roots = [span for span in spans if span.kind == trace_pb2.Span.SPAN_KIND_SERVER]
@@ -70,10 +70,10 @@ def test_failures_are_told(dot_only):
     """A caller's error is recorded without an error status; a trace that the caller does not sample is not sent."""
     with run_collector() as collector:
         with traced_server(dot_only, collector, "--log-format", "json") as server:
-            wrong = requests.post(f"{server.url}/v1/models/dot:attend", json={}, timeout=60)
+            wrong = requests.post(f"{server.url}/v1/models/dot:attend", json={}, timeout=HANG)
             assert wrong.status_code == 400
             unsampled = {"traceparent": TRACEPARENT[:-1] + "0"}
-            requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, headers=unsampled, timeout=60)
+            requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, headers=unsampled, timeout=HANG)
             (entry,) = logged(server, 1)
         (span,) = collector.spans  # all was sent when the server stopped
     told = attributes(span.attributes)
@@ -157,7 +157,7 @@ def test_a_collector_that_is_not_there_stops_nothing(dot_only):
     """Without a collector requests are answered and the server stops cleanly."""
     nowhere = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", **SOON}
     with start_server(dot_only, env=nowhere) as server:
-        assert requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=60).status_code == 200
+        assert requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, timeout=HANG).status_code == 200
 
 
 @pytest.mark.parametrize("protocol", ["http/json", "http/protobuf"])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import requests
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
+from serving import HANG
 
 LENGTH = "Inference-Header-Content-Length"
 QUERY = {"name": "query", "datatype": "FP32", "shape": [1, 2, 2], "data": [1, 0, 0, 1]}
@@ -16,7 +17,7 @@ RAW = np.array([3, 4], "<f4").tobytes()
 
 def post(server: Any, path: str, body: Any = None, **options: Any) -> requests.Response:
     content = {"json": body} if isinstance(body, dict) else {"data": body}
-    response = requests.post(f"{server.url}{path}", timeout=30, **content, **options)
+    response = requests.post(f"{server.url}{path}", timeout=HANG, **content, **options)
     if response.status_code != 200:
         assert response.headers["content-type"] == "application/json"
         assert response.json().keys() == {"error"}

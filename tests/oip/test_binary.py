@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 import requests
+from serving import HANG
 
 from tests.oip.oip_requests import LENGTH, QUERY, RAW, binary, bytes_input, infer, post
 
@@ -66,7 +67,7 @@ def test_compressed_bodies(server, path, encoding):
     """A compressed body is read, of either protocol."""
     body = json.dumps({"inputs": [QUERY]} if path.startswith("/v2") else {"query": [[1, 0]]}).encode()
     packed = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding](body)
-    response = requests.post(f"{server.url}{path}", packed, headers={"content-encoding": encoding}, timeout=60)
+    response = requests.post(f"{server.url}{path}", packed, headers={"content-encoding": encoding}, timeout=HANG)
     assert response.status_code == 200, response.text
 
 

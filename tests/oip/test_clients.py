@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from serving import ROOT, start_server
+from serving import HANG, ROOT, start_server
 
 CLIENTS = ROOT / "tests/oip/clients"
 PYTHON = ROOT / ".venv-clients/bin/python"
@@ -55,7 +55,7 @@ def run(program: tuple[str, ...], server: Any, folder: Path) -> Report:
     script, *more = program
     command = [PYTHON, CLIENTS / script, server.rest, server.grpc, folder, *more]
     done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, timeout=120, env={"PATH": "/usr/bin"}
+        list(map(str, command)), check=False, capture_output=True, text=True, timeout=HANG, env={"PATH": "/usr/bin"}
     )
     assert done.returncode == 0, done.stderr
     with np.load(folder / "answers.npz") as answers:
@@ -259,7 +259,7 @@ def test_curl(server):
         '{"inputs":[{"name":"query","datatype":"FP32","shape":[1,2,2],"data":[1,0,0,1]}],"outputs":[{"name":"scores"}]}'
     )
     command = ["curl", "-sS", "--fail", f"{server.url}/v2/models/dot/infer", "-d", body]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
     answer = json.loads(done.stdout)
     (scores,) = answer["outputs"]
     assert (answer["model_name"], answer["model_version"]) == ("dot", "1")
@@ -280,7 +280,7 @@ def test_a_client_made_from_reflection_alone(server):
             request_serializer=type(asked).SerializeToString,
             response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
         )
-        answer = call(asked, timeout=60)
+        answer = call(asked, timeout=HANG)
         assert np.frombuffer(answer.raw_output_contents[0], "<f4").tolist() == [3, 4]
         assert not answer.outputs[0].HasField("contents")
 
@@ -292,7 +292,7 @@ def test_the_documents_example_runs():
     said = code.rsplit("  # ", 1)[1].strip()
     with start_server(ROOT / "models") as server:
         code = code.replace("127.0.0.1:8080", server.rest)
-        done = subprocess.run([PYTHON, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([PYTHON, "-c", code], check=True, capture_output=True, text=True, timeout=HANG)
     assert done.stdout.strip() == said
 
 

@@ -53,7 +53,7 @@ def typed(datatype: str, shape: list[int], **contents: Any) -> list[pb.ModelInfe
 def test_messages_that_do_not_fit(stub, asked, words):
     """A message with contents that do not match is refused by its field."""
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(asked, timeout=60)
+        stub.ModelInfer(asked, timeout=HANG)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details().startswith(words)
 
@@ -62,7 +62,7 @@ def test_raw_and_typed_contents_may_stand_beside_each_other(stub):
     """Raw contents belong, in order, to the inputs without typed contents; the answer is always raw."""
     key = pb.ModelInferRequest.InferInputTensor(name="key", datatype="FP32", shape=[1, 1, 2])
     asked = rpc_message(inputs=[*typed("FP32", [1, 1, 2], fp32_contents=[1, 2]), key], raw_input_contents=[RAW], id="x")
-    answer = stub.ModelInfer(asked, timeout=60)
+    answer = stub.ModelInfer(asked, timeout=HANG)
     assert np.frombuffer(answer.raw_output_contents[0], "<f4").tolist() == [3, 4]
     assert (answer.id, answer.model_version, len(answer.outputs)) == ("x", "1", len(answer.raw_output_contents))
 
@@ -72,7 +72,7 @@ def test_what_is_not_offered_is_unimplemented(stub, server):
     before = server.log.count("fault of ours")
     for name in ("SystemSharedMemoryStatus", "CudaSharedMemoryRegister", "TraceSetting", "LogSettings"):
         with pytest.raises(grpc.RpcError) as caught:
-            getattr(stub, name)(getattr(pb, f"{name}Request")(), timeout=60)
+            getattr(stub, name)(getattr(pb, f"{name}Request")(), timeout=HANG)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert server.log.count("fault of ours") == before
 
@@ -96,7 +96,7 @@ def test_a_timeout_on_a_stream_is_its_requests_alone(stub):
         rpc_message(raw_input_contents=[RAW], id="1", parameters=short),
         rpc_message(raw_input_contents=[RAW], id="2"),
     ]
-    late, answered = stub.ModelStreamInfer(iter(asked), timeout=30)
+    late, answered = stub.ModelStreamInfer(iter(asked), timeout=HANG)
     assert "deadline" in late.error_message and late.infer_response.id == "1"
     assert answered.infer_response.id == "2" and not answered.error_message
 
@@ -104,8 +104,8 @@ def test_a_timeout_on_a_stream_is_its_requests_alone(stub):
 def test_a_streams_answers_are_those_of_single_calls(stub):
     """Each answer of a stream is the one that a call has, and says that it is its request's last."""
     asked = rpc_message(raw_input_contents=[RAW], id="1")
-    alone = stub.ModelInfer(asked, timeout=60)
+    alone = stub.ModelInfer(asked, timeout=HANG)
     assert not alone.parameters
-    (streamed,) = stub.ModelStreamInfer(iter([asked]), timeout=30)
+    (streamed,) = stub.ModelStreamInfer(iter([asked]), timeout=HANG)
     assert streamed.infer_response.parameters.pop("triton_final_response").bool_param
     assert streamed == pb.ModelStreamInferResponse(infer_response=alone)

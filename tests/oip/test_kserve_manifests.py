@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from serving import ROOT, SERVER, start_server
+from serving import HANG, ROOT, SERVER, start_server
 
 FOLDER = ROOT / "deploy/kserve"
 RUNTIMES = sorted(FOLDER.glob("serving-runtime*.yaml"))
@@ -20,7 +20,7 @@ def container(path: Path) -> dict[str, Any]:
 
 def held_against_the_sdk(*paths: Path) -> Any:
     command = [ROOT / ".venv-clients/bin/python", ROOT / "tests/oip/clients/manifests.py", *paths]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG)
 
 
 def test_kserve_knows_every_field():
@@ -44,7 +44,7 @@ def test_a_field_that_is_none_is_found(tmp_path):
 def test_the_server_knows_every_flag(path):
     """Each flag of the container is one of the server's, and it listens where the manifest says."""
     arguments = dict(each.removeprefix("--").split("=") for each in container(path)["args"])
-    described = subprocess.run([SERVER, "--help"], capture_output=True, text=True, check=True, timeout=60).stdout
+    described = subprocess.run([SERVER, "--help"], capture_output=True, text=True, check=True, timeout=HANG).stdout
     for name in arguments:
         assert f"--{name} " in described, name
     (port,) = container(path)["ports"]
@@ -56,7 +56,7 @@ def test_the_probes_are_answered(repository):
     probes = [container(FOLDER / "serving-runtime.yaml")[kind] for kind in ("readinessProbe", "livenessProbe")]
     with start_server(repository) as server:
         for probe in probes:
-            assert requests.get(server.url + probe["httpGet"]["path"], timeout=60).status_code == 200
+            assert requests.get(server.url + probe["httpGet"]["path"], timeout=HANG).status_code == 200
 
 
 def test_the_service_names_a_runtime_that_is_there():

@@ -13,7 +13,7 @@ from attention_proto.inference import grpc_predict_v2_pb2 as pb
 from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from openapi_schema_validator import OAS30Validator
-from serving import ROOT, start_server
+from serving import HANG, ROOT, start_server
 
 from tests.oip.oip_requests import LENGTHS, QUERY, RAW, TEXT, arrays, infer, post, rpc_message
 
@@ -23,7 +23,7 @@ from tests.oip.oip_requests import LENGTHS, QUERY, RAW, TEXT, arrays, infer, pos
 def test_fields_and_methods_are_tritons():
     """Each field and method here has the name, number and kind that Triton's client knows, and no method is missing."""
     command = [ROOT / ".venv-clients/bin/python", ROOT / "tests/oip/clients/fields.py"]
-    theirs = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    theirs = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=HANG).stdout)
 
     def fields(message: Any) -> dict[str, list[Any]]:
         own = {f"{message.full_name}.{f.name}": [f.number, f.type, f.is_repeated] for f in message.fields}
@@ -46,7 +46,7 @@ def test_health_knows_the_service(server):
     """grpc.health.v1 answers for this service by its name."""
     with grpc.insecure_channel(server.grpc) as channel:
         asked = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
-        answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=60)
+        answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=HANG)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -74,9 +74,9 @@ def test_health_knows_the_service(server):
 def test_success_is_200_and_as_the_document_says(server, path, method, body):
     """Every success is exactly 200, and its body matches the schema of the OpenAPI document."""
     url = server.url + path.format(model="dot", version=1)
-    response = requests.request(method, url, json=body, timeout=60)
+    response = requests.request(method, url, json=body, timeout=HANG)
     assert response.status_code == 200, response.text
-    document = requests.get(f"{server.url}/openapi.json", timeout=60).json()
+    document = requests.get(f"{server.url}/openapi.json", timeout=HANG).json()
     schema = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
     OAS30Validator(schema | {"components": document["components"]}).validate(response.json())
 
@@ -84,7 +84,7 @@ def test_success_is_200_and_as_the_document_says(server, path, method, body):
 @pytest.mark.parametrize("name", ["vectors", "text"])
 def test_the_documents_examples_run(server, name):
     """Each example of OpenAPI's document is answered."""
-    document = requests.get(f"{server.url}/openapi.json", timeout=60).json()
+    document = requests.get(f"{server.url}/openapi.json", timeout=HANG).json()
     content = document["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]["application/json"]
     body = content["examples"][name]["value"]
     model = {"vectors": "dot", "text": "multi-head"}[name]
@@ -111,7 +111,7 @@ def test_the_documents_examples_run(server, name):
 )
 def test_errors_are_a_string(server, method, path, status):
     """A failure has its message in `error`, a string, and the code of its cause."""
-    response = requests.request(method, f"{server.url}{path}", timeout=60)
+    response = requests.request(method, f"{server.url}{path}", timeout=HANG)
     assert response.status_code == status
     assert isinstance(response.json().pop("error"), str)
 
@@ -197,9 +197,9 @@ def test_a_memory_is_named_by_a_parameter(server):
 def test_inputs_are_those_that_a_model_reads(server, model, texts):
     """The metadata names the texts that a model reads; the query is required where no text can stand for it."""
     url = f"{server.url}/v2/models/{model}"
-    names = [each["name"] for each in requests.get(url, timeout=60).json()["inputs"]]
+    names = [each["name"] for each in requests.get(url, timeout=HANG).json()["inputs"]]
     assert [name for name in names if "text" in name] == texts
-    config = requests.get(f"{url}/config", timeout=60).json()["input"]
+    config = requests.get(f"{url}/config", timeout=HANG).json()["input"]
     assert [each["name"] for each in config] == names
     assert {each["name"]: each["optional"] for each in config}["query"] == bool(texts)
 
@@ -272,7 +272,7 @@ def test_statistics_count_what_was_asked(repository):
     """Requests, sequences and failures over both protocols count for their version; phases add up to the total."""
 
     def of(server: Any, path: str) -> list[dict[str, Any]]:
-        response = requests.get(f"{server.url}/v2/models/{path}", timeout=60)
+        response = requests.get(f"{server.url}/v2/models/{path}", timeout=HANG)
         assert response.status_code == 200
         return response.json()["model_stats"]
 
@@ -282,7 +282,7 @@ def test_statistics_count_what_was_asked(repository):
         pair = QUERY | {"shape": [2, 1, 2]}
         assert infer(server, inputs=[pair]).status_code == 200
         body = {"query": [[1, 0]]}
-        assert requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=60).status_code == 200
+        assert requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=HANG).status_code == 200
         assert infer(server, inputs=[QUERY, LENGTHS | {"name": "bias"}]).status_code == 400
         (one,) = of(server, "dot/versions/1/stats")
         assert (one["inference_count"], one["execution_count"]) == (3, 2)
@@ -300,7 +300,7 @@ def test_statistics_count_what_was_asked(repository):
         assert 0 < parts["compute_infer"]["ns"] < inside <= parts["success"]["ns"]
         assert [each["version"] for each in of(server, "self/stats")] == ["1", "2"]
         assert {each["name"] for each in of(server, "stats")} > {"dot", "multi", "self"}
-        assert requests.get(f"{server.url}/v2/models/nobody/stats", timeout=60).status_code == 404
+        assert requests.get(f"{server.url}/v2/models/nobody/stats", timeout=HANG).status_code == 404
 
 
 # --- the repository and its access control ---
@@ -313,16 +313,16 @@ def test_load_and_unload(repository):
         grpc.insecure_channel(server.grpc) as channel,
     ):
         stub = GRPCInferenceServiceStub(channel)
-        assert not stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=60).ready
+        assert not stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=HANG).ready
         assert post(server, "/v2/repository/models/dot/load").status_code == 200
-        assert stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=60).ready
-        stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="cross"), timeout=60)
+        assert stub.ModelReady(pb.ModelReadyRequest(name="dot"), timeout=HANG).ready
+        stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="cross"), timeout=HANG)
         index = post(server, "/v2/repository/index", {"ready": True}).json()
         assert [each["name"] for each in index] == ["cross", "dot"]
         unload = {"parameters": {"unload_dependents": False}}
         assert post(server, "/v2/repository/models/dot/unload", unload).status_code == 200
-        assert requests.get(f"{server.url}/v2/models/dot/ready", timeout=60).status_code in {404, 503}
-        stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="cross"), timeout=60)
+        assert requests.get(f"{server.url}/v2/models/dot/ready", timeout=HANG).status_code in {404, 503}
+        stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="cross"), timeout=HANG)
         assert post(server, "/v2/repository/index", {"ready": True}).json() == []
         refused = post(server, "/v2/repository/models/dot/load", {"parameters": {"config": "{}"}})
         assert refused.status_code == 400
@@ -335,13 +335,13 @@ def test_who_may_do_what(repository, tmp_path):
     tokens.write_text(f'[asker]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\nrights = ["attend"]\n')
     known = {"authorization": "Bearer secret"}
     with start_server(repository, "--tokens", tokens) as server:
-        assert requests.get(f"{server.url}/v2/health/ready", timeout=60).json() == {"ready": True}
+        assert requests.get(f"{server.url}/v2/health/ready", timeout=HANG).json() == {"ready": True}
         assert post(server, "/v2/models/dot/infer", {"inputs": [QUERY]}).status_code == 401
         assert post(server, "/v2/models/dot/infer", {"inputs": [QUERY]}, headers=known).status_code == 200
         assert post(server, "/v2/repository/models/dot/unload", headers=known).status_code == 403
         with grpc.insecure_channel(server.grpc) as channel:
             stub = GRPCInferenceServiceStub(channel)
-            assert stub.ServerReady(pb.ServerReadyRequest(), timeout=60).ready
+            assert stub.ServerReady(pb.ServerReadyRequest(), timeout=HANG).ready
             for method, asked, metadata, code in (
                 (stub.ModelInfer, rpc_message(raw_input_contents=[RAW]), (), grpc.StatusCode.UNAUTHENTICATED),
                 (
@@ -352,5 +352,5 @@ def test_who_may_do_what(repository, tmp_path):
                 ),
             ):
                 with pytest.raises(grpc.RpcError) as caught:
-                    method(asked, timeout=60, metadata=metadata)
+                    method(asked, timeout=HANG, metadata=metadata)
                 assert caught.value.code() == code

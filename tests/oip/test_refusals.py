@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
+from serving import HANG
 
 from tests.oip.oip_requests import LENGTHS, QUERY, TEXT, arrays, binary, bytes_input, infer, post
 
@@ -123,10 +124,10 @@ def ask_raw(server: Any, stub: Any, transport: str, model: str, sent: dict[str, 
         ],
     )
     if transport == "stream":
-        (answer,) = stub.ModelStreamInfer(iter([message]), timeout=30)
+        (answer,) = stub.ModelStreamInfer(iter([message]), timeout=HANG)
         return answer.error_message
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(message, timeout=30)
+        stub.ModelInfer(message, timeout=HANG)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     return caught.value.details()
 

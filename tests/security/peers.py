@@ -3,6 +3,7 @@
 import socket
 
 import requests
+from serving import HANG
 
 ATTEND = "POST /v1/models/dot:attend HTTP/1.1\r\nhost: localhost\r\n"
 BODY = b'{"query": [[1.0]]}'
@@ -10,7 +11,7 @@ BODY = b'{"query": [[1.0]]}'
 
 def connect(server) -> socket.socket:
     host, port = server.rest.split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=HANG)
 
 
 def all_of(peer: socket.socket) -> bytes:
@@ -25,4 +26,4 @@ def all_of(peer: socket.socket) -> bytes:
 
 
 def answers(server) -> bool:
-    return requests.post(f"{server.url}/v1/models/dot:attend", data=BODY, timeout=30).status_code == 200
+    return requests.post(f"{server.url}/v1/models/dot:attend", data=BODY, timeout=HANG).status_code == 200

@@ -20,7 +20,7 @@ from attention_server.grpc import native, standard
 from attention_server.http2.limits import Timeouts
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import start_server, wait_until
+from serving import HANG, start_server, wait_until
 from structlog.testing import capture_logs
 
 from tests.local_server import IN_A_SLOT, local_server
@@ -48,7 +48,7 @@ target, size, kind = sys.argv[1], int(sys.argv[2]), grpc.Compression[sys.argv[3]
 options = [("grpc.max_send_message_length", -1)]
 with grpc.insecure_channel(target, options, kind) as channel:
     try:
-        channel.unary_unary("/attention.v1.AttentionService/Attend")(b"\\x12" + bytes(size), timeout=120)
+        channel.unary_unary("/attention.v1.AttentionService/Attend")(b"\\x12" + bytes(size), timeout=HANG)
     except grpc.RpcError as error:
         print(error.code().name, error.details())
 """
@@ -66,7 +66,7 @@ def test_a_message_that_inflates(dot_only, kind):
     with start_server(dot_only, "--max-message-mib", 16) as server:
         before = peak_mib(server.process.pid)
         command = [sys.executable, "-c", BOMB, server.grpc, str(512 * MIB), kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG)
         assert done.stdout.startswith("RESOURCE_EXHAUSTED"), done
         assert str(16 * MIB) in done.stdout
         grown = peak_mib(server.process.pid) - before
@@ -78,9 +78,9 @@ def test_a_message_that_inflates(dot_only, kind):
 def test_compressed_messages_are_taken(server, kind):
     """A compressed message within the limit is answered, as clients of the Open Inference Protocol may send it."""
     with grpc.insecure_channel(server.grpc, compression=kind) as channel:
-        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"\x00" * 0, timeout=30)
+        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"\x00" * 0, timeout=HANG)
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary("/attention.v1.AttentionService/Attend")(os.urandom(10) + bytes(10_000), timeout=30)
+            channel.unary_unary("/attention.v1.AttentionService/Attend")(os.urandom(10) + bytes(10_000), timeout=HANG)
         assert caught.value.code() is not grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -90,7 +90,7 @@ def test_a_body_that_inflates(dot_only):
         before = peak_mib(server.process.pid)
         bomb = gzip.compress(b" " * 512 * MIB, 1)
         headers = {"content-encoding": "gzip"}
-        response = requests.post(f"{server.url}/v1/models/dot:attend", data=bomb, headers=headers, timeout=60)
+        response = requests.post(f"{server.url}/v1/models/dot:attend", data=bomb, headers=headers, timeout=HANG)
         assert response.status_code in (400, 413)  # not inflated, or not over the limit
         grown = peak_mib(server.process.pid) - before
         assert grown < 3 * 16, f"grew by {grown} MiB"
@@ -120,7 +120,7 @@ STREAMS = {
 def test_what_is_no_message(server, method, caplog):
     """Bytes that are no message are the caller's mistake, told as that, and none of the log's."""
     with grpc.insecure_channel(server.grpc) as channel:
-        call = channel.unary_stream(method)(UNREADABLE, timeout=30)
+        call = channel.unary_stream(method)(UNREADABLE, timeout=HANG)
         with pytest.raises(grpc.RpcError):
             list(call)
     assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -133,7 +133,7 @@ def test_what_is_no_message_on_a_stream(server, method, caplog):
     """On a stream, the messages before invalid bytes are answered; then it ends as the caller's mistake."""
     with grpc.insecure_channel(server.grpc) as channel:
         good = STREAMS[method].SerializeToString()
-        call = channel.stream_stream(method)(iter([good, UNREADABLE, good]), timeout=30)
+        call = channel.stream_stream(method)(iter([good, UNREADABLE, good]), timeout=HANG)
         assert next(call)
         with pytest.raises(grpc.RpcError):
             next(call)
@@ -144,7 +144,7 @@ def test_what_is_no_message_on_a_stream(server, method, caplog):
 def test_an_origin_that_is_none(server):
     """An origin that is no URL is another site's."""
     response = requests.post(
-        f"{server.url}/v1/models/dot:attend", data=BODY, headers={"origin": "http://["}, timeout=30
+        f"{server.url}/v1/models/dot:attend", data=BODY, headers={"origin": "http://["}, timeout=HANG
     )
     assert response.status_code == 403
 
@@ -153,7 +153,7 @@ def test_an_origin_that_is_none(server):
 @pytest.mark.parametrize("action", ["load", "unload"])
 def test_parameters_that_are_none(server, action, body):
     """Parameters of a load or unload that are not an object of scalars are refused by the field."""
-    response = requests.post(f"{server.url}/v2/repository/models/dot/{action}", data=body, timeout=30)
+    response = requests.post(f"{server.url}/v2/repository/models/dot/{action}", data=body, timeout=HANG)
     assert response.status_code == 400
     assert response.json()["error"].startswith("parameters")
 
@@ -161,7 +161,7 @@ def test_parameters_that_are_none(server, action, body):
 @pytest.mark.parametrize("path", ["/v1/models/dot:attend", "/v1/models/dot/versions/1:attend", "/v2/models/dot/infer"])
 def test_a_method_that_is_not_offered(server, path):
     """A GET of a computing path is a 405 that names the method."""
-    response = requests.get(server.url + path, timeout=30)
+    response = requests.get(server.url + path, timeout=HANG)
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
 
@@ -171,7 +171,7 @@ def test_a_method_that_is_not_offered(server, path):
 def test_lists_without_number(server, path, container):
     """A document of a million lists or objects, many times as large when it is parsed, is refused before it is."""
     body = '{"query": [' + ",".join([container] * 1_000_000) + "]}"
-    response = requests.post(server.url + path, data=body, timeout=60)
+    response = requests.post(server.url + path, data=body, timeout=HANG)
     assert response.status_code == 413
     assert "1000000" in response.text
 
@@ -183,9 +183,9 @@ def test_many_who_watch_health(server):
     """Watches of health, which need no credentials, hold no thread that an answer needs."""
     with grpc.insecure_channel(server.grpc) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch
-        watches = [watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(60)]
+        watches = [watch(health_pb2.HealthCheckRequest(), timeout=HANG) for _ in range(60)]
         assert all(next(each).status == health_pb2.HealthCheckResponse.SERVING for each in watches)
-        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"", timeout=60)
+        assert b"dot" in channel.unary_unary("/attention.v1.AttentionService/ListModels")(b"", timeout=HANG)
         for each in watches:
             each.cancel()
 
@@ -195,9 +195,9 @@ def test_too_many_who_watch_health(dot_only, monkeypatch):
     monkeypatch.setattr(standard, "WATCHES", 2)
     with local_server(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch
-        watches = [watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(2)]
+        watches = [watch(health_pb2.HealthCheckRequest(), timeout=HANG) for _ in range(2)]
         assert all(next(each).status == health_pb2.HealthCheckResponse.SERVING for each in watches)
-        refused = watch(health_pb2.HealthCheckRequest(), timeout=60)
+        refused = watch(health_pb2.HealthCheckRequest(), timeout=HANG)
         with pytest.raises(grpc.RpcError):
             next(refused)
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
@@ -206,7 +206,7 @@ def test_too_many_who_watch_health(dot_only, monkeypatch):
 
 
 def _watches(watch) -> bool:
-    call = watch(health_pb2.HealthCheckRequest(), timeout=60)
+    call = watch(health_pb2.HealthCheckRequest(), timeout=HANG)
     try:
         return next(call).status == health_pb2.HealthCheckResponse.SERVING
     except grpc.RpcError:
@@ -225,11 +225,11 @@ def test_streams_of_reflection_that_stay(dot_only, monkeypatch):
 
         def once_and_wait():
             yield reflection_pb2.ServerReflectionRequest(list_services="")
-            release.wait(60)
+            release.wait(HANG)
 
-        held = [reflect(once_and_wait(), timeout=60) for _ in range(2)]
+        held = [reflect(once_and_wait(), timeout=HANG) for _ in range(2)]
         assert all(next(each).list_services_response.service for each in held)
-        refused = reflect(once_and_wait(), timeout=60)
+        refused = reflect(once_and_wait(), timeout=HANG)
         with pytest.raises(grpc.RpcError):
             next(refused)
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
@@ -237,7 +237,7 @@ def test_streams_of_reflection_that_stay(dot_only, monkeypatch):
             with pytest.raises(grpc.RpcError):
                 next(each)
             assert each.code() is grpc.StatusCode.CANCELLED
-        assert next(reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=60))
+        assert next(reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=HANG))
         release.set()
     assert not [entry for entry in logs if entry["log_level"] == "error"]
 
@@ -254,14 +254,14 @@ def test_a_stream_that_nobody_reads(dot_only):
     def many():
         for i in range(60):
             yield pb.AttendStreamRequest(id=str(i), request=request).SerializeToString()
-        done.wait(60)
+        done.wait(HANG)
 
     gc.collect()
     gc.disable()  # leftovers have to be freed by reference counting
     try:
         with local_server(dot_only) as server, grpc.insecure_channel(server.grpc) as channel:
             before = server.gate.runs
-            call = channel.stream_stream("/attention.v1.AttentionService/AttendStream")(many(), timeout=60)
+            call = channel.stream_stream("/attention.v1.AttentionService/AttendStream")(many(), timeout=HANG)
             wait_until(lambda: server.gate.runs - before >= 5)
             threading.Event().wait(1)  # in which all would be computed
             assert unsent_bytes(server) > 0
@@ -313,6 +313,6 @@ def test_an_idle_connection_of_grpc(dot_only, monkeypatch):
     monkeypatch.setattr(native, "TIMEOUTS", Timeouts(check=0.2, idle=0.5))
     with local_server(dot_only) as server:
         host, port = server.grpc.split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as peer:
+        with socket.create_connection((host, int(port)), timeout=HANG) as peer:
             peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
             assert all_of(peer)  # to its end: it is hung up on

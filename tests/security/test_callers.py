@@ -20,7 +20,7 @@ from attention_server.rest.middleware import PUBLIC
 from attention_server.rest.oip import NOT_OFFERED
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from serving import Server, start_server
+from serving import HANG, Server, start_server
 from starlette.routing import Mount, Route
 
 from tests.local_server import local_server
@@ -123,7 +123,7 @@ def ask(url: str, method: str, path: str, **headers: str) -> requests.Response:
     if path.startswith("/v2") and body:
         inputs = '{"inputs": [{"name": "query", "datatype": "FP32", "shape": [1, 1, 1], "data": [1]}]}'
         body = inputs if path.endswith("/infer") else ""
-    return requests.request(method, url + filled(path), data=body, headers=headers, timeout=30)
+    return requests.request(method, url + filled(path), data=body, headers=headers, timeout=HANG)
 
 
 def assert_refused(response: requests.Response, path: str, code: str) -> None:
@@ -169,7 +169,7 @@ def all_methods(channel: grpc.Channel, token: str) -> dict[str, tuple[bool, bool
 
     def told(**request: str) -> reflection_pb2.ServerReflectionResponse:
         asked = reflection_pb2.ServerReflectionRequest(**request)
-        (answer,) = stub.ServerReflectionInfo(iter([asked]), metadata=metadata(token), timeout=30)
+        (answer,) = stub.ServerReflectionInfo(iter([asked]), metadata=metadata(token), timeout=HANG)
         return answer
 
     methods = {}
@@ -193,7 +193,7 @@ def status_of(channel: grpc.Channel, method: str, streams: tuple[bool, bool], to
         (True, True): channel.stream_stream,
     }[streams](method)
     try:
-        answer = make(iter([b""]) if streams[0] else b"", metadata=metadata(token), timeout=30)
+        answer = make(iter([b""]) if streams[0] else b"", metadata=metadata(token), timeout=HANG)
         if streams[1]:
             next(answer, None)
             answer.cancel()
@@ -229,7 +229,7 @@ def test_each_message_of_a_stream_asks_for_a_right(guarded):
     message = pb.AttendStreamRequest(id="1", request=pb.AttendRequest(model="dot"))
     with grpc.insecure_channel(guarded.server.grpc) as channel:
         stream = AttentionServiceStub(channel).AttendStream
-        (answer,) = stream(iter([message]), metadata=metadata(guarded.nothing), timeout=30)
+        (answer,) = stream(iter([message]), metadata=metadata(guarded.nothing), timeout=HANG)
     assert (answer.id, answer.error.code) == ("1", grpc.StatusCode.PERMISSION_DENIED.value[0])
 
 
@@ -249,7 +249,7 @@ def test_a_refused_call_is_not_read(guarded):
     """An unknown caller is refused before the message is read into memory."""
     endless = (b"x" * 2**20 for _ in iter(int, 1))
     with grpc.insecure_channel(guarded.server.grpc) as channel:
-        call = channel.stream_stream("/attention.v1.AttentionService/Attend")(endless, timeout=30)
+        call = channel.stream_stream("/attention.v1.AttentionService/Attend")(endless, timeout=HANG)
         with pytest.raises(grpc.RpcError) as caught:
             next(call)
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -281,12 +281,12 @@ def test_the_client_says_who_calls(guarded):
 
 def test_a_browser_sends_the_token_as_a_password(guarded):
     """Basic credentials with the token as the password are accepted with any user name."""
-    response = requests.get(f"{guarded.url}/docs", auth=("anyone", guarded.nothing), timeout=60)
+    response = requests.get(f"{guarded.url}/docs", auth=("anyone", guarded.nothing), timeout=HANG)
     assert response.status_code == 200
-    assert requests.get(f"{guarded.url}/docs", auth=(guarded.nothing, ""), timeout=60).status_code == 401
+    assert requests.get(f"{guarded.url}/docs", auth=(guarded.nothing, ""), timeout=HANG).status_code == 401
     for bad in ("Basic", "Basic §", "Basic " + base64.b64encode(b"\xff:\xff").decode(), "Digest x"):
         headers = {"authorization": bad.encode()}
-        assert requests.get(f"{guarded.url}/docs", headers=headers, timeout=60).status_code == 401
+        assert requests.get(f"{guarded.url}/docs", headers=headers, timeout=HANG).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -306,5 +306,7 @@ def test_pages_of_other_sites(guarded, headers, status):
     """A request from a page of another site is refused, even with the token that the browser adds."""
     headers = {name: guarded.url if value == "OWN" else value for name, value in headers.items()}
     auth = ("me", guarded.attend)
-    response = requests.post(f"{guarded.url}/v1/models/dot:attend", json=QUERY, headers=headers, auth=auth, timeout=30)
+    response = requests.post(
+        f"{guarded.url}/v1/models/dot:attend", json=QUERY, headers=headers, auth=auth, timeout=HANG
+    )
     assert response.status_code == status

@@ -11,7 +11,7 @@ from attention_server import transport
 from attention_server.auth.certificates import Certificates
 from attention_server.grpc import native
 from attention_server.rest import server as rest_server
-from serving import wait_until
+from serving import HANG, wait_until
 
 from tests.local_server import local_server
 
@@ -25,7 +25,7 @@ def port(request):
 
 def connect(server, port) -> socket.socket:
     host, number = getattr(server, port).split(":")
-    return socket.create_connection((host, int(number)), timeout=20)
+    return socket.create_connection((host, int(number)), timeout=HANG)
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -38,9 +38,9 @@ def is_closed(connection: socket.socket) -> bool:
 
 def answers(server, pems) -> bool:
     try:
-        with AttentionClient(server.grpc, credentials=channel.tls(pems.ca), timeout=20) as client:
+        with AttentionClient(server.grpc, credentials=channel.tls(pems.ca), timeout=HANG) as client:
             models = client.models()
-        return bool(models) and requests.get(f"https://{server.rest}/readyz", verify=str(pems.ca), timeout=20).ok
+        return bool(models) and requests.get(f"https://{server.rest}/readyz", verify=str(pems.ca), timeout=HANG).ok
     except (Unavailable, requests.ConnectionError):
         return False
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 from attention_server.auth.hosts import is_loopback
-from serving import Server, start_server
+from serving import HANG, Server, start_server
 
 MIB = 2**20
 CHUNKED = b"host: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -26,7 +26,7 @@ def server(repository, tmp_path_factory) -> Iterator[Server]:
 
 def connect(server: Server) -> socket.socket:
     host, port = server.rest.split(":")
-    return socket.create_connection((host, int(port)), timeout=30)
+    return socket.create_connection((host, int(port)), timeout=HANG)
 
 
 def exchange(server: Server, request: bytes) -> bytes:

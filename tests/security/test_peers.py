@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 from attention_server.rest import connection
-from serving import connections, wait_until
+from serving import HANG, connections, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.security.peers import ATTEND, BODY, all_of, answers, connect
@@ -127,7 +127,7 @@ def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
         for i in range(0, len(body), 250):  # two seconds: two looks
             peer.sendall(body[i : i + 250])
             threading.Event().wait(0.1)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         threading.Event().wait(2.5)  # two looks
         server.gate.open()
         received = b""
@@ -158,7 +158,7 @@ def test_two_requests_and_a_peer_that_goes(server, after, caplog):
     one = (ATTEND + f"content-length: {len(BODY)}\r\n\r\n").encode() + BODY
     with connect(server) as peer:
         peer.sendall(one + one)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         peer.sendall(after)
         if after:
             assert all_of(peer).startswith(b"HTTP/1.1 400 ")

@@ -14,7 +14,7 @@ from attention_client.wire import channel
 from attention_server.auth.callers import Callers, digest_of, new_token
 from attention_server.auth.certificates import Certificates
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import clean_env, run_server, start_server, wait_until
+from serving import HANG, clean_env, run_server, start_server, wait_until
 
 from tests.local_server import local_server
 from tests.security.conftest import Pems, make_pems, make_token
@@ -30,7 +30,7 @@ def tls_flags(pems: Pems, *, mutual: bool = False) -> list[object]:
 
 def https(server, path: str, pems: Pems, *, certificate: bool = False, **options) -> requests.Response:
     cert = (str(pems.client_cert), str(pems.client_key)) if certificate else None
-    return requests.get(f"https://{server.rest}{path}", verify=str(pems.ca), cert=cert, timeout=60, **options)
+    return requests.get(f"https://{server.rest}{path}", verify=str(pems.ca), cert=cert, timeout=HANG, **options)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_tls_on_both_ports(server, pems):
     with AttentionClient(server.grpc, credentials=channel.tls(pems.ca)) as client:
         assert client.attend("dot", query=QUERY).output.shape == (1, 2)
     with pytest.raises(requests.ConnectionError):
-        requests.get(f"http://{server.rest}/v1/models", timeout=60)
+        requests.get(f"http://{server.rest}/v1/models", timeout=HANG)
     with AttentionClient(server.grpc, timeout=5) as client, pytest.raises(Unavailable):
         client.models()
 
@@ -77,7 +77,7 @@ def test_old_versions_of_tls(server, version):
     for address in (server.rest, server.grpc):
         host, port = address.split(":")
         refused = pytest.raises((ssl.SSLError, ConnectionResetError))
-        with socket.create_connection((host, int(port)), timeout=60) as connection, refused:
+        with socket.create_connection((host, int(port)), timeout=HANG) as connection, refused:
             context.wrap_socket(connection)
 
 
@@ -92,7 +92,7 @@ def test_mutual_tls(mutual, pems, tmp_path):
             f"https://{mutual.rest}/v1/models",
             verify=str(pems.ca),
             cert=(str(other.client_cert), str(other.client_key)),
-            timeout=60,
+            timeout=HANG,
         )
     known = channel.tls(pems.ca, pems.client_cert, pems.client_key)
     with AttentionClient(mutual.grpc, credentials=known) as client:
@@ -111,7 +111,7 @@ def test_renewed_certificates(dot_only, tmp_path, authority):
         def serves() -> bool:
             known = channel.tls(pems.ca, pems.client_cert, pems.client_key)
             try:
-                with AttentionClient(server.grpc, credentials=known, timeout=60) as client:
+                with AttentionClient(server.grpc, credentials=known, timeout=HANG) as client:
                     client.models()
                 return https(server, "/v1/models", pems, certificate=True).status_code == 200
             except (requests.RequestException, Unavailable):
@@ -151,7 +151,7 @@ def test_callers_by_name(dot_only, pems, tmp_path, token, mutual, name):
             headers={"authorization": f"Bearer {secret}"},
             verify=str(pems.ca),
             cert=(str(pems.client_cert), str(pems.client_key)),
-            timeout=30,
+            timeout=HANG,
         ).raise_for_status()
     assert seen == [name, name]
 
@@ -164,7 +164,7 @@ def test_health_over_tls(server, mutual, pems):
         done = subprocess.run(command, env=clean_env(env), capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
     with grpc.secure_channel(server.grpc, channel.tls(pems.ca)) as secure:
-        answer = health_pb2_grpc.HealthStub(secure).Check(health_pb2.HealthCheckRequest(), timeout=60)
+        answer = health_pb2_grpc.HealthStub(secure).Check(health_pb2.HealthCheckRequest(), timeout=HANG)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

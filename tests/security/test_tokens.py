@@ -13,7 +13,7 @@ from attention_server.auth import callers as callers_module
 from attention_server.auth.callers import ANYONE, Callers, digest_of, new_token
 from attention_server.errors import LimitReached
 from attention_server.errors import Unauthenticated as NoCredentials
-from serving import run_server, start_server, wait_until
+from serving import HANG, run_server, start_server, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.refusals import refused_by_grpc
@@ -38,7 +38,7 @@ def test_tokens_change_while_it_runs(dot_only, tmp_path):
     with start_server(dot_only, "--tokens", file) as server:
 
         def knows(token: str) -> bool:
-            return requests.get(f"{server.url}/v1/models", headers=bearer(token), timeout=60).status_code == 200
+            return requests.get(f"{server.url}/v1/models", headers=bearer(token), timeout=HANG).status_code == 200
 
         assert (knows(old), knows(new)) == (True, False)
         written(file, old_lines + "[broken")
@@ -129,19 +129,19 @@ def test_requests_in_flight(dot_only, tmp_path, port):
         ask = {"rest": attend_by_rest, "grpc": attend_by_grpc}[port]
         server.gate.close()
         first = pool.submit(ask, server, greedy)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         assert ask(server, greedy) == {"rest": ("429", True), "grpc": ("UNAVAILABLE", True)}[port]
         other = threading.Thread(target=ask, args=(server, modest))
         other.start()
         wait_until(lambda: server.gate.runs == 2)
         server.gate.open()
         other.join()
-        assert first.result(30)[0] == {"rest": "200", "grpc": "OK"}[port]
+        assert first.result(HANG)[0] == {"rest": "200", "grpc": "OK"}[port]
         wait_until(lambda: ask(server, greedy)[0] == first.result()[0])  # its place is given back
 
 
 def attend_by_rest(server, token: str) -> tuple[str, bool]:
-    response = requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, headers=bearer(token), timeout=30)
+    response = requests.post(f"{server.url}/v1/models/dot:attend", json=QUERY, headers=bearer(token), timeout=HANG)
     return str(response.status_code), "retry-after" in response.headers
 
 
@@ -151,7 +151,7 @@ def attend_by_grpc(server, token: str) -> tuple[str, bool]:
     with grpc.insecure_channel(server.grpc) as channel:
         method = channel.unary_unary("/attention.v1.AttentionService/Attend")
         try:
-            method(request.SerializeToString(), metadata=metadata(token), timeout=30)
+            method(request.SerializeToString(), metadata=metadata(token), timeout=HANG)
         except grpc.RpcError as error:
             return error.code().name, refused_by_grpc(error).retry_after is not None
     return "OK", False

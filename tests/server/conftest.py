@@ -5,6 +5,7 @@ import shutil
 import pytest
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
+from serving import HANG
 
 from tests.server.jobs import Blocker, work
 
@@ -30,10 +31,10 @@ def busy(make):
     scheduler = make(max_queued=3, clock=lambda: now[0])
     blocker = Blocker()
     future = scheduler.submit(work(blocker))
-    assert blocker.started.wait(30)
+    assert blocker.started.wait(HANG)
     yield scheduler, blocker.release, now
     blocker.release.set()
-    future.result(30)
+    future.result(HANG)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from attention_server.errors import Stopping
 from attention_server.scheduling.job import Job
+from serving import HANG
 
 FOREVER = float("inf")
 
@@ -26,13 +27,13 @@ def submit(scheduler, job, deadline=FOREVER, *, bulk=False, **about):
         return scheduler.submit(wanted)
     admitted = threading.Event()
     future = scheduler.submit(wanted, admitted.set)
-    assert admitted.wait(30)
+    assert admitted.wait(HANG)
     return future
 
 
 def runs_in_a_slot(future):
     """Return whether a job that returns its thread ran in one of the slots' threads."""
-    return future.result(30).name.startswith("slot-")
+    return future.result(HANG).name.startswith("slot-")
 
 
 class Blocker:
@@ -43,7 +44,7 @@ class Blocker:
 
     def __call__(self):
         self.started.set()
-        assert self.release.wait(30)
+        assert self.release.wait(HANG)
         return threading.current_thread()
 
 
@@ -57,12 +58,12 @@ def held(scheduler):
     futures = [scheduler.submit(work(blocker)) for blocker in blockers]
     try:
         for blocker in blockers:
-            assert blocker.started.wait(30)
+            assert blocker.started.wait(HANG)
         yield scheduler
     finally:
         scheduler.release.set()
         for future in futures:
-            future.result(30)
+            future.result(HANG)
 
 
 def is_closed(scheduler):

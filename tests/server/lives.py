@@ -4,6 +4,7 @@ import numpy as np
 from attention_server.auth.callers import ALL_RIGHTS
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Request, Sequence
+from serving import HANG
 
 from tests.server.spoil import change_weights
 
@@ -24,7 +25,7 @@ def other_weights(folder):
 
 def ask(service, version=0, model="multi"):
     """Ask the core for an output, and which version gave it."""
-    response = service.submit(Request(model, version, (Sequence(query=QUERY),)), someone()).result(30)
+    response = service.submit(Request(model, version, (Sequence(query=QUERY),)), someone()).result(HANG)
     return response.version, response.results[0].outputs["output"]
 
 

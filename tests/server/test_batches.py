@@ -18,7 +18,7 @@ from attention_server.domain import messages as domain
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.errors import InvalidRequest, TooLarge
-from serving import start_server, wait_until
+from serving import HANG, start_server, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.messages import tensor
@@ -194,7 +194,7 @@ def test_a_refusal_holds_nothing(models, number, lengths):  # noqa: F811
         gc.disable()
         try:
             with pytest.raises(InvalidRequest) as caught:
-                server.service.submit(request, CallContext("id", rights=ALL_RIGHTS)).result(30)
+                server.service.submit(request, CallContext("id", rights=ALL_RIGHTS)).result(HANG)
             assert str(caught.value)
             del array, inputs, request, caught
             wait_until(lambda: held() is None)

@@ -20,7 +20,7 @@ from attention_server.scheduling.admission import (
 )
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
-from serving import start_server, wait_until
+from serving import HANG, start_server, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.messages import tensor
@@ -226,25 +226,27 @@ def test_refused_unread(dot_only, endless, transport):
         wait_until(lambda: sum(in_scheduler(server)) == PERMITS_PER_SLOT)
         if transport == "grpc":
             with pytest.raises(grpc.RpcError) as caught:
-                raw(NONSENSE, timeout=30)
+                raw(NONSENSE, timeout=HANG)
             refusal = refused_by_grpc(caught.value)
             assert (refusal.code, refusal.retry_after > 0) == ("UNAVAILABLE", True)
         else:
-            answer = requests.post(f"{server.url}/v1/models/dot:attend", data=NONSENSE, timeout=30)
+            answer = requests.post(f"{server.url}/v1/models/dot:attend", data=NONSENSE, timeout=HANG)
             assert (answer.status_code, float(answer.headers["retry-after"]) > 0) == (503, True)
-        assert stub.ListModels(pb.ListModelsRequest(), timeout=30).models  # a method that computes nothing is answered
+        assert stub.ListModels(
+            pb.ListModelsRequest(), timeout=HANG
+        ).models  # a method that computes nothing is answered
         server.gate.open()
-        assert all(each.result(30) == expected for each in inside)
+        assert all(each.result(HANG) == expected for each in inside)
         wait_until(lambda: not server.service.observer.open_records())
-        assert stub.Attend(message(), timeout=30) == expected
+        assert stub.Attend(message(), timeout=HANG) == expected
         with pytest.raises(grpc.RpcError) as caught:
-            raw(NONSENSE, timeout=30)
+            raw(NONSENSE, timeout=HANG)
         assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
         with pytest.raises(grpc.RpcError) as caught:
-            list(channel.stream_unary("/attention.v1.AttentionService/Attend")(iter([]), timeout=30))
+            list(channel.stream_unary("/attention.v1.AttentionService/Attend")(iter([]), timeout=HANG))
         assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
         for _ in range(PERMITS_PER_SLOT):  # no refusal has kept a permit
-            assert stub.Attend(message(), timeout=30) == expected
+            assert stub.Attend(message(), timeout=HANG) == expected
 
 
 def in_scheduler(server):
@@ -260,7 +262,7 @@ def test_a_caller_that_leaves_before_its_message_arrives(dot_only, endless):
         door = threading.Event()
 
         def nothing():
-            door.wait(30)
+            door.wait(HANG)
             yield from ()
 
         records = server.service.observer.open_records
@@ -270,7 +272,7 @@ def test_a_caller_that_leaves_before_its_message_arrives(dot_only, endless):
             call.cancel()
             wait_until(lambda: not records())
         door.set()
-        assert AttentionServiceStub(channel).Attend(message(), timeout=30).results
+        assert AttentionServiceStub(channel).Attend(message(), timeout=HANG).results
 
 
 def test_refusals_are_counted_in_the_log(dot_only):
@@ -278,7 +280,7 @@ def test_refusals_are_counted_in_the_log(dot_only):
     with start_server(dot_only, "--slots", 1, "--max-queued", 1, "--log-format", "json") as server:
         long = pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=tensor(np.ones((1500, 64), np.float32)))] * 8)
         with grpc.insecure_channel(server.grpc) as channel:
-            calls = [AttentionServiceStub(channel).Attend.future(long, timeout=60) for _ in range(12)]
+            calls = [AttentionServiceStub(channel).Attend.future(long, timeout=HANG) for _ in range(12)]
             refusals = sum(call.code() is grpc.StatusCode.UNAVAILABLE for call in calls)
         assert refusals
         wait_until(lambda: entries(server.log, "more is asked for than can be computed"))

@@ -7,6 +7,7 @@ import pytest
 from attention_server.errors import Stopping, Unavailable
 from attention_server.scheduling.fair_queue import FairQueue, QueueLimits
 from attention_server.scheduling.job import QueueEntry
+from serving import HANG
 
 from tests.server.jobs import held, submit, work
 
@@ -75,8 +76,8 @@ def test_a_stream_waits_for_room_and_leaves_some(make, limits, fitting):
         assert scheduler.state().queued == fitting + 1
         assert not admitted.is_set()
         scheduler.release.set()
-        assert single.result(30) == 0
-        assert waiting.result(30) == 0
+        assert single.result(HANG) == 0
+        assert waiting.result(HANG) == 0
         assert admitted.is_set()
 
 
@@ -103,7 +104,7 @@ def test_a_full_queue_refuses(make):
         with pytest.raises(Unavailable, match="full"):
             scheduler.submit(work(int))
         scheduler.release.set()
-        assert first.result(30) == 0
+        assert first.result(HANG) == 0
 
 
 def test_room_that_was_given_up(make):
@@ -117,7 +118,7 @@ def test_room_that_was_given_up(make):
         for future in queued:
             assert future.cancel()
         scheduler.release.set()
-    assert streamed.result(30) == 0
+    assert streamed.result(HANG) == 0
 
 
 # --- callers ---------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def test_callers_take_turns(make):
         futures += [submit(scheduler, partial(ran.append, "light"), caller="light", cost=0.1) for _ in range(2)]
         scheduler.release.set()
         for future in futures:
-            future.result(30)
+            future.result(HANG)
     assert ran == ["greedy", "light", "greedy", "light", "greedy", "greedy", "greedy", "greedy"]
 
 
@@ -144,7 +145,7 @@ def test_turns_are_as_long_as_the_work(make):
         futures += [submit(scheduler, partial(ran.append, "short"), caller="b", cost=0.1) for _ in range(8)]
         scheduler.release.set()
         for future in futures:
-            future.result(30)
+            future.result(HANG)
     assert ran[:10].count("short") in (7, 8)
     assert [i for i, each in enumerate(ran) if each == "long"][1] in (4, 5)
 
@@ -162,7 +163,7 @@ def test_the_greedy_make_room(make):
             with pytest.raises(Unavailable, match="full"):
                 submit(scheduler, int, caller=caller, cost=0.1)
         scheduler.release.set()
-        assert [future.result(30) for future in (*greedy[:2], *light)] == [0] * 4
+        assert [future.result(HANG) for future in (*greedy[:2], *light)] == [0] * 4
 
 
 def test_streams_are_not_shed(make):
@@ -174,7 +175,7 @@ def test_streams_are_not_shed(make):
         with pytest.raises(Unavailable, match="full"):
             submit(scheduler, int, caller="another", cost=0.2)
         scheduler.release.set()
-        assert [future.result(30) for future in streamed] == [0, 0]
+        assert [future.result(HANG) for future in streamed] == [0, 0]
 
 
 def test_what_was_cancelled_costs_no_turn(make):
@@ -186,7 +187,7 @@ def test_what_was_cancelled_costs_no_turn(make):
         futures = [submit(scheduler, partial(ran.append, each), caller=each, cost=1.0) for each in ("b", "b", "a")]
         scheduler.release.set()
         for future in futures:
-            future.result(30)
+            future.result(HANG)
     assert ran == ["b", "a", "b"]
 
 
@@ -200,7 +201,7 @@ def test_a_cancelled_job_moves_up_its_own_caller_alone(make):
         cancelled.cancel()
         scheduler.release.set()
         for future in futures:
-            future.result(30)
+            future.result(HANG)
     assert sorted(ran[:3]) == ["a2", "b1", "c1"]
     assert ran[3] == "b2"
 

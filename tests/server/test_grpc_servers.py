@@ -4,7 +4,7 @@ import grpc
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from serving import ROOT, run_server, start_server
+from serving import HANG, ROOT, run_server, start_server
 
 # The command of the server on a machine without libnghttp2: the name of its file leads nowhere.
 HIDDEN = """
@@ -21,7 +21,7 @@ def answers(address: str) -> bool:
     query = pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=(1, 2), data=bytes(8))
     request = pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=query)])
     with grpc.insecure_channel(address) as channel:
-        return len(AttentionServiceStub(channel).Attend(request, timeout=60).results) == 1
+        return len(AttentionServiceStub(channel).Attend(request, timeout=HANG).results) == 1
 
 
 def test_the_library_is_missing(dot_only):

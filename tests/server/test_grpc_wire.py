@@ -21,7 +21,7 @@ from hyperframe.frame import (
     SettingsFrame,
     WindowUpdateFrame,
 )
-from serving import start_server, wait_until
+from serving import HANG, start_server, wait_until
 
 from tests.http2.peer import data, fields, headers, message, reset
 from tests.local_server import IN_A_SLOT, local_server
@@ -52,7 +52,7 @@ def server(dot_only):
 
 def answers(server) -> bool:
     with grpc.insecure_channel(server.grpc) as channel:
-        return bool(AttentionServiceStub(channel).Attend(request(), timeout=30).results)
+        return bool(AttentionServiceStub(channel).Attend(request(), timeout=HANG).results)
 
 
 # --- framing ---------------------------------------------------------------------------------------------------------
@@ -225,13 +225,13 @@ def test_nothing_stays_counted_of_what_came(server):
     good = request().SerializeToString()
     with grpc.insecure_channel(server.grpc) as channel:
         attend = channel.unary_unary(ATTEND)
-        assert attend(good, timeout=30)
+        assert attend(good, timeout=HANG)
         for content, code in ((b"\xff" * 1000, "INVALID_ARGUMENT"), (b"", "NOT_FOUND")):
             with pytest.raises(grpc.RpcError) as caught:
-                attend(content, timeout=30)
+                attend(content, timeout=HANG)
             assert refused_by_grpc(caught.value).code == code
         channel.stream_unary(ATTEND).future(iter([good, good])).cancel()
-        assert channel.stream_unary(ATTEND)(iter([good, good]), timeout=30)
+        assert channel.stream_unary(ATTEND)(iter([good, good]), timeout=HANG)
     wait_until(lambda: server.grpc_server.http2.buffer.held == 0)
 
 
@@ -258,14 +258,14 @@ def test_many_calls_that_are_cancelled(dot_only):
         stub = AttentionServiceStub(channel)
         large = request(np.ones((300, 64), np.float32))
         for _ in range(40):
-            calls = [stub.Attend.future(large, timeout=60) for _ in range(100)]
+            calls = [stub.Attend.future(large, timeout=HANG) for _ in range(100)]
             for call in calls:
                 call.cancel()
         port = server.grpc_server.http2
         wait_until(lambda: not port.calls and port.buffer.held == 0)
         wait_until(lambda: server.scheduler.state().running == server.scheduler.state().queued == 0)
         assert not server.service.observer.open_records()
-        assert stub.Attend(request(), timeout=30).results
+        assert stub.Attend(request(), timeout=HANG).results
 
 
 # --- a stop ----------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_a_stop_says_so_and_finishes(dot_only):
             if isinstance(each, DataFrame):
                 answered.add(each.stream_id)
         assert answered == {1, 3}
-        assert server.process.wait(20) == 0
+        assert server.process.wait(HANG) == 0
 
 
 @pytest.mark.parametrize("idle", [True, False])

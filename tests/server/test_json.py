@@ -5,6 +5,7 @@ import base64
 import numpy as np
 import pytest
 import requests
+from serving import HANG
 
 from tests.refusals import refused_by_http
 
@@ -21,7 +22,7 @@ def send(server, session):
 
     def send(body, model="dot", **headers):
         sent = {"data": body} if isinstance(body, str | bytes) else {"json": body}
-        return session.post(f"{server.url}/v1/models/{model}:attend", headers=headers, timeout=60, **sent)
+        return session.post(f"{server.url}/v1/models/{model}:attend", headers=headers, timeout=HANG, **sent)
 
     return send
 

@@ -9,7 +9,7 @@ import pytest
 from attention_server.scheduling.job import Job
 from attention_server.scheduling.loop_turns import SHORT_SECONDS as SHORT
 from attention_server.scheduling.loop_turns import TURN_SECONDS as TURN
-from serving import wait_until
+from serving import HANG, wait_until
 
 from tests.server.jobs import runs_in_a_slot, told, work
 
@@ -20,7 +20,9 @@ def loop():
     running = asyncio.new_event_loop()
     thread = threading.Thread(target=running.run_forever)
     thread.start()
-    running.do = lambda function, *args: asyncio.run_coroutine_threadsafe(_called(function, *args), running).result(30)
+    running.do = lambda function, *args: asyncio.run_coroutine_threadsafe(_called(function, *args), running).result(
+        HANG
+    )
     yield running
     running.call_soon_threadsafe(running.stop)
     thread.join()
@@ -37,8 +39,8 @@ def test_a_loop_computes_what_is_short(make, loop, slots):
     scheduler = make(slots=slots)
     loop.do(scheduler.attach, loop)
     here = loop.do(threading.current_thread)
-    assert loop.do(scheduler.submit, work(threading.current_thread, cost=SHORT)).result(30) is here
-    assert scheduler.submit(work(threading.current_thread, cost=SHORT)).result(30) is here
+    assert loop.do(scheduler.submit, work(threading.current_thread, cost=SHORT)).result(HANG) is here
+    assert scheduler.submit(work(threading.current_thread, cost=SHORT)).result(HANG) is here
     assert runs_in_a_slot(loop.do(scheduler.submit, work(threading.current_thread, cost=1.1 * SHORT)))
 
 
@@ -65,10 +67,10 @@ def test_a_loop_takes_turns(make, loop):
         return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 2)) for i in range(8)]
 
     for future in loop.do(several):
-        future.result(30)
+        future.result(HANG)
     assert ran.index("else") <= TURN / (SHORT / 2)
     alike = [Job(i, lambda these: told([len(these)] * len(these)), batch_key="alike", max_batch=8) for i in range(5)]
-    assert [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])] == [5] * 5
+    assert [each.result(HANG) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])] == [5] * 5
 
 
 def test_a_loop_never_computes_what_is_long(make, loop):
@@ -85,7 +87,7 @@ def test_a_loop_never_computes_what_is_long(make, loop):
     assert runs_in_a_slot(loop.do(given_up))
     about = {"batch_key": "alike", "max_batch": 8, "cost": SHORT / 2}
     alike = [Job(i, lambda these: told([len(these)] * len(these)), **about) for i in range(8)]
-    together = [each.result(30) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])]
+    together = [each.result(HANG) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])]
     assert max(together) == TURN / (SHORT / 2)
 
 
@@ -108,7 +110,7 @@ def test_a_loop_computes_once_a_turn(make, loop, closed, most):
         return [scheduler.submit(work(partial(ran.append, i), cost=SHORT / 4), int) for i in range(100)]
 
     for future in loop.do(several):
-        future.result(30)
+        future.result(HANG)
     wait_until(lambda: turns[-1] == 100)
     assert max(after - before for before, after in pairwise(turns)) == most / (SHORT / 4)
 
@@ -127,7 +129,7 @@ def test_a_loop_tells_when_a_turn_is_computed(make, loop):
         return Job(None, run, cost=SHORT / 4)
 
     for future in loop.do(lambda: [scheduler.submit(job(i)) for i in range(3)]):
-        future.result(30)
+        future.result(HANG)
     assert steps == [(step, i) for step in ("computed", "told") for i in range(3)]
 
 
@@ -138,7 +140,7 @@ def test_a_loop_that_is_gone(make, loop):
 
     def submitted_and_closed():
         future = scheduler.submit(work(threading.current_thread))
-        assert scheduler.close(30)
+        assert scheduler.close(HANG)
         return future
 
     assert runs_in_a_slot(loop.do(submitted_and_closed))

@@ -12,7 +12,7 @@ from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.errors import NotFound as NotKept
 from attention_server.errors import TooLarge as OverBudget
 from attention_server.inference.contexts import Memory, MemoryStore, memory_id
-from serving import ROOT, start_server
+from serving import HANG, ROOT, start_server
 
 from tests.refusals import refused_by_http
 
@@ -67,24 +67,24 @@ def test_the_same_content_has_the_same_id(client):
 def test_memories_are_listed_described_and_forgotten_over_rest(server):
     """POST makes one, GET describes and lists, DELETE forgets; then it is a 404 that names the field."""
     url = f"{server.url}/v1/models/cross-attention/memories"
-    made = requests.post(url, json={"memory_text": "four hundred", "ttl": 60}, timeout=60)
+    made = requests.post(url, json={"memory_text": "four hundred", "ttl": 60}, timeout=HANG)
     assert made.status_code == 200, made.text
     memory = made.json()
     assert memory["tokens"] == ["four", "hundred", "[END]"]
     assert memory["length"] == 3
-    described = requests.get(f"{url}/{memory['id']}", timeout=60).json()
+    described = requests.get(f"{url}/{memory['id']}", timeout=HANG).json()
     assert {**described, "expire_time": ""} == {**memory, "expire_time": ""}
-    assert memory["id"] in [each["id"] for each in requests.get(url, timeout=60).json()["memories"]]
+    assert memory["id"] in [each["id"] for each in requests.get(url, timeout=HANG).json()["memories"]]
     attend = {"text": "", "memory": memory["id"], "outputs": ["predictions"]}
-    answer = requests.post(f"{server.url}/v1/models/cross-attention:attend", json=attend, timeout=60).json()
+    answer = requests.post(f"{server.url}/v1/models/cross-attention:attend", json=attend, timeout=HANG).json()
     assert answer["results"][0]["predictions"][0]["label"] == "vier"
-    assert requests.delete(f"{url}/{memory['id']}", timeout=60).status_code == 200
+    assert requests.delete(f"{url}/{memory['id']}", timeout=HANG).status_code == 200
     for gone in (
-        requests.get(f"{url}/{memory['id']}", timeout=60),
-        requests.delete(f"{url}/{memory['id']}", timeout=60),
+        requests.get(f"{url}/{memory['id']}", timeout=HANG),
+        requests.delete(f"{url}/{memory['id']}", timeout=HANG),
     ):
         assert (gone.status_code, gone.json()["error"]["field"]) == (404, "id")
-    refused = requests.post(f"{server.url}/v1/models/cross-attention:attend", json=attend, timeout=60)
+    refused = requests.post(f"{server.url}/v1/models/cross-attention:attend", json=attend, timeout=HANG)
     assert (refused.status_code, refused.json()["error"]["field"]) == (404, "memory")
 
 
@@ -129,9 +129,9 @@ def test_a_key_that_is_its_own_value_weighs_once(client):
 def test_a_very_long_time_is_refused_and_breaks_no_list(server):
     """A time to live beyond all calendars is a 400 over REST too, and the list goes on working."""
     url = f"{server.url}/v1/models/dot-product/memories"
-    refused = requests.post(url, json={"key": [[1.0]], "ttl": 1e13}, timeout=60)
+    refused = requests.post(url, json={"key": [[1.0]], "ttl": 1e13}, timeout=HANG)
     assert (refused.status_code, refused.json()["error"]["field"]) == (400, "ttl")
-    assert requests.get(url, timeout=60).status_code == 200
+    assert requests.get(url, timeout=HANG).status_code == 200
 
 
 def test_a_memory_is_its_models(client):
@@ -232,16 +232,16 @@ def test_rest_speaks_protobuf_of_memories_and_models_too(server):
         f"{server.url}/v1/models",
         {"content-type": "application/x-protobuf", "accept": "application/x-protobuf"},
     )
-    models = pb.ListModelsResponse.FromString(requests.get(url, headers=both, timeout=60).content).models
+    models = pb.ListModelsResponse.FromString(requests.get(url, headers=both, timeout=HANG).content).models
     assert [model.name for model in models] == ["cross-attention", "dot-product", "multi-head", "self-attention"]
-    one = pb.Model.FromString(requests.get(f"{url}/multi-head", headers=both, timeout=60).content)
+    one = pb.Model.FromString(requests.get(f"{url}/multi-head", headers=both, timeout=HANG).content)
     assert one == models[2]
     wanted = pb.CreateMemoryRequest(memory_text="seven").SerializeToString()
     memories = f"{url}/cross-attention/memories"
-    made = pb.Memory.FromString(requests.post(memories, wanted, headers=both, timeout=60).content)
+    made = pb.Memory.FromString(requests.post(memories, wanted, headers=both, timeout=HANG).content)
     assert list(made.tokens) == ["seven", "[END]"]
-    kept = pb.ListMemoriesResponse.FromString(requests.get(memories, headers=both, timeout=60).content).memories
+    kept = pb.ListMemoriesResponse.FromString(requests.get(memories, headers=both, timeout=HANG).content).memories
     assert made.id in [memory.id for memory in kept]
-    assert pb.Memory.FromString(requests.get(f"{memories}/{made.id}", headers=both, timeout=60).content).id == made.id
-    assert requests.delete(f"{memories}/{made.id}", headers=both, timeout=60).content == b""
-    assert refused_by_http(requests.post(memories, b"\xff\xff", headers=both, timeout=60)).http == 400
+    assert pb.Memory.FromString(requests.get(f"{memories}/{made.id}", headers=both, timeout=HANG).content).id == made.id
+    assert requests.delete(f"{memories}/{made.id}", headers=both, timeout=HANG).content == b""
+    assert refused_by_http(requests.post(memories, b"\xff\xff", headers=both, timeout=HANG)).http == 400

@@ -9,6 +9,7 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from google.protobuf import json_format
+from serving import HANG
 
 from tests.refusals import HTTP, Refused, refused, refused_by_grpc, refused_by_http
 from tests.server.reference import CLOSE, read_block
@@ -39,7 +40,7 @@ def models(request, server):
 
     def get(name=None, version=0):
         path = "" if name is None else f"/{name}/versions/{version}" if version else f"/{name}"
-        response = requests.get(f"{server.url}/v1/models{path}", timeout=30)
+        response = requests.get(f"{server.url}/v1/models{path}", timeout=HANG)
         if response.status_code != 200:
             raise refused_by_http(response)
         return response.json()["models"] if name is None else response.json()
@@ -114,15 +115,15 @@ def test_attend_to_what_is_not_there(transport, name, version, field):
 def test_versions_that_are_none(server, version):
     """In a URL a version is an integer above 0."""
     for response in (
-        requests.get(f"{server.url}/v1/models/self/versions/{version}", timeout=30),
-        requests.post(f"{server.url}/v1/models/self/versions/{version}:attend", json={}, timeout=30),
+        requests.get(f"{server.url}/v1/models/self/versions/{version}", timeout=HANG),
+        requests.post(f"{server.url}/v1/models/self/versions/{version}:attend", json={}, timeout=HANG),
     ):
         error = refused_by_http(response)
         assert (error.code, error.field) == ("INVALID_ARGUMENT", "version")
 
 
 def attend(server, path, document):
-    return requests.post(f"{server.url}/v1/models/{path}:attend", json=document, timeout=30)
+    return requests.post(f"{server.url}/v1/models/{path}:attend", json=document, timeout=HANG)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_model_and_version_in_the_message(server, path, beside, version):
     sequence = pb.Sequence(query=pb.Tensor(data_type=pb.DATA_TYPE_FP32, shape=query.shape, data=query.tobytes()))
     body = pb.AttendRequest(inputs=[sequence], **beside).SerializeToString()
     headers = {"content-type": "application/x-protobuf"}
-    response = requests.post(f"{server.url}/v1/models/{path}:attend", data=body, headers=headers, timeout=30)
+    response = requests.post(f"{server.url}/v1/models/{path}:attend", data=body, headers=headers, timeout=HANG)
     assert response.status_code == 200, response.text
     assert response.json()["version"] == version
 
@@ -177,6 +178,6 @@ def test_a_message_that_contradicts_its_url(server):
     """A message that names another model than its URL is refused."""
     body = pb.AttendRequest(model="dot").SerializeToString()
     headers = {"content-type": "application/x-protobuf"}
-    response = requests.post(f"{server.url}/v1/models/self:attend", data=body, headers=headers, timeout=30)
+    response = requests.post(f"{server.url}/v1/models/self:attend", data=body, headers=headers, timeout=HANG)
     error = refused_by_http(response)
     assert (error.code, error.field) == ("INVALID_ARGUMENT", "model")

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, InvalidStateError
 
 import pytest
 from attention_server.scheduling.future import Future
+from serving import HANG
 
 
 def test_an_answer():
@@ -19,7 +20,7 @@ def test_an_answer():
     with pytest.raises(TimeoutError):
         outcome.result(0.01)
     threading.Timer(0.05, outcome.set_result, [7]).start()
-    assert outcome.result(30) == 7
+    assert outcome.result(HANG) == 7
     assert outcome.exception() is None
     outcome.add_done_callback(told.append)
     assert told == [outcome, outcome]
@@ -70,7 +71,7 @@ def test_given_up_or_begun():
         meet = threading.Barrier(2)
 
         def race(step, outcome=outcome, won=won, meet=meet):
-            meet.wait(30)
+            meet.wait(HANG)
             won.append(step())
 
         threads = [
@@ -80,7 +81,7 @@ def test_given_up_or_begun():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(HANG)
         assert sorted(won) == [False, True]
 
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import requests
 from onnx import external_data_helper, numpy_helper
-from serving import run_server, start_server
+from serving import HANG, run_server, start_server
 
 from tests.server.spoil import edit, insert
 
@@ -276,7 +276,7 @@ def test_rows_that_depend_on_each_other(folder):
         insert(moved / file, tensor, *steps)
         edit(moved)
     with start_server(good.parents[1]) as server:
-        index = requests.post(f"{server.url}/v2/repository/index", timeout=60).json()
+        index = requests.post(f"{server.url}/v2/repository/index", timeout=HANG).json()
     reasons = {int(entry["version"]): entry["reason"] for entry in index}
     assert reasons.pop(1) == ""
     assert len(reasons) == len(DEPENDENT)
@@ -312,10 +312,10 @@ def test_one_bad_version_of_two(folder, missing, mode):
     (bad / missing).unlink()
     with start_server(good.parents[1], *mode) as server:
         assert f"{missing} cannot be read" in server.log
-        index = requests.post(f"{server.url}/v2/repository/index", timeout=60).json()
+        index = requests.post(f"{server.url}/v2/repository/index", timeout=HANG).json()
         assert [(entry["version"], entry["state"]) for entry in index] == [("1", "READY"), ("2", "UNAVAILABLE")]
         assert missing in index[1]["reason"]
-        answer = requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=60)
+        answer = requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1.0]]}, timeout=HANG)
         assert answer.json()["version"] == 1
     done = run_server("--models", good.parents[1], *PORTS, *mode, "--strict")
     assert done.returncode == 1

@@ -96,8 +96,8 @@ def test_a_slow_disk_holds_up_no_other_call(models, monkeypatch):
                 waiting = threads.submit(call)
                 try:
                     assert reading.wait(HANG)
-                    assert stub.ServerLive(pb.ServerLiveRequest(), timeout=30).live
-                    assert requests.get(f"{server.url}/healthz", timeout=30).ok
+                    assert stub.ServerLive(pb.ServerLiveRequest(), timeout=HANG).live
+                    assert requests.get(f"{server.url}/healthz", timeout=HANG).ok
                     assert not waiting.done()
                 finally:
                     read.set()
@@ -112,7 +112,7 @@ def test_loaded_at_the_start(models, publish):
     with start_server(models, *explicit, "multi") as server:
         assert server.log.count("model loaded") == 1
         assert server.log.count("version refused") == 1
-        assert [each["name"] for each in requests.get(f"{server.url}/v1/models", timeout=60).json()["models"]] == [
+        assert [each["name"] for each in requests.get(f"{server.url}/v1/models", timeout=HANG).json()["models"]] == [
             "multi"
         ]
     with start_server(models, *explicit, "*") as server:
@@ -171,7 +171,7 @@ def test_a_version_replaced_under_its_number(models, publish):
     with local_server(models, **EXPLICIT) as server:
         service = server.service
         service.load_model("multi", someone())
-        memory = service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30)
+        memory = service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(HANG)
         first = ask(service)[1]
         with server.repository.lease("multi") as held:
             shutil.rmtree(models / "multi/1")
@@ -182,8 +182,8 @@ def test_a_version_replaced_under_its_number(models, publish):
             with server.repository.lease("multi") as new:
                 assert new is not held
             with pytest.raises(NotFound, match="create it again"):
-                service.submit(Request("multi", 0, (Sequence(query=QUERY, memory=memory.id),)), someone()).result(30)
-            assert service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30).id != memory.id
+                service.submit(Request("multi", 0, (Sequence(query=QUERY, memory=memory.id),)), someone()).result(HANG)
+            assert service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(HANG).id != memory.id
         wait_until(lambda: len(service.memories("multi", someone())) == 1)  # the old one's went with it
 
 
@@ -191,7 +191,7 @@ def test_the_same_version_written_anew(models, publish):
     """Files that are the same as before change nothing: memories are kept."""
     with local_server(models, **EXPLICIT) as server:
         server.service.load_model("multi", someone())
-        memory = server.service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30)
+        memory = server.service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(HANG)
         with server.repository.lease("multi") as before:
             pass
         shutil.rmtree(models / "multi/1")

@@ -22,7 +22,7 @@ def test_loading_is_not_ready(models, publish):
         publish(2)
         server.gate.close()
         look = aside.submit(server.repository.poll)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         assert state(server.service, 2) == ("LOADING", "being verified and warmed")
         assert not server.service.is_ready("multi", 2)
         assert server.service.is_ready("multi")
@@ -31,7 +31,7 @@ def test_loading_is_not_ready(models, publish):
         with server.repository.lease("multi") as model:
             assert model.version == 1
         server.gate.open()
-        look.result(30)
+        look.result(HANG)
         assert state(server.service, 2) == ("READY", "")
 
 
@@ -43,13 +43,13 @@ def test_before_it_is_ready(models, publish):
         assert not server.service.is_ready("multi")
         server.gate.close()
         start = aside.submit(server.repository.load)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         assert {entry.state for entry in server.service.index()} == {"LOADING"}
         assert not server.service.is_ready("multi")
         with pytest.raises(Unavailable, match="still loading"):
             ask(server.service)
         server.gate.open()
-        start.result(30)
+        start.result(HANG)
         assert {entry.state for entry in server.service.index()} == {"READY"}
 
 
@@ -61,10 +61,10 @@ def test_an_unload_drains(models):
         service.load_model("multi", someone())
         predict(server.repository, IN_A_SLOT)  # the loop computes nothing
         expected = ask(service)[1]
-        memory = service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(30)
+        memory = service.submit_memory(MemoryRequest("multi", key=QUERY), someone()).result(HANG)
         server.gate.close()
         asked = aside.submit(ask, service)
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         unload = aside.submit(service.unload_model, "multi", someone())
         wait_until(lambda: state(service, 1)[0] == "UNLOADING")
         assert not service.is_ready("multi")
@@ -72,8 +72,8 @@ def test_an_unload_drains(models):
             ask(service)
         assert not unload.done()
         server.gate.open()
-        np.testing.assert_array_equal(asked.result(30)[1], expected)
-        unload.result(30)
+        np.testing.assert_array_equal(asked.result(HANG)[1], expected)
+        unload.result(HANG)
         assert state(service, 1) == ("UNAVAILABLE", "not loaded")
         service.load_model("multi", someone())
         with pytest.raises(NotFound):
@@ -120,8 +120,8 @@ def test_a_stop_does_not_wait_for_a_look(models):
         server.gate.close()
         follower = Follower(server.repository, 0.001)
         follower.start()
-        assert server.gate.arrived.wait(30)
+        assert server.gate.arrived.wait(HANG)
         assert not follower.stop(0.01)
         server.gate.open()
-        assert follower.stop(30)
+        assert follower.stop(HANG)
         assert server.service.is_ready("multi", 2)

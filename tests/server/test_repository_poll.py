@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import requests
-from serving import run_server, start_server, wait_until
+from serving import HANG, run_server, start_server, wait_until
 
 from tests.refusals import refused
 from tests.server.lives import POLLING, QUERY, other_weights, version_of
@@ -97,7 +97,7 @@ def test_a_disk_that_goes_away(models, publish, tmp_path, connect, unmount, word
     with start_server(models, *POLLING) as server:
 
         def index():
-            entries = requests.post(f"{server.url}/v2/repository/index", timeout=60).json()
+            entries = requests.post(f"{server.url}/v2/repository/index", timeout=HANG).json()
             return {entry["name"]: (entry["state"], entry["reason"]) for entry in entries}
 
         mount = unmount(models, tmp_path / "away")
@@ -127,7 +127,7 @@ def test_a_pinned_default(models, publish, connect):
         publish(3)
         wait_until(lambda: "version=3" in server.log)
         assert version_of(transport) == 1
-        described = requests.get(f"{server.url}/v1/models/multi", timeout=60).json()
+        described = requests.get(f"{server.url}/v1/models/multi", timeout=HANG).json()
         assert (described["version"], described["versions"]) == (1, [1, 2, 3])
         assert transport.attend("multi", version=2, query=QUERY)["version"] == 2
         shutil.rmtree(models / "multi/1")
@@ -135,14 +135,14 @@ def test_a_pinned_default(models, publish, connect):
         with refused("UNAVAILABLE", "model", "version 1", "2, 3"):
             transport.attend("multi", query=QUERY)
         assert transport.attend("multi", version=2, query=QUERY)["version"] == 2
-        assert requests.get(f"{server.url}/v1/models", timeout=60).json() == {"models": []}
+        assert requests.get(f"{server.url}/v1/models", timeout=HANG).json() == {"models": []}
 
 
 def test_a_pin_is_held_by_default_too(models, publish):
     """A pinned default needs no special mode; one that is not there ends the start, with its name."""
     publish(2)
     with start_server(models, "--default-version", "multi=1") as server:
-        assert requests.get(f"{server.url}/v1/models/multi", timeout=60).json()["version"] == 1
+        assert requests.get(f"{server.url}/v1/models/multi", timeout=HANG).json()["version"] == 1
     done = run_server("--models", models, "--rest-port", 0, "--grpc-port", 0, "--default-version", "multi=3")
     assert done.returncode == 1
     assert "default of multi is to be its version 3" in done.stderr.splitlines()[-1]

@@ -77,7 +77,7 @@ def test_what_is_refused_leaves_the_old_version_serving(models, publish, connect
             assert answer["version"] == 1
             np.testing.assert_array_equal(answer["results"][0]["outputs"]["output"], expected)
         assert re.search(r"version refused .*cannot be loaded: (?!attend|layer)", server.log)  # onnxruntime's words
-        listed = requests.get(f"{server.url}/v1/models", timeout=60).json()["models"]
+        listed = requests.get(f"{server.url}/v1/models", timeout=HANG).json()["models"]
         assert [(model["version"], model["versions"]) for model in listed] == [(1, [1])]
         assert server.log.count("version refused") == len(REFUSALS)  # and not at each look
 
@@ -138,8 +138,8 @@ def test_a_start_without_anything_to_serve(models, connect):
     kept = (models / "multi/1/manifest.json").read_bytes()
     (models / "multi/1/manifest.json").unlink()
     with start_server(models, *POLLING) as server:
-        assert requests.get(f"{server.url}/readyz", timeout=60).status_code == 200
-        assert requests.get(f"{server.url}/v1/models", timeout=60).json() == {"models": []}
+        assert requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 200
+        assert requests.get(f"{server.url}/v1/models", timeout=HANG).json() == {"models": []}
         transport = connect("rest-json", server.rest, server.grpc)
         with refused("UNAVAILABLE", "model", "manifest.json cannot be read"):
             transport.attend("multi", query=QUERY)

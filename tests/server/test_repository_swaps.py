@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from serving import start_server, wait_until
+from serving import HANG, start_server, wait_until
 
 from tests.messages import read_message, request_message
 from tests.server.lives import ASKED, POLLING, QUERY
@@ -59,7 +59,7 @@ class Callers:
             stub = AttentionServiceStub(channel)
             while not self._stopping.is_set():
                 try:
-                    self._look_at(stub.Attend(request, timeout=30))
+                    self._look_at(stub.Attend(request, timeout=HANG))
                 except (grpc.RpcError, AssertionError) as error:
                     self.faults.append(error)
 

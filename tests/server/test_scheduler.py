@@ -30,9 +30,9 @@ def test_cancelled_at_its_turn(make):
         for future in futures:
             future.cancel()
         for future in futures:
-            assert future.cancelled() or future.result(30) == 0
+            assert future.cancelled() or future.result(HANG) == 0
     wait_until(lambda: scheduler.idle_slots == 2)
-    assert submit(scheduler, int).result(30) == 0
+    assert submit(scheduler, int).result(HANG) == 0
 
 
 def test_in_order(busy):
@@ -43,7 +43,7 @@ def test_in_order(busy):
     assert not any(future.done() for future in futures)
     release.set()
     for future in futures:
-        future.result(30)
+        future.result(HANG)
     assert ran == [0, 1, 2]
 
 
@@ -55,7 +55,7 @@ def test_a_full_queue(busy):
     with pytest.raises(Unavailable, match="full"):
         submit(scheduler, refused.set)
     release.set()
-    assert [future.result(30) for future in futures] == [0, 0, 0]
+    assert [future.result(HANG) for future in futures] == [0, 0, 0]
     assert not refused.is_set()
     scheduler.close()
 
@@ -68,7 +68,7 @@ def test_cancelled_in_the_queue(busy):
     assert future.cancel()
     after = submit(scheduler, int)
     release.set()
-    after.result(30)
+    after.result(HANG)
     assert not ran.is_set()
 
 
@@ -89,8 +89,8 @@ def test_expired_in_the_queue(busy):
     now[0] = 6.0
     release.set()
     with pytest.raises(DeadlineExceeded):
-        late.result(30)
-    assert in_time.result(30) == 0
+        late.result(HANG)
+    assert in_time.result(HANG) == 0
     assert not ran.is_set()
 
 
@@ -98,7 +98,7 @@ def test_expired_before_it_came(make):
     """A job that comes too late does not run, though a slot is free."""
     ran = threading.Event()
     with pytest.raises(DeadlineExceeded):
-        submit(make(clock=lambda: 10.0), ran.set, 10.0).result(30)
+        submit(make(clock=lambda: 10.0), ran.set, 10.0).result(HANG)
     assert not ran.is_set()
 
 
@@ -110,8 +110,8 @@ def test_a_job_that_fails(make):
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        submit(scheduler, fail).result(30)
-    assert submit(scheduler, int).result(30) == 0
+        submit(scheduler, fail).result(HANG)
+    assert submit(scheduler, int).result(HANG) == 0
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])
@@ -126,15 +126,15 @@ def test_as_many_at_once_as_there_are_slots(make, slots):
         with lock:
             running += 1
             most = max(most, running)
-        together.wait(30)  # needs all slots at once
+        together.wait(HANG)  # needs all slots at once
         with lock:
             running -= 1
 
-    threads = [threading.Thread(target=lambda: submit(scheduler, job).result(30)) for _ in range(slots * 3)]
+    threads = [threading.Thread(target=lambda: submit(scheduler, job).result(HANG)) for _ in range(slots * 3)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG)
     assert most == slots
 
 
@@ -147,9 +147,9 @@ def test_close_finishes_what_was_taken(busy):
     wait_until(lambda: is_closed(scheduler))
     assert closing.is_alive()
     release.set()
-    closing.join(30)
+    closing.join(HANG)
     assert not closing.is_alive()
-    assert [future.result(30) for future in futures] == [0, 0]
+    assert [future.result(HANG) for future in futures] == [0, 0]
 
 
 def test_close_twice(make):
@@ -168,13 +168,13 @@ def test_nobody_overtakes_the_queue(make):
 
     def greedy():
         while not stop.is_set():
-            submit(scheduler, lambda: None).result(30)
+            submit(scheduler, lambda: None).result(HANG)
 
     thread = threading.Thread(target=greedy)
     thread.start()
     try:
         for _ in range(20):
-            submit(scheduler, waited.set).result(30)
+            submit(scheduler, waited.set).result(HANG)
             assert waited.is_set()
     finally:
         stop.set()
@@ -190,9 +190,9 @@ def test_nothing_of_the_last_job_is_kept(make, busy):
 
     future = submit(scheduler, Answer, bulk=True)
     release.set()
-    kept = weakref.ref(future.result(30))
+    kept = weakref.ref(future.result(HANG))
     del future
-    submit(scheduler, lambda: None).result(30)
+    submit(scheduler, lambda: None).result(HANG)
     scheduler.close()
     gc.collect()
     assert kept() is None
@@ -212,9 +212,9 @@ def test_one_kind_runs_together(make):
         for name, future in futures.items():
             if name == "bad":
                 with pytest.raises(ValueError, match="bad"):
-                    future.result(30)
+                    future.result(HANG)
             else:
-                assert future.result(30) == name
+                assert future.result(HANG) == name
     assert batches == [["a", "c", "bad"], ["b"], ["d"], ["e"]]
 
 
@@ -229,8 +229,8 @@ def test_an_answer_that_cannot_be_given(make):
         scheduler.release.set()
         for future in futures:
             with pytest.raises(ZeroDivisionError):
-                future.result(30)
-    assert submit(scheduler, int).result(30) == 0
+                future.result(HANG)
+    assert submit(scheduler, int).result(HANG) == 0
 
 
 def test_what_is_gone_is_not_run_together(make):
@@ -246,9 +246,9 @@ def test_what_is_gone_is_not_run_together(make):
         futures[2].cancel()
         now[0] = 2.0
         scheduler.release.set()
-        assert (futures[0].result(30), futures[3].result(30)) == ("a", "d")
+        assert (futures[0].result(HANG), futures[3].result(HANG)) == ("a", "d")
         with pytest.raises(DeadlineExceeded):
-            futures[1].result(30)
+            futures[1].result(HANG)
     assert batches == [["a", "d"]]
 
 
@@ -261,10 +261,10 @@ def test_a_job_that_is_alone_has_all_slots(make):
     together_at_once = threading.Barrier(3)
 
     def each(item):
-        together_at_once.wait(30)
+        together_at_once.wait(HANG)
         return item * 2
 
-    assert submit(scheduler, lambda: scheduler.map(each, [1, 2, 3])).result(30) == [2, 4, 6]
+    assert submit(scheduler, lambda: scheduler.map(each, [1, 2, 3])).result(HANG) == [2, 4, 6]
     assert scheduler.idle_slots == 3
 
 
@@ -273,7 +273,7 @@ def test_a_job_that_is_not_alone_has_one_slot(make):
     with held(make(slots=1)) as scheduler:
         threads = submit(scheduler, lambda: scheduler.map(lambda _: threading.get_ident(), range(5)))
         scheduler.release.set()
-        assert len(set(threads.result(30))) == 1
+        assert len(set(threads.result(HANG))) == 1
 
 
 def test_a_job_that_is_alone_while_the_server_stops(make):
@@ -283,21 +283,21 @@ def test_a_job_that_is_alone_while_the_server_stops(make):
 
     def job():
         begun.set()
-        assert closing.wait(30)
+        assert closing.wait(HANG)
         return scheduler.map(lambda item: item, range(50))
 
     future = []
     runner = threading.Thread(target=lambda: future.append(submit(scheduler, job)))
     runner.start()
-    assert begun.wait(30)
+    assert begun.wait(HANG)
     closer = threading.Thread(target=scheduler.close)
     closer.start()
     wait_until(lambda: is_closed(scheduler))
     closing.set()
-    runner.join(30)
-    closer.join(30)
+    runner.join(HANG)
+    closer.join(HANG)
     assert not closer.is_alive()
-    assert future[0].result(30) == list(range(50))
+    assert future[0].result(HANG) == list(range(50))
 
 
 def test_a_part_that_fails(make):
@@ -308,7 +308,7 @@ def test_a_part_that_fails(make):
         raise KeyError(item)
 
     with pytest.raises(KeyError):
-        submit(scheduler, lambda: scheduler.map(each, range(4))).result(30)
+        submit(scheduler, lambda: scheduler.map(each, range(4))).result(HANG)
     wait_until(lambda: scheduler.idle_slots == 2)
 
 

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
-from serving import start_server
+from serving import HANG, start_server
 
 from tests.messages import Raw, request_message
 from tests.refusals import Refused, refused, refused_by_http
@@ -52,7 +52,7 @@ def test_a_request_without_an_id_gets_one(transport):
 def test_the_header_of_a_refusal(server):
     """Over HTTP a refusal has the id in its header as in its body."""
     url = f"{server.url}/v1/models/nobody:attend"
-    response = requests.post(url, json={}, headers={"x-request-id": "abc"}, timeout=60)
+    response = requests.post(url, json={}, headers={"x-request-id": "abc"}, timeout=HANG)
     assert response.headers["x-request-id"] == response.json()["error"]["request_id"] == "abc"
 
 
@@ -60,7 +60,7 @@ def test_the_header_of_a_refusal(server):
 def test_an_id_that_is_none(server, sent):
     """An id that is too long or not printable is not sent back: one is chosen."""
     headers = {"x-request-id": sent.encode("latin-1")}
-    response = requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1]]}, headers=headers, timeout=60)
+    response = requests.post(f"{server.url}/v1/models/dot:attend", json={"query": [[1]]}, headers=headers, timeout=HANG)
     assert response.status_code == 200
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
 
@@ -72,7 +72,7 @@ def test_an_id_that_is_none(server, sent):
 def test_timeouts_that_are_none(server, sent):
     """X-Request-Timeout is a number of seconds above 0."""
     url = f"{server.url}/v1/models/dot:attend"
-    response = requests.post(url, json={"query": [[1]]}, headers={"x-request-timeout": sent}, timeout=60)
+    response = requests.post(url, json={"query": [[1]]}, headers={"x-request-timeout": sent}, timeout=HANG)
     error = refused_by_http(response)
     assert (error.code, error.field) == ("INVALID_ARGUMENT", "X-Request-Timeout")
 
@@ -86,7 +86,7 @@ def test_a_deadline_already_passed(server, connect, name):
 
 def test_a_deadline_in_time(transport):
     """A deadline that is kept changes nothing."""
-    assert transport.attend("dot", query=QUERY, timeout=30)["model"] == "dot"
+    assert transport.attend("dot", query=QUERY, timeout=HANG)["model"] == "dot"
 
 
 # --- health, reflection ---
@@ -97,10 +97,10 @@ def test_grpc_health(server):
     with grpc.insecure_channel(server.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", "attention.v1.AttentionService"):
-            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
+            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=HANG)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as caught:
-            health.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=60)
+            health.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=HANG)
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         watch = health.Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
@@ -110,7 +110,7 @@ def test_grpc_health(server):
 def test_http_health(server):
     """/healthz says alive and /readyz ready."""
     for path, status in (("/healthz", "alive"), ("/readyz", "ready")):
-        response = requests.get(f"{server.url}{path}", timeout=60)
+        response = requests.get(f"{server.url}{path}", timeout=HANG)
         assert (response.status_code, response.json()) == (200, {"status": status})
 
 
@@ -138,7 +138,7 @@ def test_a_client_from_reflection_alone(server):
             request_serializer=request_class.SerializeToString,
             response_deserializer=response_class.FromString,
         )
-        answer = call(request, timeout=60)
+        answer = call(request, timeout=HANG)
         assert answer.results[0].outputs[0].tensor.data == np.float32(5).tobytes()
 
 
@@ -147,7 +147,7 @@ def test_a_client_from_reflection_alone(server):
 
 @pytest.fixture(scope="module")
 def openapi(server):
-    return requests.get(f"{server.url}/openapi.json", timeout=60).json()
+    return requests.get(f"{server.url}/openapi.json", timeout=HANG).json()
 
 
 def test_the_document_is_valid(openapi):
@@ -178,21 +178,21 @@ def test_the_documents_examples_run(server, openapi, path):
         model = {"text": "multi-head", "vectors": "dot"}[name]
         resolved(openapi, "AttendRequest").validate(example["value"])
         url = server.url + path.format(model=model, version=1)
-        response = requests.post(url, json=example["value"], timeout=60)
+        response = requests.post(url, json=example["value"], timeout=HANG)
         assert response.status_code == 200, response.text
         resolved(openapi, "AttendResponse").validate(response.json())
 
 
 def test_answers_are_as_the_document_says(server, openapi):
     """Models, errors and every form of an output are as the document's schemas say."""
-    models = requests.get(f"{server.url}/v1/models", timeout=60).json()
+    models = requests.get(f"{server.url}/v1/models", timeout=HANG).json()
     schema = openapi["paths"]["/v1/models"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     OAS30Validator(schema | {"components": openapi["components"]}).validate(models)
-    error = requests.get(f"{server.url}/v1/models/nobody", timeout=60).json()
+    error = requests.get(f"{server.url}/v1/models/nobody", timeout=HANG).json()
     resolved(openapi, "ErrorResponse").validate(error)
     outputs = [{"name": "weights", "as": "top", "top_k": 2}, {"name": "weights", "data_type": "FP16"}]
     body = {"query": [[1, 2]], "outputs": outputs, "encoding": "base64", "token_offsets": True}
-    answer = requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=60).json()
+    answer = requests.post(f"{server.url}/v1/models/dot:attend", json=body, timeout=HANG).json()
     resolved(openapi, "AttendResponse").validate(answer)
 
 
@@ -208,7 +208,7 @@ def test_the_document_knows_every_field(openapi):
 
 def test_the_viewer_loads_nothing_from_elsewhere(server):
     """/docs and its files name no foreign origin, all of them exist, and a policy forbids the rest."""
-    page = requests.get(f"{server.url}/docs", timeout=60)
+    page = requests.get(f"{server.url}/docs", timeout=HANG)
     assert page.headers["content-type"].startswith("text/html")
     assert "//" not in page.text
     policy = page.headers["content-security-policy"]
@@ -217,9 +217,9 @@ def test_the_viewer_loads_nothing_from_elsewhere(server):
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(loaded) >= 3
     for path in loaded:
-        response = requests.get(f"{server.url}/{path}", timeout=60)
+        response = requests.get(f"{server.url}/{path}", timeout=HANG)
         assert response.status_code == 200, path
-    start = requests.get(f"{server.url}/docs/start.js", timeout=60).text
+    start = requests.get(f"{server.url}/docs/start.js", timeout=HANG).text
     assert "openapi.json" in start
     assert "//" not in start
 
@@ -230,7 +230,7 @@ def test_the_viewers_files_are_all_there_is(server, path):
     request = requests.Request("GET", server.url).prepare()
     request.url = server.url + path
     with requests.Session() as session:
-        assert session.send(request, timeout=60).status_code == 404
+        assert session.send(request, timeout=HANG).status_code == 404
 
 
 # --- protobuf over HTTP ---
@@ -242,11 +242,11 @@ def test_protobuf_in_and_json_out_and_back(server):
     protobuf = "application/x-protobuf"
     body = request_message("dot", [{"query": QUERY}]).SerializeToString()
     response = requests.post(
-        url, data=body, headers={"content-type": protobuf, "accept": "application/json"}, timeout=60
+        url, data=body, headers={"content-type": protobuf, "accept": "application/json"}, timeout=HANG
     )
     assert response.headers["content-type"] == "application/json"
     as_json = response.json()["results"][0]["outputs"]["output"]["values"]
-    response = requests.post(url, json={"query": QUERY.tolist()}, headers={"accept": protobuf}, timeout=60)
+    response = requests.post(url, json={"query": QUERY.tolist()}, headers={"accept": protobuf}, timeout=HANG)
     assert response.headers["content-type"] == protobuf
     tensor = pb.AttendResponse.FromString(response.content).results[0].outputs[0].tensor
     np.testing.assert_array_equal(np.frombuffer(tensor.data, "<f4").reshape(tensor.shape), as_json)
@@ -258,7 +258,7 @@ def test_protobuf_in_and_json_out_and_back(server):
 def test_what_is_no_message(server, body):
     """A body that is no AttendRequest is refused as such."""
     headers = {"content-type": "application/x-protobuf"}
-    response = requests.post(f"{server.url}/v1/models/dot:attend", data=body, headers=headers, timeout=60)
+    response = requests.post(f"{server.url}/v1/models/dot:attend", data=body, headers=headers, timeout=HANG)
     error = refused_by_http(response)
     assert error.code == "INVALID_ARGUMENT"
     assert "AttendRequest" in error.message
@@ -290,7 +290,7 @@ def test_a_chunked_body_over_the_limit(narrow):
     """A body that does not tell its size is measured as it comes."""
     with refused("RESOURCE_EXHAUSTED"):
         raise refused_by_http(
-            requests.post(f"{narrow.url}/v1/models/dot:attend", data=(b" " * 2**16 for _ in range(17)), timeout=30)
+            requests.post(f"{narrow.url}/v1/models/dot:attend", data=(b" " * 2**16 for _ in range(17)), timeout=HANG)
         )
 
 
@@ -301,7 +301,7 @@ def test_a_compressed_message_over_the_limit(narrow):
     with grpc.insecure_channel(narrow.grpc) as channel:
         call = channel.unary_unary("/attention.v1.AttentionService/Attend", pb.AttendRequest.SerializeToString)
         with pytest.raises(grpc.RpcError) as caught:
-            call(body, compression=grpc.Compression.Gzip, timeout=30)
+            call(body, compression=grpc.Compression.Gzip, timeout=HANG)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

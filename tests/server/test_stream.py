@@ -54,7 +54,7 @@ class Awaiting:
         return AsyncAttentionClient(target)
 
     def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(HANG)
 
     def attend(self, *args, **options):
         return self.run(self.client.attend(*args, **options))
@@ -172,7 +172,7 @@ def test_streams_are_bounded_and_do_not_leak(server, stub):
 
     def one(door):
         yield message("a", query)
-        door.wait(60)
+        door.wait(HANG)
 
     calls = [stub.AttendStream(one(door)) for door in doors]
     for call in calls:
@@ -239,7 +239,7 @@ def test_nothing_stays_counted(size, in_order, monkeypatch):
         running = asyncio.create_task(session.run())
         for begin in (0, 3):
             for _ in range(3):
-                await asyncio.wait_for(submitted.acquire(), 30)
+                await asyncio.wait_for(submitted.acquire(), HANG)
             for i, place in enumerate((1, 0, 2)):
                 futures[begin + place].set_result(SimpleNamespace(size=size))
                 assert len(messages.sent) == begin + ([0, 2, 3] if in_order else [1, 2, 3])[i]
@@ -259,7 +259,7 @@ def test_a_large_answer_is_serialized_in_a_thread(in_order, monkeypatch):
 
     def serialize(id_):
         if id_ == "a":
-            assert release.wait(30)
+            assert release.wait(HANG)
         serialized_by[id_] = threading.current_thread().name
         return id_.encode()
 
@@ -300,7 +300,7 @@ def test_a_large_answer_that_cannot_be_serialized_is_the_error_of_its_message(mo
 
         def serialize(_):
             if message.id == "a":
-                assert release.wait(30)
+                assert release.wait(HANG)
                 raise ValueError
             return message.id.encode()
 
@@ -328,7 +328,7 @@ def test_a_stop_answers_what_was_taken_and_ends_streams(repository):
 
         def messages():
             yield message("a", np.ones((1, 8), np.float32))
-            door.wait(60)
+            door.wait(HANG)
 
         call = AttentionServiceStub(channel).AttendStream(messages())
         assert next(call).HasField("response")
@@ -408,7 +408,7 @@ def test_an_asynchronous_source(server):
                 first_is_there.set()
 
     with pytest.raises(RuntimeError, match="the source"):
-        asyncio.run(asyncio.wait_for(answered(), 60))
+        asyncio.run(asyncio.wait_for(answered(), HANG))
     assert [each.shape for each in found] == [query.shape for query in given]
 
 

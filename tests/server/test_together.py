@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from serving import wait_until
+from serving import HANG, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.messages import read_message, request_message
@@ -95,14 +95,14 @@ def queued_behind_one(server, threads, asks):
     """Send requests in a row that all have to wait; let all run; return the outcome of each."""
     server.gate.close()
     first = threads.submit(asks[0])
-    assert server.gate.arrived.wait(30)
+    assert server.gate.arrived.wait(HANG)
     rest = []
     for ask in asks[1:]:
         rest.append(threads.submit(ask))
         wait_until(lambda: server.scheduler.state().queued == len(rest))
     server.gate.runs = 0
     server.gate.open()
-    return [future.exception(30) or future.result() for future in (first, *rest)]
+    return [future.exception(HANG) or future.result() for future in (first, *rest)]
 
 
 def test_equal_lengths_of_several_requests(models, connect):
@@ -167,7 +167,7 @@ def test_a_long_sequence_that_is_alone_runs_in_every_slot(models, connect, name,
         answer = threads.submit(connect("grpc", server.rest, server.grpc).attend, name, inputs=[one], **options)
         wait_until(lambda: server.gate.runs == 2)
         server.gate.open()
-        assert_same(answer.result(30)["results"], expected)
+        assert_same(answer.result(HANG)["results"], expected)
         wait_until(lambda: server.scheduler.idle_slots == 2)
 
 
@@ -182,7 +182,7 @@ def test_a_request_that_is_not_alone_runs_in_one_slot(models, connect):
         wait_until(lambda: server.gate.runs == 2)
         assert server.scheduler.idle_slots == 0
         server.gate.open()
-        assert all(len(each.result(30)["results"]) == 1 for each in (short, long))
+        assert all(len(each.result(HANG)["results"]) == 1 for each in (short, long))
 
 
 def test_many_sequences_that_are_alone_run_in_every_slot(models, connect):
@@ -196,7 +196,7 @@ def test_many_sequences_that_are_alone_run_in_every_slot(models, connect):
         answer = threads.submit(attend, "self", inputs=sequences)
         wait_until(lambda: server.gate.runs == 2)
         server.gate.open()
-        assert_same(answer.result(30)["results"], alone)
+        assert_same(answer.result(HANG)["results"], alone)
 
 
 def test_tiny_messages_of_a_stream(models, connect):

@@ -6,7 +6,7 @@ import threading
 import pytest
 from attention_server.errors import Full
 from attention_server.transport.threads import Threads
-from serving import wait_until
+from serving import HANG, wait_until
 
 
 def test_a_thread_is_busy_until_it_is_idle():
@@ -16,7 +16,7 @@ def test_a_thread_is_busy_until_it_is_idle():
     async def used():
         threads = Threads(1, "test")
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(threads.run(lambda: release.wait(30)), 0.01)
+            await asyncio.wait_for(threads.run(lambda: release.wait(HANG)), 0.01)
         with pytest.raises(Full):
             threads.run(int)
         assert not threads.is_idle
@@ -37,7 +37,7 @@ def test_what_fails_when_nobody_waits(caplog):
 
         def fail():
             begun.set()
-            release.wait(30)
+            release.wait(HANG)
             raise ValueError
 
         left = threads.run(fail)
