@@ -2,6 +2,8 @@
 # make test  set up and run every test
 # make help  the rest
 SHELL := /bin/bash
+# Environments are set up beside each other.
+MAKEFLAGS += --jobs=2
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 DEV := .venv-dev/bin
@@ -34,7 +36,8 @@ help: ## this list
 .venv-clients/.ready: Makefile
 	deploy/system-packages.sh
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/pip install --quiet 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0' 'openapi-python-client==0.29.1'
+	# Most of it is never imported: what is, is compiled then.
+	.venv-clients/bin/pip install --quiet --no-compile 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0' 'openapi-python-client==0.29.1'
 	@touch $@
 
 # What the page is built from, as the lock has it; whoever serves needs none of it.

@@ -12,6 +12,7 @@ for name in "$@"; do
   esac
 done
 [ ${#missing[@]} = 0 ] && exit 0
+exec 9<"$0" && flock 9 # environments are set up beside each other, and apt does not wait for its lock
 echo "installing ${missing[*]}"
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
 $sudo apt-get update -qq

@@ -39,9 +39,9 @@ TWO = {"ATTENTION_SLOTS": "2"}  # also where there is one core
 OUTPUTS = ("--outputs", "tokens,weights,output:mean,predictions,entropy:mean", "--shard-rows", SHARD)
 
 
-@pytest.fixture
-def poisoned(tmp_path):
-    return write_poisoned(tmp_path / "in.parquet", ROWS, group=350)
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory):
+    return write_poisoned(tmp_path_factory.mktemp("poisoned") / "in.parquet", ROWS, group=350)
 
 
 @pytest.fixture
@@ -50,11 +50,10 @@ def options(repository):
 
 
 @pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
+def whole(server, poisoned, tmp_path_factory):
     """Output and dead letters of a run through a server."""
-    folder = tmp_path_factory.mktemp("whole")
-    source, output = write_poisoned(folder / "in.parquet", ROWS, group=350), folder / "out.parquet"
-    assert scored(source, output, "--model", "multi-head", "--target", server.grpc, *OUTPUTS).returncode == 3
+    output = tmp_path_factory.mktemp("whole") / "out.parquet"
+    assert scored(poisoned, output, "--model", "multi-head", "--target", server.grpc, *OUTPUTS).returncode == 3
     return everything(output)
 
 

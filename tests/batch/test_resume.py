@@ -38,21 +38,20 @@ ROWS, SHARD = 3000, 50
 OUTPUTS = "tokens,weights,output:mean,predictions,entropy:mean"
 
 
-@pytest.fixture
-def poisoned(tmp_path):
-    return write_poisoned(tmp_path / "in.parquet", ROWS, group=700)
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory):
+    return write_poisoned(tmp_path_factory.mktemp("poisoned") / "in.parquet", ROWS, group=700)
 
 
 @pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
+def whole(server, poisoned, tmp_path_factory):
     """Return a function that returns the output of an undisturbed run, in either format."""
     folder = tmp_path_factory.mktemp("whole")
-    source = write_poisoned(folder / "in.parquet", ROWS, group=700)
 
     @functools.cache
     def output(form):
         written = folder / f"out.{form}"
-        assert scored(source, written, *options(server)).returncode == 3
+        assert scored(poisoned, written, *options(server)).returncode == 3
         return written
 
     return output
@@ -192,11 +191,11 @@ def test_a_changed_option_is_refused(job, tmp_path, changed, said):
 
 def test_an_input_that_changes_meanwhile(server, poisoned, tmp_path):
     """An input that changes during a run is noticed at the end, and no output is assembled."""
-    output = tmp_path / "out.parquet"
-    run = begun(poisoned, output, *options(server), stderr=subprocess.PIPE)
+    source, output = Path(shutil.copy(poisoned, tmp_path)), tmp_path / "out.parquet"
+    run = begun(source, output, *options(server), stderr=subprocess.PIPE)
     wait_until(lambda: shards_done(output) > 1, run)
     run.send_signal(signal.SIGSTOP)
-    os.utime(poisoned)
+    os.utime(source)
     run.send_signal(signal.SIGCONT)
     _, said = run.communicate()
     assert (run.returncode, output.exists()) == (1, False)
