@@ -2,9 +2,12 @@
 
 import socket
 import threading
+from collections.abc import Hashable
 from contextlib import ExitStack
+from typing import ClassVar
 
 import pytest
+from attention_server.http2.stall import StallDetector
 from attention_server.rest import connection
 from serving import HANG, connections, wait_until
 
@@ -114,26 +117,61 @@ def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
         assert answers(server)
 
 
-def test_a_peer_that_takes_its_time(dot_only, impatient, monkeypatch):
+class Paced(StallDetector):
+    """A detector that looks when the test tells, so that a peer's pace is counted in looks and not in seconds."""
+
+    made: ClassVar[list["Paced"]] = []
+
+    def __init__(self, least_bytes: int) -> None:
+        super().__init__(least_bytes)
+        self.wanted, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.unsent = self.unsent_at_look = 0
+        self.made.append(self)
+
+    def check(self, state: Hashable, unsent: int) -> bool:
+        self.unsent = unsent
+        if not self.wanted.acquire(blocking=False):
+            return False
+        is_stalled = super().check(state, unsent)
+        self.unsent_at_look = unsent
+        self.done.release()
+        return is_stalled
+
+    def look(self) -> None:
+        self.wanted.release()
+        assert self.done.acquire(timeout=HANG)
+
+
+def test_a_peer_that_takes_its_time(dot_only, monkeypatch):
     """A peer that sends and receives slowly is not disconnected, nor one that waits for a long computation."""
-    monkeypatch.setattr(connection, "LEAST_BYTES", 100)
-    monkeypatch.setattr(connection, "CHECK_SECONDS", 1.0)  # many times any wait below
+    least = 100
+    monkeypatch.setattr(connection, "LEAST_BYTES", least)
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "StallDetector", Paced)
     with local_server(dot_only, predicted=IN_A_SLOT) as server, connect(server) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         rows = ",".join(["[1.0]"] * 800)
         body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
         server.gate.close()
         peer.sendall((ATTEND + f"content-length: {len(body)}\r\nconnection: close\r\n\r\n").encode())
-        for i in range(0, len(body), 250):  # two seconds: two looks
-            peer.sendall(body[i : i + 250])
-            threading.Event().wait(0.1)
+        wait_until(lambda: Paced.made)
+        detector = Paced.made.pop()
+        for i in range(0, len(body) - least, least):
+            peer.sendall(body[i : i + least])
+            wait_until(lambda: detector.received >= least)
+            detector.look()
+        peer.sendall(body[i + least :])
         assert server.gate.arrived.wait(HANG)
-        threading.Event().wait(2.5)  # two looks
+        for _ in range(3):
+            detector.look()
         server.gate.open()
         received = b""
+        detector.wanted.release()
         while more := peer.recv(200_000):
             received += more
-            threading.Event().wait(0.02)
+            has_moved = 0 < detector.unsent <= detector.unsent_at_look - least
+            if has_moved and detector.done.acquire(blocking=False):
+                detector.wanted.release()
         assert received.startswith(b"HTTP/1.1 200 ")
         assert received.endswith(b"]}")
 
