@@ -56,7 +56,7 @@ run: .venv/.ready ## serve the embedded models and show an answer
 	deploy/run.sh $(if $(ONCE),--once)
 
 test: setup check ## every check and every test, on every core
-	$(DEV)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	$(DEV)/pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 bench: setup ## measure against peers and write docs/benchmarks.md; BENCH=--quick for a moment each, BENCH=--help
 	$(DEV)/python -m benchmarks.serving $(BENCH)

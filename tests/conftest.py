@@ -48,11 +48,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("grpc_server", kinds, indirect=True, scope="session")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give the tests of a file to one worker, so that fixtures are made once; those over each server of gRPC apart."""
-    file = item.nodeid.partition("::")[0]
-    kind = getattr(getattr(item, "callspec", None), "params", {}).get("grpc_server", "")
-    item.add_marker(pytest.mark.xdist_group(f"{file} {kind}" if kind else file))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of a file to one worker, so that fixtures are made once; those over grpcio's server apart."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 # only where there are workers
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            is_over_grpcio = "grpcio" in test.partition("[")[2].rstrip("]").split("-")
+            return f"{file} grpcio" if is_over_grpcio else file
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(trylast=True)

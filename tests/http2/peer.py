@@ -8,6 +8,7 @@ from typing import Self
 
 import hpack
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
+from serving import HANG
 
 from tests.http2.echo import ECHO, Echo
 
@@ -60,7 +61,7 @@ class Peer:
     """A client of HTTP/2 that sends given bytes and reads frames."""
 
     def __init__(self, address: tuple[str, int], opening: bytes = OPENING) -> None:
-        self.socket = socket.create_connection(address, timeout=20)
+        self.socket = socket.create_connection(address, timeout=HANG)
         self._received = bytearray()
         self._decoder = hpack.Decoder()
         self.send(opening)
