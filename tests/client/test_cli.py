@@ -11,6 +11,7 @@ import attention_client
 import numpy as np
 import pytest
 from attention_client import cli, display
+from serving import ROOT
 
 SENTENCE = "I gave my cat Tater a toy"
 
@@ -197,11 +198,26 @@ def test_translate_cut_short(run):
 
 
 def test_models(run):
-    """Models are listed with version, block, heads, widths, text, predictions and device."""
+    """Models are listed with version, block, heads, widths, text, predictions, device and size."""
     status, out, _ = run("models")
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
-    assert ["dot-product", "1", "dot_product", "1", "any", "→", "any", "no", "cpu"] in lines
+    size = sum(file.stat().st_size for file in (ROOT / "models/dot-product/1").glob("*.onnx"))
+    assert [
+        "dot-product",
+        "1",
+        "dot_product",
+        "1",
+        "any",
+        "→",
+        "any",
+        "no",
+        "cpu",
+        f"{size / 2**20:.3g}",
+        "MiB",
+    ] in lines
+    (multi,) = (line for line in lines if line[:1] == ["multi-head"])
+    assert multi[-4:] == ["0.274", "MiB,", "0.105", "twice"]
 
 
 def test_a_refused_request(run):

@@ -232,7 +232,7 @@ def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
     """List the served models."""
     with _connect(target, timeout) as client:
         served = client.models()
-    table = Table("name", "version", "block", "heads", "widths", "text", "predictions", "device", box=None)
+    table = Table("name", "version", "block", "heads", "widths", "text", "predictions", "device", "size", box=None)
     for model in served:
         table.add_row(*_table_row(model))
     Console().print(table)
@@ -247,8 +247,19 @@ def _table_row(model: pb.Model) -> tuple[str, ...]:
     layers = "" if len(manifest.layers) == 1 else f"{len(manifest.layers)} layers of "
     predictors = ", ".join(predictor.name for predictor in manifest.predictors)
     text = "yes" if manifest.HasField("text") else "no"
-    version = str(model.version)
-    return model.name, version, manifest.block, f"{layers}{layer.heads}", _widths(layer), text, predictors, model.device
+    version, heads = str(model.version), f"{layers}{layer.heads}"
+    row = (model.name, version, manifest.block, heads, _widths(layer), text, predictors, model.device)
+    return *row, _size(model)
+
+
+def _size(model: pb.Model) -> str:
+    """Return the size of a version's files, with the matrices that stand in more than one of them."""
+    doubled = f", {_mebibytes(model.manifest.doubled_bytes)} twice" if model.manifest.doubled_bytes else ""
+    return f"{_mebibytes(model.file_bytes)} MiB{doubled}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.3g}"
 
 
 def _widths(layer: pb.Layer) -> str:

@@ -107,7 +107,7 @@ class InputChecker:
             memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for output in plan.outputs:
-            check_rows(output.spec, *prepared.rows(output.spec.name), output.field)
+            check_rows(output.spec, *self.layers[output.layer].rows(output.spec.name, prepared), output.field)
         if plan.predictions_field and self._predicts_by_word and prepared.tokens is None:
             raise InvalidRequest(
                 "this model predicts from the rows of certain words, so predictions need text",

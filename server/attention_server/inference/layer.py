@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
-from attention_proto.stages import STAGES
+from attention_proto.stages import OF_KEYS, STAGES
 from numpy.typing import NDArray
 
 from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
-from attention_server.inference.masks import Vectors, add_masks, raise_low_rows, site_mask
+from attention_server.inference.masks import Positions, Vectors, add_masks, raise_low_rows, site_mask, unmasked
 from attention_server.inference.planner import choose_graph
+from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.row_blocks import run_rows
 from attention_server.inference.row_statistics import FROM_WEIGHTS
 from attention_server.scheduling.cost_model import BATCH_LENGTHS
@@ -69,8 +70,10 @@ class LoadedLayer:
             run: the computation that this is a part of.
             rows: the positions of the queries in the sequence; None for all.
         """
-        bias = self._bias(tensors, rows, run) if self._bias_file else None
-        added = self._mask(tensors, added, bias, rows) if self._has_mask else added
+        bias = None
+        if self._has_mask and ("scores" in wanted or self._recipe(wanted | passed, False).outputs):
+            bias = self._bias(tensors, rows, run) if self._bias_file else None
+            added = self._mask(tensors, added, bias, rows)
         recipe = self._recipe(wanted | passed, added is not None)
         found = self._attend(recipe, tensors, added, run) if recipe.outputs else {}
         for name in passed:
@@ -93,6 +96,16 @@ class LoadedLayer:
     def mask(self, added: Vectors | None, queries: int, keys: int) -> Vectors | None:
         """Return the request's mask and the site's own together, [1 or H, T, S]; None for no mask."""
         return add_masks(added, site_mask(queries, keys, causal=self.about.causal, window=self.about.window))
+
+    def rows(self, stage: str, prepared: PreparedInput) -> tuple[int, Positions]:
+        """Return the number of rows of a stage, and whether each may attend or be attended at this site; None for all.
+
+        A site's own mask lets each position attend to itself, so that it matters beside a request's mask alone.
+        """
+        if prepared.added is None or not (self.about.causal or self.about.window):
+            return prepared.rows(stage)
+        attending, attended = unmasked(self.mask(prepared.added, prepared.queries, prepared.keys))
+        return (prepared.keys, attended) if stage in OF_KEYS else (prepared.queries, attending)
 
     def pools(self, queries: int, keys: int) -> bool:
         """Return whether the graph `pool` is used: shorter sequences run as a batch, longer ones in blocks of rows.

@@ -32,6 +32,7 @@ class LoadedModel:
         manifest: of its folder.
         digest: SHA-256 of the manifest, and so of all files that it names.
         device: where it computes.
+        file_bytes: of all its files.
         graphs: its ONNX graphs by file name.
         reader, memory_reader: its tokenizers; None for a model without text, or without memory text.
         costs: measured costs of its sequences; zero until it is measured.
@@ -42,6 +43,7 @@ class LoadedModel:
     manifest: Manifest
     digest: str
     device: str
+    file_bytes: int
     graphs: Mapping[str, Graph]
     reader: TextTokenizer | None
     memory_reader: TextTokenizer | None
@@ -88,7 +90,7 @@ class LoadedModel:
             stages = self._forward.stages(batch, plan, run, rows, weights)
             results = pooled_results(batch, plan, stages, pooled, self.layers)
         else:
-            rows = computed_rows(batch[0], plan, self.manifest.predictors)
+            rows = computed_rows(batch[0], plan, self.layers, self.manifest.predictors)
             stages = self._forward.stages(batch, plan, run, rows)
             results = shaped_results(batch, plan, stages, rows, self._forward, run)
         return lambda: results

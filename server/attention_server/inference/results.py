@@ -128,7 +128,7 @@ def _output(
 ) -> Array | TopK:
     """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
     spec = output.spec
-    rows = read_rows(spec, *prepared.rows(spec.name))
+    rows = read_rows(spec, *layers[output.layer].rows(spec.name, prepared))
 
     def places(layer: int) -> Rows | None:
         of_some = layer == len(stages) - 1 and is_cut(spec.name)

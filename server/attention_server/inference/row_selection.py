@@ -9,6 +9,7 @@ from attention_proto.stages import OF_KEYS, STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import OutputSpec
+from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.plan_cache import is_small
 from attention_server.inference.planner import Plan
 from attention_server.inference.postprocess import Rows, read_rows
@@ -17,13 +18,15 @@ from attention_server.inference.preprocess import PreparedInput
 MAX_MEANS = 256  # kept for specs and lengths that come again
 
 
-def computed_rows(prepared: PreparedInput, plan: Plan, predictors: Sequence[Predictor]) -> Rows | None:
+def computed_rows(
+    prepared: PreparedInput, plan: Plan, layers: Sequence[LoadedLayer], predictors: Sequence[Predictor]
+) -> Rows | None:
     """Return the query rows that the last layer has to compute, ascending; None for all."""
     if not plan.cuts_rows:
         return None
     last = len(plan.stages) - 1
     read = [
-        read_rows(output.spec, *prepared.rows(output.spec.name))
+        read_rows(output.spec, *layers[output.layer].rows(output.spec.name, prepared))
         for output in plan.outputs
         if last in output.layers and is_cut(output.spec.name)
     ]

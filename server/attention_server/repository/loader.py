@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,8 +166,15 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         manifest = parse_manifest(written)
     except UnreadableManifestError as error:
         raise RepositoryError(f"{MANIFEST} {error}") from error
-    contents = _read_files(folder, {file.name: file for file in named_files(manifest)}, max_bytes)
-    graphs = {name: engine.open(contents[name]) for name in served_files(manifest, engine.device)}
+    files = {file.name: file for file in named_files(manifest)}
+    sizes = _sizes(folder, files, max_bytes)
+    served, graphs, contents = set(served_files(manifest, engine.device)), {}, {}
+    for name, file in files.items():  # one at a time, each once: a file may stand at many places, and be large
+        content = _read_verified(folder, file, sizes[name])
+        if name in served:
+            graphs[name] = engine.open(content)
+        elif not name.endswith(".onnx"):
+            contents[name] = content
     contract.check(manifest, graphs, engine.device)
     return LoadedModel(
         name=folder.parent.name,
@@ -175,26 +182,30 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         manifest=manifest,
         digest=hashlib.sha256(written).hexdigest(),
         device=engine.device,
+        file_bytes=sum(sizes.values()),
         graphs=graphs,
         reader=TextTokenizer.of_query(manifest.text, contents),
         memory_reader=TextTokenizer.of_memory(manifest.text, contents),
     )
 
 
-def _read_files(folder: Path, files: dict[str, File], max_bytes: int) -> dict[str, bytes]:
-    """Read and verify all files that a manifest names, after the sizes of all were checked."""
+def _sizes(folder: Path, files: Iterable[str], max_bytes: int) -> dict[str, int]:
+    """Return the sizes of all files that a manifest names, checked before any is read."""
     for name in files:
         if not NAME.fullmatch(name):
             raise RepositoryError(f"{MANIFEST} names the file {name!r}, which is no plain file name")
     sizes = {name: _size(folder, name) for name in files}
     if sum(sizes.values()) > max_bytes:
         raise RepositoryError(f"its files have {sum(sizes.values())} bytes; a version may have {max_bytes}")
-    contents = {}
-    for name, file in files.items():
-        contents[name] = _read(folder, name, sizes[name])
-        if hashlib.sha256(contents[name]).hexdigest() != file.sha256:
-            raise RepositoryError(f"{name} is not the file that {MANIFEST} names: its SHA-256 differs")
-    return contents
+    return sizes
+
+
+def _read_verified(folder: Path, file: File, size: int) -> bytes:
+    """Read a file that a manifest names, and compare it with its hash."""
+    content = _read(folder, file.name, size)
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise RepositoryError(f"{file.name} is not the file that {MANIFEST} names: its SHA-256 differs")
+    return content
 
 
 def _size(folder: Path, name: str) -> int:

@@ -136,6 +136,7 @@ class Service:
                 versions=self._repository.versions(name),
                 device=model.device,
                 nodes=model.nodes,
+                file_bytes=model.file_bytes,
                 manifest=model.manifest,
             )
 

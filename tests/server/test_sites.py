@@ -1,0 +1,270 @@
+"""A transformer of sites and segments: stages equal NumPy, only what is asked runs, spoiled versions are refused."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import requests
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
+from attention_server.inference.contexts import MemoryStore
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.engine.protocol import Run
+from attention_server.repository.loader import load
+from serving import HANG, start_server
+
+from tests.refusals import refused
+from tests.server import small_transformer as small
+from tests.server.small_transformer import HEADS, WIDTH, embed, reference
+
+TEXT = "a b c d e f"
+SITE = ("q", "k", "v", "scores", "weights", "entropy", "heads", "contributions", "output", "hidden")
+EVERY = [{"name": name, "layers": ["*"]} for name in SITE]
+MODELS = {"small": (), "second": (1,), "third": (2,)}  # the segments of each that depend on all rows
+CLOSE = {"atol": 5e-5, "rtol": 5e-5}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of the model, and of two with a dependent segment."""
+    folder = tmp_path_factory.mktemp("transformers")
+    for name, dependent in MODELS.items():
+        small.write(folder / name / "1", dependent=dependent)
+    with start_server(folder) as running:
+        yield running
+
+
+@pytest.fixture(params=["grpc", "rest-json"])
+def transport(request, server, connect):
+    return connect(request.param, server.rest, server.grpc)
+
+
+def compare(outputs, layers):
+    for index, layer in enumerate(layers):
+        for name, expected in layer.items():
+            found = outputs[f"{name}@{index}"]
+            assert found.shape == expected.shape, (name, index)
+            np.testing.assert_allclose(found, expected, **CLOSE, err_msg=f"{name}@{index}")
+
+
+@pytest.mark.parametrize(("model", "dependent"), MODELS.items(), ids=MODELS)
+def test_every_stage_of_every_layer(transport, model, dependent):
+    """Every stage of both layers equals float64, with segments whose rows depend on each other or not."""
+    query = embed(TEXT)
+    outputs = transport.outputs(model, text=TEXT, outputs=[*EVERY, {"name": "embeddings"}])
+    compare(outputs, reference(query, dependent=dependent))
+    np.testing.assert_allclose(outputs["embeddings"], query, **CLOSE)
+
+
+def test_a_masked_request(transport):
+    """A request's mask is added at every site to the site's own and its bias; a row without keys is zero."""
+    rng = np.random.default_rng(3)
+    allowed = rng.random((HEADS, 6, 6)) < 0.7
+    allowed[:, 2] = False
+    numbers = rng.standard_normal((1, 6, 6)).astype(np.float32)
+    numbers[0, 4, :] = np.finfo(np.float32).min
+    mask = {"allowed": allowed, "bias": numbers}
+    outputs = transport.outputs("small", text=TEXT, outputs=EVERY, mask=mask)
+    expected = reference(embed(TEXT), np.where(allowed, numbers.astype(np.float64), -np.inf))
+    expected[0]["weights"][:, 4] = outputs["weights@0"][:, 4]  # scores vanish next to such a bias: see docs/models.md
+    assert not outputs["weights@0"][:, 2].any()
+    np.testing.assert_allclose(outputs["weights@0"], expected[0]["weights"], **CLOSE)
+    np.testing.assert_allclose(outputs["weights@0"][:, 4].sum(-1), allowed[:, 4, :5].any(-1), **CLOSE)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_rows_asked_alone(transport, model):
+    """Chosen rows of the last layer, over each stage, are those of all rows; also behind a dependent segment."""
+    rows = [4, 1]
+    names = [name for name in SITE if name not in ("k", "v")]
+    every = transport.outputs(model, text=TEXT, outputs=[{"name": name} for name in names])
+    for name in names:
+        found = transport.outputs(model, text=TEXT, outputs=[{"name": name, "rows": rows}])[name]
+        axis = every[name].ndim - (1 if name == "entropy" else 2)
+        np.testing.assert_allclose(found, every[name].take(rows, axis), atol=1e-6, rtol=1e-5, err_msg=name)
+    first = [{"name": name, "rows": rows, "layers": ["0"]} for name in names]
+    together = transport.outputs(model, text=TEXT, outputs=first)
+    expected = reference(embed(TEXT), dependent=MODELS[model])[0]
+    for name in names:
+        axis = together[name].ndim - (1 if name == "entropy" else 2)
+        np.testing.assert_allclose(together[name], expected[name].take(rows, axis), **CLOSE, err_msg=name)
+
+
+def test_vectors_in_place_of_a_text(transport):
+    """Embeddings sent as `query`, alone or as a batch, give what the text gives."""
+    batch = np.stack([embed(TEXT), embed("f e d c b a")]).astype(np.float32)
+    results = transport.attend("small", query=batch, outputs=EVERY)["results"]
+    assert len(results) == len(batch)
+    for query, result in zip(batch, results, strict=True):
+        compare(result["outputs"], reference(query.astype(np.float64)))
+
+
+def test_hidden_keys_come_last(transport):
+    """Of a causal site, and of a window, the keys that the site hides are behind all others in the top k."""
+    spec = {"name": "weights", "top_k": 6, "layers": ["*"]}
+    outputs = transport.outputs("small", text=TEXT, outputs=[spec])
+    for layer, hides in enumerate((lambda t, s: s > t, lambda t, s: abs(t - s) >= small.WINDOW)):
+        for row, keys in enumerate(outputs[f"weights@{layer}"].indices[0]):
+            hidden = [hides(row, int(key)) for key in keys]
+            assert hidden == sorted(hidden), (layer, row, keys)
+
+
+def test_predictions_of_hidden(transport):
+    """The head reads rows of the last hidden state."""
+    hidden = reference(embed(TEXT))[-1]["hidden"] @ small.W["labels"]
+    predictions = transport.one("small", text=TEXT, outputs=[{"name": "predictions"}])["predictions"]
+    assert [each["label"] for each in predictions] == [small.LABELS[i] for i in hidden.argmax(-1)]
+
+
+TOO_LONG = " ".join("a" for _ in range(small.MAX_TOKENS + 1))
+REFUSED = [
+    ({"text": TOO_LONG}, "text", "at most 9"),
+    ({"query": np.ones((small.MAX_TOKENS + 1, WIDTH), np.float32)}, "query", "at most 9"),
+    ({"text": "a", "key": np.ones((2, WIDTH), np.float32)}, "key", "attends to its own sequence"),
+    ({"query": np.ones((2, WIDTH), np.float32), "value": np.ones((2, WIDTH), np.float32)}, "value", "its own sequence"),
+    ({"text": "a", "memory": "1" * 32}, "memory", "attends to its own sequence"),
+]
+
+
+@pytest.mark.parametrize(("sequence", "field", "words"), REFUSED)
+def test_what_a_transformer_cannot_take(transport, sequence, field, words):
+    """A sequence beyond the last position, as text or as vectors, and keys of another sequence are refused by field."""
+    with refused("INVALID_ARGUMENT", None, words) as error:
+        transport.attend("small", **sequence)
+    assert error.value.field == transport.at(field)
+
+
+# --- only what is asked for runs -------------------------------------------------------------------------------------
+
+
+class CountingGraph:
+    """A graph that counts its runs under a name."""
+
+    def __init__(self, graph, name, runs):
+        self.graph, self.name, self.runs = graph, name, runs
+        self.inputs, self.outputs, self.nodes = graph.inputs, graph.outputs, graph.nodes
+
+    def run(self, outputs, feeds, run):
+        self.runs[self.name] += 1
+        return self.graph.run(outputs, feeds, run)
+
+    def run_path(self, outputs, feeds, run):
+        self.runs[self.name] += 1
+        return self.graph.run_path(outputs, feeds, run)
+
+
+class CountingEngine(OnnxRuntime):
+    """onnxruntime that counts the runs of each file, and how often each was opened."""
+
+    def __init__(self, folder):
+        super().__init__("cpu", threads=1)
+        self.names = {path.read_bytes(): path.stem for path in folder.glob("*.onnx")}
+        self.opened, self.runs = Counter(), Counter()
+
+    def open(self, content):
+        self.opened[self.names[content]] += 1
+        return CountingGraph(super().open(content), self.names[content], self.runs)
+
+
+RUNS = [
+    ([OutputSpec("embeddings")], {"front": 1}),
+    ([OutputSpec("q", layers=("0",))], {"front": 1, "segment-0": 1}),
+    ([OutputSpec("heads", layers=("0",))], {"front": 1, "segment-0": 1, "bias": 1, "attend-masked": 1}),
+    ([OutputSpec("weights", layers=("0",))], {"front": 1, "segment-0": 1, "bias": 1, "explain-masked": 1}),
+    (
+        [OutputSpec("hidden", layers=("0",))],
+        {"front": 1, "segment-0": 1, "bias": 1, "attend-masked": 1, "segment-1": 1},
+    ),
+    (
+        [OutputSpec("weights", layers=("1",))],
+        {"front": 1, "segment-0": 1, "bias": 1, "attend-masked": 1, "segment-1": 1, "explain-masked": 1},
+    ),
+    (
+        [OutputSpec("hidden")],
+        {"front": 1, "segment-0": 1, "bias": 1, "attend-masked": 2, "segment-1": 1, "segment-2": 1},
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """The model, loaded, and the engine that counts."""
+    folder = small.write(tmp_path_factory.mktemp("counted") / "small/1")
+    engine = CountingEngine(folder)
+    return load(folder, engine, 2**30), engine
+
+
+def test_a_file_is_opened_once(counted):
+    """A file that several sites name is opened once."""
+    _, engine = counted
+    assert set(engine.opened.values()) == {1}
+    assert len(engine.opened) == len(engine.names)
+
+
+@pytest.mark.parametrize(("specs", "runs"), RUNS, ids=[specs[0].name + "".join(specs[0].layers) for specs, _ in RUNS])
+def test_only_what_is_asked_for_runs(counted, specs, runs):
+    """Segments and sites run up to what is asked for, and weights are made at the sites where they are asked for."""
+    model, engine = counted
+    plan = model.plan(tuple(specs))
+    limits = Limits(sequences=1, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=1.0)
+    ((prepared, _),) = model.checker.prepare(Sequence(text=TEXT), plan, NO_MASK, MemoryStore(1), limits)
+    engine.runs.clear()
+    model.answer([prepared], plan.plan, Run())()
+    assert engine.runs == Counter(runs)
+
+
+# --- versions that are refused ---------------------------------------------------------------------------------------
+
+
+def offer(manifest, stage):
+    manifest.layers[1].stages.append(stage)
+
+
+SPOILED = {
+    "a missing tensor": (
+        {"segment_1": small.segment_1(inputs={"carry_1": small.rows(WIDTH)})},
+        "segment-1.onnx takes carry_1, which no graph gives before it",
+    ),
+    "tokens in a segment": (
+        {"segment_1": small.segment_1(inputs={"tokens": ["B", "T"]})},
+        "segment-1.onnx takes tokens, which no graph gives before it",
+    ),
+    "two axes of positions": (
+        {"segment_1": small.segment_1(square=True)},
+        "carry_1 has a further axis that follows the number of rows",
+    ),
+    "a row that depends on others": (
+        {"segment_1": small.segment_1(dependent=True)},
+        "segment-1.onnx: a row of",
+    ),
+    "a wrong width": (
+        {"change": lambda manifest: manifest.layers[1].MergeFrom(type(manifest.layers[1])(head_dim=3))},
+        "4 wide",
+    ),
+    "too few segments": (
+        {"change": lambda manifest: manifest.segments.pop() and manifest.segments.pop()},
+        "1 segments for 2",
+    ),
+    "a stage that no graph gives": (
+        {
+            "segment_2": small.graph(
+                {"heads": small.rows(WIDTH)}, {"output": small.rows(WIDTH)}, [("Neg", ["heads"], ["output"])]
+            )
+        },
+        "layer 1 offers hidden, but no graph behind it gives hidden",
+    ),
+}
+
+
+def test_spoiled_versions(tmp_path):
+    """A version whose graphs do not fit together, or that hides a dependence between rows, is refused with its reason;
+    declared, the dependence is served."""
+    small.write(tmp_path / "small/1")
+    for version, (files, _) in enumerate(SPOILED.values(), 2):
+        small.write(tmp_path / "small" / str(version), **files)
+    with start_server(tmp_path) as running:
+        index = requests.post(f"{running.url}/v2/repository/index", timeout=HANG).json()
+    reasons = {int(entry["version"]): entry["reason"] for entry in index}
+    assert reasons.pop(1) == ""
+    for version, (kind, (_, words)) in enumerate(SPOILED.items(), 2):
+        assert words in reasons[version], (kind, reasons[version])
