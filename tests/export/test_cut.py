@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.cut import cut_source
 from attention_export.importing.transformer.source import Source, load_source
 from export.segment_runner import run_parts, session
-from export.tiny_models import CONFIGS, VOCABULARY, save_model
+from export.tiny_models import SERVED, VOCABULARY, save_model
 
 TOLERANCE = 1e-5  # of the largest value
 LENGTH = 23
@@ -41,7 +42,7 @@ def close(actual: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", SERVED)
 def test_parts_compute_what_the_source_computes(kind: str, tmp_path: Path) -> None:
     """Hidden states of all layers and weights of all sites are those of eager attention, within 1e-5 of the largest."""
     save_model(tmp_path, kind)
@@ -49,13 +50,19 @@ def test_parts_compute_what_the_source_computes(kind: str, tmp_path: Path) -> No
     parts = cut_source(source)
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, VOCABULARY, (2, LENGTH))
-    types = {"token_type_ids": rng.integers(0, 2, tokens.shape)} if parts.takes_token_types else {}
+    types = (
+        {"token_type_ids": rng.integers(0, source.config.type_vocab_size, tokens.shape)}
+        if parts.takes_token_types
+        else {}
+    )
     expected = eager(source, tokens, **types)
     run = run_parts(parts, tokens, types.get("token_type_ids"))
     for name in ("hidden", "weights"):
         assert len(getattr(run, name)) == len(expected[name])
         for actual, wanted in zip(getattr(run, name), expected[name], strict=True):
             close(actual, wanted)
+    # A row of ESM's embedding depends on how many tokens are masked; in all else a row depends on its own token.
+    assert (parts.front_rows_dependent, any(parts.rows_dependent)) == (kind == "Esm", False)
     assert np.median([weights.max(-1) for weights in run.weights]) > 0.3  # not uniform, or order would not matter
 
 
@@ -79,3 +86,18 @@ def test_heads_run_on_rows_of_hidden(tmp_path: Path) -> None:
     (logits,) = session(parts.head()).run(None, {"hidden": hidden.reshape(-1, hidden.shape[-1])})
     (expected,) = eager(source, tokens)["logits"]
     close(logits.reshape(expected.shape), expected)
+
+
+def test_a_part_beyond_the_size_of_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part whose parameters no ONNX file can hold is refused by name before anything is written."""
+    monkeypatch.setattr("attention_export.importing.transformer.segment.MOST_BYTES", 20_000)
+    save_model(tmp_path, "Bert", num_hidden_layers=1, vocab_size=200)
+    with pytest.raises(ImportFailure, match=r"^the embedding has .* GiB of parameters"):
+        cut_source(load_source(tmp_path))
+
+
+def test_an_attention_beside_the_interface_is_refused(tmp_path: Path) -> None:
+    """A model whose attention `transformers` does not hand over is refused, and the adapters are named."""
+    save_model(tmp_path, "MegatronBert")
+    with pytest.raises(ImportFailure, match=r"beside the attention interface.*MPNet"):
+        cut_source(load_source(tmp_path))

@@ -8,17 +8,37 @@ from collections.abc import Callable, Container, Iterable
 
 import numpy as np
 import onnx_ir as ir
+from onnxscript import optimizer
+from torch._subclasses.fake_tensor import FakeTensor
 
 Shape = list[int | str]
 
+UNLIMITED = 2**62
+
 
 def clean(model: ir.Model) -> None:
-    """Clean a traced graph in place: no identities, constant shapes of reshapes, no pairs that cancel."""
+    """Clean a traced graph in place: fold constants, fix the shapes of reshapes, leave out what changes nothing."""
+    fold(model)
     passes: list[Callable[[ir.Graph, ir.Node], bool]] = [_skip_identity, _fix_shape, _merge_reshapes, _merge_transposes]
     changed = True
     while changed:
         changed = sum(each(model.graph, node) for each in passes for node in list(model.graph)) > 0
     remove_unused(model.graph)
+
+
+def fold(model: ir.Model) -> None:
+    """Compute what depends on constants alone; parameters without values are none."""
+    fakes = [(value, value.const_value) for value in model.graph.initializers.values() if is_fake(value)]
+    for value, _ in fakes:
+        value.const_value = None
+    optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=UNLIMITED, output_size_limit=UNLIMITED)
+    for value, tensor in fakes:
+        value.const_value = tensor
+
+
+def is_fake(value: ir.Value) -> bool:
+    """Whether a value is a parameter, whose numbers the source has to be asked for."""
+    return isinstance(getattr(value.const_value, "raw", None), FakeTensor)
 
 
 def remove_unused(graph: ir.Graph) -> None:

@@ -14,6 +14,7 @@ from attention_export.importing.transformer.clean import ancestors, clean, const
 from attention_export.importing.transformer.interface import DOMAIN, INDEX
 from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
 from attention_export.importing.transformer.registers import Lifetime, allocate
+from attention_export.importing.transformer.rows import rows_depend
 from attention_export.importing.transformer.segment import Segment
 from attention_export.importing.transformer.source import Source
 from attention_export.importing.transformer.trace import BATCH, LENGTH, POSITIONS, TOKENS, TYPES, Trace, trace
@@ -73,8 +74,8 @@ class Cut:
             architecture=self.source.architecture,
             front=front,
             segments=tuple(segments),
-            rows_dependent=tuple(False for _ in segments),
-            front_rows_dependent=False,
+            rows_dependent=tuple(_rows_depend(each) for each in segments),
+            front_rows_dependent=_rows_depend(front),
             sites=tuple(self._site(index) for index in range(self.sites)),
             query_dim=self._width(self.query),
             hidden_dim=self._width(self.last),
@@ -310,6 +311,10 @@ class _Body:
 
     heads: ir.Value
     inputs: dict[ir.Value, str]
+
+
+def _rows_depend(part: Segment) -> bool:
+    return rows_depend(part.nodes, part.inputs, part.outputs.values())
 
 
 def _is_shape(value: ir.Value) -> bool:

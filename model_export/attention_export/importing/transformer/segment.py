@@ -5,17 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import optimizer
 
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
-from attention_export.importing.transformer.clean import dims, graph_constant, remove_unused
-from attention_export.importing.transformer.trace import PREFIX, is_fake
+from attention_export.importing.transformer.clean import dims, fold, graph_constant, is_fake, remove_unused
+from attention_export.importing.transformer.trace import PREFIX
 
 IR_VERSION = 10
 MOST_BYTES = 2**31 - 2**20  # of matrices in a file: a protobuf message of 2 GiB is not read, and nodes need some too
 PACK_PROJECTIONS = True  # one MatMul for the projections of one input
-UNLIMITED = 2**62
 
 Values = Callable[[str], np.ndarray]
 """Returns a parameter's numbers by name."""
@@ -66,9 +64,7 @@ class Segment:
         """Read the parameters and return the file; the same bytes each time, and for equal segments."""
         graph = self._graph()
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="attention-export")
-        optimizer.fold_constants(
-            model, onnx_shape_inference=False, input_size_limit=UNLIMITED, output_size_limit=UNLIMITED
-        )
+        fold(model)
         remove_unused(graph)
         if PACK_PROJECTIONS:
             pack_projections(graph)

@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -81,11 +81,6 @@ def trace(source: Source) -> Trace:
             f"adapters are there for {', '.join(kind.__name__ for kind in ADAPTERS)}"
         )
     return Trace(exported, tuple(recorder.calls), tuple(recorder.outputs), base)
-
-
-def is_fake(value: ir.Value) -> bool:
-    """Whether a value is a parameter, whose numbers the source has to be asked for."""
-    return isinstance(getattr(value.const_value, "raw", None), FakeTensor)
 
 
 def _copy(source: Source) -> PreTrainedModel:
@@ -209,7 +204,10 @@ def _refusal(model: nn.Module, error: BaseException) -> ImportFailure:
             return cause
         cause = cause.__cause__ or cause.__context__
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ImportFailure(f"{type(model).__name__} cannot be traced: {type(error).__name__}: {reason}")
+    return ImportFailure(
+        f"{type(model).__name__} cannot be traced as one graph for sequences of any length: {type(error).__name__}: "
+        f"{reason}"
+    )
 
 
 class _Found(Exception):
