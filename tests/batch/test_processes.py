@@ -33,7 +33,6 @@ from tests.batch.scoring import (
     write_poisoned,
 )
 
-pytestmark = pytest.mark.timeout(1200)  # many runs, each with the start of three processes
 ROWS, SHARD = 4000, 50
 TWO = {"ATTENTION_SLOTS": "2"}  # also where there is one core
 OUTPUTS = ("--outputs", "tokens,weights,output:mean,predictions,entropy:mean", "--shard-rows", SHARD)

@@ -16,7 +16,6 @@ from serving import clean_env, free_port
 
 from tests.batch.scoring import SECONDS, begun, scored, shards_done, summary, wait_until, write_vectors
 
-pytestmark = pytest.mark.timeout(1200)  # a cluster starts some ten processes
 RAY = Path(sys.executable).with_name("ray")
 SHARD = 20
 OUTPUTS = ("--outputs", "output:mean,entropy,weights", "--shard-rows", SHARD)

@@ -33,7 +33,6 @@ from tests.batch.scoring import (
     write_texts,
 )
 
-pytestmark = pytest.mark.timeout(1200)  # many runs, each with the start of a process
 ROWS, SHARD = 3000, 50
 OUTPUTS = "tokens,weights,output:mean,predictions,entropy:mean"
 

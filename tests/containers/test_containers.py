@@ -43,8 +43,7 @@ ENVIRONMENT = {
     "ATTENTION_GRPC_PORT": "0",
 }
 
-# A first run installs the engine, makes its base image and downloads the packages.
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.containers
 
 
 class Server(NamedTuple):
