@@ -164,14 +164,8 @@ class Comparison:
             rows = _rows(predictor, found.hidden)
             probabilities = self.version.predictions(rows.reshape(-1, rows.shape[-1]))[predictor.name]
             probabilities = probabilities.reshape(*rows.shape[:-1], -1)
-            expected, rounded = (_probabilities(logits, self._independent) for logits in (exact, single))
+            expected, rounded = (_probabilities(logits) for logits in (exact, single))
             self.check(manifest.layers[-1], "predictions", case, probabilities, expected, rounded)
-
-    @property
-    def _independent(self) -> bool:
-        """Whether labels do not exclude each other."""
-        problem = getattr(self.reference.exact.model.config, "problem_type", None)
-        return problem == "multi_label_classification"
 
     def _module_call(self, case: Case, index: int, layer: Layer) -> ModuleCall | None:
         path = self.reference.exact.module_path(layer.path)
@@ -259,9 +253,6 @@ def _rows(predictor: Predictor, hidden: Array) -> Array:
     return hidden[:, 0 if predictor.rows == Predictor.ROWS_FIRST else -1]
 
 
-def _probabilities(logits: Array, independent: bool) -> Array:
-    logits = logits.astype(np.float64)
-    if independent:
-        return np.asarray(1 / (1 + np.exp(-logits)))
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
+def _probabilities(logits: Array) -> Array:
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return np.asarray(powers / powers.sum(-1, keepdims=True))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig
+from transformers.utils.generic import ModelOutput
 
 from attention_export.importing import ImportFailure
 
@@ -65,7 +66,7 @@ class CallRecorder:
 
     def _hook(self, path: str) -> Any:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            first = result[0] if isinstance(result, tuple) else result
+            first = result[0] if isinstance(result, tuple | ModelOutput) else result
             if isinstance(first, Tensor):
                 number = sum(call.path == path for call in self.calls)
                 argument = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
@@ -111,7 +112,7 @@ class EagerModel:
         if "use_cache" in self.parameters:
             options["use_cache"] = False
         tensors = {name: torch.tensor(x) for name, x in arguments.items()}
-        with torch.no_grad():
+        with torch.no_grad(), CallRecorder({"": self.model.base_model}) as base:
             result = self.model(**tensors, **options)
         missing = [name for name in ("attentions", "hidden_states") if not result.get(name)]
         if missing or any(each is None for each in result["attentions"]):
@@ -120,9 +121,7 @@ class EagerModel:
                 "version has to be compared with"
             )
         hidden = [state.numpy() for state in result["hidden_states"]]
-        last = result.get("last_hidden_state")
-        if last is not None:
-            hidden[-1] = last.numpy()
+        hidden[-1] = base.calls[0].result
         logits = result.get("logits")
         return SourceStages(
             hidden, [each.numpy() for each in result["attentions"]], None if logits is None else logits.numpy()

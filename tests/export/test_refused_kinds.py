@@ -1,0 +1,291 @@
+"""Kinds of models that are not imported are refused, each in words that say why."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from attention_export.importing import ImportFailure
+from attention_export.importing.transformer import import_transformer
+from attention_export.verify import Mismatch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from export.tiny_models import ROTARY, SMALL, WORDS, tiny_model, word_tokenizer, write_checkpoint
+
+BESIDE = "beside"  # the attention interface of transformers
+
+
+def random_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
+    """Return a small random model with a config's own initialisation."""
+    factory = getattr(transformers, f"AutoModel{task}")
+    return factory.from_config(AutoConfig.for_model(kind, **fields)).eval()
+
+
+def refusal(checkpoint: Path, models: Path, **options: Any) -> str:
+    """Import a checkpoint; return the words of the refusal. Nothing may be written."""
+    with pytest.raises((ImportFailure, Mismatch)) as refused:
+        import_transformer(checkpoint, models, "refused", 1, **options)
+    assert not list(models.rglob("manifest.json"))
+    return str(refused.value)
+
+
+SPARSE = {"attention_window": [4, 4]}
+REFORMER = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "attention_head_size": 8,
+    "num_attention_heads": 4,
+    "attn_layers": ["local", "lsh"],
+    "axial_pos_shape": [8, 8],
+    "axial_pos_embds_dim": [16, 16],
+    "max_position_embeddings": 64,
+    "is_decoder": False,
+    "num_buckets": 2,
+    "pad_token_id": 0,
+    "feed_forward_size": 32,
+    "hash_seed": 0,
+}
+FUNNEL = {"vocab_size": WORDS, "block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 32}
+XLNET = {"vocab_size": WORDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 32}
+T5 = {"vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+GPT_OSS = ROTARY | {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["full_attention"] * 2}
+IMAGE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+SOUND = IMAGE | {"conv_dim": [8], "conv_kernel": [4], "conv_stride": [4], "num_feat_extract_layers": 1}
+SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+WHISPER = {"vocab_size": WORDS, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
+WHISPER |= {"decoder_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+WHISPER |= {"decoder_start_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        ("longformer", SMALL | SPARSE | {"pad_token_id": 1}, BESIDE),
+        ("big_bird", SMALL | {"attention_type": "block_sparse", "block_size": 4}, BESIDE),
+        ("reformer", REFORMER, BESIDE),
+        ("mamba", {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, BESIDE),
+        ("convbert", SMALL | {"embedding_size": 32}, BESIDE),
+        ("funnel", FUNNEL, BESIDE),
+        ("xlnet", XLNET, BESIDE),
+        ("fnet", SMALL | {"tpu_short_seq_length": 16}, BESIDE),
+        ("roformer", SMALL | {"embedding_size": 32}, BESIDE),
+        ("t5", T5, "encoder and a decoder"),
+        ("vit", IMAGE | {"image_size": 8, "patch_size": 4}, "takes `pixel_values`"),
+        ("wav2vec2", SOUND, "takes `input_values`"),
+        ("whisper", WHISPER, "encoder and a decoder"),
+        ("gpt_oss", GPT_OSS, "sinks"),
+        ("deberta-v2", SMALL | {"conv_kernel_size": 3, "relative_attention": True}, "conv_kernel_size"),
+    ],
+)
+def test_a_kind_that_is_not_imported_is_refused(kind: str, fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """The attention, the input or the layer in the way is named."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", random_model(kind, **fields))
+    assert words in refusal(checkpoint, tmp_path / "models")
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+        {
+            "rope_type": "longrope",
+            "factor": 2.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 40,
+            "rope_theta": 10000.0,
+        },
+    ],
+)
+def test_rotations_that_depend_on_the_length_are_refused(rope: dict[str, Any], tmp_path: Path) -> None:
+    """A row would depend on the number of rows behind it."""
+    model = random_model("qwen3", **ROTARY, rope_parameters=rope)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", model)
+    assert rope["rope_type"] in refusal(checkpoint, tmp_path / "models")
+
+
+def test_a_causal_language_model_is_refused(tmp_path: Path) -> None:
+    """The head of a decoder is not imported, and the option that imports the rest is named."""
+    model = random_model("gpt2", task="ForCausalLM", vocab_size=WORDS, n_embd=32, n_layer=1, n_head=4, n_positions=40)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", model)
+    assert "--task base" in refusal(checkpoint, tmp_path / "models")
+
+
+def change_config(checkpoint: Path, **fields: Any) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | fields))
+
+
+def bring_code(checkpoint: Path) -> None:
+    change_config(checkpoint, auto_map={"AutoModel": "modeling_mine.MyModel"})
+    (checkpoint / "modeling_mine.py").write_text("raise SystemExit('code of a checkpoint was run')")
+
+
+def quantize(checkpoint: Path) -> None:
+    change_config(checkpoint, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+
+
+def lose_a_tensor(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["encoder.layer.1.attention.self.key.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+def lose_the_file(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+
+
+def widen_the_config(checkpoint: Path) -> None:
+    change_config(checkpoint, intermediate_size=52)
+
+
+def name_no_model(checkpoint: Path) -> None:
+    change_config(checkpoint, model_type="never-heard-of")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (bring_code, "auto_map"),
+        (quantize, "quantization_config"),
+        (lose_a_tensor, "encoder.layer.1.attention.self.key.weight"),
+        (lose_the_file, "model.safetensors"),
+        (widen_the_config, "does not fit"),
+        (name_no_model, "never-heard-of"),
+    ],
+)
+def test_a_spoiled_checkpoint_is_refused(spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    """The field, tensor or file in the way is named; code that a checkpoint brings is not run."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_model("bert"))
+    spoil(checkpoint)
+    assert words in refusal(checkpoint, tmp_path / "models")
+
+
+def test_fewer_layers_than_the_file_has_are_refused(tmp_path: Path) -> None:
+    """Tensors of the base model that its config has no place for are named."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_model("bert"))
+    change_config(checkpoint, num_hidden_layers=1)
+    assert "encoder.layer.1" in refusal(checkpoint, tmp_path / "models")
+
+
+# An architecture of the test's own, as a library beside transformers may register one --------------------------------
+
+
+class OwnConfig(PretrainedConfig):
+    """The config of an architecture with two layers.
+
+    Args:
+        beside: the layers that compute attention beside the interface.
+    """
+
+    model_type = "own-encoder"
+
+    def __init__(self, beside: tuple[int, ...] = (), told: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vocab_size, self.hidden_size, self.num_attention_heads = WORDS, 32, 4
+        self.max_position_embeddings = 40
+        self.beside, self.told = list(beside), told
+
+
+class OwnAttention(nn.Module):
+    def __init__(self, config: OwnConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer, self.is_causal = config, layer, False
+        self.packed, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        q, k, v = (each.view(*x.shape[:2], 4, 8).transpose(1, 2) for each in self.packed(x).chunk(3, -1))
+        interface: Any = written_out
+        if self.layer not in self.config.beside:
+            interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, written_out)
+        heads, weights = interface(self, q, k, v, None, scaling=8**-0.5)
+        return self.out(heads.reshape(x.shape)), weights
+
+
+def written_out(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, Tensor]:
+    weights = torch.softmax(q @ k.transpose(-1, -2) * scaling, -1)
+    return (weights @ v).transpose(1, 2), weights
+
+
+class OwnModel(PreTrainedModel):
+    """An encoder that calls transformers' attention interface in the layers that its config does not except."""
+
+    config_class = OwnConfig
+    base_model_prefix = "own"
+    _supports_attention_backend = True
+
+    def __init__(self, config: OwnConfig) -> None:
+        super().__init__(config)
+        self.words = nn.Embedding(WORDS, 32)
+        self.places = nn.Embedding(40, 32)
+        self.layers = nn.ModuleList(OwnAttention(config, layer) for layer in range(2))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if hasattr(module, "weight"):
+            nn.init.normal_(module.weight, std=0.4)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutput:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1]).unsqueeze(0)
+        x = self.words(input_ids) + self.places(position_ids)
+        states, attentions = [x], []
+        for layer in self.layers:
+            output, weights = layer(x)
+            x = torch.tanh(x + output)
+            states.append(x)
+            if self.config.told or layer.layer not in self.config.beside:
+                attentions.append(weights)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+AutoConfig.register("own-encoder", OwnConfig)
+AutoModel.register(OwnConfig, OwnModel)
+
+
+def own_checkpoint(folder: Path, **options: Any) -> Path:
+    model = OwnModel(OwnConfig(attn_implementation="eager", **options)).eval()
+    model.save_pretrained(folder)
+    word_tokenizer(most=40).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("beside", "told", "words"),
+    [((0, 1), True, BESIDE), ((1,), True, BESIDE), ((0,), True, BESIDE), ((0,), False, BESIDE)],
+)
+def test_an_attention_beside_the_interface_is_found(
+    beside: tuple[int, ...], told: bool, words: str, tmp_path: Path
+) -> None:
+    """A registered class that computes some of its attention by itself is refused, also where it keeps that silent."""
+    checkpoint = own_checkpoint(tmp_path / "checkpoint", beside=beside, told=told)
+    assert words in refusal(checkpoint, tmp_path / "models")
+
+
+def test_the_same_class_is_imported_when_it_calls_the_interface(tmp_path: Path) -> None:
+    """No list of names decides: a class that this program has never seen is imported."""
+    checkpoint = own_checkpoint(tmp_path / "checkpoint")
+    assert (import_transformer(checkpoint, tmp_path / "models", "own", 1) / "manifest.json").exists()

@@ -1,0 +1,150 @@
+"""Tiny random checkpoints of many architectures, whose attention is far from uniform."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+
+WORDS = 100
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # 0 to 4
+PAD, BEGIN, END, MASK = 0, 2, 3, 4
+SMALL: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 80,
+    "pad_token_id": PAD,
+    "bos_token_id": BEGIN,
+    "eos_token_id": END,
+}
+ROTARY: dict[str, Any] = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
+RELATIVE: dict[str, Any] = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_buckets": 8,
+    "max_relative_positions": 24,
+    "norm_rel_ebd": "layer_norm",
+    "type_vocab_size": 0,
+    "position_biased_input": False,
+}
+WIDTHS = (0.35, 0.5, 0.7, 1.0, 1.5, 2.0)  # standard deviations of matrices, tried in turn
+FAR_FROM_UNIFORM = 0.5  # of the median row's largest weight
+
+# The fields of each model type's config.
+KINDS: dict[str, dict[str, Any]] = {
+    "bert": SMALL,
+    "roberta": SMALL | {"pad_token_id": 1},
+    "distilbert": {
+        "vocab_size": WORDS,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 48,
+        "max_position_embeddings": 80,
+    },
+    "albert": SMALL | {"embedding_size": 16},
+    "electra": SMALL | {"embedding_size": 16},
+    "mpnet": SMALL | {"pad_token_id": 1},
+    "deberta-v2": SMALL | RELATIVE | {"share_att_key": True},
+    "modernbert": SMALL | {"cls_token_id": BEGIN, "sep_token_id": END, "local_attention": 8, "num_hidden_layers": 4},
+    "nomic_bert": SMALL,
+    "esm": SMALL | {"mask_token_id": MASK, "position_embedding_type": "rotary", "token_dropout": True},
+    "xlm-roberta": SMALL | {"pad_token_id": 1},
+    "camembert": SMALL | {"pad_token_id": 1},
+    "ernie": SMALL | {"use_task_id": True},
+    "data2vec-text": SMALL | {"pad_token_id": 1},
+    "roberta-prelayernorm": SMALL | {"pad_token_id": 1},
+    "megatron-bert": SMALL,
+    "xlm-roberta-xl": SMALL | {"pad_token_id": 1},
+    "bert-generation": SMALL,
+    "eurobert": ROTARY,
+    "jina_embeddings_v3": SMALL | {"pad_token_id": 1},
+    "mobilebert": SMALL | {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
+    "splinter": SMALL,
+    "layoutlm": SMALL,
+    "gemma3_text": ROTARY | {"sliding_window": 6, "use_bidirectional_attention": True, "num_hidden_layers": 6},
+    "clip_text_model": SMALL,
+    "qwen3": ROTARY,
+    "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
+}
+
+
+def tiny_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
+    """Return a model whose median row's largest weight is above .5.
+
+    Args:
+        kind: the config's `model_type`, a key of `KINDS`.
+        task: of the class, such as `ForMaskedLM`; the base model when empty.
+        fields: of the config, in place of those in `KINDS`.
+    """
+    config = AutoConfig.for_model(kind, **(KINDS.get(kind, SMALL) | fields))
+    config.attn_implementation = "eager"
+    factory = getattr(transformers, f"AutoModel{task}") if task else AutoModel
+    return widened(factory.from_config(config, attn_implementation="eager").eval())
+
+
+def widened(model: PreTrainedModel) -> PreTrainedModel:
+    """Draw a model's parameters anew, so wide that its attention is far from uniform; check that it is."""
+    for width in WIDTHS:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                drawn = torch.randn(parameter.shape, generator=generator)
+                if parameter.dim() > 1:
+                    parameter.copy_(drawn * (0.5 if "embed" in name else width))
+                elif "q_norm" in name or "k_norm" in name:
+                    parameter.copy_(4 * width + 0.2 * drawn)
+                else:
+                    parameter.copy_((name.endswith("weight") and "bias" not in name) + 0.2 * drawn)
+        if sharpness(model) > FAR_FROM_UNIFORM:
+            return model
+    raise AssertionError(f"{type(model).__name__} attends too evenly")
+
+
+def sharpness(model: PreTrainedModel) -> float:
+    """Return the median, over the rows of all attentions, of a row's largest weight."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(len(SPECIAL), WORDS, (2, 13), generator=generator)
+    with torch.no_grad():
+        attentions = model(input_ids=tokens, output_attentions=True, return_dict=True).attentions
+    return float(torch.cat([weights.max(-1).values.flatten() for weights in attentions]).median())
+
+
+def word_tokenizer(*, most: int = 80) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the words `w5` to `w99`, which puts `<s>` before a text and `</s>` behind it."""
+    vocabulary = {token: number for number, token in enumerate(SPECIAL)}
+    vocabulary |= {f"w{number}": number for number in range(len(SPECIAL), WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> $B:1 </s>:1",
+        special_tokens=[("<s>", BEGIN), ("</s>", END)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        mask_token="<mask>",
+        model_max_length=most,
+    )
+
+
+def write_checkpoint(folder: Path, model: PreTrainedModel, **options: Any) -> Path:
+    """Write a checkpoint as `save_pretrained` does, with a tokenizer; return the folder.
+
+    Args:
+        folder: made when absent.
+        model: the model.
+        options: of `save_pretrained`.
+    """
+    model.save_pretrained(folder, **options)
+    word_tokenizer().save_pretrained(folder)
+    return folder
