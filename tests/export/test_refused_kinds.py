@@ -11,13 +11,12 @@ import transformers
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer import import_transformer
 from attention_export.verify import Mismatch
+from export.tiny_checkpoints import ROTARY, SMALL, WORDS, tiny_model, word_tokenizer, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-from export.tiny_models import ROTARY, SMALL, WORDS, tiny_model, word_tokenizer, write_checkpoint
 
 BESIDE = "beside"  # the attention interface of transformers
 
@@ -52,7 +51,15 @@ REFORMER = {
     "feed_forward_size": 32,
     "hash_seed": 0,
 }
-FUNNEL = {"vocab_size": WORDS, "block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 32}
+FUNNEL = {
+    "vocab_size": WORDS,
+    "block_sizes": [1, 1],
+    "block_repeats": [1, 1],
+    "d_model": 32,
+    "n_head": 4,
+    "d_head": 8,
+    "d_inner": 32,
+}
 XLNET = {"vocab_size": WORDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 32}
 T5 = {"vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 GPT_OSS = ROTARY | {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["full_attention"] * 2}
@@ -243,7 +250,7 @@ class OwnModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-        return_dict: bool = True,
+        **_: Any,
     ) -> BaseModelOutput:
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1]).unsqueeze(0)
@@ -275,7 +282,7 @@ def own_checkpoint(folder: Path, **options: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("beside", "told", "words"),
-    [((0, 1), True, BESIDE), ((1,), True, BESIDE), ((0,), True, BESIDE), ((0,), False, BESIDE)],
+    [((0, 1), True, BESIDE), ((1,), True, BESIDE), ((0,), True, BESIDE), ((0,), False, BESIDE), ((1,), False, BESIDE)],
 )
 def test_an_attention_beside_the_interface_is_found(
     beside: tuple[int, ...], told: bool, words: str, tmp_path: Path

@@ -13,9 +13,8 @@ from attention_export.importing.transformer.sites import SiteShape
 from attention_export.importing.transformer.source import load_source
 from attention_export.manifest import add_file, read_manifest, write_manifest
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from export.tiny_checkpoints import tiny_model, write_checkpoint
 from transformers import PreTrainedModel
-
-from export.tiny_models import tiny_model, write_checkpoint
 
 KINDS = ("bert", "roberta", "modernbert", "clip_text_model")
 
@@ -192,7 +191,6 @@ def test_a_changed_model_is_refused(
 
 def test_a_refused_import_writes_nothing(honest: Honest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The folder of models stays as it was when the comparison finds a difference."""
-    monkeypatch.setattr("attention_export.importing.transformer.sites.NAMES", {"query": "q", "output": "heads"})
     monkeypatch.setattr(SiteShape, "of", classmethod(_off_by_a_hundredth))
     with pytest.raises(Mismatch, match="site 0 "):
         import_transformer(honest.checkpoint("bert"), tmp_path, "bert", 1)

@@ -13,13 +13,7 @@ import pytest
 import torch
 from attention_client import AttendResult, AttentionClient, OutputSpec
 from attention_export import cli
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from serving import start_server
-from transformers import PreTrainedModel
-from typer.testing import CliRunner
-
-from export.tiny_models import (
+from export.tiny_checkpoints import (
     FAR_FROM_UNIFORM,
     KINDS,
     SMALL,
@@ -29,6 +23,11 @@ from export.tiny_models import (
     word_tokenizer,
     write_checkpoint,
 )
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from serving import start_server
+from transformers import PreTrainedModel
+from typer.testing import CliRunner
 
 TOLERANCE = 5e-5  # of the largest value
 TEXTS = ("w7", "w31 w8 w99 <mask> w5 w7 w7 w64 w12 w90 w33 w41 w58", " ".join(f"w{5 + 7 * i % 95}" for i in range(29)))

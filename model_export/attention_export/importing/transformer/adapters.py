@@ -117,6 +117,7 @@ ADAPTERS: dict[type[nn.Module], Callable[[Any, Attend], None]] = {
     deberta_v2.DebertaV2Encoder: adapt_deberta_v2,
     deberta_v2.DebertaV2Embeddings: adapt_deberta_v2_embeddings,
 }
+ADAPTED = "MPNet and DeBERTa v2 and v3"
 
 
 def _through(attend: Attend, module: nn.Module, packed: list[Tensor], width: int, terms: int) -> Tensor:

@@ -13,29 +13,17 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Parity, Predictor
 from torch import nn
 
-from attention_export import verify
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.cases import Case, comparison_cases
 from attention_export.importing.transformer.reference import Array, ModuleCall, Reference, SourceStages
 from attention_export.importing.transformer.runner import SiteStages, VersionRunner, VersionStages
-from attention_export.importing.transformer.structure import check_structure, site_reference
+from attention_export.importing.transformer.structure import Mismatch, check_structure, place, site_reference
 
 Progress = Callable[[str], None]
+__all__ = ["Mismatch", "compare"]
+
 RTOL = 2e-5  # of the largest value of a stage
 LARGEST = 500_000_000  # parameters; the reference holds each in 12 bytes beside the source's 4
-
-
-class Mismatch(verify.Mismatch):
-    """A version differs from its source.
-
-    Attributes:
-        site: name of the first site that differs; of the one behind `embeddings`, or before `predictions`.
-        stage: name of the stage that differs.
-    """
-
-    def __init__(self, site: str, stage: str, message: str) -> None:
-        super().__init__(message)
-        self.site, self.stage = site, stage
 
 
 @dataclass
@@ -86,7 +74,7 @@ class Comparison:
             call = _linear_behind(calls, heads) or self._module_call(case, index, layer)
             if call is None or site.output is None:
                 raise Mismatch(
-                    layer.name, "output", f"{_place(layer)}: no module of the source gives its `output` ({case.name})"
+                    layer.name, "output", f"{place(layer)}: no module of the source gives its `output` ({case.name})"
                 )
             single = next(
                 each for each in self.reference.single.calls(case.arguments, [call.path]) if each.number == call.number
@@ -103,7 +91,7 @@ class Comparison:
             raise Mismatch(
                 layer.name,
                 stage,
-                f"{_place(layer)}: {stage} of {case.name} has the shape {list(found.shape)}, the source's has "
+                f"{place(layer)}: {stage} of {case.name} has the shape {list(found.shape)}, the source's has "
                 f"{list(exact.shape)}",
             )
         error, own = _distance(found, exact), _distance(single, exact)
@@ -112,7 +100,7 @@ class Comparison:
             raise Mismatch(
                 layer.name,
                 stage,
-                f"{_place(layer)}: {stage} of {case.name} is off by {error:.3g} from the source "
+                f"{place(layer)}: {stage} of {case.name} is off by {error:.3g} from the source "
                 f"({self.reference.description}), whose largest value is {np.abs(exact).max():.3g}; allowed is "
                 f"{max(allowed, 2 * own):.2g}",
             )
@@ -154,7 +142,7 @@ class Comparison:
 
     def _check_hidden(self, layer: Layer, case: Case, site: SiteStages, exact: Array, single: Array) -> None:
         if site.hidden is None:
-            raise Mismatch(layer.name, "hidden", f"{_place(layer)}: its segment returns no `hidden`")
+            raise Mismatch(layer.name, "hidden", f"{place(layer)}: its segment returns no `hidden`")
         self.check(layer, "hidden", case, site.hidden, exact, single)
 
     def _compare_predictions(self, case: Case, found: VersionStages, exact: Array, single: Array) -> None:
@@ -224,10 +212,6 @@ def _cut(stages: SourceStages, rows: slice, length: int) -> SourceStages:
 
 def _distance(a: Array, b: Array) -> float:
     return float(np.abs(a.astype(np.float64) - b).max())
-
-
-def _place(layer: Layer) -> str:
-    return f"site {layer.name} ({layer.path})"
 
 
 def _linear_behind(calls: Sequence[ModuleCall], heads: Array) -> ModuleCall | None:

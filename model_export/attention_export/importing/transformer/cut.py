@@ -156,6 +156,7 @@ class Cut:
                 raise ImportFailure(
                     f"{name} of {self.source.architecture} is made "
                     + ("before its first attention" if stage < 1 else f"behind site {stage - 1}, as another one is")
+                    + ": a layer has no attention, or computes it beside the attention interface of transformers"
                 )
             found[stage] = value
         found[last] = self.last

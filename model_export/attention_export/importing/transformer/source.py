@@ -26,11 +26,11 @@ Reader = Callable[[], Tensor]
 """Reads one tensor of a file."""
 
 BASE = "base"
-CLASSES = {  # of each task, by model type
-    BASE: modeling_auto.MODEL_MAPPING_NAMES,
-    "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+CLASSES: dict[str, Any] = {  # of each task, by the class of the config; those that programs register too
+    BASE: modeling_auto.MODEL_MAPPING,
+    "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING,
 }
 ENDINGS = {  # of the names of classes
     "ForSequenceClassification": "sequence-classification",
@@ -126,7 +126,8 @@ def load_source(folder: Path, task: str | None = None) -> Source:
     """
     config = _read_config(folder)
     notes: list[str] = []
-    cls = _model_class(config, task or _task_of(config, notes))
+    task = task or _task_of(config, notes)
+    cls = _model_class(config, task)
     stored = _files(folder)
     # Memory that is never touched costs nothing; it has a shape and an address, by which a parameter is found again.
     placeholders = {k: torch.empty(v.shape) if v.floating else v.read() for k, v in stored.items()}
@@ -138,7 +139,6 @@ def load_source(folder: Path, task: str | None = None) -> Source:
             buffer.copy_(origins[name]())
     missing = frozenset(info["missing_keys"])
     notes += _left_over(skeleton, info["unexpected_keys"])
-    task = next(name for name, classes in CLASSES.items() if cls.__name__ in _names(classes, config))
     return Source(folder, task, config, skeleton, missing, tuple(notes), origins)
 
 
@@ -177,9 +177,10 @@ def _refuse_changing_rope(config: PretrainedConfig) -> None:
         )
 
 
-def _names(classes: Any, config: PretrainedConfig) -> tuple[str, ...]:
-    names = classes.get(config.model_type, ())
-    return (names,) if isinstance(names, str) else tuple(names)
+def _classes(task: str, config: PretrainedConfig) -> tuple[type[PreTrainedModel], ...]:
+    """Return the classes of a task for a config; several where transformers has some for the same config."""
+    found = CLASSES[task].get(type(config), ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _task_of(config: PretrainedConfig, notes: list[str]) -> str:
@@ -194,7 +195,7 @@ def _task_of(config: PretrainedConfig, notes: list[str]) -> str:
             f"config.json: {name} predicts the next token; decoders' heads are not imported. `--task base` imports "
             "the model below the head"
         )
-    if name and name not in _names(CLASSES[BASE], config):
+    if name and name not in (cls.__name__ for cls in _classes(BASE, config)):
         notes.append(f"the head of {name} is left out")
     return BASE
 
@@ -206,20 +207,15 @@ def _model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
         )
     if task not in CLASSES:
         raise ImportFailure(f"--task {task} is none of {', '.join(CLASSES)}")
-    names = _names(CLASSES[task], config)
-    if not names:
-        others = [other for other, classes in CLASSES.items() if _names(classes, config)]
+    classes = _classes(task, config)
+    if not classes:
+        others = [other for other in CLASSES if _classes(other, config)]
         raise ImportFailure(
             f"transformers {transformers.__version__} has no {task} model of type {config.model_type}"
             + (f"; --task {', '.join(others)} is there" if others else "")
         )
-    if len(names) > 1:
-        named = [name for name in names if name in (config.architectures or ())]
-        names = tuple(named or names)
-    cls = getattr(transformers, names[0], None)
-    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        raise ImportFailure(f"{names[0]} of {config.model_type} is not a model of transformers")
-    return cls
+    named = [cls for cls in classes if cls.__name__ in (config.architectures or ())]
+    return (named or classes)[0]
 
 
 def _refuse_other_inputs(model: PreTrainedModel) -> None:

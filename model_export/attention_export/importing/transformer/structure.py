@@ -3,17 +3,38 @@
 from typing import Any
 
 import numpy as np
+import onnx
 from attention_proto.attention.v1.attention_pb2 import Layer
 from numpy.typing import NDArray
 
-from attention_export.importing import ImportFailure
+from attention_export import verify
 from attention_export.importing.transformer.runner import Environment, SiteStages, VersionRunner, VersionStages
 from attention_export.manifest import write_manifest
 from attention_export.verify import run
 
 Array = NDArray[Any]
 RTOL = 1e-4  # of the largest value: the rounding of two float32 computations in different orders
+BESIDE = "holds an attention that the source computes beside the attention interface of transformers"
 SEED = 0
+ATTENTION = {"Softmax", "Attention"}  # operators that a convolution over tokens has not
+
+
+class Mismatch(verify.Mismatch):
+    """A version differs from its source.
+
+    Attributes:
+        site: name of the first site that differs; of the one behind `embeddings`, or before `predictions`.
+        stage: name of the stage that differs.
+    """
+
+    def __init__(self, site: str, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.site, self.stage = site, stage
+
+
+def place(layer: Layer) -> str:
+    """Return the words for a site: its name and its module in the source."""
+    return f"site {layer.name} ({layer.path})"
 
 
 def check_structure(version: VersionRunner, stages: VersionStages) -> None:
@@ -22,13 +43,15 @@ def check_structure(version: VersionRunner, stages: VersionStages) -> None:
     Sites whose `output` is not affine in `heads`, row by row, lose `contributions` in the folder's manifest.
 
     Raises:
-        ImportFailure: a site's graph differs from the constants in the manifest, or rows of a segment depend on each
+        Mismatch: a site's graph differs from the constants in the manifest, or rows of a segment depend on each
             other where the manifest says that they do not.
     """
     for layer, site in zip(version.manifest.layers, stages.sites, strict=True):
         check_site(version, layer, site)
     for index, inputs in enumerate(stages.segment_inputs):
-        if not version.manifest.segments[index].rows_dependent:
+        if version.manifest.segments[index].rows_dependent:
+            check_attention(version, index)
+        else:
             check_rows(version, index, inputs)
     drop_contributions(version, stages)
 
@@ -37,7 +60,7 @@ def check_site(version: VersionRunner, layer: Layer, site: SiteStages) -> None:
     """Compare every graph of a site with softmax(softcap(q.k * scale) + mask) . v in float64.
 
     Raises:
-        ImportFailure: a graph differs.
+        Mismatch: a graph differs.
     """
     weights = site_weights(layer, site)
     expected = {"weights": weights, "heads": site_reference(layer, site, weights)}
@@ -48,7 +71,7 @@ def check_site(version: VersionRunner, layer: Layer, site: SiteStages) -> None:
             feeds = site.inputs | ({"mask": masks[True]} if graph.mask else {})
             found = run(version.open(graph.file.name), feeds)
             for name, value in found.items():
-                _require_close(f"{graph.file.name}, site {layer.name}: {name}", value, expected[name])
+                _require_close(layer, name, f"{place(layer)}: {name} of {graph.file.name}", value, expected[name])
 
 
 def site_weights(layer: Layer, site: SiteStages) -> Array:
@@ -74,19 +97,38 @@ def check_rows(version: VersionRunner, index: int, inputs: Environment) -> None:
     """Compare a segment's rows with the same rows in another order, some of them, and one alone.
 
     Raises:
-        ImportFailure: they differ.
+        Mismatch: they differ.
     """
     if not inputs:
         return
     graph = version.open(version.manifest.segments[index].graph.name)
     rows = next(iter(inputs.values())).shape[1]
     together = run(graph, inputs)
+    reason = f", since it {BESIDE}" if _holds_attention(version, index) else ""
     order = np.random.default_rng(SEED).permutation(rows)
     for chosen in (order, order[: rows // 2 + 1], order[:1]):
         found = run(graph, {name: np.ascontiguousarray(value[:, chosen]) for name, value in inputs.items()})
         for name, value in found.items():
-            what = f"rows of {name} of segment {index}, which the manifest says depend on no further rows,"
-            _require_close(what, value, together[name][:, chosen])
+            what = (
+                f"segment {index}, whose rows the manifest says depend on no further rows{reason}: {name} of some rows"
+            )
+            _require_close(_behind(version, index), name, what, value, together[name][:, chosen])
+
+
+def check_attention(version: VersionRunner, index: int) -> None:
+    """Refuse a segment whose rows depend on each other by a softmax: an attention that is no site.
+
+    Raises:
+        Mismatch: there is one.
+    """
+    if _holds_attention(version, index):
+        layer = _behind(version, index)
+        raise Mismatch(layer.name, "weights", f"segment {index}, before {place(layer)}, {BESIDE}")
+
+
+def _holds_attention(version: VersionRunner, index: int) -> bool:
+    graph = onnx.load(version.folder / version.manifest.segments[index].graph.name).graph
+    return any(node.op_type in ATTENTION for node in graph.node)
 
 
 def drop_contributions(version: VersionRunner, stages: VersionStages) -> None:
@@ -130,7 +172,13 @@ def _repeat(x: Array, layer: Layer) -> Array:
     return np.repeat(x, layer.heads // layer.key_value_heads, 1)
 
 
-def _require_close(what: str, found: Array, expected: Array) -> None:
+def _behind(version: VersionRunner, index: int) -> Layer:
+    """Return the site behind a segment; the last site for the last segment."""
+    layers = version.manifest.layers
+    return layers[min(index, len(layers) - 1)]
+
+
+def _require_close(layer: Layer, stage: str, what: str, found: Array, expected: Array) -> None:
     error = np.abs(found - expected).max()
-    if not error <= RTOL * np.abs(expected).max():
-        raise ImportFailure(f"{what} are off by {error:.3g} from what they must be; nothing is written")
+    if not error <= RTOL * np.abs(expected).max():  # `not <=` also catches NaN
+        raise Mismatch(layer.name, stage, f"{what} are off by {error:.3g}")

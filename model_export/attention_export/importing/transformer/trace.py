@@ -22,7 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
-from attention_export.importing.transformer.adapters import ADAPTERS, adapt
+from attention_export.importing.transformer.adapters import ADAPTED, ADAPTERS, adapt
 from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
 from attention_export.importing.transformer.source import Source, quiet
 
@@ -67,6 +67,8 @@ def trace(source: Source) -> Trace:
         AttentionInterface.register(NAME, _stop)
         if model._can_set_attn_implementation():  # noqa: SLF001 # asks without a warning
             model.set_attn_implementation(NAME)
+        if not _attends(model):
+            raise _beside(source)
         base = position_base(model)
         AttentionInterface.register(NAME, recorder.attend)
         adapt(model, recorder.attend)
@@ -76,10 +78,7 @@ def trace(source: Source) -> Trace:
         with fakes:
             exported = _export(wrapper)
     if not recorder.calls:
-        raise ImportFailure(
-            f"{source.architecture} computes its attention beside the attention interface of transformers; "
-            f"adapters are there for {', '.join(kind.__name__ for kind in ADAPTERS)}"
-        )
+        raise _beside(source)
     return Trace(exported, tuple(recorder.calls), tuple(recorder.outputs), base)
 
 
@@ -208,6 +207,28 @@ def _refusal(model: nn.Module, error: BaseException) -> ImportFailure:
         f"{type(model).__name__} cannot be traced as one graph for sequences of any length: {type(error).__name__}: "
         f"{reason}"
     )
+
+
+def _beside(source: Source) -> ImportFailure:
+    return ImportFailure(
+        f"{source.architecture} computes no attention, or computes it beside the attention interface of transformers; "
+        f"adapters are there for {ADAPTED}"
+    )
+
+
+def _attends(model: PreTrainedModel) -> bool:
+    """Whether a model calls the attention interface, which `_stop` stands for, or an adapter makes it do so."""
+    if any(isinstance(module, tuple(ADAPTERS)) for module in model.modules()):
+        return True
+    base: Any = model.base_model
+    try:
+        with torch.no_grad():
+            base(torch.zeros(EXAMPLE, dtype=torch.int64))
+    except _Found:
+        return True
+    except Exception:  # noqa: BLE001 # each model fails in its own way, and the trace says how
+        return True
+    return False
 
 
 class _Found(Exception):
