@@ -202,7 +202,7 @@ def test_the_embedding_of_scored_files(server: Server, pooled: list[NDArray], tm
     subprocess.run([*command, "--target", server.grpc, "--outputs", "hidden:mean"], check=True, capture_output=True)
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     for row, expected in zip(rows, pooled, strict=True):
-        close(row["hidden:mean"], expected)
+        close(row["hidden"], expected)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
