@@ -10,11 +10,13 @@ import pytest
 from attention_server.http2 import library
 from attention_server.http2.call import Call
 from attention_server.http2.errors import LibraryError
+from attention_server.http2.headers import Headers
 from attention_server.http2.messages import QUEUED, ReceiveBuffer
+from attention_server.http2.session import Session
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame
 from serving import HANG
 
-from tests.http2.echo import ECHO, running, wait_until
+from tests.http2.echo import ECHO, LIMITS, running, wait_until
 from tests.http2.peer import connected, data, fields, headers, message
 
 MIB = 2**20
@@ -226,3 +228,15 @@ def test_an_old_library(reloading, monkeypatch):
     monkeypatch.setattr(library, "VERSION", (99, 0, 0))
     with pytest.raises(LibraryError, match=r"99\.0\.0 or later.*version 1\."):
         library.check_library()
+
+
+def test_data_for_a_stream_that_is_over():
+    """Data and trailers of a response that is over are dropped: nothing is sent, and no callback is called."""
+    session = Session(SimpleNamespace(), LIMITS.concurrent_calls)
+    session.data_to_send(2**16)  # the settings
+    sent = []
+    session.send_data(1, b"late", lambda: sent.append("late"))
+    session.send_trailers(1, Headers([(b"grpc-status", b"0")]))
+    assert session.data_to_send(2**16) == []
+    assert not sent
+    session.close()

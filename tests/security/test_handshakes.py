@@ -7,10 +7,10 @@ import pytest
 import requests
 from attention_client import AttentionClient, Unavailable
 from attention_client.wire import channel
-from attention_server import transport
 from attention_server.auth.certificates import Certificates
 from attention_server.grpc import native
 from attention_server.rest import server as rest_server
+from attention_server.transport import tls_listener
 from serving import HANG, wait_until
 
 from tests.local_server import local_server
@@ -47,20 +47,20 @@ def answers(server, pems) -> bool:
 
 def test_a_handshake_has_a_time(dot_only, pems, port, monkeypatch):
     """A peer that does not begin its handshake, or does not end it, is disconnected after a while."""
-    monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(tls_listener, "HANDSHAKE_SECONDS", 0.3)
     with local_server(dot_only, certificates=Certificates(pems.cert, pems.key)) as server:
         with connect(server, port) as silent, connect(server, port) as halting:
             halting.sendall(b"\x16\x03\x01\x02\x00\x01")  # the begin of a ClientHello
             assert is_closed(silent)
             assert is_closed(halting)
-        monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 10.0)
+        monkeypatch.setattr(tls_listener, "HANDSHAKE_SECONDS", 10.0)
         assert answers(server, pems)
 
 
 def test_a_handshake_is_counted(dot_only, pems, port, monkeypatch):
     """Of more connections than there may be the last is closed, whether or not the first handshakes are complete."""
     for module in (native, rest_server):
-        monkeypatch.setattr(module, "most_connections", lambda: CONNECTIONS)
+        monkeypatch.setattr(module, "max_connections", lambda: CONNECTIONS)
     with local_server(dot_only, certificates=Certificates(pems.cert, pems.key)) as server, ExitStack() as stack:
         held = [stack.enter_context(connect(server, port)) for _ in range(CONNECTIONS)]
         with connect(server, port) as another:

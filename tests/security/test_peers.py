@@ -178,7 +178,7 @@ def test_a_peer_that_takes_its_time(dot_only, monkeypatch):
 
 def test_connections_without_number(server, monkeypatch):
     """Connections over the limit are closed at once; once a connection closes, a new one is accepted."""
-    monkeypatch.setattr(connection, "most_connections", lambda: 5)
+    monkeypatch.setattr(connection, "max_connections", lambda: 5)
     with ExitStack() as stack:
         held = [stack.enter_context(connect(server)) for _ in range(5)]
         wait_until(lambda: connections(server.rest) == 5)
