@@ -1,9 +1,13 @@
 """Step by step: each stage of one query position, with the numbers of the API."""
 
+import re
+from urllib.parse import quote
+
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.web.conftest import watched
 from tests.web.reading import SENTENCE, close, number
 
 STAGES = [
@@ -132,6 +136,27 @@ def test_a_mask_hides_the_future(visit, ask):
     shown = page.locator("b.weight").evaluate_all("all => all.map((each) => each.dataset.tip)")
     assert close([number(each) for each in shown], true[0, 2])
     assert shown[3:] == ["0"] * 4
+
+
+def test_a_key_of_zeros_counts_in_the_sum(browser, site, ask):
+    """In a model with a zero key the sum of the softmax has its exp(0), and weights are less than 1 together."""
+    scores = ask("multi-head", text=SENTENCE, outputs=["scores"])["outputs"]["scores"][0, 1].astype(float)
+    most = max(scores.max(), 0)
+
+    def with_zero_key(route):
+        answer = route.fetch()
+        models = answer.json()
+        for model in models["models"]:
+            model["manifest"]["layers"][0]["zero_key"] = True
+        route.fulfill(response=answer, json=models)
+
+    with watched(browser, site.url) as page:
+        page.route("**/v1/models", with_zero_key)
+        page.goto(f"{site.url}/#model=multi-head&text={quote(SENTENCE)}&query=1&head=0&step=4")
+        total = page.locator("table.keys").get_by_text(re.compile("^sum ")).first
+        assert close([number(total.inner_text().split()[1])], [np.exp(scores - most).sum() + np.exp(-most)])
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(".lead")).to_contain_text("less than 1, since each query also attends to a key of zeros")
 
 
 def test_numbers_beside_the_pointer(visit, ask):

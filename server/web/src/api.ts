@@ -11,6 +11,7 @@ export interface Layer {
   output_dim?: number;
   scale?: number;
   softcap?: number;
+  zero_key?: boolean;
   stages?: string[];
 }
 

@@ -49,9 +49,11 @@ export const masked = (scene: Scene, key: number) =>
 
 export function softmax(scene: Scene): { most: number; powers: number[]; sum: number } {
   const scores = range(scene.picture.keys.length).map((key) => masked(scene, key));
-  const most = scores.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
+  // A key of zeros has the score 0; neither its score nor its weight is in the answer.
+  const zeroKey = scene.layer.zero_key ? 0 : Number.NEGATIVE_INFINITY;
+  const most = scores.reduce((a, b) => Math.max(a, b), zeroKey);
   const powers = scores.map((score) => (most === Number.NEGATIVE_INFINITY ? 0 : Math.exp(score - most)));
-  return { most, powers, sum: powers.reduce((a, b) => a + b, 0) };
+  return { most, powers, sum: powers.reduce((a, b) => a + b, zeroKey === 0 ? Math.exp(-most) : 0) };
 }
 
 export const combines = ({ model }: Scene) => ["multi_head", "cross_attention"].includes(model.manifest.block);

@@ -228,7 +228,8 @@ const weights: Stage = {
   name: "Weights",
   symbol: "w",
   lead: (scene) => html`Each is divided by their sum. These are the <b>attention weights</b> of
-    <b class="chosen">${query(scene)}</b>: none is negative, and together they are 1.`,
+    <b class="chosen">${query(scene)}</b>: none is negative, and together they are
+    ${scene.layer.zero_key ? "less than 1, since each query also attends to a key of zeros" : "1"}.`,
   formula: () =>
     html`<math display="block"><msub><mi>w</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mo>=</mo><mfrac><msub><mi>e</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub><mrow><munder><mo>∑</mo><mi>j</mi></munder><msub><mi>e</mi><mrow><mi>i</mi><mi>j</mi></mrow></msub></mrow></mfrac></math>`,
   shapes: (scene) => {
