@@ -236,7 +236,7 @@ MODELS = [
         versions=[1],
         device="cpu",
         manifest=pb.Manifest(
-            format=1,
+            format=2,
             block="cross_attention",
             layers=[pb.Layer(name="0", heads=2, query_dim=8, output_dim=8)],
             text=pb.Text(max_tokens=5),
@@ -249,7 +249,8 @@ MODELS = [
         version=1,
         versions=[1],
         device="cpu",
-        manifest=pb.Manifest(format=1, block="dot_product", layers=[pb.Layer(name="0", heads=1)]),
+        manifest=pb.Manifest(format=2, block="dot_product", layers=[pb.Layer(name="0", heads=1)]),
+        file_bytes=2**19,
     ),
     pb.Model(
         name="multi-head",
@@ -257,12 +258,14 @@ MODELS = [
         versions=[1, 2],
         device="cpu",
         manifest=pb.Manifest(
-            format=1,
+            format=2,
             block="multi_head",
             layers=[pb.Layer(name="0", heads=3, query_dim=48, output_dim=48)],
             text=pb.Text(),
             predictors=[pb.Predictor(name=name) for name in ROLES],
+            doubled_bytes=2**18,
         ),
+        file_bytes=3 * 2**20,
     ),
 ]
 

@@ -29,6 +29,8 @@ from attention_client.inputs import OutputSpec
 from attention_client.result import Array, AttendResult
 from attention_client.wire import channel
 
+TABLE_WIDTH = 160  # of the list of models
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
@@ -235,7 +237,7 @@ def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
     table = Table("name", "version", "block", "heads", "widths", "text", "predictions", "device", "size", box=None)
     for model in served:
         table.add_row(*_table_row(model))
-    Console().print(table)
+    Console(width=max(TABLE_WIDTH, Console().width)).print(table)  # in a narrower one names would be cut
 
 
 app.command(no_args_is_help=True)(score)
