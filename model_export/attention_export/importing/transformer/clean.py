@@ -1,4 +1,4 @@
-"""Passes over a traced graph that take out what only the tracing needed.
+"""Passes over a traced graph that remove nodes needed by the tracing alone.
 
 Reshapes take their shape from the tokens' shape, and the packing of q, k and v adds reshapes and transpositions that
 cancel those of the model. Without these passes every segment would need the tokens.
@@ -11,23 +11,54 @@ import onnx_ir as ir
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensor
 
+from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.trace import BATCH, LENGTH
+
 Shape = list[int | str]
 
 UNLIMITED = 2**62
+SIZES: dict[tuple[int | str, ...], tuple[int, int]] = {
+    (BATCH,): (0, 1),
+    (LENGTH,): (1, 2),
+    (BATCH, LENGTH): (0, 2),
+}
+"""The axes of a tensor [B,T,..] that have sizes, from the first to before the last."""
 
 
 def clean(model: ir.Model) -> None:
-    """Clean a traced graph in place: fold constants, fix the shapes of reshapes, leave out what changes nothing."""
+    """Clean a traced graph in place: fold constants, fix the shapes of reshapes, remove pairs that cancel."""
     fold(model)
     passes: list[Callable[[ir.Graph, ir.Node], bool]] = [_skip_identity, _fix_shape, _merge_reshapes, _merge_transposes]
     changed = True
     while changed:
         changed = sum(each(model.graph, node) for each in passes for node in list(model.graph)) > 0
     remove_unused(model.graph)
+    for node in model.graph:
+        if node.op_type == "Shape":
+            _measure(node)
+
+
+def _measure(node: ir.Node) -> None:
+    """Let a node that reads sizes read the same ones of a tensor [B,T,..], which each segment has.
+
+    Raises:
+        ImportFailure: a size is neither the batch's nor the sequence's.
+    """
+    given = node.inputs[0]
+    assert given is not None
+    shape = dims(given) or []
+    start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
+    sizes = tuple(shape[start:end])
+    if sizes not in SIZES:
+        raise ImportFailure(
+            f"the model reads the size {shape} of a tensor inside; the length of a sequence was expected"
+        )
+    for name, axis in zip(("start", "end"), SIZES[sizes], strict=True):
+        node.attributes[name] = ir.AttrInt64(name, axis)
 
 
 def fold(model: ir.Model) -> None:
-    """Compute what depends on constants alone; parameters without values are none."""
+    """Evaluate nodes of constant inputs; parameters without values are no constants."""
     fakes = [(value, value.const_value) for value in model.graph.initializers.values() if is_fake(value)]
     for value, _ in fakes:
         value.const_value = None
@@ -37,7 +68,7 @@ def fold(model: ir.Model) -> None:
 
 
 def is_fake(value: ir.Value) -> bool:
-    """Whether a value is a parameter, whose numbers the source has to be asked for."""
+    """Whether a value is a parameter without numbers; the source reads these."""
     return isinstance(getattr(value.const_value, "raw", None), FakeTensor)
 
 
@@ -120,7 +151,7 @@ def _merge_reshapes(_: ir.Graph, node: ir.Node) -> bool:
     if before is None or before.op_type != "Reshape" or before.inputs[0] is None:
         return False
     first = dims(before.inputs[0])
-    # Dimensions that are copied have to stand in the first shape where they stood in the second.
+    # A copied dimension has to have the same axis in both shapes.
     target = constant(node.inputs[1])
     if first is None or shape is None or target is None:
         return False
@@ -152,7 +183,7 @@ def _order(node: ir.Node) -> list[int]:
 
 
 def ancestors(values: Iterable[ir.Value], stop: Callable[[ir.Value], bool]) -> set[ir.Value]:
-    """Return values and what these are computed from; not what stops are computed from."""
+    """Return values and all ancestors; a value at which `stop` is true hides its own ancestors."""
     found: set[ir.Value] = set()
     waiting = list(values)
     while waiting:

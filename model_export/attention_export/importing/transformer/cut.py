@@ -19,14 +19,14 @@ from attention_export.importing.transformer.segment import Segment
 from attention_export.importing.transformer.source import Source
 from attention_export.importing.transformer.trace import BATCH, LENGTH, POSITIONS, TOKENS, TYPES, Trace, trace
 
-OUTSIDE = -1  # stage of what depends on no query: positions, constants
+OUTSIDE = -1  # stage of a tensor that depends on no query: positions, constants
 
 
 def cut_source(source: Source) -> TransformerParts:
     """Trace a source and cut it.
 
     Raises:
-        ImportFailure: the source has no such parts, or the parts cannot be written; says at which site.
+        ImportFailure: the source has no such parts, or the parts cannot be written; named by site.
     """
     traced = trace(source)
     clean(traced.model)
@@ -55,7 +55,7 @@ def count_by_positions(graph: ir.Graph, base: int) -> None:
 
 @dataclass
 class Cut:
-    """A traced source, and what each of its tensors depends on."""
+    """A traced source with the stage of each tensor."""
 
     source: Source
     traced: Trace
@@ -99,7 +99,7 @@ class Cut:
 
     @cached_property
     def query(self) -> ir.Value:
-        """What the first layer takes."""
+        """The input of the first layer."""
         if "hidden_0" not in self.traced.outputs:
             raise ImportFailure(f"{self.source.architecture} tells no hidden states")
         return self.traced.outputs["hidden_0"]
@@ -133,7 +133,7 @@ class Cut:
         return {index: output for index, output in found.items() if output is not None}
 
     def _output(self, index: int) -> "Output | None":
-        """Return the first linear map right behind a site, or else what its module returns."""
+        """Return the first linear map right behind a site, or else the result of its module."""
         (heads,) = self.nodes[index].outputs
         linear = _linear_map(heads)
         if linear is not None:
@@ -163,7 +163,7 @@ class Cut:
         return found
 
     def _segments(self) -> list[Segment]:
-        """Collect segments from the last to the first, since a later one says what has to be carried to it."""
+        """Collect segments from the last to the first, since a later one decides which tensors are carried to it."""
         wanted = [self._targets(k) for k in range(self.sites + 1)]
         bodies: dict[int, _Body] = {}
         for k in reversed(range(self.sites + 1)):
@@ -173,7 +173,7 @@ class Cut:
         return [self._segment(k, bodies[k], wanted[k], registers) for k in range(self.sites + 1)]
 
     def _targets(self, k: int) -> dict[str, ir.Value]:
-        """Return what segment k gives by name, beside what it carries."""
+        """Return the results of segment k by name, without the carried ones."""
         targets: dict[str, ir.Value] = {}
         if k < self.sites:
             for name, value in zip("qkv", self.nodes[k].inputs, strict=True):
@@ -186,7 +186,7 @@ class Cut:
         return targets
 
     def _collect(self, k: int, targets: Iterable[ir.Value]) -> "_Body":
-        """Collect the nodes of segment k, and note what is carried to it."""
+        """Collect the nodes of segment k, and record the tensors carried to it."""
         heads = self.nodes[k - 1].outputs[0] if k else self.query
 
         def stop(value: ir.Value) -> bool:
@@ -203,7 +203,9 @@ class Cut:
                 given[value] = ""
             elif value.is_graph_input():
                 if value.name == TOKENS:
-                    raise ImportFailure(f"{self._behind(k)} reads the tokens, not only what the layers before it give")
+                    raise ImportFailure(
+                        f"{self._behind(k)} reads the tokens beside the results of the layers before it"
+                    )
                 given[value] = str(value.name)
         return _Body(heads, given)
 
@@ -256,7 +258,7 @@ class Cut:
         if logits is None:
             return None
         found = ancestors([logits], lambda value: value is last or _is_shape(value))
-        inside = range(self._stage(last))  # what the layers before the last one give
+        inside = range(self._stage(last))  # stages of the layers before the last one
         others = [value for value in found - {last} if value.is_graph_input() or self._stage(value) in inside]
         if others:
             raise ImportFailure(
@@ -308,7 +310,7 @@ class Output:
 
 @dataclass(frozen=True)
 class _Body:
-    """A segment's inputs, with their names, which carried ones get later."""
+    """A segment's inputs by name; carried ones are named later."""
 
     heads: ir.Value
     inputs: dict[ir.Value, str]

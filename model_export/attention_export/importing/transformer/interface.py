@@ -1,8 +1,8 @@
 """The attention function that stands in for the source's own while the source is traced.
 
 `transformers` hands each attention of a model to a function registered by name: after projections, rotation and
-normalisation of q and k, before softmax. Ours computes nothing: it notes the attention's parameters, and leaves one
-node in the graph, at which the graph is cut.
+normalisation of q and k, before softmax. The stand-in computes nothing: it records the attention's parameters, and
+leaves one node in the graph, at which the graph is cut.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ DESCRIPTIVE = {"position_ids", "token_type_ids", "cache_position"}  # tensors th
 
 @dataclass(frozen=True)
 class SiteCall:
-    """One call of the attention function: a site's parameters, as `SiteSpec` names them, and its module."""
+    """One call of the attention function: a site's parameters, named as in `SiteSpec`, and its module."""
 
     module: nn.Module
     path: str
@@ -43,7 +43,7 @@ class SiteRecorder:
     Attributes:
         paths: of the model's modules.
         calls: in order.
-        outputs: names of what the traced function returns.
+        outputs: names of the traced function's results.
     """
 
     paths: dict[nn.Module, str]
@@ -56,7 +56,7 @@ class SiteRecorder:
         """Stand in for an attention: q [B,H,T,Dh], k [B,Hkv,S,Dh], v [B,Hkv,S,Dv] -> heads [B,T,H,Dv], no weights.
 
         Raises:
-            ImportFailure: the attention depends on something that a site has not.
+            ImportFailure: the attention takes an input that a site has not.
         """
         path = self.paths.get(module, type(module).__name__)
         _refuse_unknown(path, query, attention_mask, kwargs)

@@ -1,4 +1,4 @@
-"""What a checkpoint is cut into: graphs between attentions, and each attention's own parameters."""
+"""The parts of a checkpoint: graphs between attentions, and each attention's own parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,16 +47,16 @@ class SiteSpec:
 class TransformerParts:
     """A model as front, segment 0, site 0, segment 1, .. site n-1, segment n, and head.
 
-    Graphs are connected by the names of their inputs and outputs: `tokens`, `position_ids`, `token_type_ids` (INT64
+    Graphs are connected by the names of inputs and outputs: `tokens`, `position_ids`, `token_type_ids` (INT64
     [B,T]), `query` [B,T,D], `q`, `k`, `v`, `heads`, `output`, `hidden` and `carry_0`, `carry_1`, .. ([B,T,width]). A
     result `next_carry_0` takes the place of `carry_0`: ONNX gives an input and a result no common name, and layers that
-    share their parameters are one file only if each takes what the one before it leaves under the same name.
+    share parameters are one file only if each takes and leaves its results under the same names.
 
     Attributes:
         architecture: class of the source, `BertModel`.
         front: tokens [, position_ids, token_type_ids] -> query, hidden state 0 of the source.
-        segments: n + 1 of them; segment k runs before site k. Equal segments serialise to equal bytes.
-        rows_dependent: for each segment, whether a row of a result depends on other rows.
+        segments: n + 1 graphs; segment k runs before site k. Equal segments serialise to equal bytes.
+        rows_dependent: for each segment, whether a row of a result depends on further rows.
         front_rows_dependent: the same of the front.
         sites: in the order of computation.
         query_dim: width of `query`.
@@ -65,7 +65,7 @@ class TransformerParts:
         max_tokens: longest sequence that the source has positions for.
         takes_token_types: whether the front reads `token_type_ids`.
         head: hidden [N,D] -> logits [N,labels]; None for a base model.
-        notes: sentences on what was left out of the checkpoint.
+        notes: sentences on tensors and heads that are left out.
     """
 
     architecture: str

@@ -16,8 +16,8 @@ class Lifetime(NamedTuple):
 def allocate(lifetimes: Mapping[Key, Lifetime]) -> dict[Key, int]:
     """Give each tensor a register: the lowest that is free from the segment that makes it to the last that takes it.
 
-    A register whose tensor is taken for the last time is free for a tensor that the same segment makes, so that
-    layers alike take and make the same names.
+    A register whose tensor is taken for the last time is free for a result of the same segment: so equal layers
+    take and make the same names.
     """
     registers: dict[Key, int] = {}
     busy: dict[int, int] = {}  # by register: the last segment that takes its tensor

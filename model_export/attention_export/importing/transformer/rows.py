@@ -1,4 +1,4 @@
-"""Whether rows of a graph's results depend on their own token alone, found by following the axis of the sequence.
+"""Whether each row of a graph's results depends on one token alone, found by following the axis of the sequence.
 
 An operator that is not known to keep rows apart counts as one that mixes rows: the answer may be wrong to the careful
 side only.

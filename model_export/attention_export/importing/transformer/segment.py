@@ -26,7 +26,7 @@ class Segment:
     Attributes:
         name: said in errors.
         nodes: of the traced graph, in order.
-        inputs: tensors of the traced graph that are given, and their names.
+        inputs: given tensors of the traced graph, by name.
         outputs: tensors by the names that results have.
         measure: the input from which the batch's and the sequence's size are read.
         values: of parameters.
@@ -74,7 +74,7 @@ class Segment:
         return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
     def _graph(self) -> ir.Graph:
-        """Clone the nodes with their parameters."""
+        """Clone the nodes and parameters."""
         graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="segment")
         clones: dict[ir.Value, ir.Value] = {}
         for value, name in self.inputs.items():
@@ -173,7 +173,7 @@ class _Projection:
 
 
 def pack_projections(graph: ir.Graph) -> None:
-    """Compute projections of one input by one MatMul, whose result is split."""
+    """Compute projections of one input by one MatMul and a Split."""
     by_input: dict[ir.Value, list[_Projection]] = {}
     for node in graph:
         if (projection := _projection(node)) is not None:
@@ -236,7 +236,7 @@ def _share_constants(graph: ir.Graph) -> None:
 
 
 def _name(graph: ir.Graph) -> None:
-    """Name nodes and tensors by their order, so that equal segments are equal bytes."""
+    """Name nodes and tensors by order, so that equal segments are equal bytes."""
     named = {*graph.inputs, *graph.outputs}
     for index, node in enumerate(graph):
         node.name = f"node_{index}"

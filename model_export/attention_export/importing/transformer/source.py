@@ -38,7 +38,7 @@ ENDINGS = {  # of the names of classes
     "ForMaskedLM": "masked-lm",
 }
 CAUSAL = ("ForCausalLM", "LMHeadModel")
-CHANGING_ROPE = {"dynamic", "longrope"}  # whose frequencies depend on the length of the sequence
+CHANGING_ROPE = {"dynamic", "longrope"}  # with frequencies that depend on the length of the sequence
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LISTED = 6
 
@@ -53,7 +53,7 @@ class Source:
         config: of the model.
         skeleton: the model with placeholders in place of parameters; buffers are real. In eval mode.
         missing: parameters that no file has: the skeleton's are random.
-        notes: sentences on what was left out.
+        notes: sentences on tensors and heads that are left out.
     """
 
     folder: Path
@@ -118,7 +118,7 @@ def load_source(folder: Path, task: str | None = None) -> Source:
 
     Args:
         folder: config.json and model.safetensors or pytorch_model.bin, sharded or not.
-        task: a key of `CLASSES`; what config.json's `architectures` says if None.
+        task: a key of `CLASSES`; None for the one in config.json's `architectures`.
 
     Raises:
         ImportFailure: the folder is not a checkpoint that `transformers` loads without code of its own, or the model
@@ -304,7 +304,7 @@ def _single(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what transformers and PyTorch say on the way; what matters is said by errors and notes."""
+    """Silence warnings and progress bars of transformers and PyTorch; errors and notes carry the news."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(standard_logging.ERROR)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -331,7 +331,7 @@ def _load(
                 dtype=torch.float32,
                 attn_implementation="eager",
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with their shapes
+                ignore_mismatched_sizes=True,  # reported below, with both shapes
             )
         except Exception as error:  # each model has errors of its own
             raise ImportFailure(f"transformers cannot load {cls.__name__}: {error}") from error
@@ -358,7 +358,7 @@ def _left_over(model: PreTrainedModel, names: set[str]) -> list[str]:
     """Return a note on tensors of heads that were left out.
 
     Raises:
-        ImportFailure: a tensor belongs to a module of the base model, which therefore computes something else.
+        ImportFailure: a tensor belongs to a module of the base model, which would compute a different function.
     """
     base = model.base_model
     prefix = f"{model.base_model_prefix}." if base is not model else ""

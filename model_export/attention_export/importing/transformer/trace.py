@@ -1,6 +1,6 @@
 """The source as one ONNX graph in which each attention is a node without values.
 
-Parameters are fake while the source is traced: they have a shape and no memory. Values come from the files, for one
+Parameters are fake while the source is traced: a shape without memory. Values come from the files, for one
 segment at a time, when the graph has been cut.
 """
 
@@ -40,7 +40,7 @@ class Trace:
         model: ONNX, with sites as nodes; parameters without values.
         sites: in the order of computation.
         names: of the graph's outputs: `last` (the base model's own output), `hidden_0`, .. (hidden states; the first
-            one is what the first layer takes), `returned_0`, .. (what the module of a site returns), and `logits`.
+            one is the input of the first layer), `returned_0`, .. (results of the sites' modules), and `logits`.
         position_base: position of the first token.
     """
 
@@ -83,7 +83,7 @@ def trace(source: Source) -> Trace:
 
 
 def _copy(source: Source) -> PreTrainedModel:
-    """Copy the source's model without its parameters' memory; an adapter reads them, so there they are real."""
+    """Copy the source's model without the memory of parameters, which only an adapter reads."""
     adapted = any(isinstance(module, tuple(ADAPTERS)) for module in source.skeleton.modules())
     model = source.model if adapted else source.skeleton
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
@@ -161,7 +161,7 @@ def _hooks(*handles: Any) -> Iterator[None]:
 
 @contextmanager
 def _returned(model: nn.Module, recorder: SiteRecorder) -> Iterator[dict[int, Tensor]]:
-    """Yield what modules that called the attention return, by site."""
+    """Yield the results of modules that called the attention, by site."""
     found: dict[int, Tensor] = {}
 
     def behind(module: nn.Module, _: Any, result: Any) -> None:
