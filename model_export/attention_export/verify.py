@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Manifest, Parity
+from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
@@ -97,7 +98,7 @@ def verify(folder: Path) -> Parity:
     Raises:
         Mismatch: a graph differs from its reference.
         ManifestError: a file is missing, or its SHA-256 differs from the manifest's; or the version is int8, whose
-            error is in its manifest.
+            error is in its manifest; or it was imported, so that its reference is the checkpoint.
     """
     manifest = read_manifest(folder)
     if manifest.HasField("quantization"):
@@ -105,6 +106,12 @@ def verify(folder: Path) -> Parity:
             f"{folder} is int8, made from {manifest.quantization.source}: it does not match PyTorch within {ATOL:g}. "
             f"How far it is from float32 was measured by `attention-export quantize`, and stands in its manifest under "
             f"`quantization`; what can be verified is {manifest.quantization.source}"
+        )
+    if manifest.block == TRANSFORMER:
+        raise ManifestError(
+            f"{folder} is an imported {manifest.architecture}: it was compared with its checkpoint when it was "
+            f"imported ({manifest.parity.reference}), and without the checkpoint there is nothing to compare with; "
+            "import it anew to repeat the comparison"
         )
     read_files(folder, manifest)  # checks the hashes
     report = Report()

@@ -27,7 +27,7 @@ def run_command(
     Raises:
         SystemExit: a dependency is missing (status 1), or that of the command.
     """
-    if "--version" in sys.argv[1:]:
+    if sys.argv[-1] == "--version":  # with a number behind it, it is the model's version, an option of a subcommand
         sys.stdout.write(f"{name} {version(PACKAGE)}\n")
         return
     wants_help = not {"-h", "--help"}.isdisjoint(sys.argv[1:])

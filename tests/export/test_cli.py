@@ -1,6 +1,8 @@
 """The command `attention-export`: an impossible request fails at once, in one line."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,3 +150,13 @@ def test_an_encoder_that_would_be_wrong_is_refused(tmp_path: Path, config: str, 
     refused = invoke("import", "encoder", tmp_path, "--name", "x", "--models", tmp_path / "models")
     assert refused.exit_code == 1
     assert said in refused.stderr
+
+
+def test_a_version_may_be_chosen(tmp_path: Path) -> None:
+    """`--version N` of a subcommand is the version to write; alone it tells the program's."""
+    command = Path(sys.executable).with_name("attention-export")
+    arguments = ["block", "dot_product", "--name", "plain", "--models", tmp_path, "--version", "3"]
+    subprocess.run([command, *arguments], check=True, capture_output=True)
+    assert (tmp_path / "plain/3/manifest.json").exists()
+    told = subprocess.run([command, "--version"], check=True, capture_output=True, text=True)
+    assert told.stdout.startswith("attention-export ")

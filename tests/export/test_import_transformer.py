@@ -427,3 +427,15 @@ def test_a_refusal_leaves_nothing(options: tuple[str, ...], words: str, tmp_path
     assert result.exit_code == 1
     assert words in result.stderr
     assert sorted(models.rglob("*")) == before
+
+
+def test_an_imported_version_is_neither_verified_nor_quantized(served: Served) -> None:
+    """`verify` and `quantize` say in words that an imported version is not for them."""
+    folder = str(served.models / "masked-lm/1")
+    verified = CliRunner().invoke(app, ["verify", folder])
+    assert verified.exit_code == 1
+    assert "compared with its checkpoint when it was imported (transformers" in verified.stderr
+    data = str(Path(__file__).with_name("sentences.txt"))
+    quantized = CliRunner().invoke(app, ["quantize", folder, "--data", data, "--version", "2"])
+    assert quantized.exit_code == 1
+    assert "imported BertForMaskedLM: only versions of the blocks that this project defines" in quantized.stderr

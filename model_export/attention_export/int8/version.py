@@ -114,7 +114,10 @@ def _check_source(folder: Path, manifest: Manifest) -> None:
     if manifest.HasField("quantization"):
         raise ManifestError(f"{folder} is int8 already; quantize the version it was made from")
     if manifest.block == TRANSFORMER:
-        raise ManifestError(f"{folder} is a transformer; the blocks that this project defines can be quantized")
+        raise ManifestError(
+            f"{folder} is an imported {manifest.architecture}: only versions of the blocks that this project defines "
+            "are quantized"
+        )
     if not manifest.segments:
         raise ManifestError(f"{folder} is a {manifest.block}, which has no matrices: there is nothing to quantize")
 
