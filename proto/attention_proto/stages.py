@@ -42,7 +42,7 @@ class Stage:
         level: a stage of a site (one attention), of a layer, or of the model.
         is_projected: whether it is a projection of query, key or value, and needs no attention.
         source: the stage that it is computed from after the graphs have run; empty where the graphs return it.
-        is_listed: whether a layer gives it only where its manifest says so.
+        is_listed: whether a layer gives it only where its manifest says so; it comes of the segment behind the site.
     """
 
     name: str
@@ -154,6 +154,7 @@ STAGES: Mapping[str, Stage] = {
 PAIRWISE = tuple(stage.name for stage in STAGES.values() if stage.is_pairwise)
 OF_KEYS = frozenset(stage.name for stage in STAGES.values() if stage.is_of_keys)
 PROJECTED = frozenset(stage.name for stage in STAGES.values() if stage.is_projected)
+LISTED = frozenset(stage.name for stage in STAGES.values() if stage.is_listed)
 OUTPUTS = (*STAGES, PREDICTIONS)  # every name that an output can have
 
 REDUCES: tuple[Reduce, ...] = get_args(Reduce)

@@ -10,6 +10,7 @@ from attention_proto.folder import TRANSFORMER
 from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths, offers
 from attention_proto.stages import (
     DEFAULT,
+    LISTED,
     OPTIONS,
     PAIRWISE,
     PREDICTION_OPTIONS,
@@ -24,7 +25,6 @@ from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.labels import Labels
 
-GIVEN_BEHIND = frozenset({"output", "hidden", "contributions"})  # stages that the segment behind a site may give
 ALIAS = 256  # characters
 WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
 
@@ -203,7 +203,7 @@ def head_source(manifest: Manifest) -> str:
 def _runs_dependent(stages: Sequence[frozenset[str]], manifest: Manifest) -> bool:
     """Return whether a segment that depends on further rows runs behind the last layer."""
     dependent = [segment.rows_dependent for segment in manifest.segments[len(stages) :][:1]]
-    return any(dependent) and not stages[-1].isdisjoint(GIVEN_BEHIND)
+    return any(dependent) and not stages[-1].isdisjoint(LISTED)
 
 
 def _pools(outputs: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from attention_proto.attention.v1.attention_pb2 import Manifest
 from attention_proto.folder import tensor_name
+from attention_proto.stages import LISTED
 
 from attention_server.inference.engine.protocol import Graph
 from attention_server.inference.layer import KEYS, LoadedLayer
 
-BEHIND = frozenset({"output", "hidden"})  # stages of a site or layer that the segment behind it may give
 CONTRIBUTIONS = "contributions"
+BEHIND = LISTED - {CONTRIBUTIONS}  # tensors that the segment behind a site gives as they are sent
 EMBEDDINGS = "embeddings"
 MAX_WALKS = 128  # kept for each model
 
