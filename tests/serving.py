@@ -63,7 +63,13 @@ def made_repository(kept: Path = ROOT / ".pytest_cache/d/repositories") -> Path:
     """
     maker = ROOT / "tests/server/make_repository.py"
     exporter = ROOT / "model_export/attention_export"
-    training = {"cli.py", "command.py", "training.py", "figures.py"}  # change often, export the same
+    training = {
+        "cli.py",
+        "command.py",
+        "training.py",
+        "training_bars.py",
+        "figures.py",
+    }  # change often, export the same
     sources = [maker, *(file for file in sorted(exporter.glob("*.py")) if file.name not in training)]
     sources += [
         ROOT / "proto/attention_proto/attention/v1/attention_pb2.py",

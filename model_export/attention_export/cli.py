@@ -9,23 +9,21 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
 from attention_export.export import export
 from attention_export.figures import save_figure
 from attention_export.graphs import ExportFailure
-from attention_export.importing import fill, read_tensors
+from attention_export.importing import fill, read_tensors, transposed
 from attention_export.importing.multihead import import_multihead
 from attention_export.int8 import Bounds, quantize
 from attention_export.manifest import ManifestError, new_version, read_manifest
 from attention_export.model import Model
 from attention_export.own_data import Options, OwnData, own_data
 from attention_export.tasks import TASKS
-from attention_export.training import LICENSE, BelowBar, OnProgress, Task, TrainedModel, check_bars, reproducible
-from attention_export.training import Progress as Step
+from attention_export.training import LICENSE, BelowBar, Task, TrainedModel, check_bars, reproducible
+from attention_export.training_bars import training_bars
 from attention_export.verify import Mismatch, verify
 
 app = typer.Typer(help="Trains attention blocks, exports them to ONNX and verifies them.", no_args_is_help=True)
@@ -96,7 +94,8 @@ def block(
         dims = Dims(width, key_width, value_width, heads, head_width, value_head_width, output_width, key_value_heads)
         made = _make(kind.value, dims, scale=scale, softcap=softcap, bias=bias)
         if weights is not None:
-            fill(made, _in_layout(read_tensors(weights), layout or Layout.IN_OUT))
+            tensors = read_tensors(weights)
+            fill(made, transposed(tensors) if layout is Layout.OUT_IN else tensors)
         elif layout is not None:
             raise ValueError("--layout: only with --weights; random matrices have one layout")
         origin = (
@@ -350,13 +349,6 @@ def _make(kind: str, dims: Dims, *, scale: float, softcap: float, bias: bool) ->
     return block_class(dims, scale=scale or 1.0, softcap=softcap)
 
 
-def _in_layout(tensors: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Return the tensors with matrices as [in, out]."""
-    if layout is Layout.IN_OUT:
-        return tensors
-    return {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
-
-
 def _select_task(
     task: TaskName | None,
     data: Path | None,
@@ -386,20 +378,8 @@ def _select_task(
 
 
 def _train(task: Task, seed: int, steps: int) -> TrainedModel:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
-        return task.train(seed, steps, _progress_on(bars))
-
-
-def _progress_on(bars: Progress) -> OnProgress:
-    shown: dict[str, TaskID] = {}
-
-    def on_progress(step: Step) -> None:
-        if step.run not in shown:
-            shown[step.run] = bars.add_task(step.run, total=step.steps, loss=step.loss)
-        bars.update(shown[step.run], completed=step.step, loss=step.loss)
-
-    return on_progress
+    with training_bars(console) as on_progress:
+        return task.train(seed, steps, on_progress)
 
 
 def _print_figures(task: Task, trained: TrainedModel) -> None:

@@ -26,6 +26,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
+def transposed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with every matrix transposed: the weights of `nn.Linear`, [out, in], as [in, out]."""
+    return {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+
+
 def take(tensors: dict[str, Tensor], name: str) -> Tensor:
     """Return a tensor by name.
 

@@ -363,9 +363,8 @@ class Repository:
         """Verify, load and warm a version and put it in the place of the one before, which is drained."""
         key, before = _key(folder), fingerprint(folder)
         model = load(folder, self._engine, self._policy.max_version_bytes)
-        served = self._registry.get(key)
-        if served is not None and served.model.digest == model.digest:  # the same files, written anew
-            served.fingerprint = before
+        if (served := self._registry.get(key)) is not None and served.model.digest == model.digest:
+            served.fingerprint = before  # the same files, written anew
             self._state.set_loaded(key)
             return
         self._drain.start(self._replace(key, ServedVersion(model, before)))
