@@ -63,7 +63,7 @@ def test_parts_compute_what_the_source_computes(kind: str, tmp_path: Path) -> No
             close(actual, wanted)
     # A row of ESM's embedding depends on how many tokens are masked; in all else a row depends on its own token.
     assert (parts.front_rows_dependent, any(parts.rows_dependent)) == (kind == "Esm", False)
-    assert np.median([weights.max(-1) for weights in run.weights]) > 0.3  # not uniform, or order would not matter
+    assert np.median([weights.max(-1) for weights in run.weights]) > 0.25  # uniform is 0.04, and no order would matter
 
 
 def test_layers_that_share_parameters_are_one_file(tmp_path: Path) -> None:

@@ -33,28 +33,33 @@ def clean(model: ir.Model) -> None:
     while changed:
         changed = sum(each(model.graph, node) for each in passes for node in list(model.graph)) > 0
     remove_unused(model.graph)
-    for node in model.graph:
+    for node in list(model.graph):
         if node.op_type == "Shape":
-            _measure(node)
+            _measure(model.graph, node)
 
 
-def _measure(node: ir.Node) -> None:
+def _measure(graph: ir.Graph, node: ir.Node) -> None:
     """Let a node that reads sizes read the same ones of a tensor [B,T,..], which each segment has.
 
     Raises:
-        ImportFailure: a size is neither the batch's nor the sequence's.
+        ImportFailure: a size is neither constant nor the batch's or the sequence's.
     """
     given = node.inputs[0]
     assert given is not None
-    shape = dims(given) or []
     start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
-    sizes = tuple(shape[start:end])
-    if sizes not in SIZES:
-        raise ImportFailure(
-            f"the model reads the size {shape} of a tensor inside; the length of a sequence was expected"
-        )
-    for name, axis in zip(("start", "end"), SIZES[sizes], strict=True):
-        node.attributes[name] = ir.AttrInt64(name, axis)
+    shape = (dims(given) or [])[start:end]
+    sizes, widths = [size for size in shape if isinstance(size, str)], [size for size in shape if isinstance(size, int)]
+    if tuple(sizes) not in SIZES or shape != [*sizes, *widths]:
+        raise ImportFailure(f"the model reads sizes of {given.name} inside, {shape}; [B, T, width] was expected")
+    attributes = [ir.AttrInt64(name, axis) for name, axis in zip(("start", "end"), SIZES[tuple(sizes)], strict=True)]
+    node.attributes.update({each.name: each for each in attributes})
+    if widths:
+        result = node.outputs[0]
+        constants = graph_constant(graph, f"{result.name}_widths", np.array(widths, np.int64))
+        whole = ir.Node("", "Concat", [result, constants], attributes=[ir.AttrInt64("axis", 0)])
+        ir.convenience.replace_all_uses_with(result, whole.outputs[0])
+        whole.replace_input_with(0, result)
+        graph.insert_after(node, [whole])
 
 
 def fold(model: ir.Model) -> None:
