@@ -70,6 +70,9 @@ gpu-import: .venv-dev/.ready ## import the model that make gpu runs beside the e
 	rm -rf build/gpu/imported
 	$(DEV)/attention-export import transformer '$(or $(CHECKPOINT),$(MINILM))' --name imported --models build/gpu/imported
 
+tried: .venv-dev/.ready ## import tiny checkpoints of every architecture tried, and write the table in docs/models.md
+	PYTHONPATH=tests nice $(DEV)/python -m tests.export.tried
+
 trials: setup ## the tests that take minutes
 	$(DEV)/pytest -m long -s $(PYTEST)
 
@@ -122,4 +125,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test bench gpu gpu-import trials fuzz chaos soak check format proto web screenshots train lock sbom audit
+.PHONY: help setup run test bench gpu gpu-import tried trials fuzz chaos soak check format proto web screenshots train lock sbom audit

@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer import import_transformer
 from attention_export.verify import Mismatch
-from export.tiny_checkpoints import ROTARY, SMALL, WORDS, tiny_model, word_tokenizer, write_checkpoint
+from export.tiny_checkpoints import (
+    BESIDE,
+    REFUSED,
+    ROTARY,
+    WORDS,
+    random_model,
+    tiny_model,
+    word_tokenizer,
+    write_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-BESIDE = "beside"  # the attention interface of transformers
-
-
-def random_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
-    """Return a small random model with a config's own initialisation."""
-    factory = getattr(transformers, f"AutoModel{task}")
-    return factory.from_config(AutoConfig.for_model(kind, **fields)).eval()
 
 
 def refusal(checkpoint: Path, models: Path, **options: Any) -> str:
@@ -35,61 +35,9 @@ def refusal(checkpoint: Path, models: Path, **options: Any) -> str:
     return str(refused.value)
 
 
-SPARSE = {"attention_window": [4, 4]}
-REFORMER = {
-    "vocab_size": WORDS,
-    "hidden_size": 32,
-    "attention_head_size": 8,
-    "num_attention_heads": 4,
-    "attn_layers": ["local", "lsh"],
-    "axial_pos_shape": [8, 8],
-    "axial_pos_embds_dim": [16, 16],
-    "max_position_embeddings": 64,
-    "is_decoder": False,
-    "num_buckets": 2,
-    "pad_token_id": 0,
-    "feed_forward_size": 32,
-    "hash_seed": 0,
-}
-FUNNEL = {
-    "vocab_size": WORDS,
-    "block_sizes": [1, 1],
-    "block_repeats": [1, 1],
-    "d_model": 32,
-    "n_head": 4,
-    "d_head": 8,
-    "d_inner": 32,
-}
-XLNET = {"vocab_size": WORDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 32}
-T5 = {"vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
-GPT_OSS = ROTARY | {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["full_attention"] * 2}
-IMAGE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
-SOUND = IMAGE | {"conv_dim": [8], "conv_kernel": [4], "conv_stride": [4], "num_feat_extract_layers": 1}
-SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-WHISPER = {"vocab_size": WORDS, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
-WHISPER |= {"decoder_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-WHISPER |= {"decoder_start_token_id": 2}
-
-
 @pytest.mark.parametrize(
     ("kind", "fields", "words"),
-    [
-        ("longformer", SMALL | SPARSE | {"pad_token_id": 1}, BESIDE),
-        ("big_bird", SMALL | {"attention_type": "block_sparse", "block_size": 4}, BESIDE),
-        ("reformer", REFORMER, BESIDE),
-        ("mamba", {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, BESIDE),
-        ("convbert", SMALL | {"embedding_size": 32}, BESIDE),
-        ("funnel", FUNNEL, BESIDE),
-        ("xlnet", XLNET, BESIDE),
-        ("fnet", SMALL | {"tpu_short_seq_length": 16}, BESIDE),
-        ("roformer", SMALL | {"embedding_size": 32}, BESIDE),
-        ("t5", T5, "encoder and a decoder"),
-        ("vit", IMAGE | {"image_size": 8, "patch_size": 4}, "takes `pixel_values`"),
-        ("wav2vec2", SOUND, "takes `input_values`"),
-        ("whisper", WHISPER, "encoder and a decoder"),
-        ("gpt_oss", GPT_OSS, "sinks"),
-        ("deberta-v2", SMALL | {"conv_kernel_size": 3, "relative_attention": True}, "conv_kernel_size"),
-    ],
+    [(kind, fields, words) for kind, (fields, words) in REFUSED.items()],
 )
 def test_a_kind_that_is_not_imported_is_refused(kind: str, fields: dict[str, Any], words: str, tmp_path: Path) -> None:
     """The attention, the input or the layer in the way is named."""

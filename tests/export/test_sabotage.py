@@ -64,7 +64,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_honest_version_passes(kind: str, honest: Honest) -> None:
-    """What is imported is equal to its source, at every case, and the manifest records it."""
+    """A version is equal to its source in every case, and the manifest records it."""
     parity = compare(load_source(honest.checkpoint(kind)).model, honest.versions[kind], lambda _: None)
     assert parity.cases >= 6
     assert {"embeddings", "weights", "hidden"} <= set(parity.max_abs_error)

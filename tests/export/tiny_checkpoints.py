@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of many architectures, whose attention is far from uniform."""
+"""Tiny random checkpoints of many architectures, with an attention far from uniform."""
 
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,64 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
 }
 
+# Kinds that are not imported: the fields of their configs, and words of the refusal.
+BESIDE = "beside"  # the attention interface of transformers
+SPARSE = {"attention_window": [4, 4]}
+REFORMER = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "attention_head_size": 8,
+    "num_attention_heads": 4,
+    "attn_layers": ["local", "lsh"],
+    "axial_pos_shape": [8, 8],
+    "axial_pos_embds_dim": [16, 16],
+    "max_position_embeddings": 64,
+    "is_decoder": False,
+    "num_buckets": 2,
+    "pad_token_id": 0,
+    "feed_forward_size": 32,
+    "hash_seed": 0,
+}
+FUNNEL = {
+    "vocab_size": WORDS,
+    "block_sizes": [1, 1],
+    "block_repeats": [1, 1],
+    "d_model": 32,
+    "n_head": 4,
+    "d_head": 8,
+    "d_inner": 32,
+    "architectures": ["FunnelBaseModel"],
+}
+XLNET = {"vocab_size": WORDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 32}
+T5 = {"vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+GPT_OSS = ROTARY | {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["full_attention"] * 2}
+IMAGE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+SOUND = IMAGE | {"conv_dim": [8], "conv_kernel": [4], "conv_stride": [4], "num_feat_extract_layers": 1}
+SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+WHISPER = {"vocab_size": WORDS, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
+WHISPER |= {"decoder_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+WHISPER |= {"decoder_start_token_id": 2}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "longformer": (SMALL | SPARSE | {"pad_token_id": 1}, BESIDE),
+    "big_bird": (SMALL | {"attention_type": "block_sparse", "block_size": 4}, BESIDE),
+    "reformer": (REFORMER, BESIDE),
+    "mamba": ({"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, BESIDE),
+    "convbert": (SMALL | {"embedding_size": 32}, BESIDE),
+    "funnel": (FUNNEL, BESIDE),
+    "xlnet": (XLNET, BESIDE),
+    "fnet": (SMALL | {"tpu_short_seq_length": 16}, BESIDE),
+    "roformer": (SMALL | {"embedding_size": 32}, BESIDE),
+    "t5": (T5, "encoder and a decoder"),
+    "vit": (IMAGE | {"image_size": 8, "patch_size": 4}, "takes `pixel_values`"),
+    "wav2vec2": (SOUND, "takes `input_values`"),
+    "whisper": (WHISPER, "encoder and a decoder"),
+    "gpt_oss": (GPT_OSS, "sinks"),
+    "deberta-v2": (SMALL | {"conv_kernel_size": 3, "relative_attention": True}, "conv_kernel_size"),
+}
+
 
 def tiny_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
-    """Return a model whose median row's largest weight is above .5.
+    """Return a model with a largest weight above .5 in the median row.
 
     Args:
         kind: the config's `model_type`, a key of `KINDS`.
@@ -86,6 +141,12 @@ def tiny_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
     config.attn_implementation = "eager"
     factory = getattr(transformers, f"AutoModel{task}") if task else AutoModel
     return widened(factory.from_config(config, attn_implementation="eager").eval())
+
+
+def random_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
+    """Return a small random model with a config's own initialisation."""
+    factory = getattr(transformers, f"AutoModel{task}")
+    return factory.from_config(AutoConfig.for_model(kind, **fields)).eval()
 
 
 def widened(model: PreTrainedModel) -> PreTrainedModel:

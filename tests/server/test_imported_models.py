@@ -1,4 +1,4 @@
-"""Imported models of many architectures, served without torch, answer as `transformers` computes them."""
+"""Imported models of many architectures, served without torch, give the numbers of `transformers`."""
 
 import json
 import os
@@ -59,7 +59,7 @@ class Imported:
         return self.client.attend(name, text=text, outputs=outputs)
 
     def files(self, name: str) -> list[str]:
-        """Return the names of a version's graphs and the hashes of their content, in order."""
+        """Return the names of a version's graphs and the hashes of the files, in order."""
         manifest = json.loads((self.folder / "models" / name / "1/manifest.json").read_text())
         return [segment["graph"]["sha256"] for segment in manifest["segments"]]
 
@@ -68,7 +68,7 @@ class Imported:
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
     """One server of all models; checkpoints are imported on every core, each process on one."""
     folder = tmp_path_factory.mktemp("imported")
-    with ProcessPoolExecutor(os.process_cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for done in [pool.submit(make, folder, kind) for kind in KINDS] + [pool.submit(make_spellings, folder)]:
             done.result()
     with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
@@ -106,7 +106,7 @@ def test_every_site_and_the_last_hidden_state_are_those_of_eager(kind: str, impo
 
 
 def test_shared_layers_stand_once(imported: Imported) -> None:
-    """ALBERT's layers share their matrices; the segments between its sites are one file."""
+    """ALBERT's layers share matrices; the segments between its sites are one file."""
     files = imported.files("albert")
     assert len(files) == 1 + SMALL["num_hidden_layers"]
     four = widened_albert(imported.folder)
@@ -160,7 +160,7 @@ SPELLINGS: dict[str, Callable[[Path, PreTrainedModel], None]] = {
 
 
 def make_spellings(folder: Path) -> None:
-    """Import one BERT, whose values bfloat16 holds exactly, in each spelling."""
+    """Import one BERT, with values that bfloat16 holds exactly, in each spelling."""
     torch.set_num_threads(1)
     for name, write in SPELLINGS.items():
         model = tiny_model("bert").to(torch.bfloat16).float()

@@ -1,7 +1,7 @@
-"""Adapters: architectures that compute their attention beside `transformers`' attention interface, routed through it.
+"""Adapters: architectures with an attention beside the interface of `transformers`, routed through it.
 
 An adapter is one function for one class of model. It replaces the `forward` of each attention of the model, which then
-projects as before and passes q, k, v to the attention function given; and what the architecture adds to the scores
+projects as before and passes q, k, v to the attention function given; a term that the architecture adds to the scores
 becomes an ONNX graph, held by the attention's module (`attention_bias`). The comparison with the source, which runs
 without adapter, holds an adapter to account.
 """
@@ -38,7 +38,7 @@ def adapt(model: nn.Module, attend: Attend) -> None:
         attend: the function.
 
     Raises:
-        ImportFailure: the adapter is not made for what the model's config says.
+        ImportFailure: the adapter is not made for a setting in the model's config.
     """
     for module in list(model.modules()):
         for kind, adapter in ADAPTERS.items():
@@ -47,7 +47,7 @@ def adapt(model: nn.Module, attend: Attend) -> None:
 
 
 def bias_graph(module: nn.Module) -> bytes | None:
-    """Return the ONNX graph of what an adapted attention adds to its scores; None where it adds nothing."""
+    """Return the ONNX graph of the bias that an adapted attention adds to its scores; None if it has none."""
     graph: bytes | None = getattr(module, BIAS, None)
     return graph
 

@@ -165,7 +165,7 @@ class Comparison:
 def compare(model: nn.Module, folder: Path, progress: Progress) -> Parity:
     """Compare a version's folder with its source.
 
-    Sites whose `output` is not affine in `heads` lose `contributions` from their stages in the folder's manifest.
+    The stages of a site lose `contributions` in the folder's manifest if its `output` is not affine in `heads`.
 
     Args:
         model: the source in float32; left as it is.
@@ -177,7 +177,7 @@ def compare(model: nn.Module, folder: Path, progress: Progress) -> Parity:
 
     Raises:
         Mismatch: a stage differs; the first site that does is named.
-        ImportFailure: the source is too large, or does not return what has to be compared.
+        ImportFailure: the source is too large, or returns no weights or hidden states.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > LARGEST:
@@ -199,7 +199,7 @@ def compare(model: nn.Module, folder: Path, progress: Progress) -> Parity:
 
 
 def _cut(stages: SourceStages, rows: slice, length: int) -> SourceStages:
-    """Return the stages of some sequences of a batch, without their padding."""
+    """Return the stages of some sequences of a batch, without padding."""
     logits = stages.logits
     if logits is not None:
         logits = logits[rows, :length] if logits.ndim == 3 else logits[rows]
@@ -215,7 +215,7 @@ def _distance(a: Array, b: Array) -> float:
 
 
 def _linear_behind(calls: Sequence[ModuleCall], heads: Array) -> ModuleCall | None:
-    """Return the call of a linear map that takes a site's heads, [B, T, H * Dv]; found by their values."""
+    """Return the call of a linear map that takes a site's heads, [B, T, H * Dv]; found by value."""
     for call in calls:
         argument = call.argument
         if (

@@ -24,7 +24,7 @@ Arguments = dict[str, Array]  # of the source's forward: `input_ids`, `attention
 
 @dataclass(frozen=True)
 class SourceStages:
-    """What the source computes, in the precision of its parameters.
+    """The stages of the source, in the precision of its parameters.
 
     Attributes:
         hidden: hidden states; the first one is `embeddings`, the last one the model's own output: [B, T, D] each.
@@ -169,7 +169,7 @@ class Reference:
 
     @cached_property
     def description(self) -> str:
-        """Return what `Parity.reference` says: library, version, attention and precision."""
+        """Return `Parity.reference`: library, version, attention and precision."""
         parts = ["transformers " + transformers.__version__, "eager", "float64" if self.is_exact else "float32"]
         return ", ".join(parts + self.notes)
 

@@ -21,7 +21,7 @@ Environment = dict[str, Array]
 
 @dataclass
 class SiteStages:
-    """What a site gave, and what the segment behind it told of it.
+    """The results of a site, and those of the segment behind it.
 
     Attributes:
         inputs: q, k, v and, where the site hides or biases keys, `mask` [B or 1, H or 1, T, S].
@@ -40,12 +40,12 @@ class SiteStages:
 
 @dataclass
 class VersionStages:
-    """What a version computes of sequences.
+    """The stages of some sequences.
 
     Attributes:
         embeddings: `query` of the first segment: [B, T, D].
         sites: in the order of computation.
-        segment_inputs: what each segment took, by name.
+        segment_inputs: the inputs of each segment, by name.
         hidden: of the last segment, the model's own output: [B, T, D].
     """
 
@@ -72,7 +72,7 @@ class VersionRunner:
             tokens: INT64 [B, T].
             token_types: INT64 [B, T]; zeros by default.
             first_position: of the first token, beside the model's own base.
-            masked: whether sites that hide no key run their masked graph too, with a mask of zeros.
+            masked: whether sites without a mask run a masked graph, with a mask of zeros.
         """
         positions = first_position + np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         environment: Environment = {
@@ -94,14 +94,14 @@ class VersionRunner:
         return stages
 
     def step(self, name: str, environment: Environment) -> Environment:
-        """Run a graph on the environment, and write its results into it; return what it took."""
+        """Run a graph on the environment, and write its results into it; return its inputs."""
         graph = self.open(name)
         feeds = {each.name: environment[each.name] for each in graph.get_inputs()}
         environment.update({tensor_name(name): result for name, result in run(graph, feeds).items()})
         return feeds
 
     def run_segment(self, index: int, environment: Environment) -> Environment:
-        """Run a segment on the environment; return what it took."""
+        """Run a segment on the environment; return its inputs."""
         for stage in ("output", "hidden"):
             environment.pop(stage, None)
         return self.step(self.manifest.segments[index].graph.name, environment)
@@ -119,11 +119,11 @@ class VersionRunner:
         return SiteStages(inputs, found["weights"], found["heads"])
 
     def variants(self, layer: Layer, *, masked: bool) -> Iterator[AttendGraph]:
-        """Yield the site's graphs that take a mask, or those that take none; those of other devices are ONNX too."""
+        """Yield the site's graphs that take a mask, or those without; graphs of all devices are ONNX and run here."""
         return (graph for graph in layer.attend if graph.mask == masked)
 
     def site_mask(self, layer: Layer, environment: Environment, positions: Array) -> Array | None:
-        """Return what the site itself adds to scores: its bias, and -inf at keys that it hides; None for nothing."""
+        """Return the site's own mask, added to its scores: its bias, and -inf at hidden keys; None if it has none."""
         if not (layer.causal or layer.window or layer.HasField("bias")):
             return None
         distance = positions[:, None] - positions[None, :]
@@ -140,7 +140,7 @@ class VersionRunner:
         return np.where(hidden, np.float32("-inf"), added)
 
     def output_of(self, index: int, environment: Environment) -> Array:
-        """Return `output` of a site alone, of what the segment behind it takes."""
+        """Return `output` of a site alone, for given inputs of the segment behind it."""
         graph = self.open(self.manifest.segments[index + 1].graph.name)
         feeds = {each.name: environment[each.name] for each in graph.get_inputs()}
         options = ort.RunOptions()
@@ -156,6 +156,6 @@ class VersionRunner:
 
 
 def _take(sites: Sequence[SiteStages], environment: Environment) -> None:
-    """Note what a segment told of the site before it."""
+    """Note the stages that a segment gives of the site before it."""
     if sites:
         sites[-1].output, sites[-1].hidden = environment.get("output"), environment.get("hidden")

@@ -40,7 +40,7 @@ def place(layer: Layer) -> str:
 def check_structure(version: VersionRunner, stages: VersionStages) -> None:
     """Check a version on one computation's values.
 
-    Sites whose `output` is not affine in `heads`, row by row, lose `contributions` in the folder's manifest.
+    A site loses `contributions` in the folder's manifest if its `output` is not affine in `heads`, row by row.
 
     Raises:
         Mismatch: a site's graph differs from the constants in the manifest, or rows of a segment depend on each
@@ -94,7 +94,7 @@ def site_reference(layer: Layer, site: SiteStages, weights: Array) -> Array:
 
 
 def check_rows(version: VersionRunner, index: int, inputs: Environment) -> None:
-    """Compare a segment's rows with the same rows in another order, some of them, and one alone.
+    """Compare a segment's rows with the same rows in another order, with half of the rows, and with one row.
 
     Raises:
         Mismatch: they differ.
@@ -116,7 +116,7 @@ def check_rows(version: VersionRunner, index: int, inputs: Environment) -> None:
 
 
 def check_attention(version: VersionRunner, index: int) -> None:
-    """Refuse a segment whose rows depend on each other by a softmax: an attention that is no site.
+    """Refuse a segment that mixes rows by a softmax: an attention that is no site.
 
     Raises:
         Mismatch: there is one.
@@ -132,7 +132,7 @@ def _holds_attention(version: VersionRunner, index: int) -> bool:
 
 
 def drop_contributions(version: VersionRunner, stages: VersionStages) -> None:
-    """Take `contributions` from the stages of sites whose `output` is not affine in `heads`, row by row."""
+    """Take `contributions` from the stages of a site if its `output` is not affine in `heads`, row by row."""
     manifest = version.manifest
     dropped = [
         layer
