@@ -187,7 +187,7 @@ def import_multihead_command(
     ],
     name: Annotated[str, typer.Option(help="the model's name")],
     heads: Annotated[int, typer.Option(min=1, help="number of heads, which the state dict does not contain")],
-    models: Repository = Path("models"),
+    models: ImportRepository = IMPORTED,
     version: Version = 1,
     cross: Annotated[
         bool, typer.Option("--cross", help="import as cross_attention: keys and values of another sequence")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,12 +42,18 @@ def new_version(repository: Path, name: str, version: int) -> Path:
 @contextmanager
 def version_folder(target: Path) -> Iterator[Path]:
     """Yield a scratch folder, which becomes `target` at the end; after an error nothing is left of it."""
+    made = [folder for folder in (target.parent, target.parent.parent) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".version-") as scratch:
-        folder = Path(scratch) / "version"
-        folder.mkdir()
-        yield folder
-        folder.rename(target)  # atomic
+    try:
+        with TemporaryDirectory(dir=target.parent, prefix=".version-") as scratch:
+            folder = Path(scratch) / "version"
+            folder.mkdir()
+            yield folder
+            folder.rename(target)  # atomic
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds the version
+                folder.rmdir()
 
 
 def read_manifest(folder: Path) -> Manifest:

