@@ -89,12 +89,13 @@ def chosen_pairs(stage: Stage, pairs: Iterable[str], manifest: Manifest) -> list
         if not offers(stage, manifest.layers[layer], manifest):
             raise _lacks(stage, layer, manifest, "pairs")
         heads = _heads(stage, layer, manifest)
-        if int(number) >= heads:
+        digits = number.lstrip("0") or "0"  # Python reads no number of thousands of digits
+        if len(digits) > len(str(heads)) or int(digits) >= heads:
             words = f"there is no head {number[:16]} for the pair {pair[:64]!r}; layer {name} has {heads}, from 0"
             raise NotOfferedError(words, "pairs")
-        if (layer, int(number)) in chosen:
+        if (layer, int(digits)) in chosen:
             raise NotOfferedError(f"names {pair[:64]!r} twice", "pairs")
-        chosen[layer, int(number)] = pair
+        chosen[layer, int(digits)] = pair
     _check_alike(stage, chosen, manifest)
     return list(chosen)
 

@@ -104,6 +104,11 @@ def test_pairs():
         ("v", ("2.2",), "there is no head 2 for the pair '2.2'; layer 2 has 2, from 0"),
         ("weights", ("2",), "'2' is no pair LAYER.HEAD, such as '2.0'"),
         ("weights", ("2.-1",), "'2.-1' is no pair LAYER.HEAD, such as '2.0'"),
+        (
+            "weights",
+            (f"2.{'9' * 5000}",),
+            f"there is no head {'9' * 16} for the pair '2.{'9' * 62}'; layer 2 has 4, from 0",
+        ),
         ("weights", ("2.\u0663",), "'2.\u0663' is no pair LAYER.HEAD, such as '2.0'"),
         ("weights", ("2.1", "2.01"), "names '2.01' twice"),
         ("contributions", ("2.1", "0.1"), "layer 0 gives no contributions; there is that of 1.a, 2"),

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import requests
+from attention_proto.attention.v1.attention_pb2 import File
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
 from attention_server.inference.contexts import MemoryStore
@@ -97,6 +98,31 @@ def test_vectors_in_place_of_a_text(transport):
     assert len(results) == len(batch)
     for query, result in zip(batch, results, strict=True):
         compare(result["outputs"], reference(query.astype(np.float64)))
+
+
+def test_vectors_that_are_keys_alone_are_read(transport):
+    """A row that may attend to no key is a key of further rows: its vector is read, however large it is."""
+    query = embed(TEXT).astype(np.float32)
+    query[2] *= np.float32(1e16)
+    allowed = np.ones((6, 6), bool)
+    allowed[2] = False
+    outputs = transport.outputs("small", query=query, mask={"allowed": allowed}, outputs=["weights"])
+    expected = reference(query.astype(np.float64), np.where(allowed, 0, -np.inf))
+    np.testing.assert_allclose(outputs["weights"], expected[1]["weights"], **CLOSE)
+    query[2, 0] = np.nan
+    with refused("INVALID_ARGUMENT", transport.at("query"), "must be finite"):
+        transport.attend("small", query=query, mask={"allowed": allowed})
+
+
+def test_pooled_pairs_count_the_rows_of_every_layer(transport):
+    """A row that the mask leaves keys in one layer of the pairs, and none in another with a window, is pooled."""
+    allowed = np.ones((6, 6), bool)
+    allowed[5, 1:] = False
+    spec = {"name": "weights", "pairs": ["0.1", "1.0"], "pool": "mean"}
+    outputs = transport.outputs("small", text=TEXT, mask={"allowed": allowed}, outputs=[spec])
+    layers = reference(embed(TEXT), np.where(allowed, 0, -np.inf))
+    expected = [layers[0]["weights"][1].mean(0), layers[1]["weights"][0].mean(0)]
+    np.testing.assert_allclose(outputs["weights"], expected, **CLOSE)
 
 
 def test_hidden_keys_come_last(transport):
@@ -244,6 +270,18 @@ SPOILED = {
     "too few segments": (
         {"change": lambda manifest: manifest.segments.pop() and manifest.segments.pop()},
         "1 segments for 2",
+    ),
+    "a layer's name twice": (
+        {"change": lambda manifest: manifest.layers[1].MergeFrom(type(manifest.layers[1])(name="0"))},
+        "two layers have the name '0'",
+    ),
+    "a layer's name that stands for all": (
+        {"change": lambda manifest: manifest.layers[1].MergeFrom(type(manifest.layers[1])(name="*"))},
+        "layer 1 of the manifest has the name '*'",
+    ),
+    "a file with two hashes": (
+        {"change": lambda manifest: manifest.segments[0].graph.MergeFrom(File(name="segment-1.onnx"))},
+        "manifest.json names segment-1.onnx with two hashes",
     ),
     "a stage that no graph gives": (
         {

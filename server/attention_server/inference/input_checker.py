@@ -20,6 +20,7 @@ from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, candidate_bytes
 from attention_server.inference.postprocess import check_rows
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
+from attention_server.inference.row_selection import unmasked_rows
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.scheduling.cost_model import Costs, Size
 
@@ -107,7 +108,7 @@ class InputChecker:
             memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for output in plan.outputs:
-            check_rows(output.spec, *self.layers[output.layer].rows(output.spec.name, prepared), output.field)
+            check_rows(output.spec, *unmasked_rows(output, self.layers, prepared), output.field)
         if plan.predictions_field and self._predicts_by_word and prepared.tokens is None:
             raise InvalidRequest(
                 "this model predicts from the rows of certain words, so predictions need text",

@@ -125,10 +125,13 @@ def prepare(
     limits.check_scores(layer.heads, queries, keys, path)
     added = requested_mask(sequence, mask, layer, queries, keys)
     attending, attended = unmasked(added)
-    # A query that is its own key matters where it is attended, not where it attends.
-    own_key = query is not None and key is None and not memory_apart and added is not None
+    # A query that is its own key matters where it is attended, not where it attends; one that is the input of all
+    # projections matters where it does either.
+    is_only_input = check.attends_to_itself(manifest)
+    own_key = query is not None and key is None and not memory_apart and added is not None and not is_only_input
+    read = _either(attending, attended) if is_only_input else attending
     return PreparedInput(
-        query=_ready(query, attending, path, "query"),
+        query=_ready(query, read, path, "query"),
         key=_ready(query if own_key else key, attended, path, "query" if own_key else "key"),
         value=_ready(value, attended, path, "value"),
         tokens=tokens,
@@ -243,6 +246,11 @@ def _vectors(
     elif query is not None and not memory_apart:
         check.stands_in(query, layer.value_dim, "the query", join_path(path, "value"))
     return query, key, value
+
+
+def _either(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return the positions that are in one of two choices; None for all."""
+    return None if first is None or second is None else first | second
 
 
 def _ready(array: Vectors | None, matters: NDArray[np.bool_] | None, path: str, name: str) -> Vectors | None:

@@ -16,7 +16,7 @@ from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan, Plan, head_source
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage, top_k
 from attention_server.inference.preprocess import PreparedInput
-from attention_server.inference.row_selection import is_cut, positions, predictor_rows
+from attention_server.inference.row_selection import is_cut, positions, predictor_rows, unmasked_rows
 
 SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
 CHECKED = PROJECTED | SUMS | {"scores", "contributions", "embeddings"}
@@ -128,7 +128,7 @@ def _output(
 ) -> Array | TopK:
     """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
     spec = output.spec
-    rows = read_rows(spec, *layers[output.layer].rows(spec.name, prepared))
+    rows = read_rows(spec, *unmasked_rows(output, layers, prepared))
 
     def places(layer: int) -> Rows | None:
         of_some = layer == len(stages) - 1 and is_cut(spec.name)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from attention_server.domain.messages import OutputSpec
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.plan_cache import is_small
-from attention_server.inference.planner import Plan
+from attention_server.inference.planner import OutputPlan, Plan
 from attention_server.inference.postprocess import Rows, read_rows
 from attention_server.inference.preprocess import PreparedInput
 
@@ -26,7 +26,7 @@ def computed_rows(
         return None
     last = len(plan.stages) - 1
     read = [
-        read_rows(output.spec, *layers[output.layer].rows(output.spec.name, prepared))
+        read_rows(output.spec, *unmasked_rows(output, layers, prepared))
         for output in plan.outputs
         if last in output.layers and is_cut(output.spec.name)
     ]
@@ -37,6 +37,18 @@ def computed_rows(
         return None
     rows = np.unique(np.concatenate(chosen))
     return rows if len(rows) < prepared.queries else None
+
+
+def unmasked_rows(
+    output: OutputPlan, layers: Sequence[LoadedLayer], prepared: PreparedInput
+) -> tuple[int, NDArray[np.bool_] | None]:
+    """Return the number of rows of an output's stage, and whether each may attend, or be attended, in a layer of it.
+
+    None stands for all.
+    """
+    read = [layers[index].rows(output.spec.name, prepared) for index in output.layers]
+    choices = [chosen for _, chosen in read if chosen is not None]
+    return read[0][0], np.logical_or.reduce(choices) if len(choices) == len(read) else None
 
 
 def is_cut(stage: str) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Predictor
 from attention_proto.folder import TRANSFORMER, tensor_name
+from attention_proto.offers import EVERY_LAYER
 
 from attention_server.inference.engine.protocol import Graph, Shape
 from attention_server.inference.planner import choose_graph, head_source
@@ -53,6 +54,7 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
     """
     if manifest.block not in BLOCKS:
         raise ContractError(f"block {manifest.block!r} is none of {', '.join(BLOCKS)}")
+    _check_names(manifest)
     for layer in manifest.layers:
         _check_layer(layer, graphs, device)
     for predictor in manifest.predictors:
@@ -65,6 +67,17 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
     for signature in _surroundings(manifest):
         _check_signature(signature, graphs)
     _check_chain(manifest, graphs)
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Check that requests can tell layers apart by name."""
+    names: set[str] = set()
+    for index, layer in enumerate(manifest.layers):
+        if layer.name in ("", EVERY_LAYER):
+            raise ContractError(f"layer {index} of the manifest has the name {layer.name!r}")
+        if layer.name in names:
+            raise ContractError(f"two layers have the name {layer.name!r}")
+        names.add(layer.name)
 
 
 def _check_layer(layer: Layer, graphs: Mapping[str, Graph], device: str) -> None:

@@ -166,7 +166,10 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         manifest = parse_manifest(written)
     except UnreadableManifestError as error:
         raise RepositoryError(f"{MANIFEST} {error}") from error
-    files = {file.name: file for file in named_files(manifest)}
+    files: dict[str, File] = {}
+    for file in named_files(manifest):
+        if files.setdefault(file.name, file) != file:
+            raise RepositoryError(f"{MANIFEST} names {file.name[:64]} with two hashes")
     sizes = _sizes(folder, files, max_bytes)
     served, graphs, contents = set(served_files(manifest, engine.device)), {}, {}
     for name, file in files.items():  # one at a time, each once: a file may stand at many places, and be large
