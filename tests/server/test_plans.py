@@ -3,6 +3,7 @@
 import pytest
 from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.labels import read_labels
 from attention_server.inference.planner import candidate_bytes
 from attention_server.repository.loader import load
 
@@ -49,7 +50,9 @@ def test_a_plan_of_long_pairs_is_not_kept(model):
 @pytest.mark.parametrize("top", [0, 1, 3, 100])
 def test_candidates_count_towards_the_answer(transport, repository, top):
     """The bytes predicted for the most probable labels are those of the labels sent, at the most rows that are read."""
-    predictors = load(repository / "text-cross/1", OnnxRuntime("cpu", threads=1), 2**30).manifest.predictors
+    model = load(repository / "text-cross/1", OnnxRuntime("cpu", threads=1), 2**30)
+    labels = read_labels(model.manifest, model.reader)
     asked = [{"name": "predictions", "top": top}]
     sent = transport.one("text-cross", text="cats and dogs", memory_text="ein", outputs=asked)["predictions"]
-    assert candidate_bytes(top, predictors, 3) == CANDIDATE_BYTES * sum(len(each.get("top", ())) for each in sent)
+    candidates = sum(len(each.get("top", ())) for each in sent)
+    assert candidate_bytes(top, model.manifest.predictors, labels, 3) == CANDIDATE_BYTES * candidates
