@@ -25,6 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import minilm
 from benchmarks.serving import environments, figure, machine, plan, reference, report, servers
 from benchmarks.serving.clients.loop import Load
 from benchmarks.serving.environments import OWN, ROOT
@@ -36,6 +37,7 @@ from benchmarks.start import RUNS, start
 DOCUMENT = ROOT / "docs/benchmarks.md"
 SECONDS_TO_START = 120
 SECONDS_TO_SPARE = 40  # timeout of a load generator beyond its measurement; a call's is 30
+MINILM_ROUNDS = 3  # for each round of the other loads: a contender takes milliseconds
 BLOCKS = {"block": "multi_head", "cross": "cross_attention"}
 
 say = Console(highlight=False, soft_wrap=True).print
@@ -71,19 +73,42 @@ class Run:
 
     def measure(self, cases: Sequence[Case]) -> None:
         """Prepare, then measure in rounds until the rounds or the minutes are over."""
-        self._describe()
-        self._prepare()
+        begun = self._begun()
+        if cases:
+            self._prepare()
+        if cases or not self.results.about:
+            self._describe(begun)
         if plan.START in self._options.loads and not self.results.start:
             say("start to ready")
             start()  # fills the file cache
             self.results.start = [start() for _ in range(RUNS)]
+        if plan.MINILM in self._options.loads and minilm.case(minilm.LENGTHS[-1]) not in self.results.measured:
+            self._minilm()
+            self.results.about["MiniLM"] = ", ".join(begun.values())
+            self._save()
         for name in dict.fromkeys(name for case in cases for each in case.contenders for name in each.servers):
             self._serve(name)
         try:
-            for number in range(self._options.rounds):
+            for number in range(self._options.rounds if cases else 0):
                 self._round(cases, number)
         except OutOfTime:
             say("the minutes are over")
+
+    def _minilm(self) -> None:
+        """Measure an imported MiniLM, without a server."""
+        say("MiniLM: import, export and measurement")
+        folder = self._home / plan.MINILM
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            measured = minilm.measure_apart(folder, MINILM_ROUNDS * self._options.rounds, plan.SERVER_CORE)
+        except minilm.NotMeasured as error:
+            self._fail("MiniLM", str(error))
+            return
+        for length, contenders in measured.items():
+            for name, seconds in contenders.items():
+                for number, taken in enumerate(seconds):
+                    self.results.add(minilm.case(length), name, number, {"rate": 1 / taken, "p50": 1e3 * taken})
 
     def _round(self, cases: Sequence[Case], number: int) -> None:
         before = self._elapsed()
@@ -101,15 +126,17 @@ class Run:
     def _save(self) -> None:
         self.results.save(self._file)
 
-    def _describe(self) -> None:
+    @staticmethod
+    def _begun() -> dict[str, str]:
         command = shlex.join(("make", "bench", *([f"BENCH={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else ())))
         begun = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        self.results.about = {
-            "command": f"`{command}`",
-            "date": begun,
-            **machine.describe(),
-            "seconds a measurement": self._options.seconds,
-        }
+        return {"command": f"`{command}`", "date": begun}
+
+    def _describe(self, begun: dict[str, str]) -> None:
+        own = {name: folder / "bin/python" for name, folder in OWN.items()}
+        peers = {name: python for name, python in self._pythons.items() if name not in own}
+        self.results.versions = {name: environments.versions(python) for name, python in (own | peers).items()}
+        self.results.about = begun | machine.describe() | {"seconds a measurement": self._options.seconds}
 
     def _prepare(self) -> None:
         """Export the blocks, compute the reference, and make the environments."""
@@ -125,9 +152,6 @@ class Run:
         reference.write(self._reference, self._models)
         for name in (*self._options.peers, *(["load"] if self._options.peers else [])):
             self._install(name)
-        own = {name: folder / "bin/python" for name, folder in OWN.items()}
-        peers = {name: python for name, python in self._pythons.items() if name not in own}
-        self.results.versions = {name: environments.versions(python) for name, python in (own | peers).items()}
 
     def _install(self, name: str) -> None:
         say(f"installing {name}")
@@ -325,7 +349,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    keys = (plan.START, *(case.key for case in plan.CASES))
+    keys = (plan.START, plan.MINILM, *(case.key for case in plan.CASES))
     parser.add_argument("--quick", action="store_true", help="one round of half a second each")
     parser.add_argument("--rounds", type=int, help="rounds, 5")
     parser.add_argument("--seconds", type=float, help="seconds of a measurement, 1.5")

@@ -118,6 +118,7 @@ TOO_MUCH = tuple(
 
 CASES = (*SPEED, *WEIGHTS, MEMORY, *CORES, *TWO_CORES, *TOO_MUCH)
 START = "start"  # measured once, before all cases
+MINILM = "minilm"  # measured in one process of its own; each of its lengths is a case of the results
 
 BEFORE = "before"  # the server of an earlier revision
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+from benchmarks import minilm
 from benchmarks.serving import plan
 from benchmarks.serving.plan import Case, Contender
 from benchmarks.serving.results import Results
@@ -35,6 +36,7 @@ def _sections(results: Results) -> Iterator[str]:
             _rates(results, cases, cases[0].contenders[0].name, "{:.2f} x")
             for cases in (*((each,) for each in plan.WEIGHTS), (plan.MEMORY,), plan.CORES, plan.TWO_CORES)
         ),
+        "MiniLM in process, one thread: ms, and relative to one graph": (_minilm(results),),
         "When a second replica pays": (_table(SECOND_REPLICA, _replicas(results)),),
         "Start, and twice the capacity": (
             _table(("embedded models", "median", "worst"), _starts(results)),
@@ -101,6 +103,16 @@ def _latencies(results: Results) -> str:
         return "-" if p50 is None or p99 is None else f"{p50:.2f}, {p99:.2f}"
 
     return _by_case(_measured(results, [case for case in plan.SPEED if case.concurrency == 1]), cell)
+
+
+def _minilm(results: Results) -> str:
+    """Return a table of the times of MiniLM by length."""
+    cases = [(length, minilm.case(length)) for length in minilm.LENGTHS if minilm.case(length) in results.measured]
+    rows = []
+    for name in (minilm.EXPORTED, minilm.JOINED, minilm.HIDDEN, minilm.WEIGHTS, minilm.EAGER):
+        times = [(results.median(case, name, "p50"), results.ratio(case, minilm.EXPORTED, name)) for _, case in cases]
+        rows.append((name, *(f"{ms:.2f} ({ratio:.2f} x)" for ms, ratio in times if ms and ratio)))
+    return _table(("", *(f"T={length}" for length, _ in cases)), rows) if cases else ""
 
 
 def _measured(results: Results, cases: Sequence[Case]) -> list[Case]:

