@@ -64,8 +64,8 @@ class Forward:
             before: Stages = {EMBEDDINGS: tensors["query"]} if EMBEDDINGS in step.wanted else {}
             if step.segment is not None and batch[0].memory is None:
                 self._advance(step.segment, tensors, run)
-            if stages:
-                stages[-1].update({name: tensors[name] for name in walk.steps[len(stages) - 1].behind})
+            if stages and (behind := walk.steps[len(stages) - 1].behind):
+                stages[-1].update({name: tensors[name] for name in behind})
             computed = self._site(layer, step, tensors, batch[0].added, rows if is_last else None, run)
             stages.append(before | computed if before else computed)
         if walk.end is not None:
@@ -128,10 +128,8 @@ class Forward:
 
     @cached_property
     def _reads(self) -> frozenset[str]:
-        """The inputs of front and segments."""
-        front = self.manifest.text.front.name
-        graphs = [each.graph for each in self._segments] + ([self.graphs[front]] if front else [])
-        return frozenset(name for graph in graphs for name in graph.inputs)
+        """The inputs of segments."""
+        return frozenset(name for each in self._segments for name in each.inputs)
 
     def _inputs(self, batch: Sequence[PreparedInput], run: Run) -> Tensors:
         """Return query, key and value, as sent or from a front; and k and v of a memory, or without segments.
@@ -163,15 +161,16 @@ class Forward:
 
     def _add_positions(self, tensors: Tensors, length: int, texts: Sequence[Tokens | None]) -> None:
         """Add the positions and the token types of sequences, each INT64 [B, T]; of vectors all types are 0."""
-        positions = np.arange(length, dtype=np.int64) + self.manifest.text.position_base
+        base = self.manifest.text.position_base
         zeros = np.zeros(length, np.int64)
-        tensors[POSITIONS] = np.stack([positions] * len(texts))
-        tensors[TYPES] = np.stack([zeros if text is None else text.types for text in texts])
+        # Not by np.stack, which is Python of many calls.
+        tensors[POSITIONS] = np.array([np.arange(base, base + length, dtype=np.int64)] * len(texts))
+        tensors[TYPES] = np.array([zeros if text is None else text.types for text in texts])
 
     def _run_front(self, name: str, texts: Sequence[Tokens | None], run: Run) -> Stages:
         """Run a front on texts of one length, None for one token of any kind; return its outputs by name."""
         graph = self.graphs[name]
-        tensors: Tensors = {"tokens": np.stack([np.zeros(1, np.int64) if text is None else text.ids for text in texts])}
+        tensors: Tensors = {"tokens": np.array([np.zeros(1, np.int64) if text is None else text.ids for text in texts])}
         if len(graph.inputs) > 1:
             self._add_positions(tensors, tensors["tokens"].shape[1], texts)
         feeds = {each: tensors[each] for each in graph.inputs}

@@ -114,21 +114,27 @@ class OnnxGraph:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
         """Compute outputs; see `Graph.run`."""
-        return self._compute(outputs, feeds, run, run.of_engine or _options_of(run))
+        try:
+            return self._run(outputs, feeds, run.of_engine or _options_of(run))  # type: ignore[no-any-return] # untyped
+        except Exception as error:
+            _raise_if_ended(run, error)
+            raise
 
     def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
         """Compute outputs and what they depend on; see `Graph.run_path`."""
         options = _new_options(run)
         options.only_execute_path_to_fetches = True
-        return self._compute(outputs, feeds, run, options)
-
-    def _compute(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run, options: object) -> list[Array]:
         try:
             return self._run(outputs, feeds, options)  # type: ignore[no-any-return] # onnxruntime is untyped
         except Exception as error:
-            if run.ended:
-                raise Cancelled("the caller has gone") from error
+            _raise_if_ended(run, error)
             raise
+
+
+def _raise_if_ended(run: Run, error: Exception) -> None:
+    """Raise Cancelled where a graph failed because its run was ended."""
+    if run.ended:
+        raise Cancelled("the caller has gone") from error
 
 
 def _nodes(session: ort.InferenceSession) -> dict[str, Counter[str]]:
