@@ -70,7 +70,9 @@ def test_sequences_with_more_than_a_query_are_not_packed(more):
     assert all(each.query.shape and not each.lengths for each in request.inputs)
 
 
-@pytest.mark.parametrize("bad", [np.ones((2, 2, 2), np.float32), np.array(["x"]), object()], ids=str)
+@pytest.mark.parametrize(
+    "bad", [np.ones((2, 2, 2), np.float32), np.array(["x"]), object()], ids=["three axes", "strings", "an object"]
+)
 @pytest.mark.parametrize("position", range(8))
 def test_sequences_without_a_form(bad, position):
     """A sequence that cannot be sent is refused by its position, in a packed message too."""
