@@ -56,7 +56,7 @@ def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> lis
         manifest: of the model.
 
     Raises:
-        NotOfferedError: there is no such layer, or it does not give the stage.
+        NotOfferedError: there is no such layer, one is named twice, or it does not give the stage.
     """
     layers = manifest.layers
     having = [i for i, layer in enumerate(layers) if offers(stage, layer, manifest)]
@@ -64,9 +64,11 @@ def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> lis
         raise NotOfferedError(f"this model gives no {stage.name}", "name")
     if stage.level == "model":
         return having[:1]
+    _check_distinct(names)
+    named = [_position(name, manifest, "layers") for name in names if name != EVERY_LAYER]
     if EVERY_LAYER in names:
         return having
-    chosen = [_position(name, manifest, "layers") for name in names] or [len(layers) - 1]
+    chosen = named or [len(layers) - 1]
     for i in chosen:
         if i not in having:
             raise _lacks(stage, i, manifest, "layers" if names else "name")
@@ -98,6 +100,14 @@ def chosen_pairs(stage: Stage, pairs: Iterable[str], manifest: Manifest) -> list
         chosen[layer, int(digits)] = pair
     _check_alike(stage, chosen, manifest)
     return list(chosen)
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise NotOfferedError(f"names {name[:64]!r} twice", "layers")
+        seen.add(name)
 
 
 def _lacks(stage: Stage, index: int, manifest: Manifest, option: str) -> NotOfferedError:

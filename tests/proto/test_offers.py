@@ -72,10 +72,13 @@ def test_layers(stage, names, chosen):
     [
         ("hidden", ("1.a",), "layers", "layer 1.a gives no hidden; there is that of 0, 2"),
         ("weights", ("3",), "layers", "there is no layer '3'; there is 0, 1.a, 2"),
+        ("weights", ("*", "3"), "layers", "there is no layer '3'; there is 0, 1.a, 2"),
+        ("weights", ("0", "0", "3"), "layers", "names '0' twice"),
+        ("weights", ("*", "*"), "layers", "names '*' twice"),
     ],
 )
 def test_layers_that_are_not_there(stage, names, option, words):
-    """A layer that is not there, or lacks the stage, is refused with those that do."""
+    """A layer that is not there, is named twice, or lacks the stage, is refused, beside `*` too."""
     with pytest.raises(NotOfferedError) as refused:
         chosen_layers(STAGES[stage], names, manifest())
     assert (str(refused.value), refused.value.option) == (words, option)
@@ -101,6 +104,11 @@ def test_pairs():
     [
         ("weights", ("2.0", "7.0"), "there is no layer '7' for the pair '7.0'; there is 0, 1.a, 2"),
         ("weights", ("2.4",), "there is no head 4 for the pair '2.4'; layer 2 has 4, from 0"),
+        (
+            "weights",
+            ("2." + 5000 * "1",),
+            f"there is no head {16 * '1'} for the pair '2.{62 * '1'}'; layer 2 has 4, from 0",
+        ),
         ("v", ("2.2",), "there is no head 2 for the pair '2.2'; layer 2 has 2, from 0"),
         ("weights", ("2",), "'2' is no pair LAYER.HEAD, such as '2.0'"),
         ("weights", ("2.-1",), "'2.-1' is no pair LAYER.HEAD, such as '2.0'"),
