@@ -132,8 +132,8 @@ class Settings(BaseSettings):
     max_scores_mib: int = Field(
         default_factory=larger_eighth,
         ge=1,
-        description="scores of one sequence (heads x queries x keys), in MiB; by default an eighth of the memory, at "
-        "most 512",
+        description="scores of one sequence (heads x queries x keys), and the stages asked for of all its layers, in "
+        "MiB; by default an eighth of the memory, at most 512",
     )
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
     max_outputs: int = Field(256, ge=1, description="outputs named in one request")

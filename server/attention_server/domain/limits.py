@@ -13,7 +13,7 @@ class Limits:
 
     Attributes:
         sequences: sequences in a request.
-        scores_bytes: bytes of one sequence's scores, heads x queries x keys x 4.
+        scores_bytes: bytes of one sequence's scores, heads x queries x keys x 4; and of all of its stages.
         answer_bytes: bytes of all tensors of an answer, and of the candidates of its predictions.
         memory_ttl: default time to live of a memory after its last use, in seconds.
         outputs: output specifications in a request.
@@ -60,6 +60,19 @@ class Limits:
             raise TooLarge(
                 f"{queries} queries over {keys} keys with {heads} heads need {needed} bytes of scores; "
                 f"{self.scores_bytes} may be used: send shorter sequences",
+                field=field,
+            )
+
+    def check_stages(self, needed: int, field: str) -> None:
+        """Check the bytes of the stages of one sequence, of all layers asked for.
+
+        Raises:
+            TooLarge: the stages would need more bytes than the limit of one sequence's scores.
+        """
+        if needed > self.scores_bytes:
+            raise TooLarge(
+                f"the stages of this sequence need {needed} bytes before they are cut or reduced; {self.scores_bytes} "
+                "may be used: ask for fewer layers at once, or send shorter sequences",
                 field=field,
             )
 

@@ -17,7 +17,7 @@ from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.plan_cache import CachedPlan
-from attention_server.inference.planner import Plan, answer_bytes, candidate_bytes
+from attention_server.inference.planner import Plan, answer_bytes, candidate_bytes, stage_bytes
 from attention_server.inference.postprocess import check_rows
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.row_selection import unmasked_rows
@@ -114,7 +114,9 @@ class InputChecker:
                 "this model predicts from the rows of certain words, so predictions need text",
                 field=plan.predictions_field,
             )
-        return prepared, self._profile(prepared, plan)
+        profile = self._profile(prepared, plan)
+        limits.check_stages(profile.stage_bytes, sequence.path)
+        return prepared, profile
 
     def _profile(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
         queries, keys = prepared.queries, prepared.keys
@@ -130,6 +132,7 @@ class InputChecker:
             queries=queries,
             keys=keys,
             score_bytes=self._heads * queries * keys * 4,
+            stage_bytes=stage_bytes(plan, self.manifest, queries, keys),
             input_bytes=prepared.size,
             answer_bytes=answer,
             kind=kind,

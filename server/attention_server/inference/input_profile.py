@@ -10,6 +10,7 @@ class InputProfile(NamedTuple):
     Attributes:
         queries, keys: T and S.
         score_bytes: of the scores of all layers.
+        stage_bytes: of the stages asked for, before rows and heads are chosen or reduced.
         input_bytes: of the prepared sequence.
         answer_bytes: of its outputs.
         kind: equal for sequences that may run as one batch of the same plan; None for one that runs alone.
@@ -21,6 +22,7 @@ class InputProfile(NamedTuple):
     queries: int
     keys: int
     score_bytes: int
+    stage_bytes: int
     input_bytes: int
     answer_bytes: int
     kind: Hashable | None

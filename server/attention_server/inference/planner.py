@@ -1,6 +1,7 @@
 """The planner: from the outputs of a request to the stages of each layer."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -139,6 +140,25 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
     if spec.top_k:
         columns, size = min(spec.top_k, keys), size + index_type(keys).itemsize
     return heads * rows * columns * size
+
+
+def stage_bytes(plan: Plan, manifest: Manifest, queries: int, keys: int) -> int:
+    """Return the size of the stages of one sequence as they are computed, whole, in bytes.
+
+    Widths that a block takes as they come are counted as 0.
+
+    Args:
+        plan: says which stages of which layers.
+        manifest: of the model.
+        queries: T.
+        keys: S.
+    """
+    of_sequence: Mapping[Axis, int] = {"T": queries, "S": keys}
+    size = 0
+    for layer, stages in zip(manifest.layers, plan.stages, strict=False):
+        for name in stages | {STAGES[name].source for name in stages if STAGES[name].source}:
+            size += math.prod(of_sequence.get(axis, n) for axis, n in lengths(STAGES[name], layer, manifest).items())
+    return 4 * size
 
 
 def candidate_bytes(top: int, predictors: Sequence[Predictor], labels: Mapping[str, Labels], queries: int) -> int:

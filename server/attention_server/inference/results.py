@@ -18,6 +18,7 @@ from attention_server.inference.postprocess import Rows, read_rows, shape_stage,
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.row_selection import is_cut, positions, predictor_rows, unmasked_rows
 
+MAX_PROBABILITIES = 2**20  # held at once, which the choice of the largest takes some 30 bytes each for
 SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
 CHECKED = PROJECTED | SUMS | {"scores", "contributions", "embeddings"}
 
@@ -161,13 +162,23 @@ def _predictions(
         if not len(rows):
             continue
         read = output.mean(0, keepdims=True) if of_mean else output[positions(rows, computed)]
-        probabilities = forward.predict(predictor.name, read, run)
-        largest = top_k(probabilities, top, None) if top else TopK(*_largest(probabilities))
-        for row, ids, values in zip([None] if of_mean else rows.tolist(), *largest, strict=True):
-            labels = map(forward.labels[predictor.name].__getitem__, ids.tolist())
-            candidates = tuple(map(Candidate, ids.tolist(), labels, values.tolist()))
+        largest = _most_probable(predictor.name, read, top, forward, run)
+        for row, (ids, values) in zip([None] if of_mean else rows.tolist(), largest, strict=True):
+            labels = map(forward.labels[predictor.name].__getitem__, ids)
+            candidates = tuple(map(Candidate, ids, labels, values))
             id_, label, probability = candidates[0]
             yield Prediction(predictor.name, label, probability, row, id_, candidates if top else ())
+
+
+def _most_probable(
+    predictor: str, read: Vectors, top: int, forward: Forward, run: Run
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Yield the ids and probabilities of each row's most probable labels; of rows by blocks, to bound the memory."""
+    block = max(1, MAX_PROBABILITIES // max(1, len(forward.labels[predictor])))
+    for begin in range(0, len(read), block):
+        probabilities = forward.predict(predictor, read[begin : begin + block], run)
+        largest = top_k(probabilities, top, None) if top else TopK(*_largest(probabilities))
+        yield from zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
 
 
 def _largest(probabilities: Vectors) -> tuple[Array, Array]:

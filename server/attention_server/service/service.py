@@ -287,7 +287,7 @@ class Service:
             for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan):
                 prepared.append(each)
                 profiles.append(profile)
-                work_bytes += profile.score_bytes * each.batch
+                work_bytes += max(profile.score_bytes, profile.stage_bytes) * each.batch
                 answer_bytes += profile.answer_bytes * each.batch
                 self.limits.check_work(work_bytes)
                 self.limits.check_answer(answer_bytes)
