@@ -79,6 +79,7 @@ def test_compressed_bodies(server, path, encoding):
         (zlib.compress(b"{}") + b"x", "deflate", "Content-Encoding: the body is no deflate"),
         (b"{}", "br", "Content-Encoding: must be one of gzip, deflate, not 'br'"),
     ],
+    ids=["no gzip", "a cut gzip", "more than a deflate", "another encoding"],
 )
 def test_bodies_that_are_not_compressed_as_they_say(server, body, encoding, words):
     """A body that is not of its encoding, or of one that is not known, is refused."""

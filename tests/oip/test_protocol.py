@@ -173,7 +173,7 @@ def test_a_memory_is_named_by_a_parameter(server):
     value = np.random.default_rng(2).standard_normal((5, 10)).tolist()
     query = np.random.default_rng(3).standard_normal((2, 7, 16)).astype("f4")
     memory = requests.post(
-        f"{server.url}/v1/models/cross/memories", json={"key": key, "value": value}, timeout=10
+        f"{server.url}/v1/models/cross/memories", json={"key": key, "value": value}, timeout=HANG
     ).json()
     sent = {"name": "query", "datatype": "FP32", "shape": [2, 7, 16], "data": query.ravel().tolist()}
     outputs = [{"name": "output"}, {"name": "weights"}, {"name": "k"}]
