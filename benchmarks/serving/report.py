@@ -120,10 +120,10 @@ def _measured(results: Results, cases: Sequence[Case]) -> list[Case]:
 
 
 def _by_case(cases: Sequence[Case], cell: Callable[[str, Contender], str]) -> str:
-    """Return a table with a column for each case and a row for each contender."""
+    """Return a table with a column for each case and a row for each contender that was measured."""
     contenders = dict.fromkeys(each for case in cases for each in case.contenders)
     rows = ((_name(each), *(cell(case.key, each) for case in cases)) for each in contenders)
-    return _table(("", *(case.title for case in cases)), rows)
+    return _table(("", *(case.title for case in cases)), (row for row in rows if {*row[1:]} != {"-"}))
 
 
 def _name(contender: Contender) -> str:
