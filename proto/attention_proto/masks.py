@@ -1,4 +1,4 @@
-"""The mask of a request, as an additive mask in NumPy: causal, window, explicit and additive parts."""
+"""Masks of requests and of sites, as additive masks in NumPy: causal, window, explicit and additive parts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +36,17 @@ class Mask:
             and self.allowed is None
             and self.bias is None
         )
+
+
+def site_mask(*, causal: bool, window: int) -> Mask:
+    """Return the mask of a site itself, which is added to a request's.
+
+    Args:
+        causal: whether a query attends to keys at its own position and before alone.
+        window: a query attends to keys at a distance below this number; 0 for any distance.
+    """
+    reach = window - 1 if window else UNBOUNDED
+    return Mask(causal="top_left" if causal else "none", window=(reach, reach))
 
 
 def additive(mask: Mask, queries: int, keys: int) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """The additive form of a mask, compared with a loop."""
 
 import numpy as np
-from attention_proto.masks import Mask, additive
+from attention_proto.masks import Mask, additive, site_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -66,3 +66,12 @@ def test_open(case):
     if mask.is_open:
         assert not additive(mask, queries, keys).any()
     assert Mask().is_open
+
+
+@given(st.booleans(), st.integers(0, 6), st.integers(1, 7))
+def test_the_mask_of_a_site(causal, window, length):
+    """A site's window is the number of keys in reach, the query's own among them."""
+    added = additive(site_mask(causal=causal, window=window), length, length)
+    for i, j in np.ndindex(length, length):
+        seen = (j <= i or not causal) and (abs(i - j) < window or not window)
+        assert added[0, i, j] == (0 if seen else -np.inf)

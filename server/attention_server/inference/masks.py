@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from attention_proto import masks
 from attention_proto.attention.v1.attention_pb2 import Layer
 from attention_proto.masks import Mask, additive
 from numpy.typing import NDArray
@@ -70,13 +71,9 @@ def site_mask(queries: int, keys: int, *, causal: bool, window: int) -> Vectors 
 
 
 def _site_mask(queries: int, keys: int, *, causal: bool, window: int) -> Vectors | None:
-    distance = np.arange(queries)[:, None] - np.arange(keys)  # from a key to the query behind it
-    hidden = (distance < 0) & causal
-    if window:
-        hidden |= np.abs(distance) >= window
-    if not hidden.any():
+    mask = additive(masks.site_mask(causal=causal, window=window), queries, keys)
+    if mask.min() > HIDDEN:
         return None
-    mask = np.where(hidden, HIDDEN, np.float32(0))[None]
     mask.flags.writeable = False
     return mask
 
