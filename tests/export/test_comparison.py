@@ -10,12 +10,10 @@ import pytest
 import torch
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer import import_transformer
-from attention_export.importing.transformer.comparison import compare
 from attention_export.importing.transformer.reference import EagerModel, Reference
 from attention_export.importing.transformer.runner import VersionRunner
-from attention_export.importing.transformer.source import load_source
 from attention_export.importing.transformer.structure import site_reference, site_weights
-from export.tiny_checkpoints import WORDS, tiny_model, widened, word_tokenizer, write_checkpoint
+from export.tiny_checkpoints import WORDS, tiny_model, widened, word_tokenizer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -178,7 +176,7 @@ def import_grammar(grammar: Grammar, folder: Path) -> VersionRunner:
     checkpoint = folder / "checkpoint"
     widened(GrammarModel(config).eval()).save_pretrained(checkpoint)
     word_tokenizer(most=32).save_pretrained(checkpoint)
-    return VersionRunner(import_transformer(checkpoint, folder / "models", "grammar", 1))
+    return VersionRunner(import_transformer(checkpoint, folder / "models", "grammar", 1), kept_bytes=2**20)
 
 
 @given(GRAMMARS)
@@ -220,7 +218,7 @@ def test_the_reference_is_eager_and_leaves_the_source_as_it_is() -> None:
     """Copies in both precisions have configs of their own, so that neither runs the source's attention."""
     model = tiny_model("bert")
     model.set_attn_implementation("sdpa")
-    reference = Reference(model)
+    reference = Reference(model, model.state_dict().__getitem__)
     assert model.config._attn_implementation == "sdpa"
     for copied in (reference.exact, reference.single):
         assert copied.model.config is not model.config
@@ -231,7 +229,8 @@ def test_the_reference_is_eager_and_leaves_the_source_as_it_is() -> None:
 
 def test_the_reference_says_where_the_source_computes_in_float32() -> None:
     """A model that rounds its rotations or its softmax to float32 is named as such in the parity."""
-    assert "float32 in" in Reference(tiny_model("qwen3")).description
+    model = tiny_model("qwen3")
+    assert "float32 in" in Reference(model, model.state_dict().__getitem__).description
 
 
 def test_a_model_without_weights_cannot_be_compared() -> None:
@@ -241,14 +240,7 @@ def test_a_model_without_weights_cannot_be_compared() -> None:
         def forward(self, input_ids: Tensor, **options: Any) -> BaseModelOutput:
             return super().forward(input_ids, **(options | {"output_attentions": False}))
 
-    model = EagerModel(Silent(GrammarConfig(attn_implementation="eager")).eval(), torch.float32)
+    silent = Silent(GrammarConfig(attn_implementation="eager")).eval()
+    model = EagerModel(silent, silent.state_dict().__getitem__, torch.float32)
     with pytest.raises(ImportFailure, match="does not return its attentions"):
         model.run({"input_ids": np.ones((1, 3), np.int64)})
-
-
-def test_a_model_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The number of parameters, the limit and the memory that a comparison takes are said."""
-    monkeypatch.setattr("attention_export.importing.transformer.comparison.LARGEST", 1000)
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_model("bert"))
-    with pytest.raises(ImportFailure, match=r"parameters; .* up to 1,000"):
-        compare(load_source(checkpoint).model, tmp_path, lambda _: None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from attention_export.graphs import to_onnx
 from attention_export.importing.transformer import import_transformer
-from attention_export.importing.transformer.comparison import Mismatch, compare
+from attention_export.importing.transformer.comparison import WHOLE, Mismatch, compare
 from attention_export.importing.transformer.sites import SiteShape
 from attention_export.importing.transformer.source import load_source
 from attention_export.manifest import add_file, read_manifest, write_manifest
@@ -51,10 +51,14 @@ class Honest:
         return folder
 
     def refusal(self, kind: str, version: Path) -> Mismatch:
-        """Compare a version with the source; return the refusal."""
-        with pytest.raises(Mismatch) as refused:
-            compare(load_source(self.checkpoint(kind)).model, version, lambda _: None)
-        return refused.value
+        """Compare a version with the source, whole and with a parameter in memory at a time; return the refusal."""
+        refusals = []
+        for whole in (WHOLE, 0):
+            with pytest.raises(Mismatch) as refused:
+                compare(load_source(self.checkpoint(kind)), version, lambda _: None, whole=whole)
+            refusals.append(refused.value)
+        assert (refusals[0].site, refusals[0].stage) == (refusals[1].site, refusals[1].stage)
+        return refusals[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +68,18 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_honest_version_passes(kind: str, honest: Honest) -> None:
-    """A version is equal to its source in every case, and the manifest records it."""
-    parity = compare(load_source(honest.checkpoint(kind)).model, honest.versions[kind], lambda _: None)
+    """A version is equal to its source in every case, whole or a parameter at a time, and the manifest records it."""
+    parity = compare(load_source(honest.checkpoint(kind)), honest.versions[kind], lambda _: None)
     assert parity.cases >= 6
     assert {"embeddings", "weights", "hidden"} <= set(parity.max_abs_error)
     assert parity.reference.startswith("transformers ") and "eager, float64" in parity.reference
     assert read_manifest(honest.versions[kind]).parity.cases == parity.cases
+    said: list[str] = []
+    large = compare(load_source(honest.checkpoint(kind)), honest.versions[kind], said.append, whole=0)
+    assert parity.cases - 2 <= large.cases <= parity.cases and large.reference == parity.reference
+    for stage, error in large.max_abs_error.items():
+        assert error <= 2 * parity.max_abs_error[stage]
+    assert any("one is in memory at a time" in line for line in said)
 
 
 def test_positions_that_begin_one_later_are_refused(honest: Honest, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def import_transformer(
         manifest = write_version(parts, tokenizer, scratch, head=head, pooling=pooling, **described)
         write_manifest(scratch, manifest)
         memory = f"the most memory used: {_peak()} for the export"
-        parity = compare(checkpoint.model, scratch, progress)
+        parity = compare(checkpoint, scratch, progress)
         manifest = read_manifest(scratch)  # the comparison may have taken stages away
         manifest.parity.CopyFrom(parity)
         write_manifest(scratch, manifest)

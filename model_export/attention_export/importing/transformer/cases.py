@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from attention_export.importing.transformer.reference import Arguments, Array, EagerModel
 from attention_export.importing.transformer.runner import VersionRunner
 
-LENGTHS = (1, 2, 23, 64)
-LONGEST = 512  # weights of all sites in float64 take 8 H T^2 bytes each
+LENGTHS = (1, 2, 23, 64, 512)  # weights of all sites in float64 take 8 H T^2 bytes each
+LENGTHS_OF_LARGE = (2, 23, 128)  # of a large model, beside edges of windows; each case reads all parameters twice
 LONGEST_WINDOW = 1024  # tokens; the edges of wider windows are not compared
 PADDED = (5, 13, 1, 8)  # lengths in one padded batch
 SEED = 0
@@ -121,19 +121,19 @@ class CaseBuilder:
         return Case(name, tokens, arguments, first_position=first)
 
 
-def comparison_cases(version: VersionRunner, model: EagerModel) -> list[Case]:
+def comparison_cases(version: VersionRunner, model: EagerModel, lengths: tuple[int, ...]) -> list[Case]:
     """Return the cases of a model, the shortest first.
 
-    Lengths are 1, 2, a prime number, 64, the edges of windows and the end of the position table; some are in batches,
-    with several token types, padded in the source, or spread over the vocabulary.
+    Beside the given lengths there are those at the edges of windows; some are in batches, with several token types,
+    padded in the source, spread over the vocabulary, or at the end of the position table.
     """
     text = version.manifest.text
     most = text.max_tokens
     builder = _builder(version, model)
     windows = {layer.window for layer in version.manifest.layers if 0 < layer.window <= LONGEST_WINDOW}
     edges = {window + step for window in windows for step in (-1, 0, 1)}
-    lengths = {*LENGTHS, *edges, min(most, LONGEST)}
-    cases = [builder.plain(length, 1 + (length in (2, 64))) for length in sorted(lengths) if 0 < length <= most]
+    chosen = {*lengths[:-1], *edges, min(most, lengths[-1])}
+    cases = [builder.plain(length, 1 + (length in (2, 64))) for length in sorted(chosen) if 0 < length <= most]
     short = min(23, most)
     if builder.types > 1:
         cases.append(builder.typed(short))

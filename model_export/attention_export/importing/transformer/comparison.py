@@ -11,35 +11,29 @@ from pathlib import Path
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Parity, Predictor
-from torch import nn
 
-from attention_export.importing import ImportFailure
-from attention_export.importing.transformer.cases import Case, comparison_cases
+from attention_export.importing.transformer.cases import LENGTHS, LENGTHS_OF_LARGE, Case, comparison_cases
 from attention_export.importing.transformer.reference import Array, ModuleCall, Reference, SourceStages
 from attention_export.importing.transformer.runner import SiteStages, VersionRunner, VersionStages
+from attention_export.importing.transformer.source import Source
 from attention_export.importing.transformer.structure import Mismatch, check_structure, place, site_reference
 
 Progress = Callable[[str], None]
 __all__ = ["Mismatch", "compare"]
 
 RTOL = 2e-5  # of the largest value of a stage
-LARGEST = 500_000_000  # parameters; the reference holds each in 12 bytes beside the source's 4
+WHOLE = 500_000_000  # parameters, up to which a model is loaded at once
 
 
 @dataclass
 class Comparison:
-    """The state of a comparison: the reference, the version, and the errors found so far.
-
-    Attributes:
-        output_calls: for each site, the module call of the source that gives its `output`; empty before the first case.
-    """
+    """The state of a comparison: the reference, the version, and the errors found so far."""
 
     reference: Reference
     version: VersionRunner
     cases: int = 0
     errors: dict[str, float] = field(default_factory=dict)
     limited_by_float32: int = 0
-    output_calls: list[ModuleCall | None] = field(default_factory=list)
 
     def compare_case(self, case: Case) -> None:
         """Compare all stages of a case.
@@ -64,22 +58,24 @@ class Comparison:
             Mismatch: a site's output differs, or no module of the source gives it.
         """
         found = self.version.run(case.tokens, case.token_types)
-        exact = self.reference.exact.run(case.arguments)
-        calls = self.reference.exact.calls(case.arguments)
-        for index, layer in enumerate(self.version.manifest.layers):
-            if "output" not in layer.stages:
-                continue
-            site = found.sites[index]
-            heads = site_reference(layer, site, exact.weights[index])
-            call = _linear_behind(calls, heads) or self._module_call(case, index, layer)
-            if call is None or site.output is None:
+        layers = {i: each for i, each in enumerate(self.version.manifest.layers) if "output" in each.stages}
+        paths = [self.reference.exact.module_path(layer.path) for layer in layers.values()]
+        exact, calls = self.reference.exact.record(case.arguments, [*self.reference.exact.matrices(), *paths])
+        expected: dict[int, ModuleCall] = {}
+        for (index, layer), path in zip(layers.items(), paths, strict=True):
+            heads = site_reference(layer, found.sites[index], exact.weights[index])
+            call = _linear_behind(calls, heads) or self._module_call(calls, index, path)
+            if call is None or found.sites[index].output is None:
                 raise Mismatch(
                     layer.name, "output", f"{place(layer)}: no module of the source gives its `output` ({case.name})"
                 )
-            single = next(
-                each for each in self.reference.single.calls(case.arguments, [call.path]) if each.number == call.number
-            )
-            self.check(layer, "output", case, site.output, call.result, single.result)
+            expected[index] = call
+        _, calls = self.reference.single.record(case.arguments, {call.path for call in expected.values()})
+        rounded = {(call.path, call.number): call.result for call in calls}
+        for index, call in expected.items():
+            output = found.sites[index].output
+            assert output is not None
+            self.check(layers[index], "output", case, output, call.result, rounded[call.path, call.number])
 
     def check(self, layer: Layer, stage: str, case: Case, found: Array, exact: Array, single: Array) -> None:
         """Compare one stage.
@@ -155,46 +151,50 @@ class Comparison:
             expected, rounded = (_probabilities(logits) for logits in (exact, single))
             self.check(manifest.layers[-1], "predictions", case, probabilities, expected, rounded)
 
-    def _module_call(self, case: Case, index: int, layer: Layer) -> ModuleCall | None:
-        path = self.reference.exact.module_path(layer.path)
-        number = sum(each.path == layer.path for each in self.version.manifest.layers[:index])
-        calls = self.reference.exact.calls(case.arguments, [path])
-        return next((call for call in calls if call.number == number), None)
+    def _module_call(self, calls: Sequence[ModuleCall], index: int, path: str) -> ModuleCall | None:
+        """Return the call of a site's own module."""
+        layers = self.version.manifest.layers
+        number = sum(each.path == layers[index].path for each in layers[:index])
+        return next((call for call in calls if (call.path, call.number) == (path, number)), None)
 
 
-def compare(model: nn.Module, folder: Path, progress: Progress) -> Parity:
+def compare(source: Source, folder: Path, progress: Progress, *, whole: int = WHOLE) -> Parity:
     """Compare a version's folder with its source.
 
     The stages of a site lose `contributions` in the folder's manifest if its `output` is not affine in `heads`.
 
     Args:
-        model: the source in float32; left as it is.
+        source: the checkpoint.
         folder: of the version.
         progress: called with a line for each step.
+        whole: up to how many parameters the source is loaded at once, by `transformers` itself. Of a larger one
+            one parameter is in memory at a time; graphs of its version stay open up to as many, and further ones are
+            opened for each use; and there are fewer and shorter sequences.
 
     Returns:
         The record for the manifest.
 
     Raises:
         Mismatch: a stage differs; the first site that does is named.
-        ImportFailure: the source is too large, or returns no weights or hidden states.
+        ImportFailure: the source returns no weights or hidden states.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if parameters > LARGEST:
-        raise ImportFailure(
-            f"the model has {parameters:,} parameters; a comparison with the source takes 16 bytes for each, and is "
-            f"made up to {LARGEST:,}"
+    large = sum(parameter.numel() for parameter in source.skeleton.parameters()) > whole
+    reference = Reference(source.skeleton, source.value_to_run if large else source.model.state_dict().__getitem__)
+    lengths = LENGTHS_OF_LARGE if large else LENGTHS
+    comparison = Comparison(reference, VersionRunner(folder, kept_bytes=4 * whole))
+    progress(f"comparing with {reference.description}")
+    if large:
+        progress(
+            f"more than {whole:,} parameters: one is in memory at a time, and sequences have up to {lengths[-1]} tokens"
         )
-    comparison = Comparison(Reference(model), VersionRunner(folder))
-    progress(f"comparing with {comparison.reference.description}")
-    cases = comparison_cases(comparison.version, comparison.reference.exact)
+    cases = comparison_cases(comparison.version, reference.exact, lengths)
     for case in cases:
         progress(f"comparing {case.name}")
         comparison.compare_case(case)
-    whole = next(case for case in cases if case.lengths is None and case.tokens.shape[1] > 2)
-    comparison.compare_outputs(whole)
+    plain = next(case for case in cases if case.lengths is None and case.tokens.shape[1] > 2)
+    comparison.compare_outputs(plain)
     progress("comparing the graphs of sites, and rows of segments alone with rows together")
-    check_structure(comparison.version, comparison.version.run(whole.tokens, whole.token_types))
+    check_structure(comparison.version, comparison.version.run(plain.tokens, plain.token_types))
     return comparison.parity()
 
 

@@ -9,13 +9,14 @@ import onnxruntime as ort
 import torch
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from attention_export.graphs import strip
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.parts import TransformerParts
 from attention_export.importing.transformer.source import Source, quiet
+from attention_export.importing.transformer.values import ValuesOnUse, without_values
 
 MASKED_LM = "masked-lm"
 NAMES = {"sequence-classification": "label", "token-classification": "label", MASKED_LM: "token"}  # of predictions
@@ -53,7 +54,7 @@ def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tup
     if reason := _kind_left_out(source):
         return None, (f"{left_out}: {reason}",)
     logits = parts.head()
-    rows = _find_rows(source.model, logits, parts.max_tokens or LENGTHS[-1])
+    rows = _find_rows(source, logits, parts.max_tokens or LENGTHS[-1])
     if rows is None:
         reason = (
             "its logits follow neither from each row of the last hidden state, nor from the first or the last row, nor "
@@ -101,14 +102,16 @@ def _with_softmax(content: bytes, name: str) -> tuple[bytes, int]:
     return model.SerializeToString(deterministic=True), output.type.tensor_type.shape.dim[-1].dim_value
 
 
-def _find_rows(model: nn.Module, head: bytes, longest: int) -> "Predictor.Rows.ValueType | None":
+def _find_rows(source: Source, head: bytes, longest: int) -> "Predictor.Rows.ValueType | None":
     """Return the rows of the last hidden state that give the source's logits; None where no choice does."""
+    model = without_values(source.skeleton, torch.float32)
     session = ort.InferenceSession(head, providers=["CPUExecutionProvider"])
     (taken,) = (each.name for each in session.get_inputs())
     rng = np.random.default_rng(0)
     errors: dict[Predictor.Rows.ValueType, float] = {}
     for length in (min(length, longest) for length in LENGTHS):
-        hidden, logits = _run(model, rng, length)
+        with ValuesOnUse(model, source.value_to_run):
+            hidden, logits = _run(model, rng, length)
         for rows, read in _choices(hidden, whole=logits.ndim == 1).items():
             (found,) = session.run(None, {taken: read})
             error = float(np.abs(found.reshape(-1, logits.shape[-1]) - logits).max() / np.abs(logits).max())

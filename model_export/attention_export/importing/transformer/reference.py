@@ -1,8 +1,10 @@
-"""The source of an imported model, run by `transformers` in eager mode: the values that a version must reproduce."""
+"""The source of an imported model, run by `transformers` in eager mode: the values that a version must reproduce.
 
-import copy
+Parameters are in memory while an operation takes them, so that a model of any size is run.
+"""
+
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -17,6 +19,7 @@ from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.values import Values, ValuesOnUse, without_values
 
 Array = NDArray[Any]
 Arguments = dict[str, Array]  # of the source's forward: `input_ids`, `attention_mask`, .., all [B, T]
@@ -81,17 +84,18 @@ class EagerModel:
     """A copy of the source in one precision, with the attention that `transformers` writes out (`eager`).
 
     Args:
-        model: the source; left as it is, and taken itself where it is eager and of that precision.
+        model: the source; left as it is.
+        values: of its parameters.
         dtype: of the parameters.
 
     Raises:
         ImportFailure: `transformers` has no eager attention for the model.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, values: Values, dtype: torch.dtype) -> None:
         # A copy of the config too: `set_attn_implementation` writes into it, and models made of one config share it.
-        taken: Any = model if _is_eager(model, dtype) else copy.deepcopy(model).to(dtype).eval()
-        self.model = taken
+        self.model = without_values(model, dtype).eval()
+        self.values = values
         self.model.set_attn_implementation("eager")
         for module in self.model.modules():
             config = getattr(module, "config", None)
@@ -112,7 +116,7 @@ class EagerModel:
         if "use_cache" in self.parameters:
             options["use_cache"] = False
         tensors = {name: torch.tensor(x) for name, x in arguments.items()}
-        with torch.no_grad(), CallRecorder({"": self.model.base_model}) as base:
+        with torch.no_grad(), ValuesOnUse(self.model, self.values), CallRecorder({"": self.model.base_model}) as base:
             result = self.model(**tensors, **options)
         missing = [name for name in ("attentions", "hidden_states") if not result.get(name)]
         if missing or any(each is None for each in result["attentions"]):
@@ -127,13 +131,16 @@ class EagerModel:
             hidden, [each.numpy() for each in result["attentions"]], None if logits is None else logits.numpy()
         )
 
-    def calls(self, arguments: Arguments, paths: Sequence[str] | None = None) -> list[ModuleCall]:
-        """Return the calls of modules in one run, in order: of those at `paths`, or of all that hold a matrix."""
+    def record(self, arguments: Arguments, paths: Iterable[str]) -> tuple[SourceStages, list[ModuleCall]]:
+        """Compute all stages of sequences, and return the calls of modules too, in order."""
         modules = dict(self.model.named_modules())
-        chosen = [name for name in modules if _has_matrix(modules[name])] if paths is None else paths
-        with CallRecorder({path: modules[path] for path in chosen if path in modules}) as recorder:
-            self.run(arguments)
-        return recorder.calls
+        with CallRecorder({path: modules[path] for path in paths}) as recorder:
+            stages = self.run(arguments)
+        return stages, recorder.calls
+
+    def matrices(self) -> list[str]:
+        """Return the paths of the modules that hold a matrix."""
+        return [path for path, module in self.model.named_modules() if _has_matrix(module)]
 
     def module_path(self, path: str) -> str:
         """Return a module's path in this model, of a path in it or in its base model.
@@ -153,12 +160,13 @@ class Reference:
     """The source in float64, where it computes in it, and in float32.
 
     Args:
-        model: the source in float32.
+        model: the source; left as it is.
+        values: of its parameters, in float32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self.single = EagerModel(model, torch.float32)
+    def __init__(self, model: nn.Module, values: Values) -> None:
+        self._model, self._values = model, values
+        self.single = EagerModel(model, values, torch.float32)
         self.notes: list[str] = []
         self.exact = self._float64() or self.single
 
@@ -174,7 +182,7 @@ class Reference:
         return ", ".join(parts + self.notes)
 
     def _float64(self) -> EagerModel | None:
-        model = EagerModel(self._model, torch.float64)
+        model = EagerModel(self._model, self._values, torch.float64)
         names = {name for name in ("attention_mask",) if name in model.parameters}
         probe = {"input_ids": np.ones((1, 3), np.int64)} | {name: np.ones((1, 3), np.int64) for name in names}
         casts = _Casts()
@@ -228,15 +236,6 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 def _attention(config: PretrainedConfig) -> str | None:
     name: str | None = config._attn_implementation  # noqa: SLF001 # it stands nowhere else
     return name
-
-
-def _is_eager(model: nn.Module, dtype: torch.dtype) -> bool:
-    configs = [
-        config for module in model.modules() if isinstance(config := getattr(module, "config", None), PretrainedConfig)
-    ]
-    return all(_attention(config) == "eager" for config in configs) and all(
-        parameter.dtype == dtype for parameter in model.parameters()
-    )
 
 
 def _has_matrix(module: nn.Module) -> bool:

@@ -1,7 +1,6 @@
 """A version's folder, run by its manifest and by names with onnxruntime: small, and independent of the server."""
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,12 +55,29 @@ class VersionStages:
 
 
 class VersionRunner:
-    """A version's graphs, opened on the CPU; a file is opened once."""
+    """A version's graphs, opened on the CPU.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the version.
+        kept_bytes: of files that stay open; further ones are opened for each use.
+    """
+
+    def __init__(self, folder: Path, kept_bytes: int) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.open = functools.cache(lambda name: session(folder / name))
+        self._left = kept_bytes
+        self._kept: dict[str, ort.InferenceSession] = {}
+
+    def open(self, name: str) -> ort.InferenceSession:
+        """Return a graph's session."""
+        if name in self._kept:
+            return self._kept[name]
+        opened = session(self.folder / name)
+        size = (self.folder / name).stat().st_size
+        if size <= self._left:
+            self._left -= size
+            self._kept[name] = opened
+        return opened
 
     def run(
         self, tokens: Array, token_types: Array | None = None, *, first_position: int = 0, masked: bool = False
@@ -139,14 +155,17 @@ class VersionRunner:
             added = run(graph, {each.name: feeds[each.name] for each in graph.get_inputs()})["bias"]
         return np.where(hidden, np.float32("-inf"), added)
 
-    def output_of(self, index: int, environment: Environment) -> Array:
-        """Return `output` of a site alone, for given inputs of the segment behind it."""
+    def outputs_of(self, index: int, feeds: Environment) -> Callable[[Array], Array]:
+        """Return `output` of a site as a function of `heads`, for further inputs of the segment behind it."""
         graph = self.open(self.manifest.segments[index + 1].graph.name)
-        feeds = {each.name: environment[each.name] for each in graph.get_inputs()}
         options = ort.RunOptions()
         options.only_execute_path_to_fetches = True
-        (output,) = graph.run(["output"], feeds, options)
-        return np.asarray(output)
+
+        def output(heads: Array) -> Array:
+            (result,) = graph.run(["output"], feeds | {"heads": heads}, options)
+            return np.asarray(result)
+
+        return output
 
     def predictions(self, hidden: Array) -> Environment:
         """Return the probabilities of each predictor for rows of `hidden`, [N, D]."""

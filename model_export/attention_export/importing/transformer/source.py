@@ -90,6 +90,10 @@ class Source:
             )
         return _single(self.model.state_dict()[name])  # transformers computes it of several tensors
 
+    def value_to_run(self, name: str) -> Tensor:
+        """Read a parameter; one that no file has is random, as the source that is run has some that nothing takes."""
+        return self.skeleton.get_parameter(name) if name in self.missing else self.value(name)
+
 
 @dataclass(frozen=True)
 class _Origin:

@@ -152,9 +152,8 @@ def is_affine(version: VersionRunner, index: int, inputs: Environment) -> bool:
     b = rng.standard_normal(a.shape).astype(np.float32) * np.abs(a).max()
     alone = np.zeros_like(a)
     alone[:, -1] = a[:, -1]
-    zero, of_a, of_b, of_both, of_one = (
-        version.output_of(index, inputs | {"heads": heads}) for heads in (np.zeros_like(a), a, b, a + b, alone)
-    )
+    output = version.outputs_of(index, inputs)
+    zero, of_a, of_b, of_both, of_one = map(output, (np.zeros_like(a), a, b, a + b, alone))
     largest = max(np.abs(of_a).max(), np.abs(of_b).max())
     sums = np.abs(of_a + of_b - zero - of_both).max() <= RTOL * largest
     row = np.abs(of_one[:, -1] - of_a[:, -1]).max() <= RTOL * largest

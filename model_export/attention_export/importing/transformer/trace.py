@@ -25,6 +25,7 @@ from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.adapters import ADAPTED, ADAPTERS, adapt
 from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
 from attention_export.importing.transformer.source import Source, quiet
+from attention_export.importing.transformer.values import ValuesOnUse
 
 TOKENS, POSITIONS, TYPES = "tokens", "position_ids", "token_type_ids"
 BATCH, LENGTH = "B", "T"
@@ -71,7 +72,8 @@ def trace(source: Source) -> Trace:
             raise _beside(source)
         base = position_base(model)
         AttentionInterface.register(NAME, recorder.attend)
-        adapt(model, recorder.attend)
+        with ValuesOnUse(model, source.value):  # adapters compute biases of parameters
+            adapt(model, recorder.attend)
         fakes = FakeTensorMode(allow_non_fake_inputs=True)
         _make_fake(model, fakes)
         wrapper = _Wrapper(model, recorder)
@@ -83,9 +85,8 @@ def trace(source: Source) -> Trace:
 
 
 def _copy(source: Source) -> PreTrainedModel:
-    """Copy the source's model without the memory of parameters, which only an adapter reads."""
-    adapted = any(isinstance(module, tuple(ADAPTERS)) for module in source.skeleton.modules())
-    model = source.model if adapted else source.skeleton
+    """Copy the source's model without the memory of parameters."""
+    model = source.skeleton
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
