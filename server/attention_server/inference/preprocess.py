@@ -115,10 +115,7 @@ def prepare(
     if memory is not None:
         _check_memory(memory, layer, query, join_path(path, "query"))
     queries = _length(tokens, query)
-    if 0 < max_length(manifest) < queries:
-        raise InvalidRequest(
-            f"has {queries} positions; this model reads at most {max_length(manifest)}", field=join_path(path, "query")
-        )
+    _check_length(queries, manifest, join_path(path, "query"))
     keys = memory.length if memory else _length(memory_tokens, key) or queries
     if value is not None and len(value) != keys:
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=join_path(path, "value"))
@@ -145,6 +142,12 @@ def prepare(
         attending=attending,
         attended=attended,
     )
+
+
+def _check_length(queries: int, manifest: Manifest, field: str) -> None:
+    most = max_length(manifest)
+    if 0 < most < queries:
+        raise InvalidRequest(f"has {queries} positions; this model reads at most {most}", field=field)
 
 
 def max_length(manifest: Manifest) -> int:
