@@ -23,7 +23,6 @@ SMALL = {
 LARGE = {
     "rows": (OutputSpec("output", rows=tuple(range(LONG + 1))),),
     "alias": (OutputSpec("output", alias="x" * (LONG + 1)),),
-    "layers": (OutputSpec("output", layers=("*",) * (LONG + 1)),),
     "rows and alias": (OutputSpec("output", alias="x", rows=tuple(range(LONG))),),
     "many": tuple(OutputSpec("output", alias=str(i)) for i in range(LONG + 1)),
 }
