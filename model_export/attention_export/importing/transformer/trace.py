@@ -177,7 +177,7 @@ def _returned(model: nn.Module, recorder: SiteRecorder) -> Iterator[dict[int, Te
 
 def _export(wrapper: _Wrapper) -> ir.Model:
     examples = tuple(torch.zeros(EXAMPLE, dtype=torch.int64) for _ in range(3))
-    shape = {0: Dim(BATCH), 1: Dim(LENGTH)}
+    shape = {0: Dim(BATCH), 1: _length(wrapper.model)}
     shapes = dict.fromkeys((TOKENS, POSITIONS, TYPES), shape)
     try:
         program = torch.export.export(wrapper.eval(), examples, dynamic_shapes=shapes, strict=False)
@@ -195,6 +195,12 @@ def _export(wrapper: _Wrapper) -> ir.Model:
         raise _refusal(wrapper.model, error) from error
     assert exported is not None
     return exported.model
+
+
+def _length(model: PreTrainedModel) -> Dim:
+    """Return the dimension of sequences, which some models, such as CLIP, compare with their positions."""
+    longest = getattr(model.config, "max_position_embeddings", None) or 0
+    return Dim(LENGTH, max=longest) if longest > EXAMPLE[1] else Dim(LENGTH)
 
 
 def _refusal(model: nn.Module, error: BaseException) -> ImportFailure:
