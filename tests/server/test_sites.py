@@ -11,7 +11,7 @@ from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
-from attention_server.repository.loader import load
+from attention_server.repository.loader import RepositoryError, load
 from serving import HANG, start_server
 
 from tests.refusals import refused
@@ -267,6 +267,14 @@ SPOILED = {
         {"change": lambda manifest: manifest.layers[1].MergeFrom(type(manifest.layers[1])(head_dim=3))},
         "4 wide",
     ),
+    "no width of a head": (
+        {"change": lambda manifest: setattr(manifest.layers[1], "head_dim", 0)},
+        "layer 1 says no head_dim",
+    ),
+    "a scale that is no number": (
+        {"change": lambda manifest: setattr(manifest.layers[1], "scale", float("nan"))},
+        "layer 1 has a scale of nan",
+    ),
     "too few segments": (
         {"change": lambda manifest: manifest.segments.pop() and manifest.segments.pop()},
         "1 segments for 2",
@@ -306,3 +314,31 @@ def test_spoiled_versions(tmp_path):
     assert reasons.pop(1) == ""
     for version, (kind, (_, words)) in enumerate(SPOILED.items(), 2):
         assert words in reasons[version], (kind, reasons[version])
+
+
+@pytest.mark.parametrize(("reach", "is_served"), [(599, True), (598, False)])
+def test_a_bias_reaches_to_the_longest_text(tmp_path, monkeypatch, reach, is_served):
+    """A table of biases that ends before the distance of the longest text is refused at load, not in a request."""
+    length = 600
+    for name in ("positions", "turn"):
+        monkeypatch.setitem(small.W, name, np.ones((small.BASE + length, WIDTH), np.float32))
+    monkeypatch.setitem(small.W, "table", np.ones((HEADS, 2 * reach + 1), np.float32))
+    nodes = [
+        ("Unsqueeze", ["query_positions", "last"], ["from"]),
+        ("Sub", ["key_positions", "from"], ["distance"]),
+        ("Add", ["distance", "most"], ["column"]),
+        ("Gather", ["table", "column"], ["found"], {"axis": 1}),
+        ("Unsqueeze", ["found", "first"], ["bias"]),
+    ]
+    constants = {"table": small.W["table"], "most": np.int64(reach), "first": np.array([0]), "last": np.array([1])}
+    shapes = {"query_positions": ["T"], "key_positions": ["S"]}
+    bias = small.graph(shapes, {"bias": [1, HEADS, "T", "S"]}, nodes, constants)
+    folder = small.write(
+        tmp_path / "small/1", change=lambda manifest: setattr(manifest.text, "max_tokens", length), bias=bias
+    )
+    if is_served:
+        load(folder, OnnxRuntime("cpu", 1), 2**30)
+    else:
+        with pytest.raises(RepositoryError) as refusal:
+            load(folder, OnnxRuntime("cpu", 1), 2**30)
+        assert "Gather" in refusal.value.log_reason

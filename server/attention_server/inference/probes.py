@@ -65,7 +65,7 @@ class ModelProbes:
             if index < len(segments):
                 yield from self._segment_probe(index, tensors, seen, make)
             if index < len(self.layers):
-                yield from _site_probes(self.layers[index], tensors, seen, make)
+                yield from _site_probes(self.layers[index], tensors, seen, make, self.manifest.text.max_tokens)
                 if is_long:
                     return
                 self.layers[index].stages(tensors, None, frozenset(), self.layers[index].gives, Run())
@@ -140,16 +140,20 @@ class ModelProbes:
 
     def _positions(self, sequences: int, length: int, max_tokens: int) -> Tensors:
         """Return positions from the first to the greatest, and token types of zero, each INT64 [B, T]."""
-        last = (max_tokens or length) - 1
-        positions = np.linspace(0, last, length).astype(np.int64) + self.manifest.text.position_base
+        positions = _spread(length, max_tokens) + self.manifest.text.position_base
         return {
             "position_ids": np.stack([positions] * sequences),
             "token_type_ids": np.zeros((sequences, length), np.int64),
         }
 
 
-def _site_probes(layer: LoadedLayer, tensors: Tensors, seen: set[str], make: Callable[..., Probe]) -> Iterator[Probe]:
-    """Yield the probes of a site's graphs not seen before: each variant of `attend`, and the bias."""
+def _site_probes(
+    layer: LoadedLayer, tensors: Tensors, seen: set[str], make: Callable[..., Probe], max_tokens: int
+) -> Iterator[Probe]:
+    """Yield the probes of a site's graphs not seen before: each variant of `attend`, and the bias.
+
+    The positions of a bias go up to the last one of the longest text.
+    """
     query = "query" if "query" in layer.takes else "q"
     sequences, queries, keys = *tensors[query].shape[:2], tensors["k"].shape[1]
     mask = _draw_mask(sequences, queries, keys)
@@ -163,11 +167,19 @@ def _site_probes(layer: LoadedLayer, tensors: Tensors, seen: set[str], make: Cal
     bias = layer.about.bias.name
     if bias and bias not in seen:
         seen.add(bias)
-        positions = {"query_positions": np.arange(queries), "key_positions": np.arange(keys)}
+        positions = {
+            "query_positions": _spread(queries, max_tokens),
+            "key_positions": _spread(keys, max_tokens),
+        }
         inputs = {each: (tensors | positions)[each] for each in layer.graphs[bias].inputs}
         rows = tuple(each for each in ("query_positions", "q") if each in inputs)
         has_sequences = make is Probe and "q" in inputs
         yield make(bias, _compute(layer.graphs[bias]), inputs, rows, by_sequence=has_sequences)
+
+
+def _spread(length: int, max_tokens: int) -> NDArray[np.int64]:
+    """Return so many positions from 0 to the last one of the longest text; of a model without a limit, the first."""
+    return np.linspace(0, (max_tokens or length) - 1, length).astype(np.int64)
 
 
 def _compute(graph: Graph) -> Compute:

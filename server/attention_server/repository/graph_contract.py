@@ -1,5 +1,6 @@
 """The contract between a manifest and its graphs: tensors by name and width along the chain, heads and labels."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -56,6 +57,8 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
         raise ContractError(f"block {manifest.block!r} is none of {', '.join(BLOCKS)}")
     _check_names(manifest)
     for layer in manifest.layers:
+        if manifest.block == TRANSFORMER:
+            _check_widths(layer)
         _check_layer(layer, graphs, device)
     for predictor in manifest.predictors:
         if predictor.rows == Predictor.ROWS_UNSPECIFIED or not (predictor.labels or predictor.vocabulary):
@@ -78,6 +81,15 @@ def _check_names(manifest: Manifest) -> None:
         if layer.name in names:
             raise ContractError(f"two layers have the name {layer.name!r}")
         names.add(layer.name)
+
+
+def _check_widths(layer: Layer) -> None:
+    """Check that a transformer's site says its widths, by which limits are checked, and a scale."""
+    for name in ("query_dim", "head_dim", "value_head_dim"):
+        if not getattr(layer, name):
+            raise ContractError(f"layer {layer.name} says no {name}, which a site of a transformer needs")
+    if not 0 < layer.scale < math.inf:
+        raise ContractError(f"layer {layer.name} has a scale of {layer.scale:g}; it must be above 0 and finite")
 
 
 def _check_layer(layer: Layer, graphs: Mapping[str, Graph], device: str) -> None:
