@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.pooling import read_pooling
 from attention_export.importing.transformer.source import load_source
 from export.tiny_models import save_model
 from safetensors.torch import load_file, save_file
@@ -141,5 +142,31 @@ def test_unreadable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImportFailure, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_source(tmp_path)
     torch.save({"weight": Path("x")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ImportFailure, match="cannot be read as tensors alone"):
+    with pytest.raises(ImportFailure, match=r"cannot be read as tensors alone: it holds \S*Path, and only tensors"):
         load_source(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"garbage")
+    with pytest.raises(ImportFailure, match=r"it is no file of PyTorch, or holds more than tensors$"):
+        load_source(tmp_path)
+
+
+def test_refusals_are_short(tmp_path: Path) -> None:
+    """A config that nests without end, or is of an unknown type, is refused in one line."""
+    for content in ("[" * 100_000, '{"model_type": "unheard-of"}', '{"model_type": "bert", "hidden_size": "x"}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ImportFailure) as refused:
+            load_source(tmp_path)
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < len(str(tmp_path)) + 450
+
+
+@pytest.mark.parametrize("content", ["[1]", "[" * 100_000, '[{"type": "x.Pooling", "path": "own"}]'])
+def test_modules_that_say_no_pooling(tmp_path: Path, content: str) -> None:
+    """A modules.json of another form is refused in words; a pooling that is no name is left out."""
+    (tmp_path / "modules.json").write_text(content)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text('{"pooling_mode": 5}')
+    if "own" in content:
+        assert read_pooling(tmp_path).pool == ""
+    else:
+        with pytest.raises(ImportFailure, match=r"modules\.json"):
+            read_pooling(tmp_path)

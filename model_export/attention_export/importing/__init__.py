@@ -1,14 +1,27 @@
 """Attention that others trained, as blocks: only safetensors, or PyTorch files read with `weights_only`."""
 
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+CALLED = re.compile(r"GLOBAL (\S+)")  # the function or class that a pickled file names, in PyTorch's refusal
+
 
 class ImportFailure(ValueError):
     """A file does not hold what can be imported; says what is missing or in the way."""
+
+
+def reason(error: Exception) -> str:
+    """Return a library's error as at most 300 characters of one line, without its advice to run a file's code."""
+    if not isinstance(error, UnpicklingError):
+        return " ".join(str(error).split())[:300]
+    if found := CALLED.search(str(error)):
+        return f"it holds {found[1]}, and only tensors are read"
+    return "it is no file of PyTorch, or holds more than tensors"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -20,7 +33,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     except Exception as error:  # each format has errors of its own; all mean the same here
-        raise ImportFailure(f"{path} cannot be read as tensors: {error}") from error
+        raise ImportFailure(f"{path} cannot be read as tensors: {reason(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ImportFailure(f"{path} holds no state dict: expected names and tensors")
     return {name: tensor.float() for name, tensor in tensors.items()}

@@ -52,6 +52,8 @@ def read_pooling(folder: Path, chosen: str = "") -> Pooling:
 
 
 def _pooling(folder: Path, modules: list[Any]) -> Pooling:
+    if not all(isinstance(module, dict) for module in modules):
+        raise ImportFailure("modules.json must hold a list of objects, one for each module")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if "Pooling" not in kinds:
         return Pooling()
@@ -70,7 +72,7 @@ def _pooling(folder: Path, modules: list[Any]) -> Pooling:
 def _modes(config: dict[str, Any]) -> list[str]:
     named = config.get("pooling_mode")
     if named is not None:
-        return [named] if isinstance(named, str) else [str(mode) for mode in named]
+        return [str(mode) for mode in named] if isinstance(named, list) else [str(named)]
     return [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
 
 
@@ -84,7 +86,7 @@ def _read(path: Path, empty: Content) -> Content:
         return empty
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImportFailure(f"{path} cannot be read: {error}") from error
     if not isinstance(content, type(empty)):
         raise ImportFailure(f"{path} must hold a {type(empty).__name__}, not a {type(content).__name__}")

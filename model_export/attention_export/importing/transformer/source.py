@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
-from attention_export.importing import ImportFailure
+from attention_export.importing import ImportFailure, reason
 
 Reader = Callable[[], Tensor]
 """Reads one tensor of a file."""
@@ -150,7 +150,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     try:
         fields = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImportFailure(f"{path} cannot be read: {error}") from error
     if not isinstance(fields, dict):
         raise ImportFailure(f"{path} is not an object")
@@ -163,7 +163,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each config has errors of its own
         raise ImportFailure(
-            f"{path} is not a config that transformers {transformers.__version__} knows: {error}"
+            f"{path} is not a config that transformers {transformers.__version__} knows: {reason(error)}"
         ) from (error)
     if getattr(config, "quantization_config", None) is not None:
         raise ImportFailure(f"{path} has `quantization_config`: only float weights are imported")
@@ -282,7 +282,7 @@ def _pickled(path: Path) -> dict[str, _Stored]:
     except RuntimeError:  # written in the old format, which cannot be mapped
         tensors = _unmapped(path)
     except Exception as error:
-        raise ImportFailure(f"{path} cannot be read as tensors alone: {error}") from error
+        raise ImportFailure(f"{path} cannot be read as tensors alone: {reason(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ImportFailure(f"{path} holds no state dict: expected names and tensors")
     return {
@@ -295,7 +295,7 @@ def _unmapped(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise ImportFailure(f"{path} cannot be read as tensors alone: {error}") from error
+        raise ImportFailure(f"{path} cannot be read as tensors alone: {reason(error)}") from error
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -338,7 +338,7 @@ def _load(
                 ignore_mismatched_sizes=True,  # reported below, with both shapes
             )
         except Exception as error:  # each model has errors of its own
-            raise ImportFailure(f"transformers cannot load {cls.__name__}: {error}") from error
+            raise ImportFailure(f"transformers cannot load {cls.__name__}: {reason(error)}") from error
     model, info = loaded
     if info["mismatched_keys"] or info["error_msgs"]:
         name, *shapes = next(iter(info["mismatched_keys"]), (info["error_msgs"], "", ""))
