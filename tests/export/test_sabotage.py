@@ -139,7 +139,7 @@ def test_a_scale_that_is_off_by_a_hundredth_is_refused(honest: Honest, tmp_path:
         manifest.layers[1].scale *= 1.01
 
     refusal = honest.refusal("bert", honest.sabotaged_folder("bert", say_otherwise, tmp_path / "manifest"))
-    assert (refusal.site, refusal.stage) == ("1", "weights")
+    assert refusal.site == "1" and refusal.stage in {"heads", "weights"}
 
 
 def _shape(layer: Layer) -> SiteShape:

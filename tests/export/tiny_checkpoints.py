@@ -59,18 +59,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "ernie": SMALL | {"use_task_id": True},
     "data2vec-text": SMALL | {"pad_token_id": 1},
     "roberta-prelayernorm": SMALL | {"pad_token_id": 1},
-    "megatron-bert": SMALL,
     "xlm-roberta-xl": SMALL | {"pad_token_id": 1},
     "bert-generation": SMALL,
     "eurobert": ROTARY,
     "jina_embeddings_v3": SMALL | {"pad_token_id": 1},
-    "mobilebert": SMALL | {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
     "splinter": SMALL,
-    "layoutlm": SMALL,
-    "gemma3_text": ROTARY | {"sliding_window": 6, "use_bidirectional_attention": True, "num_hidden_layers": 6},
     "clip_text_model": SMALL,
     "qwen3": ROTARY,
-    "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
 }
 
 # Kinds that are not imported: the fields of their configs, and words of the refusal.
@@ -119,6 +114,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "funnel": (FUNNEL, BESIDE),
     "xlnet": (XLNET, BESIDE),
     "fnet": (SMALL | {"tpu_short_seq_length": 16}, BESIDE),
+    "megatron-bert": (SMALL, BESIDE),
+    "layoutlm": (SMALL, "mask of its own"),
+    "mobilebert": (
+        SMALL | {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
+        "cannot be traced",
+    ),
     "roformer": (SMALL | {"embedding_size": 32}, BESIDE),
     "t5": (T5, "encoder and a decoder"),
     "vit": (IMAGE | {"image_size": 8, "patch_size": 4}, "takes `pixel_values`"),

@@ -50,10 +50,11 @@ def make(folder: Path, kind: str) -> None:
 
 @dataclass
 class Imported:
-    """The imported models, and a client of the server that serves all of them."""
+    """The imported models, a client of the server that serves all of them, and the words of those that were refused."""
 
     folder: Path
     client: AttentionClient
+    refused: dict[str, str]
 
     def answers(self, name: str, text: str, outputs: list[OutputSpec] = EVERY_SITE) -> AttendResult:
         return self.client.attend(name, text=text, outputs=outputs)
@@ -69,10 +70,11 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
     """One server of all models; checkpoints are imported on every core, each process on one."""
     folder = tmp_path_factory.mktemp("imported")
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for done in [pool.submit(make, folder, kind) for kind in KINDS] + [pool.submit(make_spellings, folder)]:
-            done.result()
+        made = {kind: pool.submit(make, folder, kind) for kind in KINDS}
+        made["spellings"] = pool.submit(make_spellings, folder)
+        refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
     with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
-        yield Imported(folder, client)
+        yield Imported(folder, client, refused)
 
 
 def eager(model: PreTrainedModel, text: str) -> tuple[list[NDArray], NDArray]:
@@ -93,6 +95,7 @@ def distance(found: NDArray, expected: NDArray) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_site_and_the_last_hidden_state_are_those_of_eager(kind: str, imported: Imported) -> None:
     """Over gRPC, each site's weights and the last hidden state of texts of several lengths equal the source's."""
+    assert kind not in imported.refused, imported.refused[kind]
     model = tiny_model(kind)
     assert sharpness(model) > FAR_FROM_UNIFORM
     for text in TEXTS:
@@ -172,6 +175,7 @@ def make_spellings(folder: Path) -> None:
 @pytest.mark.parametrize("spelling", [name for name in SPELLINGS if name != "as-saved"])
 def test_spellings_of_a_checkpoint_are_one_model(spelling: str, imported: Imported) -> None:
     """Shards, a prefix with gamma and beta, PyTorch's file and bfloat16 give the same graphs."""
+    assert "spellings" not in imported.refused, imported.refused["spellings"]
     assert imported.files(spelling) == imported.files("as-saved")
 
 
