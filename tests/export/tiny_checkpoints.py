@@ -66,6 +66,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "splinter": SMALL,
     "clip_text_model": SMALL,
     "qwen3": ROTARY,
+    "gemma3_text": ROTARY | {"sliding_window": 6, "use_bidirectional_attention": True, "num_hidden_layers": 6},
+    "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
 }
 
 # Kinds that are not imported: the fields of their configs, and words of the refusal.

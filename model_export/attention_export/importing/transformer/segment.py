@@ -103,6 +103,7 @@ class Segment:
             graph.append(clone)
             for old, new in zip(node.outputs, clone.outputs, strict=True):
                 new.shape, new.type, clones[old] = old.shape, old.type, new
+                new.name = f"result {len(clones)}"  # unlike a constant's, which folding would meet
         self._add_outputs(graph, clones)
         return graph
 

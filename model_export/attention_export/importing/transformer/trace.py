@@ -110,13 +110,16 @@ class _Wrapper(nn.Module):
         self.recorder = recorder
         base: Any = model.base_model
         self.parameters_of_base = inspect.signature(base.forward).parameters
-        self.inputs = [TOKENS, *(name for name in (POSITIONS, TYPES) if name in self.parameters_of_base)]
+        # A model without a table of types, such as GPT-2, embeds token types as words, if it is given any.
+        self.has_types = getattr(base.config, "type_vocab_size", 0) > 0
 
     def forward(self, tokens: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
         self.recorder.calls.clear()
         found: dict[str, Any] = {}
         given = {POSITIONS: position_ids, TYPES: token_type_ids, "use_cache": False}
         given = {name: value for name, value in given.items() if name in self.parameters_of_base}
+        if not self.has_types:
+            given.pop(TYPES, None)
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
             return args, kwargs | given | {"output_hidden_states": True, "return_dict": True}
