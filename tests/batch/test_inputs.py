@@ -130,7 +130,9 @@ def test_texts(job, client, tmp_path, name):
     for i, row in enumerate(rows_of(tmp_path / "out.parquet")):
         expected = client.attend("multi-head", text=SENTENCES[i % 4], outputs=["predictions"]).predictions
         assert row["id"] == f"row {i}"
-        assert [tuple(each.values()) for each in row["predictions"]] == list(expected)
+        assert row["predictions"] == [
+            {name: getattr(each, name) for name in row["predictions"][0]} for each in expected
+        ]
 
 
 def test_memory_pairs(job, client, tmp_path):

@@ -81,7 +81,9 @@ class Instant:
 )
 def test_batches_under_way_are_bounded(size, most):
     """Batches are read ahead up to a number and a sum of bytes, and never further; results come in order."""
-    outputs = resolve([{"name": "output"}], pb.Manifest(layers=[pb.Layer(heads=1)]), reads_text=False)
+    outputs = resolve(
+        [{"name": "output"}], pb.Manifest(layers=[pb.Layer(heads=1, stages=["output"])]), reads_text=False
+    )
     scorer = Scorer(Instant(), ScoringSpec("m", 1, "", outputs), RetryPolicy(0, print))
     read, ahead = 0, []
 

@@ -134,24 +134,6 @@ def test_matrices_that_do_not_fit_are_refused_in_a_line(
     assert refused.exception is None or isinstance(refused.exception, SystemExit)
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ("{}", "num_attention_heads"),
-        ('{"num_attention_heads": 12, "is_decoder": true}', "is_decoder"),
-        ('{"num_attention_heads": 12, "position_embedding_type": "rotary"}', "rotary"),
-        ('{"num_attention_heads": 12, "hidden_act": "maxout"}', "maxout"),
-    ],
-)
-def test_an_encoder_that_would_be_wrong_is_refused(tmp_path: Path, config: str, said: str) -> None:
-    """A checkpoint is refused if its config differs from BERT's in a way that tensors do not show."""
-    save_file({"embeddings.word_embeddings.weight": torch.zeros(3, 4)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(config)
-    refused = invoke("import", "encoder", tmp_path, "--name", "x", "--models", tmp_path / "models")
-    assert refused.exit_code == 1
-    assert said in refused.stderr
-
-
 def test_a_version_may_be_chosen(tmp_path: Path) -> None:
     """`--version N` of a subcommand is the version to write; alone it tells the program's."""
     command = Path(sys.executable).with_name("attention-export")

@@ -42,7 +42,13 @@ def close(actual: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", SERVED)
+# Every kind is imported by the command and served in test_imported_models; cutting alone is tried in `make trials` too.
+SHORT = ("Bert", "Albert", "ModernBert")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in SHORT else pytest.param(kind, marks=pytest.mark.long) for kind in SERVED]
+)
 def test_parts_compute_what_the_source_computes(kind: str, tmp_path: Path) -> None:
     """Hidden states of all layers and weights of all sites are those of eager attention, within 1e-5 of the largest."""
     save_model(tmp_path, kind)
