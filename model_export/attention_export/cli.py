@@ -220,7 +220,7 @@ def import_transformer_command(
     task: Annotated[
         str,
         typer.Option(
-            help="base, sequence-classification, token-classification or masked-lm; auto: as config.json says"
+            help="base, sequence-classification, token-classification, masked-lm, causal-lm; auto: as config.json says"
         ),
     ] = "auto",
     pool: Annotated[

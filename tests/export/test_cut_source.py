@@ -97,7 +97,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "code of its own": ({"auto_map": {"AutoModel": "modeling.Bert"}}, "`auto_map`.*never run"),
     "a type that is not known": ({"model_type": "bertha"}, "not a config that transformers"),
     "quantized": ({"quantization_config": {"quant_method": "fp8"}}, "`quantization_config`"),
-    "a language model": ({"architectures": ["BertLMHeadModel"]}, "predicts the next token.*--task base"),
     "fewer layers than tensors": ({"num_hidden_layers": 1}, r"encoder\.layer\.1\..* is in the checkpoint and not in"),
     "another width": ({"intermediate_size": 96}, "does not fit BertModel"),
 }

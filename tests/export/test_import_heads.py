@@ -26,7 +26,9 @@ TASKS = {
     "sequence-classification": transformers.BertForSequenceClassification,
     "token-classification": transformers.BertForTokenClassification,
     "masked-lm": transformers.BertForMaskedLM,
+    "causal-lm": transformers.BertLMHeadModel,
 }
+VOCABULARIES = ("masked-lm", "causal-lm")
 
 
 def save(folder: Path, kind: type[PreTrainedModel], **fields: object) -> PreTrainedModel:
@@ -38,6 +40,7 @@ def save(folder: Path, kind: type[PreTrainedModel], **fields: object) -> PreTrai
         intermediate_size=48,
         max_position_embeddings=64,
         id2label=dict(enumerate(LABELS)),
+        is_decoder=kind is transformers.BertLMHeadModel,
         **fields,
     )
     torch.manual_seed(0)
@@ -81,13 +84,14 @@ def probabilities(model: PreTrainedModel, text: str) -> NDArray:
 @pytest.mark.parametrize("task", TASKS)
 def test_predictions_are_those_of_the_source(task: str, served: Served) -> None:
     """The most probable labels of each row that the head reads, with ids and probabilities, are the source's."""
-    names = list(AutoTokenizer.from_pretrained(checkpoint()).get_vocab()) if task == "masked-lm" else LABELS
-    ids = AutoTokenizer.from_pretrained(checkpoint()).get_vocab() if task == "masked-lm" else {}
+    ids = AutoTokenizer.from_pretrained(checkpoint()).get_vocab() if task in VOCABULARIES else {}
+    names = list(ids) if ids else LABELS
     for text in ("the cat sat on the [MASK]", "no"):
         result = served.client.attend(task, text=text, outputs=[OutputSpec("predictions", top=3)])
         expected = np.atleast_2d(probabilities(served.sources[task], text))
-        assert [each.row for each in result.predictions] == ([0] if len(expected) == 1 else list(range(len(expected))))
-        for prediction, row in zip(result.predictions, expected, strict=True):
+        rows = range(len(expected))[-1:] if task == "causal-lm" else range(len(expected))
+        assert [each.row for each in result.predictions] == list(rows)
+        for prediction, row in zip(result.predictions, expected[rows], strict=True):
             best = np.argsort(-row, kind="stable")[:3]
             found = [(each.id, each.label) for each in prediction.top]
             assert found == [(index, _name(index, names, ids)) for index in best.tolist()]
@@ -99,15 +103,19 @@ def _name(index: int, names: list[str], ids: dict[str, int]) -> str:
 
 
 def test_the_manifest_tells_the_rows_and_labels_of_a_head(served: Served) -> None:
-    """A classifier reads the first row and has its labels in the manifest; a vocabulary stays in the tokenizer."""
+    """A classifier reads the first row and has its labels in the manifest; a vocabulary stays in the tokenizer.
+
+    A causal language model predicts the token behind the last row.
+    """
     found = {task: read_manifest(served.models / task / "1").predictors[0] for task in TASKS}
     assert [(found[task].name, found[task].rows) for task in TASKS] == [
         ("label", Predictor.ROWS_FIRST),
         ("label", Predictor.ROWS_ALL),
         ("token", Predictor.ROWS_ALL),
+        ("token", Predictor.ROWS_LAST),
     ]
     assert list(found["sequence-classification"].labels) == LABELS
-    assert found["masked-lm"].vocabulary and not found["masked-lm"].labels
+    assert all(found[task].vocabulary and not found[task].labels for task in VOCABULARIES)
 
 
 def test_a_tied_matrix_is_counted(served: Served) -> None:

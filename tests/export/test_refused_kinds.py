@@ -66,13 +66,6 @@ def test_rotations_that_depend_on_the_length_are_refused(rope: dict[str, Any], t
     assert rope["rope_type"] in refusal(checkpoint, tmp_path / "models")
 
 
-def test_a_causal_language_model_is_refused(tmp_path: Path) -> None:
-    """The head of a decoder is not imported, and the option that imports the rest is named."""
-    model = random_model("gpt2", task="ForCausalLM", vocab_size=WORDS, n_embd=32, n_layer=1, n_head=4, n_positions=40)
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", model)
-    assert "--task base" in refusal(checkpoint, tmp_path / "models")
-
-
 def change_config(checkpoint: Path, **fields: Any) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | fields))

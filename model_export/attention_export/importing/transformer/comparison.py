@@ -145,7 +145,8 @@ class Comparison:
         assert found.hidden is not None
         manifest = self.version.manifest
         for predictor in manifest.predictors:
-            rows = _rows(predictor, found.hidden)
+            # Where the source has logits of each row, every row is compared, whichever are predicted from.
+            rows = found.hidden if exact.ndim == found.hidden.ndim else _rows(predictor, found.hidden)
             probabilities = self.version.predictions(rows.reshape(-1, rows.shape[-1]))[predictor.name]
             probabilities = probabilities.reshape(*rows.shape[:-1], -1)
             expected, rounded = (_probabilities(logits) for logits in (exact, single))

@@ -15,11 +15,11 @@ from transformers import PretrainedConfig
 from attention_export.graphs import strip
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.parts import TransformerParts
-from attention_export.importing.transformer.source import Source, quiet
+from attention_export.importing.transformer.source import Source, backbone, quiet
 from attention_export.importing.transformer.values import ValuesOnUse, without_values
 
-MASKED_LM = "masked-lm"
-NAMES = {"sequence-classification": "label", "token-classification": "label", MASKED_LM: "token"}  # of predictions
+CAUSAL_LM = "causal-lm"
+VOCABULARIES = ("masked-lm", CAUSAL_LM)  # tasks with a vocabulary for labels
 LENGTHS = (2, 5, 17)  # of the sequences that tell which rows a head reads
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -61,9 +61,11 @@ def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tup
             "from the mean of the rows"
         )
         return None, (f"{left_out}: {reason}",)
-    name = NAMES[source.task]
-    predictor = Predictor(name=name, rows=rows, vocabulary=source.task == MASKED_LM)
-    graph, width = _with_softmax(logits, name)
+    if source.task == CAUSAL_LM and rows == Predictor.ROWS_ALL:
+        rows = Predictor.ROWS_LAST  # the next token of the text; of chosen rows, that of each prefix
+    vocabulary = source.task in VOCABULARIES
+    predictor = Predictor(name="token" if vocabulary else "label", rows=rows, vocabulary=vocabulary)
+    graph, width = _with_softmax(logits, predictor.name)
     if not predictor.vocabulary:
         predictor.labels.extend(_labels(source.config, width))
     return Head(graph, (predictor,)), ()
@@ -71,7 +73,7 @@ def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tup
 
 def _kind_left_out(source: Source) -> str:
     """Return why a kind of head is not served; empty for one that is."""
-    if source.task == MASKED_LM:
+    if source.task in VOCABULARIES:
         return ""
     kind = getattr(source.config, "problem_type", None)
     if kind == "multi_label_classification":
@@ -134,7 +136,7 @@ def _choices(hidden: Array, *, whole: bool) -> "dict[Predictor.Rows.ValueType, A
 def _run(model: Any, rng: np.random.Generator, length: int) -> tuple[Array, Array]:
     """Return the last hidden state [T, D] and the logits [labels] or [T, labels] of random tokens."""
     hidden: list[Tensor] = []
-    hook = model.base_model.register_forward_hook(lambda _, __, result: hidden.append(result[0]))
+    hook = backbone(model).register_forward_hook(lambda _, __, result: hidden.append(result[0]))
     embedded = model.get_input_embeddings().weight.shape[0]
     ordinary = np.setdiff1d(np.arange(embedded), [getattr(model.config, "pad_token_id", None) or 0])
     try:

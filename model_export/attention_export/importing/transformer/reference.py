@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.source import backbone
 from attention_export.importing.transformer.values import Values, ValuesOnUse, without_values
 
 Array = NDArray[Any]
@@ -116,7 +117,7 @@ class EagerModel:
         if "use_cache" in self.parameters:
             options["use_cache"] = False
         tensors = {name: torch.tensor(x) for name, x in arguments.items()}
-        with torch.no_grad(), ValuesOnUse(self.model, self.values), CallRecorder({"": self.model.base_model}) as base:
+        with torch.no_grad(), ValuesOnUse(self.model, self.values), CallRecorder({"": backbone(self.model)}) as base:
             result = self.model(**tensors, **options)
         missing = [name for name in ("attentions", "hidden_states") if not result.get(name)]
         if missing or any(each is None for each in result["attentions"]):

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
@@ -31,13 +31,15 @@ CLASSES: dict[str, Any] = {  # of each task, by the class of the config; those t
     "sequence-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING,
+    "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
 }
 ENDINGS = {  # of the names of classes
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
     "ForMaskedLM": "masked-lm",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
 }
-CAUSAL = ("ForCausalLM", "LMHeadModel")
 CHANGING_ROPE = {"dynamic", "longrope"}  # with frequencies that depend on the length of the sequence
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LISTED = 6
@@ -194,11 +196,6 @@ def _task_of(config: PretrainedConfig, notes: list[str]) -> str:
     for ending, task in ENDINGS.items():
         if name.endswith(ending):
             return task
-    if name.endswith(CAUSAL):
-        raise ImportFailure(
-            f"config.json: {name} predicts the next token; decoders' heads are not imported. `--task base` imports "
-            "the model below the head"
-        )
     if name and name not in (cls.__name__ for cls in _classes(BASE, config)):
         notes.append(f"the head of {name} is left out")
     return BASE
@@ -220,6 +217,15 @@ def _model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
         )
     named = [cls for cls in classes if cls.__name__ in (config.architectures or ())]
     return (named or classes)[0]
+
+
+def backbone(model: nn.Module) -> Any:
+    """Return the module that makes the last hidden state, which a head reads.
+
+    It is the base model, or the decoder in it, such as OPT's: a head calls that one.
+    """
+    base: Any = getattr(model, "base_model", model)
+    return base if base.config.is_encoder_decoder else getattr(base, "decoder", base)
 
 
 def _refuse_other_inputs(model: PreTrainedModel) -> None:

@@ -24,7 +24,7 @@ from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.adapters import ADAPTED, ADAPTERS, adapt
 from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
-from attention_export.importing.transformer.source import Source, quiet
+from attention_export.importing.transformer.source import Source, backbone, quiet
 from attention_export.importing.transformer.values import ValuesOnUse
 
 TOKENS, POSITIONS, TYPES = "tokens", "position_ids", "token_type_ids"
@@ -108,7 +108,7 @@ class _Wrapper(nn.Module):
         super().__init__()
         self.model = model
         self.recorder = recorder
-        base: Any = model.base_model
+        base = backbone(model)
         self.parameters_of_base = inspect.signature(base.forward).parameters
         # A model without a table of types, such as GPT-2, embeds token types as words, if it is given any.
         self.has_types = getattr(base.config, "type_vocab_size", 0) > 0
@@ -127,7 +127,7 @@ class _Wrapper(nn.Module):
         def behind(_: nn.Module, __: Any, result: Any) -> None:
             found["base"] = result
 
-        base: Any = self.model.base_model
+        base = backbone(self.model)
         with (
             _returned(self.model, self.recorder) as returned,
             _hooks(base.register_forward_pre_hook(before, with_kwargs=True), base.register_forward_hook(behind)),
@@ -137,7 +137,7 @@ class _Wrapper(nn.Module):
         for index, hidden in enumerate(found["base"].hidden_states or ()):
             outputs[f"hidden_{index}"] = hidden
         outputs |= {f"returned_{index}": value for index, value in returned.items()}
-        if base is not self.model:
+        if "logits" in result:
             outputs["logits"] = result.logits
         self.recorder.outputs = list(outputs)
         return tuple(outputs.values())
@@ -230,7 +230,7 @@ def _attends(model: PreTrainedModel) -> bool:
     """Whether a model calls the attention interface, which `_stop` stands for, or an adapter makes it do so."""
     if any(isinstance(module, tuple(ADAPTERS)) for module in model.modules()):
         return True
-    base: Any = model.base_model
+    base = backbone(model)
     try:
         with torch.no_grad():
             base(torch.zeros(EXAMPLE, dtype=torch.int64))
@@ -251,7 +251,7 @@ def position_base(model: PreTrainedModel) -> int:
     Found by asking which rows of its table the model reads for four tokens, with and without given positions. The
     attention that is registered has to be `_stop`.
     """
-    base: Any = model.base_model
+    base = backbone(model)
     if POSITIONS not in inspect.signature(base.forward).parameters:
         return 0
     last = base.config.vocab_size - 1
