@@ -155,7 +155,7 @@ def test_one_too_large_for_the_budget_is_refused(client):
 
 def make(content: str, size: int = 100, ttl: float = 10.0) -> Memory:
     k = np.zeros((1, 1, size // 4), np.float32)
-    return Memory(memory_id("m", 1, [content]), "m", 1, k, k, None, ttl)
+    return Memory(memory_id("m", 1, [content]), "m", 1, {"k": k, "v": k}, None, ttl)
 
 
 def test_the_least_recently_used_goes_first():

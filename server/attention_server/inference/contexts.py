@@ -1,10 +1,10 @@
-"""Kept keys and values: a memory is projected once and used by many requests."""
+"""Kept tensors: a memory is projected once and used by many requests."""
 
 import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from attention_server.domain.messages import Array, Tokens
@@ -20,7 +20,7 @@ class Memory:
         id: hash of the content and of the model's version; equal for equal memories.
         model, version: the model that projected it.
         digest: of the manifest of that version; it changes when the files of a version are replaced.
-        k, v: [1, S, heads * width].
+        tensors: by the names that graphs take, each [1, S, width], such as k and v.
         tokens: of its text; None for a memory made of vectors.
         ttl: seconds to keep it after its last use.
         expires: the time at which it is forgotten unless used again, on the clock of the store.
@@ -29,8 +29,7 @@ class Memory:
     id: str
     model: str
     version: int
-    k: Vectors
-    v: Vectors
+    tensors: Mapping[str, Vectors]
     tokens: Tokens | None
     ttl: float
     digest: str = ""
@@ -39,12 +38,17 @@ class Memory:
     @property
     def length(self) -> int:
         """S."""
-        return int(self.k.shape[1])
+        return int(next(iter(self.tensors.values())).shape[1])
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of its tensors."""
+        return frozenset(self.tensors)
 
     @property
     def size(self) -> int:
-        """Bytes of k and v, which may be the same array."""
-        return self.k.nbytes + (0 if self.v is self.k else self.v.nbytes)
+        """Bytes of its tensors, of which several may be one array."""
+        return sum({id(each): each.nbytes for each in self.tensors.values()}.values())
 
 
 def memory_id(model: str, version: int, parts: list[Array | str | None]) -> str:

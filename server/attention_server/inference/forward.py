@@ -1,6 +1,6 @@
-"""The forward pass of a model: the front, then segments and sites in turn, and the head."""
+"""The forward pass of a model: the front, then its chain of segments and sites, and the head."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,16 +8,15 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest
 
 from attention_server.domain.messages import Tokens
+from attention_server.inference.chain import LoadedChain, Stages
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
+from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors
 from attention_server.inference.masks import Vectors
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
-from attention_server.inference.row_blocks import run_rows
-from attention_server.inference.walk import CONTRIBUTIONS, EMBEDDINGS, Segment, Step, Walk, Wanted, make_segment, walks
+from attention_server.inference.walk import NO_NAMES
 
-Stages = dict[str, Vectors]  # of one layer, by name, each with a leading dimension B
 POSITIONS, TYPES = "position_ids", "token_type_ids"  # inputs that are made of the text
 
 
@@ -54,29 +53,14 @@ class Forward:
             rows: the query rows of the last layer to compute; None for all.
             pooling: the weights of means, [P, rows]: of the last layer only the means of `output` are computed.
         """
-        tensors, walk = self._inputs(batch, run), self._walk(plan.stages)
-        stages: list[Stages] = []
-        for layer, step in zip(self.layers, walk.steps, strict=False):
-            is_last = len(stages) == len(walk.steps) - 1
-            if pooling is not None and is_last:
-                tensors["query"] = tensors["query"] if rows is None else tensors["query"][:, rows]
-                return [*stages, {"output": layer.pool(tensors, pooling, run)}]
-            before: Stages = {EMBEDDINGS: tensors["query"]} if EMBEDDINGS in step.wanted else {}
-            if step.segment is not None and batch[0].memory is None:
-                self._advance(step.segment, tensors, run)
-            if stages and (behind := walk.steps[len(stages) - 1].behind):
-                stages[-1].update({name: tensors[name] for name in behind})
-            computed = self._site(layer, step, tensors, batch[0].added, rows if is_last else None, run)
-            stages.append(before | computed if before else computed)
-        if walk.end is not None:
-            self._advance(walk.end, tensors, run)
-            stages[-1].update({name: tensors[name] for name in walk.steps[-1].behind})
-        return stages
+        memory = batch[0].memory
+        walk = self._chain.walk(plan.stages, NO_NAMES if memory is None else memory.names, NO_NAMES)
+        return self._chain.stages(self._inputs(batch, run), walk, run, batch[0].added, rows, pooling)
 
     def project_memory(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
-    ) -> tuple[Vectors, Vectors]:
-        """Project a memory's key [S, Dk] and value [S, Dv], or its tokens; return k and v, [1, S, heads * width]."""
+    ) -> dict[str, Vectors]:
+        """Project a memory's key [S, Dk] and value [S, Dv], or its tokens; return k and v, each [1, S, width]."""
         if tokens is not None:
             front = self._run_front(self.manifest.text.memory_front.name, [tokens], run)
             keys, values = front["key"], front.get("value")
@@ -84,8 +68,8 @@ class Forward:
             assert key is not None
             keys, values = key[None], None if value is None else value[None]
         tensors: Tensors = {"key": keys, "value": keys if values is None else values}
-        self._project(tensors, run)
-        return tensors["k"], tensors["v"]
+        self._chain.project(tensors, run)
+        return {name: tensors[name] for name in KEYS}
 
     def predict(self, predictor: str, rows: Vectors, run: Run) -> Vectors:
         """Return a predictor's probabilities, [N, labels], of rows of the output or hidden state, [N, D]."""
@@ -105,31 +89,15 @@ class Forward:
         self._add_positions(tensors, 4, [None])
         if first.HasField("pool"):
             self.layers[0].pool(tensors, np.ones((1, 4), np.float32), run)
-        for index in range(len(self.layers) + 1):
-            if index < max(1, len(self._segments)):
-                self._project(tensors, run, index)
-            if index < len(self.layers):
-                self.layers[index].warm(tensors, run)
+        self._chain.warm(tensors, run)
         if self.manifest.predictors:
             width = self.manifest.hidden_dim or self.manifest.layers[-1].output_dim
             for predictor in self.manifest.predictors:
                 self.predict(predictor.name, np.zeros((1, width), np.float32), run)
 
     @cached_property
-    def _walk(self) -> Callable[[Wanted], Walk]:
-        return walks(self.manifest, self.layers, self.graphs)
-
-    @cached_property
-    def _segments(self) -> list[Segment]:
-        """Every segment with all of its outputs."""
-        graphs = [(self.graphs[each.graph.name], not each.rows_dependent) for each in self.manifest.segments]
-        made = [make_segment(graph, list(graph.outputs), is_by_row=by_row) for graph, by_row in graphs]
-        return [segment for segment in made if segment is not None]
-
-    @cached_property
-    def _reads(self) -> frozenset[str]:
-        """The inputs of segments."""
-        return frozenset(name for each in self._segments for name in each.inputs)
+    def _chain(self) -> LoadedChain:
+        return LoadedChain(self.layers, self.manifest.segments, self.graphs)
 
     def _inputs(self, batch: Sequence[PreparedInput], run: Run) -> Tensors:
         """Return query, key and value, as sent or from a front; and k and v of a memory, or without segments.
@@ -152,10 +120,10 @@ class Forward:
         key = query if key is None else key
         tensors: Tensors = {"query": query, "key": key, "value": key if value is None else value}
         if (memory := batch[0].memory) is not None:
-            tensors["k"], tensors["v"] = memory.k, memory.v
-        elif not self._segments:
+            tensors |= memory.tensors
+        elif not self._chain.segments:
             tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
-        if not self._reads.isdisjoint((POSITIONS, TYPES)):
+        if not self._chain.reads.isdisjoint((POSITIONS, TYPES)):
             self._add_positions(tensors, batch[0].queries, texts if texts[0] is not None else [None] * len(query))
         return tensors
 
@@ -175,49 +143,6 @@ class Forward:
             self._add_positions(tensors, tensors["tokens"].shape[1], texts)
         feeds = {each: tensors[each] for each in graph.inputs}
         return dict(zip(graph.outputs, graph.run(list(graph.outputs), feeds, run), strict=True))  # type: ignore[arg-type]
-
-    def _project(self, tensors: Tensors, run: Run, index: int = 0) -> None:
-        """Run a segment with all of its outputs; in a block without segments k is the key and v the value."""
-        if self._segments:
-            self._advance(self._segments[index], tensors, run)
-        else:
-            tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
-
-    def _advance(self, segment: Segment, tensors: Tensors, run: Run) -> None:
-        """Run a segment: take its inputs from the tensors, and write its outputs there."""
-        feeds = {name: tensors[name] for name in segment.inputs}
-        if segment.is_by_row and self.layers[0].device == "cpu":
-            found = run_rows(segment.graph, segment.outputs, feeds, run)
-        else:
-            found = segment.graph.run(segment.outputs, feeds, run)
-        tensors.update(zip(segment.tensors, found, strict=True))
-
-    def _site(
-        self, layer: LoadedLayer, step: Step, tensors: Tensors, added: Vectors | None, rows: Rows | None, run: Run
-    ) -> Stages:
-        """Return the stages of a site, of the rows chosen; cut to them the tensors that are read from here on."""
-        if rows is not None:
-            tensors.update({name: tensors[name][:, rows] for name in step.cut})
-            added = None if added is None else added[:, rows]
-        stages = layer.stages(tensors, added, step.wanted, step.passed, run, rows) if step.attends else {}
-        if step.combine is not None:
-            stages[CONTRIBUTIONS] = self._contributions(layer, step.combine, tensors, run)
-        return stages
-
-    def _contributions(self, layer: LoadedLayer, combine: Segment, tensors: Tensors, run: Run) -> Vectors:
-        """Return each head's part of the output, [B, H, T, D]: the output of this head alone less that of none."""
-        heads = split_heads(tensors["heads"], layer.about.heads)
-
-        def output(kept: slice) -> Vectors:
-            some = np.zeros_like(heads)
-            some[:, kept] = heads[:, kept]
-            packed = some.transpose(0, 2, 1, 3).reshape(tensors["heads"].shape)
-            feeds = {name: tensors[name] for name in combine.inputs} | {"heads": packed}
-            (found,) = combine.graph.run_path(combine.outputs, feeds, run)
-            return found  # type: ignore[return-value] # all graphs give float32
-
-        none = output(slice(0))
-        return np.stack([output(slice(head, head + 1)) - none for head in range(layer.about.heads)], 1)
 
 
 def _joined(vectors: Sequence[Vectors | None]) -> Vectors | None:

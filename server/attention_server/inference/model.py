@@ -97,7 +97,7 @@ class LoadedModel:
 
     def project_memory(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
-    ) -> tuple[Vectors, Vectors]:
+    ) -> dict[str, Vectors]:
         """Project a memory; see `Forward.project_memory`."""
         return self._forward.project_memory(key, value, tokens, run)
 

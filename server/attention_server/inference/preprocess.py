@@ -32,7 +32,7 @@ class PreparedInput(NamedTuple):
         added: the mask, added to the scores, [1 or H, T, S]; None for no mask.
         attending: whether a query position may attend to any key in any head, [T]; None where all may.
         attended: whether any query may attend to a key position, [S]; None where all are attended.
-        memory: kept k and v.
+        memory: kept tensors.
         path: of the sequence in the request, for errors.
         part: the index in the batch that was sent; of a batch the first one; None for a sequence sent by itself.
         batch: B; 1 for one sequence.
@@ -77,7 +77,7 @@ class PreparedInput(NamedTuple):
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 for a text."""
-        value = self.memory.v if self.memory else self.value if self.value is not None else self.key
+        value = self.memory.tensors["v"] if self.memory else self.value if self.value is not None else self.key
         if value is None:
             value = self.query
         return 0 if self.query is None else self.query.shape[-1], 0 if value is None else value.shape[-1]
@@ -216,7 +216,7 @@ def prepare_memory(
 
 def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:
     """Check that the query is as wide as the kept keys, for a block that takes any width."""
-    width = memory.k.shape[2] // layer.key_value_heads * layer.heads
+    width = memory.tensors["k"].shape[2] // layer.key_value_heads * layer.heads
     if query is not None and not layer.query_dim:
         check.vectors(query, width, field)
 

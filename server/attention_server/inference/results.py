@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array, Candidate, Prediction, Result, TopK
 from attention_server.inference import validation as check
+from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Run
-from attention_server.inference.forward import Forward, Stages
+from attention_server.inference.forward import Forward
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan, Plan, head_source

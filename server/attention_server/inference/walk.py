@@ -1,4 +1,4 @@
-"""The walk through a model: which segments and sites run for the stages wanted, and which tensors each has to give.
+"""The walk through a chain: which segments and sites run for the stages wanted, and which tensors each has to give.
 
 Graphs are connected by the names of tensors alone. `segment 0, site 0, segment 1, site 1, ...`: a segment gives q, k
 and v of the site behind it, and the output of the site, or the hidden state of the layer, before it.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from attention_proto.attention.v1.attention_pb2 import Manifest
+from attention_proto.attention.v1.attention_pb2 import Segment as SegmentEntry
 from attention_proto.folder import tensor_name
 from attention_proto.stages import LISTED
 
@@ -21,6 +21,8 @@ EMBEDDINGS = "embeddings"
 MAX_WALKS = 128  # kept for each model
 
 Wanted = tuple[frozenset[str], ...]  # the stages wanted of each site, up to the last one
+Names = frozenset[str]  # of tensors
+NO_NAMES: Names = frozenset()
 
 
 class Segment(NamedTuple):
@@ -56,26 +58,42 @@ class Step(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The steps of the sites that run, and the segment that runs behind the last one; None for none."""
+    """The way through a chain.
+
+    Attributes:
+        steps: of the sites that run.
+        end: the segment that runs behind the last one; None for none.
+        takes: the tensors that the chain begins with, or that are kept for it.
+    """
 
     steps: tuple[Step, ...]
     end: Segment | None
+    takes: Names
 
 
-def walks(manifest: Manifest, layers: Sequence[LoadedLayer], graphs: Mapping[str, Graph]) -> Callable[[Wanted], Walk]:
-    """Return the function that plans a model's walks; the latest ones are kept."""
-    segments = [(graphs[each.graph.name], not each.rows_dependent) for each in manifest.segments]
+def walks(
+    entries: Sequence[SegmentEntry], layers: Sequence[LoadedLayer], graphs: Mapping[str, Graph]
+) -> Callable[[Wanted, Names, Names], Walk]:
+    """Return the function that plans a chain's walks; the latest ones are kept.
 
-    def plan(wanted: Wanted) -> Walk:
-        return _plan(wanted, layers, segments)
+    Its arguments are the stages wanted, the tensors that are kept for the chain, which no segment has to give, and
+    further tensors wanted of the segment behind the last site.
+    """
+    segments = [(graphs[each.graph.name], not each.rows_dependent) for each in entries]
+
+    def plan(wanted: Wanted, kept: Names, further: Names) -> Walk:
+        return _plan(wanted, kept, further, layers, segments)
 
     return lru_cache(MAX_WALKS)(plan)
 
 
-def _plan(wanted: Wanted, layers: Sequence[LoadedLayer], segments: Sequence[tuple[Graph, bool]]) -> Walk:
+def _plan(
+    wanted: Wanted, kept: Names, further: Names, layers: Sequence[LoadedLayer], segments: Sequence[tuple[Graph, bool]]
+) -> Walk:
     """Plan from the last site to the first: a graph has to give what is read behind it."""
     behind = [(BEHIND & stages) - layer.gives for stages, layer in zip(wanted, layers, strict=False)]
-    end = _segment(segments, len(wanted), behind[-1]) if behind[-1] else None
+    last = behind[-1] | further
+    end = _segment(segments, len(wanted), last) if last else None
     needed = set(end.inputs if end else ())
     steps: list[Step] = []
     for index in reversed(range(len(wanted))):
@@ -86,12 +104,13 @@ def _plan(wanted: Wanted, layers: Sequence[LoadedLayer], segments: Sequence[tupl
         attends = bool(passed | (stages - behind[index] - {EMBEDDINGS}))
         needed = (needed - passed) | (layer.takes if attends else set())
         cut = tuple(sorted(needed - set(KEYS)))
+        needed -= kept
         given = behind[index - 1] if index else frozenset[str]()
         segment = _segment(segments, index, needed | given) if index < len(segments) else None
         if segment is not None:
             needed = (needed - set(segment.tensors)) | set(segment.inputs)
         steps.append(Step(segment, stages, passed, attends, behind[index], combine, cut))
-    return Walk(tuple(reversed(steps)), end)
+    return Walk(tuple(reversed(steps)), end, frozenset(needed))
 
 
 def _segment(segments: Sequence[tuple[Graph, bool]], index: int, wanted: "set[str] | frozenset[str]") -> Segment | None:

@@ -51,8 +51,8 @@ class MemoryJob:
             size=2 * size,
         )
 
-    def project(self) -> tuple[Vectors, Vectors]:
-        """Project the memory; return k and v, [1, S, heads * width]."""
+    def project(self) -> dict[str, Vectors]:
+        """Project the memory; return its tensors by name, each [1, S, width]."""
         run = Run()
         self.call.add_run(run)
         self.call.record.mark_running()
@@ -62,7 +62,7 @@ class MemoryJob:
             self.call.remove_run(run)
             self.call.record.mark_computed()
 
-    def keep(self, k: Vectors, v: Vectors) -> Memory:
+    def keep(self, tensors: dict[str, Vectors]) -> Memory:
         """Put the projected memory into the store.
 
         Raises:
@@ -70,12 +70,12 @@ class MemoryJob:
         """
         model = self.model
         id_ = memory_id(model.name, model.version, [model.digest, self.key, self.value, self.request.memory_text])
-        memory = Memory(id_, model.name, model.version, k, v, self.tokens, self.ttl, model.digest)
+        memory = Memory(id_, model.name, model.version, tensors, self.tokens, self.ttl, model.digest)
         self.store.put(memory)
         return memory
 
 
 def _compute(jobs: Sequence[MemoryJob]) -> Callable[[], list[Memory | Exception]]:
     (job,) = jobs
-    k, v = job.project()
-    return lambda: [job.keep(k, v)]
+    tensors = job.project()
+    return lambda: [job.keep(tensors)]

@@ -1,0 +1,146 @@
+"""A loaded chain: segments and sites in turn, over one namespace of tensors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Segment as SegmentEntry
+
+from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
+from attention_server.inference.masks import Vectors
+from attention_server.inference.row_blocks import run_rows
+from attention_server.inference.walk import (
+    CONTRIBUTIONS,
+    EMBEDDINGS,
+    Names,
+    Segment,
+    Step,
+    Walk,
+    Wanted,
+    make_segment,
+    walks,
+)
+
+Stages = dict[str, Vectors]  # of one layer, by name, each with a leading dimension B
+
+
+@dataclass(frozen=True)
+class LoadedChain:
+    """A chain of a model with its graphs.
+
+    Attributes:
+        layers: its sites, first to last.
+        entries: the manifest's entries of its segments; empty in a block that projects nothing.
+        graphs: the model's graphs by file name.
+    """
+
+    layers: Sequence[LoadedLayer]
+    entries: Sequence[SegmentEntry]
+    graphs: Mapping[str, Graph]
+
+    def stages(
+        self,
+        tensors: Tensors,
+        walk: Walk,
+        run: Run,
+        added: Vectors | None = None,
+        rows: Rows | None = None,
+        pooling: Vectors | None = None,
+    ) -> list[Stages]:
+        """Compute the stages of the sites of a walk.
+
+        Args:
+            tensors: what the chain begins with; receives what segments and sites give.
+            walk: the segments and sites that run.
+            run: the computation that this is a part of.
+            added: the request's mask, added to the scores, [1 or H, T, S]; None for no mask.
+            rows: the query rows of the last site to compute; None for all.
+            pooling: the weights of means, [P, rows]: of the last site only the means of `output` are computed.
+        """
+        stages: list[Stages] = []
+        for layer, step in zip(self.layers, walk.steps, strict=False):
+            is_last = len(stages) == len(walk.steps) - 1
+            if pooling is not None and is_last:
+                tensors["query"] = tensors["query"] if rows is None else tensors["query"][:, rows]
+                return [*stages, {"output": layer.pool(tensors, pooling, run)}]
+            before: Stages = {EMBEDDINGS: tensors["query"]} if EMBEDDINGS in step.wanted else {}
+            if step.segment is not None:
+                self._advance(step.segment, tensors, run)
+            if stages and (behind := walk.steps[len(stages) - 1].behind):
+                stages[-1].update({name: tensors[name] for name in behind})
+            computed = self._site(layer, step, tensors, added, rows if is_last else None, run)
+            stages.append(before | computed if before else computed)
+        if walk.end is not None:
+            self._advance(walk.end, tensors, run)
+            stages[-1].update({name: tensors[name] for name in walk.steps[-1].behind})
+        return stages
+
+    @cached_property
+    def walk(self) -> Callable[[Wanted, Names, Names], Walk]:
+        """The function that plans a walk; see `walks`."""
+        return walks(self.entries, self.layers, self.graphs)
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """Every segment with all of its outputs."""
+        graphs = [(self.graphs[each.graph.name], not each.rows_dependent) for each in self.entries]
+        made = [make_segment(graph, list(graph.outputs), is_by_row=by_row) for graph, by_row in graphs]
+        return [segment for segment in made if segment is not None]
+
+    @cached_property
+    def reads(self) -> Names:
+        """The inputs of segments."""
+        return frozenset(name for each in self.segments for name in each.inputs)
+
+    def project(self, tensors: Tensors, run: Run) -> None:
+        """Run the first segment with all of its outputs; without segments, k is the key and v the value."""
+        if self.segments:
+            self._advance(self.segments[0], tensors, run)
+        else:
+            tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
+
+    def warm(self, tensors: Tensors, run: Run) -> None:
+        """Run every graph once, so that no request waits for a first allocation."""
+        self.project(tensors, run)
+        for index, layer in enumerate(self.layers):
+            layer.warm(tensors, run)
+            if index + 1 < len(self.segments):
+                self._advance(self.segments[index + 1], tensors, run)
+
+    def _advance(self, segment: Segment, tensors: Tensors, run: Run) -> None:
+        """Run a segment: take its inputs from the tensors, and write its outputs there."""
+        feeds = {name: tensors[name] for name in segment.inputs}
+        if segment.is_by_row and self.layers[0].device == "cpu":
+            found = run_rows(segment.graph, segment.outputs, feeds, run)
+        else:
+            found = segment.graph.run(segment.outputs, feeds, run)
+        tensors.update(zip(segment.tensors, found, strict=True))
+
+    def _site(
+        self, layer: LoadedLayer, step: Step, tensors: Tensors, added: Vectors | None, rows: Rows | None, run: Run
+    ) -> Stages:
+        """Return the stages of a site, of the rows chosen; cut to them the tensors that are read from here on."""
+        if rows is not None:
+            tensors.update({name: tensors[name][:, rows] for name in step.cut})
+            added = None if added is None else added[:, rows]
+        stages = layer.stages(tensors, added, step.wanted, step.passed, run, rows) if step.attends else {}
+        if step.combine is not None:
+            stages[CONTRIBUTIONS] = self._contributions(layer, step.combine, tensors, run)
+        return stages
+
+    def _contributions(self, layer: LoadedLayer, combine: Segment, tensors: Tensors, run: Run) -> Vectors:
+        """Return each head's part of the output, [B, H, T, D]: the output of this head alone less that of none."""
+        heads = split_heads(tensors["heads"], layer.about.heads)
+
+        def output(kept: slice) -> Vectors:
+            some = np.zeros_like(heads)
+            some[:, kept] = heads[:, kept]
+            packed = some.transpose(0, 2, 1, 3).reshape(tensors["heads"].shape)
+            feeds = {name: tensors[name] for name in combine.inputs} | {"heads": packed}
+            (found,) = combine.graph.run_path(combine.outputs, feeds, run)
+            return found  # type: ignore[return-value] # all graphs give float32
+
+        none = output(slice(0))
+        return np.stack([output(slice(head, head + 1)) - none for head in range(layer.about.heads)], 1)
