@@ -28,7 +28,7 @@ REQUIRED = {
     "File": ("name", "sha256"),
     "Predictor": ("name", "rows", "labels"),
 }
-_MESSAGE, _ENUM_IN_MESSAGE, _FIELD, _VALUE = 4, 4, 2, 2  # field numbers of descriptor.proto, as in its paths
+_MESSAGE, _ENUM, _ENUM_IN_MESSAGE, _FIELD, _VALUE = 4, 5, 4, 2, 2  # field numbers of descriptor.proto, as in its paths
 Path_ = tuple[int, ...]
 SCALARS: dict[int, Schema] = {
     FieldDescriptorProto.TYPE_STRING: STRING,
@@ -53,11 +53,14 @@ def schemas(descriptors: Path) -> dict[str, Schema]:
     (file,) = (each for each in found.file if each.name == CONTRACT)
     comments = {tuple(each.path): " ".join(each.leading_comments.split()) for each in file.source_code_info.location}
     messages = {message.name: (message, (_MESSAGE, i)) for i, message in enumerate(file.message_type)}
+    enums = {each.name: _enumeration(each, (_ENUM, i), comments) for i, each in enumerate(file.enum_type)}
     made: dict[str, Schema] = {}
     waiting = [ROOT]
     while waiting:
         name = waiting.pop(0)
-        if name not in made:
+        if name in enums:
+            made[name] = enums[name]
+        elif name not in made:
             message, path = messages[name]
             made[name], used = _message(message, path, comments)
             made |= _enumerations(message, path, comments)
@@ -66,7 +69,7 @@ def schemas(descriptors: Path) -> dict[str, Schema]:
 
 
 def _message(message: DescriptorProto, path: Path_, comments: dict[Path_, str]) -> tuple[Schema, list[str]]:
-    """Return a message's schema, and the names of the messages that it uses."""
+    """Return a message's schema, and the names of the messages, and of the file's enumerations, that it uses."""
     maps = {each.name: each for each in message.nested_type if each.options.map_entry}
     properties: dict[str, Schema] = {}
     used: list[str] = []
@@ -85,8 +88,10 @@ def _field(field: FieldDescriptorProto, maps: dict[str, DescriptorProto], owner:
     used = []
     if field.type == FieldDescriptorProto.TYPE_MESSAGE:
         schema, used = ref(name), [name]
-    elif field.type == FieldDescriptorProto.TYPE_ENUM:
+    elif field.type == FieldDescriptorProto.TYPE_ENUM and field.type_name.endswith(f".{owner}.{name}"):
         schema = ref(owner + name)
+    elif field.type == FieldDescriptorProto.TYPE_ENUM:
+        schema, used = ref(name), [name]
     else:
         schema = SCALARS[field.type]
     return (array(schema) if field.label == FieldDescriptorProto.LABEL_REPEATED else schema), used

@@ -26,6 +26,10 @@ def lie_about_widths(folder):
     edit(folder, lambda manifest: manifest["layers"][0].update(query_dim=23))
 
 
+def name_a_source(folder):
+    edit(folder, lambda manifest: manifest["layers"][0].update(side="SIDE_SOURCE"))
+
+
 def swap_graphs(folder):
     shutil.copy(folder / "project.onnx", folder / "attend.onnx")
     edit(folder)
@@ -49,6 +53,7 @@ REFUSALS = {
     cut: "explain.onnx is not the file that manifest.json names: its SHA-256 differs",
     cut_with_its_hash: "cannot be loaded; the log has the cause",
     lie_about_widths: "23",
+    name_a_source: "only models of one sequence are served",
     swap_graphs: "attend.onnx",
     oversize: "a version may have 4194304",
     pipe: "project.onnx is no regular file",

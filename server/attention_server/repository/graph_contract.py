@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Predictor
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Predictor, Side
 from attention_proto.folder import TRANSFORMER, tensor_name
 from attention_proto.offers import EVERY_LAYER
 
@@ -55,6 +55,8 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
     """
     if manifest.block not in BLOCKS:
         raise ContractError(f"block {manifest.block!r} is none of {', '.join(BLOCKS)}")
+    if any(layer.side != Side.SIDE_TARGET for layer in manifest.layers):
+        raise ContractError("has sites of a source; only models of one sequence are served")
     _check_names(manifest)
     for layer in manifest.layers:
         if manifest.block == TRANSFORMER:

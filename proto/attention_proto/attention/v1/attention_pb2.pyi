@@ -69,6 +69,30 @@ DATA_TYPE_FP32: DataType.ValueType  # 6
 """IEEE 754 single precision, 4 bytes per element."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
+class _Side:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SideEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Side.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SIDE_TARGET: _Side.ValueType  # 0
+    """The target: queries and keys are its rows."""
+    SIDE_SOURCE: _Side.ValueType  # 1
+    """The source, read by the encoder: queries and keys are its rows."""
+    SIDE_CROSS: _Side.ValueType  # 2
+    """Queries are rows of the target, keys are rows of the source. Of a site alone."""
+
+class Side(_Side, metaclass=_SideEnumTypeWrapper):
+    """The sequence that a site or a segment belongs to. A model of one sequence has SIDE_TARGET everywhere."""
+
+SIDE_TARGET: Side.ValueType  # 0
+"""The target: queries and keys are its rows."""
+SIDE_SOURCE: Side.ValueType  # 1
+"""The source, read by the encoder: queries and keys are its rows."""
+SIDE_CROSS: Side.ValueType  # 2
+"""Queries are rows of the target, keys are rows of the source. Of a site alone."""
+Global___Side: _TypeAlias = Side  # noqa: Y015
+
 @_typing.final
 class Tensor(_message.Message):
     """A dense array."""
@@ -1043,9 +1067,15 @@ class Segment(_message.Message):
 
     GRAPH_FIELD_NUMBER: _builtins.int
     ROWS_DEPENDENT_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
     rows_dependent: _builtins.bool
     """Whether a row of a result depends on further rows or on its place among them. The rows of such a segment are always
     computed together.
+    """
+    side: Global___Side.ValueType
+    """The sequence that the segment computes: SIDE_SOURCE in the encoder of an encoder-decoder, which has one segment more
+    than sites on each side; otherwise SIDE_TARGET. The last one of the source gives `cross_k_0`, `cross_v_0`,
+    `cross_k_1`, ..: the keys and values of the cross sites, in order.
     """
     @_builtins.property
     def graph(self) -> Global___File:
@@ -1056,10 +1086,11 @@ class Segment(_message.Message):
         *,
         graph: Global___File | None = ...,
         rows_dependent: _builtins.bool = ...,
+        side: Global___Side.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "rows_dependent", b"rows_dependent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "rows_dependent", b"rows_dependent", "side", b"side"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1091,6 +1122,7 @@ class Layer(_message.Message):
     BIAS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     ZERO_KEY_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name in `OutputSpec.layers`."""
     heads: _builtins.int
@@ -1125,6 +1157,8 @@ class Layer(_message.Message):
     """Whether a query attends to one key more, a vector of zeros with a value of zeros, which no mask hides, as in
     nn.MultiheadAttention with add_zero_attn. `scores` and `weights` leave it out, so a row of weights has a sum below 1.
     """
+    side: Global___Side.ValueType
+    """The sequence of the queries and keys. In an encoder-decoder the sites of the source come first."""
     @_builtins.property
     def weights(self) -> Global___File:
         """The matrices of the block, in safetensors, for the reference of `attention-export verify`. The server does not read
@@ -1177,10 +1211,11 @@ class Layer(_message.Message):
         bias: Global___File | None = ...,
         stages: _abc.Iterable[_builtins.str] | None = ...,
         zero_key: _builtins.bool = ...,
+        side: Global___Side.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "pool", b"pool", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "query_dim", b"query_dim", "scale", b"scale", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window", "zero_key", b"zero_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "query_dim", b"query_dim", "scale", b"scale", "side", b"side", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window", "zero_key", b"zero_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1271,6 +1306,7 @@ class Text(_message.Message):
     POSITION_BASE_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
+    START_TOKEN_FIELD_NUMBER: _builtins.int
     allow_unknown: _builtins.bool
     """Whether a word outside the vocabulary becomes the unknown token; otherwise the request is refused, naming the word."""
     max_tokens: _builtins.int
@@ -1285,6 +1321,8 @@ class Text(_message.Message):
     """
     normalize: _builtins.bool
     """Whether the embedding is then divided by its length."""
+    start_token: _builtins.int
+    """The token before each target text of an encoder-decoder; absent in other models."""
     @_builtins.property
     def tokenizer(self) -> Global___File:
         """The tokenizer, in the `tokenizer.json` form of the tokenizers library."""
@@ -1316,12 +1354,15 @@ class Text(_message.Message):
         position_base: _builtins.int = ...,
         pool: _builtins.str = ...,
         normalize: _builtins.bool = ...,
+        start_token: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["front", b"front", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "front", b"front", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "start_token", b"start_token", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "start_token", b"start_token", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__start_token: _TypeAlias = _typing.Literal["start_token"]  # noqa: Y015
+    _WhichOneofArgType__start_token: _TypeAlias = _typing.Literal["_start_token", b"_start_token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_token) -> _WhichOneofReturnType__start_token | None: ...
 
 Global___Text: _TypeAlias = Text  # noqa: Y015
 
