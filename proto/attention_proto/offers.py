@@ -6,6 +6,7 @@ The planner, the Open Inference Protocol's metadata and the columns of scored fi
 from collections.abc import Iterable, Mapping, Sequence
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.chains import site_axes
 from attention_proto.stages import Axis, Stage
 
 EVERY_LAYER = "*"
@@ -130,9 +131,10 @@ def _check_alike(stage: Stage, chosen: Mapping[tuple[int, int], str], manifest: 
 
 
 def _shape_of_head(stage: Stage, layer: Layer, manifest: Manifest) -> list[str]:
-    """Return the lengths of a stage's rows and columns; T and S, which are the same for all layers, by their names."""
+    """Return the lengths of a stage's rows and columns; those of the request's sequences by their names, T and S."""
     known = lengths(stage, layer, manifest)
-    return [str(known[axis] or axis) for axis in stage.axes[1:]]
+    named: dict[Axis, Axis] = dict(zip(("T", "S"), site_axes(layer, manifest), strict=True))
+    return [str(known[axis] or named.get(axis, axis)) for axis in stage.axes[1:]]
 
 
 def _heads(stage: Stage, layer: int, manifest: Manifest) -> int:

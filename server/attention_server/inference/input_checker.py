@@ -1,11 +1,13 @@
 """The checking of a sequence for one model and plan, and its profile. Nothing is computed here."""
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
+from attention_proto.chains import SiteAxes
 from attention_proto.masks import Mask
 
 from attention_server.domain.limits import Limits
@@ -15,7 +17,7 @@ from attention_server.inference import validation as check
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import LoadedLayer
+from attention_server.inference.layer import LoadedLayer, lengths_by_axes
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, candidate_bytes, stage_bytes
 from attention_server.inference.postprocess import check_rows
@@ -84,9 +86,12 @@ class InputChecker:
         return [(part, profile) for part in prepared.cut(1 if cached.plan.shapes else profile.max_batch)]
 
     @cached_property
-    def _heads(self) -> int:
-        """The heads of all layers together."""
-        return sum(layer.heads for layer in self.manifest.layers)
+    def _heads(self) -> tuple[tuple[SiteAxes, int], ...]:
+        """The heads of all sites together, by the sequences of their queries and keys."""
+        heads: Counter[SiteAxes] = Counter()
+        for layer in self.layers:
+            heads[layer.axes] += layer.about.heads
+        return tuple(heads.items())
 
     @cached_property
     def _predicts_by_word(self) -> bool:
@@ -121,18 +126,23 @@ class InputChecker:
     def _profile(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (0 if prepared.memory else keys)
+        by_axes = lengths_by_axes(queries, keys)
+        sites = [by_axes[layer.axes] for layer in self.layers]
+        scores = 0
+        for axes, heads in self._heads:
+            scores += heads * by_axes[axes][0] * by_axes[axes][1]
         size = Size(projected, queries * keys, len(plan.stages) / len(self.layers))
         answer = candidate_bytes(plan.top, self.manifest.predictors, self.labels, queries)
         for output in plan.outputs:
             widths = self.layers[output.layer].widths(*prepared.input_widths())
-            answer += answer_bytes(output, self.manifest, widths, queries, keys)
+            answer += answer_bytes(output, self.manifest, widths, *sites[output.layer])
         max_batch, batch_factor = self.costs.best_batch(max(queries, keys))
         kind = self._kind(prepared, plan) if max_batch > 1 else None
         return InputProfile(
             queries=queries,
             keys=keys,
-            score_bytes=self._heads * queries * keys * 4,
-            stage_bytes=stage_bytes(plan, self.manifest, queries, keys),
+            score_bytes=scores * 4,
+            stage_bytes=stage_bytes(plan, self.manifest, sites),
             input_bytes=prepared.size,
             answer_bytes=answer,
             kind=kind,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
+from attention_proto.chains import CROSS, OF_SOURCE, OF_TARGET, SiteAxes
 from attention_proto.stages import OF_KEYS, STAGES
 from numpy.typing import NDArray
 
@@ -45,11 +46,13 @@ class LoadedLayer:
         about: the manifest's entry of the site.
         device: where the graphs compute.
         graphs: the model's ONNX graphs by file name.
+        axes: of which sequences its queries and keys are.
     """
 
     about: Layer
     device: str
     graphs: Mapping[str, Graph]
+    axes: SiteAxes = CROSS
 
     def stages(
         self,
@@ -93,18 +96,25 @@ class LoadedLayer:
         files = [each.file.name for each in self._served] + [self._bias_file] * bool(self._bias_file)
         return frozenset(name for file in files for name in self.graphs[file].inputs) - MADE_HERE
 
-    def mask(self, added: Vectors | None, queries: int, keys: int) -> Vectors | None:
+    def lengths(self, prepared: PreparedInput) -> tuple[int, int]:
+        """Return the number of queries and of keys of this site."""
+        return lengths_by_axes(prepared.queries, prepared.keys)[self.axes]
+
+    def mask(self, prepared: PreparedInput) -> Vectors | None:
         """Return the request's mask and the site's own together, [1 or H, T, S]; None for no mask."""
-        return add_masks(added, site_mask(queries, keys, causal=self.about.causal, window=self.about.window))
+        own = site_mask(*self.lengths(prepared), causal=self.about.causal, window=self.about.window)
+        return add_masks(prepared.added, own) if self.axes == CROSS else own
 
     def rows(self, stage: str, prepared: PreparedInput) -> tuple[int, Positions]:
         """Return the number of rows of a stage, and whether each may attend or be attended at this site; None for all.
 
         A site's own mask lets each position attend to itself, so that it matters beside a request's mask alone.
         """
+        if self.axes != CROSS:  # requests mask sites of the axes CROSS alone
+            return self.lengths(prepared)[stage in OF_KEYS], None
         if prepared.added is None or not (self.about.causal or self.about.window):
             return prepared.rows(stage)
-        attending, attended = unmasked(self.mask(prepared.added, prepared.queries, prepared.keys))
+        attending, attended = unmasked(self.mask(prepared))
         return (prepared.keys, attended) if stage in OF_KEYS else (prepared.queries, attending)
 
     def pools(self, queries: int, keys: int) -> bool:
@@ -237,6 +247,11 @@ class LoadedLayer:
         if about.softcap:
             scores = np.float32(about.softcap) * np.tanh(scores / np.float32(about.softcap))
         return scores if bias is None else scores + bias
+
+
+def lengths_by_axes(queries: int, keys: int) -> Mapping[SiteAxes, tuple[int, int]]:
+    """Return the number of queries and keys of a site by its axes, for T and S of a request."""
+    return {CROSS: (queries, keys), OF_TARGET: (queries, queries), OF_SOURCE: (keys, keys)}
 
 
 def split_heads(x: NDArray[Any], heads: int) -> Vectors:

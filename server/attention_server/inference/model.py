@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from attention_proto.attention.v1.attention_pb2 import Manifest
+from attention_proto.chains import site_axes
 
 from attention_server.domain.messages import OutputSpec, Result, Tokens
 from attention_server.inference.engine.protocol import Graph, Run
@@ -60,7 +61,8 @@ class LoadedModel:
     @cached_property
     def layers(self) -> list[LoadedLayer]:
         """The layers, first to last."""
-        return [LoadedLayer(about, self.device, self.graphs) for about in self.manifest.layers]
+        manifest = self.manifest
+        return [LoadedLayer(each, self.device, self.graphs, site_axes(each, manifest)) for each in manifest.layers]
 
     def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
         """Return the plan of a request's outputs: for the same short request the same object again.

@@ -126,8 +126,8 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
         output: its plan.
         manifest: of the model.
         widths: Dh, Dv and D of this sequence.
-        queries: T.
-        keys: S.
+        queries: T of the output's layer.
+        keys: S of the output's layer.
     """
     spec, stage = output.spec, STAGES[output.spec.name]
     known = lengths(stage, manifest.layers[output.layer], manifest)
@@ -142,7 +142,7 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
     return heads * rows * columns * size
 
 
-def stage_bytes(plan: Plan, manifest: Manifest, queries: int, keys: int) -> int:
+def stage_bytes(plan: Plan, manifest: Manifest, sites: Sequence[tuple[int, int]]) -> int:
     """Return the size of the stages of one sequence as they are computed, whole, in bytes.
 
     Widths that a block takes as they come are counted as 0.
@@ -150,12 +150,11 @@ def stage_bytes(plan: Plan, manifest: Manifest, queries: int, keys: int) -> int:
     Args:
         plan: says which stages of which layers.
         manifest: of the model.
-        queries: T.
-        keys: S.
+        sites: T and S of each layer.
     """
-    of_sequence: Mapping[Axis, int] = {"T": queries, "S": keys}
     size = 0
-    for layer, stages in zip(manifest.layers, plan.stages, strict=False):
+    for layer, stages, (queries, keys) in zip(manifest.layers, plan.stages, sites, strict=False):
+        of_sequence: Mapping[Axis, int] = {"T": queries, "S": keys}
         for name in stages | {STAGES[name].source for name in stages if STAGES[name].source}:
             size += math.prod(of_sequence.get(axis, n) for axis, n in lengths(STAGES[name], layer, manifest).items())
     return 4 * size

@@ -137,7 +137,7 @@ def _output(
         return positions(rows, computed if of_some else None)
 
     def hidden(layer: int) -> NDArray[np.bool_] | None:
-        added = layers[layer].mask(prepared.added, prepared.queries, prepared.keys) if spec.top_k else None
+        added = layers[layer].mask(prepared) if spec.top_k else None
         return None if added is None else (added if rows is None else added[:, rows]) == HIDDEN
 
     if not output.pairs:

@@ -36,7 +36,7 @@ def computed_rows(
     if len(chosen) < len(read) or not sum(map(len, chosen)):
         return None
     rows = np.unique(np.concatenate(chosen))
-    return rows if len(rows) < prepared.queries else None
+    return rows if len(rows) < layers[last].lengths(prepared)[0] else None
 
 
 def unmasked_rows(
