@@ -10,6 +10,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 DTYPES = {"BOOL": "?", "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 TENSORS = ("query", "key", "value")
+TEXTS = ("text", "memory_text", "token_ids", "memory_token_ids")
 CAUSAL = {"none": 1, "top_left": 2, "bottom_right": 3}
 REDUCE = {"none": 0, "mean": 1, "max": 2}
 POOL = {"none": 0, "mean": 1, "first": 2, "last": 3}
@@ -78,6 +79,8 @@ def request_message(
             **{name: tensor(sequence.get(name)) for name in TENSORS},
             text=sequence.get("text"),
             memory_text=sequence.get("memory_text"),
+            token_ids=sequence.get("token_ids", ()),
+            memory_token_ids=sequence.get("memory_token_ids", ()),
             memory=sequence.get("memory", ""),
             mask=mask_message(sequence.get("mask")),
             lengths=sequence.get("lengths", ()),

@@ -11,7 +11,7 @@ import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from serving import HANG
 
-from tests.messages import NAMES, TENSORS, Raw, read_document, read_message, request_message
+from tests.messages import NAMES, TENSORS, TEXTS, Raw, read_document, read_message, request_message
 from tests.refusals import refused_by_grpc, refused_by_http
 
 
@@ -46,8 +46,7 @@ class Transport:
             Refused: there is no answer.
         """
         sequence = {
-            name: request.pop(name)
-            for name in (*TENSORS, "text", "memory_text", "memory", "mask", "lengths") & request.keys()
+            name: request.pop(name) for name in (*TENSORS, *TEXTS, "memory", "mask", "lengths") & request.keys()
         }
         self.sent_inputs = not sequence
         inputs = request.pop("inputs") if self.sent_inputs and "inputs" in request else [sequence] if sequence else []

@@ -13,7 +13,9 @@ from attention_client.memory import Memory
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sequence:
-    """One sequence and its memory: `query` or `text`; at most one of `key`, `memory_text` and `memory`.
+    """One sequence, and the memory that it attends to.
+
+    One of `query`, `text` and `token_ids`; at most one of `key`, `memory_text`, `memory_token_ids` and `memory`.
 
     Numbers are sent as float32, or as float16 where the array is float16.
 
@@ -23,6 +25,8 @@ class Sequence:
         value: [S, value width]; the key when absent.
         text: the query as text, for a text model.
         memory_text: the memory as text, for a text model that attends to a second sequence.
+        token_ids: the query as ids of tokens, integers [T], taken as they are, in place of `text`.
+        memory_token_ids: the memory as ids of tokens, integers [S], taken as they are, in place of `memory_text`.
         memory: a memory that the server keeps, as `create_memory` returned it, or its id.
         causal: hides the future; positions are lined up at the first or the last of query and key.
         window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
@@ -35,6 +39,8 @@ class Sequence:
     value: ArrayLike | None = None
     text: str | None = None
     memory_text: str | None = None
+    token_ids: ArrayLike | None = None
+    memory_token_ids: ArrayLike | None = None
     memory: Memory | str | None = None
     causal: Causal = "none"
     window: tuple[int, int] | None = None

@@ -66,12 +66,13 @@ class AttendResult:
         version: its version.
         outputs: the requested stages, by name, in the order of the request, without a batch dimension: an array, or a
             `TopK` where the request had a `top_k`.
-        tokens: the query's tokens; empty where no text was sent.
-        memory_tokens: the memory's tokens; empty where no memory text was sent.
+        tokens: the query's tokens; empty where neither a text nor ids of tokens were sent.
+        memory_tokens: the memory's tokens; empty where neither a memory text nor ids of its tokens were sent.
         key_tokens: the names of the keys (the last axis of weights and scores): the memory's tokens, or the
             sequence's own where it attends to itself; empty where keys have no names.
         predictions: the answers of the model's head, when requested.
-        token_offsets, memory_token_offsets: the place of each token in its text, when requested.
+        token_offsets, memory_token_offsets: the place of each token in its text, when requested; empty where ids of
+            tokens were sent.
     """
 
     model: str

@@ -23,6 +23,7 @@ from openapi_document.schema import (
     request,
 )
 
+AS_THEY_ARE = "They are taken as they are, special tokens included."
 BATCH = "A query [B, T, D] stands for B sequences."
 OTHER_RANKS = "The server takes nested lists of any rank too."
 OPTION_SCHEMAS = {"reduce": "Reduce", "pool": "Pool", "data_type": "OutputDataType"}  # of choices
@@ -62,6 +63,8 @@ SEQUENCE: dict[str, Schema] = {
     "value": _tensor("[S, value width]; the key when absent."),
     "text": described(STRING, "The query as text, for a text model."),
     "memory_text": described(STRING, "The memory as text, for a text model that attends to a second sequence."),
+    "token_ids": array(integer(0), f"The query as ids of tokens, in place of `text`. {AS_THEY_ARE}"),
+    "memory_token_ids": array(integer(0), f"The memory as ids of tokens, in place of `memory_text`. {AS_THEY_ARE}"),
     "memory": described(STRING, "The id of a kept memory."),
     "mask": ref("Mask"),
     "lengths": array(
@@ -95,7 +98,8 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Sequence": request(
         SEQUENCE,
-        words=f"Exactly one of `query` and `text`; at most one of `key`, `memory_text` and `memory`. {BATCH}",
+        words="Exactly one of `query`, `text` and `token_ids`; at most one of `key`, `memory_text`, `memory_token_ids` "
+        f"and `memory`. {BATCH}",
     ),
     "Mask": request(
         {
@@ -135,10 +139,10 @@ SCHEMAS: dict[str, Schema] = {
     "AttendResponse": answer({"model": STRING, "version": INTEGER, "results": array(ref("Result"))}),
     "Result": answer(
         {
-            "tokens": array(STRING, "The query's tokens, of a text."),
-            "memory_tokens": array(STRING, "The memory's tokens, of a text."),
-            "token_offsets": array(ref("Span")),
-            "memory_token_offsets": array(ref("Span")),
+            "tokens": array(STRING, "The query's tokens, of a text or of ids."),
+            "memory_tokens": array(STRING, "The memory's tokens, of a text or of ids."),
+            "token_offsets": array(ref("Span"), "The position of each token in the text; empty for ids."),
+            "memory_token_offsets": array(ref("Span"), "The same of the memory's tokens."),
             "outputs": {
                 "type": "object",
                 "additionalProperties": {"anyOf": [ref("Tensor"), ref("TopK")]},
@@ -186,9 +190,10 @@ SCHEMAS: dict[str, Schema] = {
             "key": _tensor("[S, key width]"),
             "value": _tensor("[S, value width]; the key when absent."),
             "memory_text": described(STRING, "The memory as text, for a text model."),
+            "memory_token_ids": array(integer(0), f"The memory as ids of tokens. {AS_THEY_ARE}"),
             "ttl": described(NUMBER, "Seconds to keep it after its last use."),
         },
-        words="Exactly one of `key` and `memory_text`.",
+        words="Exactly one of `key`, `memory_text` and `memory_token_ids`.",
     ),
     "Memory": answer(
         {
@@ -196,7 +201,7 @@ SCHEMAS: dict[str, Schema] = {
             "model": STRING,
             "version": INTEGER,
             "length": described(INTEGER, "S: its positions."),
-            "tokens": array(STRING, "Its tokens, when it was made from text."),
+            "tokens": array(STRING, "Its tokens, when it was made from text or ids."),
             "expire_time": STRING | {"format": "date-time"},
             "size_bytes": INTEGER,
         },

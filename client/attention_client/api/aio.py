@@ -60,6 +60,8 @@ class AsyncAttentionClient(BaseClient):
         value: ArrayLike | None = None,
         text: str | None = None,
         memory_text: str | None = None,
+        token_ids: ArrayLike | None = None,
+        memory_token_ids: ArrayLike | None = None,
         memory: Memory | str | None = None,
         causal: Causal = "none",
         window: tuple[int, int] | None = None,
@@ -74,11 +76,13 @@ class AsyncAttentionClient(BaseClient):
 
         Args:
             model: its name.
-            query: [T, query width], float32 or float16; other numbers are sent as float32. Or `text`.
+            query: [T, query width], float32 or float16; other numbers are sent as float32. Or `text` or `token_ids`.
             key: [S, key width]; the query when absent, but for a cross-attention model, which needs a memory.
             value: [S, value width]; the key when absent.
             text: the query as text, for a text model.
             memory_text: the memory as text, for a text model that attends to a second sequence; in place of `key`.
+            token_ids: the query as ids of tokens, integers [T], special tokens included; in place of `text`.
+            memory_token_ids: the memory as ids of tokens, integers [S]; in place of `memory_text`.
             memory: a memory that the server keeps, from `create_memory`, or its id; in place of `key`. When the server
                 no longer has a `Memory`, the call creates it again, for the version that the call asks for, and is
                 repeated; an id alone raises NotFound.
@@ -105,6 +109,8 @@ class AsyncAttentionClient(BaseClient):
             value=value,
             text=text,
             memory_text=memory_text,
+            token_ids=token_ids,
+            memory_token_ids=memory_token_ids,
             memory=memory,
             causal=causal,
             window=window,
@@ -182,6 +188,7 @@ class AsyncAttentionClient(BaseClient):
         key: ArrayLike | None = None,
         value: ArrayLike | None = None,
         memory_text: str | None = None,
+        memory_token_ids: ArrayLike | None = None,
         version: int = 0,
         ttl: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
@@ -193,9 +200,10 @@ class AsyncAttentionClient(BaseClient):
 
         Args:
             model: its name.
-            key: [S, key width]. Or `memory_text`.
+            key: [S, key width]. Or `memory_text` or `memory_token_ids`.
             value: [S, value width]; the key when absent.
             memory_text: the sequence as text, for a text model; in place of `key`.
+            memory_token_ids: the sequence as ids of tokens, integers [S], special tokens included.
             version: of the model; 0 is its default.
             ttl: seconds to keep it after its last use; the server's choice when absent.
             timeout: seconds, in place of the client's.
@@ -206,9 +214,8 @@ class AsyncAttentionClient(BaseClient):
             TooLarge: it alone is larger than the server's limit for all memories together.
             AttentionError: as for `attend`.
         """
-        return await run_async(
-            self._create_memory_flow(model, key, value, memory_text, version, ttl, timeout), send_async
-        )
+        flow = self._create_memory_flow(model, key, value, memory_text, memory_token_ids, version, ttl, timeout)
+        return await run_async(flow, send_async)
 
     async def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:  # noqa: ASYNC109  # as above
         """Return a model's memories, newest first, of the one server that answers.

@@ -105,11 +105,12 @@ class BaseClient:
         key: ArrayLike | None,
         value: ArrayLike | None,
         memory_text: str | None,
+        memory_token_ids: ArrayLike | None,
         version: int,
         ttl: float | None,
         timeout: float | None,
     ) -> Flow[Call, Memory]:
-        request = create_memory_request(model, key, value, memory_text, version, ttl)
+        request = create_memory_request(model, key, value, memory_text, memory_token_ids, version, ttl)
         return Memory((yield from self._call(self._create_memory, request, timeout)), request)
 
     def _memories_flow(self, model: str, timeout: float | None) -> Flow[Call, list[Memory]]:

@@ -108,6 +108,7 @@ def create_memory_request(
     key: ArrayLike | None,
     value: ArrayLike | None,
     memory_text: str | None,
+    memory_token_ids: ArrayLike | None,
     version: int,
     ttl: float | None,
 ) -> pb.CreateMemoryRequest:
@@ -120,6 +121,7 @@ def create_memory_request(
     _write_scalars(request, model=model, version=version, memory_text=memory_text)
     _write_numbers(key, request.key, "key")
     _write_numbers(value, request.value, "value")
+    _write_ids(memory_token_ids, request, "memory_token_ids")
     return request
 
 
@@ -150,6 +152,8 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
     if len(message.query.shape) == 3:
         # On the wire [B, T, D] is B sequences; in this client each sequence has its own result.
         raise InvalidRequest("is a batch of rank 3; send its sequences by attend_batch", field=f"{field}.query")
+    for name in ("token_ids", "memory_token_ids"):
+        _write_ids(getattr(item, name), message, name, field)
     memory = item.memory.id if isinstance(item.memory, Memory) else item.memory
     _write_scalars(message, f"{field}.", text=item.text, memory_text=item.memory_text, memory=memory)
     if item.causal != "none" or any(each is not None for each in (item.window, item.allowed, item.bias)):
@@ -211,6 +215,23 @@ def _write_numbers(value: ArrayLike | None, message: pb.Tensor, field: str) -> N
     if array.dtype.kind not in NUMBERS:
         raise InvalidRequest(f"holds {array.dtype}; it must hold numbers", field=field)
     codec.write(array.astype(_wire_type(array), copy=False), message)
+
+
+def _write_ids(value: ArrayLike | None, message: Message, name: str, path: str = "") -> None:
+    """Write ids of tokens into a field of a message.
+
+    Raises:
+        InvalidRequest: they are no list of integers, one is negative or too large, or there is none, which would be
+            read as a field that is absent.
+    """
+    if value is None:
+        return
+    field = f"{path}.{name}" if path else name
+    array = _array(value, field)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InvalidRequest(f"holds {array.dtype} {list(array.shape)}; it must be a list of integers", field=field)
+    with _named_field(field):
+        getattr(message, name).extend(array.tolist())
 
 
 def _wire_type(array: NDArray[Any]) -> "type[np.floating[Any]]":

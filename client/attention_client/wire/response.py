@@ -17,7 +17,9 @@ def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendR
 
 
 def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result) -> AttendResult:
-    to_itself = not (sequence.HasField("key") or sequence.HasField("memory_text") or sequence.memory)
+    to_itself = not (
+        sequence.HasField("key") or sequence.HasField("memory_text") or sequence.memory_token_ids or sequence.memory
+    )
     return AttendResult(
         model=response.model,
         version=response.version,

@@ -56,8 +56,7 @@ def expand(sequence: Sequence, lengths: Collection[int], limits: Limits) -> list
 
 
 def _has_only_arrays(sequence: Sequence) -> bool:
-    texts = (sequence.text, sequence.memory_text)
-    return sequence.mask is NO_MASK and not sequence.memory and all(each is None for each in texts)
+    return sequence.mask is NO_MASK and not sequence.memory and not sequence.has_tokens
 
 
 def _has_batch_axis(array: Array, batch: int) -> bool:
@@ -89,7 +88,6 @@ def _unpack(sequence: Sequence, lengths: Collection[int], limits: Limits) -> Ite
                 f"has shape {list(array.shape)}, but the lengths say [{total}, width]",
                 field=join_path(sequence.path, name),
             )
-    path, _, _, _, text, memory_text, memory, mask, *_ = sequence
     begin = part = 0
     may_batch = _has_only_arrays(sequence)
     for length, alike in itertools.groupby(lengths):
@@ -97,7 +95,7 @@ def _unpack(sequence: Sequence, lengths: Collection[int], limits: Limits) -> Ite
         for batch in [count] if may_batch else [1] * count:
             end = begin + length * batch
             query, key, value = [_slice(array, begin, end, batch) for _, array in arrays]
-            yield Sequence(path, query, key, value, text, memory_text, memory, mask, part, batch)
+            yield sequence._replace(query=query, key=key, value=value, part=part, batch=batch)
             begin, part = end, part + batch
 
 

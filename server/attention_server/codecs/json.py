@@ -50,11 +50,12 @@ from attention_server.inference.contexts import Memory
 
 Encoding = Literal["json", "base64"]
 
-SEQUENCE_FIELDS = ("query", "key", "value", "text", "memory_text", "memory", "mask", "lengths")
+TEXT_FIELDS = ("text", "memory_text", "token_ids", "memory_token_ids")
+SEQUENCE_FIELDS = ("query", "key", "value", *TEXT_FIELDS, "memory", "mask", "lengths")
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
 OUTPUT_FIELDS = ("name", *OPTIONS)
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
-MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "ttl")
+MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "memory_token_ids", "ttl")
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
 
@@ -112,6 +113,7 @@ def decode_memory_request(body: bytes, model: str) -> MemoryRequest:
         key=_tensor(content.get("key"), np.float32, "key"),
         value=_tensor(content.get("value"), np.float32, "value"),
         memory_text=typed(content, "memory_text", str, None, ""),
+        memory_token_ids=_token_ids(content, "memory_token_ids", ""),
         ttl=ttl,
     )
     refuse_duplicates(body, content)
@@ -163,12 +165,19 @@ def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
             value=_tensor(content.get("value"), np.float32, join_path(path, "value")),
             text=typed(content, "text", str, None, path),
             memory_text=typed(content, "memory_text", str, None, path),
+            token_ids=_token_ids(content, "token_ids", path),
+            memory_token_ids=_token_ids(content, "memory_token_ids", path),
             memory=typed(content, "memory", str, "", path),
             mask=_mask(content.get("mask"), join_path(path, "mask")),
         ),
         integers(content, "lengths", path, minimum=1),
         limits,
     )
+
+
+def _token_ids(content: Json, name: str, path: str) -> Array | None:
+    ids = typed(content, name, list, None, path)
+    return None if ids is None else nested(ids, np.dtype(np.int64), join_path(path, name))
 
 
 def _mask(value: object, path: str) -> Mask:

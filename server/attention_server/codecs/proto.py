@@ -37,6 +37,7 @@ ArraySpec = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # an output's n
 CACHED_SPEC_BYTES = 64  # longer OutputSpec messages are not cached: callers choose the content
 CACHED_OUTPUTS = 4  # headers of more outputs are not cached, for the same reason
 ARRAYS = frozenset({"query", "key", "value"})
+IDS = frozenset({"token_ids", "memory_token_ids"})
 RESPONSE, RESULTS, OUTPUTS, TENSOR, TOP_K, INDICES, VALUES = (
     wire.tag(message.DESCRIPTOR.fields_by_name[name])
     for message, name in (
@@ -106,6 +107,7 @@ def decode_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
         key=_tensor(message, "key", ""),
         value=_tensor(message, "value", ""),
         memory_text=message.memory_text if message.HasField("memory_text") else None,
+        memory_token_ids=np.array(message.memory_token_ids, np.int64) if message.memory_token_ids else None,
         ttl=ttl.seconds + ttl.nanos / 1e9 if message.HasField("ttl") else None,
     )
 
@@ -132,6 +134,8 @@ def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence
         name = field.name
         if name in ARRAYS:
             given[name] = _array(value, path, name)
+        elif name in IDS:
+            given[name] = np.array(value, np.int64)
         elif name == "mask":
             given[name] = _mask(value, join_path(path, name))
         elif name == "lengths":

@@ -29,6 +29,8 @@ class Sequence(NamedTuple):
         value: [S, Dv].
         text: the query as text, for a text model.
         memory_text: the memory as text, for a text model.
+        token_ids: the query as ids of tokens, integers [T], for a text model.
+        memory_token_ids: the memory as ids of tokens, integers [S], for a text model.
         memory: id of a kept memory.
         mask: mask of this sequence alone.
         part: index among the sequences that were sent as one batch, in a batch that of the first; None for a sequence
@@ -42,10 +44,19 @@ class Sequence(NamedTuple):
     value: Array | None = None
     text: str | None = None
     memory_text: str | None = None
+    token_ids: Array | None = None
+    memory_token_ids: Array | None = None
     memory: str = ""
     mask: Mask = NO_MASK
     part: int | None = None
     batch: int = 1
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a part of it is a text, or ids of tokens."""
+        return not (
+            self.text is None and self.token_ids is None and self.memory_text is None and self.memory_token_ids is None
+        )
 
     def each(self) -> "Iterator[Sequence]":
         """Yield the sequences of a batch one by one; yield a single sequence itself."""
@@ -100,9 +111,10 @@ class MemoryRequest:
     Attributes:
         model: name of the model.
         version: version of the model; 0 for the default.
-        key: [S, Dk]; None where `memory_text` is given.
+        key: [S, Dk]; None where `memory_text` or `memory_token_ids` is given.
         value: [S, Dv]; None for the key.
         memory_text: the memory as text, for a text model.
+        memory_token_ids: the memory as ids of tokens, integers [S], for a text model.
         ttl: time to live after the last use, in seconds; None for the server's default.
     """
 
@@ -111,6 +123,7 @@ class MemoryRequest:
     key: Array | None = None
     value: Array | None = None
     memory_text: str | None = None
+    memory_token_ids: Array | None = None
     ttl: float | None = None
 
 
@@ -130,14 +143,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A text as tokens of a model's tokenizer.
+    """A text as tokens of a model's tokenizer, or tokens that were sent as ids.
 
     Attributes:
         ids: token ids, INT64 [T].
         types: token types, INT64 [T]: the place of each token's text in a pair.
         vocabulary: each token as the vocabulary spells it.
         shown: each token as the text spells it.
-        spans: the range of each token in the text.
+        spans: the range of each token in the text; empty for tokens that were sent as ids.
     """
 
     ids: NDArray[np.int64]
@@ -181,8 +194,8 @@ class Result(NamedTuple):
 
     Attributes:
         outputs: outputs by name, in the order of the request.
-        tokens: tokens of the query's text.
-        memory_tokens: tokens of the memory's text.
+        tokens: tokens of the query, where it is no vectors.
+        memory_tokens: tokens of the memory, where it is no vectors.
         predictions: predictions of the model's head; None where the request has none.
         batch: B; 1 for one sequence, with arrays without a batch dimension.
     """

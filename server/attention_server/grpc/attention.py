@@ -49,7 +49,7 @@ class AttentionServicer:
 
     async def CreateMemory(self, message: pb.CreateMemoryRequest, context: CallContext) -> pb.Memory:
         future = await self._threads.run_if(
-            should_offload(context.record.request_bytes, 1, text=bool(message.memory_text)),
+            should_offload(context.record.request_bytes, 1, text=not message.HasField("key")),
             lambda: self._service.submit_memory(proto.decode_memory_request(message), context),
         )
         return self._memory(await wait_for(future, context))
@@ -68,7 +68,7 @@ class AttentionServicer:
         self, message: pb.AttendRequest, context: CallContext, admitted: Callable[[], None] | None = None
     ) -> "Future[Response]":
         service, size = self._service, context.record.request_bytes
-        text = bool([each for each in message.inputs if each.text or each.memory_text])
+        text = bool([True for each in message.inputs if not each.HasField("query") or each.memory_text])
         if should_offload(size, len(message.inputs), text=text):
             return await self._threads.run(
                 lambda: service.submit(proto.decode_request(message, service.limits), context, admitted)

@@ -108,8 +108,9 @@ def prepare(
         TooLarge: it needs more memory than a request may.
     """
     layer, path = manifest.layers[0], sequence.path
-    tokens = _read(sequence.text, reader, path, "text")
-    memory_tokens = _read(sequence.memory_text, memory_reader, path, "memory_text")
+    tokens = _read(reader, path, text=sequence.text, token_ids=sequence.token_ids)
+    sent = {"memory_text": sequence.memory_text, "memory_token_ids": sequence.memory_token_ids}
+    memory_tokens = _read(memory_reader, path, **sent)
     memory_apart = memory_tokens is not None or memory is not None
     query, key, value = _vectors(sequence, layer, memory_apart=memory_apart)
     if memory is not None:
@@ -160,9 +161,7 @@ def max_length(manifest: Manifest) -> int:
 
 def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
     """Return the shapes and types of a sequence's arrays; None for a sequence with a text, mask or memory."""
-    if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory:
-        return None
-    if sequence.text is not None or sequence.memory_text is not None:
+    if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory or sequence.has_tokens:
         return None
     query, key, value = sequence.query, sequence.key, sequence.value
     own = int(sequence.batch > 1)  # dimensions of one sequence begin there
@@ -200,7 +199,7 @@ def prepare_memory(
         InvalidRequest: the model cannot take it.
     """
     check.memory_sources(request, manifest, reads_memory_text=memory_reader is not None)
-    tokens = _read(request.memory_text, memory_reader, "", "memory_text")
+    tokens = _read(memory_reader, "", memory_text=request.memory_text, memory_token_ids=request.memory_token_ids)
     if request.key is None:
         return None, None, tokens
     layer = manifest.layers[0]
@@ -221,8 +220,13 @@ def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: st
         check.vectors(query, width, field)
 
 
-def _read(text: str | None, reader: TextTokenizer | None, path: str, name: str) -> Tokens | None:
-    return None if text is None or reader is None else reader.read(text, join_path(path, name))
+def _read(reader: TextTokenizer | None, path: str, **sources: str | Array | None) -> Tokens | None:
+    """Return the tokens of the one source that is given, a text or ids of tokens, each named by its field."""
+    for name, source in sources.items():
+        if source is not None and reader is not None:
+            field = join_path(path, name)
+            return reader.read(source, field) if isinstance(source, str) else reader.take(source, field)
+    return None
 
 
 def _length(tokens: Tokens | None, vectors: Vectors | None) -> int:

@@ -136,6 +136,7 @@ class ModelProbes:
             special = reader.special_ids[:MAX_SPECIAL]
             tokens[:, : len(special)] = special
             tokens[0] = rng.permutation(tokens[0])
+            tokens[-1, -1] = reader.size - 1  # the manifest's number of vectors is right
         return {"tokens": tokens, **self._positions(sequences, length, max_tokens)}
 
     def _positions(self, sequences: int, length: int, max_tokens: int) -> Tensors:

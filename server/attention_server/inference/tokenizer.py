@@ -7,7 +7,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Text
 from tokenizers import Encoding, Tokenizer
 
-from attention_server.domain.messages import Span, Tokens
+from attention_server.domain.messages import Array, Span, Tokens
 from attention_server.errors import InvalidRequest
 
 LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
@@ -21,14 +21,16 @@ class TextTokenizer:
         content: of a `tokenizer.json`.
         allow_unknown: whether words outside the vocabulary are read as the unknown token.
         max_tokens: the longest text; 0 is any.
+        size: the number of tokens that the model has vectors for; 0 for those of the tokenizer.
     """
 
-    def __init__(self, content: bytes, *, allow_unknown: bool, max_tokens: int) -> None:
+    def __init__(self, content: bytes, *, allow_unknown: bool, max_tokens: int, size: int = 0) -> None:
         self._tokenizer = Tokenizer.from_buffer(content)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._unknown = None if allow_unknown else json.loads(content)["model"].get("unk_token")
         self._max_tokens = max_tokens
+        self.size = size or len(self.vocabulary)
 
     @classmethod
     def of_query(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
@@ -36,7 +38,8 @@ class TextTokenizer:
         if not text.front.name:
             return None
         content = contents[text.tokenizer.name]
-        return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_tokens)
+        limits = {"max_tokens": text.max_tokens, "size": text.vocabulary_size}
+        return cls(content, allow_unknown=text.allow_unknown, **limits)
 
     @classmethod
     def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":
@@ -44,7 +47,8 @@ class TextTokenizer:
         if not text.memory_front.name:
             return None
         content = contents[text.memory_tokenizer.name or text.tokenizer.name]
-        return cls(content, allow_unknown=text.allow_unknown, max_tokens=text.max_memory_tokens)
+        limits = {"max_tokens": text.max_memory_tokens, "size": text.memory_vocabulary_size}
+        return cls(content, allow_unknown=text.allow_unknown, **limits)
 
     @property
     def ids(self) -> list[int]:
@@ -83,13 +87,35 @@ class TextTokenizer:
             spans=tuple(Span(*span) for span in encoding.offsets),
         )
 
+    def take(self, ids: Array, field: str) -> Tokens:
+        """Return tokens that were sent as ids, as they are.
+
+        Raises:
+            InvalidRequest: they are no list of ids of this model, or too few or too many.
+        """
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InvalidRequest(f"must be a list of integers, not {ids.dtype} {list(ids.shape)}", field=field)
+        if not len(ids):
+            raise InvalidRequest("has no tokens; send at least one", field=field)
+        self._check_length(len(ids), field)
+        numbers = ids.astype(np.int64)
+        wrong = (numbers < 0) | (numbers >= self.size)
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise InvalidRequest(
+                f"is {ids[first]}; the ids of this model's tokens are 0 to {self.size - 1}", field=f"{field}[{first}]"
+            )
+        names = tuple([self._tokenizer.id_to_token(each) or "" for each in numbers.tolist()])
+        return Tokens(ids=numbers, types=np.zeros_like(numbers), vocabulary=names, shown=names, spans=())
+
+    def _check_length(self, length: int, field: str) -> None:
+        if 0 < self._max_tokens < length:
+            raise InvalidRequest(f"has {length} tokens; this model reads at most {self._max_tokens}", field=field)
+
     def _check(self, text: str, encoding: Encoding, field: str) -> None:
         if not encoding.ids:
             raise InvalidRequest("has no words in it; send at least one", field=field)
-        if self._max_tokens and len(encoding.ids) > self._max_tokens:
-            raise InvalidRequest(
-                f"has {len(encoding.ids)} tokens; this model reads at most {self._max_tokens}", field=field
-            )
+        self._check_length(len(encoding.ids), field)
         for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
             if self._unknown is not None and token == self._unknown:
                 raise InvalidRequest(

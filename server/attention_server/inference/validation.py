@@ -29,13 +29,15 @@ def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_m
         InvalidRequest: a field is missing, is not for this model, or contradicts another.
     """
     path = sequence.path
-    if sequence.text is not None and not reads_text:
-        raise InvalidRequest("this model reads no text; send vectors as query", field=join_path(path, "text"))
-    if (sequence.query is None) == (sequence.text is None):
-        expected = "exactly one of query and text" if reads_text else "a query"
+    for name, source in (("text", sequence.text), ("token_ids", sequence.token_ids)):
+        if source is not None and not reads_text:
+            raise InvalidRequest("this model reads no text; send vectors as query", field=join_path(path, name))
+    if [sequence.query is None, sequence.text is None, sequence.token_ids is None].count(False) != 1:
+        expected = "exactly one of query, text and token_ids" if reads_text else "a query"
         raise InvalidRequest(f"give {expected}", field=join_path(path, "query"))
-    if sequence.memory_text is not None and not reads_memory_text:
-        raise InvalidRequest("this model reads no memory text", field=join_path(path, "memory_text"))
+    for name, source in (("memory_text", sequence.memory_text), ("memory_token_ids", sequence.memory_token_ids)):
+        if source is not None and not reads_memory_text:
+            raise InvalidRequest("this model reads no memory text", field=join_path(path, name))
     _memory_sources(sequence, manifest, reads_memory_text=reads_memory_text)
 
 
@@ -46,6 +48,8 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
         given.append("key")
     if sequence.memory_text is not None:
         given.append("memory_text")
+    if sequence.memory_token_ids is not None:
+        given.append("memory_token_ids")
     if sequence.memory:
         given.append("memory")
     if len(given) > 1:
@@ -53,7 +57,7 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
     if sequence.value is not None and given not in ([], ["key"]):
         raise InvalidRequest(f"goes with key, not with {given[0]}", field=join_path(path, "value"))
     if manifest.block == CROSS_ATTENTION and not given:
-        wanted = "key, memory_text or memory" if reads_memory_text else "key or memory"
+        wanted = "key, memory_text, memory_token_ids or memory" if reads_memory_text else "key or memory"
         raise InvalidRequest(
             f"a cross-attention model needs what it attends to: give {wanted}", field=join_path(path, "key")
         )
@@ -81,14 +85,15 @@ def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_t
     """
     if attends_to_itself(manifest):
         raise InvalidRequest(f"{_kind(manifest)} attends to its own sequence and keeps no memory", field="model")
-    if request.memory_text is not None and not reads_memory_text:
-        raise InvalidRequest("this model reads no memory text", field="memory_text")
-    if (request.key is None) == (request.memory_text is None):
-        raise InvalidRequest(
-            "give exactly one of key and memory_text" if reads_memory_text else "give a key", field="key"
-        )
+    sources = {"memory_text": request.memory_text, "memory_token_ids": request.memory_token_ids}
+    texts = [name for name, source in sources.items() if source is not None]
+    if texts and not reads_memory_text:
+        raise InvalidRequest("this model reads no memory text", field=texts[0])
+    if (request.key is not None) + len(texts) != 1:
+        expected = "exactly one of key, memory_text and memory_token_ids" if reads_memory_text else "a key"
+        raise InvalidRequest(f"give {expected}", field="key")
     if request.value is not None and request.key is None:
-        raise InvalidRequest("goes with key, not with memory_text", field="value")
+        raise InvalidRequest(f"goes with key, not with {texts[0]}", field="value")
     if request.ttl is not None and not 0 < request.ttl <= MAX_SECONDS:
         raise InvalidRequest(f"must be above 0 and at most {MAX_SECONDS:.0f} seconds, not {request.ttl}", field="ttl")
 

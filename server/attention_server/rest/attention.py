@@ -99,7 +99,7 @@ class AttentionRoutes:
             if is_large_json(body):
                 return await threads.run(lambda: service.submit_memory(decode(body, model), call))
             wanted = decode(body, model)
-            takes_long = wanted.memory_text is not None and len(body) > INLINE_TEXT_BYTES
+            takes_long = wanted.key is None and len(body) > INLINE_TEXT_BYTES
             return await threads.run_if(takes_long, lambda: service.submit_memory(wanted, call))
 
         async def handle(body: bytes) -> HttpResponse:

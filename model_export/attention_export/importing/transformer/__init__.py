@@ -57,7 +57,8 @@ def import_transformer(
     checkpoint = load_source(folder, task)
     pooling = read_pooling(folder, pool)
     embeddings: Any = checkpoint.skeleton.get_input_embeddings()
-    tokenizer = read_tokenizer(folder, len(embeddings.weight))
+    vocabulary_size = len(embeddings.weight)
+    tokenizer = read_tokenizer(folder, vocabulary_size)
     progress(f"tracing {checkpoint.architecture}, and cutting it at its attentions")
     parts = cut_source(checkpoint)
     with version_folder(target) as scratch:
@@ -65,8 +66,16 @@ def import_transformer(
         for note in (*parts.notes, *tokenizer.notes, *pooling.notes, *notes):
             progress(f"note: {note}")
         progress(f"writing {len(parts.sites)} sites and {len(parts.segments)} segments")
-        described = {"license_": license_, "source": source or folder.resolve().name}
-        manifest = write_version(parts, tokenizer, scratch, head=head, pooling=pooling, **described)
+        manifest = write_version(
+            parts,
+            tokenizer,
+            scratch,
+            head=head,
+            pooling=pooling,
+            vocabulary_size=vocabulary_size,
+            license_=license_,
+            source=source or folder.resolve().name,
+        )
         write_manifest(scratch, manifest)
         memory = f"the most memory used: {_peak()} for the export"
         parity = compare(checkpoint, scratch, progress)

@@ -69,6 +69,7 @@ def write_version(
     *,
     head: Head | None = None,
     pooling: Pooling | None = None,
+    vocabulary_size: int = 0,
     license_: str = "",
     source: str = "",
 ) -> Manifest:
@@ -80,6 +81,7 @@ def write_version(
         folder: an empty folder.
         head: of the task, with its predictions.
         pooling: that makes an embedding of `hidden`.
+        vocabulary_size: the number of tokens that are embedded; 0 for those of the tokenizer.
         license_: of the weights, an SPDX expression.
         source: the origin of the weights.
 
@@ -101,6 +103,7 @@ def write_version(
         opset=OPSET,
     )
     manifest.text.CopyFrom(_write_text(parts, tokenizer, pooling or Pooling(), folder))
+    manifest.text.vocabulary_size = vocabulary_size
     manifest.text.front.CopyFrom(files.add("front", parts.front()))
     for index, (graph, dependent) in enumerate(zip(parts.segments, parts.rows_dependent, strict=True)):
         manifest.segments.append(Segment(graph=files.add(f"segment-{index}", graph()), rows_dependent=dependent))

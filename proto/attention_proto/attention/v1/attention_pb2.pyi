@@ -177,8 +177,8 @@ Global___AttendRequest: _TypeAlias = AttendRequest  # noqa: Y015
 
 @_typing.final
 class Sequence(_message.Message):
-    """A sequence and its memory, the positions that it attends to. It has exactly one of `query` and `text`, and at most
-    one of `key`, `memory_text` and `memory`.
+    """A sequence and its memory, the positions that it attends to. It has exactly one of `query`, `text` and `token_ids`,
+    and at most one of `key`, `memory_text`, `memory_token_ids` and `memory`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -191,6 +191,8 @@ class Sequence(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
     LENGTHS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MEMORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The query as text, for a text model."""
     memory_text: _builtins.str
@@ -220,6 +222,14 @@ class Sequence(_message.Message):
         each.
         """
 
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The query as ids of tokens, for a text model, in place of `text`: taken as they are, special tokens included."""
+
+    @_builtins.property
+    def memory_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The memory as ids of tokens, in place of `memory_text`: taken as they are, special tokens included."""
+
     def __init__(
         self,
         *,
@@ -231,10 +241,12 @@ class Sequence(_message.Message):
         memory: _builtins.str = ...,
         mask: Global___Mask | None = ...,
         lengths: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        memory_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "mask", b"mask", "memory_text", b"memory_text", "query", b"query", "text", b"text", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "lengths", b"lengths", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "query", b"query", "text", b"text", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "lengths", b"lengths", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "query", b"query", "text", b"text", "token_ids", b"token_ids", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_text: _TypeAlias = _typing.Literal["memory_text"]  # noqa: Y015
     _WhichOneofArgType__memory_text: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text"]  # noqa: Y015
@@ -537,11 +549,11 @@ class Result(_message.Message):
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """All tokens of the query, if it was sent as text."""
+        """All tokens of the query, if it was sent as text or as ids of tokens."""
 
     @_builtins.property
     def memory_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """All tokens of the memory, if it was sent as memory_text or made from text."""
+        """All tokens of the memory, if it was sent as text or as ids of tokens, or made from these."""
 
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
@@ -549,11 +561,11 @@ class Result(_message.Message):
 
     @_builtins.property
     def token_offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
-        """The position of each of `tokens` in the text, if requested."""
+        """The position of each of `tokens` in the text, if requested; empty where the ids of tokens were sent."""
 
     @_builtins.property
     def memory_token_offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
-        """The position of each of `memory_tokens` in the memory text, if requested."""
+        """The position of each of `memory_tokens` in the memory text, if requested; empty where the ids of tokens were sent."""
 
     def __init__(
         self,
@@ -1307,6 +1319,8 @@ class Text(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
     START_TOKEN_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    MEMORY_VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     allow_unknown: _builtins.bool
     """Whether a word outside the vocabulary becomes the unknown token; otherwise the request is refused, naming the word."""
     max_tokens: _builtins.int
@@ -1323,6 +1337,10 @@ class Text(_message.Message):
     """Whether the embedding is then divided by its length."""
     start_token: _builtins.int
     """The token before each target text of an encoder-decoder; absent in other models."""
+    vocabulary_size: _builtins.int
+    """The number of tokens that `front` has vectors for: ids are below it. 0 where it has one for each of the tokenizer's."""
+    memory_vocabulary_size: _builtins.int
+    """The number of tokens that `memory_front` has vectors for; 0 where it has one for each of its tokenizer's."""
     @_builtins.property
     def tokenizer(self) -> Global___File:
         """The tokenizer, in the `tokenizer.json` form of the tokenizers library."""
@@ -1355,10 +1373,12 @@ class Text(_message.Message):
         pool: _builtins.str = ...,
         normalize: _builtins.bool = ...,
         start_token: _builtins.int | None = ...,
+        vocabulary_size: _builtins.int = ...,
+        memory_vocabulary_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "front", b"front", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "start_token", b"start_token", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "start_token", b"start_token", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "memory_vocabulary_size", b"memory_vocabulary_size", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "start_token", b"start_token", "tokenizer", b"tokenizer", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__start_token: _TypeAlias = _typing.Literal["start_token"]  # noqa: Y015
     _WhichOneofArgType__start_token: _TypeAlias = _typing.Literal["_start_token", b"_start_token"]  # noqa: Y015
@@ -1691,6 +1711,7 @@ class CreateMemoryRequest(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     MEMORY_TEXT_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    MEMORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -1709,6 +1730,10 @@ class CreateMemoryRequest(_message.Message):
     def ttl(self) -> _duration_pb2.Duration:
         """The time to keep the memory after its last use; the server's default when absent."""
 
+    @_builtins.property
+    def memory_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The memory as ids of tokens, in place of `memory_text`: taken as they are, special tokens included."""
+
     def __init__(
         self,
         *,
@@ -1718,10 +1743,11 @@ class CreateMemoryRequest(_message.Message):
         value: Global___Tensor | None = ...,
         memory_text: _builtins.str | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        memory_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "ttl", b"ttl", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "model", b"model", "ttl", b"ttl", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "model", b"model", "ttl", b"ttl", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_text: _TypeAlias = _typing.Literal["memory_text"]  # noqa: Y015
     _WhichOneofArgType__memory_text: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text"]  # noqa: Y015
@@ -1754,7 +1780,7 @@ class Memory(_message.Message):
     """The size of k and v, in bytes."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The tokens, if the memory was made from text."""
+        """The tokens, if the memory was made from text or from ids of tokens."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:

@@ -104,6 +104,8 @@ def inputs(model: Model) -> list[TensorMetadata]:
     ]
     texts = {"text": has_text, "memory_text": bool(text.memory_front.name)}
     tensors += [TensorMetadata(name, BYTES, (ANY,)) for name, accepted in texts.items() if accepted]
+    ids = {"token_ids": has_text, "memory_token_ids": bool(text.memory_front.name)}
+    tensors += [TensorMetadata(name, "INT64", (ANY, ANY)) for name, accepted in ids.items() if accepted]
     ragged = ("query_lengths",) if self_attention_only else ("query_lengths", "key_lengths")
     tensors += [TensorMetadata(name, "INT64", (ANY,)) for name in ragged]
     return [*tensors, TensorMetadata("allowed", "BOOL", (ANY,) * 4), TensorMetadata("bias", "FP32", (ANY,) * 4)]

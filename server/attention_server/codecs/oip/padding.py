@@ -12,7 +12,19 @@ from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Array
 from attention_server.errors import InvalidRequest
 
-RANKS = {"query": 3, "key": 3, "value": 3, "text": 1, "memory_text": 1, "query_lengths": 1, "key_lengths": 1}
+RANKS = {
+    "query": 3,
+    "key": 3,
+    "value": 3,
+    "text": 1,
+    "memory_text": 1,
+    "token_ids": 2,
+    "memory_token_ids": 2,
+    "query_lengths": 1,
+    "key_lengths": 1,
+}
+SHAPES = {1: "[batch]", 2: "[batch, length]", 3: "[batch, length, width]"}
+PADDED = {"query": ("query", "token_ids"), "key": ("key", "memory_token_ids")}  # inputs that have such lengths
 ARRAYS = {"query", "key", "value"}
 MASKS = ("allowed", "bias")
 INPUTS = (*RANKS, *MASKS)
@@ -34,17 +46,16 @@ class BatchLengths(NamedTuple):
 
 def batch_lengths(inputs: Mapping[str, Array], memory: str) -> BatchLengths:
     """Return the lengths of dense inputs; `memory` is the id of a kept memory, or empty."""
-    query, key = inputs.get("query"), inputs.get("key")
-    queries = 0 if query is None else query.shape[1]
-    self_attention = key is None and "memory_text" not in inputs and not memory
-    return BatchLengths(queries, queries if self_attention else 0 if key is None else key.shape[1], self_attention)
+    queries, keys = _longest(inputs, "query"), _longest(inputs, "key")
+    self_attention = not memory and not any(each in inputs for each in (*PADDED["key"], "memory_text"))
+    return BatchLengths(queries, queries if self_attention else keys, self_attention)
 
 
 def split(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[domain.Sequence]:
     """Yield the sequences of a dense batch without their padding; equal lengths stay one batch.
 
     Args:
-        inputs: query [B, T, Dq], key [B, S, Dk], value [B, S, Dv], text [B], lengths [B], masks.
+        inputs: query [B, T, Dq], key [B, S, Dk], value [B, S, Dv], text [B], token_ids [B, T], lengths [B], masks.
         memory: the id of a kept memory that all sequences attend to, or empty.
         limits: limits of one request.
 
@@ -58,6 +69,7 @@ def split(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[
         return
     query, key, value = (inputs.get(name) for name in ("query", "key", "value"))
     text, memory_text = inputs.get("text"), inputs.get("memory_text")
+    ids, memory_ids = inputs.get("token_ids"), inputs.get("memory_token_ids")
     if batch > 1 and not memory and inputs.keys() <= ARRAYS and _lengths_match(inputs):
         yield domain.Sequence(query=query, key=key, value=value, part=0, batch=batch)
         return
@@ -74,6 +86,8 @@ def split(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[
             value=None if value is None else value[i, : keys[i] or None],
             text=None if text is None else text[i],
             memory_text=None if memory_text is None else memory_text[i],
+            token_ids=None if ids is None else ids[i, : queries[i]],
+            memory_token_ids=None if memory_ids is None else memory_ids[i, : keys[i]],
             memory=memory,
             mask=Mask(**trimmed) if trimmed else NO_MASK,
         )
@@ -96,14 +110,13 @@ def _lengths_match(inputs: Mapping[str, Array]) -> bool:
 
 
 def _batch_size(inputs: Mapping[str, Array], limits: Limits) -> int:
-    """Return the batch size, the same for every input; 0 without query and text."""
+    """Return the batch size, the same for every input; 0 without query, text and token_ids."""
     for name, rank in RANKS.items():
         if name in inputs and inputs[name].ndim != rank:
-            expected = "[batch, length, width]" if rank > 1 else "[batch]"
-            raise InvalidRequest(f"must have shape {expected}, not {list(inputs[name].shape)}", field=name)
+            raise InvalidRequest(f"must have shape {SHAPES[rank]}, not {list(inputs[name].shape)}", field=name)
         if name in inputs and (inputs[name].dtype == object) != name.endswith("text"):
             raise InvalidRequest(f"must {'' if name.endswith('text') else 'not '}be BYTES", field=name)
-    first = next((name for name in ("query", "text") if name in inputs), None)
+    first = next((name for name in ("query", "text", "token_ids") if name in inputs), None)
     if first is None:
         return 0
     batch = len(inputs[first])
@@ -119,11 +132,10 @@ def _batch_size(inputs: Mapping[str, Array], limits: Limits) -> int:
 def _lengths(inputs: Mapping[str, Array], name: str, batch: int) -> list[int]:
     """Return the length of each sequence of `name`, query or key; zeros if that input is missing."""
     field = f"{name}_lengths"
-    lengths, dense = inputs.get(field), inputs.get(name)
-    longest = 0 if dense is None else dense.shape[1]
+    lengths, longest = inputs.get(field), _longest(inputs, name)
     if lengths is None:
         return [longest] * batch
-    if dense is None:
+    if not any(each in inputs for each in PADDED[name]):
         raise InvalidRequest(f"goes with {name}, which was not sent", field=field)
     if lengths.dtype != np.int64:
         raise InvalidRequest(f"must be INT64, not {lengths.dtype}", field=field)
@@ -131,6 +143,11 @@ def _lengths(inputs: Mapping[str, Array], name: str, batch: int) -> list[int]:
     if not all(1 <= length <= longest for length in given):
         raise InvalidRequest(f"must be from 1 to {longest}, the length of {name}", field=field)
     return given
+
+
+def _longest(inputs: Mapping[str, Array], name: str) -> int:
+    """Return the length that query or key is padded to, of vectors or ids; 0 where both are missing."""
+    return max((inputs[each].shape[1] for each in PADDED[name] if each in inputs), default=0)
 
 
 def _mask(array: Array, i: int, batch: int, name: str) -> Array:
