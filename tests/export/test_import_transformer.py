@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from attention_export.graphs import to_onnx
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
 from attention_export.importing.transformer.pooling import Pooling, read_pooling
@@ -41,7 +40,8 @@ def attention(shape: SiteShape, q: NDArray, k: NDArray, v: NDArray, mask: NDArra
     if shape.softcap:
         scores = shape.softcap * np.tanh(scores / shape.softcap)
     powers = np.exp(scores + mask)
-    weights = powers / np.maximum(powers.sum(-1, keepdims=True), 1e-300)
+    sinks = np.exp(np.array(shape.sinks).reshape(1, -1, 1, 1)) if shape.sinks else 0.0
+    weights = powers / np.maximum(powers.sum(-1, keepdims=True) + sinks, 1e-300)
     return (weights @ values).transpose(0, 2, 1, 3).reshape(*q.shape[:2], -1), weights
 
 
@@ -51,10 +51,14 @@ def attention(shape: SiteShape, q: NDArray, k: NDArray, v: NDArray, mask: NDArra
         SiteShape(heads=4, key_value_heads=4, head_dim=8, value_head_dim=8, scale=0.35, softcap=0.0),
         SiteShape(heads=4, key_value_heads=2, head_dim=8, value_head_dim=8, scale=0.5, softcap=2.0),
         SiteShape(heads=6, key_value_heads=1, head_dim=7, value_head_dim=5, scale=1.0, softcap=1.5),
+        SiteShape(4, 2, head_dim=8, value_head_dim=6, scale=0.4, softcap=0.0, sinks=(0.5, -2.0, 3.0, 0.0)),
     ],
 )
 def test_graphs_of_a_site_compute_its_attention(shape: SiteShape) -> None:
-    """Every graph of a site gives softmax(softcap(q.k * scale) + mask) . v, zeros in rows that are masked whole."""
+    """Every graph of a site gives softmax(softcap(q.k * scale) + mask) . v, zeros in rows that are masked whole.
+
+    A sink takes a part of each row, which is left out of the weights.
+    """
     rng = np.random.default_rng(0)
     queries, keys = 5, 9
     feeds = {
@@ -68,16 +72,16 @@ def test_graphs_of_a_site_compute_its_attention(shape: SiteShape) -> None:
     mask = (2 * rng.standard_normal((2, shape.heads, queries, keys))).astype(np.float32)
     mask[rng.random(mask.shape) < 0.3] = -np.inf
     mask[:, :, 2] = -np.inf
-    for graph, module in shape.graphs():
+    for graph in shape.graphs():
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        session = ort.InferenceSession(to_onnx(graph), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(names, feeds | ({"mask": mask} if module.mask else {})), strict=True))
-        heads, weights = attention(shape, **feeds, mask=mask if module.mask else 0.0)
+        found = dict(zip(names, session.run(names, feeds | ({"mask": mask} if graph.mask else {})), strict=True))
+        heads, weights = attention(shape, **feeds, mask=mask if graph.mask else 0.0)
         np.testing.assert_allclose(found["heads"], heads, atol=2e-6, err_msg=graph.file)
-        assert ("weights" in found) == module.weights
-        if module.weights:
+        assert ("weights" in found) == graph.weights
+        if graph.weights:
             np.testing.assert_allclose(found["weights"], weights, atol=2e-6, err_msg=graph.file)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_export.graphs import to_onnx
 from attention_export.importing.transformer import import_transformer
 from attention_export.importing.transformer.comparison import WHOLE, Mismatch, compare
 from attention_export.importing.transformer.sites import SiteShape
@@ -127,9 +126,7 @@ def test_a_scale_that_is_off_by_a_hundredth_is_refused(honest: Honest, tmp_path:
         layer.scale *= 1.01
         graphs = list(_shape(layer).graphs())
         del layer.attend[:]
-        layer.attend.extend(
-            module.entry(add_file(folder, f"off-{graph.file}", to_onnx(graph))) for graph, module in graphs
-        )
+        layer.attend.extend(each.entry(add_file(folder, f"off-{each.file}", each.content)) for each in graphs)
 
     refusal = honest.refusal("bert", honest.sabotaged_folder("bert", rescale, tmp_path / "graphs"))
     assert (refusal.site, refusal.stage) == ("1", "weights")

@@ -23,6 +23,7 @@ class SiteSpec:
         softcap: c in c * tanh(scores / c); 0 for none.
         causal: whether key j is seen by query i only if j <= i.
         window: w in |i - j| < w (causal: 0 <= i - j < w); 0 for none.
+        sinks: [H], the score of one key more of each head, with a value of zeros; empty for none.
         bias: ONNX graph of `query_positions` [T], `key_positions` [S] (INT64) and, where it depends on rows,
             `q` [B,T,H*Dh] and `k` [B,S,Hkv*Dh], that gives `bias` [B or 1,H,T,S]; None for none.
         stages: of `output`, `contributions` and `hidden`, the ones that segments behind this site give.
@@ -41,6 +42,7 @@ class SiteSpec:
     window: int
     bias: bytes | None
     stages: tuple[str, ...]
+    sinks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

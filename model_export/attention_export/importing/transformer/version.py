@@ -13,7 +13,7 @@ from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.heads import Head
 from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
 from attention_export.importing.transformer.pooling import Pooling
-from attention_export.importing.transformer.sites import SiteShape, site_files
+from attention_export.importing.transformer.sites import SiteShape
 from attention_export.importing.transformer.tokenizer import ImportedTokenizer
 from attention_export.manifest import add_file, doubled_bytes
 
@@ -111,7 +111,7 @@ def write_version(
     for index, site in enumerate(parts.sites):
         shape = SiteShape.of(site)
         if shape not in graphs:
-            graphs[shape] = [module.entry(files.add(_stem(name), graph)) for name, graph, module in site_files(shape)]
+            graphs[shape] = [each.entry(files.add(_stem(each.file), each.content)) for each in shape.graphs()]
         layer = _describe(site, parts.hidden_dim if index else parts.query_dim)
         layer.attend.extend(graphs[shape])
         if site.bias is not None:
