@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from attention_export.blocks import DotProduct, SelfAttention, join, split
 from attention_export.model import Model
+from attention_export.operators import keep_signatures
 
 OPSET = 23  # the first with Attention; 25 expands it into its parts
 WEIGHTS_AFTER_SOFTMAX = 3  # value of the attribute qk_matmul_output_mode
@@ -297,6 +298,7 @@ def _traced(graph: Graph) -> onnx.ModelProto:
         for name, shape in graph.inputs.items()
     }
     with _quiet():
+        keep_signatures()
         program = torch.onnx.export(
             graph.module.eval(),
             tuple(examples.values()),

@@ -26,6 +26,7 @@ from attention_export.importing.transformer.adapters import ADAPTED, ADAPTERS, a
 from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
 from attention_export.importing.transformer.source import Source, backbone, quiet
 from attention_export.importing.transformer.values import ValuesOnUse
+from attention_export.operators import keep_signatures
 
 TOKENS, POSITIONS, TYPES = "tokens", "position_ids", "token_type_ids"
 BATCH, LENGTH = "B", "T"
@@ -182,6 +183,7 @@ def _export(wrapper: _Wrapper) -> ir.Model:
     examples = tuple(torch.zeros(EXAMPLE, dtype=torch.int64) for _ in range(3))
     shape = {0: Dim(BATCH), 1: _length(wrapper.model)}
     shapes = dict.fromkeys((TOKENS, POSITIONS, TYPES), shape)
+    keep_signatures()
     try:
         program = torch.export.export(wrapper.eval(), examples, dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(
