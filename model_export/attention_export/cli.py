@@ -220,7 +220,8 @@ def import_transformer_command(
     task: Annotated[
         str,
         typer.Option(
-            help="base, sequence-classification, token-classification, masked-lm, causal-lm; auto: as config.json says"
+            help="base, sequence-classification, token-classification, masked-lm, causal-lm, seq2seq-lm; "
+            "auto: as config.json says"
         ),
     ] = "auto",
     pool: Annotated[

@@ -37,9 +37,10 @@ def step(graph: bytes, environment: dict[str, Array]) -> set[str]:
     return set(names)
 
 
-def run_parts(parts: TransformerParts, tokens: Array, token_types: Array | None = None) -> Run:
-    """Run front, segments and sites on tokens [B, T]."""
-    positions = np.broadcast_to(parts.position_base + np.arange(tokens.shape[1]), tokens.shape)
+def run_parts(model: TransformerParts, tokens: Array, token_types: Array | None = None) -> Run:
+    """Run front, segments and sites of a model of one sequence on tokens [B, T]."""
+    positions = np.broadcast_to(model.position_base + np.arange(tokens.shape[1]), tokens.shape)
+    (parts,) = model.chains
     run = Run()
     run.environment |= {
         "tokens": tokens,

@@ -11,7 +11,7 @@ import torch
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer import import_transformer
 from attention_export.importing.transformer.reference import EagerModel, Reference
-from attention_export.importing.transformer.runner import VersionRunner
+from attention_export.importing.transformer.runner import Tokens, VersionRunner
 from attention_export.importing.transformer.structure import site_reference, site_weights
 from export.tiny_checkpoints import WORDS, tiny_model, widened, word_tokenizer
 from hypothesis import HealthCheck, Phase, given, settings
@@ -196,7 +196,7 @@ def test_random_architectures_are_imported_rightly(grammar: Grammar) -> None:
     with TemporaryDirectory() as folder:
         version = import_grammar(grammar, Path(folder))
         tokens = np.arange(5, 16)[None]
-        stages = version.run(tokens)
+        (stages,) = version.run([Tokens(tokens)])
         layer = version.manifest.layers[1]
         site = stages.sites[1]
         assert (layer.heads, layer.key_value_heads) == (grammar.heads, grammar.key_value_heads)
@@ -210,7 +210,7 @@ def test_random_architectures_are_imported_rightly(grammar: Grammar) -> None:
         graph = next(each for each in version.variants(layer, masked="mask" in alone) if each.weights)
         (weights,) = version.open(graph.file.name).run(["weights"], alone)
         np.testing.assert_allclose(weights, site.weights[:, :, chosen], atol=EPSILON)
-        typed = version.run(tokens, np.ones_like(tokens))
+        (typed,) = version.run([Tokens(tokens, np.ones_like(tokens))])
         assert np.abs(typed.sites[0].weights - stages.sites[0].weights).max() > 0.01 or grammar.window == 1
 
 

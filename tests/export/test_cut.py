@@ -58,7 +58,7 @@ def test_parts_compute_what_the_source_computes(kind: str, tmp_path: Path) -> No
     tokens = rng.integers(3, VOCABULARY, (2, LENGTH))
     types = (
         {"token_type_ids": rng.integers(0, source.config.type_vocab_size, tokens.shape)}
-        if parts.takes_token_types
+        if parts.target.takes_token_types
         else {}
     )
     expected = eager(source, tokens, **types)
@@ -68,14 +68,14 @@ def test_parts_compute_what_the_source_computes(kind: str, tmp_path: Path) -> No
         for actual, wanted in zip(getattr(run, name), expected[name], strict=True):
             close(actual, wanted)
     # A row of ESM's embedding depends on how many tokens are masked; in all else a row depends on its own token.
-    assert (parts.front_rows_dependent, any(parts.rows_dependent)) == (kind == "Esm", False)
+    assert (parts.target.front_rows_dependent, any(parts.target.rows_dependent)) == (kind == "Esm", False)
     assert np.median([weights.max(-1) for weights in run.weights]) > 0.25  # uniform is 0.04, and no order would matter
 
 
 def test_layers_that_share_parameters_are_one_file(tmp_path: Path) -> None:
     """ALBERT's middle segments are equal bytes, each time that they are made."""
     save_model(tmp_path, "Albert", num_hidden_layers=4)
-    parts = cut_source(load_source(tmp_path))
+    parts = cut_source(load_source(tmp_path)).target
     assert len({segment() for segment in parts.segments[1:-1]}) == 1
     assert parts.segments[1]() == parts.segments[1]()
 

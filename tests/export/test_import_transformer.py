@@ -8,12 +8,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 from attention_export.importing import ImportFailure
-from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
+from attention_export.importing.transformer.parts import ChainParts, SiteSpec, TransformerParts
 from attention_export.importing.transformer.pooling import Pooling, read_pooling
 from attention_export.importing.transformer.sites import SiteShape
 from attention_export.importing.transformer.tokenizer import ImportedTokenizer, read_tokenizer
 from attention_export.importing.transformer.version import write_version
-from attention_proto.attention.v1.attention_pb2 import Manifest
+from attention_proto.attention.v1.attention_pb2 import Manifest, Side
 from attention_proto.folder import named_files
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -124,8 +124,8 @@ def made_parts(*segments: bytes, front: bytes, heads: tuple[int, ...]) -> Transf
         )
         for index, count in enumerate(heads)
     )
-    return TransformerParts(
-        architecture="MadeModel",
+    chain = ChainParts(
+        side=Side.SIDE_TARGET,
         front=lambda: front,
         segments=tuple((lambda graph=graph: graph) for graph in segments),
         rows_dependent=(False,) * len(segments),
@@ -133,9 +133,15 @@ def made_parts(*segments: bytes, front: bytes, heads: tuple[int, ...]) -> Transf
         sites=sites,
         query_dim=16,
         hidden_dim=24,
+        takes_token_types=False,
+        vocabulary_size=0,
+    )
+    return TransformerParts(
+        architecture="MadeModel",
+        chains=(chain,),
         position_base=2,
         max_tokens=60,
-        takes_token_types=False,
+        start_token=None,
         head=None,
         notes=(),
     )

@@ -75,6 +75,48 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
 }
 
+STACKS: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "d_model": 32,
+    **{
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+    },
+    "max_position_embeddings": 80,
+    "pad_token_id": PAD,
+    "bos_token_id": BEGIN,
+    "eos_token_id": END,
+    "decoder_start_token_id": END,
+}
+T5: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 10,
+    "pad_token_id": PAD,
+    "eos_token_id": END,
+    "decoder_start_token_id": PAD,
+}
+# Encoder-decoders, likewise.
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "t5": T5,
+    "mt5": T5 | {"feed_forward_proj": "gated-gelu"},
+    "umt5": T5,
+    "marian": STACKS | {"decoder_start_token_id": PAD, "share_encoder_decoder_embeddings": False},
+    "bart": STACKS,
+    "mbart": STACKS,
+    "plbart": STACKS,
+    "pegasus": STACKS | {"decoder_start_token_id": PAD},
+    "blenderbot": STACKS,
+    "blenderbot-small": STACKS,
+    "m2m_100": STACKS,
+}
+
 # Kinds that are not imported: the fields of their configs, and words of the refusal.
 BESIDE = "beside"  # the attention interface of transformers
 SPARSE = {"attention_window": [4, 4]}
@@ -104,8 +146,9 @@ FUNNEL = {
     "architectures": ["FunnelBaseModel"],
 }
 XLNET = {"vocab_size": WORDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 32}
-T5 = {"vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 GPT_OSS = ROTARY | {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["full_attention"] * 2}
+PROPHETNET = {"vocab_size": WORDS, "hidden_size": 32, "num_encoder_layers": 1, "num_encoder_attention_heads": 4}
+PROPHETNET |= {"num_decoder_layers": 1, "num_decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
 SOUND = IMAGE | {"conv_dim": [8], "conv_kernel": [4], "conv_stride": [4], "num_feat_extract_layers": 1}
 SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
@@ -128,10 +171,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "cannot be traced",
     ),
     "roformer": (SMALL | {"embedding_size": 32}, BESIDE),
-    "t5": (T5, "encoder and a decoder"),
+    "led": (STACKS | SPARSE, BESIDE),
+    "longt5": (T5 | {"local_radius": 3}, BESIDE),
+    "prophetnet": (PROPHETNET, BESIDE),
     "vit": (IMAGE | {"image_size": 8, "patch_size": 4}, "takes `pixel_values`"),
     "wav2vec2": (SOUND, "takes `input_values`"),
-    "whisper": (WHISPER, "encoder and a decoder"),
+    "whisper": (WHISPER, "takes `input_features`"),
     "gpt_oss": (GPT_OSS, "sinks"),
     "deberta-v2": (SMALL | {"conv_kernel_size": 3, "relative_attention": True}, "conv_kernel_size"),
 }
@@ -141,11 +186,11 @@ def tiny_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
     """Return a model with a largest weight above .5 in the median row.
 
     Args:
-        kind: the config's `model_type`, a key of `KINDS`.
+        kind: the config's `model_type`, a key of `KINDS` or `ENCODER_DECODERS`.
         task: of the class, such as `ForMaskedLM`; the base model when empty.
         fields: of the config, in place of those in `KINDS`.
     """
-    config = AutoConfig.for_model(kind, **(KINDS.get(kind, SMALL) | fields))
+    config = AutoConfig.for_model(kind, **((KINDS | ENCODER_DECODERS).get(kind, SMALL) | fields))
     config.attn_implementation = "eager"
     factory = getattr(transformers, f"AutoModel{task}") if task else AutoModel
     return widened(factory.from_config(config, attn_implementation="eager").eval())
@@ -159,13 +204,16 @@ def random_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel
 
 def widened(model: PreTrainedModel) -> PreTrainedModel:
     """Draw a model's parameters anew, so wide that its attention is far from uniform; check that it is."""
+    computed = model._keys_to_ignore_on_save or ()  # tables of sines, which no file holds
     for width in WIDTHS:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
+                if any(each.endswith(name) for each in computed):
+                    continue
                 drawn = torch.randn(parameter.shape, generator=generator)
                 if parameter.dim() > 1:
-                    parameter.copy_(drawn * (0.5 if "embed" in name else width))
+                    parameter.copy_(drawn * (0.5 if "embed" in name or "shared" in name else width))
                 elif "q_norm" in name or "k_norm" in name:
                     parameter.copy_(4 * width + 0.2 * drawn)
                 else:
@@ -179,8 +227,10 @@ def sharpness(model: PreTrainedModel) -> float:
     """Return the median, over the rows of all attentions, of a row's largest weight."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(len(SPECIAL), WORDS, (2, 13), generator=generator)
+    given = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})
     with torch.no_grad():
-        attentions = model(input_ids=tokens, output_attentions=True, return_dict=True).attentions
+        result = model(**given, output_attentions=True, return_dict=True)
+    attentions = [weights for name in result if name.endswith("attentions") for weights in result[name]]
     return float(torch.cat([weights.max(-1).values.flatten() for weights in attentions]).median())
 
 

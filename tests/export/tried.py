@@ -14,7 +14,7 @@ from attention_export.verify import Mismatch
 from attention_proto.attention.v1.attention_pb2 import Manifest
 from transformers import PreTrainedModel
 
-from tests.export.tiny_checkpoints import KINDS, REFUSED, random_model, tiny_model, write_checkpoint
+from tests.export.tiny_checkpoints import ENCODER_DECODERS, KINDS, REFUSED, random_model, tiny_model, write_checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 BEGIN, END = "<!-- tried: begin, written by `make tried` -->", "<!-- tried: end -->"
@@ -33,6 +33,7 @@ def features(manifest: Manifest) -> str:
     """Return the distinguishing features of a model's sites."""
     layers = manifest.layers
     found: dict[str, Any] = {
+        "two chains": any(layer.side for layer in layers),
         "causal": any(layer.causal for layer in layers),
         "windows": any(layer.window for layer in layers),
         "bias": any(layer.HasField("bias") for layer in layers),
@@ -63,7 +64,7 @@ def table() -> list[str]:
         "| type | class | sites | cases | weights | hidden |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [imported_row(kind, _one(kind, tiny_model(kind))) for kind in KINDS]
+    lines += [imported_row(kind, _one(kind, tiny_model(kind))) for kind in KINDS | ENCODER_DECODERS]
     lines += ["", "Refused:", "", "| type | words |", "|---|---|"]
     for kind, (fields, _) in REFUSED.items():
         outcome = _one(kind, random_model(kind, **fields))

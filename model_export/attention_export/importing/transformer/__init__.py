@@ -4,14 +4,16 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedModel
 
 from attention_export.importing.transformer.comparison import compare
 from attention_export.importing.transformer.cut import cut_source
 from attention_export.importing.transformer.heads import make_head
 from attention_export.importing.transformer.pooling import read_pooling
+from attention_export.importing.transformer.sides import ALONE, SOURCE, TARGET, embeddings
 from attention_export.importing.transformer.source import load_source
-from attention_export.importing.transformer.tokenizer import read_tokenizer
+from attention_export.importing.transformer.tokenizer import ImportedTokenizer, read_tokenizer
 from attention_export.importing.transformer.version import write_version
 from attention_export.manifest import new_version, read_manifest, version_folder, write_manifest
 
@@ -56,23 +58,23 @@ def import_transformer(
     progress(f"reading {folder}")
     checkpoint = load_source(folder, task)
     pooling = read_pooling(folder, pool)
-    embeddings: Any = checkpoint.skeleton.get_input_embeddings()
-    vocabulary_size = len(embeddings.weight)
-    tokenizer = read_tokenizer(folder, vocabulary_size)
+    tokenizer, source_tokenizer = _tokenizers(folder, checkpoint.skeleton)
     progress(f"tracing {checkpoint.architecture}, and cutting it at its attentions")
     parts = cut_source(checkpoint)
     with version_folder(target) as scratch:
         head, notes = make_head(checkpoint, parts)
-        for note in (*parts.notes, *tokenizer.notes, *pooling.notes, *notes):
+        further = () if source_tokenizer is None else source_tokenizer.notes
+        for note in dict.fromkeys((*parts.notes, *further, *tokenizer.notes, *pooling.notes, *notes)):
             progress(f"note: {note}")
-        progress(f"writing {len(parts.sites)} sites and {len(parts.segments)} segments")
+        segments = sum(len(chain.segments) for chain in parts.chains)
+        progress(f"writing {parts.site_count} sites and {segments} segments")
         manifest = write_version(
             parts,
             tokenizer,
             scratch,
+            source_tokenizer=source_tokenizer,
             head=head,
             pooling=pooling,
-            vocabulary_size=vocabulary_size,
             license_=license_,
             source=source or folder.resolve().name,
         )
@@ -85,6 +87,14 @@ def import_transformer(
     progress(f"{memory}, {_peak()} with the comparison")
     progress(f"wrote {target}")
     return target
+
+
+def _tokenizers(folder: Path, model: PreTrainedModel) -> tuple[ImportedTokenizer, ImportedTokenizer | None]:
+    """Return the tokenizer of a model's texts, and in an encoder-decoder that of the source's."""
+    sizes = {side: len(each.weight) for side, each in embeddings(model).items()}
+    if SOURCE in sizes:
+        return read_tokenizer(folder, sizes[TARGET], target=True), read_tokenizer(folder, sizes[SOURCE])
+    return read_tokenizer(folder, sizes[ALONE]), None
 
 
 def _peak() -> str:

@@ -2,8 +2,8 @@
 
 An adapter is one function for one class of model. It replaces the `forward` of each attention of the model, which then
 projects as before and passes q, k, v to the attention function given; a term that the architecture adds to the scores
-becomes an ONNX graph, held by the attention's module (`attention_bias`). The comparison with the source, which runs
-without adapter, holds an adapter to account.
+becomes an ONNX graph, held by the attention's module (`attention_bias`, None for no term). The comparison with the
+source, which runs without adapter, holds an adapter to account.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,19 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta_v2
 from transformers.models.mpnet import modeling_mpnet as mpnet
+from transformers.models.mt5 import modeling_mt5 as mt5
+from transformers.models.t5 import modeling_t5 as t5
+from transformers.models.umt5 import modeling_umt5 as umt5
 
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.interface import BIAS
 
 Array = NDArray[Any]
 Attend = Callable[..., tuple[Tensor, Any]]
 """A function of the attention interface: module, q, k, v [B, H, T, Dh], mask, `scaling` -> [B, T, H, Dv], weights."""
 
 IR_VERSION = 10
-BIAS = "attention_bias"  # attribute of a module: the ONNX graph of its bias
 
 
 def adapt(model: nn.Module, attend: Attend) -> None:
@@ -112,12 +115,37 @@ def adapt_deberta_v2_embeddings(embeddings: Any, _: Attend) -> None:
     embeddings.forward = forward
 
 
+def adapt_t5(stack: Any, _: Attend) -> None:
+    """Hold T5's bias as a table of the distance, constant beyond `relative_attention_max_distance`.
+
+    Layers without a table have that of the layer before; a cross attention has none.
+    """
+    bias = None
+    for block in stack.block:
+        attention = block.layer[0].SelfAttention
+        if attention.has_relative_attention_bias:
+            bias = distance_bias(_t5_table(attention))
+            attention.compute_bias = lambda *_, **__: torch.zeros(1, 1, 1, 1)
+        setattr(attention, BIAS, bias)
+        if stack.is_decoder:
+            setattr(block.layer[1].EncDecAttention, BIAS, None)
+
+
+def _t5_table(attention: Any) -> Array:
+    """Return the bias by the distance key - query, [H, 2R + 1]."""
+    reach = attention.relative_attention_max_distance + 1
+    with torch.no_grad():
+        bias = attention.compute_bias(reach, reach)[0]
+    return np.asarray(torch.cat([bias[:, 1:, 0].flip(1), bias[:, 0]], dim=1).numpy())
+
+
 ADAPTERS: dict[type[nn.Module], Callable[[Any, Attend], None]] = {
     mpnet.MPNetEncoder: adapt_mpnet,
     deberta_v2.DebertaV2Encoder: adapt_deberta_v2,
     deberta_v2.DebertaV2Embeddings: adapt_deberta_v2_embeddings,
+    **dict.fromkeys((t5.T5Stack, mt5.MT5Stack, umt5.UMT5Stack), adapt_t5),
 }
-ADAPTED = "MPNet and DeBERTa v2 and v3"
+ADAPTED = "MPNet, DeBERTa v2 and v3, and T5's family"
 
 
 def _through(attend: Attend, module: nn.Module, packed: list[Tensor], width: int, terms: int) -> Tensor:

@@ -12,16 +12,15 @@ from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensor
 
 from attention_export.importing import ImportFailure
-from attention_export.importing.transformer.trace import BATCH, LENGTH
+from attention_export.importing.transformer.sides import ALONE, SOURCE
+from attention_export.importing.transformer.trace import BATCH
 
 Shape = list[int | str]
 
 UNLIMITED = 2**62
-SIZES: dict[tuple[int | str, ...], tuple[int, int]] = {
-    (BATCH,): (0, 1),
-    (LENGTH,): (1, 2),
-    (BATCH, LENGTH): (0, 2),
-}
+SIZES: dict[tuple[int | str, ...], tuple[int, int]] = {(BATCH,): (0, 1)}
+for _side in (ALONE, SOURCE):
+    SIZES |= {(_side.length,): (1, 2), (BATCH, _side.length): (0, 2)}
 """The axes of a tensor [B,T,..] that have sizes, from the first to before the last."""
 
 

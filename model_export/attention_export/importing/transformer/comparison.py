@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Layer, Parity, Predictor
+from attention_proto.attention.v1.attention_pb2 import Layer, Parity, Predictor, Side
 
 from attention_export.importing.transformer.cases import LENGTHS, LENGTHS_OF_LARGE, Case, comparison_cases
-from attention_export.importing.transformer.reference import Array, ModuleCall, Reference, SourceStages
-from attention_export.importing.transformer.runner import SiteStages, VersionRunner, VersionStages
+from attention_export.importing.transformer.reference import (
+    Array,
+    ModuleCall,
+    Reference,
+    SourceStages,
+    StackStages,
+)
+from attention_export.importing.transformer.runner import ChainStages, SiteStages, VersionRunner
 from attention_export.importing.transformer.source import Source
 from attention_export.importing.transformer.structure import Mismatch, check_structure, place, site_reference
 
@@ -44,11 +50,9 @@ class Comparison:
         exact = self.reference.exact.run(case.arguments)
         single = self.reference.single.run(case.arguments) if self.reference.is_exact else exact
         self._check_count(exact)
-        for row, length in case.sequences():
-            tokens = case.tokens[row, :length]
-            types = None if case.token_types is None else case.token_types[row, :length]
-            found = self.version.run(tokens, types, first_position=case.first_position, masked=case.masked)
-            self._compare_run(case, found, _cut(exact, row, length), _cut(single, row, length))
+        for rows, lengths in case.sequences():
+            found = self.version.run(case.cut(rows, lengths), masked=case.masked)
+            self._compare_run(case, found, self._cut(exact, rows, lengths), self._cut(single, rows, lengths))
         self.cases += 1
 
     def compare_outputs(self, case: Case) -> None:
@@ -57,15 +61,16 @@ class Comparison:
         Raises:
             Mismatch: a site's output differs, or no module of the source gives it.
         """
-        found = self.version.run(case.tokens, case.token_types)
+        sites = [site for chain in self.version.run(case.tokens) for site in chain.sites]
+        weights = [each for stack in self.reference.exact.run(case.arguments).stacks for each in stack.weights]
         layers = {i: each for i, each in enumerate(self.version.manifest.layers) if "output" in each.stages}
         paths = [self.reference.exact.module_path(layer.path) for layer in layers.values()]
-        exact, calls = self.reference.exact.record(case.arguments, [*self.reference.exact.matrices(), *paths])
+        _, calls = self.reference.exact.record(case.arguments, [*self.reference.exact.matrices(), *paths])
         expected: dict[int, ModuleCall] = {}
         for (index, layer), path in zip(layers.items(), paths, strict=True):
-            heads = site_reference(layer, found.sites[index], exact.weights[index])
+            heads = site_reference(layer, sites[index], weights[index])
             call = _linear_behind(calls, heads) or self._module_call(calls, index, path)
-            if call is None or found.sites[index].output is None:
+            if call is None or sites[index].output is None:
                 raise Mismatch(
                     layer.name, "output", f"{place(layer)}: no module of the source gives its `output` ({case.name})"
                 )
@@ -73,7 +78,7 @@ class Comparison:
         _, calls = self.reference.single.record(case.arguments, {call.path for call in expected.values()})
         rounded = {(call.path, call.number): call.result for call in calls}
         for index, call in expected.items():
-            output = found.sites[index].output
+            output = sites[index].output
             assert output is not None
             self.check(layers[index], "output", case, output, call.result, rounded[call.path, call.number])
 
@@ -114,17 +119,41 @@ class Comparison:
         )
 
     def _check_count(self, exact: SourceStages) -> None:
-        layers = self.version.manifest.layers
-        if len(exact.weights) != len(layers):
-            raise Mismatch(
-                layers[min(len(exact.weights), len(layers) - 1)].name,
-                "weights",
-                f"the source returns weights of {len(exact.weights)} attentions, and {len(layers)} of them were found "
-                "at transformers' attention interface: an attention is computed beside it",
-            )
+        for chain, stack in zip(self.version.chains, exact.stacks, strict=True):
+            if len(stack.weights) != len(chain.layers):
+                raise Mismatch(
+                    chain.layers[min(len(stack.weights), len(chain.layers) - 1)].name,
+                    "weights",
+                    f"the source returns weights of {len(stack.weights)} attentions, and {len(chain.layers)} of them "
+                    "were found at transformers' attention interface: an attention is computed beside it",
+                )
 
-    def _compare_run(self, case: Case, found: VersionStages, exact: SourceStages, single: SourceStages) -> None:
-        layers = self.version.manifest.layers
+    def _cut(self, stages: SourceStages, rows: slice, lengths: tuple[int, ...]) -> SourceStages:
+        """Return the stages of some sequences of a batch, without padding: of each chain its own length."""
+        logits, target = stages.logits, lengths[-1]
+        if logits is not None:
+            logits = logits[rows, :target] if logits.ndim == 3 else logits[rows]
+        stacks = [
+            StackStages(
+                [state[rows, :length] for state in stack.hidden],
+                [
+                    each[rows, :, :length, : lengths[0] if layer.side == Side.SIDE_CROSS else length]
+                    for layer, each in zip(chain.layers, stack.weights, strict=True)
+                ],
+            )
+            for chain, stack, length in zip(self.version.chains, stages.stacks, lengths, strict=True)
+        ]
+        return SourceStages(stacks, logits)
+
+    def _compare_run(self, case: Case, found: Sequence[ChainStages], exact: SourceStages, single: SourceStages) -> None:
+        for chain, stages, stack, rounded in zip(self.version.chains, found, exact.stacks, single.stacks, strict=True):
+            self._compare_chain(chain.layers, case, stages, stack, rounded)
+        if self.version.manifest.HasField("head") and exact.logits is not None and single.logits is not None:
+            self._compare_predictions(case, found[-1], exact.logits, single.logits)
+
+    def _compare_chain(
+        self, layers: Sequence[Layer], case: Case, found: ChainStages, exact: StackStages, single: StackStages
+    ) -> None:
         self.check(layers[0], "embeddings", case, found.embeddings, exact.hidden[0], single.hidden[0])
         hidden = [index for index, layer in enumerate(layers) if "hidden" in layer.stages]
         for index, (layer, site) in enumerate(zip(layers, found.sites, strict=True)):
@@ -133,15 +162,13 @@ class Comparison:
                 # Layers are counted from the end: the last hidden state is the one that every model has.
                 place = hidden.index(index) - len(hidden)
                 self._check_hidden(layer, case, site, exact.hidden[place], single.hidden[place])
-        if self.version.manifest.HasField("head") and exact.logits is not None and single.logits is not None:
-            self._compare_predictions(case, found, exact.logits, single.logits)
 
     def _check_hidden(self, layer: Layer, case: Case, site: SiteStages, exact: Array, single: Array) -> None:
         if site.hidden is None:
             raise Mismatch(layer.name, "hidden", f"{place(layer)}: its segment returns no `hidden`")
         self.check(layer, "hidden", case, site.hidden, exact, single)
 
-    def _compare_predictions(self, case: Case, found: VersionStages, exact: Array, single: Array) -> None:
+    def _compare_predictions(self, case: Case, found: ChainStages, exact: Array, single: Array) -> None:
         assert found.hidden is not None
         manifest = self.version.manifest
         for predictor in manifest.predictors:
@@ -188,27 +215,16 @@ def compare(source: Source, folder: Path, progress: Progress, *, whole: int = WH
         progress(
             f"more than {whole:,} parameters: one is in memory at a time, and sequences have up to {lengths[-1]} tokens"
         )
-    cases = comparison_cases(comparison.version, reference.exact, lengths)
+    cases = comparison_cases(comparison.version, reference.exact, lengths, source.start_token)
     for case in cases:
         progress(f"comparing {case.name}")
         comparison.compare_case(case)
-    plain = next(case for case in cases if case.lengths is None and case.tokens.shape[1] > 2)
+    plain = next(case for case in cases if case.lengths is None and case.tokens[-1].tokens.shape[1] > 2)
     comparison.compare_outputs(plain)
     progress("comparing the graphs of sites, and rows of segments alone with rows together")
-    check_structure(comparison.version, comparison.version.run(plain.tokens, plain.token_types))
+    for chain, stages in zip(comparison.version.chains, comparison.version.run(plain.tokens), strict=True):
+        check_structure(comparison.version, chain, stages)
     return comparison.parity()
-
-
-def _cut(stages: SourceStages, rows: slice, length: int) -> SourceStages:
-    """Return the stages of some sequences of a batch, without padding."""
-    logits = stages.logits
-    if logits is not None:
-        logits = logits[rows, :length] if logits.ndim == 3 else logits[rows]
-    return SourceStages(
-        [state[rows, :length] for state in stages.hidden],
-        [each[rows, :, :length, :length] for each in stages.weights],
-        logits,
-    )
 
 
 def _distance(a: Array, b: Array) -> float:

@@ -15,11 +15,12 @@ from transformers import PretrainedConfig
 from attention_export.graphs import strip
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.parts import TransformerParts
-from attention_export.importing.transformer.source import Source, backbone, quiet
+from attention_export.importing.transformer.sides import arguments, backbone, embeddings
+from attention_export.importing.transformer.source import Source, quiet
 from attention_export.importing.transformer.values import ValuesOnUse, without_values
 
-CAUSAL_LM = "causal-lm"
-VOCABULARIES = ("masked-lm", CAUSAL_LM)  # tasks with a vocabulary for labels
+NEXT_TOKEN = ("causal-lm", "seq2seq-lm")  # tasks that predict the token behind a row
+VOCABULARIES = ("masked-lm", *NEXT_TOKEN)  # tasks with a vocabulary for labels
 LENGTHS = (2, 5, 17)  # of the sequences that tell which rows a head reads
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -61,7 +62,7 @@ def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tup
             "from the mean of the rows"
         )
         return None, (f"{left_out}: {reason}",)
-    if source.task == CAUSAL_LM and rows == Predictor.ROWS_ALL:
+    if source.task in NEXT_TOKEN and rows == Predictor.ROWS_ALL:
         rows = Predictor.ROWS_LAST  # the next token of the text; of chosen rows, that of each prefix
     vocabulary = source.task in VOCABULARIES
     predictor = Predictor(name="token" if vocabulary else "label", rows=rows, vocabulary=vocabulary)
@@ -137,11 +138,14 @@ def _run(model: Any, rng: np.random.Generator, length: int) -> tuple[Array, Arra
     """Return the last hidden state [T, D] and the logits [labels] or [T, labels] of random tokens."""
     hidden: list[Tensor] = []
     hook = backbone(model).register_forward_hook(lambda _, __, result: hidden.append(result[0]))
-    embedded = model.get_input_embeddings().weight.shape[0]
-    ordinary = np.setdiff1d(np.arange(embedded), [getattr(model.config, "pad_token_id", None) or 0])
+    padding = getattr(model.config, "pad_token_id", None) or 0
+    tokens = {
+        side: torch.from_numpy(rng.choice(np.setdiff1d(np.arange(len(each.weight)), [padding]), (1, length)))
+        for side, each in embeddings(model).items()
+    }
     try:
         with torch.no_grad(), quiet():
-            logits = model(input_ids=torch.from_numpy(rng.choice(ordinary, (1, length)))).logits
+            logits = model(**arguments(tokens)).logits
     finally:
         hook.remove()
     return hidden[-1][0].numpy(), logits[0].numpy()

@@ -17,6 +17,7 @@ NAME = "attention_export"
 DOMAIN = "attention_export"
 OPERATOR = "Site"
 INDEX = "index"  # attribute of the node: the site's number
+BIAS = "attention_bias"  # attribute of a module: the ONNX graph of its bias
 DESCRIPTIVE = {"position_ids", "token_type_ids", "cache_position"}  # tensors that a model passes on, and none needs
 
 
@@ -59,6 +60,8 @@ class SiteRecorder:
             ImportFailure: the attention takes an input that a site has not.
         """
         path = self.paths.get(module, type(module).__name__)
+        if hasattr(module, BIAS):  # an adapter holds it as a graph
+            kwargs.pop("position_bias", None)
         _refuse_unknown(path, query, attention_mask, kwargs)
         batch, heads, length, width = query.shape
         scale = kwargs.get("scaling")

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from attention_proto.attention.v1.attention_pb2 import Side
+
 Graph = Callable[[], bytes]
 """A serialised ONNX model, made at each call, so that no more than one segment's matrices are in memory."""
 
@@ -12,7 +14,7 @@ class SiteSpec:
     """One attention of a model: softmax(softcap(q.k * scale) + bias, masked) . v; its sizes and its own mask.
 
     Attributes:
-        name: short name, `3`.
+        name: short name, `3` or `decoder.3.cross`.
         path: of the module in the source, `encoder.layer.3.attention.self`; shared layers share it.
         heads: H.
         key_value_heads: Hkv, which divides H; head h reads key-value head h // (H / Hkv).
@@ -27,6 +29,7 @@ class SiteSpec:
         bias: ONNX graph of `query_positions` [T], `key_positions` [S] (INT64) and, where it depends on rows,
             `q` [B,T,H*Dh] and `k` [B,S,Hkv*Dh], that gives `bias` [B or 1,H,T,S]; None for none.
         stages: of `output`, `contributions` and `hidden`, the ones that segments behind this site give.
+        is_cross: whether queries are rows of the target, and keys are rows of the source.
     """
 
     name: str
@@ -43,19 +46,23 @@ class SiteSpec:
     bias: bytes | None
     stages: tuple[str, ...]
     sinks: tuple[float, ...] = ()
+    is_cross: bool = False
 
 
 @dataclass(frozen=True)
-class TransformerParts:
-    """A model as front, segment 0, site 0, segment 1, .. site n-1, segment n, and head.
+class ChainParts:
+    """The computation of one sequence, as front, segment 0, site 0, segment 1, .. site n-1, segment n.
 
     Graphs are connected by the names of inputs and outputs: `tokens`, `position_ids`, `token_type_ids` (INT64
     [B,T]), `query` [B,T,D], `q`, `k`, `v`, `heads`, `output`, `hidden` and `carry_0`, `carry_1`, .. ([B,T,width]). A
     result `next_carry_0` takes the place of `carry_0`: ONNX gives an input and a result no common name, and layers that
     share parameters are one file only if each takes and leaves its results under the same names.
 
+    The last segment of an encoder gives `cross_k_0`, `cross_v_0`, `cross_k_1`, .. too, k and v of the cross sites in
+    order; the segment before a cross site gives `q` alone.
+
     Attributes:
-        architecture: class of the source, `BertModel`.
+        side: SIDE_SOURCE of an encoder that a decoder attends to, else SIDE_TARGET.
         front: tokens [, position_ids, token_type_ids] -> query, hidden state 0 of the source.
         segments: n + 1 graphs; segment k runs before site k. Equal segments serialise to equal bytes.
         rows_dependent: for each segment, whether a row of a result depends on further rows.
@@ -63,14 +70,11 @@ class TransformerParts:
         sites: in the order of computation.
         query_dim: width of `query`.
         hidden_dim: width of `hidden`.
-        position_base: position of the first token.
-        max_tokens: longest sequence that the source has positions for.
         takes_token_types: whether the front reads `token_type_ids`.
-        head: hidden [N,D] -> logits [N,labels]; None for a base model.
-        notes: sentences on tensors and heads that are left out.
+        vocabulary_size: the number of tokens that the front has vectors for.
     """
 
-    architecture: str
+    side: "Side.ValueType"
     front: Graph
     segments: tuple[Graph, ...]
     rows_dependent: tuple[bool, ...]
@@ -78,8 +82,43 @@ class TransformerParts:
     sites: tuple[SiteSpec, ...]
     query_dim: int
     hidden_dim: int
+    takes_token_types: bool
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class TransformerParts:
+    """A model as chains and head.
+
+    Attributes:
+        architecture: class of the source, `BertModel`.
+        chains: one; in an encoder-decoder two, the encoder's first.
+        position_base: position of the first token.
+        max_tokens: longest sequence that the source has positions for; 0 for any.
+        start_token: that a decoder's sequences begin with; None in a model of one sequence.
+        head: hidden [N,D] -> logits [N,labels]; None for a base model.
+        notes: sentences on tensors and heads that are left out.
+    """
+
+    architecture: str
+    chains: tuple[ChainParts, ...]
     position_base: int
     max_tokens: int
-    takes_token_types: bool
+    start_token: int | None
     head: Graph | None
     notes: tuple[str, ...]
+
+    @property
+    def site_count(self) -> int:
+        """The number of sites of all chains."""
+        return sum(len(chain.sites) for chain in self.chains)
+
+    @property
+    def target(self) -> ChainParts:
+        """The chain of the one sequence, or of the decoder's."""
+        return self.chains[-1]
+
+    @property
+    def source(self) -> ChainParts | None:
+        """The chain of the encoder's sequence; None in a model of one sequence."""
+        return self.chains[0] if len(self.chains) > 1 else None

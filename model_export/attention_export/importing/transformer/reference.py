@@ -19,7 +19,8 @@ from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from attention_export.importing import ImportFailure
-from attention_export.importing.transformer.source import backbone
+from attention_export.importing.transformer.sides import TARGET, stacks
+from attention_export.importing.transformer.sides import arguments as arguments_of
 from attention_export.importing.transformer.values import Values, ValuesOnUse, without_values
 
 Array = NDArray[Any]
@@ -27,17 +28,28 @@ Arguments = dict[str, Array]  # of the source's forward: `input_ids`, `attention
 
 
 @dataclass(frozen=True)
-class SourceStages:
-    """The stages of the source, in the precision of its parameters.
+class StackStages:
+    """The stages of an encoder or a decoder, in the precision of its parameters.
 
     Attributes:
         hidden: hidden states; the first one is `embeddings`, the last one the model's own output: [B, T, D] each.
         weights: of each attention, in the order of computation: [B, H, T, S] each.
-        logits: of the head: [B, T, labels] or [B, labels]; None in a base model.
     """
 
     hidden: list[Array]
     weights: list[Array]
+
+
+@dataclass(frozen=True)
+class SourceStages:
+    """The stages of the source.
+
+    Attributes:
+        stacks: of each sequence, as in `sides.stacks`.
+        logits: of the head: [B, T, labels] or [B, labels]; None in a base model.
+    """
+
+    stacks: list[StackStages]
     logits: Array | None = None
 
 
@@ -117,20 +129,28 @@ class EagerModel:
         if "use_cache" in self.parameters:
             options["use_cache"] = False
         tensors = {name: torch.tensor(x) for name, x in arguments.items()}
-        with torch.no_grad(), ValuesOnUse(self.model, self.values), CallRecorder({"": backbone(self.model)}) as base:
+        modules = {side.result: stack for side, stack in stacks(self.model).items()}
+        with torch.no_grad(), ValuesOnUse(self.model, self.values), CallRecorder(modules) as recorder:
             result = self.model(**tensors, **options)
-        missing = [name for name in ("attentions", "hidden_states") if not result.get(name)]
-        if missing or any(each is None for each in result["attentions"]):
-            raise ImportFailure(
-                f"{type(self.model).__name__} does not return its {missing[0] if missing else 'attentions'}, which the "
-                "version has to be compared with"
-            )
-        hidden = [state.numpy() for state in result["hidden_states"]]
-        hidden[-1] = base.calls[0].result
+        outputs = {call.path: call.result for call in recorder.calls}
+        found = [self._stages(result, prefix, outputs[prefix]) for prefix in modules]
         logits = result.get("logits")
-        return SourceStages(
-            hidden, [each.numpy() for each in result["attentions"]], None if logits is None else logits.numpy()
-        )
+        return SourceStages(found, None if logits is None else logits.numpy())
+
+    def _stages(self, result: Any, prefix: str, output: Array) -> StackStages:
+        """Return the stages of a stack, of the results of the model that begin with a prefix, and of its own output."""
+        names = [f"{prefix}attentions", f"{prefix}hidden_states"]
+        names += ["cross_attentions"] if prefix == TARGET.result else []
+        missing = [name for name in names if not result.get(name) or any(each is None for each in result[name])]
+        if missing:
+            raise ImportFailure(
+                f"{type(self.model).__name__} does not return its {missing[0]}, which the version has to be compared "
+                "with"
+            )
+        own, hidden, *cross = (list(result[name]) for name in names)
+        # In a layer of a decoder the attention to the source follows that to the target.
+        weights = own if not cross else [each for layer in zip(own, *cross, strict=True) for each in layer]
+        return StackStages([*(state.numpy() for state in hidden[:-1]), output], [each.numpy() for each in weights])
 
     def record(self, arguments: Arguments, paths: Iterable[str]) -> tuple[SourceStages, list[ModuleCall]]:
         """Compute all stages of sequences, and return the calls of modules too, in order."""
@@ -185,7 +205,8 @@ class Reference:
     def _float64(self) -> EagerModel | None:
         model = EagerModel(self._model, self._values, torch.float64)
         names = {name for name in ("attention_mask",) if name in model.parameters}
-        probe = {"input_ids": np.ones((1, 3), np.int64)} | {name: np.ones((1, 3), np.int64) for name in names}
+        probe = arguments_of({side: np.ones((1, 3), np.int64) for side in stacks(model.model)})
+        probe |= {name: np.ones((1, 3), np.int64) for name in names}
         casts = _Casts()
         try:
             with casts:

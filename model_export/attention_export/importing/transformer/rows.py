@@ -10,7 +10,6 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from attention_export.importing.transformer.clean import constant, dims
-from attention_export.importing.transformer.trace import LENGTH
 
 
 class Axis(NamedTuple):
@@ -162,9 +161,10 @@ def _reshaped(node: ir.Node, axes: Axes) -> Axis:
     """Find the sequence again where as much stands before it as did."""
     given = _only(node, axes)
     before, behind = dims(node.inputs[0]) if node.inputs[0] else None, dims(node.outputs[0])
-    if before is None or behind is None or behind.count(LENGTH) != 1 or before[given.axis] != LENGTH:
+    length = before[given.axis] if before is not None else None
+    if before is None or behind is None or not isinstance(length, str) or behind.count(length) != 1:
         raise RowsMixedError(node.op_type)
-    axis = behind.index(LENGTH)
+    axis = behind.index(length)
     if _size(before[: given.axis]) != _size(behind[:axis]):
         raise RowsMixedError(node.op_type)
     return Axis(len(behind), axis)

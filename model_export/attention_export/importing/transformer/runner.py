@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Side
+from attention_proto.chains import Chain, source_chain, target_chain
 from attention_proto.folder import tensor_name
 from numpy.typing import NDArray
 
@@ -38,8 +39,8 @@ class SiteStages:
 
 
 @dataclass
-class VersionStages:
-    """The stages of some sequences.
+class ChainStages:
+    """The stages of a chain for some sequences.
 
     Attributes:
         embeddings: `query` of the first segment: [B, T, D].
@@ -54,6 +55,21 @@ class VersionStages:
     hidden: Array | None = None
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of one length for a chain.
+
+    Attributes:
+        tokens: INT64 [B, T].
+        types: INT64 [B, T]; zeros by default.
+        first_position: of the first token, beside the model's own base.
+    """
+
+    tokens: Array
+    types: Array | None = None
+    first_position: int = 0
+
+
 class VersionRunner:
     """A version's graphs, opened on the CPU.
 
@@ -65,6 +81,8 @@ class VersionRunner:
     def __init__(self, folder: Path, kept_bytes: int) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
+        source = source_chain(self.manifest)
+        self.chains = [*([] if source is None else [source]), target_chain(self.manifest)]
         self._left = kept_bytes
         self._kept: dict[str, ort.InferenceSession] = {}
 
@@ -79,35 +97,52 @@ class VersionRunner:
             self._kept[name] = opened
         return opened
 
-    def run(
-        self, tokens: Array, token_types: Array | None = None, *, first_position: int = 0, masked: bool = False
-    ) -> VersionStages:
+    def run(self, tokens: Sequence[Tokens], *, masked: bool = False) -> list[ChainStages]:
         """Compute sequences of one length.
 
         Args:
-            tokens: INT64 [B, T].
-            token_types: INT64 [B, T]; zeros by default.
-            first_position: of the first token, beside the model's own base.
+            tokens: of each chain.
             masked: whether sites without a mask run a masked graph, with a mask of zeros.
+
+        Returns:
+            The stages of each chain.
         """
-        positions = first_position + np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        environment: Environment = {
+        left: Environment = {}  # k and v of cross sites, which the chain before leaves
+        found = []
+        for chain, each in zip(self.chains, tokens, strict=True):
+            stages, environment = self._run_chain(chain, each, left, masked=masked)
+            left = {name: value for name, value in environment.items() if name.startswith("cross_")}
+            found.append(stages)
+        return found
+
+    def _run_chain(
+        self, chain: Chain, given: Tokens, left: Environment, *, masked: bool
+    ) -> tuple[ChainStages, Environment]:
+        tokens = given.tokens
+        rows = given.first_position + np.arange(tokens.shape[1])
+        environment: Environment = left | {
             "tokens": tokens,
-            "position_ids": self.manifest.text.position_base + positions,
-            "token_type_ids": np.zeros_like(tokens) if token_types is None else token_types,
+            "position_ids": self.manifest.text.position_base + np.broadcast_to(rows, tokens.shape),
+            "token_type_ids": np.zeros_like(tokens) if given.types is None else given.types,
         }
-        self.step(self.manifest.text.front.name, environment)
-        stages = VersionStages(environment["query"])
-        for index, layer in enumerate(self.manifest.layers):
-            stages.segment_inputs.append(self.run_segment(index, environment))
-            _take(stages.sites, environment)
-            stages.sites.append(self.run_site(layer, environment, positions[0], masked=masked))
+        self.step(chain.front, environment)
+        stages = ChainStages(environment["query"])
+        crossed = 0
+        for index, layer in enumerate(chain.layers):
+            stages.segment_inputs.append(self.run_segment(chain, index, environment))
+            _take(chain, stages.sites, environment)
+            keys = rows
+            if layer.side == Side.SIDE_CROSS:
+                environment |= {name: environment[f"cross_{name}_{crossed}"] for name in ("k", "v")}
+                keys = np.arange(environment["k"].shape[1])
+                crossed += 1
+            stages.sites.append(self.run_site(layer, environment, rows, keys, masked=masked))
             environment["heads"] = stages.sites[-1].heads
-        if len(self.manifest.segments) > len(self.manifest.layers):
-            stages.segment_inputs.append(self.run_segment(len(self.manifest.layers), environment))
-            _take(stages.sites, environment)
-        stages.hidden = stages.sites[-1].hidden
-        return stages
+        if len(chain.segments) > len(chain.layers):
+            stages.segment_inputs.append(self.run_segment(chain, len(chain.layers), environment))
+            _take(chain, stages.sites, environment)
+        stages.hidden = environment.get("hidden")
+        return stages, environment
 
     def step(self, name: str, environment: Environment) -> Environment:
         """Run a graph on the environment, and write its results into it; return its inputs."""
@@ -116,16 +151,18 @@ class VersionRunner:
         environment.update({tensor_name(name): result for name, result in run(graph, feeds).items()})
         return feeds
 
-    def run_segment(self, index: int, environment: Environment) -> Environment:
+    def run_segment(self, chain: Chain, index: int, environment: Environment) -> Environment:
         """Run a segment on the environment; return its inputs."""
         for stage in ("output", "hidden"):
             environment.pop(stage, None)
-        return self.step(self.manifest.segments[index].graph.name, environment)
+        return self.step(chain.segments[index].graph.name, environment)
 
-    def run_site(self, layer: Layer, environment: Environment, positions: Array, *, masked: bool = False) -> SiteStages:
-        """Run the site's graph that tells weights."""
+    def run_site(
+        self, layer: Layer, environment: Environment, rows: Array, keys: Array, *, masked: bool = False
+    ) -> SiteStages:
+        """Run the site's graph that tells weights, for queries and keys at positions [T] and [S]."""
         inputs = {name: environment[name] for name in ("q", "k", "v")}
-        mask = self.site_mask(layer, environment, positions)
+        mask = self.site_mask(layer, environment, rows, keys)
         if mask is None and masked:
             mask = np.zeros((1, 1, inputs["q"].shape[1], inputs["k"].shape[1]), np.float32)
         if mask is not None:
@@ -138,11 +175,11 @@ class VersionRunner:
         """Yield the site's graphs that take a mask, or those without; graphs of all devices are ONNX and run here."""
         return (graph for graph in layer.attend if graph.mask == masked)
 
-    def site_mask(self, layer: Layer, environment: Environment, positions: Array) -> Array | None:
+    def site_mask(self, layer: Layer, environment: Environment, rows: Array, keys: Array) -> Array | None:
         """Return the site's own mask, added to its scores: its bias, and -inf at hidden keys; None if it has none."""
         if not (layer.causal or layer.window or layer.HasField("bias")):
             return None
-        distance = positions[:, None] - positions[None, :]
+        distance = rows[:, None] - keys[None, :]
         hidden = np.zeros(distance.shape, np.bool_)
         if layer.causal:
             hidden |= distance < 0
@@ -151,13 +188,13 @@ class VersionRunner:
         added = np.zeros((1, 1, *distance.shape), np.float32)
         if layer.HasField("bias"):
             graph = self.open(layer.bias.name)
-            feeds = {"query_positions": positions, "key_positions": positions} | environment
+            feeds = {"query_positions": rows, "key_positions": keys} | environment
             added = run(graph, {each.name: feeds[each.name] for each in graph.get_inputs()})["bias"]
         return np.where(hidden, np.float32("-inf"), added)
 
-    def outputs_of(self, index: int, feeds: Environment) -> Callable[[Array], Array]:
+    def outputs_of(self, chain: Chain, index: int, feeds: Environment) -> Callable[[Array], Array]:
         """Return `output` of a site as a function of `heads`, for further inputs of the segment behind it."""
-        graph = self.open(self.manifest.segments[index + 1].graph.name)
+        graph = self.open(chain.segments[index + 1].graph.name)
         options = ort.RunOptions()
         options.only_execute_path_to_fetches = True
 
@@ -174,7 +211,12 @@ class VersionRunner:
         return run(graph, {name: hidden})
 
 
-def _take(sites: Sequence[SiteStages], environment: Environment) -> None:
-    """Note the stages that a segment gives of the site before it."""
-    if sites:
-        sites[-1].output, sites[-1].hidden = environment.get("output"), environment.get("hidden")
+def _take(chain: Chain, sites: Sequence[SiteStages], environment: Environment) -> None:
+    """Note the stages that a segment gives: `output` of the site before it, `hidden` of the layer that ends in it."""
+    if not sites:
+        return
+    sites[-1].output = environment.get("output")
+    for layer, site in zip(reversed(chain.layers[: len(sites)]), reversed(sites), strict=True):
+        if "hidden" in layer.stages:
+            site.hidden = environment.get("hidden", site.hidden)
+            return

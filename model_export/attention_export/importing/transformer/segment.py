@@ -9,6 +9,7 @@ import onnx_ir as ir
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.clean import dims, fold, graph_constant, is_fake, remove_unused
+from attention_export.importing.transformer.sides import SOURCE, TARGET
 from attention_export.importing.transformer.trace import PREFIX
 
 IR_VERSION = 10
@@ -70,6 +71,7 @@ class Segment:
             pack_projections(graph)
             remove_unused(graph)
         _share_constants(graph)
+        _name_length(graph)
         _name(graph)
         return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
@@ -234,6 +236,13 @@ def _share_constants(graph: ir.Graph) -> None:
         if same is not value and np.array_equal(_numbers(same), numbers, equal_nan=numbers.dtype.kind == "f"):
             ir.convenience.replace_all_uses_with(value, same)
             del graph.initializers[name]
+
+
+def _name_length(graph: ir.Graph) -> None:
+    """Name the length of an encoder's sequences as a decoder's, so that embeddings that both share are equal bytes."""
+    for value in (*graph.inputs, *(result for node in graph for result in node.outputs)):
+        if (shape := dims(value)) is not None:
+            value.shape = ir.Shape([TARGET.length if size == SOURCE.length else size for size in shape])
 
 
 def _name(graph: ir.Graph) -> None:

@@ -15,10 +15,10 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from attention_export.importing import ImportFailure, reason
 
@@ -32,6 +32,7 @@ CLASSES: dict[str, Any] = {  # of each task, by the class of the config; those t
     "token-classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     "masked-lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING,
     "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "seq2seq-lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 }
 ENDINGS = {  # of the names of classes
     "ForSequenceClassification": "sequence-classification",
@@ -39,10 +40,14 @@ ENDINGS = {  # of the names of classes
     "ForMaskedLM": "masked-lm",
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
+    "ForConditionalGeneration": "seq2seq-lm",
+    "MTModel": "seq2seq-lm",
 }
+TWO_SIDED = (BASE, "seq2seq-lm")  # the tasks of an encoder-decoder
 CHANGING_ROPE = {"dynamic", "longrope"}  # with frequencies that depend on the length of the sequence
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LISTED = 6
+START_TOKEN = "decoder_start_token_id"  # noqa: S105 # no secret, a field of config.json
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,14 @@ class Source:
     def architecture(self) -> str:
         """The class, `BertForMaskedLM`."""
         return type(self.skeleton).__name__
+
+    @property
+    def start_token(self) -> int | None:
+        """The token that a decoder's sequences begin with; None where no file says it."""
+        token: int | None = getattr(self.config, START_TOKEN, None)
+        if token is None and self.config.is_encoder_decoder and (self.folder / GENERATION_CONFIG_NAME).exists():
+            token = GenerationConfig.from_pretrained(self.folder, local_files_only=True).decoder_start_token_id
+        return token
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -194,7 +207,8 @@ def _task_of(config: PretrainedConfig, notes: list[str]) -> str:
     architectures = config.architectures or [""]
     name = architectures[0]
     for ending, task in ENDINGS.items():
-        if name.endswith(ending):
+        # Models of sound and images have names that end alike: their bases are refused by what they take.
+        if name.endswith(ending) and (task != "seq2seq-lm" or _classes(task, config)):
             return task
     if name and name not in (cls.__name__ for cls in _classes(BASE, config)):
         notes.append(f"the head of {name} is left out")
@@ -202,12 +216,13 @@ def _task_of(config: PretrainedConfig, notes: list[str]) -> str:
 
 
 def _model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
-    if config.is_encoder_decoder:
-        raise ImportFailure(
-            f"config.json: {config.model_type} has an encoder and a decoder; only one of them is imported"
-        )
     if task not in CLASSES:
         raise ImportFailure(f"--task {task} is none of {', '.join(CLASSES)}")
+    if config.is_encoder_decoder and task not in TWO_SIDED:
+        raise ImportFailure(
+            f"config.json: {config.model_type} has an encoder and a decoder, which are imported with --task "
+            f"{' or '.join(TWO_SIDED)}, not {task}"
+        )
     classes = _classes(task, config)
     if not classes:
         others = [other for other in CLASSES if _classes(other, config)]
@@ -217,15 +232,6 @@ def _model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
         )
     named = [cls for cls in classes if cls.__name__ in (config.architectures or ())]
     return (named or classes)[0]
-
-
-def backbone(model: nn.Module) -> Any:
-    """Return the module that makes the last hidden state, which a head reads.
-
-    It is the base model, or the decoder in it, such as OPT's: a head calls that one.
-    """
-    base: Any = getattr(model, "base_model", model)
-    return base if base.config.is_encoder_decoder else getattr(base, "decoder", base)
 
 
 def _refuse_other_inputs(model: PreTrainedModel) -> None:

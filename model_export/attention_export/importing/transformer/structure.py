@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import onnx
 from attention_proto.attention.v1.attention_pb2 import Layer
+from attention_proto.chains import Chain
 from numpy.typing import NDArray
 
 from attention_export import verify
-from attention_export.importing.transformer.runner import Environment, SiteStages, VersionRunner, VersionStages
+from attention_export.importing.transformer.runner import ChainStages, Environment, SiteStages, VersionRunner
 from attention_export.manifest import write_manifest
 from attention_export.verify import run
 
@@ -37,8 +38,8 @@ def place(layer: Layer) -> str:
     return f"site {layer.name} ({layer.path})"
 
 
-def check_structure(version: VersionRunner, stages: VersionStages) -> None:
-    """Check a version on one computation's values.
+def check_structure(version: VersionRunner, chain: Chain, stages: ChainStages) -> None:
+    """Check a chain of a version on one computation's values.
 
     A site loses `contributions` in the folder's manifest if its `output` is not affine in `heads`, row by row.
 
@@ -46,14 +47,14 @@ def check_structure(version: VersionRunner, stages: VersionStages) -> None:
         Mismatch: a site's graph differs from the constants in the manifest, or rows of a segment depend on each
             other where the manifest says that they do not.
     """
-    for layer, site in zip(version.manifest.layers, stages.sites, strict=True):
+    for layer, site in zip(chain.layers, stages.sites, strict=True):
         check_site(version, layer, site)
     for index, inputs in enumerate(stages.segment_inputs):
-        if version.manifest.segments[index].rows_dependent:
-            check_attention(version, index)
+        if chain.segments[index].rows_dependent:
+            check_attention(version, chain, index)
         else:
-            check_rows(version, index, inputs)
-    drop_contributions(version, stages)
+            check_rows(version, chain, index, inputs)
+    drop_contributions(version, chain, stages)
 
 
 def check_site(version: VersionRunner, layer: Layer, site: SiteStages) -> None:
@@ -93,7 +94,7 @@ def site_reference(layer: Layer, site: SiteStages, weights: Array) -> Array:
     return np.asarray(heads.swapaxes(1, 2).reshape(batch, rows, -1))
 
 
-def check_rows(version: VersionRunner, index: int, inputs: Environment) -> None:
+def check_rows(version: VersionRunner, chain: Chain, index: int, inputs: Environment) -> None:
     """Compare a segment's rows with the same rows in another order, with half of the rows, and with one row.
 
     Raises:
@@ -101,10 +102,10 @@ def check_rows(version: VersionRunner, index: int, inputs: Environment) -> None:
     """
     if not inputs:
         return
-    graph = version.open(version.manifest.segments[index].graph.name)
+    graph = version.open(chain.segments[index].graph.name)
     rows = next(iter(inputs.values())).shape[1]
     together = run(graph, inputs)
-    reason = f", since it {BESIDE}" if _holds_attention(version, index) else ""
+    reason = f", since it {BESIDE}" if _holds_attention(version, chain, index) else ""
     order = np.random.default_rng(SEED).permutation(rows)
     for chosen in (order, order[: rows // 2 + 1], order[:1]):
         found = run(graph, {name: np.ascontiguousarray(value[:, chosen]) for name, value in inputs.items()})
@@ -112,47 +113,46 @@ def check_rows(version: VersionRunner, index: int, inputs: Environment) -> None:
             what = (
                 f"segment {index}, whose rows the manifest says depend on no further rows{reason}: {name} of some rows"
             )
-            _require_close(_behind(version, index), name, what, value, together[name][:, chosen])
+            _require_close(_behind(chain, index), name, what, value, together[name][:, chosen])
 
 
-def check_attention(version: VersionRunner, index: int) -> None:
+def check_attention(version: VersionRunner, chain: Chain, index: int) -> None:
     """Refuse a segment that mixes rows by a softmax: an attention that is no site.
 
     Raises:
         Mismatch: there is one.
     """
-    if _holds_attention(version, index):
-        layer = _behind(version, index)
+    if _holds_attention(version, chain, index):
+        layer = _behind(chain, index)
         raise Mismatch(layer.name, "weights", f"segment {index}, before {place(layer)}, {BESIDE}")
 
 
-def _holds_attention(version: VersionRunner, index: int) -> bool:
-    graph = onnx.load(version.folder / version.manifest.segments[index].graph.name).graph
+def _holds_attention(version: VersionRunner, chain: Chain, index: int) -> bool:
+    graph = onnx.load(version.folder / chain.segments[index].graph.name).graph
     return any(node.op_type in ATTENTION for node in graph.node)
 
 
-def drop_contributions(version: VersionRunner, stages: VersionStages) -> None:
+def drop_contributions(version: VersionRunner, chain: Chain, stages: ChainStages) -> None:
     """Take `contributions` from the stages of a site if its `output` is not affine in `heads`, row by row."""
-    manifest = version.manifest
     dropped = [
         layer
-        for index, layer in enumerate(manifest.layers)
-        if "contributions" in layer.stages and not is_affine(version, index, stages.segment_inputs[index + 1])
+        for index, layer in enumerate(chain.layers)
+        if "contributions" in layer.stages and not is_affine(version, chain, index, stages.segment_inputs[index + 1])
     ]
     for layer in dropped:
         layer.stages.remove("contributions")
     if dropped:
-        write_manifest(version.folder, manifest)
+        write_manifest(version.folder, version.manifest)
 
 
-def is_affine(version: VersionRunner, index: int, inputs: Environment) -> bool:
+def is_affine(version: VersionRunner, chain: Chain, index: int, inputs: Environment) -> bool:
     """Return whether f(a + b) = f(a) + f(b) - f(0) for `output` f of `heads`, and row i of it tells of row i alone."""
     rng = np.random.default_rng(SEED)
     a = inputs["heads"]
     b = rng.standard_normal(a.shape).astype(np.float32) * np.abs(a).max()
     alone = np.zeros_like(a)
     alone[:, -1] = a[:, -1]
-    output = version.outputs_of(index, inputs)
+    output = version.outputs_of(chain, index, inputs)
     zero, of_a, of_b, of_both, of_one = map(output, (np.zeros_like(a), a, b, a + b, alone))
     largest = max(np.abs(of_a).max(), np.abs(of_b).max())
     sums = np.abs(of_a + of_b - zero - of_both).max() <= RTOL * largest
@@ -171,10 +171,9 @@ def _repeat(x: Array, layer: Layer) -> Array:
     return np.repeat(x, layer.heads // layer.key_value_heads, 1)
 
 
-def _behind(version: VersionRunner, index: int) -> Layer:
+def _behind(chain: Chain, index: int) -> Layer:
     """Return the site behind a segment; the last site for the last segment."""
-    layers = version.manifest.layers
-    return layers[min(index, len(layers) - 1)]
+    return chain.layers[min(index, len(chain.layers) - 1)]
 
 
 def _require_close(layer: Layer, stage: str, what: str, found: Array, expected: Array) -> None:

@@ -7,9 +7,10 @@ segment at a time, when the graph has been cut.
 import copy
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -24,13 +25,23 @@ from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.adapters import ADAPTED, ADAPTERS, adapt
 from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
-from attention_export.importing.transformer.source import Source, backbone, quiet
+from attention_export.importing.transformer.sides import (
+    POSITIONS,
+    SOURCE,
+    TOKENS,
+    TYPES,
+    Side,
+    arguments,
+    given_positions,
+    stacks,
+)
+from attention_export.importing.transformer.source import Source, quiet
 from attention_export.importing.transformer.values import ValuesOnUse
 from attention_export.operators import keep_signatures
 
-TOKENS, POSITIONS, TYPES = "tokens", "position_ids", "token_type_ids"
-BATCH, LENGTH = "B", "T"
+BATCH = "B"
 EXAMPLE = (2, 9)  # sizes of the traced sequences, unlike each other and unlike 1
+EXAMPLE_OF_SOURCE = (2, 7)
 PREFIX = "model."  # of parameters' names in the traced graph
 
 
@@ -41,15 +52,18 @@ class Trace:
     Attributes:
         model: ONNX, with sites as nodes; parameters without values.
         sites: in the order of computation.
-        names: of the graph's outputs: `last` (the base model's own output), `hidden_0`, .. (hidden states; the first
-            one is the input of the first layer), `returned_0`, .. (results of the sites' modules), and `logits`.
+        names: of the graph's outputs: of each side `last` (the base model's own output) and `hidden_0`, .. (hidden
+            states; the first one is the input of the first layer), with its prefix; `returned_0`, .. (results of the
+            sites' modules), and `logits`.
         position_base: position of the first token.
+        sides: the sequences, the source's first.
     """
 
     model: ir.Model
     sites: tuple[SiteCall, ...]
     names: tuple[str, ...]
     position_base: int
+    sides: tuple[Side, ...]
 
     @property
     def outputs(self) -> dict[str, ir.Value]:
@@ -82,7 +96,7 @@ def trace(source: Source) -> Trace:
             exported = _export(wrapper)
     if not recorder.calls:
         raise _beside(source)
-    return Trace(exported, tuple(recorder.calls), tuple(recorder.outputs), base)
+    return Trace(exported, tuple(recorder.calls), tuple(recorder.outputs), base, tuple(stacks(model)))
 
 
 def _copy(source: Source) -> PreTrainedModel:
@@ -103,45 +117,53 @@ def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
 
 
 class _Wrapper(nn.Module):
-    """The model as a function of tokens, positions and token types, which gives every tensor that may be served."""
+    """The model as a function of the inputs of each side, which gives every tensor that may be served."""
 
     def __init__(self, model: PreTrainedModel, recorder: SiteRecorder) -> None:
         super().__init__()
         self.model = model
         self.recorder = recorder
-        base = backbone(model)
-        self.parameters_of_base = inspect.signature(base.forward).parameters
-        # A model without a table of types, such as GPT-2, embeds token types as words, if it is given any.
-        self.has_types = getattr(base.config, "type_vocab_size", 0) > 0
+        self.stacks = stacks(model)
+        self.inputs = [name for side in self.stacks for name in side.inputs]
 
-    def forward(self, tokens: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         self.recorder.calls.clear()
-        found: dict[str, Any] = {}
-        given = {POSITIONS: position_ids, TYPES: token_type_ids, "use_cache": False}
-        given = {name: value for name, value in given.items() if name in self.parameters_of_base}
-        if not self.has_types:
-            given.pop(TYPES, None)
-
-        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-            return args, kwargs | given | {"output_hidden_states": True, "return_dict": True}
-
-        def behind(_: nn.Module, __: Any, result: Any) -> None:
-            found["base"] = result
-
-        base = backbone(self.model)
-        with (
-            _returned(self.model, self.recorder) as returned,
-            _hooks(base.register_forward_pre_hook(before, with_kwargs=True), base.register_forward_hook(behind)),
-        ):
-            result = self.model(input_ids=tokens)
-        outputs = {"last": found["base"].last_hidden_state}
-        for index, hidden in enumerate(found["base"].hidden_states or ()):
-            outputs[f"hidden_{index}"] = hidden
+        inputs = dict(zip(self.inputs, given, strict=True))
+        results: dict[Side, Any] = {}
+        with _returned(self.model, self.recorder) as returned, ExitStack() as contexts:
+            for side, stack in self.stacks.items():
+                own = {name: inputs[traced] for traced, name in side.inputs.items()}
+                contexts.enter_context(_served(stack, own, partial(results.__setitem__, side)))
+            result = self.model(**arguments({side: inputs[side.name(TOKENS)] for side in self.stacks}))
+        outputs = {}
+        for side, each in results.items():
+            outputs[side.name("last")] = each.last_hidden_state
+            outputs |= {side.name(f"hidden_{index}"): state for index, state in enumerate(each.hidden_states or ())}
         outputs |= {f"returned_{index}": value for index, value in returned.items()}
         if "logits" in result:
             outputs["logits"] = result.logits
         self.recorder.outputs = list(outputs)
         return tuple(outputs.values())
+
+
+@contextmanager
+def _served(stack: Any, inputs: dict[str, Tensor], keep: Callable[[Any], None]) -> Iterator[None]:
+    """Call a stack with positions and token types, where it takes any, and keep its result."""
+    taken = inspect.signature(stack.forward).parameters
+    given = {name: value for name, value in {**inputs, "use_cache": False}.items() if name in taken}
+    # A model without a table of types, such as GPT-2, embeds token types as words, if it is given any.
+    if not getattr(stack.config, "type_vocab_size", 0):
+        given.pop(TYPES, None)
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | given | {"output_hidden_states": True, "return_dict": True}
+
+    def behind(_: nn.Module, __: Any, result: Any) -> None:
+        keep(result)
+
+    hooks = _hooks(stack.register_forward_pre_hook(before, with_kwargs=True), stack.register_forward_hook(behind))
+    with hooks, nullcontext() if POSITIONS in given else given_positions(stack, inputs[POSITIONS]):
+        yield
 
 
 @contextmanager
@@ -180,19 +202,23 @@ def _returned(model: nn.Module, recorder: SiteRecorder) -> Iterator[dict[int, Te
 
 
 def _export(wrapper: _Wrapper) -> ir.Model:
-    examples = tuple(torch.zeros(EXAMPLE, dtype=torch.int64) for _ in range(3))
-    shape = {0: Dim(BATCH), 1: _length(wrapper.model)}
-    shapes = dict.fromkeys((TOKENS, POSITIONS, TYPES), shape)
+    examples: tuple[Tensor, ...] = ()
+    shapes: list[dict[int, Dim]] = []
+    batch = Dim(BATCH)
+    for side in wrapper.stacks:
+        size = EXAMPLE_OF_SOURCE if side is SOURCE else EXAMPLE
+        examples += tuple(torch.zeros(size, dtype=torch.int64) for _ in side.inputs)
+        shapes += [{0: batch, 1: _length(wrapper.model, side)}] * len(side.inputs)
     keep_signatures()
     try:
-        program = torch.export.export(wrapper.eval(), examples, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(wrapper.eval(), examples, dynamic_shapes=(tuple(shapes),), strict=False)
         exported = torch.onnx.export(
             program,
             examples,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[TOKENS, POSITIONS, TYPES],
-            dynamic_shapes=shapes,
+            input_names=wrapper.inputs,
+            dynamic_shapes=(tuple(shapes),),
             optimize=False,  # parameters have no values yet
             verbose=False,
         )
@@ -202,10 +228,10 @@ def _export(wrapper: _Wrapper) -> ir.Model:
     return exported.model
 
 
-def _length(model: PreTrainedModel) -> Dim:
+def _length(model: PreTrainedModel, side: Side) -> Dim:
     """Return the dimension of sequences, which some models, such as CLIP, compare with their positions."""
     longest = getattr(model.config, "max_position_embeddings", None) or 0
-    return Dim(LENGTH, max=longest) if longest > EXAMPLE[1] else Dim(LENGTH)
+    return Dim(side.length, max=longest) if longest > EXAMPLE[1] else Dim(side.length)
 
 
 def _refusal(model: nn.Module, error: BaseException) -> ImportFailure:
@@ -232,10 +258,10 @@ def _attends(model: PreTrainedModel) -> bool:
     """Whether a model calls the attention interface, which `_stop` stands for, or an adapter makes it do so."""
     if any(isinstance(module, tuple(ADAPTERS)) for module in model.modules()):
         return True
-    base = backbone(model)
+    first, *_ = stacks(model).values()
     try:
         with torch.no_grad():
-            base(torch.zeros(EXAMPLE, dtype=torch.int64))
+            first(torch.zeros(EXAMPLE, dtype=torch.int64))
     except _Found:
         return True
     except Exception:  # noqa: BLE001 # each model fails in its own way, and the trace says how
@@ -250,10 +276,19 @@ class _Found(Exception):
 def position_base(model: PreTrainedModel) -> int:
     """Return the position that the model gives the first token by itself, 0 where it has no table of positions.
 
-    Found by asking which rows of its table the model reads for four tokens, with and without given positions. The
-    attention that is registered has to be `_stop`.
+    The attention that is registered has to be `_stop`.
+
+    Raises:
+        ImportFailure: encoder and decoder begin at different positions.
     """
-    base = backbone(model)
+    bases = {_position_base(stack) for stack in stacks(model).values()}
+    if len(bases) > 1:
+        raise ImportFailure(f"encoder and decoder of {type(model).__name__} begin at different positions: {bases}")
+    return bases.pop()
+
+
+def _position_base(base: Any) -> int:
+    """Ask which rows of its table a stack reads for four tokens, with and without given positions."""
     if POSITIONS not in inspect.signature(base.forward).parameters:
         return 0
     last = base.config.vocab_size - 1

@@ -5,13 +5,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Segment, Text
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Segment, Side, Text
 from attention_proto.folder import FORMAT, TRANSFORMER, named_files
 
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.heads import Head
-from attention_export.importing.transformer.parts import SiteSpec, TransformerParts
+from attention_export.importing.transformer.parts import ChainParts, SiteSpec, TransformerParts
 from attention_export.importing.transformer.pooling import Pooling
 from attention_export.importing.transformer.sites import SiteShape
 from attention_export.importing.transformer.tokenizer import ImportedTokenizer
@@ -67,9 +67,9 @@ def write_version(
     tokenizer: ImportedTokenizer,
     folder: Path,
     *,
+    source_tokenizer: ImportedTokenizer | None = None,
     head: Head | None = None,
     pooling: Pooling | None = None,
-    vocabulary_size: int = 0,
     license_: str = "",
     source: str = "",
 ) -> Manifest:
@@ -79,9 +79,9 @@ def write_version(
         parts: the checkpoint's.
         tokenizer: of its texts.
         folder: an empty folder.
+        source_tokenizer: of the texts that an encoder reads beside a decoder's; by default the same.
         head: of the task, with its predictions.
         pooling: that makes an embedding of `hidden`.
-        vocabulary_size: the number of tokens that are embedded; 0 for those of the tokenizer.
         license_: of the weights, an SPDX expression.
         source: the origin of the weights.
 
@@ -95,28 +95,18 @@ def write_version(
     manifest = Manifest(
         format=FORMAT,
         block=TRANSFORMER,
-        description=f"Every attention of an imported {parts.architecture}, {len(parts.sites)} in order.",
+        description=f"Every attention of an imported {parts.architecture}, {parts.site_count} in order.",
         architecture=parts.architecture,
-        hidden_dim=parts.hidden_dim,
+        hidden_dim=parts.target.hidden_dim,
         license=license_,
         source=source,
         opset=OPSET,
     )
     manifest.text.CopyFrom(_write_text(parts, tokenizer, pooling or Pooling(), folder))
-    manifest.text.vocabulary_size = vocabulary_size
-    manifest.text.front.CopyFrom(files.add("front", parts.front()))
-    for index, (graph, dependent) in enumerate(zip(parts.segments, parts.rows_dependent, strict=True)):
-        manifest.segments.append(Segment(graph=files.add(f"segment-{index}", graph()), rows_dependent=dependent))
-    graphs: dict[SiteShape, list[AttendGraph]] = {}
-    for index, site in enumerate(parts.sites):
-        shape = SiteShape.of(site)
-        if shape not in graphs:
-            graphs[shape] = [each.entry(files.add(_stem(each.file), each.content)) for each in shape.graphs()]
-        layer = _describe(site, parts.hidden_dim if index else parts.query_dim)
-        layer.attend.extend(graphs[shape])
-        if site.bias is not None:
-            layer.bias.CopyFrom(files.add(f"bias-{index}", site.bias))
-        manifest.layers.append(layer)
+    if parts.source is not None:
+        _write_source_text(manifest.text, parts, source_tokenizer or tokenizer, folder)
+    for chain in parts.chains:
+        _write_chain(manifest, chain, files)
     if head is not None:
         manifest.head.CopyFrom(files.add("head", head.graph))
         manifest.predictors.extend(head.predictors)
@@ -125,8 +115,45 @@ def write_version(
     return manifest
 
 
+def _write_chain(manifest: Manifest, chain: ChainParts, files: VersionFolder) -> None:
+    """Write the graphs of a chain, and add its segments and sites to the manifest."""
+    is_source = chain.side == Side.SIDE_SOURCE
+    stem = "source-" if is_source else ""
+    front = manifest.text.memory_front if is_source else manifest.text.front
+    front.CopyFrom(files.add(f"{stem}front", chain.front()))
+    for index, (graph, dependent) in enumerate(zip(chain.segments, chain.rows_dependent, strict=True)):
+        file = files.add(f"{stem}segment-{index}", graph())
+        manifest.segments.append(Segment(graph=file, rows_dependent=dependent, side=chain.side))
+    graphs: dict[SiteShape, list[AttendGraph]] = {}
+    for index, site in enumerate(chain.sites):
+        shape = SiteShape.of(site)
+        if shape not in graphs:
+            graphs[shape] = [each.entry(files.add(_stem(each.file), each.content)) for each in shape.graphs()]
+        layer = _describe(site, chain.hidden_dim if index else chain.query_dim)
+        layer.side = Side.SIDE_CROSS if site.is_cross else chain.side
+        layer.attend.extend(graphs[shape])
+        if site.bias is not None:
+            layer.bias.CopyFrom(files.add(f"{stem}bias-{index}", site.bias))
+        manifest.layers.append(layer)
+
+
+def _write_source_text(text: Text, parts: TransformerParts, tokenizer: ImportedTokenizer, folder: Path) -> None:
+    """Write tokenizer, limits and start token of an encoder-decoder."""
+    file = add_file(folder, "source-tokenizer.json", tokenizer.content())
+    if file.sha256 == text.tokenizer.sha256:
+        (folder / file.name).unlink()
+    else:
+        text.memory_tokenizer.CopyFrom(file)
+    assert parts.source is not None
+    assert parts.start_token is not None
+    text.memory_vocabulary_size = parts.source.vocabulary_size
+    text.max_memory_tokens = tokenizer.limit(parts.max_tokens)
+    text.start_token = parts.start_token
+
+
 def _write_text(parts: TransformerParts, tokenizer: ImportedTokenizer, pooling: Pooling, folder: Path) -> Text:
     return Text(
+        vocabulary_size=parts.target.vocabulary_size,
         tokenizer=add_file(folder, "tokenizer.json", tokenizer.content()),
         allow_unknown=True,
         max_tokens=tokenizer.limit(parts.max_tokens),
