@@ -1,5 +1,6 @@
 """The chains of a model: one of its own sequence; in an encoder-decoder one of the source and one of the target."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -63,6 +64,33 @@ def site_axes(layer: Layer, manifest: Manifest) -> SiteAxes:
     if layer.side == Side.SIDE_SOURCE:
         return OF_SOURCE
     return CROSS if layer.side == Side.SIDE_CROSS or not has_source(manifest) else OF_TARGET
+
+
+def cross_names(index: int) -> tuple[str, str]:
+    """Return the names of the tensors that the source's last segment gives for a cross site: its k and v."""
+    return f"cross_k_{index}", f"cross_v_{index}"
+
+
+def kept_names(manifest: Manifest) -> list[tuple[str, str] | None]:
+    """Return the names of k and v of each layer that the source gives; None of a layer with keys of its own chain."""
+    names = map(cross_names, itertools.count())
+    return [next(names) if layer.side == Side.SIDE_CROSS else None for layer in manifest.layers]
+
+
+def last_site(index: int, manifest: Manifest) -> int:
+    """Return the position of the last site of a site's layer: the cross site behind it, if there is one.
+
+    The segment behind that site gives the hidden state of the layer.
+    """
+    behind = manifest.layers[index + 1 : index + 2]
+    return index + 1 if behind and behind[0].side == Side.SIDE_CROSS else index
+
+
+def segment_behind(index: int, manifest: Manifest) -> Segment | None:
+    """Return the segment behind a site; None where there is none."""
+    is_target = has_source(manifest) and manifest.layers[index].side != Side.SIDE_SOURCE
+    segments = manifest.segments[index + (2 if is_target else 1) :]
+    return segments[0] if segments else None
 
 
 def crosses(layer: Layer, manifest: Manifest) -> bool:

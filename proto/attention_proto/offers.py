@@ -5,7 +5,7 @@ The planner, the Open Inference Protocol's metadata and the columns of scored fi
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
 from attention_proto.chains import site_axes
 from attention_proto.stages import Axis, Stage
 
@@ -27,23 +27,24 @@ class NotOfferedError(ValueError):
 def offers(stage: Stage, layer: Layer, manifest: Manifest) -> bool:
     """Return whether a layer gives a stage; of a stage of the model, whether the model gives it."""
     if stage.level == "model":
-        return manifest.text.HasField("front")
+        return manifest.text.HasField("front") and layer.side != Side.SIDE_SOURCE
     return not stage.is_listed or stage.name in layer.stages
 
 
 def lengths(stage: Stage, layer: Layer, manifest: Manifest) -> Mapping[Axis, int]:
     """Return the length of each axis of a stage at a layer; 0 where it depends on the sequence."""
-    widths = {
-        "site": layer.output_dim or layer.heads * layer.value_head_dim,
-        "layer": manifest.hidden_dim,
-        "model": manifest.layers[0].query_dim,
-    }
+    if stage.level == "site":
+        width = layer.output_dim or layer.heads * layer.value_head_dim
+    elif stage.level == "layer":
+        width = manifest.hidden_dim
+    else:
+        width = next(each.query_dim for each in manifest.layers if each.side != Side.SIDE_SOURCE)
     every: Mapping[Axis, int] = {
         "H": layer.heads,
         "Hkv": layer.key_value_heads,
         "Dh": layer.head_dim,
         "Dv": layer.value_head_dim,
-        "D": widths[stage.level],
+        "D": width,
     }
     return {axis: every.get(axis, 0) for axis in stage.axes}
 
@@ -53,7 +54,7 @@ def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> lis
 
     Args:
         stage: the output's stage.
-        names: of layers; `*` for all that offer the stage, none for the last layer.
+        names: of layers; `*` for all that offer the stage, `decoder.*` for those of one part, none for the last layer.
         manifest: of the model.
 
     Raises:
@@ -66,10 +67,10 @@ def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> lis
     if stage.level == "model":
         return having[:1]
     _check_distinct(names)
-    named = [_position(name, manifest, "layers") for name in names if name != EVERY_LAYER]
+    named = [i for name in names if name != EVERY_LAYER for i in _positions(name, having, manifest, "layers")]
     if EVERY_LAYER in names:
         return having
-    chosen = named or [len(layers) - 1]
+    chosen = list(dict.fromkeys(named)) or [_last(stage, manifest)]
     for i in chosen:
         if i not in having:
             raise _lacks(stage, i, manifest, "layers" if names else "name")
@@ -83,22 +84,19 @@ def chosen_pairs(stage: Stage, pairs: Iterable[str], manifest: Manifest) -> list
         NotOfferedError: a pair is malformed or named twice, there is no such layer or head, a layer does not give the
             stage, or the stage has another shape in two of the layers.
     """
+    having = [i for i, layer in enumerate(manifest.layers) if offers(stage, layer, manifest)]
     chosen: dict[tuple[int, int], str] = {}
     for pair in pairs:
         name, dot, number = pair.rpartition(".")
         if not dot or not number.isascii() or not number.isdigit():
             raise NotOfferedError(f"{pair[:64]!r} is no pair LAYER.HEAD, such as {_example(manifest)!r}", "pairs")
-        layer = _position(name, manifest, "pairs", pair)
-        if not offers(stage, manifest.layers[layer], manifest):
-            raise _lacks(stage, layer, manifest, "pairs")
-        heads = _heads(stage, layer, manifest)
-        digits = number.lstrip("0") or "0"  # Python reads no number of thousands of digits
-        if len(digits) > len(str(heads)) or int(digits) >= heads:
-            words = f"there is no head {number[:16]} for the pair {pair[:64]!r}; layer {name} has {heads}, from 0"
-            raise NotOfferedError(words, "pairs")
-        if (layer, int(digits)) in chosen:
-            raise NotOfferedError(f"names {pair[:64]!r} twice", "pairs")
-        chosen[layer, int(digits)] = pair
+        for layer in _positions(name, having, manifest, "pairs", pair):
+            if layer not in having:
+                raise _lacks(stage, layer, manifest, "pairs")
+            place = layer, _head(stage, layer, number, manifest, pair)
+            if place in chosen:
+                raise NotOfferedError(f"names {pair[:64]!r} twice", "pairs")
+            chosen[place] = pair
     _check_alike(stage, chosen, manifest)
     return list(chosen)
 
@@ -137,9 +135,40 @@ def _shape_of_head(stage: Stage, layer: Layer, manifest: Manifest) -> list[str]:
     return [str(known[axis] or named.get(axis, axis)) for axis in stage.axes[1:]]
 
 
-def _heads(stage: Stage, layer: int, manifest: Manifest) -> int:
+def _head(stage: Stage, layer: int, number: str, manifest: Manifest, pair: str) -> int:
+    """Return the head of a pair's layer that a number names."""
     about = manifest.layers[layer]
-    return about.key_value_heads if stage.head_axis == "Hkv" else about.heads
+    heads = about.key_value_heads if stage.head_axis == "Hkv" else about.heads
+    digits = number.lstrip("0") or "0"  # Python reads no number of thousands of digits
+    if len(digits) > len(str(heads)) or int(digits) >= heads:
+        words = f"there is no head {number[:16]} for the pair {pair[:64]!r}; layer {about.name} has {heads}, from 0"
+        raise NotOfferedError(words, "pairs")
+    return int(digits)
+
+
+def _last(stage: Stage, manifest: Manifest) -> int:
+    """Return the position of the last layer, or of the last site: a cross site ends no layer."""
+    last = len(manifest.layers) - 1
+    return last - 1 if stage.level == "layer" and manifest.layers[last].side == Side.SIDE_CROSS else last
+
+
+def _positions(name: str, having: Sequence[int], manifest: Manifest, option: str, pair: str = "") -> list[int]:
+    """Return the position of the layer of a name, or of all of a pattern that offer the stage.
+
+    In a pattern, `*` stands for one part of a name: `decoder.*` for `decoder.0`, not for `decoder.0.cross`.
+    """
+    if EVERY_LAYER not in name or name == EVERY_LAYER:
+        return [_position(name, manifest, option, pair)]
+    parts = name.split(".")
+    found = [i for i, layer in enumerate(manifest.layers) if _matches(parts, layer.name.split("."))]
+    chosen = [i for i in found if i in having]
+    return chosen or found[:1] or [_position(name, manifest, option, pair)]
+
+
+def _matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
+    if len(pattern) != len(name):
+        return False
+    return all(part in (EVERY_LAYER, own) for part, own in zip(pattern, name, strict=True))
 
 
 def _position(name: str, manifest: Manifest, option: str, pair: str = "") -> int:

@@ -191,8 +191,9 @@ OPTIONS: Mapping[str, Option] = {
         Option(
             "layers",
             "strings",
-            "The layers, by their names in the manifest, or `*` for all that offer the stage; the last layer when "
-            "empty. The outputs of more than one layer are named `NAME@LAYER`.",
+            "The layers, by their names in the manifest, or `*` for all that offer the stage; in a name, `*` stands "
+            "for one part, as in `encoder.*` or `decoder.*.cross`. The last layer when empty. The outputs of more than "
+            "one layer are named `NAME@LAYER`.",
         ),
         Option(
             "pool",

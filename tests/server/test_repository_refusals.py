@@ -53,7 +53,7 @@ REFUSALS = {
     cut: "explain.onnx is not the file that manifest.json names: its SHA-256 differs",
     cut_with_its_hash: "cannot be loaded; the log has the cause",
     lie_about_widths: "23",
-    name_a_source: "only models of one sequence are served",
+    name_a_source: "these are of transformers, and the first site is one of them",
     swap_graphs: "attend.onnx",
     oversize: "a version may have 4194304",
     pipe: "project.onnx is no regular file",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from attention_proto.chains import source_chain, target_chain
 
 from attention_server.domain.messages import OutputSpec
 from attention_server.inference.engine.protocol import Run
@@ -23,15 +24,18 @@ class CalibrationInputs:
         self._plain = make_plan([result], model.manifest)
         self._weights = make_plan([result, OutputSpec("weights")], model.manifest)
         self._random = np.random.default_rng(0)
-        about = model.layers[0].about
+        about = target_chain(model.manifest).layers[0]
         query = about.query_dim or ANY_WIDTH * about.heads
-        key = about.key_dim or query // about.heads * about.key_value_heads
+        source = source_chain(model.manifest)
+        key = source.layers[0].query_dim if source else about.key_dim or query // about.heads * about.key_value_heads
         self._widths = (query, key, about.value_dim or key)
 
     @property
     def max_length(self) -> int:
         """The largest T that the model takes; 0 for any."""
-        return max_length(self._model.manifest)
+        source = source_chain(self._model.manifest)
+        lengths = [max_length(self._model.manifest), source.max_tokens if source else 0]
+        return min((length for length in lengths if length), default=0)
 
     def draw(self, length: int, count: int, *, masked: bool = False) -> list[PreparedInput]:
         """Draw sequences of a length, with a causal mask or none."""

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Segment as SegmentEntry
+from attention_proto.chains import CROSS
 
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
@@ -55,7 +56,8 @@ class LoadedChain:
             tensors: what the chain begins with; receives what segments and sites give.
             walk: the segments and sites that run.
             run: the computation that this is a part of.
-            added: the request's mask, added to the scores, [1 or H, T, S]; None for no mask.
+            added: the request's mask, added to the scores of sites with T queries and S keys, [1 or H, T, S]; None for
+                no mask.
             rows: the query rows of the last site to compute; None for all.
             pooling: the weights of means, [P, rows]: of the last site only the means of `output` are computed.
         """
@@ -70,7 +72,10 @@ class LoadedChain:
                 self._advance(step.segment, tensors, run)
             if stages and (behind := walk.steps[len(stages) - 1].behind):
                 stages[-1].update({name: tensors[name] for name in behind})
-            computed = self._site(layer, step, tensors, added, rows if is_last else None, run)
+            if layer.kept is not None and step.attends:
+                layer.read_keys(tensors)
+            of_request = added if layer.axes is CROSS else None
+            computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run)
             stages.append(before | computed if before else computed)
         if walk.end is not None:
             self._advance(walk.end, tensors, run)
@@ -105,6 +110,7 @@ class LoadedChain:
         """Run every graph once, so that no request waits for a first allocation."""
         self.project(tensors, run)
         for index, layer in enumerate(self.layers):
+            layer.read_keys(tensors)
             layer.warm(tensors, run)
             if index + 1 < len(self.segments):
                 self._advance(self.segments[index + 1], tensors, run)

@@ -1,4 +1,7 @@
-"""The forward pass of a model: the front, then its chain of segments and sites, and the head."""
+"""The forward pass of a model: the front, then its chain of segments and sites, and the head.
+
+An encoder-decoder has two chains: `inference/encoder_decoder.py`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,18 +9,19 @@ from functools import cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest
+from attention_proto.chains import source_chain, target_chain
 
 from attention_server.domain.messages import Tokens
 from attention_server.inference.chain import LoadedChain, Stages
+from attention_server.inference.encoder_decoder import EncoderDecoder
 from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.fronts import POSITIONS, TYPES, Fronts, joined
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors
 from attention_server.inference.masks import Vectors
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.walk import NO_NAMES
-
-POSITIONS, TYPES = "position_ids", "token_type_ids"  # inputs that are made of the text
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Forward:
             rows: the query rows of the last layer to compute; None for all.
             pooling: the weights of means, [P, rows]: of the last layer only the means of `output` are computed.
         """
+        if self._pair is not None:
+            return self._pair.stages(batch, plan, run, rows)
         memory = batch[0].memory
         walk = self._chain.walk(plan.stages, NO_NAMES if memory is None else memory.names, NO_NAMES)
         return self._chain.stages(self._inputs(batch, run), walk, run, batch[0].added, rows, pooling)
@@ -60,9 +66,16 @@ class Forward:
     def project_memory(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
     ) -> dict[str, Vectors]:
-        """Project a memory's key [S, Dk] and value [S, Dv], or its tokens; return k and v, each [1, S, width]."""
+        """Project a memory's key [S, Dk] and value [S, Dv], or its tokens.
+
+        Returns:
+            K and v, each [1, S, width]; of an encoder-decoder those of every cross site, by the names of its graphs.
+        """
+        if self._pair is not None:
+            assert tokens is not None  # checked: an encoder-decoder keeps texts alone
+            return self._pair.encode(tokens, run)
         if tokens is not None:
-            front = self._run_front(self.manifest.text.memory_front.name, [tokens], run)
+            front = self._fronts.run(self.manifest.text.memory_front.name, [tokens], run)
             keys, values = front["key"], front.get("value")
         else:
             assert key is not None
@@ -81,19 +94,41 @@ class Forward:
         """Run every graph once, so that no request waits for a first allocation."""
         text, run = self.manifest.text, Run()
         for front in (name for name in (text.front.name, text.memory_front.name) if name):
-            self._run_front(front, [None], run)
-        first = self.layers[0].about
-        query = first.query_dim or 8
-        widths = {"query": query, "key": first.key_dim or query, "value": first.value_dim or first.key_dim or query}
-        tensors: Tensors = {name: np.ones((1, 4, width), np.float32) for name, width in widths.items()}
-        self._add_positions(tensors, 4, [None])
-        if first.HasField("pool"):
-            self.layers[0].pool(tensors, np.ones((1, 4), np.float32), run)
-        self._chain.warm(tensors, run)
+            self._fronts.run(front, [None], run)
+        if self._pair is not None:
+            self._pair.warm(run)
+        else:
+            self._warm_chain(run)
         if self.manifest.predictors:
             width = self.manifest.hidden_dim or self.manifest.layers[-1].output_dim
             for predictor in self.manifest.predictors:
                 self.predict(predictor.name, np.zeros((1, width), np.float32), run)
+
+    def _warm_chain(self, run: Run) -> None:
+        first = self.layers[0].about
+        query = first.query_dim or 8
+        widths = {"query": query, "key": first.key_dim or query, "value": first.value_dim or first.key_dim or query}
+        tensors: Tensors = {name: np.ones((1, 4, width), np.float32) for name, width in widths.items()}
+        self._fronts.add_positions(tensors, 4, [None])
+        if first.HasField("pool"):
+            self.layers[0].pool(tensors, np.ones((1, 4), np.float32), run)
+        self._chain.warm(tensors, run)
+
+    @cached_property
+    def _fronts(self) -> Fronts:
+        return Fronts(self.manifest, self.graphs)
+
+    @cached_property
+    def _pair(self) -> EncoderDecoder | None:
+        """The two chains of an encoder-decoder; None of a model of one."""
+        source, target = source_chain(self.manifest), target_chain(self.manifest)
+        if source is None:
+            return None
+        chains = [
+            LoadedChain(self.layers[each.begin : each.begin + len(each.layers)], each.segments, self.graphs)
+            for each in (source, target)
+        ]
+        return EncoderDecoder(self._fronts, *chains)
 
     @cached_property
     def _chain(self) -> LoadedChain:
@@ -106,15 +141,15 @@ class Forward:
         """
         query, key, value = batch[0].query, batch[0].key, batch[0].value
         if len(batch) > 1:
-            query, key, value = [_joined([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
+            query, key, value = [joined([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
         texts = [each.tokens for each in batch]
         if texts[0] is not None:
-            front = self._run_front(self.manifest.text.front.name, texts, run)
+            front = self._fronts.run(self.manifest.text.front.name, texts, run)
             query = front["query"]
             if key is None:
                 key, value = front.get("key"), front.get("value") if value is None else value
         if batch[0].memory_tokens is not None:
-            front = self._run_front(self.manifest.text.memory_front.name, [each.memory_tokens for each in batch], run)
+            front = self._fronts.run(self.manifest.text.memory_front.name, [each.memory_tokens for each in batch], run)
             key, value = front["key"], front.get("value")
         assert query is not None
         key = query if key is None else key
@@ -124,27 +159,7 @@ class Forward:
         elif not self._chain.segments:
             tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
         if not self._chain.reads.isdisjoint((POSITIONS, TYPES)):
-            self._add_positions(tensors, batch[0].queries, texts if texts[0] is not None else [None] * len(query))
+            self._fronts.add_positions(
+                tensors, batch[0].queries, texts if texts[0] is not None else [None] * len(query)
+            )
         return tensors
-
-    def _add_positions(self, tensors: Tensors, length: int, texts: Sequence[Tokens | None]) -> None:
-        """Add the positions and the token types of sequences, each INT64 [B, T]; of vectors all types are 0."""
-        base = self.manifest.text.position_base
-        zeros = np.zeros(length, np.int64)
-        # Not by np.stack, which is Python of many calls.
-        tensors[POSITIONS] = np.array([np.arange(base, base + length, dtype=np.int64)] * len(texts))
-        tensors[TYPES] = np.array([zeros if text is None else text.types for text in texts])
-
-    def _run_front(self, name: str, texts: Sequence[Tokens | None], run: Run) -> Stages:
-        """Run a front on texts of one length, None for one token of any kind; return its outputs by name."""
-        graph = self.graphs[name]
-        tensors: Tensors = {"tokens": np.array([np.zeros(1, np.int64) if text is None else text.ids for text in texts])}
-        if len(graph.inputs) > 1:
-            self._add_positions(tensors, tensors["tokens"].shape[1], texts)
-        feeds = {each: tensors[each] for each in graph.inputs}
-        return dict(zip(graph.outputs, graph.run(list(graph.outputs), feeds, run), strict=True))  # type: ignore[arg-type]
-
-
-def _joined(vectors: Sequence[Vectors | None]) -> Vectors | None:
-    """Join arrays along the first dimension; return None where there are none."""
-    return None if vectors[0] is None else np.concatenate(vectors)  # type: ignore[arg-type] # all are there, or none

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
-from attention_proto.chains import SiteAxes
+from attention_proto.chains import OF_SOURCE, SiteAxes
 from attention_proto.masks import Mask
 
 from attention_server.domain.limits import Limits
@@ -107,8 +107,11 @@ class InputChecker:
             reads_text=self.reader is not None,
             reads_memory_text=self.memory_reader is not None,
         )
+        if self._sources and sequence.query is None and sequence.text is None and sequence.token_ids is None:
+            sequence = sequence._replace(text="")  # the start token alone
         memory = None
         if sequence.memory:
+            self._check_reads_no_source(plan, sequence)
             field = join_path(sequence.path, "memory")
             memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
@@ -123,15 +126,33 @@ class InputChecker:
         limits.check_stages(profile.stage_bytes, sequence.path)
         return prepared, profile
 
+    @cached_property
+    def _sources(self) -> int:
+        """The number of sites of the source; 0 in a model of one chain."""
+        return sum(layer.axes == OF_SOURCE for layer in self.layers)
+
+    def _check_reads_no_source(self, plan: Plan, sequence: Sent) -> None:
+        """Check that no output is of a site of the source, of which a memory keeps nothing but keys and values."""
+        for output in plan.outputs:
+            if min(output.layers) < self._sources:
+                name = self.layers[min(output.layers)].about.name
+                raise InvalidRequest(
+                    f"{output.spec.name} of layer {name} is computed from the source, of which a memory keeps the "
+                    "keys and values of cross sites alone; give memory_text",
+                    field=join_path(sequence.path, "memory"),
+                )
+
     def _profile(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (0 if prepared.memory else keys)
         by_axes = lengths_by_axes(queries, keys)
         sites = [by_axes[layer.axes] for layer in self.layers]
-        scores = 0
+        scores = all_heads = 0
         for axes, heads in self._heads:
             scores += heads * by_axes[axes][0] * by_axes[axes][1]
-        size = Size(projected, queries * keys, len(plan.stages) / len(self.layers))
+            all_heads += heads
+        run = len(plan.stages) - (self._sources if prepared.memory else 0)
+        size = Size(projected, scores // all_heads, run / len(self.layers))
         answer = candidate_bytes(plan.top, self.manifest.predictors, self.labels, queries)
         for output in plan.outputs:
             widths = self.layers[output.layer].widths(*prepared.input_widths())

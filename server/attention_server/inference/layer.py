@@ -47,12 +47,14 @@ class LoadedLayer:
         device: where the graphs compute.
         graphs: the model's ONNX graphs by file name.
         axes: of which sequences its queries and keys are.
+        kept: the names under which the source gives its k and v; None where a segment before the site does.
     """
 
     about: Layer
     device: str
     graphs: Mapping[str, Graph]
     axes: SiteAxes = CROSS
+    kept: tuple[str, str] | None = None
 
     def stages(
         self,
@@ -95,6 +97,11 @@ class LoadedLayer:
         """The tensors that its graphs take of earlier ones."""
         files = [each.file.name for each in self._served] + [self._bias_file] * bool(self._bias_file)
         return frozenset(name for file in files for name in self.graphs[file].inputs) - MADE_HERE
+
+    def read_keys(self, tensors: Tensors) -> None:
+        """Let k and v be those that the source gave, at a cross site."""
+        if self.kept is not None:
+            tensors["k"], tensors["v"] = tensors[self.kept[0]], tensors[self.kept[1]]
 
     def lengths(self, prepared: PreparedInput) -> tuple[int, int]:
         """Return the number of queries and of keys of this site."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-from attention_proto.attention.v1.attention_pb2 import Manifest
-from attention_proto.chains import site_axes
+from attention_proto.attention.v1.attention_pb2 import Manifest, Side
+from attention_proto.chains import kept_names, site_axes, source_chain
 
 from attention_server.domain.messages import OutputSpec, Result, Tokens
 from attention_server.inference.engine.protocol import Graph, Run
@@ -21,7 +21,7 @@ from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.results import pooled_results, shaped_results, whole_results
 from attention_server.inference.row_selection import computed_rows, pooling
 from attention_server.inference.tokenizer import TextTokenizer
-from attention_server.scheduling.cost_model import Costs
+from attention_server.scheduling.cost_model import Costs, Size
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class LoadedModel:
     def layers(self) -> list[LoadedLayer]:
         """The layers, first to last."""
         manifest = self.manifest
-        return [LoadedLayer(each, self.device, self.graphs, site_axes(each, manifest)) for each in manifest.layers]
+        return [
+            LoadedLayer(each, self.device, self.graphs, site_axes(each, manifest), kept)
+            for each, kept in zip(manifest.layers, kept_names(manifest), strict=True)
+        ]
 
     def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
         """Return the plan of a request's outputs: for the same short request the same object again.
@@ -102,6 +105,20 @@ class LoadedModel:
     ) -> dict[str, Vectors]:
         """Project a memory; see `Forward.project_memory`."""
         return self._forward.project_memory(key, value, tokens, run)
+
+    def memory_size(self, length: int) -> Size:
+        """Return the size of the computation of a memory of so many positions."""
+        chain = source_chain(self.manifest)
+        return Size(length, 0) if chain is None else Size(length, length**2, len(chain.layers) / len(self.layers))
+
+    def memory_bytes(self, length: int) -> int:
+        """Return the bytes of the keys and values that an encoder-decoder keeps of a source; 0 of other models."""
+        widths = [
+            each.key_value_heads * (each.head_dim + each.value_head_dim)
+            for each in self.manifest.layers
+            if each.side == Side.SIDE_CROSS
+        ]
+        return 4 * sum(widths) * length
 
     def warm(self) -> None:
         """Run every graph once, so that no request waits for a first allocation."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest, Predictor
+from attention_proto.chains import last_site, segment_behind
 from attention_proto.folder import TRANSFORMER
 from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths, offers
 from attention_proto.stages import (
@@ -194,7 +195,8 @@ def _outputs(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Outpu
     for index in layers:
         layer = manifest.layers[index]
         _check_heads(spec, lengths(stage, layer, manifest)[stage.axes[0]], field)
-        yield OutputPlan(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, index, field)
+        end = last_site(index, manifest) if stage.level == "layer" else index
+        yield OutputPlan(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, end, field)
 
 
 def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
@@ -221,8 +223,8 @@ def head_source(manifest: Manifest) -> str:
 
 def _runs_dependent(stages: Sequence[frozenset[str]], manifest: Manifest) -> bool:
     """Return whether a segment that depends on further rows runs behind the last layer."""
-    dependent = [segment.rows_dependent for segment in manifest.segments[len(stages) :][:1]]
-    return any(dependent) and not stages[-1].isdisjoint(LISTED)
+    behind = segment_behind(len(stages) - 1, manifest)
+    return behind is not None and behind.rows_dependent and not stages[-1].isdisjoint(LISTED)
 
 
 def _pools(outputs: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool:

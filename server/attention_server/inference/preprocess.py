@@ -4,7 +4,8 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
+from attention_proto.chains import has_source, site_axes, source_chain, target_chain
 from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import Mask
 from attention_proto.stages import OF_KEYS
@@ -77,7 +78,7 @@ class PreparedInput(NamedTuple):
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 for a text."""
-        value = self.memory.tensors["v"] if self.memory else self.value if self.value is not None else self.key
+        value = self.memory.tensors.get("v") if self.memory else self.value if self.value is not None else self.key
         if value is None:
             value = self.query
         return 0 if self.query is None else self.query.shape[-1], 0 if value is None else value.shape[-1]
@@ -107,7 +108,8 @@ def prepare(
         InvalidRequest: the model cannot take it.
         TooLarge: it needs more memory than a request may.
     """
-    layer, path = manifest.layers[0], sequence.path
+    is_pair, path = has_source(manifest), sequence.path
+    layer = target_chain(manifest).layers[0] if is_pair else manifest.layers[0]
     tokens = _read(reader, path, text=sequence.text, token_ids=sequence.token_ids)
     sent = {"memory_text": sequence.memory_text, "memory_token_ids": sequence.memory_token_ids}
     memory_tokens = _read(memory_reader, path, **sent)
@@ -120,14 +122,19 @@ def prepare(
     keys = memory.length if memory else _length(memory_tokens, key) or queries
     if value is not None and len(value) != keys:
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=join_path(path, "value"))
-    limits.check_scores(layer.heads, queries, keys, path)
+    if is_pair:
+        layer = _check_sites(manifest, limits, queries, keys, path)
+        check.source_mask(mask, "mask")
+        check.source_mask(sequence.mask, join_path(path, "mask"))
+    else:
+        limits.check_scores(layer.heads, queries, keys, path)
     added = requested_mask(sequence, mask, layer, queries, keys)
     attending, attended = unmasked(added)
     # A query that is its own key matters where it is attended, not where it attends; one that is the input of all
-    # projections matters where it does either.
+    # projections matters where it does either; a target's row is a key of all later ones, whatever is masked.
     is_only_input = check.attends_to_itself(manifest)
     own_key = query is not None and key is None and not memory_apart and added is not None and not is_only_input
-    read = _either(attending, attended) if is_only_input else attending
+    read = _either(attending, attended) if is_only_input else None if is_pair else attending
     return PreparedInput(
         query=_ready(query, read, path, "query"),
         key=_ready(query if own_key else key, attended, path, "query" if own_key else "key"),
@@ -143,6 +150,15 @@ def prepare(
         attending=attending,
         attended=attended,
     )
+
+
+def _check_sites(manifest: Manifest, limits: Limits, queries: int, keys: int, path: str) -> Layer:
+    """Check the scores of each kind of site of an encoder-decoder; return its first cross site, which masks are for."""
+    kinds = {(site_axes(layer, manifest), layer.heads) for layer in manifest.layers}
+    by_axis = {"T": queries, "S": keys}
+    for (rows, columns), heads in sorted(kinds):
+        limits.check_scores(heads, by_axis[rows], by_axis[columns], path)
+    return next(layer for layer in manifest.layers if layer.side == Side.SIDE_CROSS)
 
 
 def _check_length(queries: int, manifest: Manifest, field: str) -> None:
@@ -191,7 +207,7 @@ def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
 
 
 def prepare_memory(
-    request: MemoryRequest, manifest: Manifest, memory_reader: TextTokenizer | None
+    request: MemoryRequest, manifest: Manifest, memory_reader: TextTokenizer | None, limits: Limits
 ) -> tuple[Vectors | None, Vectors | None, Tokens | None]:
     """Check a request for a memory; return key and value, or the tokens of its text.
 
@@ -200,6 +216,9 @@ def prepare_memory(
     """
     check.memory_sources(request, manifest, reads_memory_text=memory_reader is not None)
     tokens = _read(memory_reader, "", memory_text=request.memory_text, memory_token_ids=request.memory_token_ids)
+    if (source := source_chain(manifest)) is not None and tokens is not None:
+        length = len(tokens.ids)
+        limits.check_scores(max(layer.heads for layer in source.layers), length, length, "memory_text")
     if request.key is None:
         return None, None, tokens
     layer = manifest.layers[0]
@@ -215,9 +234,8 @@ def prepare_memory(
 
 def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:
     """Check that the query is as wide as the kept keys, for a block that takes any width."""
-    width = memory.tensors["k"].shape[2] // layer.key_value_heads * layer.heads
     if query is not None and not layer.query_dim:
-        check.vectors(query, width, field)
+        check.vectors(query, memory.tensors["k"].shape[2] // layer.key_value_heads * layer.heads, field)
 
 
 def _read(reader: TextTokenizer | None, path: str, **sources: str | Array | None) -> Tokens | None:

@@ -1,11 +1,12 @@
 """The probes of a model's graphs: which inputs each gets, and what of its rows and sequences has to be independent."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Segment
+from attention_proto.chains import Chain, kept_names, source_chain, target_chain
 from attention_proto.folder import TRANSFORMER, tensor_name
 from numpy.typing import NDArray
 
@@ -43,11 +44,15 @@ class ModelProbes:
     def each(self) -> Iterator[Probe]:
         """Yield the probe of each graph, once for each file."""
         yield from self._front_probes()
-        tensors = self._draw(SEQUENCES, ROW_COUNT, KEYS)
-        yield from self._chain_probes(tensors, Probe, is_long=False)
-        # One of many rows alone shows a dependence on the position that a short sequence hides.
-        long = partial(Probe, by_sequence=False, blocks=(FIRST, LAST))
-        yield from self._chain_probes(self._draw(1, LONG, LONG), long, is_long=True)
+        source, target = source_chain(self.manifest), target_chain(self.manifest)
+        if source is not None:
+            of_source = yield from self._probe_chain(source, self.memory_reader, {})
+            kept = {name for names in kept_names(self.manifest) if names for name in names}
+            # Fewer keys than queries, which shows an axis taken for another.
+            of_source = {name: of_source[name][:, :KEYS] for name in kept}
+            yield from self._probe_chain(target, self.reader, of_source)
+        else:
+            tensors = yield from self._probe_chain(target, self.reader, {})
         last = self.manifest.layers[-1]
         if last.HasField("pool"):
             inputs = {name: tensors[name] for name in ("query", "key", "value")}
@@ -55,26 +60,41 @@ class ModelProbes:
         if self.manifest.predictors:
             yield self._head_probe()
 
-    def _chain_probes(self, tensors: Tensors, make: Callable[..., Probe], *, is_long: bool) -> Iterator[Probe]:
+    def _probe_chain(
+        self, chain: Chain, reader: TextTokenizer | None, of_source: Tensors
+    ) -> Generator[Probe, None, Tensors]:
+        """Yield the probes of a chain; return its tensors."""
+        tensors = self._draw(chain, reader, SEQUENCES, ROW_COUNT, KEYS) | of_source
+        yield from self._chain_probes(chain, tensors, Probe, is_long=False)
+        # One of many rows alone shows a dependence on the position that a short sequence hides.
+        long = partial(Probe, by_sequence=False, blocks=(FIRST, LAST))
+        yield from self._chain_probes(chain, self._draw(chain, reader, 1, LONG, LONG), long, is_long=True)
+        return tensors
+
+    def _chain_probes(
+        self, chain: Chain, tensors: Tensors, make: Callable[..., Probe], *, is_long: bool
+    ) -> Iterator[Probe]:
         """Yield the probes of segments and sites, along one computation: a long one of the first site alone."""
         seen: set[str] = set()
-        segments = self.manifest.segments
+        segments, layers = chain.segments, self.layers[chain.begin : chain.begin + len(chain.layers)]
         if not segments:
             tensors |= {"k": tensors["key"], "v": tensors["value"]}
-        for index in range(max(len(self.layers), len(segments))):
+        for index in range(max(len(layers), len(segments))):
             if index < len(segments):
-                yield from self._segment_probe(index, tensors, seen, make)
-            if index < len(self.layers):
-                yield from _site_probes(self.layers[index], tensors, seen, make, self.manifest.text.max_tokens)
+                yield from self._segment_probe(segments[index], tensors, seen, make)
+            if index < len(layers):
+                if layers[index].kept is not None and is_long:
+                    return
+                layers[index].read_keys(tensors)
+                yield from _site_probes(layers[index], tensors, seen, make, chain.max_tokens)
                 if is_long:
                     return
-                self.layers[index].stages(tensors, None, frozenset(), self.layers[index].gives, Run())
+                layers[index].stages(tensors, None, frozenset(), layers[index].gives, Run())
 
     def _segment_probe(
-        self, index: int, tensors: Tensors, seen: set[str], make: Callable[..., Probe]
+        self, segment: Segment, tensors: Tensors, seen: set[str], make: Callable[..., Probe]
     ) -> Iterator[Probe]:
         """Yield the probe of a segment not seen before, and write its outputs."""
-        segment = self.manifest.segments[index]
         compute = _compute(self.graphs[segment.graph.name])
         inputs = {name: tensors[name] for name in self.graphs[segment.graph.name].inputs}
         if segment.graph.name not in seen:
@@ -112,20 +132,19 @@ class ModelProbes:
     def _is_transformer(self) -> bool:
         return self.manifest.block == TRANSFORMER
 
-    def _draw(self, sequences: int, queries: int, keys: int) -> Tensors:
+    def _draw(self, chain: Chain, reader: TextTokenizer | None, sequences: int, queries: int, keys: int) -> Tensors:
         """Draw what a sequence gives: query, key and value, positions and token types; a transformer's from a text."""
         rng = np.random.default_rng(0)
-        query, key, value = _draw_vectors(self.manifest.layers[0], rng, sequences, queries, keys)
+        query, key, value = _draw_vectors(chain.layers[0], rng, sequences, queries, keys)
         tensors: Tensors = {"query": query, "key": key, "value": value}
         if attends_to_itself(self.manifest):
             tensors = dict.fromkeys(tensors, query)
-        if self._is_transformer and self.reader is not None:
-            text = self.manifest.text
-            tensors |= self._text(self.reader, sequences, queries, text.max_tokens)
-            graph = self.graphs[text.front.name]
+        if self._is_transformer and reader is not None:
+            tensors |= self._text(reader, sequences, queries, chain.max_tokens)
+            graph = self.graphs[chain.front]
             tensors |= _compute(graph)({name: tensors[name] for name in graph.inputs})
         elif self._is_transformer:
-            tensors |= self._positions(sequences, queries, self.manifest.text.max_tokens)
+            tensors |= self._positions(sequences, queries, chain.max_tokens)
         return tensors
 
     def _text(self, reader: TextTokenizer, sequences: int, length: int, max_tokens: int) -> Tensors:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Text
 from tokenizers import Encoding, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from attention_server.domain.messages import Array, Span, Tokens
 from attention_server.errors import InvalidRequest
@@ -22,10 +23,16 @@ class TextTokenizer:
         allow_unknown: whether words outside the vocabulary are read as the unknown token.
         max_tokens: the longest text; 0 is any.
         size: the number of tokens that the model has vectors for; 0 for those of the tokenizer.
+        start: the token that stands before each text, in place of the tokenizer's own special tokens; None for none.
     """
 
-    def __init__(self, content: bytes, *, allow_unknown: bool, max_tokens: int, size: int = 0) -> None:
+    def __init__(
+        self, content: bytes, *, allow_unknown: bool, max_tokens: int, size: int = 0, start: int | None = None
+    ) -> None:
         self._tokenizer = Tokenizer.from_buffer(content)
+        if start is not None:
+            token = self._tokenizer.id_to_token(start)
+            self._tokenizer.post_processor = TemplateProcessing([token, "$A"], None, [(token, start)])
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._unknown = None if allow_unknown else json.loads(content)["model"].get("unk_token")
@@ -39,7 +46,8 @@ class TextTokenizer:
             return None
         content = contents[text.tokenizer.name]
         limits = {"max_tokens": text.max_tokens, "size": text.vocabulary_size}
-        return cls(content, allow_unknown=text.allow_unknown, **limits)
+        start = text.start_token if text.HasField("start_token") else None
+        return cls(content, allow_unknown=text.allow_unknown, start=start, **limits)
 
     @classmethod
     def of_memory(cls, text: Text, contents: Mapping[str, bytes]) -> "TextTokenizer | None":

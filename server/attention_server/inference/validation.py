@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.chains import has_source
 from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import UNBOUNDED, Mask
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from attention_server.domain.messages import Array, MemoryRequest, Sequence
 from attention_server.errors import InvalidRequest, join_path
 
 CROSS_ATTENTION = "cross_attention"
+SOURCES = "give memory_text, memory_token_ids or memory"
 HARMLESS = 1e15  # the product of two such numbers, over any width, is a float32
 
 
@@ -32,7 +34,8 @@ def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_m
     for name, source in (("text", sequence.text), ("token_ids", sequence.token_ids)):
         if source is not None and not reads_text:
             raise InvalidRequest("this model reads no text; send vectors as query", field=join_path(path, name))
-    if [sequence.query is None, sequence.text is None, sequence.token_ids is None].count(False) != 1:
+    given = [sequence.query is None, sequence.text is None, sequence.token_ids is None].count(False)
+    if given > 1 or (not given and not has_source(manifest)):
         expected = "exactly one of query, text and token_ids" if reads_text else "a query"
         raise InvalidRequest(f"give {expected}", field=join_path(path, "query"))
     for name, source in (("memory_text", sequence.memory_text), ("memory_token_ids", sequence.memory_token_ids)):
@@ -56,6 +59,9 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
         raise InvalidRequest(f"give only one of {' and '.join(given)}", field=join_path(path, given[1]))
     if sequence.value is not None and given not in ([], ["key"]):
         raise InvalidRequest(f"goes with key, not with {given[0]}", field=join_path(path, "value"))
+    if has_source(manifest):
+        _check_source(sequence, given)
+        return
     if manifest.block == CROSS_ATTENTION and not given:
         wanted = "key, memory_text, memory_token_ids or memory" if reads_memory_text else "key or memory"
         raise InvalidRequest(
@@ -68,9 +74,21 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
         )
 
 
+def _check_source(sequence: Sequence, given: list[str]) -> None:
+    """Check that an encoder-decoder is given one source, in a form that it reads."""
+    path = sequence.path
+    if sequence.key is not None or sequence.value is not None:
+        field = "key" if sequence.key is not None else "value"
+        raise InvalidRequest(
+            f"an encoder-decoder makes keys and values of its source itself; {SOURCES}", field=join_path(path, field)
+        )
+    if not given:
+        raise InvalidRequest(f"an encoder-decoder needs its source; {SOURCES}", field=join_path(path, "memory_text"))
+
+
 def attends_to_itself(manifest: Manifest) -> bool:
     """Return whether a model takes no key, value or memory: its keys are of its own sequence, at each layer."""
-    return manifest.block == TRANSFORMER or len(manifest.layers) > 1
+    return not has_source(manifest) and (manifest.block == TRANSFORMER or len(manifest.layers) > 1)
 
 
 def _kind(manifest: Manifest) -> str:
@@ -91,7 +109,10 @@ def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_t
         raise InvalidRequest("this model reads no memory text", field=texts[0])
     if (request.key is not None) + len(texts) != 1:
         expected = "exactly one of key, memory_text and memory_token_ids" if reads_memory_text else "a key"
+        expected = expected.replace("key, ", "") if has_source(manifest) else expected
         raise InvalidRequest(f"give {expected}", field="key")
+    if has_source(manifest) and request.key is not None:
+        raise InvalidRequest("an encoder-decoder keeps a source of text; give memory_text", field="key")
     if request.value is not None and request.key is None:
         raise InvalidRequest(f"goes with key, not with {texts[0]}", field="value")
     if request.ttl is not None and not 0 < request.ttl <= MAX_SECONDS:
@@ -150,6 +171,21 @@ def mask(mask: Mask, layer: Layer, queries: int, keys: int, field: str) -> None:
             raise InvalidRequest(
                 f"must be finite or -inf, but is {mask.bias[wrong][0]} at {_first(wrong)}",
                 field=join_path(field, "bias"),
+            )
+
+
+def source_mask(mask: Mask, field: str) -> None:
+    """Check that a mask can be one of the sites in which a target attends to its source.
+
+    Raises:
+        InvalidRequest: it is causal or has a window, which have no meaning between two sequences.
+    """
+    for name, is_given in (("causal", mask.causal != "none"), ("window", mask.window != (UNBOUNDED, UNBOUNDED))):
+        if is_given:
+            raise InvalidRequest(
+                "a mask of an encoder-decoder is for its cross sites, whose queries and keys are of two sequences; "
+                "give allowed or bias",
+                field=join_path(field, name),
             )
 
 

@@ -104,6 +104,8 @@ def _plan(
         attends = bool(passed | (stages - behind[index] - {EMBEDDINGS}))
         needed = (needed - passed) | (layer.takes if attends else set())
         cut = tuple(sorted(needed - set(KEYS)))
+        if layer.kept is not None and attends:
+            needed = (needed - set(KEYS)) | set(layer.kept)
         needed -= kept
         given = behind[index - 1] if index else frozenset[str]()
         segment = _segment(segments, index, needed | given) if index < len(segments) else None

@@ -1,10 +1,12 @@
 """The contract between a manifest and its graphs: tensors by name and width along the chain, heads and labels."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Predictor, Side
+from attention_proto.chains import Chain, kept_names, source_chain, target_chain
 from attention_proto.folder import TRANSFORMER, tensor_name
 from attention_proto.offers import EVERY_LAYER
 
@@ -55,9 +57,8 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
     """
     if manifest.block not in BLOCKS:
         raise ContractError(f"block {manifest.block!r} is none of {', '.join(BLOCKS)}")
-    if any(layer.side != Side.SIDE_TARGET for layer in manifest.layers):
-        raise ContractError("has sites of a source; only models of one sequence are served")
     _check_names(manifest)
+    _check_sides(manifest)
     for layer in manifest.layers:
         if manifest.block == TRANSFORMER:
             _check_widths(layer)
@@ -71,7 +72,7 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
             )
     for signature in _surroundings(manifest):
         _check_signature(signature, graphs)
-    _check_chain(manifest, graphs)
+    _check_chains(manifest, graphs)
 
 
 def _check_names(manifest: Manifest) -> None:
@@ -108,32 +109,71 @@ def _check_layer(layer: Layer, graphs: Mapping[str, Graph], device: str) -> None
 
 def _surroundings(manifest: Manifest) -> Iterator[GraphSignature]:
     """Yield the signatures of fronts, head and pooling."""
-    first, last, text = manifest.layers[0], manifest.layers[-1], manifest.text
+    first, last, text = target_chain(manifest).layers[0], manifest.layers[-1], manifest.text
     is_transformer = manifest.block == TRANSFORMER
     memory = {} if is_transformer else {"key": first.key_dim, "value": first.value_dim}
     if text.front.name:
         inputs = dict.fromkeys(OF_TEXT, ANY)
         yield GraphSignature(text.front.name, inputs, ("tokens",), {"query": first.query_dim}, memory)
-    if text.memory_front.name:
+    if source := source_chain(manifest):
+        inputs, given = dict.fromkeys(OF_TEXT, ANY), {"query": source.layers[0].query_dim}
+        yield GraphSignature(text.memory_front.name, inputs, ("tokens",), given)
+    elif text.memory_front.name:
         value = {"value": first.value_dim}
         yield GraphSignature(text.memory_front.name, {"tokens": ANY}, ("tokens",), {"key": first.key_dim}, value)
     if manifest.predictors:
         labels = {predictor.name: len(predictor.labels) for predictor in manifest.predictors}
-        source = head_source(manifest)
+        stage = head_source(manifest)
         width = manifest.hidden_dim if is_transformer else last.output_dim
-        yield GraphSignature(manifest.head.name, {source: width}, (source,), labels)
+        yield GraphSignature(manifest.head.name, {stage: width}, (stage,), labels)
     if last.HasField("pool"):
         sources = {"query": last.query_dim, "key": last.key_dim, "value": last.value_dim, "pool": ANY}
         yield GraphSignature(last.pool.name, sources, tuple(sources), {"output": last.output_dim})
 
 
-def _check_chain(manifest: Manifest, graphs: Mapping[str, Graph]) -> None:
+def _check_sides(manifest: Manifest) -> None:
+    """Check that the sites and segments of an encoder-decoder stand in order, with all that both chains need."""
+    layers, segments = manifest.layers, manifest.segments
+    sides = [*(layer.side for layer in layers), *(segment.side for segment in segments)]
+    if set(sides) == {Side.SIDE_TARGET}:
+        return
+    source, target = source_chain(manifest), target_chain(manifest)
+    if manifest.block != TRANSFORMER or source is None:
+        raise ContractError("has sites of a source; these are of transformers, and the first site is one of them")
+    if Side.SIDE_SOURCE in [*sides[target.begin : len(layers)], *sides[len(layers) + len(source.segments) :]]:
+        raise ContractError("has sites or segments of the source behind those of the target")
+    if not any(layer.side == Side.SIDE_CROSS for layer in layers):
+        raise ContractError("has a source that no site attends to")
+    for chain in (source, target):
+        if len(chain.segments) != len(chain.layers) + 1:
+            words = f"has {len(chain.segments)} segments for {len(chain.layers)} sites of one chain"
+            raise ContractError(f"{words}; there is one before each and one behind the last")
+        if not chain.front:
+            raise ContractError("has a source and a target, and lacks the front of one of them")
+
+
+def _check_chains(manifest: Manifest, graphs: Mapping[str, Graph]) -> None:
     """Check that each graph's inputs are written before it, with the widths that it takes.
 
     Raises:
         ContractError: a tensor is missing, or of another width; the message names it.
     """
-    layers, segments = manifest.layers, manifest.segments
+    source, kept = source_chain(manifest), [each for each in kept_names(manifest) if each is not None]
+    of_source: dict[str, int] = {}
+    if source is not None:
+        written = _check_chain(source, manifest, graphs, {})
+        missing = sorted({name for names in kept for name in names} - set(written))
+        if missing:
+            raise ContractError(f"no segment of the source gives {', '.join(missing)}, which a cross site attends to")
+        of_source = {name: written[name] for names in kept for name in names}
+    _check_chain(target_chain(manifest), manifest, graphs, of_source)
+
+
+def _check_chain(
+    chain: Chain, manifest: Manifest, graphs: Mapping[str, Graph], of_source: Mapping[str, int]
+) -> dict[str, int]:
+    """Check the graphs of one chain; return the widths of all that is written."""
+    layers, segments = chain.layers, chain.segments
     is_transformer = manifest.block == TRANSFORMER
     if len(segments) not in (len(layers), len(layers) + 1, *((0,) if manifest.block == "dot_product" else ())):
         raise ContractError(f"has {len(segments)} segments for {len(layers)} layers; each layer has one before it")
@@ -143,37 +183,54 @@ def _check_chain(manifest: Manifest, graphs: Mapping[str, Graph]) -> None:
         written |= {"key": first.key_dim, "value": first.value_dim}
     if not segments:
         written |= {"k": first.key_dim, "v": first.value_dim}
+    names = iter(of_source.items())
     for index, layer in enumerate(layers):
         if index < len(segments):
-            _write_segment(segments[index].graph.name, index, written, manifest, graphs)
+            _write_segment(segments[index].graph.name, index, written, chain, manifest, graphs)
+        if layer.side == Side.SIDE_CROSS:
+            written["k"], written["v"] = (width for _, width in itertools.islice(names, 2))
         written.pop("hidden", None)
         written.pop("output", None)
         _write_site(layer, written, graphs, is_transformer=is_transformer)
-        behind = graphs[segments[index + 1].graph.name].outputs if index + 1 < len(segments) else {}
-        for stage in layer.stages:
-            given = {*behind, *written} if stage != "contributions" else behind
-            if (needed := "output" if stage == "contributions" else stage) not in given:
-                raise ContractError(f"layer {layer.name} offers {stage}, but no graph behind it gives {needed}")
+        _check_stages(index, chain, written, graphs)
     if len(segments) > len(layers):
-        _write_segment(segments[-1].graph.name, len(layers), written, manifest, graphs)
+        _write_segment(segments[-1].graph.name, len(layers), written, chain, manifest, graphs)
+    return written
+
+
+def _check_stages(index: int, chain: Chain, written: Mapping[str, int], graphs: Mapping[str, Graph]) -> None:
+    """Check that some graph gives the stages that a site offers: behind the site, or behind its layer."""
+    layer = chain.layers[index]
+    end = index + 1 + (chain.layers[index + 1].side == Side.SIDE_CROSS if index + 1 < len(chain.layers) else 0)
+
+    def behind(place: int) -> Mapping[str, object]:
+        return graphs[chain.segments[place].graph.name].outputs if place < len(chain.segments) else {}
+
+    for stage in layer.stages:
+        needed = "output" if stage == "contributions" else stage
+        given = set(behind(end if stage == "hidden" else index + 1))
+        if needed not in given | (set() if stage == "contributions" else set(written)):
+            raise ContractError(f"layer {layer.name} offers {stage}, but no graph behind it gives {needed}")
 
 
 def _write_segment(
-    file: str, index: int, written: dict[str, int], manifest: Manifest, graphs: Mapping[str, Graph]
+    file: str, index: int, written: dict[str, int], chain: Chain, manifest: Manifest, graphs: Mapping[str, Graph]
 ) -> None:
     """Check a segment, and add its outputs to the widths that are written."""
-    graph, layers = graphs[file], manifest.layers
+    graph, layers = graphs[file], chain.layers
     missing = sorted(set(graph.inputs) - set(written))
     if missing:
         raise ContractError(f"{file} takes {', '.join(missing)}, which no graph gives before it")
-    expected = _projected(layers[index]) if index < len(layers) else {}
-    outputs = dict(expected)
-    optional: dict[str, int] = {"query": layers[index].query_dim} if index < len(layers) else {}
-    optional |= {"q": layers[index].heads * layers[index].head_dim} if index < len(layers) else {}
+    outputs: dict[str, int] = {}
+    optional: dict[str, int] = {}
+    if index < len(layers):
+        layer = layers[index]
+        outputs = {} if layer.side == Side.SIDE_CROSS else _projected(layer)
+        of_query = {"q": layer.heads * layer.head_dim}
+        optional = {"query": layer.query_dim}
+        (outputs if manifest.block == TRANSFORMER else optional).update(of_query)
     if index:
         optional |= {"output": layers[index - 1].output_dim, "hidden": manifest.hidden_dim}
-    if manifest.block == TRANSFORMER and index < len(layers):
-        outputs["q"] = optional.pop("q")
     _check_signature(GraphSignature(file, dict(written), (), outputs, optional), graphs)
     for name, shape in graph.outputs.items():
         if shape and len(shape) != 3:

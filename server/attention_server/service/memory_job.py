@@ -9,7 +9,6 @@ from attention_server.inference.contexts import Memory, MemoryStore, memory_id
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.preprocess import Vectors
-from attention_server.scheduling.cost_model import Size
 from attention_server.scheduling.job import Job
 
 
@@ -47,8 +46,8 @@ class MemoryJob:
             run=_compute,
             deadline=self.call.deadline,
             caller=self.call.caller,
-            cost=self.model.costs.seconds(Size(length, 0)),
-            size=2 * size,
+            cost=self.model.costs.seconds(self.model.memory_size(length)),
+            size=2 * size + self.model.memory_bytes(length),
         )
 
     def project(self) -> dict[str, Vectors]:

@@ -178,7 +178,8 @@ Global___AttendRequest: _TypeAlias = AttendRequest  # noqa: Y015
 @_typing.final
 class Sequence(_message.Message):
     """A sequence and its memory, the positions that it attends to. It has exactly one of `query`, `text` and `token_ids`,
-    and at most one of `key`, `memory_text`, `memory_token_ids` and `memory`.
+    and at most one of `key`, `memory_text`, `memory_token_ids` and `memory`. In an encoder-decoder the memory is the source,
+    and the query is the target so far, which may be left out.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -466,8 +467,9 @@ class OutputSpec(_message.Message):
 
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The layers, by their names in the manifest, or `*` for all that offer the stage; the last layer when empty. The
-        outputs of more than one layer are named `NAME@LAYER`.
+        """The layers, by their names in the manifest, or `*` for all that offer the stage; in a name, `*` stands for one
+        part, as in `encoder.*` or `decoder.*.cross`. The last layer when empty. The outputs of more than one layer are
+        named `NAME@LAYER`.
         """
 
     @_builtins.property
@@ -1355,8 +1357,9 @@ class Text(_message.Message):
 
     @_builtins.property
     def memory_front(self) -> Global___File:
-        """The graph of the memory text: tokens INT64 [B, S] -> key [, value]. Absent if `front` returns them, or if a text
-        attends to itself.
+        """The graph of the memory text: tokens INT64 [B, S] -> key [, value]; of an encoder-decoder's source: tokens [,
+        position_ids, token_type_ids] -> query, the vectors that the encoder begins with. Absent if `front` returns them, or
+        if a text attends to itself.
         """
 
     def __init__(
@@ -1757,7 +1760,7 @@ Global___CreateMemoryRequest: _TypeAlias = CreateMemoryRequest  # noqa: Y015
 
 @_typing.final
 class Memory(_message.Message):
-    """A projected key and value sequence that the server keeps."""
+    """A projected key and value sequence that the server keeps; of an encoder-decoder, its encoded source."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1777,7 +1780,7 @@ class Memory(_message.Message):
     length: _builtins.int
     """S: the number of positions."""
     size_bytes: _builtins.int
-    """The size of k and v, in bytes."""
+    """The size of k and v, in bytes; of an encoder-decoder, of those of all cross sites."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens, if the memory was made from text or from ids of tokens."""

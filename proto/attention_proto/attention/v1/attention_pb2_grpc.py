@@ -115,7 +115,7 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateMemory(self, request, context):
-        """Projects a key (and value) sequence and keeps k and v for later queries.
+        """Projects a key (and value) sequence and keeps k and v for later queries; of an encoder-decoder, encodes a source.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,52 @@
+"""The fronts of a model: what becomes of tokens before the first segment."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Manifest
+
+from attention_server.domain.messages import Tokens
+from attention_server.inference.chain import Stages
+from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.layer import Tensors
+from attention_server.inference.masks import Vectors
+
+POSITIONS, TYPES = "position_ids", "token_type_ids"  # inputs that are made of the text
+
+
+@dataclass(frozen=True)
+class Fronts:
+    """The graphs that make vectors of tokens.
+
+    Attributes:
+        manifest: of the model.
+        graphs: its graphs by file name.
+    """
+
+    manifest: Manifest
+    graphs: Mapping[str, Graph]
+
+    def run(self, name: str, texts: Sequence[Tokens | None], run: Run) -> Stages:
+        """Run a front on texts of one length, None for one token of any kind; return its outputs by name."""
+        graph = self.graphs[name]
+        tensors: Tensors = {"tokens": np.array([np.zeros(1, np.int64) if text is None else text.ids for text in texts])}
+        if len(graph.inputs) > 1:
+            self.add_positions(tensors, tensors["tokens"].shape[1], texts)
+        feeds = {each: tensors[each] for each in graph.inputs}
+        return dict(zip(graph.outputs, graph.run(list(graph.outputs), feeds, run), strict=True))  # type: ignore[arg-type]
+
+    def add_positions(self, tensors: Tensors, length: int, texts: Sequence[Tokens | None]) -> None:
+        """Add the positions and the token types of sequences, each INT64 [B, T]; of vectors all types are 0."""
+        base = self.manifest.text.position_base
+        zeros = np.zeros(length, np.int64)
+        # Not by np.stack, which is Python of many calls.
+        tensors[POSITIONS] = np.array([np.arange(base, base + length, dtype=np.int64)] * len(texts))
+        tensors[TYPES] = np.array([zeros if text is None else text.types for text in texts])
+
+
+def joined(vectors: Sequence[Vectors | None]) -> Vectors | None:
+    """Join arrays along the first dimension; return None where there are none."""
+    if len(vectors) == 1 or vectors[0] is None:
+        return vectors[0]
+    return np.concatenate(vectors)  # type: ignore[arg-type] # all are there, or none

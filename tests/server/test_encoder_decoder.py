@@ -1,0 +1,342 @@
+"""An encoder-decoder: stages of both chains equal NumPy, only what is asked runs, a kept source is read as its text."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import requests
+from attention_client import AttentionClient
+from attention_proto.attention.v1.attention_pb2 import Side
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
+from attention_server.inference.contexts import Memory, MemoryStore
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.inference.engine.protocol import Run
+from attention_server.repository.loader import RepositoryError, load
+from serving import HANG, start_server
+
+from tests.refusals import refused
+from tests.server import small_translator as small
+from tests.server.small_translator import CROSS, DECODER, ENCODER, HEADS, SITES, source_tokens, target_tokens
+from tests.server.test_sites import CountingEngine
+
+SOURCE, TARGET = "a b c d e", "f e d"
+SITE = ("q", "k", "v", "scores", "weights", "entropy", "heads", "contributions", "output", "hidden")
+EVERY = [{"name": name, "layers": ["*"]} for name in SITE]
+CLOSE = {"atol": 5e-5, "rtol": 5e-5}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of the model, and of a copy of it."""
+    folder = tmp_path_factory.mktemp("translators")
+    for name in ("translator", "copy"):
+        small.write(folder / name / "1")
+    with start_server(folder) as running:
+        yield running
+
+
+@pytest.fixture(params=["grpc", "rest-json"])
+def transport(request, server, connect):
+    return connect(request.param, server.rest, server.grpc)
+
+
+def ask(transport, *outputs, text=TARGET, memory_text=SOURCE, **fields):
+    return transport.outputs("translator", text=text, memory_text=memory_text, outputs=list(outputs), **fields)
+
+
+def expected(source=SOURCE, target=TARGET, added=0.0):
+    return small.reference(source_tokens(source), target_tokens(target), added)
+
+
+def compare(outputs, sites):
+    for site, stages in sites.items():
+        for name, value in stages.items():
+            found = outputs[f"{name}@{site}"]
+            assert found.shape == value.shape, (name, site)
+            np.testing.assert_allclose(found, value, **CLOSE, err_msg=f"{name}@{site}")
+
+
+def test_every_stage_of_every_site(transport):
+    """Every stage of encoder, decoder and cross sites equals float64; tokens are those of source and target."""
+    result = transport.one("translator", text=TARGET, memory_text=SOURCE, outputs=[*EVERY, "embeddings", "predictions"])
+    sites = expected()
+    compare(result["outputs"], sites)
+    assert len(result["outputs"]) == sum(map(len, sites.values())) + 1
+    np.testing.assert_allclose(result["outputs"]["embeddings"], small.embed(target_tokens(TARGET)), **CLOSE)
+    assert (result["tokens"], result["memory_tokens"]) == (target_tokens(TARGET), source_tokens(SOURCE))
+    (prediction,) = result["predictions"]
+    chances = small.next_token(sites["decoder.1"]["hidden"])
+    assert (prediction["label"], prediction["row"]) == (small.WORDS[chances.argmax()], len(TARGET.split()))
+    assert prediction["probability"] == pytest.approx(chances.max(), abs=1e-5)
+
+
+@pytest.mark.parametrize("text", [{}, {"text": ""}, {"token_ids": [small.START]}], ids=["left out", "empty", "ids"])
+def test_a_target_that_begins(transport, text):
+    """Without a text so far, the target is the start token; ids are taken as they are."""
+    outputs = transport.outputs("translator", memory_text=SOURCE, outputs=["hidden", "weights"], **text)
+    sites = expected(target="")
+    np.testing.assert_allclose(outputs["hidden"], sites["decoder.1"]["hidden"], **CLOSE)
+    np.testing.assert_allclose(outputs["weights"], sites["decoder.1.cross"]["weights"], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("layers", "sites"),
+    [
+        (["encoder.*"], ENCODER),
+        (["decoder.*"], DECODER),
+        (["decoder.*.cross"], CROSS),
+        (["decoder.1.cross", "encoder.*"], ("decoder.1.cross", *ENCODER)),
+        (["*"], SITES),
+    ],
+)
+def test_layers_by_part(transport, layers, sites):
+    """A star stands for one part of a name, so that `decoder.*` leaves the cross sites out."""
+    outputs = ask(transport, {"name": "weights", "layers": layers})
+    assert set(outputs) == {f"weights@{site}" for site in sites}
+    compare(outputs, {site: {"weights": expected()[site]["weights"]} for site in sites})
+
+
+def test_pairs(transport):
+    """Pairs of one shape come as one output, by names or by parts; of two shapes they are refused, with both."""
+    spec = {"name": "weights", "pairs": ["decoder.*.cross.1", "decoder.0.cross.0"], "rows": [-1, 0]}
+    sites = expected()
+    heads = [sites["decoder.0.cross"]["weights"][1], sites["decoder.1.cross"]["weights"][1]]
+    heads.append(sites["decoder.0.cross"]["weights"][0])
+    np.testing.assert_allclose(ask(transport, spec)["weights"], np.stack(heads)[:, [-1, 0]], **CLOSE)
+    with refused("INVALID_ARGUMENT", "outputs[0].pairs", "[T, T] for the pair 'decoder.0.1' and [T, S]"):
+        ask(transport, {"name": "weights", "pairs": ["decoder.0.1", "decoder.0.cross.1"]})
+    with refused("INVALID_ARGUMENT", "outputs[0].pairs", "[S, S] for the pair 'encoder.0.1' and [T, T]"):
+        ask(transport, {"name": "scores", "pairs": ["encoder.0.1", "decoder.0.1"]})
+
+
+@pytest.mark.parametrize(
+    ("site", "rows"), [("encoder.0", [5, 1]), ("encoder.1", [5, 1]), ("decoder.0", [3, 1]), ("decoder.1.cross", [3, 1])]
+)
+def test_rows_and_pooling(transport, site, rows):
+    """Rows are those of the site's own queries: of the source in the encoder; each stage of them is that of all."""
+    names = [name for name in SITE if name not in ("k", "v") and (name != "hidden" or site not in CROSS)]
+    outputs = ask(transport, *({"name": name, "layers": [site], "rows": rows} for name in names))
+    stages = expected()[site]
+    for name in names:
+        axis = stages[name].ndim - (1 if name == "entropy" else 2)
+        np.testing.assert_allclose(outputs[name], stages[name].take(rows, axis), **CLOSE, err_msg=name)
+    pooled = ask(transport, {"name": "output", "layers": [site], "pool": "mean"})["output"]
+    np.testing.assert_allclose(pooled, stages["output"].mean(0), **CLOSE)
+
+
+def test_a_mask_is_for_the_cross_sites(transport):
+    """`allowed` and `bias` hide positions of the source from the target; the chains' own sites are as they were."""
+    rng = np.random.default_rng(3)
+    allowed = rng.random((HEADS, 4, 6)) < 0.6
+    allowed[:, 2] = False
+    bias = rng.standard_normal((1, 4, 6)).astype(np.float32)
+    mask = {"allowed": allowed, "bias": bias}
+    sites = expected(added=np.where(allowed, bias, -np.inf))
+    outputs = ask(transport, *EVERY, mask=mask)
+    compare(outputs, sites)
+    top = ask(
+        transport,
+        {"name": "weights", "top_k": 6},
+        {"name": "weights", "layers": ["encoder.0"], "top_k": 6, "as": "e"},
+        mask=mask,
+    )
+    for row, keys in enumerate(top["weights"].indices[0]):
+        hidden = [not allowed[0, row, key] for key in keys]
+        assert hidden == sorted(hidden)
+    assert top["e"].indices.shape == (HEADS, 6, 6)
+
+
+def test_a_kept_source(transport, server):
+    """A memory of the source gives what its text gives, and steps over it give the rows of the target at once."""
+    with AttentionClient(server.grpc) as client:
+        memory = client.create_memory("translator", memory_text=SOURCE)
+        again = client.create_memory("translator", memory_text=SOURCE)
+    assert memory.id == again.id
+    assert (memory.length, list(memory.tokens)) == (6, source_tokens(SOURCE))
+    assert memory.size_bytes == 6 * 2 * len(CROSS) * small.WIDTH * 4
+    target = [{"name": name, "layers": ["decoder.*", "decoder.*.cross"]} for name in SITE if name != "hidden"]
+    target.append({"name": "hidden", "layers": ["decoder.*"]})
+    whole = ask(transport, *target)
+    kept = transport.one("translator", text=TARGET, memory=memory.id, outputs=target)
+    assert kept["memory_tokens"] == source_tokens(SOURCE)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(kept["outputs"][name], value, err_msg=name)
+    words = TARGET.split()
+    for length in range(len(words) + 1):
+        step = transport.outputs(
+            "translator",
+            text=" ".join(words[:length]),
+            memory=memory.id,
+            outputs=[{"name": "weights", "rows": [-1]}, {"name": "hidden", "rows": [-1]}],
+        )
+        np.testing.assert_allclose(step["weights"][:, 0], whole["weights@decoder.1.cross"][:, length], **CLOSE)
+        np.testing.assert_allclose(step["hidden"][0], whole["hidden@decoder.1"][length], **CLOSE)
+
+
+def test_mixed_lengths_together(transport):
+    """Sequences of mixed lengths in one request, some alike, have the answers that each has alone."""
+    texts = [("a b", "f"), ("c d", "e"), ("a b c d e f", ""), ("e", "a b c"), ("b a", "d")]
+    inputs = [{"memory_text": source, "text": target} for source, target in texts]
+    results = transport.attend("translator", inputs=inputs, outputs=EVERY)["results"]
+    for (source, target), result in zip(texts, results, strict=True):
+        compare(result["outputs"], expected(source, target))
+
+
+VECTORS = np.ones((2, small.WIDTH), np.float32)
+REFUSED = {
+    "no source": ({"text": "a"}, "memory_text", "needs its source; give memory_text"),
+    "a source too long": ({"memory_text": "a " * 12}, "memory_text", "has 13 tokens; this model reads at most 12"),
+    "a target too long": ({"memory_text": "a", "text": "a " * 9}, "text", "has 10 tokens; this model reads at most 9"),
+    "a key": ({"query": VECTORS, "key": VECTORS}, "key", "makes keys and values of its source itself"),
+    "a value": ({"text": "a", "memory_text": "a", "value": VECTORS}, "value", "goes with key"),
+    "a text and a query": ({"query": VECTORS, "text": "a", "memory_text": "a"}, "query", "exactly one of query, text"),
+    "two sources": ({"memory_text": "a", "memory": "0" * 32}, "memory", "only one of memory_text and memory"),
+    "a causal mask": ({"memory_text": "a", "mask": {"causal": "top_left"}}, "mask.causal", "give allowed or bias"),
+    "a mask of a target": (
+        {"memory_text": "a", "text": "a b", "mask": {"allowed": np.ones((3, 3), bool)}},
+        "mask.allowed",
+        "[2, 3, 2]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused(transport, kind):
+    """Each field that has no meaning is refused by its name, with what would do."""
+    sequence, field, words = REFUSED[kind]
+    with refused("INVALID_ARGUMENT", None, words) as error:
+        transport.attend("translator", outputs=["weights"], **sequence)
+    assert error.value.field == transport.at(field)
+
+
+def test_refused_memories(transport, server):
+    """A memory is of its model; it has no sites of the source; and it is made of a text alone."""
+    with AttentionClient(server.grpc) as client:
+        memory = client.create_memory("translator", memory_text=SOURCE)
+        with pytest.raises(ValueError, match="keeps a source of text"):
+            client.create_memory("translator", key=VECTORS)
+    with refused("NOT_FOUND", transport.at("memory"), "keeps no memory"):
+        transport.attend("copy", text="a", memory=memory.id, outputs=["weights"])
+    with refused("INVALID_ARGUMENT", transport.at("memory"), "weights of layer encoder.0 is computed from the source"):
+        transport.attend(
+            "translator", text="a", memory=memory.id, outputs=[{"name": "weights", "layers": ["encoder.0"]}]
+        )
+    with refused(
+        "INVALID_ARGUMENT", "outputs[0].layers", "decoder.1.cross gives no hidden; there is that of encoder.0"
+    ):
+        ask(transport, {"name": "hidden", "layers": ["decoder.1.cross"]})
+
+
+def test_the_open_inference_protocol(server):
+    """Sources and targets are inputs of texts; answers of several lengths are padded by what each site reads."""
+    url = f"{server.url}/v2/models/translator"
+    described = requests.get(url, timeout=HANG).json()
+    assert [each["name"] for each in described["inputs"]][:3] == ["query", "text", "memory_text"]
+    texts = [("a b c", "f e"), ("d", "")]
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [2], "data": [pair[i] for pair in texts]}
+        for i, name in enumerate(("memory_text", "text"))
+    ]
+    outputs = [{"name": "weights"}, {"name": "e", "parameters": {"stage": "weights", "layers": "encoder.0"}}]
+    answer = requests.post(f"{url}/infer", json={"inputs": inputs, "outputs": outputs}, timeout=HANG).json()
+    found = {each["name"]: np.reshape(each["data"], each["shape"]) for each in answer["outputs"]}
+    for i, (source, target) in enumerate(texts):
+        sites = expected(source, target)
+        for name, value in (("weights", sites["decoder.1.cross"]["weights"]), ("e", sites["encoder.0"]["weights"])):
+            rows, keys = value.shape[1:]
+            np.testing.assert_allclose(found[name][i, :, :rows, :keys], value, **CLOSE)
+            assert not found[name][i, :, rows:].any()
+
+
+# --- only what is asked for runs -------------------------------------------------------------------------------------
+
+ENCODED = {"front": 1, "segment-0": 1, "segment-1": 1, "segment-2": 1, "bias": 1, "attend-01": 1, "attend-00": 1}
+RUNS = [
+    (OutputSpec("embeddings"), {"front": 1}, {"front": 1}),
+    (OutputSpec("weights", layers=("encoder.0",)), {"front": 1, "segment-0": 1, "bias": 1, "attend-11": 1}, None),
+    (
+        OutputSpec("weights", layers=("decoder.0",)),
+        {"front": 1, "segment-3": 1, "attend-11": 1},
+        {"front": 1, "segment-3": 1, "attend-11": 1},
+    ),
+    (
+        OutputSpec("weights", layers=("decoder.0.cross",)),
+        Counter(ENCODED) + Counter({"front": 1, "segment-3": 1, "attend-01": 1, "segment-4": 1, "attend-10": 1}),
+        {"front": 1, "segment-3": 1, "attend-01": 1, "segment-4": 1, "attend-10": 1},
+    ),
+    (
+        OutputSpec("hidden"),
+        Counter(ENCODED)
+        + Counter({"front": 1, "attend-01": 2, "attend-00": 2} | {f"segment-{i}": 1 for i in range(3, 8)}),
+        {"front": 1, "attend-01": 2, "attend-00": 2} | {f"segment-{i}": 1 for i in range(3, 8)},
+    ),
+]
+
+
+def test_only_what_is_asked_for_runs(tmp_path):
+    """A chain of which nothing is asked does not run, and over a memory the source never does."""
+    folder = small.write(tmp_path / "translator/1")
+    engine = CountingEngine(folder)
+    model = load(folder, engine, 2**30)
+    store, tokens = MemoryStore(2**20), model.memory_reader.read(SOURCE, "")
+    engine.runs.clear()
+    kept = model.project_memory(None, None, tokens, Run())
+    assert engine.runs == Counter(ENCODED)
+    store.put(Memory("kept", model.name, model.version, kept, tokens, 60.0, model.digest))
+    limits = Limits(sequences=1, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=1.0)
+    for spec, runs, over_memory in RUNS:
+        plan = model.plan((spec,))
+
+        def count(sequence, plan=plan):
+            ((prepared, _),) = model.checker.prepare(sequence, plan, NO_MASK, store, limits)
+            engine.runs.clear()
+            model.answer([prepared], plan.plan, Run())()
+            return engine.runs
+
+        assert count(Sequence(text=TARGET, memory_text=SOURCE)) == Counter(runs), spec
+        if over_memory is not None:
+            assert count(Sequence(text=TARGET, memory="kept")) == Counter(over_memory), spec
+
+
+# --- versions that are refused ---------------------------------------------------------------------------------------
+
+
+def without_cross(manifest):
+    for layer in manifest.layers:
+        layer.side = Side.SIDE_TARGET if layer.side == Side.SIDE_CROSS else layer.side
+
+
+def rotated(manifest):
+    layers = [*manifest.layers[1:], manifest.layers[0]]
+    del manifest.layers[:]
+    manifest.layers.extend(layers)
+
+
+SPOILED = {
+    "a cross site without a source": (
+        lambda manifest: [setattr(layer, "side", Side.SIDE_CROSS) for layer in manifest.layers],
+        "the first site is one of them",
+    ),
+    "a source in which no site is read": (without_cross, "a source that no site attends to"),
+    "sites of the source behind": (rotated, "sites or segments of the source behind those of the target"),
+    "a segment too few": (lambda manifest: manifest.segments.pop(), "has 4 segments for 4 sites of one chain"),
+    "no front of the source": (lambda manifest: manifest.text.ClearField("memory_front"), "lacks the front"),
+    "a source's end that gives no keys": (
+        lambda manifest: manifest.segments[2].graph.CopyFrom(manifest.segments[7].graph),
+        "no segment of the source gives cross_k_0, cross_k_1, cross_v_0, cross_v_1",
+    ),
+    "a stage of a layer that ends later": (
+        lambda manifest: manifest.segments[5].graph.CopyFrom(manifest.segments[6].graph),
+        "decoder.0 offers hidden, but no graph behind it gives hidden",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_a_manifest_that_does_not_fit(tmp_path, kind):
+    """Sites and segments that stand in no order of two chains are refused when the version is loaded."""
+    change, words = SPOILED[kind]
+    folder = small.write(tmp_path / "translator/1", change)
+    with pytest.raises(RepositoryError, match=words):
+        load(folder, OnnxRuntime("cpu", 1), 2**30)
