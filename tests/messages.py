@@ -108,6 +108,12 @@ def candidate_of(message: pb.Candidate) -> dict[str, Any]:
     return {"id": message.id, "label": message.label, "probability": message.probability}
 
 
+def alignment_of(message: pb.Alignment) -> dict[str, Any]:
+    """Read links."""
+    links = [{"source": each.source, "target": each.target} for each in message.links]
+    return {"links": links, "pharaoh": message.pharaoh}
+
+
 def read_message(response: pb.AttendResponse) -> dict[str, Any]:
     """Read a response."""
     return {
@@ -118,6 +124,8 @@ def read_message(response: pb.AttendResponse) -> dict[str, Any]:
                 "outputs": {
                     output.name: array_of(output.tensor)
                     if output.HasField("tensor")
+                    else alignment_of(output.alignment)
+                    if output.HasField("alignment")
                     else TopK(array_of(output.top_k.indices), array_of(output.top_k.values))
                     for output in result.outputs
                 },
@@ -164,6 +172,8 @@ def read_document(document: Any) -> dict[str, Any]:
 def read_output(output: Any) -> np.ndarray | TopK:
     if "indices" in output:
         return TopK(read_output(output["indices"]), read_output(output["values"]))
+    if "links" in output:
+        return output
     dtype = DTYPES[output["data_type"]]
     if "data" in output:
         return np.frombuffer(base64.b64decode(output["data"]), dtype).reshape(output["shape"])

@@ -32,24 +32,26 @@ class Column:
 
     Attributes:
         name: in the file and in the server's answer.
-        kind: `tensor`, `top_k`, `predictions` or `tokens`.
+        kind: `tensor`, `top_k`, `alignment`, `predictions` or `tokens`.
         dims: of the tensor in a row; None for an axis that differs from row to row.
         dtype: of the tensor's numbers.
         has_top: whether predictions have their most probable labels.
     """
 
     name: str
-    kind: Literal["tensor", "top_k", "predictions", "tokens"]
+    kind: Literal["tensor", "top_k", "alignment", "predictions", "tokens"]
     dims: Dims = ()
     dtype: "np.dtype[Any]" = np.dtype(np.float32)  # noqa: RUF009 # a dtype never changes
     has_top: bool = False
 
     def take(self, result: AttendResult) -> Any:
-        """Return this column's part of an answer: an array, a `TopK`, predictions or tokens."""
+        """Return this column's part of an answer: an array, a `TopK`, predictions, tokens, or links as text."""
         if self.kind == "predictions":
             return result.predictions
         if self.kind == "tokens":
             return result.tokens if self.name == "tokens" else result.memory_tokens
+        if self.kind == "alignment":
+            return result[self.name].pharaoh
         return result[self.name]
 
 
@@ -160,9 +162,10 @@ def _output_spec(spec: Mapping[str, Any]) -> OutputSpec:
 
 def _columns(output: OutputSpec, manifest: pb.Manifest) -> Iterator[Column]:
     dtype = np.dtype(np.float16 if output.data_type == "FP16" else np.float32)
-    kind: Literal["tensor", "top_k"] = "top_k" if output.top_k else "tensor"
     name = output.alias or output.name
     stage = STAGES.get(output.name)
+    kind: Literal["tensor", "top_k", "alignment"] = "top_k" if output.top_k else "tensor"
+    kind = "alignment" if stage is not None and stage.is_links else kind
     if stage is None:  # the server refuses a name that is no stage
         yield Column(name, kind, (), dtype)
         return

@@ -33,9 +33,10 @@ from attention_client.errors import (
 )
 from attention_client.inputs import OutputSpec, Sequence
 from attention_client.memory import Memory
-from attention_client.result import AttendResult, Candidate, Prediction, TopK
+from attention_client.result import Alignment, AttendResult, Candidate, Link, Prediction, TopK
 
 __all__ = [
+    "Alignment",
     "AsyncAttentionClient",
     "AttendResult",
     "AttentionClient",
@@ -44,6 +45,7 @@ __all__ = [
     "DeadlineExceeded",
     "InternalError",
     "InvalidRequest",
+    "Link",
     "Memory",
     "NotFound",
     "NotRequested",

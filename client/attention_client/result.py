@@ -20,6 +20,27 @@ class TopK(NamedTuple):
     """The values there, of the same shape."""
 
 
+class Link(NamedTuple):
+    """A pair of positions, from 0."""
+
+    source: int
+    """The key position: of the source, or of the memory."""
+    target: int
+    """The query position; behind a start token, row i is the one from which token i of the text is predicted."""
+
+
+class Alignment(NamedTuple):
+    """The key that each query attends to most."""
+
+    links: tuple[Link, ...]
+    """One for each row, in the order of the rows; none for a row that may attend to no key."""
+    pharaoh: str
+    """The links in Pharaoh's form: `0-1 1-0`, source before target."""
+
+    def __str__(self) -> str:
+        return self.pharaoh
+
+
 class Candidate(NamedTuple):
     """A label that a model's head considered."""
 
@@ -55,6 +76,9 @@ class Span(NamedTuple):
     end: int
 
 
+OutputValue = Array | TopK | Alignment
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class AttendResult:
     """The answer for one sequence.
@@ -65,7 +89,7 @@ class AttendResult:
         model: the model that answered.
         version: its version.
         outputs: the requested stages, by name, in the order of the request, without a batch dimension: an array, or a
-            `TopK` where the request had a `top_k`.
+            `TopK` where the request had a `top_k`, an `Alignment` of `alignment`.
         tokens: the query's tokens; empty where neither a text nor ids of tokens were sent.
         memory_tokens: the memory's tokens; empty where neither a memory text nor ids of its tokens were sent.
         key_tokens: the names of the keys (the last axis of weights and scores): the memory's tokens, or the
@@ -77,7 +101,7 @@ class AttendResult:
 
     model: str
     version: int
-    outputs: Mapping[str, Array | TopK]
+    outputs: Mapping[str, OutputValue]
     tokens: tuple[str, ...] = ()
     memory_tokens: tuple[str, ...] = ()
     key_tokens: tuple[str, ...] = ()
@@ -91,6 +115,11 @@ class AttendResult:
         return self._array("output")
 
     @property
+    def alignment(self) -> Alignment:
+        """The alignment of the chosen heads. Raises NotRequested when the request left it out."""
+        return self["alignment"]  # type: ignore[no-any-return]
+
+    @property
     def weights(self) -> Array:
         """The attention weights, [H, T, S], rows sum to 1. Raises NotRequested when left out, pooled or top-k alone."""
         weights = self._array("weights")
@@ -99,7 +128,7 @@ class AttendResult:
         return weights
 
     def __getitem__(self, name: str) -> Any:
-        """Return one output, an array or a `TopK`; raises NotRequested, a KeyError, when the request left it out."""
+        """Return one output; raises NotRequested, a KeyError, when the request left it out."""
         if name not in self.outputs:
             here = ", ".join(self.outputs) or "no outputs"
             raise NotRequested(f"the result has no {name!r}: add it to `outputs` of the request (it holds {here})")
@@ -123,8 +152,10 @@ class AttendResult:
         return f"<AttendResult of {self.model} {self.version}: {outputs}; {len(self.predictions)} predictions>"
 
 
-def summary(value: Array | TopK) -> str:
-    """Return an output's number format and shape, as `float32[3, 7, 7]`."""
+def summary(value: OutputValue) -> str:
+    """Return an output's number format and shape, as `float32[3, 7, 7]`, or the number of links."""
+    if isinstance(value, Alignment):
+        return f"{len(value.links)} links"
     array, prefix = (value.values, "top ") if isinstance(value, TopK) else (value, "")
     return f"{prefix}{array.dtype}{list(array.shape)}"
 

@@ -6,7 +6,7 @@ The planner, the Open Inference Protocol's metadata and the columns of scored fi
 from collections.abc import Iterable, Mapping, Sequence
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
-from attention_proto.chains import site_axes
+from attention_proto.chains import crosses, site_axes
 from attention_proto.stages import Axis, Stage
 
 EVERY_LAYER = "*"
@@ -28,6 +28,8 @@ def offers(stage: Stage, layer: Layer, manifest: Manifest) -> bool:
     """Return whether a layer gives a stage; of a stage of the model, whether the model gives it."""
     if stage.level == "model":
         return manifest.text.HasField("front") and layer.side != Side.SIDE_SOURCE
+    if stage.is_links:
+        return crosses(layer, manifest)
     return not stage.is_listed or stage.name in layer.stages
 
 

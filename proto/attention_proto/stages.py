@@ -27,6 +27,8 @@ PREDICTIONS = "predictions"  # an output that is not a stage: the answers of the
 DEFAULT = "output"  # the stage that is returned where a request names none
 PREDICTION_OPTIONS = frozenset({"top"})  # the options of predictions, which no stage takes
 
+LINK_OPTIONS = frozenset({"as", "layers", "heads", "pairs", "rows"})  # the options of a stage of pairs of positions
+
 _HEADS = frozenset({"H", "Hkv"})
 _ROWS = frozenset({"T", "S"})
 
@@ -43,6 +45,7 @@ class Stage:
         is_projected: whether it is a projection of query, key or value, and needs no attention.
         source: the stage that it is computed from after the graphs have run; empty where the graphs return it.
         is_listed: whether a layer gives it only where its manifest says so; it comes of the segment behind the site.
+        is_links: whether it is sent as pairs of positions; each is chosen from a row of the source's mean over heads.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Stage:
     is_projected: bool = False
     source: str = ""
     is_listed: bool = False
+    is_links: bool = False
 
     @cached_property
     def head_axis(self) -> Axis | None:
@@ -86,6 +90,8 @@ class Stage:
     def takes(self, option: str) -> bool:
         """Return whether an option applies to this stage."""
         if option in PREDICTION_OPTIONS:
+            return False
+        if self.is_links and option not in LINK_OPTIONS:
             return False
         if option in ("heads", "reduce", "pairs"):
             return self.head_axis is not None
@@ -133,6 +139,14 @@ STAGES: Mapping[str, Stage] = {
             ("H", "T"),
             "the entropy of each row of weights in nats, 0 where a query may attend to no key",
             source="weights",
+        ),
+        Stage(
+            "alignment",
+            ("H", "T"),
+            "of a site over another sequence, for each row the key with the largest mean weight of the chosen heads; "
+            "sent as pairs of positions and in Pharaoh's form",
+            source="weights",
+            is_links=True,
         ),
         Stage("heads", ("H", "T", "Dv"), "weights.v"),
         Stage(

@@ -145,8 +145,8 @@ SCHEMAS: dict[str, Schema] = {
             "memory_token_offsets": array(ref("Span"), "The same of the memory's tokens."),
             "outputs": {
                 "type": "object",
-                "additionalProperties": {"anyOf": [ref("Tensor"), ref("TopK")]},
-                "description": "By name, in the order asked; `TopK` for those with `top_k`.",
+                "additionalProperties": {"anyOf": [ref("Tensor"), ref("TopK"), ref("Alignment")]},
+                "description": "By name, in the order asked; `TopK` for those with `top_k`, or `Alignment`.",
             },
             "predictions": array(ref("Prediction")),
         },
@@ -166,6 +166,14 @@ SCHEMAS: dict[str, Schema] = {
         {"indices": ref("Tensor"), "values": ref("Tensor")},
         words="The largest numbers of each row, descending, and the positions of their keys.",
     ),
+    "Alignment": answer(
+        {
+            "links": array(ref("Link"), "One for each row that may attend to a key, in the order of the rows."),
+            "pharaoh": described(STRING, "The links in Pharaoh's form, source before target: `0-1 1-0`."),
+        },
+        words="The key that each query attends to most.",
+    ),
+    "Link": answer({"source": INTEGER, "target": INTEGER}, words="A key position and a query position, from 0."),
     "Prediction": answer(
         {
             "name": STRING,

@@ -1,8 +1,13 @@
 """An encoder-decoder: stages of both chains equal NumPy, only what is asked runs, a kept source is read as its text."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import requests
 from attention_client import AttentionClient
@@ -19,6 +24,7 @@ from tests.refusals import refused
 from tests.server import small_translator as small
 from tests.server.small_translator import CROSS, DECODER, ENCODER, HEADS, SITES, source_tokens, target_tokens
 from tests.server.test_sites import CountingEngine
+from tests.transports import TRANSPORTS
 
 SOURCE, TARGET = "a b c d e", "f e d"
 SITE = ("q", "k", "v", "scores", "weights", "entropy", "heads", "contributions", "output", "hidden")
@@ -123,6 +129,73 @@ def test_rows_and_pooling(transport, site, rows):
         np.testing.assert_allclose(outputs[name], stages[name].take(rows, axis), **CLOSE, err_msg=name)
     pooled = ask(transport, {"name": "output", "layers": [site], "pool": "mean"})["output"]
     np.testing.assert_allclose(pooled, stages["output"].mean(0), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+def test_alignment(server, connect, kind):
+    """An alignment has for each row the key with the largest mean weight of the heads, as pairs and in Pharaoh's form;
+    a row that may attend to nothing has none."""
+    transport = connect(kind, server.rest, server.grpc)
+    pairs = {"name": "alignment", "pairs": ["decoder.*.cross.1", "decoder.1.cross.0"], "as": "pairs"}
+    some = {"name": "alignment", "heads": [1], "rows": [-1, 0], "as": "some"}
+    every = {"name": "alignment", "layers": ["*"]}
+    allowed = np.ones((4, 6), bool)
+    allowed[2] = False
+    found = ask(transport, pairs, some, every, mask={"allowed": allowed})
+    sites = expected(added=np.where(allowed, 0, -np.inf))
+    weights = {site: sites[site]["weights"] for site in CROSS}
+    mean = (weights[CROSS[0]][1] + weights[CROSS[1]][1] + weights[CROSS[1]][0]) / 3
+    for name, rows, of in (
+        ("pairs", [0, 1, 3], mean),
+        ("some", [3, 0], weights[CROSS[1]][1]),
+        (f"alignment@{CROSS[0]}", [0, 1, 3], weights[CROSS[0]].mean(0)),
+        (f"alignment@{CROSS[1]}", [0, 1, 3], weights[CROSS[1]].mean(0)),
+    ):
+        links = [{"source": int(of[row].argmax()), "target": row} for row in rows]
+        pharaoh = " ".join(f"{link['source']}-{link['target']}" for link in links)
+        assert found[name] == {"links": links, "pharaoh": pharaoh}
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "words"),
+    [
+        ({"layers": ["decoder.0"]}, "layers", "decoder.0 gives no alignment; there is that of decoder.0.cross"),
+        ({"reduce": "mean"}, "reduce", "not for alignment, whose heads are reduced by their mean"),
+        ({"pairs": ["encoder.0.1"]}, "pairs", "encoder.0 gives no alignment"),
+    ],
+)
+def test_refused_alignments(transport, spec, field, words):
+    """A site whose keys are of its own sequence has no alignment; options of tensors have no meaning for it."""
+    with refused("INVALID_ARGUMENT", f"outputs[0].{field}", words):
+        ask(transport, {"name": "alignment"} | spec)
+
+
+def test_alignments_of_files_and_clients(server, tmp_path):
+    """The client reads links and their text; `score` has a column of Pharaoh's form, and so has Open Inference."""
+    texts = [(SOURCE, TARGET), ("a b", "e")]
+    weights = [expected(*pair)[CROSS[1]]["weights"].mean(0) for pair in texts]
+    pharaoh = [" ".join(f"{key}-{row}" for row, key in enumerate(each.argmax(-1))) for each in weights]
+    with AttentionClient(server.grpc) as client:
+        results = [client.attend("translator", text=t, memory_text=s, outputs=["alignment"]) for s, t in texts]
+    assert [str(result.alignment) for result in results] == pharaoh
+    assert results[0].alignment.links[1] == (weights[0][1].argmax(), 1)
+    rows = [json.dumps({"memory_text": source, "text": target}) for source, target in texts]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    program = Path(sys.executable).with_name("attention-client")
+    for out in ("out.parquet", "out.jsonl"):
+        command = [program, "score", tmp_path / "in.jsonl", tmp_path / out]
+        command += ["--model", "translator", "--outputs", "alignment", "--target", server.grpc]
+        subprocess.run(command, check=True, capture_output=True, timeout=HANG)
+    assert pq.read_table(tmp_path / "out.parquet")["alignment"].to_pylist() == pharaoh
+    scored = [json.loads(line)["alignment"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert scored == pharaoh
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [2], "data": [pair[i] for pair in texts]}
+        for i, name in enumerate(("memory_text", "text"))
+    ]
+    body = {"inputs": inputs, "outputs": [{"name": "alignment"}]}
+    (found,) = requests.post(f"{server.url}/v2/models/translator/infer", json=body, timeout=HANG).json()["outputs"]
+    assert (found["datatype"], found["data"]) == ("BYTES", pharaoh)
 
 
 def test_a_mask_is_for_the_cross_sites(transport):

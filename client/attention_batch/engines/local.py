@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from attention_client import AttendResult, Candidate, Prediction, Sequence, TopK
+from attention_client import Alignment, AttendResult, Candidate, Link, Prediction, Sequence, TopK
 from attention_client.errors import AttentionError
+from attention_client.result import OutputValue
 from attention_client.wire.request import attend_request
 from attention_client.wire.status import ERROR_CLASSES
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -112,7 +113,9 @@ def _prediction(each: domain.Prediction) -> Prediction:
     return Prediction(each.name, each.label, each.probability, each.row, each.id, top)
 
 
-def _output(value: domain.Array | domain.TopK) -> domain.Array | TopK:
+def _output(value: domain.OutputValue) -> OutputValue:
+    if isinstance(value, domain.Alignment):
+        return Alignment(tuple([Link(*link) for link in value.links]), value.pharaoh)
     return TopK(*value) if isinstance(value, domain.TopK) else value
 
 

@@ -39,6 +39,8 @@ def column_array(column: Column, values: Sequence[Any]) -> pa.Array:
         case "predictions":
             rows = [[_prediction(prediction) for prediction in each] for each in values]
             return pa.array(rows, _column_type(column))
+        case "alignment":
+            return pa.array(values, pa.string())
         case "top_k":
             indices = _tensors([each.indices for each in values], column.dims, np.dtype(np.int32))
             numbers = _tensors([each.values for each in values], column.dims, column.dtype)
@@ -69,6 +71,8 @@ def _column_type(column: Column) -> pa.DataType:
     match column.kind:
         case "tokens":
             return pa.list_(pa.string())
+        case "alignment":
+            return pa.string()
         case "predictions":
             return pa.list_(PREDICTION_WITH_TOP if column.has_top else PREDICTION)
         case "top_k":

@@ -6,7 +6,7 @@ import numpy as np
 from attention_proto import codec
 
 from attention_client.api.translate import Translation
-from attention_client.result import Array, AttendResult, Candidate, Prediction, TopK
+from attention_client.result import Alignment, Array, AttendResult, Candidate, OutputValue, Prediction, TopK
 
 
 def as_document(results: list[AttendResult]) -> dict[str, Any]:
@@ -61,7 +61,9 @@ def _result_document(result: AttendResult) -> dict[str, Any]:
     return {name: value for name, value in document.items() if value}
 
 
-def _output_document(value: Array | TopK) -> dict[str, Any]:
+def _output_document(value: OutputValue) -> dict[str, Any]:
+    if isinstance(value, Alignment):
+        return {"links": [link._asdict() for link in value.links], "pharaoh": value.pharaoh}
     if isinstance(value, TopK):
         return {"indices": _output_document(value.indices), "values": _output_document(value.values)}
     return {"data_type": codec.NAMES[value.dtype], "shape": list(value.shape), "values": shortest(value)}

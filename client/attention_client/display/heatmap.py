@@ -16,7 +16,7 @@ from rich.text import Text
 
 from attention_client.api.translate import Translation
 from attention_client.display.picture import Picture, alignment_picture, picture, printable
-from attention_client.result import Array, AttendResult, TopK, summary
+from attention_client.result import Array, AttendResult, OutputValue, summary
 
 # From 0 to 1, through colours that remain distinct for colour-blind readers and in greyscale.
 _RAMP = np.array([(33, 39, 54), (37, 72, 112), (33, 128, 141), (120, 188, 112), (253, 214, 92)])
@@ -153,7 +153,7 @@ def _row_name(drawn: _HeatMap, row: int) -> Text:
     return Text(f"{drawn.rows[row]} ", "bold" if row == drawn.marked else "")
 
 
-def _other_outputs(outputs: Mapping[str, Array | TopK]) -> Iterator[RenderableType]:
+def _other_outputs(outputs: Mapping[str, OutputValue]) -> Iterator[RenderableType]:
     with np.printoptions(precision=3, suppress=True, threshold=64, edgeitems=2):
         for name, value in outputs.items():
             yield Text(f"{name} {summary(value)}\n{value}\n")

@@ -15,7 +15,7 @@ import numpy as np
 from attention_client.display.document import prediction_document, shortest
 from attention_client.display.picture import axis_names, focused_row
 from attention_client.errors import NotRequested
-from attention_client.result import Array, AttendResult, TopK
+from attention_client.result import Alignment, Array, AttendResult, TopK
 
 _MAX_WHOLE = 64  # positions; of longer sequences only the largest weights of each row are written
 _TOP_KEYS = 16
@@ -82,7 +82,7 @@ def _weights(result: AttendResult) -> dict[str, Array]:
     found = {
         name.partition("@")[2] or "weights": value
         for name, value in result.outputs.items()
-        if name.partition("@")[0] == "weights" and not isinstance(value, TopK)
+        if name.partition("@")[0] == "weights" and not isinstance(value, TopK | Alignment)
     }
     if not found:
         raise NotRequested("the result has no whole 'weights' to draw: add them to `outputs` of the request")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.result import Array, AttendResult, Candidate, Prediction, Span, TopK
+from attention_client.result import Alignment, AttendResult, Candidate, Link, OutputValue, Prediction, Span, TopK
 
 
 def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendResult]:
@@ -33,7 +33,10 @@ def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result)
     )
 
 
-def _value(output: pb.Output) -> Array | TopK:
+def _value(output: pb.Output) -> OutputValue:
+    if output.HasField("alignment"):
+        links = tuple([Link(each.source, each.target) for each in output.alignment.links])
+        return Alignment(links, output.alignment.pharaoh)
     if output.HasField("top_k"):
         return TopK(codec.decode(output.top_k.indices), codec.decode(output.top_k.values))
     return codec.decode(output.tensor)

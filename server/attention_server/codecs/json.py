@@ -34,9 +34,11 @@ from attention_server.codecs.url import url_or_body
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
+    Alignment,
     Array,
     MemoryRequest,
     OutputSpec,
+    OutputValue,
     Prediction,
     Request,
     Response,
@@ -268,9 +270,11 @@ def _span(span: Span) -> dict[str, int]:
     return {"start": span.start, "end": span.end}
 
 
-def _output(value: Array | TopK, encode: Callable[[Array], dict[str, Any]]) -> dict[str, Any]:
+def _output(value: OutputValue, encode: Callable[[Array], dict[str, Any]]) -> dict[str, Any]:
     if isinstance(value, TopK):
         return {"indices": encode(value.indices), "values": encode(value.values)}
+    if isinstance(value, Alignment):
+        return {"links": [link._asdict() for link in value.links], "pharaoh": value.pharaoh}
     return encode(value)
 
 

@@ -18,6 +18,7 @@ from attention_server.codecs.batch import expand
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
+    Alignment,
     Array,
     MemoryRequest,
     OutputSpec,
@@ -212,6 +213,8 @@ def _response_parts(response: Response) -> wire.Parts:
         for name, value in result.outputs.items():
             if isinstance(value, TopK):
                 encoded.add(OUTPUTS, _top_k_parts(name, value))
+            elif isinstance(value, Alignment):
+                encoded.add(OUTPUTS, _alignment(name, value))
             else:
                 encoded.put(_output_header(name, value.dtype, value.shape), value)
         parts.add(RESULTS, encoded)
@@ -224,7 +227,7 @@ def _put_arrays(result: Result, parts: wire.Parts) -> bool:
     specs: list[ArraySpec] = []
     arrays: list[Array] = []
     for name, value in result.outputs.items():
-        if isinstance(value, TopK):
+        if not isinstance(value, np.ndarray):
             return False
         specs.append((name, value.dtype, value.shape[first:]))
         arrays.append(value)
@@ -272,6 +275,11 @@ def _top_k_parts(name: str, value: TopK) -> wire.Parts:
         top.put(tag + wire.varint(len(start) + array.nbytes) + start, array)
     parts.add(TOP_K, top)
     return parts
+
+
+def _alignment(name: str, value: Alignment) -> bytes:
+    links = [pb.Link(source=link.source, target=link.target) for link in value.links]
+    return pb.Output(name=name, alignment=pb.Alignment(links=links, pharaoh=value.pharaoh)).SerializeToString()
 
 
 def _text_fields(result: Result, *, offsets: bool) -> bytes:

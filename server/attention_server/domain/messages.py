@@ -16,6 +16,8 @@ Array = NDArray[np.generic]
 
 CANDIDATE_BYTES = 512  # of a candidate in memory; to write one takes as long as to write so many bytes of a tensor
 
+LINK_BYTES = 128  # of a link in memory, and more than it takes on the wire in any form
+
 NO_MASK = Mask()  # hides no key; requests without a mask share this object, so that `is` recognizes them
 
 
@@ -134,6 +136,37 @@ class TopK(NamedTuple):
     values: Array
 
 
+class Link(NamedTuple):
+    """A pair of a key position and a query position."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The key that each query attends to most.
+
+    Attributes:
+        links: in the order of the rows.
+    """
+
+    links: tuple[Link, ...]
+
+    @property
+    def pharaoh(self) -> str:
+        """The links in Pharaoh's form: `0-1 1-0`, source before target."""
+        return " ".join([f"{source}-{target}" for source, target in self.links])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its links, in memory and, within a small factor, as written."""
+        return LINK_BYTES * len(self.links)
+
+
+OutputValue = Array | TopK | Alignment
+
+
 class Span(NamedTuple):
     """A range of characters of a text."""
 
@@ -200,7 +233,7 @@ class Result(NamedTuple):
         batch: B; 1 for one sequence, with arrays without a batch dimension.
     """
 
-    outputs: dict[str, Array | TopK]
+    outputs: dict[str, OutputValue]
     tokens: Tokens | None = None
     memory_tokens: Tokens | None = None
     predictions: tuple[Prediction, ...] | None = None
@@ -212,7 +245,7 @@ class Result(NamedTuple):
             yield self
             return
         for i in range(self.batch):
-            yield Result({name: x[i] for name, x in self.outputs.items()})
+            yield Result({name: x[i] for name, x in self.outputs.items()})  # type: ignore[index] # arrays alone
 
 
 class Response(NamedTuple):

@@ -1,6 +1,7 @@
 """Random inputs of a model, on which its costs and the soundness of its batches are measured."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from attention_proto.chains import source_chain, target_chain
@@ -62,7 +63,7 @@ class CalibrationInputs:
         """Compare the first and the last sequence of a batch with each by itself."""
         together = self._model.answer(batch, plan, Run())()
         return all(
-            np.array_equal(together[place].outputs[name], output)
+            np.array_equal(cast("Vectors", together[place].outputs[name]), cast("Vectors", output))
             for place in (0, -1)
             for alone in self._model.answer([batch[place]], plan, Run())()
             for name, output in alone.outputs.items()

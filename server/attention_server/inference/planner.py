@@ -12,6 +12,7 @@ from attention_proto.folder import TRANSFORMER
 from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths, offers
 from attention_proto.stages import (
     DEFAULT,
+    LINK_OPTIONS,
     LISTED,
     OPTIONS,
     PAIRWISE,
@@ -23,7 +24,7 @@ from attention_proto.stages import (
     Stage,
 )
 
-from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec
+from attention_server.domain.messages import CANDIDATE_BYTES, LINK_BYTES, OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.labels import Labels
 
@@ -103,7 +104,7 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
     predictions = bool(predictions_field) or (not specs and bool(manifest.predictors))
     stages = _stages(outputs, manifest, predictions=predictions)
     pools = not predictions and _pools(outputs, len(stages) - 1, manifest)
-    shapes = predictions or not all(output.spec.is_whole for output in outputs)
+    shapes = predictions or not all(_is_sent_as_computed(output) for output in outputs)
     cuts_rows = not _runs_dependent(stages, manifest)
     return Plan(tuple(outputs), stages, predictions, top, predictions_field, pools, shapes, cuts_rows)
 
@@ -131,6 +132,8 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
         keys: S of the output's layer.
     """
     spec, stage = output.spec, STAGES[output.spec.name]
+    if stage.is_links:
+        return LINK_BYTES * (len(spec.rows) or queries)
     known = lengths(stage, manifest.layers[output.layer], manifest)
     of_sequence: Mapping[Axis | None, int] = dict(zip(("Dh", "Dv", "D", "S", None), (*widths, keys, 1), strict=True))
     heads = len(output.pairs) or len(spec.heads) or known.get(stage.axes[0], 1)
@@ -199,11 +202,16 @@ def _outputs(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Outpu
         yield OutputPlan(f"{name}@{layer.name}" if len(layers) > 1 else name, spec, end, field)
 
 
+def _is_sent_as_computed(output: OutputPlan) -> bool:
+    return output.spec.is_whole and not STAGES[output.spec.name].is_links
+
+
 def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
     needed: list[set[str]] = [set() for _ in manifest.layers]
     for output in outputs:
         for layer in output.layers:
-            needed[layer].add(output.spec.name)
+            stage = STAGES[output.spec.name]
+            needed[layer].add(stage.source if stage.is_links else stage.name)
     if predictions:
         needed[-1].add(head_source(manifest))
     last = max(index for index, stages in enumerate(needed) if stages)
@@ -264,6 +272,8 @@ def _options(spec: OutputSpec) -> set[str]:
 def _why_not(stage: Stage, option: str) -> str:
     """Return the reason for which a stage does not take an option."""
     match option:
+        case _ if stage.is_links and option not in LINK_OPTIONS:
+            return f"is not for {stage.name}, whose heads are reduced by their mean"
         case "top":
             return f"is for {PREDICTIONS}, not for {stage.name}"
         case "top_k":

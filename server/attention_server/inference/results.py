@@ -1,14 +1,17 @@
 """Results made of computed stages: outputs shaped as asked for, predictions, and the check for overflow."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Predictor
-from attention_proto.stages import PROJECTED
+from attention_proto.stages import PROJECTED, STAGES
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import Array, Candidate, Prediction, Result, TopK
+from attention_server.domain.messages import Array, Candidate, OutputValue, Prediction, Result, TopK
 from attention_server.inference import validation as check
+from attention_server.inference.alignment import align
 from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
@@ -109,7 +112,7 @@ def pooled_results(
 
 
 def _result(
-    prepared: PreparedInput, outputs: dict[str, Array | TopK], predictions: tuple[Prediction, ...] | None = None
+    prepared: PreparedInput, outputs: dict[str, OutputValue], predictions: tuple[Prediction, ...] | None = None
 ) -> Result:
     memory_tokens = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
     return Result(outputs, prepared.tokens, memory_tokens, predictions, prepared.batch)
@@ -127,10 +130,14 @@ def _output(
     prepared: PreparedInput,
     computed: Rows | None,
     layers: Sequence[LoadedLayer],
-) -> Array | TopK:
+) -> OutputValue:
     """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
     spec = output.spec
     rows = read_rows(spec, *unmasked_rows(output, layers, prepared))
+    if STAGES[spec.name].is_links:
+        mean = replace(output, spec=spec._replace(name=STAGES[spec.name].source, reduce="mean"))
+        (weights,) = cast("Vectors", _output(mean, stages, prepared, computed, layers))
+        return align(weights, np.arange(len(weights)) if rows is None else rows)
 
     def places(layer: int) -> Rows | None:
         of_some = layer == len(stages) - 1 and is_cut(spec.name)

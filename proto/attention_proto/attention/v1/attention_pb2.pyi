@@ -429,6 +429,8 @@ class OutputSpec(_message.Message):
     - `scores` [H, T, S]: q.k * scale, before the mask.
     - `weights` [H, T, S]: softmax of the masked scores; zeros where a query may attend to no key.
     - `entropy` [H, T]: the entropy of each row of weights in nats, 0 where a query may attend to no key.
+    - `alignment` [H, T]: of a site over another sequence, for each row the key with the largest mean weight of the
+      chosen heads; sent as pairs of positions and in Pharaoh's form.
     - `heads` [H, T, Dv]: weights.v.
     - `contributions` [H, T, D]: each head's part of `output`: their sum and the bias of M_O are `output`.
     - `output` [T, D]: the heads combined by M_O.
@@ -596,6 +598,7 @@ class Output(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TENSOR_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The requested name."""
     @_builtins.property
@@ -606,18 +609,23 @@ class Output(_message.Message):
     def top_k(self) -> Global___TopK:
         """The largest numbers of each row."""
 
+    @_builtins.property
+    def alignment(self) -> Global___Alignment:
+        """Pairs of positions, of `alignment`."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         tensor: Global___Tensor | None = ...,
         top_k: Global___TopK | None = ...,
+        alignment: Global___Alignment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor", "top_k", b"top_k", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "tensor", b"tensor", "top_k", b"top_k", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "tensor", b"tensor", "top_k", b"top_k", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alignment", b"alignment", "name", b"name", "tensor", b"tensor", "top_k", b"top_k", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["tensor", "top_k"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["tensor", "top_k", "alignment"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
@@ -652,6 +660,60 @@ class TopK(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TopK: _TypeAlias = TopK  # noqa: Y015
+
+@_typing.final
+class Alignment(_message.Message):
+    """Which key each query attends to most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: _builtins.int
+    PHARAOH_FIELD_NUMBER: _builtins.int
+    pharaoh: _builtins.str
+    """The links in Pharaoh's form, SOURCE-TARGET with spaces between: `0-1 1-0`."""
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
+        """One link for each row, in the order of the rows; none for a row that may attend to no key."""
+
+    def __init__(
+        self,
+        *,
+        links: _abc.Iterable[Global___Link] | None = ...,
+        pharaoh: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "pharaoh", b"pharaoh"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alignment: _TypeAlias = Alignment  # noqa: Y015
+
+@_typing.final
+class Link(_message.Message):
+    """A pair of positions, from 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    source: _builtins.int
+    """The key position: of the source, or of the memory."""
+    target: _builtins.int
+    """The query position. Where a start token stands before the text, row i is the one from which token i is predicted."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.int = ...,
+        target: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Link: _TypeAlias = Link  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):

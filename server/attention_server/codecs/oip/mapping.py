@@ -14,6 +14,7 @@ from attention_server.codecs.oip.messages import InferRequest, InferResponse, Ou
 from attention_server.codecs.oip.padding import BatchLengths
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
+    Alignment,
     Array,
     OutputSpec,
     Prediction,
@@ -109,6 +110,8 @@ def _ragged_outputs(
             common = np.result_type(*(top.indices.dtype for top in values))
             yield _RaggedOutput(f"{name}.indices", [top.indices.astype(common) for top in values], least, 0)
             yield _RaggedOutput(f"{name}.values", [top.values for top in values], least, 0)
+        elif isinstance(first, Alignment):
+            yield _RaggedOutput(name, [np.array(each.pharaoh, object) for each in values], (), "")
         else:
             yield _RaggedOutput(name, values, least, 0)
     yield from _predictions(results)

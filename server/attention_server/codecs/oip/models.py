@@ -118,7 +118,9 @@ def outputs(model: Model) -> list[TensorMetadata]:
     offered = [stage for stage in reversed(tuple(STAGES.values())) if offers(stage, layer, manifest)]
     offered.sort(key=lambda stage: stage.name != DEFAULT)  # the default first
     tensors = [
-        TensorMetadata(stage.name, "FP32", (ANY, *(n or ANY for n in lengths(stage, layer, manifest).values())))
+        TensorMetadata(stage.name, BYTES, (ANY,))
+        if stage.is_links
+        else TensorMetadata(stage.name, "FP32", (ANY, *(n or ANY for n in lengths(stage, layer, manifest).values())))
         for stage in offered
     ]
     if manifest.predictors:

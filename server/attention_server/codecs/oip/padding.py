@@ -25,6 +25,7 @@ RANKS = {
 }
 SHAPES = {1: "[batch]", 2: "[batch, length]", 3: "[batch, length, width]"}
 PADDED = {"query": ("query", "token_ids"), "key": ("key", "memory_token_ids")}  # inputs that have such lengths
+SEQUENCES = ("query", "text", "token_ids", "memory_text", "memory_token_ids")  # of which one tells the batch size
 ARRAYS = {"query", "key", "value"}
 MASKS = ("allowed", "bias")
 INPUTS = (*RANKS, *MASKS)
@@ -65,7 +66,7 @@ def split(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[
     """
     batch = _batch_size(inputs, limits)
     if not batch:
-        yield domain.Sequence()  # the service reports the missing input
+        yield domain.Sequence(memory=memory)  # the service reports a missing input
         return
     query, key, value = (inputs.get(name) for name in ("query", "key", "value"))
     text, memory_text = inputs.get("text"), inputs.get("memory_text")
@@ -110,13 +111,13 @@ def _lengths_match(inputs: Mapping[str, Array]) -> bool:
 
 
 def _batch_size(inputs: Mapping[str, Array], limits: Limits) -> int:
-    """Return the batch size, the same for every input; 0 without query, text and token_ids."""
+    """Return the batch size, the same for every input; 0 without any sequence."""
     for name, rank in RANKS.items():
         if name in inputs and inputs[name].ndim != rank:
             raise InvalidRequest(f"must have shape {SHAPES[rank]}, not {list(inputs[name].shape)}", field=name)
         if name in inputs and (inputs[name].dtype == object) != name.endswith("text"):
             raise InvalidRequest(f"must {'' if name.endswith('text') else 'not '}be BYTES", field=name)
-    first = next((name for name in ("query", "text", "token_ids") if name in inputs), None)
+    first = next((name for name in SEQUENCES if name in inputs), None)
     if first is None:
         return 0
     batch = len(inputs[first])
