@@ -32,14 +32,14 @@ help: ## this list
 	.venv-dev/bin/pip install --quiet --no-deps --no-compile --target .venv-dev/share/rxnmapper rxnmapper==0.4.3
 	@touch $@
 
-# The clients of the Open Inference Protocol that others wrote, and a generator of clients. The former register the
+# The clients of the Open Inference Protocol and of OpenAI's API that others wrote, and a generator of clients. Some register the
 # protocol's messages, as the server does, so they are never in one process with it; their own versions of protobuf and
 # gRPC are theirs alone.
 .venv-clients/.ready: Makefile
 	deploy/system-packages.sh
 	$(PYTHON) -m venv .venv-clients
 	# Most of it is never imported: what is, is compiled then.
-	.venv-clients/bin/pip install --quiet --no-compile 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0' 'openapi-python-client==0.29.1'
+	.venv-clients/bin/pip install --quiet --no-compile 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0' 'openai==3.57.0' 'openapi-python-client==0.29.1'
 	@touch $@
 
 # What the page is built from, as the lock has it; whoever serves needs none of it.

@@ -8,7 +8,7 @@ string in place of an object, the schema has the object alone.
 from pathlib import Path
 from typing import Any
 
-from openapi_document import attention, contract, inference, operations
+from openapi_document import attention, contract, embeddings, inference, operations
 
 INFO = {
     "title": "Attention Service",
@@ -20,6 +20,7 @@ INFO = {
 }
 TAGS = [
     {"name": "attention"},
+    {"name": "embeddings", "description": "OpenAI's API."},
     {"name": "memories"},
     {"name": "models"},
     {"name": "inference", "description": "The Open Inference Protocol, version 2."},
@@ -42,6 +43,6 @@ def build(descriptors: Path) -> dict[str, Any]:
             "parameters": operations.PARAMETERS,
             "headers": operations.HEADERS,
             "responses": operations.RESPONSES,
-            "schemas": attention.SCHEMAS | contract.schemas(descriptors) | inference.SCHEMAS,
+            "schemas": attention.SCHEMAS | embeddings.SCHEMAS | contract.schemas(descriptors) | inference.SCHEMAS,
         },
     }

@@ -69,6 +69,10 @@ def _inference_error(words: str) -> Json:
     return {"description": words, "content": _content(ref("InferenceError")), "headers": REQUEST_ID}
 
 
+def _openai_error(words: str) -> Json:
+    return {"description": words, "content": _content(ref("OpenAIErrorResponse")), "headers": REQUEST_ID}
+
+
 RESPONSES: dict[str, Json] = {
     "InvalidRequest": _error("The model cannot take the request; `field` is the path of the field at fault."),
     "Unauthenticated": _error(
@@ -82,6 +86,16 @@ RESPONSES: dict[str, Json] = {
     "Internal": _error("An internal error; the log of the server has the cause."),
     "Unavailable": _error("Full, loading or stopping; try again after Retry-After seconds."),
     "DeadlineExceeded": _error("The deadline passed."),
+    "OpenAIInvalidRequest": _openai_error("The model cannot take the request, or has no embedding."),
+    "OpenAIUnauthenticated": _openai_error("No credentials, or unknown ones."),
+    "OpenAIPermissionDenied": _openai_error("The caller lacks the right to this, or asks from another site."),
+    "OpenAINotFound": _openai_error("There is no such model or version."),
+    "OpenAITooLarge": _openai_error("The request, or its answer, is over a limit."),
+    "OpenAIMisdirected": _openai_error("The Host header does not name this server."),
+    "OpenAILimitReached": _openai_error("The caller is over its limit of requests."),
+    "OpenAIInternal": _openai_error("An internal error; the log of the server has the cause."),
+    "OpenAIUnavailable": _openai_error("Full, loading or stopping; try again after Retry-After seconds."),
+    "OpenAIDeadlineExceeded": _openai_error("The deadline passed."),
     "InferenceInvalidRequest": _inference_error(
         "The model cannot take the request; the message begins with the field at fault."
     ),
@@ -111,6 +125,7 @@ NAMES = {
     503: "Unavailable",
     504: "DeadlineExceeded",
 }
+PREFIXES = {"inference": "Inference", "embeddings": "OpenAI"}  # of the responses of a tag, in its protocol's form
 # Operations that need no credentials and have no limit.
 PUBLIC = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 
@@ -155,7 +170,7 @@ def _operation(
 
 
 def _usual_response(tag: str, code: int) -> Json:
-    prefix = "Inference" if tag == "inference" else ""
+    prefix = PREFIXES.get(tag, "")
     return {"$ref": f"#/components/responses/{prefix}{NAMES[code]}"}
 
 
@@ -208,7 +223,7 @@ INFER_EXAMPLES: Json = {
 
 def paths() -> dict[str, Json]:
     """Return the operations by path and method."""
-    found = _attention() | _memories() | _inference() | _health()
+    found = _attention() | _embeddings() | _memories() | _inference() | _health()
     return {
         path: {method: _with_access_errors(path, method, operation) for method, operation in methods.items()}
         for path, methods in found.items()
@@ -258,6 +273,23 @@ def _attention() -> dict[str, Json]:
             "get": _operation(name, summary, "models", ok, (400, 404, 500, 503), parameters=parameters)
         }
     return found
+
+
+def _embeddings() -> dict[str, Json]:
+    return {
+        "/v1/embeddings": {
+            "post": _operation(
+                "createEmbeddings",
+                "Embed one or more texts, in the form of OpenAI's API",
+                "embeddings",
+                _ok(ref("EmbeddingsResponse"), "One embedding a text, in order.", REQUEST_ID | SERVER_TIMING),
+                (400, 404, 413, 500, 503, 504),
+                parameters=["timeout", "requestId"],
+                body=_body("EmbeddingsRequest"),
+                words="The pooled `hidden` of the model's last layer, of length 1 where the checkpoint says so.",
+            )
+        }
+    }
 
 
 def _memories() -> dict[str, Json]:

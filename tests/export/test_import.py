@@ -1,6 +1,9 @@
 """all-MiniLM-L6-v2, imported by the command, is served exactly: compared with float64 NumPy and with the library."""
 
+import base64
+import hashlib
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -17,7 +20,7 @@ from attention_export.importing import ImportFailure, read_tensors
 from attention_export.manifest import read_manifest
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from serving import Server, start_server
+from serving import ROOT, Server, start_server
 from tokenizers import Tokenizer
 
 from tests.export.checkpoints import checkpoint, import_by_command
@@ -194,6 +197,76 @@ def test_the_embedding_of_scored_files(server: Server, pooled: list[NDArray], tm
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     for row, expected in zip(rows, pooled, strict=True):
         close(row["hidden"], expected)
+
+
+# The openai package --------------------------------------------------------------------------------------------------
+
+
+def embed(server: Server, *requests: dict[str, Any], key: str = "none") -> list[dict[str, Any]]:
+    """Return what the `openai` package answers to each request, in a process and an environment of its own."""
+    command = [ROOT / ".venv-clients/bin/python", ROOT / "tests/openai_package/embed.py", server.url, key]
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    env = {"PATH": "/usr/bin"}
+    done = subprocess.run(command, input=lines, check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_openai_package_gets_the_embedding_of_sentence_transformers(server: Server, pooled: list[NDArray]) -> None:
+    """Texts and token ids, one and several, as base64 and as numbers: mean and normalized, with the tokens counted."""
+    ids = [unpadded_tokenizer().encode(text).ids for text in FEW]
+    inputs: list[Any] = [FEW, ids, FEW[0], ids[0], [FEW[1]]]
+    expected = [(pooled, ids), (pooled, ids), (pooled[:1], ids[:1]), (pooled[:1], ids[:1]), (pooled[1:2], ids[1:2])]
+    for more in ({}, {"encoding_format": "float"}, {"encoding_format": "base64", "dimensions": WIDTH, "user": "me"}):
+        answers = embed(server, *({"model": "minilm@1", "input": each} | more for each in inputs))
+        for answer, (vectors, tokens) in zip(answers, expected, strict=True):
+            assert (answer["object"], answer["model"]) == ("list", "minilm")
+            assert [each["index"] for each in answer["data"]] == list(range(len(vectors)))
+            count = sum(map(len, tokens))
+            assert answer["usage"] == {"prompt_tokens": count, "total_tokens": count}
+            for each, vector in zip(answer["data"], vectors, strict=True):
+                found = each["embedding"]
+                if more.get("encoding_format") == "base64":  # the package decodes only what it chose itself
+                    found = np.frombuffer(base64.b64decode(found), "<f4")
+                close(found, vector / np.linalg.norm(vector))
+
+
+def test_the_openai_package_reads_errors(server: Server) -> None:
+    """Each error is of the package's class for it, with the parameter at fault and words that say what would do."""
+    text = {"model": "minilm", "input": "a"}
+    wrong = [
+        (text | {"model": "other"}, "NotFoundError", "model_not_found", "model", "other"),
+        (text | {"model": "minilm@7"}, "NotFoundError", "model_not_found", "version", "7"),
+        (text | {"dimensions": 128}, "BadRequestError", "invalid_argument", "dimensions", "must be 384"),
+        (text | {"input": []}, "BadRequestError", "invalid_argument", "input", "give a string"),
+        (text | {"input": ["a", 3]}, "BadRequestError", "invalid_argument", "input[1]", "must be a string or"),
+        (text | {"input": [[0], [10**6]]}, "BadRequestError", "invalid_argument", "input[1][0]", "1000000"),
+        (text | {"input": "a " * 600}, "BadRequestError", "invalid_argument", "input", "602 tokens"),
+        (text | {"extra_body": {"lenght": 3}}, "BadRequestError", "invalid_argument", "lenght", "no such field"),
+    ]
+    answers = embed(server, *(request for request, *_ in wrong))
+    for answer, (_, kind, code, param, words) in zip(answers, wrong, strict=True):
+        assert (answer["class"], answer["code"], answer["param"]) == (kind, code, param), answer
+        assert answer["type"] == "invalid_request_error"
+        assert re.search(words, answer["message"]), answer
+
+
+def test_the_openai_package_shows_its_key(repository: Path, tmp_path: Path) -> None:
+    """The key is a bearer token: a wrong one is refused, a right one is counted by the metrics as any request."""
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(f'[me]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\nrights = ["attend"]\n')
+    request = {"model": "minilm", "input": FEW}
+    with start_server(repository, "--tokens", tokens) as guarded:
+        (refused,) = embed(guarded, request, key="guess")
+        assert (refused["class"], refused["code"]) == ("AuthenticationError", "invalid_api_key")
+        (answer,) = embed(guarded, request, key="secret")
+        assert len(answer["data"]) == len(FEW)
+        asked = urllib.request.Request(f"{guarded.url}/metrics", headers={"Authorization": "Bearer secret"})
+        with urllib.request.urlopen(asked) as metrics:
+            counted = re.findall(r"attention_requests_total\{(.*CreateEmbeddings.*)\} (.+)", metrics.read().decode())
+        assert {code: number for labels, number in counted for code in re.findall('code="(.+?)"', labels)} == {
+            "OK": "1.0"
+        }
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The table from errors to status codes, and the encoding of an error for each wire format."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -73,6 +74,15 @@ CODES: dict[type[AttentionServiceError], Code] = {
     Misdirected: Code(StatusCode.INVALID_ARGUMENT, 421),
     Unimplemented: Code(StatusCode.UNIMPLEMENTED, 501),
 }
+# Of OpenAI's API, by HTTP status.
+OPENAI_TYPES: dict[object, str] = {
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+OPENAI_CODES: dict[object, str] = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+SEQUENCE_FIELDS = re.compile(r"\.(text|token_ids)\b")
 INTERNAL = Code(StatusCode.INTERNAL, 500)
 
 
@@ -130,6 +140,17 @@ def encode_json(error: Exception, request_id: str) -> dict[str, dict[str, object
     if isinstance(error, AttentionServiceError) and error.field:
         content["field"] = error.field
     return {"error": content}
+
+
+def openai_error(error: Mapping[str, object]) -> dict[str, object]:
+    """Return the error of `encode_json` in the form of OpenAI's API: its type and code are those of that API."""
+    status = error["code"]
+    field = str(error.get("field", ""))
+    param = SEQUENCE_FIELDS.sub("", field)  # an element of `input` is the text or the ids, with no field around
+    message = str(error["message"]).replace(f"{field}: ", f"{param}: ", 1)
+    type_ = OPENAI_TYPES.get(status, "invalid_request_error")
+    code = OPENAI_CODES.get(status, str(error["status"]).lower())
+    return {"message": message, "type": type_, "param": param or None, "code": code}
 
 
 def _pack(message: BadRequest | RetryInfo | RequestInfo) -> AnyMessage:

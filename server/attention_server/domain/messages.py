@@ -129,6 +129,23 @@ class MemoryRequest:
     ttl: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRequest:
+    """A request for one vector of each sequence.
+
+    Attributes:
+        model: name of the model.
+        version: version of the model; 0 for the default.
+        inputs: the sequences, texts or ids of tokens.
+        dimensions: width of the vectors; 0 for the model's.
+    """
+
+    model: str
+    version: int = 0
+    inputs: tuple[Sequence, ...] = ()
+    dimensions: int = 0
+
+
 class TopK(NamedTuple):
     """The largest entries of each row: positions and values, [H, T, k]; pooled, [H, k]."""
 

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from attention_server.auth.callers import Caller
-from attention_server.codecs.errors import code_of, encode_json, encode_status, record_error
+from attention_server.codecs.errors import code_of, encode_json, encode_status, openai_error, record_error
 from attention_server.codecs.url import parse_version
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import RequestRecord
@@ -36,6 +36,7 @@ JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
+EMBEDDINGS = "/v1/embeddings"
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -248,7 +249,7 @@ def error_response(error: Exception, request: Request) -> Response:
     record = record_of(request)
     record_error(record, error)
     status = code_of(error).http
-    if wants_protobuf(request) and not request.url.path.startswith(OIP):
+    if wants_protobuf(request) and not request.url.path.startswith((OIP, EMBEDDINGS)):
         content = encode_status(error, record.request_id).SerializeToString()
         response = Response(content, status, media_type=PROTOBUF)
     else:
@@ -264,4 +265,6 @@ def error_response(error: Exception, request: Request) -> Response:
 def error_document(request: Request, document: dict[str, dict[str, object]]) -> dict[str, object]:
     """Return the error document of a path's protocol: the Open Inference Protocol has the message alone."""
     error = document["error"]
-    return {"error": error["message"]} if request.url.path.startswith(OIP) else {"error": error}
+    if request.url.path.startswith(OIP):
+        return {"error": error["message"]}
+    return {"error": openai_error(error) if request.url.path == EMBEDDINGS else error}

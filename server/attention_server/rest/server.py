@@ -32,6 +32,7 @@ from attention_server.rest.connection import Connection
 from attention_server.rest.exchange import JSON, Exchange, answers, error_document, record_of
 from attention_server.rest.middleware import ObservingMiddleware
 from attention_server.rest.oip import InferenceRoutes
+from attention_server.rest.openai import EmbeddingsRoutes
 from attention_server.rest.page import page_routes
 from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.transport.sockets import listen, max_connections
@@ -166,6 +167,7 @@ class RestServer:
         application = Starlette(
             routes=[
                 *attention.routes(),
+                *EmbeddingsRoutes(service, exchange).routes(),
                 *inference.routes(),
                 *inference.refusals(),
                 *self._health.routes(),

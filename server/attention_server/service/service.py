@@ -9,7 +9,7 @@ from attention_proto.masks import Mask
 
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
-from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Response, Sequence
+from attention_server.domain.messages import EmbeddingsRequest, IndexEntry, MemoryRequest, Request, Response, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unavailable
 from attention_server.inference.contexts import Memory, MemoryState, MemoryStore
 from attention_server.inference.input_profile import InputProfile
@@ -22,6 +22,7 @@ from attention_server.scheduling.future import Future
 from attention_server.scheduling.job import Job
 from attention_server.scheduling.scheduler import Scheduler, SchedulerState
 from attention_server.service.attend_job import AttendJob
+from attention_server.service.embeddings import EmbeddingsJob, attention_request
 from attention_server.service.memory_job import MemoryJob
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
@@ -96,6 +97,24 @@ class Service:
         # A message of a stream keeps its place until its turn, so that its stream can answer in order.
         return self._submit(
             request.model, request.version, lambda model: self._attend_job(request, model, call), admitted, call
+        )
+
+    def submit_embeddings(self, request: EmbeddingsRequest, call: CallContext) -> "Future[Response]":
+        """Validate a request for embeddings and submit its job; return the future of the response.
+
+        The response has one output of each sequence: its embedding, [D].
+
+        Raises:
+            AttentionServiceError: as `submit`; InvalidRequest too for a model without embeddings.
+        """
+        call.require("attend")
+        call.raise_if_ended()
+        return self._submit(
+            request.model,
+            request.version,
+            lambda model: self._attend_job(attention_request(request, model.manifest), model, call, EmbeddingsJob),
+            None,
+            call,
         )
 
     def submit_memory(self, request: MemoryRequest, call: CallContext) -> "Future[Memory]":
@@ -254,7 +273,9 @@ class Service:
             call.attach(future)
         return future
 
-    def _attend_job(self, request: Request, model: LoadedModel, call: CallContext) -> Job[AttendJob, Response]:
+    def _attend_job(
+        self, request: Request, model: LoadedModel, call: CallContext, kind: type[AttendJob] = AttendJob
+    ) -> Job[AttendJob, Response]:
         """Validate and plan an attention request."""
         self.limits.check_outputs(len(request.outputs))
         count = sum([each.batch for each in request.inputs])
@@ -265,7 +286,7 @@ class Service:
         for each, profile in zip(prepared, profiles, strict=True):
             call.record.queries += [profile.queries] * each.batch
             call.record.keys += [profile.keys] * each.batch
-        return AttendJob(request, model, cached_plan, prepared, profiles, call).to_job(self._scheduler)
+        return kind(request, model, cached_plan, prepared, profiles, call).to_job(self._scheduler)
 
     def _memory_job(self, request: MemoryRequest, model: LoadedModel, call: CallContext) -> Job[MemoryJob, Memory]:
         """Validate a memory request."""
