@@ -266,6 +266,32 @@ def verify_command(
     Console().print(table)
 
 
+@app.command("heads")
+def heads_command(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="a version, such as models/cross-attention/1")],
+    gold: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="sentence pairs with alignments: lines of source, target and links as `0-1 1-0` (`0p1` for a possible "
+            "one) with tabs between them, or JSON lines of memory_text, text and alignment",
+        ),
+    ],
+    most: Annotated[int, typer.Option("--most", min=1, help="the number of rows shown")] = 20,
+) -> None:
+    """Rank layers and heads by how well each aligns words: by their alignment error rate."""
+    # onnxruntime and the runner of transformers take time to import, and few commands need both.
+    from attention_export.alignment import rank_heads, ranked_rows  # noqa: PLC0415
+
+    with exit_on_user_error():
+        scores = rank_heads(folder, gold)
+    table = Table("layer or head", "error rate", "precision", "recall", "links", title=f"{folder}: the best aligners")
+    for row in ranked_rows(scores[:most]):
+        table.add_row(*row)
+    Console().print(table)
+
+
 @app.command("quantize")
 def quantize_command(
     folder: Annotated[Path, typer.Argument(file_okay=False, help="a version, such as models/multi-head/1")],
