@@ -152,6 +152,17 @@ PROPHETNET |= {"num_decoder_layers": 1, "num_decoder_attention_heads": 4, "encod
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
 SOUND = IMAGE | {"conv_dim": [8], "conv_kernel": [4], "conv_stride": [4], "num_feat_extract_layers": 1}
 SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+CLIP = {"text_config": SMALL, "vision_config": IMAGE | {"image_size": 8, "patch_size": 4}, "projection_dim": 16}
+JAMBA = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+JAMBA |= {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 9}
+JAMBA |= {"mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+RECURRENT = {"vocab_size": WORDS, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
 WHISPER = {"vocab_size": WORDS, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
 WHISPER |= {"decoder_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 WHISPER |= {"decoder_start_token_id": 2}
@@ -159,7 +170,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "longformer": (SMALL | SPARSE | {"pad_token_id": 1}, BESIDE),
     "big_bird": (SMALL | {"attention_type": "block_sparse", "block_size": 4}, BESIDE),
     "reformer": (REFORMER, BESIDE),
-    "mamba": ({"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, BESIDE),
+    "mamba": ({"vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, "state-space"),
+    "jamba": (JAMBA, "state-space"),
+    "rwkv": (RECURRENT, "recurrent layers"),
     "convbert": (SMALL | {"embedding_size": 32}, BESIDE),
     "funnel": (FUNNEL, BESIDE),
     "xlnet": (XLNET, BESIDE),
@@ -175,6 +188,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "longt5": (T5 | {"local_radius": 3}, BESIDE),
     "prophetnet": (PROPHETNET, BESIDE),
     "vit": (IMAGE | {"image_size": 8, "patch_size": 4}, "takes `pixel_values`"),
+    "clip": (CLIP, "takes `pixel_values` (image, text)"),
     "wav2vec2": (SOUND, "takes `input_values`"),
     "whisper": (WHISPER, "takes `input_features`"),
     "gpt_oss": (GPT_OSS, "sinks"),

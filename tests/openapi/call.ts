@@ -17,7 +17,7 @@ function numbers(values: Nested | undefined): number[] {
 }
 
 function tensor(output: components["schemas"]["Result"]["outputs"][string] | undefined): Tensor {
-  if (output === undefined || "indices" in output) throw new Error("no tensor");
+  if (output === undefined || !("shape" in output)) throw new Error("no tensor");
   return output;
 }
 

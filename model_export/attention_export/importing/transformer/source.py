@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import json
 import logging as standard_logging
 import math
@@ -45,6 +46,7 @@ ENDINGS = {  # of the names of classes
 }
 TWO_SIDED = (BASE, "seq2seq-lm")  # the tasks of an encoder-decoder
 CHANGING_ROPE = {"dynamic", "longrope"}  # with frequencies that depend on the length of the sequence
+OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # pixels and sound
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LISTED = 6
 START_TOKEN = "decoder_start_token_id"  # noqa: S105 # no secret, a field of config.json
@@ -152,6 +154,7 @@ def load_source(folder: Path, task: str | None = None) -> Source:
     placeholders = {k: torch.empty(v.shape) if v.floating else v.read() for k, v in stored.items()}
     skeleton, info = _load(cls, config, placeholders)
     _refuse_other_inputs(skeleton)
+    _refuse_states(skeleton)
     origins = _origins(skeleton, placeholders, stored)
     for name, buffer in skeleton.named_buffers():
         if name in origins:
@@ -237,10 +240,20 @@ def _model_class(config: PretrainedConfig, task: str) -> type[PreTrainedModel]:
 def _refuse_other_inputs(model: PreTrainedModel) -> None:
     base: Any = model.base_model
     modalities = (base.input_modalities,) if isinstance(base.input_modalities, str) else base.input_modalities
-    if base.main_input_name != "input_ids" or set(modalities) != {"text"}:
+    others = [name for name in OTHER_INPUTS if name in inspect.signature(base.forward).parameters]
+    if base.main_input_name != "input_ids" or set(modalities) != {"text"} or others:
+        taken = ", ".join(f"`{name}`" for name in others or [base.main_input_name])
         raise ImportFailure(
-            f"{type(base).__name__} takes `{base.main_input_name}` ({', '.join(modalities)}); only models of text, "
-            "that take `input_ids` alone, are imported"
+            f"{type(base).__name__} takes {taken} ({', '.join(modalities)}); only models of text, that take "
+            "`input_ids` alone, are imported"
+        )
+
+
+def _refuse_states(model: PreTrainedModel) -> None:
+    if model._is_stateful:  # noqa: SLF001 # of every class whose layers keep one
+        raise ImportFailure(
+            f"{type(model.base_model).__name__} has state-space or recurrent layers, which carry a state from token to "
+            "token; only models that mix tokens by attention alone are imported"
         )
 
 

@@ -242,9 +242,15 @@ def _refusal(model: nn.Module, error: BaseException) -> ImportFailure:
         cause = cause.__cause__ or cause.__context__
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ImportFailure(
-        f"{type(model).__name__} cannot be traced as one graph for sequences of any length: {type(error).__name__}: "
-        f"{reason}"
+        f"{type(model).__name__}{_with_experts(model)} cannot be traced as one graph for sequences of any length: "
+        f"{type(error).__name__}: {reason}"
     )
+
+
+def _with_experts(model: nn.Module) -> str:
+    """Name a mixture of experts, whose choice is the likeliest reason that a model cannot be traced."""
+    name = next((type(each).__name__ for each in model.modules() if "Experts" in type(each).__name__), "")
+    return f", a mixture of experts ({name})," if name else ""
 
 
 def _beside(source: Source) -> ImportFailure:
