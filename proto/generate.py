@@ -66,7 +66,7 @@ def with_comments(contract: str) -> str:
     """Return the contract with the comments of `OutputSpec`'s fields from the table of stages and options."""
     (spec,) = OUTPUT_SPEC.findall(contract)
     stages = [f"- `{stage.name}` {stage.shape}: {stage.words}." for stage in STAGES.values()]
-    stages.append(f"- `{PREDICTIONS}`: the answers of the model's head; they take `top` alone.")
+    stages.append(f"- `{PREDICTIONS}`: the answers of the model's head; they take `rows`, `top` and `sample`.")
     comments = {"name": ["The name of a stage:", *stages]}
     comments |= {option.field: [option.words] for option in OPTIONS.values()}
     for field, paragraphs in comments.items():

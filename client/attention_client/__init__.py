@@ -31,7 +31,7 @@ from attention_client.errors import (
     Unavailable,
     Unimplemented,
 )
-from attention_client.inputs import OutputSpec, Sequence
+from attention_client.inputs import OutputSpec, Sample, Sequence
 from attention_client.memory import Memory
 from attention_client.result import Alignment, AttendResult, Candidate, Link, Prediction, TopK
 
@@ -52,6 +52,7 @@ __all__ = [
     "OutputSpec",
     "PermissionDenied",
     "Prediction",
+    "Sample",
     "Sequence",
     "TooLarge",
     "TopK",

@@ -49,6 +49,23 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """The draw of a prediction's label: logits / temperature, of which the largest are kept.
+
+    Attributes:
+        temperature: above 0; 1 when None.
+        top_k: the number of labels that are kept, ties with the last one too; 0 keeps all.
+        top_p: the least sum of the probabilities that are kept, of the most probable labels; 1 when None.
+        seed: from 0 to 2**64 - 1; equal sequences have equal draws for one seed. Each draw is a new one when None.
+    """
+
+    temperature: float | None = None
+    top_k: int = 0
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class OutputSpec:
     """One output to send back; in a request's `outputs` a name alone, or a dict of these fields, does as well.
 
@@ -56,7 +73,8 @@ class OutputSpec:
         name: a stage of `attention_proto.stages.STAGES`, or `predictions`.
         alias: the name in the result, the stage's when empty. A dict may say `as`.
         heads: which heads, in this order; all when empty.
-        rows: which query positions (key positions for `k` and `v`), in this order; all when empty; -1 is the last.
+        rows: which query positions (key positions for `k` and `v`), in this order; all when empty, and of
+            `predictions` those that the head reads; -1 is the last.
         reduce: makes the heads one, by mean or maximum; the rank stays.
         top_k: `weights` and `scores` only: the k largest of each row, as a `TopK`; 0 sends all.
         data_type: of the numbers sent.
@@ -67,6 +85,8 @@ class OutputSpec:
         pairs: heads of several layers, as `LAYER.HEAD`, in place of `layers` and `heads`: one output with one head for
             each pair, in this order.
         top: `predictions` only: the number of most probable labels to return for each prediction.
+        sample: `predictions` only: draws the label in place of the most probable one. A dict of its fields does as
+            well.
     """
 
     name: str
@@ -80,6 +100,7 @@ class OutputSpec:
     pool: Literal["mean", "first", "last"] | None = None
     pairs: Iterable[str] = ()
     top: int = 0
+    sample: Sample | Mapping[str, Any] | None = None
 
 
 Item = Sequence | str | ArrayLike

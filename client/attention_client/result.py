@@ -58,7 +58,7 @@ class Prediction(NamedTuple):
     name: str
     """The predictor's name."""
     label: str
-    """The most probable label."""
+    """The most probable label, or the one that was drawn."""
     probability: float
     """Its probability, in 0..1."""
     row: int | None

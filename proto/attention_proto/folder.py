@@ -14,6 +14,7 @@ FORMAT = 2  # version of the manifest's form
 TRANSFORMER = "transformer"  # the block of an imported checkpoint
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # of a model or a file
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+LOGITS = "logits"  # a result of a head
 NEXT = "next_"  # `next_carry_0` takes the place of `carry_0`: in ONNX an input and a result have no common name
 
 

@@ -26,6 +26,8 @@ class NotOfferedError(ValueError):
 
 def offers(stage: Stage, layer: Layer, manifest: Manifest) -> bool:
     """Return whether a layer gives a stage; of a stage of the model, whether the model gives it."""
+    if stage.is_of_head:
+        return manifest.logits_dim > 0
     if stage.level == "model":
         return manifest.text.HasField("front") and layer.side != Side.SIDE_SOURCE
     if stage.is_links:
@@ -47,12 +49,15 @@ def lengths(stage: Stage, layer: Layer, manifest: Manifest) -> Mapping[Axis, int
         "Dh": layer.head_dim,
         "Dv": layer.value_head_dim,
         "D": width,
+        "V": manifest.logits_dim,
     }
     return {axis: every.get(axis, 0) for axis in stage.axes}
 
 
 def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> list[int]:
-    """Return the positions of the layers that an output reads; of a stage of the model, of the first one.
+    """Return the positions of the layers that an output reads.
+
+    A stage of the model reads the first layer's input, a stage of the head the last layer.
 
     Args:
         stage: the output's stage.
@@ -67,7 +72,7 @@ def chosen_layers(stage: Stage, names: Sequence[str], manifest: Manifest) -> lis
     if not having:
         raise NotOfferedError(f"this model gives no {stage.name}", "name")
     if stage.level == "model":
-        return having[:1]
+        return having[-1:] if stage.is_of_head else having[:1]
     _check_distinct(names)
     named = [i for name in names if name != EVERY_LAYER for i in _positions(name, having, manifest, "layers")]
     if EVERY_LAYER in names:

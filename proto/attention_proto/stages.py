@@ -5,7 +5,8 @@ the client's checks, the contract's comment and the OpenAPI document read it. `d
 stage.
 
 Axes: H heads, Hkv key-value heads, T query positions, S key positions, Dh the width of one head's queries and keys,
-Dv the width of one head's values, D the width of a vector of the stage's level (`attention_proto/offers.py`).
+Dv the width of one head's values, D the width of a vector of the stage's level (`attention_proto/offers.py`), V the
+labels of the model's head.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeVar, get_args
 
-Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D"]
+Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D", "V"]
 Level = Literal["site", "layer", "model"]
-OptionName = Literal["as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool", "pairs", "top"]
-Kind = Literal["string", "strings", "integer", "integers", "choice"]
+OptionName = Literal["as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool", "pairs", "top", "sample"]
+Kind = Literal["string", "strings", "integer", "integers", "choice", "sample"]
 Reduce = Literal["none", "mean", "max"]
 Pool = Literal["none", "mean", "first", "last"]
 DataType = Literal["FP32", "FP16"]
@@ -25,7 +26,7 @@ Choice = TypeVar("Choice", bound=str)
 
 PREDICTIONS = "predictions"  # an output that is not a stage: the answers of the model's head
 DEFAULT = "output"  # the stage that is returned where a request names none
-PREDICTION_OPTIONS = frozenset({"top"})  # the options of predictions, which no stage takes
+PREDICTION_OPTIONS = frozenset({"rows", "top", "sample"})  # the options of predictions
 
 LINK_OPTIONS = frozenset({"as", "layers", "heads", "pairs", "rows"})  # the options of a stage of pairs of positions
 
@@ -46,6 +47,7 @@ class Stage:
         source: the stage that it is computed from after the graphs have run; empty where the graphs return it.
         is_listed: whether a layer gives it only where its manifest says so; it comes of the segment behind the site.
         is_links: whether it is sent as pairs of positions; each is chosen from a row of the source's mean over heads.
+        is_of_head: whether the model's head computes it from rows of the last layer.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Stage:
     source: str = ""
     is_listed: bool = False
     is_links: bool = False
+    is_of_head: bool = False
 
     @cached_property
     def head_axis(self) -> Axis | None:
@@ -89,7 +92,7 @@ class Stage:
 
     def takes(self, option: str) -> bool:
         """Return whether an option applies to this stage."""
-        if option in PREDICTION_OPTIONS:
+        if option in ("top", "sample"):
             return False
         if self.is_links and option not in LINK_OPTIONS:
             return False
@@ -97,6 +100,8 @@ class Stage:
             return self.head_axis is not None
         if option == "layers":
             return self.level != "model"
+        if option == "pool":
+            return not self.is_of_head
         return option != "top_k" or self.is_pairwise
 
 
@@ -163,6 +168,13 @@ STAGES: Mapping[str, Stage] = {
             level="layer",
             is_listed=True,
         ),
+        Stage(
+            "logits",
+            ("T", "V"),
+            "the numbers that the head gives each label, before the softmax",
+            level="model",
+            is_of_head=True,
+        ),
     )
 }
 PAIRWISE = tuple(stage.name for stage in STAGES.values() if stage.is_pairwise)
@@ -191,7 +203,8 @@ OPTIONS: Mapping[str, Option] = {
             "rows",
             "integers",
             "The query positions to return (key positions for `k` and `v`), in this order, without duplicates; all "
-            "when empty. Negative positions count from the end: -1 is the last.",
+            f"when empty, and for `{PREDICTIONS}` those that the head reads. Negative positions count from the end: "
+            "-1 is the last.",
         ),
         Option("reduce", "choice", "Reduces the chosen heads to one. The rank stays, with H = 1.", REDUCES),
         Option(
@@ -230,6 +243,11 @@ OPTIONS: Mapping[str, Option] = {
             f"For `{PREDICTIONS}` only: returns the most probable labels of each prediction, up to this number, each "
             "with its id and probability; 0 returns the most probable one alone.",
             minimum=0,
+        ),
+        Option(
+            "sample",
+            "sample",
+            f"For `{PREDICTIONS}` only: draws the label of each prediction in place of the most probable one.",
         ),
     )
 }

@@ -53,6 +53,8 @@ def _option(option: Option) -> Schema:
             ref(OPTION_SCHEMAS[option.name]),
             option.words if "default" in option.words else f"{option.words} Default: {option.choices[0]}.",
         )
+    if option.kind == "sample":
+        return described(ref("Sample"), option.words)
     items = {"string": STRING, "strings": STRING}.get(option.kind) or integer(option.minimum)
     return described(array(items) if option.kind in ("integers", "strings") else items, option.words)
 
@@ -79,6 +81,12 @@ OUTPUTS_WORDS = (
     "the name alone, a string, in place of an object without options."
 )
 
+SAMPLE: dict[str, Schema] = {
+    "temperature": described(NUMBER, "Divides the logits; above 0. Default: 1."),
+    "top_k": integer(0, "The number of labels that are kept, ties with the last one too. Default: 0, all."),
+    "top_p": described(NUMBER, "The least sum of the probabilities that are kept; in (0, 1]. Default: 1."),
+    "seed": integer(0, "Equal sequences have equal draws for one seed, row by row. By default each draw is a new one."),
+}
 LABEL_WORDS = "The position of the label among the predictor's labels; of a vocabulary, the id of the token."
 
 SCHEMAS: dict[str, Schema] = {
@@ -127,6 +135,11 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "OutputSpec": request(
         {"name": ref("OutputName"), **{option.name: _option(option) for option in OPTIONS.values()}}, ["name"]
+    ),
+    "Sample": request(
+        SAMPLE,
+        words="A draw of a prediction's label: of logits / temperature the largest `top_k` are kept, of these the most "
+        "probable up to a sum of `top_p`, and one is drawn by the softmax of what is kept.",
     ),
     "OutputName": enumeration(OUTPUTS, f"{STAGE_WORDS}; `{PREDICTIONS}`: the answers of the model's head."),
     "Reduce": enumeration(REDUCES),

@@ -41,6 +41,7 @@ def test_public_names():
         "OutputSpec",
         "PermissionDenied",
         "Prediction",
+        "Sample",
         "Sequence",
         "TooLarge",
         "TopK",

@@ -1,6 +1,6 @@
 """Heads of imported checkpoints predict as the source does, and an import is refused in words."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,20 +8,27 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from attention_client import AttentionClient, OutputSpec
+from attention_client import AttentionClient, OutputSpec, Sample, TooLarge
 from attention_export.cli import app
 from attention_export.importing import transformer
 from attention_export.importing.transformer.comparison import Mismatch
 from attention_export.manifest import read_manifest
 from attention_proto.attention.v1.attention_pb2 import Predictor
+from attention_server.domain import messages
+from attention_server.inference.sampling import draw
 from numpy.typing import NDArray
-from serving import start_server
+from serving import Server, start_server
 from transformers import AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner
 
 from tests.export.checkpoints import checkpoint, import_by_command, with_files
+from tests.transports import Transport
 
+Connect = Callable[[str, str, str], Transport]
 LABELS = ["bad", "fair", "good"]
+VOCABULARY = 30522
+MOST_MIB = 2  # of scores and logits
+ROWS_WITHIN = MOST_MIB * 2**20 // (4 * VOCABULARY)
 TASKS = {
     "sequence-classification": transformers.BertForSequenceClassification,
     "token-classification": transformers.BertForTokenClassification,
@@ -54,9 +61,10 @@ def save(folder: Path, kind: type[PreTrainedModel], **fields: object) -> PreTrai
 
 
 class Served(NamedTuple):
-    """The repository of imported tasks, a client of its server, and the sources by task."""
+    """The repository of imported tasks, its server with a client, and the sources by task."""
 
     models: Path
+    server: Server
     client: AttentionClient
     sources: dict[str, PreTrainedModel]
 
@@ -70,15 +78,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         result = import_by_command(folder / task, folder / "models", task)
         assert result.exit_code == 0, result.stderr
         assert "note:" not in result.stderr
-    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
-        yield Served(folder / "models", client, sources)
+    with (
+        start_server(folder / "models", "--max-scores-mib", MOST_MIB) as server,
+        AttentionClient(server.grpc) as client,
+    ):
+        yield Served(folder / "models", server, client, sources)
+
+
+def logits_of(model: PreTrainedModel, text: str) -> torch.Tensor:
+    """Return the source's logits, [labels] or [T, labels]."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(**AutoTokenizer.from_pretrained(checkpoint())(text, return_tensors="pt")).logits
+    return logits[0]
 
 
 def probabilities(model: PreTrainedModel, text: str) -> NDArray:
     """Return the softmax of the source's logits, [labels] or [T, labels]."""
-    with torch.no_grad():
-        logits = model(**AutoTokenizer.from_pretrained(checkpoint())(text, return_tensors="pt")).logits
-    return logits[0].double().softmax(-1).numpy()
+    return logits_of(model, text).double().softmax(-1).numpy()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -102,6 +118,44 @@ def _name(index: int, names: list[str], ids: dict[str, int]) -> str:
     return next(token for token, number in ids.items() if number == index) if ids else names[index]
 
 
+@pytest.mark.parametrize("task", ["token-classification", *VOCABULARIES])
+@pytest.mark.parametrize("name", ["grpc", "rest-base64"])
+def test_logits_are_those_of_the_source(task: str, name: str, served: Served, connect: Connect) -> None:
+    """Logits of the rows chosen equal the source's, and predictions of these rows are their most probable labels."""
+    transport = connect(name, served.server.rest, served.server.grpc)
+    expected = logits_of(served.sources[task], "the cat sat on the [MASK]").numpy()
+    rows = [6, -1, 0]
+    asked = [{"name": "logits", "rows": rows}, {"name": "predictions", "rows": rows, "top": 3}]
+    result = transport.one(task, text="the cat sat on the [MASK]", outputs=asked)
+    found = result["outputs"]["logits"]
+    assert found.shape == (3, expected.shape[1])
+    np.testing.assert_allclose(found, expected[rows], rtol=0, atol=5e-5 * np.abs(expected).max())
+    best = np.argsort(-expected[rows], axis=-1, kind="stable")[:, :3]
+    assert [[each["id"] for each in one["top"]] for one in result["predictions"]] == best.tolist()
+    assert [one["row"] for one in result["predictions"]] == [6, len(expected) - 1, 0]
+
+
+def test_labels_are_drawn_from_the_logits_of_the_source(served: Served) -> None:
+    """A draw of a seed is the one that follows from the source's logits by the filters."""
+    text = "the cat sat on the [MASK]"
+    expected = logits_of(served.sources["masked-lm"], text).numpy()
+    sample = Sample(temperature=1.5, top_k=50, top_p=0.9, seed=11)
+    result = served.client.attend("masked-lm", text=text, outputs=[OutputSpec("predictions", sample=sample)])
+    filters = messages.Sample(1.5, 50, 0.9)
+    assert [each.id for each in result.predictions] == [draw(x, filters, 11, row) for row, x in enumerate(expected)]
+    assert [each.id for each in result.predictions] != expected.argmax(-1).tolist()
+
+
+def test_rows_of_a_vocabulary_are_bounded(served: Served) -> None:
+    """Logits and predictions of more rows than the limit allows are refused in words; of rows chosen they are made."""
+    text = " ".join(["cat"] * 2 * ROWS_WITHIN)
+    for name in ("logits", "predictions"):
+        with pytest.raises(TooLarge, match=r"logits and predictions .* rows x labels x 4; .* choose rows"):
+            served.client.attend("masked-lm", text=text, outputs=[name])
+    result = served.client.attend("masked-lm", text=text, outputs=[OutputSpec("logits", rows=[-1, 3])])
+    assert result["logits"].shape == (2, VOCABULARY)
+
+
 def test_the_manifest_tells_the_rows_and_labels_of_a_head(served: Served) -> None:
     """A classifier reads the first row and has its labels in the manifest; a vocabulary stays in the tokenizer.
 
@@ -116,6 +170,8 @@ def test_the_manifest_tells_the_rows_and_labels_of_a_head(served: Served) -> Non
     ]
     assert list(found["sequence-classification"].labels) == LABELS
     assert all(found[task].vocabulary and not found[task].labels for task in VOCABULARIES)
+    widths = {task: read_manifest(served.models / task / "1").logits_dim for task in TASKS}
+    assert widths == {"sequence-classification": 0, "token-classification": 3} | dict.fromkeys(VOCABULARIES, VOCABULARY)
 
 
 def test_a_tied_matrix_is_counted(served: Served) -> None:

@@ -155,7 +155,8 @@ def attend(*, weights, mask):
 
 def head():
     nodes = [("MatMul", ["hidden", "labels"], ["logits"]), ("Softmax", ["logits"], ["kind"])]
-    return graph({"hidden": ["N", WIDTH]}, {"kind": ["N", len(LABELS)]}, nodes, {"labels": W["labels"]})
+    outputs = {name: ["N", len(LABELS)] for name in ("kind", "logits")}
+    return graph({"hidden": ["N", WIDTH]}, outputs, nodes, {"labels": W["labels"]})
 
 
 def tokenizer():
@@ -213,6 +214,7 @@ def write(folder: Path, change=None, dependent=(), **files):
     manifest.text.tokenizer.CopyFrom(file("tokenizer.json", tokenizer()))
     manifest.text.max_tokens, manifest.text.position_base, manifest.text.allow_unknown = MAX_TOKENS, BASE, True
     manifest.head.CopyFrom(entries["head"])
+    manifest.logits_dim = len(LABELS)
     manifest.predictors.append(Predictor(name="kind", rows=Predictor.ROWS_ALL, labels=LABELS))
     if change is not None:
         change(manifest)

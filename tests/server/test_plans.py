@@ -1,10 +1,10 @@
 """Plans: plans of short requests are kept, with the learned corrections; those of long ones are not."""
 
 import pytest
-from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec
+from attention_server.domain.messages import CANDIDATE_BYTES, OutputSpec, Sample
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.labels import read_labels
-from attention_server.inference.planner import candidate_bytes
+from attention_server.inference.prediction_plan import PredictionPlan, candidate_bytes
 from attention_server.repository.loader import load
 
 LONG = 64
@@ -46,6 +46,13 @@ def test_a_plan_of_long_pairs_is_not_kept(model):
     assert model.plan(specs) is not model.plan(specs)
 
 
+def test_draws_of_many_seeds_have_one_plan(repository):
+    """A seed belongs to a sequence and not to the plan: draws of many seeds run together, and learn one cost."""
+    model = load(repository / "text-cross/1", OnnxRuntime("cpu", threads=1), 2**30)
+    plans = [model.plan((OutputSpec("predictions", sample=Sample(seed=seed)),)) for seed in (1, 2, None)]
+    assert plans[0] is plans[1] is plans[2]
+
+
 @pytest.mark.parametrize("top", [0, 1, 3, 100])
 def test_candidates_count_towards_the_answer(transport, repository, top):
     """The bytes predicted for the most probable labels are those of the labels sent, at the most rows that are read."""
@@ -54,4 +61,6 @@ def test_candidates_count_towards_the_answer(transport, repository, top):
     asked = [{"name": "predictions", "top": top}]
     sent = transport.one("text-cross", text="cats and dogs", memory_text="ein", outputs=asked)["predictions"]
     candidates = sum(len(each.get("top", ())) for each in sent)
-    assert candidate_bytes(top, model.manifest.predictors, labels, 3) == CANDIDATE_BYTES * candidates
+    assert (
+        candidate_bytes(PredictionPlan(top=top), model.manifest.predictors, labels, 3) == CANDIDATE_BYTES * candidates
+    )

@@ -254,6 +254,6 @@ def test_means_of_any_length(repository, transport, name, version, queries, keys
 
 
 def test_predictions_are_not_pooled(transport):
-    """Predictions have no rows to make one, and take one option alone, which no stage takes."""
-    with refused("INVALID_ARGUMENT", "outputs[0].pool", "predictions take `top` alone"):
+    """Predictions have no numbers to make a mean of."""
+    with refused("INVALID_ARGUMENT", "outputs[0].pool", "predictions take rows, sample, top alone"):
         transport.attend("multi-head", text="I gave", outputs=[{"name": "predictions", "pool": "mean"}])

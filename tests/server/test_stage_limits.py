@@ -4,7 +4,7 @@ import pytest
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
 from attention_server.errors import TooLarge
-from attention_server.inference import results
+from attention_server.inference import head_results
 from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
@@ -49,18 +49,36 @@ def test_stages_are_counted_whole(model, spec, needed):
         prepare(model, spec, needed - 1)
 
 
+@pytest.mark.parametrize(
+    ("specs", "numbers"),
+    [
+        ([OutputSpec("logits")], LENGTH * len(LABELS)),
+        ([OutputSpec("logits", rows=(0, -1), data_type="FP16")], 2 * len(LABELS)),
+        ([OutputSpec("predictions")], LENGTH * len(LABELS)),
+        ([OutputSpec("predictions", rows=(1,), top=1), OutputSpec("logits")], (LENGTH + 1) * len(LABELS)),
+    ],
+)
+def test_numbers_of_the_head_are_counted_before_it_runs(model, specs, numbers):
+    """Rows x labels of logits and predictions are counted, of the rows chosen, however few labels are sent."""
+    limits = Limits(sequences=1, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=1.0)
+    ((_, profile),) = model.checker.prepare(
+        Sequence(text=TEXT), model.plan(tuple(specs)), NO_MASK, MemoryStore(1), limits
+    )
+    assert profile.head_bytes == 4 * numbers
+
+
 def test_predictions_of_many_rows_are_made_in_blocks(model, monkeypatch):
     """The probabilities of all labels are held for a few rows at a time; candidates are those of all rows at once."""
     prepared, plan = prepare(model, OutputSpec("predictions", top=2), 2**20)
     (whole,) = model.answer([prepared], plan, Run())()
-    counts, predict = [], Forward.predict
+    counts, head = [], Forward.head
 
-    def counting(self, predictor, rows, run):
+    def counting(self, outputs, rows, run):
         counts.append(len(rows))
-        return predict(self, predictor, rows, run)
+        return head(self, outputs, rows, run)
 
-    monkeypatch.setattr(results, "MAX_PROBABILITIES", 2 * len(LABELS))
-    monkeypatch.setattr(Forward, "predict", counting)
+    monkeypatch.setattr(head_results, "MAX_NUMBERS", 2 * len(LABELS))
+    monkeypatch.setattr(Forward, "head", counting)
     (blocks,) = model.answer([prepared], plan, Run())()
     assert counts == [2, 2, 1]
     assert [each.row for each in blocks.predictions] == list(range(LENGTH))

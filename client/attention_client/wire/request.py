@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from numpy.typing import ArrayLike, NDArray
 
 from attention_client.errors import InvalidRequest
-from attention_client.inputs import Item, Output, OutputSpec, Sequence
+from attention_client.inputs import Item, Output, OutputSpec, Sample, Sequence
 from attention_client.memory import Memory
 
 _CAUSAL = {
@@ -196,7 +196,15 @@ def _output(item: Output, field: str) -> pb.OutputSpec:
             pool=_choice(_POOL, spec.pool),
             pairs=_names(spec.pairs, "pairs"),
             top=spec.top,
+            sample=_sample(spec.sample),
         )
+
+
+def _sample(sample: Sample | Mapping[str, Any] | None) -> pb.Sample | None:
+    if sample is None:
+        return None
+    given = sample if isinstance(sample, Sample) else Sample(**sample)
+    return pb.Sample(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p, seed=given.seed)
 
 
 def _spec(item: str | OutputSpec | Mapping[str, Any]) -> OutputSpec:

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from attention_proto.stages import Option
 
-from attention_server.domain.messages import Array
+from attention_server.domain.messages import Array, Sample
 from attention_server.errors import InvalidRequest, TooLarge, join_path
 
 LEAVES: dict[str, tuple[set[type], str]] = {
@@ -19,6 +19,8 @@ LEAVES: dict[str, tuple[set[type], str]] = {
     "f": ({int, float}, "numbers"),
 }
 Json = Mapping[str, Any]
+SAMPLE_FIELDS = Sample._fields
+MAX_SEED = 2**64 - 1
 MAX_CONTAINERS = 1_000_000  # lists and objects in a document; an empty one takes about 70 bytes in memory
 
 
@@ -121,6 +123,34 @@ def read_option(option: Option, content: Json, path: str) -> Any:
             return tuple(each_typed(content, name, str, path))
         case "string":
             return typed(content, name, str, "", path)
+        case "sample":
+            return read_sample(content.get(name), join_path(path, name))
+
+
+def read_sample(value: object, path: str) -> Sample | None:
+    """Return the option `sample`; its numbers are rounded to float32, as those of a protobuf message are."""
+    if value is None:
+        return None
+    content = fields(value, path, SAMPLE_FIELDS)
+    seed = content.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED):
+        raise InvalidRequest(f"must be an integer from 0 to {MAX_SEED}", field=join_path(path, "seed"))
+    return Sample(
+        temperature=_float32(content, "temperature", 1.0, path),
+        top_k=at_least_zero(typed(content, "top_k", int, 0, path), join_path(path, "top_k")),
+        top_p=_float32(content, "top_p", 1.0, path),
+        seed=seed,
+    )
+
+
+def _float32(content: Json, name: str, default: float, path: str) -> float:
+    value = content.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"must be a number, not {kind_of(value)}", field=join_path(path, name))
+    with np.errstate(over="ignore"):  # infinity is refused where the sample is checked
+        return float(np.float32(value))
 
 
 def nested(value: list[Any], dtype: "np.dtype[Any]", field: str) -> Array:

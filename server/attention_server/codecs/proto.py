@@ -26,6 +26,7 @@ from attention_server.domain.messages import (
     Request,
     Response,
     Result,
+    Sample,
     Sequence,
     Tokens,
     TopK,
@@ -199,7 +200,13 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         pool=POOL[message.pool],
         pairs=tuple(message.pairs),
         top=message.top,
+        sample=_sample(message.sample) if message.HasField("sample") else None,
     )
+
+
+def _sample(message: pb.Sample) -> Sample:
+    """Decode a sample; what is absent has its default."""
+    return Sample(**{field.name: value for field, value in message.ListFields()})
 
 
 def _response_parts(response: Response) -> wire.Parts:

@@ -13,11 +13,12 @@ class Limits:
 
     Attributes:
         sequences: sequences in a request.
-        scores_bytes: bytes of one sequence's scores, heads x queries x keys x 4; and of all of its stages.
+        scores_bytes: bytes of one sequence's scores, heads x queries x keys x 4; of all of its stages; and of the
+            numbers of the head, rows x labels x 4.
         answer_bytes: bytes of all tensors of an answer, and of the candidates of its predictions.
         memory_ttl: default time to live of a memory after its last use, in seconds.
         outputs: output specifications in a request.
-        work_bytes: bytes of the scores of all sequences and all layers of a request together.
+        work_bytes: bytes of the scores of all sequences and all layers of a request together, and of the head.
     """
 
     sequences: int
@@ -76,6 +77,19 @@ class Limits:
                 field=field,
             )
 
+    def check_head(self, needed: int, field: str) -> None:
+        """Check the bytes of the numbers that a model's head computes for one sequence.
+
+        Raises:
+            TooLarge: they are over the limit of one sequence's scores.
+        """
+        if needed > self.scores_bytes:
+            raise TooLarge(
+                f"logits and predictions of this sequence need {needed} bytes, rows x labels x 4; {self.scores_bytes} "
+                "may be used: choose rows, or send shorter sequences",
+                field=field,
+            )
+
     def check_work(self, needed: int) -> None:
         """Check the bytes of all scores of a request, so that no request keeps a slot for too long.
 
@@ -87,8 +101,8 @@ class Limits:
         """
         if needed > self.work_bytes:
             raise TooLarge(
-                f"the sequences need at least {needed} bytes of scores together; {self.work_bytes} may be used: send "
-                "fewer or shorter ones",
+                f"the sequences need at least {needed} bytes of scores and logits together; {self.work_bytes} may be "
+                "used: send fewer or shorter ones",
                 field="inputs",
             )
 

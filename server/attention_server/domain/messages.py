@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from attention_proto.masks import Mask
-from attention_proto.stages import DataType, Pool, Reduce
+from attention_proto.stages import OPTIONS, DataType, Pool, Reduce
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
@@ -70,6 +70,15 @@ class Sequence(NamedTuple):
             yield self._replace(query=query, key=key, value=value, part=(self.part or 0) + i, batch=1)
 
 
+class Sample(NamedTuple):
+    """A draw of a prediction's label; see `Sample` of the contract. The seed is None for a new draw each time."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
 class OutputSpec(NamedTuple):
     """One requested output; see `OutputSpec` of the contract.
 
@@ -87,7 +96,14 @@ class OutputSpec(NamedTuple):
     pool: Pool = "none"
     pairs: tuple[str, ...] = ()
     top: int = 0
+    sample: Sample | None = None
     path: str = ""
+
+    @property
+    def given(self) -> set[str]:
+        """The options that differ from their defaults, by their names in requests."""
+        default = OutputSpec(self.name)
+        return {name for name, each in OPTIONS.items() if getattr(self, each.field) != getattr(default, each.field)}
 
     @property
     def is_whole(self) -> bool:
@@ -224,7 +240,7 @@ class Prediction:
 
     Attributes:
         name: of the predictor.
-        label: the most probable label.
+        label: the most probable label, or the one that was drawn.
         probability: of the label.
         row: None for a prediction from the mean of all rows.
         id: of the label.

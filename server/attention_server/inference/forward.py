@@ -84,11 +84,20 @@ class Forward:
         self._chain.project(tensors, run)
         return {name: tensors[name] for name in KEYS}
 
-    def predict(self, predictor: str, rows: Vectors, run: Run) -> Vectors:
-        """Return a predictor's probabilities, [N, labels], of rows of the output or hidden state, [N, D]."""
+    def head(self, outputs: Sequence[str], rows: Vectors, run: Run) -> list[Vectors]:
+        """Run the head on rows of the output or hidden state, [N, D].
+
+        Args:
+            outputs: predictors, for their probabilities, and LOGITS; only these are computed.
+            rows: [N, D].
+            run: the computation that this is a part of.
+
+        Returns:
+            Each output, [N, labels].
+        """
         graph = self.graphs[self.manifest.head.name]
-        (probabilities,) = graph.run([predictor], {next(iter(graph.inputs)): rows}, run)
-        return probabilities  # type: ignore[return-value] # float32
+        compute = graph.run if len(outputs) == len(graph.outputs) else graph.run_path
+        return compute(outputs, {next(iter(graph.inputs)): rows}, run)  # type: ignore[return-value] # float32
 
     def warm(self) -> None:
         """Run every graph once, so that no request waits for a first allocation."""
@@ -102,7 +111,7 @@ class Forward:
         if self.manifest.predictors:
             width = self.manifest.hidden_dim or self.manifest.layers[-1].output_dim
             for predictor in self.manifest.predictors:
-                self.predict(predictor.name, np.zeros((1, width), np.float32), run)
+                self.head((predictor.name,), np.zeros((1, width), np.float32), run)
 
     def _warm_chain(self, run: Run) -> None:
         first = self.layers[0].about

@@ -9,8 +9,10 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.chains import OF_SOURCE, SiteAxes
 from attention_proto.masks import Mask
+from attention_proto.stages import PREDICTIONS
 
 from attention_server.domain.limits import Limits
+from attention_server.domain.messages import OutputSpec
 from attention_server.domain.messages import Sequence as Sent
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
@@ -19,8 +21,9 @@ from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import LoadedLayer, lengths_by_axes
 from attention_server.inference.plan_cache import CachedPlan
-from attention_server.inference.planner import Plan, answer_bytes, candidate_bytes, stage_bytes
+from attention_server.inference.planner import Plan, answer_bytes, head_numbers, stage_bytes
 from attention_server.inference.postprocess import check_rows
+from attention_server.inference.prediction_plan import PredictionPlan, candidate_bytes
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.row_selection import unmasked_rows
 from attention_server.inference.tokenizer import TextTokenizer
@@ -117,13 +120,11 @@ class InputChecker:
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for output in plan.outputs:
             check_rows(output.spec, *unmasked_rows(output, self.layers, prepared), output.field)
-        if plan.predictions_field and self._predicts_by_word and prepared.tokens is None:
-            raise InvalidRequest(
-                "this model predicts from the rows of certain words, so predictions need text",
-                field=plan.predictions_field,
-            )
+        if plan.predictions is not None and plan.predictions.field:
+            self._check_predictions(plan.predictions, prepared)
         profile = self._profile(prepared, plan)
         limits.check_stages(profile.stage_bytes, sequence.path)
+        limits.check_head(profile.head_bytes, sequence.path)
         return prepared, profile
 
     @cached_property
@@ -142,6 +143,13 @@ class InputChecker:
                     field=join_path(sequence.path, "memory"),
                 )
 
+    def _check_predictions(self, plan: PredictionPlan, prepared: PreparedInput) -> None:
+        if self._predicts_by_word and prepared.tokens is None:
+            raise InvalidRequest(
+                "this model predicts from the rows of certain words, so predictions need text", field=plan.field
+            )
+        check_rows(OutputSpec(PREDICTIONS, rows=plan.rows), prepared.queries, None, plan.field)
+
     def _profile(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (0 if prepared.memory else keys)
@@ -153,7 +161,9 @@ class InputChecker:
             all_heads += heads
         run = len(plan.stages) - (self._sources if prepared.memory else 0)
         size = Size(projected, scores // all_heads, run / len(self.layers))
-        answer = candidate_bytes(plan.top, self.manifest.predictors, self.labels, queries)
+        answer = 0
+        if plan.predictions is not None:
+            answer = candidate_bytes(plan.predictions, self.manifest.predictors, self.labels, queries)
         for output in plan.outputs:
             widths = self.layers[output.layer].widths(*prepared.input_widths())
             answer += answer_bytes(output, self.manifest, widths, *sites[output.layer])
@@ -164,6 +174,7 @@ class InputChecker:
             keys=keys,
             score_bytes=scores * 4,
             stage_bytes=stage_bytes(plan, self.manifest, sites),
+            head_bytes=4 * head_numbers(plan, self.manifest, self.labels, queries),
             input_bytes=prepared.size,
             answer_bytes=answer,
             kind=kind,
@@ -174,7 +185,7 @@ class InputChecker:
 
     def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
         if prepared.memory or (
-            plan.predictions and self._predicts_by_word
+            plan.predictions is not None and self._predicts_by_word
         ):  # computed rows differ from sequence to sequence
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)

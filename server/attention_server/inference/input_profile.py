@@ -11,6 +11,7 @@ class InputProfile(NamedTuple):
         queries, keys: T and S.
         score_bytes: of the scores of all layers.
         stage_bytes: of the stages asked for, before rows and heads are chosen or reduced.
+        head_bytes: of the numbers that the head computes.
         input_bytes: of the prepared sequence.
         answer_bytes: of its outputs.
         kind: equal for sequences that may run as one batch of the same plan; None for one that runs alone.
@@ -23,6 +24,7 @@ class InputProfile(NamedTuple):
     keys: int
     score_bytes: int
     stage_bytes: int
+    head_bytes: int
     input_bytes: int
     answer_bytes: int
     kind: Hashable | None

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from attention_proto.attention.v1.attention_pb2 import Manifest
 
-from attention_server.domain.messages import OutputSpec
+from attention_server.domain.messages import OutputSpec, Sample
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.planner import Plan, make_plan
 from attention_server.scheduling.cost_model import CostCorrection
@@ -39,6 +39,7 @@ class PlanCache:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        # Of draws with many seeds there is one plan; each prepared sequence has its seed.
         self._kept = lru_cache(MAX_PLANS)(lambda specs: CachedPlan(make_plan(specs, manifest)))
 
     def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
@@ -47,6 +48,7 @@ class PlanCache:
         Raises:
             InvalidRequest: the model does not offer it.
         """
+        specs = tuple([spec if spec.sample is None else _without_seed(spec, spec.sample) for spec in specs])
         return self._kept(specs) if is_small(specs) else CachedPlan(make_plan(specs, self._manifest))
 
 
@@ -59,3 +61,7 @@ def is_small(specs: tuple[OutputSpec, ...]) -> bool:
         if len(spec.rows) + len(spec.heads) + sum(map(len, names)) > MAX_SPEC_SIZE:
             return False
     return True
+
+
+def _without_seed(spec: OutputSpec, sample: Sample) -> OutputSpec:
+    return spec._replace(sample=sample._replace(seed=None))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest, Predictor
+from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest
 from attention_proto.chains import last_site, segment_behind
 from attention_proto.folder import TRANSFORMER
 from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths, offers
@@ -16,7 +16,6 @@ from attention_proto.stages import (
     LISTED,
     OPTIONS,
     PAIRWISE,
-    PREDICTION_OPTIONS,
     PREDICTIONS,
     PROJECTED,
     STAGES,
@@ -24,9 +23,10 @@ from attention_proto.stages import (
     Stage,
 )
 
-from attention_server.domain.messages import CANDIDATE_BYTES, LINK_BYTES, OutputSpec
+from attention_server.domain.messages import LINK_BYTES, OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.labels import Labels
+from attention_server.inference.prediction_plan import PredictionPlan, plan_predictions, rows_read
 
 ALIAS = 256  # characters
 WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
@@ -65,9 +65,7 @@ class Plan:
         stages: the stages wanted of each layer that is computed, those of its site and its own; stages of the model
             are those of its first layer. A block that this project defines gives the output too, in which an overflow
             shows, unless the projections suffice.
-        predictions: whether the head runs.
-        top: the labels of each prediction; 0 for the most probable one alone.
-        predictions_field: the field that asks for predictions; empty where they are sent by default.
+        predictions: the predictions; None for none.
         pools: whether the last layer that runs has a graph for pooled outputs, and gives no further ones.
         shapes: whether outputs are shaped: rows, heads or types are chosen, heads reduced, or predictions made. If not,
             stages are sent as computed.
@@ -77,9 +75,7 @@ class Plan:
 
     outputs: tuple[OutputPlan, ...]
     stages: tuple[frozenset[str], ...]
-    predictions: bool
-    top: int
-    predictions_field: str
+    predictions: PredictionPlan | None
     pools: bool
     shapes: bool
     cuts_rows: bool
@@ -92,21 +88,19 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
         InvalidRequest: a name, head, layer or option is not offered, or two outputs share a name.
     """
     outputs: list[OutputPlan] = []
-    predictions_field, top = "", 0
+    predictions = PredictionPlan() if not specs and manifest.predictors else None
     for index, spec in enumerate(specs or [OutputSpec(DEFAULT)]):
         field = spec.path or f"outputs[{index}]"
         if spec.name == PREDICTIONS:
-            _check_predictions(spec, manifest, field)
-            predictions_field, top = field, max(top, spec.top)
+            predictions = plan_predictions(spec, manifest, field, predictions)
         else:
             outputs += _outputs(spec, manifest, field)
     _check_names(outputs)
-    predictions = bool(predictions_field) or (not specs and bool(manifest.predictors))
-    stages = _stages(outputs, manifest, predictions=predictions)
-    pools = not predictions and _pools(outputs, len(stages) - 1, manifest)
-    shapes = predictions or not all(_is_sent_as_computed(output) for output in outputs)
+    stages = _stages(outputs, manifest, predictions=predictions is not None)
+    pools = predictions is None and _pools(outputs, len(stages) - 1, manifest)
+    whole = all(_is_sent_as_computed(output) for output in outputs)
     cuts_rows = not _runs_dependent(stages, manifest)
-    return Plan(tuple(outputs), stages, predictions, top, predictions_field, pools, shapes, cuts_rows)
+    return Plan(tuple(outputs), stages, predictions, pools, predictions is not None or not whole, cuts_rows)
 
 
 def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> AttendGraph:
@@ -164,18 +158,14 @@ def stage_bytes(plan: Plan, manifest: Manifest, sites: Sequence[tuple[int, int]]
     return 4 * size
 
 
-def candidate_bytes(top: int, predictors: Sequence[Predictor], labels: Mapping[str, Labels], queries: int) -> int:
-    """Return the size of the most probable labels of one sequence's predictions, in bytes.
-
-    Args:
-        top: the number for each prediction.
-        predictors: of the model.
-        labels: of each predictor.
-        queries: T, the most rows that a predictor reads.
-    """
-    once = (Predictor.ROWS_FIRST, Predictor.ROWS_LAST, Predictor.ROWS_MEAN)
-    counts = [(1 if each.rows in once else queries) * min(top, len(labels[each.name])) for each in predictors]
-    return CANDIDATE_BYTES * sum(counts)
+def head_numbers(plan: Plan, manifest: Manifest, labels: Mapping[str, Labels], queries: int) -> int:
+    """Return how many numbers the head computes for one sequence: a row of labels for each row that it reads."""
+    asked = [output.spec for output in plan.outputs if STAGES[output.spec.name].is_of_head]
+    count = sum((len(spec.rows) or queries) * manifest.logits_dim for spec in asked)
+    if plan.predictions is not None:
+        for each in manifest.predictors:
+            count += rows_read(plan.predictions, each, queries) * (manifest.logits_dim or len(labels[each.name]))
+    return count
 
 
 def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
@@ -203,7 +193,8 @@ def _outputs(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Outpu
 
 
 def _is_sent_as_computed(output: OutputPlan) -> bool:
-    return output.spec.is_whole and not STAGES[output.spec.name].is_links
+    stage = STAGES[output.spec.name]
+    return output.spec.is_whole and not (stage.is_links or stage.is_of_head)
 
 
 def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
@@ -211,7 +202,9 @@ def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: b
     for output in outputs:
         for layer in output.layers:
             stage = STAGES[output.spec.name]
-            needed[layer].add(stage.source if stage.is_links else stage.name)
+            needed[layer].add(
+                head_source(manifest) if stage.is_of_head else stage.source if stage.is_links else stage.name
+            )
     if predictions:
         needed[-1].add(head_source(manifest))
     last = max(index for index, stages in enumerate(needed) if stages)
@@ -243,30 +236,17 @@ def _pools(outputs: Sequence[OutputPlan], last: int, manifest: Manifest) -> bool
     )
 
 
-def _check_predictions(spec: OutputSpec, manifest: Manifest, field: str) -> None:
-    if not manifest.predictors:
-        raise InvalidRequest("this model has no head, so it predicts nothing", field=join_path(field, "name"))
-    if given := _options(spec) - PREDICTION_OPTIONS:
-        raise InvalidRequest("predictions take `top` alone", field=join_path(field, min(given)))
-
-
 def _check_options(spec: OutputSpec, manifest: Manifest, field: str) -> None:
     if spec.name not in STAGES:
         close = difflib.get_close_matches(spec.name[:64], STAGES, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         offered = ", ".join(_offered(manifest))
         raise InvalidRequest(f"there is no {spec.name[:64]!r} among {offered}{hint}", field=join_path(field, "name"))
-    stage, given = STAGES[spec.name], _options(spec)
+    stage, given = STAGES[spec.name], spec.given
     if refused := [option for option in OPTIONS if option in given and not stage.takes(option)]:
         raise InvalidRequest(_why_not(stage, refused[0]), field=join_path(field, refused[0]))
     if beside := {"layers", "heads"} & given if spec.pairs else set():
         raise InvalidRequest("stands beside pairs, which name layers and heads", field=join_path(field, min(beside)))
-
-
-def _options(spec: OutputSpec) -> set[str]:
-    """Return the options that a spec gives, by their names in requests."""
-    default = OutputSpec(spec.name)
-    return {name for name, each in OPTIONS.items() if getattr(spec, each.field) != getattr(default, each.field)}
 
 
 def _why_not(stage: Stage, option: str) -> str:
@@ -274,12 +254,13 @@ def _why_not(stage: Stage, option: str) -> str:
     match option:
         case _ if stage.is_links and option not in LINK_OPTIONS:
             return f"is not for {stage.name}, whose heads are reduced by their mean"
-        case "top":
+        case "top" | "sample":
             return f"is for {PREDICTIONS}, not for {stage.name}"
         case "top_k":
             return f"is for {' and '.join(PAIRWISE)}, not for {stage.name}"
-        case "layers":
-            return f"{stage.name} is of the model, not of a layer"
+        case "layers" | "pool":
+            words = {"layers": "is of the model, not of a layer", "pool": "is not pooled; ask for rows"}
+            return f"{stage.name} {words[option]}"
         case _ if stage.name == "output":
             return "output has no heads: they are combined; ask for `heads` or `contributions`"
         case _:

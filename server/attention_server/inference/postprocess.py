@@ -73,9 +73,9 @@ def shape_stage(
     if spec.pool != "none":
         stage = stage.mean(-2) if stage.shape[-2] > 1 else stage[..., 0, :]
     if not spec.top_k:
-        return _as(stage if has_columns else stage[..., 0], spec, field)
+        return as_data_type(stage if has_columns else stage[..., 0], spec, field)
     top = top_k(stage, spec.top_k, None if hidden is None else _hidden(hidden, spec))
-    return TopK(top.indices, _as(top.values, spec, field))
+    return TopK(top.indices, as_data_type(top.values, spec, field))
 
 
 def _hidden(hidden: NDArray[np.bool_], spec: OutputSpec) -> NDArray[np.bool_]:
@@ -85,7 +85,12 @@ def _hidden(hidden: NDArray[np.bool_], spec: OutputSpec) -> NDArray[np.bool_]:
     return np.all(hidden, axis=-2) if spec.pool != "none" else hidden
 
 
-def _as(stage: NDArray[Any], spec: OutputSpec, field: str) -> Array:
+def as_data_type(stage: NDArray[Any], spec: OutputSpec, field: str) -> Array:
+    """Return a stage in the number format of a spec.
+
+    Raises:
+        InvalidRequest: FP16 cannot hold a number.
+    """
     if spec.data_type == "FP32":
         return stage
     with np.errstate(over="ignore"):

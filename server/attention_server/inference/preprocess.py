@@ -37,6 +37,7 @@ class PreparedInput(NamedTuple):
         path: of the sequence in the request, for errors.
         part: the index in the batch that was sent; of a batch the first one; None for a sequence sent by itself.
         batch: B; 1 for one sequence.
+        seed: of draws of labels; None for new draws.
     """
 
     query: Vectors | None
@@ -53,6 +54,7 @@ class PreparedInput(NamedTuple):
     attending: NDArray[np.bool_] | None = None
     attended: NDArray[np.bool_] | None = None
     batch: int = 1
+    seed: int | None = None
 
     def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
         """Return the number of rows of a stage, and a mask of the rows that may attend or be attended; None for all."""

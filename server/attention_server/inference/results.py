@@ -1,28 +1,27 @@
 """Results made of computed stages: outputs shaped as asked for, predictions, and the check for overflow."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Predictor
 from attention_proto.stages import PROJECTED, STAGES
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import Array, Candidate, OutputValue, Prediction, Result, TopK
+from attention_server.domain.messages import OutputValue, Prediction, Result
 from attention_server.inference import validation as check
 from attention_server.inference.alignment import align
 from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
+from attention_server.inference.head_results import HeadResults
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
-from attention_server.inference.planner import OutputPlan, Plan, head_source
-from attention_server.inference.postprocess import Rows, read_rows, shape_stage, top_k
+from attention_server.inference.planner import OutputPlan, Plan
+from attention_server.inference.postprocess import Rows, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput
-from attention_server.inference.row_selection import is_cut, positions, predictor_rows, unmasked_rows
+from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
 
-MAX_PROBABILITIES = 2**20  # held at once, which the choice of the largest takes some 30 bytes each for
 SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
 CHECKED = PROJECTED | SUMS | {"scores", "contributions", "embeddings"}
 
@@ -65,12 +64,14 @@ def shaped_results(
     results = []
     for i, each in enumerate(batch):
         own = [{name: stage[i] for name, stage in of.items()} for of in stages]
-        outputs = {output.name: _output(output, own, each, computed, forward.layers) for output in plan.outputs}
-        predictions = None
-        if plan.predictions:
-            predictions = tuple(
-                _predictions(own[-1][head_source(forward.manifest)], each, computed, plan.top, forward, run)
-            )
+        head = HeadResults(own[-1], computed, each, forward, run)
+        outputs = {
+            output.name: head.logits(output)
+            if STAGES[output.spec.name].is_of_head
+            else _output(output, own, each, computed, forward.layers)
+            for output in plan.outputs
+        }
+        predictions = None if plan.predictions is None else tuple(head.predictions(plan.predictions))
         results.append(_result(each, outputs, predictions))
     return results
 
@@ -158,38 +159,3 @@ def _output(
     stage = np.stack(heads)
     of_pairs = np.stack([np.broadcast_to(mask, stage.shape[1:]) for mask in masks]) if spec.top_k else None
     return shape_stage(stage, None, spec, of_pairs, output.field)
-
-
-def _predictions(
-    output: Vectors, prepared: PreparedInput, computed: Rows | None, top: int, forward: Forward, run: Run
-) -> Iterator[Prediction]:
-    """Yield each predictor's most probable labels for each row that it reads, or for the mean of these rows."""
-    for predictor in forward.manifest.predictors:
-        of_mean = predictor.rows == Predictor.ROWS_MEAN
-        rows = predictor_rows(predictor, prepared)
-        if not len(rows):
-            continue
-        read = output.mean(0, keepdims=True) if of_mean else output[positions(rows, computed)]
-        largest = _most_probable(predictor.name, read, top, forward, run)
-        for row, (ids, values) in zip([None] if of_mean else rows.tolist(), largest, strict=True):
-            labels = map(forward.labels[predictor.name].__getitem__, ids)
-            candidates = tuple(map(Candidate, ids, labels, values))
-            id_, label, probability = candidates[0]
-            yield Prediction(predictor.name, label, probability, row, id_, candidates if top else ())
-
-
-def _most_probable(
-    predictor: str, read: Vectors, top: int, forward: Forward, run: Run
-) -> Iterator[tuple[list[int], list[float]]]:
-    """Yield the ids and probabilities of each row's most probable labels; of rows by blocks, to bound the memory."""
-    block = max(1, MAX_PROBABILITIES // max(1, len(forward.labels[predictor])))
-    for begin in range(0, len(read), block):
-        probabilities = forward.predict(predictor, read[begin : begin + block], run)
-        largest = top_k(probabilities, top, None) if top else TopK(*_largest(probabilities))
-        yield from zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
-
-
-def _largest(probabilities: Vectors) -> tuple[Array, Array]:
-    """Return the position of each row's largest number, and the number, [N, 1]: quicker than `top_k` of one."""
-    ids = probabilities.argmax(-1, keepdims=True)
-    return ids, np.take_along_axis(probabilities, ids, -1)

@@ -30,8 +30,8 @@ def computed_rows(
         for output in plan.outputs
         if last in output.layers and is_cut(output.spec.name)
     ]
-    if plan.predictions:
-        read += [predictor_rows(predictor, prepared) for predictor in predictors]
+    if plan.predictions is not None:
+        read += [predictor_rows(predictor, prepared, plan.predictions.rows) for predictor in predictors]
     chosen = [rows for rows in read if rows is not None]
     if len(chosen) < len(read) or not sum(map(len, chosen)):
         return None
@@ -52,12 +52,14 @@ def unmasked_rows(
 
 
 def is_cut(stage: str) -> bool:
-    """Return whether a stage of the last layer has the computed rows alone: k, v and stages of the model have all."""
-    return stage not in OF_KEYS and STAGES[stage].level != "model"
+    """Return whether a stage of the last layer has the computed rows alone: k, v and embeddings have all."""
+    return stage not in OF_KEYS and (STAGES[stage].level != "model" or STAGES[stage].is_of_head)
 
 
-def predictor_rows(predictor: Predictor, prepared: PreparedInput) -> Rows:
-    """Return the rows that a predictor reads, or takes the mean of."""
+def predictor_rows(predictor: Predictor, prepared: PreparedInput, chosen: Sequence[int]) -> Rows:
+    """Return the rows that a predictor reads, or takes the mean of: those chosen, in their order, or its own."""
+    if chosen:
+        return np.array(chosen, np.intp) % prepared.queries
     match predictor.rows:
         case Predictor.ROWS_FIRST:
             return np.array([0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Predictor, Side
 from attention_proto.chains import Chain, kept_names, source_chain, target_chain
-from attention_proto.folder import TRANSFORMER, tensor_name
+from attention_proto.folder import LOGITS, TRANSFORMER, tensor_name
 from attention_proto.offers import EVERY_LAYER
 
 from attention_server.inference.engine.protocol import Graph, Shape
@@ -123,6 +123,7 @@ def _surroundings(manifest: Manifest) -> Iterator[GraphSignature]:
         yield GraphSignature(text.memory_front.name, {"tokens": ANY}, ("tokens",), {"key": first.key_dim}, value)
     if manifest.predictors:
         labels = {predictor.name: len(predictor.labels) for predictor in manifest.predictors}
+        labels |= {LOGITS: manifest.logits_dim} if manifest.logits_dim else {}
         stage = head_source(manifest)
         width = manifest.hidden_dim if is_transformer else last.output_dim
         yield GraphSignature(manifest.head.name, {stage: width}, (stage,), labels)

@@ -15,6 +15,7 @@ from attention_server.inference.contexts import Memory, MemoryState, MemoryStore
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan
+from attention_server.inference.prediction_plan import sampling_seed
 from attention_server.inference.preprocess import PreparedInput, prepare_memory
 from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import AdmissionController
@@ -304,11 +305,12 @@ class Service:
         prepared: list[PreparedInput] = []
         profiles: list[InputProfile] = []
         answer_bytes = work_bytes = 0
+        seed = sampling_seed(request.outputs)
         for sequence in request.inputs:
             for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan):
-                prepared.append(each)
+                prepared.append(each if seed is None else each._replace(seed=seed))
                 profiles.append(profile)
-                work_bytes += max(profile.score_bytes, profile.stage_bytes) * each.batch
+                work_bytes += (max(profile.score_bytes, profile.stage_bytes) + profile.head_bytes) * each.batch
                 answer_bytes += profile.answer_bytes * each.batch
                 self.limits.check_work(work_bytes)
                 self.limits.check_answer(answer_bytes)

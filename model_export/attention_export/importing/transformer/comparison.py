@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Parity, Predictor, Side
+from attention_proto.folder import LOGITS
 
 from attention_export.importing.transformer.cases import LENGTHS, LENGTHS_OF_LARGE, Case, comparison_cases
 from attention_export.importing.transformer.reference import (
@@ -174,10 +175,12 @@ class Comparison:
         for predictor in manifest.predictors:
             # Where the source has logits of each row, every row is compared, whichever are predicted from.
             rows = found.hidden if exact.ndim == found.hidden.ndim else _rows(predictor, found.hidden)
-            probabilities = self.version.predictions(rows.reshape(-1, rows.shape[-1]))[predictor.name]
-            probabilities = probabilities.reshape(*rows.shape[:-1], -1)
+            results = self.version.predictions(rows.reshape(-1, rows.shape[-1]))
+            by_row = {name: result.reshape(*rows.shape[:-1], -1) for name, result in results.items()}
+            if manifest.logits_dim:
+                self.check(manifest.layers[-1], "logits", case, by_row[LOGITS], exact, single)
             expected, rounded = (_probabilities(logits) for logits in (exact, single))
-            self.check(manifest.layers[-1], "predictions", case, probabilities, expected, rounded)
+            self.check(manifest.layers[-1], "predictions", case, by_row[predictor.name], expected, rounded)
 
     def _module_call(self, calls: Sequence[ModuleCall], index: int, path: str) -> ModuleCall | None:
         """Return the call of a site's own module."""

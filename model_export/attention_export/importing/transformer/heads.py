@@ -32,12 +32,14 @@ class Head:
     """The head of a task.
 
     Attributes:
-        graph: ONNX, hidden [N, D] -> the probabilities of each predictor, [N, labels].
-        predictors: the outputs of the graph, in order.
+        graph: ONNX, hidden [N, D] -> the probabilities of each predictor, [N, labels] [, logits [N, logits_dim]].
+        predictors: their names are those of the graph's results.
+        logits_dim: the number of labels where each row has logits; else 0.
     """
 
     graph: bytes
     predictors: tuple[Predictor, ...]
+    logits_dim: int = 0
 
 
 def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tuple[str, ...]]:
@@ -66,10 +68,11 @@ def make_head(source: Source, parts: TransformerParts) -> tuple[Head | None, tup
         rows = Predictor.ROWS_LAST  # the next token of the text; of chosen rows, that of each prefix
     vocabulary = source.task in VOCABULARIES
     predictor = Predictor(name="token" if vocabulary else "label", rows=rows, vocabulary=vocabulary)
-    graph, width = _with_softmax(logits, predictor.name)
+    has_logits = vocabulary or rows == Predictor.ROWS_ALL
+    graph, width = _with_softmax(logits, predictor.name, keeps_logits=has_logits)
     if not predictor.vocabulary:
         predictor.labels.extend(_labels(source.config, width))
-    return Head(graph, (predictor,)), ()
+    return Head(graph, (predictor,), width if has_logits else 0), ()
 
 
 def _kind_left_out(source: Source) -> str:
@@ -94,11 +97,13 @@ def _labels(config: PretrainedConfig, width: int) -> list[str]:
     return labels
 
 
-def _with_softmax(content: bytes, name: str) -> tuple[bytes, int]:
-    """Return the graph with probabilities `name` in place of logits, and their number."""
+def _with_softmax(content: bytes, name: str, *, keeps_logits: bool) -> tuple[bytes, int]:
+    """Return the graph with probabilities `name`, beside logits or in place of them, and the number of labels."""
     model = onnx.load_from_string(content)
     (output,) = model.graph.output
     model.graph.node.append(onnx.helper.make_node("Softmax", [output.name], [name], name="probabilities", axis=-1))
+    if keeps_logits:
+        model.graph.output.add().CopyFrom(output)
     output.name = name
     strip(model)
     onnx.checker.check_model(model)

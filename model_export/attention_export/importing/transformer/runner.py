@@ -205,7 +205,7 @@ class VersionRunner:
         return output
 
     def predictions(self, hidden: Array) -> Environment:
-        """Return the probabilities of each predictor for rows of `hidden`, [N, D]."""
+        """Return the results of the head, probabilities and logits, for rows of `hidden`, [N, D]."""
         graph = self.open(self.manifest.head.name)
         (name,) = (each.name for each in graph.get_inputs())
         return run(graph, {name: hidden})

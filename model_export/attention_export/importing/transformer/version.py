@@ -110,6 +110,7 @@ def write_version(
     if head is not None:
         manifest.head.CopyFrom(files.add("head", head.graph))
         manifest.predictors.extend(head.predictors)
+        manifest.logits_dim = head.logits_dim
     files.rename_shared(manifest)
     manifest.doubled_bytes = doubled_bytes(folder, manifest)
     return manifest

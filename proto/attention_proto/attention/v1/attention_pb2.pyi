@@ -420,6 +420,7 @@ class OutputSpec(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of a stage:
     - `embeddings` [T, D]: the vectors that go into the first layer, of a text or as sent.
@@ -435,7 +436,8 @@ class OutputSpec(_message.Message):
     - `contributions` [H, T, D]: each head's part of `output`: their sum and the bias of M_O are `output`.
     - `output` [T, D]: the heads combined by M_O.
     - `hidden` [T, D]: the vectors behind a layer; behind the last layer the model's own output, after its final norm.
-    - `predictions`: the answers of the model's head; they take `top` alone.
+    - `logits` [T, V]: the numbers that the head gives each label, before the softmax.
+    - `predictions`: the answers of the model's head; they take `rows`, `top` and `sample`.
     """
     alias: _builtins.str
     """The name in the answer, up to 256 characters; the stage's name when empty. Names in one answer must differ."""
@@ -463,8 +465,8 @@ class OutputSpec(_message.Message):
 
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The query positions to return (key positions for `k` and `v`), in this order, without duplicates; all when empty.
-        Negative positions count from the end: -1 is the last.
+        """The query positions to return (key positions for `k` and `v`), in this order, without duplicates; all when empty,
+        and for `predictions` those that the head reads. Negative positions count from the end: -1 is the last.
         """
 
     @_builtins.property
@@ -480,6 +482,10 @@ class OutputSpec(_message.Message):
         in this order, such as `weights` [P, T, S], without duplicates.
         """
 
+    @_builtins.property
+    def sample(self) -> Global___Sample:
+        """For `predictions` only: draws the label of each prediction in place of the most probable one."""
+
     def __init__(
         self,
         *,
@@ -494,14 +500,63 @@ class OutputSpec(_message.Message):
         pool: Global___OutputSpec.Pool.ValueType = ...,
         pairs: _abc.Iterable[_builtins.str] | None = ...,
         top: _builtins.int = ...,
+        sample: Global___Sample | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "sample", b"sample", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutputSpec: _TypeAlias = OutputSpec  # noqa: Y015
+
+@_typing.final
+class Sample(_message.Message):
+    """A draw of a prediction's label, over all labels: logits / temperature, of which the `top_k` largest are kept, of which
+    the most probable are kept up to a sum of `top_p`; the label is drawn by the softmax of what is kept. The label's
+    probability is told as without a draw.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """Divides the logits; above 0, and 1 when absent. The most probable label is told where no sample is asked for."""
+    top_k: _builtins.int
+    """The number of labels that are kept, ties with the last one too; 0 keeps all."""
+    top_p: _builtins.float
+    """The least sum of the probabilities that are kept; above 0 and at most 1, and 1 when absent."""
+    seed: _builtins.int
+    """The seed: equal sequences have equal draws for one seed, row by row. When absent, each draw is a new one."""
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float | None = ...,
+        top_k: _builtins.int = ...,
+        top_p: _builtins.float | None = ...,
+        seed: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___Sample: _TypeAlias = Sample  # noqa: Y015
 
 @_typing.final
 class AttendResponse(_message.Message):
@@ -730,7 +785,7 @@ class Prediction(_message.Message):
     name: _builtins.str
     """The name of the predictor in the manifest."""
     label: _builtins.str
-    """The most probable label."""
+    """The most probable label, or the drawn one if `sample` was requested."""
     probability: _builtins.float
     """The probability of the label, in 0..1."""
     row: _builtins.int
@@ -1045,6 +1100,7 @@ class Manifest(_message.Message):
     HIDDEN_DIM_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     DOUBLED_BYTES_FIELD_NUMBER: _builtins.int
+    LOGITS_DIM_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """The version of the manifest's form: 2."""
     block: _builtins.str
@@ -1065,6 +1121,8 @@ class Manifest(_message.Message):
     """The class of the imported model, such as `BertModel`; empty in the blocks that this project defines."""
     doubled_bytes: _builtins.int
     """Bytes of matrices that stand in more than one file, where a fused graph or a tied head pays for it."""
+    logits_dim: _builtins.int
+    """V: the width of `logits`, the numbers whose softmax is the predictor's probabilities; 0 where they are not offered."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
         """The sites, in the order of computation: each is one attention of the model. A block that this project defines has
@@ -1081,7 +1139,9 @@ class Manifest(_message.Message):
 
     @_builtins.property
     def head(self) -> Global___File:
-        """The graph of the head: rows of the output, [N, D] -> the probabilities of each predictor, [N, labels]."""
+        """The graph of the head: rows of the output, or of the last layer's `hidden`, [N, D] -> the probabilities of each
+        predictor, [N, labels] [, logits [N, logits_dim]].
+        """
 
     @_builtins.property
     def parity(self) -> Global___Parity:
@@ -1123,10 +1183,11 @@ class Manifest(_message.Message):
         hidden_dim: _builtins.int = ...,
         architecture: _builtins.str = ...,
         doubled_bytes: _builtins.int = ...,
+        logits_dim: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "parity", b"parity", "quantization", b"quantization", "text", b"text", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block", b"block", "description", b"description", "doubled_bytes", b"doubled_bytes", "format", b"format", "head", b"head", "hidden_dim", b"hidden_dim", "layers", b"layers", "license", b"license", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "segments", b"segments", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block", b"block", "description", b"description", "doubled_bytes", b"doubled_bytes", "format", b"format", "head", b"head", "hidden_dim", b"hidden_dim", "layers", b"layers", "license", b"license", "logits_dim", b"logits_dim", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "segments", b"segments", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1500,7 +1561,7 @@ class Predictor(_message.Message):
     name: _builtins.str
     """The name of the prediction and of the output of the head's graph."""
     rows: Global___Predictor.Rows.ValueType
-    """The query positions that the predictor reads."""
+    """The query positions that the predictor reads. With ROWS_ALL or a vocabulary, a request may choose others."""
     vocabulary: _builtins.bool
     """Whether the labels are the tokens of the text's tokenizer, by id."""
     @_builtins.property

@@ -7,10 +7,11 @@ from typing import Any
 from attention_proto.masks import UNBOUNDED, Mask
 from attention_proto.stages import OPTIONS, PREDICTIONS, Option
 
-from attention_server.codecs.document import choice, fields, read_option, typed
+from attention_server.codecs.document import choice, fields, parse, read_option, read_sample, typed
+from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip.messages import InferRequest, Parameter, Parameters
-from attention_server.domain.messages import NO_MASK, OutputSpec
-from attention_server.errors import InvalidRequest, NotFound, TooLarge
+from attention_server.domain.messages import NO_MASK, OutputSpec, Sample
+from attention_server.errors import InvalidRequest, NotFound, TooLarge, join_path
 
 TOKENS = ("tokens", "memory_tokens")  # outputs that are not stages
 PREDICTION_PARTS = ("name", "label", "probability", "row", "id")
@@ -126,6 +127,18 @@ def output_spec(name: str, options: Parameters, path: str) -> OutputSpec:
     return OutputSpec(typed(options, "stage", str, name, path), name, path=path, **given)
 
 
+def _sample(text: str, path: str) -> Sample | None:
+    """Return a sample, which is sent as the text of a JSON object."""
+    if not text:
+        return None
+    try:
+        content = parse(text.encode())
+        refuse_duplicates(text.encode(), content)
+    except InvalidRequest as error:
+        raise InvalidRequest('must be a JSON object, such as {"temperature": 0.7}', field=path) from error
+    return read_sample(content, path)
+
+
 @contextmanager
 def protocol_field_names() -> Iterator[None]:
     """Rename the field of an error from the domain's name to the protocol's."""
@@ -143,8 +156,10 @@ def _is_predictions(name: str) -> bool:
 
 
 def _option(option: Option, options: Parameters, path: str) -> Any:
-    """Return an option. The protocol has no lists: a list is one value, or a string such as "0,2"."""
+    """Return an option. The protocol has no lists: a list is one value, or a string such as "0,2"; nor objects."""
     sent = options[option.name]
+    if option.kind == "sample":
+        return _sample(typed(options, option.name, str, "", path), join_path(path, option.name))
     if option.kind == "strings":
         names = typed(options, option.name, str, "", path)
         return tuple(names.split(",")) if names else ()
