@@ -251,6 +251,7 @@ MODELS = [
         device="cpu",
         manifest=pb.Manifest(format=2, block="dot_product", layers=[pb.Layer(name="0", heads=1)]),
         file_bytes=2**19,
+        memory_bytes=2**17,
     ),
     pb.Model(
         name="multi-head",
@@ -266,6 +267,7 @@ MODELS = [
             doubled_bytes=2**18,
         ),
         file_bytes=3 * 2**20,
+        memory_bytes=2**21,
     ),
 ]
 

@@ -201,9 +201,10 @@ def test_models(run):
     status, out, _ = run("models")
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
-    assert ["dot-product", "1", "dot_product", "1", "any", "→", "any", "no", "cpu", "0.5", "MiB"] in lines
+    size = ["0.5", "MiB,", "0.125", "in", "memory"]
+    assert ["dot-product", "1", "dot_product", "1", "any", "→", "any", "no", "cpu", *size] in lines
     (multi,) = (line for line in lines if line[:1] == ["multi-head"])
-    assert multi[-4:] == ["3", "MiB,", "0.25", "twice"]
+    assert multi[-7:] == ["3", "MiB,", "0.25", "twice,", "2", "in", "memory"]
 
 
 def test_a_refused_request(run):

@@ -4,11 +4,14 @@ import json
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.inference.model import served_files
 from google.protobuf import json_format
+from onnx import numpy_helper
 from serving import HANG
 
 from tests.refusals import HTTP, Refused, refused, refused_by_grpc, refused_by_http
@@ -65,6 +68,22 @@ def test_a_model_and_its_manifest(models, repository):
     on_disk = json.loads((repository / "multi-head/1/manifest.json").read_text())
     expected = json_format.ParseDict(on_disk, pb.Manifest())
     assert json_format.ParseDict(model["manifest"], pb.Manifest()) == expected
+
+
+@pytest.mark.parametrize("name", ["multi-head", "text-cross", "dot"])
+def test_bytes_in_memory(models, repository, name):
+    """A model's bytes in memory are those of all tensors of the graphs that its device opens, each file once."""
+    folder = repository / name / "1"
+    manifest = json_format.Parse((folder / "manifest.json").read_text(), pb.Manifest())
+    opened = [onnx.load(folder / file) for file in served_files(manifest, "cpu")]
+    tensors = [numpy_helper.to_array(tensor) for graph in opened for tensor in tensors_of(graph)]
+    assert int(models(name).get("memory_bytes", 0)) == sum(tensor.nbytes for tensor in tensors)
+
+
+def tensors_of(model):
+    """Yield the initializers of a graph, and the tensors in attributes."""
+    yield from model.graph.initializer
+    yield from (each.t for node in model.graph.node for each in node.attribute if each.HasField("t"))
 
 
 def test_versions(models):

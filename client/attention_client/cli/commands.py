@@ -255,9 +255,9 @@ def _table_row(model: pb.Model) -> tuple[str, ...]:
 
 
 def _size(model: pb.Model) -> str:
-    """Return the size of a version's files, with the matrices that stand in more than one of them."""
+    """Return the size of a version's files, the matrices in more than one of them, and the size in memory."""
     doubled = f", {_mebibytes(model.manifest.doubled_bytes)} twice" if model.manifest.doubled_bytes else ""
-    return f"{_mebibytes(model.file_bytes)} MiB{doubled}"
+    return f"{_mebibytes(model.file_bytes)} MiB{doubled}, {_mebibytes(model.memory_bytes)} in memory"
 
 
 def _mebibytes(size: int) -> str:

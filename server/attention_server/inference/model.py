@@ -34,6 +34,7 @@ class LoadedModel:
         digest: SHA-256 of the manifest, and so of all files that it names.
         device: where it computes.
         file_bytes: of all its files.
+        tensor_bytes: of the tensors of its open graphs.
         graphs: its ONNX graphs by file name.
         reader, memory_reader: its tokenizers; None for a model without text, or without memory text.
         costs: measured costs of its sequences; zero until it is measured.
@@ -45,6 +46,7 @@ class LoadedModel:
     digest: str
     device: str
     file_bytes: int
+    tensor_bytes: int
     graphs: Mapping[str, Graph]
     reader: TextTokenizer | None
     memory_reader: TextTokenizer | None

@@ -17,6 +17,7 @@ from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.probes import ModelProbes
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
+from attention_server.repository.graph_bytes import tensor_bytes
 from attention_server.scheduling.cost_model import measure
 
 MANIFEST_BYTES = 16 * 2**20  # the largest manifest that is read; the embedded ones have 4 KiB
@@ -172,10 +173,12 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
             raise RepositoryError(f"{MANIFEST} names {file.name[:64]} with two hashes")
     sizes = _sizes(folder, files, max_bytes)
     served, graphs, contents = set(served_files(manifest, engine.device)), {}, {}
+    held = 0
     for name, file in files.items():  # one at a time, each once: a file may stand at many places, and be large
         content = _read_verified(folder, file, sizes[name])
         if name in served:
             graphs[name] = engine.open(content)
+            held += tensor_bytes(content)
         elif not name.endswith(".onnx"):
             contents[name] = content
     contract.check(manifest, graphs, engine.device)
@@ -186,6 +189,7 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         digest=hashlib.sha256(written).hexdigest(),
         device=engine.device,
         file_bytes=sum(sizes.values()),
+        tensor_bytes=held,
         graphs=graphs,
         reader=TextTokenizer.of_query(manifest.text, contents),
         memory_reader=TextTokenizer.of_memory(manifest.text, contents),

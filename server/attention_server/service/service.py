@@ -157,6 +157,7 @@ class Service:
                 device=model.device,
                 nodes=model.nodes,
                 file_bytes=model.file_bytes,
+                memory_bytes=model.tensor_bytes,
                 manifest=model.manifest,
             )
 

@@ -1036,6 +1036,7 @@ class Model(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     FILE_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name."""
     version: _builtins.int
@@ -1044,6 +1045,10 @@ class Model(_message.Message):
     """The device that computes: `cpu` or `cuda`."""
     file_bytes: _builtins.int
     """The bytes of all files of the version."""
+    memory_bytes: _builtins.int
+    """The bytes of the matrices and further tensors of its open graphs, which the device holds while the version is
+    served; graphs for other devices are not opened. A matrix in several graphs counts in each.
+    """
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All versions that answer requests, ascending."""
@@ -1068,10 +1073,11 @@ class Model(_message.Message):
         manifest: Global___Manifest | None = ...,
         nodes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         file_bytes: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "file_bytes", b"file_bytes", "manifest", b"manifest", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "file_bytes", b"file_bytes", "manifest", b"manifest", "memory_bytes", b"memory_bytes", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
