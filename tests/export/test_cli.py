@@ -68,6 +68,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(each) for each in arguments])
 
 
+@pytest.mark.usefixtures("few_lengths")
 def test_a_block_of_given_matrices_is_exported_and_verified(tmp_path: Path) -> None:
     """`block` exports the given matrices with the given license; `verify` prints the errors."""
     torch.manual_seed(0)
@@ -102,6 +103,7 @@ def test_matrices_of_linear_modules_are_turned(tmp_path: Path, monkeypatch: pyte
     assert "--layout: only with --weights" in refused.stderr
 
 
+@pytest.mark.usefixtures("few_lengths")
 def test_an_imported_multihead_attention_without_bias_is_written(tmp_path: Path) -> None:
     """`import multihead` accepts kdim, vdim and no bias, and exports a verified version."""
     theirs = nn.MultiheadAttention(8, 2, bias=False, kdim=5, vdim=3)

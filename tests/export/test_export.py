@@ -26,13 +26,19 @@ def block() -> MultiHead:
     return MultiHead(Dims(query=8, heads=2))
 
 
+LENGTHS = ((2, 7), (7, 2))  # of these exports; those of the embedded models are verified at all lengths
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(Model(block(), "a block"), tmp_path_factory.mktemp("repository"), "block", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify_module, "LENGTHS", LENGTHS)
+        return export(Model(block(), "a block"), tmp_path_factory.mktemp("repository"), "block", 1)
 
 
-def test_the_same_block_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
+def test_the_same_block_gives_the_same_bytes(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two exports of one block have equal files, the manifest included."""
+    monkeypatch.setattr(verify_module, "LENGTHS", LENGTHS)
     again = export(Model(block(), "a block"), tmp_path, "other", 3)
     names = sorted(path.name for path in exported.iterdir())
     assert names == sorted(path.name for path in again.iterdir())
@@ -82,6 +88,7 @@ def verify_module_graph(block: MultiHead, prefix: str):
     return project_graph(block, prefix)
 
 
+@pytest.mark.usefixtures("few_lengths")
 def test_heads_wider_than_the_query_divided_are_served(tmp_path: Path) -> None:
     """A query width that is no multiple of the heads is valid if the heads have their own width."""
     dims = Dims(query=10, heads=4, head=8)

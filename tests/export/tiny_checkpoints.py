@@ -1,17 +1,12 @@
 """Tiny random checkpoints of many architectures, with an attention far from uniform."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
-
-# Parsed anew for each export otherwise, in 0.7 s.
-ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 WORDS = 100
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # 0 to 4
