@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,7 +19,6 @@ from export.tiny_checkpoints import (
     SMALL,
     sharpness,
     tiny_model,
-    widened,
     word_tokenizer,
     write_checkpoint,
 )
@@ -30,6 +29,11 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 TOLERANCE = 5e-5  # of the largest value
+FEW_POSITIONS = SMALL | {"vocab_size": 400, "max_position_embeddings": 40, "pad_token_id": 1, "initializer_range": 0.5}
+VARIANTS = {  # further models: kind and fields of the config
+    "albert-4": ("albert", {"num_hidden_layers": 4}),
+    "data2vec-40": ("data2vec-text", FEW_POSITIONS),
+}
 TEXTS = ("w7", "w31 w8 w99 <mask> w5 w7 w7 w64 w12 w90 w33 w41 w58", " ".join(f"w{5 + 7 * i % 95}" for i in range(29)))
 EVERY_SITE = [OutputSpec("weights", layers=["*"]), OutputSpec("hidden")]
 
@@ -41,11 +45,11 @@ def import_checkpoint(checkpoint: Path, models: Path, name: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-def make(folder: Path, kind: str) -> None:
+def make(folder: Path, name: str, kind: str, fields: Mapping[str, object]) -> None:
     """Write a checkpoint of a kind, and import it."""
     torch.set_num_threads(1)
-    checkpoint = write_checkpoint(folder / "checkpoints" / kind, tiny_model(kind))
-    import_checkpoint(checkpoint, folder / "models", kind)
+    checkpoint = write_checkpoint(folder / "checkpoints" / name, tiny_model(kind, **fields))
+    import_checkpoint(checkpoint, folder / "models", name)
 
 
 @dataclass
@@ -70,7 +74,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
     """One server of all models; checkpoints are imported on every core, each process on one."""
     folder = tmp_path_factory.mktemp("imported")
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        made = {kind: pool.submit(make, folder, kind) for kind in KINDS}
+        made = {kind: pool.submit(make, folder, kind, kind, {}) for kind in KINDS}
+        made |= {name: pool.submit(make, folder, name, *variant) for name, variant in VARIANTS.items()}
         made["spellings"] = pool.submit(make_spellings, folder)
         refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
     with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
@@ -112,16 +117,9 @@ def test_shared_layers_stand_once(imported: Imported) -> None:
     """ALBERT's layers share matrices; the segments between its sites are one file."""
     files = imported.files("albert")
     assert len(files) == 1 + SMALL["num_hidden_layers"]
-    four = widened_albert(imported.folder)
+    assert "albert-4" not in imported.refused, imported.refused["albert-4"]
+    four = imported.files("albert-4")
     assert len(set(four)) < len(four)
-
-
-def widened_albert(folder: Path) -> list[str]:
-    """Import an ALBERT of four layers; return its segments' hashes."""
-    checkpoint = write_checkpoint(folder / "checkpoints/albert-4", tiny_model("albert", num_hidden_layers=4))
-    import_checkpoint(checkpoint, folder / "others", "albert-4")
-    manifest = json.loads((folder / "others/albert-4/1/manifest.json").read_text())
-    return [segment["graph"]["sha256"] for segment in manifest["segments"]]
 
 
 # Spellings of one checkpoint -----------------------------------------------------------------------------------------
@@ -131,34 +129,30 @@ def as_saved(folder: Path, model: PreTrainedModel) -> None:
     write_checkpoint(folder, model)
 
 
-def in_shards(folder: Path, model: PreTrainedModel) -> None:
+def in_shards_with_gamma_and_beta(folder: Path, model: PreTrainedModel) -> None:
+    """Write shards, with a prefix and the older names of a normalization's parameters."""
     write_checkpoint(folder, model, max_shard_size="20KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    shards = list(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    for shard in shards:
+        save_file({older(name): tensor for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {older(name): shard for name, shard in index["weight_map"].items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def with_gamma_and_beta(folder: Path, model: PreTrainedModel) -> None:
-    write_checkpoint(folder, model)
-    tensors = {
-        "bert."
-        + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-        for name, tensor in load_file(folder / "model.safetensors").items()
-    }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+def older(name: str) -> str:
+    return "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
-def as_pytorch(folder: Path, model: PreTrainedModel) -> None:
-    write_checkpoint(folder, model)
+def as_pytorch_in_bfloat16(folder: Path, model: PreTrainedModel) -> None:
+    write_checkpoint(folder, model.to(torch.bfloat16))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
-def in_bfloat16(folder: Path, model: PreTrainedModel) -> None:
-    write_checkpoint(folder, model.to(torch.bfloat16))
-
-
 SPELLINGS: dict[str, Callable[[Path, PreTrainedModel], None]] = {
-    each.__name__.replace("_", "-"): each
-    for each in (as_saved, in_shards, with_gamma_and_beta, as_pytorch, in_bfloat16)
+    each.__name__.replace("_", "-"): each for each in (as_saved, in_shards_with_gamma_and_beta, as_pytorch_in_bfloat16)
 }
 
 
@@ -179,15 +173,12 @@ def test_spellings_of_a_checkpoint_are_one_model(spelling: str, imported: Import
     assert imported.files(spelling) == imported.files("as-saved")
 
 
-def test_a_data2vec_of_few_positions_is_served_rightly(tmp_path: Path) -> None:
+def test_a_data2vec_of_few_positions_is_served_rightly(imported: Imported) -> None:
     """Positions begin behind the padding token, and a text fills the table of positions to its end."""
-    fields = SMALL | {"vocab_size": 400, "max_position_embeddings": 40, "pad_token_id": 1, "initializer_range": 0.5}
-    model = widened(tiny_model("data2vec-text", **fields))
-    import_checkpoint(write_checkpoint(tmp_path / "checkpoint", model), tmp_path / "models", "data2vec")
+    assert "data2vec-40" not in imported.refused, imported.refused["data2vec-40"]
     text = " ".join(f"w{5 + i}" for i in range(36))
-    with start_server(tmp_path / "models") as server, AttentionClient(server.grpc) as client:
-        answer = client.attend("data2vec", text=text, outputs=EVERY_SITE)
-    weights, hidden = eager(model, text)
+    answer = imported.answers("data2vec-40", text)
+    weights, hidden = eager(tiny_model("data2vec-text", **FEW_POSITIONS), text)
     assert len(answer.tokens) == 38
     for index, expected in enumerate(weights):
         assert distance(answer[f"weights@{index}"], expected) < TOLERANCE
