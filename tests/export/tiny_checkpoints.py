@@ -111,6 +111,11 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "blenderbot-small": STACKS,
     "m2m_100": STACKS,
 }
+EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+KINDS |= {
+    "gpt_oss": ROTARY | EXPERTS | {"sliding_window": 6},
+    "mixtral": ROTARY | EXPERTS,
+}
 
 # Kinds that are not imported: the fields of their configs, and words of the refusal.
 BESIDE = "beside"  # the attention interface of transformers
@@ -141,7 +146,6 @@ FUNNEL = {
     "architectures": ["FunnelBaseModel"],
 }
 XLNET = {"vocab_size": WORDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 32}
-GPT_OSS = ROTARY | {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["full_attention"] * 2}
 PROPHETNET = {"vocab_size": WORDS, "hidden_size": 32, "num_encoder_layers": 1, "num_encoder_attention_heads": 4}
 PROPHETNET |= {"num_decoder_layers": 1, "num_decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
@@ -186,7 +190,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "clip": (CLIP, "takes `pixel_values` (image, text)"),
     "wav2vec2": (SOUND, "takes `input_values`"),
     "whisper": (WHISPER, "takes `input_features`"),
-    "gpt_oss": (GPT_OSS, "sinks"),
     "deberta-v2": (SMALL | {"conv_kernel_size": 3, "relative_attention": True}, "conv_kernel_size"),
 }
 

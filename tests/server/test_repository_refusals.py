@@ -26,6 +26,10 @@ def lie_about_widths(folder):
     edit(folder, lambda manifest: manifest["layers"][0].update(query_dim=23))
 
 
+def lie_about_the_scale(folder):
+    edit(folder, lambda manifest: manifest["layers"][0].update(scale=1.5 * manifest["layers"][0]["scale"]))
+
+
 def name_a_source(folder):
     edit(folder, lambda manifest: manifest["layers"][0].update(side="SIDE_SOURCE"))
 
@@ -53,6 +57,7 @@ REFUSALS = {
     cut: "explain.onnx is not the file that manifest.json names: its SHA-256 differs",
     cut_with_its_hash: "cannot be loaded; the log has the cause",
     lie_about_widths: "23",
+    lie_about_the_scale: "graphs give other weights than the manifest's scale",
     name_a_source: "these are of transformers, and the first site is one of them",
     swap_graphs: "attend.onnx",
     oversize: "a version may have 4194304",

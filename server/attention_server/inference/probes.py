@@ -103,7 +103,7 @@ class ModelProbes:
         tensors.update({tensor_name(name): found for name, found in compute(inputs).items()})
 
     def _front_probes(self) -> Iterator[Probe]:
-        """Yield the probes of fronts: by sequence alone, for a row may depend on all tokens."""
+        """Yield the probes of fronts: by sequence, for a row may depend on all tokens; by row where it does not."""
         text = self.manifest.text
         fronts = (
             (text.front.name, self.reader, text.max_tokens),
@@ -117,9 +117,9 @@ class ModelProbes:
             if name and reader is not None:
                 length = ROW_COUNT if self._is_transformer else min(TOKENS, max_tokens or TOKENS)
                 tensors = self._text(reader, SEQUENCES, length, max_tokens)
-                yield Probe(
-                    name, _compute(self.graphs[name]), {each: tensors[each] for each in self.graphs[name].inputs}
-                )
+                inputs = {each: tensors[each] for each in self.graphs[name].inputs}
+                by_row = self._is_transformer and not self.manifest.front_rows_dependent
+                yield Probe(name, _compute(self.graphs[name]), inputs, tuple(inputs) if by_row else ())
 
     def _head_probe(self) -> Probe:
         graph = self.graphs[self.manifest.head.name]

@@ -15,6 +15,7 @@ from attention_server.inference.engine.protocol import Engine
 from attention_server.inference.independence import DependentRowsError, check_independence, tolerance_of
 from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.probes import ModelProbes
+from attention_server.inference.site_constants import WrongConstantError, check_constants
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.repository.graph_bytes import tensor_bytes
@@ -123,7 +124,7 @@ def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
 
 
 def _check_rows(model: LoadedModel) -> None:
-    """Check that graphs compute rows and sequences independently.
+    """Check that graphs compute rows and sequences independently, and with the manifest's constants.
 
     Raises:
         RepositoryError: one does not.
@@ -133,7 +134,9 @@ def _check_rows(model: LoadedModel) -> None:
     try:
         for probe in probes.each():
             check_independence(probe, tolerance)
-    except DependentRowsError as error:
+        for layer in model.layers:
+            check_constants(layer, tolerance)
+    except (DependentRowsError, WrongConstantError) as error:
         raise RepositoryError(str(error)) from error
 
 

@@ -316,6 +316,7 @@ class Chain:
             window=call.window,
             bias=bias_graph(call.module),
             stages=stages,
+            sinks=tuple(self.source.value(f"{call.path}.sinks").tolist()) if call.sinks else (),
         )
 
     def _width(self, value: ir.Value) -> int:

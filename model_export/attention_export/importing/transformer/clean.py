@@ -1,5 +1,8 @@
 """Passes over a traced graph that remove nodes needed by the tracing alone.
 
+Some models put the rows of all sequences below each other for a product, [B*T,width]; the passes compute it on
+[B,T,width], where each row is a row of a sequence.
+
 Reshapes take their shape from the tokens' shape, and the packing of q, k and v adds reshapes and transpositions that
 cancel those of the model. Without these passes every segment would need the tokens.
 """
@@ -18,6 +21,14 @@ from attention_export.importing.transformer.trace import BATCH
 Shape = list[int | str]
 
 UNLIMITED = 2**62
+ELEMENTWISE = (
+    *("Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Expand"),
+    *("Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsNaN", "LeakyRelu"),
+    *("Less", "LessOrEqual", "Log", "Max", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow"),
+    *("Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Swish"),
+    *("Tanh", "Where", "Xor"),
+)
+NORMS = ("LayerNormalization", "RMSNormalization")
 SIZES: dict[tuple[int | str, ...], tuple[int, int]] = {(BATCH,): (0, 1)}
 for _side in (ALONE, SOURCE):
     SIZES |= {(_side.length,): (1, 2), (BATCH, _side.length): (0, 2)}
@@ -27,7 +38,13 @@ for _side in (ALONE, SOURCE):
 def clean(model: ir.Model) -> None:
     """Clean a traced graph in place: fold constants, fix the shapes of reshapes, remove pairs that cancel."""
     fold(model)
-    passes: list[Callable[[ir.Graph, ir.Node], bool]] = [_skip_identity, _fix_shape, _merge_reshapes, _merge_transposes]
+    passes: list[Callable[[ir.Graph, ir.Node], bool]] = [
+        _skip_identity,
+        _keep_sequences,
+        _fix_shape,
+        _merge_reshapes,
+        _merge_transposes,
+    ]
     changed = True
     while changed:
         changed = sum(each(model.graph, node) for each in passes for node in list(model.graph)) > 0
@@ -154,16 +171,88 @@ def _merge_reshapes(_: ir.Graph, node: ir.Node) -> bool:
     before = given.producer()
     if before is None or before.op_type != "Reshape" or before.inputs[0] is None:
         return False
-    first = dims(before.inputs[0])
-    # A copied dimension has to have the same axis in both shapes.
-    target = constant(node.inputs[1])
-    if first is None or shape is None or target is None:
-        return False
-    copied = [axis for axis, size in enumerate(target) if size == 0]
-    if any(first[axis : axis + 1] != [shape[axis]] for axis in copied):
+    first, target = dims(before.inputs[0]), constant(node.inputs[1])
+    if first is None or shape is None or (first != shape and not _copies(target, first, shape)):
         return False
     node.replace_input_with(0, before.inputs[0])
     return True
+
+
+def _copies(target: np.ndarray | None, given: Shape, shape: Shape) -> bool:
+    """Whether a constant target of a reshape gives a shape; a copied dimension has the same axis in both shapes."""
+    if target is None:
+        return False
+    return all(given[axis : axis + 1] == [shape[axis]] for axis, size in enumerate(target) if size == 0)
+
+
+def _keep_sequences(graph: ir.Graph, node: ir.Node) -> bool:
+    """Compute on [B,T,width] what a node computes row by row on [B*T,width], and put the rows together behind it."""
+    flat = [value for value in node.inputs if value is not None and _sequences(value) is not None]
+    others = [value for value in node.inputs if value is not None and value not in flat]
+    result = node.outputs[0]
+    shape = dims(result)
+    if not flat or shape is None or len(node.outputs) > 1 or not all(map(_is_parameter, others)):
+        return False
+    if result.is_graph_output() or not result.uses():
+        return False
+    given = [value if value is None else _sequences(value) or value for value in node.inputs]
+    if node.op_type == "Gemm":
+        nodes = _product(node, given)
+    elif node.op_type in ELEMENTWISE or (node.op_type == "MatMul" and node.inputs[0] in flat):
+        nodes = [ir.Node("", node.op_type, given, attributes=node.attributes.values())]
+    elif node.op_type in NORMS and node.attributes["axis"].as_int() in (-1, 1):
+        axis = ir.AttrInt64("axis", -1)
+        nodes = [ir.Node("", node.op_type, given, attributes=(dict(node.attributes) | {"axis": axis}).values())]
+    else:
+        return False
+    if not nodes:
+        return False
+    whole = _sequences(flat[0])
+    assert whole is not None
+    assert whole.shape is not None
+    for each in nodes:
+        each.outputs[0].shape, each.outputs[0].type = ir.Shape([*whole.shape[:2], shape[-1]]), result.type
+    target = graph_constant(graph, f"{result.name}_rows", np.array([-1, shape[-1]], np.int64))
+    nodes.append(ir.Node("", "Reshape", [nodes[-1].outputs[0], target]))
+    graph.insert_before(node, nodes)
+    rows = nodes[-1].outputs[0]
+    rows.shape, rows.type, rows.name = result.shape, result.type, f"{result.name}_of_rows"
+    ir.convenience.replace_all_uses_with(result, rows)
+    graph.remove(node, safe=True)
+    return True
+
+
+def _sequences(value: ir.Value) -> ir.Value | None:
+    """Return the tensor [B,T,width] whose rows [B*T,width] a reshape has put below each other; None for another one."""
+    node = value.producer()
+    if node is None or node.op_type != "Reshape" or node.inputs[0] is None:
+        return None
+    before, behind = dims(node.inputs[0]), dims(value)
+    if before is None or behind is None or before[:1] != [BATCH] or len(before) != 3 or len(behind) != 2:
+        return None
+    return node.inputs[0] if behind == [f"{BATCH}*{before[1]}", before[2]] else None
+
+
+def _product(node: ir.Node, given: list[ir.Value | None]) -> list[ir.Node]:
+    """Return x.M + b in place of ONNX's Gemm, which takes no sequences; nothing where it is more than that."""
+    factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
+    turned = [name in node.attributes and node.attributes[name].as_int() for name in ("transA", "transB")]
+    x, matrix, *bias = given
+    if set(factors) - {1.0} or turned[0] or node.inputs[0] is x:
+        return []
+    nodes = []
+    if turned[1]:
+        nodes.append(ir.Node("", "Transpose", [matrix], attributes=[ir.AttrInt64s("perm", [1, 0])]))
+        matrix = nodes[-1].outputs[0]
+    nodes.append(ir.Node("", "MatMul", [x, matrix]))
+    if bias and bias[0] is not None:
+        nodes.append(ir.Node("", "Add", [nodes[-1].outputs[0], bias[0]]))
+    return nodes
+
+
+def _is_parameter(value: ir.Value) -> bool:
+    """Whether a value is a parameter or a constant of at most two axes, of which no rows are made."""
+    return (value.is_initializer() or constant(value) is not None) and len(dims(value) or ()) <= 2
 
 
 def _merge_transposes(_: ir.Graph, node: ir.Node) -> bool:

@@ -18,6 +18,7 @@ DOMAIN = "attention_export"
 OPERATOR = "Site"
 INDEX = "index"  # attribute of the node: the site's number
 BIAS = "attention_bias"  # attribute of a module: the ONNX graph of its bias
+SINKS = "s_aux"  # the argument of attention sinks, [H]
 DESCRIPTIVE = {"position_ids", "token_type_ids", "cache_position"}  # tensors that a model passes on, and none needs
 
 
@@ -35,6 +36,7 @@ class SiteCall:
     softcap: float
     causal: bool
     window: int
+    sinks: bool = False  # whether the module has a parameter `sinks`, [H]
 
 
 @dataclass
@@ -77,6 +79,7 @@ class SiteRecorder:
             float(kwargs.get("softcap") or 0),
             bool(getattr(module, "is_causal", False) if causal is None else causal),
             int(_window(kwargs.get("sliding_window"))),
+            _has_sinks(module, path, kwargs),
         )
         self.calls.append(call)
         (result,) = torch.onnx.ops.symbolic_multi_out(
@@ -88,6 +91,20 @@ class SiteRecorder:
             version=1,
         )
         return result.reshape(batch, length, heads, call.value_head_dim), None
+
+
+def _has_sinks(module: nn.Module, path: str, kwargs: dict[str, Any]) -> bool:
+    """Whether an attention has sinks; they have to be its own parameter, which the version is to hold.
+
+    Raises:
+        ImportFailure: they are computed.
+    """
+    given, own = kwargs.get(SINKS), getattr(module, "sinks", None)
+    if given is None and own is None:
+        return False
+    if not isinstance(own, nn.Parameter) or own.dim() != 1 or (given is not None and given is not own):
+        raise ImportFailure(f"{path} computes its attention sinks; only sinks that are a parameter of it are imported")
+    return True
 
 
 def _packed(tensor: Tensor) -> Tensor:
@@ -108,8 +125,6 @@ def _refuse_unknown(path: str, query: Tensor, mask: Tensor | None, kwargs: dict[
         raise ImportFailure(f"{path} attends in {query.dtype}, not in float32")
     if mask is not None:
         raise ImportFailure(f"{path} has a mask of its own, made inside the model; a site has causal, window and bias")
-    if kwargs.get("s_aux") is not None:
-        raise ImportFailure(f"{path} has attention sinks; they are not imported")
     for name, value in kwargs.items():
-        if isinstance(value, Tensor) and name not in DESCRIPTIVE:
+        if isinstance(value, Tensor) and name not in DESCRIPTIVE | {SINKS}:
             raise ImportFailure(f"{path} passes `{name}` to its attention; a site has causal, window and bias")

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from attention_export.importing import ImportFailure
+from attention_export.importing.transformer.experts import EAGER, set_experts
 from attention_export.importing.transformer.sides import TARGET, stacks
 from attention_export.importing.transformer.sides import arguments as arguments_of
 from attention_export.importing.transformer.values import Values, ValuesOnUse, without_values
@@ -110,6 +111,7 @@ class EagerModel:
         self.model = without_values(model, dtype).eval()
         self.values = values
         self.model.set_attn_implementation("eager")
+        set_experts(self.model, EAGER)
         for module in self.model.modules():
             config = getattr(module, "config", None)
             if isinstance(config, PretrainedConfig) and _attention(config) != "eager":

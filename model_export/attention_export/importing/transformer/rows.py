@@ -4,12 +4,16 @@ An operator that is not known to keep rows apart counts as one that mixes rows: 
 side only.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from attention_export.importing.transformer.clean import constant, dims
+from attention_export.importing.transformer.clean import ELEMENTWISE, NORMS, constant, dims
+from attention_export.importing.transformer.sides import ALONE, SOURCE
+
+LENGTHS = {ALONE.length, SOURCE.length}  # names of dimensions
 
 
 class Axis(NamedTuple):
@@ -102,7 +106,7 @@ def _normalized(node: ir.Node, axes: Axes) -> Axis:
 def _along_axis(node: ir.Node, axes: Axes) -> Axis:
     """Work along one axis, which is not the sequence's."""
     given = _elementwise(node, axes)
-    if given.axis == _attribute(node, "axis", -1 if node.op_type == "Softmax" else 0) % given.rank:
+    if given.axis == _attribute(node, "axis", -1 if node.op_type in ("Softmax", "TopK") else 0) % given.rank:
         raise RowsMixedError(node.op_type)
     return given
 
@@ -161,21 +165,31 @@ def _reshaped(node: ir.Node, axes: Axes) -> Axis:
     """Find the sequence again where as much stands before it as did."""
     given = _only(node, axes)
     before, behind = dims(node.inputs[0]) if node.inputs[0] else None, dims(node.outputs[0])
-    length = before[given.axis] if before is not None else None
-    if before is None or behind is None or not isinstance(length, str) or behind.count(length) != 1:
+    if before is None or behind is None:
         raise RowsMixedError(node.op_type)
-    axis = behind.index(length)
-    if _size(before[: given.axis]) != _size(behind[:axis]):
+    lengths = LENGTHS.intersection(_factors(before[given.axis]))
+    found = [axis for axis, size in enumerate(behind) if lengths.intersection(_factors(size))]
+    if len(found) != 1 or _size(before[: given.axis + 1]) != _size(behind[: found[0] + 1]):
         raise RowsMixedError(node.op_type)
-    return Axis(len(behind), axis)
+    return Axis(len(behind), found[0])
+
+
+def _factors(size: int | str) -> list[str]:
+    """Return the factors of a dimension, such as `B*T`: the rows of all sequences."""
+    return str(size).split("*")
 
 
 def _size(shape: list[int | str]) -> tuple[int, list[str]]:
     """Return the product of numbers, and the names of dimensions."""
-    product = 1
-    for each in shape:
-        product *= each if isinstance(each, int) else 1
-    return product, sorted(each for each in shape if isinstance(each, str))
+    factors = [factor for size in shape for factor in _factors(size)]
+    return math.prod(int(each) for each in factors if each.isdigit()), sorted(x for x in factors if not x.isdigit())
+
+
+def _one_hot(node: ir.Node, axes: Axes) -> Axis:
+    given = _only(node, axes)
+    if _attribute(node, "axis", -1) not in (-1, given.rank):
+        raise RowsMixedError(node.op_type)
+    return Axis(given.rank + 1, given.axis)
 
 
 def _gathered(node: ir.Node, axes: Axes) -> Axis:
@@ -194,20 +208,14 @@ def _gathered(node: ir.Node, axes: Axes) -> Axis:
     return Axis(rank - 1 + width, given.axis + (width - 1 if axis < given.axis else 0))
 
 
-ELEMENTWISE = (
-    *("Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Expand"),
-    *("Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsNaN", "LeakyRelu"),
-    *("Less", "LessOrEqual", "Log", "Max", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow"),
-    *("Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Swish"),
-    *("Tanh", "Where", "Xor"),
-)
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(["LayerNormalization", "RMSNormalization"], _normalized),
-    **dict.fromkeys(["Concat", "Split", "Softmax"], _along_axis),
+    **dict.fromkeys(NORMS, _normalized),
+    **dict.fromkeys(["Concat", "Split", "Softmax", "TopK"], _along_axis),
     **dict.fromkeys(["ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"], _reduced),
     "Gather": _gathered,
     "MatMul": _matmul,
+    "OneHot": _one_hot,
     "Reshape": _reshaped,
     "Slice": _sliced,
     "Squeeze": _squeezed,

@@ -58,7 +58,7 @@ def check_structure(version: VersionRunner, chain: Chain, stages: ChainStages) -
 
 
 def check_site(version: VersionRunner, layer: Layer, site: SiteStages) -> None:
-    """Compare every graph of a site with softmax(softcap(q.k * scale) + mask) . v in float64.
+    """Compare every graph of a site with softmax(softcap(q.k * scale) + mask) . v in float64, beside sinks.
 
     Raises:
         Mismatch: a graph differs.
@@ -83,8 +83,14 @@ def site_weights(layer: Layer, site: SiteStages) -> Array:
     if layer.softcap:
         scores = layer.softcap * np.tanh(scores / layer.softcap)
     scores = scores + site.inputs.get("mask", np.zeros(1))
-    powers = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
+    largest = scores.max(-1, keepdims=True)
+    if not layer.sinks:
+        powers = np.exp(scores - largest)
+        return np.asarray(powers / powers.sum(-1, keepdims=True))
+    sinks = np.array(layer.sinks, np.float64).reshape(1, -1, 1, 1)
+    largest = np.maximum(largest, sinks)
+    powers = np.exp(scores - largest)
+    return np.asarray(powers / (powers.sum(-1, keepdims=True) + np.exp(sinks - largest)))
 
 
 def site_reference(layer: Layer, site: SiteStages, weights: Array) -> Array:

@@ -24,6 +24,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.adapters import ADAPTED, ADAPTERS, adapt
+from attention_export.importing.transformer.experts import NAME as EXPERTS
+from attention_export.importing.transformer.experts import set_experts
 from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
 from attention_export.importing.transformer.sides import (
     POSITIONS,
@@ -83,6 +85,7 @@ def trace(source: Source) -> Trace:
         AttentionInterface.register(NAME, _stop)
         if model._can_set_attn_implementation():  # noqa: SLF001 # asks without a warning
             model.set_attn_implementation(NAME)
+        set_experts(model, EXPERTS)
         if not _attends(model):
             raise _beside(source)
         base = position_base(model)

@@ -98,6 +98,7 @@ def write_version(
         description=f"Every attention of an imported {parts.architecture}, {parts.site_count} in order.",
         architecture=parts.architecture,
         hidden_dim=parts.target.hidden_dim,
+        front_rows_dependent=any(chain.front_rows_dependent for chain in parts.chains),
         license=license_,
         source=source,
         opset=OPSET,
@@ -187,6 +188,7 @@ def _describe(site: SiteSpec, width: int) -> Layer:
         causal=site.causal,
         window=site.window,
         stages=site.stages,
+        sinks=site.sinks,
     )
 
 

@@ -1107,6 +1107,7 @@ class Manifest(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     DOUBLED_BYTES_FIELD_NUMBER: _builtins.int
     LOGITS_DIM_FIELD_NUMBER: _builtins.int
+    FRONT_ROWS_DEPENDENT_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """The version of the manifest's form: 2."""
     block: _builtins.str
@@ -1129,6 +1130,8 @@ class Manifest(_message.Message):
     """Bytes of matrices that stand in more than one file, where a fused graph or a tied head pays for it."""
     logits_dim: _builtins.int
     """V: the width of `logits`, the numbers whose softmax is the predictor's probabilities; 0 where they are not offered."""
+    front_rows_dependent: _builtins.bool
+    """Whether a row of the front's vectors depends on further tokens, in an imported model."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layer]:
         """The sites, in the order of computation: each is one attention of the model. A block that this project defines has
@@ -1190,10 +1193,11 @@ class Manifest(_message.Message):
         architecture: _builtins.str = ...,
         doubled_bytes: _builtins.int = ...,
         logits_dim: _builtins.int = ...,
+        front_rows_dependent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "parity", b"parity", "quantization", b"quantization", "text", b"text", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block", b"block", "description", b"description", "doubled_bytes", b"doubled_bytes", "format", b"format", "head", b"head", "hidden_dim", b"hidden_dim", "layers", b"layers", "license", b"license", "logits_dim", b"logits_dim", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "segments", b"segments", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block", b"block", "description", b"description", "doubled_bytes", b"doubled_bytes", "format", b"format", "front_rows_dependent", b"front_rows_dependent", "head", b"head", "hidden_dim", b"hidden_dim", "layers", b"layers", "license", b"license", "logits_dim", b"logits_dim", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "segments", b"segments", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1266,6 +1270,7 @@ class Layer(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     ZERO_KEY_FIELD_NUMBER: _builtins.int
     SIDE_FIELD_NUMBER: _builtins.int
+    SINKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name in `OutputSpec.layers`."""
     heads: _builtins.int
@@ -1331,6 +1336,12 @@ class Layer(_message.Message):
     def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Those of `output`, `contributions` and `hidden` that are offered. The other stages of a site always are."""
 
+    @_builtins.property
+    def sinks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[H]: for each head the score of one key more, with a value of zeros, which no mask hides: an attention sink, as in
+        gpt-oss. `scores` and `weights` leave it out, so a row of weights has a sum below 1. Empty in a site without sinks.
+        """
+
     def __init__(
         self,
         *,
@@ -1355,10 +1366,11 @@ class Layer(_message.Message):
         stages: _abc.Iterable[_builtins.str] | None = ...,
         zero_key: _builtins.bool = ...,
         side: Global___Side.ValueType = ...,
+        sinks: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "pool", b"pool", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "query_dim", b"query_dim", "scale", b"scale", "side", b"side", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window", "zero_key", b"zero_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attend", b"attend", "bias", b"bias", "causal", b"causal", "head_dim", b"head_dim", "heads", b"heads", "key_dim", b"key_dim", "key_value_heads", b"key_value_heads", "name", b"name", "output_dim", b"output_dim", "path", b"path", "pool", b"pool", "query_dim", b"query_dim", "scale", b"scale", "side", b"side", "sinks", b"sinks", "softcap", b"softcap", "stages", b"stages", "value_dim", b"value_dim", "value_head_dim", b"value_head_dim", "weights", b"weights", "window", b"window", "zero_key", b"zero_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
