@@ -41,7 +41,8 @@ def all_experts(module: Any, rows: Tensor, chosen: Tensor, shares: Tensor) -> Te
     results = _linear(module, "down_proj", activated)
     if module.has_post_expert_norm:
         results = module.post_expert_norm(results)
-    return (results * by_expert).sum(0)
+    total: Tensor = (results * by_expert).sum(0)
+    return total
 
 
 def _linear(module: Any, name: str, rows: Tensor) -> Tensor:
