@@ -6,12 +6,13 @@ both would be plausible, and `scores` wrong.
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer
+from numpy.typing import NDArray
 
-from attention_server.domain.messages import Array
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.layer import LoadedLayer, Tensors
 from attention_server.inference.masks import Vectors, site_mask
 
+Weights = NDArray[np.float64]
 ROWS = 7
 ANY_WIDTH = 8  # of a head, where a block takes any width
 LEAST_SCORE = 3.0  # of the last row, the loudest; a softcap is seen in scores as large as it
@@ -52,13 +53,13 @@ def sinks_of(layer: Layer) -> Vectors | None:
     return np.zeros(layer.heads, np.float32) if layer.zero_key else None
 
 
-def _softmax(scores: Array, sinks: Vectors | None) -> Array:
+def _softmax(scores: Weights, sinks: Vectors | None) -> Weights:
     """Return weights of scores [B, H, T, S], without the column of a sink."""
     if sinks is not None:
         column = np.broadcast_to(sinks.reshape(1, -1, 1, 1), (*scores.shape[:-1], 1))
         scores = np.concatenate([scores, column], -1)
     powers = np.exp(scores - scores.max(-1, keepdims=True))
-    weights: Array = powers / powers.sum(-1, keepdims=True)
+    weights: Weights = powers / powers.sum(-1, keepdims=True)
     return weights if sinks is None else weights[..., :-1]
 
 

@@ -49,7 +49,8 @@ def _linear(module: Any, name: str, rows: Tensor) -> Tensor:
     """[E or 1, N, in] -> [E, N, out], by the matrices of all experts."""
     matrices = getattr(module, name)
     result = rows @ (matrices if module.is_transposed else matrices.transpose(-1, -2))
-    return result + getattr(module, f"{name}_bias").unsqueeze(1) if module.has_bias else result
+    biased: Tensor = result + getattr(module, f"{name}_bias").unsqueeze(1) if module.has_bias else result
+    return biased
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, all_experts)
