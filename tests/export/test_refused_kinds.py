@@ -1,6 +1,7 @@
 """Kinds of models that are not imported are refused, each in words that say why."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer import import_transformer
+from attention_export.importing.transformer.trace import _refusal
 from attention_export.verify import Mismatch
 from export.tiny_checkpoints import (
     BESIDE,
@@ -43,6 +45,16 @@ def test_a_kind_that_is_not_imported_is_refused(kind: str, fields: dict[str, Any
     """The attention, the input or the layer in the way is named."""
     checkpoint = write_checkpoint(tmp_path / "checkpoint", random_model(kind, **fields))
     assert words in refusal(checkpoint, tmp_path / "models")
+
+
+def test_a_mixture_of_experts_that_cannot_be_traced_is_named() -> None:
+    """The refusal names the experts, whose choice depends on the numbers."""
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    error = _refusal(random_model("mixtral", **ROTARY, **experts), RuntimeError("data-dependent"))
+    assert re.search(
+        r"MixtralModel, a mixture of experts \(Mixtral\w+\), cannot be traced .* data-dependent", str(error)
+    )
+    assert "experts" not in str(_refusal(tiny_model("bert"), RuntimeError("data-dependent")))
 
 
 @pytest.mark.parametrize(
