@@ -10,7 +10,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 DTYPES = {"BOOL": "?", "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4"}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 TENSORS = ("query", "key", "value")
-TEXTS = ("text", "memory_text", "token_ids", "memory_token_ids")
+TEXTS = ("text", "text_pair", "memory_text", "token_ids", "memory_token_ids", "truncate")
+TRUNCATE = {"none": 0, "right": 1, "left": 2}
 CAUSAL = {"none": 1, "top_left": 2, "bottom_right": 3}
 REDUCE = {"none": 0, "mean": 1, "max": 2}
 POOL = {"none": 0, "mean": 1, "first": 2, "last": 3}
@@ -78,7 +79,9 @@ def request_message(
         pb.Sequence(
             **{name: tensor(sequence.get(name)) for name in TENSORS},
             text=sequence.get("text"),
+            text_pair=sequence.get("text_pair"),
             memory_text=sequence.get("memory_text"),
+            truncate=TRUNCATE[sequence.get("truncate", "none")],
             token_ids=sequence.get("token_ids", ()),
             memory_token_ids=sequence.get("memory_token_ids", ()),
             memory=sequence.get("memory", ""),
@@ -133,6 +136,8 @@ def read_message(response: pb.AttendResponse) -> dict[str, Any]:
                 "memory_tokens": list(result.memory_tokens),
                 "token_offsets": [(span.start, span.end) for span in result.token_offsets],
                 "memory_token_offsets": [(span.start, span.end) for span in result.memory_token_offsets],
+                "truncated_tokens": result.truncated_tokens,
+                "memory_truncated_tokens": result.memory_truncated_tokens,
                 "predictions": [
                     {"name": each.name, "label": each.label, "probability": each.probability, "id": each.id}
                     | ({"row": each.row} if each.HasField("row") else {})
@@ -162,6 +167,8 @@ def read_document(document: Any) -> dict[str, Any]:
                 "memory_tokens": result.get("memory_tokens", []),
                 "token_offsets": spans(result, "token_offsets"),
                 "memory_token_offsets": spans(result, "memory_token_offsets"),
+                "truncated_tokens": result.get("truncated_tokens", 0),
+                "memory_truncated_tokens": result.get("memory_truncated_tokens", 0),
                 "predictions": result.get("predictions", []),
             }
             for result in document["results"]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
+from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
 from attention_client.memory import Memory
@@ -27,6 +28,9 @@ class Sequence:
         memory_text: the memory as text, for a text model that attends to a second sequence.
         token_ids: the query as ids of tokens, integers [T], taken as they are, in place of `text`.
         memory_token_ids: the memory as ids of tokens, integers [S], taken as they are, in place of `memory_text`.
+        text_pair: the second text of a pair, of which `text` is the first, for a model that takes pairs.
+        truncate: the end at which tokens of `text` and `memory_text` are dropped that are more than the model reads;
+            `none` has such a text refused.
         memory: a memory that the server keeps, as `create_memory` returned it, or its id.
         causal: hides the future; positions are lined up at the first or the last of query and key.
         window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
@@ -41,6 +45,8 @@ class Sequence:
     memory_text: str | None = None
     token_ids: ArrayLike | None = None
     memory_token_ids: ArrayLike | None = None
+    text_pair: str | None = None
+    truncate: Truncate = "none"
     memory: Memory | str | None = None
     causal: Causal = "none"
     window: tuple[int, int] | None = None

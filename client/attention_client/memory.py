@@ -44,6 +44,11 @@ class Memory:
         return tuple(self._message.tokens)
 
     @property
+    def truncated_tokens(self) -> int:
+        """The number of tokens of its text that were dropped."""
+        return self._message.truncated_tokens
+
+    @property
     def expire_time(self) -> datetime:
         """The time at which it expires unless used, in UTC, as of its creation; each use on the server postpones it."""
         return self._message.expire_time.ToDatetime(tzinfo=UTC)

@@ -95,8 +95,9 @@ class AttendResult:
         key_tokens: the names of the keys (the last axis of weights and scores): the memory's tokens, or the
             sequence's own where it attends to itself; empty where keys have no names.
         predictions: the answers of the model's head, when requested.
-        token_offsets, memory_token_offsets: the place of each token in its text, when requested; empty where ids of
-            tokens were sent.
+        token_offsets, memory_token_offsets: the place of each token in its text, in a pair in its own one, when
+            requested; empty where ids of tokens were sent.
+        truncated_tokens, memory_truncated_tokens: the number of tokens of a text that were dropped.
     """
 
     model: str
@@ -108,6 +109,8 @@ class AttendResult:
     predictions: tuple[Prediction, ...] = ()
     token_offsets: tuple[Span, ...] = ()
     memory_token_offsets: tuple[Span, ...] = ()
+    truncated_tokens: int = 0
+    memory_truncated_tokens: int = 0
 
     @property
     def output(self) -> Array:

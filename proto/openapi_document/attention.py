@@ -5,6 +5,7 @@ from typing import get_args
 from attention_proto.codec import DTYPES
 from attention_proto.masks import UNBOUNDED, Causal
 from attention_proto.stages import DATA_TYPES, OPTIONS, OUTPUTS, POOLS, PREDICTIONS, REDUCES, STAGES, Option
+from attention_proto.text import TRUNCATES
 
 from openapi_document.schema import (
     BASE64,
@@ -24,6 +25,7 @@ from openapi_document.schema import (
 )
 
 AS_THEY_ARE = "They are taken as they are, special tokens included."
+TRUNCATE_WORDS = "Where tokens of a text are dropped that are more than the model reads; special tokens stay."
 BATCH = "A query [B, T, D] stands for B sequences."
 OTHER_RANKS = "The server takes nested lists of any rank too."
 OPTION_SCHEMAS = {"reduce": "Reduce", "pool": "Pool", "data_type": "OutputDataType"}  # of choices
@@ -67,6 +69,8 @@ SEQUENCE: dict[str, Schema] = {
     "memory_text": described(STRING, "The memory as text, for a text model that attends to a second sequence."),
     "token_ids": array(integer(0), f"The query as ids of tokens, in place of `text`. {AS_THEY_ARE}"),
     "memory_token_ids": array(integer(0), f"The memory as ids of tokens, in place of `memory_text`. {AS_THEY_ARE}"),
+    "text_pair": described(STRING, "The second text of a pair, of which `text` is the first."),
+    "truncate": described(ref("Truncate"), f"{TRUNCATE_WORDS} Default: none, which refuses such a text."),
     "memory": described(STRING, "The id of a kept memory."),
     "mask": ref("Mask"),
     "lengths": array(
@@ -125,6 +129,7 @@ SCHEMAS: dict[str, Schema] = {
         },
         words="The keys that each query may attend to. A key must pass every part.",
     ),
+    "Truncate": enumeration(TRUNCATES),
     "Causal": enumeration(get_args(Causal)),
     "Window": request(
         {
@@ -154,8 +159,12 @@ SCHEMAS: dict[str, Schema] = {
         {
             "tokens": array(STRING, "The query's tokens, of a text or of ids."),
             "memory_tokens": array(STRING, "The memory's tokens, of a text or of ids."),
-            "token_offsets": array(ref("Span"), "The position of each token in the text; empty for ids."),
+            "token_offsets": array(
+                ref("Span"), "The position of each token in the text, in a pair in its own one; empty for ids."
+            ),
             "memory_token_offsets": array(ref("Span"), "The same of the memory's tokens."),
+            "truncated_tokens": integer(0, "The tokens of the text that were dropped; absent where none was."),
+            "memory_truncated_tokens": integer(0, "The same of the memory's text."),
             "outputs": {
                 "type": "object",
                 "additionalProperties": {"anyOf": [ref("Tensor"), ref("TopK"), ref("Alignment")]},
@@ -212,6 +221,7 @@ SCHEMAS: dict[str, Schema] = {
             "value": _tensor("[S, value width]; the key when absent."),
             "memory_text": described(STRING, "The memory as text, for a text model."),
             "memory_token_ids": array(integer(0), f"The memory as ids of tokens. {AS_THEY_ARE}"),
+            "truncate": described(ref("Truncate"), f"{TRUNCATE_WORDS} Default: none."),
             "ttl": described(NUMBER, "Seconds to keep it after its last use."),
         },
         words="Exactly one of `key`, `memory_text` and `memory_token_ids`.",
@@ -225,6 +235,7 @@ SCHEMAS: dict[str, Schema] = {
             "tokens": array(STRING, "Its tokens, when it was made from text or ids."),
             "expire_time": STRING | {"format": "date-time"},
             "size_bytes": INTEGER,
+            "truncated_tokens": integer(0, "The tokens of the text that were dropped; absent where none was."),
         },
         ["id", "model", "version", "length", "expire_time", "size_bytes"],
     ),

@@ -109,7 +109,7 @@ def test_parts_of_a_call_without_a_form(field, bad):
     """A model's name or version, and the text of a memory, are refused by name where a message cannot hold it."""
     given = {"model": "m", "version": 0, "memory_text": "a text", field: bad}
     with pytest.raises(InvalidRequest) as caught:
-        create_memory_request(key=None, value=None, memory_token_ids=None, ttl=None, **given)
+        create_memory_request(key=None, value=None, memory_token_ids=None, truncate="none", ttl=None, **given)
     assert caught.value.field == field
     if field != "memory_text":
         with pytest.raises(InvalidRequest) as caught:

@@ -265,6 +265,7 @@ def word_tokenizer(*, most: int = 80) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         mask_token="<mask>",
         model_max_length=most,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 
 

@@ -166,6 +166,24 @@ def make_spellings(folder: Path) -> None:
         import_checkpoint(checkpoint, folder / "models", name)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta-v2"])
+def test_a_pair_has_the_types_that_the_source_takes(kind: str, imported: Imported) -> None:
+    """A pair's weights and hidden states are the source's, with token types where its forward takes them."""
+    assert kind not in imported.refused, imported.refused[kind]
+    first, second = TEXTS[1], TEXTS[0]
+    outputs = [OutputSpec("weights", layers=["*"]), OutputSpec("hidden")]
+    answer = imported.client.attend(kind, text=first, text_pair=second, outputs=outputs)
+    model = tiny_model(kind)
+    encoded = word_tokenizer()(first, second, return_tensors="pt")
+    takes_types = getattr(model.config, "type_vocab_size", 0) > 1
+    types = {"token_type_ids": encoded["token_type_ids"]} if takes_types else {}
+    with torch.no_grad():
+        result = model(input_ids=encoded["input_ids"], **types, output_attentions=True, return_dict=True)
+    for index, expected in enumerate(result.attentions):
+        assert distance(answer[f"weights@{index}"], expected[0].numpy()) < TOLERANCE
+    assert distance(answer["hidden"], result.last_hidden_state[0].numpy()) < TOLERANCE
+
+
 @pytest.mark.parametrize("spelling", [name for name in SPELLINGS if name != "as-saved"])
 def test_spellings_of_a_checkpoint_are_one_model(spelling: str, imported: Imported) -> None:
     """Shards, a prefix with gamma and beta, PyTorch's file and bfloat16 give the same graphs."""

@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
 from attention_client.api.memories import MemoriesOfRequest
@@ -106,11 +107,12 @@ class BaseClient:
         value: ArrayLike | None,
         memory_text: str | None,
         memory_token_ids: ArrayLike | None,
+        truncate: Truncate,
         version: int,
         ttl: float | None,
         timeout: float | None,
     ) -> Flow[Call, Memory]:
-        request = create_memory_request(model, key, value, memory_text, memory_token_ids, version, ttl)
+        request = create_memory_request(model, key, value, memory_text, memory_token_ids, truncate, version, ttl)
         return Memory((yield from self._call(self._create_memory, request, timeout)), request)
 
     def _memories_flow(self, model: str, timeout: float | None) -> Flow[Call, list[Memory]]:

@@ -7,6 +7,7 @@ from typing import Any, Self
 import grpc
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
+from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
 from attention_client.api.base import BaseClient
@@ -60,6 +61,8 @@ class AttentionClient(BaseClient):
         memory_text: str | None = None,
         token_ids: ArrayLike | None = None,
         memory_token_ids: ArrayLike | None = None,
+        text_pair: str | None = None,
+        truncate: Truncate = "none",
         memory: Memory | str | None = None,
         causal: Causal = "none",
         window: tuple[int, int] | None = None,
@@ -81,6 +84,9 @@ class AttentionClient(BaseClient):
             memory_text: the memory as text, for a text model that attends to a second sequence; in place of `key`.
             token_ids: the query as ids of tokens, integers [T], special tokens included; in place of `text`.
             memory_token_ids: the memory as ids of tokens, integers [S]; in place of `memory_text`.
+            text_pair: the second text of a pair, of which `text` is the first, for a model that takes pairs.
+            truncate: `right` or `left`, the end at which tokens of a text are dropped that are more than the model
+                reads; `none` has such a text refused.
             memory: a memory that the server keeps, from `create_memory`, or its id; in place of `key`. When the server
                 no longer has a `Memory`, the call creates it again, for the version that the call asks for, and is
                 repeated; an id alone raises NotFound.
@@ -109,6 +115,8 @@ class AttentionClient(BaseClient):
             memory_text=memory_text,
             token_ids=token_ids,
             memory_token_ids=memory_token_ids,
+            text_pair=text_pair,
+            truncate=truncate,
             memory=memory,
             causal=causal,
             window=window,
@@ -182,6 +190,7 @@ class AttentionClient(BaseClient):
         value: ArrayLike | None = None,
         memory_text: str | None = None,
         memory_token_ids: ArrayLike | None = None,
+        truncate: Truncate = "none",
         version: int = 0,
         ttl: float | None = None,
         timeout: float | None = None,
@@ -197,6 +206,8 @@ class AttentionClient(BaseClient):
             value: [S, value width]; the key when absent.
             memory_text: the sequence as text, for a text model; in place of `key`.
             memory_token_ids: the sequence as ids of tokens, integers [S], special tokens included.
+            truncate: `right` or `left`, the end at which tokens of `memory_text` are dropped that are more than the
+                model reads; `none` has such a text refused.
             version: of the model; 0 is its default.
             ttl: seconds to keep it after its last use; the server's choice when absent.
             timeout: seconds, in place of the client's.
@@ -207,7 +218,8 @@ class AttentionClient(BaseClient):
             TooLarge: it alone is larger than the server's limit for all memories together.
             AttentionError: as for `attend`.
         """
-        flow = self._create_memory_flow(model, key, value, memory_text, memory_token_ids, version, ttl, timeout)
+        source = (key, value, memory_text, memory_token_ids, truncate)
+        flow = self._create_memory_flow(model, *source, version, ttl, timeout)
         return run(flow, send)
 
     def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:

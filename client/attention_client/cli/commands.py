@@ -20,7 +20,7 @@ from rich.table import Table
 from attention_client import __version__
 from attention_client.api.client import AttentionClient
 from attention_client.api.translate import translate as translate_text
-from attention_client.cli.options import Causal
+from attention_client.cli.options import Causal, Truncate
 from attention_client.display.document import as_document, translation_document
 from attention_client.display.heatmap import render, render_translation
 from attention_client.display.viewer import page
@@ -107,7 +107,11 @@ def attend(
     *,
     model: Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")],
     version: Version = 0,
+    text_pair: Annotated[
+        str | None, typer.Option(help="The second text of a pair, for a model that takes pairs.")
+    ] = None,
     memory_text: MemoryText = None,
+    truncate: Annotated[Truncate, typer.Option(help="Cut a text that is too long, at this end.")] = Truncate.NONE,
     query: ArrayFile = None,
     key: ArrayFile = None,
     value: ArrayFile = None,
@@ -126,7 +130,9 @@ def attend(
             model,
             version=version,
             text=text,
+            text_pair=text_pair,
             memory_text=memory_text,
+            truncate=truncate.value,
             query=query,
             key=key,
             value=value,

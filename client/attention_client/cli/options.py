@@ -9,3 +9,11 @@ class Causal(StrEnum):
     NONE = "none"
     TOP_LEFT = "top_left"
     BOTTOM_RIGHT = "bottom_right"
+
+
+class Truncate(StrEnum):
+    """The end at which tokens of a text that is too long are dropped."""
+
+    NONE = "none"
+    RIGHT = "right"
+    LEFT = "left"

@@ -11,6 +11,7 @@ import numpy as np
 from attention_proto import codec, wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.stages import POOLS, REDUCES, numbers_of
+from attention_proto.text import TRUNCATES, Truncate
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,7 @@ _CAUSAL = {
 }
 _REDUCE = {None if name == "none" else name: n for name, n in numbers_of(REDUCES, pb.OutputSpec.Reduce.items()).items()}
 _POOL = {None if name == "none" else name: n for name, n in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
+_TRUNCATE = numbers_of(TRUNCATES, pb.Truncate.items())
 _LARGE_BYTES = 2**17  # bytes
 NUMBERS = "fiu"  # kinds of dtypes
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
@@ -109,6 +111,7 @@ def create_memory_request(
     value: ArrayLike | None,
     memory_text: str | None,
     memory_token_ids: ArrayLike | None,
+    truncate: Truncate,
     version: int,
     ttl: float | None,
 ) -> pb.CreateMemoryRequest:
@@ -122,6 +125,8 @@ def create_memory_request(
     _write_numbers(key, request.key, "key")
     _write_numbers(value, request.value, "value")
     _write_ids(memory_token_ids, request, "memory_token_ids")
+    with _named_field("truncate"):
+        request.truncate = _choice(_TRUNCATE, truncate)
     return request
 
 
@@ -155,7 +160,11 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
     for name in ("token_ids", "memory_token_ids"):
         _write_ids(getattr(item, name), message, name, field)
     memory = item.memory.id if isinstance(item.memory, Memory) else item.memory
-    _write_scalars(message, f"{field}.", text=item.text, memory_text=item.memory_text, memory=memory)
+    texts = {"text": item.text, "text_pair": item.text_pair, "memory_text": item.memory_text}
+    _write_scalars(message, f"{field}.", **texts, memory=memory)
+    if item.truncate != "none":
+        with _named_field(f"{field}.truncate"):
+            message.truncate = _choice(_TRUNCATE, item.truncate)
     if item.causal != "none" or any(each is not None for each in (item.window, item.allowed, item.bias)):
         _write_mask(item, message.mask, f"{field}.mask")  # without a mask the server takes a faster path
 

@@ -30,6 +30,8 @@ def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result)
         predictions=tuple(map(_prediction, result.predictions)),
         token_offsets=tuple(Span(span.start, span.end) for span in result.token_offsets),
         memory_token_offsets=tuple(Span(span.start, span.end) for span in result.memory_token_offsets),
+        truncated_tokens=result.truncated_tokens,
+        memory_truncated_tokens=result.memory_truncated_tokens,
     )
 
 

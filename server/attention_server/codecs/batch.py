@@ -56,7 +56,7 @@ def expand(sequence: Sequence, lengths: Collection[int], limits: Limits) -> list
 
 
 def _has_only_arrays(sequence: Sequence) -> bool:
-    return sequence.mask is NO_MASK and not sequence.memory and not sequence.has_tokens
+    return sequence.mask is NO_MASK and not sequence.memory and not sequence.has_text
 
 
 def _has_batch_axis(array: Array, batch: int) -> bool:

@@ -13,6 +13,7 @@ from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.codec import DTYPES, NAMES, from_bytes
 from attention_proto.masks import UNBOUNDED, Mask
 from attention_proto.stages import OPTIONS
+from attention_proto.text import TRUNCATES
 from google.protobuf import json_format
 
 from attention_server.codecs.batch import expand
@@ -45,6 +46,7 @@ from attention_server.domain.messages import (
     Result,
     Sequence,
     Span,
+    Tokens,
     TopK,
 )
 from attention_server.errors import InvalidRequest, join_path
@@ -52,12 +54,12 @@ from attention_server.inference.contexts import Memory
 
 Encoding = Literal["json", "base64"]
 
-TEXT_FIELDS = ("text", "memory_text", "token_ids", "memory_token_ids")
+TEXT_FIELDS = ("text", "text_pair", "memory_text", "token_ids", "memory_token_ids", "truncate")
 SEQUENCE_FIELDS = ("query", "key", "value", *TEXT_FIELDS, "memory", "mask", "lengths")
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
 OUTPUT_FIELDS = ("name", *OPTIONS)
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
-MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "memory_token_ids", "ttl")
+MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "memory_token_ids", "truncate", "ttl")
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
 
@@ -116,6 +118,7 @@ def decode_memory_request(body: bytes, model: str) -> MemoryRequest:
         value=_tensor(content.get("value"), np.float32, "value"),
         memory_text=typed(content, "memory_text", str, None, ""),
         memory_token_ids=_token_ids(content, "memory_token_ids", ""),
+        truncate=choice(content, "truncate", TRUNCATES, "none", ""),
         ttl=ttl,
     )
     refuse_duplicates(body, content)
@@ -133,7 +136,9 @@ def encode_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
         "expire_time": expires.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "size_bytes": memory.size,
     }
-    return content | ({"tokens": memory.tokens.shown} if memory.tokens else {})
+    if memory.tokens is None:
+        return content
+    return content | {"tokens": memory.tokens.shown} | _truncated("truncated_tokens", memory.tokens)
 
 
 def encode_model(model: Model) -> dict[str, Any]:
@@ -169,6 +174,8 @@ def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
             memory_text=typed(content, "memory_text", str, None, path),
             token_ids=_token_ids(content, "token_ids", path),
             memory_token_ids=_token_ids(content, "memory_token_ids", path),
+            text_pair=typed(content, "text_pair", str, None, path),
+            truncate=choice(content, "truncate", TRUNCATES, "none", path),
             memory=typed(content, "memory", str, "", path),
             mask=_mask(content.get("mask"), join_path(path, "mask")),
         ),
@@ -253,11 +260,17 @@ def _result(result: Result, encoding: Encoding, *, offsets: bool) -> dict[str, A
             content[name] = tokens.shown
             if offsets:
                 content[f"{name.removesuffix('s')}_offsets"] = [_span(span) for span in tokens.spans]
+            content |= _truncated(name.replace("tokens", "truncated_tokens"), tokens)
     encode = _encode_base64 if encoding == "base64" else _encode_numbers
     content["outputs"] = {name: _output(value, encode) for name, value in result.outputs.items()}
     if result.predictions is not None:
         content["predictions"] = [_prediction(each) for each in result.predictions]
     return content
+
+
+def _truncated(name: str, tokens: Tokens) -> dict[str, int]:
+    """Return the field with the number of tokens that were dropped; nothing where none was."""
+    return {name: tokens.truncated} if tokens.truncated else {}
 
 
 def _prediction(each: Prediction) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import decode, head
 from attention_proto.masks import UNBOUNDED, Causal, Mask
 from attention_proto.stages import POOLS, REDUCES, Pool, Reduce, numbers_of
+from attention_proto.text import TRUNCATES, Truncate
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.codecs.batch import expand
@@ -59,6 +60,7 @@ CAUSAL: dict[int, Causal] = {
     pb.Mask.CAUSAL_BOTTOM_RIGHT: "bottom_right",
 }
 REDUCE: dict[int, Reduce] = {number: name for name, number in numbers_of(REDUCES, pb.OutputSpec.Reduce.items()).items()}
+TRUNCATE: dict[int, Truncate] = {number: name for name, number in numbers_of(TRUNCATES, pb.Truncate.items()).items()}
 POOL: dict[int, Pool] = {number: name for name, number in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
 
 
@@ -110,6 +112,7 @@ def decode_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
         value=_tensor(message, "value", ""),
         memory_text=message.memory_text if message.HasField("memory_text") else None,
         memory_token_ids=np.array(message.memory_token_ids, np.int64) if message.memory_token_ids else None,
+        truncate=_truncate(message.truncate, ""),
         ttl=ttl.seconds + ttl.nanos / 1e9 if message.HasField("ttl") else None,
     )
 
@@ -126,6 +129,7 @@ def encode_memory(memory: Memory, seconds_left: float) -> pb.Memory:
         tokens=memory.tokens.shown if memory.tokens else (),
         expire_time=expire_time,
         size_bytes=memory.size,
+        truncated_tokens=memory.tokens.truncated if memory.tokens else 0,
     )
 
 
@@ -138,6 +142,8 @@ def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence
             given[name] = _array(value, path, name)
         elif name in IDS:
             given[name] = np.array(value, np.int64)
+        elif name == "truncate":
+            given[name] = _truncate(value, path)
         elif name == "mask":
             given[name] = _mask(value, join_path(path, name))
         elif name == "lengths":
@@ -145,6 +151,12 @@ def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence
         else:
             given[name] = value
     return expand(Sequence(path, **given), lengths, limits)
+
+
+def _truncate(value: int, path: str) -> Truncate:
+    if value not in TRUNCATE:
+        raise InvalidRequest(f"there is no truncation {value}", field=join_path(path, "truncate"))
+    return TRUNCATE[value]
 
 
 def _tensor(message: pb.Mask | pb.CreateMemoryRequest, name: str, path: str) -> Array | None:
@@ -297,9 +309,11 @@ def _text_fields(result: Result, *, offsets: bool) -> bytes:
     if result.tokens:
         message.tokens.extend(result.tokens.shown)
         message.token_offsets.extend(_spans(result.tokens) if offsets else ())
+        message.truncated_tokens = result.tokens.truncated
     if result.memory_tokens:
         message.memory_tokens.extend(result.memory_tokens.shown)
         message.memory_token_offsets.extend(_spans(result.memory_tokens) if offsets else ())
+        message.memory_truncated_tokens = result.memory_tokens.truncated
     return message.SerializeToString()
 
 

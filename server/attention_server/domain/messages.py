@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from attention_proto.masks import Mask
 from attention_proto.stages import OPTIONS, DataType, Pool, Reduce
+from attention_proto.text import Truncate
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
@@ -30,9 +31,11 @@ class Sequence(NamedTuple):
         key: [S, Dk].
         value: [S, Dv].
         text: the query as text, for a text model.
+        text_pair: the second text of a pair, of which `text` is the first.
         memory_text: the memory as text, for a text model.
         token_ids: the query as ids of tokens, integers [T], for a text model.
         memory_token_ids: the memory as ids of tokens, integers [S], for a text model.
+        truncate: where tokens of a text are dropped that are more than the model reads.
         memory: id of a kept memory.
         mask: mask of this sequence alone.
         part: index among the sequences that were sent as one batch, in a batch that of the first; None for a sequence
@@ -45,19 +48,26 @@ class Sequence(NamedTuple):
     key: Array | None = None
     value: Array | None = None
     text: str | None = None
+    text_pair: str | None = None
     memory_text: str | None = None
     token_ids: Array | None = None
     memory_token_ids: Array | None = None
+    truncate: Truncate = "none"
     memory: str = ""
     mask: Mask = NO_MASK
     part: int | None = None
     batch: int = 1
 
     @property
-    def has_tokens(self) -> bool:
-        """Whether a part of it is a text, or ids of tokens."""
+    def has_text(self) -> bool:
+        """Whether a field of texts is set: a text, ids of tokens, or an option of them."""
         return not (
-            self.text is None and self.token_ids is None and self.memory_text is None and self.memory_token_ids is None
+            self.text is None
+            and self.token_ids is None
+            and self.memory_text is None
+            and self.memory_token_ids is None
+            and self.text_pair is None
+            and self.truncate == "none"
         )
 
     def each(self) -> "Iterator[Sequence]":
@@ -133,6 +143,7 @@ class MemoryRequest:
         value: [S, Dv]; None for the key.
         memory_text: the memory as text, for a text model.
         memory_token_ids: the memory as ids of tokens, integers [S], for a text model.
+        truncate: where tokens of the text are dropped that are more than the model reads.
         ttl: time to live after the last use, in seconds; None for the server's default.
     """
 
@@ -142,6 +153,7 @@ class MemoryRequest:
     value: Array | None = None
     memory_text: str | None = None
     memory_token_ids: Array | None = None
+    truncate: Truncate = "none"
     ttl: float | None = None
 
 
@@ -216,7 +228,8 @@ class Tokens:
         types: token types, INT64 [T]: the place of each token's text in a pair.
         vocabulary: each token as the vocabulary spells it.
         shown: each token as the text spells it.
-        spans: the range of each token in the text; empty for tokens that were sent as ids.
+        spans: the range of each token in the text, in a pair in its own one; empty for tokens that were sent as ids.
+        truncated: the number of tokens that were dropped.
     """
 
     ids: NDArray[np.int64]
@@ -224,6 +237,7 @@ class Tokens:
     vocabulary: tuple[str, ...]
     shown: tuple[str, ...]
     spans: tuple[Span, ...]
+    truncated: int = 0
 
 
 class Candidate(NamedTuple):

@@ -26,6 +26,6 @@ class Labels:
 
 
 def read_labels(manifest: Manifest, reader: TextTokenizer | None) -> dict[str, Labels]:
-    """Return the labels of each predictor: the manifest's, or the tokens of the text's tokenizer."""
-    vocabulary = reader.vocabulary if reader and any(each.vocabulary for each in manifest.predictors) else ()
+    """Return the labels of each predictor: the manifest's, or the tokens of the text's tokenizer as text."""
+    vocabulary = reader.labels if reader and any(each.vocabulary for each in manifest.predictors) else ()
     return {each.name: Labels(vocabulary if each.vocabulary else each.labels) for each in manifest.predictors}

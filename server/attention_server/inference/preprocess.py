@@ -112,9 +112,8 @@ def prepare(
     """
     is_pair, path = has_source(manifest), sequence.path
     layer = target_chain(manifest).layers[0] if is_pair else manifest.layers[0]
-    tokens = _read(reader, path, text=sequence.text, token_ids=sequence.token_ids)
-    sent = {"memory_text": sequence.memory_text, "memory_token_ids": sequence.memory_token_ids}
-    memory_tokens = _read(memory_reader, path, **sent)
+    tokens = _read_query(sequence, reader)
+    memory_tokens = _read_memory(sequence, memory_reader, path)
     memory_apart = memory_tokens is not None or memory is not None
     query, key, value = _vectors(sequence, layer, memory_apart=memory_apart)
     if memory is not None:
@@ -179,7 +178,7 @@ def max_length(manifest: Manifest) -> int:
 
 def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
     """Return the shapes and types of a sequence's arrays; None for a sequence with a text, mask or memory."""
-    if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory or sequence.has_tokens:
+    if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory or sequence.has_text:
         return None
     query, key, value = sequence.query, sequence.key, sequence.value
     own = int(sequence.batch > 1)  # dimensions of one sequence begin there
@@ -217,7 +216,7 @@ def prepare_memory(
         InvalidRequest: the model cannot take it.
     """
     check.memory_sources(request, manifest, reads_memory_text=memory_reader is not None)
-    tokens = _read(memory_reader, "", memory_text=request.memory_text, memory_token_ids=request.memory_token_ids)
+    tokens = _read_memory(request, memory_reader, "")
     if (source := source_chain(manifest)) is not None and tokens is not None:
         length = len(tokens.ids)
         limits.check_scores(max(layer.heads for layer in source.layers), length, length, "memory_text")
@@ -240,12 +239,29 @@ def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: st
         check.vectors(query, memory.tensors["k"].shape[2] // layer.key_value_heads * layer.heads, field)
 
 
-def _read(reader: TextTokenizer | None, path: str, **sources: str | Array | None) -> Tokens | None:
-    """Return the tokens of the one source that is given, a text or ids of tokens, each named by its field."""
-    for name, source in sources.items():
-        if source is not None and reader is not None:
-            field = join_path(path, name)
-            return reader.read(source, field) if isinstance(source, str) else reader.take(source, field)
+def _read_query(sequence: Sequence, reader: TextTokenizer | None) -> Tokens | None:
+    """Return the tokens of a sequence's own text or ids; None for vectors, or without a target."""
+    path = sequence.path
+    if reader is not None and sequence.token_ids is not None:
+        return reader.take(sequence.token_ids, join_path(path, "token_ids"))
+    if reader is None or sequence.text is None:
+        return None
+    pair_field = join_path(path, "text_pair")
+    return reader.read(
+        sequence.text,
+        join_path(path, "text"),
+        truncate=sequence.truncate,
+        pair=sequence.text_pair,
+        pair_field=pair_field,
+    )
+
+
+def _read_memory(sent: Sequence | MemoryRequest, reader: TextTokenizer | None, path: str) -> Tokens | None:
+    """Return the tokens of a memory's text or ids; None for vectors, or without a memory."""
+    if reader is not None and sent.memory_token_ids is not None:
+        return reader.take(sent.memory_token_ids, join_path(path, "memory_token_ids"))
+    if reader is not None and sent.memory_text is not None:
+        return reader.read(sent.memory_text, join_path(path, "memory_text"), truncate=sent.truncate)
     return None
 
 

@@ -1,17 +1,20 @@
 """The tokenizer of one model's texts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Text
+from attention_proto.text import Truncate
 from tokenizers import Encoding, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from attention_server.domain.messages import Array, Span, Tokens
 from attention_server.errors import InvalidRequest
+from attention_server.inference.truncation import kept_tokens
 
 LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
+METASPACE = "\u2581"  # stands for a space in vocabularies of SentencePiece
 MOST_TOKENS = 16_384  # of a model without a limit of its own
 
 
@@ -37,6 +40,8 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._unknown = None if allow_unknown else json.loads(content)["model"].get("unk_token")
         self._max_tokens = max_tokens
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {id_ for id_, token in added.items() if token.special}
         self.size = size or len(self.vocabulary)
 
     @classmethod
@@ -70,29 +75,51 @@ class TextTokenizer:
         return tuple(tokens.get(number, "") for number in range(max(tokens, default=-1) + 1))
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The tokens by id, as `names`."""
+        return tuple(self.names(range(len(self.vocabulary))))
+
+    @property
     def special_ids(self) -> list[int]:
         """The ids of special tokens."""
-        return sorted(id_ for id_, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+        return sorted(self._special)
 
-    def read(self, text: str, field: str) -> Tokens:
-        """Return the tokens of a text.
+    def read(
+        self, text: str, field: str, *, truncate: Truncate = "none", pair: str | None = None, pair_field: str = ""
+    ) -> Tokens:
+        """Return the tokens of a text, or of a pair of texts.
+
+        Args:
+            text: the text, or the first one of a pair.
+            field: its path in the request.
+            truncate: where tokens beyond the longest text are dropped; special tokens stay.
+            pair: the second text of a pair; None for one text.
+            pair_field: its path in the request.
 
         Raises:
             InvalidRequest: a word is not in the vocabulary, or the text has no tokens or too many.
         """
-        longest = LONGEST_TOKEN * (self._max_tokens or MOST_TOKENS)
-        if len(text) > longest:  # before it costs anything
-            raise InvalidRequest(f"has {len(text)} characters; this model reads at most {longest}", field=field)
-        encoding = self._tokenizer.encode(text)
-        self._check(text, encoding, field)
+        sent = ((text, field),) if pair is None else ((text, field), (pair, pair_field))
+        for each in sent:
+            self._check_characters(*each)
+        encoding = self._tokenizer.encode(text, pair)
+        # For each token the index of its text; None for a special token that is put beside.
+        texts: Sequence[int | None] = [0] * len(encoding) if pair is None else encoding.sequence_ids
+        self._check_words(encoding, texts, sent)
+        kept, dropped = range(len(encoding)), 0
+        if 0 < self._max_tokens < len(encoding) and truncate != "none":
+            texts = encoding.sequence_ids
+            positions = kept_tokens(texts, self._max_tokens, truncate)
+            kept, dropped = positions.tolist(), len(encoding) - len(positions)
+        self._check_length(len(kept), field, "; `truncate` cuts it")
+        ids, tokens, types, spans = encoding.ids, encoding.tokens, encoding.type_ids, encoding.offsets
         return Tokens(
-            ids=np.array(encoding.ids, np.int64),
-            types=np.array(encoding.type_ids, np.int64),
-            vocabulary=tuple(encoding.tokens),
-            shown=tuple(
-                _shown(text, token, *span) for token, span in zip(encoding.tokens, encoding.offsets, strict=True)
-            ),
-            spans=tuple(Span(*span) for span in encoding.offsets),
+            ids=np.array([ids[each] for each in kept], np.int64),
+            types=np.array([types[each] for each in kept], np.int64),
+            vocabulary=tuple([tokens[each] for each in kept]),
+            shown=tuple([self._shown(sent[texts[each] or 0][0], ids[each], *spans[each]) for each in kept]),
+            spans=tuple([Span(*spans[each]) for each in kept]),
+            truncated=dropped,
         )
 
     def take(self, ids: Array, field: str) -> Tokens:
@@ -113,27 +140,58 @@ class TextTokenizer:
             raise InvalidRequest(
                 f"is {ids[first]}; the ids of this model's tokens are 0 to {self.size - 1}", field=f"{field}[{first}]"
             )
-        names = tuple([self._tokenizer.id_to_token(each) or "" for each in numbers.tolist()])
-        return Tokens(ids=numbers, types=np.zeros_like(numbers), vocabulary=names, shown=names, spans=())
+        tokens = numbers.tolist()
+        return Tokens(
+            ids=numbers,
+            types=np.zeros_like(numbers),
+            vocabulary=tuple([self._tokenizer.id_to_token(each) or "" for each in tokens]),
+            shown=tuple(self.names(tokens)),
+            spans=(),
+        )
 
-    def _check_length(self, length: int, field: str) -> None:
+    def _check_length(self, length: int, field: str, remedy: str = "") -> None:
         if 0 < self._max_tokens < length:
-            raise InvalidRequest(f"has {length} tokens; this model reads at most {self._max_tokens}", field=field)
+            raise InvalidRequest(
+                f"has {length} tokens; this model reads at most {self._max_tokens}{remedy}", field=field
+            )
 
-    def _check(self, text: str, encoding: Encoding, field: str) -> None:
+    def _check_characters(self, text: str, field: str) -> None:
+        longest = LONGEST_TOKEN * (self._max_tokens or MOST_TOKENS)
+        if len(text) > longest:  # before it costs anything
+            raise InvalidRequest(f"has {len(text)} characters; this model reads at most {longest}", field=field)
+
+    def _check_words(self, encoding: Encoding, texts: Sequence[int | None], sent: Sequence[tuple[str, str]]) -> None:
+        """Check that there are tokens, and that each word is in the vocabulary, where it has to be."""
         if not encoding.ids:
-            raise InvalidRequest("has no words in it; send at least one", field=field)
-        self._check_length(len(encoding.ids), field)
-        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
-            if self._unknown is not None and token == self._unknown:
+            raise InvalidRequest("has no words in it; send at least one", field=sent[0][1])
+        if self._unknown is None:
+            return
+        for token, (start, end), index in zip(encoding.tokens, encoding.offsets, texts, strict=True):
+            if token == self._unknown:
+                text, field = sent[index or 0]
                 raise InvalidRequest(
                     f"the word {text[start:end][:64]!r} is not in this model's vocabulary of "
                     f"{self._tokenizer.get_vocab_size()} words; use others",
                     field=field,
                 )
 
+    def _shown(self, text: str, id_: int, start: int, end: int) -> str:
+        """Return a token as it stands in its text; one without characters there, such as a special one, by its name."""
+        return text[start:end] or self.names([id_])[0]
 
-def _shown(text: str, token: str, start: int, end: int) -> str:
-    """Return a token as written in the text, where the tokenizer changed its case at most; else the token."""
-    written = text[start:end]
-    return written if written.lower() == token.lower() else token
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return tokens as text, each by itself: a special token is its name, and an unknown id an empty string.
+
+        A token that begins a word keeps its space where the vocabulary has it in the token, as in `\u0120word` and
+        `\u2581word`. A part of a character is shown as U+FFFD.
+        """
+        texts = self._tokenizer.decode_batch([[id_] for id_ in ids], skip_special_tokens=False)
+        return [self._name(id_, text) for id_, text in zip(ids, texts, strict=True)]
+
+    def _name(self, id_: int, text: str) -> str:
+        token = self._tokenizer.id_to_token(id_) or ""
+        if id_ in self._special:
+            return token
+        if token.startswith(METASPACE) and not text.startswith(" "):  # its decoder drops the first space of a text
+            text = f" {text}"
+        return text or token

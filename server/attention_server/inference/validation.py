@@ -38,6 +38,11 @@ def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_m
     if given > 1 or (not given and not has_source(manifest)):
         expected = "exactly one of query, text and token_ids" if reads_text else "a query"
         raise InvalidRequest(f"give {expected}", field=join_path(path, "query"))
+    if sequence.text_pair is not None and (sequence.text is None or not manifest.text.takes_pairs):
+        reason = "goes with text" if manifest.text.takes_pairs else "this model takes no pairs of texts"
+        raise InvalidRequest(reason, field=join_path(path, "text_pair"))
+    if sequence.truncate != "none" and sequence.text is None and sequence.memory_text is None:
+        raise InvalidRequest("goes with text or memory_text", field=join_path(path, "truncate"))
     for name, source in (("memory_text", sequence.memory_text), ("memory_token_ids", sequence.memory_token_ids)):
         if source is not None and not reads_memory_text:
             raise InvalidRequest("this model reads no memory text", field=join_path(path, name))
@@ -115,6 +120,8 @@ def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_t
         raise InvalidRequest("an encoder-decoder keeps a source of text; give memory_text", field="key")
     if request.value is not None and request.key is None:
         raise InvalidRequest(f"goes with key, not with {texts[0]}", field="value")
+    if request.truncate != "none" and request.memory_text is None:
+        raise InvalidRequest("goes with memory_text", field="truncate")
     if request.ttl is not None and not 0 < request.ttl <= MAX_SECONDS:
         raise InvalidRequest(f"must be above 0 and at most {MAX_SECONDS:.0f} seconds, not {request.ttl}", field="ttl")
 

@@ -68,8 +68,9 @@ class MemoryJob:
             TooLarge: the memory alone is over the store's budget.
         """
         model = self.model
-        text = self.request.memory_text
-        sent = [self.key, self.value, self.request.memory_token_ids if text is None else text]
+        request = self.request
+        text = [request.memory_text, *([] if request.truncate == "none" else [request.truncate])]
+        sent = [self.key, self.value, *([request.memory_token_ids] if request.memory_text is None else text)]
         id_ = memory_id(model.name, model.version, [model.digest, *sent])
         memory = Memory(id_, model.name, model.version, tensors, self.tokens, self.ttl, model.digest)
         self.store.put(memory)

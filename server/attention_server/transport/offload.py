@@ -23,7 +23,7 @@ def should_offload(size: int, sequences: int, *, text: bool = False) -> bool:
 
 def should_offload_request(request: Request, size: int) -> bool:
     """Return whether validating a request takes long; `size` is the bytes of its message."""
-    text = any(each.has_tokens for each in request.inputs)
+    text = any(each.has_text for each in request.inputs)
     return should_offload(size, len(request.inputs), text=text)
 
 

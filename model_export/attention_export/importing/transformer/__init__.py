@@ -75,6 +75,7 @@ def import_transformer(
             source_tokenizer=source_tokenizer,
             head=head,
             pooling=pooling,
+            token_types=getattr(checkpoint.config, "type_vocab_size", 2) if parts.target.takes_token_types else 0,
             license_=license_,
             source=source or folder.resolve().name,
         )

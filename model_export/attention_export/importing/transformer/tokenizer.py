@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint, in the form that a server reads: `tokenizer.json` of the tokenizers library."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -23,11 +23,13 @@ class ImportedTokenizer:
     Attributes:
         tokenizer: without padding and truncation.
         max_tokens: the longest text by the tokenizer's own files; 0 for any.
+        gives_types: whether the source's tokenizer gives token types to the model.
         notes: differences from the checkpoint, in sentences.
     """
 
     tokenizer: Tokenizer
     max_tokens: int = 0
+    gives_types: bool = True
     notes: tuple[str, ...] = ()
 
     def content(self) -> bytes:
@@ -80,15 +82,16 @@ def _converted(folder: Path, loaded: PreTrainedTokenizerBase, *, target: bool) -
         raise ImportFailure(f"{folder} has no tokenizer: there is none of {', '.join(files)}")
     longest = loaded.model_max_length
     longest = int(longest) if longest and longest <= LONGEST else 0
+    gives_types = "token_type_ids" in loaded.model_input_names
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         converted = convert(loaded, folder, target=target)
         if converted is not None:
-            return ImportedTokenizer(converted, longest)
+            return ImportedTokenizer(converted, longest, gives_types)
         kind = type(loaded).__name__
         found = _as_file(folder, f"its {kind} is written in Python, and there is no conversion of it to {FILE}")
-        return ImportedTokenizer(found.tokenizer, longest, found.notes)
-    return ImportedTokenizer(Tokenizer.from_str(backend.to_str()), longest)
+        return replace(found, max_tokens=longest, gives_types=gives_types)
+    return ImportedTokenizer(Tokenizer.from_str(backend.to_str()), longest, gives_types)
 
 
 def _as_file(folder: Path, reason: str) -> ImportedTokenizer:

@@ -11,6 +11,7 @@ from attention_proto.folder import FORMAT, TRANSFORMER, named_files
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.heads import Head
+from attention_export.importing.transformer.pairs import takes_pairs
 from attention_export.importing.transformer.parts import ChainParts, SiteSpec, TransformerParts
 from attention_export.importing.transformer.pooling import Pooling
 from attention_export.importing.transformer.sites import SiteShape
@@ -70,6 +71,7 @@ def write_version(
     source_tokenizer: ImportedTokenizer | None = None,
     head: Head | None = None,
     pooling: Pooling | None = None,
+    token_types: int = 0,
     license_: str = "",
     source: str = "",
 ) -> Manifest:
@@ -82,6 +84,7 @@ def write_version(
         source_tokenizer: of the texts that an encoder reads beside a decoder's; by default the same.
         head: of the task, with its predictions.
         pooling: that makes an embedding of `hidden`.
+        token_types: the number of token types that are embedded; 0 for a model without types.
         license_: of the weights, an SPDX expression.
         source: the origin of the weights.
 
@@ -106,6 +109,8 @@ def write_version(
     manifest.text.CopyFrom(_write_text(parts, tokenizer, pooling or Pooling(), folder))
     if parts.source is not None:
         _write_source_text(manifest.text, parts, source_tokenizer or tokenizer, folder)
+    else:
+        manifest.text.takes_pairs = takes_pairs(tokenizer, token_types)
     for chain in parts.chains:
         _write_chain(manifest, chain, files)
     if head is not None:

@@ -69,6 +69,32 @@ DATA_TYPE_FP32: DataType.ValueType  # 6
 """IEEE 754 single precision, 4 bytes per element."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
+class _Truncate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATE_UNSPECIFIED: _Truncate.ValueType  # 0
+    """No token is dropped."""
+    TRUNCATE_RIGHT: _Truncate.ValueType  # 1
+    """The last tokens are dropped."""
+    TRUNCATE_LEFT: _Truncate.ValueType  # 2
+    """The first tokens are dropped."""
+
+class Truncate(_Truncate, metaclass=_TruncateEnumTypeWrapper):
+    """The end of a text that is too long, at which its tokens are dropped. Special tokens that the tokenizer puts beside the
+    text stay; of a pair the longer text is shortened first.
+    """
+
+TRUNCATE_UNSPECIFIED: Truncate.ValueType  # 0
+"""No token is dropped."""
+TRUNCATE_RIGHT: Truncate.ValueType  # 1
+"""The last tokens are dropped."""
+TRUNCATE_LEFT: Truncate.ValueType  # 2
+"""The first tokens are dropped."""
+Global___Truncate: _TypeAlias = Truncate  # noqa: Y015
+
 class _Side:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -192,7 +218,9 @@ class Sequence(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
     LENGTHS_FIELD_NUMBER: _builtins.int
+    TEXT_PAIR_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
     MEMORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The query as text, for a text model."""
@@ -200,6 +228,12 @@ class Sequence(_message.Message):
     """The memory as text, for a text model that attends to a second sequence."""
     memory: _builtins.str
     """The id of a memory that CreateMemory made with this version of the model."""
+    text_pair: _builtins.str
+    """The second text of a pair, of which `text` is the first, for a model that takes pairs (`Text.takes_pairs`)."""
+    truncate: Global___Truncate.ValueType
+    """Where tokens of `text` and of `memory_text` are dropped that are more than the model reads; such a text is refused
+    when unspecified.
+    """
     @_builtins.property
     def query(self) -> Global___Tensor:
         """FP32 or FP16 [T, query width]."""
@@ -242,21 +276,27 @@ class Sequence(_message.Message):
         memory: _builtins.str = ...,
         mask: Global___Mask | None = ...,
         lengths: _abc.Iterable[_builtins.int] | None = ...,
+        text_pair: _builtins.str | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        truncate: Global___Truncate.ValueType = ...,
         memory_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "mask", b"mask", "memory_text", b"memory_text", "query", b"query", "text", b"text", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "_text_pair", b"_text_pair", "key", b"key", "mask", b"mask", "memory_text", b"memory_text", "query", b"query", "text", b"text", "text_pair", b"text_pair", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "key", b"key", "lengths", b"lengths", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "query", b"query", "text", b"text", "token_ids", b"token_ids", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "_text_pair", b"_text_pair", "key", b"key", "lengths", b"lengths", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "query", b"query", "text", b"text", "text_pair", b"text_pair", "token_ids", b"token_ids", "truncate", b"truncate", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_text: _TypeAlias = _typing.Literal["memory_text"]  # noqa: Y015
     _WhichOneofArgType__memory_text: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text"]  # noqa: Y015
     _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
     _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    _WhichOneofReturnType__text_pair: _TypeAlias = _typing.Literal["text_pair"]  # noqa: Y015
+    _WhichOneofArgType__text_pair: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_text) -> _WhichOneofReturnType__memory_text | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_pair) -> _WhichOneofReturnType__text_pair | None: ...
 
 Global___Sequence: _TypeAlias = Sequence  # noqa: Y015
 
@@ -602,6 +642,12 @@ class Result(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     TOKEN_OFFSETS_FIELD_NUMBER: _builtins.int
     MEMORY_TOKEN_OFFSETS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    MEMORY_TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    truncated_tokens: _builtins.int
+    """The number of tokens of the text that were dropped (`truncate`)."""
+    memory_truncated_tokens: _builtins.int
+    """The number of tokens of the memory's text that were dropped."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Output]:
         """The requested outputs, in the order of the request."""
@@ -620,7 +666,9 @@ class Result(_message.Message):
 
     @_builtins.property
     def token_offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
-        """The position of each of `tokens` in the text, if requested; empty where the ids of tokens were sent."""
+        """The position of each of `tokens` in the text, in a pair in its own one, if requested; empty where the ids of tokens
+        were sent.
+        """
 
     @_builtins.property
     def memory_token_offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
@@ -635,10 +683,12 @@ class Result(_message.Message):
         predictions: _abc.Iterable[Global___Prediction] | None = ...,
         token_offsets: _abc.Iterable[Global___Span] | None = ...,
         memory_token_offsets: _abc.Iterable[Global___Span] | None = ...,
+        truncated_tokens: _builtins.int = ...,
+        memory_truncated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_token_offsets", b"memory_token_offsets", "memory_tokens", b"memory_tokens", "outputs", b"outputs", "predictions", b"predictions", "token_offsets", b"token_offsets", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_token_offsets", b"memory_token_offsets", "memory_tokens", b"memory_tokens", "memory_truncated_tokens", b"memory_truncated_tokens", "outputs", b"outputs", "predictions", b"predictions", "token_offsets", b"token_offsets", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1462,6 +1512,7 @@ class Text(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
     START_TOKEN_FIELD_NUMBER: _builtins.int
+    TAKES_PAIRS_FIELD_NUMBER: _builtins.int
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     MEMORY_VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     allow_unknown: _builtins.bool
@@ -1480,6 +1531,8 @@ class Text(_message.Message):
     """Whether the embedding is then divided by its length."""
     start_token: _builtins.int
     """The token before each target text of an encoder-decoder; absent in other models."""
+    takes_pairs: _builtins.bool
+    """Whether `Sequence.text_pair` is taken: the tokenizer has special tokens between the texts of a pair."""
     vocabulary_size: _builtins.int
     """The number of tokens that `front` has vectors for: ids are below it. 0 where it has one for each of the tokenizer's."""
     memory_vocabulary_size: _builtins.int
@@ -1517,12 +1570,13 @@ class Text(_message.Message):
         pool: _builtins.str = ...,
         normalize: _builtins.bool = ...,
         start_token: _builtins.int | None = ...,
+        takes_pairs: _builtins.bool = ...,
         vocabulary_size: _builtins.int = ...,
         memory_vocabulary_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "front", b"front", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "start_token", b"start_token", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "memory_vocabulary_size", b"memory_vocabulary_size", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "start_token", b"start_token", "tokenizer", b"tokenizer", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "memory_vocabulary_size", b"memory_vocabulary_size", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "start_token", b"start_token", "takes_pairs", b"takes_pairs", "tokenizer", b"tokenizer", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__start_token: _TypeAlias = _typing.Literal["start_token"]  # noqa: Y015
     _WhichOneofArgType__start_token: _TypeAlias = _typing.Literal["_start_token", b"_start_token"]  # noqa: Y015
@@ -1856,12 +1910,15 @@ class CreateMemoryRequest(_message.Message):
     MEMORY_TEXT_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     MEMORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
     """The version; 0 is the default version."""
     memory_text: _builtins.str
     """The memory as text, for a text model, in place of `key`."""
+    truncate: Global___Truncate.ValueType
+    """Where tokens of `memory_text` are dropped that are more than the model reads."""
     @_builtins.property
     def key(self) -> Global___Tensor:
         """FP32 or FP16 [S, key width]."""
@@ -1888,10 +1945,11 @@ class CreateMemoryRequest(_message.Message):
         memory_text: _builtins.str | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         memory_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        truncate: Global___Truncate.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "ttl", b"ttl", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "model", b"model", "ttl", b"ttl", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "model", b"model", "truncate", b"truncate", "ttl", b"ttl", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_text: _TypeAlias = _typing.Literal["memory_text"]  # noqa: Y015
     _WhichOneofArgType__memory_text: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text"]  # noqa: Y015
@@ -1912,6 +1970,7 @@ class Memory(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, derived from the content and the model version: equal memories have equal ids."""
     model: _builtins.str
@@ -1922,6 +1981,8 @@ class Memory(_message.Message):
     """S: the number of positions."""
     size_bytes: _builtins.int
     """The size of k and v, in bytes; of an encoder-decoder, of those of all cross sites."""
+    truncated_tokens: _builtins.int
+    """The number of tokens of the text that were dropped (`truncate`)."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens, if the memory was made from text or from ids of tokens."""
@@ -1940,10 +2001,11 @@ class Memory(_message.Message):
         tokens: _abc.Iterable[_builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         size_bytes: _builtins.int = ...,
+        truncated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "id", b"id", "length", b"length", "model", b"model", "size_bytes", b"size_bytes", "tokens", b"tokens", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "id", b"id", "length", b"length", "model", b"model", "size_bytes", b"size_bytes", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,7 +41,7 @@ def to_domain(infer: InferRequest, limits: Limits) -> Request:
     return Request(
         model=infer.model,
         version=infer.version,
-        inputs=tuple(padding.split(infer.inputs, memory, limits)),
+        inputs=tuple(padding.split(infer.inputs, memory, limits, rules.truncation(parameters))),
         outputs=tuple(
             rules.output_spec(requested.name, own, f"outputs[{i}]")
             for i, (requested, own) in enumerate(zip(infer.outputs, options, strict=True))
@@ -115,10 +115,11 @@ def _ragged_outputs(
         else:
             yield _RaggedOutput(name, values, least, 0)
     yield from _predictions(results)
-    for name in rules.TOKENS:
+    for name, truncated in zip(rules.TOKENS, rules.TRUNCATED, strict=True):
         tokens = [getattr(result, name) for result in results]
         if all(each is not None for each in tokens):
             yield _RaggedOutput(name, [_texts(each.shown) for each in tokens], (), "")
+            yield _RaggedOutput(truncated, [np.array(each.truncated, np.int64) for each in tokens], (), 0)
 
 
 def _predictions(results: Sequence[Result]) -> Iterator[_RaggedOutput]:

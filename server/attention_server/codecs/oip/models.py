@@ -12,7 +12,7 @@ from attention_proto.offers import lengths, offers
 from attention_proto.stages import DEFAULT, PREDICTIONS, STAGES
 
 from attention_server.codecs.document import fields
-from attention_server.codecs.oip.rules import PREDICTION_PARTS, TOKENS
+from attention_server.codecs.oip.rules import PREDICTION_PARTS, TOKENS, TRUNCATED
 from attention_server.codecs.oip.tensor import BYTES
 from attention_server.domain.messages import IndexEntry
 from attention_server.telemetry.statistics import VersionStatistics
@@ -102,7 +102,7 @@ def inputs(model: Model) -> list[TensorMetadata]:
         for name, width in widths.items()
         if name == "query" or not self_attention_only
     ]
-    texts = {"text": has_text, "memory_text": bool(text.memory_front.name)}
+    texts = {"text": has_text, "text_pair": text.takes_pairs, "memory_text": bool(text.memory_front.name)}
     tensors += [TensorMetadata(name, BYTES, (ANY,)) for name, accepted in texts.items() if accepted]
     ids = {"token_ids": has_text, "memory_token_ids": bool(text.memory_front.name)}
     tensors += [TensorMetadata(name, "INT64", (ANY, ANY)) for name, accepted in ids.items() if accepted]
@@ -128,8 +128,9 @@ def outputs(model: Model) -> list[TensorMetadata]:
             TensorMetadata(f"{PREDICTIONS}.{part}", PREDICTION_TYPES[part], (ANY, ANY)) for part in PREDICTION_PARTS
         ]
     fronts = (manifest.text.front.name, manifest.text.memory_front.name)
+    tensors += [TensorMetadata(name, BYTES, (ANY, ANY)) for name, front in zip(TOKENS, fronts, strict=True) if front]
     return tensors + [
-        TensorMetadata(name, BYTES, (ANY, ANY)) for name, front in zip(TOKENS, fronts, strict=True) if front
+        TensorMetadata(name, "INT64", (ANY,)) for name, front in zip(TRUNCATED, fronts, strict=True) if front
     ]
 
 

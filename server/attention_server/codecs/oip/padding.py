@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from attention_proto.masks import Mask
+from attention_proto.text import Truncate
 
 from attention_server.codecs.batch import BATCHED
 from attention_server.domain import messages as domain
@@ -17,6 +18,7 @@ RANKS = {
     "key": 3,
     "value": 3,
     "text": 1,
+    "text_pair": 1,
     "memory_text": 1,
     "token_ids": 2,
     "memory_token_ids": 2,
@@ -27,6 +29,7 @@ SHAPES = {1: "[batch]", 2: "[batch, length]", 3: "[batch, length, width]"}
 PADDED = {"query": ("query", "token_ids"), "key": ("key", "memory_token_ids")}  # inputs that have such lengths
 SEQUENCES = ("query", "text", "token_ids", "memory_text", "memory_token_ids")  # of which one tells the batch size
 ARRAYS = {"query", "key", "value"}
+TEXTS = ("text", "text_pair", "memory_text")
 MASKS = ("allowed", "bias")
 INPUTS = (*RANKS, *MASKS)
 
@@ -52,13 +55,16 @@ def batch_lengths(inputs: Mapping[str, Array], memory: str) -> BatchLengths:
     return BatchLengths(queries, queries if self_attention else keys, self_attention)
 
 
-def split(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[domain.Sequence]:
+def split(
+    inputs: Mapping[str, Array], memory: str, limits: Limits, truncate: Truncate = "none"
+) -> Iterator[domain.Sequence]:
     """Yield the sequences of a dense batch without their padding; equal lengths stay one batch.
 
     Args:
         inputs: query [B, T, Dq], key [B, S, Dk], value [B, S, Dv], text [B], token_ids [B, T], lengths [B], masks.
         memory: the id of a kept memory that all sequences attend to, or empty.
         limits: limits of one request.
+        truncate: where tokens of each text are dropped that are more than the model reads.
 
     Raises:
         InvalidRequest: an input has the wrong rank, type or batch size, or a length is out of range.
@@ -69,9 +75,9 @@ def split(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[
         yield domain.Sequence(memory=memory)  # the service reports a missing input
         return
     query, key, value = (inputs.get(name) for name in ("query", "key", "value"))
-    text, memory_text = inputs.get("text"), inputs.get("memory_text")
+    texts = {name: inputs[name] for name in TEXTS if name in inputs}
     ids, memory_ids = inputs.get("token_ids"), inputs.get("memory_token_ids")
-    if batch > 1 and not memory and inputs.keys() <= ARRAYS and _lengths_match(inputs):
+    if batch > 1 and not memory and truncate == "none" and inputs.keys() <= ARRAYS and _lengths_match(inputs):
         yield domain.Sequence(query=query, key=key, value=value, part=0, batch=batch)
         return
     longest = batch_lengths(inputs, memory)
@@ -85,8 +91,8 @@ def split(inputs: Mapping[str, Array], memory: str, limits: Limits) -> Iterator[
             query=None if query is None else query[i, : queries[i]],
             key=None if key is None else key[i, : keys[i]],
             value=None if value is None else value[i, : keys[i] or None],
-            text=None if text is None else text[i],
-            memory_text=None if memory_text is None else memory_text[i],
+            **{name: each[i] for name, each in texts.items()},
+            truncate=truncate,
             token_ids=None if ids is None else ids[i, : queries[i]],
             memory_token_ids=None if memory_ids is None else memory_ids[i, : keys[i]],
             memory=memory,
@@ -115,8 +121,8 @@ def _batch_size(inputs: Mapping[str, Array], limits: Limits) -> int:
     for name, rank in RANKS.items():
         if name in inputs and inputs[name].ndim != rank:
             raise InvalidRequest(f"must have shape {SHAPES[rank]}, not {list(inputs[name].shape)}", field=name)
-        if name in inputs and (inputs[name].dtype == object) != name.endswith("text"):
-            raise InvalidRequest(f"must {'' if name.endswith('text') else 'not '}be BYTES", field=name)
+        if name in inputs and (inputs[name].dtype == object) != (name in TEXTS):
+            raise InvalidRequest(f"must {'' if name in TEXTS else 'not '}be BYTES", field=name)
     first = next((name for name in SEQUENCES if name in inputs), None)
     if first is None:
         return 0

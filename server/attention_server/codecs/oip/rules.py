@@ -6,6 +6,7 @@ from typing import Any
 
 from attention_proto.masks import UNBOUNDED, Mask
 from attention_proto.stages import OPTIONS, PREDICTIONS, Option
+from attention_proto.text import TRUNCATES, Truncate
 
 from attention_server.codecs.document import choice, fields, parse, read_option, read_sample, typed
 from attention_server.codecs.duplicates import refuse_duplicates
@@ -14,9 +15,10 @@ from attention_server.domain.messages import NO_MASK, OutputSpec, Sample
 from attention_server.errors import InvalidRequest, NotFound, TooLarge, join_path
 
 TOKENS = ("tokens", "memory_tokens")  # outputs that are not stages
+TRUNCATED = ("truncated_tokens", "memory_truncated_tokens")  # of these, [B]
 PREDICTION_PARTS = ("name", "label", "probability", "row", "id")
 TOP_PARTS = ("top.id", "top.label", "top.probability")  # of predictions with the option `top`
-REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "timeout")
+REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "truncate", "timeout")
 OUTPUT_PARAMETERS = ("stage", *(name for name in OPTIONS if name != "as"))  # an output's own name is the alias
 # Parameters of the wire format: oip/json.py and oip/proto.py read them.
 WIRE_PARAMETERS = ("binary_data", "binary_data_output", "binary_data_size", "triton_enable_empty_final_response")
@@ -26,6 +28,7 @@ FIELD_NAMES = {
     "mask.bias": "bias",
     "mask.window": "parameters.window_left, parameters.window_right",
     "memory": "parameters.memory",
+    "truncate": "parameters.truncate",
 }
 
 
@@ -64,6 +67,16 @@ def memory_id(parameters: Parameters) -> str:
     """
     id_: str = typed(parameters, "memory", str, "", "parameters")
     return id_
+
+
+def truncation(parameters: Parameters) -> Truncate:
+    """Return where tokens of texts are dropped that are more than the model reads.
+
+    Raises:
+        InvalidRequest: there is no such truncation.
+    """
+    side: Truncate = choice(parameters, "truncate", TRUNCATES, "none", "parameters")
+    return side
 
 
 def timeout(parameters: Parameters) -> float | None:
@@ -106,8 +119,8 @@ def output_options(infer: InferRequest) -> list[Parameters]:
 
 
 def is_computed(name: str) -> bool:
-    """Return whether an output is a stage or predictions; tokens are not."""
-    return name not in TOKENS
+    """Return whether an output is a stage or predictions; tokens and their numbers are not."""
+    return name not in (*TOKENS, *TRUNCATED)
 
 
 def output_spec(name: str, options: Parameters, path: str) -> OutputSpec:
