@@ -132,8 +132,8 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
 
 def _pair(where: str, line: str, *, is_json: bool) -> Pair:
-    row = json.loads(line) if is_json else dict(zip(FIELDS, line.split("\t"), strict=False))
-    fields: list[Any] = [row.get(name) for name in FIELDS] if isinstance(row, dict) else []
+    row = json.loads(line) if is_json else None
+    fields: list[Any] = [row.get(name) for name in FIELDS] if isinstance(row, dict) else line.split("\t")
     if len(fields) != 3 or not all(isinstance(field, str) for field in fields):
         raise ValueError(f"{where}: give source, target and alignment")
     source, target, alignment = fields

@@ -142,6 +142,7 @@ def made_parts(*segments: bytes, front: bytes, heads: tuple[int, ...]) -> Transf
         position_base=2,
         max_tokens=60,
         start_token=None,
+        end_tokens=(),
         head=None,
         notes=(),
     )

@@ -138,6 +138,7 @@ def write(folder, change=None):
     text.memory_front.CopyFrom(entries["front"])
     text.tokenizer.CopyFrom(file("tokenizer.json", tokenizer()))
     text.max_tokens, text.max_memory_tokens, text.allow_unknown, text.start_token = MAX_TARGET, MAX_SOURCE, True, START
+    text.end_tokens.append(END)
     manifest.head.CopyFrom(entries["head"])
     manifest.predictors.append(Predictor(name="token", rows=Predictor.ROWS_LAST, vocabulary=True))
     if change is not None:

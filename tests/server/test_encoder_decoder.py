@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import requests
-from attention_client import AttentionClient
+from attention_client import AttentionClient, translate
 from attention_proto.attention.v1.attention_pb2 import Side
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
@@ -320,6 +320,26 @@ def test_the_open_inference_protocol(server):
             rows, keys = value.shape[1:]
             np.testing.assert_allclose(found[name][i, :, :rows, :keys], value, **CLOSE)
             assert not found[name][i, :, rows:].any()
+
+
+@pytest.mark.parametrize("source", [SOURCE, "f", "b a c"])
+def test_translation(server, source):
+    """`translate` says the most probable tokens behind the start token until an end token, or the longest target."""
+    with AttentionClient(server.grpc) as client:
+        found = translate(client, "translator", source)
+    tokens, complete = ["[START]"], False
+    rows = []
+    while len(tokens) <= small.MAX_TARGET and not complete:
+        sites = small.reference(source_tokens(source), tokens)
+        token = small.WORDS[small.next_token(sites["decoder.1"]["hidden"]).argmax()]
+        complete = token == "[END]"
+        if not complete:
+            tokens.append(token)
+            rows.append(sites["decoder.1.cross"]["weights"][:, -1])
+    assert (found.words, found.complete) == (tuple(tokens[1:]), complete)
+    assert str(found) == " ".join(tokens[1:])
+    assert found.memory_tokens == tuple(source_tokens(source))
+    np.testing.assert_allclose(found.weights, np.reshape(rows, (-1, HEADS, len(source.split()) + 1)), **CLOSE)
 
 
 # --- only what is asked for runs -------------------------------------------------------------------------------------

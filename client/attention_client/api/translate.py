@@ -30,7 +30,7 @@ class Translation:
         model: the model that translated.
         version: its version.
         text: the source text.
-        words: the words of the translation.
+        words: the words of the translation; its tokens, where the model predicts tokens of a vocabulary.
         probabilities: of each word, in 0..1, given the words before it.
         memory_tokens: S, the tokens of the text.
         weights: [words, H, S], the weights of each head from which each word was predicted.
@@ -49,7 +49,8 @@ class Translation:
     complete: bool
 
     def __str__(self) -> str:
-        return " ".join(self.words)
+        # Tokens that begin a word have the space before it, where a vocabulary has such tokens.
+        return ("" if any(word.startswith(" ") for word in self.words) else " ").join(self.words).strip()
 
     def alignment(self, head: int | None = None) -> Array:
         """Return the weights [words, S] of one head; by default of the head that aligns, or the mean of all heads.
@@ -74,6 +75,10 @@ def translate(
     A model translates when it reads a text and a memory text, and its manifest has a predictor that reads the last row
     and has the possible next words as its labels. A label in square brackets, as `[END]`, is not a word, and ends the
     translation. So does `text.max_tokens`, the longest text that the model reads (512 tokens without one).
+
+    An encoder-decoder with a vocabulary translates when its manifest has `text.end_tokens`: token after token, the most
+    probable one each, behind `text.start_token`. That is the greedy search of `transformers` for a model whose
+    generation config forces and forbids no tokens.
 
     The memory stays on the server until it expires; when it is gone between two words, it is sent again.
 
@@ -107,10 +112,10 @@ def _translation_flow(model: str, text: str, version: int, timeout: float | None
     """Ask for the model, create the memory and predict the words."""
     served = yield methodcaller("model", model, version, timeout=timeout)
     version = served.version
-    predictor = _next_word(served)
+    speech = _speech(served)
     memory = yield methodcaller("create_memory", model, memory_text=text, version=version, timeout=timeout)
-    steps = yield from _words_flow(served, predictor, memory, timeout)
-    spoken = [prediction for prediction, _ in steps if not _is_mark(prediction.label)]
+    steps = yield from _words_flow(served, speech, memory, timeout)
+    spoken = [prediction for prediction, _ in steps if not speech.ends(prediction)]
     return Translation(
         model=model,
         version=version,
@@ -124,45 +129,75 @@ def _translation_flow(model: str, text: str, version: int, timeout: float | None
     )
 
 
+@dataclass(frozen=True)
+class _Speech:
+    """How a model predicts a text word after word.
+
+    Attributes:
+        predictor: the name of the predictor of the next word.
+        start, ends_with: ids of the token before a text, and of those that end it; empty where words are sent as text,
+            and a label in brackets ends it.
+    """
+
+    predictor: str
+    start: tuple[int, ...] = ()
+    ends_with: frozenset[int] = frozenset()
+
+    def ends(self, prediction: Prediction) -> bool:
+        """Return whether a prediction is the end of the text."""
+        return prediction.id in self.ends_with if self.start else _is_mark(prediction.label)
+
+    def so_far(self, spoken: list[Prediction]) -> dict[str, Any]:
+        """Return the arguments of `attend` for the words so far."""
+        if self.start:
+            return {"token_ids": [*self.start, *(each.id for each in spoken)]}
+        return {"text": " ".join(each.label for each in spoken)}
+
+
 def _words_flow(
-    model: pb.Model, predictor: str, memory: Memory, timeout: float | None
+    model: pb.Model, speech: _Speech, memory: Memory, timeout: float | None
 ) -> Turns[list[tuple[Prediction, Array]]]:
     """Predict word after word, the end included, each with the weights [H, S] that it was read from."""
     steps: list[tuple[Prediction, Array]] = []
-    words: list[str] = []
+    spoken: list[Prediction] = []
     longest = model.manifest.text.max_tokens or _MAX_TOKENS
-    tokens = 0
+    tokens = len(speech.start)
     while tokens <= longest:
         result = yield methodcaller(
             "attend",
             model.name,
             version=model.version,
-            text=" ".join(words),
+            **speech.so_far(spoken),
             memory=memory,
             outputs=_NEXT,
             timeout=timeout,
         )
-        spoken = next(prediction for prediction in result.predictions if prediction.name == predictor)
-        steps.append((spoken, result.weights[:, 0]))
-        if _is_mark(spoken.label):
+        word = next(prediction for prediction in result.predictions if prediction.name == speech.predictor)
+        steps.append((word, result.weights[:, 0]))
+        if speech.ends(word):
             break
-        words.append(spoken.label)
+        spoken.append(word)
         tokens = len(result.tokens) + 1
     return steps
 
 
-def _next_word(model: pb.Model) -> str:
-    """Return the name of the predictor of the next word.
+def _speech(model: pb.Model) -> _Speech:
+    """Return how a model predicts the next word.
 
     Raises:
-        InvalidRequest: the model has none.
+        InvalidRequest: it does not.
     """
+    text = model.manifest.text
     for predictor in model.manifest.predictors:
-        if predictor.rows == pb.Predictor.ROWS_LAST and any(map(_is_mark, predictor.labels)):
-            return predictor.name
+        if predictor.rows != pb.Predictor.ROWS_LAST:
+            continue
+        if any(map(_is_mark, predictor.labels)):
+            return _Speech(predictor.name)
+        if predictor.vocabulary and text.HasField("start_token") and text.end_tokens:
+            return _Speech(predictor.name, (text.start_token,), frozenset(text.end_tokens))
     raise InvalidRequest(
         f"{model.name!r} does not translate: it has no predictor that reads the next word from the last row, with a "
-        "label for the end, as [END]",
+        "label for the end, as [END], or with a vocabulary, a start token and end tokens",
         field="model",
     )
 

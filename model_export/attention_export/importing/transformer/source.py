@@ -86,6 +86,14 @@ class Source:
             token = GenerationConfig.from_pretrained(self.folder, local_files_only=True).decoder_start_token_id
         return token
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a decoder's sequences; empty where no file says them."""
+        tokens = getattr(self.config, "eos_token_id", None)
+        if (self.folder / GENERATION_CONFIG_NAME).exists():
+            tokens = GenerationConfig.from_pretrained(self.folder, local_files_only=True).eos_token_id
+        return tuple(tokens) if isinstance(tokens, list) else () if tokens is None else (tokens,)
+
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model with its values, in float32, eval mode and eager attention; it has a config of its own."""

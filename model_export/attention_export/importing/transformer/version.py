@@ -145,7 +145,7 @@ def _write_chain(manifest: Manifest, chain: ChainParts, files: VersionFolder) ->
 
 
 def _write_source_text(text: Text, parts: TransformerParts, tokenizer: ImportedTokenizer, folder: Path) -> None:
-    """Write tokenizer, limits and start token of an encoder-decoder."""
+    """Write tokenizer, limits, start and end tokens of an encoder-decoder."""
     file = add_file(folder, "source-tokenizer.json", tokenizer.content())
     if file.sha256 == text.tokenizer.sha256:
         (folder / file.name).unlink()
@@ -156,6 +156,7 @@ def _write_source_text(text: Text, parts: TransformerParts, tokenizer: ImportedT
     text.memory_vocabulary_size = parts.source.vocabulary_size
     text.max_memory_tokens = tokenizer.limit(parts.max_tokens)
     text.start_token = parts.start_token
+    text.end_tokens.extend(parts.end_tokens)
 
 
 def _write_text(parts: TransformerParts, tokenizer: ImportedTokenizer, pooling: Pooling, folder: Path) -> Text:

@@ -1513,6 +1513,7 @@ class Text(_message.Message):
     NORMALIZE_FIELD_NUMBER: _builtins.int
     START_TOKEN_FIELD_NUMBER: _builtins.int
     TAKES_PAIRS_FIELD_NUMBER: _builtins.int
+    END_TOKENS_FIELD_NUMBER: _builtins.int
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     MEMORY_VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     allow_unknown: _builtins.bool
@@ -1556,6 +1557,10 @@ class Text(_message.Message):
         if a text attends to itself.
         """
 
+    @_builtins.property
+    def end_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens that end a target text, in an encoder-decoder that predicts one; empty where the source does not say them."""
+
     def __init__(
         self,
         *,
@@ -1571,12 +1576,13 @@ class Text(_message.Message):
         normalize: _builtins.bool = ...,
         start_token: _builtins.int | None = ...,
         takes_pairs: _builtins.bool = ...,
+        end_tokens: _abc.Iterable[_builtins.int] | None = ...,
         vocabulary_size: _builtins.int = ...,
         memory_vocabulary_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "front", b"front", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "start_token", b"start_token", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "allow_unknown", b"allow_unknown", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "memory_vocabulary_size", b"memory_vocabulary_size", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "start_token", b"start_token", "takes_pairs", b"takes_pairs", "tokenizer", b"tokenizer", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_token", b"_start_token", "allow_unknown", b"allow_unknown", "end_tokens", b"end_tokens", "front", b"front", "max_memory_tokens", b"max_memory_tokens", "max_tokens", b"max_tokens", "memory_front", b"memory_front", "memory_tokenizer", b"memory_tokenizer", "memory_vocabulary_size", b"memory_vocabulary_size", "normalize", b"normalize", "pool", b"pool", "position_base", b"position_base", "start_token", b"start_token", "takes_pairs", b"takes_pairs", "tokenizer", b"tokenizer", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__start_token: _TypeAlias = _typing.Literal["start_token"]  # noqa: Y015
     _WhichOneofArgType__start_token: _TypeAlias = _typing.Literal["_start_token", b"_start_token"]  # noqa: Y015
