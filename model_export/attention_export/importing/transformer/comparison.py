@@ -159,10 +159,11 @@ class Comparison:
         hidden = [index for index, layer in enumerate(layers) if "hidden" in layer.stages]
         for index, (layer, site) in enumerate(zip(layers, found.sites, strict=True)):
             self.check(layer, "weights", case, site.weights, exact.weights[index], single.weights[index])
-            if index in hidden:
+            if _ends_layer(layers, index) and (ended := [each for each in hidden if each <= index]):
                 # Layers are counted from the end: the last hidden state is the one that every model has.
-                place = hidden.index(index) - len(hidden)
-                self._check_hidden(layer, case, site, exact.hidden[place], single.hidden[place])
+                place = len(ended) - 1 - len(hidden)
+                last = ended[-1]
+                self._check_hidden(layers[last], case, found.sites[last], exact.hidden[place], single.hidden[place])
 
     def _check_hidden(self, layer: Layer, case: Case, site: SiteStages, exact: Array, single: Array) -> None:
         if site.hidden is None:
@@ -228,6 +229,11 @@ def compare(source: Source, folder: Path, progress: Progress, *, whole: int = WH
     for chain, stages in zip(comparison.version.chains, comparison.version.run(plain.tokens), strict=True):
         check_structure(comparison.version, chain, stages)
     return comparison.parity()
+
+
+def _ends_layer(layers: Sequence[Layer], index: int) -> bool:
+    """Whether no cross site of the same layer follows a site."""
+    return index + 1 == len(layers) or layers[index + 1].side != Side.SIDE_CROSS
 
 
 def _distance(a: Array, b: Array) -> float:
