@@ -164,7 +164,7 @@ GRAMMARS = st.builds(
     shared=st.sampled_from([1, 2]),
     rotary=st.booleans(),
     window=st.sampled_from([0, 1, 3, 6]),
-    softcap=st.sampled_from([0.0, 6.0]),
+    softcap=st.sampled_from([0.0, 20.0]),
     causal=st.booleans(),
     norm_first=st.booleans(),
 )

@@ -32,7 +32,7 @@ RELATIVE: dict[str, Any] = {
     "type_vocab_size": 0,
     "position_biased_input": False,
 }
-WIDTHS = (0.35, 0.5, 0.7, 1.0, 1.5, 2.0)  # standard deviations of matrices, tried in turn
+WIDTHS = (0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0)  # standard deviations of matrices, tried in turn
 FAR_FROM_UNIFORM = 0.5  # of the median row's largest weight
 
 # The fields of each model type's config.

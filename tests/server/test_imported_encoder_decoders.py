@@ -1,0 +1,98 @@
+"""Imported encoder-decoders, served without torch, give the numbers of `transformers`, and its greedy tokens."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from attention_client import AttentionClient, OutputSpec
+from attention_export.importing.transformer import import_transformer
+from export.tiny_checkpoints import ENCODER_DECODERS, PAD, tiny_model, word_tokenizer, write_checkpoint
+from numpy.typing import NDArray
+from serving import start_server
+from transformers import PreTrainedModel
+
+from tests.server.test_imported_models import TOLERANCE, distance
+
+SHORT = ("t5", "marian", "bart", "mbart", "pegasus", "m2m_100")
+HEADED = "t5"  # imported with its head
+TEXTS = (
+    ("w7", ""),
+    ("w31 w8 w99 <mask> w5 w7 w7 w64", "w12 w90"),
+    ("w5 w60", " ".join(f"w{5 + 7 * i % 95}" for i in range(29))),
+)
+
+
+def model_of(kind: str) -> PreTrainedModel:
+    return tiny_model(kind, task="ForSeq2SeqLM" if kind == HEADED else "")
+
+
+def make(folder: Path, kind: str) -> None:
+    """Write a checkpoint of a kind, and import it."""
+    torch.set_num_threads(1)
+    checkpoint = write_checkpoint(folder / "checkpoints" / kind, model_of(kind))
+    import_transformer(checkpoint, folder / "models", kind)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttentionClient]:
+    """A client of one server of all models; checkpoints are imported on every core, each process on one."""
+    folder = tmp_path_factory.mktemp("encoder-decoders")
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for made in [pool.submit(make, folder, kind) for kind in SHORT]:
+            made.result()
+    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
+        yield client
+
+
+def eager(model: PreTrainedModel, source: str, target: str) -> dict[str, NDArray]:
+    """Return the weights of every site and the last hidden state of both sides."""
+    start = ENCODER_DECODERS[model.config.model_type]["decoder_start_token_id"]
+    tokens = [start, *word_tokenizer().encode(target, add_special_tokens=False)]
+    given = {"input_ids": [word_tokenizer().encode(source)], "decoder_input_ids": [tokens]}
+    options = {"output_attentions": True, "output_hidden_states": True, "return_dict": True}
+    with torch.no_grad():
+        result = model(**{name: torch.tensor(ids) for name, ids in given.items()}, **options)
+    names = {
+        "encoder_attentions": "encoder.{}",
+        "decoder_attentions": "decoder.{}",
+        "cross_attentions": "decoder.{}.cross",
+    }
+    found = {
+        f"weights@{name.format(layer)}": each[0].numpy()
+        for key, name in names.items()
+        for layer, each in enumerate(result[key])
+    }
+    found["hidden@encoder.1"] = result.encoder_last_hidden_state[0].numpy()
+    return found | {"hidden@decoder.1": result.decoder_hidden_states[-1][0].numpy()}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_every_site_and_both_hidden_states_are_those_of_eager(kind: str, client: AttentionClient) -> None:
+    """Over gRPC, weights of encoder, decoder and cross sites and the hidden states of both sides equal the source's."""
+    model = model_of(kind)
+    outputs = [OutputSpec("weights", layers=["*"]), OutputSpec("hidden", layers=["encoder.1", "decoder.1"])]
+    for source, target in TEXTS:
+        answer = client.attend(kind, text=target, memory_text=source, outputs=outputs)
+        expected = eager(model, source, target)
+        assert set(answer.outputs) == set(expected)
+        for name, value in expected.items():
+            assert distance(answer[name], value) < TOLERANCE, name
+
+
+def test_greedy_steps_over_a_kept_source_are_those_of_generate(client: AttentionClient) -> None:
+    """The most probable token behind the target, asked for step by step over a memory, gives `generate`'s tokens."""
+    model = model_of(HEADED)
+    model.generation_config.update(eos_token_id=None, forced_eos_token_id=None, bad_words_ids=None, pad_token_id=PAD)
+    source = "w9 w14 w88 w5 w5 w70 w23"
+    ids = torch.tensor([word_tokenizer().encode(source)])
+    expected = model.generate(ids, max_new_tokens=9, do_sample=False, num_beams=1)[0].tolist()
+    memory = client.create_memory(HEADED, memory_text=source)
+    found = [ENCODER_DECODERS[HEADED]["decoder_start_token_id"]]
+    while len(found) < len(expected):
+        result = client.attend(HEADED, token_ids=found, memory=memory, outputs=["predictions"])
+        found.append(result.predictions[0].id)
+    assert found == expected
