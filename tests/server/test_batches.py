@@ -22,7 +22,7 @@ from serving import HANG, start_server, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
 from tests.messages import tensor
-from tests.observability.conftest import logged, metrics_of
+from tests.observability.conftest import entries, metrics_of
 from tests.refusals import refused
 from tests.server.test_together import (  # noqa: F401
     DRAWN,
@@ -60,26 +60,56 @@ def singly(transport, name, sequences, mask=None, **options):
     return [transport.attend(name, version=1, inputs=[each | own], **options)["results"][0] for each in sequences]
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=str)
-@pytest.mark.parametrize("outputs", ASKED, ids=str)
-@pytest.mark.parametrize("name", WIDTHS)
-def test_one_behind_the_other(transport, name, outputs, mask):
-    """Sequences of any lengths may lie in a row; each has a result of its own, in order."""
+# Over gRPC every output under every mask; a transport reads lengths, leading dimensions and masks, whatever is asked.
+
+
+@pytest.fixture
+def over_grpc(server, connect):
+    return connect("grpc", server.rest, server.grpc)
+
+
+def check_packed(transport, name, outputs, mask):
     sequences = [sequence(name, length) for length in LENGTHS]
     expected = singly(transport, name, sequences, outputs=outputs, **mask)
     assert_same(transport.attend(name, version=1, **behind(sequences), outputs=outputs, **mask)["results"], expected)
+
+
+def check_dense(transport, name, outputs, mask, count):
+    sequences = [sequence(name, 5) for _ in range(count)]
+    expected = singly(transport, name, sequences, outputs=outputs, **mask)
+    batch = {each: np.stack([one[each] for one in sequences]) for each in sequences[0]}
+    assert_same(transport.attend(name, version=1, **batch, outputs=outputs, **mask)["results"], expected)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("outputs", ASKED, ids=str)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_one_behind_the_other(over_grpc, name, outputs, mask):
+    """Sequences of any lengths may lie in a row; each has a result of its own, in order."""
+    check_packed(over_grpc, name, outputs, mask)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_one_behind_the_other_over_each_transport(transport, name, mask):
+    """Each transport reads sequences in a row, for every block and under every mask."""
+    check_packed(transport, name, EVERYTHING, mask)
 
 
 @pytest.mark.parametrize("count", [1, 2, 20])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("outputs", ASKED, ids=str)
 @pytest.mark.parametrize("name", WIDTHS)
-def test_a_dense_batch(transport, name, outputs, mask, count):
+def test_a_dense_batch(over_grpc, name, outputs, mask, count):
     """Arrays with a leading dimension are so many sequences."""
-    sequences = [sequence(name, 5) for _ in range(count)]
-    expected = singly(transport, name, sequences, outputs=outputs, **mask)
-    batch = {each: np.stack([one[each] for one in sequences]) for each in sequences[0]}
-    assert_same(transport.attend(name, version=1, **batch, outputs=outputs, **mask)["results"], expected)
+    check_dense(over_grpc, name, outputs, mask, count)
+
+
+@pytest.mark.parametrize(("mask", "count"), list(zip((*MASKS, {}), (1, 2, 2, 20), strict=True)), ids=str)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_dense_batch_over_each_transport(transport, name, mask, count):
+    """Each transport reads a leading dimension, for every block and under every mask."""
+    check_dense(transport, name, EVERYTHING, mask, count)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -229,22 +259,44 @@ def test_many_are_not_looked_at_on_the_loop(models, connect, monkeypatch, length
     assert (threads[0] == threads[1]) == on_loop
 
 
+@pytest.fixture(scope="module")
+def logging_server(repository, tmp_path_factory):
+    """A server that logs each request, and has answered one of a sequence, so that it has metrics of the model."""
+    folder = tmp_path_factory.mktemp("logging")
+    (folder / "multi").symlink_to(repository / "multi")
+    with start_server(folder, "--access-log", "all", "--log-format", "json") as running:
+        with AttentionClient(running.grpc) as client:
+            client.attend("multi", **sequence("multi", 1))
+        wait_until(lambda: attended(running))
+        yield running
+
+
+def attended(server):
+    """Return the log's entries of requests to the model, without those that read metrics."""
+    return [entry for entry in entries(server.log) if entry.get("model") == "multi"]
+
+
 @pytest.mark.parametrize("name", TRANSPORTS)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_each_sequence_counts(models, connect, name, packed):  # noqa: F811
+def test_each_sequence_counts(logging_server, connect, name, packed):
     """The metrics and the log count the sequences of a batch one by one, each with its length."""
     sequences = [sequence("multi", length) for length in ((1, 4, 2) if packed else (3, 3, 3))]
     sent = behind(sequences) if packed else {"query": np.stack([each["query"] for each in sequences])}
-    with start_server(models, "--access-log", "all", "--log-format", "json") as server:
-        transport = connect(name, server.rest, server.grpc)
-        assert len(transport.attend("multi", **sent)["results"]) == 3
-        (entry,) = logged(server, 1)
-        counted = metrics_of(server)
-    assert counted("nv_inference_count", model="multi") == 3
-    assert counted("nv_inference_exec_count", model="multi") == 1
-    assert counted("attention_request_sequences_sum", model="multi") == 3
-    assert counted("attention_tokens_total", model="multi") == sum(len(each["query"]) for each in sequences)
-    assert (entry["sequences"], entry["tokens"]) == (3, sum(len(each["query"]) for each in sequences))
+    tokens = sum(len(each["query"]) for each in sequences)
+    before, earlier = metrics_of(logging_server), len(attended(logging_server))
+    transport = connect(name, logging_server.rest, logging_server.grpc)
+    assert len(transport.attend("multi", **sent)["results"]) == 3
+    wait_until(lambda: len(attended(logging_server)) > earlier)
+    (entry,) = attended(logging_server)[earlier:]
+    after = metrics_of(logging_server)
+    counts = {
+        "nv_inference_count": 3,
+        "nv_inference_exec_count": 1,
+        "attention_request_sequences_sum": 3,
+        "attention_tokens_total": tokens,
+    }
+    assert {each: after(each, model="multi") - before(each, model="multi") for each in counts} == counts
+    assert (entry["sequences"], entry["tokens"]) == (3, tokens)
 
 
 def test_no_more_are_read_than_may_be():
