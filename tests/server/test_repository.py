@@ -1,5 +1,4 @@
-"""Repositories with wrong manifests: refused at the start, by folder and reason, before anything is
-served."""
+"""Repositories with wrong manifests: refused at the start, by folder and reason, before anything is served."""
 
 import shutil
 
@@ -7,6 +6,8 @@ import numpy as np
 import onnx
 import pytest
 import requests
+from attention_server.inference.engine.onnxruntime import OnnxRuntime
+from attention_server.repository.loader import RepositoryError, load
 from onnx import external_data_helper, numpy_helper
 from serving import HANG, run_server, start_server
 
@@ -26,7 +27,15 @@ def folder(repository, tmp_path):
     return copy
 
 
-def assert_refused(folder, *words, cwd=None):
+def assert_refused(folder, *words):
+    """Load a version, as a server does at its start; it must be refused, with these words."""
+    with pytest.raises(RepositoryError) as refusal:
+        load(folder, OnnxRuntime("cpu", 1), 2**30)
+    for word in words:
+        assert word in refusal.value.log_reason, refusal.value.log_reason
+
+
+def assert_start_refused(folder, *words, cwd=None):
     """Start a server on a folder's repository; it must end with 1, and say which folder and why."""
     done = run_server("--models", folder.parents[1], *PORTS, cwd=cwd)
     assert done.returncode == 1, done.stdout
@@ -161,7 +170,7 @@ def test_data_outside_the_graph(folder, tmp_path):
     shutil.copy(aside / "project.onnx", spoiled)
     shutil.copy(aside / "outside.bin", spoiled)  # beside the graph, and where the server is started
     edit(spoiled)
-    assert_refused(spoiled, cwd=aside)
+    assert_start_refused(spoiled, cwd=aside)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +337,7 @@ def test_nothing_that_can_be_served(folder):
     first, second = folder("dot"), folder("multi")
     for spoiled in (first, second):
         (spoiled / "attend.onnx").unlink()
-    assert_refused(first, "attend.onnx", f"; {second}: attend.onnx cannot be read")
+    assert_start_refused(first, "attend.onnx", f"; {second}: attend.onnx cannot be read")
 
 
 def test_what_is_no_version_is_left_alone(folder):

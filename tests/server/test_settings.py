@@ -1,10 +1,11 @@
 """Settings: flags, environment variables, defaults and refusals."""
 
 import os
+import sys
 
 import pytest
 import requests
-from attention_server import settings
+from attention_server import app, settings
 from attention_server.settings import Settings
 from pydantic_settings import CliApp
 from serving import HANG, run_server, start_server
@@ -154,16 +155,20 @@ def test_help_names_every_setting():
         (["--default-version", "../dot=1"], "default_version"),
     ],
 )
-def test_settings_that_are_none(arguments, name):
-    """A value that a setting cannot take is refused by its name, without a traceback."""
+def test_settings_that_are_none(monkeypatch, capsys, arguments, name):
+    """A value that a setting cannot take ends the command with a message that names it, before anything is served."""
+    monkeypatch.setattr(sys, "argv", ["attention-server", *arguments])
+    monkeypatch.setattr(app, "serve", None)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code not in (None, 0)
+    assert name in f"{ended.value.code} {capsys.readouterr().err}".replace("-", "_")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--prot", 1], 2), (["--slots", "-1"], 1)])
+def test_the_command_refuses_settings(arguments, status):
+    """An unknown flag, and a value that cannot be, end the process with a status and without a traceback."""
     done = run_server(*arguments)
-    assert done.returncode != 0
-    assert name in done.stderr.replace("-", "_")
+    assert done.returncode == status
+    assert arguments[0].strip("-") in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_what_is_no_setting():
-    """An unknown flag is refused."""
-    done = run_server("--prot", 1)
-    assert done.returncode == 2
-    assert "--prot" in done.stderr
