@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import requests
 from attention_server.auth.callers import Callers
+from serving import HANG
 
 from tests.local_server import local_server
 from tests.openapi.test_document import document
@@ -27,7 +28,7 @@ def server(dot_only, tmp_path_factory):
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.toml"
     tokens.write_text(TOKENS.format(*(hashlib.sha256(name.encode()).hexdigest() for name in ("reader", "limited"))))
     with local_server(dot_only, callers=Callers(tokens)) as running:
-        assert requests.get(f"{running.url}/v2", headers=bearer("limited"), timeout=60).status_code == 200
+        assert requests.get(f"{running.url}/v2", headers=bearer("limited"), timeout=HANG).status_code == 200
         yield running
 
 
@@ -49,7 +50,7 @@ def test_an_error_of_access_is_in_the_document(server, status, headers):
     answered = {}
     for path, method in OPERATIONS:
         url = server.url + path.format(model="dot", version=1, id="none")
-        answered[path, method] = requests.request(method, url, headers=headers, timeout=60).status_code == status
+        answered[path, method] = requests.request(method, url, headers=headers, timeout=HANG).status_code == status
     listed = {
         (path, method): str(status) in document["paths"][path][method]["responses"] for path, method in OPERATIONS
     }

@@ -52,7 +52,7 @@ def test_tls_on_both_ports(server, pems):
         assert client.attend("dot", query=QUERY).output.shape == (1, 2)
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://{server.rest}/v1/models", timeout=HANG)
-    with AttentionClient(server.grpc, timeout=5) as client, pytest.raises(Unavailable):
+    with AttentionClient(server.grpc, timeout=HANG) as client, pytest.raises(Unavailable):
         client.models()
 
 
@@ -62,7 +62,7 @@ def test_who_does_not_trust_the_authority_says_nothing(server, tmp_path):
     with pytest.raises(requests.exceptions.SSLError):
         https(server, "/v1/models", other)
     trusting = channel.tls(other.ca)
-    with AttentionClient(server.grpc, credentials=trusting, timeout=5) as client, pytest.raises(Unavailable):
+    with AttentionClient(server.grpc, credentials=trusting, timeout=HANG) as client, pytest.raises(Unavailable):
         client.models()
 
 
@@ -98,7 +98,7 @@ def test_mutual_tls(mutual, pems, tmp_path):
     with AttentionClient(mutual.grpc, credentials=known) as client:
         assert client.attend("dot", query=QUERY).output.shape == (1, 2)
     for unknown in (channel.tls(pems.ca), channel.tls(pems.ca, other.client_cert, other.client_key)):
-        with AttentionClient(mutual.grpc, credentials=unknown, timeout=3) as client, pytest.raises(Unavailable):
+        with AttentionClient(mutual.grpc, credentials=unknown, timeout=HANG) as client, pytest.raises(Unavailable):
             client.models()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import requests
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, Sequence
+from serving import HANG
 
 from tests.refusals import refused
 
@@ -105,7 +106,7 @@ def test_one_source_alone(transport, sentence, two):
 )
 def test_what_is_no_list_of_ids(server, value, field, words):
     """JSON that is no list of ids is refused by its field."""
-    answer = requests.post(f"{server.url}/v1/models/multi-head:attend", json={"token_ids": value}, timeout=60)
+    answer = requests.post(f"{server.url}/v1/models/multi-head:attend", json={"token_ids": value}, timeout=HANG)
     error = answer.json()["error"]
     assert (answer.status_code, error["field"]) == (400, field)
     assert words in error["message"]
@@ -132,7 +133,7 @@ def test_a_memory_of_ids(server, two):
 
     np.testing.assert_array_equal(asyncio.run(ask()).output, answers[0].output)
     url = f"{server.url}/v1/models/text-cross/memories"
-    made = requests.post(url, json={"memory_token_ids": two["memory_token_ids"]}, timeout=60).json()
+    made = requests.post(url, json={"memory_token_ids": two["memory_token_ids"]}, timeout=HANG).json()
     assert (made["id"], tuple(made["tokens"])) == (of_ids.id, of_ids.tokens)
 
 
@@ -155,7 +156,7 @@ def test_dense_batches_of_the_open_inference_protocol(server, two):
     """Padded ids [B, T] with their lengths give what each gives alone."""
     url = f"{server.url}/v2/models/text-cross"
     listed = {
-        each["name"]: (each["datatype"], each["shape"]) for each in requests.get(url, timeout=60).json()["inputs"]
+        each["name"]: (each["datatype"], each["shape"]) for each in requests.get(url, timeout=HANG).json()["inputs"]
     }
     assert listed["token_ids"] == listed["memory_token_ids"] == ("INT64", [-1, -1])
     inputs = [
@@ -164,7 +165,7 @@ def test_dense_batches_of_the_open_inference_protocol(server, two):
         {"name": "memory_token_ids", "datatype": "INT64", "shape": [2, 3], "data": two["memory_token_ids"] * 2},
     ]
     sent = {"inputs": inputs, "outputs": [{"name": "weights"}, {"name": "tokens"}]}
-    answer = requests.post(f"{url}/infer", json=sent, timeout=60).json()
+    answer = requests.post(f"{url}/infer", json=sent, timeout=HANG).json()
     found = {each["name"]: np.reshape(each["data"], each["shape"]) for each in answer["outputs"]}
     with AttentionClient(server.grpc) as client:
         first = client.attend("text-cross", **two, outputs=["weights"])
@@ -172,6 +173,6 @@ def test_dense_batches_of_the_open_inference_protocol(server, two):
     assert found["tokens"].tolist()[0] == [*first.tokens, ""][: found["tokens"].shape[1]]
     inputs[0]["data"][2] = 1
     inputs[0]["data"][1] = -7
-    refusal = requests.post(f"{url}/infer", json=sent, timeout=60).json()["error"]
+    refusal = requests.post(f"{url}/infer", json=sent, timeout=HANG).json()["error"]
     assert "token_ids[1]" in refusal
     assert "is -7" in refusal

@@ -15,7 +15,7 @@ from tests.refusals import refused
 from tests.server import transformer
 from tests.server.reference import CLOSE
 from tests.server.transformer import CLASSES, HEADS, WORDS
-from tests.serving import start_server
+from tests.serving import HANG, start_server
 from tests.transports import TRANSPORTS
 
 TEXT = "ein und zwanzig Katzen Hunde"
@@ -203,7 +203,7 @@ def test_the_open_inference_protocol(encoder):
     """The metadata lists what the last layer gives; pooled hidden states and pairs are outputs with parameters."""
     model, server = encoder
     url = f"{server.url}/v2/models/encoder"
-    listed = {each["name"]: each["shape"] for each in requests.get(url, timeout=60).json()["outputs"]}
+    listed = {each["name"]: each["shape"] for each in requests.get(url, timeout=HANG).json()["outputs"]}
     assert listed["hidden"] == listed["embeddings"] == [-1, -1, transformer.WIDTH]
     assert not {"output", "contributions"} & listed.keys()
     outputs = [
@@ -212,7 +212,7 @@ def test_the_open_inference_protocol(encoder):
         {"name": "contributions", "parameters": {"layers": "0"}},
     ]
     text = {"name": "text", "datatype": "BYTES", "shape": [2], "data": [TEXT, "ein und"]}
-    answer = requests.post(f"{url}/infer", json={"inputs": [text], "outputs": outputs}, timeout=60).json()
+    answer = requests.post(f"{url}/infer", json={"inputs": [text], "outputs": outputs}, timeout=HANG).json()
     found = {each["name"]: np.reshape(each["data"], each["shape"]) for each in answer["outputs"]}
     for i, words in enumerate((TEXT, "ein und")):
         layers, length = model.layers(words), len(words.split())
@@ -231,7 +231,7 @@ def test_file_scoring(encoder, tmp_path):
     program = Path(sys.executable).with_name("attention-client")
     command = [program, "score", tmp_path / "in.jsonl", tmp_path / "out.parquet"]
     command += ["--model", "encoder", "--outputs", "hidden:mean", "--target", server.grpc]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG)
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("hidden").type.shape == [transformer.WIDTH]
     for found, text in zip(table["hidden"].combine_chunks().to_numpy_ndarray(), texts, strict=True):
