@@ -1,8 +1,8 @@
 """Which atom of the reactants becomes which atom of the product, by the attention of a served model.
 
-A reaction model that was trained on SMILES alone learns it without being told: in one head, atoms of the product attend
-to the atoms that they come from (Schwaller et al. 2021, doi:10.1126/sciadv.abe4166). The model is the ALBERT of the
-package `rxnmapper`, its weights read and its code never run; layer and head are the published ones, and so is the
+A reaction model that was trained on SMILES alone learns it without being told: in one head, an atom of the product
+attends to the atom that it comes from (Schwaller et al. 2021, doi:10.1126/sciadv.abe4166). The model is the ALBERT of
+the package `rxnmapper`, its weights read and its code never run; layer and head are the published ones, and so is the
 algorithm that turns the weights into a map. docs/models.md tells how to import and serve the model.
 
     python docs/examples/atom_map.py "C(C)O.BrC(C)>>CCOCC" --figure atom-map.svg
@@ -21,7 +21,7 @@ PAIR = "10.5"  # layer and head, from 0
 SPECIAL = ("[CLS]", "[SEP]")
 ARROW = ">>"
 ELEMENT = re.compile(r"\[?\d*(\*|[A-Z][a-z]?|se|as|[bcnops])")
-NEIGHBOURS = 90.0  # the factor by which a mapped pair of atoms makes pairs of their neighbours likelier
+NEIGHBOURS = 90.0  # the factor by which a mapped pair of atoms makes pairs of neighbours likelier
 
 
 @dataclass(frozen=True)

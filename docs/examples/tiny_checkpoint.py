@@ -1,6 +1,6 @@
 """Write a tiny checkpoint with random weights, as `transformers` saves a trained one: a decoder or an encoder-decoder.
 
-What it predicts means nothing; its attention is computed, cut and served like that of a trained model of its kind.
+Its predictions mean nothing; its attention is computed, cut and served like that of a trained model of its kind.
 
     python docs/examples/tiny_checkpoint.py decoder tiny-decoder
 """

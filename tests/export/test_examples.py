@@ -1,7 +1,7 @@
 """The programs of the documentation. A trained reaction model, imported and served, maps atoms as its authors publish.
 
-The published maps and confidences are those of rxnmapper 0.4.3's own tests (MIT), of reactions that these send without
-a change of their spelling.
+The published maps and confidences are those of rxnmapper 0.4.3's own tests (MIT), of reactions whose spelling these
+leave as it is.
 """
 
 import importlib.util

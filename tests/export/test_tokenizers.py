@@ -66,7 +66,7 @@ def written(folder: Path, *, target: bool = False) -> Tokenizer:
 
 
 def test_a_vocabulary_of_smiles_is_split_by_atoms() -> None:
-    """rxnmapper's vocabulary gives the tokens of its pattern, with offsets; other characters are left out."""
+    """rxnmapper's vocabulary gives the tokens of its pattern, with offsets; further characters are left out."""
     tokenizer = written(RXNMAPPER)
     vocabulary = (RXNMAPPER / "vocab.txt").read_text().splitlines()
     for text in ("C(C)O.BrC(C)>>CCOCC", "[Na+]~[H-].ClC1=CC=C(%12)C%12=C1", "C!C [Zz9] ;Cl"):

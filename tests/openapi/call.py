@@ -8,16 +8,19 @@ import sys
 
 from generated import Client
 from generated.api.attention import attend
+from generated.api.embeddings import create_embeddings
 from generated.api.models import get_model
 from generated.models import (
     AttendRequest,
     AttendResponse,
     Causal,
+    EmbeddingsRequest,
     Encoding,
     ErrorResponse,
     InputTensor,
     Mask,
     Model,
+    OpenAIErrorResponse,
     OutputName,
     OutputSpec,
     Reduce,
@@ -87,6 +90,8 @@ assert isinstance(output, Tensor)
 assert output.data is not UNSET
 refused = attend.sync("dot", client=client, body=AttendRequest(query=[[1, 0]], key=[[1, 0, 0]]))
 assert isinstance(refused, ErrorResponse)
+embedding = create_embeddings.sync(client=client, body=EmbeddingsRequest(input_=["a"], model="text-cross"))
+assert isinstance(embedding, OpenAIErrorResponse)
 print(
     json.dumps(
         {
@@ -101,6 +106,7 @@ print(
             "indices": numbers(top.indices),
             "output": output.data,
             "field": refused.error.field,
+            "without_pooling": [embedding.error.param, embedding.error.message],
         }
     )
 )

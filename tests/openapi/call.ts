@@ -56,6 +56,7 @@ const packed = await client.POST("/v1/models/{model}:attend", {
   body: { query: { shape: [3, 2], values: [1, 0, 0, 1, 1, 1] }, encoding: "base64", outputs: [{ name: "output" }] },
 });
 const refused = await client.POST("/v1/models/{model}:attend", { params, body: { query: [[1, 0]], key: [[1, 0, 0]] } });
+const embedding = await client.POST("/v1/embeddings", { body: { input: ["a"], model: "text-cross" } });
 console.log(
   JSON.stringify({
     block: model.manifest.block,
@@ -69,5 +70,6 @@ console.log(
     indices: numbers(top.indices.values),
     output: tensor(packed.data?.results[0]?.outputs.output).data,
     field: refused.error?.error.field,
+    without_pooling: [embedding.error?.error.param, embedding.error?.error.message],
   }),
 );

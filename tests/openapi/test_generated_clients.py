@@ -79,6 +79,9 @@ def check(read):
     output = np.frombuffer(base64.b64decode(read["output"]), "<f4").reshape(3, 2)
     np.testing.assert_allclose(output, whole @ query, atol=1e-6)
     assert read["field"] == "key"
+    param, message = read["without_pooling"]
+    assert param == "model"
+    assert "`--pool mean`" in message
 
 
 def test_python(python_client, server):

@@ -40,7 +40,7 @@ def convert(loaded: PreTrainedTokenizerBase, folder: Path, *, target: bool) -> T
     Args:
         loaded: the tokenizer.
         folder: of the checkpoint.
-        target: whether texts are those of the target, where source and target have tokenizers of their own.
+        target: whether texts are those of the target, where source and target have two tokenizers.
 
     Raises:
         ImportFailure: the conversion splits a text in another way, or cannot hold the tokenizer.
@@ -59,8 +59,8 @@ def convert(loaded: PreTrainedTokenizerBase, folder: Path, *, target: bool) -> T
 def smiles_tokenizer(path: Path) -> Tokenizer | None:
     """Return the tokenizer of a vocabulary of SMILES; None for a vocabulary of anything else.
 
-    Each token of such a vocabulary is one match of `SMILES`. A text's tokens are the matches, as `re.findall` returns
-    them, between [CLS] and [SEP].
+    Each token of such a vocabulary is one match of `SMILES`. A text's tokens are the matches of `re.findall`,
+    between [CLS] and [SEP].
 
     Args:
         path: a `vocab.txt`, one token a line.
@@ -121,7 +121,7 @@ def _ids(loaded: Any, text: str, *, target: bool) -> list[int]:
 
 
 def _template(loaded: Any) -> processors.TemplateProcessing:
-    """Return the special tokens around a text and a pair of texts, as a tokenizer in Python places them."""
+    """Return the special tokens around a text and a pair of texts, in the order of a tokenizer in Python."""
     first, second = -1, -2  # stand for the ids of the texts
     shown = {first: "$A", second: "$B"}
 
@@ -142,7 +142,7 @@ def _template(loaded: Any) -> processors.TemplateProcessing:
 
 
 def _esm(loaded: Any, _folder: Path, _target: bool) -> tuple[Tokenizer, tuple[str, ...]]:
-    """Residues: every token of the vocabulary is cut out of the text, and what is between is one unknown word each."""
+    """Residues: every token of the vocabulary is cut out of the text; each word between two is one unknown token."""
     vocabulary: Mapping[str, int] = loaded.get_vocab()
     tokenizer = Tokenizer(models.WordLevel(dict(vocabulary), unk_token=loaded.unk_token))
     longest_first = sorted(vocabulary, key=len, reverse=True)
@@ -158,7 +158,7 @@ def _marian(loaded: Any, folder: Path, target: bool) -> tuple[Tokenizer, tuple[s
     """A SentencePiece model with the ids of `vocab.json`, which holds the pieces of both languages.
 
     Entries that are no pieces of this language are kept with a score that no text reaches. Characters that the
-    language's model lacks are read one unknown token a run, before the entries of the other language can take them.
+    language's model lacks are read one unknown token a run, before entries of the other language match.
     """
     vocabulary: dict[str, int] = loaded.target_encoder if target and loaded.separate_vocabs else loaded.encoder
     file = loaded.vocab_files_names["target_spm" if target else "source_spm"]

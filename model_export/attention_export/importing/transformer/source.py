@@ -218,7 +218,7 @@ def _task_of(config: PretrainedConfig, notes: list[str]) -> str:
     architectures = config.architectures or [""]
     name = architectures[0]
     for ending, task in ENDINGS.items():
-        # Models of sound and images have names that end alike: their bases are refused by what they take.
+        # Models of sound and images have names that end alike: the inputs of the base class decide.
         if name.endswith(ending) and (task != "seq2seq-lm" or _classes(task, config)):
             return task
     if name and name not in (cls.__name__ for cls in _classes(BASE, config)):
