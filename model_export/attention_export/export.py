@@ -1,6 +1,5 @@
 """Writes a model as a version of a repository: `NAME/VERSION/` with graphs, tokenizers and the manifest."""
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from attention_export.blocks import DotProduct
 from attention_export.graphs import (
     OPSET,
     Graph,
-    advance_graph,
     attend_graphs,
     combine_graph,
     front_graphs,
@@ -31,9 +29,10 @@ from attention_export.manifest import (
     write_manifest,
 )
 from attention_export.model import Model, TextFront
-from attention_export.verify import Report, torch_reference, verify_layer, verify_surroundings
+from attention_export.verify import Report, torch_reference, verify_block, verify_surroundings
 
 Progress = Callable[[str], None]
+LAYER = "0"  # the name of a block's one layer
 
 
 def export(model: Model, repository: Path, name: str, version: int, *, progress: Progress = lambda _: None) -> Path:
@@ -74,41 +73,33 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
         opset=OPSET,
     )
     surroundings = [*front_graphs(model), *([head] if (head := head_graph(model)) else [])]
-    layers = model.named_layers()
-    for name, block, _ in layers:
-        manifest.layers.append(_write_layer(block, folder, name, f"{name}-" if model.earlier else "", progress))
-    if not model.earlier and (pool := pool_graph(model.block)) is not None:
-        manifest.layers[-1].pool.CopyFrom(_write_graph(pool, folder, progress))
-    between = [
-        advance_graph(after, following, f"{name}-")
-        for (name, _, after), (_, following, _) in itertools.pairwise(layers)
-        if after is not None
-    ]
+    layer = manifest.layers.add()
+    layer.CopyFrom(_write_layer(model.block, folder, progress))
+    if (pool := pool_graph(model.block)) is not None:
+        layer.pool.CopyFrom(_write_graph(pool, folder, progress))
     combine = combine_graph(model.block)
-    for segment in (each for each in (project_graph(layers[0][1]), *between, combine) if each is not None):
+    for segment in (each for each in (project_graph(model.block), combine) if each is not None):
         manifest.segments.add(graph=_write_graph(segment, folder, progress))
     if combine is not None:
-        manifest.layers[-1].stages.append("contributions")
+        layer.stages.append("contributions")
     if model.text is not None:
         manifest.text.CopyFrom(_write_text(model.text, folder))
     _set_files(manifest, {graph.file: _write_graph(graph, folder, progress) for graph in surroundings})
     manifest.doubled_bytes = doubled_bytes(folder, manifest)
     progress("verifying against PyTorch in float64")
     report = Report()
-    for index, (_, block, _) in enumerate(layers):
-        verify_layer(block, manifest, index, folder, report)
-    compared = [*surroundings, *between]
-    references = {graph.file: torch_reference(graph.module, tuple(graph.outputs)) for graph in compared}
+    verify_block(model.block, manifest, folder, report)
+    references = {graph.file: torch_reference(graph.module, tuple(graph.outputs)) for graph in surroundings}
     verify_surroundings(manifest, folder, references, report)
     manifest.parity.CopyFrom(report.parity())
     write_manifest(folder, manifest)
 
 
-def _write_layer(block: DotProduct, folder: Path, name: str, prefix: str, progress: Progress) -> Layer:
-    layer = describe_layer(block, name)
+def _write_layer(block: DotProduct, folder: Path, progress: Progress) -> Layer:
+    layer = describe_layer(block, LAYER)
     if hasattr(block, "M_K"):
-        layer.weights.CopyFrom(add_file(folder, f"{prefix}block.safetensors", matrices(block)))
-    for graph, module in attend_graphs(block, prefix):
+        layer.weights.CopyFrom(add_file(folder, "block.safetensors", matrices(block)))
+    for graph, module in attend_graphs(block):
         layer.attend.append(module.entry(_write_graph(graph, folder, progress)))
     return layer
 

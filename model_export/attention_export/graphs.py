@@ -15,7 +15,6 @@ from typing import Any
 import onnx
 import torch
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, File
-from attention_proto.folder import NEXT
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.functional import pad
@@ -67,18 +66,6 @@ class Combine(nn.Module):
 
     def forward(self, heads: Tensor) -> tuple[Tensor]:
         return (self.block.combine(heads),)
-
-
-class Advance(nn.Module):
-    """query, output, both [B, T, D] -> query, k, v of the next layer."""
-
-    def __init__(self, after: nn.Module, following: DotProduct) -> None:
-        super().__init__()
-        self.after, self.following = after, following
-
-    def forward(self, query: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (advanced,) = self.after(query, output)
-        return (advanced, *self.following.project(advanced, advanced))
 
 
 class Pool(nn.Module):
@@ -177,7 +164,7 @@ def shared_heads(block: DotProduct) -> int:
     return block.dims.key_value_heads or block.dims.heads
 
 
-def attend_graphs(block: DotProduct, prefix: str = "") -> list[tuple[Graph, Attend]]:
+def attend_graphs(block: DotProduct) -> list[tuple[Graph, Attend]]:
     """Return the attention graphs, the cheapest first."""
     modules = {
         "attend": Attend(block, weights=False, mask=False),
@@ -187,29 +174,28 @@ def attend_graphs(block: DotProduct, prefix: str = "") -> list[tuple[Graph, Atte
         "explain-explicit": Attend(block, weights=True, mask=True, explicit=True),
     }
     return [
-        (Graph(f"{prefix}{name}.onnx", module, module.inputs(), module.outputs()), module)
-        for name, module in modules.items()
+        (Graph(f"{name}.onnx", module, module.inputs(), module.outputs()), module) for name, module in modules.items()
     ]
 
 
-def project_graph(block: DotProduct, prefix: str = "") -> Graph | None:
+def project_graph(block: DotProduct) -> Graph | None:
     """Return the graph that projects k and v; None for a block without projections."""
     if not hasattr(block, "M_K"):
         return None
     _, key, value = _widths(block)
     k, v = _projected_widths(block)
     inputs: dict[str, Shape] = {"key": ("B", "S", key), "value": ("B", "S", value)}
-    return Graph(f"{prefix}project.onnx", Project(block), inputs, {"k": ("B", "S", k), "v": ("B", "S", v)})
+    return Graph("project.onnx", Project(block), inputs, {"k": ("B", "S", k), "v": ("B", "S", v)})
 
 
-def pool_graph(block: DotProduct, prefix: str = "") -> Graph | None:
+def pool_graph(block: DotProduct) -> Graph | None:
     """Return the graph that averages rows of the output; None for a block without M_V or with a zero key."""
     if not isinstance(block, SelfAttention) or block.zero_key:
         return None
     query, key, value = _widths(block)
     inputs: dict[str, Shape] = {"query": ("B", "T", query), "key": ("B", "S", key), "value": ("B", "S", value)}
     width = Attend(block, weights=False, mask=False).outputs()["output"][-1]
-    return Graph(f"{prefix}pool.onnx", Pool(block), inputs | {"pool": ("P", "T")}, {"output": ("B", "P", width)})
+    return Graph("pool.onnx", Pool(block), inputs | {"pool": ("P", "T")}, {"output": ("B", "P", width)})
 
 
 def front_graphs(model: Model) -> list[Graph]:
@@ -239,14 +225,6 @@ def combine_graph(block: DotProduct) -> Graph | None:
         return None
     heads = Attend(block, weights=False, mask=False).outputs()["heads"]
     return Graph("combine.onnx", Combine(block), {"heads": heads}, {"output": ("B", "T", block.dims.output)})
-
-
-def advance_graph(after: nn.Module, following: DotProduct, prefix: str) -> Graph:
-    """Return the graph between two layers: the next query, and its keys and values."""
-    shape: Shape = ("B", "T", following.dims.query)
-    k, v = _projected_widths(following)
-    outputs: dict[str, Shape] = {f"{NEXT}query": shape, "k": ("B", "T", k), "v": ("B", "T", v)}
-    return Graph(f"{prefix}after.onnx", Advance(after, following), {"query": shape, "output": shape}, outputs)
 
 
 def head_graph(model: Model) -> Graph | None:

@@ -33,24 +33,11 @@ class TextFront:
 
 
 @dataclass(frozen=True)
-class EarlierLayer:
-    """A layer before the last one.
-
-    Attributes:
-        block: its attention.
-        after: the transition to the next layer: query (B, T, D), output (B, T, D) -> the next query (B, T, D).
-    """
-
-    block: DotProduct
-    after: nn.Module
-
-
-@dataclass(frozen=True)
 class Model:
     """A block with its surroundings.
 
     Attributes:
-        block: the served attention; of several layers, the last.
+        block: the served attention.
         description: one sentence for users.
         text: the conversion of text to vectors; None for vectors only.
         head: output rows (N, D) -> a tuple of probabilities (N, labels), one for each of `predictors`, in order.
@@ -58,8 +45,6 @@ class Model:
         training: the record of the training.
         license: the weights' license, an SPDX expression; empty if unknown.
         source: the origin of imported weights.
-        earlier: the layers before the last, in computing order.
-        layer_names: the layers' names in requests; "0", "1", .. when not given.
     """
 
     block: DotProduct
@@ -70,12 +55,3 @@ class Model:
     training: Training | None = None
     license: str = ""
     source: str = ""
-    earlier: Sequence[EarlierLayer] = ()
-    layer_names: Sequence[str] = ()
-
-    def named_layers(self) -> list[tuple[str, DotProduct, nn.Module | None]]:
-        """Return each layer's name, its block, and its transition to the next; None behind the last."""
-        layers: list[tuple[DotProduct, nn.Module | None]] = [(layer.block, layer.after) for layer in self.earlier]
-        layers.append((self.block, None))
-        names = self.layer_names or [str(index) for index in range(len(layers))]
-        return [(name, *layer) for name, layer in zip(names, layers, strict=True)]

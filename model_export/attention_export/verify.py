@@ -115,24 +115,22 @@ def verify(folder: Path) -> Parity:
         )
     read_files(folder, manifest)  # checks the hashes
     report = Report()
-    for index, layer in enumerate(manifest.layers):
-        verify_layer(read_block(folder, manifest, layer), manifest, index, folder, report)
+    verify_block(read_block(folder, manifest, manifest.layers[0]), manifest, folder, report)
     graphs = {name: _reference_graph(folder / name) for name in _surroundings(manifest)}
     verify_surroundings(manifest, folder, graphs, report)
     return report.parity()
 
 
-def verify_layer(block: DotProduct, manifest: Manifest, index: int, folder: Path, report: Report) -> None:
-    """Compare every graph of a layer with its block: the segment of projections before it, attention, and M_O.
+def verify_block(block: DotProduct, manifest: Manifest, folder: Path, report: Report) -> None:
+    """Compare every graph of a block with PyTorch: the segment of projections before it, attention, and M_O.
 
     Raises:
         Mismatch: a graph differs from the block.
     """
     reference = copy.deepcopy(block).double().eval()
-    layer, segments = manifest.layers[index], manifest.segments
-    has_matrices, is_last = layer.HasField("weights"), index == len(manifest.layers) - 1
-    project = session(folder / segments[0].graph.name) if has_matrices and index == 0 else None
-    combine = session(folder / segments[-1].graph.name) if is_last and len(segments) > len(manifest.layers) else None
+    layer, segments = manifest.layers[0], manifest.segments
+    project = session(folder / segments[0].graph.name) if layer.HasField("weights") else None
+    combine = session(folder / segments[1].graph.name) if len(segments) > 1 else None
     pool = session(folder / layer.pool.name) if layer.HasField("pool") else None
     graphs = [(graph, session(folder / graph.file.name)) for graph in layer.attend]
     rng = np.random.default_rng(SEED)
@@ -147,7 +145,7 @@ def verify_layer(block: DotProduct, manifest: Manifest, index: int, folder: Path
             in_float32 = functools.partial(_stages, block.eval(), inputs, added, torch.float32)
             if combine is not None and added is None:
                 found = run(combine, {"heads": expected["heads"].astype(np.float32)})
-                report.compare(f"{segments[-1].graph.name}, {where}", found, expected, in_float32)
+                report.compare(f"{segments[1].graph.name}, {where}", found, expected, in_float32)
             for graph, graph_session in graphs:
                 if graph.mask == (added is not None):
                     found = run(graph_session, {"query": inputs["query"], **projected} | _mask_feed(graph, added))
@@ -266,8 +264,7 @@ def _stages(block: DotProduct, inputs: Arrays, added: NDArray[Any] | None, dtype
 
 
 def _surroundings(manifest: Manifest) -> list[str]:
-    between = [segment.graph for segment in manifest.segments[1 : len(manifest.layers)]]
-    files = (manifest.text.front, manifest.text.memory_front, manifest.head, *between)
+    files = (manifest.text.front, manifest.text.memory_front, manifest.head)
     return [file.name for file in files if file.name]
 
 
@@ -286,11 +283,6 @@ def _surrounding_feeds(
     if name == manifest.head.name:
         for rows in TOKEN_LENGTHS:
             yield {"output": rng.standard_normal((rows, manifest.layers[-1].output_dim)).astype(np.float32)}
-        return
-    if name in [segment.graph.name for segment in manifest.segments]:
-        for length in TOKEN_LENGTHS:
-            shape = (2, length, manifest.layers[0].output_dim)
-            yield {each: rng.standard_normal(shape).astype(np.float32) for each in ("query", "output")}
         return
     text = manifest.text
     of_memory = name == text.memory_front.name

@@ -34,6 +34,10 @@ def name_a_source(folder):
     edit(folder, lambda manifest: manifest["layers"][0].update(side="SIDE_SOURCE"))
 
 
+def name_a_second_layer(folder):
+    edit(folder, lambda manifest: manifest["layers"].append(manifest["layers"][0] | {"name": "1"}))
+
+
 def swap_graphs(folder):
     shutil.copy(folder / "project.onnx", folder / "attend.onnx")
     edit(folder)
@@ -59,6 +63,7 @@ REFUSALS = {
     lie_about_widths: "23",
     lie_about_the_scale: "graphs give other weights than the manifest's scale",
     name_a_source: "these are of transformers, and the first site is one of them",
+    name_a_second_layer: "is one attention, and the manifest has 2 layers",
     swap_graphs: "attend.onnx",
     oversize: "a version may have 4194304",
     pipe: "project.onnx is no regular file",

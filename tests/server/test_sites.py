@@ -275,6 +275,14 @@ SPOILED = {
         {"change": lambda manifest: setattr(manifest.layers[1], "scale", float("nan"))},
         "layer 1 has a scale of nan",
     ),
+    "logits of another width": (
+        {"change": lambda manifest: setattr(manifest, "logits_dim", 4)},
+        "head.onnx: logits is 3 wide, but the manifest says 4",
+    ),
+    "logits of two predictors": (
+        {"change": lambda manifest: manifest.predictors.add(name="kind", rows="ROWS_ALL", labels=small.LABELS)},
+        "logits are those of one predictor, and the manifest has 2",
+    ),
     "too few segments": (
         {"change": lambda manifest: manifest.segments.pop() and manifest.segments.pop()},
         "1 segments for 2",

@@ -1,12 +1,13 @@
 """A small transformer of the manifest's format, written by hand, and its computation in NumPy and float64.
 
-Three layers, each with properties of its own: `0` gives every stage; `1` is causal and gives no contributions; `2` has
-narrower heads and a bias, and gives no output. The head reads `hidden`: a label of the vocabulary for each row, and a
-class from the first row.
+By default three layers, each with properties of its own: `0` gives every stage; `1` is causal and gives no
+contributions; `2` has narrower heads and a bias, and gives no output. The head reads `hidden`: a label of the
+vocabulary for each row, and a class from the first row.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from google.protobuf import json_format
 from onnx import numpy_helper, parser
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-WORDS = ["[UNK]", "ein", "und", "zwanzig", "Katzen", "Hunde"]
-CLASSES = ["noun", "number", "none"]
+WORDS = ("[UNK]", "ein", "und", "zwanzig", "Katzen", "Hunde")
+CLASSES = ("noun", "number", "none")
 WIDTH, HEADS = 8, 2
 HEAD_DIMS = (4, 4, 3)
 STAGES = (("output", "contributions", "hidden"), ("output", "hidden"), ("hidden",))
@@ -29,14 +30,41 @@ HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The sizes of a model.
+
+    Attributes:
+        words: the vocabulary; the first one is the unknown word.
+        classes: the labels that are read from the first row; none in a model without a head.
+        width: D.
+        heads: H.
+        head_dims: Dh of each layer.
+        stages: those that each layer's manifest lists.
+        causal, biased: the layers that are causal, or have a bias.
+        longest: the number of tokens that have positions.
+    """
+
+    words: Sequence[str] = WORDS
+    classes: Sequence[str] = CLASSES
+    width: int = WIDTH
+    heads: int = HEADS
+    head_dims: Sequence[int] = HEAD_DIMS
+    stages: Sequence[Sequence[str]] = STAGES
+    causal: Sequence[int] = (1,)
+    biased: Sequence[int] = (2,)
+    longest: int = LONGEST
+
+
+@dataclass(frozen=True)
 class Transformer:
     """The matrices of the model by name, in float32."""
 
+    shape: Shape
     matrices: dict[str, np.ndarray]
 
     def embeddings(self, words: str) -> np.ndarray:
         """Return hidden state 0 of a text, [T, D]."""
-        ids = [WORDS.index(word) for word in words.split()]
+        ids = [self.shape.words.index(word) for word in words.split()]
         return self.matrices["words"].astype(np.float64)[ids] + self.matrices["places"][FIRST : FIRST + len(ids)]
 
     def layers(self, words: str, added: np.ndarray | float = 0.0) -> list[dict[str, np.ndarray]]:
@@ -48,16 +76,16 @@ class Transformer:
         """
         x, found = self.embeddings(words), []
         length = len(x)
-        for index, width in enumerate(HEAD_DIMS):
+        for index, width in enumerate(self.shape.head_dims):
             q, k, v = (self._heads(x, name, index) for name in "qkv")
             scores = q @ k.transpose(0, 2, 1) * width**-0.5
-            if index == 2:
+            if index in self.shape.biased:
                 scores = scores + self.bias(length)
-            mask = added + (np.where(np.tri(length, dtype=bool), 0, -np.inf) if index == 1 else 0.0)
+            mask = added + (np.where(np.tri(length, dtype=bool), 0, -np.inf) if index in self.shape.causal else 0.0)
             weights = np.exp(scores + mask - (scores + mask).max(-1, keepdims=True))
             weights = weights / weights.sum(-1, keepdims=True)
             heads = weights @ v
-            combine = self.matrices[f"o{index}"].reshape(HEADS, width, WIDTH)
+            combine = self.matrices[f"o{index}"].reshape(self.shape.heads, width, self.shape.width)
             contributions = heads @ combine
             output = contributions.sum(0) + self.matrices[f"b{index}"]
             x = np.tanh(x + output)
@@ -76,25 +104,26 @@ class Transformer:
         return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
     def _heads(self, x: np.ndarray, name: str, index: int) -> np.ndarray:
-        return np.stack(np.split(x @ self.matrices[f"{name}{index}"], HEADS, -1))
+        return np.stack(np.split(x @ self.matrices[f"{name}{index}"], self.shape.heads, -1))
 
 
-def drawn() -> Transformer:
+def drawn(shape: Shape) -> Transformer:
     """Draw the matrices, so wide that weights are far from even."""
     rng = np.random.default_rng(11)
-    shapes = {"words": (len(WORDS), WIDTH), "places": (FIRST + LONGEST, WIDTH), "slopes": (HEADS,)}
-    for index, width in enumerate(HEAD_DIMS):
-        shapes |= {f"{name}{index}": (WIDTH, HEADS * width) for name in "qkv"}
-        shapes |= {f"o{index}": (HEADS * width, WIDTH), f"b{index}": (WIDTH,)}
-    shapes |= {"token": (WIDTH, len(WORDS)), "class": (WIDTH, len(CLASSES))}
+    wide, heads = shape.width, shape.heads
+    sizes = {"words": (len(shape.words), wide), "places": (FIRST + shape.longest, wide), "slopes": (heads,)}
+    for index, width in enumerate(shape.head_dims):
+        sizes |= {f"{name}{index}": (wide, heads * width) for name in "qkv"}
+        sizes |= {f"o{index}": (heads * width, wide), f"b{index}": (wide,)}
+    sizes |= {"token": (wide, len(shape.words)), "class": (wide, len(shape.classes))}
     return Transformer(
-        {name: np.float32(0.7) * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        shape, {name: np.float32(0.7) * rng.standard_normal(size, np.float32) for name, size in sizes.items()}
     )
 
 
-def write(folder: Path) -> Transformer:
-    """Write a version of the model into a new folder; return it."""
-    return _Writer(folder, drawn()).write()
+def write(folder: Path, shape: Shape = Shape()) -> Transformer:
+    """Write a version of a model into a new folder; return it."""
+    return _Writer(folder, drawn(shape)).write()
 
 
 class _Writer:
@@ -107,89 +136,106 @@ class _Writer:
         folder.mkdir(parents=True)
         self._folder = folder
         self._model = model
+        self._shape = model.shape
 
     def write(self) -> Transformer:
         """Write the version."""
-        manifest = Manifest(format=FORMAT, block="transformer", architecture="ByHand", hidden_dim=WIDTH, opset=23)
+        manifest = Manifest(
+            format=FORMAT, block="transformer", architecture="ByHand", hidden_dim=self._shape.width, opset=23
+        )
         manifest.text.CopyFrom(self._text())
-        manifest.segments.extend(Segment(graph=self._segment(index)) for index in range(len(HEAD_DIMS) + 1))
-        manifest.layers.extend(self._layer(index) for index in range(len(HEAD_DIMS)))
-        manifest.predictors.add(name="token", rows=Predictor.ROWS_ALL, labels=WORDS)
-        manifest.predictors.add(name="class", rows=Predictor.ROWS_FIRST, labels=CLASSES)
+        manifest.segments.extend(Segment(graph=self._segment(index)) for index in range(len(self._shape.head_dims) + 1))
+        manifest.layers.extend(self._layer(index) for index in range(len(self._shape.head_dims)))
+        if self._shape.classes:
+            self._add_head(manifest)
+        content = json_format.MessageToDict(manifest, preserving_proto_field_name=True)
+        (self._folder / "manifest.json").write_text(json.dumps(content))
+        return self._model
+
+    def _add_head(self, manifest: Manifest) -> None:
+        manifest.predictors.add(name="token", rows=Predictor.ROWS_ALL, labels=self._shape.words)
+        manifest.predictors.add(name="class", rows=Predictor.ROWS_FIRST, labels=self._shape.classes)
         names = [predictor.name for predictor in manifest.predictors]
         body = " ".join(
             f"{name}_logits = MatMul(hidden, {name}_matrix) {name} = Softmax({name}_logits)" for name in names
         )
         outputs = ", ".join(f"float[N,{len(each.labels)}] {each.name}" for each in manifest.predictors)
         matrices = {f"{name}_matrix": name for name in names}
-        manifest.head.CopyFrom(self._graph("head", f"float[N,{WIDTH}] hidden", outputs, body, matrices))
-        content = json_format.MessageToDict(manifest, preserving_proto_field_name=True)
-        (self._folder / "manifest.json").write_text(json.dumps(content))
-        return self._model
+        manifest.head.CopyFrom(self._graph("head", f"float[N,{self._shape.width}] hidden", outputs, body, matrices))
 
     def _text(self) -> Text:
-        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+        tokenizer = Tokenizer(
+            models.WordLevel({word: i for i, word in enumerate(self._shape.words)}, unk_token=self._shape.words[0])
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         front = self._graph(
             "front",
             "int64[B,T] tokens, int64[B,T] position_ids",
-            f"float[B,T,{WIDTH}] query",
+            f"float[B,T,{self._shape.width}] query",
             "word = Gather(words, tokens) place = Gather(places, position_ids) query = Add(word, place)",
             {"words": "words", "places": "places"},
         )
         file = self._file("tokenizer.json", tokenizer.to_str().encode())
         return Text(
-            tokenizer=file, allow_unknown=True, front=front, max_tokens=LONGEST, position_base=FIRST, pool="mean"
+            tokenizer=file,
+            allow_unknown=True,
+            front=front,
+            max_tokens=self._shape.longest,
+            position_base=FIRST,
+            pool="mean",
         )
 
     def _segment(self, index: int) -> File:
         """Write the graph from the site before to the one behind; the first begins, and the last ends."""
-        inputs, outputs, body, matrices = f"float[B,T,{WIDTH}] query", [], "", []
+        wide, heads = self._shape.width, self._shape.heads
+        inputs, outputs, body, matrices = f"float[B,T,{wide}] query", [], "", []
         x = "query"
         if index:
             before = index - 1
-            inputs = f"float[B,T,{HEADS * HEAD_DIMS[before]}] heads, float[B,T,{WIDTH}] carry_{before % 2}"
+            inputs = f"float[B,T,{heads * self._shape.head_dims[before]}] heads, float[B,T,{wide}] carry_{before % 2}"
             body = f"product = MatMul(heads, o{before}) output = Add(product, b{before}) "
             body += f"sum = Add(carry_{before % 2}, output) hidden = Tanh(sum) "
-            outputs = [f"float[B,T,{WIDTH}] {name}" for name in ("output", "hidden") if name in STAGES[before]]
+            outputs = [
+                f"float[B,T,{wide}] {name}" for name in ("output", "hidden") if name in self._shape.stages[before]
+            ]
             matrices = [f"o{before}", f"b{before}"]
             x = "hidden"
-        if index < len(HEAD_DIMS):
+        if index < len(self._shape.head_dims):
             body += " ".join(f"{name} = MatMul({x}, {name}{index})" for name in "qkv")
             body += f" carry_{index % 2} = Identity({x})"
-            outputs += [f"float[B,T,{HEADS * HEAD_DIMS[index]}] {name}" for name in "qkv"]
-            outputs.append(f"float[B,T,{WIDTH}] carry_{index % 2}")
+            outputs += [f"float[B,T,{heads * self._shape.head_dims[index]}] {name}" for name in "qkv"]
+            outputs.append(f"float[B,T,{wide}] carry_{index % 2}")
             matrices += [f"{name}{index}" for name in "qkv"]
         return self._graph(f"segment-{index}", inputs, ", ".join(outputs), body, {name: name for name in matrices})
 
     def _layer(self, index: int) -> Layer:
-        width = HEAD_DIMS[index]
+        width, heads, wide = self._shape.head_dims[index], self._shape.heads, self._shape.width
         layer = Layer(
             name=str(index),
             path=f"layers.{index}.attention",
-            heads=HEADS,
-            key_value_heads=HEADS,
-            query_dim=WIDTH,
-            key_dim=WIDTH,
-            value_dim=WIDTH,
+            heads=heads,
+            key_value_heads=heads,
+            query_dim=wide,
+            key_dim=wide,
+            value_dim=wide,
             head_dim=width,
             value_head_dim=width,
-            output_dim=WIDTH if "output" in STAGES[index] else 0,
+            output_dim=wide if "output" in self._shape.stages[index] else 0,
             scale=width**-0.5,
-            causal=index == 1,
-            stages=STAGES[index],
+            causal=index in self._shape.causal,
+            stages=self._shape.stages[index],
         )
-        shape = f"float[B,T,{HEADS * width}] q, float[B,S,{HEADS * width}] k, float[B,S,{HEADS * width}] v"
+        shape = f"float[B,T,{heads * width}] q, float[B,S,{heads * width}] k, float[B,S,{heads * width}] v"
         file = self._graph(
             f"explain-masked-{width}",
             f"{shape}, float[M,G,T,S] mask",
-            f"float[B,T,{HEADS * width}] heads, float[B,{HEADS},T,S] weights",
-            f"heads, key, value, weights = Attention<q_num_heads={HEADS}, kv_num_heads={HEADS}, "
+            f"float[B,T,{heads * width}] heads, float[B,{heads},T,S] weights",
+            f"heads, key, value, weights = Attention<q_num_heads={heads}, kv_num_heads={heads}, "
             f"scale={width**-0.5!r}, qk_matmul_output_mode=3>(q, k, v, mask)",
             {},
         )
         layer.attend.append(AttendGraph(file=file, weights=True, mask=True))
-        if index == 2:
+        if index in self._shape.biased:
             layer.bias.CopyFrom(self._bias())
         return layer
 
@@ -199,9 +245,11 @@ class _Writer:
             "number = Cast<to=1>(distance) slope = Reshape(slopes, heads) "
             "product = Mul(slope, number) bias = Unsqueeze(product, first)"
         )
-        shapes = {"last": np.array([1]), "first": np.array([0]), "heads": np.array([HEADS, 1, 1])}
+        shapes = {"last": np.array([1]), "first": np.array([0]), "heads": np.array([self._shape.heads, 1, 1])}
         inputs = "int64[T] query_positions, int64[S] key_positions"
-        return self._graph("bias", inputs, f"float[1,{HEADS},T,S] bias", body, {"slopes": "slopes"} | shapes)
+        return self._graph(
+            "bias", inputs, f"float[1,{self._shape.heads},T,S] bias", body, {"slopes": "slopes"} | shapes
+        )
 
     def _graph(self, name: str, inputs: str, outputs: str, body: str, constants: dict[str, str | np.ndarray]) -> File:
         text = f"{HEADER} {name.replace('-', '_')} ({inputs}) => ({outputs}) {{ {body} }}"

@@ -1,8 +1,6 @@
 """A real browser on the page of a real server; the page must stay within its origin and log no error."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +13,20 @@ import requests
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import HANG, ROOT, Server, made_once, start_server
 
+from tests.server import transformer
+
+EVERY_STAGE = ("output", "contributions", "hidden")
+ENCODER = transformer.Shape(
+    words=("[UNK]", "I", "gave", "my", "cat", "Tater", "a", "toy"),
+    classes=(),
+    width=48,
+    heads=12,
+    head_dims=(4, 4),
+    stages=(EVERY_STAGE, EVERY_STAGE),
+    causal=(),
+    biased=(),
+    longest=512,
+)
 CHROMIUM = "/usr/bin/chromium"
 LONGEST_WAIT = 1000 * HANG  # milliseconds
 
@@ -24,12 +36,11 @@ expect.set_options(timeout=LONGEST_WAIT)
 @pytest.fixture(scope="session")
 def served_models(request: pytest.FixtureRequest) -> Path:
     """The embedded models, and a text model of two layers and twelve heads, made once for each state of its sources."""
-    maker = ROOT / "tests/web/make_encoder.py"
-    sources = [maker, *sorted((ROOT / "model_export/attention_export").glob("*.py"))]
-    sources += [ROOT / "proto/attention/v1/attention.proto", *sorted((ROOT / "models").rglob("*.*"))]
+    sources = [Path(__file__), Path(transformer.__file__), ROOT / "proto/attention/v1/attention.proto"]
+    sources += sorted((ROOT / "models").rglob("*.*"))
 
     def make(folder: Path) -> None:
-        subprocess.run([sys.executable, maker, folder], check=True, capture_output=True, text=True)
+        transformer.write(folder / "encoder/1", ENCODER)
         shutil.copytree(ROOT / "models", folder, dirs_exist_ok=True)
 
     return made_once(request.config.cache.mkdir("web-models"), sources, make)

@@ -207,14 +207,10 @@ def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: b
             )
     if predictions:
         needed[-1].add(head_source(manifest))
+    if manifest.block != TRANSFORMER and not needed[0] <= WITHOUT_ATTENTION:
+        needed[0].add("output")  # in which an overflow shows
     last = max(index for index, stages in enumerate(needed) if stages)
-    if manifest.block == TRANSFORMER:
-        return tuple(frozenset(stages) for stages in needed[: last + 1])
-    for stages in needed[:last]:
-        stages.add("output")  # the input of the next layer
-    return tuple(
-        frozenset(stages if stages <= WITHOUT_ATTENTION else stages | {"output"}) for stages in needed[: last + 1]
-    )
+    return tuple(frozenset(stages) for stages in needed[: last + 1])
 
 
 def head_source(manifest: Manifest) -> str:

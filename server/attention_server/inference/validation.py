@@ -74,7 +74,7 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
         )
     if attends_to_itself(manifest) and (given or sequence.value is not None):
         raise InvalidRequest(
-            f"{_kind(manifest)} attends to its own sequence; leave it out",
+            "a transformer attends to its own sequence; leave it out",
             field=join_path(path, given[0] if given else "value"),
         )
 
@@ -93,11 +93,7 @@ def _check_source(sequence: Sequence, given: list[str]) -> None:
 
 def attends_to_itself(manifest: Manifest) -> bool:
     """Return whether a model takes no key, value or memory: its keys are of its own sequence, at each layer."""
-    return not has_source(manifest) and (manifest.block == TRANSFORMER or len(manifest.layers) > 1)
-
-
-def _kind(manifest: Manifest) -> str:
-    return "a transformer" if manifest.block == TRANSFORMER else "a model of several layers"
+    return manifest.block == TRANSFORMER and not has_source(manifest)
 
 
 def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_text: bool) -> None:
@@ -107,7 +103,7 @@ def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_t
         InvalidRequest: a field is missing, is not for this model, or contradicts another.
     """
     if attends_to_itself(manifest):
-        raise InvalidRequest(f"{_kind(manifest)} attends to its own sequence and keeps no memory", field="model")
+        raise InvalidRequest("a transformer attends to its own sequence and keeps no memory", field="model")
     sources = {"memory_text": request.memory_text, "memory_token_ids": request.memory_token_ids}
     texts = [name for name, source in sources.items() if source is not None]
     if texts and not reads_memory_text:

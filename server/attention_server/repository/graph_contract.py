@@ -57,12 +57,18 @@ def check(manifest: Manifest, graphs: Mapping[str, Graph], device: str) -> None:
     """
     if manifest.block not in BLOCKS:
         raise ContractError(f"block {manifest.block!r} is none of {', '.join(BLOCKS)}")
+    if manifest.block != TRANSFORMER and len(manifest.layers) > 1:
+        raise ContractError(
+            f"a block {manifest.block!r} is one attention, and the manifest has {len(manifest.layers)} layers"
+        )
     _check_names(manifest)
     _check_sides(manifest)
     for layer in manifest.layers:
         if manifest.block == TRANSFORMER:
             _check_widths(layer)
         _check_layer(layer, graphs, device)
+    if manifest.logits_dim and len(manifest.predictors) != 1:
+        raise ContractError(f"logits are those of one predictor, and the manifest has {len(manifest.predictors)}")
     for predictor in manifest.predictors:
         if predictor.rows == Predictor.ROWS_UNSPECIFIED or not (predictor.labels or predictor.vocabulary):
             raise ContractError(f"predictor {predictor.name!r} says no rows, or no labels")

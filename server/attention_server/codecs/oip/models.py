@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from attention_proto.attention.v1.attention_pb2 import Model
+from attention_proto.folder import TRANSFORMER
 from attention_proto.offers import lengths, offers
 from attention_proto.stages import DEFAULT, PREDICTIONS, STAGES
 
@@ -96,17 +97,17 @@ def inputs(model: Model) -> list[TensorMetadata]:
     layer, text = manifest.layers[0], manifest.text
     widths = {"query": layer.query_dim, "key": layer.key_dim or layer.query_dim, "value": layer.value_dim}
     has_text = bool(text.front.name)
-    self_attention_only = len(manifest.layers) > 1  # models of several layers have self-attention only
+    has_keys = manifest.block != TRANSFORMER  # of vectors; a transformer makes its keys itself
     tensors = [
         TensorMetadata(name, "FP32", (ANY, ANY, width or ANY), optional=name != "query" or has_text)
         for name, width in widths.items()
-        if name == "query" or not self_attention_only
+        if name == "query" or has_keys
     ]
     texts = {"text": has_text, "text_pair": text.takes_pairs, "memory_text": bool(text.memory_front.name)}
     tensors += [TensorMetadata(name, BYTES, (ANY,)) for name, accepted in texts.items() if accepted]
     ids = {"token_ids": has_text, "memory_token_ids": bool(text.memory_front.name)}
     tensors += [TensorMetadata(name, "INT64", (ANY, ANY)) for name, accepted in ids.items() if accepted]
-    ragged = ("query_lengths",) if self_attention_only else ("query_lengths", "key_lengths")
+    ragged = ("query_lengths", "key_lengths") if has_keys else ("query_lengths",)
     tensors += [TensorMetadata(name, "INT64", (ANY,)) for name in ragged]
     return [*tensors, TensorMetadata("allowed", "BOOL", (ANY,) * 4), TensorMetadata("bias", "FP32", (ANY,) * 4)]
 
