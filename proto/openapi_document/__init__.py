@@ -8,7 +8,7 @@ string in place of an object, the schema has the object alone.
 from pathlib import Path
 from typing import Any
 
-from openapi_document import attention, contract, embeddings, inference, operations
+from openapi_document import attention, components, contract, embeddings, inference, operations
 
 INFO = {
     "title": "Attention Service",
@@ -40,9 +40,9 @@ def build(descriptors: Path) -> dict[str, Any]:
         "tags": TAGS,
         "paths": operations.paths(),
         "components": {
-            "parameters": operations.PARAMETERS,
-            "headers": operations.HEADERS,
-            "responses": operations.RESPONSES,
+            "parameters": components.PARAMETERS,
+            "headers": components.HEADERS,
+            "responses": components.RESPONSES,
             "schemas": attention.SCHEMAS | embeddings.SCHEMAS | contract.schemas(descriptors) | inference.SCHEMAS,
         },
     }

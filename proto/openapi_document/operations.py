@@ -1,138 +1,22 @@
-"""Paths, parameters and responses of the REST API."""
+"""Paths and operations of the REST API."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from openapi_document.schema import BINARY, NUMBER, STRING, Schema, integer, ref
+from openapi_document.components import REQUEST_ID, SERVER_TIMING, Json, media_types, usual_response
+from openapi_document.schema import BINARY, STRING, Schema, ref
 
-Json = dict[str, Any]
-
-TIMING = "The time of each step, in milliseconds: `queue;dur=0.021, compute;dur=0.934, encode;dur=0.110`."
-STATUS = BINARY | {"description": "A google.rpc.Status, with the details that gRPC has."}
 INFER_WORDS = (
     "Inputs, outputs and parameters are described in docs/open-inference-protocol.md; GET of the model lists them. "
     "With binary_data_output, or binary_data of an output, or binary_data_size of an input, the bytes of "
     "tensors follow the JSON."
 )
-
-
-def _parameter(name: str, where: str, schema: Schema, words: str = "") -> Json:
-    start: Json = {"name": name, "in": where} | ({"required": True} if where == "path" else {})
-    return start | {"schema": schema} | ({"description": words} if words else {})
-
-
-PARAMETERS: dict[str, Json] = {
-    "model": _parameter("model", "path", STRING),
-    "version": _parameter("version", "path", integer(1, maximum=999_999_999)),
-    "id": _parameter("id", "path", STRING),
-    "timeout": _parameter(
-        "X-Request-Timeout",
-        "header",
-        NUMBER | {"exclusiveMinimum": True, "minimum": 0},
-        "The seconds that the caller waits.",
-    ),
-    "requestId": _parameter(
-        "X-Request-Id",
-        "header",
-        STRING | {"pattern": "^[!-~]{1,128}$"},
-        "The id of the request, in the log and in the answer; chosen by the server when absent.",
-    ),
-    "headerLength": _parameter(
-        "Inference-Header-Content-Length",
-        "header",
-        integer(0),
-        "The length of the JSON, in bytes, when the bytes of tensors follow it.",
-    ),
-    "contentEncoding": _parameter("Content-Encoding", "header", ref("ContentEncoding")),
-}
-HEADERS: dict[str, Json] = {
-    "RequestId": {"schema": STRING},
-    "ServerTiming": {"description": TIMING, "schema": STRING},
-}
-REQUEST_ID: Json = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
-SERVER_TIMING: Json = {"Server-Timing": {"$ref": "#/components/headers/ServerTiming"}}
-
-
-def _content(schema: Schema, other: Mapping[str, Schema] | None = None) -> Json:
-    return {kind: {"schema": each} for kind, each in {"application/json": schema, **(other or {})}.items()}
-
-
-def _error(words: str) -> Json:
-    return {
-        "description": words,
-        "content": _content(ref("ErrorResponse"), {"application/x-protobuf": STATUS}),
-        "headers": REQUEST_ID,
-    }
-
-
-def _inference_error(words: str) -> Json:
-    return {"description": words, "content": _content(ref("InferenceError")), "headers": REQUEST_ID}
-
-
-def _openai_error(words: str) -> Json:
-    return {"description": words, "content": _content(ref("OpenAIErrorResponse")), "headers": REQUEST_ID}
-
-
-RESPONSES: dict[str, Json] = {
-    "InvalidRequest": _error("The model cannot take the request; `field` is the path of the field at fault."),
-    "Unauthenticated": _error(
-        "No credentials, or unknown ones: `Authorization: Bearer TOKEN`, or a client certificate."
-    ),
-    "PermissionDenied": _error("The caller lacks the right to this, or the page that asks is of another site."),
-    "NotFound": _error("There is no such model, version or memory."),
-    "TooLarge": _error("The body, or the answer that it asks for, is over a limit; the message says which."),
-    "Misdirected": _error("The Host header does not name this server: on a loopback address only loopback names do."),
-    "LimitReached": _error("The caller is over its limit of requests; try again after Retry-After seconds."),
-    "Internal": _error("An internal error; the log of the server has the cause."),
-    "Unavailable": _error("Full, loading or stopping; try again after Retry-After seconds."),
-    "DeadlineExceeded": _error("The deadline passed."),
-    "OpenAIInvalidRequest": _openai_error("The model cannot take the request, or has no embedding."),
-    "OpenAIUnauthenticated": _openai_error("No credentials, or unknown ones."),
-    "OpenAIPermissionDenied": _openai_error("The caller lacks the right to this, or asks from another site."),
-    "OpenAINotFound": _openai_error("There is no such model or version."),
-    "OpenAITooLarge": _openai_error("The request, or its answer, is over a limit."),
-    "OpenAIMisdirected": _openai_error("The Host header does not name this server."),
-    "OpenAILimitReached": _openai_error("The caller is over its limit of requests."),
-    "OpenAIInternal": _openai_error("An internal error; the log of the server has the cause."),
-    "OpenAIUnavailable": _openai_error("Full, loading or stopping; try again after Retry-After seconds."),
-    "OpenAIDeadlineExceeded": _openai_error("The deadline passed."),
-    "InferenceInvalidRequest": _inference_error(
-        "The model cannot take the request; the message begins with the field at fault."
-    ),
-    "InferenceUnauthenticated": _inference_error("No credentials, or unknown ones."),
-    "InferencePermissionDenied": _inference_error("The caller lacks the right to this, or asks from another site."),
-    "InferenceNotFound": _inference_error("There is no such model or version."),
-    "InferenceTooLarge": _inference_error("The request, or its answer, is over a limit."),
-    "InferenceMisdirected": _inference_error("The Host header does not name this server."),
-    "InferenceLimitReached": _inference_error("The caller is over its limit of requests."),
-    "InferenceCancelled": _inference_error("The caller has gone."),
-    "InferenceInternal": _inference_error("An internal error; the log of the server has the cause."),
-    "InferenceNotOffered": _inference_error("Not offered in this repository mode."),
-    "InferenceUnavailable": _inference_error("Full, loading or stopping."),
-    "InferenceDeadlineExceeded": _inference_error("The deadline passed."),
-}
-NAMES = {
-    400: "InvalidRequest",
-    401: "Unauthenticated",
-    403: "PermissionDenied",
-    404: "NotFound",
-    413: "TooLarge",
-    421: "Misdirected",
-    429: "LimitReached",
-    499: "Cancelled",
-    500: "Internal",
-    501: "NotOffered",
-    503: "Unavailable",
-    504: "DeadlineExceeded",
-}
-PREFIXES = {"inference": "Inference", "embeddings": "OpenAI"}  # of the responses of a tag, in its protocol's form
 # Operations that need no credentials and have no limit.
 PUBLIC = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 
 
 def _ok(schema: Schema, words: str = "OK", headers: Json | None = None, **other: Schema) -> Json:
     kinds = {f"application/{kind.replace('_', '-')}": each for kind, each in other.items()}
-    return {"description": words} | ({"headers": headers} if headers else {}) | {"content": _content(schema, kinds)}
+    return {"description": words} | ({"headers": headers} if headers else {}) | {"content": media_types(schema, kinds)}
 
 
 def _operation(
@@ -161,17 +45,12 @@ def _operation(
     responses: Json = {"200": ok}
     for error in errors:
         code, response = error if isinstance(error, tuple) else (error, None)
-        responses[str(code)] = response or _usual_response(tag, code)
+        responses[str(code)] = response or usual_response(tag, code)
     operation: Json = {"operationId": name, "summary": summary, "tags": [tag]}
     operation |= {"description": words} if words else {}
     if chosen := [{"$ref": f"#/components/parameters/{each}"} for each in parameters]:
         operation["parameters"] = chosen
     return operation | ({"requestBody": body} if body else {}) | {"responses": responses}
-
-
-def _usual_response(tag: str, code: int) -> Json:
-    prefix = PREFIXES.get(tag, "")
-    return {"$ref": f"#/components/responses/{prefix}{NAMES[code]}"}
 
 
 def _with_access_errors(path: str, method: str, operation: Json) -> Json:
@@ -183,12 +62,12 @@ def _with_access_errors(path: str, method: str, operation: Json) -> Json:
     if method != "get" or "/memories" in path:
         codes.append(403)
     (tag,) = operation["tags"]
-    responses = operation["responses"] | {str(code): _usual_response(tag, code) for code in codes}
+    responses = operation["responses"] | {str(code): usual_response(tag, code) for code in codes}
     return operation | {"responses": dict(sorted(responses.items()))}
 
 
 def _body(schema: str, examples: Json | None = None, other: str = "", *, required: bool = True) -> Json:
-    content = _content(ref(schema), {other: BINARY} if other else None)
+    content = media_types(ref(schema), {other: BINARY} if other else None)
     if examples:
         content["application/json"]["examples"] = examples
     return {"required": required, "content": content}
