@@ -24,7 +24,7 @@ MAX_NUMBERS = 2**20  # held at once; the choice of the largest takes some 30 byt
 
 
 class Chosen(NamedTuple):
-    """The label of a row with its probability, and the most probable labels with their probabilities, descending."""
+    """The label of a row with its probability, and the most probable labels and probabilities, descending."""
 
     id: int
     probability: float
@@ -101,10 +101,10 @@ class HeadResults:
             yield from map(Chosen, ids.tolist(), chosen.tolist(), *tops)
 
     def _numbers(self, predictor: str, read: Vectors, *, of_logits: bool) -> tuple[Vectors, Vectors]:
-        """Return a predictor's probabilities of some rows, and their logits if wanted, else the same again.
+        """Return the probabilities of a predictor for some rows, and the logits if wanted, else the same again.
 
-        The logarithms of probabilities take the place of logits that the head does not give: a softmax of them,
-        divided by any temperature, is the same.
+        Where the head gives no logits, the logarithms of the probabilities stand in: the softmax is the same at any
+        temperature.
 
         Raises:
             InvalidRequest: a number overflowed.

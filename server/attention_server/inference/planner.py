@@ -141,7 +141,7 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
 
 
 def stage_bytes(plan: Plan, manifest: Manifest, sites: Sequence[tuple[int, int]]) -> int:
-    """Return the size of the stages of one sequence as they are computed, whole, in bytes.
+    """Return the size of the stages of one sequence before rows or heads are chosen, in bytes.
 
     Widths that a block takes as they come are counted as 0.
 

@@ -19,7 +19,7 @@ class PredictionPlan:
     """The predictions of a request.
 
     Attributes:
-        field: that asks for them; empty where they are sent by default.
+        field: of the output that asks for predictions; empty where these are sent by default.
         rows: the rows chosen; those that each predictor reads when empty.
         top: the labels of each prediction; 0 for one alone.
         sample: the draw of each label; None for the most probable one.

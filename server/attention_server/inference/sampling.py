@@ -1,4 +1,4 @@
-"""The draw of a label: temperature, top k and top p, as the logits warpers of `transformers` apply them."""
+"""The draw of a label: temperature, top k and top p, by the rules of the logits warpers of `transformers`."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""The walk through a chain: which segments and sites run for the stages wanted, and which tensors each has to give.
+"""The walk through a chain: the segments and sites that run for the stages wanted, and the tensors that each gives.
 
 Graphs are connected by the names of tensors alone. `segment 0, site 0, segment 1, site 1, ...`: a segment gives q, k
 and v of the site behind it, and the output of the site, or the hidden state of the layer, before it.
@@ -16,7 +16,7 @@ from attention_server.inference.engine.protocol import Graph
 from attention_server.inference.layer import KEYS, LoadedLayer
 
 CONTRIBUTIONS = "contributions"
-BEHIND = LISTED - {CONTRIBUTIONS}  # tensors that the segment behind a site gives as they are sent
+BEHIND = LISTED - {CONTRIBUTIONS}  # tensors of the segment behind a site that are sent unchanged
 EMBEDDINGS = "embeddings"
 MAX_WALKS = 128  # kept for each model
 
@@ -26,7 +26,7 @@ NO_NAMES: Names = frozenset()
 
 
 class Segment(NamedTuple):
-    """A segment that runs: its graph, its inputs, the outputs to compute, and the tensors that they become."""
+    """A segment that runs: its graph, its inputs, the outputs to compute, and the tensor that each becomes."""
 
     graph: Graph
     inputs: tuple[str, ...]
@@ -44,7 +44,7 @@ class Step(NamedTuple):
         passed: the site's tensors that are read behind it.
         attends: whether the site has to compute anything.
         behind: the stages of this site that the next segment gives.
-        combine: gives `output` of changed heads, for contributions; None where they are not wanted.
+        combine: gives `output` of changed heads, for contributions; None where these are not wanted.
         cut: the tensors that have a row for each query and are read at the site or behind it.
     """
 
@@ -90,7 +90,7 @@ def walks(
 def _plan(
     wanted: Wanted, kept: Names, further: Names, layers: Sequence[LoadedLayer], segments: Sequence[tuple[Graph, bool]]
 ) -> Walk:
-    """Plan from the last site to the first: a graph has to give what is read behind it."""
+    """Plan from the last site to the first: a graph gives the tensors that are read behind it."""
     behind = [(BEHIND & stages) - layer.gives for stages, layer in zip(wanted, layers, strict=False)]
     last = behind[-1] | further
     end = _segment(segments, len(wanted), last) if last else None
@@ -116,7 +116,7 @@ def _plan(
 
 
 def _segment(segments: Sequence[tuple[Graph, bool]], index: int, wanted: "set[str] | frozenset[str]") -> Segment | None:
-    """Return the segment that gives wanted tensors; None where it gives none of them."""
+    """Return the segment that gives wanted tensors; None where it gives none."""
     graph, is_by_row = segments[index]
     return make_segment(graph, [name for name in graph.outputs if tensor_name(name) in wanted], is_by_row=is_by_row)
 

@@ -1,4 +1,4 @@
-"""The state of versions that do not answer as their folder is: loading, refused, or served without a folder."""
+"""The state of versions that differ from the folder: loading, refused, or served without a folder."""
 
 import threading
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,7 @@ class LoadState:
         return known is None or known.log_reason != refusal.log_reason
 
     def set_kept(self, kept: Mapping[Key, str]) -> set[str]:
-        """Set the versions that are served although their folder is missing, and why; return the new reasons."""
+        """Set the versions that are served without a folder, with the reason of each; return the new reasons."""
         with self._lock:
             known = set(self._kept.values())
             self._kept = dict(kept)
@@ -65,7 +65,7 @@ class LoadState:
         return {name: reason for name, reason in unreadable.items() if known.get(name) != reason}
 
     def unreadable(self) -> Mapping[str, str]:
-        """Return the reason by name of each model whose folder cannot be read."""
+        """Return the reason by name of each model with a folder that cannot be read."""
         return self._unreadable
 
     def refusal(self, key: Key) -> Refusal | None:
@@ -92,7 +92,7 @@ class LoadSnapshot:
 
         Args:
             loaded: versions that are loaded, read after this snapshot: a version that was loaded in between is ready.
-            draining: versions that finish their last requests.
+            draining: versions that finish the last requests.
             is_open: whether the first load has ended, so that loaded versions answer.
         """
         entries = {key: IndexEntry(*key, "UNAVAILABLE", reason) for key, reason in self.refused.items()}

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Side
 from attention_proto.chains import Chain, source_chain, target_chain
 from attention_proto.folder import tensor_name
+from attention_proto.masks import additive, site_mask
 from numpy.typing import NDArray
 
 from attention_export.manifest import read_manifest
@@ -179,18 +180,13 @@ class VersionRunner:
         """Return the site's own mask, added to its scores: its bias, and -inf at hidden keys; None if it has none."""
         if not (layer.causal or layer.window or layer.HasField("bias")):
             return None
-        distance = rows[:, None] - keys[None, :]
-        hidden = np.zeros(distance.shape, np.bool_)
-        if layer.causal:
-            hidden |= distance < 0
-        if layer.window:
-            hidden |= np.abs(distance) >= layer.window
-        added = np.zeros((1, 1, *distance.shape), np.float32)
+        # A site with a mask attends to its own sequence: rows and keys begin at one position.
+        added = additive(site_mask(causal=layer.causal, window=layer.window), len(rows), len(keys))[None]
         if layer.HasField("bias"):
             graph = self.open(layer.bias.name)
             feeds = {"query_positions": rows, "key_positions": keys} | environment
-            added = run(graph, {each.name: feeds[each.name] for each in graph.get_inputs()})["bias"]
-        return np.where(hidden, np.float32("-inf"), added)
+            added = added + run(graph, {each.name: feeds[each.name] for each in graph.get_inputs()})["bias"]
+        return added
 
     def outputs_of(self, chain: Chain, index: int, feeds: Environment) -> Callable[[Array], Array]:
         """Return `output` of a site as a function of `heads`, for further inputs of the segment behind it."""

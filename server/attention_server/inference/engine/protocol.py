@@ -1,4 +1,4 @@
-"""The protocol of an engine, of its graphs and of a run of them. No inference library is imported here."""
+"""The protocol of an engine, of its graphs and of a run. No inference library is imported here."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ class IdleSlots(Protocol):
 
     @property
     def idle_slots(self) -> int:
-        """Their number at this moment."""
+        """The number of idle slots at this moment."""
         ...
 
     def map(self, each: Callable[[S], T], items: Sequence[S]) -> list[T]:
@@ -100,7 +100,7 @@ class Graph(Protocol):
         ...
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
-        """Return the outputs named, in their order.
+        """Return the named outputs in the order of the names.
 
         Raises:
             Cancelled: the run was ended meanwhile.
@@ -108,7 +108,7 @@ class Graph(Protocol):
         ...
 
     def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
-        """Return the outputs named, computing only the nodes that they depend on; otherwise as `run`."""
+        """Return the named outputs, computing the nodes on the path to these outputs alone; otherwise as `run`."""
         ...
 
 
