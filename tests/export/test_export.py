@@ -12,6 +12,7 @@ from attention_export import export as export_module
 from attention_export import verify as verify_module
 from attention_export.blocks import Dims, MultiHead, SelfAttention
 from attention_export.export import export
+from attention_export.graphs import Graph, project_graph
 from attention_export.manifest import ManifestError, add_file, read_manifest, write_manifest
 from attention_export.model import Model
 from attention_export.verify import ATOL, Mismatch, verify
@@ -76,16 +77,10 @@ def test_a_mismatch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "block").exists()
 
 
-def _project_of_another_block(block: MultiHead, prefix: str = ""):
+def _project_of_another_block(block: MultiHead) -> Graph | None:
     other = MultiHead(block.dims)
     other.load_state_dict({name: x + (1e-3 if name == "b_V" else 0) for name, x in block.state_dict().items()})
-    return verify_module_graph(other, prefix)
-
-
-def verify_module_graph(block: MultiHead, prefix: str):
-    from attention_export.graphs import project_graph  # noqa: PLC0415 # not the one that the test replaced
-
-    return project_graph(block, prefix)
+    return project_graph(other)
 
 
 @pytest.mark.usefixtures("few_lengths")

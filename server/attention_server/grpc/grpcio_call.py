@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
@@ -13,7 +13,8 @@ import structlog
 
 from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE
 from attention_server.grpc.call import Buffer, Header
-from attention_server.http2.errors import Cancelled, DeadlineExceeded, MessageTooLarge, ServerStopping
+from attention_server.http2.errors import Cancelled, DeadlineExceeded, MessageTooLarge
+from attention_server.http2.lifetime import CallLifetime
 
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
 OK, DETAILS = grpc.StatusCode.OK, "grpc-status-details-bin"
@@ -25,7 +26,7 @@ class PeerGone(Exception):
     """A response cannot be sent, because the peer has left."""
 
 
-class GrpcioCall:
+class GrpcioCall(CallLifetime):
     """A call of `grpc.aio` behind the protocol `GrpcCall`.
 
     `write` and `finish` return at once, and `grpc.aio` sends by coroutines; so responses wait in a queue, which `serve`
@@ -37,23 +38,19 @@ class GrpcioCall:
 
     Attributes:
         method, timeout: as in `GrpcCall`.
-        task: runs the coroutine that answers; None for a call that was not started.
     """
 
     headers_error: Exception | None = None  # the C core refuses oversized metadata itself
 
     def __init__(self, method: str, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        super().__init__()
         self.method = method
         self.timeout = context.time_remaining()
         self._context = context
         self._message_bytes: int | None = None
-        self.task: asyncio.Task[None] | None = None
         self._responses: deque[tuple[bytes, Callable[[], None] | None]] = deque()
         self._queued = asyncio.Event()
         self._is_finished = False
-        self._has_run = False  # the task
-        self._stop_reason: Exception | None = None
-        self._done_callbacks: list[Callable[[], None]] = []
 
     @cached_property
     def headers(self) -> Mapping[bytes, bytes]:
@@ -76,30 +73,6 @@ class GrpcioCall:
     def limit_message(self, count: int, /) -> None:
         """Set the largest size of a request message in bytes; `read` raises MessageTooLarge for a larger one."""
         self._message_bytes = count
-
-    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
-        """Run a coroutine that answers the call; it is cancelled when the peer leaves or its time is over."""
-        self.task = asyncio.ensure_future(self._run(answer))
-        self.task.add_done_callback(self._on_task_done)
-
-    def stop(self, reason: Exception, /) -> None:
-        """Cancel the coroutine; `stop_reason` tells it why."""
-        if not self.task or self.task.done() or self._stop_reason:
-            return
-        if not self._has_run:  # a task that is cancelled before its first step could not finish the call
-            asyncio.get_running_loop().call_soon(self.stop, reason)
-            return
-        self._stop_reason = reason
-        self._call_done_callbacks()
-        self.task.cancel()
-
-    def stop_reason(self) -> Exception:
-        """Return why the coroutine was cancelled."""
-        return self._stop_reason or ServerStopping("the server is stopping")
-
-    def add_done_callback(self, callback: Callable[[], None], /) -> None:
-        """Call back once, when the call is answered or stopped; a call that was never started, when it is failed."""
-        self._done_callbacks.append(callback)
 
     async def read(self) -> Buffer | None:
         """Return the next request message; None behind the last.
@@ -156,10 +129,6 @@ class GrpcioCall:
                     self.stop(self._reason_of_core())
                 await asyncio.wait([self.task])
 
-    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
-        self._has_run = True
-        await answer
-
     async def _send_next(self) -> None:
         await self._queued.wait()
         if not self._responses:
@@ -190,14 +159,7 @@ class GrpcioCall:
         self._context.set_trailing_metadata(tuple(map(_metadatum, trailers)))
         self._queued.set()
 
-    def _call_done_callbacks(self) -> None:
-        callbacks, self._done_callbacks = self._done_callbacks, []
-        for callback in callbacks:
-            callback()
-
-    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
-        self._call_done_callbacks()
-        error = None if task.cancelled() else task.exception()
+    def _on_answered(self, error: BaseException | None) -> None:
         if error or not self._is_finished:
             log.error("a call ends without a status, for a fault of ours", exc_info=error)
             self.fail(INTERNAL.grpc, INTERNAL_MESSAGE)

@@ -16,10 +16,10 @@ from attention_server.http2.errors import (
     DeadlineExceeded,
     HeadersTooLarge,
     InvalidMessage,
-    ServerStopping,
     UnknownEncoding,
 )
 from attention_server.http2.headers import Header, Headers
+from attention_server.http2.lifetime import CallLifetime
 from attention_server.http2.limits import HEADER_BYTES, HEADER_COUNT, STREAM_WINDOW
 from attention_server.http2.messages import PREFIX, MessageReader, ReceiveBuffer
 from attention_server.http2.session import Session
@@ -60,7 +60,7 @@ class CallConnection(Protocol):
         """Note that the call's task has ended."""
 
 
-class Call:
+class Call(CallLifetime):
     """One gRPC call.
 
     Args:
@@ -91,6 +91,7 @@ class Call:
         buffer: ReceiveBuffer,
         inflate: Inflate,
     ) -> None:
+        super().__init__()
         self.headers = headers
         self.headers_error = None if fit else _headers_error()
         self.method = headers.get(b":path", b"").decode("latin-1")
@@ -107,12 +108,8 @@ class Call:
         self._is_complete = False  # the request
         self._receive_error: CallError | None = None
         self._received: asyncio.Future[None] | None = None  # a reader waits for it
-        self._has_run = False  # the task
         self._has_headers = False  # the response was begun
         self._is_finished = False  # the response has its status
-        self._stop_reason: Exception | None = None
-        self._done_callbacks: list[Callable[[], None]] = []
-        self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -134,36 +131,15 @@ class Call:
     @property
     def is_started(self) -> bool:
         """Whether a task answers it."""
-        return self._task is not None
+        return self.task is not None
 
     # --- lifetime ---
 
-    def start(self, answer: Coroutine[Any, Any, None]) -> None:
+    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
         """Run a coroutine that answers the call, until the caller's timeout."""
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._run(answer))
-        self._task.add_done_callback(self._on_task_done)
+        super().start(answer)
         if self.timeout is not None:
-            self._timer = loop.call_later(self.timeout, self._on_timeout)
-
-    def stop(self, reason: Exception) -> None:
-        """Cancel the task; `stop_reason` tells the task why."""
-        if not self._task or self._task.done() or self._stop_reason:
-            return
-        if not self._has_run:  # a task that is cancelled before its first step could not finish the call
-            asyncio.get_running_loop().call_soon(self.stop, reason)
-            return
-        self._stop_reason = reason
-        self._call_done_callbacks()
-        self._task.cancel()
-
-    def stop_reason(self) -> Exception:
-        """Return why the task was cancelled."""
-        return self._stop_reason or ServerStopping("the server is stopping")
-
-    def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call back once, when the call is answered or stopped; a call that was never started, when it is finished."""
-        self._done_callbacks.append(callback)
+            self._timer = asyncio.get_running_loop().call_later(self.timeout, self._on_timeout)
 
     def on_closed(self) -> None:
         """Note that the stream is over: it was answered, reset, or its connection is lost."""
@@ -175,26 +151,14 @@ class Call:
         if not self._is_finished:
             self.stop(Cancelled("the caller has gone"))
 
-    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
-        self._has_run = True
-        await answer
-
     def _on_timeout(self) -> None:
         self.stop(DeadlineExceeded("the deadline passed before the request could be answered"))
 
-    def _call_done_callbacks(self) -> None:
-        for callback in self._done_callbacks:
-            callback()
-
-    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+    def _on_answered(self, error: BaseException | None) -> None:
         if self._timer:
             self._timer.cancel()
-        if self._stop_reason is None:
-            self._call_done_callbacks()
-        self._done_callbacks.clear()
         self._connection.forget(self)
-        self._task = None
-        error = None if task.cancelled() else task.exception()
+        self.task = None
         if error or not (self._is_finished or self.is_closed):
             log.error("a call ends without a status, for a fault of ours", exc_info=error)
             self.fail(INTERNAL, INTERNAL_ERROR)
@@ -336,9 +300,8 @@ class Call:
             self._connection.session.respond(self._stream, Headers(headers))
 
     def _finish(self, trailers: Sequence[Header], content: bytes | None) -> None:
-        if self._task is None and self._done_callbacks:  # it was never started
+        if self.task is None:  # it was never started
             self._call_done_callbacks()
-            self._done_callbacks.clear()
         if self.is_closed or self._is_finished:
             return
         self._is_finished = True

@@ -1,0 +1,66 @@
+"""The life of a call: a coroutine answers it in a task, which may be stopped with a reason."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from attention_server.http2.errors import ServerStopping
+
+
+class CallLifetime:
+    """The task that answers a call; the base of the calls of every server of gRPC.
+
+    Attributes:
+        task: runs the coroutine that answers; None for a call that was not started.
+    """
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self._has_run = False  # the task
+        self._stop_reason: Exception | None = None
+        self._done_callbacks: list[Callable[[], None]] = []
+
+    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
+        """Run a coroutine that answers the call."""
+        self.task = asyncio.get_running_loop().create_task(self._run(answer))
+        self.task.add_done_callback(self._on_task_done)
+
+    def stop(self, reason: Exception, /) -> None:
+        """Cancel the task; `stop_reason` returns the reason then."""
+        if not self.task or self.task.done() or self._stop_reason:
+            return
+        if not self._has_run:  # a task that is cancelled before its first step could not finish the call
+            asyncio.get_running_loop().call_soon(self.stop, reason)
+            return
+        self._stop_reason = reason
+        self._call_done_callbacks()
+        self.task.cancel()
+
+    def stop_reason(self) -> Exception:
+        """Return the reason for which the task was cancelled."""
+        return self._stop_reason or ServerStopping("the server is stopping")
+
+    def add_done_callback(self, callback: Callable[[], None], /) -> None:
+        """Call back once, when the call is answered or stopped; a call that was never started, when it is finished."""
+        self._done_callbacks.append(callback)
+
+    def _on_answered(self, error: BaseException | None) -> None:
+        """Handle the end of the task.
+
+        Args:
+            error: the exception of the coroutine, a fault of the server; None for none, or where it was cancelled.
+        """
+        raise NotImplementedError
+
+    def _call_done_callbacks(self) -> None:
+        callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
+            callback()
+
+    async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
+        self._has_run = True
+        await answer
+
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+        self._call_done_callbacks()
+        self._on_answered(None if task.cancelled() else task.exception())
