@@ -27,6 +27,7 @@ X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 def test_public_names():
     """The public names change only on purpose."""
     assert attention_client.__all__ == [
+        "Alignment",
         "AsyncAttentionClient",
         "AttendResult",
         "AttentionClient",
@@ -35,6 +36,7 @@ def test_public_names():
         "DeadlineExceeded",
         "InternalError",
         "InvalidRequest",
+        "Link",
         "Memory",
         "NotFound",
         "NotRequested",

@@ -12,6 +12,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_server.codecs import json as translate
 from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.oip import InferenceRoutes
+from attention_server.rest.openai import EmbeddingsRoutes
 from attention_server.rest.server import HealthRoutes
 from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -159,7 +160,8 @@ def test_the_document_is_valid(openapi):
 def test_the_document_has_every_route(openapi):
     """Every route of /v1 and /v2 is in the document, with its method, and nothing that is not there."""
     inference = InferenceRoutes(None, None, None).routes()
-    routes = [*AttentionRoutes(None, None).routes(), *inference, *HealthRoutes(None).routes()]
+    routes = [*AttentionRoutes(None, None).routes(), *EmbeddingsRoutes(None, None).routes()]
+    routes += [*inference, *HealthRoutes(None).routes()]
     served = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     served.add(("/metrics", "GET"))
     assert served == {(path, method.upper()) for path, methods in openapi["paths"].items() for method in methods}
