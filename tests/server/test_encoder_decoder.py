@@ -1,6 +1,8 @@
 """An encoder-decoder: stages of both chains equal NumPy, only what is asked runs, a kept source is read as its text."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +20,7 @@ from attention_server.inference.contexts import Memory, MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from attention_server.repository.loader import RepositoryError, load
-from serving import HANG, start_server
+from serving import HANG, ROOT, start_server
 
 from tests.refusals import refused
 from tests.server import small_translator as small
@@ -38,6 +40,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("translators")
     for name in ("translator", "copy"):
         small.write(folder / name / "1")
+    shutil.copytree(ROOT / "models/cross-attention", folder / "numbers")
     with start_server(folder) as running:
         yield running
 
@@ -340,6 +343,61 @@ def test_translation(server, source):
     assert str(found) == " ".join(tokens[1:])
     assert found.memory_tokens == tuple(source_tokens(source))
     np.testing.assert_allclose(found.weights, np.reshape(rows, (-1, HEADS, len(source.split()) + 1)), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("layer", "layers", "queries", "keys"),
+    [
+        ("", list(CROSS), target_tokens(TARGET), source_tokens(SOURCE)),
+        ("decoder.0", list(DECODER), target_tokens(TARGET), target_tokens(TARGET)),
+        ("encoder.1", list(ENCODER), source_tokens(SOURCE), source_tokens(SOURCE)),
+    ],
+)
+def test_pictures_name_what_a_site_reads(server, tmp_path, layer, layers, queries, keys):
+    """`plot` draws the layers of one kind, with the tokens of the source or the target at rows and columns."""
+    program = Path(sys.executable).with_name("attention-client")
+    command = [program, "plot", "translator", TARGET, "--memory-text", SOURCE, "--layer", layer]
+    command += ["--html", tmp_path / "page.html", "--target", server.grpc]
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG)
+    drawn = re.search(r'\{"format".*\}(?=</script>|\n|;)', (tmp_path / "page.html").read_text())
+    document = json.JSONDecoder().raw_decode(drawn[0])[0]
+    assert ([each["name"] for each in document["layers"]], document["queries"], document["keys"]) == (
+        layers,
+        queries,
+        keys,
+    )
+
+
+SOURCES = [
+    {"memory_token_ids": [small.WORDS.index(token) for token in source_tokens(SOURCE)]},
+    {"memory_text": f"{SOURCE} f e d c b a f", "truncate": "right"},
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=["ids", "cut"])
+def test_sources_in_other_forms(transport, source):
+    """A source may be ids of tokens, or a text that is cut; its last token stays."""
+    result = transport.one("translator", text=TARGET, outputs=["weights"], **source)
+    tokens = result["memory_tokens"]
+    assert tokens == (source_tokens(SOURCE) if "truncate" not in source else source_tokens(f"{SOURCE} f e d c b a"))
+    assert len(tokens) <= small.MAX_SOURCE
+    sites = small.reference(tokens, target_tokens(TARGET))
+    np.testing.assert_allclose(result["outputs"]["weights"], sites[CROSS[1]]["weights"], **CLOSE)
+
+
+def test_alignment_of_a_block(transport, server):
+    """A block that attends to another text has an alignment too, over its text as over a memory of it."""
+    texts = {"text": "vier", "memory_text": "four thousand"}
+    outputs = ["alignment", "weights", {"name": "alignment", "pairs": ["0.1", "0.3"], "as": "two"}]
+    result = transport.one("numbers", outputs=outputs, **texts)
+    weights = result["outputs"]["weights"]
+    for name, of in (("alignment", weights.mean(0)), ("two", weights[[1, 3]].mean(0))):
+        links = [{"source": int(key), "target": row} for row, key in enumerate(of.argmax(-1))]
+        assert result["outputs"][name]["links"] == links
+    with AttentionClient(server.grpc) as client:
+        memory = client.create_memory("numbers", memory_text="four thousand")
+    kept = transport.one("numbers", text="vier", memory=memory.id, outputs=outputs[:1])
+    assert kept["outputs"]["alignment"] == result["outputs"]["alignment"]
 
 
 # --- only what is asked for runs -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import typer
 from attention_batch.cli import read_outputs, score
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_proto.chains import OF_SOURCE, OF_TARGET, SiteAxes, site_axes
 from attention_proto.stages import OUTPUTS
 from rich.console import Console
 from rich.table import Table
@@ -161,7 +162,7 @@ def plot(
     key: ArrayFile = None,
     value: ArrayFile = None,
     causal: CausalMask = Causal.NONE,
-    layer: Annotated[str, typer.Option(help="Which layer is drawn; --html has them all.")] = "",
+    layer: Annotated[str, typer.Option(help="Which layer is drawn; --html has all of its kind.")] = "",
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw lines and letters that can be edited.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw dots.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that can be pointed at.")] = None,
@@ -175,9 +176,11 @@ def plot(
     drawing = _import_plot("--svg and --png need") if pictures else None
     with _connect(target, timeout) as client:
         described = client.model(model, version)
-        layers = [each.name for each in described.manifest.layers]
-        if layer and layer not in layers:
-            _fail(f"there is no layer {layer!r}; there is {', '.join(layers)}")
+        every = {each.name: site_axes(each, described.manifest) for each in described.manifest.layers}
+        if layer and layer not in every:
+            _fail(f"there is no layer {layer!r}; there is {', '.join(every)}")
+        axes = every[layer or list(every)[-1]]
+        layers = [name for name, own in every.items() if own == axes]  # one page has matrices of one shape
         weights = [OutputSpec("weights", layers=layers if html else [layer] if layer else ())]
         predictions = ["predictions"] if text is not None and described.manifest.predictors else []
         result = client.attend(
@@ -191,6 +194,7 @@ def plot(
             causal=causal.value,
             outputs=[*weights, *predictions],
         )
+    result = _named(result, axes)
     if html:
         html.write_text(page(result), "utf-8")
     if drawing:
@@ -198,6 +202,13 @@ def plot(
         for format_, file in (("svg", svg), ("png", png)):
             if file:
                 drawn.savefig(file, format=format_)
+
+
+def _named(result: AttendResult, axes: SiteAxes) -> AttendResult:
+    """Return a result with the tokens that the rows and columns of such sites are of."""
+    if axes == OF_SOURCE:
+        return replace(result, tokens=result.memory_tokens, key_tokens=result.memory_tokens, predictions=())
+    return replace(result, key_tokens=result.tokens) if axes == OF_TARGET else result
 
 
 def _one_layer(result: AttendResult, layer: str) -> AttendResult:

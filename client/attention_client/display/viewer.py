@@ -86,6 +86,8 @@ def _weights(result: AttendResult) -> dict[str, Array]:
     }
     if not found:
         raise NotRequested("the result has no whole 'weights' to draw: add them to `outputs` of the request")
+    if len({value.shape[1:] for value in found.values()}) > 1:
+        raise NotRequested("the result has weights of several shapes: draw those of one kind of layer at a time")
     return found
 
 
