@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_client import AttentionClient, OutputSpec
+from attention_client import AttentionClient, OutputSpec, translate
 from attention_export.importing.transformer import import_transformer
 from export.tiny_checkpoints import ENCODER_DECODERS, PAD, tiny_model, word_tokenizer, write_checkpoint
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from tests.server.test_imported_models import TOLERANCE, distance
 
 SHORT = ("t5", "marian", "bart", "mbart", "pegasus", "m2m_100")
-HEADED = "t5"  # imported with its head
+HEADED = "mbart"  # imported with its head
 TEXTS = (
     ("w7", ""),
     ("w31 w8 w99 <mask> w5 w7 w7 w64", "w12 w90"),
@@ -84,7 +84,8 @@ def test_every_site_and_both_hidden_states_are_those_of_eager(kind: str, client:
 
 
 def test_greedy_steps_over_a_kept_source_are_those_of_generate(client: AttentionClient) -> None:
-    """The most probable token behind the target, asked for step by step over a memory, gives `generate`'s tokens."""
+    """The most probable token behind the target, asked for step by step over a memory, gives `generate`'s tokens; so
+    does `translate`."""
     model = model_of(HEADED)
     model.generation_config.update(eos_token_id=None, forced_eos_token_id=None, bad_words_ids=None, pad_token_id=PAD)
     source = "w9 w14 w88 w5 w5 w70 w23"
@@ -96,3 +97,5 @@ def test_greedy_steps_over_a_kept_source_are_those_of_generate(client: Attention
         result = client.attend(HEADED, token_ids=found, memory=memory, outputs=["predictions"])
         found.append(result.predictions[0].id)
     assert found == expected
+    said = translate(client, HEADED, source).words[: len(found) - 1]
+    assert list(said) == word_tokenizer().convert_ids_to_tokens(expected[1:])

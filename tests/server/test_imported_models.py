@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attention_client import AttendResult, AttentionClient, OutputSpec, translate
+from attention_client import AttendResult, AttentionClient, OutputSpec
 from attention_export import cli
 from export.tiny_checkpoints import (
     FAR_FROM_UNIFORM,
@@ -38,9 +38,9 @@ TEXTS = ("w7", "w31 w8 w99 <mask> w5 w7 w7 w64 w12 w90 w33 w41 w58", " ".join(f"
 EVERY_SITE = [OutputSpec("weights", layers=["*"]), OutputSpec("hidden")]
 
 
-def import_checkpoint(checkpoint: Path, models: Path, name: str, task: str = "auto") -> None:
+def import_checkpoint(checkpoint: Path, models: Path, name: str) -> None:
     """Import a checkpoint by the command."""
-    arguments = ["import", "transformer", str(checkpoint), "--name", name, "--models", str(models), "--task", task]
+    arguments = ["import", "transformer", str(checkpoint), "--name", name, "--models", str(models)]
     result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
 
@@ -50,13 +50,6 @@ def make(folder: Path, name: str, kind: str, fields: Mapping[str, object]) -> No
     torch.set_num_threads(1)
     checkpoint = write_checkpoint(folder / "checkpoints" / name, tiny_model(kind, **fields))
     import_checkpoint(checkpoint, folder / "models", name)
-
-
-def make_translator(folder: Path) -> None:
-    """Write an encoder-decoder with its head, and import it."""
-    torch.set_num_threads(1)
-    checkpoint = write_checkpoint(folder / "checkpoints/mbart", tiny_model("mbart", task="ForSeq2SeqLM"))
-    import_checkpoint(checkpoint, folder / "models", "mbart", "seq2seq-lm")
 
 
 @dataclass
@@ -83,7 +76,6 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         made = {kind: pool.submit(make, folder, kind, kind, {}) for kind in KINDS}
         made |= {name: pool.submit(make, folder, name, *variant) for name, variant in VARIANTS.items()}
-        made["mbart"] = pool.submit(make_translator, folder)
         made["spellings"] = pool.submit(make_spellings, folder)
         refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
     with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
@@ -119,26 +111,6 @@ def test_every_site_and_the_last_hidden_state_are_those_of_eager(kind: str, impo
         for name, expected in zip(names, weights, strict=True):
             assert distance(answer[name], expected) < TOLERANCE, name
         assert distance(answer["hidden"], hidden) < TOLERANCE
-
-
-@pytest.mark.parametrize("text", ["w7", "w31 w8 w99 w5 w7", "w64 w12 w90 w33 w41 w58 w9"])
-def test_a_translation_is_the_greedy_search_of_transformers(text: str, imported: Imported) -> None:
-    """`translate` says the tokens of `generate` without beams, and every site has the weights of its forward pass."""
-    assert "mbart" not in imported.refused, imported.refused["mbart"]
-    model, words = tiny_model("mbart", task="ForSeq2SeqLM"), word_tokenizer()
-    source = torch.tensor([words.encode(text)])
-    found = translate(imported.client, "mbart", text)
-    options = {"num_beams": 1, "do_sample": False, "forced_eos_token_id": None}
-    said = model.generate(source, max_new_tokens=len(found.words), **options)
-    assert list(found.words) == words.convert_ids_to_tokens(said[0, 1:].tolist())
-    with torch.no_grad():
-        forward = model(input_ids=source, decoder_input_ids=said[:, :12], output_attentions=True)
-    weights = [*forward.encoder_attentions]
-    for own, cross in zip(forward.decoder_attentions, forward.cross_attentions, strict=True):
-        weights += [own, cross]
-    answer = imported.client.attend("mbart", memory_text=text, token_ids=said[0, :12].numpy(), outputs=EVERY_SITE[:1])
-    for (name, value), expected in zip(answer.outputs.items(), weights, strict=True):
-        assert distance(value, expected[0].numpy()) < TOLERANCE, name
 
 
 def test_shared_layers_stand_once(imported: Imported) -> None:
