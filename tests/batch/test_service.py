@@ -31,16 +31,24 @@ from tests.batch.scoring import (
 OUTPUTS = ("--outputs", "output:mean,entropy:mean", "--shard-rows", 20)
 
 
-@pytest.fixture
-def source(tmp_path):
-    return write_vectors(tmp_path / "in.parquet", 2000)
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The rows of all runs, which no test changes."""
+    return write_vectors(tmp_path_factory.mktemp("source") / "in.parquet", 2000)
 
 
 @pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
+def models(repository, tmp_path_factory):
+    """A repository of the one model, which every server of these tests loads."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "multi").symlink_to(repository / "multi")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(server, source, tmp_path_factory):
     """The output's bytes after an undisturbed run."""
-    folder = tmp_path_factory.mktemp("whole")
-    source, output = write_vectors(folder / "in.parquet", 2000), folder / "out.parquet"
+    output = tmp_path_factory.mktemp("whole") / "out.parquet"
     assert scored(source, output, "--model", "multi", "--target", server.grpc, *OUTPUTS).returncode == 0
     return output.read_bytes()
 
@@ -57,27 +65,27 @@ def kill(server: Server) -> None:
     server.process.returncode = 0  # killed on purpose, so that `start_server` accepts it
 
 
-def test_a_restarted_server(repository, source, whole, tmp_path):
+def test_a_restarted_server(models, source, whole, tmp_path):
     """A run waits for a server that restarts, and writes the same bytes."""
     output, port = tmp_path / "out.parquet", free_port()
     arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
-    with start_server(repository, "--grpc-port", port) as first:
+    with start_server(models, "--grpc-port", port) as first:
         run = begun(*arguments, stderr=subprocess.PIPE)
         wait_until(lambda: shards_done(output) > 2, run)
         kill(first)
         done = shards_done(output)
     assert run.poll() is None
-    with start_server(repository, "--grpc-port", port):
+    with start_server(models, "--grpc-port", port):
         _, said = run.communicate()
     assert run.returncode == 0, said
     assert done < 100
     assert output.read_bytes() == whole
 
 
-def test_a_lost_server(repository, source, whole, server, tmp_path):
+def test_a_lost_server(models, source, whole, server, tmp_path):
     """A server that stays away ends a run with a message and status 4; a run on a second server resumes it."""
     output = tmp_path / "out.parquet"
-    with start_server(repository) as lost:
+    with start_server(models) as lost:
         arguments = ("--model", "multi", "--target", lost.grpc, "--patience", 0.5, *OUTPUTS)
         run = begun(source, output, *arguments, stderr=subprocess.PIPE)
         wait_until(lambda: shards_done(output) > 2, run)
@@ -90,10 +98,10 @@ def test_a_lost_server(repository, source, whole, server, tmp_path):
     assert output.read_bytes() == whole
 
 
-def test_a_server_that_hangs(repository, source, tmp_path):
+def test_a_server_that_hangs(models, source, tmp_path):
     """SIGTERM ends a run at once, even while it waits for an answer."""
     output = tmp_path / "out.parquet"
-    with start_server(repository) as hanging:
+    with start_server(models) as hanging:
         arguments = ("--model", "multi", "--target", hanging.grpc, "--timeout", 10 * SECONDS, *OUTPUTS)
         run = begun(source, output, *arguments)
         wait_until(lambda: shards_done(output) > 2, run)
@@ -111,7 +119,7 @@ def test_no_server(job, source, tmp_path):
         score(job(source, tmp_path / "out.parquet", "none"))
 
 
-def test_a_server_that_comes_later(repository, source, whole, tmp_path):
+def test_a_server_that_comes_later(models, source, whole, tmp_path):
     """A run without a server reports that it waits, and begins when the server starts."""
     output, port = tmp_path / "out.parquet", free_port()
     arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
@@ -119,40 +127,37 @@ def test_a_server_that_comes_later(repository, source, whole, tmp_path):
         assert run.stderr is not None
         first = run.stderr.readline()
         assert b'{"event": "waiting", "reason": "no answer, waiting 300 s (--patience): ' in first
-        with start_server(repository, "--grpc-port", port):
+        with start_server(models, "--grpc-port", port):
             _, said = run.communicate()
     assert run.returncode == 0, said
     assert output.read_bytes() == whole
 
 
-def test_another_model_under_the_same_version(repository, source, tmp_path):
+def test_another_model_under_the_same_version(repository, models, source, tmp_path):
     """When a version's files are replaced, a run stops before it writes a row of the new model."""
     output, port = tmp_path / "out.parquet", free_port()
     arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
-    with start_server(repository, "--grpc-port", port) as first:
+    with start_server(models, "--grpc-port", port) as first:
         run = begun(*arguments, stderr=subprocess.PIPE)
         wait_until(lambda: shards_done(output) > 2, run)
         kill(first)
-    models = Path(shutil.copytree(repository, tmp_path / "models"))
-    shutil.rmtree(models / "multi")
-    shutil.copytree(repository / "self/1", models / "multi/1")
-    other = models / "multi/1/manifest.json"
-    assert '"multi_head"' not in other.read_text()
-    with start_server(models, "--grpc-port", port):
+    other = Path(shutil.copytree(repository / "self/1", tmp_path / "other/multi/1"))
+    assert '"multi_head"' not in (other / "manifest.json").read_text()
+    with start_server(tmp_path / "other", "--grpc-port", port):
         _, said = run.communicate()
         assert (run.returncode, b"is no longer what it was when the run began" in said) == (4, True), said
         done = scored(*arguments)
     assert not output.exists()
     assert (done.returncode, b"model manifest was" in done.stderr) == (1, True)
-    with start_server(repository, "--grpc-port", port):
+    with start_server(models, "--grpc-port", port):
         assert scored(*arguments).returncode == 0
 
 
-def test_a_version_that_goes(repository, tmp_path):
+def test_a_version_that_goes(repository, source, tmp_path):
     """When the server drops the version, a run stops with status 4, since it can resume when the version is back."""
-    source = write_vectors(tmp_path / "in.parquet", 2000)
     output, port = tmp_path / "out.parquet", free_port()
-    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    models = tmp_path / "models"
+    shutil.copytree(repository / "multi", models / "multi")
     arguments = (source, output, "--model", "multi", "--target", f"127.0.0.1:{port}", *OUTPUTS)
     with start_server(models, "--grpc-port", port) as first:
         run = begun(*arguments, stderr=subprocess.PIPE)
@@ -164,9 +169,9 @@ def test_a_version_that_goes(repository, tmp_path):
     assert (run.returncode, b"what answered before is gone: " in said) == (4, True)
 
 
-def test_a_full_server(repository, source, whole, tmp_path):
+def test_a_full_server(models, source, whole, tmp_path):
     """A full server is asked again after the time that it names, and no row is lost."""
-    with start_server(repository, "--slots", 1, "--max-queued", 1) as narrow:
+    with start_server(models, "--slots", 1, "--max-queued", 1) as narrow:
         names = [tmp_path / f"{i}.parquet" for i in range(3)]
         with ThreadPoolExecutor() as pool:
             arguments = ("--model", "multi", "--target", narrow.grpc, *OUTPUTS)
@@ -175,9 +180,9 @@ def test_a_full_server(repository, source, whole, tmp_path):
     assert [name.read_bytes() for name in names] == [whole] * 3
 
 
-def test_several_replicas(repository, server, source, whole, tmp_path):
+def test_several_replicas(models, server, source, whole, tmp_path):
     """Calls are balanced over several addresses, and the output has the same bytes."""
-    with start_server(repository) as second:
+    with start_server(models) as second:
         before = answered(server)
         arguments = ("--model", "multi", "--target", f"{server.grpc},{second.grpc}", *OUTPUTS)
         assert scored(source, tmp_path / "out.parquet", *arguments).returncode == 0
@@ -187,9 +192,9 @@ def test_several_replicas(repository, server, source, whole, tmp_path):
     assert (tmp_path / "out.parquet").read_bytes() == whole
 
 
-def test_the_engine_in_process(repository, source, whole, tmp_path):
+def test_the_engine_in_process(models, source, whole, tmp_path):
     """The local engine in the command's own process writes the same bytes."""
-    arguments = ("--model", "multi", "--engine", "local", "--models", repository, *OUTPUTS)
+    arguments = ("--model", "multi", "--engine", "local", "--models", models, *OUTPUTS)
     done = scored(source, tmp_path / "out.parquet", *arguments)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.parquet").read_bytes() == whole
@@ -217,12 +222,12 @@ def test_answers_do_not_depend_on_packing(job, source, whole, tmp_path, monkeypa
     assert (tmp_path / "out.parquet").read_bytes() == whole
 
 
-def test_a_server_that_asks_who_calls(repository, tmp_path):
+def test_a_server_that_asks_who_calls(models, tmp_path):
     """The token of the command line is sent, and its rate limit waited for; without a token a run is refused."""
     source = write_vectors(tmp_path / "in.parquet", 600)
     token = new_token()
     (tmp_path / "tokens.toml").write_text(f'[batch]\nsha256 = "{digest_of(token)}"\nmax_in_flight = 2\n')
-    with start_server(repository, "--tokens", tmp_path / "tokens.toml") as guarded:
+    with start_server(models, "--tokens", tmp_path / "tokens.toml") as guarded:
         arguments = (source, tmp_path / "out.parquet", "--model", "multi", "--target", guarded.grpc)
         refused = scored(*arguments)
         assert (refused.returncode, b"token" in refused.stderr) == (1, True)
