@@ -33,7 +33,7 @@ from attention_client.errors import (
 )
 from attention_client.inputs import OutputSpec, Sample, Sequence
 from attention_client.memory import Memory
-from attention_client.result import Alignment, AttendResult, Candidate, Link, Prediction, TopK
+from attention_client.result import Alignment, AttendResult, Candidate, Link, Prediction, Tokenization, TopK
 
 __all__ = [
     "Alignment",
@@ -54,6 +54,7 @@ __all__ = [
     "Prediction",
     "Sample",
     "Sequence",
+    "Tokenization",
     "TooLarge",
     "TopK",
     "Translation",

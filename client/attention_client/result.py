@@ -79,6 +79,27 @@ class Span(NamedTuple):
 OutputValue = Array | TopK | Alignment
 
 
+@dataclass(frozen=True)
+class Tokenization:
+    """The tokens of one text or pair of texts, as a model reads them.
+
+    Attributes:
+        token_ids: the id of each token.
+        tokens: each token as it stands in the text; one without characters there, such as a special one, by its name.
+        token_offsets: the place of each token in its text.
+        token_types: the type of each token: its text's place in a pair, as the tokenizer counts it.
+        special: whether each token is one that the tokenizer put beside the text.
+        truncated_tokens: the number of tokens that were dropped.
+    """
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    token_offsets: tuple[Span, ...]
+    token_types: tuple[int, ...]
+    special: tuple[bool, ...]
+    truncated_tokens: int = 0
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class AttendResult:
     """The answer for one sequence.

@@ -211,6 +211,37 @@ SCHEMAS: dict[str, Schema] = {
         {"id": described(INTEGER, LABEL_WORDS), "label": STRING, "probability": NUMBER},
         words="A label that a head considered.",
     ),
+    "TokenizeRequest": request(
+        {
+            "model": described(STRING, "As in the URL, when given."),
+            "version": described(INTEGER, "As in the URL, when given."),
+            "inputs": array(ref("TokenizeInput"), "The texts."),
+            "text": described(STRING, "A single text, in place of `inputs`."),
+            "text_pair": described(STRING, "The second text of a pair, of which `text` is the first."),
+            "truncate": described(ref("Truncate"), f"{TRUNCATE_WORDS} Default: none, which refuses such a text."),
+            "memory": described(
+                BOOLEAN,
+                "Whether the texts are memory texts, which a model may read by another tokenizer. Default: false.",
+            ),
+        },
+        words="Either `inputs`, or one text's fields here.",
+    ),
+    "TokenizeInput": request(
+        {"text": STRING, "text_pair": described(STRING, "The second text of a pair, for a model that takes pairs.")},
+        ["text"],
+    ),
+    "TokenizeResponse": answer({"model": STRING, "version": INTEGER, "results": array(ref("Tokenization"))}),
+    "Tokenization": answer(
+        {
+            "token_ids": array(INTEGER, "The id of each token, as `token_ids` of a sequence takes them."),
+            "tokens": array(STRING, "Each token as it stands in the text, or by its name."),
+            "token_offsets": array(ref("Span"), "The position of each token in its text."),
+            "token_types": array(INTEGER, "The type of each token, as the tokenizer gives it."),
+            "special": array(BOOLEAN, "Whether each token is one that the tokenizer put beside the text."),
+            "truncated_tokens": described(INTEGER, "The number of tokens that were dropped."),
+        },
+        words="The tokens of one text or pair, as the model reads them.",
+    ),
     "Span": answer({"start": INTEGER, "end": INTEGER}, words="A part of a text, in characters."),
     "ModelList": answer({"models": array(ref("Model"))}),
     "MemoryRequest": request(

@@ -83,6 +83,7 @@ ATTEND_EXAMPLES: Json = {
         "value": {"query": [[1, 0], [0, 1], [1, 1]], "outputs": [{"name": "output"}, {"name": "weights"}]},
     },
 }
+TOKENIZE_EXAMPLES: Json = {"text": {"value": {"inputs": [{"text": "I gave my cat Tater a toy"}]}}}
 INFER_EXAMPLES: Json = {
     "vectors": {
         "value": {
@@ -134,6 +135,17 @@ def _attention() -> dict[str, Json]:
                 (400, 404, 413, 500, 503, 504),
                 parameters=[*parameters, "timeout", "requestId"],
                 body=_body("AttendRequest", ATTEND_EXAMPLES, "application/x-protobuf"),
+            )
+        }
+        found[f"/v1/models/{{model}}{path}:tokenize"] = {
+            "post": _operation(
+                name.replace("attend", "tokenize"),
+                summary.replace("Attend over one or more sequences", "Return the tokens of texts"),
+                "attention",
+                _ok(ref("TokenizeResponse"), "The tokens of each text, in order.", REQUEST_ID, x_protobuf=BINARY),
+                (400, 404, 413, 500, 503, 504),
+                parameters=[*parameters, "timeout", "requestId"],
+                body=_body("TokenizeRequest", TOKENIZE_EXAMPLES, "application/x-protobuf"),
             )
         }
     for path, parameters, name, summary, schema in (

@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 import requests
-from attention_client import AttentionClient
+from attention_client import AttentionClient, InvalidRequest
 from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
@@ -45,6 +45,8 @@ def used(dot_only):
         with AttentionClient(server.grpc) as client:
             client.attend_batch("dot", [np.ones((5, 2), np.float32)] * 2)
             list(client.attend_many("dot", [np.ones((7, 2), np.float32)] * STREAMED))
+            with pytest.raises(InvalidRequest, match="reads no text"):
+                client.tokenize("dot", ["a"])
             memory = client.create_memory("dot", key=np.ones((9, 2), np.float32))
             client.attend("dot", query=np.ones((1, 2), np.float32), memory=memory)
             with refused_by_client():
@@ -73,6 +75,7 @@ def test_requests_are_counted(used):
     assert count(method="Attend", protocol="grpc", code="NOT_FOUND", **VERSION) == 1
     assert count(method="AttendStream", protocol="grpc", code="OK", **VERSION) == 2  # messages
     assert count(method="CreateMemory", protocol="grpc", code="OK", **VERSION) == 1
+    assert count(method="Tokenize", protocol="grpc", code="INVALID_ARGUMENT", **VERSION) == 1
     assert after.labels("attention_requests_total", "model") == {"", "dot"}
     for name in ("duration_seconds_count", "duration_seconds_sum"):
         assert after(f"attention_request_{name}", method="Attend", protocol="grpc") > 0
@@ -81,7 +84,7 @@ def test_requests_are_counted(used):
 def test_causes_are_counted(used):
     """Failed requests are counted by cause."""
     _, after, _ = used
-    for reason, count in {"invalid_request": 1, "not_found": 3, "deadline_exceeded": 1}.items():
+    for reason, count in {"invalid_request": 2, "not_found": 3, "deadline_exceeded": 1}.items():
         assert after("attention_rejections_total", reason=reason) == count, reason
 
 

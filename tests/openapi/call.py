@@ -7,7 +7,7 @@ import json
 import sys
 
 from generated import Client
-from generated.api.attention import attend
+from generated.api.attention import attend, tokenize
 from generated.api.embeddings import create_embeddings
 from generated.api.models import get_model
 from generated.models import (
@@ -25,6 +25,9 @@ from generated.models import (
     OutputSpec,
     Reduce,
     Tensor,
+    TokenizeInput,
+    TokenizeRequest,
+    TokenizeResponse,
     TopK,
 )
 from generated.types import UNSET
@@ -80,6 +83,11 @@ embeddings, predictions = text.outputs["embeddings"], text.predictions
 assert isinstance(embeddings, Tensor)
 assert predictions
 assert predictions[0].top
+words = TokenizeRequest(inputs=[TokenizeInput(text="ein und")], memory=True)
+tokens = tokenize.sync("text-cross", client=client, body=words)
+assert isinstance(tokens, TokenizeResponse)
+by_ids = AttendRequest(text="cats and", memory_token_ids=tokens.results[0].token_ids)
+assert answered(attend.sync("text-cross", client=client, body=by_ids)).results[0].memory_tokens == text.memory_tokens
 packed = AttendRequest(
     query=InputTensor(shape=[3, 2], values=[1, 0, 0, 1, 1, 1]),
     encoding=Encoding.BASE64,
@@ -105,6 +113,7 @@ print(
             "first": [predictions[0].id, predictions[0].label, predictions[0].probability],
             "indices": numbers(top.indices),
             "output": output.data,
+            "tokens": tokens.results[0].tokens,
             "field": refused.error.field,
             "without_pooling": [embedding.error.param, embedding.error.message],
         }

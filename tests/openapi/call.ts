@@ -51,6 +51,10 @@ const text = await client.POST("/v1/models/{model}:attend", {
 });
 const [result] = text.data?.results ?? [];
 const [first] = result?.predictions ?? [];
+const words = await client.POST("/v1/models/{model}:tokenize", {
+  params: { path: { model: "text-cross" } },
+  body: { inputs: [{ text: "ein und" }], memory: true },
+});
 const packed = await client.POST("/v1/models/{model}:attend", {
   params,
   body: { query: { shape: [3, 2], values: [1, 0, 0, 1, 1, 1] }, encoding: "base64", outputs: [{ name: "output" }] },
@@ -69,6 +73,7 @@ console.log(
     first: [first?.id, first?.label, first?.probability],
     indices: numbers(top.indices.values),
     output: tensor(packed.data?.results[0]?.outputs.output).data,
+    tokens: words.data?.results[0]?.tokens,
     field: refused.error?.error.field,
     without_pooling: [embedding.error?.error.param, embedding.error?.error.message],
   }),

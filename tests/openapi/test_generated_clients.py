@@ -78,6 +78,7 @@ def check(read):
     whole = np.exp(query @ query.T) / np.exp(query @ query.T).sum(-1, keepdims=True)
     output = np.frombuffer(base64.b64decode(read["output"]), "<f4").reshape(3, 2)
     np.testing.assert_allclose(output, whole @ query, atol=1e-6)
+    assert read["tokens"] == ["ein", "und"]
     assert read["field"] == "key"
     param, message = read["without_pooling"]
     assert param == "model"

@@ -120,6 +120,10 @@ def filled(path: str) -> str:
 def ask(url: str, method: str, path: str, **headers: str) -> requests.Response:
     tensor = "key" if path.endswith("/memories") else "query"
     body = f'{{"{tensor}": [[1.0]]}}' if method == "POST" else None
+    if path.endswith(":tokenize"):
+        body = '{"text": "a"}'
+    if path == "/v1/embeddings":
+        body = '{"model": "dot", "input": "a"}'
     if path.startswith("/v2") and body:
         inputs = '{"inputs": [{"name": "query", "datatype": "FP32", "shape": [1, 1, 1], "data": [1]}]}'
         body = inputs if path.endswith("/infer") else ""
@@ -130,6 +134,8 @@ def assert_refused(response: requests.Response, path: str, code: str) -> None:
     """Look at a refusal in the form of its protocol; the Open Inference Protocol has words alone."""
     if path.startswith("/v2"):
         assert isinstance(response.json().pop("error"), str)
+    elif path == "/v1/embeddings":
+        assert response.json()["error"]["message"]
     else:
         assert refused_by_http(response).code == code
 

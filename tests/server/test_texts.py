@@ -2,11 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
-from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest
+from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, TooLarge
+from attention_proto.attention.v1 import attention_pb2 as pb
 from serving import start_server
 from tokenizers import Tokenizer
 
@@ -53,6 +55,7 @@ BYTE_OF |= {chr(256 + place): each for place, each in enumerate(sorted(set(range
 class Texts:
     """A server of small transformers, one for each tokenizer, and these."""
 
+    folder: Path
     rest: str
     grpc: str
     tokenizers: dict[str, Tokenizer]
@@ -70,7 +73,7 @@ def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     tokenizers = {kind: tokenizers_of_tests.write(folder, kind) for kind in KINDS}
     with start_server(folder) as running:
-        yield Texts(running.rest, running.grpc, tokenizers)
+        yield Texts(folder, running.rest, running.grpc, tokenizers)
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -245,3 +248,116 @@ def test_the_open_inference_protocol(texts):
     np.testing.assert_allclose(found["embeddings"][1], embeddings("wordpiece", cut.ids, cut.type_ids), atol=1e-6)
     sent["parameters"]["truncate"] = "middle"
     assert "parameters.truncate" in requests.post(f"{url}/infer", json=sent, timeout=60).json()["error"]
+
+
+# --- Tokenize ---
+
+
+def tokenize(texts, kind, **document):
+    answer = requests.post(f"http://{texts.rest}/v1/models/{kind}:tokenize", json=document, timeout=60)
+    return answer.status_code, answer.json()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokenize(texts, client, kind):
+    """Ids, types, places and special tokens are the library's; they are the same over gRPC and REST, cut or whole."""
+    sent = [*SHORT[:5], *([] if kind == "plain" else PAIRS)]
+    found = client.tokenize(kind, sent, truncate="right")
+    for each, result in zip(sent, found, strict=True):
+        pair = (each, None) if isinstance(each, str) else each
+        expected = texts.expected(kind, *pair, side="right")
+        assert result.token_ids == tuple(expected.ids)
+        assert result.token_types == tuple(expected.type_ids)
+        assert result.token_offsets == tuple(expected.offsets)
+        assert result.special == tuple(map(bool, expected.special_tokens_mask))
+        assert result.truncated_tokens == len(texts.expected(kind, *pair)) - len(expected)
+        answer = client.attend(kind, text=pair[0], text_pair=pair[1], truncate="right", outputs=["embeddings"])
+        assert answer.tokens == result.tokens
+    inputs = [
+        {"text": each} if isinstance(each, str) else dict(zip(("text", "text_pair"), each, strict=True))
+        for each in sent
+    ]
+    status, document = tokenize(texts, kind, inputs=inputs, truncate="right")
+    assert status == 200
+    for each, result in zip(document["results"], found, strict=True):
+        assert each == {
+            "token_ids": list(result.token_ids),
+            "tokens": list(result.tokens),
+            "token_offsets": [{"start": start, "end": end} for start, end in result.token_offsets],
+            "token_types": list(result.token_types),
+            "special": list(result.special),
+            "truncated_tokens": result.truncated_tokens,
+        }
+
+
+def test_ids_of_tokenize_give_what_the_text_gives(client):
+    """What `Tokenize` returns is taken as `token_ids`."""
+    (tokens,) = client.tokenize("byte-level", ["Fox 🙂"])
+    of_ids = client.attend("byte-level", token_ids=tokens.token_ids)
+    np.testing.assert_array_equal(of_ids.output, client.attend("byte-level", text="Fox 🙂").output)
+
+
+def test_tokenize_in_protobuf_over_rest_and_by_version(texts):
+    """Protobuf in and out, and a chosen version, as `:attend` has them."""
+    url = f"http://{texts.rest}/v1/models/wordpiece/versions/1:tokenize"
+    kind = "application/x-protobuf"
+    body = pb.TokenizeRequest(inputs=[pb.TokenizeInput(text="Fox")]).SerializeToString()
+    answer = requests.post(url, data=body, headers={"content-type": kind, "accept": kind}, timeout=60)
+    found = pb.TokenizeResponse.FromString(answer.content)
+    assert (found.model, found.version) == ("wordpiece", 1)
+    assert list(found.results[0].token_ids) == texts.expected("wordpiece", "Fox").ids
+    status, document = tokenize(texts, "wordpiece", text="Fox", text_pair="dog")
+    assert status == 200
+    assert document["results"][0]["token_ids"] == texts.expected("wordpiece", "Fox", "dog").ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "document", "status", "field"),
+    [
+        ("wordpiece", {}, 400, "inputs"),
+        ("wordpiece", {"inputs": []}, 400, "inputs"),
+        ("wordpiece", {"inputs": ["a"]}, 400, "inputs[0]"),
+        ("wordpiece", {"inputs": [{"text": "a"}, {}]}, 400, "inputs[1].text"),
+        ("wordpiece", {"inputs": [{"text": "a"}], "text": "b"}, 400, "text"),
+        ("wordpiece", {"text_pair": "b"}, 400, "text"),
+        ("wordpiece", {"text": "a", "memory": True}, 400, "memory"),
+        ("wordpiece", {"text": "a", "memory": 1}, 400, "memory"),
+        ("wordpiece", {"text": LONG[0]}, 400, "text"),
+        ("wordpiece", {"inputs": [{"text": "a"}, {"text": LONG[0]}]}, 400, "inputs[1].text"),
+        ("wordpiece", {"text": "a", "truncate": "both"}, 400, "truncate"),
+        ("wordpiece", {"text": "a", "outputs": []}, 400, "outputs"),
+        ("plain", {"text": "a", "text_pair": "b"}, 400, "text_pair"),
+        ("wordpiece", {"text": "a", "version": 7}, 404, None),
+        ("none", {"text": "a"}, 404, None),
+        ("wordpiece", {"text": "x" * 2**20, "truncate": "left"}, 400, "text"),
+        ("wordpiece", {"inputs": [{"text": "a"}] * 5000}, 413, "inputs"),
+    ],
+)
+def test_what_is_not_tokenized(texts, kind, document, status, field):
+    """A fault is refused by the path of its field."""
+    found, answer = tokenize(texts, kind, **document)
+    assert found == status
+    assert field is None or answer["error"].get("field") == field
+
+
+def test_both_clients_tokenize(texts, client):
+    """The asyncio client is a twin; a text alone, and what has no form on the wire, is refused before it is sent."""
+
+    async def ask_async():
+        async with AsyncAttentionClient(texts.grpc) as made:
+            return await made.tokenize("unigram", ["Fox"], version=1)
+
+    assert asyncio.run(ask_async()) == client.tokenize("unigram", ["Fox"])
+    for wrong in ("Fox", [1], ["\ud800"], [("a", "b", "c")], [("a", 1)]):
+        with pytest.raises(InvalidRequest):
+            client.tokenize("wordpiece", wrong)
+    with pytest.raises(InvalidRequest):
+        client.tokenize("wordpiece", ["Fox"], truncate="middle")
+    with pytest.raises(TooLarge):
+        client.tokenize("wordpiece", ["Fox"] * 5000)
+
+
+def test_tokenize_by_the_server_of_grpcio(texts, client):
+    """Both gRPC servers have the method."""
+    with start_server(texts.folder, "--grpc-server", "grpcio") as running, AttentionClient(running.grpc) as other:
+        assert other.tokenize("wordpiece", [PAIRS[0]]) == client.tokenize("wordpiece", [PAIRS[0]])

@@ -176,3 +176,15 @@ def test_dense_batches_of_the_open_inference_protocol(server, two):
     refusal = requests.post(f"{url}/infer", json=sent, timeout=HANG).json()["error"]
     assert "token_ids[1]" in refusal
     assert "is -7" in refusal
+
+
+def test_tokenize_by_either_tokenizer(server, two):
+    """A model that reads a memory by another tokenizer tokenizes by the one that is asked for."""
+    with AttentionClient(server.grpc) as client:
+        (text,) = client.tokenize("text-cross", [TWO["text"]])
+        (memory,) = client.tokenize("text-cross", [TWO["memory_text"]], memory=True)
+        assert (list(text.token_ids), list(memory.token_ids)) == (two["token_ids"], two["memory_token_ids"])
+        with pytest.raises(InvalidRequest, match="no pairs"):
+            client.tokenize("text-cross", [("ein", "und")], memory=True)
+        with pytest.raises(InvalidRequest, match="reads no text"):
+            client.tokenize("dot", ["a"])

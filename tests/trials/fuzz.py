@@ -111,21 +111,24 @@ def grpc_streams(subject: Subject, number: int, examples: int) -> Counter[str]:
 def http_attention(subject: Subject, number: int, examples: int) -> Counter[str]:
     door = HttpDoor(subject)
 
-    def send(example: tuple[bytes, bytes], rng: random.Random) -> None:
-        document, memory = example
+    def send(example: tuple[bytes, bytes, bytes], rng: random.Random) -> None:
+        document, memory, texts = example
         for i in range(DAMAGED + 1):
             model = rng.choice(hostile_json.MODELS)
-            path, body = (
-                (f"/v1/models/{model}:attend", document)
-                if rng.randrange(6)
-                else (f"/v1/models/{model}/memories", memory)
-            )
+            path, body = rng.choices(
+                [
+                    (f"/v1/models/{model}:attend", document),
+                    (f"/v1/models/{model}/memories", memory),
+                    (f"/v1/models/{model}:tokenize", texts),
+                ],
+                [4, 1, 1],
+            )[0]
             kind = "application/x-protobuf" if rng.randrange(20) == 0 else "application/json"
             accept = {"accept": "application/x-protobuf"} if rng.randrange(8) == 0 else {}
             door.send(quoted(path), hostile_json.damaged(body, rng) if i % 2 else body, {"content-type": kind} | accept)
 
     drawn(
-        st.tuples(hostile_json.documents(hostile_json.ATTEND), hostile_json.documents(hostile_json.MEMORY)),
+        st.tuples(*map(hostile_json.documents, (hostile_json.ATTEND, hostile_json.MEMORY, hostile_json.TOKENIZE))),
         number,
         examples,
         send,

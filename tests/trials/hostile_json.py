@@ -43,6 +43,9 @@ ATTEND: list[dict[str, Any]] = [
     {"query": QUERY, "mask": {"window": {"left": 1, "right": 0}, "allowed": [[True, False]], "bias": [[0.0, -1.5]]}},
     {"text": "I gave my cat Tater a toy", "outputs": ["weights", "predictions"], "token_offsets": True},
     {"text": "twenty one", "memory_text": "ein und zwanzig", "outputs": ["predictions"]},
+    {"text": "I gave my cat", "text_pair": "a toy", "truncate": "left"},
+    {"token_ids": [1, 2, 3], "outputs": ["weights"]},
+    {"token_ids": [1, 2], "memory_token_ids": [0, 3], "token_offsets": True},
     {"query": QUERY, "memory": "0123456789abcdef"},
     {"query": QUERY, "lengths": [1, 1], "mask": {"causal": "bottom_right"}},
     {"model": "dot", "version": 1, "query": QUERY},
@@ -50,7 +53,13 @@ ATTEND: list[dict[str, Any]] = [
 MEMORY: list[dict[str, Any]] = [
     {"key": QUERY, "ttl": 1.5},
     {"key": QUERY, "value": QUERY, "model": "dot", "version": 1},
-    {"memory_text": "ein und zwanzig"},
+    {"memory_text": "ein und zwanzig", "truncate": "right"},
+    {"memory_token_ids": [1, 2]},
+]
+TOKENIZE: list[dict[str, Any]] = [
+    {"text": "I gave my cat Tater a toy"},
+    {"inputs": [{"text": "twenty"}, {"text": "one", "text_pair": "two"}], "truncate": "right"},
+    {"inputs": [{"text": "ein und zwanzig"}], "memory": True},
 ]
 INFER: list[dict[str, Any]] = [
     {"inputs": [{"name": "query", "shape": [1, 2, 3], "datatype": "FP32", "data": QUERY}]},

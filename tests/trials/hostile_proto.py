@@ -87,6 +87,11 @@ VALID: dict[str, list[Message]] = {
         pb.AttendRequest(model="multi-head", inputs=[pb.Sequence(text="I gave my cat")], token_offsets=True),
         pb.AttendRequest(model="text-cross", inputs=[pb.Sequence(text="twenty", memory_text="ein")]),
         pb.AttendRequest(model="dot", inputs=[pb.Sequence(query=_tensor(np.ones((2, 1, 3))))]),
+        pb.AttendRequest(model="multi-head", inputs=[pb.Sequence(token_ids=[1, 2, 3], truncate=pb.TRUNCATE_RIGHT)]),
+    ],
+    "/attention.v1.AttentionService/Tokenize": [
+        pb.TokenizeRequest(model="multi-head", inputs=[pb.TokenizeInput(text="I gave my cat")]),
+        pb.TokenizeRequest(model="text-cross", inputs=[pb.TokenizeInput(text="ein", text_pair="und")], memory=True),
     ],
     "/attention.v1.AttentionService/CreateMemory": [pb.CreateMemoryRequest(model="dot", key=_tensor(ONES))],
     "/attention.v1.AttentionService/GetModel": [pb.GetModelRequest(model="dot", version=1)],

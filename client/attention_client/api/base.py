@@ -15,7 +15,7 @@ from attention_client.api.memories import MemoriesOfRequest
 from attention_client.errors import NotFound
 from attention_client.inputs import Item, Output
 from attention_client.memory import Memory
-from attention_client.result import AttendResult
+from attention_client.result import AttendResult, Tokenization
 from attention_client.streaming.state import StreamPlan
 from attention_client.wire import channel
 from attention_client.wire.call import Call, Flow, Method, RequestT, ResponseT, call_with_retries
@@ -25,8 +25,9 @@ from attention_client.wire.request import (
     output_specs,
     packed_request,
     serialize,
+    tokenize_request,
 )
-from attention_client.wire.response import read
+from attention_client.wire.response import read, read_tokens
 
 
 class BaseClient:
@@ -50,6 +51,7 @@ class BaseClient:
         )
         self._list_models: Method[pb.ListModelsRequest, pb.ListModelsResponse] = stub.ListModels
         self._get_model: Method[pb.GetModelRequest, pb.Model] = stub.GetModel
+        self._tokenize: Method[pb.TokenizeRequest, pb.TokenizeResponse] = stub.Tokenize
         self._create_memory: Method[pb.CreateMemoryRequest, pb.Memory] = stub.CreateMemory
         self._list_memories: Method[pb.ListMemoriesRequest, pb.ListMemoriesResponse] = stub.ListMemories
         self._delete_memory: Method[pb.DeleteMemoryRequest, pb.DeleteMemoryResponse] = stub.DeleteMemory
@@ -114,6 +116,18 @@ class BaseClient:
     ) -> Flow[Call, Memory]:
         request = create_memory_request(model, key, value, memory_text, memory_token_ids, truncate, version, ttl)
         return Memory((yield from self._call(self._create_memory, request, timeout)), request)
+
+    def _tokenize_flow(
+        self,
+        model: str,
+        texts: Iterable[str | tuple[str, str]],
+        truncate: Truncate,
+        memory: bool,
+        version: int,
+        timeout: float | None,
+    ) -> Flow[Call, list[Tokenization]]:
+        request = tokenize_request(model, texts, truncate, memory, version)
+        return read_tokens((yield from self._call(self._tokenize, request, timeout)))
 
     def _memories_flow(self, model: str, timeout: float | None) -> Flow[Call, list[Memory]]:
         response = yield from self._call(self._list_memories, pb.ListMemoriesRequest(model=model), timeout)

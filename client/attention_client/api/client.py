@@ -14,7 +14,7 @@ from attention_client.api.base import BaseClient
 from attention_client.errors import AttentionError
 from attention_client.inputs import Output, Sequence
 from attention_client.memory import Memory
-from attention_client.result import AttendResult
+from attention_client.result import AttendResult, Tokenization
 from attention_client.streaming.blocking import BlockingStream
 from attention_client.wire import channel
 from attention_client.wire.call import run, send
@@ -220,6 +220,35 @@ class AttentionClient(BaseClient):
         """
         source = (key, value, memory_text, memory_token_ids, truncate)
         flow = self._create_memory_flow(model, *source, version, ttl, timeout)
+        return run(flow, send)
+
+    def tokenize(
+        self,
+        model: str,
+        texts: Iterable[str | tuple[str, str]],
+        *,
+        truncate: Truncate = "none",
+        memory: bool = False,
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> list[Tokenization]:
+        """Return the tokens of texts, as a model reads them.
+
+        Args:
+            model: its name.
+            texts: each a text, or a pair of texts for a model that takes pairs.
+            truncate: `right` or `left`, the end at which tokens are dropped that are more than the model reads; `none`
+                has such a text refused.
+            memory: whether the texts are memory texts, which a model may read by another tokenizer.
+            version: of the model; 0 is its default.
+            timeout: seconds, in place of the client's.
+
+        Raises:
+            InvalidRequest: the model reads no such text; `field` names it.
+            NotFound: there is no such model or version.
+            AttentionError: as for `attend`.
+        """
+        flow = self._tokenize_flow(model, texts, truncate, memory, version, timeout)
         return run(flow, send)
 
     def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:

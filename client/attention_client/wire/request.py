@@ -130,6 +130,27 @@ def create_memory_request(
     return request
 
 
+def tokenize_request(
+    model: str, texts: Iterable[str | tuple[str, str]], truncate: Truncate, memory: bool, version: int
+) -> pb.TokenizeRequest:
+    """Build the request for the tokens of texts.
+
+    Raises:
+        InvalidRequest: a value has no form on the wire, or `texts` is a text and not a list.
+    """
+    if isinstance(texts, str):
+        raise InvalidRequest("must be a list; write [text]", field="texts")
+    request = pb.TokenizeRequest()
+    _write_scalars(request, model=model, version=version, memory=memory)
+    with _named_field("truncate"):
+        request.truncate = _choice(_TRUNCATE, truncate)
+    for i, each in enumerate(texts):
+        with _named_field(f"inputs[{i}]"):
+            text, pair = (each, None) if isinstance(each, str) else each
+            request.inputs.add(text=text, text_pair=pair)
+    return request
+
+
 def _packing_key(item: Item) -> "tuple[type[np.floating[Any]], int] | None":
     """Return the type and width of a bare array, by which adjacent ones are concatenated; else None."""
     array = _bare_array(item)

@@ -5,7 +5,17 @@ from collections.abc import Iterable
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_client.result import Alignment, AttendResult, Candidate, Link, OutputValue, Prediction, Span, TopK
+from attention_client.result import (
+    Alignment,
+    AttendResult,
+    Candidate,
+    Link,
+    OutputValue,
+    Prediction,
+    Span,
+    Tokenization,
+    TopK,
+)
 
 
 def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendResult]:
@@ -14,6 +24,21 @@ def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendR
     if len(request.inputs) != len(response.results):  # an input with `lengths` holds several sequences
         sequences = [each for each in sequences for _ in range(len(each.lengths) or 1)]
     return [_read(response, *each) for each in zip(sequences, response.results, strict=True)]
+
+
+def read_tokens(response: pb.TokenizeResponse) -> list[Tokenization]:
+    """Return the tokens of each text."""
+    return [
+        Tokenization(
+            token_ids=tuple(each.token_ids),
+            tokens=tuple(each.tokens),
+            token_offsets=tuple([Span(span.start, span.end) for span in each.token_offsets]),
+            token_types=tuple(each.token_types),
+            special=tuple(each.special),
+            truncated_tokens=each.truncated_tokens,
+        )
+        for each in response.results
+    ]
 
 
 def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result) -> AttendResult:

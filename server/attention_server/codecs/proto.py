@@ -112,9 +112,20 @@ def decode_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
         value=_tensor(message, "value", ""),
         memory_text=message.memory_text if message.HasField("memory_text") else None,
         memory_token_ids=np.array(message.memory_token_ids, np.int64) if message.memory_token_ids else None,
-        truncate=_truncate(message.truncate, ""),
+        truncate=decode_truncate(message.truncate, ""),
         ttl=ttl.seconds + ttl.nanos / 1e9 if message.HasField("ttl") else None,
     )
+
+
+def decode_truncate(value: int, path: str) -> Truncate:
+    """Decode the end at which a text is cut.
+
+    Raises:
+        InvalidRequest: there is no such truncation.
+    """
+    if value not in TRUNCATE:
+        raise InvalidRequest(f"there is no truncation {value}", field=join_path(path, "truncate"))
+    return TRUNCATE[value]
 
 
 def encode_memory(memory: Memory, seconds_left: float) -> pb.Memory:
@@ -143,7 +154,7 @@ def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence
         elif name in IDS:
             given[name] = np.array(value, np.int64)
         elif name == "truncate":
-            given[name] = _truncate(value, path)
+            given[name] = decode_truncate(value, path)
         elif name == "mask":
             given[name] = _mask(value, join_path(path, name))
         elif name == "lengths":
@@ -151,12 +162,6 @@ def _sequences(message: pb.Sequence, path: str, limits: Limits) -> list[Sequence
         else:
             given[name] = value
     return expand(Sequence(path, **given), lengths, limits)
-
-
-def _truncate(value: int, path: str) -> Truncate:
-    if value not in TRUNCATE:
-        raise InvalidRequest(f"there is no truncation {value}", field=join_path(path, "truncate"))
-    return TRUNCATE[value]
 
 
 def _tensor(message: pb.Mask | pb.CreateMemoryRequest, name: str, path: str) -> Array | None:

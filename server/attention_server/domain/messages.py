@@ -230,6 +230,7 @@ class Tokens:
         shown: each token as the text spells it.
         spans: the range of each token in the text, in a pair in its own one; empty for tokens that were sent as ids.
         truncated: the number of tokens that were dropped.
+        special: whether each token is one that the tokenizer put beside the text; empty for tokens sent as ids.
     """
 
     ids: NDArray[np.int64]
@@ -238,6 +239,7 @@ class Tokens:
     shown: tuple[str, ...]
     spans: tuple[Span, ...]
     truncated: int = 0
+    special: tuple[bool, ...] = ()
 
 
 class Candidate(NamedTuple):

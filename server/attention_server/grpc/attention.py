@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 
-from attention_server.codecs import proto
+from attention_server.codecs import proto, tokenization
 from attention_server.codecs.errors import encode_status
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
@@ -40,6 +40,16 @@ class AttentionServicer:
 
     async def AttendStream(self, stream: MessageStream, context: CallContext) -> None:
         await self._sessions.run(stream, self._stream_protocol, context)
+
+    async def Tokenize(self, message: pb.TokenizeRequest, context: CallContext) -> bytes:
+        service = self._service
+
+        def answer() -> bytes:
+            request = tokenization.decode_proto(message, service.limits)
+            return tokenization.encode_proto(service.tokenize(request, context))
+
+        takes_long = should_offload(context.record.request_bytes, len(message.inputs), text=True)
+        return await self._threads.run_if(takes_long, answer)
 
     def ListModels(self, message: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=self._service.models())

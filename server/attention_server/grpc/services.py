@@ -22,7 +22,7 @@ INFERENCE = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceServic
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-COMPUTING = frozenset({"Attend", "CreateMemory", "ModelInfer"})
+COMPUTING = frozenset({"Attend", "CreateMemory", "ModelInfer", "Tokenize"})
 
 
 class GrpcServices:

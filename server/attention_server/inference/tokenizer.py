@@ -113,6 +113,7 @@ class TextTokenizer:
             kept, dropped = positions.tolist(), len(encoding) - len(positions)
         self._check_length(len(kept), field, "; `truncate` cuts it")
         ids, tokens, types, spans = encoding.ids, encoding.tokens, encoding.type_ids, encoding.offsets
+        special = encoding.special_tokens_mask
         return Tokens(
             ids=np.array([ids[each] for each in kept], np.int64),
             types=np.array([types[each] for each in kept], np.int64),
@@ -120,6 +121,7 @@ class TextTokenizer:
             shown=tuple([self._shown(sent[texts[each] or 0][0], ids[each], *spans[each]) for each in kept]),
             spans=tuple([Span(*spans[each]) for each in kept]),
             truncated=dropped,
+            special=tuple([bool(special[each]) for each in kept]),
         )
 
     def take(self, ids: Array, field: str) -> Tokens:

@@ -152,7 +152,7 @@ class AttentionRoutes:
         self, model: str, version: int, call: CallContext, body: bytes
     ) -> "tuple[Future[Response], json.Encoding]":
         service, threads = self._service, self._exchange.threads
-        message = await threads.run_if(len(body) > INLINE_BYTES, lambda: _parse(pb.AttendRequest, body))
+        message = await threads.run_if(len(body) > INLINE_BYTES, lambda: parse_protobuf(pb.AttendRequest, body))
         message.model = url_or_body("model", model, message.model)
         message.version = url_or_body("version", version, message.version)
         if should_offload(len(body), len(message.inputs)):
@@ -178,7 +178,12 @@ def sends_protobuf(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == PROTOBUF
 
 
-def _parse(kind: type[M], body: bytes) -> M:
+def parse_protobuf(kind: type[M], body: bytes) -> M:
+    """Parse the message in a body.
+
+    Raises:
+        InvalidRequest: the body is none.
+    """
     try:
         return kind.FromString(body)
     except DecodeError as error:
@@ -186,7 +191,7 @@ def _parse(kind: type[M], body: bytes) -> M:
 
 
 def _memory_request_of_protobuf(body: bytes, model: str) -> MemoryRequest:
-    message = _parse(pb.CreateMemoryRequest, body)
+    message = parse_protobuf(pb.CreateMemoryRequest, body)
     message.model = url_or_body("model", model, message.model)
     return proto.decode_memory_request(message)
 

@@ -34,6 +34,7 @@ from attention_server.rest.middleware import ObservingMiddleware
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.openai import EmbeddingsRoutes
 from attention_server.rest.page import page_routes
+from attention_server.rest.tokenization import TokenizationRoutes
 from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.transport.sockets import listen, max_connections
 from attention_server.transport.threads import Threads
@@ -167,6 +168,7 @@ class RestServer:
         application = Starlette(
             routes=[
                 *attention.routes(),
+                *TokenizationRoutes(service, exchange).routes(),
                 *EmbeddingsRoutes(service, exchange).routes(),
                 *inference.routes(),
                 *inference.refusals(),

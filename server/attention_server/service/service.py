@@ -10,6 +10,7 @@ from attention_proto.masks import Mask
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import EmbeddingsRequest, IndexEntry, MemoryRequest, Request, Response, Sequence
+from attention_server.domain.tokenization import Tokenization, TokenizeRequest
 from attention_server.errors import InvalidRequest, NotFound, Unavailable
 from attention_server.inference.contexts import Memory, MemoryState, MemoryStore
 from attention_server.inference.input_profile import InputProfile
@@ -25,6 +26,7 @@ from attention_server.scheduling.scheduler import Scheduler, SchedulerState
 from attention_server.service.attend_job import AttendJob
 from attention_server.service.embeddings import EmbeddingsJob, attention_request
 from attention_server.service.memory_job import MemoryJob
+from attention_server.service.tokenization import tokenize
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
 
@@ -117,6 +119,20 @@ class Service:
             None,
             call,
         )
+
+    def tokenize(self, request: TokenizeRequest, call: CallContext) -> Tokenization:
+        """Return the tokens of texts. It is computed in this thread: a long text takes long.
+
+        Raises:
+            PermissionDenied: the caller lacks the right to attend.
+            NotFound: there is no such model or version.
+            AttentionServiceError: as `service.tokenization.tokenize`.
+        """
+        call.require("attend")
+        call.raise_if_ended()
+        with self._repository.lease(request.model, request.version) as model:
+            call.record.set_target(model.name, model.version)
+            return tokenize(request, model, self.limits, call)
 
     def submit_memory(self, request: MemoryRequest, call: CallContext) -> "Future[Memory]":
         """Validate a request to keep a memory and submit its job; return the future of the memory.

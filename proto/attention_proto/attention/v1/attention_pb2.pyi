@@ -987,6 +987,158 @@ class AttendStreamResponse(_message.Message):
 Global___AttendStreamResponse: _TypeAlias = AttendStreamResponse  # noqa: Y015
 
 @_typing.final
+class TokenizeRequest(_message.Message):
+    """A request for the tokens of texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name."""
+    version: _builtins.int
+    """The version; 0 is the default version."""
+    truncate: Global___Truncate.ValueType
+    """Where tokens of a text are dropped that are more than the model reads; such a text is refused when unspecified."""
+    memory: _builtins.bool
+    """Whether the texts are memory texts, which a model may read by another tokenizer."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenizeInput]:
+        """The texts."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        inputs: _abc.Iterable[Global___TokenizeInput] | None = ...,
+        truncate: Global___Truncate.ValueType = ...,
+        memory: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "memory", b"memory", "model", b"model", "truncate", b"truncate", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015
+
+@_typing.final
+class TokenizeInput(_message.Message):
+    """One text, or a pair of texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TEXT_PAIR_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text, or the first one of a pair."""
+    text_pair: _builtins.str
+    """The second text of a pair, for a model that takes pairs."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        text_pair: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair", "text_pair", b"text_pair"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair", "text", b"text", "text_pair", b"text_pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__text_pair: _TypeAlias = _typing.Literal["text_pair"]  # noqa: Y015
+    _WhichOneofArgType__text_pair: _TypeAlias = _typing.Literal["_text_pair", b"_text_pair"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_pair) -> _WhichOneofReturnType__text_pair | None: ...
+
+Global___TokenizeInput: _TypeAlias = TokenizeInput  # noqa: Y015
+
+@_typing.final
+class TokenizeResponse(_message.Message):
+    """The answer to TokenizeRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The name of the model."""
+    version: _builtins.int
+    """The version of the model."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tokenization]:
+        """The tokens of each text, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        results: _abc.Iterable[Global___Tokenization] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeResponse: _TypeAlias = TokenizeResponse  # noqa: Y015
+
+@_typing.final
+class Tokenization(_message.Message):
+    """The tokens of one text or pair, as the model reads them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_OFFSETS_FIELD_NUMBER: _builtins.int
+    TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    SPECIAL_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    truncated_tokens: _builtins.int
+    """The number of tokens that were dropped (`truncate`)."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The id of each token; the same numbers are taken as `token_ids` of a sequence."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each token as it stands in the text; a token without characters there, such as a special one, by its name."""
+
+    @_builtins.property
+    def token_offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """The position of each token in its text."""
+
+    @_builtins.property
+    def token_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The type of each token: its text's place in a pair, as the tokenizer counts it."""
+
+    @_builtins.property
+    def special(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Whether each token is one that the tokenizer put beside the text."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
+        token_offsets: _abc.Iterable[Global___Span] | None = ...,
+        token_types: _abc.Iterable[_builtins.int] | None = ...,
+        special: _abc.Iterable[_builtins.bool] | None = ...,
+        truncated_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["special", b"special", "token_ids", b"token_ids", "token_offsets", b"token_offsets", "token_types", b"token_types", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tokenization: _TypeAlias = Tokenization  # noqa: Y015
+
+@_typing.final
 class ListModelsRequest(_message.Message):
     """A request for all models."""
 

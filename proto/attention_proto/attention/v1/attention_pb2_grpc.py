@@ -45,6 +45,11 @@ class AttentionServiceStub:
                 request_serializer=attention_dot_v1_dot_attention__pb2.AttendStreamRequest.SerializeToString,
                 response_deserializer=attention_dot_v1_dot_attention__pb2.AttendStreamResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/attention.v1.AttentionService/Tokenize',
+                request_serializer=attention_dot_v1_dot_attention__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=attention_dot_v1_dot_attention__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/attention.v1.AttentionService/ListModels',
                 request_serializer=attention_dot_v1_dot_attention__pb2.ListModelsRequest.SerializeToString,
@@ -95,6 +100,13 @@ class AttentionServiceServicer:
 
     def AttendStream(self, request_iterator, context):
         """Sends many Attend requests over one stream. An answer has the id of its request; answers may come in any order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Returns the tokens of texts, as the model reads them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +166,11 @@ def add_AttentionServiceServicer_to_server(servicer, server):
                     servicer.AttendStream,
                     request_deserializer=attention_dot_v1_dot_attention__pb2.AttendStreamRequest.FromString,
                     response_serializer=attention_dot_v1_dot_attention__pb2.AttendStreamResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=attention_dot_v1_dot_attention__pb2.TokenizeRequest.FromString,
+                    response_serializer=attention_dot_v1_dot_attention__pb2.TokenizeResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -241,6 +258,33 @@ class AttentionService:
             '/attention.v1.AttentionService/AttendStream',
             attention_dot_v1_dot_attention__pb2.AttendStreamRequest.SerializeToString,
             attention_dot_v1_dot_attention__pb2.AttendStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/attention.v1.AttentionService/Tokenize',
+            attention_dot_v1_dot_attention__pb2.TokenizeRequest.SerializeToString,
+            attention_dot_v1_dot_attention__pb2.TokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,54 @@
+"""Requests for the tokens of texts, and their answers."""
+
+from typing import NamedTuple
+
+from attention_proto.text import Truncate
+
+from attention_server.domain.messages import Tokens
+
+TOKEN_BYTES = 256  # of a token in memory: its numbers, its text and its place
+
+
+class TokenizeInput(NamedTuple):
+    """One text, or a pair of texts.
+
+    Attributes:
+        text: the text, or the first one of a pair.
+        text_pair: the second text of a pair; None for one text.
+        path: path in the request, for errors: `inputs[0]`, or empty for a request's own fields.
+    """
+
+    text: str
+    text_pair: str | None = None
+    path: str = ""
+
+
+class TokenizeRequest(NamedTuple):
+    """Texts to tokenize.
+
+    Attributes:
+        model: name of the model.
+        version: version of the model; 0 for the default.
+        inputs: the texts.
+        truncate: where tokens are dropped that are more than the model reads.
+        memory: whether the model's tokenizer of memory texts reads them.
+    """
+
+    model: str
+    version: int = 0
+    inputs: tuple[TokenizeInput, ...] = ()
+    truncate: Truncate = "none"
+    memory: bool = False
+
+
+class Tokenization(NamedTuple):
+    """The tokens of each text, in order."""
+
+    model: str
+    version: int
+    results: tuple[Tokens, ...]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all tokens in memory."""
+        return TOKEN_BYTES * sum([len(tokens.ids) for tokens in self.results])
