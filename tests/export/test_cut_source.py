@@ -12,7 +12,7 @@ import transformers
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.pooling import read_pooling
 from attention_export.importing.transformer.source import load_source
-from export.tiny_models import save_model
+from export.tiny_checkpoints import save_model
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -36,7 +36,7 @@ def assert_equal_values(folder: Path, expected: transformers.PreTrainedModel) ->
 
 def test_values_are_read_by_the_names_of_the_model(tmp_path: Path) -> None:
     """Each parameter is read from safetensors, one file or shards, or from a PyTorch file."""
-    model = save_model(tmp_path / "one", "Bert")
+    model = save_model(tmp_path / "one", "bert")
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     model.config.save_pretrained(tmp_path / "pickled")
@@ -48,7 +48,7 @@ def test_values_are_read_by_the_names_of_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_values_of_other_precisions_become_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     """Values of half or double precision are given as float32."""
-    model = save_model(tmp_path, "Bert").to(dtype)
+    model = save_model(tmp_path, "bert").to(dtype)
     model.save_pretrained(tmp_path)
     value = load_source(tmp_path).value("pooler.dense.weight")
     assert value.dtype == torch.float32
@@ -57,7 +57,7 @@ def test_values_of_other_precisions_become_float32(dtype: torch.dtype, tmp_path:
 
 def test_old_names_and_prefixes_are_those_of_transformers(tmp_path: Path) -> None:
     """`bert.` before names, and gamma and beta in place of weight and bias, are understood."""
-    model = save_model(tmp_path, "Bert")
+    model = save_model(tmp_path, "bert")
 
     def old(tensors: Tensors) -> Tensors:
         renamed = {}
@@ -72,14 +72,14 @@ def test_old_names_and_prefixes_are_those_of_transformers(tmp_path: Path) -> Non
 
 def test_a_converted_value_is_read(tmp_path: Path) -> None:
     """A matrix that a file holds packed with two more is read alone."""
-    model = save_model(tmp_path, "NomicBert")
+    model = save_model(tmp_path, "nomic_bert")
     assert any("Wqkv" in name for name in load_file(tmp_path / "model.safetensors"))
     assert_equal_values(tmp_path, model)
 
 
 def test_the_task_is_that_of_the_class_in_the_config(tmp_path: Path) -> None:
     """The task is read from `architectures`; a head that is left out is named."""
-    save_model(tmp_path, "Bert", "ForMaskedLM")
+    save_model(tmp_path, "bert", task="ForMaskedLM")
     assert load_source(tmp_path).task == "masked-lm"
     (note,) = load_source(tmp_path, "base").notes
     assert "cls.predictions" in note
@@ -87,7 +87,7 @@ def test_the_task_is_that_of_the_class_in_the_config(tmp_path: Path) -> None:
 
 def test_a_missing_value_is_refused_where_it_is_read(tmp_path: Path) -> None:
     """A head that the checkpoint lacks is never drawn at random."""
-    save_model(tmp_path, "Bert", "ForMaskedLM")
+    save_model(tmp_path, "bert", task="ForMaskedLM")
     source = load_source(tmp_path, "sequence-classification")
     with pytest.raises(ImportFailure, match=r"no classifier\.weight.*would be random"):
         source.value("classifier.weight")
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_refusals_name_the_field(case: str, tmp_path: Path) -> None:
     """A config that is not imported is refused, with the field that is in the way."""
     fields, words = REFUSED[case]
-    save_model(tmp_path, "Bert")
+    save_model(tmp_path, "bert")
     change_config(tmp_path, **fields)
     with pytest.raises(ImportFailure, match=words):
         load_source(tmp_path)
@@ -114,7 +114,7 @@ def test_refusals_name_the_field(case: str, tmp_path: Path) -> None:
 
 def test_a_tensor_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     """A tensor left over inside a layer means another computation; one outside the model is a note."""
-    save_model(tmp_path, "Bert")
+    save_model(tmp_path, "bert")
     change_tensors(tmp_path, lambda tensors: tensors | {"encoder.layer.0.attention.self.slope": torch.ones(4)})
     with pytest.raises(ImportFailure, match=r"slope is in the checkpoint and not in BertModel"):
         load_source(tmp_path)

@@ -8,16 +8,15 @@ import torch
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.values import ValuesOnUse, without_values
 from attention_export.importing.transformer.version import VersionFolder
-from export.tiny_models import config_of
+from export.tiny_checkpoints import tiny_model
 from torch import Tensor
-from transformers import BertForMaskedLM
 
 TOKENS = torch.arange(3, 17).unsqueeze(0)
 
 
 def test_a_value_is_dropped_behind_its_operation() -> None:
     """A model of any number of layers gives the same bits, and no more than two values are in memory at a time."""
-    model = BertForMaskedLM(config_of("Bert", num_hidden_layers=5)()).eval().double()
+    model = tiny_model("bert", task="ForMaskedLM", num_hidden_layers=5).double()
     alive: list[weakref.ref[Tensor]] = []
     most = 0
 
@@ -39,7 +38,7 @@ def test_a_value_is_dropped_behind_its_operation() -> None:
 
 def test_a_parameter_that_is_read_beside_the_operations_is_found() -> None:
     """Without its values a model computes NaN, which no comparison lets pass."""
-    empty = without_values(BertForMaskedLM(config_of("Bert")()).eval(), torch.float32)
+    empty = without_values(tiny_model("bert", task="ForMaskedLM"), torch.float32)
     with torch.no_grad():
         assert empty(input_ids=TOKENS).logits.isnan().all()
 

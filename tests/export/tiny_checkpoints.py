@@ -208,6 +208,13 @@ def tiny_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
     return widened(factory.from_config(config, attn_implementation="eager").eval())
 
 
+def save_model(folder: Path, kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
+    """Write a tiny model as a checkpoint without a tokenizer; return it. The arguments are those of `tiny_model`."""
+    model = tiny_model(kind, task=task, **fields)
+    model.save_pretrained(folder)
+    return model
+
+
 def random_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
     """Return a small random model with a config's own initialisation."""
     factory = getattr(transformers, f"AutoModel{task}")
