@@ -49,7 +49,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttentionClient
 
 
 def eager(model: PreTrainedModel, source: str, target: str) -> dict[str, NDArray]:
-    """Return the weights of every site and the last hidden state of both sides."""
+    """Return the weights of every site, the last hidden state of both sides and, of a head, the logits."""
     start = ENCODER_DECODERS[model.config.model_type]["decoder_start_token_id"]
     tokens = [start, *word_tokenizer().encode(target, add_special_tokens=False)]
     given = {"input_ids": [word_tokenizer().encode(source)], "decoder_input_ids": [tokens]}
@@ -67,14 +67,16 @@ def eager(model: PreTrainedModel, source: str, target: str) -> dict[str, NDArray
         for layer, each in enumerate(result[key])
     }
     found["hidden@encoder.1"] = result.encoder_last_hidden_state[0].numpy()
+    found |= {"logits": result.logits[0].numpy()} if "logits" in result else {}
     return found | {"hidden@decoder.1": result.decoder_hidden_states[-1][0].numpy()}
 
 
 @pytest.mark.parametrize("kind", SHORT)
 def test_every_site_and_both_hidden_states_are_those_of_eager(kind: str, client: AttentionClient) -> None:
-    """Over gRPC, weights of encoder, decoder and cross sites and the hidden states of both sides equal the source's."""
+    """Over gRPC, weights of all sites, hidden states of both sides, and logits of a head, equal the source's."""
     model = model_of(kind)
     outputs = [OutputSpec("weights", layers=["*"]), OutputSpec("hidden", layers=["encoder.1", "decoder.1"])]
+    outputs += [OutputSpec("logits")] if kind == HEADED else []
     for source, target in TEXTS:
         answer = client.attend(kind, text=target, memory_text=source, outputs=outputs)
         expected = eager(model, source, target)
