@@ -53,7 +53,7 @@ class LoadedChain:
         """Compute the stages of the sites of a walk.
 
         Args:
-            tensors: what the chain begins with; receives what segments and sites give.
+            tensors: the inputs of the chain; receives the results of segments and sites.
             walk: the segments and sites that run.
             run: the computation that this is a part of.
             added: the request's mask, added to the scores of sites with T queries and S keys, [1 or H, T, S]; None for

@@ -33,7 +33,7 @@ class EncoderDecoder:
     target: LoadedChain
 
     def stages(self, batch: Sequence[PreparedInput], plan: Plan, run: Run, rows: Rows | None) -> list[Stages]:
-        """Compute the stages wanted, of the source's sites first; a chain of which nothing is wanted does not run.
+        """Compute the stages wanted, of the source's sites first; a chain without a wanted stage does not run.
 
         Args:
             batch: sequences of one kind.
@@ -77,7 +77,7 @@ class EncoderDecoder:
 
     @cached_property
     def _memory_names(self) -> Names:
-        """The names of what a source gives to the cross sites."""
+        """The names of the tensors that the source gives to the cross sites."""
         return frozenset(name for layer in self.target.layers for name in layer.kept or ())
 
     def _source_inputs(self, batch: Sequence[PreparedInput], run: Run) -> Tensors:
@@ -93,7 +93,7 @@ class EncoderDecoder:
     def _inputs(
         self, chain: LoadedChain, front: str, texts: Sequence[Tokens | None], vectors: Vectors | None, run: Run
     ) -> Tensors:
-        """Return what a chain begins with: the vectors of texts, or those given, and their positions."""
+        """Return the inputs of a chain: the vectors of texts, or those given, and their positions."""
         tensors: Tensors = {"query": self.fronts.run(front, texts, run)["query"] if vectors is None else vectors}
         if not chain.reads.isdisjoint((POSITIONS, TYPES)):
             count, length = tensors["query"].shape[:2]

@@ -1,4 +1,4 @@
-"""The fronts of a model: what becomes of tokens before the first segment."""
+"""The fronts of a model: from tokens to the vectors that the first segment takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
