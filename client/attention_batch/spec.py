@@ -23,6 +23,7 @@ from attention_batch.errors import Refused
 Dims = tuple[int | None, ...]  # None where it differs from row to row
 
 TOKENS = ("tokens", "memory_tokens")
+TRUNCATED = ("truncated_tokens", "memory_truncated_tokens")
 OPTIONS = {"name", "alias", *OUTPUT_OPTIONS}
 
 
@@ -32,24 +33,24 @@ class Column:
 
     Attributes:
         name: in the file and in the server's answer.
-        kind: `tensor`, `top_k`, `alignment`, `predictions` or `tokens`.
+        kind: `tensor`, `top_k`, `alignment`, `predictions`, `tokens` or `count`.
         dims: of the tensor in a row; None for an axis that differs from row to row.
         dtype: of the tensor's numbers.
         has_top: whether predictions have their most probable labels.
     """
 
     name: str
-    kind: Literal["tensor", "top_k", "alignment", "predictions", "tokens"]
+    kind: Literal["tensor", "top_k", "alignment", "predictions", "tokens", "count"]
     dims: Dims = ()
     dtype: "np.dtype[Any]" = np.dtype(np.float32)  # noqa: RUF009 # a dtype never changes
     has_top: bool = False
 
     def take(self, result: AttendResult) -> Any:
-        """Return this column's part of an answer: an array, a `TopK`, predictions, tokens, or links as text."""
+        """Return this column's part of an answer: an array, a `TopK`, predictions, tokens, a count, links as text."""
         if self.kind == "predictions":
             return result.predictions
-        if self.kind == "tokens":
-            return result.tokens if self.name == "tokens" else result.memory_tokens
+        if self.kind in ("tokens", "count"):
+            return getattr(result, self.name)
         if self.kind == "alignment":
             return result[self.name].pharaoh
         return result[self.name]
@@ -118,10 +119,10 @@ def resolve(specs: Iterable[Mapping[str, Any]], manifest: pb.Manifest, *, reads_
     columns: list[Column] = []
     for spec in chosen:
         name = str(spec["name"])
-        if name in TOKENS:
+        if name in TOKENS + TRUNCATED:
             if not reads_text:
                 raise Refused(f"--outputs: rows of vectors have no {name}")
-            columns.append(Column(name, "tokens"))
+            columns.append(Column(name, "tokens" if name in TOKENS else "count"))
         elif name == PREDICTIONS:
             wire.append(_output_spec(spec))
             columns.append(Column(PREDICTIONS, "predictions", has_top=bool(wire[-1].top)))
@@ -133,7 +134,7 @@ def resolve(specs: Iterable[Mapping[str, Any]], manifest: pb.Manifest, *, reads_
     for name in names:
         if names.count(name) > 1 or name == "id":
             raise Refused(f'--outputs: the name {name!r} is taken; give this output another "as"')
-    if not any(column.kind != "tokens" for column in columns):
+    if all(column.kind in ("tokens", "count") for column in columns):
         raise Refused("--outputs: tokens alone need no scoring; ask for an output besides")
     return Outputs(tuple(wire), tuple(columns))
 

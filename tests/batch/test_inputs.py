@@ -193,7 +193,11 @@ def test_streams(job, tmp_path):
 @pytest.mark.parametrize(
     ("table", "options", "said"),
     [
-        ({"sentence": ["a"]}, {}, "neither text nor query (of sentence); say which column to read: --column text="),
+        (
+            {"sentence": ["a"]},
+            {},
+            "neither text nor query nor token_ids (of sentence); say which column to read: --column text=",
+        ),
         ({"text": ["a"], "query": [[[1.0]]]}, {}, "both text and query"),
         ({"text": [1]}, {}, "column 'text' holds int64; text must be strings"),
         ({"query": [[1.0]]}, {}, "column 'query' holds list<"),

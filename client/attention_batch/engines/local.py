@@ -92,7 +92,11 @@ def _sequence(row: Sequence, path: str) -> domain.Sequence:
         key=row.key,  # type: ignore[arg-type]
         value=row.value,  # type: ignore[arg-type]
         text=row.text,
+        text_pair=row.text_pair,
         memory_text=row.memory_text,
+        token_ids=row.token_ids,  # type: ignore[arg-type]
+        memory_token_ids=row.memory_token_ids,  # type: ignore[arg-type]
+        truncate=row.truncate,
         mask=domain.NO_MASK if row.causal == "none" else Mask(causal=row.causal),
     )
 
@@ -104,6 +108,8 @@ def _result(response: domain.Response, result: domain.Result) -> AttendResult:
         outputs={name: _output(value) for name, value in result.outputs.items()},
         tokens=tuple(result.tokens.shown) if result.tokens else (),
         memory_tokens=tuple(result.memory_tokens.shown) if result.memory_tokens else (),
+        truncated_tokens=result.tokens.truncated if result.tokens else 0,
+        memory_truncated_tokens=result.memory_tokens.truncated if result.memory_tokens else 0,
         predictions=tuple([_prediction(each) for each in result.predictions or ()]),
     )
 

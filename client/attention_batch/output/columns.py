@@ -36,6 +36,8 @@ def column_array(column: Column, values: Sequence[Any]) -> pa.Array:
     match column.kind:
         case "tokens":
             return pa.array([list(each) for each in values], pa.list_(pa.string()))
+        case "count":
+            return pa.array(values, pa.int32())
         case "predictions":
             rows = [[_prediction(prediction) for prediction in each] for each in values]
             return pa.array(rows, _column_type(column))
@@ -71,6 +73,8 @@ def _column_type(column: Column) -> pa.DataType:
     match column.kind:
         case "tokens":
             return pa.list_(pa.string())
+        case "count":
+            return pa.int32()
         case "alignment":
             return pa.string()
         case "predictions":

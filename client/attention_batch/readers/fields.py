@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 from attention_client import Sequence
 from attention_proto.masks import Causal
+from attention_proto.text import TRUNCATES
+from numpy.typing import NDArray
 
 from attention_batch.errors import Refused
-from attention_batch.readers.rows import FIELDS, TEXTS, VECTORS, FailedRow, Row
+from attention_batch.readers.rows import FIELDS, IDS, OPTIONAL, SOURCES, TEXTS, VECTORS, FailedRow, Row
 from attention_batch.readers.strings import NotUtf8, values
-from attention_batch.readers.vectors import is_vectors, vectors
+from attention_batch.readers.vectors import is_integers, is_vectors, vectors
 
 LARGEST_INT = 2**63 - 1
 
@@ -33,8 +35,8 @@ class Fields:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the rows are texts."""
-        return "text" in self.columns
+        """Whether the rows are texts, or ids of tokens."""
+        return "text" in self.columns or "token_ids" in self.columns
 
     def of_batch(self, batch: pa.RecordBatch, file: str, first: int, before: int) -> Iterator[Row | FailedRow]:
         """Yield the rows of an Arrow batch.
@@ -81,19 +83,17 @@ class Fields:
     def _row(self, file: str, row: int, id_: Any, parts: Mapping[str, Any]) -> Row | FailedRow:
         if isinstance(id_, NotUtf8):
             return FailedRow(file, row, None, "id", id_.reason)
+        given: dict[str, Any] = {}
         size = 0
         for field, value in parts.items():
-            if value is None:
-                return FailedRow(file, row, id_, field, "is null; every row needs it")
-            if field in TEXTS:
-                if isinstance(value, NotUtf8):
-                    return FailedRow(file, row, id_, field, value.reason)
-                size += len(value)
-            elif value.ndim > 1:
-                size += value.nbytes
-            else:
-                return FailedRow(file, row, id_, field, "has vectors of several widths, or a null in place of one")
-        return Row(file, row, id_, Sequence(**parts, causal=self.causal), size)
+            if value is None and field in OPTIONAL:
+                continue
+            try:
+                given[field], own_size = _checked(field, value)
+            except ValueError as error:
+                return FailedRow(file, row, id_, field, str(error))
+            size += own_size
+        return Row(file, row, id_, Sequence(**given, causal=self.causal), size)
 
     def _id_fault(self, id_: Any) -> str | None:
         if self.id_type == pa.int64():
@@ -111,18 +111,19 @@ def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str
         where: the input's name, for errors.
 
     Raises:
-        Refused: a chosen column does not exist, or the input has not exactly one of text and query.
+        Refused: a chosen column does not exist, or the input has not exactly one of text, query and token_ids.
     """
     for field, column in chosen.items():
         if field not in FIELDS:
             raise Refused(f"--column: there is no field {field!r}; there are {', '.join(FIELDS)}")
         if column not in names:
             raise Refused(f"--column {field}={column}: {where} has no such column; it has {', '.join(names)}")
-    source = {"text", "query"} & chosen.keys()
-    # An input may have text and query; a chosen one of the two then excludes all columns that were not chosen.
+    source = set(SOURCES) & chosen.keys()
+    # An input may have several sources; a chosen one then excludes all columns that were not chosen.
     columns = {field: field for field in FIELDS if field in names and (not source or field == "id")} | dict(chosen)
-    if ("text" in columns) == ("query" in columns):
-        have = "both text and query" if "text" in columns else "neither text nor query"
+    found = [field for field in SOURCES if field in columns]
+    if len(found) != 1:
+        have = f"both {' and '.join(found)}" if found else "neither text nor query nor token_ids"
         raise Refused(f"{where} has {have} (of {', '.join(names)}); say which column to read: --column text=COLUMN")
     return {field: columns[field] for field in FIELDS if field in columns}
 
@@ -139,10 +140,36 @@ def check_types(schema: pa.Schema, columns: Mapping[str, str], where: str) -> No
             raise Refused(f"{where}: column {column!r} holds {kind}; an id is one value")
         if field in TEXTS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise Refused(f"{where}: column {column!r} holds {kind}; {field} must be strings")
+        if field in IDS and not is_integers(kind):
+            raise Refused(f"{where}: column {column!r} holds {kind}; {field} must be lists of integers")
         if field in VECTORS and not is_vectors(kind):
             raise Refused(
                 f"{where}: column {column!r} holds {kind}; {field} must be lists of vectors, or tensors [T, D]"
             )
+
+
+def _checked(field: str, value: Any) -> tuple[Any, int]:
+    """Return the value of a field, as a sequence has it, and its size.
+
+    Raises:
+        ValueError: there is none, or none that a sequence can have.
+    """
+    if value is None:
+        raise ValueError("is null; every row needs it")
+    if isinstance(value, NotUtf8):
+        raise ValueError(value.reason)  # noqa: TRY004 # of the content, not of the type
+    if field in TEXTS:
+        if field == "truncate" and value not in TRUNCATES:
+            raise ValueError(f"must be one of {', '.join(TRUNCATES)}, not {value[:64]!r}")
+        return value, len(value)
+    if field in IDS:
+        ids = np.array(value)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ValueError("must be a list of integers, at least one")
+        return ids, ids.nbytes
+    if value.ndim < 2:
+        raise ValueError("has vectors of several widths, or a null in place of one")
+    return value, value.nbytes
 
 
 def _json_value(field: str, value: Any) -> Any:
@@ -152,6 +179,14 @@ def _json_value(field: str, value: Any) -> Any:
         if not isinstance(value, str):
             raise TypeError(f"must be a string, not {type(value).__name__}")
         return value
+    if field in IDS and isinstance(value, list) and all(type(each) is int for each in value):
+        return value
+    if field in IDS:
+        raise TypeError("must be a list of integers")
+    return _json_vectors(value)
+
+
+def _json_vectors(value: Any) -> NDArray[Any]:
     if not isinstance(value, list):
         raise TypeError(f"must be a list of vectors, not {type(value).__name__}")
     if not value:

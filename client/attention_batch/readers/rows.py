@@ -5,9 +5,12 @@ from typing import Any
 
 from attention_client import Sequence
 
-FIELDS = ("id", "text", "query", "key", "value", "memory_text")
+SOURCES = ("text", "query", "token_ids")  # of which a row has one
 VECTORS = ("query", "key", "value")
-TEXTS = ("text", "memory_text")
+TEXTS = ("text", "text_pair", "memory_text", "truncate")
+IDS = ("token_ids", "memory_token_ids")
+OPTIONAL = ("text_pair", "truncate")  # a row may have a null in place of them
+FIELDS = ("id", *TEXTS, *VECTORS, *IDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,11 @@ def is_vectors(kind: pa.DataType) -> bool:
     return _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type)
 
 
+def is_integers(kind: pa.DataType) -> bool:
+    """Return whether a column of this type can hold lists of integers."""
+    return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+
+
 def vectors(column: pa.Array) -> list[Array | None]:
     """View each row of a column as an array [T, D]; None where it is null.
 
