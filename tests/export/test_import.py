@@ -252,20 +252,25 @@ def test_the_openai_package_reads_errors(server: Server) -> None:
 
 
 def test_the_openai_package_shows_its_key(repository: Path, tmp_path: Path) -> None:
-    """The key is a bearer token: a wrong one is refused, a right one is counted by the metrics as any request."""
+    """The key is a bearer token: a wrong one is refused, a limited one waits, a right one is counted by the metrics."""
     tokens = tmp_path / "tokens.toml"
-    tokens.write_text(f'[me]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\nrights = ["attend"]\n')
+    digests = {key: hashlib.sha256(key.encode()).hexdigest() for key in ("secret", "seldom")}
+    lines = [f'[{key}]\nsha256 = "{digest}"\nrights = ["attend"]\n' for key, digest in digests.items()]
+    tokens.write_text("".join(lines) + "requests_per_second = 0.0001\n")
     request = {"model": "minilm", "input": FEW}
     with start_server(repository, "--tokens", tokens) as guarded:
         (refused,) = embed(guarded, request, key="guess")
         assert (refused["class"], refused["code"]) == ("AuthenticationError", "invalid_api_key")
+        _, refused = embed(guarded, request, request, key="seldom")
+        told = (refused["class"], refused["status"], refused["type"], refused["code"])
+        assert told == ("RateLimitError", 429, "rate_limit_error", "rate_limit_exceeded")
         (answer,) = embed(guarded, request, key="secret")
         assert len(answer["data"]) == len(FEW)
         asked = urllib.request.Request(f"{guarded.url}/metrics", headers={"Authorization": "Bearer secret"})
         with urllib.request.urlopen(asked) as metrics:
             counted = re.findall(r"attention_requests_total\{(.*CreateEmbeddings.*)\} (.+)", metrics.read().decode())
         assert {code: number for labels, number in counted for code in re.findall('code="(.+?)"', labels)} == {
-            "OK": "1.0"
+            "OK": "2.0"
         }
 
 

@@ -111,8 +111,8 @@ def grpc_streams(subject: Subject, number: int, examples: int) -> Counter[str]:
 def http_attention(subject: Subject, number: int, examples: int) -> Counter[str]:
     door = HttpDoor(subject)
 
-    def send(example: tuple[bytes, bytes, bytes], rng: random.Random) -> None:
-        document, memory, texts = example
+    def send(example: tuple[bytes, ...], rng: random.Random) -> None:
+        document, memory, texts, embeddings = example
         for i in range(DAMAGED + 1):
             model = rng.choice(hostile_json.MODELS)
             path, body = rng.choices(
@@ -120,15 +120,17 @@ def http_attention(subject: Subject, number: int, examples: int) -> Counter[str]
                     (f"/v1/models/{model}:attend", document),
                     (f"/v1/models/{model}/memories", memory),
                     (f"/v1/models/{model}:tokenize", texts),
+                    ("/v1/embeddings", embeddings),
                 ],
-                [4, 1, 1],
+                [4, 1, 1, 1],
             )[0]
             kind = "application/x-protobuf" if rng.randrange(20) == 0 else "application/json"
             accept = {"accept": "application/x-protobuf"} if rng.randrange(8) == 0 else {}
             door.send(quoted(path), hostile_json.damaged(body, rng) if i % 2 else body, {"content-type": kind} | accept)
 
+    kinds = (hostile_json.ATTEND, hostile_json.MEMORY, hostile_json.TOKENIZE, hostile_json.EMBEDDINGS)
     drawn(
-        st.tuples(*map(hostile_json.documents, (hostile_json.ATTEND, hostile_json.MEMORY, hostile_json.TOKENIZE))),
+        st.tuples(*map(hostile_json.documents, kinds)),
         number,
         examples,
         send,

@@ -61,6 +61,12 @@ TOKENIZE: list[dict[str, Any]] = [
     {"inputs": [{"text": "twenty"}, {"text": "one", "text_pair": "two"}], "truncate": "right"},
     {"inputs": [{"text": "ein und zwanzig"}], "memory": True},
 ]
+EMBEDDINGS: list[dict[str, Any]] = [
+    {"model": "multi-head", "input": "I gave my cat Tater a toy"},
+    {"model": "text-cross@1", "input": ["cats", "and"], "encoding_format": "base64", "user": "me"},
+    {"model": "multi-head", "input": [21, 8, 107], "dimensions": 48, "encoding_format": "float"},
+    {"model": "multi-head", "input": [[21], [8, 107]]},
+]
 INFER: list[dict[str, Any]] = [
     {"inputs": [{"name": "query", "shape": [1, 2, 3], "datatype": "FP32", "data": QUERY}]},
     {
