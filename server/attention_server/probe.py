@@ -1,7 +1,7 @@
 """Ask a server's grpc.health.v1 once: `python -m attention_server.probe [HOST:PORT]` exits 0 if it serves, else 1.
 
 For a container's health check: it loads gRPC and nothing else of the service. With ATTENTION_TLS_CERT it asks this
-machine's /readyz, which wants no certificate of a caller, and does not ask whose certificate it is shown.
+machine's /readyz, which wants no certificate of a caller, and does not verify the server's certificate.
 """
 
 import os
@@ -17,7 +17,7 @@ SECONDS = 3.0
 
 
 def status(target: str) -> str:
-    """Return what the server at `target`, as `HOST:PORT`, says of itself, or why it says nothing."""
+    """Return the health of the server at `target`, as `HOST:PORT`, or the reason for which it is unknown."""
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         try:
@@ -28,7 +28,7 @@ def status(target: str) -> str:
 
 
 def status_by_https(target: str) -> str:
-    """Return what the server at `target` says of itself by its /readyz, over TLS."""
+    """Return the answer of the /readyz of the server at `target`, over TLS."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -111,7 +111,7 @@ class OutputSpec(NamedTuple):
 
     @property
     def given(self) -> set[str]:
-        """The options that differ from their defaults, by their names in requests."""
+        """The options that differ from the default, by name in requests."""
         default = OutputSpec(self.name)
         return {name for name, each in OPTIONS.items() if getattr(self, each.field) != getattr(default, each.field)}
 

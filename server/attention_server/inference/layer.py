@@ -30,7 +30,7 @@ KEYS = ("k", "v")  # inputs that every row needs whole
 
 
 class AttendRecipe(NamedTuple):
-    """How a site computes what is wanted: the graph, its inputs without the mask, and the outputs to compute."""
+    """The computation of the stages of a site: the graph, its inputs without the mask, and the outputs to compute."""
 
     graph: Graph
     inputs: tuple[str, ...]

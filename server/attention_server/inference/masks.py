@@ -28,7 +28,7 @@ def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, k
     Args:
         sequence: as sent.
         mask: the request's.
-        layer: whose heads a mask may tell apart.
+        layer: the mask may differ by its heads.
         queries: T.
         keys: S.
 

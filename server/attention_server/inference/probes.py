@@ -1,4 +1,4 @@
-"""The probes of a model's graphs: which inputs each gets, and what of its rows and sequences has to be independent."""
+"""The probes of a model's graphs: the inputs of each, and the rows and sequences that have to be independent."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ class ModelProbes:
         return self.manifest.block == TRANSFORMER
 
     def _draw(self, chain: Chain, reader: TextTokenizer | None, sequences: int, queries: int, keys: int) -> Tensors:
-        """Draw what a sequence gives: query, key and value, positions and token types; a transformer's from a text."""
+        """Draw query, key and value, positions and token types of sequences; a transformer's from a text."""
         rng = np.random.default_rng(0)
         query, key, value = _draw_vectors(chain.layers[0], rng, sequences, queries, keys)
         tensors: Tensors = {"query": query, "key": key, "value": value}
