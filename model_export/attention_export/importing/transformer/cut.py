@@ -10,6 +10,7 @@ from attention_export.importing.transformer.chain import Chain, TracedSite
 from attention_export.importing.transformer.clean import clean, constant, dims, graph_constant
 from attention_export.importing.transformer.interface import DOMAIN, INDEX
 from attention_export.importing.transformer.parts import TransformerParts
+from attention_export.importing.transformer.rotations import longest, rotation_notes
 from attention_export.importing.transformer.sides import POSITIONS, SOURCE, Side
 from attention_export.importing.transformer.source import START_TOKEN, Source
 from attention_export.importing.transformer.trace import Trace, trace
@@ -29,16 +30,15 @@ def cut_source(source: Source) -> TransformerParts:
     parts = tuple(chain.parts() for chain in chains)
     if len({each.hidden_dim for each in parts}) > 1:
         raise ImportFailure(f"encoder and decoder of {source.architecture} have hidden states of different widths")
-    longest = getattr(source.config, "max_position_embeddings", None) or 0
     return TransformerParts(
         architecture=source.architecture,
         chains=parts,
         position_base=traced.position_base,
-        max_tokens=max(0, longest - traced.position_base),
+        max_tokens=max(0, longest(source.config) - traced.position_base),
         start_token=_start_token(source) if len(chains) > 1 else None,
         end_tokens=source.end_tokens if len(chains) > 1 else (),
         head=chains[-1].head(),
-        notes=source.notes,
+        notes=(*source.notes, *rotation_notes(source.config)),
     )
 
 

@@ -45,7 +45,6 @@ ENDINGS = {  # of the names of classes
     "MTModel": "seq2seq-lm",
 }
 TWO_SIDED = (BASE, "seq2seq-lm")  # the tasks of an encoder-decoder
-CHANGING_ROPE = {"dynamic", "longrope"}  # with frequencies that depend on the length of the sequence
 OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # pixels and sound
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LISTED = 6
@@ -193,18 +192,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
         ) from (error)
     if getattr(config, "quantization_config", None) is not None:
         raise ImportFailure(f"{path} has `quantization_config`: only float weights are imported")
-    _refuse_changing_rope(config)
     return config
-
-
-def _refuse_changing_rope(config: PretrainedConfig) -> None:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [p for p in parameters.values() if isinstance(p, dict)]
-    for kind in {p.get("rope_type") for p in [parameters, *nested]} & CHANGING_ROPE:
-        raise ImportFailure(
-            f"config.json: rope_type {kind!r} turns positions by the length of the whole sequence, so that a row "
-            "depends on how many come behind it; it is not imported"
-        )
 
 
 def _classes(task: str, config: PretrainedConfig) -> tuple[type[PreTrainedModel], ...]:

@@ -27,6 +27,7 @@ from attention_export.importing.transformer.adapters import ADAPTED, ADAPTERS, a
 from attention_export.importing.transformer.experts import NAME as EXPERTS
 from attention_export.importing.transformer.experts import set_experts
 from attention_export.importing.transformer.interface import NAME, SiteCall, SiteRecorder
+from attention_export.importing.transformer.rotations import fix_rotations
 from attention_export.importing.transformer.sides import (
     POSITIONS,
     SOURCE,
@@ -92,6 +93,7 @@ def trace(source: Source) -> Trace:
         AttentionInterface.register(NAME, recorder.attend)
         with ValuesOnUse(model, source.value):  # adapters compute biases of parameters
             adapt(model, recorder.attend)
+        fix_rotations(model)
         fakes = FakeTensorMode(allow_non_fake_inputs=True)
         _make_fake(model, fakes)
         wrapper = _Wrapper(model, recorder)

@@ -1,0 +1,56 @@
+"""Rotary positions whose frequencies depend on the length of the sequence, kept to those of the original length.
+
+`dynamic` and `longrope` take other frequencies for a sequence that is longer than those of the training, so that a row
+would depend on how many come behind it. Up to that length the frequencies are fixed, and it is the longest that a
+version takes.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+LONGROPE = "longrope"
+CHANGING = ("dynamic", LONGROPE)
+FIXED = "default"  # a type of rotation that transformers computes with the frequencies it has
+
+
+def longest(config: PretrainedConfig) -> int:
+    """Return the greatest number of positions with fixed frequencies; 0 where the config tells none."""
+    most: int = getattr(config, "max_position_embeddings", None) or 0
+    original = [each.get("original_max_position_embeddings") for each in _changing(config) if _type(each) == LONGROPE]
+    return min([most, *(each for each in original if each)])
+
+
+def rotation_notes(config: PretrainedConfig) -> list[str]:
+    """Return a sentence on texts that are refused for their length."""
+    kinds = sorted({_type(each) for each in _changing(config)})
+    return [
+        f"rope_type {kind!r} changes with the length of a text: imported for texts of up to {longest(config)} tokens"
+        for kind in kinds
+    ]
+
+
+def fix_rotations(model: nn.Module) -> None:
+    """Let a model rotate with the frequencies of its original length, whatever the sequence, in place."""
+    for module in model.modules():
+        kind: Any = getattr(module, "rope_type", None)
+        if isinstance(kind, dict):  # by type of layer
+            module.rope_type = {name: _fixed(each) for name, each in kind.items()}
+        elif isinstance(kind, str):
+            module.rope_type = _fixed(kind)  # type: ignore[assignment] # it is no module
+
+
+def _fixed(kind: str) -> str:
+    return FIXED if kind in CHANGING else kind
+
+
+def _changing(config: PretrainedConfig) -> Iterator[dict[str, Any]]:
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    nested = [each for each in parameters.values() if isinstance(each, dict)]
+    return (each for each in [parameters, *nested] if _type(each) in CHANGING)
+
+
+def _type(parameters: dict[str, Any]) -> str:
+    return str(parameters.get("rope_type"))
