@@ -57,27 +57,6 @@ def test_a_mixture_of_experts_that_cannot_be_traced_is_named() -> None:
     assert "experts" not in str(_refusal(tiny_model("bert"), RuntimeError("data-dependent")))
 
 
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
-        {
-            "rope_type": "longrope",
-            "factor": 2.0,
-            "short_factor": [1.0] * 4,
-            "long_factor": [2.0] * 4,
-            "original_max_position_embeddings": 40,
-            "rope_theta": 10000.0,
-        },
-    ],
-)
-def test_rotations_that_depend_on_the_length_are_refused(rope: dict[str, Any], tmp_path: Path) -> None:
-    """A row would depend on the number of rows behind it."""
-    model = random_model("qwen3", **ROTARY, rope_parameters=rope)
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", model)
-    assert rope["rope_type"] in refusal(checkpoint, tmp_path / "models")
-
-
 def change_config(checkpoint: Path, **fields: Any) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | fields))

@@ -65,9 +65,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "jina_embeddings_v3": SMALL | {"pad_token_id": 1},
     "splinter": SMALL,
     "clip_text_model": SMALL,
-    "qwen3": ROTARY,
     "gemma3_text": ROTARY | {"sliding_window": 6, "use_bidirectional_attention": True, "num_hidden_layers": 6},
-    "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
 }
 
 STACKS: dict[str, Any] = {
@@ -111,10 +109,39 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "blenderbot-small": STACKS,
     "m2m_100": STACKS,
 }
+# Decoders, imported with their heads: the fields of each config, by model type, with a word behind it for a variant.
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
-KINDS |= {
-    "gpt_oss": ROTARY | EXPERTS | {"sliding_window": 6},
+WINDOW = {"sliding_window": 6}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "original_max_position_embeddings": 40,
+    "rope_theta": 1e4,
+}
+GPT2: dict[str, Any] = {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80}
+DECODERS: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2 | {"bos_token_id": BEGIN, "eos_token_id": END},
+    "gpt_neox": SMALL | {"rotary_pct": 0.5},
+    "opt": SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi": SMALL,
+    "llama": ROTARY,
+    "mistral": ROTARY | WINDOW,
+    "qwen2": ROTARY,
+    "qwen3": ROTARY,
+    "qwen3 dynamic": ROTARY | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+    "gemma2": ROTARY | WINDOW | {"query_pre_attn_scalar": 8},
+    "gemma3_text causal": ROTARY | WINDOW | {"layer_types": ["sliding_attention", "full_attention"]},
+    "phi3 longrope": ROTARY | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 40},
+    "smollm3": ROTARY | {"no_rope_layers": [1, 0]},
+    "olmo2": ROTARY,
+    "gpt_oss": ROTARY | EXPERTS | WINDOW,
     "mixtral": ROTARY | EXPERTS,
+    "stablelm": ROTARY,
+    "granite": ROTARY | {"logits_scaling": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.7},
+    "cohere": ROTARY,
+    "glm": ROTARY,
+    "starcoder2": ROTARY | WINDOW,
 }
 
 # Kinds that are not imported: the fields of their configs, and words of the refusal.
@@ -198,11 +225,12 @@ def tiny_model(kind: str, *, task: str = "", **fields: Any) -> PreTrainedModel:
     """Return a model with a largest weight above .5 in the median row.
 
     Args:
-        kind: the config's `model_type`, a key of `KINDS` or `ENCODER_DECODERS`.
+        kind: a key of `KINDS`, `DECODERS` or `ENCODER_DECODERS`, or a further config's `model_type`.
         task: of the class, such as `ForMaskedLM`; the base model when empty.
         fields: of the config, in place of those in `KINDS`.
     """
-    config = AutoConfig.for_model(kind, **((KINDS | ENCODER_DECODERS).get(kind, SMALL) | fields))
+    known = KINDS | DECODERS | ENCODER_DECODERS
+    config = AutoConfig.for_model(kind.split(maxsplit=1)[0], **(known.get(kind, SMALL) | fields))
     config.attn_implementation = "eager"
     factory = getattr(transformers, f"AutoModel{task}") if task else AutoModel
     return widened(factory.from_config(config, attn_implementation="eager").eval())

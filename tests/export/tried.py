@@ -14,7 +14,15 @@ from attention_export.verify import Mismatch
 from attention_proto.attention.v1.attention_pb2 import Manifest
 from transformers import PreTrainedModel
 
-from tests.export.tiny_checkpoints import ENCODER_DECODERS, KINDS, REFUSED, random_model, tiny_model, write_checkpoint
+from tests.export.tiny_checkpoints import (
+    DECODERS,
+    ENCODER_DECODERS,
+    KINDS,
+    REFUSED,
+    random_model,
+    tiny_model,
+    write_checkpoint,
+)
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 BEGIN, END = "<!-- tried: begin, written by `make tried` -->", "<!-- tried: end -->"
@@ -39,6 +47,7 @@ def features(manifest: Manifest) -> str:
         "bias": any(layer.HasField("bias") for layer in layers),
         "key-value heads": any(layer.key_value_heads != layer.heads for layer in layers),
         "softcap": any(layer.softcap for layer in layers),
+        "sinks": any(layer.sinks for layer in layers),
         "shared segments": len({each.graph.name for each in manifest.segments}) < len(manifest.segments),
         "rows mixed": any(each.rows_dependent for each in manifest.segments),
         f"positions from {manifest.text.position_base}": manifest.text.position_base > 0,
@@ -64,7 +73,9 @@ def table() -> list[str]:
         "| type | class | sites | cases | weights | hidden |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [imported_row(kind, _one(kind, tiny_model(kind))) for kind in KINDS | ENCODER_DECODERS]
+    lines += [imported_row(kind, _one(kind, tiny_model(kind))) for kind in KINDS]
+    lines += [imported_row(kind, _one(kind, tiny_model(kind, task="ForCausalLM"))) for kind in DECODERS]
+    lines += [imported_row(kind, _one(kind, tiny_model(kind))) for kind in ENCODER_DECODERS]
     lines += ["", "Refused:", "", "| type | words |", "|---|---|"]
     for kind, (fields, _) in REFUSED.items():
         outcome = _one(kind, random_model(kind, **fields))

@@ -1,0 +1,165 @@
+"""Imported decoders, served without torch, give the weights, hidden states, logits and greedy tokens of the source."""
+
+import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attention_client import AttendResult, AttentionClient, InvalidRequest, OutputSpec
+from attention_export.importing.transformer import import_transformer
+from export.tiny_checkpoints import BEGIN, DECODERS, END, SPECIAL, WORDS, tiny_model, write_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from serving import start_server
+from transformers import PreTrainedModel
+
+TOLERANCE = 5e-5  # of the largest value
+TOP = 5
+STEPS = 12
+EVERYTHING = [
+    OutputSpec("weights", layers=["*"]),
+    OutputSpec("hidden"),
+    OutputSpec("logits"),
+    OutputSpec("predictions", top=TOP),
+]
+SEQUENCES = ([BEGIN], [BEGIN, 31, 8, 99, 4, 5, 7, 7, 64, END], [5 + 7 * i % 95 for i in range(31)])
+GREEDY = ("gpt2", "llama", "gemma2", "gpt_oss", "mistral")
+
+
+def name_of(kind: str) -> str:
+    return kind.replace(" ", "-")
+
+
+@functools.cache
+def source(kind: str) -> PreTrainedModel:
+    """Return a decoder with its head; the same parameters in each process."""
+    torch.set_num_threads(1)
+    return tiny_model(kind, task="ForCausalLM")
+
+
+def make(folder: Path, kind: str) -> None:
+    """Write a checkpoint of a decoder, and import it."""
+    checkpoint = write_checkpoint(folder / "checkpoints" / name_of(kind), source(kind))
+    import_transformer(checkpoint, folder / "models", name_of(kind))
+
+
+@dataclass
+class Decoders:
+    """A client of the server of all decoders, and the words of those that were refused."""
+
+    client: AttentionClient
+    refused: dict[str, str]
+
+    def answer(self, kind: str, tokens: list[int], outputs: list[OutputSpec] = EVERYTHING) -> AttendResult:
+        assert kind not in self.refused, self.refused[kind]
+        return self.client.attend(name_of(kind), token_ids=tokens, outputs=outputs)
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoders]:
+    """One server of all decoders; checkpoints are imported on every core, each process on one."""
+    folder = tmp_path_factory.mktemp("decoders")
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        made = {kind: pool.submit(make, folder, kind) for kind in DECODERS}
+        refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
+    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
+        yield Decoders(client, refused)
+
+
+def eager(model: PreTrainedModel, tokens: list[int]) -> tuple[list[NDArray], NDArray, NDArray]:
+    """Return the weights of each attention [H, T, T], the last hidden state [T, D], and the logits [T, V]."""
+    assert model.config._attn_implementation == "eager"
+    given_tokens = torch.tensor([tokens])
+    with torch.no_grad():
+        hidden = model.base_model(given_tokens).last_hidden_state
+        result = model(given_tokens, output_attentions=True, use_cache=False)
+    return [weights[0].numpy() for weights in result.attentions], hidden[0].numpy(), result.logits[0].numpy()
+
+
+def distance(found: NDArray, expected: NDArray) -> float:
+    """Return the largest difference, as a part of the largest value."""
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_gives_what_eager_gives(kind: str, decoders: Decoders) -> None:
+    """Over gRPC: weights of each site, the last hidden state, logits of each row, and the most probable next tokens."""
+    for tokens in SEQUENCES:
+        answer = decoders.answer(kind, tokens)
+        weights, hidden, logits = eager(source(kind), tokens)
+        names = [name for name in answer.outputs if name.startswith("weights@")]
+        assert len(names) == len(weights)
+        for name, expected in zip(names, weights, strict=True):
+            assert distance(answer[name], expected) < TOLERANCE, name
+        assert distance(answer["hidden"], hidden) < TOLERANCE
+        assert distance(answer["logits"], logits) < TOLERANCE
+        (prediction,) = answer.predictions
+        probabilities = torch.from_numpy(logits[-1]).double().softmax(-1).numpy()
+        best = np.argsort(-probabilities, kind="stable")[:TOP]
+        assert prediction.row == len(tokens) - 1
+        assert [each.id for each in prediction.top] == best.tolist()
+        np.testing.assert_allclose([each.probability for each in prediction.top], probabilities[best], rtol=1e-3)
+
+
+def test_a_sink_takes_a_part_of_each_row(decoders: Decoders) -> None:
+    """Rows of gpt-oss' weights have a sum below 1; heads are these weights times v, and entropy is theirs."""
+    wanted = [OutputSpec(name, layers=["1"]) for name in ("scores", "weights", "heads", "v", "entropy")]
+    answer = decoders.answer("gpt_oss", SEQUENCES[1], wanted)
+    weights, scores = answer["weights"], answer["scores"]
+    hidden_keys = ~np.tri(len(SEQUENCES[1]), dtype=bool)
+    powers = np.exp(np.where(hidden_keys, -np.inf, scores))
+    sinks = np.exp(source("gpt_oss").model.layers[1].self_attn.sinks.detach().numpy())[:, None, None]
+    np.testing.assert_allclose(weights, powers / (powers.sum(-1, keepdims=True) + sinks), atol=1e-5)
+    assert (weights.sum(-1) < 1).all()
+    groups = len(weights) // len(answer["v"])
+    np.testing.assert_allclose(answer["heads"], weights @ np.repeat(answer["v"], groups, 0), rtol=1e-3, atol=1e-4)
+    terms = weights * np.log(np.where(weights > 0, weights, 1))
+    np.testing.assert_allclose(answer["entropy"], -terms.sum(-1), atol=1e-4)
+
+
+words = st.lists(st.integers(len(SPECIAL), WORDS - 1), min_size=1, max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(past=words, first=words, second=words)
+def test_an_answer_does_not_see_the_future(
+    decoders: Decoders, past: list[int], first: list[int], second: list[int]
+) -> None:
+    """Weights, hidden states and logits of a beginning are the same, whatever is behind it."""
+    rows = len(past)
+    one, other = (decoders.answer("gemma2", past + future) for future in (first, second))
+    for name in ("weights@0", "weights@1"):
+        np.testing.assert_allclose(one[name][:, :rows, :rows], other[name][:, :rows, :rows], atol=1e-6)
+        assert not one[name][:, :rows, rows:].any()
+    for name in ("hidden", "logits"):
+        assert distance(one[name][:rows], other[name][:rows]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_greedy_steps_are_those_of_generate(kind: str, decoders: Decoders) -> None:
+    """The most probable token, put behind the text and asked again, gives the tokens of `transformers.generate`."""
+    prompt = [BEGIN, 31, 8, 99, 5]
+    model = source(kind)
+    model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(torch.tensor([prompt]), **options)[0].tolist()
+    tokens = list(prompt)
+    for _ in range(STEPS):
+        (prediction,) = decoders.answer(kind, tokens, [OutputSpec("predictions", top=1)]).predictions
+        tokens.append(prediction.top[0].id)
+    assert tokens == expected
+
+
+def test_a_text_beyond_the_original_length_is_refused(decoders: Decoders) -> None:
+    """Phi-3 with `longrope` takes as many tokens as it was first trained for, since a longer text turns all rows."""
+    decoders.answer("phi3 longrope", [BEGIN] * 40)
+    with pytest.raises(InvalidRequest, match="40"):
+        decoders.answer("phi3 longrope", [BEGIN] * 41)
