@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer import import_transformer
+from attention_export.importing.transformer.cut import cut_source
+from attention_export.importing.transformer.source import load_source
 from attention_export.importing.transformer.trace import _refusal
 from attention_export.verify import Mismatch
 from export.tiny_checkpoints import (
@@ -228,3 +232,44 @@ def test_the_same_class_is_imported_when_it_calls_the_interface(tmp_path: Path) 
     """No list of names decides: a class that this program has never seen is imported."""
     checkpoint = own_checkpoint(tmp_path / "checkpoint")
     assert (import_transformer(checkpoint, tmp_path / "models", "own", 1) / "manifest.json").exists()
+
+
+class CountingConfig(OwnConfig):
+    """The config of an encoder that counts its tokens inside.
+
+    Args:
+        unsqueezed: whether the numbers are [1,T], not [T].
+    """
+
+    model_type = "counting-encoder"
+
+    def __init__(self, unsqueezed: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.unsqueezed = unsqueezed
+
+
+class CountingModel(OwnModel):
+    """An encoder that takes no positions."""
+
+    config_class = CountingConfig
+
+    def forward(self, input_ids: Tensor, **options: Any) -> BaseModelOutput:
+        numbers = torch.arange(input_ids.shape[1])
+        return super().forward(input_ids, numbers.unsqueeze(0) if self.config.unsqueezed else numbers, **options)
+
+
+AutoConfig.register("counting-encoder", CountingConfig)
+AutoModel.register(CountingConfig, CountingModel)
+
+
+@pytest.mark.parametrize("unsqueezed", [True, False])
+def test_positions_of_each_sequence_reach_a_model_that_counts_inside(unsqueezed: bool, tmp_path: Path) -> None:
+    """A front reads the positions of each sequence of a batch where its model counts its tokens by itself."""
+    model = CountingModel(CountingConfig(attn_implementation="eager", unsqueezed=unsqueezed)).eval()
+    model.save_pretrained(tmp_path)
+    (chain,) = cut_source(load_source(tmp_path)).chains
+    tokens, positions = np.array([[5, 6, 7], [7, 5, 9]]), np.array([[0, 1, 2], [20, 21, 39]])
+    front = ort.InferenceSession(chain.front(), providers=["CPUExecutionProvider"])
+    (found,) = front.run(None, {"tokens": tokens, "position_ids": positions})
+    words, places = (each.weight.detach().numpy() for each in (model.words, model.places))
+    np.testing.assert_allclose(found, words[tokens] + places[positions], rtol=1e-6)

@@ -153,12 +153,13 @@ class CaseBuilder:
         return self._of(name, [w.without_padding(each) for w, each in zip(self.words, tokens, strict=True)])
 
     def last_positions(self, most: int) -> Case:
-        """Return a case at the end of the model's positions."""
+        """Return a case of two sequences, one at the end of the model's positions and one at its begin."""
         first = most - min(8, most)
-        tokens = self.words[0].draw(self.rng, 1, most - first)
-        return self._positioned(f"positions {first} to {most - 1}", tokens, first)
+        tokens = self.words[0].draw(self.rng, 2, most - first)
+        name = f"positions {first} to {most - 1} beside 0 to {most - first - 1}"
+        return self._positioned(name, tokens, np.array([[first], [0]]))
 
-    def _positioned(self, name: str, tokens: Array, first: int) -> Case:
+    def _positioned(self, name: str, tokens: Array, first: int | Array) -> Case:
         positions = np.broadcast_to(self.base + first + np.arange(tokens.shape[1]), tokens.shape).copy()
         given = {"input_ids": tokens, "position_ids": positions}
         if "attention_mask" in self.model.parameters:

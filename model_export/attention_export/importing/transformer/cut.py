@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.chain import Chain, TracedSite
-from attention_export.importing.transformer.clean import clean, constant, dims, graph_constant
+from attention_export.importing.transformer.clean import ELEMENTWISE, clean, constant, dims, graph_constant
 from attention_export.importing.transformer.interface import DOMAIN, INDEX
 from attention_export.importing.transformer.parts import TransformerParts
 from attention_export.importing.transformer.rotations import longest, rotation_notes
@@ -49,7 +49,11 @@ def _start_token(source: Source) -> int:
 
 
 def count_by_positions(graph: ir.Graph, side: Side, base: int) -> None:
-    """Let a model that counts its tokens inside read `position_ids` there: 0, 1, .. becomes positions of a row."""
+    """Let a model that counts its tokens inside, 0, 1, .., read `position_ids` there, those of each sequence.
+
+    Raises:
+        ImportFailure: the numbers [T] are used otherwise than for rows of a table or as [1,T].
+    """
     (positions,) = (value for value in graph.inputs if value.name == side.name(POSITIONS))
     for node in list(graph):
         if node.op_type != "Range" or dims(node.outputs[0]) != [side.length]:
@@ -57,14 +61,50 @@ def count_by_positions(graph: ir.Graph, side: Side, base: int) -> None:
         start, step = constant(node.inputs[0]), constant(node.inputs[2])
         if start is None or step is None or (start != 0).any() or (step != 1).any():
             continue
-        name = node.outputs[0].name
-        first = graph_constant(graph, f"{name}_first", np.array(0, np.int64))
-        offset = graph_constant(graph, f"{name}_base", np.array(base, np.int64))
-        row = ir.Node("", "Gather", [positions, first], attributes=[ir.AttrInt64("axis", 0)])
-        counted = ir.Node("", "Sub", [row.outputs[0], offset])
-        graph.insert_before(node, [row, counted])
-        counted.outputs[0].shape, counted.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-        ir.convenience.replace_all_uses_with(node.outputs[0], counted.outputs[0])
+        offset = graph_constant(graph, f"{node.outputs[0].name}_base", np.array(base, np.int64))
+        counted = ir.Node("", "Sub", [positions, offset])
+        counted.outputs[0].shape, counted.outputs[0].type = positions.shape, positions.type
+        graph.insert_before(node, [counted])
+        _put_sequences(node.outputs[0], counted.outputs[0])
+
+
+def _put_sequences(value: ir.Value, sequences: ir.Value) -> None:
+    """Let users of a tensor [T,..] use one [B,T,..], where it means the same."""
+    for node, index in value.uses():
+        if node.op_type == "Unsqueeze" and _is_first_axis(node):
+            ir.convenience.replace_all_uses_with(node.outputs[0], sequences)
+        elif _is_by_number(node, index):
+            _put_sequences(node.outputs[0], _again(node, index, sequences))
+        elif node.op_type == "Add" and len(dims(node.outputs[0]) or ()) == len(dims(sequences) or ()):
+            node.replace_input_with(index, sequences)
+        else:
+            raise ImportFailure(f"the model counts its tokens inside, for {node.op_type}; positions cannot be given")
+
+
+def _is_first_axis(node: ir.Node) -> bool:
+    axes = constant(node.inputs[1])
+    return axes is not None and axes.tolist() == [0]
+
+
+def _is_by_number(node: ir.Node, index: int) -> bool:
+    """Whether a node takes each number by itself: as the row of a table, or with one constant."""
+    if node.op_type == "Gather":
+        return index == 1 and not node.attributes.get_int("axis", 0)
+    others = [value for number, value in enumerate(node.inputs) if number != index and value is not None]
+    return node.op_type in ELEMENTWISE and all(dims(value) == [] for value in others)
+
+
+def _again(node: ir.Node, index: int, sequences: ir.Value) -> ir.Value:
+    """Compute a node on sequences too, and return the result [B,T,..]."""
+    given = list(node.inputs)
+    given[index] = sequences
+    again = ir.Node(node.domain, node.op_type, given, attributes=node.attributes.values())
+    assert node.graph is not None
+    node.graph.insert_before(node, [again])
+    result, before = again.outputs[0], node.outputs[0]
+    assert sequences.shape is not None
+    result.shape, result.type = ir.Shape([sequences.shape[0], *(before.shape or ())]), before.type
+    return result
 
 
 def cut_chains(source: Source, traced: Trace) -> Iterator[Chain]:

@@ -20,7 +20,7 @@ def longest(config: PretrainedConfig) -> int:
     """Return the greatest number of positions with fixed frequencies; 0 where the config tells none."""
     most: int = getattr(config, "max_position_embeddings", None) or 0
     original = [each.get("original_max_position_embeddings") for each in _changing(config) if _type(each) == LONGROPE]
-    return min([most, *(each for each in original if each)])
+    return min([most, *(int(each) for each in original if each)])
 
 
 def rotation_notes(config: PretrainedConfig) -> list[str]:
@@ -37,9 +37,9 @@ def fix_rotations(model: nn.Module) -> None:
     for module in model.modules():
         kind: Any = getattr(module, "rope_type", None)
         if isinstance(kind, dict):  # by type of layer
-            module.rope_type = {name: _fixed(each) for name, each in kind.items()}
+            module.rope_type = {name: _fixed(each) for name, each in kind.items()}  # type: ignore[assignment]
         elif isinstance(kind, str):
-            module.rope_type = _fixed(kind)  # type: ignore[assignment] # it is no module
+            module.rope_type = _fixed(kind)  # type: ignore[assignment]
 
 
 def _fixed(kind: str) -> str:

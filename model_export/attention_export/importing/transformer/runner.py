@@ -63,12 +63,12 @@ class Tokens:
     Attributes:
         tokens: INT64 [B, T].
         types: INT64 [B, T]; zeros by default.
-        first_position: of the first token, beside the model's own base.
+        first_position: of the first token, beside the model's own base; of each sequence apart where it is [B,1].
     """
 
     tokens: Array
     types: Array | None = None
-    first_position: int = 0
+    first_position: int | Array = 0
 
 
 class VersionRunner:
@@ -120,10 +120,11 @@ class VersionRunner:
         self, chain: Chain, given: Tokens, left: Environment, *, masked: bool
     ) -> tuple[ChainStages, Environment]:
         tokens = given.tokens
-        rows = given.first_position + np.arange(tokens.shape[1])
+        positions = np.broadcast_to(given.first_position + np.arange(tokens.shape[1]), tokens.shape)
+        rows = positions[0]  # sites and biases read distances alone
         environment: Environment = left | {
             "tokens": tokens,
-            "position_ids": self.manifest.text.position_base + np.broadcast_to(rows, tokens.shape),
+            "position_ids": self.manifest.text.position_base + positions,
             "token_type_ids": np.zeros_like(tokens) if given.types is None else given.types,
         }
         self.step(chain.front, environment)
