@@ -1,8 +1,7 @@
 """Rotary positions whose frequencies depend on the length of the sequence, kept to those of the original length.
 
 `dynamic` and `longrope` take other frequencies for a sequence that is longer than those of the training, so that a row
-would depend on how many come behind it. Up to that length the frequencies are fixed, and it is the longest that a
-version takes.
+would depend on the number of rows behind. Up to that length, the longest that a version takes, frequencies are fixed.
 """
 
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from transformers import PretrainedConfig
 
 LONGROPE = "longrope"
 CHANGING = ("dynamic", LONGROPE)
-FIXED = "default"  # a type of rotation that transformers computes with the frequencies it has
+FIXED = "default"  # a type of rotation whose frequencies are those of a buffer
 
 
 def longest(config: PretrainedConfig) -> int:
