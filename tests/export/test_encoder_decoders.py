@@ -1,4 +1,4 @@
-"""Encoder-decoders are imported as two chains that compute what the source computes, or are refused."""
+"""Encoder-decoders are imported as two chains that are equal to their source, or are refused."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 SHORT = ("t5", "marian")  # further ones are imported and served in tests of the server
 NAMES = ["encoder.0", "encoder.1", "decoder.0", "decoder.0.cross", "decoder.1", "decoder.1.cross"]
 CROSS = ["cross_k_0", "cross_v_0", "cross_k_1", "cross_v_1"]
-TASKS = {"t5": "ForSeq2SeqLM", "marian": "ForSeq2SeqLM"}  # the others are imported without a head
+TASKS = {"t5": "ForSeq2SeqLM", "marian": "ForSeq2SeqLM"}  # further kinds are imported without a head
 
 
 class Versions:
@@ -184,7 +184,7 @@ def test_swapped_heads_of_a_cross_site_are_refused(versions: Versions, tmp_path:
         (None, {"decoder_start_token_id": None}, "decoder_start_token_id is missing"),
     ],
 )
-def test_what_is_not_imported_is_named(
+def test_a_refusal_names_the_task_or_the_field(
     task: str | None, fields: dict[str, object], words: str, versions: Versions, tmp_path: Path
 ) -> None:
     """A classifier's head of an encoder-decoder, and a checkpoint that says no start token, are refused in words."""
