@@ -118,7 +118,8 @@ def test_a_sink_takes_a_part_of_each_row(decoders: Decoders) -> None:
     powers = np.exp(np.where(hidden_keys, -np.inf, scores))
     sinks = np.exp(source("gpt_oss").model.layers[1].self_attn.sinks.detach().numpy())[:, None, None]
     np.testing.assert_allclose(weights, powers / (powers.sum(-1, keepdims=True) + sinks), atol=1e-5)
-    assert (weights.sum(-1) < 1).all()
+    sums = weights.sum(-1)
+    assert sums.max() <= 1 + 1e-6 and sums.min() < 0.9
     groups = len(weights) // len(answer["v"])
     np.testing.assert_allclose(answer["heads"], weights @ np.repeat(answer["v"], groups, 0), rtol=1e-3, atol=1e-4)
     terms = weights * np.log(np.where(weights > 0, weights, 1))
