@@ -1,6 +1,7 @@
 """Texts as callers send them: pairs, texts that are too long, and tokens as they stand in the text."""
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import requests
 from attention_client import AsyncAttentionClient, AttentionClient, InvalidRequest, TooLarge
 from attention_proto.attention.v1 import attention_pb2 as pb
+from attention_server.inference.tokenizer import TextTokenizer
 from serving import start_server
 from tokenizers import Tokenizer
 
@@ -358,6 +360,35 @@ def test_both_clients_tokenize(texts, client):
 
 
 def test_tokenize_by_the_server_of_grpcio(texts, client):
-    """Both gRPC servers have the method."""
-    with start_server(texts.folder, "--grpc-server", "grpcio") as running, AttentionClient(running.grpc) as other:
+    """Both gRPC servers have the method, and bound the tokens of an answer."""
+    flags = ("--grpc-server", "grpcio", "--max-answer-mib", 1)
+    with start_server(texts.folder, *flags) as running, AttentionClient(running.grpc) as other:
         assert other.tokenize("wordpiece", [PAIRS[0]]) == client.tokenize("wordpiece", [PAIRS[0]])
+        assert len(other.tokenize("wordpiece", ["Fox"] * 250)) == 250
+        with pytest.raises(TooLarge, match="1024 tokens"):
+            other.tokenize("wordpiece", ["Fox fox"] * 300)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_target_that_is_cut_keeps_its_start(texts, side):
+    """Of the target of an encoder-decoder, which has a start token and no further special one, the rest is cut."""
+    content = texts.tokenizers["unigram"].to_str().encode()
+    plain = Tokenizer.from_buffer(content).encode(LONG[0], add_special_tokens=False).ids
+    reader = TextTokenizer(content, allow_unknown=True, max_tokens=5, start=0)
+    tokens = reader.read(LONG[0], "text", truncate=side)
+    assert tokens.ids.tolist() == [0, *(plain[:4] if side == "right" else plain[-4:])]
+    assert (tokens.truncated, tokens.special) == (len(plain) - 4, (True, False, False, False, False))
+
+
+def test_every_pair_of_lengths_is_cut_as_by_the_library():
+    """Whatever the lengths of both texts and of the longest, the tokens kept are the library's."""
+    tokenizer = tokenizers_of_tests.wordpiece()
+    content = tokenizer.to_str().encode()
+    for most, side in itertools.product(range(4, 10), SIDES):
+        tokenizer.enable_truncation(most, strategy="longest_first", direction=side)
+        reader = TextTokenizer(content, allow_unknown=True, max_tokens=most)
+        for first, second in itertools.product(range(8), repeat=2):
+            pair = ("fox " * first, "dog " * second)
+            tokens, expected = reader.read(pair[0], "text", truncate=side, pair=pair[1]), tokenizer.encode(*pair)
+            assert (tokens.ids.tolist(), tokens.types.tolist()) == (expected.ids, expected.type_ids)
+            assert [tuple(span) for span in tokens.spans] == expected.offsets

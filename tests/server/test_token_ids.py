@@ -140,7 +140,7 @@ def test_a_memory_of_ids(server, two):
 def test_the_client_refuses_what_has_no_form(server, two):
     """The client names the field of ids that are no list of integers; a batch may mix ids and texts."""
     with AttentionClient(server.grpc) as client:
-        for wrong in ([1.5], [[1]], [-1], [2**32], "ab"):
+        for wrong in ([], [1.5], [[1]], [-1], [2**32], "ab"):
             with pytest.raises(InvalidRequest) as caught:
                 client.attend("text-cross", token_ids=wrong, memory_text="ein")
             assert caught.value.field == "inputs[0].token_ids"

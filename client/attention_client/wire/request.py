@@ -266,6 +266,8 @@ def _write_ids(value: ArrayLike | None, message: Message, name: str, path: str =
         return
     field = f"{path}.{name}" if path else name
     array = _array(value, field)
+    if not array.size:
+        raise InvalidRequest("is empty; send at least one token", field=field)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InvalidRequest(f"holds {array.dtype} {list(array.shape)}; it must be a list of integers", field=field)
     with _named_field(field):

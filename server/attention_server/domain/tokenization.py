@@ -6,7 +6,7 @@ from attention_proto.text import Truncate
 
 from attention_server.domain.messages import Tokens
 
-TOKEN_BYTES = 256  # of a token in memory: its numbers, its text and its place
+TOKEN_BYTES = 1024  # to make and write a token takes as long as to write so many bytes of a tensor
 
 
 class TokenizeInput(NamedTuple):
@@ -47,8 +47,3 @@ class Tokenization(NamedTuple):
     model: str
     version: int
     results: tuple[Tokens, ...]
-
-    @property
-    def size(self) -> int:
-        """The bytes of all tokens in memory."""
-        return TOKEN_BYTES * sum([len(tokens.ids) for tokens in self.results])

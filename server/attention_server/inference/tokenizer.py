@@ -111,7 +111,7 @@ class TextTokenizer:
             texts = encoding.sequence_ids
             positions = kept_tokens(texts, self._max_tokens, truncate)
             kept, dropped = positions.tolist(), len(encoding) - len(positions)
-        self._check_length(len(kept), field, "; `truncate` cuts it")
+        self._check_length(len(kept), field, "; `truncate` cuts it" if truncate == "none" else "")
         ids, tokens, types, spans = encoding.ids, encoding.tokens, encoding.type_ids, encoding.offsets
         special = encoding.special_tokens_mask
         return Tokens(
@@ -134,7 +134,7 @@ class TextTokenizer:
             raise InvalidRequest(f"must be a list of integers, not {ids.dtype} {list(ids.shape)}", field=field)
         if not len(ids):
             raise InvalidRequest("has no tokens; send at least one", field=field)
-        self._check_length(len(ids), field)
+        self._check_length(len(ids), field, most=MOST_TOKENS)
         numbers = ids.astype(np.int64)
         wrong = (numbers < 0) | (numbers >= self.size)
         if wrong.any():
@@ -151,11 +151,11 @@ class TextTokenizer:
             spans=(),
         )
 
-    def _check_length(self, length: int, field: str, remedy: str = "") -> None:
-        if 0 < self._max_tokens < length:
-            raise InvalidRequest(
-                f"has {length} tokens; this model reads at most {self._max_tokens}{remedy}", field=field
-            )
+    def _check_length(self, length: int, field: str, remedy: str = "", most: int = 0) -> None:
+        """Check a number of tokens; `most` is for a model without a limit of its own."""
+        longest = self._max_tokens or most
+        if 0 < longest < length:
+            raise InvalidRequest(f"has {length} tokens; this model reads at most {longest}{remedy}", field=field)
 
     def _check_characters(self, text: str, field: str) -> None:
         longest = LONGEST_TOKEN * (self._max_tokens or MOST_TOKENS)

@@ -12,13 +12,13 @@ def kept_tokens(texts: Sequence[int | None], most: int, side: Truncate) -> NDArr
 
     Args:
         texts: for each token the index of its text, 0 or 1 in a pair; None for a special token put beside.
-        most: the number of tokens to keep; at least that of the special ones.
+        most: the number of tokens to keep; special ones are kept even where there are more.
         side: where tokens are dropped.
     """
     belongs = np.array([-1 if text is None else text for text in texts])
     found = [np.flatnonzero(belongs == text) for text in (-1, 0, 1)]
     special, *parts = found
-    lengths = shortened(len(parts[0]), len(parts[1]), most - len(special))
+    lengths = shortened(len(parts[0]), len(parts[1]), max(0, most - len(special)))
     for part, length in zip(parts, lengths, strict=True):
         special = np.concatenate([special, part[:length] if side == "right" else part[len(part) - length :]])
     return np.sort(special)

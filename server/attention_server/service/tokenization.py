@@ -4,7 +4,7 @@ from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import Tokens
 from attention_server.domain.tokenization import TOKEN_BYTES, Tokenization, TokenizeRequest
-from attention_server.errors import InvalidRequest, join_path
+from attention_server.errors import InvalidRequest, TooLarge, join_path
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.tokenizer import TextTokenizer
 
@@ -22,7 +22,7 @@ def tokenize(request: TokenizeRequest, model: LoadedModel, limits: Limits, call:
     limits.check_sequences(len(request.inputs), "inputs")
     reader, takes_pairs = _reader(request, model)
     results: list[Tokens] = []
-    size = 0
+    count, most = 0, limits.answer_bytes // TOKEN_BYTES
     for each in request.inputs:
         call.raise_if_ended()
         pair_field = join_path(each.path, "text_pair")
@@ -31,8 +31,11 @@ def tokenize(request: TokenizeRequest, model: LoadedModel, limits: Limits, call:
         field = join_path(each.path, "text")
         pair = each.text_pair
         results.append(reader.read(each.text, field, truncate=request.truncate, pair=pair, pair_field=pair_field))
-        size += TOKEN_BYTES * len(results[-1].ids)
-        limits.check_answer(size)
+        count += len(results[-1].ids)
+        if count > most:
+            raise TooLarge(
+                f"has more than {most} tokens, as many as an answer may have; send fewer texts", field="inputs"
+            )
     return Tokenization(model.name, model.version, tuple(results))
 
 
