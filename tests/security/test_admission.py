@@ -85,6 +85,7 @@ def test_compressed_messages_are_taken(server, kind):
         assert caught.value.code() is not grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.native_grpc("a body of REST is the same beside either")
 def test_a_body_that_inflates(dot_only):
     """Eight times the limit of spaces, sent to REST compressed, is refused and never held whole."""
     with start_server(dot_only, "--max-message-mib", 16) as server:
@@ -297,15 +298,21 @@ def test_outputs_without_number(server, connect, name):
         transport.attend("dot", query=query, outputs=outputs)
 
 
+@pytest.fixture(scope="module")
+def narrow(dot_only, grpc_server):
+    """A server of little work at a time."""
+    with start_server(dot_only, "--max-work-mib", 1) as running:
+        yield running
+
+
 @pytest.mark.parametrize("name", TRANSPORTS)
-def test_work_without_bound(dot_only, connect, name):
+def test_work_without_bound(narrow, connect, name):
     """Sequences within the limit each, but together over the work limit, are refused, with the limit."""
-    with start_server(dot_only, "--max-work-mib", 1) as server:
-        transport = connect(name, server.rest, server.grpc)
-        sequence = {"query": np.ones((256, 1), np.float32)}  # scores of a quarter of a MiB
-        assert len(transport.attend("dot", inputs=[sequence] * 4)["results"]) == 4
-        with refused("RESOURCE_EXHAUSTED", "inputs", "1048576"):
-            transport.attend("dot", inputs=[sequence] * 5)
+    transport = connect(name, narrow.rest, narrow.grpc)
+    sequence = {"query": np.ones((256, 1), np.float32)}  # scores of a quarter of a MiB
+    assert len(transport.attend("dot", inputs=[sequence] * 4)["results"]) == 4
+    with refused("RESOURCE_EXHAUSTED", "inputs", "1048576"):
+        transport.attend("dot", inputs=[sequence] * 5)
 
 
 @pytest.mark.native_grpc("its core closes idle connections at times of its own")
