@@ -43,9 +43,17 @@ def poisoned(tmp_path_factory):
     return write_poisoned(tmp_path_factory.mktemp("poisoned") / "in.parquet", ROWS, group=350)
 
 
+@pytest.fixture(scope="module")
+def models(repository, tmp_path_factory):
+    """A repository of the one model, which every worker of every run loads."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "multi-head").symlink_to(repository / "multi-head")
+    return folder
+
+
 @pytest.fixture
-def options(repository):
-    return ("--model", "multi-head", "--engine", "local", "--models", repository, *OUTPUTS)
+def options(models):
+    return ("--model", "multi-head", "--engine", "local", "--models", models, *OUTPUTS)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def has_ended(process: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.long)])
 def test_killed_at_any_point(poisoned, options, whole, tmp_path, kills):
     """kill -9 of the run at random points ends its workers too, and a last run writes the same bytes."""
     output, chance, killed = tmp_path / "out.parquet", random.Random(0), 0
