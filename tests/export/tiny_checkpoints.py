@@ -140,6 +140,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "stablelm": ROTARY,
     "granite": ROTARY | {"logits_scaling": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.7},
     "cohere": ROTARY,
+    "glm": ROTARY,
     "starcoder2": ROTARY | WINDOW,
 }
 

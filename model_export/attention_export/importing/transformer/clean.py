@@ -7,6 +7,7 @@ Reshapes take their shape from the tokens' shape, and the packing of q, k and v 
 cancel those of the model. Without these passes every segment would need the tokens.
 """
 
+import itertools
 from collections.abc import Callable, Container, Iterable
 
 import numpy as np
@@ -64,18 +65,25 @@ def _measure(graph: ir.Graph, node: ir.Node) -> None:
     assert given is not None
     start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
     shape = (dims(given) or [])[start:end]
-    sizes, widths = [size for size in shape if isinstance(size, str)], [size for size in shape if isinstance(size, int)]
-    if tuple(sizes) not in SIZES or shape != [*sizes, *widths]:
+    runs = [(named, list(run)) for named, run in itertools.groupby(shape, lambda size: isinstance(size, str))]
+    if not runs or any(named and tuple(run) not in SIZES for named, run in runs):
         raise ImportFailure(f"the model reads sizes of {given.name} inside, {shape}; [B, T, width] was expected")
-    attributes = [ir.AttrInt64(name, axis) for name, axis in zip(("start", "end"), SIZES[tuple(sizes)], strict=True)]
-    node.attributes.update({each.name: each for each in attributes})
-    if widths:
-        result = node.outputs[0]
-        constants = graph_constant(graph, f"{result.name}_widths", np.array(widths, np.int64))
-        whole = ir.Node("", "Concat", [result, constants], attributes=[ir.AttrInt64("axis", 0)])
-        ir.convenience.replace_all_uses_with(result, whole.outputs[0])
-        whole.replace_input_with(0, result)
-        graph.insert_after(node, [whole])
+    result = node.outputs[0]
+    nodes, parts = [], []
+    for number, (named, run) in enumerate(runs):
+        if named:
+            start, end = SIZES[tuple(run)]
+            attributes = [ir.AttrInt64("start", start), ir.AttrInt64("end", end)]
+            tokens = next(value for value in graph.inputs if set(run) <= set(dims(value) or []))
+            nodes.append(ir.Node("", "Shape", [tokens], attributes=attributes))
+            parts.append(nodes[-1].outputs[0])
+        else:
+            parts.append(graph_constant(graph, f"{result.name}_widths_{number}", np.array(run, np.int64)))
+    if len(parts) > 1:
+        nodes.append(ir.Node("", "Concat", parts, attributes=[ir.AttrInt64("axis", 0)]))
+    graph.insert_before(node, nodes)
+    ir.convenience.replace_all_uses_with(result, nodes[-1].outputs[0] if nodes else parts[0])
+    graph.remove(node, safe=True)
 
 
 def fold(model: ir.Model) -> None:
