@@ -1,8 +1,6 @@
 """The command `attention-export`: train, export, verify."""
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -11,27 +9,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from attention_export.arguments import License, Version
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
+from attention_export.console import console, exit_on_user_error, print_line
 from attention_export.export import export
 from attention_export.figures import save_figure
-from attention_export.graphs import ExportFailure
+from attention_export.import_commands import imports
 from attention_export.importing import fill, read_tensors, transposed
-from attention_export.importing.multihead import import_multihead
 from attention_export.int8 import Bounds, quantize
-from attention_export.manifest import ManifestError, new_version, read_manifest
+from attention_export.manifest import new_version, read_manifest
 from attention_export.model import Model
 from attention_export.own_data import Options, OwnData, own_data
 from attention_export.tasks import TASKS
-from attention_export.training import LICENSE, BelowBar, Task, TrainedModel, check_bars, reproducible
+from attention_export.training import LICENSE, Task, TrainedModel, check_bars, reproducible
 from attention_export.training_bars import training_bars
-from attention_export.verify import Mismatch, verify
+from attention_export.verify import verify
 
 app = typer.Typer(help="Trains attention blocks, exports them to ONNX and verifies them.", no_args_is_help=True)
-imports = typer.Typer(help="Export attention that was trained elsewhere.", no_args_is_help=True)
 app.add_typer(imports, name="import")
-console = Console(stderr=True)
 
-IMPORTED = Path("served-models")  # not `models`, which a checkout of this project tracks
 FIGURE = "training.png"  # the manifest does not name it, so no server reads it
 
 BlockName = Enum("BlockName", {name: name for name in BLOCKS}, type=str)  # type: ignore[misc] # for typer's choices
@@ -46,9 +42,6 @@ class Layout(StrEnum):
 
 
 Repository = Annotated[Path, typer.Option("--models", help="the repository to write to")]
-ImportRepository = Annotated[Path, typer.Option("--models", help="the repository to write to, made when absent")]
-Version = Annotated[int, typer.Option(min=1, help="the new version; existing versions are never overwritten")]
-License = Annotated[str, typer.Option("--license", help="the weights' license, an SPDX expression")]
 Seed = Annotated[int, typer.Option(min=0, help="the seed of random weights and of generated data")]
 
 
@@ -106,7 +99,7 @@ def block(
             else f"drawn from seed {seed}"
         )
         model = Model(made, f"A {kind.value} block, {origin}.", license=license_)
-        export(model, models, name, version, progress=_print_line)
+        export(model, models, name, version, progress=print_line)
 
 
 @app.command()
@@ -172,81 +165,12 @@ def train(
         chosen = _select_task(task, data, block, name, checkpoint, options | {"steps": steps or None})
         new_version(models, name or chosen.model, version)  # fails before minutes of training, not after
         if isinstance(chosen, OwnData) and chosen.max_tokens:
-            _print_line(f"texts of at most {chosen.max_tokens} tokens will be served; --max-tokens sets the number")
+            print_line(f"texts of at most {chosen.max_tokens} tokens will be served; --max-tokens sets the number")
         trained = _train(chosen, seed, steps or chosen.steps)
         _print_figures(chosen, trained)
         check_bars(trained.training.figures, chosen.bars)
-        folder = export(trained.model, models, name or chosen.model, version, progress=_print_line)
+        folder = export(trained.model, models, name or chosen.model, version, progress=print_line)
         _draw(trained, figure or folder / FIGURE)
-
-
-@imports.command("multihead")
-def import_multihead_command(
-    weights: Annotated[
-        Path, typer.Argument(exists=True, help="a state dict of nn.MultiheadAttention: .safetensors, or .pt of tensors")
-    ],
-    name: Annotated[str, typer.Option(help="the model's name")],
-    heads: Annotated[int, typer.Option(min=1, help="number of heads, which the state dict does not contain")],
-    models: ImportRepository = IMPORTED,
-    version: Version = 1,
-    cross: Annotated[
-        bool, typer.Option("--cross", help="import as cross_attention: keys and values of another sequence")
-    ] = False,
-    prefix: Annotated[
-        str, typer.Option(help="prefix of the names of its tensors, such as self_attn. in an encoder layer")
-    ] = "",
-    add_zero_attn: Annotated[
-        bool, typer.Option("--add-zero-attn", help="it was made with add_zero_attn, which the state dict does not say")
-    ] = False,
-    license_: License = "",
-) -> None:
-    """Export an `nn.MultiheadAttention`: projections packed or separate, with or without bias, kdim and vdim."""
-    with exit_on_user_error():
-        tensors = read_tensors(weights)
-        block = import_multihead(tensors, heads, prefix=prefix, cross=cross, zero_key=add_zero_attn)
-        source = f"{weights.name}, {prefix}" if prefix else weights.name
-        model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=source)
-        export(model, models, name, version, progress=_print_line)
-
-
-@imports.command("transformer")
-def import_transformer_command(
-    folder: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="a checkpoint: config.json, weights and tokenizer")
-    ],
-    name: Annotated[str, typer.Option(help="the model's name")],
-    models: ImportRepository = IMPORTED,
-    version: Version = 1,
-    task: Annotated[
-        str,
-        typer.Option(
-            help="base, sequence-classification, token-classification, masked-lm, causal-lm, seq2seq-lm; "
-            "auto: as config.json says"
-        ),
-    ] = "auto",
-    pool: Annotated[
-        str,
-        typer.Option(help="mean, first or last: how `hidden` becomes an embedding; by default as modules.json says"),
-    ] = "",
-    license_: License = "",
-    source: Annotated[str, typer.Option(help="where the weights come from; by default the folder's name")] = "",
-) -> None:
-    """Export a checkpoint of `transformers`, every attention of it, if it is equal to the checkpoint."""
-    # `transformers` takes seconds to import, and no other command needs it.
-    from attention_export.importing.transformer import import_transformer  # noqa: PLC0415
-
-    with exit_on_user_error(), console.status(f"importing {folder}"):
-        import_transformer(
-            folder,
-            models,
-            name,
-            version,
-            task=None if task == "auto" else task,
-            pool=pool,
-            license_=license_,
-            source=source,
-            progress=_print_line,
-        )
 
 
 @app.command("verify")
@@ -312,7 +236,7 @@ def quantize_command(
     """Write an int8 version for CPUs, if its error and speed on your data are within bounds."""
     with exit_on_user_error():
         bounds = Bounds(max_weight_error, max_output_error, 0.0 if allow_slower else min_speedup)
-        written = quantize(folder, data, version, repository=models, bounds=bounds, progress=_print_line)
+        written = quantize(folder, data, version, repository=models, bounds=bounds, progress=print_line)
         found = read_manifest(written).quantization
     table = Table(
         "layer",
@@ -339,7 +263,7 @@ def embedded(
     with exit_on_user_error():
         for task in TASKS.values():
             new_version(models, task.model, 1)
-        export(Model(DotProduct(), description, license=LICENSE), models, "dot-product", 1, progress=_print_line)
+        export(Model(DotProduct(), description, license=LICENSE), models, "dot-product", 1, progress=print_line)
     for task in TASKS.values():
         train(TaskName(task.name), models, figure=figures / f"{task.name}.png" if figures else None)
 
@@ -352,21 +276,7 @@ def main() -> None:
 def _draw(trained: TrainedModel, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(trained, path)
-    _print_line(f"drew {path}")
-
-
-def _print_line(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn an error that a user can correct into a line on stderr and exit status 1."""
-    try:
-        yield
-    except (BelowBar, ExportFailure, FileExistsError, ManifestError, Mismatch, OSError, ValueError) as error:
-        console.print(f"attention-export: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(1)
+    print_line(f"drew {path}")
 
 
 def _make(kind: str, dims: Dims, *, scale: float, softcap: float, bias: bool) -> DotProduct:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention_export import cli
 from attention_export.blocks import Dims, SelfAttention
+from attention_export.console import exit_on_user_error
 from attention_export.graphs import Graph, to_onnx
 from attention_export.manifest import read_block, read_manifest
 from attention_export.model import Model
@@ -51,7 +52,7 @@ def test_a_version_that_exists_is_refused_before_training(
 def test_an_export_failure_is_one_line(module: nn.Module, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An export failure prints the file and the cause in one line, without the exporter's page of advice."""
     graph = Graph("front.onnx", module, {"x": ("B", "T")}, {"query": ("B", "T")})
-    with pytest.raises(SystemExit), cli.exit_on_user_error():
+    with pytest.raises(SystemExit), exit_on_user_error():
         to_onnx(graph)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"attention-export: front\.onnx cannot be exported to ONNX: .*{said}.*", line)
@@ -59,7 +60,7 @@ def test_an_export_failure_is_one_line(module: nn.Module, said: str, capsys: pyt
 
 def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets in an error message are printed, not read as markup."""
-    with pytest.raises(SystemExit), cli.exit_on_user_error():
+    with pytest.raises(SystemExit), exit_on_user_error():
         raise ValueError("[unk] has the shape [s, 3]")
     assert capsys.readouterr().err == "attention-export: [unk] has the shape [s, 3]\n"
 

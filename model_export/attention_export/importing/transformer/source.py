@@ -7,24 +7,21 @@ import json
 import logging as standard_logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from attention_export.importing import ImportFailure, reason
-
-Reader = Callable[[], Tensor]
-"""Reads one tensor of a file."""
+from attention_export.importing.transformer.files import Reader, StoredTensor, stored_tensors
 
 BASE = "base"
 CLASSES: dict[str, Any] = {  # of each task, by the class of the config; those that programs register too
@@ -46,7 +43,6 @@ ENDINGS = {  # of the names of classes
 }
 TWO_SIDED = (BASE, "seq2seq-lm")  # the tasks of an encoder-decoder
 OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # pixels and sound
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LISTED = 6
 START_TOKEN = "decoder_start_token_id"  # noqa: S105 # no secret, a field of config.json
 
@@ -96,7 +92,9 @@ class Source:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model with its values, in float32, eval mode and eager attention; it has a config of its own."""
-        model, _ = _load(type(self.skeleton), self.config, {k: v.read() for k, v in _files(self.folder).items()})
+        model, _ = _load(
+            type(self.skeleton), self.config, {k: v.read() for k, v in stored_tensors(self.folder).items()}
+        )
         return model
 
     def value(self, name: str) -> Tensor:
@@ -132,15 +130,6 @@ class _Origin:
         return self.read().contiguous().as_strided(self.shape, self.stride, self.offset)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor of a file."""
-
-    shape: tuple[int, ...]
-    floating: bool
-    read: Reader
-
-
 def load_source(folder: Path, task: str | None = None) -> Source:
     """Read a checkpoint's config and the names and shapes of its tensors.
 
@@ -156,7 +145,7 @@ def load_source(folder: Path, task: str | None = None) -> Source:
     notes: list[str] = []
     task = task or _task_of(config, notes)
     cls = _model_class(config, task)
-    stored = _files(folder)
+    stored = stored_tensors(folder)
     # Memory that is never touched costs nothing; it has a shape and an address, by which a parameter is found again.
     placeholders = {k: torch.empty(v.shape) if v.floating else v.read() for k, v in stored.items()}
     skeleton, info = _load(cls, config, placeholders)
@@ -253,76 +242,6 @@ def _refuse_states(model: PreTrainedModel) -> None:
         )
 
 
-def _files(folder: Path) -> dict[str, _Stored]:
-    """Return the tensors of a checkpoint by the names in its files."""
-    for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
-        if (folder / name).exists():
-            paths = [folder / name]
-        elif index.exists():
-            paths = _shards(index)
-        else:
-            continue
-        tensors: dict[str, _Stored] = {}
-        for path in paths:
-            tensors |= _safetensors(path) if name.endswith(".safetensors") else _pickled(path)
-        return tensors
-    raise ImportFailure(f"{folder} has neither {' nor '.join(WEIGHTS)}, nor an index of shards of one of them")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ImportFailure(f"{index} is no index of shards: {error!r}") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
-            raise ImportFailure(f"{index} names a shard {name!r}, which is not there")
-    return [index.parent / name for name in names]
-
-
-def _safetensors(path: Path) -> dict[str, _Stored]:
-    def read(name: str) -> Tensor:
-        with safe_open(path, "pt") as file:  # closed each time, so that no page of it stays mapped
-            return cast("Tensor", file.get_tensor(name))
-
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 # it is no dict
-            return {
-                name: _Stored(tuple(s.get_shape()), "F" in s.get_dtype(), partial(read, name))
-                for name, s in slices.items()
-            }
-    except (OSError, SafetensorError) as error:
-        raise ImportFailure(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def _pickled(path: Path) -> dict[str, _Stored]:
-    try:
-        tensors = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except RuntimeError:  # written in the old format, which cannot be mapped
-        tensors = _unmapped(path)
-    except Exception as error:
-        raise ImportFailure(f"{path} cannot be read as tensors alone: {reason(error)}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ImportFailure(f"{path} holds no state dict: expected names and tensors")
-    return {
-        name: _Stored(tuple(tensor.shape), tensor.is_floating_point(), partial(_same, tensor))
-        for name, tensor in tensors.items()
-    }
-
-
-def _unmapped(path: Path) -> Any:
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ImportFailure(f"{path} cannot be read as tensors alone: {reason(error)}") from error
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _single(tensor: Tensor) -> Tensor:
     return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
 
@@ -368,7 +287,9 @@ def _load(
     return model, info
 
 
-def _origins(model: PreTrainedModel, placeholders: dict[str, Tensor], stored: dict[str, _Stored]) -> dict[str, _Origin]:
+def _origins(
+    model: PreTrainedModel, placeholders: dict[str, Tensor], stored: dict[str, StoredTensor]
+) -> dict[str, _Origin]:
     """Find each parameter's file again, by the address of its placeholder."""
     names = {p.untyped_storage().data_ptr(): name for name, p in placeholders.items() if p.numel()}
     return {
