@@ -108,6 +108,7 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster({"RAY_ADDRESS": address, **PATIENT}, with_a_core)
 
 
+@pytest.mark.long
 def test_a_node_that_dies(repository, server, tmp_path, cluster):
     """A node is killed among its shards; a new node finishes the run, which writes the same bytes as a server.
 

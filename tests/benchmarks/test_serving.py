@@ -40,6 +40,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_all_ways_of_one_load_are_measured_and_kept(build: Path) -> None:
     """The JSON has rates in process and of every mode of the service, with the description of the machine."""
     results = json.loads((build / "benchmarks.json").read_text())
@@ -50,6 +51,7 @@ def test_all_ways_of_one_load_are_measured_and_kept(build: Path) -> None:
     assert results["versions"]["server"]["onnxruntime"]
 
 
+@pytest.mark.long
 def test_the_document_has_the_table_and_the_figure(build: Path) -> None:
     """The document has rates with shares and every target between its markers, and the plot is SVG."""
     document = (build / "benchmarks.md").read_text()
@@ -60,11 +62,13 @@ def test_the_document_has_the_table_and_the_figure(build: Path) -> None:
     assert "<svg" in (build / "figures/benchmarks.svg").read_text()
 
 
+@pytest.mark.long
 def test_a_peer_that_cannot_be_installed_is_left_out_and_the_document_says_why(build: Path) -> None:
     """A peer that cannot be installed is listed with the reason; the rest is measured."""
     assert re.search(r"^\| mosec \| cannot be installed: .+ \|$", (build / "benchmarks.md").read_text(), re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_resumed_run_measures_only_missing_rounds(build: Path) -> None:
     """--resume keeps existing measurements and adds missing ones."""
     before = Results.load(build / "benchmarks.json")
@@ -76,6 +80,7 @@ def test_a_resumed_run_measures_only_missing_rounds(build: Path) -> None:
     assert after == before.measured["t32-c32"]
 
 
+@pytest.mark.long
 def test_wrong_answers_are_not_measured(build: Path) -> None:
     """The reference accepts a right answer and rejects a wrong one."""
     reference, x = Reference(build / "reference.npz", "32"), sequences("32")[3]

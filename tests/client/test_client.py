@@ -45,6 +45,7 @@ def test_public_names():
         "Prediction",
         "Sample",
         "Sequence",
+        "Tokenization",
         "TooLarge",
         "TopK",
         "Translation",

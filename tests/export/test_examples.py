@@ -97,11 +97,11 @@ def test_weights_are_those_of_transformers(server: Server) -> None:
     """Every head of every layer over gRPC, and the one pair over both protocols, equal eager attention."""
     model = AlbertModel.from_pretrained(CHECKPOINT, attn_implementation="eager", dtype=torch.float64)
     every = [OutputSpec("weights", layers=["*"]), OutputSpec("weights", alias="pair", pairs=["10.5"])]
-    vocabulary = (CHECKPOINT / "vocab.txt").read_text().splitlines()
     with AttentionClient(server.grpc) as client, torch.no_grad():
         for reaction in (*PUBLISHED, RING):
             result = client.attend("rxnmapper", text=reaction, outputs=every)
-            ids = torch.tensor([[vocabulary.index(token) for token in result.tokens]])
+            (tokenized,) = client.tokenize("rxnmapper", [reaction])
+            ids = torch.tensor([tokenized.token_ids])
             expected = [weights[0].numpy() for weights in model(ids, output_attentions=True).attentions]
             for layer, weights in enumerate(expected):
                 np.testing.assert_allclose(result[f"weights@{layer}"], weights, atol=1e-5)

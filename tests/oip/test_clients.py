@@ -203,11 +203,11 @@ def test_errors_arrive_with_their_words(client):
 def test_what_models_are(reports, name):
     """Triton's clients parse the metadata, the configuration and the index."""
     facts = reports(name).facts
-    inputs = ["query", "key", "value", "text", "query_lengths", "key_lengths", "allowed", "bias"]
+    inputs = ["query", "key", "value", "text", "token_ids", "query_lengths", "key_lengths", "allowed", "bias"]
     assert facts["metadata"]["inputs"] == inputs
     outputs = ["output", "contributions", "heads", "entropy", "weights", "scores", "v", "k", "q", "embeddings"]
     predictions = [f"predictions.{part}" for part in ("name", "label", "probability", "row", "id")]
-    assert facts["metadata"]["outputs"] == [*outputs, *predictions, "tokens"]
+    assert facts["metadata"]["outputs"] == [*outputs, *predictions, "tokens", "truncated_tokens"]
     assert facts["config"] == "multi"
     assert facts["statistics"] >= 3  # the sequences that this client alone has had answered
     assert ["self", "2", "READY"] in facts["index"]

@@ -14,6 +14,7 @@ from attention_server.rest.attention import AttentionRoutes
 from attention_server.rest.oip import InferenceRoutes
 from attention_server.rest.openai import EmbeddingsRoutes
 from attention_server.rest.server import HealthRoutes
+from attention_server.rest.tokenization import TokenizationRoutes
 from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -161,7 +162,7 @@ def test_the_document_has_every_route(openapi):
     """Every route of /v1 and /v2 is in the document, with its method, and nothing that is not there."""
     inference = InferenceRoutes(None, None, None).routes()
     routes = [*AttentionRoutes(None, None).routes(), *EmbeddingsRoutes(None, None).routes()]
-    routes += [*inference, *HealthRoutes(None).routes()]
+    routes += [*TokenizationRoutes(None, None).routes(), *inference, *HealthRoutes(None).routes()]
     served = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
     served.add(("/metrics", "GET"))
     assert served == {(path, method.upper()) for path, methods in openapi["paths"].items() for method in methods}
