@@ -114,7 +114,8 @@ class AttendResult:
         tokens: the query's tokens; empty where neither a text nor ids of tokens were sent.
         memory_tokens: the memory's tokens; empty where neither a memory text nor ids of its tokens were sent.
         key_tokens: the names of the keys (the last axis of weights and scores): the memory's tokens, or the
-            sequence's own where it attends to itself; empty where keys have no names.
+            sequence's own where it attends to itself; empty where keys have no names. In a model with an encoder and a
+            decoder these are the keys of cross sites; of `encoder.N` they are `memory_tokens`, of `decoder.N` `tokens`.
         predictions: the answers of the model's head, when requested.
         token_offsets, memory_token_offsets: the place of each token in its text, in a pair in its own one, when
             requested; empty where ids of tokens were sent.
