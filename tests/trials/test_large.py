@@ -42,7 +42,7 @@ def test_a_large_model_is_imported_and_served(tmp_path):
     assert float(peaks[1]) < MOST_GIB
     assert read_manifest(tmp_path / "models/large/1").parity.cases >= 6
     shutil.rmtree(tmp_path / "checkpoint")
-    with start_server(tmp_path / "models", "--repository-mode", "explicit") as server:
+    with start_server(tmp_path / "models", "--repository-mode", "explicit", "--max-version-mib", 8192) as server:
         repository = f"{server.url}/v2/repository/models/large"
         assert requests.post(f"{repository}/load", timeout=HANG).status_code == 200
         with AttentionClient(server.grpc) as client:

@@ -206,7 +206,9 @@ def _sizes(folder: Path, files: Iterable[str], max_bytes: int) -> dict[str, int]
             raise RepositoryError(f"{MANIFEST} names the file {name!r}, which is no plain file name")
     sizes = {name: _size(folder, name) for name in files}
     if sum(sizes.values()) > max_bytes:
-        raise RepositoryError(f"its files have {sum(sizes.values())} bytes; a version may have {max_bytes}")
+        raise RepositoryError(
+            f"its files have {sum(sizes.values())} bytes; a version may have {max_bytes} (--max-version-mib)"
+        )
     return sizes
 
 
