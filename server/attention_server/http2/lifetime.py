@@ -1,13 +1,14 @@
 """The life of a call: a coroutine answers it in a task, which may be stopped with a reason."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from attention_server.http2.errors import ServerStopping
 
 
-class CallLifetime:
+class CallLifetime(ABC):
     """The task that answers a call; the base of the calls of every server of gRPC.
 
     Attributes:
@@ -44,13 +45,13 @@ class CallLifetime:
         """Call back once, when the call is answered or stopped; a call that was never started, when it is finished."""
         self._done_callbacks.append(callback)
 
+    @abstractmethod
     def _on_answered(self, error: BaseException | None) -> None:
         """Handle the end of the task.
 
         Args:
             error: the exception of the coroutine, a fault of the server; None for none, or where it was cancelled.
         """
-        raise NotImplementedError
 
     def _call_done_callbacks(self) -> None:
         callbacks, self._done_callbacks = self._done_callbacks, []

@@ -1,7 +1,7 @@
-"""Rotary positions whose frequencies depend on the length of the sequence, kept to those of the original length.
+"""Rotary positions with frequencies that depend on the length of the sequence, fixed at the original length.
 
-`dynamic` and `longrope` take other frequencies for a sequence that is longer than those of the training, so that a row
-would depend on the number of rows behind. Up to that length, the longest that a version takes, frequencies are fixed.
+`dynamic` and `longrope` take other frequencies for a sequence beyond the length of the training, so that a row would
+depend on the number of rows behind. Up to that length, the longest that a version takes, frequencies are fixed.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 LONGROPE = "longrope"
 CHANGING = ("dynamic", LONGROPE)
-FIXED = "default"  # a type of rotation whose frequencies are those of a buffer
+FIXED = "default"  # the type of a rotation that reads its frequencies from a buffer
 
 
 def longest(config: PretrainedConfig) -> int:
@@ -32,7 +32,7 @@ def rotation_notes(config: PretrainedConfig) -> list[str]:
 
 
 def fix_rotations(model: nn.Module) -> None:
-    """Let a model rotate with the frequencies of its original length, whatever the sequence, in place."""
+    """Rotate with the frequencies of the original length at every length; changes the model in place."""
     for module in model.modules():
         kind: Any = getattr(module, "rope_type", None)
         if isinstance(kind, dict):  # by type of layer
