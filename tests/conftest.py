@@ -10,6 +10,7 @@ import grpc
 import pytest
 import requests
 import serving
+import structlog
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from serving import Server, made_repository, start_server
 
@@ -19,7 +20,11 @@ LONGEST = ("containers", "conformance", "batch", "export", "trials", "benchmarks
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have processes that tests start obey SIGINT: a shell without job control ignores it in the background."""
+    """Keep structlog's defaults in this process, and have processes that tests start obey SIGINT.
+
+    A shell without job control ignores SIGINT in the background.
+    """
+    structlog.configure()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -75,6 +80,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start the servers of a test, and of its fixtures, with what it is to be served by."""
     kind = getattr(getattr(item, "callspec", None), "params", {}).get("grpc_server", "")
     serving.GRPC_SERVER[:] = ["--grpc-server", kind] if kind else []
+
+
+@pytest.fixture(autouse=True)
+def logging_is_left() -> Iterator[None]:
+    """Fail a test that configures logging for its process: loggers cached then are captured in no later test."""
+    yield
+    assert not structlog.get_config()["cache_logger_on_first_use"], "the test has configured logging"
 
 
 # --- one server for all ----------------------------------------------------------------------------------------------

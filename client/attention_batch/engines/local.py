@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import structlog
 from attention_client import Alignment, AttendResult, Candidate, Link, Prediction, Sequence, TopK
 from attention_client.errors import AttentionError
 from attention_client.result import OutputValue
@@ -44,7 +45,8 @@ class LocalEngine:
         chosen = {"models": models, "slots": concurrency or None}
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = Settings.model_validate({"repository_mode": "none", "load_model": (), **given})
-        logs.configure("warning", "text")
+        if not structlog.is_configured():  # how its process logs is the program's choice
+            logs.configure("warning", "text")
         try:
             core = make_core(settings)
             core.repository.load()
