@@ -14,9 +14,10 @@ import pytest
 import requests
 from attention_client import AttentionClient, translate
 from attention_proto.attention.v1.attention_pb2 import Side
+from attention_server.contexts.memory import Memory
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
-from attention_server.inference.contexts import Memory, MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from attention_server.repository.loader import RepositoryError, load

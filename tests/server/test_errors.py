@@ -15,8 +15,8 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server import errors
 from attention_server.codecs.errors import CODES, code_of, encode_json, encode_status
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.request_record import RequestRecord
-from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.repository.repository import Policy, Repository
 from attention_server.rest.exchange import error_response

@@ -9,9 +9,10 @@ import requests
 from attention_client import AttentionClient, InvalidRequest, NotFound, TooLarge
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.contexts.memory import Memory, memory_id
+from attention_server.contexts.store import MemoryStore
 from attention_server.errors import NotFound as NotKept
 from attention_server.errors import TooLarge as OverBudget
-from attention_server.inference.contexts import Memory, MemoryStore, memory_id
 from serving import HANG, ROOT, start_server
 
 from tests.refusals import refused_by_http

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import requests
 from attention_proto.attention.v1.attention_pb2 import File
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
-from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from attention_server.repository.loader import RepositoryError, load

@@ -1,11 +1,11 @@
 """What one sequence's stages and predictions may hold while it is computed, however little of it is sent."""
 
 import pytest
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
 from attention_server.errors import TooLarge
 from attention_server.inference import head_results
-from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward

@@ -32,6 +32,7 @@ from attention_server.codecs.document import (
 )
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.url import url_or_body
+from attention_server.contexts.memory import Memory
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
@@ -50,7 +51,6 @@ from attention_server.domain.messages import (
     TopK,
 )
 from attention_server.errors import InvalidRequest, join_path
-from attention_server.inference.contexts import Memory
 
 Encoding = Literal["json", "base64"]
 

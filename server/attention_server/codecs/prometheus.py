@@ -13,9 +13,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from attention_server.contexts.store import MemoryState
 from attention_server.domain.messages import IndexEntry
 from attention_server.domain.request_record import RequestRecord
-from attention_server.inference.contexts import MemoryState
 from attention_server.scheduling.scheduler import SchedulerState
 from attention_server.telemetry.statistics import Histogram, RequestLabels, RequestStatistics, VersionStatistics
 

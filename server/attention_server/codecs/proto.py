@@ -16,6 +16,7 @@ from attention_proto.text import TRUNCATES, Truncate
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.codecs.batch import expand
+from attention_server.contexts.memory import Memory
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
@@ -33,7 +34,6 @@ from attention_server.domain.messages import (
     TopK,
 )
 from attention_server.errors import InvalidRequest, join_path
-from attention_server.inference.contexts import Memory
 
 ArraySpec = tuple[str, "np.dtype[np.generic]", tuple[int, ...]]  # an output's name, type and shape
 

@@ -6,12 +6,12 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_server.codecs import proto, tokenization
 from attention_server.codecs.errors import encode_status
+from attention_server.contexts.memory import Memory
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import InvalidRequest
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.grpc.stream import StreamProtocol, StreamSessions
-from attention_server.inference.contexts import Memory
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
 from attention_server.transport.futures import wait_for

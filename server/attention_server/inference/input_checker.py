@@ -11,12 +11,12 @@ from attention_proto.chains import OF_SOURCE, SiteAxes
 from attention_proto.masks import Mask
 from attention_proto.stages import PREDICTIONS
 
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import OutputSpec
 from attention_server.domain.messages import Sequence as Sent
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
-from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import LoadedLayer, lengths_by_axes

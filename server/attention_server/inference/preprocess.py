@@ -11,11 +11,11 @@ from attention_proto.masks import Mask
 from attention_proto.stages import OF_KEYS
 from numpy.typing import NDArray
 
+from attention_server.contexts.memory import Memory
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequence, Tokens
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
-from attention_server.inference.contexts import Memory
 from attention_server.inference.masks import requested_mask, unmasked
 from attention_server.inference.tokenizer import TextTokenizer
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from attention_server.inference.contexts import MemoryStore
+from attention_server.contexts.store import MemoryStore
 from attention_server.repository.registry import Registry, ServedVersion
 
 log = structlog.get_logger()

@@ -11,9 +11,9 @@ from typing import Literal
 import structlog
 from attention_proto.folder import MANIFEST, NAME
 
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.messages import IndexEntry
 from attention_server.errors import AttentionServiceError, InvalidRequest, Loading, NotFound, Unavailable, Unimplemented
-from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.protocol import Engine
 from attention_server.repository.drain import Drain
 from attention_server.repository.load_log import log_loaded

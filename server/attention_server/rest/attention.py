@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from attention_server.codecs import json, proto
 from attention_server.codecs.url import url_or_body
+from attention_server.contexts.memory import Memory
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import MemoryRequest, Response
 from attention_server.errors import InvalidRequest
-from attention_server.inference.contexts import Memory
 from attention_server.rest.exchange import (
     JSON,
     PROTOBUF,

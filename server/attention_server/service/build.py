@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
-from attention_server.inference.contexts import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Engine
 from attention_server.repository.repository import Policy, Repository

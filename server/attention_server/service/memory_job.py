@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from attention_server.contexts.memory import Memory, memory_id
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import MemoryRequest, Tokens
-from attention_server.inference.contexts import Memory, MemoryStore, memory_id
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.preprocess import Vectors

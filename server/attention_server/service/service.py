@@ -7,12 +7,13 @@ from typing import TypeVar
 from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.masks import Mask
 
+from attention_server.contexts.memory import Memory
+from attention_server.contexts.store import MemoryState, MemoryStore
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import EmbeddingsRequest, IndexEntry, MemoryRequest, Request, Response, Sequence
 from attention_server.domain.tokenization import Tokenization, TokenizeRequest
 from attention_server.errors import InvalidRequest, NotFound, Unavailable
-from attention_server.inference.contexts import Memory, MemoryState, MemoryStore
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan

@@ -1,0 +1,1 @@
+"""Memories: kept keys and values with their owners, and the budget of their bytes."""
