@@ -14,11 +14,12 @@ from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.masks import Vectors
 from attention_server.inference.planner import OutputPlan, head_source
-from attention_server.inference.postprocess import Rows, as_data_type, read_rows, top_k
+from attention_server.inference.postprocess import Rows, as_data_type, read_rows
 from attention_server.inference.prediction_plan import PredictionPlan
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.row_selection import positions, predictor_rows
 from attention_server.inference.sampling import draw
+from attention_server.inference.top_k import top_k
 
 MAX_NUMBERS = 2**20  # held at once; the choice of the largest takes some 30 bytes for each
 

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array, OutputSpec, TopK
 from attention_server.errors import InvalidRequest, join_path
-from attention_server.inference.planner import index_type
+from attention_server.inference.top_k import top_k
 
 Rows = NDArray[np.intp]
-LAST = np.int64(0xFFFFFFFF)  # the largest position that fits into one integer with a rank
 
 
 def check_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None, field: str) -> None:
@@ -101,34 +100,3 @@ def as_data_type(stage: NDArray[Any], spec: OutputSpec, field: str) -> Array:
             field=join_path(field, "data_type"),
         )
     return half
-
-
-def top_k(stage: NDArray[np.float32], k: int, hidden: NDArray[np.bool_] | None) -> TopK:
-    """Return the k largest of each row: descending, lower index first among equals, hidden ones last.
-
-    Each number and its position are packed into one integer of the same order, so that a partition, which is linear,
-    selects them and ties are deterministic.
-
-    Args:
-        stage: [..., S], finite.
-        k: the number; at most S are returned.
-        hidden: broadcastable to the stage.
-    """
-    keys = stage.shape[-1]
-    k = min(k, keys)
-    rank = _ascending_bits(stage)
-    if hidden is not None:
-        rank = np.where(hidden, np.iinfo(np.int32).min, rank)
-    order = (rank.astype(np.int64) << 32) | (LAST - np.arange(keys))
-    largest = np.sort(np.partition(order, keys - k, axis=-1)[..., keys - k :], axis=-1)[..., ::-1]
-    indices = LAST - (largest & LAST)
-    return TopK(indices.astype(index_type(keys)), np.take_along_axis(stage, indices, -1))
-
-
-def _ascending_bits(x: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Return integers in the order of the numbers, above the least: a float's bits, turned round where it is negative.
-
-    A float's bits are its sign and its magnitude, where those of an integer are a two's complement.
-    """
-    bits = (np.ascontiguousarray(x) + np.float32(0)).view(np.int32)  # + 0: -0.0 equals 0.0
-    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
