@@ -1,7 +1,7 @@
 """The result of one sequence."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -114,12 +114,13 @@ class AttendResult:
         tokens: the query's tokens; empty where neither a text nor ids of tokens were sent.
         memory_tokens: the memory's tokens; empty where neither a memory text nor ids of its tokens were sent.
         key_tokens: the names of the keys (the last axis of weights and scores): the memory's tokens, or the
-            sequence's own where it attends to itself; empty where keys have no names. In a model with an encoder and a
-            decoder these are the keys of cross sites; of `encoder.N` they are `memory_tokens`, of `decoder.N` `tokens`.
+            sequence's own where it attends to itself; empty where keys have no names. Where outputs are of sites of
+            several kinds, those of cross sites; `axes` tells the names for each output.
         predictions: the answers of the model's head, when requested.
         token_offsets, memory_token_offsets: the place of each token in its text, in a pair in its own one, when
             requested; empty where ids of tokens were sent.
         truncated_tokens, memory_truncated_tokens: the number of tokens of a text that were dropped.
+        layers: the layer that an output was asked of, by the output's name, where that name does not tell it.
     """
 
     model: str
@@ -133,6 +134,20 @@ class AttendResult:
     memory_token_offsets: tuple[Span, ...] = ()
     truncated_tokens: int = 0
     memory_truncated_tokens: int = 0
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+    def axes(self, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the rows and of the keys of one output of weights or scores; empty for no names.
+
+        Both are of the source for a site `encoder.N`, both of the target for `decoder.N`. For `decoder.N.cross`, and in
+        a model of one chain, rows are `tokens` and keys `key_tokens`.
+        """
+        layer = name.partition("@")[2] or self.layers.get(name, "")
+        if layer.startswith("encoder."):
+            return self.memory_tokens, self.memory_tokens
+        if layer.startswith("decoder.") and not layer.endswith(".cross"):
+            return self.tokens, self.tokens
+        return self.tokens, self.key_tokens
 
     @property
     def output(self) -> Array:

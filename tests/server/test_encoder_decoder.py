@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +368,25 @@ def test_pictures_name_what_a_site_reads(server, tmp_path, layer, layers, querie
         queries,
         keys,
     )
+
+
+NAMED = {
+    "encoder.1": (source_tokens(SOURCE), source_tokens(SOURCE)),
+    "decoder.0": (target_tokens(TARGET), target_tokens(TARGET)),
+    "decoder.0.cross": (target_tokens(TARGET), source_tokens(SOURCE)),
+}
+
+
+def test_results_name_what_a_site_reads(server):
+    """The client names rows and keys by the site; `key_tokens` are those of the one kind that was asked for."""
+    with AttentionClient(server.grpc) as client:
+        ask = partial(client.attend, "translator", text=TARGET, memory_text=SOURCE)
+        every = ask(outputs=[{"name": "weights", "layers": list(NAMED)}])
+        for layer, (queries, keys) in NAMED.items():
+            one = ask(outputs=[{"name": "weights", "layers": [layer]}])
+            assert one.key_tokens == tuple(keys)
+            assert one.axes("weights") == every.axes(f"weights@{layer}") == (tuple(queries), tuple(keys))
+    assert every.key_tokens == tuple(source_tokens(SOURCE))
 
 
 SOURCES = [

@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from attention_batch.cli import read_outputs, score
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.chains import OF_SOURCE, OF_TARGET, SiteAxes, site_axes
+from attention_proto.chains import OF_SOURCE, site_axes
 from attention_proto.stages import OUTPUTS
 from rich.console import Console
 from rich.table import Table
@@ -182,7 +182,8 @@ def plot(
         axes = every[layer or list(every)[-1]]
         layers = [name for name, own in every.items() if own == axes]  # one page has matrices of one shape
         weights = [OutputSpec("weights", layers=layers if html else [layer] if layer else ())]
-        predictions = ["predictions"] if text is not None and described.manifest.predictors else []
+        predicts = text is not None and axes != OF_SOURCE and described.manifest.predictors
+        predictions = ["predictions"] if predicts else []
         result = client.attend(
             model,
             version=version,
@@ -194,7 +195,6 @@ def plot(
             causal=causal.value,
             outputs=[*weights, *predictions],
         )
-    result = _named(result, axes)
     if html:
         html.write_text(page(result), "utf-8")
     if drawing:
@@ -204,17 +204,11 @@ def plot(
                 drawn.savefig(file, format=format_)
 
 
-def _named(result: AttendResult, axes: SiteAxes) -> AttendResult:
-    """Return a result with the tokens that the rows and columns of such sites are of."""
-    if axes == OF_SOURCE:
-        return replace(result, tokens=result.memory_tokens, key_tokens=result.memory_tokens, predictions=())
-    return replace(result, key_tokens=result.tokens) if axes == OF_TARGET else result
-
-
 def _one_layer(result: AttendResult, layer: str) -> AttendResult:
     """Return a result with one layer's weights under the name `weights`."""
     name = f"weights@{layer}"
-    return replace(result, outputs={"weights": result[name if name in result.outputs else "weights"]})
+    drawn = {"weights": result[name if name in result.outputs else "weights"]}
+    return replace(result, outputs=drawn, layers={"weights": layer})
 
 
 @app.command(no_args_is_help=True)

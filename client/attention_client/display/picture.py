@@ -33,10 +33,11 @@ def picture(result: AttendResult) -> Picture:
         NotRequested: the weights were not asked for.
     """
     heads, queries, keys = result.weights.shape
+    query_tokens, key_tokens = result.axes("weights")
     return Picture(
         titles=[f"head {head}" for head in range(heads)],
-        queries=axis_names(result.tokens, queries),
-        keys=axis_names(result.key_tokens, keys),
+        queries=axis_names(query_tokens, queries),
+        keys=axis_names(key_tokens, keys),
         weights=result.weights,
         focus=focused_row(result, queries),
     )

@@ -41,7 +41,7 @@ def frame(result: AttendResult) -> str:
     Raises:
         NotRequested: the weights were not asked for.
     """
-    heads, queries, _ = _first_weights(result).shape
+    heads, queries, _ = next(iter(_weights(result).values())).shape
     rows = math.ceil((heads + 1) / _PANELS_IN_A_ROW)
     height = 430 + rows * (min(queries, 12) * 30 + 90)
     document = html.escape(page(result), quote=True)
@@ -58,15 +58,16 @@ def picture_document(result: AttendResult, title: str = "") -> dict[str, Any]:
         NotRequested: the weights were not asked for.
     """
     weights = _weights(result)
-    _, queries, keys = _first_weights(result).shape
+    _, queries, keys = next(iter(weights.values())).shape
+    query_tokens, key_tokens = _axes(result)
     return {
         "format": _FORMAT,
         "title": title or " ".join(result.tokens),
         "model": result.model,
         "version": result.version,
-        "queries": axis_names(result.tokens, queries),
-        "keys": axis_names(result.key_tokens, keys),
-        "to_itself": result.key_tokens == result.tokens and queries == keys,
+        "queries": axis_names(query_tokens, queries),
+        "keys": axis_names(key_tokens, keys),
+        "to_itself": key_tokens == query_tokens and queries == keys,
         "focus": focused_row(result, queries),
         "predictions": [prediction_document(each) for each in result.predictions],
         "layers": [{"name": layer, **_layer(value)} for layer, value in weights.items()],
@@ -91,8 +92,16 @@ def _weights(result: AttendResult) -> dict[str, Array]:
     return found
 
 
-def _first_weights(result: AttendResult) -> Array:
-    return next(iter(_weights(result).values()))
+def _axes(result: AttendResult) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the rows and of the keys of a result's weights.
+
+    Raises:
+        NotRequested: these differ from layer to layer.
+    """
+    first, *others = {result.axes(name) for name in result.outputs if name.partition("@")[0] == "weights"}
+    if others:
+        raise NotRequested("the result has weights of sites of several kinds: draw those of one kind at a time")
+    return first
 
 
 def _layer(weights: Array) -> dict[str, Any]:

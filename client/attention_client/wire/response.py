@@ -1,6 +1,7 @@
 """Read results from the response on the wire."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -23,7 +24,8 @@ def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendR
     sequences: Iterable[pb.Sequence] = request.inputs
     if len(request.inputs) != len(response.results):  # an input with `lengths` holds several sequences
         sequences = [each for each in sequences for _ in range(len(each.lengths) or 1)]
-    return [_read(response, *each) for each in zip(sequences, response.results, strict=True)]
+    layers = {spec.alias or spec.name: spec.layers[0] for spec in request.outputs if len(spec.layers) == 1}
+    return [_read(response, layers, *each) for each in zip(sequences, response.results, strict=True)]
 
 
 def read_tokens(response: pb.TokenizeResponse) -> list[Tokenization]:
@@ -41,11 +43,13 @@ def read_tokens(response: pb.TokenizeResponse) -> list[Tokenization]:
     ]
 
 
-def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result) -> AttendResult:
+def _read(
+    response: pb.AttendResponse, layers: Mapping[str, str], sequence: pb.Sequence, result: pb.Result
+) -> AttendResult:
     to_itself = not (
         sequence.HasField("key") or sequence.HasField("memory_text") or sequence.memory_token_ids or sequence.memory
     )
-    return AttendResult(
+    answer = AttendResult(
         model=response.model,
         version=response.version,
         outputs={output.name: _value(output) for output in result.outputs},
@@ -57,7 +61,10 @@ def _read(response: pb.AttendResponse, sequence: pb.Sequence, result: pb.Result)
         memory_token_offsets=tuple(Span(span.start, span.end) for span in result.memory_token_offsets),
         truncated_tokens=result.truncated_tokens,
         memory_truncated_tokens=result.memory_truncated_tokens,
+        layers=layers,
     )
+    keys = {answer.axes(name)[1] for name in answer.outputs}
+    return answer if len(keys) != 1 or answer.key_tokens in keys else replace(answer, key_tokens=keys.pop())
 
 
 def _value(output: pb.Output) -> OutputValue:
