@@ -190,7 +190,7 @@ def _dims(output: OutputSpec, stage: Stage, layer: int, manifest: pb.Manifest) -
     if stage.head_axis and heads:
         known[stage.head_axis] = heads
     known[stage.row_axis] = len(tuple(output.rows))
-    if output.pool:
+    if output.pool or stage.sums_rows:
         del known[stage.row_axis]
     return tuple(length or None for length in known.values())
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
 from attention_proto.chains import crosses, site_axes
-from attention_proto.stages import Axis, Stage
+from attention_proto.stages import STAGES, Axis, Stage
 
 EVERY_LAYER = "*"
 
@@ -50,6 +50,7 @@ def lengths(stage: Stage, layer: Layer, manifest: Manifest) -> Mapping[Axis, int
         "Dv": layer.value_head_dim,
         "D": width,
         "V": manifest.logits_dim,
+        "C": len(stage.columns),
     }
     return {axis: every.get(axis, 0) for axis in stage.axes}
 
@@ -139,7 +140,8 @@ def _shape_of_head(stage: Stage, layer: Layer, manifest: Manifest) -> list[str]:
     """Return the lengths of a stage's rows and columns; those of the request's sequences by their names, T and S."""
     known = lengths(stage, layer, manifest)
     named: dict[Axis, Axis] = dict(zip(("T", "S"), site_axes(layer, manifest), strict=True))
-    return [str(known[axis] or named.get(axis, axis)) for axis in stage.axes[1:]]
+    axes = STAGES[stage.computed].axes[1:]  # sums are made of rows, which are stacked first
+    return [str(known.get(axis) or named.get(axis, axis)) for axis in axes]
 
 
 def _head(stage: Stage, layer: int, number: str, manifest: Manifest, pair: str) -> int:

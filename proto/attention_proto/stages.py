@@ -6,7 +6,7 @@ stage.
 
 Axes: H heads, Hkv key-value heads, T query positions, S key positions, Dh the width of one head's queries and keys,
 Dv the width of one head's values, D the width of a vector of the stage's level (`attention_proto/offers.py`), V the
-labels of the model's head.
+labels of the model's head, C columns with names.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeVar, get_args
 
-Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D", "V"]
+Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D", "V", "C"]
 Level = Literal["site", "layer", "model"]
 OptionName = Literal["as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool", "pairs", "top", "sample"]
 Kind = Literal["string", "strings", "integer", "integers", "choice", "sample"]
@@ -27,6 +27,8 @@ Choice = TypeVar("Choice", bound=str)
 PREDICTIONS = "predictions"  # an output that is not a stage: the answers of the model's head
 DEFAULT = "output"  # the stage that is returned where a request names none
 PREDICTION_OPTIONS = frozenset({"rows", "top", "sample"})  # the options of predictions
+
+STATISTICS = ("entropy", "previous", "self", "next", "first", "separators", "distance", "largest")
 
 LINK_OPTIONS = frozenset({"as", "layers", "heads", "pairs", "rows"})  # the options of a stage of pairs of positions
 
@@ -48,6 +50,8 @@ class Stage:
         is_listed: whether a layer gives it only where its manifest says so; it comes of the segment behind the site.
         is_links: whether it is sent as pairs of positions; each is chosen from a row of the source's mean over heads.
         is_of_head: whether the model's head computes it from rows of the last layer.
+        sums_rows: whether it is one for all rows chosen, summed over rows of the source, and has no axis of rows.
+        columns: the names of its columns, where these are no positions or widths.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Stage:
     is_listed: bool = False
     is_links: bool = False
     is_of_head: bool = False
+    sums_rows: bool = False
+    columns: tuple[str, ...] = ()
 
     @cached_property
     def head_axis(self) -> Axis | None:
@@ -67,7 +73,9 @@ class Stage:
 
     @cached_property
     def row_axis(self) -> Axis:
-        """T for query positions, S for key positions."""
+        """T for query positions, S for key positions; of sums over rows the axis of the rows that are summed."""
+        if self.sums_rows:
+            return "T"
         return self.axes[1 if self.head_axis else 0]
 
     @cached_property
@@ -86,6 +94,11 @@ class Stage:
         return self.row_axis == "S"
 
     @cached_property
+    def computed(self) -> str:
+        """The stage that a layer computes for it: its source where the output is shaped of that, else itself."""
+        return self.source if self.is_links or self.sums_rows else self.name
+
+    @cached_property
     def shape(self) -> str:
         """The axes in the notation of the documentation: `[H, T, Dh]`."""
         return f"[{', '.join(self.axes)}]"
@@ -101,7 +114,7 @@ class Stage:
         if option == "layers":
             return self.level != "model"
         if option == "pool":
-            return not self.is_of_head
+            return not (self.is_of_head or self.sums_rows)
         return option != "top_k" or self.is_pairwise
 
 
@@ -146,6 +159,30 @@ STAGES: Mapping[str, Stage] = {
             source="weights",
         ),
         Stage(
+            "lse",
+            ("H", "T"),
+            "the log of the sum of exp of each row of masked scores; at least -1e30, which it is where a query may "
+            "attend to no key",
+            source="scores",
+        ),
+        Stage(
+            "received",
+            ("H", "S"),
+            "the weights that each key receives, summed over the rows chosen",
+            source="weights",
+            sums_rows=True,
+        ),
+        Stage(
+            "statistics",
+            ("H", "C"),
+            f"{len(STATISTICS)} means over the rows chosen that may attend to some key: `entropy`; the weights on the "
+            "key at the `previous`, its own (`self`) and the `next` position, on the `first` key and on `separators`, "
+            "the special tokens of a text; the `distance` of keys in tokens, by weight; the `largest` weight",
+            source="weights",
+            sums_rows=True,
+            columns=STATISTICS,
+        ),
+        Stage(
             "alignment",
             ("H", "T"),
             "of a site over another sequence, for each row the key with the largest mean weight of the chosen heads; "
@@ -178,6 +215,7 @@ STAGES: Mapping[str, Stage] = {
     )
 }
 PAIRWISE = tuple(stage.name for stage in STAGES.values() if stage.is_pairwise)
+PAIRWISE_WORDS = f"{', '.join(f'`{name}`' for name in PAIRWISE[:-1])} and `{PAIRWISE[-1]}`"
 OF_KEYS = frozenset(stage.name for stage in STAGES.values() if stage.is_of_keys)
 PROJECTED = frozenset(stage.name for stage in STAGES.values() if stage.is_projected)
 LISTED = frozenset(stage.name for stage in STAGES.values() if stage.is_listed)
@@ -203,15 +241,15 @@ OPTIONS: Mapping[str, Option] = {
             "rows",
             "integers",
             "The query positions to return (key positions for `k` and `v`), in this order, without duplicates; all "
-            f"when empty, and for `{PREDICTIONS}` those that the head reads. Negative positions count from the end: "
-            "-1 is the last.",
+            f"when empty, and for `{PREDICTIONS}` those that the head reads. `received` and `statistics` are made of "
+            "these rows. Negative positions count from the end: -1 is the last.",
         ),
         Option("reduce", "choice", "Reduces the chosen heads to one. The rank stays, with H = 1.", REDUCES),
         Option(
             "top_k",
             "integer",
-            f"For {' and '.join(f'`{name}`' for name in PAIRWISE)} only: returns the k largest numbers of each row, "
-            "after reduction and pooling; 0 returns all.",
+            f"For {PAIRWISE_WORDS} only: returns the k largest numbers of each row, after reduction and pooling; 0 "
+            "returns all.",
             minimum=0,
         ),
         Option("data_type", "choice", "The number format of the output: FP32 (default) or FP16.", DATA_TYPES),

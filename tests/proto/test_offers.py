@@ -25,7 +25,7 @@ def manifest(front: str = "front.onnx") -> Manifest:
 def test_a_layer_offers_what_its_manifest_lists():
     """Stages of every attention are always there; output, contributions and hidden where listed."""
     model = manifest()
-    always = {"embeddings", "q", "k", "v", "scores", "weights", "entropy", "heads"}
+    always = {"embeddings", "q", "k", "v", "scores", "weights", "entropy", "lse", "received", "statistics", "heads"}
     for layer in model.layers:
         assert {stage.name for stage in STAGES.values() if offers(stage, layer, model)} == always | set(layer.stages)
 
@@ -48,6 +48,7 @@ def test_the_width_is_that_of_the_level():
     assert found["embeddings"] == {"T": 0, "D": 12}
     assert found["k"] == {"Hkv": 2, "S": 0, "Dh": 4}
     assert found["heads"] == {"H": 4, "T": 0, "Dv": 3}
+    assert found["statistics"] == {"H": 4, "C": 8}
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,10 @@ CHOICES = [
 
 @pytest.mark.parametrize("name", STAGES)
 def test_axes(name):
-    """A stage has at most one axis of heads, then one of rows, then one of columns."""
+    """A stage has at most one axis of heads, then one of rows, unless these are summed, then one of columns."""
     stage = STAGES[name]
-    expected = [axis for axis in (stage.head_axis, stage.row_axis, stage.column_axis) if axis]
+    rows = None if stage.sums_rows else stage.row_axis
+    expected = [axis for axis in (stage.head_axis, rows, stage.column_axis) if axis]
     assert list(stage.axes) == expected
     assert stage.row_axis in ("T", "S")
     assert not stage.source or stage.source in STAGES

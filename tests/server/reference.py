@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-STAGES = ("q", "k", "v", "scores", "weights", "entropy", "heads", "output")
+STAGES = ("q", "k", "v", "scores", "weights", "entropy", "lse", "heads", "output")
 ROWS = dict.fromkeys(STAGES, 1) | {"output": 0}  # the axis of each stage's rows
 # Torch's float32 against float64: the tolerance that exports are verified with.
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -57,7 +57,7 @@ class Block:
         k = split(self.affine(key, "K"), shared)
         v = split(self.affine(value, "V"), shared)
         scale = layer.get("scale") or q.shape[-1] ** -0.5
-        scores, weights, attended = [], [], []
+        scores, weights, logs, attended = [], [], [], []
         for head in range(heads):
             theirs = head // (heads // shared)
             score = scale * q[head] @ k[theirs].T
@@ -66,10 +66,11 @@ class Block:
             scores.append(score)
             mask = 0.0 if added is None else np.broadcast_to(added, (heads, *score.shape))[head]
             weights.append(softmax(score + mask))
+            logs.append([lse(row) for row in score + mask])
             attended.append(weights[-1] @ v[theirs])
         joined = np.concatenate(attended, -1)
         nats = [[entropy(row) for row in of_head] for of_head in weights]
-        found = (q, k, v, scores, weights, nats, attended, self.affine(joined, "O"))
+        found = (q, k, v, scores, weights, nats, logs, attended, self.affine(joined, "O"))
         stages = {name: np.array(stage) for name, stage in zip(STAGES, found, strict=True)}
         if "M_O" in self.matrices:
             rows = np.split(self.matrices["M_O"], heads)
@@ -110,6 +111,28 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def entropy(row: np.ndarray) -> float:
     """The sum of w * log(1 / w), in nats, over the weights that are not 0."""
     return float(sum(weight * np.log(1 / weight) for weight in row if weight > 0))
+
+
+def lse(row: np.ndarray) -> float:
+    """The log of the sum of exp; -1e30 where nothing is left."""
+    return float(np.log(np.exp(row - row.max()).sum()) + row.max()) if np.isfinite(row).any() else -1e30
+
+
+def statistics(weights: np.ndarray, rows: list[int], separators: list[int] | None = None) -> np.ndarray:
+    """The eight means of each head, row by row: weights [H, T, S] -> [H, 8]."""
+    found = []
+    for head in weights:
+        of_rows = []
+        for row in rows:
+            if not head[row].any():
+                continue
+            neighbours = [head[row, row + i] if 0 <= row + i < head.shape[1] else 0.0 for i in (-1, 0, 1)]
+            distance = sum(weight * abs(row - key) for key, weight in enumerate(head[row]))
+            special = sum(head[row, key] for key in separators or ())
+            largest = max(head[row])
+            of_rows.append([entropy(head[row]), *neighbours, head[row, 0], special, distance, largest])
+        found.append(np.mean(of_rows, 0) if of_rows else np.zeros(8))
+    return np.array(found)
 
 
 def additive(mask: dict[str, Any], heads: int, queries: int, keys: int) -> np.ndarray:

@@ -259,6 +259,8 @@ def reference(query, added=0.0, dependent=()):
         hidden -= hidden.mean(0) if layer + 1 in dependent else 0
         entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(-1)
         layers.append({"q": q, "k": k[None], "v": v[None], "scores": scores, "weights": weights, "entropy": entropy})
-        layers[-1] |= {"heads": heads, "contributions": parts, "output": output, "hidden": hidden}
+        sums = powers.sum(-1)
+        lse = np.where(sums > 0, np.log(np.maximum(sums, 1e-300)) + largest[..., 0], -1e30)
+        layers[-1] |= {"lse": lse, "heads": heads, "contributions": parts, "output": output, "hidden": hidden}
         x = hidden
     return layers

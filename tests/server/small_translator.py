@@ -202,6 +202,8 @@ def attention(site, x, keys, bias, added=0.0):
     parts = np.einsum("htv,hvd->htd", heads, w["o"].reshape(HEADS, HEAD, WIDTH))
     entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(-1)
     stages = {"q": q, "k": k, "v": v, "scores": scores, "weights": weights, "entropy": entropy, "heads": heads}
+    sums = powers.sum(-1)
+    stages["lse"] = np.where(sums > 0, np.log(np.maximum(sums, 1e-300)) + largest[..., 0], -1e30)
     return stages | {"contributions": parts, "output": parts.sum(0) + w["b"]}
 
 

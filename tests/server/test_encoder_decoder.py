@@ -26,12 +26,13 @@ from serving import HANG, ROOT, start_server
 
 from tests.refusals import refused
 from tests.server import small_translator as small
+from tests.server.reference import statistics
 from tests.server.small_translator import CROSS, DECODER, ENCODER, HEADS, SITES, source_tokens, target_tokens
 from tests.server.test_sites import CountingEngine
 from tests.transports import TRANSPORTS
 
 SOURCE, TARGET = "a b c d e", "f e d"
-SITE = ("q", "k", "v", "scores", "weights", "entropy", "heads", "contributions", "output", "hidden")
+SITE = ("q", "k", "v", "scores", "weights", "entropy", "lse", "heads", "contributions", "output", "hidden")
 EVERY = [{"name": name, "layers": ["*"]} for name in SITE]
 CLOSE = {"atol": 5e-5, "rtol": 5e-5}
 
@@ -130,10 +131,24 @@ def test_rows_and_pooling(transport, site, rows):
     outputs = ask(transport, *({"name": name, "layers": [site], "rows": rows} for name in names))
     stages = expected()[site]
     for name in names:
-        axis = stages[name].ndim - (1 if name == "entropy" else 2)
+        axis = stages[name].ndim - (1 if name in ("entropy", "lse") else 2)
         np.testing.assert_allclose(outputs[name], stages[name].take(rows, axis), **CLOSE, err_msg=name)
     pooled = ask(transport, {"name": "output", "layers": [site], "pool": "mean"})["output"]
     np.testing.assert_allclose(pooled, stages["output"].mean(0), **CLOSE)
+
+
+def test_statistics_of_each_kind_of_site(transport):
+    """Separators are the special tokens of each site's keys: the source's end, the target's start."""
+    names = ("encoder.1", "decoder.1", "decoder.1.cross")
+    outputs = ask(transport, {"name": "statistics", "layers": list(names)}, {"name": "received", "layers": list(names)})
+    ends, starts = [len(source_tokens(SOURCE)) - 1], [0]
+    for name, special in zip(names, (ends, starts, ends), strict=True):
+        weights = expected()[name]["weights"]
+        of_site = statistics(weights, list(range(weights.shape[1])), special)
+        np.testing.assert_allclose(outputs[f"statistics@{name}"], of_site, **CLOSE, err_msg=name)
+        np.testing.assert_allclose(outputs[f"received@{name}"], weights.sum(1), **CLOSE, err_msg=name)
+    with refused("INVALID_ARGUMENT", "outputs[0].pairs", "[T, T] for the pair 'decoder.0.1' and [T, S]"):
+        ask(transport, {"name": "statistics", "pairs": ["decoder.0.1", "decoder.0.cross.1"]})
 
 
 @pytest.mark.parametrize("kind", TRANSPORTS)

@@ -110,8 +110,8 @@ def test_a_decoder_gives_what_eager_gives(kind: str, decoders: Decoders) -> None
 
 
 def test_a_sink_takes_a_part_of_each_row(decoders: Decoders) -> None:
-    """Rows of gpt-oss' weights have a sum below 1; heads are these weights times v, and entropy is theirs."""
-    wanted = [OutputSpec(name, layers=["1"]) for name in ("scores", "weights", "heads", "v", "entropy")]
+    """Rows of gpt-oss' weights have a sum below 1; heads and entropy are of these weights; lse is without."""
+    wanted = [OutputSpec(name, layers=["1"]) for name in ("scores", "weights", "heads", "v", "entropy", "lse")]
     answer = decoders.answer("gpt_oss", SEQUENCES[1], wanted)
     weights, scores = answer["weights"], answer["scores"]
     hidden_keys = ~np.tri(len(SEQUENCES[1]), dtype=bool)
@@ -124,6 +124,7 @@ def test_a_sink_takes_a_part_of_each_row(decoders: Decoders) -> None:
     np.testing.assert_allclose(answer["heads"], weights @ np.repeat(answer["v"], groups, 0), rtol=1e-3, atol=1e-4)
     terms = weights * np.log(np.where(weights > 0, weights, 1))
     np.testing.assert_allclose(answer["entropy"], -terms.sum(-1), atol=1e-4)
+    np.testing.assert_allclose(answer["lse"], np.log(powers.sum(-1)), atol=1e-4)
 
 
 words = st.lists(st.integers(len(SPECIAL), WORDS - 1), min_size=1, max_size=12)

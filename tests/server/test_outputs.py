@@ -174,7 +174,7 @@ def test_a_long_name(transport):
         ({"name": "output", "reduce": "mean"}, "outputs[0].reduce", "heads"),
         ({"name": "output", "top_k": 1}, "outputs[0].top_k", "weights"),
         ({"name": "q", "top_k": 1}, "outputs[0].top_k", "weights"),
-        ({"name": "entropy", "top_k": 1}, "outputs[0].top_k", "scores and weights, not for entropy"),
+        ({"name": "entropy", "top_k": 1}, "outputs[0].top_k", "scores, weights and received, not for entropy"),
         ({"name": "weights", "layers": ["second"]}, "outputs[0].layers", "second"),
         ({"name": "weights", "pairs": ["0.4"]}, "outputs[0].pairs", "no head 4 for the pair '0.4'; layer 0 has 4"),
         ({"name": "weights", "pairs": ["0.1", "7.1"]}, "outputs[0].pairs", "no layer '7' for the pair '7.1'"),

@@ -19,7 +19,7 @@ from tests.server import small_transformer as small
 from tests.server.small_transformer import HEADS, WIDTH, embed, reference
 
 TEXT = "a b c d e f"
-SITE = ("q", "k", "v", "scores", "weights", "entropy", "heads", "contributions", "output", "hidden")
+SITE = ("q", "k", "v", "scores", "weights", "entropy", "lse", "heads", "contributions", "output", "hidden")
 EVERY = [{"name": name, "layers": ["*"]} for name in SITE]
 MODELS = {"small": (), "second": (1,), "third": (2,)}  # the segments of each that depend on all rows
 CLOSE = {"atol": 5e-5, "rtol": 5e-5}
@@ -81,13 +81,13 @@ def test_rows_asked_alone(transport, model):
     every = transport.outputs(model, text=TEXT, outputs=[{"name": name} for name in names])
     for name in names:
         found = transport.outputs(model, text=TEXT, outputs=[{"name": name, "rows": rows}])[name]
-        axis = every[name].ndim - (1 if name == "entropy" else 2)
+        axis = every[name].ndim - (1 if name in ("entropy", "lse") else 2)
         np.testing.assert_allclose(found, every[name].take(rows, axis), atol=1e-6, rtol=1e-5, err_msg=name)
     first = [{"name": name, "rows": rows, "layers": ["0"]} for name in names]
     together = transport.outputs(model, text=TEXT, outputs=first)
     expected = reference(embed(TEXT), dependent=MODELS[model])[0]
     for name in names:
-        axis = together[name].ndim - (1 if name == "entropy" else 2)
+        axis = together[name].ndim - (1 if name in ("entropy", "lse") else 2)
         np.testing.assert_allclose(together[name], expected[name].take(rows, axis), **CLOSE, err_msg=name)
 
 

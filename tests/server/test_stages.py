@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from tests.server.reference import BLOCKS, CLOSE, STAGES, additive, read_block
+from tests.server.reference import BLOCKS, CLOSE, STAGES, additive, read_block, statistics
 
+SOME = [case for case in BLOCKS if case.model in ("cross", "grouped")]
 SHAPES = {
     "q": "HTDh",
     "k": "GSDh",
@@ -13,6 +14,7 @@ SHAPES = {
     "scores": "HTS",
     "weights": "HTS",
     "entropy": "HT",
+    "lse": "HT",
     "heads": "HTDv",
     "output": "TD",
 }
@@ -225,3 +227,54 @@ def test_a_block_without_m_o_has_no_contributions(transport, model):
     case = next(case for case in BLOCKS if case.model == model)
     with refused("INVALID_ARGUMENT", "outputs[0].name", "this model gives no contributions"):
         transport.attend(model, outputs=["contributions"], **case.vectors(np.random.default_rng(0), 2, 2))
+
+
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.model)
+def test_lse_under_a_mask(transport, repository, case):
+    """Weights are exp(scores + mask - lse); a row without keys has -1e30, a number that every protocol has."""
+    vectors = case.vectors(np.random.default_rng(7), 4, 6)
+    allowed = np.random.default_rng(8).random((4, 6)) < 0.6
+    allowed[2] = False
+    expected = read_block(repository, case.model).stages(**vectors, added=np.where(allowed, 0.0, -np.inf))
+    lse, scores = (
+        transport.outputs(case.model, mask={"allowed": allowed}, outputs=[name], **vectors)[name]
+        for name in ("lse", "scores")
+    )
+    np.testing.assert_allclose(lse, expected["lse"], **CLOSE)
+    assert (lse[:, 2] == np.float32(-1e30)).all()
+    weights = np.exp(np.where(allowed, scores - lse[..., None], -np.inf))
+    np.testing.assert_allclose(weights, expected["weights"], **CLOSE)
+
+
+@pytest.mark.parametrize("choice", [{}, {"rows": [3, 0]}, {"heads": [1]}, {"rows": [-1], "reduce": "max"}], ids=str)
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.model)
+def test_sums_over_rows(transport, repository, case, choice):
+    """`received` and `statistics` are of the rows chosen; a row without keys does not count; heads are reduced last."""
+    vectors = case.vectors(np.random.default_rng(9), 4, 6)
+    allowed = np.random.default_rng(10).random((4, 6)) < 0.7
+    allowed[1] = False
+    weights = read_block(repository, case.model).stages(**vectors, added=np.where(allowed, 0.0, -np.inf))["weights"]
+    rows = [row % 4 for row in choice.get("rows", range(4))]
+    expected = {"received": weights[:, rows].sum(1), "statistics": statistics(weights, rows)}
+    if "heads" in choice:
+        expected = {name: stage[choice["heads"]] for name, stage in expected.items()}
+    if "reduce" in choice:
+        expected = {name: stage.max(0, keepdims=True) for name, stage in expected.items()}
+    asked = [{"name": name, **choice} for name in expected]
+    found = transport.outputs(case.model, mask={"allowed": allowed}, outputs=asked, **vectors)
+    for name, stage in expected.items():
+        np.testing.assert_allclose(found[name], stage, **CLOSE, err_msg=name)
+
+
+def test_the_keys_that_receive_most(transport, repository):
+    """`top_k` of `received`: the largest sums, and keys that are hidden from every row chosen last."""
+    vectors = BLOCKS[-1].vectors(np.random.default_rng(11), 3, 6)
+    allowed = np.ones((3, 6), bool)
+    allowed[:2, 4] = False
+    added = np.where(allowed, 0.0, -np.inf)
+    weights = read_block(repository, "cross").stages(**vectors, added=added)["weights"][:, :2].sum(1)
+    spec = {"name": "received", "rows": [0, 1], "top_k": 6}
+    indices, values = transport.outputs("cross", mask={"allowed": allowed}, outputs=[spec], **vectors)["received"]
+    np.testing.assert_array_equal(indices, np.argsort(-weights, axis=-1))
+    np.testing.assert_allclose(values, np.sort(weights, -1)[:, ::-1], **CLOSE)
+    assert (indices[:, -1] == 4).all()

@@ -230,7 +230,8 @@ class Tokens:
         shown: each token as the text spells it.
         spans: the range of each token in the text, in a pair in its own one; empty for tokens that were sent as ids.
         truncated: the number of tokens that were dropped.
-        special: whether each token is one that the tokenizer put beside the text; empty for tokens sent as ids.
+        special: whether each token is one that the tokenizer put beside the text; of tokens sent as ids, one that its
+            vocabulary calls special.
     """
 
     ids: NDArray[np.int64]

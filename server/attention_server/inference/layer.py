@@ -11,19 +11,20 @@ from attention_proto.chains import CROSS, OF_SOURCE, OF_TARGET, SiteAxes
 from attention_proto.stages import OF_KEYS, STAGES
 from numpy.typing import NDArray
 
+from attention_server.inference import row_statistics
 from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
 from attention_server.inference.masks import Positions, Vectors, add_masks, raise_low_rows, site_mask, unmasked
 from attention_server.inference.planner import choose_graph
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.row_blocks import run_rows
-from attention_server.inference.row_statistics import FROM_WEIGHTS
 from attention_server.scheduling.cost_model import BATCH_LENGTHS
 
 Tensors = dict[str, NDArray[Any]]  # the arrays that graphs read and write, by name
 Rows = NDArray[np.intp]
 PACKED = ("q", "heads")  # stages that graphs give as [B, length, heads * width]
 AS_SENT = frozenset({"output", "weights"})  # stages that graphs give in the shape that is sent
-FROM_KEYS = ("k", "v", "scores")  # stages for which k and v are unpacked
+FROM_SCORES = ("scores", "lse")  # stages for which scores are computed
+FROM_KEYS = ("k", "v", *FROM_SCORES)  # stages for which k and v are unpacked
 OF_SITE = frozenset({"q", "heads", "output", "weights"})  # tensors that a graph of attention may give
 MADE_HERE = frozenset({"mask", "query_positions", "key_positions"})  # inputs that a site makes itself
 KEYS = ("k", "v")  # inputs that every row needs whole
@@ -76,7 +77,7 @@ class LoadedLayer:
             rows: the positions of the queries in the sequence; None for all.
         """
         bias = None
-        if self._has_mask and ("scores" in wanted or self._recipe(wanted | passed, False).outputs):
+        if self._has_mask and (not wanted.isdisjoint(FROM_SCORES) or self._recipe(wanted | passed, False).outputs):
             bias = self._bias(tensors, rows, run) if self._bias_file else None
             added = self._mask(tensors, added, bias, rows)
         recipe = self._recipe(wanted | passed, added is not None)
@@ -85,7 +86,7 @@ class LoadedLayer:
             tensors[name] = found[name]
         if wanted <= AS_SENT:
             return found
-        return self._unpack(wanted, found, tensors, bias)
+        return self._unpack(wanted, found, tensors, bias, added)
 
     @cached_property
     def gives(self) -> frozenset[str]:
@@ -228,22 +229,29 @@ class LoadedLayer:
         return add_masks(added, bias) if bias is None or added is not None else raise_low_rows(bias)
 
     def _unpack(
-        self, wanted: frozenset[str], found: Mapping[str, Vectors], tensors: Tensors, bias: Vectors | None
+        self,
+        wanted: frozenset[str],
+        found: Mapping[str, Vectors],
+        tensors: Tensors,
+        bias: Vectors | None,
+        added: Vectors | None,
     ) -> dict[str, Vectors]:
         """Return views: [B, length, heads * width] as [B, heads, length, width]; and stages made of others."""
         about = self.about
         unpacked = {name: split_heads(x, about.heads) if name in PACKED else x for name, x in found.items()}
-        if "q" not in found and not wanted.isdisjoint(("q", "scores")):
+        if "q" not in found and not wanted.isdisjoint(("q", *FROM_SCORES)):
             # Where nothing is projected, q is the query.
             unpacked["q"] = split_heads(tensors[self._query], about.heads)
         if not wanted.isdisjoint(FROM_KEYS):
             unpacked |= {name: split_heads(tensors[name], about.key_value_heads) for name in KEYS}
         if "scores" in wanted:
             unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"], bias)
+        if "lse" in wanted:  # the mask has the bias too
+            unpacked["lse"] = row_statistics.lse(self._scores(unpacked["q"], unpacked["k"], None), added)
         if "heads" in wanted and "heads" not in unpacked:
             unpacked["heads"] = split_heads(unpacked["output"], about.heads)
-        for name in FROM_WEIGHTS.keys() & wanted:
-            unpacked[name] = FROM_WEIGHTS[name](unpacked["weights"])
+        if "entropy" in wanted:
+            unpacked["entropy"] = row_statistics.entropy(unpacked["weights"])
         return unpacked
 
     def _scores(self, q: Vectors, k: Vectors, bias: Vectors | None) -> Vectors:

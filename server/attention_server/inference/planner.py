@@ -15,7 +15,7 @@ from attention_proto.stages import (
     LINK_OPTIONS,
     LISTED,
     OPTIONS,
-    PAIRWISE,
+    PAIRWISE_WORDS,
     PREDICTIONS,
     PROJECTED,
     STAGES,
@@ -132,7 +132,7 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
     of_sequence: Mapping[Axis | None, int] = dict(zip(("Dh", "Dv", "D", "S", None), (*widths, keys, 1), strict=True))
     heads = len(output.pairs) or len(spec.heads) or known.get(stage.axes[0], 1)
     heads = 1 if spec.reduce != "none" or not stage.head_axis else heads
-    rows = 1 if spec.pool != "none" else len(spec.rows) or (keys if stage.is_of_keys else queries)
+    rows = 1 if spec.pool != "none" or stage.sums_rows else len(spec.rows) or (keys if stage.is_of_keys else queries)
     columns = (stage.column_axis and known[stage.column_axis]) or of_sequence[stage.column_axis]
     size = 2 if spec.data_type == "FP16" else 4
     if spec.top_k:
@@ -194,7 +194,7 @@ def _outputs(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[Outpu
 
 def _is_sent_as_computed(output: OutputPlan) -> bool:
     stage = STAGES[output.spec.name]
-    return output.spec.is_whole and not (stage.is_links or stage.is_of_head)
+    return output.spec.is_whole and stage.computed == stage.name and not stage.is_of_head
 
 
 def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: bool) -> tuple[frozenset[str], ...]:
@@ -202,9 +202,7 @@ def _stages(outputs: Sequence[OutputPlan], manifest: Manifest, *, predictions: b
     for output in outputs:
         for layer in output.layers:
             stage = STAGES[output.spec.name]
-            needed[layer].add(
-                head_source(manifest) if stage.is_of_head else stage.source if stage.is_links else stage.name
-            )
+            needed[layer].add(head_source(manifest) if stage.is_of_head else stage.computed)
     if predictions:
         needed[-1].add(head_source(manifest))
     if manifest.block != TRANSFORMER and not needed[0] <= WITHOUT_ATTENTION:
@@ -253,7 +251,7 @@ def _why_not(stage: Stage, option: str) -> str:
         case "top" | "sample":
             return f"is for {PREDICTIONS}, not for {stage.name}"
         case "top_k":
-            return f"is for {' and '.join(PAIRWISE)}, not for {stage.name}"
+            return f"is for {PAIRWISE_WORDS.replace('`', '')}, not for {stage.name}"
         case "layers" | "pool":
             words = {"layers": "is of the model, not of a layer", "pool": "is not pooled; ask for rows"}
             return f"{stage.name} {words[option]}"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
-from attention_proto.chains import has_source, site_axes, source_chain, target_chain
+from attention_proto.chains import OF_TARGET, SiteAxes, has_source, site_axes, source_chain, target_chain
 from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import Mask
 from attention_proto.stages import OF_KEYS
@@ -185,6 +185,19 @@ def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
     if query is not None and key is None and value is None:
         return query.shape[own:], query.dtype.char
     return tuple([None if each is None else (each.shape[own:], each.dtype.char) for each in (query, key, value)])
+
+
+def separators(prepared: PreparedInput, axes: SiteAxes) -> NDArray[np.bool_] | None:
+    """Return which keys of a site are special tokens of a text, [S]; None where its keys are of no text.
+
+    Args:
+        prepared: the sequence.
+        axes: of the site.
+    """
+    source = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
+    is_own = axes == OF_TARGET or (source is None and prepared.memory is None and prepared.key is None)
+    tokens = prepared.tokens if is_own else source
+    return None if tokens is None else np.array(tokens.special, np.bool_)
 
 
 def prepare_alike(sequence: Sequence, queries: int, keys: int) -> PreparedInput:

@@ -19,11 +19,12 @@ from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan, Plan
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage
-from attention_server.inference.preprocess import PreparedInput
+from attention_server.inference.preprocess import PreparedInput, separators
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
+from attention_server.inference.row_statistics import OVER_ROWS
 
 SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
-CHECKED = PROJECTED | SUMS | {"scores", "contributions", "embeddings"}
+CHECKED = PROJECTED | SUMS | {"scores", "lse", "contributions", "embeddings"}
 
 
 def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> list[Result]:
@@ -148,14 +149,47 @@ def _output(
         added = layers[layer].mask(prepared) if spec.top_k else None
         return None if added is None else (added if rows is None else added[:, rows]) == HIDDEN
 
+    computed_name = STAGES[spec.name].computed
     if not output.pairs:
-        stage, layer = stages[output.layer][spec.name], output.layer
+        stage, layer = stages[output.layer][computed_name], output.layer
+        if STAGES[spec.name].sums_rows:
+            return _summed(output, stage, places(layer), rows, hidden(layer), prepared, layers)
         return shape_stage(stage, places(layer), spec, hidden(layer), output.field)
     heads, masks = [], []
     for layer, head in output.pairs:
-        of_head, chosen, mask = stages[layer][spec.name][head], places(layer), hidden(layer)
+        of_head, chosen, mask = stages[layer][computed_name][head], places(layer), hidden(layer)
         heads.append(of_head if chosen is None else of_head[chosen])
         masks.append(np.False_ if mask is None else mask[head % len(mask)])  # one mask may serve all heads
     stage = np.stack(heads)
     of_pairs = np.stack([np.broadcast_to(mask, stage.shape[1:]) for mask in masks]) if spec.top_k else None
+    if STAGES[spec.name].sums_rows:
+        return _summed(output, stage, None, rows, of_pairs, prepared, layers)
     return shape_stage(stage, None, spec, of_pairs, output.field)
+
+
+def _summed(
+    output: OutputPlan,
+    weights: Vectors,
+    places: Rows | None,
+    rows: Rows | None,
+    hidden: NDArray[np.bool_] | None,
+    prepared: PreparedInput,
+    layers: Sequence[LoadedLayer],
+) -> OutputValue:
+    """Return an output that is one for all rows chosen.
+
+    Args:
+        output: its plan.
+        weights: [H, computed rows, S].
+        places: of the rows chosen among the computed ones; None for all.
+        rows: the positions of these rows in the sequence; None for all.
+        hidden: which keys are masked in each row, for top k.
+        prepared: the sequence.
+        layers: of the model.
+    """
+    chosen = weights if places is None else weights[:, places]
+    sums, finish = OVER_ROWS[output.spec.name]
+    at = np.arange(chosen.shape[-2]) if rows is None else rows
+    found = finish(sums(chosen, at, separators(prepared, layers[output.layer].axes)))
+    whole = found[:, None].astype(np.float32)  # one row, which the pooling of one row removes
+    return shape_stage(whole, None, output.spec._replace(pool="first"), hidden, output.field)

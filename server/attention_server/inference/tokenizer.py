@@ -149,6 +149,7 @@ class TextTokenizer:
             vocabulary=tuple([self._tokenizer.id_to_token(each) or "" for each in tokens]),
             shown=tuple(self.names(tokens)),
             spans=(),
+            special=tuple([each in self._special for each in tokens]),
         )
 
     def _check_length(self, length: int, field: str, remedy: str = "", most: int = 0) -> None:

@@ -470,6 +470,12 @@ class OutputSpec(_message.Message):
     - `scores` [H, T, S]: q.k * scale, before the mask.
     - `weights` [H, T, S]: softmax of the masked scores; zeros where a query may attend to no key.
     - `entropy` [H, T]: the entropy of each row of weights in nats, 0 where a query may attend to no key.
+    - `lse` [H, T]: the log of the sum of exp of each row of masked scores; at least -1e30, which it is where a query
+      may attend to no key.
+    - `received` [H, S]: the weights that each key receives, summed over the rows chosen.
+    - `statistics` [H, C]: 8 means over the rows chosen that may attend to some key: `entropy`; the weights on the key
+      at the `previous`, its own (`self`) and the `next` position, on the `first` key and on `separators`, the special
+      tokens of a text; the `distance` of keys in tokens, by weight; the `largest` weight.
     - `alignment` [H, T]: of a site over another sequence, for each row the key with the largest mean weight of the
       chosen heads; sent as pairs of positions and in Pharaoh's form.
     - `heads` [H, T, Dv]: weights.v.
@@ -484,8 +490,8 @@ class OutputSpec(_message.Message):
     reduce: Global___OutputSpec.Reduce.ValueType
     """Reduces the chosen heads to one. The rank stays, with H = 1."""
     top_k: _builtins.int
-    """For `scores` and `weights` only: returns the k largest numbers of each row, after reduction and pooling; 0 returns
-    all.
+    """For `scores`, `weights` and `received` only: returns the k largest numbers of each row, after reduction and
+    pooling; 0 returns all.
     """
     data_type: Global___DataType.ValueType
     """The number format of the output: FP32 (default) or FP16."""
@@ -506,7 +512,8 @@ class OutputSpec(_message.Message):
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The query positions to return (key positions for `k` and `v`), in this order, without duplicates; all when empty,
-        and for `predictions` those that the head reads. Negative positions count from the end: -1 is the last.
+        and for `predictions` those that the head reads. `received` and `statistics` are made of these rows. Negative
+        positions count from the end: -1 is the last.
         """
 
     @_builtins.property
