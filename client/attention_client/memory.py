@@ -10,8 +10,8 @@ class Memory:
 
     The handle holds the request that created the memory, with all its data. When the server no longer has the memory
     (it expired or was evicted, the server restarted, the model has a new version), a call of `attend` that names it
-    creates it again, and the attributes are those of the new one. A memory from the list of `memories` comes without
-    its data, and cannot be created again.
+    creates it again under its id, and the attributes are those of the new one. A memory from the list of `memories`
+    comes without its data, and cannot be created again.
     """
 
     def __init__(self, message: pb.Memory, source: pb.CreateMemoryRequest | None = None) -> None:
@@ -20,7 +20,7 @@ class Memory:
 
     @property
     def id(self) -> str:
-        """The id, derived from the content and the model's version: the same memory has the same id."""
+        """The id, random; it names the memory for the caller that created it alone."""
         return self._message.id
 
     @property
@@ -55,8 +55,28 @@ class Memory:
 
     @property
     def size_bytes(self) -> int:
-        """Its size on the server, in bytes."""
+        """The size of its keys and values on the server, in bytes."""
         return self._message.size_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """How many of `size_bytes` other memories of the caller keep too; these count once in the server's budget."""
+        return self._message.shared_bytes
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the server never evicts it to make room for others."""
+        return self._message.pinned
+
+    @property
+    def data_type(self) -> str:
+        """FP32 or FP16, the format in which the server keeps it."""
+        return pb.DataType.Name(self._message.data_type).removeprefix("DATA_TYPE_")
+
+    @property
+    def max_storage_error(self) -> float:
+        """The largest absolute difference between a kept number and the projected one; 0 for FP32."""
+        return self._message.max_storage_error
 
     def creation(self, model: str, version: int) -> pb.CreateMemoryRequest | None:
         """Return the request that creates it for a version of its model; None for another model or without data."""
@@ -65,6 +85,7 @@ class Memory:
         request = pb.CreateMemoryRequest()
         request.CopyFrom(self._source)
         request.version = version
+        request.id = self.id  # it is the same memory, on every replica
         return request
 
     def renew(self, message: pb.Memory) -> None:

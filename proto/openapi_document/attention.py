@@ -150,6 +150,7 @@ SCHEMAS: dict[str, Schema] = {
     "Reduce": enumeration(REDUCES),
     "Pool": enumeration(POOLS),
     "OutputDataType": enumeration(DATA_TYPES),
+    "StorageType": enumeration(DATA_TYPES),
     "DataType": enumeration(DTYPES, "The number format of a tensor, in the Open Inference Protocol's words."),
     "Encoding": enumeration(["json", "base64"]),
     "InputTensor": _input_tensor(NUMBER, "Numbers: `data` with `shape`, or `values`."),
@@ -254,6 +255,14 @@ SCHEMAS: dict[str, Schema] = {
             "memory_token_ids": array(integer(0), f"The memory as ids of tokens. {AS_THEY_ARE}"),
             "truncate": described(ref("Truncate"), f"{TRUNCATE_WORDS} Default: none."),
             "ttl": described(NUMBER, "Seconds to keep it after its last use."),
+            "pinned": described(
+                BOOLEAN,
+                "Whether it is never evicted, within the caller's share; its time to live holds. Default: false.",
+            ),
+            "data_type": described(ref("StorageType"), "The format in which it is kept. Default: FP32."),
+            "id": described(
+                STRING, "Its id, 32 hexadecimal digits, to make a memory again that is gone. Default: a random one."
+            ),
         },
         words="Exactly one of `key`, `memory_text` and `memory_token_ids`.",
     ),
@@ -266,9 +275,15 @@ SCHEMAS: dict[str, Schema] = {
             "tokens": array(STRING, "Its tokens, when it was made from text or ids."),
             "expire_time": STRING | {"format": "date-time"},
             "size_bytes": INTEGER,
+            "shared_bytes": described(INTEGER, "How many of these other memories of the caller keep too."),
+            "pinned": described(BOOLEAN, "Whether it is never evicted."),
+            "data_type": ref("StorageType"),
+            "max_storage_error": described(
+                NUMBER, "The largest absolute difference between a kept number and the projected one; absent for FP32."
+            ),
             "truncated_tokens": integer(0, "The tokens of the text that were dropped; absent where none was."),
         },
-        ["id", "model", "version", "length", "expire_time", "size_bytes"],
+        ["id", "model", "version", "length", "expire_time", "size_bytes", "shared_bytes", "pinned", "data_type"],
     ),
     "MemoryList": answer({"memories": array(ref("Memory"))}),
     "Empty": answer({}, words="An empty object."),

@@ -127,7 +127,8 @@ class Service(AttentionServiceServicer):
         bound.CopyFrom(request)
         bound.version = request.version or self.version
         bound.ClearField("ttl")
-        id_ = hashlib.sha256(bound.SerializeToString(deterministic=True)).hexdigest()[:32]
+        bound.ClearField("id")
+        id_ = request.id or hashlib.sha256(bound.SerializeToString(deterministic=True)).hexdigest()[:32]
         self.memories[id_] = bound
         return self.memory(id_)
 

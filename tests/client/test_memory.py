@@ -31,7 +31,9 @@ def test_attributes_of_a_memory(connect, target):
 def test_every_option_reaches_the_wire(connect, target, service):
     """A request has exactly the fields that the caller set."""
     with connect(target) as client:
-        client.create_memory("any", key=X, value=X.astype(np.float16), version=3, ttl=1.5)
+        client.create_memory(
+            "any", key=X, value=X.astype(np.float16), version=3, ttl=1.5, pinned=True, data_type="FP16"
+        )
         client.create_memory("aloud", memory_text="")
     numbers, text = service.created
     assert numbers == pb.CreateMemoryRequest(
@@ -40,6 +42,8 @@ def test_every_option_reaches_the_wire(connect, target, service):
         key=codec.encode(X),
         value=codec.encode(X.astype(np.float16)),
         ttl={"seconds": 1, "nanos": 500_000_000},
+        pinned=True,
+        data_type=pb.DATA_TYPE_FP16,
     )
     assert text == pb.CreateMemoryRequest(model="aloud", memory_text="")
 
@@ -50,6 +54,7 @@ def test_every_option_reaches_the_wire(connect, target, service):
         ({"key": X > 0}, "key"),
         ({"key": X, "value": [["a"]]}, "value"),
         ({"key": X, "ttl": "soon"}, "ttl"),
+        ({"key": X, "data_type": "BF16"}, "data_type"),
         ({"key": X, "ttl": float("inf")}, "ttl"),
         ({"key": X, "ttl": float("nan")}, "ttl"),
     ],
@@ -109,6 +114,8 @@ def test_a_lost_memory_is_created_again(connect, target, service):
         after = client.attend("any", query=X, memory=memory).output
     np.testing.assert_array_equal(before, after)
     first, again = service.created
+    assert (first.id, again.id) == ("", id_)
+    again.ClearField("id")
     assert first == again
     assert service.attempts == 3
     assert memory.id == id_ in service.memories
@@ -128,7 +135,7 @@ def test_all_lost_memories_are_created_at_once(connect, target, service):
 
 
 def test_a_new_version_has_its_own(connect, target, service):
-    """When the model's default version is replaced, the memory is created for the new one, and keeps its new id."""
+    """When the model's default version is replaced, the memory is created for the new one, under its id."""
     with connect(target) as client:
         memory = client.create_memory("any", key=X)
         old = memory.id
@@ -136,7 +143,7 @@ def test_a_new_version_has_its_own(connect, target, service):
         assert client.attend("any", query=X, memory=memory).version == 2
         assert client.attend("any", query=X, memory=memory).version == 2
     assert memory.version == 2
-    assert memory.id != old
+    assert memory.id == old
     assert len(service.created) == 2
 
 

@@ -12,6 +12,7 @@ from attention_client import AttentionClient, InvalidRequest
 from attention_client.streaming.batcher import BATCH_SEQUENCES
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.contexts.memory import HANDLE_BYTES
 from serving import HANG, start_server, wait_until
 
 from tests.local_server import IN_A_SLOT, local_server
@@ -112,7 +113,11 @@ def test_sizes_are_counted(used):
 def test_memories_and_models_are_shown(used):
     """Memories kept and looked up, versions that are ready, and capacities are exposed."""
     fresh, after, _ = used
-    assert (after("attention_memory_entries"), after("attention_memory_bytes")) == (1, 9 * 2 * 4)
+    of_states = [
+        (after("attention_memory_entries", state=state), after("attention_memory_bytes", state=state))
+        for state in ("pinned", "held", "idle")
+    ]
+    assert of_states == [(0, 0), (0, 0), (1, 9 * 2 * 4 + HANDLE_BYTES)]
     assert (after("attention_memory_hits_total"), after("attention_memory_misses_total")) == (1, 1)
     assert after("attention_memory_budget_bytes") > 0
     assert fresh("attention_model_ready", state="READY", **VERSION) == fresh("attention_ready") == 1

@@ -4,12 +4,13 @@ import base64
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 import requests
-from attention_client import AttentionClient, PermissionDenied, Unauthenticated
+from attention_client import AttentionClient, NotFound, PermissionDenied, Unauthenticated
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth.callers import PUBLIC_PATHS, new_token
@@ -81,6 +82,7 @@ class Guarded:
     attend: str
     nothing: str
     repository: str
+    attends_too: str
 
     @property
     def url(self) -> str:
@@ -94,6 +96,7 @@ def guarded(dot_only, tmp_path_factory):
         "attend": make_token("search"),
         "nothing": make_token("scraper", "--rights"),
         "repository": make_token("deployer", "--rights", "repository"),
+        "attends_too": make_token("neighbour"),
     }
     file.write_text("".join(lines for _, lines in made.values()))
     with start_server(dot_only, "--tokens", file) as server:
@@ -262,6 +265,40 @@ def test_a_refused_call_is_not_read(guarded):
 
 
 # --- the client ---
+
+
+def test_a_memory_is_its_callers(guarded):
+    """Over both ports another caller's memory is as one that never was: not found, not listed, not deleted."""
+    key = np.eye(2, 4, dtype=np.float32)
+    with (
+        AttentionClient(guarded.server.grpc, token=guarded.attend) as mine,
+        AttentionClient(guarded.server.grpc, token=guarded.attends_too) as theirs,
+    ):
+        memory = mine.create_memory("dot", key=key)
+        assert [each.id for each in mine.memories("dot")] == [memory.id]
+        assert theirs.memories("dot") == []
+        for call in (
+            lambda id_: theirs.attend("dot", query=key, memory=id_),
+            lambda id_: theirs.delete_memory(SimpleNamespace(model="dot", id=id_)),
+        ):
+            found = [str(failure(call, id_)).replace(id_, "ID") for id_ in (memory.id, "0" * 32)]
+            assert found[0] == found[1]
+        url = f"{guarded.url}/v1/models/dot/memories"
+        for path in (memory.id, "0" * 32):
+            answer = requests.get(f"{url}/{path}", headers=bearer(guarded.attends_too), timeout=HANG)
+            assert (answer.status_code, answer.json()["error"]["field"]) == (404, "id")
+        assert requests.get(url, headers=bearer(guarded.attends_too), timeout=HANG).json() == {"memories": []}
+        assert theirs.create_memory("dot", key=key).id != memory.id
+        assert mine.attend("dot", query=key, memory=memory.id).output.shape == (2, 4)
+        assert requests.get(f"{url}/{memory.id}", headers=bearer(guarded.attend), timeout=HANG).ok
+        mine.delete_memory(memory)
+        assert len(theirs.memories("dot")) == 1
+
+
+def failure(call, id_: str) -> NotFound:
+    with pytest.raises(NotFound) as caught:
+        call(id_)
+    return caught.value
 
 
 def test_the_client_says_who_calls(guarded):

@@ -97,6 +97,9 @@ def test_mutual_tls(mutual, pems, tmp_path):
     known = channel.tls(pems.ca, pems.client_cert, pems.client_key)
     with AttentionClient(mutual.grpc, credentials=known) as client:
         assert client.attend("dot", query=QUERY).output.shape == (1, 2)
+        memory = client.create_memory("dot", key=QUERY)
+        listed = https(mutual, "/v1/models/dot/memories", pems, certificate=True).json()["memories"]
+        assert [each["id"] for each in listed] == [memory.id]
     for unknown in (channel.tls(pems.ca), channel.tls(pems.ca, other.client_cert, other.client_key)):
         with AttentionClient(mutual.grpc, credentials=unknown, timeout=HANG) as client, pytest.raises(Unavailable):
             client.models()

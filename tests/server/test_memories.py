@@ -1,7 +1,5 @@
 """Memories: projected once, used many times, expired in time, over gRPC and REST."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import grpc
 import numpy as np
 import pytest
@@ -9,10 +7,6 @@ import requests
 from attention_client import AttentionClient, InvalidRequest, NotFound, TooLarge
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
-from attention_server.contexts.memory import Memory, memory_id
-from attention_server.contexts.store import MemoryStore
-from attention_server.errors import NotFound as NotKept
-from attention_server.errors import TooLarge as OverBudget
 from serving import HANG, ROOT, start_server
 
 from tests.refusals import refused_by_http
@@ -58,11 +52,46 @@ def test_a_text_memory_brings_its_tokens(client):
 
 
 def test_the_same_content_has_the_same_id(client):
-    """A memory is addressed by its content: twice the same is kept once, anything else is another."""
+    """The same content from the same caller is kept once, anything else is another memory."""
     first, again = (client.create_memory("dot-product", key=KEY) for _ in range(2))
     other = client.create_memory("dot-product", key=KEY, value=KEY[:, :3])
     assert first.id == again.id != other.id
     assert [memory.id for memory in client.memories("dot-product")].count(first.id) == 1
+
+
+def test_a_memory_is_made_again_under_its_id(client, server):
+    """A memory that is gone is made again under its id; the id of a memory of other content is refused."""
+    memory = client.create_memory("dot-product", key=KEY)
+    before, id_ = client.attend("dot-product", query=QUERY, memory=memory).output, memory.id
+    client.delete_memory(memory)
+    np.testing.assert_array_equal(client.attend("dot-product", query=QUERY, memory=memory).output, before)
+    assert memory.id == id_
+    url = f"{server.url}/v1/models/dot-product/memories"
+    for sent, field in (({"key": [[1.0]], "id": id_}, "id"), ({"key": [[1.0]], "id": "mine"}, "id")):
+        refused = refused_by_http(requests.post(url, json=sent, timeout=HANG))
+        assert (refused.http, refused.field) == (400, field)
+
+
+def test_fp16_halves_the_bytes_and_tells_its_error(client, server):
+    """A memory kept as FP16 has half the bytes, the error that NumPy measures, and outputs of the rounded numbers."""
+    memory = client.create_memory("dot-product", key=KEY, value=VALUE, data_type="FP16")
+    halves = [each.astype(np.float16).astype(np.float32) for each in (KEY, VALUE)]
+    assert (memory.data_type, memory.size_bytes) == ("FP16", (KEY.nbytes + VALUE.nbytes) // 2)
+    error = max(np.abs(half - each).max() for half, each in zip(halves, (KEY, VALUE), strict=True))
+    assert 0 < memory.max_storage_error == pytest.approx(float(error), rel=1e-6)
+    kept = client.attend("dot-product", query=QUERY, memory=memory, outputs=["output", "k"])
+    sent = client.attend("dot-product", query=QUERY, key=halves[0], value=halves[1])
+    np.testing.assert_array_equal(kept.output, sent.output)
+    np.testing.assert_array_equal(kept["k"][0], halves[0])
+    assert client.create_memory("dot-product", key=KEY, value=VALUE).id != memory.id
+    with pytest.raises(InvalidRequest, match="FP16 ends at 65504") as refused:
+        client.create_memory("dot-product", key=KEY * 1e6, data_type="FP16")
+    assert refused.value.field == "data_type"
+    made = {"memory_text": "four hundred", "data_type": "FP16", "pinned": True}
+    answer = requests.post(f"{server.url}/v1/models/cross-attention/memories", json=made, timeout=HANG).json()
+    assert (answer["data_type"], answer["pinned"], answer["shared_bytes"]) == ("FP16", True, 0)
+    assert 0 < answer["max_storage_error"] < 0.01
+    client.delete_memory(next(each for each in client.memories("cross-attention") if each.id == answer["id"]))
 
 
 def test_memories_are_listed_described_and_forgotten_over_rest(server):
@@ -152,79 +181,6 @@ def test_one_too_large_for_the_budget_is_refused(client):
     with pytest.raises(TooLarge):
         client.create_memory("dot-product", key=np.zeros((70_000, 4), np.float32))
     assert small.id in [memory.id for memory in client.memories("dot-product")]
-
-
-def make(content: str, size: int = 100, ttl: float = 10.0) -> Memory:
-    k = np.zeros((1, 1, size // 4), np.float32)
-    return Memory(memory_id("m", 1, [content]), "m", 1, {"k": k, "v": k}, None, ttl)
-
-
-def test_the_least_recently_used_goes_first():
-    """Within the budget nothing goes; beyond it, the least recently used one."""
-    store = MemoryStore(300)
-    a, b, c, d = (make(name) for name in "abcd")
-    for memory in (a, b, c):
-        store.put(memory)
-    store.get(a.id, "m")
-    store.put(d)
-    assert [memory.id for memory in store.of("m")] == [d.id, a.id, c.id]
-    with pytest.raises(OverBudget):
-        store.put(make("e", 400))
-
-
-def test_a_memory_is_forgotten_after_its_last_use():
-    """The time to live begins anew with each use."""
-    now = [0.0]
-    store = MemoryStore(1000, clock=lambda: now[0])
-    memory = make("a", ttl=10)
-    store.put(memory)
-    for later in (9.0, 18.0):
-        now[0] = later
-        assert store.get(memory.id, "m") is memory
-        assert store.seconds_left(memory) == 10
-    now[0] = 28.0
-    with pytest.raises(NotKept):
-        store.get(memory.id, "m")
-    assert store.of("m") == []
-
-
-def test_made_again_it_is_kept_for_the_longer_of_both():
-    """Making the same memory with a shorter time to live does not shorten its life."""
-    now = [0.0]
-    store = MemoryStore(1000, clock=lambda: now[0])
-    store.put(make("a", ttl=600))
-    store.put(make("a", ttl=1))
-    now[0] = 500.0
-    assert store.get(make("a").id, "m").ttl == 600
-
-
-def test_a_memory_of_another_version_is_not_found():
-    """A memory is bound to the version that projected it."""
-    store = MemoryStore(1000)
-    memory = make("a")
-    store.put(memory)
-    assert store.get(memory.id, "m", 1) is memory
-    with pytest.raises(NotKept, match="version 1, not 2"):
-        store.get(memory.id, "m", 2)
-
-
-def test_many_at_once_keep_the_budget():
-    """Threads that put, use and forget at once leave the sizes in order."""
-    store = MemoryStore(1000)
-
-    def churn(name: int) -> None:
-        for step in range(200):
-            memory = make(f"{name} {step % 7}", 100 + 4 * (step % 5))
-            store.put(memory)
-            try:
-                store.get(memory.id, "m")
-                store.delete(memory.id, "m")
-            except NotKept:
-                pass  # another thread's memories have pushed it out
-
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(churn, range(8)))
-    assert store.state().size == sum(memory.size for memory in store.of("m")) <= 1000
 
 
 def test_rest_speaks_protobuf_of_memories_and_models_too(server):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import requests
 from attention_proto.attention.v1.attention_pb2 import File
-from attention_server.contexts.store import MemoryStore
+from attention_server.contexts.store import HeldMemories, MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
@@ -233,7 +233,7 @@ def test_only_what_is_asked_for_runs(counted, specs, runs):
     model, engine = counted
     plan = model.plan(tuple(specs))
     limits = Limits(sequences=1, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=1.0)
-    ((prepared, _),) = model.checker.prepare(Sequence(text=TEXT), plan, NO_MASK, MemoryStore(1), limits)
+    ((prepared, _),) = model.checker.prepare(Sequence(text=TEXT), plan, NO_MASK, HeldMemories(MemoryStore(1)), limits)
     engine.runs.clear()
     model.answer([prepared], plan.plan, Run())()
     assert engine.runs == Counter(runs)

@@ -1,7 +1,7 @@
 """What one sequence's stages and predictions may hold while it is computed, however little of it is sent."""
 
 import pytest
-from attention_server.contexts.store import MemoryStore
+from attention_server.contexts.store import HeldMemories, MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, OutputSpec, Sequence
 from attention_server.errors import TooLarge
@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 def prepare(model, spec, scores_bytes):
     limits = Limits(sequences=1, scores_bytes=scores_bytes, answer_bytes=2**20, memory_ttl=1.0)
     plan = model.plan((spec,))
-    ((prepared, _),) = model.checker.prepare(Sequence(text=TEXT), plan, NO_MASK, MemoryStore(1), limits)
+    ((prepared, _),) = model.checker.prepare(Sequence(text=TEXT), plan, NO_MASK, HeldMemories(MemoryStore(1)), limits)
     return prepared, plan.plan
 
 
@@ -62,7 +62,7 @@ def test_numbers_of_the_head_are_counted_before_it_runs(model, specs, numbers):
     """Rows x labels of logits and predictions are counted, of the rows chosen, however few labels are sent."""
     limits = Limits(sequences=1, scores_bytes=2**20, answer_bytes=2**20, memory_ttl=1.0)
     ((_, profile),) = model.checker.prepare(
-        Sequence(text=TEXT), model.plan(tuple(specs)), NO_MASK, MemoryStore(1), limits
+        Sequence(text=TEXT), model.plan(tuple(specs)), NO_MASK, HeldMemories(MemoryStore(1)), limits
     )
     assert profile.head_bytes == 4 * numbers
 

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
+from attention_proto.stages import DataType
 from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
@@ -200,6 +201,8 @@ class AsyncAttentionClient(BaseClient):
         truncate: Truncate = "none",
         version: int = 0,
         ttl: float | None = None,
+        pinned: bool = False,
+        data_type: DataType = "FP32",
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> Memory:
         """Project a key and value sequence on the server and keep it there, for any number of later queries.
@@ -217,16 +220,19 @@ class AsyncAttentionClient(BaseClient):
                 model reads; `none` has such a text refused.
             version: of the model; 0 is its default.
             ttl: seconds to keep it after its last use; the server's choice when absent.
+            pinned: whether the server never evicts it to make room for others, within the caller's share; the time to
+                live holds.
+            data_type: `FP32`, or `FP16`, which takes half the bytes; `max_storage_error` has what it costs.
             timeout: seconds, in place of the client's.
 
         Raises:
             InvalidRequest: the model cannot take it; `field` names the part.
             NotFound: there is no such model or version.
-            TooLarge: it alone is larger than the server's limit for all memories together.
+            TooLarge: it is larger than the caller's share of the server's budget; the message has the bytes that fit.
             AttentionError: as for `attend`.
         """
         source = (key, value, memory_text, memory_token_ids, truncate)
-        flow = self._create_memory_flow(model, *source, version, ttl, timeout)
+        flow = self._create_memory_flow(model, *source, version, ttl, pinned, data_type, timeout)
         return await run_async(flow, send_async)
 
     async def tokenize(
@@ -259,7 +265,7 @@ class AsyncAttentionClient(BaseClient):
         return await run_async(flow, send_async)
 
     async def memories(self, model: str, *, timeout: float | None = None) -> list[Memory]:  # noqa: ASYNC109  # as above
-        """Return a model's memories, newest first, of the one server that answers.
+        """Return the caller's memories of a model, newest first, of the one server that answers.
 
         Args:
             model: its name.

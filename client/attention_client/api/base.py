@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_proto.stages import DataType
 from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
@@ -112,9 +113,12 @@ class BaseClient:
         truncate: Truncate,
         version: int,
         ttl: float | None,
+        pinned: bool,
+        data_type: DataType,
         timeout: float | None,
     ) -> Flow[Call, Memory]:
-        request = create_memory_request(model, key, value, memory_text, memory_token_ids, truncate, version, ttl)
+        source = (key, value, memory_text, memory_token_ids, truncate)
+        request = create_memory_request(model, *source, version, ttl, pinned, data_type)
         return Memory((yield from self._call(self._create_memory, request, timeout)), request)
 
     def _tokenize_flow(

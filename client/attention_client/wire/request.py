@@ -114,6 +114,8 @@ def create_memory_request(
     truncate: Truncate,
     version: int,
     ttl: float | None,
+    pinned: bool,
+    data_type: str,
 ) -> pb.CreateMemoryRequest:
     """Build the request for a memory.
 
@@ -121,12 +123,15 @@ def create_memory_request(
         InvalidRequest: a value has no form on the wire.
     """
     request = pb.CreateMemoryRequest(ttl=_duration(ttl, "ttl"))
-    _write_scalars(request, model=model, version=version, memory_text=memory_text)
+    _write_scalars(request, model=model, version=version, memory_text=memory_text, pinned=pinned)
     _write_numbers(key, request.key, "key")
     _write_numbers(value, request.value, "value")
     _write_ids(memory_token_ids, request, "memory_token_ids")
     with _named_field("truncate"):
         request.truncate = _choice(_TRUNCATE, truncate)
+    with _named_field("data_type"):
+        if data_type != "FP32":
+            request.data_type = _choice(_DATA_TYPE, data_type)
     return request
 
 

@@ -32,12 +32,12 @@ from attention_server.codecs.document import (
 )
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.url import url_or_body
-from attention_server.contexts.memory import Memory
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
     Alignment,
     Array,
+    MemoryDescription,
     MemoryRequest,
     OutputSpec,
     OutputValue,
@@ -59,7 +59,10 @@ SEQUENCE_FIELDS = ("query", "key", "value", *TEXT_FIELDS, "memory", "mask", "len
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
 OUTPUT_FIELDS = ("name", *OPTIONS)
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
-MEMORY_FIELDS = ("model", "version", "key", "value", "memory_text", "memory_token_ids", "truncate", "ttl")
+MEMORY_FIELDS = (
+    *("model", "version", "key", "value", "memory_text", "memory_token_ids", "truncate", "ttl"),
+    *("pinned", "data_type", "id"),
+)
 TENSOR_FIELDS = ("data_type", "shape", "data", "values")
 
 
@@ -120,14 +123,17 @@ def decode_memory_request(body: bytes, model: str) -> MemoryRequest:
         memory_token_ids=_token_ids(content, "memory_token_ids", ""),
         truncate=choice(content, "truncate", TRUNCATES, "none", ""),
         ttl=ttl,
+        pinned=typed(content, "pinned", bool, False, ""),
+        data_type=typed(content, "data_type", str, "FP32", ""),
+        id=typed(content, "id", str, "", ""),
     )
     refuse_duplicates(body, content)
     return request
 
 
-def encode_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
-    """Encode the description of a kept memory, without its keys and values."""
-    expires = datetime.fromtimestamp(time.time() + seconds_left, UTC)
+def encode_memory(memory: MemoryDescription) -> dict[str, Any]:
+    """Encode the description of a kept memory."""
+    expires = datetime.fromtimestamp(time.time() + memory.seconds_left, UTC)
     content = {
         "id": memory.id,
         "model": memory.model,
@@ -135,10 +141,15 @@ def encode_memory(memory: Memory, seconds_left: float) -> dict[str, Any]:
         "length": memory.length,
         "expire_time": expires.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "size_bytes": memory.size,
+        "shared_bytes": memory.shared_size,
+        "pinned": memory.pinned,
+        "data_type": memory.data_type,
     }
-    if memory.tokens is None:
-        return content
-    return content | {"tokens": memory.tokens.shown} | _truncated("truncated_tokens", memory.tokens)
+    if memory.data_type != "FP32":
+        content["max_storage_error"] = memory.max_storage_error
+    if memory.truncated_tokens:
+        content["truncated_tokens"] = memory.truncated_tokens
+    return content if memory.tokens is None else content | {"tokens": memory.tokens}
 
 
 def encode_model(model: Model) -> dict[str, Any]:

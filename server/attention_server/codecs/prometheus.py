@@ -98,11 +98,21 @@ def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
         "attention_slots_busy": ("Requests that are being computed.", scheduler.running),
         "attention_queue_capacity": ("Requests that may wait for a slot.", scheduler.max_queued),
         "attention_queue_depth": ("Requests that wait for a slot.", scheduler.queued),
-        "attention_memory_entries": ("Memories that are kept.", memories.entries),
-        "attention_memory_bytes": ("Bytes of the memories that are kept.", memories.size),
         "attention_memory_budget_bytes": ("Bytes that memories may have together.", memories.budget),
     }
     yield from (GaugeMetricFamily(name, words, value) for name, (words, value) in gauges.items())
+    idle = memories.entries - memories.held - memories.pinned
+    idle_size = memories.size - memories.held_size - memories.pinned_size
+    entries = GaugeMetricFamily("attention_memory_entries", "Memories that are kept, by state.", labels=["state"])
+    sizes = GaugeMetricFamily("attention_memory_bytes", "Bytes of the memories, by state.", labels=["state"])
+    for state, number, size in (
+        ("idle", idle, idle_size),
+        ("held", memories.held, memories.held_size),
+        ("pinned", memories.pinned, memories.pinned_size),
+    ):
+        entries.add_metric([state], number)
+        sizes.add_metric([state], size)
+    yield from (entries, sizes)
     counters = {
         "attention_memory_hits": ("Memories that were named and kept.", memories.hits),
         "attention_memory_misses": ("Memories that were named and not kept.", memories.misses),

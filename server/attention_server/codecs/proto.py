@@ -16,12 +16,12 @@ from attention_proto.text import TRUNCATES, Truncate
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from attention_server.codecs.batch import expand
-from attention_server.contexts.memory import Memory
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
     Alignment,
     Array,
+    MemoryDescription,
     MemoryRequest,
     OutputSpec,
     Prediction,
@@ -114,7 +114,19 @@ def decode_memory_request(message: pb.CreateMemoryRequest) -> MemoryRequest:
         memory_token_ids=np.array(message.memory_token_ids, np.int64) if message.memory_token_ids else None,
         truncate=decode_truncate(message.truncate, ""),
         ttl=ttl.seconds + ttl.nanos / 1e9 if message.HasField("ttl") else None,
+        pinned=message.pinned,
+        data_type=_storage_type(message.data_type),
+        id=message.id,
     )
+
+
+def _storage_type(value: "pb.DataType.ValueType") -> str:
+    """Return the name of a number format; FP32 where none is given."""
+    if value == pb.DATA_TYPE_UNSPECIFIED:
+        return "FP32"
+    if value not in pb.DataType.values():
+        raise InvalidRequest(f"there is no data type {value}", field="data_type")
+    return pb.DataType.Name(value).removeprefix("DATA_TYPE_")
 
 
 def decode_truncate(value: int, path: str) -> Truncate:
@@ -128,19 +140,23 @@ def decode_truncate(value: int, path: str) -> Truncate:
     return TRUNCATE[value]
 
 
-def encode_memory(memory: Memory, seconds_left: float) -> pb.Memory:
-    """Encode the description of a kept memory, without its keys and values."""
+def encode_memory(memory: MemoryDescription) -> pb.Memory:
+    """Encode the description of a kept memory."""
     expire_time = Timestamp()
-    expire_time.FromMilliseconds(int((time.time() + seconds_left) * 1000))
+    expire_time.FromMilliseconds(int((time.time() + memory.seconds_left) * 1000))
     return pb.Memory(
         id=memory.id,
         model=memory.model,
         version=memory.version,
         length=memory.length,
-        tokens=memory.tokens.shown if memory.tokens else (),
+        tokens=memory.tokens,
         expire_time=expire_time,
         size_bytes=memory.size,
-        truncated_tokens=memory.tokens.truncated if memory.tokens else 0,
+        truncated_tokens=memory.truncated_tokens,
+        pinned=memory.pinned,
+        data_type=pb.DataType.Value(f"DATA_TYPE_{memory.data_type}"),
+        max_storage_error=memory.max_storage_error,
+        shared_bytes=memory.shared_size,
     )
 
 

@@ -44,6 +44,7 @@ class CallContext:
         timeout: seconds from now until the deadline; None, or more than MAX_SECONDS, means no deadline.
         rights: rights of the caller; empty by default, so that a transport that sets none permits nothing.
         record: the record of the request, for metrics, traces and the log.
+        owner: name of the token or certificate, to which memories belong; empty without credentials.
         deadline: on the clock of `time.monotonic`; infinite for none.
     """
 
@@ -52,6 +53,7 @@ class CallContext:
     timeout: InitVar[float | None] = None
     rights: frozenset[Right] = frozenset()
     record: RequestRecord = field(default_factory=RequestRecord)
+    owner: str = ""
     deadline: float = field(init=False)
     _cancel_flag: CancelFlag = field(default_factory=CancelFlag, init=False)
     _future: CancellableFuture | None = field(default=None, init=False)
@@ -81,7 +83,7 @@ class CallContext:
 
     def for_message(self, record: RequestRecord) -> "CallContext":
         """Return the context of one message of this call's stream, with the stream's deadline and cancellation."""
-        message = CallContext(self.request_id, self.caller, None, self.rights, record)
+        message = CallContext(self.request_id, self.caller, None, self.rights, record, self.owner)
         message.deadline, message._cancel_flag = self.deadline, self._cancel_flag
         message._future, message._runs = self._future, self._runs
         return message

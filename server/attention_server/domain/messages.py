@@ -145,6 +145,9 @@ class MemoryRequest:
         memory_token_ids: the memory as ids of tokens, integers [S], for a text model.
         truncate: where tokens of the text are dropped that are more than the model reads.
         ttl: time to live after the last use, in seconds; None for the server's default.
+        pinned: whether it is never evicted.
+        data_type: the format in which keys and values are kept.
+        id: the id under which it is kept; empty for one that the server chooses.
     """
 
     model: str
@@ -155,6 +158,40 @@ class MemoryRequest:
     memory_token_ids: Array | None = None
     truncate: Truncate = "none"
     ttl: float | None = None
+    pinned: bool = False
+    data_type: str = "FP32"
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryDescription:
+    """A kept memory without its keys and values.
+
+    Attributes:
+        id: by which its owner names it.
+        model, version: the model that projected it.
+        length: S.
+        tokens: as its text spells them; None for a memory made of vectors.
+        truncated_tokens: number of tokens of its text that were dropped.
+        size, shared_size: bytes of its keys and values, and of those that other memories keep too.
+        seconds_left: until it is forgotten unless used.
+        pinned: whether it is never evicted.
+        data_type: FP32 or FP16, the format in which it is kept.
+        max_storage_error: largest absolute difference between a kept number and the projected one.
+    """
+
+    id: str
+    model: str
+    version: int
+    length: int
+    tokens: tuple[str, ...] | None
+    truncated_tokens: int
+    size: int
+    shared_size: int
+    seconds_left: float
+    pinned: bool
+    data_type: str
+    max_storage_error: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class AttentionServicer:
         )
 
     def _memory(self, memory: Memory) -> pb.Memory:
-        return proto.encode_memory(memory, self._service.seconds_left(memory))
+        return proto.encode_memory(self._service.describe(memory))
 
 
 def _refuse(id_: str, error: Exception, context: CallContext) -> bytes:

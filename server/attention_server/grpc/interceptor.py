@@ -234,7 +234,8 @@ class _Observation:
         if leave:
             self._call.add_done_callback(leave)
         record = self._record
-        context = CallContext(record.request_id, record.caller, self._call.timeout, caller.rights, record)
+        owner = caller.name or self._call.certificate or ""
+        context = CallContext(record.request_id, record.caller, self._call.timeout, caller.rights, record, owner)
         self._call.add_done_callback(context.cancel)
         return context
 

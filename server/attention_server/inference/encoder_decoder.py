@@ -48,7 +48,7 @@ class EncoderDecoder:
         walk = self.target.walk(of_target, kept, NO_NAMES) if of_target else None
         from_source = NO_NAMES if walk is None else walk.takes & self._memory_names
         stages: list[Stages] = [{}] * len(of_source)
-        found: Tensors = {} if memory is None else dict(memory.tensors)
+        found: Tensors = {} if memory is None else dict(memory.vectors())
         if from_source or any(of_source):
             tensors = self._source_inputs(batch, run)
             source = self.source.walk(of_source, NO_NAMES, from_source)

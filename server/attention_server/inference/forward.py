@@ -164,7 +164,7 @@ class Forward:
         key = query if key is None else key
         tensors: Tensors = {"query": query, "key": key, "value": key if value is None else value}
         if (memory := batch[0].memory) is not None:
-            tensors |= memory.tensors
+            tensors |= memory.vectors()
         elif not self._chain.segments:
             tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
         if not self._chain.reads.isdisjoint((POSITIONS, TYPES)):

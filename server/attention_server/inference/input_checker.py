@@ -11,7 +11,7 @@ from attention_proto.chains import OF_SOURCE, SiteAxes
 from attention_proto.masks import Mask
 from attention_proto.stages import PREDICTIONS
 
-from attention_server.contexts.store import MemoryStore
+from attention_server.contexts.store import HeldMemories
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import OutputSpec
 from attention_server.domain.messages import Sequence as Sent
@@ -56,7 +56,7 @@ class InputChecker:
     costs: Costs
 
     def prepare(
-        self, sequence: Sent, cached: CachedPlan, mask: Mask, memories: MemoryStore, limits: Limits
+        self, sequence: Sent, cached: CachedPlan, mask: Mask, memories: HeldMemories, limits: Limits
     ) -> list[tuple[PreparedInput, InputProfile]]:
         """Check a sequence or a batch, and split a batch into the largest batches that run well.
 
@@ -66,7 +66,7 @@ class InputChecker:
             sequence: as sent.
             cached: the plan.
             mask: the request's.
-            memories: where the sequence's memory is looked up.
+            memories: looks up the sequence's memory, and holds it.
             limits: of one request.
 
         Raises:
@@ -102,7 +102,7 @@ class InputChecker:
         return any(predictor.rows == Predictor.ROWS_TOKENS for predictor in self.manifest.predictors)
 
     def _prepare(
-        self, sequence: Sent, plan: Plan, mask: Mask, memories: MemoryStore, limits: Limits
+        self, sequence: Sent, plan: Plan, mask: Mask, memories: HeldMemories, limits: Limits
     ) -> tuple[PreparedInput, InputProfile]:
         check.sources(
             sequence,

@@ -1,12 +1,14 @@
 """The rules about tensors, masks and sources of a request, for all protocols."""
 
 import math
+import re
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.chains import has_source
 from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import UNBOUNDED, Mask
+from attention_proto.stages import DATA_TYPES
 from numpy.typing import NDArray
 
 from attention_server.domain.limits import MAX_SECONDS
@@ -15,6 +17,7 @@ from attention_server.errors import InvalidRequest, join_path
 
 CROSS_ATTENTION = "cross_attention"
 SOURCES = "give memory_text, memory_token_ids or memory"
+MEMORY_ID = re.compile("[0-9a-f]{32}")
 HARMLESS = 1e15  # the product of two such numbers, over any width, is a float32
 
 
@@ -118,6 +121,10 @@ def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_t
         raise InvalidRequest(f"goes with key, not with {texts[0]}", field="value")
     if request.truncate != "none" and request.memory_text is None:
         raise InvalidRequest("goes with memory_text", field="truncate")
+    if request.data_type not in DATA_TYPES:
+        raise InvalidRequest(f"a memory is kept as FP32 or FP16, not as {request.data_type}", field="data_type")
+    if request.id and not MEMORY_ID.fullmatch(request.id):
+        raise InvalidRequest("must be 32 hexadecimal digits in lower case, or empty", field="id")
     if request.ttl is not None and not 0 < request.ttl <= MAX_SECONDS:
         raise InvalidRequest(f"must be above 0 and at most {MAX_SECONDS:.0f} seconds, not {request.ttl}", field="ttl")
 

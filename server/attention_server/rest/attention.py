@@ -109,14 +109,10 @@ class AttentionRoutes:
 
     async def list_memories(self, request: Request) -> HttpResponse:
         memories = self._service.memories(request.path_params["model"], call_of(request))
+        described = [self._service.describe(each) for each in memories]
         if wants_protobuf(request):
-            left = self._service.seconds_left
-            return _protobuf(
-                pb.ListMemoriesResponse(memories=[proto.encode_memory(each, left(each)) for each in memories])
-            )
-        return json_response(
-            {"memories": [json.encode_memory(each, self._service.seconds_left(each)) for each in memories]}
-        )
+            return _protobuf(pb.ListMemoriesResponse(memories=map(proto.encode_memory, described)))
+        return json_response({"memories": [json.encode_memory(each) for each in described]})
 
     async def get_memory(self, request: Request) -> HttpResponse:
         model, id_ = request.path_params["model"], request.path_params["id"]
@@ -127,10 +123,10 @@ class AttentionRoutes:
         return _protobuf(pb.DeleteMemoryResponse()) if wants_protobuf(request) else json_response({})
 
     def _memory(self, request: Request, memory: Memory) -> HttpResponse:
-        left = self._service.seconds_left(memory)
+        described = self._service.describe(memory)
         if wants_protobuf(request):
-            return _protobuf(proto.encode_memory(memory, left))
-        return json_response(json.encode_memory(memory, left))
+            return _protobuf(proto.encode_memory(described))
+        return json_response(json.encode_memory(described))
 
     async def _submit_json(
         self, model: str, version: int, call: CallContext, body: bytes

@@ -202,7 +202,8 @@ def call_of(request: Request) -> CallContext:
     """
     caller: Caller = request.state.caller  # set by the middleware
     record = record_of(request)
-    return CallContext(record.request_id, record.caller, _timeout(request), caller.rights, record)
+    owner = caller.name or request.state.certificate or ""
+    return CallContext(record.request_id, record.caller, _timeout(request), caller.rights, record, owner)
 
 
 def record_of(request: Request) -> RequestRecord:

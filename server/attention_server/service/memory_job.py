@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from attention_server.contexts.memory import Memory, memory_id
+from attention_server.contexts.memory import Memory, content_hash, stored
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import MemoryRequest, Tokens
@@ -66,16 +66,30 @@ class MemoryJob:
         """Put the projected memory into the store.
 
         Raises:
-            TooLarge: the memory alone is over the store's budget.
+            InvalidRequest: the numbers are beyond the range of the format to keep them in, or the id names a memory of
+                other content.
+            TooLarge: the memory is over the budget or its owner's share.
+            Full: requests in progress hold the memories that would make room.
         """
-        model = self.model
-        request = self.request
+        model, request = self.model, self.request
         text = [request.memory_text, *([] if request.truncate == "none" else [request.truncate])]
         sent = [self.key, self.value, *([request.memory_token_ids] if request.memory_text is None else text)]
-        id_ = memory_id(model.name, model.version, [model.digest, *sent])
-        memory = Memory(id_, model.name, model.version, tensors, self.tokens, self.ttl, model.digest)
-        self.store.put(memory)
-        return memory
+        kept, error = stored(tensors, request.data_type)
+        return self.store.put(
+            Memory(
+                id=request.id,
+                model=model.name,
+                version=model.version,
+                tensors=kept,
+                tokens=self.tokens,
+                ttl=self.ttl,
+                digest=model.digest,
+                owner=self.call.owner,
+                content=content_hash(model.name, model.version, [model.digest, request.data_type, *sent]),
+                pinned=request.pinned,
+                max_storage_error=error,
+            )
+        )
 
 
 def _compute(jobs: Sequence[MemoryJob]) -> Callable[[], list[Memory | Exception]]:

@@ -8,10 +8,18 @@ from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.masks import Mask
 
 from attention_server.contexts.memory import Memory
-from attention_server.contexts.store import MemoryState, MemoryStore
+from attention_server.contexts.store import HeldMemories, MemoryState, MemoryStore
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
-from attention_server.domain.messages import EmbeddingsRequest, IndexEntry, MemoryRequest, Request, Response, Sequence
+from attention_server.domain.messages import (
+    EmbeddingsRequest,
+    IndexEntry,
+    MemoryDescription,
+    MemoryRequest,
+    Request,
+    Response,
+    Sequence,
+)
 from attention_server.domain.tokenization import Tokenization, TokenizeRequest
 from attention_server.errors import InvalidRequest, NotFound, Unavailable
 from attention_server.inference.input_profile import InputProfile
@@ -100,7 +108,11 @@ class Service:
         call.raise_if_ended()
         # A message of a stream keeps its place until its turn, so that its stream can answer in order.
         return self._submit(
-            request.model, request.version, lambda model: self._attend_job(request, model, call), admitted, call
+            request.model,
+            request.version,
+            lambda model, held: self._attend_job(request, model, held, call),
+            admitted,
+            call,
         )
 
     def submit_embeddings(self, request: EmbeddingsRequest, call: CallContext) -> "Future[Response]":
@@ -116,7 +128,9 @@ class Service:
         return self._submit(
             request.model,
             request.version,
-            lambda model: self._attend_job(attention_request(request, model.manifest), model, call, EmbeddingsJob),
+            lambda model, held: self._attend_job(
+                attention_request(request, model.manifest), model, held, call, EmbeddingsJob
+            ),
             None,
             call,
         )
@@ -144,7 +158,7 @@ class Service:
         call.require("attend")
         call.raise_if_ended()
         return self._submit(
-            request.model, request.version, lambda model: self._memory_job(request, model, call), None, call
+            request.model, request.version, lambda model, _: self._memory_job(request, model, call), None, call
         )
 
     def models(self) -> list[Model]:
@@ -179,17 +193,17 @@ class Service:
             )
 
     def memory(self, model: str, id_: str, call: CallContext) -> Memory:
-        """Return a memory.
+        """Return a memory of the caller.
 
         Raises:
             PermissionDenied: the caller lacks the right to attend.
             NotFound: no such memory is kept.
         """
         call.require("attend")
-        return self._memories.get(id_, model, field="id")
+        return self._memories.get(id_, model, field="id", owner=call.owner)
 
     def memories(self, model: str, call: CallContext) -> list[Memory]:
-        """Return a model's memories, the most recently used first.
+        """Return the caller's memories of a model, the most recently used first.
 
         Raises:
             PermissionDenied: the caller lacks the right to attend.
@@ -197,21 +211,21 @@ class Service:
         """
         call.require("attend")
         with self._repository.lease(model):
-            return self._memories.of(model)
+            return self._memories.of(model, call.owner)
 
     def delete_memory(self, model: str, id_: str, call: CallContext) -> None:
-        """Delete a memory; requests that hold it finish.
+        """Delete a memory of the caller; requests that hold it finish.
 
         Raises:
             PermissionDenied: the caller lacks the right to attend.
             NotFound: no such memory is kept.
         """
         call.require("attend")
-        self._memories.delete(id_, model)
+        self._memories.delete(id_, model, call.owner)
 
-    def seconds_left(self, memory: Memory) -> float:
-        """Return the seconds until a memory expires unless used."""
-        return self._memories.seconds_left(memory)
+    def describe(self, memory: Memory) -> MemoryDescription:
+        """Describe a memory as it is kept now."""
+        return self._memories.describe(memory)
 
     def statistics(self, name: str = "", version: int = 0) -> list[VersionStatistics]:
         """Return the statistics of every served version, of one model's versions, or of one version.
@@ -276,24 +290,32 @@ class Service:
         self,
         name: str,
         version: int,
-        make_job: Callable[[LoadedModel], Job[S, T]],
+        make_job: Callable[[LoadedModel, HeldMemories], Job[S, T]],
         admitted: Callable[[], None] | None,
         call: CallContext,
     ) -> "Future[T]":
-        """Submit a job under a lease of its model version, which ends with the job."""
+        """Submit a job under a lease of its model version; the lease and the memories held end with the job."""
+        held = HeldMemories(self._memories, call.owner)
         lease = self._repository.lease(name, version)
         try:
-            future = self._scheduler.submit(make_job(lease.model), admitted)
+            future = self._scheduler.submit(make_job(lease.model, held), admitted)
         except BaseException:
+            held.release()
             lease.release()
             raise
+        future.add_done_callback(lambda _: held.release())
         future.add_done_callback(lambda _: lease.release())
         if admitted is None:  # a stream's message that is cancelled is looked at in its turn
             call.attach(future)
         return future
 
     def _attend_job(
-        self, request: Request, model: LoadedModel, call: CallContext, kind: type[AttendJob] = AttendJob
+        self,
+        request: Request,
+        model: LoadedModel,
+        held: HeldMemories,
+        call: CallContext,
+        kind: type[AttendJob] = AttendJob,
     ) -> Job[AttendJob, Response]:
         """Validate and plan an attention request."""
         self.limits.check_outputs(len(request.outputs))
@@ -301,7 +323,7 @@ class Service:
         call.record.set_target(model.name, model.version, count)
         self.limits.check_sequences(count, "inputs")
         cached_plan = model.plan(request.outputs)
-        prepared, profiles = self._prepare(request, model, cached_plan)
+        prepared, profiles = self._prepare(request, model, cached_plan, held)
         for each, profile in zip(prepared, profiles, strict=True):
             call.record.queries += [profile.queries] * each.batch
             call.record.keys += [profile.keys] * each.batch
@@ -315,7 +337,7 @@ class Service:
         return MemoryJob(request, model, key, value, tokens, ttl, call, self._memories).to_job()
 
     def _prepare(
-        self, request: Request, model: LoadedModel, cached_plan: CachedPlan
+        self, request: Request, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories
     ) -> tuple[list[PreparedInput], list[InputProfile]]:
         """Validate and prepare every sequence, within the limits on the whole request."""
         if not request.inputs:
@@ -325,7 +347,7 @@ class Service:
         answer_bytes = work_bytes = 0
         seed = sampling_seed(request.outputs)
         for sequence in request.inputs:
-            for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan):
+            for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan, held):
                 prepared.append(each if seed is None else each._replace(seed=seed))
                 profiles.append(profile)
                 work_bytes += (max(profile.score_bytes, profile.stage_bytes) + profile.head_bytes) * each.batch
@@ -335,15 +357,15 @@ class Service:
         return prepared, profiles
 
     def _prepare_sequence(
-        self, sequence: Sequence, mask: Mask, model: LoadedModel, cached_plan: CachedPlan
+        self, sequence: Sequence, mask: Mask, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories
     ) -> list[tuple[PreparedInput, InputProfile]]:
         """Validate and prepare a sequence or a batch; an error names the sequence of a batch."""
         try:
-            return model.checker.prepare(sequence, cached_plan, mask, self._memories, self.limits)
+            return model.checker.prepare(sequence, cached_plan, mask, held, self.limits)
         except InvalidRequest as error:
             if sequence.part is None:
                 raise
             if sequence.batch > 1:
                 for one in sequence.each():
-                    self._prepare_sequence(one, mask, model, cached_plan)
+                    self._prepare_sequence(one, mask, model, cached_plan, held)
             raise error.of_part(sequence.part) from error

@@ -2076,6 +2076,9 @@ class CreateMemoryRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     MEMORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TRUNCATE_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    DATA_TYPE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -2084,6 +2087,16 @@ class CreateMemoryRequest(_message.Message):
     """The memory as text, for a text model, in place of `key`."""
     truncate: Global___Truncate.ValueType
     """Where tokens of `memory_text` are dropped that are more than the model reads."""
+    pinned: _builtins.bool
+    """Whether the memory is never evicted to make room for others; its time to live holds. Pinned memories are bounded by
+    the caller's share of the budget.
+    """
+    data_type: Global___DataType.ValueType
+    """The format in which keys and values are kept: FP32, the default, or FP16, which takes half the bytes."""
+    id: _builtins.str
+    """The id of the memory, 32 hexadecimal digits in lower case; a random one when empty. It names this caller's memory
+    alone. With the id of a memory that is gone, or that another replica made, it is made again under its id.
+    """
     @_builtins.property
     def key(self) -> Global___Tensor:
         """FP32 or FP16 [S, key width]."""
@@ -2111,10 +2124,13 @@ class CreateMemoryRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         memory_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         truncate: Global___Truncate.ValueType = ...,
+        pinned: _builtins.bool = ...,
+        data_type: Global___DataType.ValueType = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "ttl", b"ttl", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "key", b"key", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "model", b"model", "truncate", b"truncate", "ttl", b"ttl", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "data_type", b"data_type", "id", b"id", "key", b"key", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "model", b"model", "pinned", b"pinned", "truncate", b"truncate", "ttl", b"ttl", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_text: _TypeAlias = _typing.Literal["memory_text"]  # noqa: Y015
     _WhichOneofArgType__memory_text: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text"]  # noqa: Y015
@@ -2136,8 +2152,14 @@ class Memory(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    DATA_TYPE_FIELD_NUMBER: _builtins.int
+    MAX_STORAGE_ERROR_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The id, derived from the content and the model version: equal memories have equal ids."""
+    """The id, random. It names the memory for its caller alone: for every other caller there is no such memory. While a
+    caller's memory is kept, the same content from the same caller has the same id, unless another one is given.
+    """
     model: _builtins.str
     """The model of the memory."""
     version: _builtins.int
@@ -2148,6 +2170,14 @@ class Memory(_message.Message):
     """The size of k and v, in bytes; of an encoder-decoder, of those of all cross sites."""
     truncated_tokens: _builtins.int
     """The number of tokens of the text that were dropped (`truncate`)."""
+    pinned: _builtins.bool
+    """Whether the memory is never evicted."""
+    data_type: Global___DataType.ValueType
+    """The format in which keys and values are kept."""
+    max_storage_error: _builtins.float
+    """The largest absolute difference between a kept number and the projected one, as measured; 0 for FP32."""
+    shared_bytes: _builtins.int
+    """How many of `size_bytes` other memories of the caller keep too. Shared bytes count once in the budget."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens, if the memory was made from text or from ids of tokens."""
@@ -2167,10 +2197,14 @@ class Memory(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         size_bytes: _builtins.int = ...,
         truncated_tokens: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+        data_type: Global___DataType.ValueType = ...,
+        max_storage_error: _builtins.float = ...,
+        shared_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "id", b"id", "length", b"length", "model", b"model", "size_bytes", b"size_bytes", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "expire_time", b"expire_time", "id", b"id", "length", b"length", "max_storage_error", b"max_storage_error", "model", b"model", "pinned", b"pinned", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

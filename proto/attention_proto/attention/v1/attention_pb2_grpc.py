@@ -127,7 +127,8 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateMemory(self, request, context):
-        """Projects a key (and value) sequence and keeps k and v for later queries; of an encoder-decoder, encodes a source.
+        """Projects a key (and value) sequence and keeps k and v for later queries; of an encoder-decoder, encodes a source. The
+        memory belongs to its caller: the name of its token or certificate. Callers without credentials are one caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,7 +142,7 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMemories(self, request, context):
-        """Lists the memories of one model, the most recently used first.
+        """Lists the caller's memories of one model, the most recently used first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
