@@ -35,8 +35,18 @@ class Memory:
 
     @property
     def length(self) -> int:
-        """S, the number of its positions."""
+        """The number of its positions: `source_length` + `prefix_length`."""
         return self._message.length
+
+    @property
+    def source_length(self) -> int:
+        """The number of keys of another sequence, to which a query attends."""
+        return self._message.source_length
+
+    @property
+    def prefix_length(self) -> int:
+        """The number of positions that a query goes on behind, in a decoder."""
+        return self._message.prefix_length
 
     @property
     def tokens(self) -> tuple[str, ...]:

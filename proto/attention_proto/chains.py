@@ -1,7 +1,7 @@
 """The chains of a model: one of its own sequence; in an encoder-decoder one of the source and one of the target."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +64,14 @@ def site_axes(layer: Layer, manifest: Manifest) -> SiteAxes:
     if layer.side == Side.SIDE_SOURCE:
         return OF_SOURCE
     return CROSS if layer.side == Side.SIDE_CROSS or not has_source(manifest) else OF_TARGET
+
+
+def lengths_by_axes(queries: int, keys: int, first: int) -> Mapping[SiteAxes, tuple[int, int]]:
+    """Return the number of queries and keys of a site by its axes, for T and S of a request.
+
+    A target's keys are those of a kept prefix, whose length is the position of its first query, and its own.
+    """
+    return {CROSS: (queries, keys), OF_TARGET: (queries, first + queries), OF_SOURCE: (keys, keys)}
 
 
 def cross_names(index: int) -> tuple[str, str]:

@@ -49,15 +49,17 @@ def site_mask(*, causal: bool, window: int) -> Mask:
     return Mask(causal="top_left" if causal else "none", window=(reach, reach))
 
 
-def additive(mask: Mask, queries: int, keys: int) -> NDArray[np.float32]:
+def additive(mask: Mask, queries: int, keys: int, first: int = 0) -> NDArray[np.float32]:
     """Return the additive mask of the scores: float32 [1 or H, T, S], -inf where a key is hidden.
 
     Args:
         mask: a mask with arrays that are broadcastable to [H, T, S].
         queries: T.
         keys: S.
+        first: the position of the first query among the keys, if above 0: of a sequence behind a prefix, which leaves
+            nothing to align.
     """
-    added = np.where(_band(mask, queries, keys), np.float32(0), np.float32(-np.inf))[None]
+    added = np.where(_band(mask, queries, keys, first), np.float32(0), np.float32(-np.inf))[None]
     if mask.allowed is not None:
         added = np.where(mask.allowed, added, np.float32(-np.inf))
     if mask.bias is not None:
@@ -67,9 +69,9 @@ def additive(mask: Mask, queries: int, keys: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.broadcast_to(added, (heads, queries, keys)), np.float32)
 
 
-def _band(mask: Mask, queries: int, keys: int) -> NDArray[np.bool_]:
+def _band(mask: Mask, queries: int, keys: int, first: int) -> NDArray[np.bool_]:
     """Return the causal and the window part of a mask: bool [T, S], true = may attend."""
-    shift = keys - queries if mask.causal == "bottom_right" else 0
+    shift = keys - queries if mask.causal == "bottom_right" and not first else first
     distance = np.arange(keys)[None, :] - np.arange(queries)[:, None] - shift
     left, right = mask.window
     allowed = np.ones((queries, keys), np.bool_)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import torch
 from attention_client import AttendResult, AttentionClient, InvalidRequest, OutputSpec
 from attention_export.importing.transformer import import_transformer
@@ -17,7 +19,7 @@ from export.tiny_checkpoints import BEGIN, DECODERS, END, SPECIAL, WORDS, tiny_m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from serving import start_server
+from serving import HANG, start_server
 from transformers import PreTrainedModel
 
 TOLERANCE = 5e-5  # of the largest value
@@ -55,6 +57,7 @@ class Decoders:
     """A client of the server of all decoders, and the words of those that were refused."""
 
     client: AttentionClient
+    rest: str
     refused: dict[str, str]
 
     def answer(self, kind: str, tokens: list[int], outputs: list[OutputSpec] = EVERYTHING) -> AttendResult:
@@ -70,7 +73,7 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoders]:
         made = {kind: pool.submit(make, folder, kind) for kind in DECODERS}
         refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
     with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
-        yield Decoders(client, refused)
+        yield Decoders(client, server.rest, refused)
 
 
 def eager(model: PreTrainedModel, tokens: list[int]) -> tuple[list[NDArray], NDArray, NDArray]:
@@ -107,6 +110,63 @@ def test_a_decoder_gives_what_eager_gives(kind: str, decoders: Decoders) -> None
         assert prediction.row == len(tokens) - 1
         assert [each.id for each in prediction.top] == best.tolist()
         np.testing.assert_allclose([each.probability for each in prediction.top], probabilities[best], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_sequence_goes_on_behind_a_kept_prefix(kind: str, decoders: Decoders) -> None:
+    """Every stage of the rows behind a prefix is that of the whole text: weights over both, and predictions too."""
+    tokens, outputs = SEQUENCES[2], [*EVERYTHING, OutputSpec("scores"), OutputSpec("k"), OutputSpec("entropy")]
+    whole = decoders.answer(kind, tokens, outputs)
+    for length in (1, 17, len(tokens) - 1):
+        memory = decoders.client.create_memory(name_of(kind), memory_token_ids=tokens[:length])
+        assert (memory.length, memory.source_length, memory.prefix_length) == (length, 0, length)
+        rest = decoders.client.attend(name_of(kind), token_ids=tokens[length:], memory=memory, outputs=outputs)
+        for name, expected in whole.outputs.items():
+            rows = slice(None) if name == "k" else slice(length, None)
+            of_rows = expected[rows] if name in ("hidden", "logits") else expected[:, rows]
+            assert distance(rest[name], of_rows) < 1e-5, (name, length)
+        (prediction,), (expected_prediction,) = rest.predictions, whole.predictions
+        assert prediction.row == len(tokens) - length - 1
+        assert [each.id for each in prediction.top] == [each.id for each in expected_prediction.top]
+
+
+def test_a_prefix_over_rest(decoders: Decoders) -> None:
+    """A prefix of text is kept with its special tokens; a text behind it has none, and masks count its keys too."""
+    url = f"http://{decoders.rest}/v1/models/gemma2"
+    memory = requests.post(f"{url}/memories", json={"memory_text": "one two three"}, timeout=HANG).json()
+    count = memory["prefix_length"]
+    assert (memory["length"], memory["source_length"], len(memory["tokens"])) == (count, 0, count)
+    mask = {"allowed": [[True] * count + [True, False], [True] * (count + 2)]}
+    body = {"text": "four five", "memory": memory["id"], "outputs": ["weights"], "mask": mask}
+    (result,) = requests.post(f"{url}:attend", json=body, timeout=HANG).json()["results"]
+    assert result["tokens"] == ["four", "five"]
+    assert result["outputs"]["weights"]["shape"] == [4, 2, count + 2]
+    body = {"text": "four", "memory": memory["id"], "mask": {"window": {"left": 0}}, "outputs": ["weights"]}
+    (alone,) = requests.post(f"{url}:attend", json=body, timeout=HANG).json()["results"]
+    assert alone["outputs"]["weights"]["values"] == [[[0.0] * count + [1.0]]] * 4
+
+
+REFUSED = [
+    ({"token_ids": [BEGIN] * 76}, "token_ids", "76 tokens behind the 5 of the memory; this model reads at most 80"),
+    ({"query": np.ones((76, 32), np.float32)}, "query", "76 positions behind 5"),
+    ({"token_ids": [BEGIN], "memory_text": "a"}, "memory", "give only one of memory_text and memory"),
+    ({"token_ids": [BEGIN], "allowed": np.ones((1, 1), bool), "outputs": ["weights"]}, None, None),
+    ({"token_ids": [BEGIN], "allowed": np.ones((1, 5), bool)}, "mask.allowed", "[4, 1, 6]"),
+]
+
+
+@pytest.mark.parametrize(("sequence", "field", "words"), REFUSED)
+def test_lengths_behind_a_prefix(
+    decoders: Decoders, sequence: dict[str, object], field: str | None, words: str | None
+) -> None:
+    """The prefix counts among the positions that a model reads and among the keys of a mask, and is the only memory."""
+    memory = decoders.client.create_memory("gemma2", memory_token_ids=[BEGIN, 31, 8, 99, 4])
+    if words is None:
+        assert decoders.client.attend("gemma2", memory=memory, **sequence)["weights"].shape == (4, 1, 6)
+        return
+    with pytest.raises(InvalidRequest, match=re.escape(words)) as error:
+        decoders.client.attend("gemma2", memory=memory, **sequence)
+    assert error.value.field.endswith(field)
 
 
 def test_a_sink_takes_a_part_of_each_row(decoders: Decoders) -> None:

@@ -148,7 +148,7 @@ REFUSED = [
     ({"query": np.ones((small.MAX_TOKENS + 1, WIDTH), np.float32)}, "query", "at most 9"),
     ({"text": "a", "key": np.ones((2, WIDTH), np.float32)}, "key", "attends to its own sequence"),
     ({"query": np.ones((2, WIDTH), np.float32), "value": np.ones((2, WIDTH), np.float32)}, "value", "its own sequence"),
-    ({"text": "a", "memory": "1" * 32}, "memory", "attends to its own sequence"),
+    ({"text": "a", "memory": "1" * 32}, "memory", "its rows see what follows"),
 ]
 
 

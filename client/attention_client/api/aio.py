@@ -214,7 +214,8 @@ class AsyncAttentionClient(BaseClient):
             model: its name.
             key: [S, key width]. Or `memory_text` or `memory_token_ids`.
             value: [S, value width]; the key when absent.
-            memory_text: the sequence as text, for a text model; in place of `key`.
+            memory_text: the sequence as text, for a text model; in place of `key`. Of a decoder, a prefix that later
+                sequences go on behind.
             memory_token_ids: the sequence as ids of tokens, integers [S], special tokens included.
             truncate: `right` or `left`, the end at which tokens of `memory_text` are dropped that are more than the
                 model reads; `none` has such a text refused.

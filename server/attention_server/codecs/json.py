@@ -139,6 +139,8 @@ def encode_memory(memory: MemoryDescription) -> dict[str, Any]:
         "model": memory.model,
         "version": memory.version,
         "length": memory.length,
+        "source_length": memory.source_length,
+        "prefix_length": memory.prefix_length,
         "expire_time": expires.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "size_bytes": memory.size,
         "shared_bytes": memory.shared_size,
@@ -149,7 +151,7 @@ def encode_memory(memory: MemoryDescription) -> dict[str, Any]:
         content["max_storage_error"] = memory.max_storage_error
     if memory.truncated_tokens:
         content["truncated_tokens"] = memory.truncated_tokens
-    return content if memory.tokens is None else content | {"tokens": memory.tokens}
+    return content | {"tokens": memory.tokens} if memory.tokens else content
 
 
 def encode_model(model: Model) -> dict[str, Any]:

@@ -149,6 +149,8 @@ def encode_memory(memory: MemoryDescription) -> pb.Memory:
         model=memory.model,
         version=memory.version,
         length=memory.length,
+        source_length=memory.source_length,
+        prefix_length=memory.prefix_length,
         tokens=memory.tokens,
         expire_time=expire_time,
         size_bytes=memory.size,

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attention_server.contexts.past import Past, as_half
 from attention_server.domain.messages import Array, Tokens
-from attention_server.errors import InvalidRequest
 
 Vectors = NDArray[np.float32]
 
 # What a memory takes beside its tensors, as measured of a thousand small ones: its objects, and those of each token.
 HANDLE_BYTES = 1024
 TOKEN_BYTES = 256
+SHOWN_BYTES = 64  # of a token of a prefix, which is kept as it is shown alone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,13 +28,15 @@ class Memory:
         id: 32 hexadecimal digits; unique among the memories of one caller. Empty until the store has made one.
         model, version: the model that projected it.
         tensors: by the names that graphs take, each [1, S, width], such as k and v; float32 or float16.
-        tokens: of its text; None for a memory made of vectors.
+        tokens: of the text that the tensors are of; None for vectors, and for a prefix alone.
         ttl: seconds to keep it after its last use.
         digest: of the manifest of that version; it changes when the files of a version are replaced.
         owner: name of the caller; empty for the callers without credentials.
         content: hash of everything that the tensors were made of.
         pinned: whether it is never evicted.
-        max_storage_error: largest absolute difference between a kept number and the projected one.
+        storage_error: largest absolute difference between a number of the tensors and the projected one.
+        past: the prefix of a decoder; None for none.
+        truncated: the number of tokens of its text that were dropped.
     """
 
     id: str
@@ -46,7 +49,9 @@ class Memory:
     owner: str = ""
     content: bytes = field(default=b"", repr=False)
     pinned: bool = False
-    max_storage_error: float = 0.0
+    storage_error: float = 0.0
+    past: Past | None = None
+    truncated: int = 0
 
     @property
     def source(self) -> tuple[str, int, str]:
@@ -55,8 +60,24 @@ class Memory:
 
     @property
     def length(self) -> int:
-        """S."""
-        return int(next(iter(self.tensors.values())).shape[1])
+        """The number of positions of both."""
+        return self.source_length + self.prefix_length
+
+    @property
+    def source_length(self) -> int:
+        """The number of keys that are kept of another sequence."""
+        return int(next(iter(self.tensors.values())).shape[1]) if self.tensors else 0
+
+    @property
+    def prefix_length(self) -> int:
+        """The number of positions of the prefix."""
+        return self.past.length if self.past is not None else 0
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The tokens of the source and of the prefix; empty for a memory made of vectors."""
+        of_source = self.tokens.shown if self.tokens is not None else ()
+        return of_source + (self.past.tokens if self.past is not None else ())
 
     @property
     def names(self) -> frozenset[str]:
@@ -66,17 +87,28 @@ class Memory:
     @property
     def data_type(self) -> str:
         """The format in which the numbers are kept."""
-        return "FP16" if next(iter(self.tensors.values())).dtype == np.float16 else "FP32"
+        kept = self.past.data_type if self.past is not None else next(iter(self.tensors.values())).dtype
+        return "FP16" if kept == np.float16 else "FP32"
+
+    @property
+    def max_storage_error(self) -> float:
+        """The largest absolute difference between a kept number and the projected one."""
+        return max([self.storage_error, *([] if self.past is None else [each.error for each in self.past.blocks])])
 
     @property
     def tensor_parts(self) -> dict[Hashable, int]:
         """The bytes of each of its buffers by a key of the buffer; memories that share a buffer have an equal key."""
-        return {id(each): each.nbytes for each in map(_buffer, self.tensors.values())}
+        blocks = () if self.past is None else self.past.blocks
+        of_blocks: dict[Hashable, int] = {id(each): each.size for each in blocks}
+        return of_blocks | {id(each): each.nbytes for each in map(_buffer, self.tensors.values())}
 
     @property
     def parts(self) -> dict[Hashable, int]:
         """The bytes of everything that it keeps, by part: its buffers, its tokens and its own objects."""
-        tokens = {} if self.tokens is None else {id(self.tokens): TOKEN_BYTES * len(self.tokens.ids)}
+        blocks = () if self.past is None else self.past.blocks
+        tokens: dict[Hashable, int] = {id(each.tokens): SHOWN_BYTES * each.capacity for each in blocks}
+        if self.tokens is not None:
+            tokens[id(self.tokens)] = TOKEN_BYTES * len(self.tokens.ids)
         return self.tensor_parts | tokens | {id(self): HANDLE_BYTES}
 
     @property
@@ -115,17 +147,9 @@ def stored(tensors: Mapping[str, Vectors], data_type: str) -> tuple[dict[str, ND
     """
     if data_type == "FP32":
         return dict(tensors), 0.0
-    with np.errstate(over="ignore"):
-        half = {id(each): each.astype(np.float16) for each in tensors.values()}
-    for each in tensors.values():
-        if not np.isfinite(half[id(each)]).all():
-            most = np.finfo(np.float16).max
-            raise InvalidRequest(
-                f"keys and values reach {np.abs(each).max():g}, and FP16 ends at {most:g}; keep them as FP32",
-                field="data_type",
-            )
-    error = max(float(np.abs(half[id(each)].astype(np.float32) - each).max()) for each in tensors.values())
-    return {name: half[id(each)] for name, each in tensors.items()}, error
+    half = {id(each): as_half(each) for each in tensors.values()}
+    error = max((error for _, error in half.values()), default=0.0)
+    return {name: half[id(each)][0] for name, each in tensors.items()}, error
 
 
 def _buffer(array: NDArray[Any]) -> NDArray[Any]:

@@ -92,7 +92,7 @@ class MemoryStore:
                     raise InvalidRequest("names a memory of other content", field="id")
                 self._forget(known)
             if same is not None:
-                memory = replace(memory, tensors=same.memory.tensors, tokens=same.memory.tokens)
+                memory = replace(memory, tensors=same.memory.tensors, tokens=same.memory.tokens, past=same.memory.past)
             if not memory.id:
                 memory = replace(memory, id=new_id())
             entry = Entry(memory, memory.parts, memory.ttl, memory.pinned)
@@ -153,14 +153,14 @@ class MemoryStore:
         with self._lock:
             account = self._accounts.get(memory.owner) or Account()
             entry = account.listed.get(memory.id)
-            tokens = memory.tokens
             return MemoryDescription(
                 id=memory.id,
                 model=memory.model,
                 version=memory.version,
-                length=memory.length,
-                tokens=None if tokens is None else tokens.shown,
-                truncated_tokens=0 if tokens is None else tokens.truncated,
+                source_length=memory.source_length,
+                prefix_length=memory.prefix_length,
+                tokens=memory.shown,
+                truncated_tokens=memory.truncated,
                 size=memory.size,
                 shared_size=account.shared_bytes(memory.tensor_parts),
                 seconds_left=0.0 if entry is None else max(0.0, entry.expires - self._clock()),

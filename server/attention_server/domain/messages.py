@@ -170,8 +170,8 @@ class MemoryDescription:
     Attributes:
         id: by which its owner names it.
         model, version: the model that projected it.
-        length: S.
-        tokens: as its text spells them; None for a memory made of vectors.
+        source_length, prefix_length: number of keys of another sequence, and of positions to go on behind.
+        tokens: as its text spells them; empty for a memory made of vectors.
         truncated_tokens: number of tokens of its text that were dropped.
         size, shared_size: bytes of its keys and values, and of those that other memories keep too.
         seconds_left: until it is forgotten unless used.
@@ -183,8 +183,9 @@ class MemoryDescription:
     id: str
     model: str
     version: int
-    length: int
-    tokens: tuple[str, ...] | None
+    source_length: int
+    prefix_length: int
+    tokens: tuple[str, ...]
     truncated_tokens: int
     size: int
     shared_size: int
@@ -192,6 +193,11 @@ class MemoryDescription:
     pinned: bool
     data_type: str
     max_storage_error: float
+
+    @property
+    def length(self) -> int:
+        """The number of positions of both."""
+        return self.source_length + self.prefix_length
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Segment as SegmentEntry
 from attention_proto.chains import CROSS
 
+from attention_server.contexts.past import Continuation, contiguous
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
 from attention_server.inference.masks import Vectors
@@ -49,6 +50,7 @@ class LoadedChain:
         added: Vectors | None = None,
         rows: Rows | None = None,
         pooling: Vectors | None = None,
+        continued: Continuation | None = None,
     ) -> list[Stages]:
         """Compute the stages of the sites of a walk.
 
@@ -60,8 +62,10 @@ class LoadedChain:
                 no mask.
             rows: the query rows of the last site to compute; None for all.
             pooling: the weights of means, [P, rows]: of the last site only the means of `output` are computed.
+            continued: the prefix that the one sequence goes on behind; None for none.
         """
         stages: list[Stages] = []
+        own = 0  # sites with keys of this chain
         for layer, step in zip(self.layers, walk.steps, strict=False):
             is_last = len(stages) == len(walk.steps) - 1
             if pooling is not None and is_last:
@@ -74,8 +78,13 @@ class LoadedChain:
                 stages[-1].update({name: tensors[name] for name in behind})
             if layer.kept is not None and step.attends:
                 layer.read_keys(tensors)
+            first = 0
+            if layer.kept is None and continued is not None:
+                if step.attends or continued.kept is not None:
+                    tensors["k"], tensors["v"] = contiguous(continued.pieces(own, tensors["k"][0], tensors["v"][0]))
+                own, first = own + 1, continued.first
             of_request = added if layer.axes is CROSS else None
-            computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run)
+            computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run, first)
             stages.append(before | computed if before else computed)
         if walk.end is not None:
             self._advance(walk.end, tensors, run)
@@ -83,7 +92,7 @@ class LoadedChain:
         return stages
 
     @cached_property
-    def walk(self) -> Callable[[Wanted, Names, Names], Walk]:
+    def walk(self) -> Callable[[Wanted, Names, Names, bool], Walk]:
         """The function that plans a walk; see `walks`."""
         return walks(self.entries, self.layers, self.graphs)
 
@@ -125,13 +134,25 @@ class LoadedChain:
         tensors.update(zip(segment.tensors, found, strict=True))
 
     def _site(
-        self, layer: LoadedLayer, step: Step, tensors: Tensors, added: Vectors | None, rows: Rows | None, run: Run
+        self,
+        layer: LoadedLayer,
+        step: Step,
+        tensors: Tensors,
+        added: Vectors | None,
+        rows: Rows | None,
+        run: Run,
+        first: int,
     ) -> Stages:
-        """Return the stages of a site, of the rows chosen; cut to them the tensors that are read from here on."""
+        """Return the stages of a site, of the rows chosen; cut to them the tensors that are read from here on.
+
+        `first` is the position of the first row among the keys.
+        """
+        count = tensors[layer.query].shape[1] if first and step.attends and rows is None else 0
         if rows is not None:
             tensors.update({name: tensors[name][:, rows] for name in step.cut})
             added = None if added is None else added[:, rows]
-        stages = layer.stages(tensors, added, step.wanted, step.passed, run, rows) if step.attends else {}
+        places = rows if not first else np.arange(first, first + count) if rows is None else first + rows
+        stages = layer.stages(tensors, added, step.wanted, step.passed, run, places) if step.attends else {}
         if step.combine is not None:
             stages[CONTRIBUTIONS] = self._contributions(layer, step.combine, tensors, run)
         return stages

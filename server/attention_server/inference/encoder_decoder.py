@@ -45,13 +45,13 @@ class EncoderDecoder:
         count = len(self.source.layers)
         of_source, of_target = plan.stages[:count], plan.stages[count:]
         kept = NO_NAMES if memory is None else memory.names
-        walk = self.target.walk(of_target, kept, NO_NAMES) if of_target else None
+        walk = self.target.walk(of_target, kept, NO_NAMES, False) if of_target else None
         from_source = NO_NAMES if walk is None else walk.takes & self._memory_names
         stages: list[Stages] = [{}] * len(of_source)
         found: Tensors = {} if memory is None else dict(memory.vectors())
         if from_source or any(of_source):
             tensors = self._source_inputs(batch, run)
-            source = self.source.walk(of_source, NO_NAMES, from_source)
+            source = self.source.walk(of_source, NO_NAMES, from_source, False)
             stages = self.source.stages(tensors, source, run, rows=rows if walk is None else None)
             found = {name: tensors[name] for name in from_source}
         if walk is None:
@@ -63,7 +63,7 @@ class EncoderDecoder:
         """Run the source's chain; return the keys and values of every cross site, each [1, S, width]."""
         tensors = self._inputs(self.source, self.fronts.manifest.text.memory_front.name, [tokens], None, run)
         nothing = (NO_NAMES,) * len(self.source.layers)
-        self.source.stages(tensors, self.source.walk(nothing, NO_NAMES, self._memory_names), run)
+        self.source.stages(tensors, self.source.walk(nothing, NO_NAMES, self._memory_names, False), run)
         return {name: tensors[name] for name in sorted(self._memory_names)}
 
     def warm(self, run: Run) -> None:

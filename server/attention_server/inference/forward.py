@@ -11,6 +11,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest
 from attention_proto.chains import source_chain, target_chain
 
+from attention_server.contexts.past import Continuation, Past
 from attention_server.domain.messages import Tokens
 from attention_server.inference.chain import LoadedChain, Stages
 from attention_server.inference.encoder_decoder import EncoderDecoder
@@ -60,8 +61,24 @@ class Forward:
         if self._pair is not None:
             return self._pair.stages(batch, plan, run, rows)
         memory = batch[0].memory
-        walk = self._chain.walk(plan.stages, NO_NAMES if memory is None else memory.names, NO_NAMES)
-        return self._chain.stages(self._inputs(batch, run), walk, run, batch[0].added, rows, pooling)
+        walk = self._chain.walk(plan.stages, NO_NAMES if memory is None else memory.names, NO_NAMES, False)
+        continued = None if memory is None or memory.past is None else Continuation(memory.past)
+        return self._chain.stages(self._inputs(batch, run), walk, run, batch[0].added, rows, pooling, continued)
+
+    def keep_prefix(self, tokens: Tokens, data_type: str, run: Run) -> Past:
+        """Run the chain of a decoder on a text; return the keys and values of every site.
+
+        Raises:
+            InvalidRequest: a number is beyond the range of the format to keep them in.
+        """
+        length = len(tokens.ids)
+        kept_as = np.dtype(np.float16 if data_type == "FP16" else np.float32)
+        past = Past.begin(tuple([each.key_widths for each in self.layers]), length, kept_as)
+        past.write_tokens(tokens)
+        walk = self._chain.walk((NO_NAMES,) * len(self.layers), NO_NAMES, NO_NAMES, True)
+        text = PreparedInput(None, None, None, tokens, None, length, length)
+        self._chain.stages(self._inputs([text], run), walk, run, continued=Continuation(None, past))
+        return past
 
     def project_memory(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run
@@ -153,7 +170,7 @@ class Forward:
             query, key, value = [joined([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
         texts = [each.tokens for each in batch]
         if texts[0] is not None:
-            front = self._fronts.run(self.manifest.text.front.name, texts, run)
+            front = self._fronts.run(self.manifest.text.front.name, texts, run, batch[0].first)
             query = front["query"]
             if key is None:
                 key, value = front.get("key"), front.get("value") if value is None else value
@@ -169,6 +186,6 @@ class Forward:
             tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
         if not self._chain.reads.isdisjoint((POSITIONS, TYPES)):
             self._fronts.add_positions(
-                tensors, batch[0].queries, texts if texts[0] is not None else [None] * len(query)
+                tensors, batch[0].queries, texts if texts[0] is not None else [None] * len(query), batch[0].first
             )
         return tensors

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
-from attention_proto.chains import OF_SOURCE, SiteAxes
+from attention_proto.chains import OF_SOURCE, SiteAxes, lengths_by_axes
 from attention_proto.masks import Mask
 from attention_proto.stages import PREDICTIONS
 
@@ -19,7 +19,7 @@ from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import LoadedLayer, lengths_by_axes
+from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, head_numbers, stage_bytes
 from attention_server.inference.postprocess import check_rows
@@ -152,8 +152,8 @@ class InputChecker:
 
     def _profile(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
         queries, keys = prepared.queries, prepared.keys
-        projected = queries + (0 if prepared.memory else keys)
-        by_axes = lengths_by_axes(queries, keys)
+        projected = queries + (queries if prepared.first else 0 if prepared.memory else keys)
+        by_axes = lengths_by_axes(queries, keys, prepared.first)
         sites = [by_axes[layer.axes] for layer in self.layers]
         scores = all_heads = 0
         for axes, heads in self._heads:

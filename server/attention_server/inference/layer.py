@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
-from attention_proto.chains import CROSS, OF_SOURCE, OF_TARGET, SiteAxes
+from attention_proto.chains import CROSS, OF_SOURCE, SiteAxes, lengths_by_axes
 from attention_proto.stages import OF_KEYS, STAGES
 from numpy.typing import NDArray
 
@@ -74,7 +74,7 @@ class LoadedLayer:
             wanted: names of stages.
             passed: names of the site's tensors that later graphs read.
             run: the computation that this is a part of.
-            rows: the positions of the queries in the sequence; None for all.
+            rows: the positions of the queries among the keys; None for those from 0.
         """
         bias = None
         if self._has_mask and (not wanted.isdisjoint(FROM_SCORES) or self._recipe(wanted | passed, False).outputs):
@@ -106,11 +106,17 @@ class LoadedLayer:
 
     def lengths(self, prepared: PreparedInput) -> tuple[int, int]:
         """Return the number of queries and of keys of this site."""
-        return lengths_by_axes(prepared.queries, prepared.keys)[self.axes]
+        return lengths_by_axes(prepared.queries, prepared.keys, prepared.first)[self.axes]
+
+    def first(self, prepared: PreparedInput) -> int:
+        """Return the position of the first query among the keys, where both are of one sequence."""
+        return 0 if self.kept is not None or self.axes == OF_SOURCE else prepared.first
 
     def mask(self, prepared: PreparedInput) -> Vectors | None:
         """Return the request's mask and the site's own together, [1 or H, T, S]; None for no mask."""
-        own = site_mask(*self.lengths(prepared), causal=self.about.causal, window=self.about.window)
+        first = self.first(prepared)
+        rows = np.arange(first, first + prepared.queries) if first else None
+        own = site_mask(*self.lengths(prepared), causal=self.about.causal, window=self.about.window, positions=rows)
         return add_masks(prepared.added, own) if self.axes == CROSS else own
 
     def rows(self, stage: str, prepared: PreparedInput) -> tuple[int, Positions]:
@@ -150,9 +156,15 @@ class LoadedLayer:
         value_head = about.value_head_dim or value // about.key_value_heads
         return about.head_dim or query // about.heads, value_head, about.output_dim or about.heads * value_head
 
+    @property
+    def key_widths(self) -> tuple[int, int]:
+        """The widths of k and v of all heads, in a model of given widths."""
+        about = self.about
+        return about.key_value_heads * about.head_dim, about.key_value_heads * about.value_head_dim
+
     def warm(self, tensors: Tensors, run: Run) -> None:
         """Run every graph once, so that no caller waits for a first allocation."""
-        queries, keys = (tensors[name].shape[1] for name in (self._query, "k"))
+        queries, keys = (tensors[name].shape[1] for name in (self.query, "k"))
         for weights in ({"weights"}, set[str]()):  # the cheap graph last: its tensors are read on
             for added in (np.zeros((1, queries, keys), np.float32), None):
                 self.stages(tensors, added, frozenset(weights), self.gives, run)
@@ -163,7 +175,8 @@ class LoadedLayer:
         return [each for each in self.about.attend if each.file.name in self.graphs]
 
     @cached_property
-    def _query(self) -> str:
+    def query(self) -> str:
+        """The tensor whose rows are the queries."""
         return "query" if "query" in self.takes else "q"
 
     @cached_property
@@ -196,7 +209,7 @@ class LoadedLayer:
         """Run a graph of attention, for long sequences in blocks of rows, each with all of k and v."""
         feeds = {name: tensors[name] for name in recipe.inputs}
         if recipe.takes_mask:
-            query, k = tensors[self._query], tensors["k"]
+            query, k = tensors[self.query], tensors["k"]
             mask = np.zeros((1, query.shape[1], k.shape[1]), np.float32) if added is None else added
             mask = mask if mask.ndim == 4 else mask[None]
             feeds["mask"] = mask if len(mask) == len(query) else np.repeat(mask, len(query), 0)
@@ -209,7 +222,7 @@ class LoadedLayer:
     def _bias(self, tensors: Tensors, rows: Rows | None, run: Run) -> Vectors:
         """Return the model's own bias, [B or 1, H, T, S]."""
         graph = self.graphs[self._bias_file]
-        queries, keys = tensors[self._query].shape[1], tensors["k"].shape[1]
+        queries, keys = tensors[self.query].shape[1], tensors["k"].shape[1]
         positions = {
             "query_positions": np.arange(queries) if rows is None else rows,
             "key_positions": np.arange(keys),
@@ -220,11 +233,8 @@ class LoadedLayer:
 
     def _mask(self, tensors: Tensors, added: Vectors | None, bias: Vectors | None, rows: Rows | None) -> Vectors | None:
         """Return the request's mask, the site's own and its bias together, [.., 1 or H, T, S]."""
-        about, keys = self.about, tensors["k"].shape[1]
-        queries = tensors[self._query].shape[1] if rows is None else keys
-        own = site_mask(queries, keys, causal=about.causal, window=about.window)
-        if own is not None and rows is not None:
-            own = own[:, rows]
+        about, queries, keys = self.about, tensors[self.query].shape[1], tensors["k"].shape[1]
+        own = site_mask(queries, keys, causal=about.causal, window=about.window, positions=rows)
         added = add_masks(added, own)
         return add_masks(added, bias) if bias is None or added is not None else raise_low_rows(bias)
 
@@ -241,7 +251,7 @@ class LoadedLayer:
         unpacked = {name: split_heads(x, about.heads) if name in PACKED else x for name, x in found.items()}
         if "q" not in found and not wanted.isdisjoint(("q", *FROM_SCORES)):
             # Where nothing is projected, q is the query.
-            unpacked["q"] = split_heads(tensors[self._query], about.heads)
+            unpacked["q"] = split_heads(tensors[self.query], about.heads)
         if not wanted.isdisjoint(FROM_KEYS):
             unpacked |= {name: split_heads(tensors[name], about.key_value_heads) for name in KEYS}
         if "scores" in wanted:
@@ -262,11 +272,6 @@ class LoadedLayer:
         if about.softcap:
             scores = np.float32(about.softcap) * np.tanh(scores / np.float32(about.softcap))
         return scores if bias is None else scores + bias
-
-
-def lengths_by_axes(queries: int, keys: int) -> Mapping[SiteAxes, tuple[int, int]]:
-    """Return the number of queries and keys of a site by its axes, for T and S of a request."""
-    return {CROSS: (queries, keys), OF_TARGET: (queries, queries), OF_SOURCE: (keys, keys)}
 
 
 def split_heads(x: NDArray[Any], heads: int) -> Vectors:

@@ -22,7 +22,7 @@ MAX_SITE_MASKS = 64  # kept
 MAX_KEPT_PAIRS = 256 * 256  # queries x keys of a mask that is kept
 
 
-def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int) -> Vectors | None:
+def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int, first: int) -> Vectors | None:
     """Add up the request's mask and the sequence's own.
 
     Args:
@@ -31,6 +31,7 @@ def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, k
         layer: the mask may differ by its heads.
         queries: T.
         keys: S.
+        first: the position of the first query among the keys, behind a prefix; 0 for the alignment of the mask.
 
     Returns:
         Float32 [1 or H, T, S], -inf only where a key is hidden; None for no mask.
@@ -44,7 +45,7 @@ def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, k
         if each is NO_MASK or each.is_open:
             continue
         check.mask(each, layer, queries, keys, join_path(path, "mask"))
-        parts.append(additive(each, queries, keys))
+        parts.append(additive(each, queries, keys, first))
         biased = biased or each.bias is not None
     if not parts:
         return None
@@ -55,7 +56,9 @@ def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, k
     )  # the sum of two finite float32 numbers may overflow float32
 
 
-def site_mask(queries: int, keys: int, *, causal: bool, window: int) -> Vectors | None:
+def site_mask(
+    queries: int, keys: int, *, causal: bool, window: int, positions: NDArray[np.intp] | None = None
+) -> Vectors | None:
     """Return the mask of a site itself, float32 [1, T, S], read-only; None where it hides no key.
 
     Args:
@@ -63,9 +66,12 @@ def site_mask(queries: int, keys: int, *, causal: bool, window: int) -> Vectors 
         keys: S.
         causal: whether a query attends to keys at its own position and before alone.
         window: a query attends to keys at a distance below this number; 0 for any distance.
+        positions: of the queries among the keys, [T]; None for those from 0.
     """
     if not causal and not window:
         return None
+    if positions is not None:
+        return _mask_of_rows(positions, keys, causal=causal, window=window)
     make = _kept_site_mask if queries * keys <= MAX_KEPT_PAIRS else _site_mask
     return make(queries, keys, causal=causal, window=window)
 
@@ -76,6 +82,15 @@ def _site_mask(queries: int, keys: int, *, causal: bool, window: int) -> Vectors
         return None
     mask.flags.writeable = False
     return mask
+
+
+def _mask_of_rows(positions: NDArray[np.intp], keys: int, *, causal: bool, window: int) -> Vectors | None:
+    """Return the mask of a site for queries at some positions, [1, T, S]; None where it hides no key."""
+    distance = np.arange(keys) - positions[:, None]
+    hidden = distance > 0 if causal else np.zeros(distance.shape, np.bool_)
+    if window:
+        hidden |= np.abs(distance) >= window
+    return np.where(hidden, HIDDEN, np.float32(0))[None] if hidden.any() else None
 
 
 _kept_site_mask = lru_cache(MAX_SITE_MASKS)(_site_mask)

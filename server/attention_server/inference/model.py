@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-from attention_proto.attention.v1.attention_pb2 import Manifest, Side
+from attention_proto.attention.v1.attention_pb2 import Manifest
 from attention_proto.chains import kept_names, site_axes, source_chain
 
+from attention_server.contexts.past import Past
 from attention_server.domain.messages import OutputSpec, Result, Tokens
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
@@ -21,6 +22,7 @@ from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.results import pooled_results, shaped_results, whole_results
 from attention_server.inference.row_selection import computed_rows, pooling
 from attention_server.inference.tokenizer import TextTokenizer
+from attention_server.inference.validation import attends_to_itself
 from attention_server.scheduling.cost_model import Costs, Size
 
 
@@ -108,19 +110,26 @@ class LoadedModel:
         """Project a memory; see `Forward.project_memory`."""
         return self._forward.project_memory(key, value, tokens, run)
 
+    def keep_prefix(self, tokens: Tokens, data_type: str, run: Run) -> Past:
+        """Compute the prefix of a decoder; see `Forward.keep_prefix`."""
+        return self._forward.keep_prefix(tokens, data_type, run)
+
+    @cached_property
+    def keeps_prefix(self) -> bool:
+        """Whether its memories are prefixes."""
+        return attends_to_itself(self.manifest)
+
     def memory_size(self, length: int) -> Size:
         """Return the size of the computation of a memory of so many positions."""
         chain = source_chain(self.manifest)
-        return Size(length, 0) if chain is None else Size(length, length**2, len(chain.layers) / len(self.layers))
+        if chain is None:
+            return Size(2 * length, length**2) if self.keeps_prefix else Size(length, 0)
+        return Size(length, length**2, len(chain.layers) / len(self.layers))
 
     def memory_bytes(self, length: int) -> int:
-        """Return the bytes of the keys and values that an encoder-decoder keeps of a source; 0 of other models."""
-        widths = [
-            each.key_value_heads * (each.head_dim + each.value_head_dim)
-            for each in self.manifest.layers
-            if each.side == Side.SIDE_CROSS
-        ]
-        return 4 * sum(widths) * length
+        """Return the bytes of the keys and values that a transformer keeps of a source or prefix; 0 of other models."""
+        sites = [each for each in self.layers if self.keeps_prefix or each.kept is not None]
+        return 4 * length * sum([sum(each.key_widths) for each in sites])
 
     def warm(self) -> None:
         """Run every graph once, so that no request waits for a first allocation."""

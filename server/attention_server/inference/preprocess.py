@@ -5,7 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
-from attention_proto.chains import OF_TARGET, SiteAxes, has_source, site_axes, source_chain, target_chain
+from attention_proto.chains import (
+    OF_TARGET,
+    SiteAxes,
+    has_source,
+    lengths_by_axes,
+    site_axes,
+    source_chain,
+    target_chain,
+)
 from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import Mask
 from attention_proto.stages import OF_KEYS
@@ -38,6 +46,7 @@ class PreparedInput(NamedTuple):
         part: the index in the batch that was sent; of a batch the first one; None for a sequence sent by itself.
         batch: B; 1 for one sequence.
         seed: of draws of labels; None for new draws.
+        first: the position of the first query: the length of the prefix that it goes on behind.
     """
 
     query: Vectors | None
@@ -55,6 +64,7 @@ class PreparedInput(NamedTuple):
     attended: NDArray[np.bool_] | None = None
     batch: int = 1
     seed: int | None = None
+    first: int = 0
 
     def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
         """Return the number of rows of a stage, and a mask of the rows that may attend or be attended; None for all."""
@@ -112,30 +122,32 @@ def prepare(
     """
     is_pair, path = has_source(manifest), sequence.path
     layer = target_chain(manifest).layers[0] if is_pair else manifest.layers[0]
-    tokens = _read_query(sequence, reader)
+    first = 0 if memory is None else memory.prefix_length
+    tokens = _read_query(sequence, reader, first)
     memory_tokens = _read_memory(sequence, memory_reader, path)
     memory_apart = memory_tokens is not None or memory is not None
     query, key, value = _vectors(sequence, layer, memory_apart=memory_apart)
     if memory is not None:
         _check_memory(memory, layer, query, join_path(path, "query"))
     queries = _length(tokens, query)
-    _check_length(queries, manifest, join_path(path, "query"))
-    keys = memory.length if memory else _length(memory_tokens, key) or queries
+    _check_length(queries, first, manifest, join_path(path, "query"))
+    keys = (memory.source_length if memory else _length(memory_tokens, key)) or first + queries
     if value is not None and len(value) != keys:
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=join_path(path, "value"))
     if is_pair:
-        layer = _check_sites(manifest, limits, queries, keys, path)
+        layer = _check_sites(manifest, limits, queries, keys, first, path)
         check.source_mask(mask, "mask")
         check.source_mask(sequence.mask, join_path(path, "mask"))
     else:
         limits.check_scores(layer.heads, queries, keys, path)
-    added = requested_mask(sequence, mask, layer, queries, keys)
+    added = requested_mask(sequence, mask, layer, queries, keys, 0 if is_pair else first)
     attending, attended = unmasked(added)
     # A query that is its own key matters where it is attended, not where it attends; one that is the input of all
     # projections matters where it does either; a target's row is a key of all later ones, whatever is masked.
     is_only_input = check.attends_to_itself(manifest)
     own_key = query is not None and key is None and not memory_apart and added is not None and not is_only_input
-    read = _either(attending, attended) if is_only_input else None if is_pair else attending
+    own_rows = attended if attended is None else attended[first:]
+    read = _either(attending, own_rows) if is_only_input else None if is_pair else attending
     return PreparedInput(
         query=_ready(query, read, path, "query"),
         key=_ready(query if own_key else key, attended, path, "query" if own_key else "key"),
@@ -150,22 +162,24 @@ def prepare(
         part=sequence.part,
         attending=attending,
         attended=attended,
+        first=first,
     )
 
 
-def _check_sites(manifest: Manifest, limits: Limits, queries: int, keys: int, path: str) -> Layer:
+def _check_sites(manifest: Manifest, limits: Limits, queries: int, keys: int, first: int, path: str) -> Layer:
     """Check the scores of each kind of site of an encoder-decoder; return its first cross site, which masks are for."""
     kinds = {(site_axes(layer, manifest), layer.heads) for layer in manifest.layers}
-    by_axis = {"T": queries, "S": keys}
-    for (rows, columns), heads in sorted(kinds):
-        limits.check_scores(heads, by_axis[rows], by_axis[columns], path)
+    lengths = lengths_by_axes(queries, keys, first)
+    for axes, heads in sorted(kinds):
+        limits.check_scores(heads, *lengths[axes], path)
     return next(layer for layer in manifest.layers if layer.side == Side.SIDE_CROSS)
 
 
-def _check_length(queries: int, manifest: Manifest, field: str) -> None:
+def _check_length(queries: int, first: int, manifest: Manifest, field: str) -> None:
     most = max_length(manifest)
-    if 0 < most < queries:
-        raise InvalidRequest(f"has {queries} positions; this model reads at most {most}", field=field)
+    if 0 < most < first + queries:
+        behind = f" behind {first}" if first else ""
+        raise InvalidRequest(f"has {queries} positions{behind}; this model reads at most {most}", field=field)
 
 
 def max_length(manifest: Manifest) -> int:
@@ -194,10 +208,15 @@ def separators(prepared: PreparedInput, axes: SiteAxes) -> NDArray[np.bool_] | N
         prepared: the sequence.
         axes: of the site.
     """
-    source = prepared.memory.tokens if prepared.memory else prepared.memory_tokens
-    is_own = axes == OF_TARGET or (source is None and prepared.memory is None and prepared.key is None)
+    memory = prepared.memory
+    source = memory.tokens if memory else prepared.memory_tokens
+    past = memory.past if memory else None
+    is_own = axes == OF_TARGET or (source is None and (memory is None or past is not None) and prepared.key is None)
     tokens = prepared.tokens if is_own else source
-    return None if tokens is None else np.array(tokens.special, np.bool_)
+    if tokens is None:
+        return None
+    before = past.special if is_own and past is not None else ()
+    return np.array([*before, *tokens.special], np.bool_)
 
 
 def prepare_alike(sequence: Sequence, queries: int, keys: int) -> PreparedInput:
@@ -221,18 +240,25 @@ def _alike(array: Array, sequence: Sequence, name: str) -> Vectors:
 
 
 def prepare_memory(
-    request: MemoryRequest, manifest: Manifest, memory_reader: TextTokenizer | None, limits: Limits
+    request: MemoryRequest,
+    manifest: Manifest,
+    reader: TextTokenizer | None,
+    memory_reader: TextTokenizer | None,
+    limits: Limits,
 ) -> tuple[Vectors | None, Vectors | None, Tokens | None]:
     """Check a request for a memory; return key and value, or the tokens of its text.
+
+    The text is a memory text; of a decoder, which keeps a prefix, a text as those that it attends over.
 
     Raises:
         InvalidRequest: the model cannot take it.
     """
+    memory_reader = reader if check.attends_to_itself(manifest) else memory_reader
     check.memory_sources(request, manifest, reads_memory_text=memory_reader is not None)
     tokens = _read_memory(request, memory_reader, "")
-    if (source := source_chain(manifest)) is not None and tokens is not None:
-        length = len(tokens.ids)
-        limits.check_scores(max(layer.heads for layer in source.layers), length, length, "memory_text")
+    if tokens is not None and manifest.block == TRANSFORMER:
+        length, layers = len(tokens.ids), (source_chain(manifest) or target_chain(manifest)).layers
+        limits.check_scores(max(layer.heads for layer in layers), length, length, "memory_text")
     if request.key is None:
         return None, None, tokens
     layer = manifest.layers[0]
@@ -248,15 +274,15 @@ def prepare_memory(
 
 def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:
     """Check that the query is as wide as the kept keys, for a block that takes any width."""
-    if query is not None and not layer.query_dim:
+    if query is not None and not layer.query_dim and memory.tensors:
         check.vectors(query, memory.tensors["k"].shape[2] // layer.key_value_heads * layer.heads, field)
 
 
-def _read_query(sequence: Sequence, reader: TextTokenizer | None) -> Tokens | None:
-    """Return the tokens of a sequence's own text or ids; None for vectors, or without a target."""
+def _read_query(sequence: Sequence, reader: TextTokenizer | None, first: int) -> Tokens | None:
+    """Return the tokens of a sequence's text or ids, behind `first` others; None for vectors, or without a target."""
     path = sequence.path
     if reader is not None and sequence.token_ids is not None:
-        return reader.take(sequence.token_ids, join_path(path, "token_ids"))
+        return reader.take(sequence.token_ids, join_path(path, "token_ids"), first)
     if reader is None or sequence.text is None:
         return None
     pair_field = join_path(path, "text_pair")
@@ -266,6 +292,7 @@ def _read_query(sequence: Sequence, reader: TextTokenizer | None) -> Tokens | No
         truncate=sequence.truncate,
         pair=sequence.text_pair,
         pair_field=pair_field,
+        first=first,
     )
 
 

@@ -189,7 +189,8 @@ def _summed(
     """
     chosen = weights if places is None else weights[:, places]
     sums, finish = OVER_ROWS[output.spec.name]
-    at = np.arange(chosen.shape[-2]) if rows is None else rows
-    found = finish(sums(chosen, at, separators(prepared, layers[output.layer].axes)))
+    layer = layers[output.layer]
+    at = layer.first(prepared) + (np.arange(chosen.shape[-2]) if rows is None else rows)
+    found = finish(sums(chosen, at, separators(prepared, layer.axes)))
     whole = found[:, None].astype(np.float32)  # one row, which the pooling of one row removes
     return shape_stage(whole, None, output.spec._replace(pool="first"), hidden, output.field)

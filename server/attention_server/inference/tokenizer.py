@@ -85,7 +85,14 @@ class TextTokenizer:
         return sorted(self._special)
 
     def read(
-        self, text: str, field: str, *, truncate: Truncate = "none", pair: str | None = None, pair_field: str = ""
+        self,
+        text: str,
+        field: str,
+        *,
+        truncate: Truncate = "none",
+        pair: str | None = None,
+        pair_field: str = "",
+        first: int = 0,
     ) -> Tokens:
         """Return the tokens of a text, or of a pair of texts.
 
@@ -95,6 +102,7 @@ class TextTokenizer:
             truncate: where tokens beyond the longest text are dropped; special tokens stay.
             pair: the second text of a pair; None for one text.
             pair_field: its path in the request.
+            first: the number of tokens that stand before the text; behind them it has no special tokens.
 
         Raises:
             InvalidRequest: a word is not in the vocabulary, or the text has no tokens or too many.
@@ -102,16 +110,16 @@ class TextTokenizer:
         sent = ((text, field),) if pair is None else ((text, field), (pair, pair_field))
         for each in sent:
             self._check_characters(*each)
-        encoding = self._tokenizer.encode(text, pair)
+        encoding = self._tokenizer.encode(text, pair, add_special_tokens=not first)
         # For each token the index of its text; None for a special token that is put beside.
         texts: Sequence[int | None] = [0] * len(encoding) if pair is None else encoding.sequence_ids
         self._check_words(encoding, texts, sent)
         kept, dropped = range(len(encoding)), 0
-        if 0 < self._max_tokens < len(encoding) and truncate != "none":
+        if 0 < self._max_tokens - first < len(encoding) and truncate != "none":
             texts = encoding.sequence_ids
-            positions = kept_tokens(texts, self._max_tokens, truncate)
+            positions = kept_tokens(texts, self._max_tokens - first, truncate)
             kept, dropped = positions.tolist(), len(encoding) - len(positions)
-        self._check_length(len(kept), field, "; `truncate` cuts it" if truncate == "none" else "")
+        self._check_length(len(kept), field, first, "; `truncate` cuts it" if truncate == "none" else "")
         ids, tokens, types, spans = encoding.ids, encoding.tokens, encoding.type_ids, encoding.offsets
         special = encoding.special_tokens_mask
         return Tokens(
@@ -124,8 +132,8 @@ class TextTokenizer:
             special=tuple([bool(special[each]) for each in kept]),
         )
 
-    def take(self, ids: Array, field: str) -> Tokens:
-        """Return tokens that were sent as ids, as they are.
+    def take(self, ids: Array, field: str, first: int = 0) -> Tokens:
+        """Return tokens that were sent as ids, as they are, behind `first` others.
 
         Raises:
             InvalidRequest: they are no list of ids of this model, or too few or too many.
@@ -134,7 +142,7 @@ class TextTokenizer:
             raise InvalidRequest(f"must be a list of integers, not {ids.dtype} {list(ids.shape)}", field=field)
         if not len(ids):
             raise InvalidRequest("has no tokens; send at least one", field=field)
-        self._check_length(len(ids), field, most=MOST_TOKENS)
+        self._check_length(len(ids), field, first, most=MOST_TOKENS)
         numbers = ids.astype(np.int64)
         wrong = (numbers < 0) | (numbers >= self.size)
         if wrong.any():
@@ -152,11 +160,14 @@ class TextTokenizer:
             special=tuple([each in self._special for each in tokens]),
         )
 
-    def _check_length(self, length: int, field: str, remedy: str = "", most: int = 0) -> None:
-        """Check a number of tokens; `most` is for a model without a limit of its own."""
+    def _check_length(self, length: int, field: str, first: int, remedy: str = "", most: int = 0) -> None:
+        """Check a number of tokens behind `first` others; `most` is for a model without a limit of its own."""
         longest = self._max_tokens or most
-        if 0 < longest < length:
-            raise InvalidRequest(f"has {length} tokens; this model reads at most {longest}{remedy}", field=field)
+        if 0 < longest < first + length:
+            behind = f" behind the {first} of the memory" if first else ""
+            raise InvalidRequest(
+                f"has {length} tokens{behind}; this model reads at most {longest}{remedy}", field=field
+            )
 
     def _check_characters(self, text: str, field: str) -> None:
         longest = LONGEST_TOKEN * (self._max_tokens or MOST_TOKENS)

@@ -4,8 +4,8 @@ import math
 import re
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
-from attention_proto.chains import has_source
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
+from attention_proto.chains import has_source, target_chain
 from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import UNBOUNDED, Mask
 from attention_proto.stages import DATA_TYPES
@@ -47,7 +47,7 @@ def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_m
     if sequence.truncate != "none" and sequence.text is None and sequence.memory_text is None:
         raise InvalidRequest("goes with text or memory_text", field=join_path(path, "truncate"))
     for name, source in (("memory_text", sequence.memory_text), ("memory_token_ids", sequence.memory_token_ids)):
-        if source is not None and not reads_memory_text:
+        if source is not None and not (reads_memory_text or attends_to_itself(manifest)):
             raise InvalidRequest("this model reads no memory text", field=join_path(path, name))
     _memory_sources(sequence, manifest, reads_memory_text=reads_memory_text)
 
@@ -75,9 +75,18 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
         raise InvalidRequest(
             f"a cross-attention model needs what it attends to: give {wanted}", field=join_path(path, "key")
         )
-    if attends_to_itself(manifest) and (given or sequence.value is not None):
+    if attends_to_itself(manifest):
+        _check_prefix(sequence, manifest, given)
+
+
+def _check_prefix(sequence: Sequence, manifest: Manifest, given: list[str]) -> None:
+    """Check that a model that attends to its own sequence is given no other keys than those of a kept prefix."""
+    path = sequence.path
+    if given == ["memory"]:
+        keeps_prefixes(manifest, join_path(path, "memory"))
+    elif given or sequence.value is not None:
         raise InvalidRequest(
-            "a transformer attends to its own sequence; leave it out",
+            "a transformer attends to its own sequence; leave it out, or keep what goes before it as a memory",
             field=join_path(path, given[0] if given else "value"),
         )
 
@@ -99,24 +108,44 @@ def attends_to_itself(manifest: Manifest) -> bool:
     return manifest.block == TRANSFORMER and not has_source(manifest)
 
 
+def keeps_prefixes(manifest: Manifest, field: str) -> None:
+    """Check that a model can go on behind a prefix that is kept: no row of it depends on what follows.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    chain = target_chain(manifest)
+    own = [layer for layer in chain.layers if layer.side != Side.SIDE_CROSS]
+    if not chain.front:
+        reason = "this model reads no text"
+    elif not all(layer.causal for layer in own):
+        reason = "this transformer attends to its whole sequence, so that its rows see what follows"
+    elif manifest.front_rows_dependent or any(segment.rows_dependent for segment in chain.segments):
+        reason = "rows of this transformer depend on further rows of one pass"
+    else:
+        return
+    raise InvalidRequest(f"{reason}: it keeps no prefix; send the whole text at once", field=field)
+
+
 def memory_sources(request: MemoryRequest, manifest: Manifest, *, reads_memory_text: bool) -> None:
     """Check which fields of a request for a memory are given.
 
     Raises:
         InvalidRequest: a field is missing, is not for this model, or contradicts another.
     """
-    if attends_to_itself(manifest):
-        raise InvalidRequest("a transformer attends to its own sequence and keeps no memory", field="model")
+    if is_prefix := attends_to_itself(manifest):
+        keeps_prefixes(manifest, "model")
     sources = {"memory_text": request.memory_text, "memory_token_ids": request.memory_token_ids}
     texts = [name for name, source in sources.items() if source is not None]
     if texts and not reads_memory_text:
         raise InvalidRequest("this model reads no memory text", field=texts[0])
     if (request.key is not None) + len(texts) != 1:
         expected = "exactly one of key, memory_text and memory_token_ids" if reads_memory_text else "a key"
-        expected = expected.replace("key, ", "") if has_source(manifest) else expected
+        expected = expected.replace("key, ", "") if is_prefix or has_source(manifest) else expected
         raise InvalidRequest(f"give {expected}", field="key")
-    if has_source(manifest) and request.key is not None:
-        raise InvalidRequest("an encoder-decoder keeps a source of text; give memory_text", field="key")
+    if (is_prefix or has_source(manifest)) and request.key is not None:
+        kind = "a decoder keeps a prefix" if is_prefix else "an encoder-decoder keeps a source"
+        raise InvalidRequest(f"{kind} of text; give memory_text", field="key")
     if request.value is not None and request.key is None:
         raise InvalidRequest(f"goes with key, not with {texts[0]}", field="value")
     if request.truncate != "none" and request.memory_text is None:

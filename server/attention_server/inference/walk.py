@@ -73,22 +73,28 @@ class Walk(NamedTuple):
 
 def walks(
     entries: Sequence[SegmentEntry], layers: Sequence[LoadedLayer], graphs: Mapping[str, Graph]
-) -> Callable[[Wanted, Names, Names], Walk]:
+) -> Callable[[Wanted, Names, Names, bool], Walk]:
     """Return the function that plans a chain's walks; the latest ones are kept.
 
     Its arguments are the stages wanted, the tensors that are kept for the chain, which no segment has to give, and
-    further tensors wanted of the segment behind the last site.
+    further tensors wanted of the segment behind the last site; and whether k and v of every site are wanted.
     """
     segments = [(graphs[each.graph.name], not each.rows_dependent) for each in entries]
 
-    def plan(wanted: Wanted, kept: Names, further: Names) -> Walk:
-        return _plan(wanted, kept, further, layers, segments)
+    def plan(wanted: Wanted, kept: Names, further: Names, keeps: bool) -> Walk:  # by position, for the cache
+        return _plan(wanted, kept, further, layers, segments, keeps=keeps)
 
     return lru_cache(MAX_WALKS)(plan)
 
 
 def _plan(
-    wanted: Wanted, kept: Names, further: Names, layers: Sequence[LoadedLayer], segments: Sequence[tuple[Graph, bool]]
+    wanted: Wanted,
+    kept: Names,
+    further: Names,
+    layers: Sequence[LoadedLayer],
+    segments: Sequence[tuple[Graph, bool]],
+    *,
+    keeps: bool,
 ) -> Walk:
     """Plan from the last site to the first: a graph gives the tensors that are read behind it."""
     behind = [(BEHIND & stages) - layer.gives for stages, layer in zip(wanted, layers, strict=False)]
@@ -107,6 +113,7 @@ def _plan(
         if layer.kept is not None and attends:
             needed = (needed - set(KEYS)) | set(layer.kept)
         needed -= kept
+        needed |= set(KEYS) if keeps and layer.kept is None else set()
         given = behind[index - 1] if index else frozenset[str]()
         segment = _segment(segments, index, needed | given) if index < len(segments) else None
         if segment is not None:

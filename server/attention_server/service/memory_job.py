@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from attention_server.contexts.memory import Memory, content_hash, stored
+from attention_server.contexts.past import Past
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import MemoryRequest, Tokens
@@ -51,18 +52,21 @@ class MemoryJob:
             size=2 * size + self.model.memory_bytes(length),
         )
 
-    def project(self) -> dict[str, Vectors]:
-        """Project the memory; return its tensors by name, each [1, S, width]."""
+    def project(self) -> tuple[dict[str, Vectors], Past | None]:
+        """Project the memory; return its tensors by name, each [1, S, width], or the prefix of a decoder."""
         run = Run()
         self.call.add_run(run)
         self.call.record.mark_running()
         try:
-            return self.model.project_memory(self.key, self.value, self.tokens, run)
+            if self.model.keeps_prefix:
+                assert self.tokens is not None  # checked: a decoder keeps texts alone
+                return {}, self.model.keep_prefix(self.tokens, self.request.data_type, run)
+            return self.model.project_memory(self.key, self.value, self.tokens, run), None
         finally:
             self.call.remove_run(run)
             self.call.record.mark_computed()
 
-    def keep(self, tensors: dict[str, Vectors]) -> Memory:
+    def keep(self, tensors: dict[str, Vectors], past: Past | None) -> Memory:
         """Put the projected memory into the store.
 
         Raises:
@@ -81,18 +85,20 @@ class MemoryJob:
                 model=model.name,
                 version=model.version,
                 tensors=kept,
-                tokens=self.tokens,
+                tokens=self.tokens if past is None else None,
                 ttl=self.ttl,
                 digest=model.digest,
                 owner=self.call.owner,
                 content=content_hash(model.name, model.version, [model.digest, request.data_type, *sent]),
                 pinned=request.pinned,
-                max_storage_error=error,
+                storage_error=error,
+                past=past,
+                truncated=self.tokens.truncated if self.tokens else 0,
             )
         )
 
 
 def _compute(jobs: Sequence[MemoryJob]) -> Callable[[], list[Memory | Exception]]:
     (job,) = jobs
-    tensors = job.project()
-    return lambda: [job.keep(tensors)]
+    found = job.project()
+    return lambda: [job.keep(*found)]

@@ -332,7 +332,7 @@ class Service:
     def _memory_job(self, request: MemoryRequest, model: LoadedModel, call: CallContext) -> Job[MemoryJob, Memory]:
         """Validate a memory request."""
         call.record.set_target(model.name, model.version)
-        key, value, tokens = prepare_memory(request, model.manifest, model.memory_reader, self.limits)
+        key, value, tokens = prepare_memory(request, model.manifest, model.reader, model.memory_reader, self.limits)
         ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
         return MemoryJob(request, model, key, value, tokens, ttl, call, self._memories).to_job()
 

@@ -205,7 +205,8 @@ Global___AttendRequest: _TypeAlias = AttendRequest  # noqa: Y015
 class Sequence(_message.Message):
     """A sequence and its memory, the positions that it attends to. It has exactly one of `query`, `text` and `token_ids`,
     and at most one of `key`, `memory_text`, `memory_token_ids` and `memory`. In an encoder-decoder the memory is the source,
-    and the query is the target so far, which may be left out.
+    and the query is the target so far, which may be left out. In a decoder `memory` alone is taken: a prefix that the
+    sequence goes on behind, as if both were one text: T counts its own positions, S the prefix and its own.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -223,7 +224,7 @@ class Sequence(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     MEMORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The query as text, for a text model."""
+    """The query as text, for a text model. Behind a prefix it has no special tokens."""
     memory_text: _builtins.str
     """The memory as text, for a text model that attends to a second sequence."""
     memory: _builtins.str
@@ -319,7 +320,7 @@ class Mask(_message.Message):
         CAUSAL_NONE: Mask._Causal.ValueType  # 1
         """Not causal."""
         CAUSAL_TOP_LEFT: Mask._Causal.ValueType  # 2
-        """Query i may attend to keys 0..i."""
+        """Query i may attend to keys 0..i; behind a prefix of P positions, to keys 0..P + i."""
         CAUSAL_BOTTOM_RIGHT: Mask._Causal.ValueType  # 3
         """Query i may attend to keys 0..i + S - T: the last query sees all."""
 
@@ -331,13 +332,15 @@ class Mask(_message.Message):
     CAUSAL_NONE: Mask.Causal.ValueType  # 1
     """Not causal."""
     CAUSAL_TOP_LEFT: Mask.Causal.ValueType  # 2
-    """Query i may attend to keys 0..i."""
+    """Query i may attend to keys 0..i; behind a prefix of P positions, to keys 0..P + i."""
     CAUSAL_BOTTOM_RIGHT: Mask.Causal.ValueType  # 3
     """Query i may attend to keys 0..i + S - T: the last query sees all."""
 
     @_typing.final
     class Window(_message.Message):
-        """A band around the diagonal, with the alignment of `causal`; top left when `causal` is none."""
+        """A band around the diagonal, with the alignment of `causal`; top left when `causal` is none. Behind a prefix of P
+        positions, query i stands at position P + i.
+        """
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -665,7 +668,9 @@ class Result(_message.Message):
 
     @_builtins.property
     def memory_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """All tokens of the memory, if it was sent as text or as ids of tokens, or made from these."""
+        """All tokens of the memory, if it was sent as text or as ids of tokens, or made from these. Those of a prefix are in
+        `Memory.tokens` alone.
+        """
 
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
@@ -2084,7 +2089,7 @@ class CreateMemoryRequest(_message.Message):
     version: _builtins.int
     """The version; 0 is the default version."""
     memory_text: _builtins.str
-    """The memory as text, for a text model, in place of `key`."""
+    """The memory as text, for a text model, in place of `key`. Of a decoder, its prefix."""
     truncate: Global___Truncate.ValueType
     """Where tokens of `memory_text` are dropped that are more than the model reads."""
     pinned: _builtins.bool
@@ -2140,7 +2145,9 @@ Global___CreateMemoryRequest: _TypeAlias = CreateMemoryRequest  # noqa: Y015
 
 @_typing.final
 class Memory(_message.Message):
-    """A projected key and value sequence that the server keeps; of an encoder-decoder, its encoded source."""
+    """A projected key and value sequence that the server keeps; of an encoder-decoder its encoded source, of a decoder a
+    prefix.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2156,6 +2163,8 @@ class Memory(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     MAX_STORAGE_ERROR_FIELD_NUMBER: _builtins.int
     SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    SOURCE_LENGTH_FIELD_NUMBER: _builtins.int
+    PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id, random. It names the memory for its caller alone: for every other caller there is no such memory. While a
     caller's memory is kept, the same content from the same caller has the same id, unless another one is given.
@@ -2165,9 +2174,9 @@ class Memory(_message.Message):
     version: _builtins.int
     """The version of the model; the memory is bound to it."""
     length: _builtins.int
-    """S: the number of positions."""
+    """The number of positions: `source_length` + `prefix_length`."""
     size_bytes: _builtins.int
-    """The size of k and v, in bytes; of an encoder-decoder, of those of all cross sites."""
+    """The size of k and v, in bytes; of an encoder-decoder, of those of all cross sites; of a prefix, of those of all sites."""
     truncated_tokens: _builtins.int
     """The number of tokens of the text that were dropped (`truncate`)."""
     pinned: _builtins.bool
@@ -2178,6 +2187,10 @@ class Memory(_message.Message):
     """The largest absolute difference between a kept number and the projected one, as measured; 0 for FP32."""
     shared_bytes: _builtins.int
     """How many of `size_bytes` other memories of the caller keep too. Shared bytes count once in the budget."""
+    source_length: _builtins.int
+    """The number of keys of another sequence, to which the query attends."""
+    prefix_length: _builtins.int
+    """The number of positions that the query goes on behind."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens, if the memory was made from text or from ids of tokens."""
@@ -2201,10 +2214,12 @@ class Memory(_message.Message):
         data_type: Global___DataType.ValueType = ...,
         max_storage_error: _builtins.float = ...,
         shared_bytes: _builtins.int = ...,
+        source_length: _builtins.int = ...,
+        prefix_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "expire_time", b"expire_time", "id", b"id", "length", b"length", "max_storage_error", b"max_storage_error", "model", b"model", "pinned", b"pinned", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "expire_time", b"expire_time", "id", b"id", "length", b"length", "max_storage_error", b"max_storage_error", "model", b"model", "pinned", b"pinned", "prefix_length", b"prefix_length", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes", "source_length", b"source_length", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,8 +127,9 @@ class AttentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateMemory(self, request, context):
-        """Projects a key (and value) sequence and keeps k and v for later queries; of an encoder-decoder, encodes a source. The
-        memory belongs to its caller: the name of its token or certificate. Callers without credentials are one caller.
+        """Projects a key (and value) sequence and keeps k and v for later queries. Of an encoder-decoder, encodes a source; of
+        a decoder, computes a prefix and keeps k and v of every site, behind which later sequences go on. The memory belongs
+        to its caller: the name of its token or certificate. Callers without credentials are one caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
