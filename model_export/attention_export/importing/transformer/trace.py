@@ -40,7 +40,7 @@ from attention_export.importing.transformer.sides import (
 )
 from attention_export.importing.transformer.source import Source, quiet
 from attention_export.importing.transformer.values import ValuesOnUse
-from attention_export.operators import keep_signatures
+from attention_export.operators import keep_signatures, skip_decompositions
 
 BATCH = "B"
 EXAMPLE = (2, 9)  # sizes of the traced sequences, unlike each other and unlike 1
@@ -218,7 +218,7 @@ def _export(wrapper: _Wrapper) -> ir.Model:
     try:
         program = torch.export.export(wrapper.eval(), examples, dynamic_shapes=(tuple(shapes),), strict=False)
         exported = torch.onnx.export(
-            program,
+            skip_decompositions(program),
             examples,
             dynamo=True,
             opset_version=OPSET,
