@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import structlog
 import uvloop
@@ -75,7 +76,9 @@ def _report_ready(application: "Application", core: Core, settings: Settings) ->
     gc.freeze()  # models stay: the collector need not traverse them again
     log.info("ready", device=core.engine.device, slots=settings.compute_slots, models=core.repository.names())
     rest, grpc = (_address(settings.host, port) for port in (application.rest.port, application.grpc.port))
-    print(f"ready rest={rest} grpc={grpc}", flush=True)  # noqa: T201 # a supervisor may wait for this line
+    logs.writer.drain()  # a supervisor that reads both has the log first
+    with suppress(OSError):  # a full disk
+        print(f"ready rest={rest} grpc={grpc}", flush=True)  # noqa: T201 # a supervisor may wait for this line
 
 
 class Application:
@@ -206,7 +209,7 @@ def _end(scheduler: Scheduler, grace: float, finished: bool) -> None:
     """Wait for running jobs, `grace` seconds at most; then end the process, which a running job would keep alive."""
     if not scheduler.close(grace) or not finished:
         log.warning("cut off what still ran after the grace")
-        sys.stderr.flush()
+        logs.writer.drain()
         os._exit(0)
 
 

@@ -51,6 +51,7 @@ class Snapshot:
         requests: statistics of ended requests by their labels.
         open_records: the records of requests that have not ended.
         index: every version in the repository.
+        log_losses: log lines that are missing, by cause.
     """
 
     ready: bool
@@ -60,6 +61,7 @@ class Snapshot:
     requests: dict[RequestLabels, RequestStatistics]
     open_records: list[RequestRecord]
     index: list[IndexEntry]
+    log_losses: Mapping[str, int]
 
 
 def exposition(snapshot: Snapshot) -> bytes:
@@ -120,6 +122,10 @@ def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
         "attention_memory_expirations": ("Memories forgotten because nobody used them.", memories.expired),
     }
     yield from (CounterMetricFamily(name, words, value) for name, (words, value) in counters.items())
+    losses = CounterMetricFamily("attention_log_lines_dropped", "Log lines that are missing.", labels=["reason"])
+    for reason, count in snapshot.log_losses.items():
+        losses.add_metric([reason], count)
+    yield losses
 
 
 def _of_models(index: Iterable[IndexEntry]) -> Iterator[Metric]:

@@ -36,6 +36,7 @@ from attention_server.rest.openai import EmbeddingsRoutes
 from attention_server.rest.page import page_routes
 from attention_server.rest.tokenization import TokenizationRoutes
 from attention_server.service.service import SPARE_THREADS, Service
+from attention_server.telemetry import logs
 from attention_server.transport.sockets import listen, max_connections
 from attention_server.transport.threads import Threads
 from attention_server.transport.tls_listener import TlsListener
@@ -239,6 +240,7 @@ def _snapshot(service: Service) -> prometheus.Snapshot:
         requests=requests,
         open_records=service.observer.open_records(),
         index=service.index(),
+        log_losses=logs.losses(),
     )
 
 

@@ -1,13 +1,18 @@
 """Structured logs on stderr; stdout has one line alone, which announces that the server is ready."""
 
 import logging
-import sys
 
 import structlog
 
+from attention_server.telemetry.log_rates import LogRates
+from attention_server.telemetry.log_writer import LogWriter
+
+writer = LogWriter()
+rates = LogRates()
+
 
 def configure(level: str, form: str) -> None:
-    """Configure logging for the process.
+    """Configure logging for the process: `writer` writes the lines, of each cause as many as `rates` admits.
 
     Args:
         level: the least severe level that is logged.
@@ -24,13 +29,14 @@ def configure(level: str, form: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, *renderers],
+        processors=[rates.process, *shared, structlog.processors.format_exc_info, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(writer),  # type: ignore[arg-type] # it writes and flushes
         cache_logger_on_first_use=True,
     )
     # Records of libraries, from the standard library's logging, get the same format.
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(writer)
+    handler.addFilter(rates.filter)
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
@@ -41,6 +47,11 @@ def configure(level: str, form: str) -> None:
     )
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def losses() -> dict[str, int]:
+    """Return the number of log lines that are missing, by cause: `thinned`, and those of `LogLosses`."""
+    return {"thinned": rates.thinned, **writer.losses._asdict()}
 
 
 def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
