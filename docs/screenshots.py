@@ -18,59 +18,45 @@ SENTENCE = "I gave my cat Tater a toy"
 NUMBER = "four thousand twenty one"
 
 
-def translate(page: Page) -> None:
-    page.get_by_role("button", name="To the end").click()
-    page.locator(".spoken .mark").wait_for()
-
-
 def ready(selector: str) -> Callable[[Page], None]:
-    return lambda page: page.locator(selector).first.wait_for()
+    return lambda page: page.locator(selector).first.wait_for(state="attached")
 
 
+def hide_a_word(page: Page) -> None:
+    page.get_by_role("button", name="Hide Tater").click()
+    page.locator(".struck").wait_for()
+
+
+MEET = {"model": "multi-head", "text": SENTENCE}
 # Each picture: the page's state, its colours, its size, and what happens before it is taken.
 SHOTS: dict[str, tuple[dict[str, object], str, tuple[int, int], Callable[[Page], None]]] = {
+    "page-meet": (MEET, "light", (1440, 840), ready(".arc")),
+    "page-changed": (MEET, "dark", (1440, 840), hide_a_word),
     "page-steps": (
-        {"model": "multi-head", "text": SENTENCE, "step": 6, "query": 1, "head": 1},
+        MEET | {"view": "steps", "step": 6, "query": 1, "head": 1},
         "light",
         (1280, 960),
         ready(".stage-card"),
     ),
-    "page-heads": (
-        {"view": "heads", "model": "multi-head", "text": SENTENCE, "lock": 1},
+    "page-layer": (
+        MEET | {"view": "atlas", "tab": "layer", "lock": 1},
         "light",
         (1480, 860),
         ready(".row-table td"),
     ),
-    "page-lines": (
-        {"view": "heads", "model": "multi-head", "text": SENTENCE, "lock": 1, "style": "lines"},
-        "dark",
-        (1480, 720),
-        ready(".row-table td"),
-    ),
     "page-translate": (
-        {"view": "translate", "model": "cross-attention", "text": "", "memory": NUMBER},
+        {"view": "translate", "model": "cross-attention", "text": "", "memory": NUMBER, "said": 6},
         "light",
         (1280, 1000),
-        translate,
+        ready(".spoken .mark"),
     ),
     "page-compare": (
-        {
-            "view": "compare",
-            "model": "multi-head",
-            "text": SENTENCE,
-            "b.model": "multi-head",
-            "b.text": "Mia was shown a letter by Leo",
-        },
+        MEET | {"view": "compare", "b.model": "multi-head", "b.text": "Mia was shown a letter by Leo"},
         "dark",
         (1380, 780),
         ready(".panels canvas"),
     ),
-    "page-phone": (
-        {"model": "multi-head", "text": SENTENCE, "step": 5, "query": 1},
-        "light",
-        (390, 844),
-        ready(".stage-card"),
-    ),
+    "page-phone": (MEET, "light", (390, 844), ready(".arc")),
 }
 
 
@@ -86,9 +72,6 @@ def take(url: str) -> None:
             )
             page.goto(f"{url}/#{urlencode(state, quote_via=quote)}")
             prepare(page)
-            if width < 600:
-                page.locator("main").scroll_into_view_if_needed()
-                page.evaluate("document.querySelector('main').scrollIntoView()")
             file = FIGURES / f"{name}.png"
             page.screenshot(path=file)
             page.close()

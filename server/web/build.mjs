@@ -28,7 +28,7 @@ const bundle = async (entry) => {
   });
   for (const { inputs } of Object.values(metafile.outputs))
     for (const [path, { bytesInOutput }] of Object.entries(inputs)) {
-      const [folder] = path.match(/^node_modules\/(@[^/]+\/)?[^/]+/) ?? [];
+      const [, folder] = path.match(/(?:^|\/)(node_modules\/(?:@[^/]+\/)?[^/]+)/) ?? [];
       if (folder && bytesInOutput) bundled.add(folder);
     }
   return outputFiles[0].text.trimEnd();

@@ -21,7 +21,9 @@ def violations(page: Page) -> list[str]:
 
 
 def number(text: str) -> float:
-    """Read a number in the page's format."""
+    """Read a number in the page's format; one that is too small for its digits is half of what it is below."""
+    if text.startswith("<"):
+        return float(text[1:]) / 2
     return float(text.replace("\N{MINUS SIGN}", "-").replace("\N{INFINITY}", "inf"))
 
 

@@ -22,11 +22,21 @@ def test_two_inputs(visit, ask):
     assert close(shown, [row, mean, mean - row])
 
 
+def test_it_opens_with_something_changed(visit, ask):
+    """Without a second input, the word that is looked at most is hidden in B, and the difference is drawn."""
+    page = visit(view="compare", model="multi-head", text=SENTENCE)
+    expect(page.locator(".panels figure")).to_have_count(3)
+    assert "b.hide=" in page.url
+    expect(page.locator(".said").nth(1)).to_be_visible()
+    assert page.locator(".said").first.inner_text() != page.locator(".said").nth(1).inner_text()
+
+
 def test_two_models(visit, ask):
     """A second model reads the same input; for different lengths no difference is drawn."""
     page = visit(view="compare", model="multi-head", text=SENTENCE)
     expect(page.locator(".panels figure")).to_have_count(3)
-    page.get_by_label("Model").nth(1).select_option("encoder")
+    page.get_by_label("Model of B: multi-head").click()
+    page.locator(".two-inputs .model").filter(has_text="encoder").click()
     page.locator("#b-text").fill(SENTENCE)
     expect(page.locator("figcaption").nth(1)).to_contain_text("encoder")
     expect(page.locator(".panels figure")).to_have_count(3)

@@ -19,10 +19,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def export(page: Page, kind: str, folder: Path) -> Path:
     """Export in one format; return the file."""
-    page.locator(".menu summary").click()
+    page.get_by_label("Export").click()
     with page.expect_download() as saved:
-        page.locator(".menu-list").get_by_text(kind, exact=True).click()
-    page.locator(".menu summary").click()
+        page.get_by_role("button", name=kind, exact=True).click()
+    expect(page.get_by_role("button", name=kind, exact=True)).to_be_hidden()  # a choice closes the menu
     file = folder / saved.value.suggested_filename
     saved.value.save_as(file)
     return file
@@ -47,7 +47,7 @@ def write(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["npy", "csv", "json"])
 def test_vectors_from_a_file(kind, visit, ask, tmp_path):
     """Vectors selected from .npy, CSV or JSON are the query."""
-    page = visit(view="heads", model="multi-head", **{"query-vectors": json.dumps([[0] * 48])})
+    page = visit(view="atlas", tab="layer", model="multi-head", **{"query-vectors": json.dumps([[0] * 48])})
     page.get_by_label("Query vectors from a file").set_input_files(write(tmp_path, kind))
     expect(page.locator("button.chip")).to_have_count(5)
     page.locator("button.chip").nth(2).click()
@@ -58,7 +58,7 @@ def test_vectors_from_a_file(kind, visit, ask, tmp_path):
 @pytest.mark.parametrize("kind", ["npy", "csv", "json"])
 def test_vectors_dropped_on_the_page(kind, visit, ask, tmp_path):
     """A file dropped anywhere on the page is the query."""
-    page = visit(view="heads", model="dot-product")
+    page = visit(view="atlas", tab="layer", model="dot-product")
     file = write(tmp_path, kind)
     page.evaluate(
         """([name, content]) => {
@@ -76,10 +76,12 @@ def test_vectors_dropped_on_the_page(kind, visit, ask, tmp_path):
 
 def test_vectors_typed_as_json(visit, ask):
     """Vectors typed into the field are the query."""
-    page = visit(view="heads", model="dot-product", **{"query-vectors": "[[1,0],[0,1]]"})
+    page = visit(view="atlas", tab="layer", model="dot-product", **{"query-vectors": "[[1,0],[0,1]]"})
+    page.get_by_role("button", name="Change the vectors").click()
     field = page.get_by_role("textbox", name="Query vectors")
     field.fill("[[1, 2], [3, -1], [0, 0.5]]")
     field.blur()
+    page.keyboard.press("Escape")
     expect(page.locator("button.chip")).to_have_count(3)
     page.locator("button.chip").nth(1).click()
     true = ask("dot-product", query=[[1, 2], [3, -1], [0, 0.5]], outputs=["weights"])["outputs"]["weights"]
@@ -88,7 +90,8 @@ def test_vectors_typed_as_json(visit, ask):
 
 def test_a_file_that_holds_no_vectors_is_named(visit, tmp_path):
     """A file without vectors is an error with the file's name and the problem."""
-    page = visit(view="heads", model="dot-product")
+    page = visit(view="atlas", tab="layer", model="dot-product")
+    page.get_by_role("button", name="Change the vectors").click()
     (tmp_path / "ragged.json").write_text("[[1, 2], [3]]")
     page.get_by_label("Query vectors from a file").set_input_files(tmp_path / "ragged.json")
     expect(page.get_by_role("alert")).to_have_text("ragged.json vector 1 has 1 numbers, the first 2")
@@ -96,7 +99,7 @@ def test_a_file_that_holds_no_vectors_is_named(visit, tmp_path):
 
 def test_a_link_omits_many_vectors_and_says_so(visit, tmp_path):
     """A link contains few vectors; it omits many, and the page says so."""
-    page = visit(view="heads", model="dot-product", **{"query-vectors": "[[1,0],[0,1]]"})
+    page = visit(view="atlas", tab="layer", model="dot-product", **{"query-vectors": "[[1,0],[0,1]]"})
     assert "query-vectors" in page.url
     expect(page.locator(".notice")).to_have_count(0)
     np.save(tmp_path / "many.npy", np.zeros((64, 48), np.float32))
@@ -117,7 +120,7 @@ def drawn(*weights: np.ndarray) -> Counter[str]:
 def test_svg_equals_the_view(visit, ask, tmp_path):
     """The SVG has a cell for each weight of each panel, the API's numbers, every token, and no external reference."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
-    page = visit(view="heads", model="multi-head", text=SENTENCE, lock=1)
+    page = visit(view="atlas", tab="layer", model="multi-head", text=SENTENCE, lock=1)
     page.locator(".row-table").wait_for()
     root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
     texts = [each.text for each in root.iter(f"{SVG}text")]
@@ -138,15 +141,16 @@ def test_svg_of_every_view(visit, ask, tmp_path):
         (ask("multi-head", text=text, outputs=["weights"])["outputs"]["weights"] for text in (SENTENCE, OTHER)),
         {"b.model": "multi-head", "b.text": OTHER},
     )
-    page = visit(view="steps", model="multi-head", text=SENTENCE, step=2)
+    page = visit(view="steps", model="multi-head", text=SENTENCE, step=2, head=1)
     page.locator(".stage-card").wait_for()
-    assert numbers_in(ET.fromstring(export(page, "SVG", tmp_path).read_text())) == drawn(a, a.mean(0))
+    assert numbers_in(ET.fromstring(export(page, "SVG", tmp_path).read_text())) == drawn(a[1])
     page = visit(view="compare", model="multi-head", text=SENTENCE, **two)
     expect(page.locator(".panels figure")).to_have_count(3)
     root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
     assert {"B \N{MINUS SIGN} A", *SENTENCE.split(), *OTHER.split()} <= {each.text for each in root.iter(f"{SVG}text")}
     assert numbers_in(root) == drawn(a.mean(0), b.mean(0), b.mean(0) - a.mean(0))
-    assert page.locator(".menu-list button").all_text_contents() == ["SVG", "PNG", "Copy link"]
+    exports = page.locator("nav .menu-list button").all_text_contents()
+    assert exports == ["SVG", "PNG", "Copy link"]
     page = visit(view="translate", model="cross-attention", text="", memory="twenty one")
     page.get_by_role("button", name="Next word").click()
     expect(page.locator(".spoken .word")).to_have_count(1)
@@ -162,7 +166,7 @@ def blocks(pixels: np.ndarray, side: int = 16) -> np.ndarray:
 
 def test_png_is_the_svg(visit, browser, tmp_path):
     """The PNG is the SVG's image at twice the resolution."""
-    page = visit(view="heads", model="multi-head", text=SENTENCE)
+    page = visit(view="atlas", tab="layer", model="multi-head", text=SENTENCE)
     page.locator(".readout").wait_for()
     drawing = export(page, "SVG", tmp_path)
     picture = export(page, "PNG", tmp_path)
@@ -181,10 +185,14 @@ def test_png_is_the_svg(visit, browser, tmp_path):
 def test_the_link_is_copied(visit):
     """The menu copies the address of the current view."""
     page = visit(
-        {"permissions": ["clipboard-read", "clipboard-write"]}, view="heads", model="multi-head", text=SENTENCE
+        {"permissions": ["clipboard-read", "clipboard-write"]},
+        view="atlas",
+        tab="layer",
+        model="multi-head",
+        text=SENTENCE,
     )
     page.locator(".chip").nth(1).click()
-    page.locator(".menu summary").click()
+    page.get_by_label("Export").click()
     page.get_by_role("button", name="Copy link").click()
     assert page.evaluate("navigator.clipboard.readText()") == page.url
     assert "lock=1" in page.url
@@ -192,7 +200,7 @@ def test_the_link_is_copied(visit):
 
 def test_json_comes_out_and_goes_in(visit, ask, tmp_path):
     """The exported JSON has every layer's weights as in the API, and the page opens it."""
-    page = visit(view="heads", model="encoder", text=SENTENCE)
+    page = visit(view="atlas", tab="layer", model="encoder", text=SENTENCE)
     page.locator(".readout").wait_for()
     file = export(page, "JSON", tmp_path)
     content = json.loads(file.read_text())
@@ -221,7 +229,7 @@ def test_an_answer_of_the_api_is_opened(visit, site, tmp_path):
 
 def test_bertviz_in_and_out(visit, ask, tmp_path):
     """The page opens and exports BertViz's head_view data: [layers][heads][queries][keys]."""
-    page = visit(view="heads", model="encoder", text=SENTENCE)
+    page = visit(view="atlas", tab="layer", model="encoder", text=SENTENCE)
     page.locator(".readout").wait_for()
     file = export(page, "BertViz", tmp_path)
     content = json.loads(file.read_text())
@@ -237,7 +245,7 @@ def test_bertviz_in_and_out(visit, ask, tmp_path):
 
 def test_an_unreadable_file_is_refused(visit, tmp_path):
     """A file of another kind is an error with the expected kinds."""
-    page = visit(view="heads", model="dot-product")
+    page = visit(view="atlas", tab="layer", model="dot-product")
     (tmp_path / "other.json").write_text(
         '{"attention": [{"attn": [[[[1]]]], "left_text": ["a", "b"], "right_text": ["a"]}]}'
     )
@@ -249,7 +257,9 @@ def test_an_unreadable_file_is_refused(visit, tmp_path):
 
 def test_html_is_one_self_contained_file(visit, ask, browser, tmp_path):
     """The HTML shows the same numbers without a server, sends no request, and does not run code in tokens."""
-    page = visit(view="heads", model="encoder", text=f"{SENTENCE} </script><script>document.title='run'</script>")
+    page = visit(
+        view="atlas", tab="layer", model="encoder", text=f"{SENTENCE} </script><script>document.title='run'</script>"
+    )
     page.locator(".readout").wait_for()
     file = export(page, "HTML", tmp_path)
     true = ask(
@@ -275,12 +285,12 @@ def test_html_is_one_self_contained_file(visit, ask, browser, tmp_path):
 def test_a_long_sequence_is_exported_by_its_largest(visit, tmp_path):
     """Above 64 tokens files have the largest weights of each row; BertViz, which needs complete weights, is refused."""
     text = " ".join([SENTENCE] * 12)
-    page = visit(view="heads", model="encoder", text=text)
+    page = visit(view="atlas", tab="layer", model="encoder", text=text)
     expect(page.locator("button.chip")).to_have_count(84)
     content = json.loads(export(page, "JSON", tmp_path).read_text())
     assert np.shape(content["layers"][0]["largest"]["values"]) == (12, 84, 16)
     root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
     assert len(list(root.iter(f"{SVG}image"))) == 13
-    page.locator(".menu summary").click()
-    page.locator(".menu-list").get_by_text("BertViz").click()
+    page.get_by_label("Export").click()
+    page.get_by_role("button", name="BertViz").click()
     expect(page.get_by_role("alert")).to_contain_text("BertViz takes whole weights")

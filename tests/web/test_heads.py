@@ -1,7 +1,6 @@
 """All heads side by side: numbers, pointer, keyboard, and long sequences."""
 
 import json
-import re
 from statistics import median
 
 import numpy as np
@@ -23,7 +22,7 @@ def entropies(page: Page) -> list[float]:
 
 def written(weight: float) -> str:
     """Return a weight in the page's format."""
-    return f"{weight:.4f}" if weight >= 0.00005 else re.sub("e-0", "e-", f"{weight:.1e}")
+    return f"{weight:.4f}" if weight >= 0.00005 else "<0.0001"
 
 
 def bits(row: np.ndarray) -> float:
@@ -34,7 +33,7 @@ def bits(row: np.ndarray) -> float:
 def test_numbers_of_all_heads(visit, ask):
     """A locked token shows each head's row, the mean, and each head's entropy, as in the API."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
-    page = visit(view="heads", model="multi-head", text=SENTENCE)
+    page = visit(view="atlas", tab="layer", model="multi-head", text=SENTENCE)
     whole = [float(np.mean([bits(row) for row in head])) for head in [*true, true.mean(0)]]
     expect(page.locator(".entropy").first).to_contain_text("mean")
     assert np.allclose(entropies(page), whole, atol=0.006)
@@ -47,7 +46,7 @@ def test_numbers_of_all_heads(visit, ask):
 def test_hover_shows_click_locks_escape_unlocks(visit, ask):
     """Hovering over a cell shows its number; a click locks it; Esc unlocks."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
-    page = visit(view="heads", model="multi-head", text=SENTENCE)
+    page = visit(view="atlas", tab="layer", model="multi-head", text=SENTENCE)
     stage = page.locator(".stage").nth(1)
     box = stage.bounding_box()
     assert box
@@ -72,7 +71,7 @@ def test_hover_shows_click_locks_escape_unlocks(visit, ask):
 def test_keyboard_alone(visit, ask):
     """By keyboard: arrow keys move over a matrix, Enter locks, Escape unlocks, Tab reaches each control."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
-    page = visit(view="heads", model="multi-head", text=SENTENCE)
+    page = visit(view="atlas", tab="layer", model="multi-head", text=SENTENCE)
     page.locator(".stage").first.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight"):
         page.keyboard.press(key)
@@ -92,13 +91,13 @@ def test_keyboard_alone(visit, ask):
     for _ in range(40):
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
         page.keyboard.press("Tab")
-    assert {"a-model", "a-text", "Heads", "Compare", "Matrix", "Lines", "head 2", "mean"} <= reached
+    assert {"a-text", "Atlas", "Compare", "Matrix", "Lines", "head 2", "mean"} <= reached
 
 
 def test_choose_heads_and_lines(visit, ask):
     """Excluded heads do not count in the mean; lines show the same rows."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
-    page = visit(view="heads", model="multi-head", text=SENTENCE, lock=1)
+    page = visit(view="atlas", tab="layer", model="multi-head", text=SENTENCE, lock=1)
     page.get_by_role("button", name="head 0").click()
     expect(page.locator(".panels figure")).to_have_count(3)
     assert close(row_in_numbers(page)[-1], true[1:, 1].mean(0))
@@ -114,7 +113,7 @@ def test_choose_heads_and_lines(visit, ask):
 
 def test_a_link_brings_all_back(visit):
     """The address has the whole selection, and a page opened at it shows the same."""
-    page = visit(view="heads", model="multi-head", text=SENTENCE)
+    page = visit(view="atlas", tab="layer", model="multi-head", text=SENTENCE)
     page.get_by_role("button", name="Lines").click()
     page.get_by_role("button", name="head 0").click()
     page.locator(".chip").nth(1).click()
@@ -129,7 +128,7 @@ def test_a_link_brings_all_back(visit):
 
 def test_layers(visit, ask):
     """For a model with several layers, every layer can be selected."""
-    page = visit(view="heads", model="encoder", text=SENTENCE, lock=1)
+    page = visit(view="atlas", tab="layer", model="encoder", text=SENTENCE, lock=1)
     for layer in ("0", "1"):
         page.get_by_label("layer").select_option(layer)
         spec = {"name": "weights", "layers": [layer]}
@@ -141,7 +140,7 @@ def test_layers(visit, ask):
 def test_cross_attention_has_two_lists(visit, ask):
     """For cross-attention, queries and keys have separate lists."""
     true = ask("cross-attention", text="ein und", memory_text="twenty one", outputs=["weights"])
-    page = visit(view="heads", model="cross-attention", text="ein und", memory="twenty one")
+    page = visit(view="atlas", tab="layer", model="cross-attention", text="ein und", memory="twenty one")
     page.locator("button.chip").last.click()
     assert page.locator("button.chip").all_inner_texts() == true["tokens"]
     assert page.locator("span.chip").all_inner_texts() == true["memory_tokens"]
@@ -153,7 +152,7 @@ LONG_TEXT = " ".join((SENTENCE.split() * 74)[:512])
 
 def use_512_tokens(page):
     """Point, click and press keys on a page of 512 tokens and 12 heads; return the milliseconds of each."""
-    page.get_by_label("Text").fill(LONG_TEXT)
+    page.get_by_label("Sentence").fill(LONG_TEXT)
     expect(page.locator("button.chip")).to_have_count(512)
     expect(page.locator(".entropy").last).to_contain_text("largest 16 of 512")
     # Clicks and keys are timed to the next paint; pointer moves, which browsers do not report, by their handler.
@@ -190,7 +189,7 @@ def use_512_tokens(page):
 
 def test_512_tokens(visit, ask):
     """For 512 tokens the page requests the largest weights only, and a complete row for a locked one."""
-    page = visit(view="heads", model="encoder", text="a")
+    page = visit(view="atlas", tab="layer", model="encoder", text="a")
     asked: list[dict] = []
     page.on("request", lambda sent: asked.append(json.loads(sent.post_data)) if sent.post_data else None)
     use_512_tokens(page)
@@ -210,7 +209,7 @@ def test_512_tokens(visit, ask):
 @pytest.mark.long
 def test_512_tokens_stay_fluid(visit):
     """On an idle machine a page of 512 tokens and 12 heads responds within 100 ms."""
-    page = visit(view="heads", model="encoder", text="a")
+    page = visit(view="atlas", tab="layer", model="encoder", text="a")
     for what, times in use_512_tokens(page).items():
         print(f"512 tokens: {what}: median {median(times):.1f} ms, longest {max(times):.1f} ms, of {len(times)}")
         assert len(times) >= 20

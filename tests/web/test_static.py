@@ -115,13 +115,10 @@ def test_licences_travel_with_the_bundle(site, index):
     """The page's files and the viewer list the bundled packages with versions and licenses."""
     licences = requests.get(f"{site.url}/page/LICENSES.txt", timeout=HANG).text
     assert re.findall(r"^(\S+) \d+\.\d+\.\d+$", licences, re.MULTILINE) == [
-        "d3-color",
         "d3-format",
-        "d3-interpolate",
-        "d3-scale-chromatic",
         "lit-html",
     ]
-    assert licences.count("Copyright") >= 5
+    assert licences.count("Copyright") >= 2
     (exported,) = (content for name, content in page.CONTENTS.items() if name.startswith("viewer-"))
     assert licences.strip() in exported.decode()
 

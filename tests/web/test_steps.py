@@ -54,7 +54,7 @@ def test_every_stage_has_the_numbers_of_the_api(model, visit, ask):
     ]
     true = ask(model, **asked, outputs=[*specs, {"name": "output", "layers": [layer] if layer else []}])["outputs"]
     keys = true["weights"].shape[2]
-    page = visit(model=model, query=query, head=head, **link)
+    page = visit(view="steps", model=model, query=query, head=head, **link)
     for name in STAGES:
         expect(page.locator("#stage-title")).to_have_text(name)
         expect(page.locator(".pipeline [aria-current=step]")).to_contain_text(name)
@@ -89,7 +89,7 @@ def test_every_stage_has_the_numbers_of_the_api(model, visit, ask):
 def test_predictions_stand_at_the_output(visit, ask):
     """The head's predictions are shown at the output of the row that it reads."""
     said = ask("multi-head", text=SENTENCE, outputs=["predictions"])["predictions"]
-    page = visit(model="multi-head", text=SENTENCE, step=8)
+    page = visit(view="steps", model="multi-head", text=SENTENCE, step=8)
     rows = page.locator(".stage-figure table.keys tbody tr")
     expect(rows).to_have_count(len(said))
     for row, each in zip(rows.all(), said, strict=True):
@@ -99,7 +99,7 @@ def test_predictions_stand_at_the_output(visit, ask):
 def test_another_token_and_another_head(visit, ask):
     """A click on a token or a head shows its numbers."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
-    page = visit(model="multi-head", text=SENTENCE, step=5)
+    page = visit(view="steps", model="multi-head", text=SENTENCE, step=5)
     page.get_by_role("group", name="The query position").get_by_text("Tater").click()
     page.get_by_role("group", name="The head").get_by_text("2").click()
     expect(page.locator(".lead .chosen")).to_have_text("Tater")
@@ -111,7 +111,7 @@ def test_another_token_and_another_head(visit, ask):
 
 def test_the_token_by_keyboard(visit):
     """The tokens are one tab stop: arrow keys move among tokens, Enter selects, and the stage stays."""
-    page = visit(model="multi-head", text=SENTENCE, step=2, query=1)
+    page = visit(view="steps", model="multi-head", text=SENTENCE, step=2, query=1)
     page.locator(".chip.from").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -124,15 +124,17 @@ def test_the_token_by_keyboard(visit):
 def test_a_mask_hides_the_future(visit, ask):
     """A causal mask set beside the input makes scores of later keys -inf, and weights zero."""
     true = ask("multi-head", text=SENTENCE, mask={"causal": "top_left"}, outputs=["weights"])["outputs"]["weights"]
-    page = visit(model="multi-head", text=SENTENCE, query=2, step=3)
-    page.get_by_text("Mask", exact=True).first.click()
+    page = visit(view="steps", model="multi-head", text=SENTENCE, query=2, step=3)
+    page.get_by_role("button", name="Input").click()
     page.get_by_label("Causal").select_option("top_left")
+    page.keyboard.press("Escape")
     expect(page.locator(".lead")).to_contain_text("4 of 7 keys are hidden")
     masked = page.locator("table.keys tbody td:last-child")
+    expect(masked.last).to_have_text("\N{MINUS SIGN}\N{INFINITY}")
     assert masked.all_inner_texts()[3:] == ["\N{MINUS SIGN}\N{INFINITY}"] * 4
-    page.keyboard.press("Escape")
     page.locator("#main").focus()
     page.keyboard.press("6")
+    page.locator("b.weight").first.wait_for()
     shown = page.locator("b.weight").evaluate_all("all => all.map((each) => each.dataset.tip)")
     assert close([number(each) for each in shown], true[0, 2])
     assert shown[3:] == ["0"] * 4
@@ -152,7 +154,7 @@ def test_a_key_of_zeros_counts_in_the_sum(browser, site, ask):
 
     with watched(browser, site.url) as page:
         page.route("**/v1/models", with_zero_key)
-        page.goto(f"{site.url}/#model=multi-head&text={quote(SENTENCE)}&query=1&head=0&step=4")
+        page.goto(f"{site.url}/#view=steps&model=multi-head&text={quote(SENTENCE)}&query=1&head=0&step=4")
         total = page.locator("table.keys").get_by_text(re.compile("^sum ")).first
         assert close([number(total.inner_text().split()[1])], [np.exp(scores - most).sum() + np.exp(-most)])
         page.keyboard.press("ArrowRight")
@@ -162,7 +164,7 @@ def test_a_key_of_zeros_counts_in_the_sum(browser, site, ask):
 def test_numbers_beside_the_pointer(visit, ask):
     """Each cell of a vector shows its exact number at the pointer."""
     true = ask("multi-head", text=SENTENCE, outputs=["q"])["outputs"]["q"]
-    page = visit(model="multi-head", text=SENTENCE, query=1, step=1)
+    page = visit(view="steps", model="multi-head", text=SENTENCE, query=1, step=1)
     page.locator('.strip-of-numbers[aria-label^="q,"] rect').nth(3).hover()
     name, value = page.locator(".tip").inner_text().split(" = ")
     assert name == "q[3]"
@@ -173,7 +175,7 @@ def test_a_long_sequence_shows_the_keys_that_weigh_most(visit, ask):
     """Of many keys, the twelve with the largest weights are shown, and k and v are requested for these alone."""
     text = " ".join([SENTENCE] * 20)
     true = ask("encoder", text=text, outputs=[{"name": "weights", "rows": [5]}])["outputs"]["weights"]
-    page = visit(model="encoder", text=text, query=5, step=5)
+    page = visit(view="steps", model="encoder", text=text, query=5, step=5)
     expect(page.locator(".aside")).to_contain_text("12 of 140 keys")
     weights = page.locator("b.weight")
     keys = [int(each) for each in weights.evaluate_all("all => all.map((each) => each.dataset.key)")]

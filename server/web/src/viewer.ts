@@ -1,8 +1,8 @@
 // The viewer of one picture, in a file of its own: what the page exports, and what the Python client writes.
 import { html, render } from "lit-html";
-import { HeadsView } from "./heads.ts";
-import { onSystemChange } from "./palette.ts";
-import { readPicture } from "./picture.ts";
+import { onSystemChange } from "./drawing/palette.ts";
+import { readPicture } from "./drawing/picture.ts";
+import { HeadsView } from "./views/heads/heads.ts";
 
 const root = document.getElementById("viewer")!;
 const picture = readPicture(JSON.parse(document.getElementById("picture")!.textContent ?? "null"));

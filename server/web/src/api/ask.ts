@@ -1,0 +1,340 @@
+// What the page asks the API for: no more than it shows.
+
+import { type Picture, type Prediction, positions } from "../drawing/picture.ts";
+import { range, Weights } from "../drawing/weights.ts";
+import type { Input } from "../state/state.ts";
+import {
+  encode,
+  isCross,
+  type Layer,
+  type Model,
+  type OutputSpec,
+  type Place,
+  type Result,
+  type Tensor,
+  type TopK,
+} from "./api.ts";
+import type { Known } from "./known.ts";
+
+/** Up to here every weight is shown; above, the largest of each row. */
+export const WHOLE = 64;
+/** How many of a row, of long sequences. */
+const LARGEST = 16;
+/** How many keys a step shows. */
+const STEP_KEYS = 12;
+/** The bytes of the largest weights that are asked for at once. */
+const MOST_BYTES = 6e6;
+
+/** The three kinds of sites of an encoder-decoder; a model of one sequence has targets alone. */
+export type Side = "SIDE_TARGET" | "SIDE_SOURCE" | "SIDE_CROSS";
+
+export function sideOf(layer: Layer): Side {
+  return layer.side ?? "SIDE_TARGET";
+}
+
+/** The sites that share queries and keys with one of them. */
+export function besides(model: Model, layer: Layer): Layer[] {
+  return model.manifest.layers.filter((each) => sideOf(each) === sideOf(layer));
+}
+
+/** What multiplies q.k. */
+export function scaleOf(layer: Layer, width: number): number {
+  return layer.scale || 1 / Math.sqrt(width);
+}
+
+/** Whether a query may attend to a key, as the contract's mask and the site itself say. */
+export function allowed(
+  input: Input,
+  query: number,
+  key: number,
+  queries: number,
+  keys: number,
+  causal = false,
+): boolean {
+  const place = query + (input.causal === "bottom_right" ? keys - queries : 0);
+  return (
+    (input.causal === "none" || key <= place) &&
+    (!causal || key <= query) &&
+    (input.left < 0 || key >= place - input.left) &&
+    (input.right < 0 || key <= place + input.right) &&
+    !input.hidden.includes(key)
+  );
+}
+
+/** The fields of a request: its one sequence, and what is changed in the model. */
+export function sequence(input: Input, model: Model, keys = 0): object {
+  return { ...own(input, model), ...changes(input, keys) };
+}
+
+function own(input: Input, model: Model): object {
+  const memory = isCross(model) ? { memory_text: input.memoryText } : {};
+  if (input.kind === "ids") return { token_ids: input.ids, ...memory };
+  if (input.kind === "text") {
+    const pair = input.pair !== null && model.manifest.text?.takes_pairs ? { text_pair: input.pair } : {};
+    return { text: input.text, ...pair, ...memory };
+  }
+  const matrices = Object.entries({ query: input.query, key: input.key, value: input.value });
+  return Object.fromEntries(
+    matrices.flatMap(([name, matrix]) => (matrix ? [[name, encode(matrix.data, [matrix.rows, matrix.columns])]] : [])),
+  );
+}
+
+/** The fields that say what is masked or changed; `keys` is S. */
+export function changes({ causal, left, right, hidden, off, temperature }: Input, keys: number): object {
+  const mask: Record<string, unknown> = {};
+  if (causal !== "none") mask.causal = causal;
+  if (left >= 0 || right >= 0) mask.window = { left, right };
+  const struck = hidden.filter((key) => key < keys);
+  if (struck.length) mask.allowed = [range(keys).map((key) => !struck.includes(key))];
+  const layers = [...new Set(off.map(layerOf))];
+  const ablate = layers.map((layer) => ({
+    layers: [layer],
+    heads: off.filter((each) => layerOf(each) === layer).map(headOf),
+  }));
+  return {
+    ...(Object.keys(mask).length ? { mask } : {}),
+    ...(ablate.length ? { ablate } : {}),
+    ...(temperature === 1 ? {} : { score_temperature: temperature }),
+  };
+}
+
+/** The layer and the head of "layer.head", where the layer's own name may have dots. */
+export function layerOf(pair: string): string {
+  return pair.slice(0, pair.lastIndexOf("."));
+}
+
+export function headOf(pair: string): number {
+  return Number(pair.slice(pair.lastIndexOf(".") + 1));
+}
+
+export function titleOf(input: Input): string {
+  if (input.kind === "vectors") return `${input.query?.rows ?? 0} vectors`;
+  const text = input.kind === "ids" ? `tokens ${input.ids.join(" ")}` : input.text;
+  const whole = input.pair === null || input.kind === "ids" ? text : `${text} | ${input.pair}`;
+  return input.memoryText && text !== input.memoryText ? `${input.memoryText} → ${whole}` : whole;
+}
+
+/** The numbers of positions, asked for without weights where a text may be long. */
+async function lengths(
+  known: Known,
+  model: Model,
+  input: Input,
+  signal?: AbortSignal,
+): Promise<[number, number] | null> {
+  if (input.kind === "vectors") {
+    const rows = input.query?.rows ?? 0;
+    return [rows, input.key?.rows ?? rows];
+  }
+  const characters = Math.max(input.text.length + (input.pair?.length ?? 0), input.memoryText.length, input.ids.length);
+  if (characters <= 2 * WHOLE && !input.hidden.length) return null;
+  const result = await known.attend(model, own(input, model), [rowOfAll(model)], signal);
+  const T = result.tokens?.length ?? 0;
+  return [T, result.memory_tokens?.length ?? T];
+}
+
+/** The least that can be asked for: one row of what every site gives. */
+function rowOfAll(model: Model): OutputSpec {
+  const { name } = model.manifest.layers.at(-1)!;
+  return { name: "q", rows: [0], heads: [0], layers: [name] };
+}
+
+/** What is shown of one input: weights of the sites that share queries and keys, predictions, the last vectors. */
+export interface Answer {
+  input: Input;
+  picture: Picture;
+  /** [T, D] behind the last layer, of a short sequence. */
+  vectors: { width: number; data: Float32Array } | null;
+  /** Whether each key is one of the tokens that the tokenizer put beside the text. */
+  special: boolean[];
+}
+
+/** Asks for the weights of some layers, which share queries and keys, and what the model predicts. */
+export async function askAnswer(
+  known: Known,
+  model: Model,
+  input: Input,
+  layers: Layer[],
+  signal?: AbortSignal,
+): Promise<Answer> {
+  const sizes = await lengths(known, model, input, signal);
+  const long = sizes !== null && Math.max(...sizes) > WHOLE;
+  const heads = layers.reduce((sum, each) => sum + each.heads, 0);
+  const top_k = long ? Math.max(1, Math.min(LARGEST, Math.floor(MOST_BYTES / (8 * heads * sizes[0])))) : WHOLE;
+  const specs: (OutputSpec | string)[] = layers.map(({ name }, i) => ({
+    name: "weights",
+    as: `w${i}`,
+    layers: [name],
+    top_k,
+  }));
+  if (input.kind !== "vectors" && model.manifest.predictors?.length) specs.push("predictions");
+  const last = model.manifest.layers.at(-1)!;
+  const vectors = ["hidden", "output"].find((stage) => last.stages?.includes(stage));
+  if (vectors && !long) specs.push({ name: vectors, as: "vectors", layers: [last.name] });
+  const body = { ...sequence(input, model, sizes?.[1]), token_offsets: input.kind === "text" };
+  const result = await known.attend(model, body, specs, signal);
+  const side = sideOf(layers[0]);
+  const names = namesOf(model, input, result, side, (result.outputs.w0 as TopK).values.shape[1]);
+  const picture: Picture = {
+    title: titleOf(input),
+    model: model.name,
+    version: model.version,
+    ...names,
+    layers: layers.map(({ name }, i) => ({ name, weights: read(result.outputs[`w${i}`] as TopK, names.keys.length) })),
+    focus: focusOf(result),
+    predictions: result.predictions ?? [],
+  };
+  const offsets = names.toItself && side !== "SIDE_SOURCE" ? result.token_offsets : result.memory_token_offsets;
+  return {
+    input,
+    picture,
+    vectors: rowsOf(result),
+    special: picture.keys.map((key, at) => isSpecial(key, offsets?.[at])),
+  };
+}
+
+function namesOf(model: Model, input: Input, result: Result, side: Side, T: number) {
+  const source = result.memory_tokens ?? positions(input.key?.rows ?? T);
+  const target = result.tokens ?? positions(T);
+  if (side === "SIDE_SOURCE") return { queries: source, keys: source, toItself: true };
+  const cross = model.manifest.block === "cross_attention" || side === "SIDE_CROSS";
+  const toItself = input.kind === "vectors" ? !input.key : !cross;
+  return { queries: target, keys: toItself ? target : source, toItself };
+}
+
+function focusOf({ predictions = [] }: Result): number | null {
+  const rows = new Set(predictions.map(({ row }) => row));
+  return rows.size === 1 ? ([...rows][0] ?? null) : null;
+}
+
+function rowsOf({ outputs }: Result): Answer["vectors"] {
+  const found = outputs.vectors as Tensor | undefined;
+  return found ? { width: found.shape.at(-1)!, data: found.data as Float32Array } : null;
+}
+
+/** A token without a place in its text, called by a name in brackets. */
+function isSpecial(token: string, place: Place | undefined): boolean {
+  return /^([[<].*[\]>])$/.test(token) && (!place || place.start === place.end);
+}
+
+function read({ indices, values }: TopK, keys: number): Weights {
+  return Weights.largest(values.shape, keys, indices.data, values.data as Float32Array);
+}
+
+/** Asks for the mean of some heads, where the page has the largest only. */
+export async function askMean(
+  known: Known,
+  model: Model,
+  input: Input,
+  layer: string,
+  heads: number[],
+  keys: number,
+): Promise<Weights> {
+  const spec: OutputSpec = { name: "weights", reduce: "mean", heads, layers: [layer], top_k: LARGEST };
+  const { outputs } = await known.attend(model, sequence(input, model, keys), [spec]);
+  return read(outputs.weights as TopK, keys);
+}
+
+/** Asks for one whole row of every head, [H, 1, S]. */
+export async function askRow(
+  known: Known,
+  model: Model,
+  input: Input,
+  layer: string,
+  query: number,
+  keys: number,
+): Promise<Weights> {
+  const spec: OutputSpec = { name: "weights", rows: [query], layers: [layer] };
+  const { outputs } = await known.attend(model, sequence(input, model, keys), [spec]);
+  const { shape, data } = outputs.weights as Tensor;
+  return Weights.whole(shape, data as Float32Array);
+}
+
+/** Every stage of one query position. */
+export interface Stages {
+  query: number;
+  /** The keys shown, of S. */
+  shown: number[];
+  /** [H][Dh] */
+  q: Float32Array[];
+  /** [H][shown][Dh] */
+  k: Float32Array[][];
+  /** [H][shown][Dv] */
+  v: Float32Array[][];
+  /** [H][S], scaled, before the mask */
+  scores: Float32Array[];
+  /** [H][S] */
+  weights: Float32Array[];
+  /** [H][Dv] */
+  heads: Float32Array[];
+  /** [D]; empty where the layer does not give it */
+  output: Float32Array;
+  predictions: Prediction[];
+}
+
+/**
+ * Asks for every stage of one query position. Of a short sequence all positions are asked for at once, so that another
+ * query or head asks nothing; of a long one this row, and the keys and values that weigh most for the head.
+ */
+export async function askStages(
+  known: Known,
+  model: Model,
+  input: Input,
+  layer: Layer,
+  query: number,
+  head: number,
+  sizes: [number, number],
+  signal?: AbortSignal,
+): Promise<Stages> {
+  const [T, S] = sizes;
+  const short = Math.max(T, S) <= WHOLE;
+  const at = (name: string, rows: number[]): OutputSpec => ({
+    name,
+    layers: [layer.name],
+    ...(short ? {} : { rows }),
+  });
+  const names = ["q", "scores", "weights", "heads", ...(layer.stages?.includes("output") ? ["output"] : [])];
+  const specs: (OutputSpec | string)[] = names.map((name) => at(name, [query]));
+  if (short) specs.push(at("k", []), at("v", []));
+  if (input.kind !== "vectors" && model.manifest.predictors?.length) specs.push("predictions");
+  const body = sequence(input, model, S);
+  const first = await known.attend(model, body, specs, signal);
+  const row = short ? query : 0;
+  const own = (name: string) => perHeadAndRow(first, name).map((rows) => rows[row]);
+  const weights = own("weights");
+  const shown = largest(weights[head], STEP_KEYS);
+  const second = short ? first : await known.attend(model, body, [at("k", shown), at("v", shown)], signal);
+  const some = (name: string) => {
+    const all = perHeadAndRow(second, name).map((rows) => (short ? shown.map((key) => rows[key]) : rows));
+    // Where keys have fewer heads than queries, each is shared by a group.
+    return range(weights.length).map((each) => all[Math.floor((each * all.length) / weights.length)]);
+  };
+  const output = first.outputs.output as Tensor | undefined;
+  const width = output?.shape.at(-1) ?? 0;
+  return {
+    query,
+    shown,
+    q: own("q"),
+    k: some("k"),
+    v: some("v"),
+    scores: own("scores"),
+    weights,
+    heads: own("heads"),
+    output: output ? (output.data as Float32Array).subarray(row * width, (row + 1) * width) : new Float32Array(),
+    predictions: first.predictions ?? [],
+  };
+}
+
+/** The places of the largest, in order of place. */
+function largest(row: Float32Array, count: number): number[] {
+  return range(row.length)
+    .sort((a, b) => row[b] - row[a] || a - b)
+    .slice(0, count)
+    .sort((a, b) => a - b);
+}
+
+function perHeadAndRow(result: Result, name: string): Float32Array[][] {
+  const { shape, data } = result.outputs[name] as Tensor;
+  const [heads, rows, width] = shape;
+  const part = (at: number) => (data as Float32Array).subarray(at * width, (at + 1) * width);
+  return range(heads).map((head) => range(rows).map((row) => part(head * rows + row)));
+}

@@ -1,0 +1,58 @@
+// What leaves the page as a file.
+import { type Panel, type Place, type Style, sheet } from "../drawing/drawing.ts";
+import { LIGHT } from "../drawing/palette.ts";
+import { CanvasPen, SvgPen } from "../drawing/pen.ts";
+import { type Picture, writeBertViz, writePicture } from "../drawing/picture.ts";
+
+/** What is drawn into a file: on white, whatever the page's colours are. */
+export interface Shown {
+  style: Style;
+  panels: Panel[];
+  heading: string;
+  place: Place | null;
+}
+
+export function svg({ style, panels, heading, place }: Shown): Blob {
+  const pen = new SvgPen();
+  const { width, height } = sheet(pen, LIGHT, style, panels, heading, place);
+  return new Blob([pen.document(width, height, heading)], { type: "image/svg+xml" });
+}
+
+/** Twice as many pixels as the SVG is wide. */
+export async function png({ style, panels, heading, place }: Shown): Promise<Blob> {
+  const { width, height } = sheet(new SvgPen(), LIGHT, style, panels, heading, place);
+  const canvas = document.createElement("canvas");
+  canvas.width = width * 2;
+  canvas.height = height * 2;
+  // It is read once: drawn by the CPU, it need not come back from a GPU.
+  const context = canvas.getContext("2d", { willReadFrequently: true })!;
+  context.scale(2, 2);
+  sheet(new CanvasPen(context), LIGHT, style, panels, heading, place);
+  const blob = await new Promise<Blob | null>((made) => canvas.toBlob(made, "image/png"));
+  if (!blob) throw new Error("the picture is too large for this browser; take SVG, or fewer heads");
+  return blob;
+}
+
+export function json(picture: Picture): Blob {
+  return new Blob([`${JSON.stringify(writePicture(picture))}\n`], { type: "application/json" });
+}
+
+export function bertViz(picture: Picture): Blob {
+  return new Blob([`${JSON.stringify(writeBertViz(picture))}\n`], { type: "application/json" });
+}
+
+/** One file that shows the picture by itself. `viewer` is the page with an empty place for it. */
+export function standalone(viewer: string, picture: Picture): Blob {
+  // "<" would let a token end the script element.
+  const content = JSON.stringify(writePicture(picture)).replaceAll("<", "\\u003c");
+  const filled = viewer.replace(/(<script type="application\/json" id="picture">)null/, (_, start) => start + content);
+  return new Blob([filled], { type: "text/html" });
+}
+
+export function download(blob: Blob, name: string): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}

@@ -1,0 +1,38 @@
+// The files that a view is saved as.
+import { askAnswer, besides } from "../api/ask.ts";
+import type { Picture } from "../drawing/picture.ts";
+import type { Context, View } from "../views/view.ts";
+import { bertViz, download, json, png, standalone, svg } from "./export.ts";
+
+export const PICTURES = ["SVG", "PNG"];
+/** Of one input. */
+export const DATA = ["JSON", "HTML", "BertViz"];
+
+/** Saves what a view shows. Without a context the picture of an opened file is all there is. */
+export async function save(kind: string, view: View, context: Context | null): Promise<void> {
+  const shown = view.shown();
+  const picture = view.picture();
+  if (!shown || !picture) throw new Error("there is nothing to save yet");
+  const name = picture.model || "attention";
+  const whole = () => wholePicture(picture, context);
+  if (kind === "SVG") download(svg(shown), `${name}.svg`);
+  else if (kind === "PNG") download(await png(shown), `${name}.png`);
+  else if (kind === "JSON") download(json(await whole()), `${name}.json`);
+  else if (kind === "BertViz") download(bertViz(await whole()), `${name}.bertviz.json`);
+  else download(standalone(await viewer(), await whole()), `${name}.html`);
+}
+
+/** A picture with every layer that has the same queries and keys. */
+async function wholePicture(picture: Picture, context: Context | null): Promise<Picture> {
+  if (!context || context.state.view === "translate") return picture;
+  const layers = besides(context.model, context.layer);
+  if (picture.layers.length === layers.length) return picture;
+  return (await askAnswer(context.known, context.model, context.state.a, layers)).picture;
+}
+
+async function viewer(): Promise<string> {
+  const path = document.querySelector<HTMLMetaElement>('meta[name="viewer"]')!.content;
+  const response = await fetch(path);
+  if (!response.ok) throw new Error(`the viewer cannot be read: ${response.status}`);
+  return response.text();
+}

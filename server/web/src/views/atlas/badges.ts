@@ -1,0 +1,65 @@
+// What a head does, in one word: told by statistics of its weights.
+import { entropy, range, type Weights } from "../../drawing/weights.ts";
+
+/** Means over the rows of one head. */
+export interface Statistics {
+  previous: number;
+  next: number;
+  self: number;
+  first: number;
+  separator: number;
+  /** The entropy of a row as a share of its largest, log2 of the keys it may attend to; of whole rows. */
+  broad: number;
+  /** In bits; of whole rows. */
+  entropy: number;
+  /** The mean distance to the keys, in positions. */
+  reach: number;
+}
+
+export const BADGES = ["previous", "next", "self", "first", "separator", "broad"] as const;
+export type Badge = (typeof BADGES)[number];
+
+/** How a badge is said in full. */
+export const MEANINGS: Record<Badge, string> = {
+  previous: "looks at the word before",
+  next: "looks at the word behind",
+  self: "looks at itself",
+  first: "looks at the first token",
+  separator: "looks at a separator",
+  broad: "looks everywhere",
+};
+
+const MOSTLY = 0.5; // of the weight
+const EVENLY = 0.85; // of the largest entropy
+
+/** @param separators which keys are separators; the first token is none */
+export function statistics(weights: Weights, head: number, toItself: boolean, separators: boolean[]): Statistics {
+  const found = { previous: 0, next: 0, self: 0, first: 0, separator: 0, broad: 0, entropy: 0, reach: 0 };
+  const { queries, keys } = weights;
+  if (!queries) return found;
+  for (const query of range(queries)) {
+    let open = 0;
+    weights.each(head, query, (key, weight) => {
+      if (weight > 0) open++;
+      if (key === 0) found.first += weight;
+      if (separators[key]) found.separator += weight;
+      if (!toItself) return;
+      if (key === query) found.self += weight;
+      if (key === query - 1) found.previous += weight;
+      if (key === query + 1) found.next += weight;
+      found.reach += weight * Math.abs(key - query);
+    });
+    if (!weights.complete) continue;
+    const bits = entropy(weights.row(head, query));
+    found.entropy += bits;
+    found.broad += open > 1 ? bits / Math.log2(Math.min(open, keys)) : 0;
+  }
+  for (const name of Object.keys(found) as (keyof Statistics)[]) found[name] /= queries;
+  return found;
+}
+
+/** The one badge of a head: what most of its weight does; null where it does nothing of the kind. */
+export function badgeOf(statistics: Statistics): Badge | null {
+  const mostly = BADGES.filter((badge) => statistics[badge] >= (badge === "broad" ? EVENLY : MOSTLY));
+  return mostly[0] ?? null;
+}

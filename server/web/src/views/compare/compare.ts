@@ -1,0 +1,206 @@
+// Two inputs or two models, side by side, and the difference where their lengths are the same.
+import { html, nothing, render } from "lit-html";
+import { askAnswer, besides } from "../../api/ask.ts";
+import type { Shown } from "../../app/export.ts";
+import type { Panel as Drawable, Drawn, Place, Style } from "../../drawing/drawing.ts";
+import { cut, token, weight as written } from "../../drawing/format.ts";
+import { Panel } from "../../drawing/panel.ts";
+import type { Picture } from "../../drawing/picture.ts";
+import { range } from "../../drawing/weights.ts";
+import type { Context, View } from "../view.ts";
+import { sidesOf } from "./other.ts";
+
+interface Side {
+  name: string;
+  picture: Picture;
+  layer: number;
+  /** Less than 0 is the mean. */
+  head: number;
+  panel: Panel;
+}
+
+export class CompareView implements View {
+  readonly element = document.createElement("section");
+  private pictures: Picture[] = [];
+  private context: Context | null = null;
+  private sides: Side[] = [];
+  private readonly panels: Panel[];
+  private hovered: Place | null = null;
+  private locked: Place | null = null;
+  /** The width that was drawn for. */
+  private room = 0;
+  private style: Style = "matrix";
+
+  constructor() {
+    this.element.className = "compare";
+    const events = { hover: (place: Place | null) => this.hover(place), lock: (place: Place) => this.lock(place) };
+    this.panels = range(3).map(() => new Panel(events));
+    new ResizeObserver(() => {
+      if (this.element.clientWidth !== this.room) this.draw();
+    }).observe(this.element);
+    addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.element.isConnected) this.lock(null);
+    });
+  }
+
+  async load(context: Context, signal: AbortSignal): Promise<void> {
+    const { state, known, modelOf, layer } = context;
+    if (!state.b) {
+      const sides = await sidesOf(context, signal);
+      if (signal.aborted) return;
+      context.settle(sides);
+      return this.load({ ...context, state: { ...state, ...sides } }, signal);
+    }
+    const inputs = [state.a, state.b];
+    this.pictures = await Promise.all(
+      inputs.map(async (input) => {
+        const model = modelOf(input);
+        const own = model.manifest.layers.find(({ name }) => name === layer.name) ?? model.manifest.layers.at(-1)!;
+        return (await askAnswer(known, model, input, besides(model, own), signal)).picture;
+      }),
+    );
+  }
+
+  show(context: Context): void {
+    const { state, layer } = context;
+    this.context = context;
+    this.style = state.style ?? "matrix";
+    this.sides = this.pictures.map((picture, i) => {
+      const at = picture.layers.findIndex(({ name }) => name === layer.name);
+      const { weights } = picture.layers.at(at)!;
+      const mean = weights.heads > 1 && weights.complete ? -1 : 0;
+      const head = Math.min(state.sides?.[i] ?? mean, weights.heads - 1);
+      return {
+        name: i ? "B" : "A",
+        picture,
+        layer: at < 0 ? picture.layers.length - 1 : at,
+        head,
+        panel: this.panels[i],
+      };
+    });
+    this.locked = null;
+    this.update();
+  }
+
+  shown(): Shown | null {
+    if (!this.sides.length) return null;
+    const [a, b] = this.sides;
+    return {
+      style: this.style,
+      panels: this.panelsShown(),
+      heading: `${a.picture.title} / ${b.picture.title}`,
+      place: this.place,
+    };
+  }
+
+  picture(): Picture | null {
+    return this.pictures[0] ?? null;
+  }
+
+  panelsShown(): Drawable[] {
+    const drawn = this.sides.map((side) => ({ title: `${side.name}: ${side.picture.title}`, drawn: drawnOf(side) }));
+    const difference = this.difference();
+    return typeof difference === "string" ? drawn : [...drawn, { title: "B − A", drawn: difference }];
+  }
+
+  get place(): Place | null {
+    return this.hovered ?? this.locked;
+  }
+
+  private hover(place: Place | null): void {
+    if (this.locked) return;
+    this.hovered = place;
+    this.look();
+  }
+
+  private lock(place: Place | null): void {
+    this.hovered = null;
+    this.locked = place;
+    this.look();
+  }
+
+  /** The difference, or why there is none. */
+  private difference(): Drawn | string {
+    const [a, b] = this.sides.map(drawnOf);
+    if (a.weights.queries !== b.weights.queries || a.weights.keys !== b.weights.keys)
+      return "The two have different lengths, so there is no difference to draw.";
+    if (!a.weights.complete || !b.weights.complete)
+      return "Of sequences this long the page has the largest weights only, so no difference is drawn.";
+    return { ...a, weights: b.weights.minus(b.head, a.weights, a.head), head: 0, colour: null, difference: true };
+  }
+
+  private update(): void {
+    const difference = this.difference();
+    const drawn = typeof difference !== "string";
+    render(
+      html`<div class="panels">${this.sides.map(
+        (
+          side,
+          i,
+        ) => html`<figure><figcaption><b>${side.name}</b> ${cut(side.picture.title, 60)} <span class="quiet-text">${side.picture.model}</span></figcaption>
+          <label class="field inline">head <select aria-label=${`Head of ${side.name}`} @change=${(event: Event) => {
+            const chosen = Number((event.target as HTMLSelectElement).value);
+            const [first, second] = this.sides.map(({ head }) => head);
+            this.context!.change({ sides: i ? [first, chosen] : [chosen, second] });
+          }}>
+            ${side.picture.layers[side.layer].weights.complete ? html`<option value="-1" ?selected=${side.head < 0}>mean</option>` : nothing}
+            ${range(side.picture.layers[side.layer].weights.heads).map((head) => html`<option value=${head} ?selected=${head === side.head}>head ${head}</option>`)}
+          </select></label>
+          ${side.panel.element}
+          ${side.picture.predictions.length ? html`<p class="said">${side.picture.predictions.slice(0, 6).map(({ name, label, probability }) => html`<span>${name} <b>${label}</b> ${probability.toFixed(2)}</span> `)}</p>` : nothing}
+        </figure>`,
+      )}
+      ${drawn ? html`<figure><figcaption><b>B − A</b> <span class="quiet-text">orange: more in B</span></figcaption><div class="field inline spacer"></div>${this.panels[2].element}</figure>` : nothing}
+      </div>
+      ${drawn ? nothing : html`<p class="aside">${difference}</p>`}
+      <div class="row-table"></div>
+      <p class="note">Attention weights are not explanations by themselves, and neither is a difference of two.</p>`,
+      this.element,
+    );
+    this.draw();
+    this.look();
+  }
+
+  private draw(): void {
+    this.room = this.element.clientWidth;
+    if (!this.sides.length || !this.element.isConnected) return;
+    const difference = this.difference();
+    const drawn = typeof difference !== "string";
+    const count = drawn ? 3 : 2;
+    const { room } = this;
+    const columns = Math.max(1, Math.min(count, Math.floor((room + 28) / 290)));
+    const width = Math.min(Math.floor((room - 28 * (columns - 1)) / columns), 480);
+    this.element.style.setProperty("--columns", String(columns));
+    for (const side of this.sides) side.panel.show(drawnOf(side), this.style, width, side.name);
+    if (drawn) this.panels[2].show(difference, "matrix", width, "Difference");
+  }
+
+  private look(): void {
+    const place = this.place;
+    for (const side of this.sides) {
+      const { queries, keys } = drawnOf(side).weights;
+      side.panel.highlight(place && place.query < queries && (place.key ?? 0) < keys ? place : null);
+    }
+    this.panels[2].highlight(place);
+    const table = this.element.querySelector<HTMLElement>(".row-table");
+    if (table) render(place ? this.table(place.query) : nothing, table);
+  }
+
+  private table(query: number) {
+    const [a, b] = this.sides.map(drawnOf);
+    const same = a.weights.keys === b.weights.keys && query < Math.min(a.weights.queries, b.weights.queries);
+    if (!same || a.weights.keys > 16) return nothing;
+    const rows = [a.weights.row(a.head, query), b.weights.row(b.head, query)];
+    return html`<div class="scroll" tabindex="0" role="region" aria-label="The row in numbers"><table class="numbers">
+      <thead><tr><th scope="col">from <b>${token(a.queries[query])}</b></th>${a.keys.map((key, j) => html`<th scope="col">${cut(key, 16)}${key === b.keys[j] ? "" : html` / ${cut(b.keys[j], 16)}`}</th>`)}</tr></thead>
+      <tbody>${rows.map((row, i) => html`<tr><th scope="row">${i ? "B" : "A"}</th>${Array.from(row, (value) => html`<td>${written(value)}</td>`)}</tr>`)}
+        <tr><th scope="row">B − A</th>${Array.from(rows[0], (value, j) => html`<td>${(rows[1][j] - value).toFixed(4)}</td>`)}</tr></tbody></table></div>`;
+  }
+}
+
+function drawnOf({ picture, layer, head }: Side): Drawn {
+  const { weights } = picture.layers[layer];
+  const { queries, keys } = picture;
+  if (head >= 0) return { weights, head, colour: head, queries, keys, most: 1 };
+  return { weights: weights.mean(range(weights.heads)), head: 0, colour: null, queries, keys, most: 1 };
+}

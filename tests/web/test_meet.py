@@ -1,0 +1,108 @@
+"""Meet: what one word looks at, and what changes when a word is hidden."""
+
+import re
+
+import numpy as np
+from playwright.sync_api import Page, expect
+
+from tests.web.reading import SENTENCE, number
+
+
+def cards(page: Page) -> list[list[str]]:
+    """Return the labels and shares of each card."""
+    texts = [card.locator(".answer-line").all_inner_texts() for card in page.locator(".card").all()]
+    return [[part for line in lines for part in line.split("\n")] for lines in texts]
+
+
+def near(shown: str, true: float) -> bool:
+    return abs(number(shown) - true) <= 0.0051
+
+
+def test_the_first_screen(visit, ask):
+    """The first screen asks what "gave" looks at: an arc for each head with its weight, and what the model answers."""
+    true = ask("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
+    page = visit()
+    expect(page.get_by_role("heading", level=2)).to_have_text(re.compile("What does .gave. look at"))
+    labels = page.locator(".arc-label text")
+    expect(labels).to_have_count(3)
+    for head, label in enumerate(labels.all_text_contents()):
+        name, share = label.split(" · ")
+        assert name == f"head {head}"
+        assert near(share, true["outputs"]["weights"][head, 1].max())
+    for said, (label, share) in zip(true["predictions"], cards(page), strict=True):
+        assert label == said["label"]
+        assert near(share, said["probability"])
+    assert [each.split(" · ")[1] for each in page.locator(".card h3").all_inner_texts()] == [
+        f"{said['name']}?" for said in true["predictions"]
+    ]
+    heights = page.evaluate("[document.documentElement.scrollHeight, innerHeight]")
+    assert heights[0] <= heights[1], "the first screen is one screen"
+
+
+def test_a_hidden_word_changes_the_answer(visit, ask):
+    """A hidden word has no weight; the answers before and after are the API's; undo and back ask nothing."""
+    before = ask("multi-head", text=SENTENCE, outputs=["predictions"])["predictions"]
+    allowed = [[each != "Tater" for each in SENTENCE.split()]]
+    after = ask("multi-head", text=SENTENCE, mask={"allowed": allowed}, outputs=["weights", "predictions"])
+    page = visit(model="multi-head", text=SENTENCE)
+    page.locator(".arc").first.wait_for(state="attached")
+    size = page.evaluate("document.documentElement.scrollHeight")
+    page.get_by_role("button", name="Hide Tater").click()
+    expect(page.locator(".changes")).to_contain_text("“Tater” hidden")
+    for first, now, (*shown,) in zip(before, after["predictions"], cards(page), strict=True):
+        assert [shown[0], shown[2]] == [first["label"], now["label"]]
+        assert near(shown[1], first["probability"])
+        assert near(shown[3], now["probability"])
+    share = page.locator(".arc-label text").all_text_contents()[1].split(" · ")[1]
+    assert near(share, after["outputs"]["weights"][1, 1].max())
+    assert np.allclose(after["outputs"]["weights"][:, :, 4], 0)
+    assert page.evaluate("document.documentElement.scrollHeight") == size, "nothing moves"
+    asked: list[str] = []
+    page.on("request", lambda sent: asked.append(sent.url))
+    page.get_by_role("button", name="undo all").click()
+    expect(page.locator(".changes")).not_to_contain_text("hidden")
+    page.keyboard.press("Tab")
+    page.go_back()
+    expect(page.locator(".changes")).to_contain_text("hidden")
+    assert asked == []
+
+
+def test_another_word_asks_nothing(visit, ask):
+    """By click and by keyboard: another word's arcs, without a request; Delete hides the word."""
+    true = ask("multi-head", text=SENTENCE, outputs=["weights"])["outputs"]["weights"]
+    page = visit(model="multi-head", text=SENTENCE)
+    page.locator(".arc").first.wait_for(state="attached")
+    asked: list[str] = []
+    page.on("request", lambda sent: asked.append(sent.url))
+    page.get_by_role("button", name="toy", exact=True).click()
+    expect(page.get_by_role("heading", level=2)).to_contain_text("toy")
+    assert near(page.locator(".arc-label text").all_text_contents()[0].split(" · ")[1], true[0, 6].max())
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=2)).to_contain_text("“a”")
+    assert asked == []
+    page.keyboard.press("Delete")
+    expect(page.locator(".struck")).to_have_text(re.compile("^\\s*a"))
+
+
+def test_many_heads_and_a_phone(visit, ask):
+    """Of 24 heads the strongest four are met, and the atlas is one tap away; on a phone words stand in a column."""
+    true = ask("encoder", text=SENTENCE, outputs=[{"name": "weights", "layers": ["*"]}])["outputs"]
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    page = visit(phone, model="encoder", text=SENTENCE, query=3)
+    expect(page.locator(".card")).to_have_count(4)
+    strength = {
+        f"layer {layer} · head {head}": np.delete(true[f"weights@{layer}"][head, 3], 3).max()
+        for layer in (0, 1)
+        for head in range(12)
+    }
+    strongest = sorted(strength, key=lambda name: -strength[name])[:4]
+    assert page.locator(".card h3").all_inner_texts() == strongest
+    assert page.locator(".meet-figure").get_attribute("data-layout") == "column"
+    page.get_by_role("button", name="Hide cat").tap()
+    expect(page.locator(".struck")).to_have_count(1)
+    expect(page.locator(".card.answer")).to_contain_text("vector of “cat”")
+    page.get_by_role("button", name="Show cat").tap()
+    expect(page.locator(".struck")).to_have_count(0)
+    page.get_by_role("button", name="All 24 heads").tap()
+    expect(page.locator(".thumbnail")).to_have_count(24)
