@@ -11,7 +11,9 @@ from attention_proto.chains import CROSS
 from attention_server.contexts.past import Continuation, contiguous
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
-from attention_server.inference.masks import Vectors
+from attention_server.inference.long_site import compute_long
+from attention_server.inference.masks import LongMask, SiteMask, Vectors
+from attention_server.inference.reductions import NO_REDUCTIONS, LayerReductions
 from attention_server.inference.row_blocks import run_rows
 from attention_server.inference.walk import (
     CONTRIBUTIONS,
@@ -47,10 +49,11 @@ class LoadedChain:
         tensors: Tensors,
         walk: Walk,
         run: Run,
-        added: Vectors | None = None,
+        added: Vectors | LongMask | None = None,
         rows: Rows | None = None,
         pooling: Vectors | None = None,
         continued: Continuation | None = None,
+        reductions: Callable[[int], LayerReductions] | None = None,
     ) -> list[Stages]:
         """Compute the stages of the sites of a walk.
 
@@ -63,6 +66,7 @@ class LoadedChain:
             rows: the query rows of the last site to compute; None for all.
             pooling: the weights of means, [P, rows]: of the last site only the means of `output` are computed.
             continued: the prefix that the one sequence goes on behind; None for none.
+            reductions: the reductions of each site of one long sequence, by its place here; None for a short one.
         """
         stages: list[Stages] = []
         own = 0  # sites with keys of this chain
@@ -84,7 +88,8 @@ class LoadedChain:
                     tensors["k"], tensors["v"] = contiguous(continued.pieces(own, tensors["k"][0], tensors["v"][0]))
                 own, first = own + 1, continued.first
             of_request = added if layer.axes is CROSS else None
-            computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run, first)
+            reduced = None if reductions is None else reductions(len(stages))
+            computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run, first, reduced)
             stages.append(before | computed if before else computed)
         if walk.end is not None:
             self._advance(walk.end, tensors, run)
@@ -138,10 +143,11 @@ class LoadedChain:
         layer: LoadedLayer,
         step: Step,
         tensors: Tensors,
-        added: Vectors | None,
+        added: Vectors | LongMask | None,
         rows: Rows | None,
         run: Run,
         first: int,
+        reductions: LayerReductions | None,
     ) -> Stages:
         """Return the stages of a site, of the rows chosen; cut to them the tensors that are read from here on.
 
@@ -150,9 +156,18 @@ class LoadedChain:
         count = tensors[layer.query].shape[1] if first and step.attends and rows is None else 0
         if rows is not None:
             tensors.update({name: tensors[name][:, rows] for name in step.cut})
-            added = None if added is None else added[:, rows]
+            added = added.take(rows) if isinstance(added, LongMask) else None if added is None else added[:, rows]
         places = rows if not first else np.arange(first, first + count) if rows is None else first + rows
-        stages = layer.stages(tensors, added, step.wanted, step.passed, run, places) if step.attends else {}
+        stages: Stages = {}
+        if step.attends:
+            queries, keys = (tensors[name].shape[1] for name in (layer.query, "k"))
+            is_long = reductions is not None or layer.block_rows(queries, keys) < queries
+            if is_long and layer.attends(step.wanted | step.passed):
+                mask = SiteMask(added, layer.own_mask, np.arange(queries) if places is None else places, keys)
+                stages = compute_long(layer, tensors, mask, step.wanted, step.passed, run, reductions or NO_REDUCTIONS)
+            else:
+                assert not isinstance(added, LongMask)  # of a long sequence
+                stages = layer.stages(tensors, added, step.wanted, step.passed, run, places)
         if step.combine is not None:
             stages[CONTRIBUTIONS] = self._contributions(layer, step.combine, tensors, run)
         return stages

@@ -1,6 +1,6 @@
 """The forward pass of an encoder-decoder: a chain of the source, and one of the target that attends to it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from attention_server.inference.layer import Rows, Tensors
 from attention_server.inference.masks import Vectors
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
+from attention_server.inference.reductions import LayerReductions
 from attention_server.inference.walk import NO_NAMES, Names
 
 WARM_LENGTH = 4
@@ -32,7 +33,14 @@ class EncoderDecoder:
     source: LoadedChain
     target: LoadedChain
 
-    def stages(self, batch: Sequence[PreparedInput], plan: Plan, run: Run, rows: Rows | None) -> list[Stages]:
+    def stages(
+        self,
+        batch: Sequence[PreparedInput],
+        plan: Plan,
+        run: Run,
+        rows: Rows | None,
+        reductions: Callable[[int], LayerReductions] | None = None,
+    ) -> list[Stages]:
         """Compute the stages wanted, of the source's sites first; a chain without a wanted stage does not run.
 
         Args:
@@ -40,6 +48,7 @@ class EncoderDecoder:
             plan: says which stages of which sites.
             run: the computation that this is a part of.
             rows: the query rows of the plan's last site to compute; None for all.
+            reductions: the reductions of each site of one long sequence; None for short ones.
         """
         first, memory = batch[0], batch[0].memory
         count = len(self.source.layers)
@@ -52,12 +61,15 @@ class EncoderDecoder:
         if from_source or any(of_source):
             tensors = self._source_inputs(batch, run)
             source = self.source.walk(of_source, NO_NAMES, from_source, False)
-            stages = self.source.stages(tensors, source, run, rows=rows if walk is None else None)
+            stages = self.source.stages(
+                tensors, source, run, rows=rows if walk is None else None, reductions=reductions
+            )
             found = {name: tensors[name] for name in from_source}
         if walk is None:
             return stages
         tensors = found | self._target_inputs(batch, run)
-        return stages + self.target.stages(tensors, walk, run, first.added, rows)
+        of_sites = None if reductions is None else lambda place: reductions(count + place)
+        return stages + self.target.stages(tensors, walk, run, first.added, rows, reductions=of_sites)
 
     def encode(self, tokens: Tokens, run: Run) -> dict[str, Vectors]:
         """Run the source's chain; return the keys and values of every cross site, each [1, S, width]."""

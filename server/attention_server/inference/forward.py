@@ -3,7 +3,7 @@
 An encoder-decoder has two chains: `inference/encoder_decoder.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,7 @@ from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors
 from attention_server.inference.masks import Vectors
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
+from attention_server.inference.reductions import LayerReductions
 from attention_server.inference.walk import NO_NAMES
 
 
@@ -48,6 +49,7 @@ class Forward:
         run: Run,
         rows: Rows | None = None,
         pooling: Vectors | None = None,
+        reductions: Callable[[int], LayerReductions] | None = None,
     ) -> list[Stages]:
         """Compute the stages of as many layers as the plan needs.
 
@@ -57,13 +59,16 @@ class Forward:
             run: the computation that this is a part of.
             rows: the query rows of the last layer to compute; None for all.
             pooling: the weights of means, [P, rows]: of the last layer only the means of `output` are computed.
+            reductions: the reductions of each layer of one long sequence; None for short ones.
         """
         if self._pair is not None:
-            return self._pair.stages(batch, plan, run, rows)
+            return self._pair.stages(batch, plan, run, rows, reductions)
         memory = batch[0].memory
         walk = self._chain.walk(plan.stages, NO_NAMES if memory is None else memory.names, NO_NAMES, False)
         continued = None if memory is None or memory.past is None else Continuation(memory.past)
-        return self._chain.stages(self._inputs(batch, run), walk, run, batch[0].added, rows, pooling, continued)
+        return self._chain.stages(
+            self._inputs(batch, run), walk, run, batch[0].added, rows, pooling, continued, reductions
+        )
 
     def keep_prefix(self, tokens: Tokens, data_type: str, run: Run) -> Past:
         """Run the chain of a decoder on a text; return the keys and values of every site.

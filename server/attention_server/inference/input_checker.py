@@ -20,6 +20,7 @@ from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import LoadedLayer
+from attention_server.inference.masks import LongMask
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, head_numbers, stage_bytes
 from attention_server.inference.postprocess import check_rows
@@ -184,11 +185,12 @@ class InputChecker:
         )
 
     def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
-        if prepared.memory or (
-            plan.predictions is not None and self._predicts_by_word
+        added = prepared.added
+        if (
+            prepared.memory or isinstance(added, LongMask) or (plan.predictions is not None and self._predicts_by_word)
         ):  # computed rows differ from sequence to sequence
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
         widths = tuple(None if x is None else x.shape[1:] if isinstance(x, np.ndarray) else () for x in sources)
-        mask = None if prepared.added is None else (prepared.added.shape, prepared.added.tobytes())
+        mask = None if added is None else (added.shape, added.tobytes())
         return prepared.queries, prepared.keys, widths, mask

@@ -6,14 +6,24 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from attention_proto import masks
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer
 from attention_proto.chains import CROSS, OF_SOURCE, SiteAxes, lengths_by_axes
+from attention_proto.masks import Mask
 from attention_proto.stages import OF_KEYS, STAGES
 from numpy.typing import NDArray
 
 from attention_server.inference import row_statistics
 from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
-from attention_server.inference.masks import Positions, Vectors, add_masks, raise_low_rows, site_mask, unmasked
+from attention_server.inference.masks import (
+    LongMask,
+    Positions,
+    Vectors,
+    add_masks,
+    raise_low_rows,
+    site_mask,
+    unmasked,
+)
 from attention_server.inference.planner import choose_graph
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.row_blocks import run_rows
@@ -28,6 +38,10 @@ FROM_KEYS = ("k", "v", *FROM_SCORES)  # stages for which k and v are unpacked
 OF_SITE = frozenset({"q", "heads", "output", "weights"})  # tensors that a graph of attention may give
 MADE_HERE = frozenset({"mask", "query_positions", "key_positions"})  # inputs that a site makes itself
 KEYS = ("k", "v")  # inputs that every row needs whole
+MAX_WHOLE_ROWS = 256  # of a sequence that is computed at once
+BLOCK_ROWS = 128  # of a longer one, at most
+LEAST_BLOCK_ROWS = 16
+BLOCK_BYTES = 48 * 2**20  # of the scores of a block
 
 
 class AttendRecipe(NamedTuple):
@@ -80,13 +94,55 @@ class LoadedLayer:
         if self._has_mask and (not wanted.isdisjoint(FROM_SCORES) or self._recipe(wanted | passed, False).outputs):
             bias = self._bias(tensors, rows, run) if self._bias_file else None
             added = self._mask(tensors, added, bias, rows)
-        recipe = self._recipe(wanted | passed, added is not None)
-        found = self._attend(recipe, tensors, added, run) if recipe.outputs else {}
-        for name in passed:
-            tensors[name] = found[name]
-        if wanted <= AS_SENT:
-            return found
-        return self._unpack(wanted, found, tensors, bias, added)
+        return self._compute(tensors, added, bias, wanted, passed, run)
+
+    def block_stages(
+        self,
+        tensors: Tensors,
+        added: Vectors | None,
+        positions: Rows,
+        keys: slice,
+        wanted: frozenset[str],
+        passed: frozenset[str],
+        run: Run,
+    ) -> dict[str, Vectors]:
+        """Return the stages wanted of some rows over some keys; see `stages`.
+
+        Args:
+            tensors: of these rows and keys.
+            added: the request's mask and the site's own.
+            positions: of the rows among the keys.
+            keys: the positions of the keys.
+            wanted: as in `stages`.
+            passed: as in `stages`.
+            run: as in `stages`.
+        """
+        bias = None
+        if self._bias_file:
+            bias = self._bias(tensors, positions, run, keys.start)
+            added = add_masks(added, bias) if added is not None else raise_low_rows(bias)
+        return self._compute(tensors, added, bias, wanted, passed, run)
+
+    def attends(self, wanted: frozenset[str]) -> bool:
+        """Return whether a graph, or scores, has to be computed for tensors and stages."""
+        return not wanted.isdisjoint(FROM_SCORES) or bool(self._recipe(wanted, False).outputs)
+
+    def block_rows(self, queries: int, keys: int) -> int:
+        """Return the number of rows that are computed together; less than the queries of a long sequence.
+
+        The shape alone decides. A site with a window computes the keys that a block sees.
+        """
+        about = self.about
+        seen = min(keys, BLOCK_ROWS + about.window * (1 if about.causal else 2)) if about.window else keys
+        fitting = BLOCK_BYTES // (4 * about.heads * seen)
+        if queries <= MAX_WHOLE_ROWS and queries <= fitting:
+            return queries
+        return max(LEAST_BLOCK_ROWS, min(BLOCK_ROWS, 1 << max(fitting.bit_length() - 1, 0)))
+
+    @property
+    def own_mask(self) -> Mask:
+        """The site's mask, which is added to a request's."""
+        return masks.site_mask(causal=self.about.causal, window=self.about.window)
 
     @cached_property
     def gives(self) -> frozenset[str]:
@@ -117,6 +173,7 @@ class LoadedLayer:
         first = self.first(prepared)
         rows = np.arange(first, first + prepared.queries) if first else None
         own = site_mask(*self.lengths(prepared), causal=self.about.causal, window=self.about.window, positions=rows)
+        assert not isinstance(prepared.added, LongMask)  # of a long sequence, whose masks are made by blocks
         return add_masks(prepared.added, own) if self.axes == CROSS else own
 
     def rows(self, stage: str, prepared: PreparedInput) -> tuple[int, Positions]:
@@ -128,7 +185,10 @@ class LoadedLayer:
             return self.lengths(prepared)[stage in OF_KEYS], None
         if prepared.added is None or not (self.about.causal or self.about.window):
             return prepared.rows(stage)
-        attending, attended = unmasked(self.mask(prepared))
+        if isinstance(prepared.added, LongMask):
+            attending, attended = prepared.added.beside(self.own_mask).unmasked()
+        else:
+            attending, attended = unmasked(self.mask(prepared))
         return (prepared.keys, attended) if stage in OF_KEYS else (prepared.queries, attending)
 
     def pools(self, queries: int, keys: int) -> bool:
@@ -205,6 +265,23 @@ class LoadedLayer:
         about, device, graphs = self.about, self.device, self.graphs
         return cache(recipe)
 
+    def _compute(
+        self,
+        tensors: Tensors,
+        added: Vectors | None,
+        bias: Vectors | None,
+        wanted: frozenset[str],
+        passed: frozenset[str],
+        run: Run,
+    ) -> dict[str, Vectors]:
+        recipe = self._recipe(wanted | passed, added is not None)
+        found = self._attend(recipe, tensors, added, run) if recipe.outputs else {}
+        for name in passed:
+            tensors[name] = found[name]
+        if wanted <= AS_SENT:
+            return found
+        return self._unpack(wanted, found, tensors, bias, added)
+
     def _attend(self, recipe: AttendRecipe, tensors: Tensors, added: Vectors | None, run: Run) -> dict[str, Vectors]:
         """Run a graph of attention, for long sequences in blocks of rows, each with all of k and v."""
         feeds = {name: tensors[name] for name in recipe.inputs}
@@ -219,13 +296,13 @@ class LoadedLayer:
             found = recipe.graph.run(recipe.outputs, feeds, run)
         return dict(zip(recipe.outputs, found, strict=True))  # type: ignore[arg-type] # all graphs give float32
 
-    def _bias(self, tensors: Tensors, rows: Rows | None, run: Run) -> Vectors:
+    def _bias(self, tensors: Tensors, rows: Rows | None, run: Run, first_key: int = 0) -> Vectors:
         """Return the model's own bias, [B or 1, H, T, S]."""
         graph = self.graphs[self._bias_file]
         queries, keys = tensors[self.query].shape[1], tensors["k"].shape[1]
         positions = {
             "query_positions": np.arange(queries) if rows is None else rows,
-            "key_positions": np.arange(keys),
+            "key_positions": np.arange(first_key, first_key + keys),
         }
         feeds = {name: (tensors | positions)[name] for name in graph.inputs}
         (bias,) = graph.run(("bias",), feeds, run)

@@ -1,12 +1,17 @@
-"""Masks as numbers that are added to scores: those of a request, those of a site, and their sum."""
+"""Masks as numbers that are added to scores: those of a request, those of a site, and their sum.
 
-from functools import lru_cache
+Masks of long sequences are made for some rows and keys at a time: a whole one has a number for every pair.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from attention_proto import masks
 from attention_proto.attention.v1.attention_pb2 import Layer
-from attention_proto.masks import Mask, additive
+from attention_proto.masks import Mask, additive, additive_block, reach
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import NO_MASK, Sequence
@@ -20,9 +25,114 @@ LEAST = np.finfo(np.float32).min
 FLOOR = np.float32(-(2.0**126))  # a quarter of LEAST; scores vanish in rounding next to either
 MAX_SITE_MASKS = 64  # kept
 MAX_KEPT_PAIRS = 256 * 256  # queries x keys of a mask that is kept
+MAX_WHOLE_PAIRS = 256 * 256  # queries x keys of a request's mask that is made whole
+BLOCK_ROWS = 128  # in which a long mask is looked through
+
+Rows = NDArray[np.intp]
 
 
-def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int, first: int) -> Vectors | None:
+@dataclass(frozen=True)
+class LongMask:
+    """The sum of masks over T queries and S keys, made by blocks.
+
+    Attributes:
+        masks: each with arrays that are broadcastable to [H, T, S].
+        queries, keys: T and S.
+        first: the position of the first query among the keys, behind a prefix; 0 for the alignment of each mask.
+        chosen: the query positions of its rows; None for all.
+    """
+
+    masks: tuple[Mask, ...]
+    queries: int
+    keys: int
+    first: int = 0
+    chosen: Rows | None = None
+
+    def take(self, rows: Rows) -> "LongMask":
+        """Return the mask of some rows."""
+        return replace(self, chosen=rows)
+
+    def beside(self, mask: Mask) -> "LongMask":
+        """Return the sum of this mask and one more."""
+        return replace(self, masks=(*self.masks, mask))
+
+    def block(self, rows: slice, keys: slice) -> Vectors:
+        """Return some rows and keys, float32 [1 or H, rows, keys], -inf only where a key is hidden."""
+        at = self._rows[rows]
+        parts = [additive_block(each, self.queries, self.keys, at, keys, self.first) for each in self.masks]
+        return _sum(parts, biased=any(each.bias is not None for each in self.masks))
+
+    def reach(self, rows: slice) -> tuple[Rows, Rows]:
+        """Return for each row the first key that bands leave, and the one behind the last: equal for none."""
+        ends = [reach(each, self.queries, self.keys, self._rows[rows], self.first) for each in self.masks]
+        first, last = (np.array(each) for each in zip(*ends, strict=True))
+        return first.max(0), np.maximum(first.max(0), last.min(0))
+
+    def unmasked(self) -> tuple[Positions, Positions]:
+        """Return whether each row may attend, and whether each key is attended, [S]; None for all."""
+        attended = np.zeros(self.keys, np.bool_)
+        if all(each.allowed is None and each.bias is None for each in self.masks):
+            begin, end = self.reach(slice(None))
+            changes = np.zeros(self.keys + 1, np.intp)
+            np.add.at(changes, begin, 1)
+            np.add.at(changes, end, -1)
+            return _unless_all(begin < end), _unless_all(np.cumsum(changes)[:-1] > 0)
+        attending = np.zeros(len(self._rows), np.bool_)
+        for start in range(0, len(self._rows), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            left = self.block(rows, slice(0, self.keys)) > HIDDEN
+            attending[rows] = np.any(left, axis=(0, 2))
+            attended |= np.any(left, axis=(0, 1))
+        return _unless_all(attending), _unless_all(attended)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(array.nbytes for each in self.masks for array in (each.allowed, each.bias) if array is not None)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return np.arange(self.queries) if self.chosen is None else self.chosen
+
+
+@dataclass(frozen=True)
+class SiteMask:
+    """The mask of a site by blocks: that of the request and the site's own.
+
+    Attributes:
+        added: of the request, [1 or H, rows, S]; None for none.
+        own: of the site.
+        positions: of the rows among the keys.
+        keys: S.
+    """
+
+    added: "Vectors | LongMask | None"
+    own: Mask
+    positions: Rows
+    keys: int
+
+    def block(self, rows: slice, keys: slice) -> Vectors | None:
+        """Return some rows and keys, float32 [1 or H, rows, keys]; None where there is no mask."""
+        added = self.added.block(rows, keys) if isinstance(self.added, LongMask) else self.added
+        if isinstance(self.added, np.ndarray):
+            added = self.added[:, rows, keys]
+        if self.own.is_open:
+            return added
+        return add_masks(added, additive_block(self.own, self.keys, self.keys, self.positions[rows], keys))
+
+    def reach(self, rows: slice) -> slice:
+        """Return the keys that one of the rows may attend to by causality and windows; empty for none."""
+        begin, end = reach(self.own, self.keys, self.keys, self.positions[rows])
+        if isinstance(self.added, LongMask):
+            first, last = self.added.reach(rows)
+            begin, end = np.maximum(begin, first), np.minimum(end, last)
+        seeing = begin < end
+        return slice(int(begin[seeing].min()), int(end[seeing].max())) if seeing.any() else slice(0, 0)
+
+
+def requested_mask(
+    sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int, first: int
+) -> Vectors | LongMask | None:
     """Add up the request's mask and the sequence's own.
 
     Args:
@@ -34,26 +144,31 @@ def requested_mask(sequence: Sequence, mask: Mask, layer: Layer, queries: int, k
         first: the position of the first query among the keys, behind a prefix; 0 for the alignment of the mask.
 
     Returns:
-        Float32 [1 or H, T, S], -inf only where a key is hidden; None for no mask.
+        Float32 [1 or H, T, S], -inf only where a key is hidden; of a long sequence what makes it; None for no mask.
 
     Raises:
         InvalidRequest: a mask does not fit.
     """
-    parts: list[Vectors] = []
-    biased = False
+    given: list[Mask] = []
     for each, path in ((mask, ""), (sequence.mask, sequence.path)):
         if each is NO_MASK or each.is_open:
             continue
         check.mask(each, layer, queries, keys, join_path(path, "mask"))
-        parts.append(additive(each, queries, keys, first))
-        biased = biased or each.bias is not None
-    if not parts:
+        given.append(each)
+    if not given:
         return None
+    if queries * keys > MAX_WHOLE_PAIRS:
+        return LongMask(tuple(given), queries, keys, first)
+    parts = [additive(each, queries, keys, first) for each in given]
+    return _sum(parts, biased=any(each.bias is not None for each in given))
+
+
+def _sum(parts: Items[Vectors], *, biased: bool) -> Vectors:
+    """Return the sum of masks, of which some may have a bias."""
     if len(parts) == 1:
         return raise_low_rows(parts[0]) if biased else parts[0]
-    return raise_low_rows(
-        np.add(*parts, dtype=np.float64)
-    )  # the sum of two finite float32 numbers may overflow float32
+    # The sum of two finite float32 numbers may overflow float32.
+    return raise_low_rows(sum(parts[1:], parts[0].astype(np.float64)))
 
 
 def site_mask(
@@ -124,10 +239,12 @@ def raise_low_rows(added: NDArray[np.floating[Any]]) -> Vectors:
     return np.where(added == HIDDEN, HIDDEN, np.maximum(added, LEAST)).astype(np.float32)
 
 
-def unmasked(added: Vectors | None) -> tuple[Positions, Positions]:
+def unmasked(added: Vectors | LongMask | None) -> tuple[Positions, Positions]:
     """Return whether each query position may attend, [T], and each key position is attended, [S]; None for all."""
     if added is None:
         return None, None
+    if isinstance(added, LongMask):
+        return added.unmasked()
     left = added > HIDDEN
     return _unless_all(np.any(left, axis=(0, 2))), _unless_all(np.any(left, axis=(0, 1)))
 

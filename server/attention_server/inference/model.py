@@ -14,11 +14,12 @@ from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.labels import Labels, read_labels
-from attention_server.inference.layer import LoadedLayer
-from attention_server.inference.masks import Vectors
+from attention_server.inference.layer import MAX_WHOLE_ROWS, LoadedLayer
+from attention_server.inference.masks import LongMask, Vectors
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
+from attention_server.inference.reductions import Reductions
 from attention_server.inference.results import pooled_results, shaped_results, whole_results
 from attention_server.inference.row_selection import computed_rows, pooling
 from attention_server.inference.tokenizer import TextTokenizer
@@ -90,6 +91,12 @@ class LoadedModel:
             InvalidRequest: a number overflows, or FP16 cannot hold it; here or in the finalizer.
             Cancelled: the run was ended meanwhile.
         """
+        if self._is_long(batch[0], plan):
+            rows = computed_rows(batch[0], plan, self.layers, self.manifest.predictors)
+            reductions = Reductions(plan, batch[0], self.layers, rows)
+            stages = self._forward.stages(batch, plan, run, rows, reductions=reductions.of_layer)
+            results = shaped_results(batch, plan, stages, rows, self._forward, run, reductions)
+            return lambda: results
         if not plan.shapes:
             stages = self._forward.stages(batch, plan, run)
             return partial(whole_results, batch, plan, stages)
@@ -161,6 +168,18 @@ class LoadedModel:
     @cached_property
     def _labels(self) -> dict[str, Labels]:
         return read_labels(self.manifest, self.reader)
+
+    def _is_long(self, prepared: PreparedInput, plan: Plan) -> bool:
+        """Return whether a site is computed in blocks of rows."""
+        if isinstance(prepared.added, LongMask):
+            return True
+        if max(prepared.queries, prepared.keys) <= MAX_WHOLE_ROWS:
+            return False
+        for layer, _ in zip(self.layers, plan.stages, strict=False):
+            queries, keys = layer.lengths(prepared)
+            if layer.block_rows(queries, keys) < queries:
+                return True
+        return False
 
     def _pools(self, prepared: PreparedInput, plan: Plan) -> bool:
         """Return whether the graph `pool` computes the means of the last layer's rows."""

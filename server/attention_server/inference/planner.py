@@ -31,6 +31,9 @@ from attention_server.inference.prediction_plan import PredictionPlan, plan_pred
 ALIAS = 256  # characters
 WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
 
+SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
+CHECKED = PROJECTED | SUMS | {"scores", "lse", "contributions", "embeddings"}
+
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
@@ -113,6 +116,11 @@ def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> Att
         if graph.weights >= weights and graph.mask >= mask and (not graph.devices or device in graph.devices):
             return graph
     raise LookupError(f"no graph of layer {layer.name} gives weights={weights} with mask={mask} on {device}")
+
+
+def checked_stages(wanted: frozenset[str]) -> frozenset[str]:
+    """Return those of a layer's stages wanted in which an overflow is looked for."""
+    return wanted & CHECKED if wanted & SUMS else wanted
 
 
 def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int, int], queries: int, keys: int) -> int:

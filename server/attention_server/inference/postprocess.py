@@ -61,23 +61,47 @@ def shape_stage(
     Raises:
         InvalidRequest: FP16 cannot hold a number of this output.
     """
-    has_columns = STAGES[spec.name].column_axis is not None
-    stage = stage if has_columns else stage[..., None]
+    gathered = gather(stage, rows, spec)
+    if spec.pool != "none":
+        gathered = gathered.mean(-2) if gathered.shape[-2] > 1 else gathered[..., 0, :]
+    return finish(gathered, spec, None if hidden is None else shape_hidden(hidden, spec), field)
+
+
+def gather(stage: NDArray[np.float32], rows: Rows | slice | None, spec: OutputSpec) -> NDArray[np.float32]:
+    """Return the rows of a stage, and of these the heads that a spec chooses, or their reduction, [H, rows, columns].
+
+    A stage without columns gets one.
+    """
+    stage = stage if STAGES[spec.name].column_axis is not None else stage[..., None]
     stage = stage if rows is None else stage[..., rows, :]
     stage = stage[list(spec.heads)] if spec.heads else stage
     if spec.reduce == "mean":  # to the same bits as `stage.mean`, which divides by way of float64
-        stage = stage.sum(0, keepdims=True) / np.float32(len(stage))
-    elif spec.reduce == "max":
-        stage = stage.max(0, keepdims=True)
-    if spec.pool != "none":
-        stage = stage.mean(-2) if stage.shape[-2] > 1 else stage[..., 0, :]
+        return stage.sum(0, keepdims=True) / np.float32(len(stage))  # type: ignore[no-any-return] # float32
+    return stage.max(0, keepdims=True) if spec.reduce == "max" else stage
+
+
+def finish(
+    gathered: NDArray[np.float32], spec: OutputSpec, hidden: NDArray[np.bool_] | None, field: str
+) -> Array | TopK:
+    """Return what is gathered in the form that is sent: its top k, and its type.
+
+    Args:
+        gathered: [.., columns].
+        spec: top k and data type.
+        hidden: whether a key is masked, broadcastable to what is gathered.
+        field: for the error.
+
+    Raises:
+        InvalidRequest: FP16 cannot hold a number of this output.
+    """
     if not spec.top_k:
-        return as_data_type(stage if has_columns else stage[..., 0], spec, field)
-    top = top_k(stage, spec.top_k, None if hidden is None else _hidden(hidden, spec))
+        has_columns = STAGES[spec.name].column_axis is not None
+        return as_data_type(gathered if has_columns else gathered[..., 0], spec, field)
+    top = top_k(gathered, spec.top_k, hidden)
     return TopK(top.indices, as_data_type(top.values, spec, field))
 
 
-def _hidden(hidden: NDArray[np.bool_], spec: OutputSpec) -> NDArray[np.bool_]:
+def shape_hidden(hidden: NDArray[np.bool_], spec: OutputSpec) -> NDArray[np.bool_]:
     """Choose, reduce and pool the mask of hidden keys like the stage: a key is hidden where all its sources are."""
     hidden = hidden[list(spec.heads)] if spec.heads and len(hidden) > 1 else hidden  # one mask may serve all heads
     hidden = np.all(hidden, axis=0, keepdims=True) if spec.reduce != "none" else hidden

@@ -24,7 +24,7 @@ from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequence, Tokens
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
-from attention_server.inference.masks import requested_mask, unmasked
+from attention_server.inference.masks import LongMask, requested_mask, unmasked
 from attention_server.inference.tokenizer import TextTokenizer
 
 Vectors = NDArray[np.float32]
@@ -38,7 +38,7 @@ class PreparedInput(NamedTuple):
             made of tokens, or that defaults to another of the three.
         tokens, memory_tokens: of the texts.
         queries, keys: T and S.
-        added: the mask, added to the scores, [1 or H, T, S]; None for no mask.
+        added: the mask, added to the scores, [1 or H, T, S]; of a long sequence made by blocks; None for no mask.
         attending: whether a query position may attend to any key in any head, [T]; None where all may.
         attended: whether any query may attend to a key position, [S]; None where all are attended.
         memory: kept tensors.
@@ -56,7 +56,7 @@ class PreparedInput(NamedTuple):
     memory_tokens: Tokens | None
     queries: int
     keys: int
-    added: Vectors | None = None
+    added: Vectors | LongMask | None = None
     memory: Memory | None = None
     path: str = ""
     part: int | None = None

@@ -5,26 +5,24 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-from attention_proto.stages import PROJECTED, STAGES
+from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import OutputValue, Prediction, Result
 from attention_server.inference import validation as check
-from attention_server.inference.alignment import align
+from attention_server.inference.alignment import align, largest_keys
 from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.head_results import HeadResults
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
-from attention_server.inference.planner import OutputPlan, Plan
+from attention_server.inference.planner import OutputPlan, Plan, checked_stages
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput, separators
+from attention_server.inference.reductions import Reductions
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
 from attention_server.inference.row_statistics import OVER_ROWS
-
-SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
-CHECKED = PROJECTED | SUMS | {"scores", "lse", "contributions", "embeddings"}
 
 
 def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> list[Result]:
@@ -46,7 +44,13 @@ def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stage
 
 
 def shaped_results(
-    batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages], computed: Rows | None, forward: Forward, run: Run
+    batch: Sequence[PreparedInput],
+    plan: Plan,
+    stages: list[Stages],
+    computed: Rows | None,
+    forward: Forward,
+    run: Run,
+    reductions: Reductions | None = None,
 ) -> list[Result]:
     """Return one result for each sequence of `batch`, with outputs shaped as asked for, and predictions.
 
@@ -57,17 +61,21 @@ def shaped_results(
         computed: the rows of the last layer that were computed; None for all.
         forward: computes predictions.
         run: the computation that this is a part of.
+        reductions: the outputs of a long sequence that were made block by block; None for none.
 
     Raises:
         InvalidRequest: a number overflowed, or FP16 cannot hold it.
     """
     _check_overflow(batch, plan, stages)
     results = []
+    by_block = {} if reductions is None else reductions.results()
     for i, each in enumerate(batch):
         own = [{name: stage[i] for name, stage in of.items()} for of in stages]
         head = HeadResults(own[-1], computed, each, forward, run)
         outputs = {
-            output.name: head.logits(output)
+            output.name: by_block[output.name]
+            if output.name in by_block
+            else head.logits(output)
             if STAGES[output.spec.name].is_of_head
             else _output(output, own, each, computed, forward.layers)
             for output in plan.outputs
@@ -122,7 +130,7 @@ def _result(
 
 def _check_overflow(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> None:
     for wanted, of in zip(plan.stages, stages, strict=True):
-        for name in wanted & CHECKED if wanted & SUMS else wanted:
+        for name in checked_stages(wanted) & of.keys():  # a long sequence's other stages are checked by blocks
             check.no_overflow(of[name], batch[0].path)
 
 
@@ -139,7 +147,7 @@ def _output(
     if STAGES[spec.name].is_links:
         mean = replace(output, spec=spec._replace(name=STAGES[spec.name].source, reduce="mean"))
         (weights,) = cast("Vectors", _output(mean, stages, prepared, computed, layers))
-        return align(weights, np.arange(len(weights)) if rows is None else rows)
+        return align(largest_keys(weights), np.arange(len(weights)) if rows is None else rows)
 
     def places(layer: int) -> Rows | None:
         of_some = layer == len(stages) - 1 and is_cut(spec.name)

@@ -44,8 +44,10 @@ def unmasked_rows(
 ) -> tuple[int, NDArray[np.bool_] | None]:
     """Return the number of rows of an output's stage, and whether each may attend, or be attended, in a layer of it.
 
-    None stands for all.
+    None stands for all. Where rows are not pooled, masked ones are not looked for: they are sent like all others.
     """
+    if output.spec.pool == "none":
+        return layers[min(output.layers)].lengths(prepared)[output.spec.name in OF_KEYS], None
     read = [layers[index].rows(output.spec.name, prepared) for index in output.layers]
     choices = [chosen for _, chosen in read if chosen is not None]
     return read[0][0], np.logical_or.reduce(choices) if len(choices) == len(read) else None

@@ -1,0 +1,77 @@
+"""A site of a long sequence, computed in blocks of query rows.
+
+A row needs no other row, so what is made of rows is made of a block, and the block is dropped. The size of a block
+follows from the shape alone: the bits of an answer depend neither on the number of slots nor on their load.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from attention_server.inference.engine.protocol import Run
+from attention_server.inference.layer import KEYS, LoadedLayer, Tensors, split_heads
+from attention_server.inference.masks import SiteMask, Vectors
+from attention_server.inference.reductions import BY_BLOCK, Block, LayerReductions, Sums
+
+STRIPS = 16  # of blocks; each strip has sums of its own, so that the order of additions is fixed
+OF_ALL_KEYS = frozenset({"scores"})  # stages that masked keys have too
+
+
+def compute_long(
+    layer: LoadedLayer,
+    tensors: Tensors,
+    mask: SiteMask,
+    wanted: frozenset[str],
+    passed: frozenset[str],
+    run: Run,
+    reductions: LayerReductions,
+) -> dict[str, Vectors]:
+    """Compute a site of one sequence block by block; return the stages wanted that are not reduced.
+
+    Args:
+        layer: the site.
+        tensors: q (or query), k and v; receives the tensors passed.
+        mask: of the request and of the site.
+        wanted: names of stages.
+        passed: names of the site's tensors that later graphs read.
+        run: the computation that this is a part of.
+        reductions: take the stages that have a number for each query and key, or are made of such.
+    """
+    queries, keys = len(mask.positions), mask.keys
+    of_rows = wanted - frozenset(KEYS)
+    found: Tensors = {}
+    further: Tensors = {}
+    cut = [name for name in layer.takes - set(KEYS) if name in tensors]
+
+    def write(whole: Tensors, parts: Tensors, rows: slice) -> None:
+        for name, part in parts.items():  # with a row for each query, in the last axis but one
+            if name not in whole:
+                whole.setdefault(name, np.empty((*part.shape[:-2], queries, part.shape[-1]), part.dtype))
+            whole[name][..., rows, :] = part
+
+    def block(rows: slice, sums: Sequence[Sums]) -> None:
+        seen = slice(0, keys) if of_rows & OF_ALL_KEYS else mask.reach(rows)
+        seen = seen if seen.stop > seen.start else slice(0, 1)  # rows without keys: a masked one gives zeros
+        own: Tensors = {name: tensors[name][:, rows] for name in cut} | {name: tensors[name][:, seen] for name in KEYS}
+        added = mask.block(rows, seen)
+        stages = layer.block_stages(own, added, mask.positions[rows], seen, of_rows, passed, run)
+        write(further, {name: own[name] for name in passed}, rows)
+        write(found, {name: stages[name] for name in (of_rows - BY_BLOCK) & stages.keys()}, rows)
+        reductions.add(Block(rows, seen, added, {name: stages[name][0] for name in of_rows & BY_BLOCK}), sums)
+
+    def strip(blocks: Sequence[slice]) -> list[Sums]:
+        sums = reductions.sums()
+        for rows in blocks:
+            block(rows, sums)
+        return sums
+
+    reductions.close(run.map(strip, _strips(queries, layer.block_rows(queries, keys))))
+    tensors.update(further)
+    return found | {name: split_heads(tensors[name], layer.about.key_value_heads) for name in wanted & frozenset(KEYS)}
+
+
+def _strips(rows: int, size: int) -> list[list[slice]]:
+    """Cut rows into blocks, and these into strips."""
+    blocks = [slice(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+    count = -(-len(blocks) // STRIPS)
+    return [blocks[begin : begin + count] for begin in range(0, len(blocks), count)]

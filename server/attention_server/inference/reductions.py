@@ -1,0 +1,421 @@
+"""Outputs of a long sequence, made of blocks of rows: each block is reduced to what is sent of it, and dropped."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from attention_proto.stages import STAGES
+from numpy.typing import NDArray
+
+from attention_server.domain.messages import Array, OutputSpec, OutputValue, TopK
+from attention_server.inference import validation as check
+from attention_server.inference.alignment import align, largest_keys
+from attention_server.inference.layer import LoadedLayer
+from attention_server.inference.masks import HIDDEN, Vectors
+from attention_server.inference.planner import OutputPlan, Plan, checked_stages, index_type
+from attention_server.inference.postprocess import Rows, finish, gather, read_rows, shape_hidden, shape_stage
+from attention_server.inference.preprocess import PreparedInput, separators
+from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
+from attention_server.inference.row_statistics import OVER_ROWS
+
+BY_BLOCK = frozenset(
+    stage.name for stage in STAGES.values() if stage.is_pairwise or stage.source or stage.name == "lse"
+)
+FINISHED_ROWS = 128  # of a matrix that stands whole
+
+Hidden = NDArray[np.bool_]
+Sums = list[NDArray[Any]]
+
+
+class Block(NamedTuple):
+    """Some rows of a site's stages.
+
+    Attributes:
+        rows: among the rows that are computed.
+        keys: the keys that are computed; the weights of all others are zeros.
+        mask: of these rows and keys, [1 or H, r, keys]; None for no mask.
+        stages: of these rows and keys, by name, [H, r, keys] or [H, r].
+    """
+
+    rows: slice
+    keys: slice
+    mask: Vectors | None
+    stages: Mapping[str, Vectors]
+
+
+class Part(NamedTuple):
+    """The part of a block that an output reads.
+
+    Attributes:
+        places: of the rows, in the output.
+        heads: places of the heads in the output.
+        numbers: [heads, r, keys], or a column of one number a row.
+        hidden: which keys are masked, [1 or heads, r, keys]; None for none, or where it does not matter.
+        keys: the keys.
+    """
+
+    places: slice | Rows
+    heads: Sequence[int]
+    numbers: Vectors
+    hidden: Hidden | None
+    keys: slice
+
+    def of_head(self, place: int) -> tuple[Vectors, Hidden | None]:
+        """Return the numbers of a head by its place among the heads, and the keys that are masked."""
+        hidden = None if self.hidden is None else self.hidden[place % len(self.hidden)]  # one may serve all heads
+        return self.numbers[place], hidden
+
+    def widened(self, length: int) -> "Part":
+        """Return the part with all keys; those that were not computed are masked, with zeros."""
+        shape = self.numbers.shape[:-1]
+        numbers, hidden = np.zeros((*shape, length), np.float32), np.ones((*shape, length), np.bool_)
+        numbers[..., self.keys] = self.numbers
+        hidden[..., self.keys] = np.False_ if self.hidden is None else self.hidden
+        return self._replace(numbers=numbers, hidden=hidden, keys=slice(0, length))
+
+
+class Reading:
+    """The rows and heads of which an output is made.
+
+    Args:
+        output: its plan.
+        rows: the positions of its rows, in order; None for all.
+        at: by layer, the places of these rows among those computed; None for all.
+        shape: heads, rows and keys of its stage, before rows and heads are chosen.
+    """
+
+    def __init__(
+        self, output: OutputPlan, rows: Rows | None, at: Mapping[int, Rows | None], shape: tuple[int, int, int]
+    ) -> None:
+        self.rows = np.arange(shape[1]) if rows is None else rows
+        self.keys = shape[2]
+        self.spec, self.field = output.spec, output.field
+        self._at = at
+        stage = STAGES[self.spec.name]
+        if stage.computed != stage.name:  # heads of links are reduced at once, those of sums over rows in the end
+            self.spec = self.spec._replace(name=stage.computed, reduce="mean" if stage.is_links else "none")
+        heads = self.spec.heads or tuple(range(shape[0]))
+        self._heads = {output.layer: (range(len(heads)), self.spec.heads)}
+        for layer in {layer for layer, _ in output.pairs}:
+            places = [i for i, pair in enumerate(output.pairs) if pair[0] == layer]
+            self._heads[layer] = (places, tuple([output.pairs[i][1] for i in places]))  # type: ignore[assignment]
+        self.layers = len(self._heads)
+        self.heads = 1 if self.spec.reduce != "none" else sum(len(places) for places, _ in self._heads.values())
+
+    def part(self, layer: int, block: Block) -> Part | None:
+        """Return the part of a block that the output reads; None for none."""
+        at, (heads, chosen) = self._at[layer], self._heads[layer]
+        within: slice | Rows = slice(None)
+        places: slice | Rows = block.rows
+        if at is not None:
+            places = np.flatnonzero((at >= block.rows.start) & (at < block.rows.stop))
+            within = at[places] - block.rows.start
+            if not len(places):
+                return None
+        spec = self.spec._replace(heads=chosen, pool="none")
+        hidden = None
+        if spec.top_k and block.mask is not None:
+            hidden = shape_hidden(block.mask[:, within] == HIDDEN, spec)
+        numbers = gather(block.stages[self.spec.name], within, spec)
+        return Part(places, [0] if spec.reduce != "none" else heads, numbers, hidden, block.keys)
+
+    def share(self, layer: int) -> np.float32:
+        """Return the share of a layer's heads in all heads."""
+        return np.float32(len(self._heads[layer][0]) / sum(len(places) for places, _ in self._heads.values()))
+
+
+class Reduction:
+    """One output. Blocks may be added from several threads, each with sums of its own.
+
+    Args:
+        reading: the rows and heads.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def sums(self) -> Sums:
+        """Return what the blocks of one strip add to."""
+        return []
+
+    def add(self, layer: int, block: Block, sums: Sums) -> None:
+        """Take what is sent of a block."""
+        part = self.reading.part(layer, block)
+        if part is not None:
+            self._add(layer, part, sums)
+
+    def close(self, strips: Sequence[Sums]) -> None:
+        """Take the sums of all strips of a layer, in their order."""
+
+    def result(self) -> OutputValue:
+        """Return the output."""
+        raise NotImplementedError
+
+    def _add(self, layer: int, part: Part, sums: Sums) -> None:
+        raise NotImplementedError
+
+
+class Kept(Reduction):
+    """An output that has each of its rows, whole or their top k."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading)
+        spec, sizes = reading.spec, [reading.heads, len(reading.rows)]
+        if spec.top_k:
+            sizes.append(min(spec.top_k, reading.keys))
+        elif STAGES[spec.name].is_pairwise:
+            sizes.append(reading.keys)
+        self._values: Array = np.zeros(sizes, np.float16 if spec.data_type == "FP16" else np.float32)
+        self._indices = np.empty(sizes, index_type(reading.keys)) if spec.top_k else None
+
+    def result(self) -> OutputValue:
+        """Return the rows; of a pooled output, which has one, this row."""
+        row: int | slice = slice(None) if self.reading.spec.pool == "none" else 0
+        values = self._values[:, row]
+        return values if self._indices is None else TopK(self._indices[:, row], values)
+
+    def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
+        spec, field = self.reading.spec, self.reading.field
+        part = self._with_fillers(part)
+        for place, head in enumerate(part.heads):
+            numbers, hidden = part.of_head(place)
+            found = finish(numbers, spec, hidden, field)
+            if isinstance(found, TopK):
+                assert self._indices is not None
+                self._indices[head][part.places] = found.indices + np.array(part.keys.start, self._indices.dtype)
+                self._values[head][part.places] = found.values
+            elif found.ndim > 1:
+                self._values[head][part.places, part.keys] = found
+            else:
+                self._values[head][part.places] = found
+
+    def _with_fillers(self, part: Part) -> Part:
+        """Return the part with all keys, if in some row the masked ones are needed for a top k."""
+        count = part.numbers.shape[-1]
+        if not self.reading.spec.top_k or count == self.reading.keys:
+            return part
+        seen = count if part.hidden is None else count - int(part.hidden.sum(-1).max())
+        return part if seen >= self.reading.spec.top_k else part.widened(self.reading.keys)
+
+
+class Links(Reduction):
+    """For each row the key with the largest mean weight."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading)
+        self._keys = np.zeros(len(reading.rows), np.intp)
+
+    def result(self) -> OutputValue:
+        """Return the links."""
+        return align(self._keys, self.reading.rows)
+
+    def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
+        self._keys[part.places] = largest_keys(part.numbers[0], part.keys.start)
+
+
+class Pooled(Reduction):
+    """The mean of an output's rows. Sums of blocks are added in float64: thousands of rows add no error."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading)
+        self._sums = self.sums()
+
+    def sums(self) -> Sums:
+        """Return the sum of rows, [heads, S], and which keys are masked in every row."""
+        shape = (self.reading.heads, self.reading.keys if STAGES[self.reading.spec.name].is_pairwise else 1)
+        return [np.zeros(shape), np.ones(shape, np.bool_)]
+
+    def close(self, strips: Sequence[Sums]) -> None:
+        """Add up the strips of a layer; each layer adds to heads of its own."""
+        for total, masked in strips:
+            self._sums[0] += total
+            self._sums[1] &= masked
+
+    def result(self) -> OutputValue:
+        """Return the mean."""
+        spec, (total, masked) = self.reading.spec, self._sums
+        mean = (total / len(self.reading.rows)).astype(np.float32)
+        return finish(mean, spec, masked if spec.top_k else None, self.reading.field)
+
+    def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
+        columns = part.keys if STAGES[self.reading.spec.name].is_pairwise else slice(None)
+        for place, head in enumerate(part.heads):
+            numbers, hidden = part.of_head(place)
+            sums[0][head, columns] += numbers.sum(-2)
+            sums[1][head, columns] &= np.False_ if hidden is None else np.all(hidden, -2)
+
+
+class Summed(Reduction):
+    """An output that is one for all rows, such as what each key receives of them.
+
+    Args:
+        reading: the rows and heads.
+        spec: as requested.
+        separators: which keys are special tokens; None where the keys are of no text.
+        first: the position of the first query among the keys.
+    """
+
+    def __init__(self, reading: Reading, spec: OutputSpec, separators: Hidden | None, first: int) -> None:
+        super().__init__(reading)
+        self._spec, self._separators, self._first = spec, separators, first
+        self._sum_rows, self._finish = OVER_ROWS[spec.name]
+        self._sums = self.sums()
+
+    def sums(self) -> Sums:
+        """Return the sums, [heads, S] or [heads, columns], and which keys are masked in every row."""
+        stage = STAGES[self._spec.name]
+        width = len(stage.columns) + 1 if stage.columns else self.reading.keys
+        return [np.zeros((self.reading.heads, width)), np.ones((self.reading.heads, self.reading.keys), np.bool_)]
+
+    def close(self, strips: Sequence[Sums]) -> None:
+        """Add up the strips of a layer; each layer adds to heads of its own."""
+        for total, masked in strips:
+            self._sums[0] += total
+            self._sums[1] &= masked
+
+    def result(self) -> OutputValue:
+        """Return the output."""
+        total, masked = self._sums
+        spec = self._spec._replace(heads=(), pool="first")  # the heads are chosen, and there is one row
+        hidden = masked[:, None] if spec.top_k else None
+        return shape_stage(self._finish(total)[:, None].astype(np.float32), None, spec, hidden, self.reading.field)
+
+    def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
+        if STAGES[self._spec.name].columns:
+            part = part.widened(self.reading.keys)
+        columns = slice(None) if STAGES[self._spec.name].columns else part.keys
+        found = self._sum_rows(part.numbers, self._first + self.reading.rows[part.places], self._separators)
+        for place, head in enumerate(part.heads):
+            _, hidden = part.of_head(place)
+            sums[0][head, columns] += found[place]
+            sums[1][head, part.keys] &= np.False_ if hidden is None else np.all(hidden, -2)
+
+
+class OverLayers(Reduction):
+    """An output of heads of several layers that are reduced to one.
+
+    The matrix stands whole, since each layer adds to all rows of it; `then` takes its rows in the end.
+    """
+
+    def __init__(self, reading: Reading, then: Reduction) -> None:
+        super().__init__(reading)
+        self._then = then
+        shape = (len(reading.rows), reading.keys if STAGES[reading.spec.name].is_pairwise else 1)
+        self._matrix = np.full(shape, -np.inf if reading.spec.reduce == "max" else 0, np.float32)
+        self._hidden = np.ones(shape, np.bool_) if reading.spec.top_k else None
+
+    def result(self) -> OutputValue:
+        """Return the output."""
+        sums = self._then.sums()
+        for begin in range(0, len(self._matrix), FINISHED_ROWS):
+            rows = slice(begin, min(begin + FINISHED_ROWS, len(self._matrix)))
+            hidden = None if self._hidden is None else self._hidden[None, rows]
+            self._then._add(0, Part(rows, [0], self._matrix[None, rows], hidden, slice(0, self.reading.keys)), sums)  # noqa: SLF001 # of its own kind
+        self._then.close([sums])
+        return self._then.result()
+
+    def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
+        part = part.widened(self.reading.keys) if part.numbers.shape[-1] < self._matrix.shape[-1] else part
+        (numbers,) = part.numbers
+        if self.reading.spec.reduce == "max":
+            self._matrix[part.places] = np.maximum(self._matrix[part.places], numbers)
+        else:
+            self._matrix[part.places] += numbers * self.reading.share(layer)
+        if self._hidden is not None:
+            self._hidden[part.places] &= np.False_ if part.hidden is None else part.hidden[0]
+
+
+class Reductions:
+    """The outputs of one long sequence that are made of blocks of rows.
+
+    Args:
+        plan: says which outputs.
+        prepared: the sequence.
+        layers: of the model.
+        computed: the rows of the last layer that are computed; None for all.
+    """
+
+    def __init__(
+        self, plan: Plan, prepared: PreparedInput, layers: Sequence[LoadedLayer], computed: Rows | None
+    ) -> None:
+        self._path = prepared.path
+        self._checked = [checked_stages(wanted) & BY_BLOCK for wanted in plan.stages]
+        last = len(plan.stages) - 1
+        self._by_name: dict[str, Reduction] = {}
+        self._by_layer: list[list[Reduction]] = [[] for _ in plan.stages]
+        for output in plan.outputs:
+            if output.spec.name not in BY_BLOCK:
+                continue
+            layer = layers[output.layer]
+            rows = read_rows(output.spec, *unmasked_rows(output, layers, prepared))
+            at = {
+                index: positions(rows, computed if index == last and is_cut(output.spec.name) else None)
+                for index in output.layers
+            }
+            shape = (layer.about.heads, *layer.lengths(prepared))
+            reading = Reading(output, rows, at, shape)
+            made = self._by_name[output.name] = (
+                Summed(reading, output.spec, separators(prepared, layer.axes), layer.first(prepared))
+                if STAGES[output.spec.name].sums_rows
+                else _by_rows(output.spec, reading)
+            )
+            for index in output.layers:
+                self._by_layer[index].append(made)
+
+    def of_layer(self, layer: int) -> "LayerReductions":
+        """Return the reductions of one layer."""
+        return LayerReductions(layer, self._by_layer[layer], self._checked[layer], self._path)
+
+    def results(self) -> dict[str, OutputValue]:
+        """Return every output by its name."""
+        return {name: each.result() for name, each in self._by_name.items()}
+
+
+class LayerReductions(NamedTuple):
+    """The reductions of one layer.
+
+    Attributes:
+        layer: its position.
+        reductions: of the outputs that read it.
+        checked: the stages in which an overflow is looked for.
+        path: of the sequence, for the error.
+    """
+
+    layer: int
+    reductions: Sequence[Reduction]
+    checked: frozenset[str]
+    path: str
+
+    def sums(self) -> list[Sums]:
+        """Return what the blocks of one strip add to."""
+        return [each.sums() for each in self.reductions]
+
+    def add(self, block: Block, sums: Sequence[Sums]) -> None:
+        """Take what is sent of a block.
+
+        Raises:
+            InvalidRequest: a number overflowed, or FP16 cannot hold it.
+        """
+        for name in self.checked & block.stages.keys():
+            check.no_overflow(block.stages[name], self.path)
+        for each, own in zip(self.reductions, sums, strict=True):
+            each.add(self.layer, block, own)
+
+    def close(self, strips: Sequence[Sequence[Sums]]) -> None:
+        """Take the sums of all strips, in their order."""
+        for each, own in zip(self.reductions, zip(*strips, strict=True), strict=True):
+            each.close(own)
+
+
+NO_REDUCTIONS = LayerReductions(0, (), frozenset(), "")
+
+
+def _by_rows(spec: OutputSpec, reading: Reading) -> Reduction:
+    """Return the reduction of an output that is made of each row by itself."""
+    if STAGES[spec.name].is_links:
+        made: Reduction = Links(reading)
+    elif spec.pool == "mean" and len(reading.rows) > 1:
+        made = Pooled(reading)
+    else:
+        made = Kept(reading)
+    return OverLayers(reading, made) if reading.layers > 1 and reading.spec.reduce != "none" else made
