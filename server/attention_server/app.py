@@ -16,11 +16,12 @@ from contextlib import suppress
 
 import structlog
 import uvloop
-from attention_proto.allocator import keep_freed
+from attention_proto.allocator import give_back, keep_freed
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from attention_server.auth.access import Access, AccessError, open_access
+from attention_server.budget.trimmer import Trimmer
 from attention_server.grpc.server import make_grpc_server
 from attention_server.http2.errors import LibraryError
 from attention_server.inference.engine.protocol import DeviceError, Engine
@@ -29,7 +30,7 @@ from attention_server.repository.repository import Repository
 from attention_server.rest.server import RestServer
 from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.build import Core, make_core
-from attention_server.settings import MIB, Settings
+from attention_server.settings import MIB, Settings, usable_memory
 from attention_server.telemetry import logs
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.tracing import TracingError, open_tracing
@@ -117,6 +118,7 @@ class Application:
             callers=access.callers,
             certificates=access.certificates,
         )
+        self._trimmer = Trimmer(core.service.account, usable_memory(), give_back)
         self._follower = Follower(core.repository, settings.repository_poll)
 
     async def start(self) -> None:
@@ -132,6 +134,7 @@ class Application:
             RepositoryError: a model cannot be served.
         """
         await asyncio.to_thread(self._core.repository.load)
+        self._trimmer.start()
         self.grpc.set_serving(True)
         if self._settings.repository_mode == "poll":
             self._follower.start()
@@ -145,6 +148,7 @@ class Application:
         """Close both ports within the grace; return whether everything but the scheduler's jobs has ended."""
         end = time.monotonic() + self._settings.grace
         self.set_stopping()
+        self._trimmer.stop()
         await asyncio.gather(self.rest.stop(), self.grpc.stop(self._settings.grace))
         finished = self._follower.stop(max(0.0, end - time.monotonic())) and self.rest.is_idle and self.grpc.is_idle
         self._core.service.observer.close()

@@ -9,8 +9,8 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
-# The paths inside a container, for version 2 and version 1 of cgroups.
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+PROCESS_BYTES = 128 * MIB  # without models
+CGROUPS = Path("/sys/fs/cgroup")
 
 ModelName = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 Version = Annotated[int, Field(ge=1, le=999_999_999)]
@@ -32,6 +32,28 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def memory_limits(groups: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """Return the files that may limit this process's memory, for both versions of cgroups.
+
+    These are the ones of its own groups and of all groups around them; inside a container, the ones at the root.
+
+    Args:
+        groups: the file that lists the process's groups, a line `ID:CONTROLLERS:PATH` each.
+    """
+    files = [CGROUPS / "memory.max", CGROUPS / "memory/memory.limit_in_bytes"]
+    lines = groups.read_text().splitlines() if groups.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        is_second = not controllers
+        if is_second or "memory" in controllers.split(","):
+            root, name = (CGROUPS, "memory.max") if is_second else (CGROUPS / "memory", "memory.limit_in_bytes")
+            group = root / path.lstrip("/")
+            files += [each / name for each in (group, *group.parents) if each != root and each.is_relative_to(root)]
+    return files
+
+
+CGROUP_LIMITS = memory_limits()
+
+
 def usable_memory() -> int:
     """Return the bytes of memory for this process: the least limit of its cgroups, or the machine's memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -41,6 +63,12 @@ def usable_memory() -> int:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return memory
+
+
+def budget() -> int:
+    """Return half of the usable memory in MiB, without what the process itself takes."""
+    memory = usable_memory()
+    return max(memory // 4, (memory - PROCESS_BYTES) // 2) // MIB or 1
 
 
 def eighth() -> int:
@@ -115,6 +143,12 @@ class Settings(BaseSettings):
         ge=1,
         description="what requests that wait may hold, with their answers, in MiB; by default an eighth of the memory, "
         "at most 512",
+    )
+    memory_budget_mib: int = Field(
+        default_factory=budget,
+        ge=1,
+        description="what requests, answers, connections and kept memories may hold together, in MiB; models and the "
+        "process need the rest; by default half of the memory, without 128 MiB",
     )
     max_message_mib: int = Field(
         default_factory=eighth,

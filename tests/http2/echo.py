@@ -9,28 +9,43 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import uvloop
+from attention_server.budget.account import Account
+from attention_server.errors import AttentionServiceError
 from attention_server.http2.errors import CallError
+from attention_server.http2.lease import CONNECTION_BYTES, COPIES
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
 from serving import HANG
 
 ECHO = "/echo.Echo/Echo"
-LIMITS = Limits(message_bytes=2**20, buffered_bytes=2**22, concurrent_calls=100, connections=50)
+LIMITS = Limits(message_bytes=2**20, concurrent_calls=100, connections=50)
 INVALID_ARGUMENT, DEADLINE_EXCEEDED = 3, 4
 
 
 @dataclass
 class Echo:
-    """A running server: where it listens, and which calls it has seen."""
+    """A running server: where it listens, what its calls hold, and how they ended."""
 
     address: tuple[str, int]
     http2: Server
     loop: asyncio.AbstractEventLoop
+    account: Account
     ends: list[str] = field(default_factory=list)
 
     @property
     def target(self) -> str:
         return "{}:{}".format(*self.address)
+
+    @property
+    def received(self) -> int:
+        """Bytes that open calls have received, up to the message read last."""
+        calls = [call for each in list(self.http2.connections) for call in list(each._streams.values())]
+        return sum(call._held for call in calls)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no call holds a byte."""
+        return self.account.state().held == CONNECTION_BYTES * len(self.http2.connections)
 
     def run(self, function: Callable[[], object]) -> object:
         """Call a function on the server's loop."""
@@ -56,28 +71,35 @@ async def answer(call, ends: list[str]) -> None:
         reason = call.stop_reason()
         ends.append(type(reason).__name__)
         call.fail(DEADLINE_EXCEEDED, str(reason))
-    except CallError as error:
+    except (CallError, AttentionServiceError) as error:
         ends.append(type(error).__name__)
         call.fail(INVALID_ARGUMENT, str(error))
 
 
-async def inflate(content: bytes, encoding: str, limit: int) -> bytes:
-    return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(content, limit)
+async def inflate(content: bytes, encoding: str, limit: int, lease) -> bytes:
+    inflated = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(content, limit)
+    lease.grow(COPIES * len(inflated))
+    return inflated
 
 
 @contextmanager
-def running(limits: Limits = LIMITS, timeouts: Timeouts | None = None) -> Iterator[Echo]:
+def running(
+    limits: Limits = LIMITS, timeouts: Timeouts | None = None, account: Account | None = None
+) -> Iterator[Echo]:
     """Run a server in a thread until the block ends."""
     loop = uvloop.new_event_loop()
     ends: list[str] = []
     started = threading.Event()
     stopping = asyncio.Event()
     found: list[Echo] = []
+    account = account or Account()
 
     async def serve() -> None:
-        server = Server(lambda call: call.start(answer(call, ends)), limits, timeouts or Timeouts(), inflate)
+        server = Server(
+            lambda call: call.start(answer(call, ends)), limits, timeouts or Timeouts(), inflate, account.lease
+        )
         listener = await loop.create_server(server.connect, "127.0.0.1", 0)
-        found.append(Echo(listener.sockets[0].getsockname()[:2], server, loop, ends))
+        found.append(Echo(listener.sockets[0].getsockname()[:2], server, loop, account, ends))
         started.set()
         await stopping.wait()
         listener.close()

@@ -8,8 +8,10 @@ import struct
 from contextlib import ExitStack
 
 import pytest
+from attention_server.budget.account import Account
 from attention_server.http2 import callbacks
 from attention_server.http2.callbacks import RateLimit
+from attention_server.http2.connection import INFLATING
 from attention_server.http2.limits import (
     CONNECTION_WINDOW,
     HEADER_BYTES,
@@ -20,7 +22,6 @@ from attention_server.http2.limits import (
     Limits,
     Timeouts,
 )
-from attention_server.http2.messages import INFLATING
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -181,15 +182,14 @@ def test_windows():
 
 
 def test_more_than_may_be_buffered():
-    """When all calls together exceed the buffer, the call that exceeds it fails, and its bytes are freed."""
-    limits = Limits(message_bytes=2**20, buffered_bytes=100_000, concurrent_calls=100, connections=50)
-    with running(limits) as echo, connected(echo) as peer:
+    """When all calls together exceed the account, the call that exceeds it fails, and its bytes are freed."""
+    with running(account=Account(400_000)) as echo, connected(echo) as peer:
         begun = struct.pack(">BI", 0, 2**20) + bytes(15_000)
         for stream in range(1, 15, 2):
             peer.send(headers(stream), data(stream, begun))
-        assert "held" in peer.until(HeadersFrame, 13).fields["grpc-message"]
+        assert "full" in peer.until(HeadersFrame, 13).fields["grpc-message"]
         peer.send(*map(reset, range(1, 13, 2)))
-        wait_until(lambda: echo.http2.buffer.held == 0)
+        wait_until(lambda: echo.is_free)
         assert is_answered(peer, 15)
 
 
@@ -198,8 +198,8 @@ def test_messages_that_are_not_read():
     with running() as echo:
         with connected(echo) as peer:
             peer.send(headers(1), data(1, message(b"sleep") + message(b"") * 3000))
-            wait_until(lambda: echo.http2.buffer.held == 5 * 3000)
-        wait_until(lambda: echo.http2.buffer.held == 0)
+            wait_until(lambda: echo.received == len(message(b"sleep")) + 5 * 3000)
+        wait_until(lambda: echo.is_free)
 
 
 def test_compressed_messages_that_wait():
@@ -208,20 +208,21 @@ def test_compressed_messages_that_wait():
     framed = struct.pack(">BI", 1, len(content)) + content
     compressed = [*fields(), ("grpc-encoding", "gzip")]
     with running() as echo, connected(echo) as peer:
-        buffer = echo.http2.buffer
+        inflating = echo.http2.inflating
         for _ in range(INFLATING):  # all turns are taken
-            asyncio.run_coroutine_threadsafe(buffer.inflating.acquire(), echo.loop).result(HANG)
+            asyncio.run_coroutine_threadsafe(inflating.acquire(), echo.loop).result(HANG)
         for stream in (1, 3, 5):
             peer.send(headers(stream, compressed), data(stream, framed))
         peer.fence()
-        wait_until(lambda: len(buffer.inflating._waiters or ()) == 3)
-        assert buffer.held == 3 * len(framed)
+        wait_until(lambda: len(inflating._waiters or ()) == 3)
+        assert echo.received == 3 * len(framed)
         peer.send(data(3, b"\2\0\0\0\0"), reset(1))  # bytes that are no message; the message before is still answered
         peer.fence()
-        assert buffer.held == 2 * len(framed)
-        echo.run(buffer.inflating.release)
+        assert echo.received == 2 * len(framed)
+        echo.run(inflating.release)
         assert peer.until(DataFrame, 5).data == message(b"hello")
-        wait_until(lambda: buffer.held == 0)
+        peer.send(reset(3))
+        wait_until(lambda: echo.is_free)
 
 
 # --- connections ---
@@ -229,7 +230,7 @@ def test_compressed_messages_that_wait():
 
 def test_connections_over_the_limit():
     """Of more connections than there may be the last is closed; when one goes, another may come."""
-    limits = Limits(LIMITS.message_bytes, LIMITS.buffered_bytes, LIMITS.concurrent_calls, connections=3)
+    limits = Limits(LIMITS.message_bytes, LIMITS.concurrent_calls, connections=3)
     with running(limits) as echo, ExitStack() as stack:
         held = [stack.enter_context(connected(echo)) for _ in range(3)]
         wait_until(lambda: len(echo.http2.connections) == 3)

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+from attention_server.budget.account import Account
 from attention_server.http2 import library
 from attention_server.http2.call import Call
 from attention_server.http2.errors import LibraryError
 from attention_server.http2.headers import Headers
-from attention_server.http2.messages import QUEUED, ReceiveBuffer
+from attention_server.http2.messages import QUEUED
 from attention_server.http2.session import Session
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame
 from serving import HANG
@@ -74,7 +75,7 @@ def test_frames_of_a_byte(echo):
     content = message(bytes(4000))
     with connected(echo) as peer:
         peer.send(headers(1), *(data(1, content[i : i + 1]) for i in range(len(content) - 1)))
-        wait_until(lambda: echo.http2.buffer.held == len(content) - 1)
+        wait_until(lambda: echo.received == len(content) - 1)
         peer.send(data(1, content[-1:], ("END_STREAM",)))
         assert peer.until(DataFrame, 1)
 
@@ -123,7 +124,7 @@ def test_cancellation(channel):
         call.cancel()
         wait_until(lambda: not echo.http2.calls)
         assert echo.ends == ["Cancelled"]
-        assert echo.http2.buffer.held == 0
+        wait_until(lambda: echo.is_free)
 
 
 def test_the_peer_goes_away(echo):
@@ -176,7 +177,9 @@ def test_many_messages_that_come_at_once():
             taken.append(content)
 
     async def turns() -> int:
-        call = Call(connection, 1, {}, fit=True, message_bytes=MIB, buffer=ReceiveBuffer(MIB), inflate=lambda *_: None)
+        account, inflating = Account(), asyncio.Semaphore()
+        given = {"lease": account.lease(""), "inflating": inflating, "inflate": lambda *_: None}
+        call = Call(connection, 1, {}, fit=True, message_bytes=MIB, **given)
         call.on_data(memoryview(message(b"a") * 10 * QUEUED))
         call.on_end()
         reading = asyncio.create_task(read_all(call))

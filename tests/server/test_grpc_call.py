@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from attention_server.budget.account import Account
 from attention_server.errors import Cancelled, DeadlineExceeded, Stopping, TooLarge
 from attention_server.grpc.call import GrpcCall, service_error
 from attention_server.grpc.grpcio_call import GrpcioHandlers
@@ -21,7 +22,7 @@ from tests.http2.echo import inflate
 from tests.http2.peer import Peer, data, fields, headers, message
 
 HANG = 60
-LIMITS = Limits(message_bytes=2**20, buffered_bytes=2**22, concurrent_calls=100, connections=50)
+LIMITS = Limits(message_bytes=2**20, concurrent_calls=100, connections=50)
 METHOD = "/test.Test/Test"
 CANCELLED, UNAVAILABLE = 1, 14
 PIECE = bytes(2**20)
@@ -70,7 +71,7 @@ def write_all(call: GrpcCall, scenario: Scenario) -> None:
 
 
 async def _listen_native(on_call: Callable[[GrpcCall], None], stack: contextlib.AsyncExitStack) -> int:
-    server = Server(on_call, LIMITS, Timeouts(), inflate)
+    server = Server(on_call, LIMITS, Timeouts(), inflate, Account().lease)
     listener = await asyncio.get_running_loop().create_server(server.connect, "127.0.0.1", 0)
     stack.push_async_callback(server.drain, 0, Stopping("the test is over"))
     stack.callback(server.begin_shutdown)
@@ -79,7 +80,7 @@ async def _listen_native(on_call: Callable[[GrpcCall], None], stack: contextlib.
 
 
 async def _listen_grpcio(on_call: Callable[[GrpcCall], None], stack: contextlib.AsyncExitStack) -> int:
-    server = grpc.aio.server(handlers=[GrpcioHandlers(on_call)])
+    server = grpc.aio.server(handlers=[GrpcioHandlers(on_call, Account().lease)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stack.push_async_callback(server.stop, 0)

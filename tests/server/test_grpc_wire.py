@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
+from attention_server.http2.lease import CONNECTION_BYTES
 from attention_server.http2.limits import HEADER_BYTES, STREAM_WINDOW
 from attention_server.scheduling.admission import PERMITS_PER_SLOT
 from hyperframe.frame import (
@@ -201,21 +202,20 @@ def test_what_is_not_read_is_not_taken(server):
 
 
 @pytest.mark.native_grpc("its core bounds each message, and not all messages together")
-def test_more_than_can_be_held(dot_only, monkeypatch):
-    """When calls together exceed the buffer, the last is refused; the held bytes are freed with each call."""
-    monkeypatch.setattr("attention_server.grpc.native.BUFFERED_MESSAGES", 1)
-    with local_server(dot_only, max_message_mib=1) as server, ExitStack() as stack:
+def test_more_than_can_be_held(dot_only):
+    """When calls together exceed the budget, the last is refused; the held bytes are freed with each call."""
+    with local_server(dot_only, max_message_mib=1, memory_budget_mib=3) as server, ExitStack() as stack:
         peers = [stack.enter_context(peer_of(server)) for _ in range(3)]
         started = call_headers(1) + data(1, b"\0\0\x0f\xff\xff")
         for peer in peers[:2]:
             peer.send(started, *[data(1, bytes(16000))] * 30)
-        buffer = server.grpc_server.http2.buffer
-        wait_until(lambda: buffer.held > 900_000)
+        account = server.service.account
+        wait_until(lambda: account.state().held > 2 * 900_000)
         peers[2].send(started, *[data(1, bytes(16000))] * 30)
-        assert "held" in words_of(peers[2].until(HeadersFrame, 1))
+        assert "full" in words_of(peers[2].until(HeadersFrame, 1))
         for peer in peers:
             peer.send(reset(1))
-        wait_until(lambda: buffer.held == 0)
+        wait_until(lambda: account.state().held <= CONNECTION_BYTES * len(server.grpc_server.http2.connections))
         assert answers(server)
 
 
@@ -232,7 +232,7 @@ def test_nothing_stays_counted_of_what_came(server):
             assert refused_by_grpc(caught.value).code == code
         channel.stream_unary(ATTEND).future(iter([good, good])).cancel()
         assert channel.stream_unary(ATTEND)(iter([good, good]), timeout=HANG)
-    wait_until(lambda: server.grpc_server.http2.buffer.held == 0)
+    wait_until(lambda: not server.service.account.state().held)
 
 
 @pytest.mark.native_grpc("its core bounds each message, and not all messages together")
@@ -262,7 +262,9 @@ def test_many_calls_that_are_cancelled(dot_only):
             for call in calls:
                 call.cancel()
         port = server.grpc_server.http2
-        wait_until(lambda: not port.calls and port.buffer.held == 0)
+        wait_until(
+            lambda: not port.calls and server.service.account.state().held == CONNECTION_BYTES * len(port.connections)
+        )
         wait_until(lambda: server.scheduler.state().running == server.scheduler.state().queued == 0)
         assert not server.service.observer.open_records()
         assert stub.Attend(request(), timeout=HANG).results
@@ -357,7 +359,7 @@ def test_refused_at_its_head(server):
         peer.send(data(1, content), PING)
         peer.until(PingFrame)  # so the content has come
         assert not server.grpc_server.http2.calls
-        assert not server.grpc_server.http2.buffer.held
+        assert server.service.account.state().held == CONNECTION_BYTES
     assert not server.service.observer.open_records()
 
 

@@ -33,6 +33,7 @@ SOME = {  # a value that is not the default, for every setting
     "max_outputs": 9,
     "max_work_mib": 10,
     "max_scores_mib": 8,
+    "memory_budget_mib": 900,
     "memory_mib": 8,
     "memory_ttl": 9.5,
     "tls_cert": "/tmp/cert.pem",
@@ -94,6 +95,16 @@ def test_repeated_settings():
     settings = CliApp.run(Settings, cli_args=arguments.split())
     assert settings.load_model == ("a", "b")
     assert settings.default_version == {"a": 1, "b": 2}
+
+
+def test_limits_of_the_groups_around(monkeypatch, tmp_path):
+    """A limit on memory is read from the process's own group and from each around it, in both versions of cgroups."""
+    monkeypatch.setattr(settings, "CGROUPS", tmp_path)
+    groups = tmp_path / "cgroup"
+    groups.write_text("5:cpu,cpuacct:/x\n3:memory:/a/b\n0::/c/d\n")
+    found = {str(each.relative_to(tmp_path)) for each in settings.memory_limits(groups)}
+    first = {f"memory{each}/memory.limit_in_bytes" for each in ("", "/a", "/a/b")}
+    assert found == first | {f"{each}memory.max" for each in ("", "c/", "c/d/")}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from attention_server.budget.account import AccountState
 from attention_server.contexts.store import MemoryState
 from attention_server.domain.messages import IndexEntry
 from attention_server.domain.request_record import RequestRecord
@@ -47,6 +48,7 @@ class Snapshot:
         ready: whether every model is loaded and warmed.
         scheduler: the scheduler's slots and queue.
         memories: the store of kept memories.
+        account: the account of bytes.
         versions: statistics of each version that has had a request.
         requests: statistics of ended requests by their labels.
         open_records: the records of requests that have not ended.
@@ -57,6 +59,7 @@ class Snapshot:
     ready: bool
     scheduler: SchedulerState
     memories: MemoryState
+    account: AccountState
     versions: list[VersionStatistics]
     requests: dict[RequestLabels, RequestStatistics]
     open_records: list[RequestRecord]
@@ -90,7 +93,7 @@ class _Collected(Collector):
 
 
 def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
-    scheduler, memories = snapshot.scheduler, snapshot.memories
+    scheduler, memories, account = snapshot.scheduler, snapshot.memories, snapshot.account
     build = GaugeMetricFamily("attention_build_info", "The version of the service.", labels=["version"])
     build.add_metric([version("attention-service")], 1)
     yield build
@@ -100,6 +103,9 @@ def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
         "attention_slots_busy": ("Requests that are being computed.", scheduler.running),
         "attention_queue_capacity": ("Requests that may wait for a slot.", scheduler.max_queued),
         "attention_queue_depth": ("Requests that wait for a slot.", scheduler.queued),
+        "attention_budget_bytes": ("Bytes that requests, answers and connections may hold.", account.limit),
+        "attention_budget_held_bytes": ("Bytes that they hold.", account.held),
+        "attention_budget_running_bytes": ("Bytes reserved for the largest computations.", account.running),
         "attention_memory_budget_bytes": ("Bytes that memories may have together.", memories.budget),
     }
     yield from (GaugeMetricFamily(name, words, value) for name, (words, value) in gauges.items())
@@ -116,6 +122,7 @@ def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
         sizes.add_metric([state], size)
     yield from (entries, sizes)
     counters = {
+        "attention_budget_refusals": ("Refusals for lack of memory.", account.refused),
         "attention_memory_hits": ("Memories that were named and kept.", memories.hits),
         "attention_memory_misses": ("Memories that were named and not kept.", memories.misses),
         "attention_memory_evictions": ("Memories forgotten to make room for others.", memories.evicted),

@@ -5,6 +5,7 @@ import time
 from dataclasses import InitVar, dataclass, field
 from typing import Literal, Protocol
 
+from attention_server.budget.account import OPEN, Lease
 from attention_server.domain.limits import MAX_SECONDS
 from attention_server.domain.request_record import RequestRecord
 from attention_server.errors import Cancelled, DeadlineExceeded, PermissionDenied
@@ -45,6 +46,7 @@ class CallContext:
         rights: rights of the caller; empty by default, so that a transport that sets none permits nothing.
         record: the record of the request, for metrics, traces and the log.
         owner: name of the token or certificate, to which memories belong; empty without credentials.
+        lease: the bytes that the request holds, its answer included.
         deadline: on the clock of `time.monotonic`; infinite for none.
     """
 
@@ -54,6 +56,7 @@ class CallContext:
     rights: frozenset[Right] = frozenset()
     record: RequestRecord = field(default_factory=RequestRecord)
     owner: str = ""
+    lease: Lease = field(default_factory=lambda: OPEN.lease(""))
     deadline: float = field(init=False)
     _cancel_flag: CancelFlag = field(default_factory=CancelFlag, init=False)
     _future: CancellableFuture | None = field(default=None, init=False)
@@ -83,7 +86,8 @@ class CallContext:
 
     def for_message(self, record: RequestRecord) -> "CallContext":
         """Return the context of one message of this call's stream, with the stream's deadline and cancellation."""
-        message = CallContext(self.request_id, self.caller, None, self.rights, record, self.owner)
+        lease = self.lease.sibling()
+        message = CallContext(self.request_id, self.caller, None, self.rights, record, self.owner, lease)
         message.deadline, message._cancel_flag = self.deadline, self._cancel_flag
         message._future, message._runs = self._future, self._runs
         return message

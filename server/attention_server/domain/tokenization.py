@@ -6,6 +6,7 @@ from attention_proto.text import Truncate
 
 from attention_server.domain.messages import Tokens
 
+HELD_TOKEN_BYTES = 400  # of a token in memory: its id, its texts and its place
 TOKEN_BYTES = 1024  # to make and write a token takes as long as to write so many bytes of a tensor
 
 

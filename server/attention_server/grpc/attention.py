@@ -35,6 +35,7 @@ class AttentionServicer:
     async def Attend(self, message: pb.AttendRequest, context: CallContext) -> bytes:
         response = await wait_for(await self._begin(message, context), context)
         if response.size > INLINE_BYTES:
+            context.lease.grow(response.size)
             return await self._threads.run(lambda: proto.encode_response(response))
         return proto.encode_response(response)
 

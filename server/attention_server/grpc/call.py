@@ -4,9 +4,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from attention_server import errors
+from attention_server.budget.account import Lease
 from attention_server.errors import AttentionServiceError
 from attention_server.http2.errors import (
-    BufferFull,
     CallError,
     Cancelled,
     DeadlineExceeded,
@@ -25,7 +25,6 @@ SERVICE_ERRORS: dict[type[CallError], type[AttentionServiceError]] = {
     UnknownEncoding: errors.Unimplemented,
     MessageTooLarge: errors.TooLarge,
     HeadersTooLarge: errors.TooLarge,
-    BufferFull: errors.Full,
     DeadlineExceeded: errors.DeadlineExceeded,
     Cancelled: errors.Cancelled,
     ServerStopping: errors.Stopping,
@@ -39,6 +38,13 @@ class GrpcCall(Protocol):
     has them, encoded or not. The exceptions of `read` and `stop_reason` are the service's errors, or those of
     `http2.errors`; `service_error` translates the latter.
     """
+
+    @property
+    def lease(self) -> Lease:
+        """The bytes that the call holds: its headers, the message read last and those behind, and its answer.
+
+        Released when the call is over, the answer included.
+        """
 
     @property
     def headers(self) -> Mapping[bytes, bytes]:

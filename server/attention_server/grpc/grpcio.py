@@ -2,7 +2,8 @@
 
 It needs no system library, so the service runs wherever pip installs. Inside gRPC's C core a call changes threads
 several times; the native server saves that. Messages over the limit and oversized metadata are refused by the
-C core in its own words, before a call reaches the interceptor.
+C core in its own words, before a call reaches the interceptor. A message is counted in the account of bytes when it is
+read, since the C core gathers it first; so do the bytes of connections, which the C core alone knows.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ class GrpcioServer:
     ) -> None:
         self._threads = Threads(requests + SPARE_THREADS, "grpc")
         self._services = GrpcServices(service, callers, self._threads)
-        self._handlers = GrpcioHandlers(self._services.on_call)
+        self._handlers = GrpcioHandlers(self._services.on_call, service.account.lease)
         self._server = grpc.aio.server(options=_options(requests, max_message_bytes))
         self._server.add_generic_rpc_handlers((self._handlers,))
         self.port = self._listen(host, port, certificates)

@@ -11,9 +11,11 @@ import grpc
 import grpc.aio
 import structlog
 
+from attention_server.budget.account import Lease
 from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE
 from attention_server.grpc.call import Buffer, Header
 from attention_server.http2.errors import Cancelled, DeadlineExceeded, MessageTooLarge
+from attention_server.http2.lease import CALL_BYTES, COPIES
 from attention_server.http2.lifetime import CallLifetime
 
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
@@ -35,14 +37,20 @@ class GrpcioCall(CallLifetime):
     Args:
         method: the path, `/package.Service/Method`.
         context: of grpc.aio.
+        open_lease: opens the lease of a peer's address.
 
     Attributes:
-        method, timeout: as in `GrpcCall`.
+        method, timeout, lease: as in `GrpcCall`.
     """
 
     headers_error: Exception | None = None  # the C core refuses oversized metadata itself
 
-    def __init__(self, method: str, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+    def __init__(
+        self,
+        method: str,
+        context: "grpc.aio.ServicerContext[bytes, bytes]",
+        open_lease: Callable[[str], Lease],
+    ) -> None:
         super().__init__()
         self.method = method
         self.timeout = context.time_remaining()
@@ -51,6 +59,9 @@ class GrpcioCall(CallLifetime):
         self._responses: deque[tuple[bytes, Callable[[], None] | None]] = deque()
         self._queued = asyncio.Event()
         self._is_finished = False
+        self._read_bytes = 0  # of the message read last
+        self.lease = open_lease(self.certificate or self.host)
+        self.lease.add(CALL_BYTES)
 
     @cached_property
     def headers(self) -> Mapping[bytes, bytes]:
@@ -79,8 +90,11 @@ class GrpcioCall(CallLifetime):
 
         Raises:
             MessageTooLarge: it is over the limit of its method.
+            Full: there is no room for it.
             Cancelled: the peer has left.
         """
+        self.lease.shrink(COPIES * self._read_bytes)
+        self._read_bytes = 0
         try:
             content = await self._context.read()
         except grpc.aio.BaseError as error:
@@ -89,6 +103,9 @@ class GrpcioCall(CallLifetime):
             return None
         if self._message_bytes is not None and len(content) > self._message_bytes:
             raise MessageTooLarge(f"the message has {len(content)} bytes; {self._message_bytes} may be sent")
+        hold = self.lease.grow if self._message_bytes is None else self.lease.add
+        hold(COPIES * len(content))
+        self._read_bytes = len(content)
         return content
 
     def write(self, content: bytes, on_sent: Callable[[], None] | None = None, /) -> None:
@@ -170,13 +187,15 @@ class GrpcioHandlers(grpc.GenericRpcHandler):
 
     Args:
         on_call: starts or fails a new call before it returns.
+        open_lease: opens the lease of a peer's address.
 
     Attributes:
         calls: the open calls.
     """
 
-    def __init__(self, on_call: Callable[[GrpcioCall], None]) -> None:
+    def __init__(self, on_call: Callable[[GrpcioCall], None], open_lease: Callable[[str], Lease]) -> None:
         self._on_call = on_call
+        self._open_lease = open_lease
         self.calls: set[GrpcioCall] = set()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
@@ -184,13 +203,14 @@ class GrpcioHandlers(grpc.GenericRpcHandler):
         method = handler_call_details.method
 
         async def behavior(_: object, context: Any) -> None:
-            call = GrpcioCall(method, context)
+            call = GrpcioCall(method, context, self._open_lease)
             self.calls.add(call)
             try:
                 self._on_call(call)
                 await call.serve()
             finally:
                 self.calls.discard(call)
+                call.lease.release()
 
         return grpc.stream_stream_rpc_method_handler(behavior)
 

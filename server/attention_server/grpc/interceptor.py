@@ -5,7 +5,7 @@ A call that is refused for its credentials, or in overload, is refused before an
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,7 +14,10 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from attention_server.auth.callers import PUBLIC_PATHS, Caller, Callers
+from attention_server.budget.account import Lease
+from attention_server.budget.current import current_lease
 from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE, encode_status, record_error
+from attention_server.codecs.parsed_size import QUICK_FIELDS, ManyFields, check_fields, parsed_bytes
 from attention_server.domain.call import CallContext
 from attention_server.domain.request_record import REQUEST_ID, SERVER_TIMING, TRACE_HEADERS, RequestRecord, request_id
 from attention_server.errors import AttentionServiceError, InvalidRequest, Unavailable, Unimplemented
@@ -25,6 +28,7 @@ from attention_server.transport.offload import INLINE_BYTES
 from attention_server.transport.threads import Threads
 
 OPEN_BYTES = 4096  # of a message to a method that needs no credentials
+HELD_BYTES = 256 * 1024  # what an answered call holds may stay counted for so many bytes
 ID, TIMING = REQUEST_ID.encode(), SERVER_TIMING.encode()
 PUSHBACK = b"grpc-retry-pushback-ms"  # obeyed by gRPC's own retries
 OBSERVED_HEADERS = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
@@ -76,11 +80,13 @@ class MessageStream:
             Exception: as `GrpcCall.read`.
         """
         content = await self.call.read()
-        return None if content is None else (await _parse(self.request_type, content, self.threads), len(content))
+        if content is None:
+            return None
+        return await _parse(self.request_type, content, self.threads, self.call.lease), len(content)
 
     async def read_single(self) -> Any:
         """Return the only message, where only the responses are a stream. Raises as `next`."""
-        return await _parse(self.request_type, await read_single(self.call), self.threads)
+        return await _parse(self.request_type, await read_single(self.call), self.threads, self.call.lease)
 
 
 class Interceptor:
@@ -128,6 +134,7 @@ class Interceptor:
         with _Observation(self._service.observer, call, method) as observation:
             if call.headers_error is not None:
                 raise call.headers_error
+            call.lease.check()
             caller = self._callers.authenticate(_text(call.headers.get(b"authorization")))
             context = observation.enter(caller)
             if method is None:
@@ -147,6 +154,7 @@ class Interceptor:
 
     async def _answer_admitted(self, entered: ExitStack, call: GrpcCall, method: Method, context: CallContext) -> None:
         with entered:
+            call.lease.check()
             await self._reply(call, method, context, await read_single(call))
 
     async def _compute(self, call: GrpcCall, method: Method, context: CallContext) -> None:
@@ -164,11 +172,14 @@ class Interceptor:
     async def _reply(self, call: GrpcCall, method: Method, context: CallContext, content: Buffer) -> None:
         record = context.record
         record.request_bytes = len(content)
-        found = method.handler(await _parse(method.request_type, content, self._threads), context)
+        current_lease.set(context.lease)
+        found = method.handler(await _parse(method.request_type, content, self._threads, context.lease), context)
         if not isinstance(found, bytes | Message):
             found = await found
         answer = found if isinstance(found, bytes) else found.SerializeToString()
         record.mark_written(len(answer))
+        if context.lease.size > HELD_BYTES:
+            context.lease.settle(len(answer))
         call.finish(_trailers(record), answer)
 
 
@@ -185,18 +196,27 @@ async def read_single(call: GrpcCall) -> Buffer:
     return content
 
 
-async def _parse(kind: type[M], content: Buffer, threads: Threads) -> M:
-    """Parse a message, a large one in a thread.
+async def _parse(kind: type[M], content: Buffer, threads: Threads, lease: Lease) -> M:
+    """Parse a message, one that is large or of many fields in a thread, and hold what it takes when it is parsed.
 
     Raises:
         InvalidRequest: the bytes are no message of this type.
-        Full: all threads are busy.
+        Full: all threads are busy, or there is no room.
+        TooLarge: it has too many fields.
     """
     parse: Callable[[Any], M] = kind.FromString  # which takes a memoryview too
+
+    def parse_large() -> M:
+        lease.grow(check_fields(content, kind.DESCRIPTOR))
+        return parse(content)
+
     try:
         if len(content) > INLINE_BYTES:
-            return await threads.run(lambda: parse(content))
-        return parse(content)
+            return await threads.run(parse_large)
+        with suppress(ManyFields):
+            lease.grow(parsed_bytes(content, kind.DESCRIPTOR, QUICK_FIELDS))
+            return parse(content)
+        return await threads.run(parse_large)
     except DecodeError as error:
         raise InvalidRequest("the bytes are no message of the type that this method takes") from error
 
@@ -233,9 +253,10 @@ class _Observation:
         leave = caller.begin_request()
         if leave:
             self._call.add_done_callback(leave)
-        record = self._record
+        record, lease, timeout = self._record, self._call.lease, self._call.timeout
         owner = caller.name or self._call.certificate or ""
-        context = CallContext(record.request_id, record.caller, self._call.timeout, caller.rights, record, owner)
+        lease.move(record.caller)
+        context = CallContext(record.request_id, record.caller, timeout, caller.rights, record, owner, lease)
         self._call.add_done_callback(context.cancel)
         return context
 

@@ -8,9 +8,11 @@ import asyncio
 
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates, common_name, grpc_context
+from attention_server.budget.account import Lease
 from attention_server.errors import Stopping
 from attention_server.grpc.services import GrpcServices
 from attention_server.grpc.stream import STREAMS
+from attention_server.http2.lease import COPIES
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
 from attention_server.service.service import SPARE_THREADS, Service
@@ -19,7 +21,6 @@ from attention_server.transport.sockets import listen, max_connections
 from attention_server.transport.threads import Threads
 from attention_server.transport.tls_listener import TlsListener
 
-BUFFERED_MESSAGES = 2  # of the largest size, that may be received at once, over all calls
 TIMEOUTS = Timeouts()
 
 
@@ -60,11 +61,10 @@ class NativeServer:
         self._services = GrpcServices(service, callers, self._threads)
         limits = Limits(
             message_bytes=max_message_bytes,
-            buffered_bytes=BUFFERED_MESSAGES * max_message_bytes,
             concurrent_calls=requests + STREAMS + SPARE_THREADS,  # further calls wait at the client
             connections=max_connections(),
         )
-        self.http2 = Server(self._services.on_call, limits, TIMEOUTS, self._inflate, common_name)
+        self.http2 = Server(self._services.on_call, limits, TIMEOUTS, self._inflate, service.account.lease, common_name)
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -103,6 +103,18 @@ class NativeServer:
         """Whether no thread of the server runs anything."""
         return self._threads.is_idle
 
-    async def _inflate(self, content: bytes, encoding: str, limit: int) -> bytes:
-        """Inflate a message in a thread. Raises as `inflate`, and Full when no thread is free."""
-        return await self._threads.run(lambda: inflate(content, encoding, limit, "message", "grpc-encoding"))
+    async def _inflate(self, content: bytes, encoding: str, limit: int, lease: Lease) -> bytes:
+        """Inflate a message in a thread. Raises as `inflate`, and Full when no thread or memory is free."""
+        own = lease.sibling()
+
+        def hold(count: int) -> None:
+            own.grow(COPIES * count)
+
+        try:
+            inflated = await self._threads.run(
+                lambda: inflate(content, encoding, limit, "message", "grpc-encoding", hold), own
+            )
+            lease.add(COPIES * len(inflated))
+            return inflated
+        finally:
+            own.release()

@@ -67,6 +67,8 @@ class InferenceServicer:
     async def ModelInfer(self, message: pb.ModelInferRequest, context: CallContext) -> bytes:
         future, answer = await self._begin(message, context, None)
         response = await wait_until_deadline(future, context)
+        if response.size > INLINE_BYTES:
+            context.lease.grow(response.size)
         return await self._threads.run_if(
             response.size > INLINE_BYTES, lambda: oip_proto.encode_response(answer(response))
         )

@@ -12,11 +12,14 @@ from typing import Any
 
 import structlog
 
+from attention_server.budget.account import Lease
+from attention_server.budget.current import current_lease
 from attention_server.codecs.errors import record_error
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
 from attention_server.grpc.interceptor import MessageStream
+from attention_server.http2.lease import COPIES
 from attention_server.scheduling.future import Future
 from attention_server.telemetry.observer import Observer
 from attention_server.transport.futures import make_poster
@@ -139,6 +142,7 @@ class StreamSession:
         self._post = make_poster()
         self._loop = asyncio.get_running_loop()
         self._items: dict[StreamItem, None] = {}  # with an answer that is not written, in order of arrival
+        self._leases: set[Lease] = set()  # of requests with an answer that is not sent
         self._count = 0  # of items with an answer that is not sent
         self._size = self._answer_size = 0  # bytes of theirs
         self._predicted = ANSWER_BYTES // 8  # bytes of the next answer
@@ -193,6 +197,7 @@ class StreamSession:
 
     def _add(self, item: StreamItem) -> None:
         self._items[item] = None
+        self._leases.add(item.context.lease)
         self._count += 1
         self._size += item.size
         self._answer_size += item.answer_size
@@ -200,7 +205,10 @@ class StreamSession:
     async def _submit(self, message: Any, item: StreamItem) -> None:
         admitted = self._loop.create_future()
         on_admitted = partial(self._post, partial(_settle, admitted))
+        lease = item.context.lease
+        current_lease.set(lease)
         try:
+            lease.grow(COPIES * item.size)
             future, item.serialize = await self._protocol.submit(message, item.context, on_admitted)
         except asyncio.CancelledError:  # the server stops; all received requests are answered
             self._refuse(item, Stopping("the server is stopping"))
@@ -239,8 +247,9 @@ class StreamSession:
         """Serialize a large answer in a thread, and write it from there on as any other."""
         assert item.serialize is not None  # or the future would have raised
         try:
-            serialized = self._threads.run(partial(item.serialize, outcome.result()))
-        except Full as error:
+            item.context.lease.grow(item.answer_size)
+            serialized = self._threads.run(partial(item.serialize, outcome.result()), item.context.lease)
+        except AttentionServiceError as error:
             self._refuse(item, error)
         else:
             serialized.add_done_callback(partial(self._on_serialized, item, outcome))
@@ -257,10 +266,13 @@ class StreamSession:
 
     def _write(self, item: StreamItem) -> None:
         del self._items[item]
-        self._stream.call.write(self._serialized(item), partial(self._on_sent, item.size, item.answer_size))
+        answer, lease = self._serialized(item), item.context.lease
+        lease.settle(len(answer))
+        self._stream.call.write(answer, partial(self._on_sent, item.size, item.answer_size, lease))
 
-    def _on_sent(self, size: int, answer_size: int) -> None:
+    def _on_sent(self, size: int, answer_size: int, lease: Lease) -> None:
         """Note that an answer is on its way."""
+        self._release(lease)
         self._count -= 1
         self._size -= size
         self._answer_size -= answer_size
@@ -279,6 +291,13 @@ class StreamSession:
             self._observer.end(item.context.record)
             item.outcome = None  # break the reference cycle
         self._items.clear()
+        for lease in list(self._leases):
+            self._release(lease)
+
+    def _release(self, lease: Lease) -> None:
+        if lease in self._leases:
+            self._leases.discard(lease)
+            lease.release()
 
     def _serialized(self, item: StreamItem) -> bytes:
         record, outcome = item.context.record, item.outcome

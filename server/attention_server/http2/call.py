@@ -19,9 +19,10 @@ from attention_server.http2.errors import (
     UnknownEncoding,
 )
 from attention_server.http2.headers import Header, Headers
+from attention_server.http2.lease import COPIES
 from attention_server.http2.lifetime import CallLifetime
 from attention_server.http2.limits import HEADER_BYTES, HEADER_COUNT, STREAM_WINDOW
-from attention_server.http2.messages import PREFIX, MessageReader, ReceiveBuffer
+from attention_server.http2.messages import PREFIX, MessageReader
 from attention_server.http2.session import Session
 
 CREDIT = STREAM_WINDOW // 4  # bytes of room that are returned at once; nghttp2 tells the peer at half a window
@@ -40,8 +41,10 @@ RESPONSE_HEADERS = Headers(RESPONSE)
 INTERNAL, INTERNAL_ERROR = 13, "internal error"
 UNQUOTED = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # of `grpc-message`
 
-Inflate = Callable[[bytes, str, int], Awaitable[bytes]]
-"""Inflates a message: its bytes, `gzip` or `deflate`, and the largest result. `Call.read` raises its exceptions."""
+Inflate = Callable[[bytes, str, int, Any], Awaitable[bytes]]
+"""Inflates a message: its bytes, `gzip` or `deflate`, the largest result, and the lease, which grows by
+COPIES times the result. `Call.read` raises its exceptions.
+"""
 
 log = structlog.get_logger()
 
@@ -69,11 +72,12 @@ class Call(CallLifetime):
         headers: by name in lower case.
         fit: False where headers over the limits were dropped.
         message_bytes: of the largest message, as it is sent and as it is when inflated.
-        buffer: counts the bytes that are received.
+        lease: a `Lease`; holds the call, its headers and the messages that are received, up to the one read last.
+        inflating: acquired while a message is inflated.
         inflate: inflates compressed messages.
 
     Attributes:
-        headers: as given.
+        headers, lease: as given.
         headers_error: why some headers are missing; None where none is.
         method: the path, `/package.Service/Method`.
         timeout: seconds that the caller waits; None without a limit.
@@ -88,7 +92,8 @@ class Call(CallLifetime):
         *,
         fit: bool,
         message_bytes: int,
-        buffer: ReceiveBuffer,
+        lease: Any,
+        inflating: asyncio.Semaphore,
         inflate: Inflate,
     ) -> None:
         super().__init__()
@@ -99,14 +104,16 @@ class Call(CallLifetime):
         self.is_closed = False
         self._connection = connection
         self._stream = stream
-        self._buffer = buffer
+        self.lease = lease
+        self._hold = lease.grow
+        self._inflating = inflating
         self._inflate = inflate
         self._messages = MessageReader(message_bytes)
-        self._held = 0  # bytes in `_messages`, and `_deferred`
-        self._deferred = 0  # bytes of a compressed message that waits until it may be inflated
+        self._held = 0  # bytes in `_messages`, and of the message read last
+        self._read_bytes = 0  # of the message read last, which the reader works on
         self._credit = 0  # bytes that the peer has sent and was not given room for again
         self._is_complete = False  # the request
-        self._receive_error: CallError | None = None
+        self._receive_error: Exception | None = None
         self._received: asyncio.Future[None] | None = None  # a reader waits for it
         self._has_headers = False  # the response was begun
         self._is_finished = False  # the response has its status
@@ -146,10 +153,10 @@ class Call(CallLifetime):
         self.is_closed = True
         self._messages.complete.clear()
         self._messages.drop()
-        self._release(self._held)
-        self._deferred = 0
         if not self._is_finished:
             self.stop(Cancelled("the caller has gone"))
+        if self.task is None:
+            self.lease.release()
 
     def _on_timeout(self) -> None:
         self.stop(DeadlineExceeded("the deadline passed before the request could be answered"))
@@ -159,6 +166,8 @@ class Call(CallLifetime):
             self._timer.cancel()
         self._connection.forget(self)
         self.task = None
+        if self.is_closed:
+            self.lease.release()
         if error or not (self._is_finished or self.is_closed):
             log.error("a call ends without a status, for a fault of ours", exc_info=error)
             self.fail(INTERNAL, INTERNAL_ERROR)
@@ -166,18 +175,19 @@ class Call(CallLifetime):
     # --- the request ---
 
     def limit_message(self, count: int) -> None:
-        """Lower the largest message's bytes, before one has arrived."""
+        """Lower the largest message's bytes, before one has arrived; so few are held in any case."""
         self._messages.max_bytes = count
+        self._hold = self.lease.add
 
     def on_data(self, content: memoryview) -> None:
         """Take received bytes, which are valid during the call only."""
         self._credit += len(content)
         if self._receive_error is None:
             try:
-                self._buffer.add(len(content))
+                self._hold(COPIES * len(content))
                 self._held += len(content)
                 self._messages.feed(content)
-            except CallError as error:
+            except Exception as error:  # noqa: BLE001 # of the lease too; `read` raises it
                 self._fail_receiving(error)
             self._wake_reader()
         self._return_credit()
@@ -190,15 +200,18 @@ class Call(CallLifetime):
     async def read(self) -> Buffer | None:
         """Return the next message; None behind the last.
 
-        The peer is given no room for more while messages wait here.
+        The peer is given no room for more while messages wait here. The message stays in the lease until the next is
+        read, or the call is over.
 
         Raises:
             InvalidMessage: the bytes are not messages.
             MessageTooLarge: a message is over the limit.
-            BufferFull: all calls together are sending too much.
             UnknownEncoding: the message is compressed by an encoding that is not supported.
+            Exception: the lease's, which has no room for the bytes.
         """
         messages = self._messages
+        self._release(self._read_bytes)
+        self._read_bytes = 0
         while not messages.complete:
             if self._receive_error is not None:
                 raise self._receive_error
@@ -209,10 +222,7 @@ class Call(CallLifetime):
             self._received = asyncio.get_running_loop().create_future()
             await self._received
         compressed, content = messages.complete.popleft()
-        if compressed:
-            self._deferred = len(content) + PREFIX  # counted until it may be inflated
-        else:
-            self._release(len(content) + PREFIX)
+        self._read_bytes = len(content) + PREFIX
         if not messages.complete and self._receive_error is None:
             try:
                 if messages.split():
@@ -228,10 +238,11 @@ class Call(CallLifetime):
             raise InvalidMessage("a message is compressed, and this does not say how", field="grpc-encoding")
         if encoding not in ENCODINGS:
             raise UnknownEncoding(f"messages may be compressed by {', '.join(ENCODINGS)}", field="grpc-encoding")
-        async with self._buffer.inflating:
-            self._release(self._deferred)
-            self._deferred = 0
-            return await self._inflate(bytes(content), encoding, self._messages.max_bytes)
+        async with self._inflating:
+            inflated = await self._inflate(bytes(content), encoding, self._messages.max_bytes, self.lease)
+        self._held += len(inflated)
+        self._read_bytes += len(inflated)
+        return inflated
 
     def _return_credit(self) -> None:
         """Let the peer send more, unless messages wait to be read."""
@@ -244,14 +255,15 @@ class Call(CallLifetime):
             self._received.set_result(None)
 
     def _release(self, count: int) -> None:
-        self._held -= count
-        self._buffer.remove(count)
+        if count:
+            self._held -= count
+            self.lease.shrink(COPIES * count)
 
-    def _fail_receiving(self, error: CallError) -> None:
+    def _fail_receiving(self, error: Exception) -> None:
         """Ignore all further bytes; the messages before the error can still be read."""
         self._receive_error = error.with_traceback(None)  # its frames hold the received bytes
         complete = sum([len(content) + PREFIX for _, content in self._messages.complete])
-        self._release(self._held - complete - self._deferred)
+        self._release(self._held - complete - self._read_bytes)
         self._messages.drop()
 
     # --- the response ---

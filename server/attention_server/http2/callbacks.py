@@ -51,8 +51,11 @@ HEADER_OVERHEAD = 32  # RFC 9113, 6.5.2
 class SessionEvents(Protocol):
     """Receives the events of a session. Streams are given by number."""
 
-    def on_headers(self, stream: int, headers: dict[bytes, bytes], *, fit: bool) -> None:
-        """A request has begun. Names are in lower case; unless the headers `fit` the limits, some are missing."""
+    def on_headers(self, stream: int, headers: dict[bytes, bytes], size: int, *, fit: bool) -> None:
+        """A request has begun. Names are in lower case; unless the headers `fit` the limits, some are missing.
+
+        `size` is their bytes, of which RFC 9113 has 32 more for each.
+        """
 
     def on_data(self, stream: int, content: memoryview) -> None:
         """Bytes of its body, valid during the call only; `Session.consume` makes room for more."""
@@ -249,7 +252,7 @@ def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
         stream = frame.stream_id
         incoming = state.incoming.pop(stream, None)
         if incoming is not None and not incoming.are_trailers:
-            state.events.on_headers(stream, incoming.fields, fit=incoming.fit)
+            state.events.on_headers(stream, incoming.fields, incoming.size, fit=incoming.fit)
         if frame.flags & END_STREAM and (incoming is None or incoming.fit or not incoming.are_trailers):
             _end_request(state, stream)
     elif kind == RST_STREAM:

@@ -10,13 +10,14 @@ import structlog
 from attention_server.http2.call import Call, Inflate
 from attention_server.http2.callbacks import Buffer
 from attention_server.http2.errors import ConnectionBroken
+from attention_server.http2.lease import CALL_BYTES, CONNECTION_BYTES, Lease, OpenLease
 from attention_server.http2.limits import Limits, Timeouts
-from attention_server.http2.messages import ReceiveBuffer
 from attention_server.http2.session import Session, buffer
 from attention_server.http2.stall import StallDetector
 
 SENT_AT_ONCE = 256 * 1024  # bytes
 RECEIVED_AT_ONCE = 256 * 1024  # bytes
+INFLATING = 2  # compressed messages at once
 CONTENT_TYPES = (b"application/grpc", b"application/grpc+proto")
 
 log = structlog.get_logger()
@@ -31,8 +32,9 @@ class ServerState:
         limits: of the server.
         timeouts: of its connections.
         inflate: inflates a compressed message.
+        lease: opens the lease of a call or connection.
         certificate_name: returns the name in the certificate of a transport's peer; None without one.
-        buffer: counts the bytes that are received and not read.
+        inflating: held while a compressed message is inflated, which may become as large as any.
         connections: that are open.
         calls: with a running task.
         is_stopping: no further connection is accepted.
@@ -43,8 +45,9 @@ class ServerState:
     limits: Limits
     timeouts: Timeouts
     inflate: Inflate
+    lease: OpenLease
     certificate_name: Callable[[asyncio.BaseTransport], str | None]
-    buffer: ReceiveBuffer
+    inflating: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INFLATING))
     connections: "set[Connection]" = field(default_factory=set)
     calls: set[Call] = field(default_factory=set)
     is_stopping: bool = False
@@ -81,6 +84,7 @@ class Connection(asyncio.BufferedProtocol):
         self._last_call = self._last_byte = self._loop.time()
         self._is_pinged = False
         self._stall = StallDetector(server.timeouts.stalled_bytes)
+        self._lease: Lease | None = None
 
     # --- asyncio's protocol ---
 
@@ -96,6 +100,8 @@ class Connection(asyncio.BufferedProtocol):
         peer: Any = transport.get_extra_info("peername")
         self.host = peer[0] if peer else ""
         self.certificate = server.certificate_name(transport) or ""
+        self._lease = server.lease(self.certificate or self.host)
+        self._lease.add(CONNECTION_BYTES)
         self._check_timer = self._loop.call_later(server.timeouts.check, self._check)
         self.flush()
 
@@ -119,10 +125,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Send no more for the moment."""
+        if self._lease and not self._is_full:
+            self._lease.add(SENT_AT_ONCE)
         self._is_full = True
 
     def resume_writing(self) -> None:
         """Go on sending."""
+        if self._lease and self._is_full:
+            self._lease.shrink(SENT_AT_ONCE)
         self._is_full = False
         self._stall.has_advanced = True
         self.flush()
@@ -138,19 +148,24 @@ class Connection(asyncio.BufferedProtocol):
         self._server.connections.discard(self)
         self._server.something_ended.set()
         self.session.close()
+        if self._lease:
+            self._lease.release()
 
     # --- the session's events ---
 
-    def on_headers(self, stream: int, headers: dict[bytes, bytes], *, fit: bool) -> None:
+    def on_headers(self, stream: int, headers: dict[bytes, bytes], size: int, *, fit: bool) -> None:
         """Begin a call."""
         server = self._server
+        lease = server.lease(self.certificate or self.host)
+        lease.add(CALL_BYTES + size)
         call = Call(
             self,
             stream,
             headers,
             fit=fit,
             message_bytes=server.limits.message_bytes,
-            buffer=server.buffer,
+            lease=lease,
+            inflating=server.inflating,
             inflate=server.inflate,
         )
         if not fit:

@@ -7,7 +7,6 @@ CallError               one call ends with an error status
 ├── UnknownEncoding     the messages are compressed by an encoding that is not supported
 ├── MessageTooLarge     a message is over the limit
 ├── HeadersTooLarge     the request's headers are over the limit
-├── BufferFull          all calls together are sending more than may be buffered
 ├── DeadlineExceeded    the call's timeout has passed
 ├── Cancelled           the peer has cancelled the call, or closed the connection
 └── ServerStopping      the server stops
@@ -50,10 +49,6 @@ class MessageTooLarge(CallError):
 
 class HeadersTooLarge(CallError):
     """The request has too many headers, or too large ones; the headers over the limit were dropped."""
-
-
-class BufferFull(CallError):
-    """All calls together are sending more bytes than may be buffered; the caller may try again."""
 
 
 class DeadlineExceeded(CallError):

@@ -18,13 +18,11 @@ class Limits:
 
     Attributes:
         message_bytes: of one request message, as it is sent and as it is when inflated.
-        buffered_bytes: of messages that are received and not read, over all calls.
         concurrent_calls: on one connection; peers are told so.
         connections: open at once; a further one is closed when it is made.
     """
 
     message_bytes: int
-    buffered_bytes: int
     concurrent_calls: int
     connections: int
 

@@ -3,19 +3,17 @@
 Each message follows a prefix of five bytes: a flag (1 for a compressed message) and the length, big endian.
 """
 
-import asyncio
 from collections import deque
 
 import numpy as np
 
 from attention_server.http2.callbacks import Buffer
-from attention_server.http2.errors import BufferFull, InvalidMessage, MessageTooLarge
+from attention_server.http2.errors import InvalidMessage, MessageTooLarge
 
 PREFIX = 5  # bytes before each message
 QUEUED = 64  # messages that are split off ahead of the reader
 GROWTH = 2  # limit of the room for a message, as a multiple of its received bytes
 LEAST_ROOM = 512  # bytes
-INFLATING = 2  # compressed messages at once
 
 
 class MessageReader:
@@ -133,36 +131,3 @@ class MessageReader:
         assert self._flag is not None
         self.complete.append((self._flag, content))
         self._flag, self._room, self._filled = None, None, 0
-
-
-class ReceiveBuffer:
-    """Counts the bytes of messages that are received and not read, over all calls.
-
-    Messages that are being received have room for up to twice as much; see `GROWTH`.
-
-    Args:
-        max_bytes: that may be held.
-
-    Attributes:
-        held: bytes that are counted now.
-        inflating: held while a compressed message is inflated, which may become as large as any.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.held = 0
-        self.inflating = asyncio.Semaphore(INFLATING)
-        self._max_bytes = max_bytes
-
-    def add(self, count: int) -> None:
-        """Count received bytes.
-
-        Raises:
-            BufferFull: the limit is reached; these bytes are not counted.
-        """
-        if self.held + count > self._max_bytes:
-            raise BufferFull("more is being sent at once than can be held")
-        self.held += count
-
-    def remove(self, count: int) -> None:
-        """Count bytes no more."""
-        self.held -= count

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from attention_server.http2.call import Call, Inflate
 from attention_server.http2.connection import Connection, ServerState
+from attention_server.http2.lease import OpenLease
 from attention_server.http2.limits import Limits, Timeouts
-from attention_server.http2.messages import ReceiveBuffer
 
 TURNS = 3  # of the loop, in which a stopped call sends its status
 
@@ -19,6 +19,7 @@ class Server(ServerState):
         limits: of the server.
         timeouts: of its connections.
         inflate: inflates a compressed message.
+        lease: opens the lease of a call or connection.
         certificate_name: returns the name in the certificate of a transport's peer; None without one.
     """
 
@@ -28,9 +29,10 @@ class Server(ServerState):
         limits: Limits,
         timeouts: Timeouts,
         inflate: Inflate,
+        lease: OpenLease,
         certificate_name: Callable[[asyncio.BaseTransport], str | None] = lambda _: None,
     ) -> None:
-        super().__init__(on_call, limits, timeouts, inflate, certificate_name, ReceiveBuffer(limits.buffered_bytes))
+        super().__init__(on_call, limits, timeouts, inflate, lease, certificate_name)
 
     def connect(self) -> Connection:
         """Return the protocol of a new connection."""

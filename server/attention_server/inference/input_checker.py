@@ -19,7 +19,7 @@ from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import LoadedLayer
+from attention_server.inference.layer import BLOCK_BYTES, LoadedLayer
 from attention_server.inference.masks import LongMask
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, head_numbers, stage_bytes
@@ -170,14 +170,17 @@ class InputChecker:
             answer += answer_bytes(output, self.manifest, widths, *sites[output.layer])
         max_batch, batch_factor = self.costs.best_batch(max(queries, keys))
         kind = self._kind(prepared, plan) if max_batch > 1 else None
+        stages = stage_bytes(plan, self.manifest, sites)
+        head = 4 * head_numbers(plan, self.manifest, self.labels, queries)
         return InputProfile(
             queries=queries,
             keys=keys,
             score_bytes=scores * 4,
-            stage_bytes=stage_bytes(plan, self.manifest, sites),
-            head_bytes=4 * head_numbers(plan, self.manifest, self.labels, queries),
+            stage_bytes=stages,
+            head_bytes=head,
             input_bytes=prepared.size,
             answer_bytes=answer,
+            peak_bytes=2 * min(4 * scores // len(self.layers), BLOCK_BYTES) + stages + head,
             kind=kind,
             max_batch=max_batch if kind is not None else 1,
             seconds=self.costs.seconds(size),

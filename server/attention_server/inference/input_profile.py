@@ -14,6 +14,7 @@ class InputProfile(NamedTuple):
         head_bytes: of the numbers that the head computes.
         input_bytes: of the prepared sequence.
         answer_bytes: of its outputs.
+        peak_bytes: at most in memory while it is computed, beside input and answer.
         kind: equal for sequences that may run as one batch of the same plan; None for one that runs alone.
         max_batch: the largest batch of this kind.
         seconds: predicted cost of the sequence by itself, before correction.
@@ -27,6 +28,7 @@ class InputProfile(NamedTuple):
     head_bytes: int
     input_bytes: int
     answer_bytes: int
+    peak_bytes: int
     kind: Hashable | None
     max_batch: int
     seconds: float

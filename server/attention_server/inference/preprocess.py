@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from attention_server.contexts.memory import Memory
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequence, Tokens
+from attention_server.domain.tokenization import HELD_TOKEN_BYTES
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.masks import LongMask, requested_mask, unmasked
@@ -84,9 +85,10 @@ class PreparedInput(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of its arrays, those of the memory left out."""
+        """Bytes of its arrays and tokens, those of the memory left out."""
         arrays = (self.query, self.key, self.value, self.added)
-        return sum([each.nbytes for each in arrays if each is not None])
+        tokens = [len(each.ids) for each in (self.tokens, self.memory_tokens) if each is not None]
+        return sum([each.nbytes for each in arrays if each is not None]) + HELD_TOKEN_BYTES * sum(tokens)
 
     def input_widths(self) -> tuple[int, int]:
         """Return the widths of query and value as sent; 0 for a text."""

@@ -9,7 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
+from attention_server.budget.account import Lease
 from attention_server.codecs import json, proto
+from attention_server.codecs.parsed_size import SMALL_BYTES, check_fields
 from attention_server.codecs.url import url_or_body
 from attention_server.contexts.memory import Memory
 from attention_server.domain.call import CallContext
@@ -17,6 +19,7 @@ from attention_server.domain.messages import MemoryRequest, Response
 from attention_server.errors import InvalidRequest
 from attention_server.rest.exchange import (
     JSON,
+    JSON_COPIES,
     PROTOBUF,
     Exchange,
     answers,
@@ -75,7 +78,7 @@ class AttentionRoutes:
         async def handle(body: bytes) -> HttpResponse:
             future, encoding = await submit(body)
             response = await wait_until_deadline(future, call)
-            return await self._respond(response, encoding, as_protobuf=as_protobuf)
+            return await self._respond(response, encoding, call, as_protobuf=as_protobuf)
 
         return await self._exchange.compute(request, call, handle)
 
@@ -92,12 +95,15 @@ class AttentionRoutes:
     async def create_memory(self, request: Request) -> HttpResponse:
         call = call_of(request)
         model = request.path_params["model"]
-        decode = _memory_request_of_protobuf if sends_protobuf(request) else json.decode_memory_request
+        of_protobuf = functools.partial(_memory_request_of_protobuf, lease=call.lease)
+        decode = of_protobuf if sends_protobuf(request) else json.decode_memory_request
         threads, service = self._exchange.threads, self._service
 
         async def submit(body: bytes) -> "Future[Memory]":
             if is_large_json(body):
-                return await threads.run(lambda: service.submit_memory(decode(body, model), call))
+                return await self._exchange.decode_large(
+                    body, call.lease, lambda: service.submit_memory(decode(body, model), call)
+                )
             wanted = decode(body, model)
             takes_long = wanted.key is None and len(body) > INLINE_TEXT_BYTES
             return await threads.run_if(takes_long, lambda: service.submit_memory(wanted, call))
@@ -138,7 +144,7 @@ class AttentionRoutes:
             return service.submit(request, call), encoding
 
         if is_large_json(body):
-            return await threads.run(decode_and_submit)
+            return await self._exchange.decode_large(body, call.lease, decode_and_submit)
         request, encoding = json.decode_request(body, model, version, service.limits)
         if should_offload_request(request, len(body)):
             return await threads.run(lambda: service.submit(request, call)), encoding
@@ -148,7 +154,8 @@ class AttentionRoutes:
         self, model: str, version: int, call: CallContext, body: bytes
     ) -> "tuple[Future[Response], json.Encoding]":
         service, threads = self._service, self._exchange.threads
-        message = await threads.run_if(len(body) > INLINE_BYTES, lambda: parse_protobuf(pb.AttendRequest, body))
+        takes_long = len(body) > SMALL_BYTES
+        message = await threads.run_if(takes_long, lambda: parse_protobuf(pb.AttendRequest, body, call.lease))
         message.model = url_or_body("model", model, message.model)
         message.version = url_or_body("version", version, message.version)
         if should_offload(len(body), len(message.inputs)):
@@ -159,8 +166,12 @@ class AttentionRoutes:
             return await threads.run(lambda: service.submit(request, call)), "json"
         return service.submit(request, call), "json"
 
-    async def _respond(self, response: Response, encoding: json.Encoding, *, as_protobuf: bool) -> HttpResponse:
+    async def _respond(
+        self, response: Response, encoding: json.Encoding, call: CallContext, *, as_protobuf: bool
+    ) -> HttpResponse:
         threads = self._exchange.threads
+        if response.size > INLINE_JSON_TENSOR_BYTES:
+            call.lease.grow(response.size * (1 if as_protobuf else JSON_COPIES))
         if as_protobuf:
             content = await threads.run_if(response.size > INLINE_BYTES, lambda: proto.encode_response(response))
             return HttpResponse(content, media_type=PROTOBUF)
@@ -174,20 +185,23 @@ def sends_protobuf(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == PROTOBUF
 
 
-def parse_protobuf(kind: type[M], body: bytes) -> M:
-    """Parse the message in a body.
+def parse_protobuf(kind: type[M], body: bytes, lease: Lease) -> M:
+    """Parse the message in a body, and hold what it takes when it is parsed.
 
     Raises:
         InvalidRequest: the body is none.
+        Full: there is no room.
+        TooLarge: it has too many fields.
     """
+    lease.grow(check_fields(body, kind.DESCRIPTOR))
     try:
         return kind.FromString(body)
     except DecodeError as error:
         raise InvalidRequest(f"the body is no {kind.DESCRIPTOR.full_name}") from error
 
 
-def _memory_request_of_protobuf(body: bytes, model: str) -> MemoryRequest:
-    message = parse_protobuf(pb.CreateMemoryRequest, body)
+def _memory_request_of_protobuf(body: bytes, model: str, lease: Lease) -> MemoryRequest:
+    message = parse_protobuf(pb.CreateMemoryRequest, body, lease)
     message.model = url_or_body("model", model, message.model)
     return proto.decode_memory_request(message)
 

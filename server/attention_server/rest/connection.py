@@ -1,4 +1,4 @@
-"""An HTTP/1.1 connection with bounds on heads, trailers and idle time.
+"""An HTTP/1.1 connection with bounds on heads, trailers, requests ahead of their answers, and idle time.
 
 Uvicorn bounds neither the size of a request's head and trailers nor the time that a peer takes. This class refuses a
 head or trailers that are too large, and closes a connection whose peer stalls while it sends or receives. A peer that
@@ -7,16 +7,20 @@ waits for a computation is not cut off.
 
 from asyncio import TimerHandle, Transport
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from attention_server.auth.certificates import common_name
+from attention_server.budget.account import OPEN, Account, Lease
+from attention_server.http2.lease import CONNECTION_BYTES
 from attention_server.http2.stall import StallDetector
 from attention_server.transport.sockets import max_connections
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
 HEADERS = 128
+PIPELINED = 32  # requests that a peer may send ahead of their answers
+SENT_BYTES = 64 * 1024  # of an answer that may be unsent and counted with the connection
 CHECK_SECONDS = 10.0  # between two checks for progress
 LEAST_BYTES = 10 * 1024  # least progress between two checks, while bytes are due in either direction
 
@@ -26,7 +30,12 @@ Waiting = Literal["for a head", "for a body", "to send", ""]
 class Connection(HttpToolsProtocol):
     """Uvicorn's HTTP connection with bounds.
 
-    A request's state gets `certificate`: the common name of the peer's certificate, or None without a certificate.
+    A request's state gets `certificate`: the common name of the peer's certificate, or None without a certificate; and
+    `connection`: this connection.
+
+    Args:
+        account: of the bytes of connections.
+        given: Uvicorn's arguments.
     """
 
     _certificate: str | None = None
@@ -36,6 +45,12 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _bytes_since_body = 0  # bytes of chunk headers and trailers since the last byte of a body
 
+    def __init__(self, *, account: Account = OPEN, **given: Any) -> None:
+        super().__init__(**given)
+        self._account = account
+        self._lease: Lease | None = None
+        self._unsent: list[Lease] = []  # of answers that the transport has not taken
+
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Accept a connection; abort it if there are too many."""
         self._stall = StallDetector(LEAST_BYTES)
@@ -44,14 +59,26 @@ class Connection(HttpToolsProtocol):
             transport.abort()
             return
         self._certificate = common_name(transport)
+        self._lease = self._account.lease(self._certificate or (self.client[0] if self.client else ""))
+        self._lease.add(CONNECTION_BYTES)
         self._check = self.loop.call_later(CHECK_SECONDS, self._check_progress)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Disconnect every unanswered request and stop the checks."""
         super().connection_lost(exc)
         self._disconnect_requests()  # Uvicorn disconnects only the last of several pipelined requests
+        self._release_sent()
+        if self._lease:
+            self._lease.release()
         if self._check:
             self._check.cancel()
+
+    def release_when_sent(self, lease: Lease) -> None:
+        """Release the lease of an answer when the transport has sent it, or the peer has gone."""
+        if self.transport.is_closing() or self.transport.get_write_buffer_size() <= SENT_BYTES:
+            lease.release()
+        else:
+            self._unsent.append(lease)
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes; refuse a head or trailers that grow too large."""
@@ -67,7 +94,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request, and add the peer's certificate to its state."""
         super().on_message_begin()
-        self.scope["state"]["certificate"] = self._certificate
+        self.scope["state"].update(certificate=self._certificate, connection=self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; drop a trailer, which must not change headers that were checked."""
@@ -80,12 +107,17 @@ class Connection(HttpToolsProtocol):
         if size > HEAD_BYTES or len(self.headers) > HEADERS:
             self._refuse()
             raise ValueError  # stops the parser
+        self._unanswered = tuple([each for each in self._unanswered if not each.response_complete])
+        if len(self._unanswered) >= PIPELINED:
+            self.transport.close()
+            self._disconnect_requests()
+            raise ValueError
         self._in_head = False
         self._head_bytes = 0
         self._bytes_since_body = 0
         self._stall.has_advanced = True
         super().on_headers_complete()
-        self._unanswered = (*(each for each in self._unanswered if not each.response_complete), self.cycle)
+        self._unanswered = (*self._unanswered, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of the body."""
@@ -106,6 +138,7 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """Record progress in sending."""
         self._stall.has_advanced = True
+        self._release_sent()
         super().resume_writing()
 
     def _refuse(self) -> None:
@@ -125,6 +158,11 @@ class Connection(HttpToolsProtocol):
         if not self._in_head:  # its trailers are refused
             return not self.cycle.response_started
         return not any(each.response_started and not each.response_complete for each in self._unanswered)
+
+    def _release_sent(self) -> None:
+        sent, self._unsent = self._unsent, []
+        for lease in sent:
+            lease.release()
 
     def _disconnect_requests(self) -> None:
         """Mark every unanswered request of this connection as disconnected."""

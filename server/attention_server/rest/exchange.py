@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from attention_server.auth.callers import Caller
+from attention_server.budget.account import Lease
 from attention_server.codecs.errors import code_of, encode_json, encode_status, openai_error, record_error
 from attention_server.codecs.url import parse_version
 from attention_server.domain.call import CallContext
@@ -29,11 +30,15 @@ from attention_server.errors import (
 from attention_server.scheduling.admission import AdmissionController
 from attention_server.transport.futures import LATE
 from attention_server.transport.inflate import inflate
-from attention_server.transport.offload import INLINE_BYTES
+from attention_server.transport.offload import INLINE_BYTES, parsed_json_bytes
 from attention_server.transport.threads import Threads
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
+COPIES = 2  # of a body: its chunks and the whole
+JSON_COPIES = 4  # of tensors that are written as JSON: their numbers as text
+INFLATING = 2  # bodies at once
+REQUEST_BYTES = 16 * 1024  # that a request takes beside its body and answer
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
 EMBEDDINGS = "/v1/embeddings"
@@ -82,6 +87,7 @@ class Exchange:
         self._admission = admission
         self.threads = threads
         self._max_message_bytes = max_message_bytes
+        self._inflating = asyncio.Semaphore(INFLATING)
 
     async def answer(
         self, request: Request, call: CallContext, handle: Callable[[bytes], Awaitable[Response]]
@@ -102,6 +108,24 @@ class Exchange:
         """
         body = await self._read(request, call)
         return await self._while_connected(request, call, body, handle)
+
+    async def decode_large(self, body: bytes, lease: Lease, decode: Callable[[], T]) -> T:
+        """Decode a large JSON document in a thread; its parsed form is held meanwhile.
+
+        Raises:
+            Full: there is no thread or no room.
+            Exception: that of `decode`.
+        """
+
+        def decode_held() -> T:
+            parsed = lease.sibling()
+            try:
+                parsed.grow(parsed_json_bytes(body))
+                return decode()
+            finally:
+                parsed.release()
+
+        return await self.threads.run(decode_held)
 
     async def compute(
         self, request: Request, call: CallContext, handle: Callable[[bytes], Awaitable[Response]]
@@ -124,7 +148,7 @@ class Exchange:
             async with asyncio.timeout(call.remaining()) as limit:
                 with _CancelOnDisconnect(request):
                     if encoding:
-                        body = await self.threads.run(lambda: self._inflate(body, encoding))
+                        body = await self._inflate(body, encoding, call.lease)
                     return await handle(body)
         except BaseException as error:
             call.cancel()
@@ -132,8 +156,17 @@ class Exchange:
                 raise DeadlineExceeded(LATE) from error
             raise
 
-    def _inflate(self, body: bytes, encoding: str) -> bytes:
-        return inflate(body, encoding, self._max_message_bytes, "body", "Content-Encoding")
+    async def _inflate(self, body: bytes, encoding: str, lease: Lease) -> bytes:
+        """Inflate a body in a thread; its pieces and the whole are held, then the whole alone."""
+        limit = self._max_message_bytes
+        async with self._inflating:
+            inflated = await self.threads.run(
+                lambda: inflate(
+                    body, encoding, limit, "body", "Content-Encoding", lambda count: lease.grow(COPIES * count)
+                )
+            )
+        lease.settle(REQUEST_BYTES + len(inflated))
+        return inflated
 
     async def _read(self, request: Request, call: CallContext) -> bytes:
         """Read the body, within the limit and the deadline."""
@@ -143,20 +176,23 @@ class Exchange:
             self.threads.check_idle()  # a large body needs a thread: refuse it unread
         try:
             async with asyncio.timeout(call.remaining()):
-                body = await self._read_chunks(request)
+                body = await self._read_chunks(request, call.lease)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while the body was read") from error
         call.record.request_bytes = len(body)
         return body
 
-    async def _read_chunks(self, request: Request) -> bytes:
+    async def _read_chunks(self, request: Request, lease: Lease) -> bytes:
         chunks = []
         size = 0
         async for chunk in request.stream():
             size += len(chunk)
             self._check_length(size)
+            lease.grow(COPIES * len(chunk))
             chunks.append(chunk)
-        return b"".join(chunks)
+        body = b"".join(chunks)
+        lease.shrink((COPIES - 1) * size)  # the chunks are gone when this returns
+        return body
 
     def _check_length(self, length: int) -> None:
         if length > self._max_message_bytes:
@@ -203,7 +239,8 @@ def call_of(request: Request) -> CallContext:
     caller: Caller = request.state.caller  # set by the middleware
     record = record_of(request)
     owner = caller.name or request.state.certificate or ""
-    return CallContext(record.request_id, record.caller, _timeout(request), caller.rights, record, owner)
+    lease = request.state.lease
+    return CallContext(record.request_id, record.caller, _timeout(request), caller.rights, record, owner, lease)
 
 
 def record_of(request: Request) -> RequestRecord:

@@ -1,18 +1,21 @@
 """Middleware of every HTTP request: its record, its Host header, its caller's credentials and limits."""
 
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from attention_server.auth.callers import PUBLIC_PATHS, Callers
+from attention_server.auth.callers import PUBLIC_PATHS, Caller, Callers
 from attention_server.auth.hosts import HostPolicy
+from attention_server.budget.account import Account, Lease
+from attention_server.budget.current import current_lease
 from attention_server.codecs.errors import status_name
 from attention_server.domain.request_record import OK, REQUEST_ID, SERVER_TIMING, RequestRecord, request_id
 from attention_server.errors import AttentionServiceError, PermissionDenied, Unauthenticated
 from attention_server.rest import page
-from attention_server.rest.exchange import error_response
+from attention_server.rest.exchange import REQUEST_BYTES, error_response
 from attention_server.telemetry.observer import Observer
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -31,14 +34,24 @@ class ObservingMiddleware:
         callers: the known callers.
         mutual: whether callers must show a client certificate.
         observer: counts, traces and logs the requests.
+        account: counts their bytes.
     """
 
-    def __init__(self, app: ASGIApp, hosts: HostPolicy, callers: Callers, mutual: bool, observer: Observer) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: HostPolicy,
+        callers: Callers,
+        mutual: bool,
+        observer: Observer,
+        account: Account,
+    ) -> None:
         self._app = app
         self._hosts = hosts
         self._callers = callers
         self._mutual = mutual
         self._observer = observer
+        self._account = account
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,21 +86,35 @@ class ObservingMiddleware:
                 raise Unauthenticated("show a certificate that an authority of this server's has signed")
             caller = self._callers.authenticate(request.headers.get("authorization"))
             _check_origin(request)
-            leave = caller.begin_request()
+            lease = self._account.hold(REQUEST_BYTES, caller.name or request.state.record.caller)
+            leave = _begin_request(caller, lease)
         except AttentionServiceError as error:
             await _refuse(error, request, receive, send)
             return
         request.state.caller = caller
-        request.state.record.caller = caller.name or request.state.record.caller
+        request.state.record.caller = lease.holder
+        request.state.lease = lease
+        current_lease.set(lease)
         try:
             await self._app(request.scope, receive, send)
         finally:
             if leave:
                 leave()
+            lease.settle(request.state.record.answer_bytes)
+            request.state.connection.release_when_sent(lease)
 
     def _check_host(self, request: Request) -> None:
         hosts = [value.decode("latin-1") for name, value in request.scope["headers"] if name == b"host"]
         self._hosts.check(hosts, request.scope["http_version"])
+
+
+def _begin_request(caller: Caller, lease: Lease) -> Callable[[], None] | None:
+    """Count a request of a caller; one that is refused holds nothing. Raises as `Caller.begin_request`."""
+    try:
+        return caller.begin_request()
+    except AttentionServiceError:
+        lease.release()
+        raise
 
 
 async def _refuse(error: AttentionServiceError, request: Request, receive: Receive, send: Send) -> None:

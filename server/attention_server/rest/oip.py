@@ -17,7 +17,17 @@ from attention_server.codecs.oip.messages import InferRequest, Parameters
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
 from attention_server.errors import Unimplemented
-from attention_server.rest.exchange import JSON, Exchange, Handler, answers, call_of, json_response, version_of
+from attention_server.rest.exchange import (
+    COPIES,
+    JSON,
+    JSON_COPIES,
+    Exchange,
+    Handler,
+    answers,
+    call_of,
+    json_response,
+    version_of,
+)
 from attention_server.scheduling.future import Future
 from attention_server.service.service import Service
 from attention_server.transport.futures import wait_until_deadline
@@ -106,13 +116,17 @@ class InferenceRoutes:
         async def handle(body: bytes) -> HttpResponse:
             threads = self._exchange.threads
             if len(body) > INLINE_BYTES if header_length else is_large_json(body):
-                infer, future = await threads.run(lambda: self._submit(decode_infer(body), call))
+                infer, future = await self._exchange.decode_large(
+                    body, call.lease, lambda: self._submit(decode_infer(body), call)
+                )
             else:
                 infer = decode_infer(body)
                 takes_long = _should_offload(infer, len(body))
                 _, future = await threads.run_if(takes_long, lambda: self._submit(infer, call))
             response = await wait_until_deadline(future, call)
             bound = INLINE_BYTES if header_length else INLINE_JSON_TENSOR_BYTES
+            if response.size > bound:
+                call.lease.grow(response.size * (COPIES if header_length else JSON_COPIES))
             return await threads.run_if(response.size > bound, lambda: self._write(response, infer, accepted))
 
         return await self._exchange.compute(request, call, handle)

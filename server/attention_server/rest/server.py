@@ -1,6 +1,7 @@
 """The HTTP server: every route, and the uvicorn server that serves them."""
 
 import asyncio
+import functools
 import math
 import socket
 import ssl
@@ -25,6 +26,7 @@ from swagger_ui_bundle import swagger_ui_path
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates, http_context
 from attention_server.auth.hosts import HostPolicy, is_loopback
+from attention_server.budget.account import Account
 from attention_server.codecs import prometheus
 from attention_server.codecs.errors import status_name
 from attention_server.rest.attention import AttentionRoutes
@@ -186,6 +188,7 @@ class RestServer:
                     callers,
                     certificates is not None and certificates.mutual,
                     service.observer,
+                    service.account,
                 )
             ],
         )
@@ -197,11 +200,11 @@ class RestServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(grace),
-            http=Connection,
+            http=functools.partial(Connection, account=service.account),  # type: ignore[arg-type] # it is called alone
             ws="none",
             proxy_headers=False,  # any caller can send the headers of a proxy
         )
-        self._server = _Server(config, http_context(certificates) if certificates else None)
+        self._server = _Server(config, http_context(certificates) if certificates else None, service.account)
         self.port: int = self._socket.getsockname()[1]
 
     def start(self) -> None:
@@ -230,12 +233,13 @@ class RestServer:
 
 
 def _snapshot(service: Service) -> prometheus.Snapshot:
-    scheduler, memories = service.state()
+    scheduler, memories, account = service.state()
     versions, requests = service.observer.statistics.all()
     return prometheus.Snapshot(
         ready=service.ready,
         scheduler=scheduler,
         memories=memories,
+        account=account,
         versions=versions,
         requests=requests,
         open_records=service.observer.open_records(),
@@ -250,10 +254,12 @@ class _Server(uvicorn.Server):
     Args:
         config: Uvicorn's configuration.
         context: the TLS context; None for plain HTTP.
+        account: of the bytes of connections.
     """
 
-    def __init__(self, config: uvicorn.Config, context: ssl.SSLContext | None) -> None:
+    def __init__(self, config: uvicorn.Config, context: ssl.SSLContext | None, account: Account) -> None:
         super().__init__(config)
+        self._account = account
         self._context = context
         self._listener: TlsListener | None = None
 
@@ -277,7 +283,9 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _connect(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state)
+        return Connection(
+            account=self._account, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

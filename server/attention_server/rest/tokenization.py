@@ -41,7 +41,7 @@ class TokenizationRoutes:
         def decode(body: bytes) -> TokenizeRequest:
             if not is_protobuf:
                 return tokenization.decode_json(body, model, version, service.limits)
-            message = parse_protobuf(pb.TokenizeRequest, body)
+            message = parse_protobuf(pb.TokenizeRequest, body, call.lease)
             message.model = url_or_body("model", model, message.model)
             message.version = url_or_body("version", version, message.version)
             return tokenization.decode_proto(message, service.limits)
@@ -51,8 +51,10 @@ class TokenizationRoutes:
             return tokenization.encode_proto(found) if as_protobuf else tokenization.encode_json(found)
 
         async def handle(body: bytes) -> HttpResponse:
-            threads = self._exchange.threads
-            content = await threads.run_if(len(body) > INLINE_TEXT_BYTES, lambda: answer(body))
+            if len(body) > INLINE_TEXT_BYTES:
+                content = await self._exchange.decode_large(body, call.lease, lambda: answer(body))
+            else:
+                content = answer(body)
             return HttpResponse(content, media_type=PROTOBUF if as_protobuf else JSON)
 
         return await self._exchange.compute(request, call, handle)

@@ -25,6 +25,7 @@ class Job(Generic[S, T]):
         caller: name of the caller; callers share the slots evenly.
         cost: predicted seconds in one slot.
         size: bytes that the job holds while it waits, and that its answer will hold.
+        peak: bytes that it needs beside while it runs.
         batch_key: jobs with equal keys may run as one batch; None runs alone.
         max_batch: sequences in one batch of this key.
         count: sequences of this job.
@@ -39,6 +40,7 @@ class Job(Generic[S, T]):
     batch_key: Hashable | None = None
     max_batch: int = 1
     count: int = 1
+    peak: int = 0
 
 
 class QueueEntry:

@@ -100,6 +100,7 @@ class AttendJob:
             batch_key=(self.cached_plan, first.kind) if is_batchable else None,
             max_batch=first.max_batch if is_batchable else 1,
             count=self.prepared[0].batch if is_batchable else 1,
+            peak=max([group.count * group.profile.peak_bytes for group in self.groups]),
         )
 
     def compute(self, group: Group, run: Run) -> Callable[[], list[Result]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from attention_server.budget.account import Account
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
@@ -40,7 +41,8 @@ def make_core(settings: Settings, observer: Observer | None = None, engine: Engi
     repository = Repository(settings.models, engine, memories, _policy(settings))
     waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)
     scheduler = Scheduler(settings.compute_slots, waiting)
-    service = Service(repository, scheduler, memories, _limits(settings), observer)
+    account = Account(settings.memory_budget_mib * MIB, settings.compute_slots)
+    service = Service(repository, scheduler, memories, _limits(settings), observer, account)
     return Core(engine, repository, scheduler, service)
 
 

@@ -1,12 +1,13 @@
 """The core that every protocol calls: validate, plan, schedule, compute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.masks import Mask
 
+from attention_server.budget.account import Account, AccountState, Lease
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.store import HeldMemories, MemoryState, MemoryStore
 from attention_server.domain.call import CallContext
@@ -20,7 +21,7 @@ from attention_server.domain.messages import (
     Response,
     Sequence,
 )
-from attention_server.domain.tokenization import Tokenization, TokenizeRequest
+from attention_server.domain.tokenization import HELD_TOKEN_BYTES, TOKEN_BYTES, Tokenization, TokenizeRequest
 from attention_server.errors import InvalidRequest, NotFound, Unavailable
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
@@ -55,8 +56,10 @@ class Service:
         memories: keeps projected memories.
         limits: limits on one request.
         observer: observes requests; None for one that only counts.
+        account: of the bytes of all requests; None for one without a limit.
 
     Attributes:
+        account: of the bytes of all requests.
         limits: limits on one request.
         observer: observes requests.
     """
@@ -68,12 +71,14 @@ class Service:
         memories: MemoryStore,
         limits: Limits,
         observer: Observer | None = None,
+        account: Account | None = None,
     ) -> None:
         self._repository = repository
         self._memories = memories
         self._scheduler = scheduler
         self.limits = limits
         self.observer = observer or Observer()
+        self.account = account or Account()
 
     @property
     def ready(self) -> bool:
@@ -100,7 +105,8 @@ class Service:
             InvalidRequest: the model cannot take the request.
             NotFound: there is no such model, version or memory.
             TooLarge: the request is over a limit.
-            Unavailable: the queue is full, or too long for the deadline; or models are still loading.
+            Unavailable: the queue is full, or too long for the deadline; there is no room for the bytes of request and
+                answer; or models are still loading.
             DeadlineExceeded: the deadline has passed.
             Cancelled: the caller has cancelled.
         """
@@ -141,12 +147,15 @@ class Service:
         Raises:
             PermissionDenied: the caller lacks the right to attend.
             NotFound: there is no such model or version.
+            Full: there is no room for as many tokens as characters.
             AttentionServiceError: as `service.tokenization.tokenize`.
         """
         call.require("attend")
         call.raise_if_ended()
         with self._repository.lease(request.model, request.version) as model:
             call.record.set_target(model.name, model.version)
+            characters = sum([len(each.text) + len(each.text_pair or "") for each in request.inputs])
+            call.lease.grow(HELD_TOKEN_BYTES * min(characters, self.limits.answer_bytes // TOKEN_BYTES))
             return tokenize(request, model, self.limits, call)
 
     def submit_memory(self, request: MemoryRequest, call: CallContext) -> "Future[Memory]":
@@ -242,9 +251,9 @@ class Service:
                 found += self._model_statistics(each, version)
         return found
 
-    def state(self) -> tuple[SchedulerState, MemoryState]:
-        """Return the current load of the scheduler and of the memory store."""
-        return self._scheduler.state(), self._memories.state()
+    def state(self) -> tuple[SchedulerState, MemoryState, AccountState]:
+        """Return the current load of the scheduler, of the memory store and of the account of bytes."""
+        return self._scheduler.state(), self._memories.state(), self.account.state()
 
     def index(self) -> list[IndexEntry]:
         """Return every version of the repository with its current state, also while models are loading."""
@@ -294,20 +303,39 @@ class Service:
         admitted: Callable[[], None] | None,
         call: CallContext,
     ) -> "Future[T]":
-        """Submit a job under a lease of its model version; the lease and the memories held end with the job."""
+        """Submit a job under leases of its model version, its bytes and its memories, which end with the job."""
         held = HeldMemories(self._memories, call.owner)
         lease = self._repository.lease(name, version)
+        ends = [held.release, lease.release]
         try:
-            future = self._scheduler.submit(make_job(lease.model, held), admitted)
+            job = make_job(lease.model, held)
+            ends.append(self._reserve(job, call.lease))
+            future = self._scheduler.submit(job, admitted)
         except BaseException:
-            held.release()
-            lease.release()
+            _call_all(ends)
             raise
-        future.add_done_callback(lambda _: held.release())
-        future.add_done_callback(lambda _: lease.release())
+        future.add_done_callback(lambda _: _call_all(ends))
         if admitted is None:  # a stream's message that is cancelled is looked at in its turn
             call.attach(future)
         return future
+
+    def _reserve(self, job: Job[S, T], lease: Lease) -> Callable[[], None]:
+        """Hold the bytes that a job needs; return a function that gives back what its answer does not need.
+
+        Raises:
+            Full: there is no room for them.
+            TooLarge: there will never be.
+        """
+        account, peak = self.account, job.peak
+        lease.grow(job.size)
+        account.add_peak(peak)
+        lease.retain()
+
+        def give_back() -> None:
+            account.remove_peak(peak)
+            lease.release()
+
+        return give_back
 
     def _attend_job(
         self,
@@ -369,3 +397,8 @@ class Service:
                 for one in sequence.each():
                     self._prepare_sequence(one, mask, model, cached_plan, held)
             raise error.of_part(sequence.part) from error
+
+
+def _call_all(functions: Iterable[Callable[[], None]]) -> None:
+    for function in functions:
+        function()

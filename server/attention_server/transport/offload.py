@@ -7,6 +7,8 @@ INLINE_BYTES = 4 * 1024 * 1024
 INLINE_SEQUENCES = 64
 INLINE_TEXT_BYTES = 16 * 1024  # of a message with text, which is tokenized
 INLINE_JSON_BYTES = 128 * 1024  # weighted, see `is_large_json`
+NUMBER_BYTES = 24 + 8 + 8 + 8 + 4  # a float, its place in two lists, its float64 and its float32
+CONTAINER_BYTES = 88 + 8  # a list or object, and its place
 INLINE_JSON_TENSOR_BYTES = 256 * 1024  # of tensors that are written as JSON
 
 
@@ -33,3 +35,12 @@ def is_large_json(document: bytes) -> bool:
     return (
         size > INLINE_JSON_BYTES or size + 128 * document.count(b"[") + 1024 * document.count(b"{") > INLINE_JSON_BYTES
     )
+
+
+def parsed_json_bytes(document: bytes) -> int:
+    """Return at least as many bytes as the parsed form of a JSON document takes.
+
+    These are the texts, and each number, list and object with its place in lists and arrays.
+    """
+    containers = document.count(b"[") + document.count(b"{")
+    return len(document) + NUMBER_BYTES * document.count(b",") + CONTAINER_BYTES * containers

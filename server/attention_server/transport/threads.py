@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from attention_server.budget.account import Lease
+from attention_server.budget.current import current_lease
 from attention_server.errors import Full
 
 T = TypeVar("T")
@@ -32,8 +34,13 @@ class Threads:
         if not self._idle:
             raise Full("more requests are here than can be answered")
 
-    def run(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+    def run(self, work: Callable[[], T], lease: Lease | None = None) -> "asyncio.Future[T]":
         """Run a function in a thread; call this on the event loop.
+
+        Args:
+            work: the function.
+            lease: not given back before the function ends, though its caller may leave; by default that of the request
+                that this task answers.
 
         Raises:
             Full: all threads are busy.
@@ -41,9 +48,11 @@ class Threads:
         self.check_idle()
         self._idle -= 1
         loop = asyncio.get_running_loop()
+        lease = lease or current_lease.get()
+        lease.retain()
         done = self._pool.submit(work)
         # The returned future may be cancelled while the thread is still busy: only the thread's own end counts.
-        done.add_done_callback(lambda _: self._notify_idle(loop))
+        done.add_done_callback(lambda _: self._on_done(loop, lease))
         result = asyncio.wrap_future(done)
         result.add_done_callback(_retrieve_exception)
         return result
@@ -66,7 +75,8 @@ class Threads:
         """End each thread after its current work."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _notify_idle(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_done(self, loop: asyncio.AbstractEventLoop, lease: Lease) -> None:
+        lease.release()
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(self._add_idle)
 
