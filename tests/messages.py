@@ -85,6 +85,7 @@ def request_message(
             token_ids=sequence.get("token_ids", ()),
             memory_token_ids=sequence.get("memory_token_ids", ()),
             memory=sequence.get("memory", ""),
+            extend=sequence.get("extend", False),
             mask=mask_message(sequence.get("mask")),
             lengths=sequence.get("lengths", ()),
         )
@@ -138,6 +139,7 @@ def read_message(response: pb.AttendResponse) -> dict[str, Any]:
                 "memory_token_offsets": [(span.start, span.end) for span in result.memory_token_offsets],
                 "truncated_tokens": result.truncated_tokens,
                 "memory_truncated_tokens": result.memory_truncated_tokens,
+                "memory": {"id": result.memory.id, "prefix_length": result.memory.prefix_length},
                 "predictions": [
                     {"name": each.name, "label": each.label, "probability": each.probability, "id": each.id}
                     | ({"row": each.row} if each.HasField("row") else {})
@@ -169,6 +171,7 @@ def read_document(document: Any) -> dict[str, Any]:
                 "memory_token_offsets": spans(result, "memory_token_offsets"),
                 "truncated_tokens": result.get("truncated_tokens", 0),
                 "memory_truncated_tokens": result.get("memory_truncated_tokens", 0),
+                "memory": {name: result.get("memory", {}).get(name) for name in ("id", "prefix_length")},
                 "predictions": result.get("predictions", []),
             }
             for result in document["results"]

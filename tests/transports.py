@@ -46,7 +46,8 @@ class Transport:
             Refused: there is no answer.
         """
         sequence = {
-            name: request.pop(name) for name in (*TENSORS, *TEXTS, "memory", "mask", "lengths") & request.keys()
+            name: request.pop(name)
+            for name in (*TENSORS, *TEXTS, "memory", "extend", "mask", "lengths") & request.keys()
         }
         self.sent_inputs = not sequence
         inputs = request.pop("inputs") if self.sent_inputs and "inputs" in request else [sequence] if sequence else []

@@ -32,6 +32,8 @@ class Sequence:
         truncate: the end at which tokens of `text` and `memory_text` are dropped that are more than the model reads;
             `none` has such a text refused.
         memory: a memory that the server keeps, as `create_memory` returned it, or its id.
+        extend: whether the sequence's own keys and values are kept behind those of the memory, which stays as it is:
+            `memory` of the result is a new one of both. For decoders, and for targets over a kept source.
         causal: hides the future; positions are lined up at the first or the last of query and key.
         window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
         allowed: bool, broadcastable to [H, T, S]; true = may attend.
@@ -48,6 +50,7 @@ class Sequence:
     text_pair: str | None = None
     truncate: Truncate = "none"
     memory: Memory | str | None = None
+    extend: bool = False
     causal: Causal = "none"
     window: tuple[int, int] | None = None
     allowed: ArrayLike | None = None

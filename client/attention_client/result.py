@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from attention_client.errors import NotRequested
+from attention_client.memory import Memory
 
 Array = NDArray[Any]
 
@@ -121,6 +122,9 @@ class AttendResult:
             requested; empty where ids of tokens were sent.
         truncated_tokens, memory_truncated_tokens: the number of tokens of a text that were dropped.
         layers: the layer that an output was asked of, by the output's name, where that name does not tell it.
+        memory: what the server keeps of the sequence and its memory; None unless it was sent with `extend`.
+        prefix_tokens: the tokens of the prefix that the sequence goes on behind, where `memory` was sent as a `Memory`:
+            keys of the sequence's own sites begin with these.
     """
 
     model: str
@@ -135,6 +139,8 @@ class AttendResult:
     truncated_tokens: int = 0
     memory_truncated_tokens: int = 0
     layers: Mapping[str, str] = field(default_factory=dict)
+    memory: Memory | None = None
+    prefix_tokens: tuple[str, ...] = ()
 
     def axes(self, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the rows and of the keys of one output of weights or scores; empty for no names.
@@ -146,7 +152,7 @@ class AttendResult:
         if layer.startswith("encoder."):
             return self.memory_tokens, self.memory_tokens
         if layer.startswith("decoder.") and not layer.endswith(".cross"):
-            return self.tokens, self.tokens
+            return self.tokens, self.prefix_tokens + self.tokens
         return self.tokens, self.key_tokens
 
     @property

@@ -72,6 +72,11 @@ SEQUENCE: dict[str, Schema] = {
     "text_pair": described(STRING, "The second text of a pair, of which `text` is the first."),
     "truncate": described(ref("Truncate"), f"{TRUNCATE_WORDS} Default: none, which refuses such a text."),
     "memory": described(STRING, "The id of a kept memory."),
+    "extend": described(
+        BOOLEAN,
+        "Whether the sequence's own keys and values are kept behind those of `memory`, which stays as it is: `memory` "
+        "of the result is a new one of both. For decoders, and for targets over a kept source. Default: false.",
+    ),
     "mask": ref("Mask"),
     "lengths": array(
         integer(1),
@@ -172,6 +177,7 @@ SCHEMAS: dict[str, Schema] = {
                 "description": "By name, in the order asked; `TopK` for those with `top_k`, or `Alignment`.",
             },
             "predictions": array(ref("Prediction")),
+            "memory": described(ref("Memory"), "What is kept of a sequence with `extend`; its tokens are left out."),
         },
         ["outputs"],
         "The answer for one sequence.",

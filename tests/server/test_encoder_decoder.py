@@ -267,6 +267,31 @@ def test_a_kept_source(transport, server):
         np.testing.assert_allclose(step["hidden"][0], whole["hidden@decoder.1"][length], **CLOSE)
 
 
+def test_a_target_goes_on_behind_its_prefix(transport, server):
+    """A memory holds a source and a target so far: each word behind it has the rows that it has in the whole target."""
+    with AttentionClient(server.grpc) as client:
+        memory = client.create_memory("translator", memory_text=SOURCE)
+        before = {"id": memory.id, "prefix_length": 0}
+    own, cross = ("scores", "weights", "heads", "output"), ("weights", "heads")
+    outputs = [{"name": name, "layers": ["decoder.*"]} for name in (*own, "hidden")]
+    outputs += [{"name": name, "layers": ["decoder.*.cross"]} for name in cross]
+    whole = ask(transport, *outputs)
+    sent = [{"outputs": outputs[:1]}, *({"text": word, "outputs": outputs} for word in TARGET.split())]
+    for row, step in enumerate(sent):  # the start token is in the first one
+        result = transport.one("translator", memory=before["id"], extend=True, **step)
+        before = result["memory"]
+        assert before["prefix_length"] == row + 1
+        for name, value in result["outputs"].items():
+            expected_rows = whole[name][row] if value.ndim == 2 else whole[name][:, row]
+            of_keys = name.startswith(("scores", "weights")) and not name.endswith("cross")
+            expected_rows = expected_rows[..., : row + 1] if of_keys else expected_rows
+            np.testing.assert_allclose(value[0] if value.ndim == 2 else value[:, 0], expected_rows, **CLOSE)
+    with AttentionClient(server.grpc) as client:
+        kept = next(each for each in client.memories("translator") if each.id == before["id"])
+    assert (kept.source_length, kept.prefix_length, kept.length) == (6, len(sent), 6 + len(sent))
+    assert list(kept.tokens) == source_tokens(SOURCE) + target_tokens(TARGET)
+
+
 def test_mixed_lengths_together(transport):
     """Sequences of mixed lengths in one request, some alike, have the answers that each has alone."""
     texts = [("a b", "f"), ("c d", "e"), ("a b c d e f", ""), ("e", "a b c"), ("b a", "d")]
@@ -284,6 +309,11 @@ REFUSED = {
     "a key": ({"query": VECTORS, "key": VECTORS}, "key", "makes keys and values of its source itself"),
     "a value": ({"text": "a", "memory_text": "a", "value": VECTORS}, "value", "goes with key"),
     "a text and a query": ({"query": VECTORS, "text": "a", "memory_text": "a"}, "query", "exactly one of query, text"),
+    "an extension without a handle": (
+        {"memory_text": "a", "extend": True},
+        "extend",
+        "goes with memory, a kept source",
+    ),
     "two sources": ({"memory_text": "a", "memory": "0" * 32}, "memory", "only one of memory_text and memory"),
     "a causal mask": ({"memory_text": "a", "mask": {"causal": "top_left"}}, "mask.causal", "give allowed or bias"),
     "a mask of a target": (

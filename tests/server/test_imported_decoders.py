@@ -86,6 +86,15 @@ def eager(model: PreTrainedModel, tokens: list[int]) -> tuple[list[NDArray], NDA
     return [weights[0].numpy() for weights in result.attentions], hidden[0].numpy(), result.logits[0].numpy()
 
 
+def greedy(kind: str, prompt: list[int]) -> list[int]:
+    """Return a prompt with the tokens that `transformers.generate` puts behind it."""
+    model = source(kind)
+    model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
+    tokens: list[int] = model.generate(torch.tensor([prompt]), **options)[0].tolist()
+    return tokens
+
+
 def distance(found: NDArray, expected: NDArray) -> float:
     """Return the largest difference, as a part of the largest value."""
     assert found.shape == expected.shape
@@ -128,6 +137,35 @@ def test_a_sequence_goes_on_behind_a_kept_prefix(kind: str, decoders: Decoders) 
         (prediction,), (expected_prediction,) = rest.predictions, whole.predictions
         assert prediction.row == len(tokens) - length - 1
         assert [each.id for each in prediction.top] == [each.id for each in expected_prediction.top]
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_steps_over_an_extended_memory_are_those_of_generate(kind: str, decoders: Decoders) -> None:
+    """Each token is put behind the memory of the step before; branches and deletions leave it as it is."""
+    prompt, client, name = [BEGIN, 31, 8, 99, 5], decoders.client, name_of(kind)
+    answer = client.attend(name, token_ids=prompt, extend=True)
+    first, tokens = answer.memory, list(prompt)
+    for step in range(STEPS):
+        memory = answer.memory
+        tokens.append(answer.predictions[0].id)
+        if step % 3 == 0:  # a branch of the same memory, to whose rows the next ones are not added
+            client.attend(name, token_ids=[7, 8], memory=memory, outputs=["predictions"], extend=True)
+        if step == STEPS // 2:  # recreated by way of the prompt
+            client.delete_memory(memory)
+        answer = client.attend(
+            name, token_ids=tokens[-1:], memory=memory, outputs=["weights", "predictions"], extend=True
+        )
+        assert answer.memory.prefix_length == len(tokens) == answer.weights.shape[-1] == len(answer.key_tokens)
+    assert tokens == greedy(kind, prompt)
+    assert first.prefix_length == len(prompt)
+    long = [5 + 7 * i % 95 for i in range(40)]  # more layers run, for their keys, than are asked for
+    of_first = client.attend(
+        name, token_ids=long, memory=first, outputs=[OutputSpec("weights", layers=["0"])], extend=True
+    )
+    assert (of_first.weights.shape, of_first.memory.prefix_length) == ((4, 40, 45), 45)
+    again = client.attend(name, token_ids=tokens[len(prompt) :], memory=first, outputs=["weights", "predictions"])
+    np.testing.assert_allclose(again.weights[:, -1:], answer.weights, atol=1e-5)
+    assert len(answer.memory.tokens) == len(tokens)
 
 
 def test_a_prefix_over_rest(decoders: Decoders) -> None:
@@ -209,10 +247,7 @@ def test_an_answer_does_not_see_the_future(
 def test_greedy_steps_are_those_of_generate(kind: str, decoders: Decoders) -> None:
     """The most probable token, put behind the text and asked again, gives the tokens of `transformers.generate`."""
     prompt = [BEGIN, 31, 8, 99, 5]
-    model = source(kind)
-    model.generation_config.eos_token_id = None
-    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
-    expected = model.generate(torch.tensor([prompt]), **options)[0].tolist()
+    expected = greedy(kind, prompt)
     tokens = list(prompt)
     for _ in range(STEPS):
         (prediction,) = decoders.answer(kind, tokens, [OutputSpec("predictions", top=1)]).predictions

@@ -149,6 +149,7 @@ REFUSED = [
     ({"text": "a", "key": np.ones((2, WIDTH), np.float32)}, "key", "attends to its own sequence"),
     ({"query": np.ones((2, WIDTH), np.float32), "value": np.ones((2, WIDTH), np.float32)}, "value", "its own sequence"),
     ({"text": "a", "memory": "1" * 32}, "memory", "its rows see what follows"),
+    ({"text": "a", "extend": True}, "extend", "its rows see what follows"),
 ]
 
 

@@ -67,6 +67,7 @@ class AsyncAttentionClient(BaseClient):
         text_pair: str | None = None,
         truncate: Truncate = "none",
         memory: Memory | str | None = None,
+        extend: bool = False,
         causal: Causal = "none",
         window: tuple[int, int] | None = None,
         allowed: ArrayLike | None = None,
@@ -93,6 +94,8 @@ class AsyncAttentionClient(BaseClient):
             memory: a memory that the server keeps, from `create_memory`, or its id; in place of `key`. When the server
                 no longer has a `Memory`, the call creates it again, for the version that the call asks for, and is
                 repeated; an id alone raises NotFound.
+            extend: keeps the sequence's own keys and values behind those of the memory, which stays as it is; `memory`
+                of the result is a new one of both. For decoders, and for targets over a kept source.
             causal: `top_left` or `bottom_right` hides the future, lined up at the first or the last position.
             window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
             allowed: bool, broadcastable to [H, T, S]; true = may attend.
@@ -121,6 +124,7 @@ class AsyncAttentionClient(BaseClient):
             text_pair=text_pair,
             truncate=truncate,
             memory=memory,
+            extend=extend,
             causal=causal,
             window=window,
             allowed=allowed,

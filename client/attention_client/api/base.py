@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from attention_client.api.memories import MemoriesOfRequest
 from attention_client.errors import NotFound
 from attention_client.inputs import Item, Output
-from attention_client.memory import Memory
+from attention_client.memory import Creation, Memory
 from attention_client.result import AttendResult, Tokenization
 from attention_client.streaming.state import StreamPlan
 from attention_client.wire import channel
@@ -75,11 +75,22 @@ class BaseClient:
             memories.write_ids()
             try:
                 response = yield from self._call(self._attend, request, deadline - time.monotonic())
-                return read(request, response)
+                return memories.extended(read(request, response))
             except NotFound as error:
-                for memory, creation in memories.recreations(error):
-                    made = yield from self._call(self._create_memory, creation, deadline - time.monotonic())
-                    memory.renew(made)
+                for memory, creations in memories.recreations(error):
+                    memory.renew((yield from self._recreate_flow(creations, deadline)))
+
+    def _recreate_flow(self, creations: Iterable[Creation], deadline: float) -> Flow[Call, pb.Memory]:
+        """Create a memory, and those before it that it is made of; return the last one."""
+        made = pb.Memory()
+        for creation in creations:
+            if isinstance(creation, pb.CreateMemoryRequest):
+                made = yield from self._call(self._create_memory, creation, deadline - time.monotonic())
+                continue
+            creation.inputs[0].memory = made.id
+            response = yield from self._call(self._attend, creation, deadline - time.monotonic())
+            made = response.results[0].memory
+        return made
 
     def _stream_plan(
         self,

@@ -6,14 +6,17 @@ created there too, so that in the end each server has it.
 
 import re
 from collections.abc import Sequence as Items
+from dataclasses import replace
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_client.errors import NotFound
 from attention_client.inputs import Item, Sequence
-from attention_client.memory import Memory
+from attention_client.memory import Creation, Extension, Memory
+from attention_client.result import AttendResult
 
 _ROUNDS = 3
+_LEAST = pb.OutputSpec(name="k", rows=[-1])  # of a sequence that is sent for its memory
 _FIELD = re.compile(r"inputs\[(\d+)\]\.memory")
 
 
@@ -34,8 +37,8 @@ class MemoriesOfRequest:
         for position, memory in self._memories.items():
             self._request.inputs[position].memory = memory.id
 
-    def recreations(self, error: NotFound) -> list[tuple[Memory, pb.CreateMemoryRequest]]:
-        """Return the memories to create before the call is repeated, in this order, each with its request.
+    def recreations(self, error: NotFound) -> list[tuple[Memory, list[Creation]]]:
+        """Return the memories to create before the call is repeated, in this order, each with its requests.
 
         Where one server answers, one round suffices. Several servers are asked in turn. If each round created a memory
         once, then of two servers the first would get every creation, and the second every repetition. So round r
@@ -47,11 +50,31 @@ class MemoriesOfRequest:
         field = _FIELD.fullmatch(error.field or "")
         missing = self._memories.get(int(field[1])) if field else None
         # A server that lost one memory has, as a rule, lost all.
-        creations = {memory: self._creation(memory) for memory in self._memories.values()}
-        if missing is None or creations[missing] is None or self._rounds == _ROUNDS:
+        creations = {memory: self._creations(memory) for memory in self._memories.values()}
+        if missing is None or not creations[missing] or self._rounds == _ROUNDS:
             raise error
         self._rounds += 1
-        return [(memory, creation) for memory, creation in creations.items() if creation is not None] * self._rounds
+        return [(memory, requests) for memory, requests in creations.items() if requests] * self._rounds
 
-    def _creation(self, memory: Memory) -> pb.CreateMemoryRequest | None:
-        return memory.creation(self._request.model, self._request.version)
+    def extended(self, results: list[AttendResult]) -> list[AttendResult]:
+        """Return results with the names of their prefixes' keys, and with memories that can be created again."""
+        return [
+            self._told(i, result) if item.memory or item.extend else result
+            for i, (item, result) in enumerate(zip(self._request.inputs, results, strict=True))
+        ]
+
+    def _told(self, position: int, result: AttendResult) -> AttendResult:
+        before, sequence = self._memories.get(position), self._request.inputs[position]
+        if before is not None and before.prefix_length:
+            prefix = before.tokens[before.source_length :]
+            keys = result.key_tokens if before.source_length else prefix + result.tokens
+            result = replace(result, prefix_tokens=prefix, key_tokens=keys)
+        if result.memory is None or (sequence.memory and before is None):  # an id alone cannot be created again
+            return result
+        request = pb.AttendRequest(model=self._request.model, inputs=[sequence], outputs=[_LEAST])
+        if self._request.HasField("mask"):
+            request.mask.CopyFrom(self._request.mask)
+        return replace(result, memory=result.memory.after(Extension(before, request, result.tokens)))
+
+    def _creations(self, memory: Memory) -> list[Creation]:
+        return memory.creations(self._request.model, self._request.version)

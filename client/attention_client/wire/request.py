@@ -187,7 +187,7 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
         _write_ids(getattr(item, name), message, name, field)
     memory = item.memory.id if isinstance(item.memory, Memory) else item.memory
     texts = {"text": item.text, "text_pair": item.text_pair, "memory_text": item.memory_text}
-    _write_scalars(message, f"{field}.", **texts, memory=memory)
+    _write_scalars(message, f"{field}.", **texts, memory=memory, extend=item.extend)
     if item.truncate != "none":
         with _named_field(f"{field}.truncate"):
             message.truncate = _choice(_TRUNCATE, item.truncate)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from attention_proto import codec
 from attention_proto.attention.v1 import attention_pb2 as pb
 
+from attention_client.memory import Memory
 from attention_client.result import (
     Alignment,
     AttendResult,
@@ -62,6 +63,7 @@ def _read(
         truncated_tokens=result.truncated_tokens,
         memory_truncated_tokens=result.memory_truncated_tokens,
         layers=layers,
+        memory=Memory(result.memory) if result.HasField("memory") else None,
     )
     keys = {answer.axes(name)[1] for name in answer.outputs}
     return answer if len(keys) != 1 or answer.key_tokens in keys else replace(answer, key_tokens=keys.pop())

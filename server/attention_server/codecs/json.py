@@ -55,7 +55,7 @@ from attention_server.errors import InvalidRequest, join_path
 Encoding = Literal["json", "base64"]
 
 TEXT_FIELDS = ("text", "text_pair", "memory_text", "token_ids", "memory_token_ids", "truncate")
-SEQUENCE_FIELDS = ("query", "key", "value", *TEXT_FIELDS, "memory", "mask", "lengths")
+SEQUENCE_FIELDS = ("query", "key", "value", *TEXT_FIELDS, "memory", "extend", "mask", "lengths")
 REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
 OUTPUT_FIELDS = ("name", *OPTIONS)
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
@@ -190,6 +190,7 @@ def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
             text_pair=typed(content, "text_pair", str, None, path),
             truncate=choice(content, "truncate", TRUNCATES, "none", path),
             memory=typed(content, "memory", str, "", path),
+            extend=typed(content, "extend", bool, False, path),
             mask=_mask(content.get("mask"), join_path(path, "mask")),
         ),
         integers(content, "lengths", path, minimum=1),
@@ -278,6 +279,8 @@ def _result(result: Result, encoding: Encoding, *, offsets: bool) -> dict[str, A
     content["outputs"] = {name: _output(value, encode) for name, value in result.outputs.items()}
     if result.predictions is not None:
         content["predictions"] = [_prediction(each) for each in result.predictions]
+    if result.memory is not None:
+        content["memory"] = encode_memory(result.memory)
     return content
 
 

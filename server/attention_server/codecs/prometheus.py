@@ -126,6 +126,7 @@ def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
         "attention_memory_hits": ("Memories that were named and kept.", memories.hits),
         "attention_memory_misses": ("Memories that were named and not kept.", memories.misses),
         "attention_memory_evictions": ("Memories forgotten to make room for others.", memories.evicted),
+        "attention_memory_copied_bytes": ("Bytes of prefixes that were copied to go on behind them.", memories.copied),
         "attention_memory_expirations": ("Memories forgotten because nobody used them.", memories.expired),
     }
     yield from (CounterMetricFamily(name, words, value) for name, (words, value) in counters.items())

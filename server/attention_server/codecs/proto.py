@@ -325,8 +325,8 @@ def _alignment(name: str, value: Alignment) -> bytes:
 
 
 def _text_fields(result: Result, *, offsets: bool) -> bytes:
-    """Encode the tokens and predictions of a result."""
-    if not (result.predictions or result.tokens or result.memory_tokens):
+    """Encode the tokens, predictions and memory of a result."""
+    if not (result.predictions or result.tokens or result.memory_tokens or result.memory):
         return b""
     message = pb.Result(predictions=map(_prediction, result.predictions or ()))
     if result.tokens:
@@ -337,6 +337,8 @@ def _text_fields(result: Result, *, offsets: bool) -> bytes:
         message.memory_tokens.extend(result.memory_tokens.shown)
         message.memory_token_offsets.extend(_spans(result.memory_tokens) if offsets else ())
         message.memory_truncated_tokens = result.memory_tokens.truncated
+    if result.memory:
+        message.memory.CopyFrom(encode_memory(result.memory))
     return message.SerializeToString()
 
 

@@ -14,6 +14,7 @@ Vectors = NDArray[np.float32]
 Kept = NDArray[np.float32] | NDArray[np.float16]
 Widths = tuple[tuple[int, int], ...]  # of k and v of each site
 
+FLOAT = np.dtype(np.float32)
 MAX_COPIED = 256  # rows of a block that is made anew, larger, when it is full
 MAX_PIECES = 8  # beyond, short ones at the end are joined
 
@@ -229,34 +230,68 @@ def as_half(array: Vectors) -> tuple[NDArray[np.float16], float]:
     return half, float(np.abs(half.astype(np.float32) - array).max())
 
 
-def contiguous(pieces: Sequence[tuple[Vectors, Vectors]]) -> tuple[Vectors, Vectors]:
-    """Return k and v of all pieces, each [1, S, width]: a view of one piece, a copy of several."""
-    if len(pieces) == 1:
-        (k, v), *_ = pieces
-        return k[None], v[None]
-    keys, values = zip(*pieces, strict=True)
-    return np.concatenate(keys)[None], np.concatenate(values)[None]
+class Continuation:
+    """A sequence behind a prefix, and the room for its own keys and values if it is kept.
 
-
-class Continuation(NamedTuple):
-    """A sequence behind a prefix.
+    Args:
+        before: the prefix; None for none.
+        keeps: whether the sequence is kept behind it.
+        data_type: the format of a prefix that begins with the sequence.
 
     Attributes:
-        before: the prefix; None for none.
-        kept: the prefix with room for the sequence; None where the sequence is not kept.
+        before, keeps: as given.
+        kept: the prefix with the sequence behind it, once it is computed; None where it is not kept.
+        copied: bytes of the prefix that were copied for this computation.
     """
 
-    before: Past | None
-    kept: Past | None = None
+    __slots__ = ("_data_type", "before", "copied", "keeps", "kept")
+
+    def __init__(self, before: Past | None, *, keeps: bool, data_type: "np.dtype[Any]" = FLOAT) -> None:
+        self._data_type = data_type
+        self.before = before
+        self.keeps = keeps
+        self.kept: Past | None = None
+        self.copied = 0
 
     @property
     def first(self) -> int:
         """The position of the sequence's first row."""
         return self.before.length if self.before is not None else 0
 
+    def open(self, rows: int, widths: Widths) -> None:
+        """Make room for the sequence, if it is kept; the widths are those of k and v of each site."""
+        self.close()
+        if not self.keeps:
+            return
+        self.kept = Past.begin(widths, rows, self._data_type) if self.before is None else self.before.extend(rows)
+        self.copied = self.kept.copied
+
+    def close(self) -> None:
+        """Give the room back; the sequence is not kept."""
+        if self.kept is not None:
+            self.kept.release()
+            self.kept = None
+
     def pieces(self, site: int, keys: Vectors, values: Vectors) -> list[tuple[Vectors, Vectors]]:
-        """Return k and v of a site for the prefix and the sequence, whose own are [T, width]; keep these if asked."""
+        """Return k and v of a site for the prefix and the sequence, whose own are [T, width]; keep these if asked.
+
+        Raises:
+            InvalidRequest: a number is beyond the range of FP16, in which the prefix is kept.
+        """
         if self.kept is not None:
             self.kept.write(site, keys, values)
             return self.kept.read(site)
         return [*(self.before.read(site) if self.before is not None else ()), (keys, values)]
+
+    def joined(self, site: int, keys: Vectors, values: Vectors) -> tuple[Vectors, Vectors]:
+        """Return k and v of a site for the prefix and the sequence, each [1, S, width].
+
+        These are views where one block holds all of them, and copies otherwise.
+        """
+        pieces = self.pieces(site, keys, values)
+        if len(pieces) == 1:
+            ((k, v),) = pieces
+            return k[None], v[None]
+        self.copied += sum([k.nbytes + v.nbytes for k, v in pieces])
+        all_keys, all_values = zip(*pieces, strict=True)
+        return np.concatenate(all_keys)[None], np.concatenate(all_values)[None]

@@ -34,6 +34,7 @@ class MemoryState:
         held_size, pinned_size: bytes of these.
         hits, misses: lookups that found a memory, and that did not.
         evicted, expired: memories forgotten to make room, and for lack of use.
+        copied: bytes of prefixes that were copied to go on behind them.
     """
 
     budget: int
@@ -47,6 +48,7 @@ class MemoryState:
     misses: int = 0
     evicted: int = 0
     expired: int = 0
+    copied: int = 0
 
 
 class MemoryStore:
@@ -140,6 +142,11 @@ class MemoryStore:
                 self._touch(self._accounts[entry.memory.owner], entry)
             else:
                 self._remove_parts(entry)
+
+    def count_copied(self, size: int) -> None:
+        """Count bytes of a prefix that were copied to go on behind it."""
+        with self._lock:
+            self._state.copied += size
 
     def of(self, model: str, owner: str = "") -> list[Memory]:
         """Return an owner's memories of a model, the most recently used first."""

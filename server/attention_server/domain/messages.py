@@ -38,6 +38,7 @@ class Sequence(NamedTuple):
         truncate: where tokens of a text are dropped that are more than the model reads.
         memory: id of a kept memory.
         mask: mask of this sequence alone.
+        extend: whether it is kept behind the memory, under a new id.
         part: index among the sequences that were sent as one batch, in a batch that of the first; None for a sequence
             that was sent by itself.
         batch: B; 1 for one sequence, with arrays without a batch dimension.
@@ -55,6 +56,7 @@ class Sequence(NamedTuple):
     truncate: Truncate = "none"
     memory: str = ""
     mask: Mask = NO_MASK
+    extend: bool = False
     part: int | None = None
     batch: int = 1
 
@@ -324,6 +326,7 @@ class Result(NamedTuple):
         memory_tokens: tokens of the memory, where it is no vectors.
         predictions: predictions of the model's head; None where the request has none.
         batch: B; 1 for one sequence, with arrays without a batch dimension.
+        memory: what is kept of it, its tokens left out; None where it is not kept.
     """
 
     outputs: dict[str, OutputValue]
@@ -331,6 +334,7 @@ class Result(NamedTuple):
     memory_tokens: Tokens | None = None
     predictions: tuple[Prediction, ...] | None = None
     batch: int = 1
+    memory: "MemoryDescription | None" = None
 
     def each(self) -> "Iterator[Result]":
         """Yield the results of a batch one by one; yield a single result itself."""

@@ -8,7 +8,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Segment as SegmentEntry
 from attention_proto.chains import CROSS
 
-from attention_server.contexts.past import Continuation, contiguous
+from attention_server.contexts.past import Continuation, Widths
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
 from attention_server.inference.long_site import compute_long
@@ -18,6 +18,7 @@ from attention_server.inference.row_blocks import run_rows
 from attention_server.inference.walk import (
     CONTRIBUTIONS,
     EMBEDDINGS,
+    NO_NAMES,
     Names,
     Segment,
     Step,
@@ -84,8 +85,8 @@ class LoadedChain:
                 layer.read_keys(tensors)
             first = 0
             if layer.kept is None and continued is not None:
-                if step.attends or continued.kept is not None:
-                    tensors["k"], tensors["v"] = contiguous(continued.pieces(own, tensors["k"][0], tensors["v"][0]))
+                if step.attends or continued.keeps:
+                    tensors["k"], tensors["v"] = continued.joined(own, tensors["k"][0], tensors["v"][0])
                 own, first = own + 1, continued.first
             of_request = added if layer.axes is CROSS else None
             reduced = None if reductions is None else reductions(len(stages))
@@ -95,6 +96,50 @@ class LoadedChain:
             self._advance(walk.end, tensors, run)
             stages[-1].update({name: tensors[name] for name in walk.steps[-1].behind})
         return stages
+
+    def continued(
+        self,
+        tensors: Tensors,
+        wanted: Wanted,
+        kept: Names,
+        run: Run,
+        added: Vectors | LongMask | None,
+        rows: Rows | None,
+        continuation: Continuation,
+        reductions: Callable[[int], LayerReductions] | None = None,
+    ) -> list[Stages]:
+        """Compute the stages wanted of a sequence behind a prefix; if the sequence is kept, every site's k and v.
+
+        Args:
+            tensors: the inputs of the chain; receives the results of segments and sites.
+            wanted: stages of each site up to the last one.
+            kept: the names of tensors that a memory keeps.
+            run: the computation that this is a part of.
+            added: the request's mask, as of `stages`.
+            rows: the query rows of the last site that runs to compute; None for all.
+            continuation: the prefix; receives the sequence's keys and values.
+            reductions: as of `stages`.
+
+        Raises:
+            InvalidRequest: a number is beyond the range of FP16, in which the prefix is kept.
+        """
+        further = len(self.layers) - len(wanted) if continuation.keeps else 0
+        walk = self.walk(wanted + (NO_NAMES,) * further, kept, NO_NAMES, continuation.keeps)
+        of_wanted = reductions
+        if reductions is not None and further:
+            of_wanted = lambda place: reductions(place) if place < len(wanted) else NO_REDUCTIONS  # noqa: E731
+        continuation.open(tensors["query"].shape[1], self.key_widths)
+        try:
+            stages = self.stages(tensors, walk, run, added, rows, None, continuation, of_wanted)
+        except BaseException:
+            continuation.close()
+            raise
+        return stages[: len(wanted)]
+
+    @cached_property
+    def key_widths(self) -> Widths:
+        """The widths of k and v of each site with keys of this chain."""
+        return tuple([each.key_widths for each in self.layers if each.kept is None])
 
     @cached_property
     def walk(self) -> Callable[[Wanted, Names, Names, bool], Walk]:

@@ -54,6 +54,13 @@ class EncoderDecoder:
         count = len(self.source.layers)
         of_source, of_target = plan.stages[:count], plan.stages[count:]
         kept = NO_NAMES if memory is None else memory.names
+        of_sites = None if reductions is None else lambda place: reductions(count + place)
+        if first.continuation is not None and memory is not None:
+            tensors = memory.vectors() | self._target_inputs(batch, run)
+            target = self.target.continued(
+                tensors, of_target, kept, run, first.added, rows, first.continuation, of_sites
+            )
+            return [{} for _ in of_source] + target
         walk = self.target.walk(of_target, kept, NO_NAMES, False) if of_target else None
         from_source = NO_NAMES if walk is None else walk.takes & self._memory_names
         stages: list[Stages] = [{}] * len(of_source)
@@ -68,7 +75,6 @@ class EncoderDecoder:
         if walk is None:
             return stages
         tensors = found | self._target_inputs(batch, run)
-        of_sites = None if reductions is None else lambda place: reductions(count + place)
         return stages + self.target.stages(tensors, walk, run, first.added, rows, reductions=of_sites)
 
     def encode(self, tokens: Tokens, run: Run) -> dict[str, Vectors]:
@@ -100,14 +106,22 @@ class EncoderDecoder:
     def _target_inputs(self, batch: Sequence[PreparedInput], run: Run) -> Tensors:
         texts = [each.tokens for each in batch]
         vectors = joined([each.query for each in batch])
-        return self._inputs(self.target, self.fronts.manifest.text.front.name, texts, vectors, run)
+        front = self.fronts.manifest.text.front.name
+        return self._inputs(self.target, front, texts, vectors, run, batch[0].first)
 
     def _inputs(
-        self, chain: LoadedChain, front: str, texts: Sequence[Tokens | None], vectors: Vectors | None, run: Run
+        self,
+        chain: LoadedChain,
+        front: str,
+        texts: Sequence[Tokens | None],
+        vectors: Vectors | None,
+        run: Run,
+        first: int = 0,
     ) -> Tensors:
-        """Return the inputs of a chain: the vectors of texts, or those given, and their positions."""
-        tensors: Tensors = {"query": self.fronts.run(front, texts, run)["query"] if vectors is None else vectors}
+        """Return the inputs of a chain: the vectors of texts, or those given, and their positions from `first`."""
+        query = self.fronts.run(front, texts, run, first)["query"] if vectors is None else vectors
+        tensors: Tensors = {"query": query}
         if not chain.reads.isdisjoint((POSITIONS, TYPES)):
             count, length = tensors["query"].shape[:2]
-            self.fronts.add_positions(tensors, length, texts if vectors is None else [None] * count)
+            self.fronts.add_positions(tensors, length, texts if vectors is None else [None] * count, first)
         return tensors

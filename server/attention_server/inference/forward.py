@@ -63,12 +63,13 @@ class Forward:
         """
         if self._pair is not None:
             return self._pair.stages(batch, plan, run, rows, reductions)
-        memory = batch[0].memory
-        walk = self._chain.walk(plan.stages, NO_NAMES if memory is None else memory.names, NO_NAMES, False)
-        continued = None if memory is None or memory.past is None else Continuation(memory.past)
-        return self._chain.stages(
-            self._inputs(batch, run), walk, run, batch[0].added, rows, pooling, continued, reductions
-        )
+        memory, continuation = batch[0].memory, batch[0].continuation
+        kept = NO_NAMES if memory is None else memory.names
+        tensors, added = self._inputs(batch, run), batch[0].added
+        if continuation is not None:
+            return self._chain.continued(tensors, plan.stages, kept, run, added, rows, continuation, reductions)
+        walk = self._chain.walk(plan.stages, kept, NO_NAMES, False)
+        return self._chain.stages(tensors, walk, run, added, rows, pooling, reductions=reductions)
 
     def keep_prefix(self, tokens: Tokens, data_type: str, run: Run) -> Past:
         """Run the chain of a decoder on a text; return the keys and values of every site.
@@ -78,12 +79,12 @@ class Forward:
         """
         length = len(tokens.ids)
         kept_as = np.dtype(np.float16 if data_type == "FP16" else np.float32)
-        past = Past.begin(tuple([each.key_widths for each in self.layers]), length, kept_as)
-        past.write_tokens(tokens)
-        walk = self._chain.walk((NO_NAMES,) * len(self.layers), NO_NAMES, NO_NAMES, True)
         text = PreparedInput(None, None, None, tokens, None, length, length)
-        self._chain.stages(self._inputs([text], run), walk, run, continued=Continuation(None, past))
-        return past
+        continuation = Continuation(None, keeps=True, data_type=kept_as)
+        self._chain.continued(self._inputs([text], run), (), NO_NAMES, run, None, None, continuation)
+        assert continuation.kept is not None  # it keeps
+        continuation.kept.write_tokens(tokens)
+        return continuation.kept
 
     def project_memory(
         self, key: Vectors | None, value: Vectors | None, tokens: Tokens | None, run: Run

@@ -178,7 +178,7 @@ class InputChecker:
             score_bytes=scores * 4,
             stage_bytes=stages,
             head_bytes=head,
-            input_bytes=prepared.size,
+            input_bytes=prepared.size + self._kept_bytes(prepared),
             answer_bytes=answer,
             peak_bytes=2 * min(4 * scores // len(self.layers), BLOCK_BYTES) + stages + head,
             kind=kind,
@@ -187,10 +187,20 @@ class InputChecker:
             batch_factor=batch_factor,
         )
 
+    def _kept_bytes(self, prepared: PreparedInput) -> int:
+        """Return the bytes of the keys and values that are kept of a sequence."""
+        if prepared.continuation is None or not prepared.continuation.keeps:
+            return 0
+        own = [each for each in self.layers if each.kept is None and each.axes != OF_SOURCE]
+        return 4 * prepared.queries * sum([sum(each.key_widths) for each in own])
+
     def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
         added = prepared.added
         if (
-            prepared.memory or isinstance(added, LongMask) or (plan.predictions is not None and self._predicts_by_word)
+            prepared.memory
+            or prepared.continuation
+            or isinstance(added, LongMask)
+            or (plan.predictions is not None and self._predicts_by_word)
         ):  # computed rows differ from sequence to sequence
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)

@@ -14,7 +14,7 @@ from attention_proto.attention.v1.attention_pb2 import Layer
 from attention_proto.masks import Mask, additive, additive_block, reach
 from numpy.typing import NDArray
 
-from attention_server.domain.messages import NO_MASK, Sequence
+from attention_server.domain.messages import NO_MASK, Array, Sequence
 from attention_server.errors import join_path
 from attention_server.inference import validation as check
 
@@ -209,6 +209,17 @@ def _mask_of_rows(positions: NDArray[np.intp], keys: int, *, causal: bool, windo
 
 
 _kept_site_mask = lru_cache(MAX_SITE_MASKS)(_site_mask)
+
+
+def mask_parts(added: "Vectors | LongMask | None") -> list[Array | str | None]:
+    """Return what a mask is made of: equal for equal masks."""
+    if not isinstance(added, LongMask):
+        return [added]
+    of_bands = f"{added.queries} {added.keys} {added.first}"
+    parts: list[Array | str | None] = [of_bands]
+    for each in added.masks:
+        parts += [f"{each.causal} {each.window}", each.allowed, each.bias]
+    return parts
 
 
 def add_masks(first: Vectors | None, second: Vectors | None) -> Vectors | None:

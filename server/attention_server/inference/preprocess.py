@@ -20,6 +20,7 @@ from attention_proto.stages import OF_KEYS
 from numpy.typing import NDArray
 
 from attention_server.contexts.memory import Memory
+from attention_server.contexts.past import Continuation
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequence, Tokens
 from attention_server.domain.tokenization import HELD_TOKEN_BYTES
@@ -47,7 +48,7 @@ class PreparedInput(NamedTuple):
         part: the index in the batch that was sent; of a batch the first one; None for a sequence sent by itself.
         batch: B; 1 for one sequence.
         seed: of draws of labels; None for new draws.
-        first: the position of the first query: the length of the prefix that it goes on behind.
+        continuation: the prefix that it goes on behind, and whether it is kept there; None for neither.
     """
 
     query: Vectors | None
@@ -65,7 +66,12 @@ class PreparedInput(NamedTuple):
     attended: NDArray[np.bool_] | None = None
     batch: int = 1
     seed: int | None = None
-    first: int = 0
+    continuation: Continuation | None = None
+
+    @property
+    def first(self) -> int:
+        """The position of the first query: the length of the prefix."""
+        return 0 if self.continuation is None else self.continuation.first
 
     def rows(self, stage: str) -> tuple[int, NDArray[np.bool_] | None]:
         """Return the number of rows of a stage, and a mask of the rows that may attend or be attended; None for all."""
@@ -124,7 +130,8 @@ def prepare(
     """
     is_pair, path = has_source(manifest), sequence.path
     layer = target_chain(manifest).layers[0] if is_pair else manifest.layers[0]
-    first = 0 if memory is None else memory.prefix_length
+    past = None if memory is None else memory.past
+    first = 0 if past is None else past.length
     tokens = _read_query(sequence, reader, first)
     memory_tokens = _read_memory(sequence, memory_reader, path)
     memory_apart = memory_tokens is not None or memory is not None
@@ -164,7 +171,7 @@ def prepare(
         part=sequence.part,
         attending=attending,
         attended=attended,
-        first=first,
+        continuation=Continuation(past, keeps=sequence.extend) if past is not None or sequence.extend else None,
     )
 
 
@@ -193,8 +200,8 @@ def max_length(manifest: Manifest) -> int:
 
 
 def shapes(sequence: Sequence, mask: Mask) -> Hashable | None:
-    """Return the shapes and types of a sequence's arrays; None for a sequence with a text, mask or memory."""
-    if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory or sequence.has_text:
+    """Return the shapes and types of a sequence's arrays; None with a text, mask or memory, and where it is kept."""
+    if mask is not NO_MASK or sequence.mask is not NO_MASK or sequence.memory or sequence.has_text or sequence.extend:
         return None
     query, key, value = sequence.query, sequence.key, sequence.value
     own = int(sequence.batch > 1)  # dimensions of one sequence begin there

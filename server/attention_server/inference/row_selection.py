@@ -22,9 +22,10 @@ def computed_rows(
     prepared: PreparedInput, plan: Plan, layers: Sequence[LoadedLayer], predictors: Sequence[Predictor]
 ) -> Rows | None:
     """Return the query rows that the last layer has to compute, ascending; None for all."""
-    if not plan.cuts_rows:
-        return None
     last = len(plan.stages) - 1
+    keeps = prepared.continuation is not None and prepared.continuation.keeps
+    if not plan.cuts_rows or (keeps and last + 1 < len(layers)):  # layers behind it run, for the keys that are kept
+        return None
     read = [
         read_rows(output.spec, *unmasked_rows(output, layers, prepared))
         for output in plan.outputs

@@ -50,6 +50,18 @@ def sources(sequence: Sequence, manifest: Manifest, *, reads_text: bool, reads_m
         if source is not None and not (reads_memory_text or attends_to_itself(manifest)):
             raise InvalidRequest("this model reads no memory text", field=join_path(path, name))
     _memory_sources(sequence, manifest, reads_memory_text=reads_memory_text)
+    if sequence.extend:
+        _check_extend(sequence, manifest)
+
+
+def _check_extend(sequence: Sequence, manifest: Manifest) -> None:
+    """Check that a sequence can be kept behind its memory."""
+    field = join_path(sequence.path, "extend")
+    if manifest.block != TRANSFORMER:
+        raise InvalidRequest("this model keeps no sequence behind a memory; create another memory", field=field)
+    if has_source(manifest) and not sequence.memory:
+        raise InvalidRequest("goes with memory, a kept source, in an encoder-decoder", field=field)
+    keeps_prefixes(manifest, field)
 
 
 def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text: bool) -> None:

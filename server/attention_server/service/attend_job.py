@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+from attention_server.contexts.memory import Memory, content_hash
+from attention_server.contexts.store import MemoryStore
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Request, Response, Result
 from attention_server.errors import AttentionServiceError, Cancelled, InvalidRequest
 from attention_server.inference.engine.protocol import IdleSlots, Run
 from attention_server.inference.input_profile import InputProfile
+from attention_server.inference.masks import mask_parts
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.preprocess import PreparedInput
@@ -68,6 +71,8 @@ class AttendJob:
         prepared: the prepared sequences and batches.
         profiles: the profile of each.
         call: the context of the call.
+        memories: keeps the sequences that go on behind a memory.
+        memory_ttl: seconds to keep one that begins a prefix.
         groups: the sequences in groups that run as one batch each.
         cost: predicted seconds in one slot.
     """
@@ -78,6 +83,8 @@ class AttendJob:
     prepared: list[PreparedInput]
     profiles: list[InputProfile]
     call: CallContext
+    memories: MemoryStore
+    memory_ttl: float
     groups: list[Group] = field(init=False)
     cost: float = field(init=False)
 
@@ -116,8 +123,48 @@ class AttendJob:
         return partial(self._naming_part, group, self._naming_part(group, compute))
 
     def response(self, results: Sequence[Result]) -> Response:
-        """Return the response of all results, in the order of the inputs."""
-        return Response(self.model.name, self.model.version, tuple(results), self.request.token_offsets)
+        """Return the response of all results, in the order of the inputs, with the memories of those that are kept.
+
+        Raises:
+            TooLarge, Full: the store has no room for one.
+        """
+        told = tuple([self._kept(each, result) for each, result in zip(self.prepared, results, strict=True)])
+        return Response(self.model.name, self.model.version, told, self.request.token_offsets)
+
+    def _kept(self, prepared: PreparedInput, result: Result) -> Result:
+        """Keep a sequence behind its memory, if asked; return its result with the new memory."""
+        continuation, before = prepared.continuation, prepared.memory
+        if continuation is None:
+            return result
+        self.memories.count_copied(continuation.copied)
+        past = continuation.kept
+        if past is None:
+            return result
+        past.write_tokens(prepared.tokens)
+        model = self.model
+        sent = [None if prepared.tokens is None else prepared.tokens.ids, prepared.query, *mask_parts(prepared.added)]
+        ids = "" if before is None else before.content.hex()
+        memory = Memory(
+            id="",
+            model=model.name,
+            version=model.version,
+            tensors={} if before is None else before.tensors,
+            tokens=None if before is None else before.tokens,
+            ttl=self.memory_ttl if before is None else before.ttl,
+            digest=model.digest,
+            owner=self.call.owner,
+            content=content_hash(model.name, model.version, [model.digest, f"extend {ids}", *sent]),
+            storage_error=0.0 if before is None else before.storage_error,
+            past=past,
+        )
+        try:
+            kept = self.memories.put(memory)
+        except AttentionServiceError:
+            continuation.close()
+            raise
+        if kept.past is not past:  # the same sequence was kept before
+            continuation.close()
+        return result._replace(memory=replace(self.memories.describe(kept), tokens=()))
 
     def _naming_part(self, group: Group, function: Callable[[], T]) -> T:
         """Call a function of a group; name the sequence at fault in an InvalidRequest."""

@@ -355,7 +355,8 @@ class Service:
         for each, profile in zip(prepared, profiles, strict=True):
             call.record.queries += [profile.queries] * each.batch
             call.record.keys += [profile.keys] * each.batch
-        return kind(request, model, cached_plan, prepared, profiles, call).to_job(self._scheduler)
+        kept_in = (self._memories, self.limits.memory_ttl)
+        return kind(request, model, cached_plan, prepared, profiles, call, *kept_in).to_job(self._scheduler)
 
     def _memory_job(self, request: MemoryRequest, model: LoadedModel, call: CallContext) -> Job[MemoryJob, Memory]:
         """Validate a memory request."""

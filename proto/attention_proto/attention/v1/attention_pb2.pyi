@@ -223,6 +223,7 @@ class Sequence(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TRUNCATE_FIELD_NUMBER: _builtins.int
     MEMORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The query as text, for a text model. Behind a prefix it has no special tokens."""
     memory_text: _builtins.str
@@ -234,6 +235,11 @@ class Sequence(_message.Message):
     truncate: Global___Truncate.ValueType
     """Where tokens of `text` and of `memory_text` are dropped that are more than the model reads; such a text is refused
     when unspecified.
+    """
+    extend: _builtins.bool
+    """Whether this sequence's own keys and values are kept behind those of `memory`, which stays as it is: `Result.memory`
+    is a new memory of both. For a decoder, where `memory` may be left out, and for the target of an encoder-decoder
+    over a kept source.
     """
     @_builtins.property
     def query(self) -> Global___Tensor:
@@ -281,10 +287,11 @@ class Sequence(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         truncate: Global___Truncate.ValueType = ...,
         memory_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        extend: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "_text_pair", b"_text_pair", "key", b"key", "mask", b"mask", "memory_text", b"memory_text", "query", b"query", "text", b"text", "text_pair", b"text_pair", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "_text_pair", b"_text_pair", "key", b"key", "lengths", b"lengths", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "query", b"query", "text", b"text", "text_pair", b"text_pair", "token_ids", b"token_ids", "truncate", b"truncate", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text", "_text", b"_text", "_text_pair", b"_text_pair", "extend", b"extend", "key", b"key", "lengths", b"lengths", "mask", b"mask", "memory", b"memory", "memory_text", b"memory_text", "memory_token_ids", b"memory_token_ids", "query", b"query", "text", b"text", "text_pair", b"text_pair", "token_ids", b"token_ids", "truncate", b"truncate", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_text: _TypeAlias = _typing.Literal["memory_text"]  # noqa: Y015
     _WhichOneofArgType__memory_text: _TypeAlias = _typing.Literal["_memory_text", b"_memory_text"]  # noqa: Y015
@@ -654,6 +661,7 @@ class Result(_message.Message):
     MEMORY_TOKEN_OFFSETS_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
     MEMORY_TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     truncated_tokens: _builtins.int
     """The number of tokens of the text that were dropped (`truncate`)."""
     memory_truncated_tokens: _builtins.int
@@ -686,6 +694,10 @@ class Result(_message.Message):
     def memory_token_offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
         """The position of each of `memory_tokens` in the memory text, if requested; empty where the ids of tokens were sent."""
 
+    @_builtins.property
+    def memory(self) -> Global___Memory:
+        """What is kept of the memory and this sequence, if it was sent with `extend`; GetMemory tells its tokens too."""
+
     def __init__(
         self,
         *,
@@ -697,10 +709,11 @@ class Result(_message.Message):
         memory_token_offsets: _abc.Iterable[Global___Span] | None = ...,
         truncated_tokens: _builtins.int = ...,
         memory_truncated_tokens: _builtins.int = ...,
+        memory: Global___Memory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_token_offsets", b"memory_token_offsets", "memory_tokens", b"memory_tokens", "memory_truncated_tokens", b"memory_truncated_tokens", "outputs", b"outputs", "predictions", b"predictions", "token_offsets", b"token_offsets", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "memory_token_offsets", b"memory_token_offsets", "memory_tokens", b"memory_tokens", "memory_truncated_tokens", b"memory_truncated_tokens", "outputs", b"outputs", "predictions", b"predictions", "token_offsets", b"token_offsets", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
