@@ -82,6 +82,7 @@ trials: setup ## the tests that take minutes
 # The page is docs/scorecard.md, which each of the three writes its figures to.
 fuzz: setup ## malformed requests through every door: N=100000 of them, or for SECONDS=
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.fuzz $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS),$(if $(N),--requests $(N)))
+	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.mutated_files --files 2000
 
 chaos: setup ## faults under load, ROUNDS=5 times: the slow, the leaving, the dying
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.chaos $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -27,9 +27,10 @@ from attention_server.http2.errors import LibraryError
 from attention_server.inference.engine.protocol import DeviceError, Engine
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
+from attention_server.repository.trial import Trials
 from attention_server.rest.server import RestServer
 from attention_server.scheduling.scheduler import Scheduler
-from attention_server.service.build import Core, make_core
+from attention_server.service.build import Core, fork_trials, make_core
 from attention_server.settings import MIB, Settings, usable_memory
 from attention_server.telemetry import logs
 from attention_server.telemetry.observer import Observer
@@ -38,12 +39,13 @@ from attention_server.telemetry.tracing import TracingError, open_tracing
 log = structlog.get_logger()
 
 
-async def serve(settings: Settings, engine: Engine | None = None) -> None:
+async def serve(settings: Settings, engine: Engine | None = None, trials: Trials | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then report not ready, and finish accepted requests within the grace.
 
     Args:
         settings: the settings of the server.
         engine: the engine that opens the graphs; None for onnxruntime on the device of the settings.
+        trials: tries each version before it is loaded; None to load it without.
 
     Raises:
         OSError: an address is not available.
@@ -52,7 +54,7 @@ async def serve(settings: Settings, engine: Engine | None = None) -> None:
         AccessError: tokens or certificates cannot be used.
         TracingError: traces cannot be sent as the environment asks.
     """
-    core = make_core(settings, Observer(open_tracing(), settings.access_log), engine)
+    core = make_core(settings, Observer(open_tracing(), settings.access_log), engine, trials)
     application = Application(core, open_access(settings), settings)
     stop = asyncio.ensure_future(_stop_signal().wait())
     await application.start()
@@ -167,9 +169,10 @@ def main(engine: Engine | None = None) -> None:
         sys.exit(f"attention-server: {error}")
     logs.configure(settings.log_level, settings.log_format)
     keep_freed()
+    trials = fork_trials(settings) if engine is None else None
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, engine))
+            runner.run(serve(settings, engine, trials))
     except RepositoryError as error:
         sys.exit(f"attention-server: {error.log_reason}")
     except (OSError, AccessError, DeviceError, LibraryError, TracingError) as error:

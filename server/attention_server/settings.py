@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 MIB = 1024 * 1024
 PROCESS_BYTES = 128 * MIB  # without models
 CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_QUOTAS = ((CGROUPS / "cpu.max",), (CGROUPS / "cpu/cpu.cfs_quota_us", CGROUPS / "cpu/cpu.cfs_period_us"))
 
 ModelName = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 Version = Annotated[int, Field(ge=1, le=999_999_999)]
@@ -25,11 +26,14 @@ def embedded_models() -> Path:
 def usable_cores() -> int:
     """Return the number of cores for this process: the cgroup's quota if there is one, else the affinity."""
     cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    for files in CGROUP_QUOTAS:
+        try:
+            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if quota > 0:  # version 1 has -1 for no quota
+            return max(1, min(cores, quota // period))
+    return cores
 
 
 def memory_limits(groups: Path = Path("/proc/self/cgroup")) -> list[Path]:
@@ -121,6 +125,9 @@ class Settings(BaseSettings):
         False, description="end the start when one version that is to be loaded at the start cannot be served"
     )
     max_version_mib: int = Field(4096, ge=1, description="the files of one version of a model, in MiB")
+    max_load_seconds: float = Field(
+        300.0, gt=0, description="seconds to load, warm and measure one version, in modes poll and explicit"
+    )
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
     rest_port: int = Field(8080, ge=0, le=65535, description="the port of REST; 0 picks a free one")
     grpc_port: int = Field(50051, ge=0, le=65535, description="the port of gRPC; 0 picks a free one")

@@ -175,6 +175,21 @@ def test_configuration_and_rules_are_whole():
 
 CASES = [
     ("AttentionDown", {'up{job="attention", instance="a"}': "0x20"}, 3),
+    ("AttentionAbsent", {'up{job="other", instance="a"}': "1x20"}, 6),
+    ("AttentionRestarts", {'process_start_time_seconds{job="attention", instance="a"}': "1 2 3 4x10"}, 5),
+    (
+        "AttentionVersionRefused",
+        {'attention_model_ready{instance="a", model="m", version="1", state="UNAVAILABLE"}': "0x20"},
+        6,
+    ),
+    (
+        "AttentionLogLost",
+        {
+            'attention_log_lines_dropped_total{instance="a", reason="failed"}': "0+5x20",
+            'attention_log_lines_dropped_total{instance="a", reason="thinned"}': "0+5x20",
+        },
+        9,
+    ),
     ("AttentionNotReady", {'attention_ready{instance="a"}': "0x20"}, 6),
     ("AttentionInternalErrors", {'attention_requests_total{instance="a", code="INTERNAL"}': "0 0 1x10"}, 4),
     (
@@ -215,6 +230,8 @@ def test_each_alert_is_raised(tmp_path, alert, series, minutes):
     """Each alert fires on series with its cause, and no other alert with it."""
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
     assert {rule["alert"] for rule in rules} == {case[0] for case in CASES}
+    if not any(name.startswith("up{") for name in series):
+        series = {'up{job="attention", instance="a"}': "1x60"} | series
     case = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],

@@ -12,7 +12,7 @@ from serving import HANG, start_server, wait_until
 from tests.local_server import local_server
 from tests.refusals import refused
 from tests.server.lives import POLL, POLLING, QUERY, state, version_of
-from tests.server.spoil import cut, edit, flip_a_byte
+from tests.server.spoil import cut, edit, flip_a_byte, insert
 
 SPARSE = 8 * 2**20
 
@@ -56,7 +56,15 @@ def lead_away(folder):
     edit(folder, lambda manifest: manifest["layers"][0]["attend"][0]["file"].update(name="../1/attend.onnx"))
 
 
+def need_memory(folder):
+    """Let a graph compute a tensor of 400 GB at its first run."""
+    huge = ("Expand", [np.array([10**11, 1, 1, 1])], {})
+    insert(folder / "attend.onnx", "output", huge, ("ReduceMean", [np.array([0])], {"keepdims": 0}))
+    edit(folder)
+
+
 REFUSALS = {
+    need_memory: "MiB to be loaded, warmed and measured",
     flip_a_byte: "attend.onnx is not the file that manifest.json names: its SHA-256 differs",
     cut: "explain.onnx is not the file that manifest.json names: its SHA-256 differs",
     cut_with_its_hash: "cannot be loaded; the log has the cause",
@@ -153,7 +161,8 @@ def test_a_start_without_anything_to_serve(models, connect):
     kept = (models / "multi/1/manifest.json").read_bytes()
     (models / "multi/1/manifest.json").unlink()
     with start_server(models, *POLLING) as server:
-        assert requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 200
+        probe = requests.get(f"{server.url}/readyz", timeout=HANG)
+        assert (probe.status_code, probe.json()) == (503, {"status": "empty"})
         assert requests.get(f"{server.url}/v1/models", timeout=HANG).json() == {"models": []}
         transport = connect("rest-json", server.rest, server.grpc)
         with refused("UNAVAILABLE", "model", "manifest.json cannot be read"):
@@ -163,3 +172,4 @@ def test_a_start_without_anything_to_serve(models, connect):
         (models / "multi/1/manifest.json").write_bytes(kept)
         wait_until(lambda: "model loaded" in server.log)
         assert version_of(transport) == 1
+        assert requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 200

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import requests
+import yaml
 from attention_server import app, settings
 from attention_server.settings import Settings
 from pydantic_settings import CliApp
-from serving import HANG, run_server, start_server
+from serving import HANG, ROOT, run_server, start_server
 
 SOME = {  # a value that is not the default, for every setting
     "models": "/tmp",
@@ -18,6 +19,7 @@ SOME = {  # a value that is not the default, for every setting
     "default_version": "multi=2,self=1",
     "strict": True,
     "max_version_mib": 9,
+    "max_load_seconds": 12.5,
     "host": "127.0.0.2",
     "rest_port": 1,
     "grpc_port": 2,
@@ -129,6 +131,26 @@ def test_what_follows_from_the_memory(monkeypatch, tmp_path, limits, expected):
     assert CliApp.run(Settings, cli_args=["--max-message-mib", "300"]).max_message_mib == 300
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"v2": "150000 100000"}, 1),
+        ({"v2": "max 100000"}, 4),
+        ({"quota": "50000", "period": "100000"}, 1),
+        ({"quota": "300000", "period": "100000"}, 3),
+        ({"quota": "-1", "period": "100000"}, 4),
+        ({}, 4),
+    ],
+)
+def test_what_follows_from_the_quota(monkeypatch, tmp_path, files, expected):
+    """Slots are by default the whole cores of the cgroup's quota, of version 2 or 1, and at least one."""
+    monkeypatch.setattr(settings, "CGROUP_QUOTAS", [[tmp_path / "v2"], [tmp_path / "quota", tmp_path / "period"]])
+    monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(4)))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + "\n")
+    assert CliApp.run(Settings, cli_args=[]).compute_slots == expected
+
+
 def test_set_by_variables_alone(dot_only):
     """The command obeys its variables."""
     env = {"ATTENTION_LOG_FORMAT": "json", "ATTENTION_SLOTS": "3", "ATTENTION_HOST": "127.0.0.2"}
@@ -183,3 +205,14 @@ def test_the_command_refuses_settings(arguments, status):
     assert done.returncode == status
     assert arguments[0].strip("-") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_compose_passes_every_setting():
+    """A variable of any setting reaches the server in docker-compose.yml, those apart that compose itself decides."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    passed = {name for name in compose["services"]["server"]["environment"] if name.startswith("ATTENTION_")}
+    own = {"host", "rest_port", "grpc_port", "device"}
+    assert passed == {f"ATTENTION_{name.upper()}" for name in Settings.model_fields.keys() - own}
+    assert compose["services"]["server-gpu"]["environment"].items() >= {("ATTENTION_DEVICE", "cuda")}
+    for name in ("server", "server-gpu"):
+        assert compose["services"][name].keys() >= {"pids_limit", "logging", "mem_limit", "tmpfs", "read_only"}

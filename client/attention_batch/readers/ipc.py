@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from attention_batch.errors import Refused
+from attention_batch.readers.strings import check_offsets
 
 Reader = Any  # pa.ipc.RecordBatchFileReader or RecordBatchStreamReader: pyarrow is untyped
 
@@ -30,7 +31,8 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
         most_bytes: of a slice, at most, by the record batch's mean row.
     """
     try:
-        counts = [(batch.num_rows, batch.nbytes) for batch in _batches(_open(path))]
+        # `nbytes` would read offsets, which nothing has checked.
+        counts = [(batch.num_rows, batch.get_total_buffer_size()) for batch in _batches(_open(path))]
     except (OSError, pa.ArrowException) as error:
         raise Refused(f"cannot read {path}: {error}") from error
     total = sum(count for count, _ in counts)
@@ -58,18 +60,21 @@ class Cursor:
         try:
             if path != self._path or number < self._batch[0]:
                 self._path, self._reader, self._batch = path, _open(path), (-1, None)
-            yield _slice(self._at(number).select(columns), skipped, count)
+            yield _slice(self._at(number, columns), skipped, count)
         except (OSError, LookupError, StopIteration, ValueError, pa.ArrowException) as error:
             self._path = ""
             raise Refused(f"cannot read record batch {number} of {path}: {error}") from error
 
-    def _at(self, number: int) -> pa.RecordBatch:
+    def _at(self, number: int, columns: list[str]) -> pa.RecordBatch:
         at, batch = self._batch
         if isinstance(self._reader, pa.ipc.RecordBatchFileReader) and at != number:
             at, batch = number, self._reader.get_batch(number)
         while at < number:
             at, batch = at + 1, self._reader.read_next_batch()
-        batch.validate()
+        if batch is not self._batch[1]:
+            batch = batch.select(columns)
+            for column in batch.columns:
+                check_offsets(column)
         self._batch = at, batch
         return batch
 

@@ -53,11 +53,11 @@ class TableSource:
 
     def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field, and the type of ids; every file must have both. See `Source.columns`."""
-        first = self._tables.schema(self.files[0].path)
+        first = self._schema(self.files[0].path)
         columns = choose_columns(first.names, chosen, self.files[0].path)
         id_type = first.field(columns["id"]).type if "id" in columns else pa.int64()
         for file in self.files:
-            schema = self._tables.schema(file.path)
+            schema = self._schema(file.path)
             missing = [column for column in columns.values() if column not in schema.names]
             if missing:
                 raise Refused(f"{file.path} has no column {missing[0]!r}, as {self.files[0].path} has")
@@ -67,6 +67,14 @@ class TableSource:
                     f"{file.path}: ids are {schema.field(columns['id']).type}, but {id_type} in the first file"
                 )
         return columns, id_type
+
+    def _schema(self, path: str) -> pa.Schema:
+        schema = self._tables.schema(path)
+        try:
+            schema.names  # noqa: B018 # decodes these
+        except UnicodeDecodeError as error:
+            raise Refused(f"cannot read {path}: the name of a column is not UTF-8") from error
+        return schema
 
     def shards(self, rows: int) -> Iterator[Shard]:
         """Yield slices of row groups."""

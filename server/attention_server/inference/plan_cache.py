@@ -48,7 +48,8 @@ class PlanCache:
         Raises:
             InvalidRequest: the model does not offer it.
         """
-        specs = tuple([spec if spec.sample is None else _without_seed(spec, spec.sample) for spec in specs])
+        if [spec for spec in specs if spec.sample is not None]:
+            specs = tuple([spec if spec.sample is None else _without_seed(spec, spec.sample) for spec in specs])
         return self._kept(specs) if is_small(specs) else CachedPlan(make_plan(specs, self._manifest))
 
 

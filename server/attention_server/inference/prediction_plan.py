@@ -69,10 +69,13 @@ def sampling_seed(specs: Sequence[OutputSpec]) -> int | None:
     Raises:
         InvalidRequest: there are two.
     """
-    seeds = {spec.sample.seed for spec in specs if spec.sample is not None}
+    samples = [spec.sample for spec in specs if spec.sample is not None]
+    if not samples:
+        return None
+    seeds = {sample.seed for sample in samples}
     if len(seeds) > 1:
         raise InvalidRequest("have samples of several seeds; predictions are made once", field="outputs")
-    return next(iter(seeds), None)
+    return seeds.pop()
 
 
 def candidate_bytes(

@@ -19,10 +19,13 @@ from attention_server.inference.site_constants import WrongConstantError, check_
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.repository.graph_bytes import tensor_bytes
-from attention_server.scheduling.cost_model import measure
+from attention_server.scheduling.cost_model import Costs, measure
 
+ALL_MODELS = "*"
+LARGE = 64 * 2**20  # bytes; the hash of a larger file is compared before the file is held in memory
 MANIFEST_BYTES = 16 * 2**20  # the largest manifest that is read; the embedded ones have 4 KiB
 
+DIFFERS = f"{{}} is not the file that {MANIFEST} names: its SHA-256 differs"
 OPAQUE = "cannot be loaded; the log has the cause"
 
 # The name, size, times and inode of each file in a folder: different for a file that was written anew.
@@ -40,6 +43,21 @@ class RepositoryError(Exception):
     def __init__(self, reason: str, log_reason: str = "") -> None:
         super().__init__(reason)
         self.log_reason = log_reason or reason
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A version that was loaded, probed, warmed and measured by another process.
+
+    Attributes:
+        digest: of its manifest, which names all files with their hashes.
+        device: where it was computed.
+        costs: its measured costs.
+    """
+
+    digest: str
+    device: str
+    costs: Costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,19 @@ def find_versions(model: Path) -> list[Path]:
     return [model / str(version) for version in sorted(versions)]
 
 
+def choose(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+    """Return the version folders of the models named; of all for `*`.
+
+    Raises:
+        RepositoryError: a model has none.
+    """
+    there = {folder.parent.name for folder in folders}
+    for name in names:
+        if name not in (*there, ALL_MODELS):
+            raise RepositoryError(f"the model {name!r}, to be loaded at the start, has no folder with a version in it")
+    return [folder for folder in folders if ALL_MODELS in names or folder.parent.name in names]
+
+
 def fingerprint(folder: Path) -> Fingerprint:
     """Return the fingerprint of a folder, without reading its files; empty where the folder is missing."""
     try:
@@ -99,19 +130,24 @@ def fingerprint(folder: Path) -> Fingerprint:
         return ()
 
 
-def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
+def load(folder: Path, engine: Engine, max_bytes: int, tried: Tried | None = None) -> LoadedModel:
     """Verify a version's folder, and open, probe, warm and measure its graphs.
 
     Args:
         folder: `NAME/VERSION`.
         engine: opens the graphs.
         max_bytes: the size that the files named by its manifest may have together.
+        tried: the version was probed and measured before, unless that was on another device.
 
     Raises:
         RepositoryError: the version cannot be served.
     """
     try:
         model = _open(folder, engine, max_bytes)
+        _check_digest(model, tried)
+        if tried is not None and tried.device == model.device:
+            model.warm()
+            return replace(model, costs=tried.costs)
         _check_rows(model)
         model.warm()
         return replace(model, costs=measure(CalibrationInputs(model)))
@@ -121,6 +157,11 @@ def load(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         raise RepositoryError(f"cannot be loaded: {error}") from error
     except Exception as error:  # onnxruntime and tokenizers raise many types for a bad file
         raise RepositoryError(OPAQUE, f"cannot be loaded: {_one_line(error)}") from error
+
+
+def _check_digest(model: LoadedModel, tried: Tried | None) -> None:
+    if tried is not None and tried.digest != model.digest:
+        raise RepositoryError("it was written while it was being loaded")
 
 
 def _check_rows(model: LoadedModel) -> None:
@@ -214,10 +255,22 @@ def _sizes(folder: Path, files: Iterable[str], max_bytes: int) -> dict[str, int]
 
 def _read_verified(folder: Path, file: File, size: int) -> bytes:
     """Read a file that a manifest names, and compare it with its hash."""
+    if size > LARGE:
+        _check_hash(folder, file)
     content = _read(folder, file.name, size)
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise RepositoryError(f"{file.name} is not the file that {MANIFEST} names: its SHA-256 differs")
+        raise RepositoryError(DIFFERS.format(file.name))
     return content
+
+
+def _check_hash(folder: Path, file: File) -> None:
+    try:
+        with (folder / file.name).open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise RepositoryError(f"{file.name} cannot be read: {error.strerror}") from error
+    if found != file.sha256:
+        raise RepositoryError(DIFFERS.format(file.name))
 
 
 def _size(folder: Path, name: str) -> int:

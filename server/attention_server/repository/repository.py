@@ -18,12 +18,12 @@ from attention_server.inference.engine.protocol import Engine
 from attention_server.repository.drain import Drain
 from attention_server.repository.load_log import log_loaded
 from attention_server.repository.load_state import LoadState, Refusal
-from attention_server.repository.loader import RepositoryError, find, find_versions, fingerprint, load
+from attention_server.repository.loader import RepositoryError, choose, find, find_versions, fingerprint
 from attention_server.repository.registry import Key, Lease, Registry, ServedVersion
+from attention_server.repository.trial import Trials, try_and_load
 
 Mode = Literal["none", "poll", "explicit"]
 
-ALL_MODELS = "*"
 NOT_LOADED = "not loaded"
 SERVES_ON = "what was loaded from it serves on"
 
@@ -62,9 +62,13 @@ class Repository:
         engine: opens the graphs.
         memories: those of a version are forgotten when it is retired.
         policy: which versions are loaded, and when.
+        trials: tries each version before it is loaded; None to load it without.
     """
 
-    def __init__(self, root: Path, engine: Engine, memories: MemoryStore, policy: Policy) -> None:
+    def __init__(
+        self, root: Path, engine: Engine, memories: MemoryStore, policy: Policy, trials: Trials | None = None
+    ) -> None:
+        self._trials = trials
         self._root = root
         self._engine = engine
         self._policy = policy
@@ -77,6 +81,11 @@ class Repository:
     def ready(self) -> bool:
         """Whether the first load has ended."""
         return self._registry.is_open
+
+    @property
+    def serves(self) -> bool:
+        """Whether the first load has ended, and there is a model, or models are loaded on request."""
+        return self.ready and (self._policy.mode == "explicit" or bool(self._registry.loaded()))
 
     # --- for requests
 
@@ -148,7 +157,7 @@ class Repository:
         with self._changing:
             folders = self._find()
             if self._policy.mode == "explicit":
-                folders = _choose(folders, self._policy.at_start)
+                folders = choose(folders, self._policy.at_start)
             self._update(folders)
             if self._policy.mode == "none":
                 self._check_start(folders)
@@ -362,7 +371,7 @@ class Repository:
     def _load(self, folder: Path) -> None:
         """Verify, load and warm a version and put it in the place of the one before, which is drained."""
         key, before = _key(folder), fingerprint(folder)
-        model = load(folder, self._engine, self._policy.max_version_bytes)
+        model = try_and_load(folder, self._engine, self._policy.max_version_bytes, self._trials)
         if (served := self._registry.get(key)) is not None and served.model.digest == model.digest:
             served.fingerprint = before  # the same files, written anew
             self._state.set_loaded(key)
@@ -385,16 +394,3 @@ class Repository:
 
 def _key(folder: Path) -> Key:
     return folder.parent.name, int(folder.name)
-
-
-def _choose(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """Return the version folders of the models named; of all for `*`.
-
-    Raises:
-        RepositoryError: a model has none.
-    """
-    there = {folder.parent.name for folder in folders}
-    for name in names:
-        if name not in (*there, ALL_MODELS):
-            raise RepositoryError(f"the model {name!r}, to be loaded at the start, has no folder with a version in it")
-    return [folder for folder in folders if ALL_MODELS in names or folder.parent.name in names]

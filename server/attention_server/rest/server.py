@@ -92,7 +92,8 @@ class HealthRoutes:
         return Response('{"status":"alive"}', media_type=JSON)
 
     async def ready(self, request: Request) -> Response:
-        status = "stopping" if self.stopping else "ready" if self._service.ready else "loading"
+        absent = "loading" if self._service.is_loading else "empty"  # no model can be served
+        status = "stopping" if self.stopping else "ready" if self._service.ready else absent
         return Response(f'{{"status":"{status}"}}', 200 if status == "ready" else 503, media_type=JSON)
 
 

@@ -1,17 +1,20 @@
 """The composition of the core: settings -> engine -> memories -> repository -> scheduler -> service."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from attention_server.budget.account import Account
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Engine
+from attention_server.repository.loader import Tried, load
 from attention_server.repository.repository import Policy, Repository
+from attention_server.repository.trial import Trials
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.service import Service
-from attention_server.settings import MIB, Settings
+from attention_server.settings import MIB, Settings, usable_memory
 from attention_server.telemetry.observer import Observer
 
 
@@ -25,25 +28,46 @@ class Core:
     service: Service
 
 
-def make_core(settings: Settings, observer: Observer | None = None, engine: Engine | None = None) -> Core:
+def make_core(
+    settings: Settings,
+    observer: Observer | None = None,
+    engine: Engine | None = None,
+    trials: Trials | None = None,
+) -> Core:
     """Compose the core; no model is loaded yet.
 
     Args:
         settings: the settings of the server.
         observer: observes requests; None for one that only counts.
         engine: the engine that opens the graphs; None for onnxruntime on the device of the settings.
+        trials: tries each version before it is loaded; None to load it without.
 
     Raises:
         DeviceError: the device of the settings is not available.
     """
     engine = engine or OnnxRuntime(settings.device, threads=1)
     memories = MemoryStore(settings.memory_mib * MIB)
-    repository = Repository(settings.models, engine, memories, _policy(settings))
+    repository = Repository(settings.models, engine, memories, _policy(settings), trials)
     waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)
     scheduler = Scheduler(settings.compute_slots, waiting)
     account = Account(settings.memory_budget_mib * MIB, settings.compute_slots)
     service = Service(repository, scheduler, memories, _limits(settings), observer, account)
     return Core(engine, repository, scheduler, service)
+
+
+def fork_trials(settings: Settings) -> Trials | None:
+    """Fork the process that tries versions; None where the folder is loaded once, at the start.
+
+    A process may fork before it has threads.
+    """
+    if settings.repository_mode == "none":
+        return None
+    return Trials.fork(_try, settings.max_load_seconds, usable_memory())
+
+
+def _try(folder: Path, max_bytes: int) -> Tried:
+    model = load(folder, OnnxRuntime("cpu", threads=1), max_bytes)
+    return Tried(model.digest, model.device, model.costs)
 
 
 def _policy(settings: Settings) -> Policy:

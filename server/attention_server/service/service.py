@@ -82,8 +82,13 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether the first load has ended; versions may have been refused."""
-        return self._repository.ready
+        """Whether the first load has ended, and there is a model; versions may have been refused."""
+        return self._repository.serves
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the first load has not ended."""
+        return not self._repository.ready
 
     @property
     def admission(self) -> AdmissionController:
