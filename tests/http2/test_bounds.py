@@ -9,11 +9,11 @@ from contextlib import ExitStack
 
 import pytest
 from attention_server.budget.account import Account
-from attention_server.http2 import callbacks
-from attention_server.http2.callbacks import RateLimit
+from attention_server.http2 import callbacks, share
 from attention_server.http2.connection import INFLATING
 from attention_server.http2.limits import (
     CONNECTION_WINDOW,
+    CONTROL_BURST,
     HEADER_BYTES,
     HEADER_COUNT,
     RESET_BURST,
@@ -22,6 +22,7 @@ from attention_server.http2.limits import (
     Limits,
     Timeouts,
 )
+from attention_server.http2.share import RateLimit
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -35,9 +36,9 @@ from hyperframe.frame import (
 from serving import HANG
 
 from tests.http2.echo import LIMITS, running, wait_until
-from tests.http2.peer import OPENING, block, connected, data, fields, headers, message, reset
+from tests.http2.peer import OPENING, block, connected, data, fields, headers, message, raw, reset
 
-ENHANCE_YOUR_CALM = 11
+CANCEL, ENHANCE_YOUR_CALM = 8, 11
 END = ("END_HEADERS", "END_STREAM")
 LARGE = [("x-a", "a" * 100)] * (HEADER_BYTES // 100)
 MANY = [(f"x{i}", "") for i in range(HEADER_COUNT + 1)]
@@ -153,7 +154,7 @@ def test_streams_that_the_peer_has_reset(echo):
 def test_resets_come_back(monkeypatch):
     """Beyond a burst so many are allowed each second, and after a pause no more than a burst."""
     now = 0.0
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
+    monkeypatch.setattr(share.time, "monotonic", lambda: now)
     limit = RateLimit(RESET_BURST, RESETS_PER_SECOND)
     assert all(limit.allows() for _ in range(RESET_BURST))
     now = 1.0
@@ -268,6 +269,54 @@ def test_a_response_that_is_not_read():
             peer.send(*(data(1, content[i : i + 16_384]) for i in range(0, len(content), 16_384)))
         wait_until(lambda: len(echo.http2.connections) == 1)
         assert waiting.fence() is not None  # it is open
+
+
+def test_a_call_that_stalls_ends_alone():
+    """An unread response, or a message that goes on no further, ends its own call; others of the connection go on."""
+    with running(timeouts=Timeouts(check=0.1)) as echo, connected(echo) as peer:
+        peer.send(headers(1), data(1, message(b"sleep")))
+        peer.send(WindowUpdateFrame(0, 2**30).serialize(), headers(3))
+        content = message(bytes(900_000))  # more than the window of its stream
+        peer.send(
+            *(data(3, content[i : i + 16_384]) for i in range(0, len(content), 16_384)), data(3, b"", ("END_STREAM",))
+        )
+        assert peer.until(RstStreamFrame, 3).error_code == CANCEL
+        peer.send(headers(5), data(5, b"\0\0\0\1\0a"))
+        assert "of the message came" in peer.until(HeadersFrame, 5).fields["grpc-message"]
+        assert is_answered(peer, 7)
+        assert not echo.ends.count("Cancelled")  # the call that sleeps goes on
+
+
+@pytest.mark.parametrize("kind", ["ping", "settings", "empty data", "priority"])
+def test_frames_that_carry_nothing(echo, monkeypatch, kind):
+    """A peer that floods with frames that carry nothing is told to calm down, and is disconnected."""
+    monkeypatch.setattr(callbacks, "CONTROLS_PER_SECOND", 0)
+    frames = {
+        "ping": PingFrame(0, bytes(8)).serialize(),
+        "settings": SettingsFrame(0).serialize(),
+        "empty data": data(1),
+        "priority": raw(2, 0, 1, bytes(4) + b"\1"),
+    }
+    with connected(echo) as peer:
+        peer.send(headers(1))
+        for _ in range(7):
+            peer.send(frames[kind] * (CONTROL_BURST // 2))
+        told = [frame.error_code for frame in peer.frames() if isinstance(frame, GoAwayFrame)]  # to the end
+        # Of frames that are acknowledged nghttp2 bears a thousand unsent answers, and then ends the connection.
+        assert told == [ENHANCE_YOUR_CALM] or kind in ("ping", "settings")
+    with connected(echo) as peer:
+        assert is_answered(peer, 1)
+
+
+def test_a_connection_that_has_its_age():
+    """An old connection takes calls in transit, and is closed when its calls have ended; after the grace they end."""
+    with running(timeouts=Timeouts(check=0.1, age=0.2, grace=0.3, goaway=0.1)) as echo, connected(echo) as peer:
+        peer.send(headers(1), data(1, message(b"sleep")))
+        assert peer.until(GoAwayFrame).last_stream_id == 2**31 - 1
+        assert is_answered(peer, 3)  # it was in transit
+        last = peer.until(HeadersFrame, 1).fields
+        assert "old" in last["grpc-message"]
+        list(peer.frames())  # to the end
 
 
 def test_a_quiet_peer():

@@ -9,11 +9,13 @@ from attention_server.errors import AttentionServiceError
 from attention_server.http2.errors import (
     CallError,
     Cancelled,
+    ConnectionRetired,
     DeadlineExceeded,
     HeadersTooLarge,
     InvalidMessage,
     MessageTooLarge,
     ServerStopping,
+    Stalled,
     UnknownEncoding,
 )
 
@@ -26,7 +28,9 @@ SERVICE_ERRORS: dict[type[CallError], type[AttentionServiceError]] = {
     MessageTooLarge: errors.TooLarge,
     HeadersTooLarge: errors.TooLarge,
     DeadlineExceeded: errors.DeadlineExceeded,
+    Stalled: errors.Cancelled,
     Cancelled: errors.Cancelled,
+    ConnectionRetired: errors.Unavailable,
     ServerStopping: errors.Stopping,
 }
 

@@ -16,10 +16,12 @@ from attention_server.http2.errors import (
     DeadlineExceeded,
     HeadersTooLarge,
     InvalidMessage,
+    Stalled,
     UnknownEncoding,
 )
 from attention_server.http2.headers import Header, Headers
 from attention_server.http2.lease import COPIES
+from attention_server.http2.library import CANCEL
 from attention_server.http2.lifetime import CallLifetime
 from attention_server.http2.limits import HEADER_BYTES, HEADER_COUNT, STREAM_WINDOW
 from attention_server.http2.messages import PREFIX, MessageReader
@@ -116,6 +118,8 @@ class Call(CallLifetime):
         self._receive_error: Exception | None = None
         self._received: asyncio.Future[None] | None = None  # a reader waits for it
         self._has_headers = False  # the response was begun
+        self._moved: int | None = None  # at the last check
+        self._received_bytes = 0
         self._is_finished = False  # the response has its status
         self._timer: asyncio.TimerHandle | None = None
 
@@ -134,6 +138,24 @@ class Call(CallLifetime):
         """Whether the peer has begun a message and not ended it, or has not taken a finished response."""
         messages = self._messages
         return self._is_finished or (messages.has_begun and not messages.complete and not self._is_complete)
+
+    def check_progress(self, least: int) -> None:
+        """End the call if a transfer is under way, and fewer bytes than the least have moved since the last check."""
+        if not self.is_transferring:
+            self._moved = None
+            return
+        session, before = self._connection.session, self._moved
+        self._moved = moved = self._received_bytes - session.unsent_of(self._stream)
+        if before is None or moved >= before + least:
+            return
+        if self._is_finished:
+            session.reset(self._stream, CANCEL)
+        elif self.task is None:
+            self.refuse([(b":status", b"408")])
+        else:
+            self._fail_receiving(Stalled(f"less than {least} bytes of the message came in some seconds"))
+            self._wake_reader()
+        self._connection.flush()
 
     @property
     def is_started(self) -> bool:
@@ -182,6 +204,7 @@ class Call(CallLifetime):
     def on_data(self, content: memoryview) -> None:
         """Take received bytes, which are valid during the call only."""
         self._credit += len(content)
+        self._received_bytes += len(content)
         if self._receive_error is None:
             try:
                 self._hold(COPIES * len(content))

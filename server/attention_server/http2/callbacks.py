@@ -3,7 +3,6 @@
 nghttp2 calls back within `Session.receive` and `Session.data_to_send`; no callback may call either.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,10 +28,13 @@ from attention_server.http2.library import (
     PING,
     RST_STREAM,
     SETTINGS,
+    WINDOW_UPDATE,
     ffi,
     load_library,
 )
 from attention_server.http2.limits import (
+    CONTROL_BURST,
+    CONTROLS_PER_SECOND,
     FRAME_BYTES,
     HEADER_BYTES,
     HEADER_COUNT,
@@ -40,6 +42,7 @@ from attention_server.http2.limits import (
     RESET_BURST,
     RESETS_PER_SECOND,
 )
+from attention_server.http2.share import RateLimit
 
 log = structlog.get_logger()
 lib = load_library()
@@ -101,29 +104,6 @@ class OutgoingBody:
         self.is_deferred = False
 
 
-class RateLimit:
-    """A token bucket.
-
-    Args:
-        burst: events at once.
-        per_second: further events.
-    """
-
-    __slots__ = ("_burst", "_per_second", "_seen", "_tokens")
-
-    def __init__(self, burst: int, per_second: int) -> None:
-        self._burst, self._per_second = burst, per_second
-        self._tokens = float(burst)
-        self._seen = time.monotonic()
-
-    def allows(self) -> bool:
-        """Count an event, and return whether it is within the limit."""
-        now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._seen) * self._per_second) - 1
-        self._seen = now
-        return self._tokens >= 0
-
-
 class SessionState:
     """The state of a session that its callbacks read and change.
 
@@ -155,6 +135,7 @@ class SessionState:
         self.out: list[Buffer] = []
         self.out_size = 0
         self._resets = RateLimit(RESET_BURST, RESETS_PER_SECOND)
+        self._controls = RateLimit(CONTROL_BURST, CONTROLS_PER_SECOND)
         self._is_over_limit = False
 
     def goaway(self, code: int = NO_ERROR) -> None:
@@ -167,18 +148,24 @@ class SessionState:
         lib.nghttp2_submit_rst_stream(self.session, 0, stream, code)
 
     def count_reset(self) -> int:
-        """Count a stream that the peer has reset, or has made the server reset.
+        """Count a stream that the peer has reset, or has made the server reset. Returns as `count_control`."""
+        return 0 if self._resets.allows() else self._calm_down()
+
+    def count_control(self) -> int:
+        """Count a frame that carries nothing: PING, SETTINGS, PRIORITY, an unknown one, or DATA without bytes.
 
         Returns:
             0; or nghttp2's CALLBACK_FAILURE, which ends the connection. A peer over the limit is sent GOAWAY first; one
             that goes on for another burst is disconnected.
         """
-        if self._resets.allows():
-            return 0
+        return 0 if self._controls.allows() else self._calm_down()
+
+    def _calm_down(self) -> int:
         if self._is_over_limit:
             return CALLBACK_FAILURE
         self._is_over_limit = True
         self._resets = RateLimit(RESET_BURST, RESETS_PER_SECOND)
+        self._controls = RateLimit(CONTROL_BURST, CONTROLS_PER_SECOND)
         self.goaway(ENHANCE_YOUR_CALM)
         return 0
 
@@ -247,21 +234,28 @@ def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
     if kind == DATA:
         if frame.flags & END_STREAM:
             _end_request(from_handle(user), frame.stream_id)
+        elif not frame.length:
+            return int(from_handle(user).count_control())
     elif kind == HEADERS:
-        state: SessionState = from_handle(user)
-        stream = frame.stream_id
-        incoming = state.incoming.pop(stream, None)
-        if incoming is not None and not incoming.are_trailers:
-            state.events.on_headers(stream, incoming.fields, incoming.size, fit=incoming.fit)
-        if frame.flags & END_STREAM and (incoming is None or incoming.fit or not incoming.are_trailers):
-            _end_request(state, stream)
+        _on_headers(from_handle(user), frame)
     elif kind == RST_STREAM:
         return int(from_handle(user).count_reset())
-    elif kind == SETTINGS:
-        from_handle(user).has_settings = True
     elif kind == PING and frame.flags & ACK:
         from_handle(user).events.on_pong()
+    elif kind != WINDOW_UPDATE:
+        state: SessionState = from_handle(user)
+        state.has_settings |= kind == SETTINGS
+        return state.count_control()
     return 0
+
+
+def _on_headers(state: SessionState, frame: Any) -> None:
+    stream = frame.stream_id
+    incoming = state.incoming.pop(stream, None)
+    if incoming is not None and not incoming.are_trailers:
+        state.events.on_headers(stream, incoming.fields, incoming.size, fit=incoming.fit)
+    if frame.flags & END_STREAM and (incoming is None or incoming.fit or not incoming.are_trailers):
+        _end_request(state, stream)
 
 
 def _end_request(state: SessionState, stream: int) -> None:

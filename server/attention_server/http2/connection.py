@@ -1,6 +1,8 @@
 """One connection: it moves bytes between the transport and the session, and ends a peer that stalls."""
 
 import asyncio
+import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +11,14 @@ import structlog
 
 from attention_server.http2.call import Call, Inflate
 from attention_server.http2.callbacks import Buffer
-from attention_server.http2.errors import ConnectionBroken
+from attention_server.http2.errors import ConnectionBroken, ConnectionRetired
 from attention_server.http2.lease import CALL_BYTES, CONNECTION_BYTES, Lease, OpenLease
 from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.session import Session, buffer
+from attention_server.http2.share import READ_MOST, ReadShare
 from attention_server.http2.stall import StallDetector
 
 SENT_AT_ONCE = 256 * 1024  # bytes
-RECEIVED_AT_ONCE = 256 * 1024  # bytes
 INFLATING = 2  # compressed messages at once
 CONTENT_TYPES = (b"application/grpc", b"application/grpc+proto")
 
@@ -38,6 +40,7 @@ class ServerState:
         connections: that are open.
         calls: with a running task.
         is_stopping: no further connection is accepted.
+        yielding: connections that are not read, since their last turn took long.
         something_ended: set whenever a call or a connection ends.
     """
 
@@ -51,9 +54,10 @@ class ServerState:
     connections: "set[Connection]" = field(default_factory=set)
     calls: set[Call] = field(default_factory=set)
     is_stopping: bool = False
+    yielding: int = 0
     something_ended: asyncio.Event = field(default_factory=asyncio.Event)
     # All connections are read into one buffer: each has processed it before another is read.
-    received: bytearray = field(default_factory=lambda: bytearray(RECEIVED_AT_ONCE))
+    received: bytearray = field(default_factory=lambda: bytearray(READ_MOST))
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -77,12 +81,15 @@ class Connection(asyncio.BufferedProtocol):
         self._streams: dict[int, Call] = {}  # that are open
         self._running = 0  # calls with a running task
         self._received = buffer(server.received)
+        self._share = ReadShare()
         self._will_flush = False
         self._is_full = False  # the transport takes no more at this moment
         self._is_broken = False
         self._check_timer: asyncio.TimerHandle | None = None
         self._last_call = self._last_byte = self._loop.time()
         self._is_pinged = False
+        self._begun = self._last_call + random.uniform(0, server.timeouts.age / 10)  # noqa: S311 # not all at once
+        self._retired_at: float | None = None
         self._stall = StallDetector(server.timeouts.stalled_bytes)
         self._lease: Lease | None = None
 
@@ -105,19 +112,35 @@ class Connection(asyncio.BufferedProtocol):
         self._check_timer = self._loop.call_later(server.timeouts.check, self._check)
         self.flush()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """Return the buffer to receive into."""
-        return self._server.received
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return the buffer to receive into, of as many bytes as are this connection's share."""
+        return memoryview(self._server.received)[: self._share.size]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Process received bytes."""
         self._stall.received += nbytes
         self._last_byte = self._loop.time()
+        begun = time.perf_counter()
         try:
             self.session.receive(self._received, nbytes)
         except ConnectionBroken as error:
             self._break(error)
         self.flush()
+        seconds = time.perf_counter() - begun
+        if self._share.learn(nbytes, seconds):
+            self._yield_turn(seconds)
+
+    def _yield_turn(self, seconds: float) -> None:
+        """Read no more for a while: all connections that do so take at most half of the loop together."""
+        if self._transport and not self._transport.is_closing():
+            self._server.yielding += 1
+            self._transport.pause_reading()
+            self._loop.call_later(seconds * self._server.yielding, self._resume_reading)
+
+    def _resume_reading(self) -> None:
+        self._server.yielding -= 1
+        if self._transport and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Close: a peer that sends nothing more does not flow-control a response either."""
@@ -203,10 +226,10 @@ class Connection(asyncio.BufferedProtocol):
     def on_pong(self) -> None:
         """Note that the peer is alive, and has received everything before the ping.
 
-        While the server stops, send the final GOAWAY.
+        While the server stops, or the connection is retired, send the final GOAWAY.
         """
         self._is_pinged = False
-        if self._server.is_stopping:
+        if self._server.is_stopping or self._retired_at is not None:
             self._send_goaway()
 
     # --- for its calls ---
@@ -282,19 +305,35 @@ class Connection(asyncio.BufferedProtocol):
         self.abort()
 
     def _check(self) -> None:
-        """Disconnect a peer that stalls or does not answer a ping; close an idle connection; ping a quiet peer."""
+        """End what stalls: calls, or a connection that takes nothing at all; retire an idle or old connection.
+
+        A quiet peer is pinged, and has until the next check to answer.
+        """
         assert self._transport is not None
         timeouts, now, unsent = self._server.timeouts, self._loop.time(), self._transport.get_write_buffer_size()
-        waits = bool(unsent) or any(call.is_transferring for call in self._streams.values())
-        is_stalled = self._stall.check(waits, unsent)
+        is_stalled = self._stall.check(bool(unsent), unsent)
         is_gone = self._is_pinged and self._last_byte < now - timeouts.quiet - timeouts.check
         if is_stalled or is_gone or not self.session.has_settings:
             self.abort()
             return
-        if not (self._running or self._streams) and self._last_call < now - timeouts.idle:
-            self.close()
+        for call in list(self._streams.values()):
+            call.check_progress(timeouts.stalled_bytes)
+        is_idle = not (self._running or self._streams) and self._last_call < now - timeouts.idle
+        if self._retired_at is not None:
+            if now > self._retired_at + timeouts.grace:
+                self._end_calls()
+        elif is_idle or 0 < timeouts.age < now - self._begun:
+            self._retired_at = now
+            self.begin_shutdown()
         elif self._last_byte < now - timeouts.quiet and not self._is_pinged:
             self._is_pinged = True
             self.session.ping()
             self.flush()
         self._check_timer = self._loop.call_later(timeouts.check, self._check)
+
+    def _end_calls(self) -> None:
+        """End the calls that are left some time after the connection was retired."""
+        for call in list(self._streams.values()):
+            call.stop(ConnectionRetired("the connection is as old as it may be; call again on another"))
+        if not self._streams:
+            self.close()

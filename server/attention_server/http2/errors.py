@@ -7,8 +7,10 @@ CallError               one call ends with an error status
 ├── UnknownEncoding     the messages are compressed by an encoding that is not supported
 ├── MessageTooLarge     a message is over the limit
 ├── HeadersTooLarge     the request's headers are over the limit
+├── Stalled             the peer has begun a message, and hardly a byte of it has come
 ├── DeadlineExceeded    the call's timeout has passed
 ├── Cancelled           the peer has cancelled the call, or closed the connection
+├── ConnectionRetired   the connection is as old as it may be
 └── ServerStopping      the server stops
 """
 
@@ -51,6 +53,10 @@ class HeadersTooLarge(CallError):
     """The request has too many headers, or too large ones; the headers over the limit were dropped."""
 
 
+class Stalled(CallError):
+    """The peer has begun a message and not ended it, and hardly a byte has come for some time."""
+
+
 class DeadlineExceeded(CallError):
     """The timeout that the request's headers state has passed."""
 
@@ -61,3 +67,7 @@ class Cancelled(CallError):
 
 class ServerStopping(CallError):
     """The server stops before the call has an answer."""
+
+
+class ConnectionRetired(CallError):
+    """The connection is as old as it may be, and the call did not end within the grace; the caller may call again."""

@@ -10,6 +10,8 @@ HEADER_COUNT = 128
 HEADER_FACTOR = 8  # times HEADER_BYTES: the connection of a peer that sends as much ends
 RESET_BURST = 1_000  # streams that a peer may reset at once, or have reset by its errors, before its connection ends
 RESETS_PER_SECOND = 100  # beyond the burst
+CONTROL_BURST = 5_000  # frames that carry nothing, at once
+CONTROLS_PER_SECOND = 500  # beyond the burst; clients that measure a line send a PING for each of its turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,11 @@ class Timeouts:
 
     Attributes:
         check: between two checks of a connection.
-        stalled_bytes: least bytes that move between two checks of a connection on which a transfer is under way.
-        idle: without a call; the connection is then closed, and a client opens a new one when it needs it.
+        stalled_bytes: least bytes that move between two checks of a transfer; its call ends, or the connection if it
+            takes nothing at all.
+        idle: without a call; the peer is then told to open a new connection for its next call, and this one is closed.
+        age: of a connection; the peer is then told to open a new one, and calls end as at `idle`. 0 for any age.
+        grace: that calls on a connection have from its age until they are ended; a client opens its streams again.
         quiet: without a byte; the peer is then pinged, and has until the next check to answer.
         goaway: between the first GOAWAY of a shutdown and the second, where the peer does not answer the ping.
     """
@@ -42,5 +47,7 @@ class Timeouts:
     check: float = 10.0
     stalled_bytes: int = 10 * 1024
     idle: float = 300.0
+    age: float = 0.0
+    grace: float = 30.0
     quiet: float = 60.0
     goaway: float = 1.0

@@ -62,6 +62,11 @@ class Session(SessionState):
         """The bytes of responses that the peer has given no room for, or the transport."""
         return sum(body.size for body in list(self.bodies.values()))
 
+    def unsent_of(self, stream: int) -> int:
+        """Return the bytes of a stream's response that the peer has given no room for, or the transport."""
+        body = self.bodies.get(stream)
+        return body.size if body else 0
+
     def receive(self, content: Any, count: int) -> None:
         """Process bytes that the peer has sent.
 
