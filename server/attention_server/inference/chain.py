@@ -10,11 +10,12 @@ from attention_proto.chains import CROSS
 
 from attention_server.contexts.past import Continuation, Widths
 from attention_server.inference.engine.protocol import Graph, Run
-from attention_server.inference.layer import LoadedLayer, Rows, Tensors, split_heads
+from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors, split_heads
 from attention_server.inference.long_site import compute_long
 from attention_server.inference.masks import LongMask, SiteMask, Vectors
 from attention_server.inference.reductions import NO_REDUCTIONS, LayerReductions
 from attention_server.inference.row_blocks import run_rows
+from attention_server.inference.step import step_stages
 from attention_server.inference.walk import (
     CONTRIBUTIONS,
     EMBEDDINGS,
@@ -53,7 +54,7 @@ class LoadedChain:
         added: Vectors | LongMask | None = None,
         rows: Rows | None = None,
         pooling: Vectors | None = None,
-        continued: Continuation | None = None,
+        continued: Sequence[Continuation] = (),
         reductions: Callable[[int], LayerReductions] | None = None,
     ) -> list[Stages]:
         """Compute the stages of the sites of a walk.
@@ -66,7 +67,8 @@ class LoadedChain:
                 no mask.
             rows: the query rows of the last site to compute; None for all.
             pooling: the weights of means, [P, rows]: of the last site only the means of `output` are computed.
-            continued: the prefix that the one sequence goes on behind; None for none.
+            continued: the prefix that each sequence goes on behind: of one sequence, or of several that have one query
+                each; empty for none.
             reductions: the reductions of each site of one long sequence, by its place here; None for a short one.
         """
         stages: list[Stages] = []
@@ -83,14 +85,15 @@ class LoadedChain:
                 stages[-1].update({name: tensors[name] for name in behind})
             if layer.kept is not None and step.attends:
                 layer.read_keys(tensors)
-            first = 0
-            if layer.kept is None and continued is not None:
-                if step.attends or continued.keeps:
-                    tensors["k"], tensors["v"] = continued.joined(own, tensors["k"][0], tensors["v"][0])
-                own, first = own + 1, continued.first
             of_request = added if layer.axes is CROSS else None
             reduced = None if reductions is None else reductions(len(stages))
-            computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run, first, reduced)
+            if continued and layer.kept is None:
+                computed = self._continued(
+                    layer, own, step, tensors, of_request, rows if is_last else None, run, continued, reduced
+                )
+                own += 1
+            else:
+                computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run, 0, reduced)
             stages.append(before | computed if before else computed)
         if walk.end is not None:
             self._advance(walk.end, tensors, run)
@@ -105,10 +108,10 @@ class LoadedChain:
         run: Run,
         added: Vectors | LongMask | None,
         rows: Rows | None,
-        continuation: Continuation,
+        continued: Sequence[Continuation],
         reductions: Callable[[int], LayerReductions] | None = None,
     ) -> list[Stages]:
-        """Compute the stages wanted of a sequence behind a prefix; if the sequence is kept, every site's k and v.
+        """Compute the stages wanted of sequences behind prefixes; of those that are kept, every site's k and v too.
 
         Args:
             tensors: the inputs of the chain; receives the results of segments and sites.
@@ -117,22 +120,25 @@ class LoadedChain:
             run: the computation that this is a part of.
             added: the request's mask, as of `stages`.
             rows: the query rows of the last site that runs to compute; None for all.
-            continuation: the prefix; receives the sequence's keys and values.
+            continued: the prefix of each sequence, as of `stages`; receives the sequence's keys and values.
             reductions: as of `stages`.
 
         Raises:
             InvalidRequest: a number is beyond the range of FP16, in which the prefix is kept.
         """
-        further = len(self.layers) - len(wanted) if continuation.keeps else 0
-        walk = self.walk(wanted + (NO_NAMES,) * further, kept, NO_NAMES, continuation.keeps)
+        keeps = any(each.keeps for each in continued)
+        further = len(self.layers) - len(wanted) if keeps else 0
+        walk = self.walk(wanted + (NO_NAMES,) * further, kept, NO_NAMES, keeps)
         of_wanted = reductions
         if reductions is not None and further:
             of_wanted = lambda place: reductions(place) if place < len(wanted) else NO_REDUCTIONS  # noqa: E731
-        continuation.open(tensors["query"].shape[1], self.key_widths)
         try:
-            stages = self.stages(tensors, walk, run, added, rows, None, continuation, of_wanted)
+            for each in continued:
+                each.open(tensors["query"].shape[1], self.key_widths)
+            stages = self.stages(tensors, walk, run, added, rows, None, continued, of_wanted)
         except BaseException:
-            continuation.close()
+            for each in continued:
+                each.close()
             raise
         return stages[: len(wanted)]
 
@@ -182,6 +188,51 @@ class LoadedChain:
         else:
             found = segment.graph.run(segment.outputs, feeds, run)
         tensors.update(zip(segment.tensors, found, strict=True))
+
+    def _continued(
+        self,
+        layer: LoadedLayer,
+        own: int,
+        step: Step,
+        tensors: Tensors,
+        added: Vectors | LongMask | None,
+        rows: Rows | None,
+        run: Run,
+        continued: Sequence[Continuation],
+        reductions: LayerReductions | None,
+    ) -> Stages:
+        """Return the stages of a site whose keys begin with those of prefixes.
+
+        Args:
+            layer: the site.
+            own: its place among the sites with keys of this chain.
+            step: the site and its stages.
+            tensors: receives the site's results.
+            added: the request's mask, of one sequence.
+            rows: the query rows to compute; None for all.
+            run: the computation that this is a part of.
+            continued: the prefix of each sequence.
+            reductions: of a long sequence.
+        """
+        first = continued[0]
+        if not step.attends and not any(each.keeps for each in continued):
+            return {}
+        if self.is_step(layer, step, tensors["k"].shape[1]) and reductions is None:
+            each_own = zip(continued, tensors["k"], tensors["v"], strict=True)
+            pieces = [each.pieces(own, k, v) for each, k, v in each_own]
+            if not step.attends:
+                return {}
+            assert not isinstance(added, LongMask)  # of a long sequence
+            stages: Stages = step_stages(layer, tensors, pieces, added, step.wanted, run)
+            if step.combine is not None:
+                stages[CONTRIBUTIONS] = self._contributions(layer, step.combine, tensors, run)
+            return stages
+        tensors["k"], tensors["v"] = first.joined(own, tensors["k"][0], tensors["v"][0])
+        return self._site(layer, step, tensors, added, rows, run, first.first, reductions)
+
+    def is_step(self, layer: LoadedLayer, step: Step, queries: int) -> bool:
+        """Return whether a site computes one query of each sequence by itself, without k and v in one piece."""
+        return queries == 1 and layer.takes_steps and step.wanted.isdisjoint(KEYS)
 
     def _site(
         self,

@@ -58,7 +58,7 @@ class EncoderDecoder:
         if first.continuation is not None and memory is not None:
             tensors = memory.vectors() | self._target_inputs(batch, run)
             target = self.target.continued(
-                tensors, of_target, kept, run, first.added, rows, first.continuation, of_sites
+                tensors, of_target, kept, run, first.added, rows, [first.continuation], of_sites
             )
             return [{} for _ in of_source] + target
         walk = self.target.walk(of_target, kept, NO_NAMES, False) if of_target else None
@@ -107,7 +107,7 @@ class EncoderDecoder:
         texts = [each.tokens for each in batch]
         vectors = joined([each.query for each in batch])
         front = self.fronts.manifest.text.front.name
-        return self._inputs(self.target, front, texts, vectors, run, batch[0].first)
+        return self._inputs(self.target, front, texts, vectors, run, [batch[0].first])
 
     def _inputs(
         self,
@@ -116,12 +116,12 @@ class EncoderDecoder:
         texts: Sequence[Tokens | None],
         vectors: Vectors | None,
         run: Run,
-        first: int = 0,
+        firsts: Sequence[int] = (),
     ) -> Tensors:
-        """Return the inputs of a chain: the vectors of texts, or those given, and their positions from `first`."""
-        query = self.fronts.run(front, texts, run, first)["query"] if vectors is None else vectors
+        """Return the inputs of a chain: the vectors of texts, or those given, and positions from `firsts` or 0."""
+        query = self.fronts.run(front, texts, run, firsts)["query"] if vectors is None else vectors
         tensors: Tensors = {"query": query}
         if not chain.reads.isdisjoint((POSITIONS, TYPES)):
             count, length = tensors["query"].shape[:2]
-            self.fronts.add_positions(tensors, length, texts if vectors is None else [None] * count, first)
+            self.fronts.add_positions(tensors, length, texts if vectors is None else [None] * count, firsts)
         return tensors

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest
 from attention_proto.chains import source_chain, target_chain
+from attention_proto.folder import LOGITS
 
 from attention_server.contexts.past import Continuation, Past
 from attention_server.domain.messages import Tokens
@@ -63,11 +64,12 @@ class Forward:
         """
         if self._pair is not None:
             return self._pair.stages(batch, plan, run, rows, reductions)
-        memory, continuation = batch[0].memory, batch[0].continuation
+        memory = batch[0].memory
+        continued = [each.continuation for each in batch if each.continuation is not None]
         kept = NO_NAMES if memory is None else memory.names
         tensors, added = self._inputs(batch, run), batch[0].added
-        if continuation is not None:
-            return self._chain.continued(tensors, plan.stages, kept, run, added, rows, continuation, reductions)
+        if continued:
+            return self._chain.continued(tensors, plan.stages, kept, run, added, rows, continued, reductions)
         walk = self._chain.walk(plan.stages, kept, NO_NAMES, False)
         return self._chain.stages(tensors, walk, run, added, rows, pooling, reductions=reductions)
 
@@ -81,7 +83,7 @@ class Forward:
         kept_as = np.dtype(np.float16 if data_type == "FP16" else np.float32)
         text = PreparedInput(None, None, None, tokens, None, length, length)
         continuation = Continuation(None, keeps=True, data_type=kept_as)
-        self._chain.continued(self._inputs([text], run), (), NO_NAMES, run, None, None, continuation)
+        self._chain.continued(self._inputs([text], run), (), NO_NAMES, run, None, None, [continuation])
         assert continuation.kept is not None  # it keeps
         continuation.kept.write_tokens(tokens)
         return continuation.kept
@@ -121,6 +123,16 @@ class Forward:
         graph = self.graphs[self.manifest.head.name]
         compute = graph.run if len(outputs) == len(graph.outputs) else graph.run_path
         return compute(outputs, {next(iter(graph.inputs)): rows}, run)  # type: ignore[return-value] # float32
+
+    @cached_property
+    def head_is_by_row(self) -> bool:
+        """Whether the head gives a row the same bits beside others as alone: compared on a few rows."""
+        outputs = [each.name for each in self.manifest.predictors] + [LOGITS] * bool(self.manifest.logits_dim)
+        width = self.manifest.hidden_dim or self.manifest.layers[-1].output_dim
+        rows = np.random.default_rng(0).standard_normal((3, width)).astype(np.float32)
+        together = self.head(outputs, rows, Run())
+        alone = [self.head(outputs, row[None], Run()) for row in rows]
+        return all(np.array_equal(found, np.concatenate(each)) for found, *each in zip(together, *alone, strict=True))
 
     def warm(self) -> None:
         """Run every graph once, so that no request waits for a first allocation."""
@@ -176,7 +188,7 @@ class Forward:
             query, key, value = [joined([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
         texts = [each.tokens for each in batch]
         if texts[0] is not None:
-            front = self._fronts.run(self.manifest.text.front.name, texts, run, batch[0].first)
+            front = self._fronts.run(self.manifest.text.front.name, texts, run, [each.first for each in batch])
             query = front["query"]
             if key is None:
                 key, value = front.get("key"), front.get("value") if value is None else value
@@ -192,6 +204,9 @@ class Forward:
             tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
         if not self._chain.reads.isdisjoint((POSITIONS, TYPES)):
             self._fronts.add_positions(
-                tensors, batch[0].queries, texts if texts[0] is not None else [None] * len(query), batch[0].first
+                tensors,
+                batch[0].queries,
+                texts if texts[0] is not None else [None] * len(query),
+                [each.first for each in batch],
             )
         return tensors

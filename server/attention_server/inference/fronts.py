@@ -27,24 +27,27 @@ class Fronts:
     manifest: Manifest
     graphs: Mapping[str, Graph]
 
-    def run(self, name: str, texts: Sequence[Tokens | None], run: Run, first: int = 0) -> Stages:
+    def run(self, name: str, texts: Sequence[Tokens | None], run: Run, firsts: Sequence[int] = ()) -> Stages:
         """Run a front on texts of one length, None for one token of any kind; return its outputs by name.
 
-        `first` is the position of the first token.
+        `firsts` are the positions of their first tokens; empty for 0.
         """
         graph = self.graphs[name]
         tensors: Tensors = {"tokens": np.array([np.zeros(1, np.int64) if text is None else text.ids for text in texts])}
         if len(graph.inputs) > 1:
-            self.add_positions(tensors, tensors["tokens"].shape[1], texts, first)
+            self.add_positions(tensors, tensors["tokens"].shape[1], texts, firsts)
         feeds = {each: tensors[each] for each in graph.inputs}
         return dict(zip(graph.outputs, graph.run(list(graph.outputs), feeds, run), strict=True))  # type: ignore[arg-type]
 
-    def add_positions(self, tensors: Tensors, length: int, texts: Sequence[Tokens | None], first: int = 0) -> None:
-        """Add the positions, from `first`, and the token types, each INT64 [B, T]; of vectors all types are 0."""
-        base = self.manifest.text.position_base + first
+    def add_positions(
+        self, tensors: Tensors, length: int, texts: Sequence[Tokens | None], firsts: Sequence[int] = ()
+    ) -> None:
+        """Add the positions, from `firsts` or 0, and the token types, each INT64 [B, T]; of vectors all types are 0."""
+        base = self.manifest.text.position_base
         zeros = np.zeros(length, np.int64)
         # Not by np.stack, which is Python of many calls.
-        tensors[POSITIONS] = np.array([np.arange(base, base + length, dtype=np.int64)] * len(texts))
+        own = np.arange(base, base + length, dtype=np.int64)
+        tensors[POSITIONS] = np.array([own + each for each in firsts] if any(firsts) else [own] * len(texts))
         tensors[TYPES] = np.array([zeros if text is None else text.types for text in texts])
 
 

@@ -1,6 +1,6 @@
 """The results of a model's head: logits of rows, and predictions. Rows run in blocks, which bounds memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ class HeadResults:
         prepared: the sequence.
         forward: runs the head.
         run: the computation that this is a part of.
+        compute: runs the head in place of `forward.head`; None for that.
     """
 
     stages: Mapping[str, Vectors]
@@ -50,6 +51,7 @@ class HeadResults:
     prepared: PreparedInput
     forward: Forward
     run: Run
+    compute: Callable[[Sequence[str], Vectors, Run], list[Vectors]] | None = None
 
     def logits(self, output: OutputPlan) -> Array:
         """Return the logits of the rows that an output chooses, [rows, V].
@@ -61,7 +63,7 @@ class HeadResults:
         read = self._vectors if places is None else self._vectors[places]
         found = []
         for block in _blocks(len(read), self.forward.manifest.logits_dim):
-            (part,) = self.forward.head((LOGITS,), read[block], self.run)
+            (part,) = self._head((LOGITS,), read[block])
             check.no_overflow(part, self.prepared.path)
             found.append(as_data_type(part, output.spec, output.field))
         return np.concatenate(found)
@@ -84,6 +86,9 @@ class HeadResults:
     def _vectors(self) -> Vectors:
         """The input of the head, [rows computed, D]."""
         return self.stages[head_source(self.forward.manifest)]
+
+    def _head(self, outputs: Sequence[str], rows: Vectors) -> list[Vectors]:
+        return (self.compute or self.forward.head)(outputs, rows, self.run)
 
     def _choose(
         self, predictor: str, plan: PredictionPlan, read: Vectors, rows: Sequence[int | None]
@@ -111,12 +116,36 @@ class HeadResults:
             InvalidRequest: a number overflowed.
         """
         names = (predictor, LOGITS) if of_logits and self.forward.manifest.logits_dim else (predictor,)
-        probabilities, *logits = self.forward.head(names, read, self.run)
+        probabilities, *logits = self._head(names, read)
         check.no_overflow(probabilities, self.prepared.path)
         if logits or not of_logits:
             return probabilities, logits[0] if logits else probabilities
         with np.errstate(divide="ignore"):
             return probabilities, np.log(probabilities)
+
+
+class StepsHead:
+    """The head of several sequences of one row each, run on all rows at once.
+
+    Args:
+        forward: runs the head.
+        vectors: the input of the head, [B, D].
+    """
+
+    def __init__(self, forward: Forward, vectors: Vectors) -> None:
+        self._forward = forward
+        self._vectors = vectors
+        self._found: dict[tuple[str, ...], list[list[Vectors]]] = {}  # by outputs, of each sequence
+
+    def run(self, place: int, outputs: Sequence[str], rows: Vectors, run: Run) -> list[Vectors]:  # noqa: ARG002 # its own
+        """Return outputs of the one row of a sequence, each [1, labels]."""
+        names = tuple(outputs)
+        if names not in self._found:
+            blocks = _blocks(len(self._vectors), self._forward.manifest.logits_dim)
+            of_blocks = [self._forward.head(names, self._vectors[block], run) for block in blocks]
+            each_row = [zip(*of_block, strict=True) for of_block in of_blocks]
+            self._found[names] = [[x[None] for x in row] for of_block in each_row for row in of_block]
+        return self._found[names][place]
 
 
 def _blocks(rows: int, labels: int) -> Iterator[slice]:

@@ -11,6 +11,7 @@ from attention_proto.chains import OF_SOURCE, SiteAxes, lengths_by_axes
 from attention_proto.masks import Mask
 from attention_proto.stages import PREDICTIONS
 
+from attention_server.contexts.past import Continuation
 from attention_server.contexts.store import HeldMemories
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import OutputSpec
@@ -19,7 +20,7 @@ from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import BLOCK_BYTES, LoadedLayer
+from attention_server.inference.layer import BLOCK_BYTES, KEYS, LoadedLayer
 from attention_server.inference.masks import LongMask
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, head_numbers, stage_bytes
@@ -168,7 +169,8 @@ class InputChecker:
         for output in plan.outputs:
             widths = self.layers[output.layer].widths(*prepared.input_widths())
             answer += answer_bytes(output, self.manifest, widths, *sites[output.layer])
-        max_batch, batch_factor = self.costs.best_batch(max(queries, keys))
+        is_step = prepared.continuation is not None and queries == 1
+        max_batch, batch_factor = self.costs.best_batch(1 if is_step else max(queries, keys))
         kind = self._kind(prepared, plan) if max_batch > 1 else None
         stages = stage_bytes(plan, self.manifest, sites)
         head = 4 * head_numbers(plan, self.manifest, self.labels, queries)
@@ -195,15 +197,26 @@ class InputChecker:
         return 4 * prepared.queries * sum([sum(each.key_widths) for each in own])
 
     def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
+        if prepared.continuation is not None:
+            return self._step_kind(prepared, prepared.continuation, plan)
         added = prepared.added
         if (
-            prepared.memory
-            or prepared.continuation
-            or isinstance(added, LongMask)
-            or (plan.predictions is not None and self._predicts_by_word)
+            prepared.memory or isinstance(added, LongMask) or (plan.predictions is not None and self._predicts_by_word)
         ):  # computed rows differ from sequence to sequence
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
         widths = tuple(None if x is None else x.shape[1:] if isinstance(x, np.ndarray) else () for x in sources)
         mask = None if added is None else (added.shape, added.tobytes())
         return prepared.queries, prepared.keys, widths, mask
+
+    def _step_kind(self, prepared: PreparedInput, continuation: Continuation, plan: Plan) -> Hashable | None:
+        """Return the kind of one query behind a prefix of any length; None for further ones, and for masks."""
+        runs = [] if prepared.queries > 1 or prepared.added is not None else plan.stages
+        if not runs or not self._takes_steps or any(not stages.isdisjoint(KEYS) for stages in runs):
+            return None
+        return "step", prepared.query is None, continuation.keeps
+
+    @cached_property
+    def _takes_steps(self) -> bool:
+        """Whether single queries of several decoders' sequences run together."""
+        return not self._sources and not self._predicts_by_word and all(each.takes_steps for each in self.layers)

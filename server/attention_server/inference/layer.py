@@ -296,6 +296,23 @@ class LoadedLayer:
             found = recipe.graph.run(recipe.outputs, feeds, run)
         return dict(zip(recipe.outputs, found, strict=True))  # type: ignore[arg-type] # all graphs give float32
 
+    def step_bias(self, position: int, run: Run) -> Vectors | None:
+        """Return the model's own bias for one query and the keys up to its position, [H, 1, S]; None for none."""
+        if not self._bias_file:
+            return None
+        positions = {"query_positions": np.array([position]), "key_positions": np.arange(position + 1)}
+        bias: Vectors
+        (bias,) = self.graphs[self._bias_file].run(("bias",), positions, run)  # type: ignore[assignment] # float32
+        of_query: Vectors = bias[0]
+        return of_query
+
+    @cached_property
+    def takes_steps(self) -> bool:
+        """Whether one query behind a prefix is computed by itself: on a CPU, with a bias of positions alone, if any."""
+        positions = {"query_positions", "key_positions"}
+        of_positions = not self._bias_file or positions >= set(self.graphs[self._bias_file].inputs)
+        return self.device == "cpu" and self.query == "q" and of_positions and self.gives <= {"heads"}
+
     def _bias(self, tensors: Tensors, rows: Rows | None, run: Run, first_key: int = 0) -> Vectors:
         """Return the model's own bias, [B or 1, H, T, S]."""
         graph = self.graphs[self._bias_file]

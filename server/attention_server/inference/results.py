@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -14,10 +15,10 @@ from attention_server.inference.alignment import align, largest_keys
 from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
-from attention_server.inference.head_results import HeadResults
+from attention_server.inference.head_results import HeadResults, StepsHead
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
-from attention_server.inference.planner import OutputPlan, Plan, checked_stages
+from attention_server.inference.planner import OutputPlan, Plan, checked_stages, head_source
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput, separators
 from attention_server.inference.reductions import Reductions
@@ -69,9 +70,13 @@ def shaped_results(
     _check_overflow(batch, plan, stages)
     results = []
     by_block = {} if reductions is None else reductions.results()
+    steps = None
+    source = head_source(forward.manifest)
+    if len(batch) > 1 and batch[0].continuation is not None and source in stages[-1] and forward.head_is_by_row:
+        steps = StepsHead(forward, stages[-1][source][:, 0])
     for i, each in enumerate(batch):
         own = [{name: stage[i] for name, stage in of.items()} for of in stages]
-        head = HeadResults(own[-1], computed, each, forward, run)
+        head = HeadResults(own[-1], computed, each, forward, run, None if steps is None else partial(steps.run, i))
         outputs = {
             output.name: by_block[output.name]
             if output.name in by_block
@@ -131,7 +136,9 @@ def _result(
 def _check_overflow(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> None:
     for wanted, of in zip(plan.stages, stages, strict=True):
         for name in checked_stages(wanted) & of.keys():  # a long sequence's other stages are checked by blocks
-            check.no_overflow(of[name], batch[0].path)
+            # Of several steps the keys differ in number: their stages are lists of arrays.
+            for stage in of[name] if isinstance(of[name], list) else (of[name],):
+                check.no_overflow(stage, batch[0].path)
 
 
 def _output(
