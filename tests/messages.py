@@ -73,6 +73,8 @@ def request_message(
     outputs: Any = (),
     shared_mask: Any = None,
     token_offsets: bool = False,
+    ablate: Any = (),
+    score_temperature: float | None = None,
 ) -> pb.AttendRequest:
     """Write a request as it is told, right or wrong."""
     sequences = [
@@ -98,6 +100,8 @@ def request_message(
         outputs=[output_message(spec) for spec in outputs],
         mask=mask_message(shared_mask),
         token_offsets=token_offsets,
+        ablate=[pb.Ablation(**each) for each in ablate],
+        score_temperature=score_temperature,
     )
 
 
@@ -118,11 +122,18 @@ def alignment_of(message: pb.Alignment) -> dict[str, Any]:
     return {"links": links, "pharaoh": message.pharaoh}
 
 
+def read_ablation(message: pb.Ablation) -> dict[str, Any]:
+    """Read heads that are switched off."""
+    return {"layers": list(message.layers), "heads": list(message.heads)}
+
+
 def read_message(response: pb.AttendResponse) -> dict[str, Any]:
     """Read a response."""
     return {
         "model": response.model,
         "version": response.version,
+        **({"ablate": [read_ablation(each) for each in response.ablate]} if response.ablate else {}),
+        **({"score_temperature": response.score_temperature} if response.HasField("score_temperature") else {}),
         "results": [
             {
                 "outputs": {

@@ -14,6 +14,8 @@ from serving import HANG
 from tests.messages import NAMES, TENSORS, TEXTS, Raw, read_document, read_message, request_message
 from tests.refusals import refused_by_grpc, refused_by_http
 
+REQUEST = {"outputs", "token_offsets", "ablate", "score_temperature"}  # fields of a request beside its sequences
+
 
 @dataclass
 class Transport:
@@ -106,7 +108,7 @@ class JsonSender:
     def __call__(
         self, model: str, inputs: list[dict[str, Any]], *, shorthand: bool = False, **request: Any
     ) -> dict[str, Any]:
-        document = {name: request.pop(name) for name in ("outputs", "token_offsets") & request.keys()}
+        document = {name: request.pop(name) for name in REQUEST & request.keys()}
         if "shared_mask" in request:
             document["mask"] = self.mask(request.pop("shared_mask"))
             shorthand = False

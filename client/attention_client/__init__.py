@@ -33,9 +33,10 @@ from attention_client.errors import (
 )
 from attention_client.inputs import OutputSpec, Sample, Sequence
 from attention_client.memory import Memory
-from attention_client.result import Alignment, AttendResult, Candidate, Link, Prediction, Tokenization, TopK
+from attention_client.result import Ablation, Alignment, AttendResult, Candidate, Link, Prediction, Tokenization, TopK
 
 __all__ = [
+    "Ablation",
     "Alignment",
     "AsyncAttentionClient",
     "AttendResult",

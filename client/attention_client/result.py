@@ -1,6 +1,6 @@
 """The result of one sequence."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +10,19 @@ from attention_client.errors import NotRequested
 from attention_client.memory import Memory
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Heads that are switched off: their results are zero behind the weights, which are still told.
+
+    Attributes:
+        layers: which layers, as in `OutputSpec`; may be empty in a model of one site.
+        heads: which heads; all when empty.
+    """
+
+    layers: Iterable[str] = ()
+    heads: Iterable[int] = ()
 
 
 class TopK(NamedTuple):
@@ -125,6 +138,8 @@ class AttendResult:
         memory: what the server keeps of the sequence and its memory; None unless it was sent with `extend`.
         prefix_tokens: the tokens of the prefix that the sequence goes on behind, where `memory` was sent as a `Memory`:
             keys of the sequence's own sites begin with these.
+        ablate: the heads that were switched off.
+        score_temperature: the number that divided the masked scores; None without one.
     """
 
     model: str
@@ -141,6 +156,8 @@ class AttendResult:
     layers: Mapping[str, str] = field(default_factory=dict)
     memory: Memory | None = None
     prefix_tokens: tuple[str, ...] = ()
+    ablate: tuple[Ablation, ...] = ()
+    score_temperature: float | None = None
 
     def axes(self, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the rows and of the keys of one output of weights or scores; empty for no names.

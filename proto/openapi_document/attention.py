@@ -96,6 +96,10 @@ SAMPLE: dict[str, Schema] = {
     "top_p": described(NUMBER, "The least sum of the probabilities that are kept; in (0, 1]. Default: 1."),
     "seed": integer(0, "Equal sequences have equal draws for one seed, row by row. By default each draw is a new one."),
 }
+TEMPERATURE_WORDS = (
+    "Divides whatever the softmax of each site takes: weights are softmax(masked scores / score_temperature). Above 0; "
+    "default: 1. `scores` are told undivided."
+)
 LABEL_WORDS = "The position of the label among the predictor's labels; of a vocabulary, the id of the token."
 
 SCHEMAS: dict[str, Schema] = {
@@ -109,6 +113,8 @@ SCHEMAS: dict[str, Schema] = {
             "token_offsets": described(
                 BOOLEAN, "Whether to return the position of each token in its text. Default: false."
             ),
+            "ablate": array(ref("Ablation"), "Heads that are switched off."),
+            "score_temperature": described(NUMBER, TEMPERATURE_WORDS),
             **SEQUENCE,
         },
         words="Either `inputs`, or one sequence's fields here.",
@@ -160,7 +166,24 @@ SCHEMAS: dict[str, Schema] = {
     "Encoding": enumeration(["json", "base64"]),
     "InputTensor": _input_tensor(NUMBER, "Numbers: `data` with `shape`, or `values`."),
     "BooleanTensor": _input_tensor(BOOLEAN, "Booleans: `data` with `shape`, or `values`."),
-    "AttendResponse": answer({"model": STRING, "version": INTEGER, "results": array(ref("Result"))}),
+    "AttendResponse": answer(
+        {
+            "model": STRING,
+            "version": INTEGER,
+            "results": array(ref("Result")),
+            "ablate": array(ref("Ablation"), "As requested; absent where nothing is switched off."),
+            "score_temperature": described(NUMBER, "As requested; absent without one."),
+        },
+        ["model", "version", "results"],
+    ),
+    "Ablation": answer(
+        {
+            "layers": array(STRING, "As in the option `layers` of an output; may be absent in a model of one site."),
+            "heads": array(integer(0), "All when absent."),
+        },
+        [],
+        "Heads that are switched off: their results are zero behind the weights, which are still told.",
+    ),
     "Result": answer(
         {
             "tokens": array(STRING, "The query's tokens, of a text or of ids."),

@@ -137,6 +137,21 @@ def test_rows_and_pooling(transport, site, rows):
     np.testing.assert_allclose(pooled, stages["output"].mean(0), **CLOSE)
 
 
+def test_a_source_is_kept_as_it_is(transport, server):
+    """A kept source was encoded without changes: over it sites of the target are changed, those of the source not."""
+    with AttentionClient(server.grpc) as client:
+        memory = client.create_memory("translator", memory_text=SOURCE).id
+    outputs, target = [{"name": "output", "layers": ["decoder.1"]}], [{"layers": ["decoder.*"], "heads": [0]}]
+    sent = ask(transport, *outputs, ablate=target)["output"]
+    kept = transport.outputs("translator", text=TARGET, memory=memory, outputs=outputs, ablate=target)["output"]
+    np.testing.assert_allclose(kept, sent, **CLOSE)
+    for change in ({"ablate": [{"layers": ["*"], "heads": [0]}]}, {"score_temperature": 2.0}):
+        with refused("INVALID_ARGUMENT", next(iter(change)), "send the text that it was made of"):
+            transport.outputs("translator", text=TARGET, memory=memory, outputs=outputs, **change)
+        changed = ask(transport, *outputs, **change)["output"]
+        assert np.abs(changed - sent).max() > 1e-3
+
+
 def test_statistics_of_each_kind_of_site(transport):
     """Separators are the special tokens of each site's keys: the source's end, the target's start."""
     names = ("encoder.1", "decoder.1", "decoder.1.cross")

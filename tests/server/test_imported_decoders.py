@@ -1,5 +1,6 @@
 """Imported decoders, served without torch, give the weights, hidden states, logits and greedy tokens of the source."""
 
+import copy
 import functools
 import os
 import re
@@ -213,6 +214,22 @@ def test_rows_that_may_be_mixed_keep_no_prefix(decoders: Decoders) -> None:
         decoders.client.create_memory(MIXED, memory_token_ids=[BEGIN])
 
 
+def test_sums_over_rows_behind_a_prefix(decoders: Decoders) -> None:
+    """`received` and `statistics` of the rows behind a prefix are those of these rows of the whole; none is changed."""
+    tokens = [BEGIN, *SEQUENCES[1][1:], *SEQUENCES[2]]
+    names, rows = ("received", "statistics"), range(17, len(tokens))
+    whole = decoders.answer("mistral", tokens, [OutputSpec(name, rows=rows) for name in names])
+    memory = decoders.client.create_memory("mistral", memory_token_ids=tokens[:17])
+    sent = {"token_ids": tokens[17:], "memory": memory, "outputs": names}
+    rest = decoders.client.attend("mistral", **sent)
+    for name in names:
+        assert distance(rest[name], whole[name]) < 1e-5, name
+    with pytest.raises(InvalidRequest, match="ablate: changes sites of which the memory keeps keys and values"):
+        decoders.client.attend("mistral", ablate=[{"layers": ["0"]}], **sent)
+    with pytest.raises(InvalidRequest, match="extend: keeps a sequence as it is without"):
+        decoders.client.attend("mistral", token_ids=tokens, score_temperature=2, extend=True)
+
+
 def test_a_prefix_over_rest(decoders: Decoders) -> None:
     """A prefix of text is kept with its special tokens; a text behind it has none, and masks count its keys too."""
     url = f"http://{decoders.rest}/v1/models/gemma2"
@@ -268,6 +285,44 @@ def test_a_sink_takes_a_part_of_each_row(decoders: Decoders) -> None:
     terms = weights * np.log(np.where(weights > 0, weights, 1))
     np.testing.assert_allclose(answer["entropy"], -terms.sum(-1), atol=1e-4)
     np.testing.assert_allclose(answer["lse"], np.log(powers.sum(-1)), atol=1e-4)
+
+
+CHANGED = ("llama", "gemma2", "gpt_oss")  # plain and grouped; with a softcap and windows; with sinks
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_heads_switched_off(kind: str, decoders: Decoders) -> None:
+    """Heads of several layers switched off give what the source gives without their rows of M_O, in float64."""
+    changed = copy.deepcopy(source(kind))
+    changed = changed if kind == "gpt_oss" else changed.double()  # its experts are multiplied in float32 alone
+    ablate = [{"layers": ["0"], "heads": [1]}, {"layers": ["1"], "heads": [0, 2]}]
+    for each in ablate:
+        projection = changed.base_model.layers[int(each["layers"][0])].self_attn.o_proj.weight.data
+        for head in each["heads"]:
+            projection.unflatten(1, (changed.config.num_attention_heads, -1))[:, head] = 0
+    weights, hidden, logits = eager(changed, SEQUENCES[2])
+    answer = decoders.client.attend(name_of(kind), token_ids=SEQUENCES[2], outputs=EVERYTHING, ablate=ablate)
+    for i, expected in enumerate(weights):
+        assert distance(answer[f"weights@{i}"], expected) < TOLERANCE
+    assert distance(answer["hidden"], hidden) < TOLERANCE
+    assert distance(answer["logits"], logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_a_temperature_of_the_softmax(kind: str, decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each softmax of attention divides what it takes, sinks too, as in the source with such a softmax."""
+    plain = torch.nn.functional.softmax
+
+    def divided(x: torch.Tensor, dim: int = -1, **options: object) -> torch.Tensor:
+        return plain(x / 1.7 if x.ndim == 4 else x, dim=dim, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", divided)
+    weights, hidden, logits = eager(source(kind), SEQUENCES[2])
+    answer = decoders.client.attend(name_of(kind), token_ids=SEQUENCES[2], outputs=EVERYTHING, score_temperature=1.7)
+    for i, expected in enumerate(weights):
+        assert distance(answer[f"weights@{i}"], expected) < TOLERANCE
+    assert distance(answer["hidden"], hidden) < TOLERANCE
+    assert distance(answer["logits"], logits) < TOLERANCE
 
 
 words = st.lists(st.integers(len(SPECIAL), WORDS - 1), min_size=1, max_size=12)

@@ -1,6 +1,6 @@
 """The asyncio client: `AttentionClient` with `await`."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from attention_client.api.base import BaseClient
 from attention_client.errors import AttentionError
 from attention_client.inputs import Output, Sequence
 from attention_client.memory import Memory
-from attention_client.result import AttendResult, Tokenization
+from attention_client.result import Ablation, AttendResult, Tokenization
 from attention_client.streaming.aio import AsyncStream
 from attention_client.wire import channel
 from attention_client.wire.call import run_async, send_async
@@ -75,6 +75,8 @@ class AsyncAttentionClient(BaseClient):
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
+        ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+        score_temperature: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> AttendResult:
         """Attend from each position of one sequence.
@@ -104,6 +106,8 @@ class AsyncAttentionClient(BaseClient):
                 `predictions` where the model has a head.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
+            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds, in place of the client's.
 
         Raises:
@@ -131,7 +135,12 @@ class AsyncAttentionClient(BaseClient):
             bias=bias,
         )
         return (
-            await run_async(self._batch_flow(model, [sequence], outputs, version, token_offsets, timeout), send_async)
+            await run_async(
+                self._batch_flow(
+                    model, [sequence], outputs, version, token_offsets, timeout, ablate, score_temperature
+                ),
+                send_async,
+            )
         )[0]
 
     async def attend_batch(
@@ -142,6 +151,8 @@ class AsyncAttentionClient(BaseClient):
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
+        ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+        score_temperature: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
     ) -> list[AttendResult]:
         """Attend over several sequences, of any lengths, in one message; return a result for each, in order.
@@ -152,12 +163,17 @@ class AsyncAttentionClient(BaseClient):
             outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
+            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds, in place of the client's.
 
         Raises:
             AttentionError: as for `attend`; one bad sequence fails the call.
         """
-        return await run_async(self._batch_flow(model, sequences, outputs, version, token_offsets, timeout), send_async)
+        return await run_async(
+            self._batch_flow(model, sequences, outputs, version, token_offsets, timeout, ablate, score_temperature),
+            send_async,
+        )
 
     async def attend_many(
         self,
@@ -167,6 +183,8 @@ class AsyncAttentionClient(BaseClient):
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
+        ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+        score_temperature: float | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
         return_exceptions: bool = False,
     ) -> AsyncIterator[AttendResult | AttentionError]:
@@ -182,6 +200,8 @@ class AsyncAttentionClient(BaseClient):
             outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
+            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds to wait for the next answer, in place of the client's.
             return_exceptions: whether a bad sequence yields its error in its position; else the error is raised, and
                 the stream ends.
@@ -189,7 +209,9 @@ class AsyncAttentionClient(BaseClient):
         Raises:
             AttentionError: as for `attend`.
         """
-        plan = self._stream_plan(model, outputs, version, token_offsets, timeout, return_exceptions)
+        plan = self._stream_plan(
+            model, outputs, version, token_offsets, timeout, return_exceptions, ablate, score_temperature
+        )
         async with aclosing(AsyncStream(self._open_stream, plan).answers(sequences)) as answers:
             async for answer in answers:
                 yield answer

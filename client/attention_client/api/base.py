@@ -1,7 +1,7 @@
 """The base of both clients: every rule of a call, as a flow that the blocking and the asyncio client drive."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -16,7 +16,7 @@ from attention_client.api.memories import MemoriesOfRequest
 from attention_client.errors import NotFound
 from attention_client.inputs import Item, Output
 from attention_client.memory import Creation, Memory
-from attention_client.result import AttendResult, Tokenization
+from attention_client.result import Ablation, AttendResult, Tokenization
 from attention_client.streaming.state import StreamPlan
 from attention_client.wire import channel
 from attention_client.wire.call import Call, Flow, Method, RequestT, ResponseT, call_with_retries
@@ -65,10 +65,12 @@ class BaseClient:
         version: int,
         token_offsets: bool,
         timeout: float | None,
+        ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+        score_temperature: float | None = None,
     ) -> Flow[Call, list[AttendResult]]:
         """Attend over sequences in one message; recreate lost memories and repeat the call, within the timeout."""
         sequences = list(sequences)
-        request = attend_request(model, sequences, outputs, version, token_offsets)
+        request = attend_request(model, sequences, outputs, version, token_offsets, ablate, score_temperature)
         memories = MemoriesOfRequest(request, sequences)
         deadline = time.monotonic() + self._seconds(timeout)
         while True:
@@ -100,15 +102,18 @@ class BaseClient:
         token_offsets: bool,
         timeout: float | None,
         return_exceptions: bool,
+        ablate: Iterable[Ablation | Mapping[str, Any]],
+        score_temperature: float | None,
     ) -> StreamPlan:
         specs = output_specs(outputs)  # `outputs` may be an iterator, and serves many messages
+        changes = (list(ablate), score_temperature)
 
         def send_alone(item: Item) -> Flow[Call, AttendResult]:
-            (result,) = yield from self._batch_flow(model, [item], specs, version, token_offsets, timeout)
+            (result,) = yield from self._batch_flow(model, [item], specs, version, token_offsets, timeout, *changes)
             return result
 
         return StreamPlan(
-            build=lambda items: packed_request(model, items, specs, version, token_offsets),
+            build=lambda items: packed_request(model, items, specs, version, token_offsets, *changes),
             send_alone=send_alone,
             seconds=self._seconds(timeout),
             return_exceptions=return_exceptions,

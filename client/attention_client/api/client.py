@@ -1,6 +1,6 @@
 """The blocking client."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from attention_client.api.base import BaseClient
 from attention_client.errors import AttentionError
 from attention_client.inputs import Output, Sequence
 from attention_client.memory import Memory
-from attention_client.result import AttendResult, Tokenization
+from attention_client.result import Ablation, AttendResult, Tokenization
 from attention_client.streaming.blocking import BlockingStream
 from attention_client.wire import channel
 from attention_client.wire.call import run, send
@@ -73,6 +73,8 @@ class AttentionClient(BaseClient):
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
+        ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+        score_temperature: float | None = None,
         timeout: float | None = None,
     ) -> AttendResult:
         """Attend from each position of one sequence.
@@ -102,6 +104,8 @@ class AttentionClient(BaseClient):
                 `predictions` where the model has a head.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
+            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds, in place of the client's.
 
         Raises:
@@ -128,7 +132,10 @@ class AttentionClient(BaseClient):
             allowed=allowed,
             bias=bias,
         )
-        return run(self._batch_flow(model, [sequence], outputs, version, token_offsets, timeout), send)[0]
+        return run(
+            self._batch_flow(model, [sequence], outputs, version, token_offsets, timeout, ablate, score_temperature),
+            send,
+        )[0]
 
     def attend_batch(
         self,
@@ -138,6 +145,8 @@ class AttentionClient(BaseClient):
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
+        ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+        score_temperature: float | None = None,
         timeout: float | None = None,
     ) -> list[AttendResult]:
         """Attend over several sequences, of any lengths, in one message; return a result for each, in order.
@@ -148,12 +157,17 @@ class AttentionClient(BaseClient):
             outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
+            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds, in place of the client's.
 
         Raises:
             AttentionError: as for `attend`; one bad sequence fails the call.
         """
-        return run(self._batch_flow(model, sequences, outputs, version, token_offsets, timeout), send)
+        return run(
+            self._batch_flow(model, sequences, outputs, version, token_offsets, timeout, ablate, score_temperature),
+            send,
+        )
 
     def attend_many(
         self,
@@ -163,6 +177,8 @@ class AttentionClient(BaseClient):
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
+        ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+        score_temperature: float | None = None,
         timeout: float | None = None,
         return_exceptions: bool = False,
     ) -> Iterator[AttendResult | AttentionError]:
@@ -177,6 +193,8 @@ class AttentionClient(BaseClient):
             outputs: the outputs to send back for each, as in `attend`.
             version: of the model; 0 is its default.
             token_offsets: whether to return the place of each token in its text.
+            ablate: heads that are switched off, `Ablation`s or dicts of their fields.
+            score_temperature: divides the masked scores before the softmax; above 0.
             timeout: seconds to wait for the next answer, in place of the client's.
             return_exceptions: whether a bad sequence yields its error in its position; else the error is raised, and
                 the stream ends.
@@ -184,7 +202,9 @@ class AttentionClient(BaseClient):
         Raises:
             AttentionError: as for `attend`.
         """
-        plan = self._stream_plan(model, outputs, version, token_offsets, timeout, return_exceptions)
+        plan = self._stream_plan(
+            model, outputs, version, token_offsets, timeout, return_exceptions, ablate, score_temperature
+        )
         yield from BlockingStream(self._open_stream, plan).answers(sequences)
 
     def create_memory(

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from attention_client.errors import InvalidRequest
 from attention_client.inputs import Item, Output, OutputSpec, Sample, Sequence
 from attention_client.memory import Memory
+from attention_client.result import Ablation
 
 _CAUSAL = {
     "none": pb.Mask.CAUSAL_NONE,
@@ -50,6 +51,8 @@ def attend_request(
     outputs: Iterable[Output],
     version: int,
     token_offsets: bool,
+    ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+    score_temperature: float | None = None,
 ) -> pb.AttendRequest:
     """Build the request for several sequences.
 
@@ -57,7 +60,10 @@ def attend_request(
         InvalidRequest: a value has no form on the wire.
     """
     request = pb.AttendRequest(outputs=output_specs(outputs))
-    _write_scalars(request, model=model, version=version, token_offsets=token_offsets)
+    _write_scalars(
+        request, model=model, version=version, token_offsets=token_offsets, score_temperature=score_temperature
+    )
+    request.ablate.extend(_ablations(ablate))
     for i, item in enumerate(sequences):
         _write_sequence(item, request.inputs.add(), f"inputs[{i}]")
     return request
@@ -69,6 +75,8 @@ def packed_request(
     outputs: Iterable[Output],
     version: int,
     token_offsets: bool,
+    ablate: Iterable[Ablation | Mapping[str, Any]] = (),
+    score_temperature: float | None = None,
 ) -> pb.AttendRequest:
     """Build the request for several sequences; adjacent bare arrays are concatenated into one input with `lengths`.
 
@@ -77,7 +85,7 @@ def packed_request(
     Raises:
         InvalidRequest: a value has no form on the wire.
     """
-    request = attend_request(model, (), outputs, version, token_offsets)
+    request = attend_request(model, (), outputs, version, token_offsets, ablate, score_temperature)
     position = 0
     for key, group in itertools.groupby(sequences, _packing_key):
         items = list(group)
@@ -154,6 +162,13 @@ def tokenize_request(
             text, pair = (each, None) if isinstance(each, str) else each
             request.inputs.add(text=text, text_pair=pair)
     return request
+
+
+def _ablations(ablate: Iterable[Ablation | Mapping[str, Any]]) -> Iterator[pb.Ablation]:
+    for i, each in enumerate(ablate):
+        with _named_field(f"ablate[{i}]"):
+            own = each if isinstance(each, Ablation) else Ablation(**each)
+            yield pb.Ablation(layers=_names(own.layers, "layers"), heads=own.heads)
 
 
 def _packing_key(item: Item) -> "tuple[type[np.floating[Any]], int] | None":

@@ -8,6 +8,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_client.memory import Memory
 from attention_client.result import (
+    Ablation,
     Alignment,
     AttendResult,
     Candidate,
@@ -64,6 +65,8 @@ def _read(
         memory_truncated_tokens=result.memory_truncated_tokens,
         layers=layers,
         memory=Memory(result.memory) if result.HasField("memory") else None,
+        ablate=tuple([Ablation(tuple(each.layers), tuple(each.heads)) for each in response.ablate]),
+        score_temperature=response.score_temperature if response.HasField("score_temperature") else None,
     )
     keys = {answer.axes(name)[1] for name in answer.outputs}
     return answer if len(keys) != 1 or answer.key_tokens in keys else replace(answer, key_tokens=keys.pop())

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from attention_proto.stages import Option
 
-from attention_server.domain.messages import Array, Sample
+from attention_server.domain.messages import Ablation, Array, Sample
 from attention_server.errors import InvalidRequest, TooLarge, join_path
 
 LEAVES: dict[str, tuple[set[type], str]] = {
@@ -141,6 +141,22 @@ def read_sample(value: object, path: str) -> Sample | None:
         top_p=_float32(content, "top_p", 1.0, path),
         seed=seed,
     )
+
+
+def read_ablate(content: Json, path: str) -> tuple[Ablation, ...]:
+    """Return the heads that a request switches off."""
+    ablations = []
+    for i, each in enumerate(elements(content, "ablate", path)):
+        field = join_path(path, f"ablate[{i}]")
+        own = fields(each, field, Ablation._fields)
+        layers = tuple(each_typed(own, "layers", str, field))
+        ablations.append(Ablation(layers, integers(own, "heads", field, minimum=0)))
+    return tuple(ablations)
+
+
+def float32(content: Json, name: str, path: str) -> float | None:
+    """Return a number, rounded to float32 as one of a protobuf message is; None where it is absent."""
+    return None if content.get(name) is None else _float32(content, name, 0.0, path)
 
 
 def _float32(content: Json, name: str, default: float, path: str) -> float:

@@ -22,10 +22,12 @@ from attention_server.codecs.document import (
     choice,
     elements,
     fields,
+    float32,
     integers,
     kind_of,
     nested,
     parse,
+    read_ablate,
     read_option,
     reshape,
     typed,
@@ -56,7 +58,17 @@ Encoding = Literal["json", "base64"]
 
 TEXT_FIELDS = ("text", "text_pair", "memory_text", "token_ids", "memory_token_ids", "truncate")
 SEQUENCE_FIELDS = ("query", "key", "value", *TEXT_FIELDS, "memory", "extend", "mask", "lengths")
-REQUEST_FIELDS = ("model", "version", "inputs", "outputs", "mask", "encoding", "token_offsets")
+REQUEST_FIELDS = (
+    "model",
+    "version",
+    "inputs",
+    "outputs",
+    "mask",
+    "encoding",
+    "token_offsets",
+    "ablate",
+    "score_temperature",
+)
 OUTPUT_FIELDS = ("name", *OPTIONS)
 MASK_FIELDS = ("causal", "window", "allowed", "bias")
 MEMORY_FIELDS = (
@@ -88,6 +100,8 @@ def decode_request(body: bytes, model: str, version: int, limits: Limits) -> tup
         outputs=tuple(_output_spec(each, f"outputs[{i}]") for i, each in enumerate(outputs)),
         mask=_mask(content.get("mask"), "mask") if content.get("inputs") is not None else NO_MASK,
         token_offsets=typed(content, "token_offsets", bool, False, ""),
+        ablate=read_ablate(content, ""),
+        score_temperature=float32(content, "score_temperature", ""),
     )
     encoding = choice(content, "encoding", ("json", "base64"), "json", "")
     refuse_duplicates(body, content)
@@ -101,6 +115,10 @@ def encode_response(response: Response, encoding: Encoding) -> bytes:
         "version": response.version,
         "results": [_result(result, encoding, offsets=response.token_offsets) for result in response.each()],
     }
+    if response.ablate:
+        document["ablate"] = [each._asdict() for each in response.ablate]
+    if response.score_temperature is not None:
+        document["score_temperature"] = response.score_temperature
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -19,6 +19,7 @@ from attention_server.codecs.batch import expand
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     NO_MASK,
+    Ablation,
     Alignment,
     Array,
     MemoryDescription,
@@ -83,6 +84,8 @@ def decode_request(message: pb.AttendRequest, limits: Limits) -> Request:
         tuple([_output_spec(spec, f"outputs[{i}]") for i, spec in enumerate(message.outputs)]),
         _mask(message.mask, "mask") if message.HasField("mask") else NO_MASK,
         message.token_offsets,
+        tuple([Ablation(tuple(each.layers), tuple(each.heads)) for each in message.ablate]),
+        message.score_temperature if message.HasField("score_temperature") else None,
     )
 
 
@@ -246,7 +249,7 @@ def _sample(message: pb.Sample) -> Sample:
 
 def _response_parts(response: Response) -> wire.Parts:
     """Encode a response in parts, so that each tensor is copied once; protobuf would copy it three times."""
-    parts = wire.Parts(_response_header(response.model, response.version))
+    parts = wire.Parts(_response_header(response.model, response.version) + _changes(response))
     for result in response.results:
         text = _text_fields(result, offsets=response.token_offsets)
         if not text and _put_arrays(result, parts):
@@ -261,6 +264,14 @@ def _response_parts(response: Response) -> wire.Parts:
                 encoded.put(_output_header(name, value.dtype, value.shape), value)
         parts.add(RESULTS, encoded)
     return parts
+
+
+def _changes(response: Response) -> bytes:
+    """Encode what the request changed at sites."""
+    if not response.ablate and response.score_temperature is None:
+        return b""
+    told = [pb.Ablation(layers=each.layers, heads=each.heads) for each in response.ablate]
+    return pb.AttendResponse(ablate=told, score_temperature=response.score_temperature).SerializeToString()
 
 
 def _put_arrays(result: Result, parts: wire.Parts) -> bool:

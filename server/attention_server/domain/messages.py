@@ -123,6 +123,13 @@ class OutputSpec(NamedTuple):
         return self._replace(alias="", layers=(), path="") == OutputSpec(self.name)
 
 
+class Ablation(NamedTuple):
+    """Heads that are switched off; see `Ablation` of the contract."""
+
+    layers: tuple[str, ...] = ()
+    heads: tuple[int, ...] = ()
+
+
 class Request(NamedTuple):
     """Attention over one or more sequences."""
 
@@ -132,6 +139,8 @@ class Request(NamedTuple):
     outputs: tuple[OutputSpec, ...] = ()
     mask: Mask = NO_MASK
     token_offsets: bool = False
+    ablate: tuple[Ablation, ...] = ()
+    score_temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +361,8 @@ class Response(NamedTuple):
     version: int
     results: tuple[Result, ...]
     token_offsets: bool = False
+    ablate: tuple[Ablation, ...] = ()
+    score_temperature: float | None = None
 
     def each(self) -> Iterator[Result]:
         """Yield one result for each sequence, in order."""

@@ -10,11 +10,12 @@ from attention_proto.chains import CROSS
 
 from attention_server.contexts.past import Continuation, Widths
 from attention_server.inference.engine.protocol import Graph, Run
-from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors, split_heads
+from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors
 from attention_server.inference.long_site import compute_long
 from attention_server.inference.masks import LongMask, SiteMask, Vectors
 from attention_server.inference.reductions import NO_REDUCTIONS, LayerReductions
 from attention_server.inference.row_blocks import run_rows
+from attention_server.inference.scores import split_heads
 from attention_server.inference.step import step_stages
 from attention_server.inference.walk import (
     CONTRIBUTIONS,

@@ -11,6 +11,7 @@ from attention_proto.chains import OF_SOURCE, SiteAxes, lengths_by_axes
 from attention_proto.masks import Mask
 from attention_proto.stages import PREDICTIONS
 
+from attention_server.contexts.memory import Memory
 from attention_server.contexts.past import Continuation
 from attention_server.contexts.store import HeldMemories
 from attention_server.domain.limits import Limits
@@ -28,6 +29,7 @@ from attention_server.inference.postprocess import check_rows
 from attention_server.inference.prediction_plan import PredictionPlan, candidate_bytes
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.row_selection import unmasked_rows
+from attention_server.inference.site_changes import NO_CHANGE
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.scheduling.cost_model import Costs, Size
 
@@ -114,11 +116,15 @@ class InputChecker:
         )
         if self._sources and sequence.query is None and sequence.text is None and sequence.token_ids is None:
             sequence = sequence._replace(text="")  # the start token alone
+        if sequence.extend and plan.changes:
+            reason = "keeps a sequence as it is without heads switched off or a temperature; leave it out"
+            raise InvalidRequest(reason, field=join_path(sequence.path, "extend"))
         memory = None
         if sequence.memory:
             self._check_reads_no_source(plan, sequence)
             field = join_path(sequence.path, "memory")
             memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
+            self._check_kept_unchanged(plan, memory)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for output in plan.outputs:
             check_rows(output.spec, *unmasked_rows(output, self.layers, prepared), output.field)
@@ -144,6 +150,16 @@ class InputChecker:
                     "keys and values of cross sites alone; give memory_text",
                     field=join_path(sequence.path, "memory"),
                 )
+
+    def _check_kept_unchanged(self, plan: Plan, memory: Memory) -> None:
+        """Check that a request changes no site of which a memory keeps results: these were computed without it."""
+        kept = plan.changes if memory.prefix_length else plan.changes[: self._sources]
+        if any(change != NO_CHANGE for change in kept):
+            field = "ablate" if any(change.ablated for change in kept) else "score_temperature"
+            raise InvalidRequest(
+                "changes sites of which the memory keeps keys and values; send the text that it was made of",
+                field=field,
+            )
 
     def _check_predictions(self, plan: PredictionPlan, prepared: PreparedInput) -> None:
         if self._predicts_by_word and prepared.tokens is None:

@@ -27,6 +27,8 @@ from attention_server.inference.masks import (
 from attention_server.inference.planner import choose_graph
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.row_blocks import run_rows
+from attention_server.inference.scores import raw_scores, split_heads
+from attention_server.inference.site_changes import NO_CHANGE, SiteChange, changed_graph
 from attention_server.scheduling.cost_model import BATCH_LENGTHS
 
 Tensors = dict[str, NDArray[Any]]  # the arrays that graphs read and write, by name
@@ -63,6 +65,7 @@ class LoadedLayer:
         graphs: the model's ONNX graphs by file name.
         axes: of which sequences its queries and keys are.
         kept: the names under which the source gives its k and v; None where a segment before the site does.
+        change: of the request.
     """
 
     about: Layer
@@ -70,6 +73,7 @@ class LoadedLayer:
     graphs: Mapping[str, Graph]
     axes: SiteAxes = CROSS
     kept: tuple[str, str] | None = None
+    change: SiteChange = NO_CHANGE
 
     def stages(
         self,
@@ -146,8 +150,9 @@ class LoadedLayer:
 
     @cached_property
     def gives(self) -> frozenset[str]:
-        """The tensors that its graphs give: heads, and in a fused graph q and output."""
-        return OF_SITE.intersection(*(self.graphs[each.file.name].outputs for each in self._served)) - {"weights"}
+        """The tensors that its graphs give: heads, and in a fused graph q and output, unless the site is changed."""
+        given = OF_SITE.intersection(*(self.graphs[each.file.name].outputs for each in self._served)) - {"weights"}
+        return given if self.change == NO_CHANGE or "heads" not in given else given - {"output"}
 
     @cached_property
     def takes(self) -> frozenset[str]:
@@ -254,7 +259,7 @@ class LoadedLayer:
         def recipe(wanted: frozenset[str], mask: bool) -> AttendRecipe:
             computed = {STAGES[name].source or name if name in STAGES else name for name in wanted}
             attend = choose_graph(about, device, weights="weights" in computed, mask=mask)
-            graph = graphs[attend.file.name]
+            graph = changed_graph(graphs[attend.file.name], about, change)
             # Without M_O, the heads are the output.
             source = {"heads": "heads" if "heads" in graph.outputs else "output", "scores": "q"}
             outputs = sorted({source.get(name, name) for name in computed}.intersection(graph.outputs))
@@ -262,7 +267,7 @@ class LoadedLayer:
             return AttendRecipe(graph, tuple(inputs), attend.mask, outputs)
 
         # Not self: a cache that refers to its owner is a reference cycle.
-        about, device, graphs = self.about, self.device, self.graphs
+        about, device, graphs, change = self.about, self.device, self.graphs, self.change
         return cache(recipe)
 
     def _compute(
@@ -351,7 +356,8 @@ class LoadedLayer:
         if "scores" in wanted:
             unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"], bias)
         if "lse" in wanted:  # the mask has the bias too
-            unpacked["lse"] = row_statistics.lse(self._scores(unpacked["q"], unpacked["k"], None), added)
+            scores = self._scores(unpacked["q"], unpacked["k"], None)
+            unpacked["lse"] = row_statistics.lse(scores, added, self.change.temperature)
         if "heads" in wanted and "heads" not in unpacked:
             unpacked["heads"] = split_heads(unpacked["output"], about.heads)
         if "entropy" in wanted:
@@ -360,14 +366,5 @@ class LoadedLayer:
 
     def _scores(self, q: Vectors, k: Vectors, bias: Vectors | None) -> Vectors:
         """Compute q.k * scale and the model's bias, [B, H, T, S]; no graph gives scores, which are seldom asked for."""
-        about = self.about
-        shared = np.repeat(k, about.heads // about.key_value_heads, 1) if about.key_value_heads < about.heads else k
-        scores: Vectors = (q @ shared.transpose(0, 1, 3, 2)) * np.float32(about.scale or q.shape[-1] ** -0.5)
-        if about.softcap:
-            scores = np.float32(about.softcap) * np.tanh(scores / np.float32(about.softcap))
+        scores = raw_scores(self.about, q, k)
         return scores if bias is None else scores + bias
-
-
-def split_heads(x: NDArray[Any], heads: int) -> Vectors:
-    """[B, length, heads * width] -> [B, heads, length, width], a view."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)

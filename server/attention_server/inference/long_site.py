@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from attention_server.inference.engine.protocol import Run
-from attention_server.inference.layer import KEYS, LoadedLayer, Tensors, split_heads
+from attention_server.inference.layer import KEYS, LoadedLayer, Tensors
 from attention_server.inference.masks import SiteMask, Vectors
 from attention_server.inference.reductions import BY_BLOCK, Block, LayerReductions, Sums
+from attention_server.inference.scores import split_heads
 
 STRIPS = 16  # of blocks; each strip has sums of its own, so that the order of additions is fixed
 OF_ALL_KEYS = frozenset({"scores"})  # stages that masked keys have too

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 
 from attention_proto.attention.v1.attention_pb2 import Manifest
 from attention_proto.chains import kept_names, site_axes, source_chain
 
 from attention_server.contexts.past import Past
-from attention_server.domain.messages import OutputSpec, Result, Tokens
+from attention_server.domain.messages import Ablation, OutputSpec, Result, Tokens
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
@@ -22,9 +22,12 @@ from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.reductions import Reductions
 from attention_server.inference.results import pooled_results, shaped_results, whole_results
 from attention_server.inference.row_selection import computed_rows, pooling
+from attention_server.inference.site_changes import Changes, plan_changes
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.inference.validation import attends_to_itself
 from attention_server.scheduling.cost_model import Costs, Size
+
+MAX_CHANGES = 16  # forward passes with changed sites that are kept
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,21 @@ class LoadedModel:
             for each, kept in zip(manifest.layers, kept_names(manifest), strict=True)
         ]
 
-    def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
+    def plan(
+        self,
+        specs: tuple[OutputSpec, ...],
+        ablate: tuple[Ablation, ...] = (),
+        score_temperature: float | None = None,
+    ) -> CachedPlan:
         """Return the plan of a request's outputs: for the same short request the same object again.
 
         Raises:
             InvalidRequest: the model does not offer it.
         """
-        return self._plans.plan(specs)
+        changes: Changes = ()
+        if ablate or score_temperature is not None:
+            changes = plan_changes(ablate, score_temperature, self.manifest)
+        return self._plans.plan(specs, changes)
 
     def answer(self, batch: Sequence[PreparedInput], plan: Plan, run: Run) -> Callable[[], list[Result]]:
         """Compute a plan for one sequence, one batch, or several sequences of one kind.
@@ -91,24 +102,25 @@ class LoadedModel:
             InvalidRequest: a number overflows, or FP16 cannot hold it; here or in the finalizer.
             Cancelled: the run was ended meanwhile.
         """
+        forward = self._changed(plan.changes) if plan.changes else self._forward
         if self._is_long(batch[0], plan):
             rows = computed_rows(batch[0], plan, self.layers, self.manifest.predictors)
             reductions = Reductions(plan, batch[0], self.layers, rows)
-            stages = self._forward.stages(batch, plan, run, rows, reductions=reductions.of_layer)
-            results = shaped_results(batch, plan, stages, rows, self._forward, run, reductions)
+            stages = forward.stages(batch, plan, run, rows, reductions=reductions.of_layer)
+            results = shaped_results(batch, plan, stages, rows, forward, run, reductions)
             return lambda: results
         if not plan.shapes:
-            stages = self._forward.stages(batch, plan, run)
+            stages = forward.stages(batch, plan, run)
             return partial(whole_results, batch, plan, stages)
         if self._pools(batch[0], plan):
             pooled = [output for output in plan.outputs if output.layer == len(plan.stages) - 1]
             rows, weights = pooling(tuple([output.spec for output in pooled]), batch[0].queries)
-            stages = self._forward.stages(batch, plan, run, rows, weights)
+            stages = forward.stages(batch, plan, run, rows, weights)
             results = pooled_results(batch, plan, stages, pooled, self.layers)
         else:
             rows = computed_rows(batch[0], plan, self.layers, self.manifest.predictors)
-            stages = self._forward.stages(batch, plan, run, rows)
-            results = shaped_results(batch, plan, stages, rows, self._forward, run)
+            stages = forward.stages(batch, plan, run, rows)
+            results = shaped_results(batch, plan, stages, rows, forward, run)
         return lambda: results
 
     def project_memory(
@@ -164,6 +176,17 @@ class LoadedModel:
     @cached_property
     def _forward(self) -> Forward:
         return Forward(self.manifest, self.layers, self.graphs, self._labels)
+
+    @cached_property
+    def _changed(self) -> Callable[[Changes], Forward]:
+        """The forward pass with sites changed; the latest ones are kept."""
+        whole = self._forward
+
+        def changed(changes: Changes) -> Forward:
+            layers = [replace(layer, change=change) for layer, change in zip(whole.layers, changes, strict=True)]
+            return replace(whole, layers=layers)
+
+        return lru_cache(MAX_CHANGES)(changed)
 
     @cached_property
     def _labels(self) -> dict[str, Labels]:

@@ -9,6 +9,7 @@ from attention_proto.attention.v1.attention_pb2 import Manifest
 from attention_server.domain.messages import OutputSpec, Sample
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.planner import Plan, make_plan
+from attention_server.inference.site_changes import Changes
 from attention_server.scheduling.cost_model import CostCorrection
 
 MAX_PLANS = 128  # kept for each model
@@ -40,17 +41,19 @@ class PlanCache:
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         # Of draws with many seeds there is one plan; each prepared sequence has its seed.
-        self._kept = lru_cache(MAX_PLANS)(lambda specs: CachedPlan(make_plan(specs, manifest)))
+        self._kept = lru_cache(MAX_PLANS)(lambda specs, changes: CachedPlan(make_plan(specs, manifest, changes)))
 
-    def plan(self, specs: tuple[OutputSpec, ...]) -> CachedPlan:
-        """Return the plan of a request's outputs.
+    def plan(self, specs: tuple[OutputSpec, ...], changes: Changes = ()) -> CachedPlan:
+        """Return the plan of a request's outputs, and of its changes.
 
         Raises:
             InvalidRequest: the model does not offer it.
         """
         if [spec for spec in specs if spec.sample is not None]:
             specs = tuple([spec if spec.sample is None else _without_seed(spec, spec.sample) for spec in specs])
-        return self._kept(specs) if is_small(specs) else CachedPlan(make_plan(specs, self._manifest))
+        if is_small(specs):
+            return self._kept(specs, changes)
+        return CachedPlan(make_plan(specs, self._manifest, changes))
 
 
 def is_small(specs: tuple[OutputSpec, ...]) -> bool:

@@ -27,6 +27,7 @@ from attention_server.domain.messages import LINK_BYTES, OutputSpec
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.labels import Labels
 from attention_server.inference.prediction_plan import PredictionPlan, plan_predictions, rows_read
+from attention_server.inference.site_changes import Changes
 
 ALIAS = 256  # characters
 WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
@@ -74,6 +75,7 @@ class Plan:
             stages are sent as computed.
         cuts_rows: whether chosen rows of the last layer are computed by themselves: no segment behind it depends on
             further rows.
+        changes: of the request at each site; empty for none.
     """
 
     outputs: tuple[OutputPlan, ...]
@@ -82,10 +84,16 @@ class Plan:
     pools: bool
     shapes: bool
     cuts_rows: bool
+    changes: Changes = ()
 
 
-def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
+def make_plan(specs: Sequence[OutputSpec], manifest: Manifest, changes: Changes = ()) -> Plan:
     """Plan the outputs of a request.
+
+    Args:
+        specs: the outputs.
+        manifest: of the model.
+        changes: of the request at each site; empty for none.
 
     Raises:
         InvalidRequest: a name, head, layer or option is not offered, or two outputs share a name.
@@ -100,10 +108,10 @@ def make_plan(specs: Sequence[OutputSpec], manifest: Manifest) -> Plan:
             outputs += _outputs(spec, manifest, field)
     _check_names(outputs)
     stages = _stages(outputs, manifest, predictions=predictions is not None)
-    pools = predictions is None and _pools(outputs, len(stages) - 1, manifest)
+    pools = predictions is None and not changes and _pools(outputs, len(stages) - 1, manifest)
     whole = all(_is_sent_as_computed(output) for output in outputs)
     cuts_rows = not _runs_dependent(stages, manifest)
-    return Plan(tuple(outputs), stages, predictions, pools, predictions is not None or not whole, cuts_rows)
+    return Plan(tuple(outputs), stages, predictions, pools, predictions is not None or not whole, cuts_rows, changes)
 
 
 def choose_graph(layer: Layer, device: str, *, weights: bool, mask: bool) -> AttendGraph:

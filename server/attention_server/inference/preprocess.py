@@ -219,13 +219,12 @@ def separators(prepared: PreparedInput, axes: SiteAxes) -> NDArray[np.bool_] | N
     """
     memory = prepared.memory
     source = memory.tokens if memory else prepared.memory_tokens
-    past = memory.past if memory else None
-    is_own = axes == OF_TARGET or (source is None and (memory is None or past is not None) and prepared.key is None)
-    tokens = prepared.tokens if is_own else source
-    if tokens is None:
-        return None
-    before = past.special if is_own and past is not None else ()
-    return np.array([*before, *tokens.special], np.bool_)
+    has_source = prepared.key is not None or source is not None or (memory is not None and memory.source_length > 0)
+    if axes != OF_TARGET and has_source:
+        return None if source is None else np.array(source.special, np.bool_)
+    kept = () if memory is None or memory.past is None else memory.past.special
+    own = [False] * prepared.queries if prepared.tokens is None else prepared.tokens.special
+    return np.array([*kept, *own], np.bool_)
 
 
 def prepare_alike(sequence: Sequence, queries: int, keys: int) -> PreparedInput:

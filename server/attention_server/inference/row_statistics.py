@@ -31,15 +31,17 @@ def entropy(weights: Rows) -> NDArray[np.float32]:
     return nats
 
 
-def lse(scores: Rows, added: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def lse(scores: Rows, added: NDArray[np.float32] | None, temperature: float = 1) -> NDArray[np.float32]:
     """Return the log of the sum of exp of each row of masked scores, [..., S] -> [...]; at least NO_KEY.
 
     Args:
         scores: before the mask.
         added: the mask, broadcastable to the scores; None for no mask.
+        temperature: divides the masked scores.
     """
     with np.errstate(over="ignore", divide="ignore"):  # of low biases, and of hidden rows
         masked = scores if added is None else scores + added
+        masked = masked if temperature == 1 else masked * np.float32(1 / temperature)
         largest = np.maximum(masked.max(-1, keepdims=True), NO_KEY)
         logs: NDArray[np.float32] = np.log(np.exp(masked - largest).sum(-1)) + largest[..., 0]
     return np.maximum(logs, NO_KEY)

@@ -5,12 +5,12 @@ both would be plausible, and `scores` wrong.
 """
 
 import numpy as np
-from attention_proto.attention.v1.attention_pb2 import Layer
 from numpy.typing import NDArray
 
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.layer import LoadedLayer, Tensors
 from attention_server.inference.masks import Vectors, site_mask
+from attention_server.inference.scores import sinks_of
 
 Weights = NDArray[np.float64]
 ROWS = 7
@@ -44,13 +44,6 @@ def check_constants(layer: LoadedLayer, tolerance: float) -> None:
             f"layer {about.name}: its graphs give other weights than the manifest's scale {about.scale:g}, softcap "
             f"{about.softcap:g}" + (" and sinks" if about.sinks else "") + f": they differ by {error:.2g}"
         )
-
-
-def sinks_of(layer: Layer) -> Vectors | None:
-    """Return the score of one key more of each head, [H]: the sinks, or 0 for a key of zeros; None without one."""
-    if layer.sinks:
-        return np.array(layer.sinks, np.float32)
-    return np.zeros(layer.heads, np.float32) if layer.zero_key else None
 
 
 def _softmax(scores: Weights, sinks: Vectors | None) -> Weights:

@@ -11,8 +11,9 @@ from attention_proto.attention.v1.attention_pb2 import Layer
 
 from attention_server.inference import row_statistics
 from attention_server.inference.engine.protocol import Run
-from attention_server.inference.layer import LoadedLayer, Tensors, split_heads
+from attention_server.inference.layer import LoadedLayer, Tensors
 from attention_server.inference.masks import HIDDEN, Vectors
+from attention_server.inference.scores import split_heads
 
 Pieces = Sequence[tuple[Vectors, Vectors]]  # k and v, each [rows, width], of consecutive positions
 BLOCK_ROWS = 256  # of k and v: every head reads them while they are in the processor's cache

@@ -129,7 +129,9 @@ class AttendJob:
             TooLarge, Full: the store has no room for one.
         """
         told = tuple([self._kept(each, result) for each, result in zip(self.prepared, results, strict=True)])
-        return Response(self.model.name, self.model.version, told, self.request.token_offsets)
+        request, model = self.request, self.model
+        changes = request.ablate, request.score_temperature
+        return Response(model.name, model.version, told, request.token_offsets, *changes)
 
     def _kept(self, prepared: PreparedInput, result: Result) -> Result:
         """Keep a sequence behind its memory, if asked; return its result with the new memory."""

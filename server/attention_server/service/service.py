@@ -355,7 +355,7 @@ class Service:
         count = sum([each.batch for each in request.inputs])
         call.record.set_target(model.name, model.version, count)
         self.limits.check_sequences(count, "inputs")
-        cached_plan = model.plan(request.outputs)
+        cached_plan = model.plan(request.outputs, request.ablate, request.score_temperature)
         prepared, profiles = self._prepare(request, model, cached_plan, held)
         for each, profile in zip(prepared, profiles, strict=True):
             call.record.queries += [profile.queries] * each.batch

@@ -163,12 +163,18 @@ class AttendRequest(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
     TOKEN_OFFSETS_FIELD_NUMBER: _builtins.int
+    ABLATE_FIELD_NUMBER: _builtins.int
+    SCORE_TEMPERATURE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, as ListModels gives it."""
     version: _builtins.int
     """The model's version; 0 is the default version."""
     token_offsets: _builtins.bool
     """Whether to return the position of each token in its text."""
+    score_temperature: _builtins.float
+    """Divides whatever the softmax of each site takes: weights are softmax(masked scores / score_temperature). Above 0; 1
+    when absent. `scores` are told undivided.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
         """The sequences, of any lengths. A query of rank 3, [B, T, D], is a batch of B sequences; its key, value, allowed and
@@ -183,6 +189,10 @@ class AttendRequest(_message.Message):
     def mask(self) -> Global___Mask:
         """The mask of every sequence. A key must pass both this mask and the sequence's own."""
 
+    @_builtins.property
+    def ablate(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ablation]:
+        """Heads that are switched off."""
+
     def __init__(
         self,
         *,
@@ -192,14 +202,50 @@ class AttendRequest(_message.Message):
         outputs: _abc.Iterable[Global___OutputSpec] | None = ...,
         mask: Global___Mask | None = ...,
         token_offsets: _builtins.bool = ...,
+        ablate: _abc.Iterable[Global___Ablation] | None = ...,
+        score_temperature: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["mask", b"mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score_temperature", b"_score_temperature", "mask", b"mask", "score_temperature", b"score_temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "mask", b"mask", "model", b"model", "outputs", b"outputs", "token_offsets", b"token_offsets", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_temperature", b"_score_temperature", "ablate", b"ablate", "inputs", b"inputs", "mask", b"mask", "model", b"model", "outputs", b"outputs", "score_temperature", b"score_temperature", "token_offsets", b"token_offsets", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score_temperature: _TypeAlias = _typing.Literal["score_temperature"]  # noqa: Y015
+    _WhichOneofArgType__score_temperature: _TypeAlias = _typing.Literal["_score_temperature", b"_score_temperature"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_temperature) -> _WhichOneofReturnType__score_temperature | None: ...
+
+Global___AttendRequest: _TypeAlias = AttendRequest  # noqa: Y015
+
+@_typing.final
+class Ablation(_message.Message):
+    """Heads that are switched off: their results are zero behind the weights, which are still told. `heads` and
+    `contributions` are zero, and whatever is computed from these lacks their part.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The layers, as in `OutputSpec.layers`. May be left out in a model of one site."""
+
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The heads; all when empty."""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        heads: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "layers", b"layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AttendRequest: _TypeAlias = AttendRequest  # noqa: Y015
+Global___Ablation: _TypeAlias = Ablation  # noqa: Y015
 
 @_typing.final
 class Sequence(_message.Message):
@@ -624,13 +670,21 @@ class AttendResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
+    ABLATE_FIELD_NUMBER: _builtins.int
+    SCORE_TEMPERATURE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of the model."""
     version: _builtins.int
     """The version of the model, the same for all results."""
+    score_temperature: _builtins.float
+    """The temperature of the softmax, if requested."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Result]:
         """The results, one per sequence, in the order of the request."""
+
+    @_builtins.property
+    def ablate(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ablation]:
+        """The heads that were switched off, as requested."""
 
     def __init__(
         self,
@@ -638,12 +692,16 @@ class AttendResponse(_message.Message):
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         results: _abc.Iterable[Global___Result] | None = ...,
+        ablate: _abc.Iterable[Global___Ablation] | None = ...,
+        score_temperature: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score_temperature", b"_score_temperature", "score_temperature", b"score_temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_temperature", b"_score_temperature", "ablate", b"ablate", "model", b"model", "results", b"results", "score_temperature", b"score_temperature", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__score_temperature: _TypeAlias = _typing.Literal["score_temperature"]  # noqa: Y015
+    _WhichOneofArgType__score_temperature: _TypeAlias = _typing.Literal["_score_temperature", b"_score_temperature"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_temperature) -> _WhichOneofReturnType__score_temperature | None: ...
 
 Global___AttendResponse: _TypeAlias = AttendResponse  # noqa: Y015
 

@@ -85,6 +85,8 @@ def encode_response(response: InferResponse, infer: InferRequest) -> Body:
     document = {"model_name": response.model, "model_version": str(response.version), "outputs": outputs}
     if response.id:
         document["id"] = response.id
+    if response.parameters:
+        document["parameters"] = response.parameters
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     return Body(b"".join((head, *raw)), len(head))
 

@@ -48,6 +48,8 @@ def to_domain(infer: InferRequest, limits: Limits) -> Request:
             if rules.is_computed(requested.name)
         ),
         mask=mask,
+        ablate=rules.ablations(parameters),
+        score_temperature=rules.score_temperature(parameters),
     )
 
 
@@ -77,7 +79,8 @@ def from_domain(response: Response, infer: InferRequest, limits: Limits) -> Infe
             )
         dense[ragged.name] = padding.stack(ragged.arrays, shape, ragged.fill)
     outputs = _requested(dense, infer) if infer.outputs else (OutputTensor(name, x, None) for name, x in dense.items())
-    return InferResponse(response.model, response.version, infer.id, tuple(outputs))
+    told = {name: infer.parameters[name] for name in rules.TOLD if name in infer.parameters}
+    return InferResponse(response.model, response.version, infer.id, tuple(outputs), told)
 
 
 class _RaggedOutput(NamedTuple):

@@ -49,9 +49,10 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class InferResponse:
-    """An inference response."""
+    """An inference response. Its parameters are those of the request that are told back."""
 
     model: str
     version: int
     id: str
     outputs: tuple[OutputTensor, ...]
+    parameters: Parameters

@@ -78,13 +78,21 @@ def _response_parts(response: InferResponse, parameters: Mapping[str, pb.InferPa
         model_name=response.model,
         model_version=str(response.version),
         id=response.id,
-        parameters=parameters,
+        parameters={**_told(response.parameters), **parameters},
         outputs=outputs,
     )
     parts = wire.Parts(message.SerializeToString())
     for each in response.outputs:
         parts.add(RAW, encode_raw(each.array))
     return parts
+
+
+def _told(parameters: Parameters) -> dict[str, pb.InferParameter]:
+    """Encode the parameters of a response: texts and numbers."""
+    return {
+        name: pb.InferParameter(string_param=value) if isinstance(value, str) else pb.InferParameter(double_param=value)
+        for name, value in parameters.items()
+    }
 
 
 def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes]) -> Array:

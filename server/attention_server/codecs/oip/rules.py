@@ -8,17 +8,27 @@ from attention_proto.masks import UNBOUNDED, Mask
 from attention_proto.stages import OPTIONS, PREDICTIONS, Option
 from attention_proto.text import TRUNCATES, Truncate
 
-from attention_server.codecs.document import choice, fields, parse, read_option, read_sample, typed
+from attention_server.codecs.document import (
+    choice,
+    fields,
+    float32,
+    parse,
+    read_ablate,
+    read_option,
+    read_sample,
+    typed,
+)
 from attention_server.codecs.duplicates import refuse_duplicates
 from attention_server.codecs.oip.messages import InferRequest, Parameter, Parameters
-from attention_server.domain.messages import NO_MASK, OutputSpec, Sample
+from attention_server.domain.messages import NO_MASK, Ablation, OutputSpec, Sample
 from attention_server.errors import InvalidRequest, NotFound, TooLarge, join_path
 
 TOKENS = ("tokens", "memory_tokens")  # outputs that are not stages
 TRUNCATED = ("truncated_tokens", "memory_truncated_tokens")  # of these, [B]
 PREDICTION_PARTS = ("name", "label", "probability", "row", "id")
 TOP_PARTS = ("top.id", "top.label", "top.probability")  # of predictions with the option `top`
-REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "truncate", "timeout")
+TOLD = ("ablate", "score_temperature")  # request parameters that the response repeats
+REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "truncate", "timeout", *TOLD)
 OUTPUT_PARAMETERS = ("stage", *(name for name in OPTIONS if name != "as"))  # an output's own name is the alias
 # Parameters of the wire format: oip/json.py and oip/proto.py read them.
 WIRE_PARAMETERS = ("binary_data", "binary_data_output", "binary_data_size", "triton_enable_empty_final_response")
@@ -29,6 +39,7 @@ FIELD_NAMES = {
     "mask.window": "parameters.window_left, parameters.window_right",
     "memory": "parameters.memory",
     "truncate": "parameters.truncate",
+    "score_temperature": "parameters.score_temperature",
 }
 
 
@@ -77,6 +88,26 @@ def truncation(parameters: Parameters) -> Truncate:
     """
     side: Truncate = choice(parameters, "truncate", TRUNCATES, "none", "parameters")
     return side
+
+
+def ablations(parameters: Parameters) -> tuple[Ablation, ...]:
+    """Return the heads that a request switches off, which are sent as the text of a JSON list.
+
+    Raises:
+        InvalidRequest: it is no such list.
+    """
+    text = typed(parameters, "ablate", str, "", "parameters")
+    content = {"ablate": _json(text, 'list, such as [{"heads": [1]}]', "parameters.ablate") if text else None}
+    return read_ablate(content, "parameters")
+
+
+def score_temperature(parameters: Parameters) -> float | None:
+    """Return what divides the scores; None for nothing.
+
+    Raises:
+        InvalidRequest: it is no number.
+    """
+    return float32(parameters, "score_temperature", "parameters")
 
 
 def timeout(parameters: Parameters) -> float | None:
@@ -142,14 +173,17 @@ def output_spec(name: str, options: Parameters, path: str) -> OutputSpec:
 
 def _sample(text: str, path: str) -> Sample | None:
     """Return a sample, which is sent as the text of a JSON object."""
-    if not text:
-        return None
+    return read_sample(_json(text, 'object, such as {"temperature": 0.7}', path), path) if text else None
+
+
+def _json(text: str, expected: str, path: str) -> object:
+    """Parse a parameter that is the text of a JSON document."""
     try:
         content = parse(text.encode())
         refuse_duplicates(text.encode(), content)
     except InvalidRequest as error:
-        raise InvalidRequest('must be a JSON object, such as {"temperature": 0.7}', field=path) from error
-    return read_sample(content, path)
+        raise InvalidRequest(f"must be a JSON {expected}", field=path) from error
+    return content
 
 
 @contextmanager
@@ -158,6 +192,8 @@ def protocol_field_names() -> Iterator[None]:
     try:
         yield
     except (InvalidRequest, TooLarge, NotFound) as error:
+        if error.field.startswith("ablate"):
+            raise type(error)(error.message, field=f"parameters.{error.field}") from error
         if error.field not in FIELD_NAMES:
             raise
         raise type(error)(error.message, field=FIELD_NAMES[error.field]) from error
