@@ -24,7 +24,7 @@ def ready(selector: str) -> Callable[[Page], None]:
 
 def hide_a_word(page: Page) -> None:
     page.get_by_role("button", name="Hide Tater").click()
-    page.locator(".struck").wait_for()
+    page.locator(".other").first.wait_for()
 
 
 MEET = {"model": "multi-head", "text": SENTENCE}
@@ -33,10 +33,10 @@ SHOTS: dict[str, tuple[dict[str, object], str, tuple[int, int], Callable[[Page],
     "page-meet": (MEET, "light", (1440, 840), ready(".arc")),
     "page-changed": (MEET, "dark", (1440, 840), hide_a_word),
     "page-steps": (
-        MEET | {"view": "steps", "step": 6, "query": 1, "head": 1},
+        MEET | {"view": "steps", "step": 4, "query": 1, "head": 1},
         "light",
-        (1280, 960),
-        ready(".stage-card"),
+        (1440, 900),
+        ready(".flow"),
     ),
     "page-layer": (
         MEET | {"view": "atlas", "tab": "layer", "lock": 1},

@@ -10,7 +10,8 @@ from tests.web.reading import NOTE, SENTENCE, violations
 
 VIEWS = {
     "meet": {"hide": 4},
-    "steps": {"step": 5, "query": 1},
+    "steps": {"track": "stages", "step": 5, "query": 1},
+    "track": {"view": "steps", "step": 4, "query": 1},
     "atlas": {"model": "encoder", "find": "gave -> toy"},
     "one layer": {"view": "atlas", "tab": "layer", "lock": 1},
     "rollout": {"view": "atlas", "tab": "rollout", "model": "encoder"},
@@ -20,11 +21,12 @@ VIEWS = {
 SHOWN = {
     "meet": ".arc",
     "steps": "b.weight",
+    "track": ".flow .number",
     "atlas": ".thumbnail.chosen",
     "one layer": ".row-table td",
     "rollout": ".rollout canvas",
     "compare": ".panels canvas",
-    "translate": ".spoken .word",
+    "translate": ".spoken .said-word",
 }
 SCREENS = [(scheme, width, height) for width, height in ((1280, 900), (390, 844)) for scheme in ("light", "dark")]
 
@@ -68,7 +70,7 @@ def test_behind_a_proxy_under_a_path(browser, site):
 def test_every_stage_is_accessible(visit):
     """No stage has a violation, dark, on a phone, masked."""
     phone = {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2}
-    page = visit(phone, view="steps", model="multi-head", text=SENTENCE, query=2, causal="top_left")
+    page = visit(phone, view="steps", track="stages", model="multi-head", text=SENTENCE, query=2, causal="top_left")
     for stage in range(9):
         expect(page.locator(".count")).to_have_text(f"{stage + 1} / 9")
         assert violations(page) == [], stage

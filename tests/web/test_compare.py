@@ -40,10 +40,44 @@ def test_two_models(visit, ask):
     page.locator("#b-text").fill(SENTENCE)
     expect(page.locator("figcaption").nth(1)).to_contain_text("encoder")
     expect(page.locator(".panels figure")).to_have_count(3)
-    page.locator("#b-text").fill("I gave")
+    page.locator("#b-text").fill("my cat")
+    expect(page.locator("figcaption").nth(2)).to_contain_text("at the tokens of both")
+    page.locator("#b-text").fill("what now")
     expect(page.locator(".panels figure")).to_have_count(2)
     expect(page.locator(".aside")).to_contain_text("no difference")
-    assert np.isfinite(ask("encoder", text="I gave", outputs=["weights"])["outputs"]["weights"]).all()
+
+
+def test_other_lengths_are_aligned_by_their_text(visit, ask):
+    """For other lengths the difference is of the tokens of both, and ends at its largest; heads stand by change."""
+    longer = f"my {SENTENCE} a"
+    specs = [{"name": "weights", "layers": ["*"]}]
+    a, b = (ask("encoder", text=text, outputs=specs)["outputs"] for text in (SENTENCE, longer))
+    same = {name: b[name][:, 1:8, 1:8] - a[name] for name in a}
+    change = {
+        f"layer {name[-1]} head {head}": np.abs(each).sum() / 14
+        for name in same
+        for head, each in enumerate(same[name])
+    }
+    page = visit(
+        view="compare",
+        model="encoder",
+        text=SENTENCE,
+        sides="0,0",
+        layer="1",
+        **{"b.model": "encoder", "b.text": longer},
+    )
+    heads = page.locator(".changed-heads button")
+    most = sorted(change, key=lambda name: -change[name])[:6]
+    assert [text.rsplit(" ", 1) for text in heads.all_inner_texts()] == [[name, f"{change[name]:.2f}"] for name in most]
+    expect(page.locator(".compare .legend")).to_contain_text(f"+{np.abs(same['weights@1'][0]).max():.2f} more in B")
+    stage = page.locator(".stage").nth(2)
+    stage.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    heads.first.click()
+    layer, head = most[0].removeprefix("layer ").split(" head ")
+    largest = np.abs(same[f"weights@{layer}"][int(head)]).max()
+    expect(page.locator(".compare .legend")).to_contain_text(f"+{largest:.2f} more in B")
 
 
 def test_long_inputs(visit):

@@ -124,7 +124,8 @@ def test_svg_equals_the_view(visit, ask, tmp_path):
     page.locator(".row-table").wait_for()
     root = ET.fromstring(export(page, "SVG", tmp_path).read_text())
     texts = [each.text for each in root.iter(f"{SVG}text")]
-    assert {*SENTENCE.split(), "head 0", "head 2", "mean"} <= set(texts)
+    assert {*SENTENCE.split(), "head 0", "head 2", "mean", "weight 0", "1"} <= set(texts)
+    assert "multi-head, version 1, layer 0; rows look at columns" in texts
     assert numbers_in(root) == drawn(true, true.mean(0))
     assert len(list(root.iter(f"{SVG}rect"))) >= 4 * 7 * 7
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", ET.tostring(root).decode()).replace(
@@ -141,7 +142,7 @@ def test_svg_of_every_view(visit, ask, tmp_path):
         (ask("multi-head", text=text, outputs=["weights"])["outputs"]["weights"] for text in (SENTENCE, OTHER)),
         {"b.model": "multi-head", "b.text": OTHER},
     )
-    page = visit(view="steps", model="multi-head", text=SENTENCE, step=2, head=1)
+    page = visit(view="steps", track="stages", model="multi-head", text=SENTENCE, step=2, head=1)
     page.locator(".stage-card").wait_for()
     assert numbers_in(ET.fromstring(export(page, "SVG", tmp_path).read_text())) == drawn(a[1])
     page = visit(view="compare", model="multi-head", text=SENTENCE, **two)
@@ -153,7 +154,7 @@ def test_svg_of_every_view(visit, ask, tmp_path):
     assert exports == ["SVG", "PNG", "Copy link"]
     page = visit(view="translate", model="cross-attention", text="", memory="twenty one")
     page.get_by_role("button", name="Next word").click()
-    expect(page.locator(".spoken .word")).to_have_count(1)
+    expect(page.locator(".spoken .said-word")).to_have_count(1)
     texts = [each.text for each in ET.fromstring(export(page, "SVG", tmp_path).read_text()).iter(f"{SVG}text")]
     assert {"ein", "twenty", "one"} <= set(texts)
 
@@ -273,6 +274,10 @@ def test_html_is_one_self_contained_file(visit, ask, browser, tmp_path):
     alone.goto(file.as_uri())
     alone.locator("button.chip").nth(1).click()
     assert close(first_row(alone), true["weights@1"][0, 1])
+    # Cells are as wide as the names of the tokens above them take, for twelve heads too.
+    widths = [stage.bounding_box()["width"] for stage in alone.locator(".stage").all()]
+    assert len(widths) == 13
+    assert min(widths) >= 11 * len(true["weights@1"][0])
     assert violations(alone) == []
     expect(alone.locator(".note")).to_contain_text(NOTE)
     alone.get_by_label("layer").select_option("0")

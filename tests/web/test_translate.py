@@ -17,7 +17,7 @@ def test_the_alignment_grows_word_by_word(visit, site):
     page = visit(view="translate", model="cross-attention", text="", memory=TEXT)
     memories: list[str] = []
     page.on("request", lambda sent: memories.append(sent.url) if sent.url.endswith("/memories") else None)
-    words = page.locator(".spoken .word")
+    words = page.locator(".spoken .said-word")
     for count, word in enumerate(true.words, 1):
         page.get_by_role("button", name="Next word").click()
         expect(words).to_have_count(count)
@@ -28,6 +28,10 @@ def test_the_alignment_grows_word_by_word(visit, site):
     expect(page.get_by_role("button", name="Next word")).to_be_disabled()
     assert len(memories) == 1
     assert page.locator("span.chip").all_inner_texts() == list(true.memory_tokens)
+    lines = page.locator(".line")
+    aligned = {(i, int(row[3].argmax())) for i, row in enumerate(true.weights)}
+    shown = {(int(each.get_attribute("data-from")), int(each.get_attribute("data-to"))) for each in lines.all()}
+    assert aligned <= shown  # the lines are of head 3, which aligns
     page.get_by_role("button", name="all", exact=True).click()
     for i in range(len(true.words)):
         page.locator("button.chip").nth(i).click()
@@ -42,12 +46,12 @@ def test_a_forgotten_memory_is_sent_again(visit, site):
     page = visit(view="translate", model="cross-attention", text="", memory="twenty one")
     with page.expect_response("**/memories") as created:
         page.get_by_role("button", name="Next word").click()
-    expect(page.locator(".spoken .word")).to_have_count(1)
+    expect(page.locator(".spoken .said-word")).to_have_count(1)
     identity = created.value.json()["id"]
     assert page.request.delete(f"{site.url}/v1/models/cross-attention/memories/{identity}").ok
     with page.expect_response(lambda answer: answer.status == 404 and ":attend" in answer.url):
         page.get_by_role("button", name="Next word").click()
-    expect(page.locator(".spoken .word")).to_have_count(2)
+    expect(page.locator(".spoken .said-word")).to_have_count(2)
     page.console_errors.clear()  # the browser logs a response of 404
 
 
@@ -64,7 +68,7 @@ def test_another_text_takes_the_translation_away(visit):
     expect(page.locator(".spoken")).not_to_contain_text("ein")
     page.get_by_label("Text to translate").fill("four thousand")
     page.get_by_role("button", name="To the end").click()
-    expect(page.locator(".spoken .word")).to_contain_text(["vier", "tausend"])
+    expect(page.locator(".spoken .said-word")).to_contain_text(["vier", "tausend"])
     page.console_errors.clear()  # the browser logs a response of 400
 
 
@@ -85,3 +89,15 @@ def test_it_picks_a_model_that_translates(visit):
     page.go_back()
     page.go_back()
     expect(page.locator("#a-text")).to_have_value("I gave my cat Tater a toy")
+
+
+def test_a_source_word_is_struck(visit, ask):
+    """With a word of the source hidden, the translation is that of the API with the same mask."""
+    page = visit(view="translate", model="cross-attention", text="", memory="twenty one", said=1)
+    expect(page.locator(".spoken .said-word")).to_contain_text("ein")
+    page.get_by_role("button", name="Hide one").click()
+    mask = {"allowed": [[True, False, True]]}
+    said = ask("cross-attention", text="", memory_text="twenty one", mask=mask, outputs=["predictions"])["predictions"][
+        0
+    ]
+    expect(page.locator(".spoken .said-word, .spoken .mark")).to_contain_text(said["label"])

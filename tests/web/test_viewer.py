@@ -28,9 +28,9 @@ def test_a_file_shows_every_layer(browser, client, tmp_path):
     file.write_text(page_of(result), "utf-8")
     with watched(browser, "file:") as page:
         page.goto(file.as_uri())
+        page.locator("button.chip").nth(1).click()
         for layer in ("0", "1"):
             page.get_by_label("layer").select_option(layer)
-            page.locator("button.chip").nth(1).click()
             true = result[f"weights@{layer}"][:, 1]
             assert close(row_in_numbers(page), [*true, true.mean(0)])
 

@@ -1,5 +1,5 @@
 // What is known is not asked again: answers by their question.
-import type { Api, Model, OutputSpec, Result } from "./api.ts";
+import { type Api, ApiError, type Model, type OutputSpec, type Result } from "./api.ts";
 
 const MOST = 48; // answers kept
 
@@ -27,8 +27,19 @@ export class Known {
     }
     return answer;
   }
+}
 
-  forget(): void {
-    this.kept.clear();
+const PATIENCE = 3; // times
+const PAUSE = 1500; // milliseconds
+
+/** Asks again where a server was away or full, for what is asked beside the view's own question. */
+export async function patiently<T>(ask: () => Promise<T>): Promise<T> {
+  for (let times = 1; ; times++) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (times === PATIENCE || !(error instanceof ApiError && error.passes)) throw error;
+      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    }
   }
 }

@@ -25,10 +25,10 @@ import { type Problem, problemOf } from "./problem.ts";
 import { sentence } from "./sentence.ts";
 import { Theme } from "./theme.ts";
 import { TokenForm } from "./token.ts";
+import { modelsOf, RETRIES } from "./waiting.ts";
 
 const SETTLED = 350; // milliseconds after the last key, until what was typed is asked; twice as many after each time
 const SLOW = 120; // milliseconds after which a question is seen to be asked
-const RETRIES = [1, 2, 4, 8, 15]; // seconds
 
 export class App {
   private readonly root = document.getElementById("page")!;
@@ -68,7 +68,7 @@ export class App {
 
   async start(): Promise<void> {
     closeMenus();
-    await this.meetServer();
+    this.models = await modelsOf(this.api, this.root);
     addEventListener("popstate", (event) => this.back(event.state as { place: number } | null));
     addEventListener("keydown", (event) => this.pressed(event));
     addEventListener("dragover", (event) => event.preventDefault());
@@ -82,30 +82,6 @@ export class App {
     this.state = fromHash(location.hash, this.models);
     this.remember(false);
     this.ask();
-  }
-
-  /** Waits for the server's models, for as long as it takes. */
-  private async meetServer(): Promise<void> {
-    for (let attempt = 0; ; attempt++) {
-      let said = "No model is served yet.";
-      try {
-        this.models = await this.api.models();
-        if (this.models.length) return;
-      } catch (error) {
-        said = problemOf(error).message;
-      }
-      await new Promise<void>((again) => {
-        const wait = setTimeout(again, 1000 * RETRIES[Math.min(attempt, RETRIES.length - 1)]);
-        render(
-          html`<main class="empty"><h1>Attention</h1><p class="problem" role="alert">${said} The page asks again by itself.</p>
-            <button type="button" @click=${() => {
-              clearTimeout(wait);
-              again();
-            }}>Ask again</button></main>`,
-          this.root,
-        );
-      });
-    }
   }
 
   private modelOf({ model }: Input): Model {
@@ -391,9 +367,9 @@ export class App {
     if (!this.problem) return nothing;
     const { message, passes } = this.problem;
     const drawn = this.opened ? null : this.view.picture();
-    return html`<div class="problem" role="alert"><p>${message}</p>
+    return html`<div class="problem-place"><div class="problem" role="alert"><p>${message}</p>
       ${passes ? html`<p>The page asks again by itself. <button type="button" @click=${() => this.retry()}>Ask now</button></p>` : nothing}
-      ${drawn && drawn.title !== titleOf(this.state.a) ? html`<p class="quiet-text">Below, dimmed: the last answer, of “${drawn.title}”.</p>` : nothing}</div>`;
+      ${drawn && drawn.title !== titleOf(this.state.a) ? html`<p class="quiet-text">Below, dimmed: the last answer, of “${drawn.title}”.</p>` : nothing}</div></div>`;
   }
 }
 

@@ -1,33 +1,28 @@
 // What leaves the page as a file.
-import { type Panel, type Place, type Style, sheet } from "../drawing/drawing.ts";
+import { type Sheet, sheet } from "../drawing/drawing.ts";
 import { LIGHT } from "../drawing/palette.ts";
 import { CanvasPen, SvgPen } from "../drawing/pen.ts";
 import { type Picture, writeBertViz, writePicture } from "../drawing/picture.ts";
 
 /** What is drawn into a file: on white, whatever the page's colours are. */
-export interface Shown {
-  style: Style;
-  panels: Panel[];
-  heading: string;
-  place: Place | null;
-}
+export type Shown = Sheet;
 
-export function svg({ style, panels, heading, place }: Shown): Blob {
+export function svg(shown: Shown): Blob {
   const pen = new SvgPen();
-  const { width, height } = sheet(pen, LIGHT, style, panels, heading, place);
-  return new Blob([pen.document(width, height, heading)], { type: "image/svg+xml" });
+  const { width, height } = sheet(pen, LIGHT, shown);
+  return new Blob([pen.document(width, height, `${shown.heading}: ${shown.about}`)], { type: "image/svg+xml" });
 }
 
 /** Twice as many pixels as the SVG is wide. */
-export async function png({ style, panels, heading, place }: Shown): Promise<Blob> {
-  const { width, height } = sheet(new SvgPen(), LIGHT, style, panels, heading, place);
+export async function png(shown: Shown): Promise<Blob> {
+  const { width, height } = sheet(new SvgPen(), LIGHT, shown);
   const canvas = document.createElement("canvas");
   canvas.width = width * 2;
   canvas.height = height * 2;
   // It is read once: drawn by the CPU, it need not come back from a GPU.
   const context = canvas.getContext("2d", { willReadFrequently: true })!;
   context.scale(2, 2);
-  sheet(new CanvasPen(context), LIGHT, style, panels, heading, place);
+  sheet(new CanvasPen(context), LIGHT, shown);
   const blob = await new Promise<Blob | null>((made) => canvas.toBlob(made, "image/png"));
   if (!blob) throw new Error("the picture is too large for this browser; take SVG, or fewer heads");
   return blob;

@@ -1,6 +1,6 @@
 // A picture that was opened from a file, in place of a model's.
 import { html, render } from "lit-html";
-import type { Picture } from "../drawing/picture.ts";
+import { aboutPicture, type Picture } from "../drawing/picture.ts";
 import { HeadsView } from "../views/heads/heads.ts";
 import { layerChoice } from "../views/heads/layers.ts";
 import type { View } from "../views/view.ts";
@@ -33,7 +33,13 @@ export class OpenedView implements View {
 
   shown(): Shown {
     const { state, place } = this.heads;
-    return { style: state.style, panels: this.heads.panelsShown(), heading: this.content.title, place };
+    return {
+      style: state.style,
+      panels: this.heads.panelsShown(),
+      heading: this.content.title,
+      about: aboutPicture(this.content, this.content.layers[this.layer].name),
+      place,
+    };
   }
 
   picture(): Picture {

@@ -1,5 +1,5 @@
 // One head's weights as a matrix or as lines: where things stand, what is drawn, and what lies under a point.
-import { cut, weight as written } from "./format.ts";
+import { brief, cut, weight as written } from "./format.ts";
 import { headColour, inkOn, type Palette, rgb } from "./palette.ts";
 import { FONT, type Pen } from "./pen.ts";
 import { range, type Weights } from "./weights.ts";
@@ -22,7 +22,7 @@ export interface Drawn {
   keys: string[];
   /** The weight that has the ramp's last colour. */
   most: number;
-  /** In -1..1, around nothing. */
+  /** Around nothing, in -most..most. */
   difference?: boolean;
 }
 
@@ -99,7 +99,7 @@ function matrix(drawn: Drawn, width: number): Drawing {
   const at = gridOf(drawn, width);
   const { T, S, named, left, upright, over, size, grid, top, x, y } = at;
   const shade = (value: number, colours: Palette) =>
-    drawn.difference ? colours.difference(value) : colours.ramp(shareOf(value, drawn.most));
+    drawn.difference ? colours.difference(value / (drawn.most || 1)) : colours.ramp(shareOf(value, drawn.most));
 
   const labels = (pen: Pen, colours: Palette, rows: number[], columns: number[], chosen: boolean) => {
     const style = { size: LABEL, fill: chosen ? colours.accent : colours.ink, bold: chosen };
@@ -246,38 +246,59 @@ export interface Panel {
   title: string;
 }
 
+/** The least width at which a drawing has the names of all its tokens, within limits. */
+export function namedWidth(queries: string[], keys: string[], least: number, most: number): number {
+  return Math.max(least, Math.min(most, Math.ceil(labelWidth(queries) + keys.length * READABLE)));
+}
+
+/** What a file shows: panels under a heading, and what they are of. */
+export interface Sheet {
+  style: Style;
+  panels: Panel[];
+  heading: string;
+  /** The model, the layer, and more that a reader of the file has to know. */
+  about: string;
+  place: Place | null;
+}
+
 /** Draws panels side by side with a heading, as for a file. Returns the size. */
 export function sheet(
   pen: Pen,
   colours: Palette,
-  style: Style,
-  panels: Panel[],
-  heading: string,
-  place: Place | null,
+  { style, panels, heading, about, place }: Sheet,
 ): { width: number; height: number } {
-  const columns = Math.min(panels.length, 4);
-  const each = panels.length === 1 ? 520 : 320;
-  const [margin, gap, caption] = [24, 28, 26];
+  const least = panels.length === 1 ? 520 : 360;
+  const each = Math.max(...panels.map(({ drawn }) => namedWidth(drawn.queries, drawn.keys, least, 820)));
+  const columns = Math.max(1, Math.min(panels.length, 4, Math.floor(1440 / each)));
+  const [margin, gap, caption, top] = [24, 28, 26, 78];
   const drawings = panels.map(({ drawn }) => drawing(style, drawn, each));
   const tallest = Math.max(...drawings.map(({ height }) => height));
   const rows = Math.ceil(panels.length / columns);
   const width = margin * 2 + columns * each + (columns - 1) * gap;
-  const height = Math.ceil(margin * 2 + 24 + rows * (tallest + caption) + (rows - 1) * gap);
+  const height = Math.ceil(margin + top + rows * (tallest + caption) + (rows - 1) * gap);
+  const fitting = (text: string, letter: number) => cut(text, Math.floor((width - 2 * margin) / letter));
   pen.rect(0, 0, width, height, colours.paper);
-  pen.text(margin, margin + 6, cut(heading, Math.floor((width - 2 * margin) / 8)), {
-    size: 15,
-    fill: colours.ink,
-    bold: true,
-  });
+  pen.text(margin, margin + 6, fitting(heading, 8), { size: 15, fill: colours.ink, bold: true });
+  const axes = style === "matrix" ? "rows look at columns" : "left looks at right, as thick as the weight";
+  pen.text(margin, margin + 26, fitting(`${about}; ${axes}`, 6.4), { size: 12, fill: colours.muted });
+  if (style === "matrix") scaleOfColours(pen, colours, panels[0].drawn, margin, margin + 38);
   drawings.forEach((one, i) => {
     const x = margin + (i % columns) * (each + gap);
-    const y = margin + 32 + Math.floor(i / columns) * (tallest + caption + gap);
+    const y = top + Math.floor(i / columns) * (tallest + caption + gap);
     const moved = shifted(pen, x, y + caption);
     pen.text(x, y + 8, panels[i].title, { size: 12, fill: colours.muted });
     if (!(place && one.alone)) one.base(moved, colours);
     if (place) one.highlight(moved, colours, place);
   });
   return { width, height };
+}
+
+/** Which colour a weight has, from 0 to the largest. */
+function scaleOfColours(pen: Pen, colours: Palette, { most }: Drawn, x: number, y: number): void {
+  const style = { size: 11, fill: colours.muted };
+  pen.text(x, y + 5, "weight 0", style);
+  for (const step of range(24)) pen.rect(x + 54 + step * 4, y, 4, 10, colours.ramp(shareOf((step / 23) * most, most)));
+  pen.text(x + 156, y + 5, brief(most), style);
 }
 
 function shifted(pen: Pen, dx: number, dy: number): Pen {

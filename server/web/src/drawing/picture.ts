@@ -31,6 +31,13 @@ export interface Picture {
   predictions: Prediction[];
 }
 
+/** What a file says of the picture in it: its model, version and layer. */
+export function aboutPicture({ model, version }: Picture, layer?: string): string {
+  return [model, version ? `version ${version}` : "", layer === undefined ? "" : `layer ${layer}`]
+    .filter(Boolean)
+    .join(", ");
+}
+
 export const FORMAT = "attention-picture/1";
 
 /** Writes a picture as JSON values. */

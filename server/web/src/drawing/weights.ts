@@ -72,20 +72,17 @@ export class Weights {
     return this.values.reduce((most, each) => Math.max(most, each), 0);
   }
 
+  /** The largest of all, whatever its sign. */
+  get largest(): number {
+    return this.values.reduce((most, each) => Math.max(most, Math.abs(each)), 0);
+  }
+
   /** The mean of some heads, [1, T, S]; where the weights are whole. */
   mean(heads: number[]): Weights {
     const size = this.queries * this.keys;
     const values = new Float32Array(size);
     for (const head of heads)
       for (let at = 0; at < size; at++) values[at] += this.values[head * size + at] / heads.length;
-    return Weights.whole([1, this.queries, this.keys], values);
-  }
-
-  /** This minus another of the same lengths, head by head, [1, T, S]; where both are whole. */
-  minus(head: number, other: Weights, otherHead: number): Weights {
-    const size = this.queries * this.keys;
-    const values = new Float32Array(size);
-    for (let at = 0; at < size; at++) values[at] = this.values[head * size + at] - other.values[otherHead * size + at];
     return Weights.whole([1, this.queries, this.keys], values);
   }
 

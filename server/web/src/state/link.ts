@@ -2,7 +2,7 @@
 import type { Model } from "../api/api.ts";
 import { isShort, type Matrix, readJson, writeMatrix } from "../api/matrix.ts";
 import { example } from "./examples.ts";
-import { begin, type Causal, type Input, SORTS, type State, TABS, VIEWS } from "./state.ts";
+import { begin, type Causal, type Input, SORTS, type State, TABS, TRACKS, VIEWS } from "./state.ts";
 
 const VECTORS = ["query", "key", "value"] as const;
 type Put = (name: string, value: unknown, usual: unknown) => void;
@@ -32,7 +32,9 @@ export function toHash(state: State): string {
   putInput(put, "", state.a);
   if (state.b) putInput(put, "b.", state.b);
   put("layer", state.layer, "");
+  put("track", state.track, "qkv");
   put("step", state.step, 0);
+  put("exact", state.exact, false);
   put("head", state.head, 0);
   put("query", state.query ?? "", "");
   put("tab", state.tab, "heads");
@@ -92,7 +94,9 @@ export function fromHash(hash: string, models: Model[]): State {
     a,
     b: readInput(params, "b.", models, null),
     layer: params.get("layer") ?? "",
+    track: one(TRACKS, "track", state.track),
     step: integer(params.get("step"), 0),
+    exact: params.get("exact") === "true",
     head: integer(params.get("head"), 0),
     query: params.has("query") ? integer(params.get("query"), 0) : null,
     sort: one(SORTS, "sort", state.sort),

@@ -42,8 +42,10 @@ export interface State {
   layer: string;
   head: number;
   query: number | null;
-  /** Of the steps. */
+  /** Of the steps: the track, its screen, and whether numbers stand in all digits. */
+  track: Track;
   step: number;
+  exact: boolean;
   /** Of the atlas: what is seen, the order and the choice of its heads, and what stands beside the head looked at. */
   tab: Tab;
   sort: Sort;
@@ -62,6 +64,8 @@ export interface State {
   said: number;
 }
 
+export const TRACKS = ["qkv", "heads", "two", "stages"] as const;
+export type Track = (typeof TRACKS)[number];
 export const TABS = ["heads", "layer", "rollout"] as const;
 export type Tab = (typeof TABS)[number];
 export const SORTS = ["model", "search", "broad", "narrow"] as const;
@@ -74,7 +78,9 @@ export function begin(model: Model): State {
     a: example(model),
     b: null,
     ...UNCHOSEN,
+    track: "qkv",
     step: 0,
+    exact: false,
     tab: "heads",
     sort: "model",
     badge: "",

@@ -1,11 +1,12 @@
 // The atlas: every head of every layer at once, one or two of them large, one layer in full, and the way through layers.
 import { html, nothing, render, type TemplateResult } from "lit-html";
 import { type Answer, askAnswer, askMean, askRow, besides, sideOf } from "../../api/ask.ts";
+import { patiently } from "../../api/known.ts";
 import type { Shown } from "../../app/export.ts";
 import type { Style } from "../../drawing/drawing.ts";
 import { cut, token } from "../../drawing/format.ts";
 import { palette } from "../../drawing/palette.ts";
-import type { Picture } from "../../drawing/picture.ts";
+import { aboutPicture, type Picture } from "../../drawing/picture.ts";
 import { range, type Weights } from "../../drawing/weights.ts";
 import { SORTS, type Sort, type Tab } from "../../state/state.ts";
 import { HeadsView } from "../heads/heads.ts";
@@ -224,9 +225,9 @@ export class AtlasView implements View {
   }
 
   private showLarge(): void {
-    const { change } = this.context!;
+    const { state, change } = this.context!;
     const cells = this.cells();
-    const shown = [this.chosen(cells), this.cellOf(cells, this.context!.state.beside)];
+    const shown = [this.chosen(cells), this.cellOf(cells, state.beside)];
     shown.forEach((cell, at) => {
       if (!cell) return;
       this.large[at].show({
@@ -274,8 +275,8 @@ export class AtlasView implements View {
     const keys = picture.keys.length;
     Object.assign(this.heads.state, { style: style ?? "matrix", heads, mean, lock });
     this.heads.show(picture, this.layerAt, {
-      mean: (some) => askMean(known, model, state.a, layer.name, some, keys),
-      row: (query) => askRow(known, model, state.a, layer.name, query, keys),
+      mean: (some) => patiently(() => askMean(known, model, state.a, layer.name, some, keys)),
+      row: (query) => patiently(() => askRow(known, model, state.a, layer.name, query, keys)),
     });
   }
 
@@ -289,10 +290,17 @@ export class AtlasView implements View {
         style: this.heads.state.style,
         panels: this.heads.panelsShown(),
         heading: picture.title,
+        about: aboutPicture(picture, this.context.layer.name),
         place: this.heads.place,
       };
     if (this.tab === "rollout")
-      return { style: "matrix", panels: [this.rollout.drawn()], heading: picture.title, place: null };
+      return {
+        style: "matrix",
+        panels: [this.rollout.drawn()],
+        heading: picture.title,
+        about: `${aboutPicture(picture)}, attention rollout`,
+        place: null,
+      };
     const cells = this.cells();
     const { state } = this.context;
     const panels = [this.chosen(cells), this.cellOf(cells, state.beside)].flatMap((cell) => {
@@ -311,6 +319,7 @@ export class AtlasView implements View {
     return {
       style: this.style,
       panels,
+      about: `${aboutPicture(picture)}${state.special || !this.canHide ? "" : ", without special tokens"}`,
       heading: `${cut(picture.title, 60)}, from ${token(picture.queries[this.query])}`,
       place: { query: this.query, key: null },
     };

@@ -1,14 +1,23 @@
 // Two inputs or two models, side by side, and the difference where their lengths are the same.
-import { html, nothing, render } from "lit-html";
+import { html, nothing, render, svg, type TemplateResult } from "lit-html";
 import { askAnswer, besides } from "../../api/ask.ts";
 import type { Shown } from "../../app/export.ts";
 import type { Panel as Drawable, Drawn, Place, Style } from "../../drawing/drawing.ts";
 import { cut, token, weight as written } from "../../drawing/format.ts";
+import { palette } from "../../drawing/palette.ts";
 import { Panel } from "../../drawing/panel.ts";
-import type { Picture } from "../../drawing/picture.ts";
+import { aboutPicture, type Picture } from "../../drawing/picture.ts";
 import { range } from "../../drawing/weights.ts";
 import type { Context, View } from "../view.ts";
+import { type Alignment, align, changedHeads, difference } from "./align.ts";
 import { sidesOf } from "./other.ts";
+
+const MOST_CHANGED = 6;
+
+/** A place in one of the three panels: A, B and the difference. */
+interface Seen extends Place {
+  panel: number;
+}
 
 interface Side {
   name: string;
@@ -25,16 +34,21 @@ export class CompareView implements View {
   private context: Context | null = null;
   private sides: Side[] = [];
   private readonly panels: Panel[];
-  private hovered: Place | null = null;
-  private locked: Place | null = null;
+  private hovered: Seen | null = null;
+  private locked: Seen | null = null;
   /** The width that was drawn for. */
   private room = 0;
   private style: Style = "matrix";
 
   constructor() {
     this.element.className = "compare";
-    const events = { hover: (place: Place | null) => this.hover(place), lock: (place: Place) => this.lock(place) };
-    this.panels = range(3).map(() => new Panel(events));
+    this.panels = range(3).map(
+      (panel) =>
+        new Panel({
+          hover: (place) => this.hover(place && { panel, ...place }),
+          lock: (place) => this.lock({ panel, ...place }),
+        }),
+    );
     new ResizeObserver(() => {
       if (this.element.clientWidth !== this.room) this.draw();
     }).observe(this.element);
@@ -89,6 +103,9 @@ export class CompareView implements View {
       style: this.style,
       panels: this.panelsShown(),
       heading: `${a.picture.title} / ${b.picture.title}`,
+      about: [a, b]
+        .map(({ name, picture, layer }) => `${name}: ${aboutPicture(picture, picture.layers[layer].name)}`)
+        .join("; "),
       place: this.place,
     };
   }
@@ -103,37 +120,81 @@ export class CompareView implements View {
     return typeof difference === "string" ? drawn : [...drawn, { title: "B − A", drawn: difference }];
   }
 
-  get place(): Place | null {
+  private get seen(): Seen | null {
     return this.hovered ?? this.locked;
   }
 
-  private hover(place: Place | null): void {
+  /** The place that is looked at, where it is the same in all. */
+  private get place(): Place | null {
+    const places = range(3).map((panel) => this.placeIn(panel));
+    return places.every((place) => place && place.query === places[0]!.query) ? places[0] : null;
+  }
+
+  private hover(place: Seen | null): void {
     if (this.locked) return;
     this.hovered = place;
     this.look();
   }
 
-  private lock(place: Place | null): void {
+  /** A second click at the same place unlocks it. */
+  private lock(place: Seen | null): void {
     this.hovered = null;
-    this.locked = place;
+    this.locked = JSON.stringify(place) === JSON.stringify(this.locked) ? null : place;
     this.look();
   }
 
-  /** The difference, or why there is none. */
+  /** What is looked at in one panel, in the positions of another: null where it has no counterpart. */
+  private placeIn(panel: number): Place | null {
+    const { seen } = this;
+    if (!seen || seen.panel === panel) return seen;
+    const [a, b] = this.sides.map(({ picture }) => picture);
+    const moved = (alignment: Alignment, at: number) => {
+      const found = seen.panel === 2 ? at : alignment.findIndex((pair) => pair[seen.panel] === at);
+      return found < 0 ? null : panel === 2 ? found : alignment[found][panel];
+    };
+    const query = moved(align(a.queries, b.queries), seen.query);
+    const key = seen.key === null ? null : moved(align(a.keys, b.keys), seen.key);
+    return query === null ? null : { query, key };
+  }
+
+  /** The difference at the tokens that both have, or why there is none. */
   private difference(): Drawn | string {
     const [a, b] = this.sides.map(drawnOf);
-    if (a.weights.queries !== b.weights.queries || a.weights.keys !== b.weights.keys)
-      return "The two have different lengths, so there is no difference to draw.";
     if (!a.weights.complete || !b.weights.complete)
       return "Of sequences this long the page has the largest weights only, so no difference is drawn.";
-    return { ...a, weights: b.weights.minus(b.head, a.weights, a.head), head: 0, colour: null, difference: true };
+    const queries = align(a.queries, b.queries);
+    const keys = align(a.keys, b.keys);
+    if (!queries.length || !keys.length) return "The two have no token in common, so there is no difference to draw.";
+    const weights = difference(a.weights, a.head, b.weights, b.head, queries, keys);
+    const name = (one: string, other: string) => (one === other ? one : `${one} / ${other}`);
+    return {
+      weights,
+      head: 0,
+      colour: null,
+      queries: queries.map(([i, k]) => name(a.queries[i], b.queries[k])),
+      keys: keys.map(([j, l]) => name(a.keys[j], b.keys[l])),
+      most: weights.largest || 1,
+      difference: true,
+    };
+  }
+
+  /** The heads that changed most, each to be looked at. */
+  private changed(): TemplateResult | typeof nothing {
+    const [a, b] = this.sides.map(({ picture }) => picture);
+    const heads = changedHeads(a, b).slice(0, MOST_CHANGED);
+    if (heads.length < 2) return nothing;
+    return html`<p class="changed-heads"><span class="quiet-text">heads that changed most</span>${heads.map(
+      ({ layer, head, change }) =>
+        html`<button type="button" class="pill" aria-pressed=${this.sides.every((side) => side.layer === layer && side.head === head)}
+          @click=${() => this.context!.change({ layer: a.layers[layer].name, sides: [head, head] })}>${a.layers.length > 1 ? `layer ${a.layers[layer].name} ` : ""}head ${head} <b>${change.toFixed(2)}</b></button>`,
+    )}</p>`;
   }
 
   private update(): void {
     const difference = this.difference();
     const drawn = typeof difference !== "string";
     render(
-      html`<div class="panels">${this.sides.map(
+      html`${this.changed()}<div class="panels">${this.sides.map(
         (
           side,
           i,
@@ -150,7 +211,7 @@ export class CompareView implements View {
           ${side.picture.predictions.length ? html`<p class="said">${side.picture.predictions.slice(0, 6).map(({ name, label, probability }) => html`<span>${name} <b>${label}</b> ${probability.toFixed(2)}</span> `)}</p>` : nothing}
         </figure>`,
       )}
-      ${drawn ? html`<figure><figcaption><b>B − A</b> <span class="quiet-text">orange: more in B</span></figcaption><div class="field inline spacer"></div>${this.panels[2].element}</figure>` : nothing}
+      ${drawn ? html`<figure><figcaption><b>B − A</b> <span class="quiet-text">${difference.keys.length < Math.max(...this.sides.map(({ picture }) => picture.keys.length)) ? "at the tokens of both" : ""}</span></figcaption>${scale(difference.most)}${this.panels[2].element}</figure>` : nothing}
       </div>
       ${drawn ? nothing : html`<p class="aside">${difference}</p>`}
       <div class="row-table"></div>
@@ -176,13 +237,11 @@ export class CompareView implements View {
   }
 
   private look(): void {
-    const place = this.place;
-    for (const side of this.sides) {
-      const { queries, keys } = drawnOf(side).weights;
-      side.panel.highlight(place && place.query < queries && (place.key ?? 0) < keys ? place : null);
-    }
-    this.panels[2].highlight(place);
+    this.panels.forEach((panel, at) => {
+      panel.highlight(this.placeIn(at));
+    });
     const table = this.element.querySelector<HTMLElement>(".row-table");
+    const place = this.place;
     if (table) render(place ? this.table(place.query) : nothing, table);
   }
 
@@ -203,4 +262,13 @@ function drawnOf({ picture, layer, head }: Side): Drawn {
   const { queries, keys } = picture;
   if (head >= 0) return { weights, head, colour: head, queries, keys, most: 1 };
   return { weights: weights.mean(range(weights.heads)), head: 0, colour: null, queries, keys, most: 1 };
+}
+
+/** The scale of a difference, from less in B to more in B. */
+function scale(most: number): TemplateResult {
+  const colours = palette();
+  return html`<p class="legend"><span>less in B −${most.toFixed(2)}</span>
+    <svg viewBox="0 0 24 1" preserveAspectRatio="none" aria-hidden="true">${range(24).map(
+      (step) => svg`<rect x=${step} width="1.05" height="1" fill=${colours.difference((step / 23) * 2 - 1)} />`,
+    )}</svg><span>+${most.toFixed(2)} more in B</span></p>`;
 }

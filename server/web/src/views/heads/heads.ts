@@ -1,7 +1,7 @@
 // All heads side by side, of one layer: matrices or lines, their mean, their entropy, and the row that is looked at.
 import { html, nothing, render, svg } from "lit-html";
 import { repeat } from "lit-html/directives/repeat.js";
-import { type Panel as Drawable, type Place, type Style, shareOf, spoken } from "../../drawing/drawing.ts";
+import { type Panel as Drawable, namedWidth, type Place, type Style, shareOf, spoken } from "../../drawing/drawing.ts";
 import { moveFocus } from "../../drawing/focus.ts";
 import { brief, cut, token, weight as written } from "../../drawing/format.ts";
 import { headColour, inkOn, palette } from "../../drawing/palette.ts";
@@ -138,11 +138,14 @@ export class HeadsView {
   /** Of what is drawn nothing changes by it; so nothing is drawn anew, or asked for again. */
   private lock(place: Place | null): void {
     this.hovered = null;
-    this.state.lock = place;
+    const { lock } = this.state;
+    // A second click or tap at the same place unlocks it.
+    const again = place && lock && place.query === lock.query && place.key === lock.key;
+    this.state.lock = again ? null : place;
     this.update();
     this.look();
     this.changed(this.state);
-    if (place) this.complete(place.query);
+    if (place && !again) this.complete(place.query);
   }
 
   private hover(place: Place | null): void {
@@ -295,10 +298,16 @@ export class HeadsView {
     const { room } = this;
     const shown = this.shown();
     const gap = 28;
-    const most = Math.max(1, Math.floor((room + gap) / (shown.length > 8 ? 230 : 270)));
+    // Panels are as wide as the names of the tokens take, where there is room.
+    const { queries, keys } = this.picture;
+    const least = Math.min(room, namedWidth(queries, keys.length > 64 ? [] : keys, shown.length > 8 ? 230 : 270, 900));
+    const most = Math.max(1, Math.floor((room + gap) / (least + gap)));
     // Full rows: four panels are two by two where three would fit.
     const columns = Math.ceil(shown.length / Math.ceil(shown.length / most));
-    const width = Math.min(Math.floor((room - gap * (columns - 1)) / columns), shown.length === 1 ? 680 : 460);
+    const width = Math.min(
+      Math.floor((room - gap * (columns - 1)) / columns),
+      Math.max(least, shown.length === 1 ? 680 : 460),
+    );
     this.element.style.setProperty("--columns", String(columns));
     for (const head of shown) this.panels.get(head)!.show(this.drawn(head), this.state.style, width, this.title(head));
   }

@@ -5,6 +5,7 @@ import { cut, share } from "../../drawing/format.ts";
 import { headColour, palette } from "../../drawing/palette.ts";
 import type { Prediction } from "../../drawing/picture.ts";
 import { isChanged } from "../../state/state.ts";
+import { saidChanges } from "../changes.ts";
 import type { Context } from "../view.ts";
 import { answers, best, kept, type Met, said } from "./heads.ts";
 
@@ -23,6 +24,8 @@ export function cards({ context, before, after, met, query }: Cards): TemplateRe
   const find = (answer: Answer, name: string) => answer.picture.predictions.find((each) => each.name === name);
   const others = said(before.picture, query).filter(({ name }) => ![...answered.values()].includes(name));
   const after_ = said(after.picture, query);
+  const changes = saidChanges(state.a, before.picture.keys, context.model);
+  const how = changes.length === 1 ? `with ${changes[0]}` : "with these changes";
   return html`<div class="cards">
     ${met.map((each) => {
       const name = answered.get(each.pair);
@@ -33,10 +36,11 @@ export function cards({ context, before, after, met, query }: Cards): TemplateRe
         name,
         name ? find(before, name) : undefined,
         changed && name ? find(after, name) : undefined,
+        how,
       );
     })}
-    ${others.slice(0, 3).map((each) => answerCard(each, changed ? after_.find(({ name }) => name === each.name) : undefined))}
-    ${!before.picture.predictions.length && changed ? vectorCard(before, after, query) : nothing}
+    ${others.slice(0, 3).map((each) => answerCard(each, changed ? after_.find(({ name }) => name === each.name) : undefined, how))}
+    ${!before.picture.predictions.length ? vectorCard(before, after, query) : nothing}
   </div>`;
 }
 
@@ -47,6 +51,7 @@ function card(
   answers: string | undefined,
   first: Prediction | undefined,
   now: Prediction | undefined,
+  how: string,
 ): TemplateResult {
   const row = picture.layers[layer].weights.row(head, query);
   const ordered = Array.from(row.keys()).sort((a, b) => row[b] - row[a]);
@@ -57,16 +62,16 @@ function card(
       first
         ? html`<p class="quiet-text">looks at ${cut(picture.keys[key] ?? "", 16)} ${share(weight)}; the model answers</p>
           ${line(first.label, first.probability)}
-          <div class="after">${now ? html`<p class="quiet-text">after the change</p>${line(now.label, now.probability, now.label !== first.label)}` : nothing}</div>`
+          <div class="after">${now ? html`<p class="quiet-text">${how}</p>${line(now.label, now.probability, now.label !== first.label)}` : nothing}</div>`
         : html`<p class="quiet-text">looks most at</p>${ordered.slice(0, 3).map((each) => line(cut(picture.keys[each], 16), row[each]))}`
     }
   </article>`;
 }
 
-function answerCard(first: Prediction, now: Prediction | undefined): TemplateResult {
+function answerCard(first: Prediction, now: Prediction | undefined, how: string): TemplateResult {
   return html`<article class="card answer"><header><h3>${first.name}</h3></header>
     <p class="quiet-text">the model answers</p>${line(first.label, first.probability)}
-    <div class="after">${now ? html`<p class="quiet-text">after the change</p>${line(now.label, now.probability, now.label !== first.label)}` : nothing}</div></article>`;
+    <div class="after">${now ? html`<p class="quiet-text">${how}</p>${line(now.label, now.probability, now.label !== first.label)}` : nothing}</div></article>`;
 }
 
 /** Of a model that predicts nothing: how far the vector of the position turned. */
@@ -74,7 +79,7 @@ function vectorCard(before: Answer, after: Answer, query: number): TemplateResul
   const cosine = kept(before, after, query);
   if (cosine === null) return nothing;
   return html`<article class="card answer"><header><h3>vector of “${cut(before.picture.queries[query], 16)}”</h3></header>
-    <p class="quiet-text">behind the last layer, cosine to before the change (1: the same)</p>${line("", Math.max(0, cosine), cosine < 0.9)}</article>`;
+    <p class="quiet-text">cosine to what it was before any change (1: the same)</p>${line("", Math.max(0, cosine), cosine < 0.9)}</article>`;
 }
 
 function line(label: string, value: number, other = false): TemplateResult {

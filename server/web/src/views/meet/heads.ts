@@ -28,20 +28,24 @@ export function best(
 }
 
 /** How much a head looks from a position at words other than itself and special tokens. */
-function strength({ picture, special }: Answer, layer: number, head: number, query: number): number {
+function strength({ picture, special }: Answer, layer: number, head: number, query: number, distance = 1): number {
   const row = picture.layers[layer].weights.row(head, query);
-  return best(row, (key) => !special[key] && !(picture.toItself && key === query)).weight;
+  return best(row, (key) => !special[key] && !(picture.toItself && Math.abs(key - query) < distance)).weight;
 }
 
-/** The position to begin with: the one that predictions are read from, else the one with the strongest look. */
+const FAR = 3; // positions to a word whose look is worth a first question
+
+/** The position to begin with: the one that predictions are read from, else the word that looks at a far one the most. */
 export function firstQuery(answer: Answer): number {
   const { picture, special } = answer;
   if (picture.focus !== null && picture.focus < picture.queries.length) return picture.focus;
-  const rows = range(picture.queries.length).filter((query) => !picture.toItself || !special[query]);
+  const rows = range(picture.queries.length).filter(
+    (query) => !special[query] && /\p{L}/u.test(picture.queries[query]),
+  );
   if (!picture.toItself || rows.length === 0 || rows.length > 64) return picture.queries.length - 1;
   const pairs = picture.layers.flatMap(({ weights }, layer) => range(weights.heads).map((head) => ({ layer, head })));
   const strengths = rows.map((query) =>
-    Math.max(...pairs.map(({ layer, head }) => strength(answer, layer, head, query))),
+    Math.max(...pairs.map(({ layer, head }) => strength(answer, layer, head, query, FAR))),
   );
   return rows[strengths.indexOf(Math.max(...strengths))];
 }

@@ -5,9 +5,10 @@ import { type Answer, askAnswer, besides } from "../../api/ask.ts";
 import type { Shown } from "../../app/export.ts";
 import { cut, token } from "../../drawing/format.ts";
 import { headColour, headDash, palette } from "../../drawing/palette.ts";
-import type { Picture } from "../../drawing/picture.ts";
+import { aboutPicture, type Picture } from "../../drawing/picture.ts";
 import { range } from "../../drawing/weights.ts";
 import { toggled, unchanged } from "../../state/state.ts";
+import { saidChanges } from "../changes.ts";
 import type { Context, View } from "../view.ts";
 import { type Arc, apart, type Box, between, type Layout, within } from "./arcs.ts";
 import { cards } from "./cards.ts";
@@ -125,19 +126,13 @@ export class MeetView implements View {
 
   /** What is changed, and the way back. */
   private changes(): TemplateResult {
-    const { state, edit } = this.context!;
-    const { hidden, off, temperature } = state.a;
-    const { keys } = this.after!.picture;
-    const said = [
-      ...hidden.filter((key) => key < keys.length).map((key) => `“${token(keys[key])}” hidden`),
-      ...off.map((pair) => headName(pair, this.context!)),
-      ...(temperature === 1 ? [] : [`temperature ${temperature}`]),
-    ];
-    return html`<p class="changes" role="status">${
+    const { state, model, edit } = this.context!;
+    const said = saidChanges(state.a, this.after!.picture.keys, model);
+    return html`<div class="what-if"><p class="changes" role="status">${
       said.length
         ? html`<b>Changed:</b> ${said.join(", ")} <button type="button" class="quiet" @click=${() => edit({ hidden: [], off: [], temperature: 1 })}>undo all</button>`
         : nothing
-    }</p>`;
+    }</p></div>`;
   }
 
   // --- the arcs --------------------------------------------------------------------------------------------------------
@@ -237,17 +232,16 @@ export class MeetView implements View {
         drawn: { weights, head, colour, queries, keys, most: weights.complete ? 1 : weights.most },
       };
     });
-    return { style: "lines", panels, heading: picture.title, place: { query: this.query, key: null } };
+    return {
+      style: "lines",
+      panels,
+      heading: picture.title,
+      about: aboutPicture(picture),
+      place: { query: this.query, key: null },
+    };
   }
 
   picture(): Picture | null {
     return this.after?.picture ?? null;
   }
-}
-
-function headName(pair: string, { model }: Context): string {
-  const at = pair.lastIndexOf(".");
-  return model.manifest.layers.length > 1
-    ? `layer ${pair.slice(0, at)} head ${pair.slice(at + 1)} off`
-    : `head ${pair.slice(at + 1)} off`;
 }

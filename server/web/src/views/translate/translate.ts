@@ -2,9 +2,11 @@
 import { html, nothing, render } from "lit-html";
 import type { Api } from "../../api/api.ts";
 import type { Shown } from "../../app/export.ts";
-import type { Picture } from "../../drawing/picture.ts";
+import { aboutPicture, type Picture } from "../../drawing/picture.ts";
+import { toggled } from "../../state/state.ts";
 import { HeadsView } from "../heads/heads.ts";
 import type { Context, View } from "../view.ts";
+import { Lines } from "./lines.ts";
 import { crossLayer, nextWord, Translation } from "./translation.ts";
 
 /** More words than any translation has: to its end. */
@@ -13,7 +15,9 @@ const PAUSE = 350; // milliseconds between words
 
 export class TranslateView implements View {
   readonly element = document.createElement("section");
-  private readonly heads = new HeadsView(() => undefined);
+  private readonly heads = new HeadsView(() => this.context && this.draw(this.context));
+  private readonly lines = new Lines();
+  private context: Context | null = null;
   private translation: Translation | null = null;
   private asked = "";
 
@@ -59,10 +63,12 @@ export class TranslateView implements View {
   }
 
   show(context: Context): void {
+    this.context = context;
     this.draw(context);
   }
 
-  private draw({ state, change }: Context): void {
+  private draw(context: Context): void {
+    const { state, change } = context;
     const { translation } = this;
     if (!translation) {
       render(html`<p class="lead">No model that is served translates.</p>`, this.element);
@@ -80,26 +86,48 @@ export class TranslateView implements View {
           <button type="button" ?disabled=${done} @click=${() => change({ said: END })}>To the end</button>
           <button type="button" ?disabled=${!steps.length} @click=${() => change({ said: 0 })}>Start again</button>
         </div>
-        <p class="spoken" role="status" aria-live="polite">${
-          steps.length
-            ? steps.map(
-                (step) =>
-                  html`<span class=${translation.ends(step) ? "mark" : "word"}>${step.label}<small>${step.probability.toFixed(2)}</small></span> `,
-              )
-            : html`<span class="quiet-text">Nothing said yet.</span>`
-        }</p>
+        ${this.lines.element}
+        <p class="unseen" role="status" aria-live="polite">${translation.words.join(" ")}</p>
         ${picture ? this.heads.element : nothing}
       `,
       this.element,
     );
+    this.showLines(context, translation);
     if (picture) this.heads.show(picture, 0, null);
+  }
+
+  private showLines({ state, change, edit }: Context, translation: Translation): void {
+    const { steps } = translation;
+    const chosen = state.query !== null && state.query < steps.length ? state.query : null;
+    this.lines.show({
+      keys: translation.memory?.tokens ?? (state.a.memoryText ? state.a.memoryText.split(/\s+/) : []),
+      hidden: state.a.hidden,
+      words: steps.map((step) => ({ label: step.label, probability: step.probability, ends: translation.ends(step) })),
+      weights: steps.map(({ weights }) => this.shownWeights(weights)),
+      chosen,
+      hide: (key) => edit({ hidden: toggled(state.a.hidden, key) }),
+      choose: (word) => change({ query: word === chosen ? null : word }),
+    });
+  }
+
+  /** The mean over the heads that are shown. */
+  private shownWeights(weights: Float32Array[]): Float32Array {
+    const { heads } = this.heads.state;
+    const shown = heads.length ? heads.map((head) => weights[head]) : weights;
+    return shown[0].map((_, key) => shown.reduce((sum, row) => sum + row[key], 0) / shown.length);
   }
 
   shown(): Shown | null {
     const picture = this.picture();
     if (!picture) return null;
     const { state, place } = this.heads;
-    return { style: state.style, panels: this.heads.panelsShown(), heading: picture.title, place };
+    return {
+      style: state.style,
+      panels: this.heads.panelsShown(),
+      heading: picture.title,
+      about: aboutPicture(picture, picture.layers[0].name),
+      place,
+    };
   }
 
   picture(): Picture | null {
