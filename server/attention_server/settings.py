@@ -173,13 +173,13 @@ class Settings(BaseSettings):
     max_scores_mib: int = Field(
         default_factory=larger_eighth,
         ge=1,
-        description="scores of one sequence (heads x queries x keys), the stages asked for of all its layers, and its "
-        "logits (rows x labels), in MiB; by default an eighth of the memory, at most 512",
+        description="what one sequence may take while it is computed: scores, the stages asked for of all its layers, "
+        "and logits (rows x labels), in MiB; by default an eighth of the memory, at most 512",
     )
     max_sequences: int = Field(1024, ge=1, description="sequences in one request")
     max_outputs: int = Field(256, ge=1, description="outputs named in one request")
     max_work_mib: int = Field(
-        8192, ge=1, description="scores and logits of all sequences of one request together, in MiB"
+        65536, ge=1, description="scores and logits that are computed for all sequences of one request together, in MiB"
     )
     memory_mib: int = Field(
         default_factory=sixteenth,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -216,13 +217,14 @@ def test_what_only_the_server_refuses(repository, job, tmp_path):
     sequences = [np.resize(drawn(1, 4)[0], (length, 4)) for length in (5, 900, 5, 600, 5, 5, 900, 5)]
     column = pa.array([each.tolist() for each in sequences], pa.list_(pa.list_(pa.float32(), 4)))
     source = write(tmp_path / "in.parquet", {"query": column})
-    with start_server(repository, "--max-scores-mib", 2, "--max-answer-mib", 1, "--max-sequences", 3) as small:
+    limits = ("--slots", 1, "--max-scores-mib", 3, "--max-answer-mib", 1, "--max-sequences", 3)
+    with start_server(repository, *limits) as small:
         described = replace(job(source, tmp_path / "out.jsonl", "dot"), target=small.grpc)
         assert score(replace(described, outputs=[{"name": "weights"}]))[0] == 3
     assert [row["id"] for row in lines_of(tmp_path / "out.jsonl")] == [0, 2, 4, 5, 7]
     reasons = {letter["row"]: letter["reason"] for letter in letters_of(tmp_path / "out.jsonl")}
     assert list(reasons) == [1, 3, 6]
-    assert "need 3240000 bytes of scores" in reasons[1]
+    assert re.search(r"\(--max-scores-mib\): 7\d\d positions fit", reasons[1])
     assert "the answer would be at least 1440000 bytes" in reasons[3]
 
 

@@ -325,12 +325,14 @@ def test_an_answer_just_below_the_limit(narrowly):
     assert weights.nbytes == 2**20
 
 
-def test_scores_over_the_limit(transport):
-    """Work that would need too much memory on the way is refused before any of it, however small its answer."""
+def test_what_stands_over_the_limit(transport):
+    """A sequence that needs too much memory is refused before it runs; what is made block by block needs little."""
     query = np.ones((1, 1), np.float32).repeat(12_000, 0)
-    top = {"name": "weights", "rows": [0], "top_k": 1}
-    with refused("RESOURCE_EXHAUSTED", None, "scores", "shorter"):
-        transport.attend("dot", query=query, outputs=[top], mask={"causal": "top_left"})
+    causal = {"causal": "top_left"}
+    top = transport.outputs("dot", query=query, outputs=[{"name": "weights", "rows": [2], "top_k": 4}], mask=causal)
+    assert top["weights"].indices.tolist() == [[[0, 1, 2, 3]]]
+    with refused("RESOURCE_EXHAUSTED", None, "--max-scores-mib", "positions fit"):
+        transport.attend("dot", query=query, outputs=["weights"])
 
 
 def test_sequences_over_the_limit(narrowly):

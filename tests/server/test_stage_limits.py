@@ -45,7 +45,7 @@ def prepare(model, spec, scores_bytes):
 def test_stages_are_counted_whole(model, spec, needed):
     """Stages of all layers are held at once, whole, and are bounded so, even where a part of them is sent."""
     prepare(model, spec, needed)
-    with pytest.raises(TooLarge, match=f"the stages of this sequence need {needed} bytes"):
+    with pytest.raises(TooLarge, match=f"over 5 keys need {needed} bytes while"):
         prepare(model, spec, needed - 1)
 
 

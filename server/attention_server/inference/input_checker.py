@@ -21,14 +21,15 @@ from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import BLOCK_BYTES, KEYS, LoadedLayer
+from attention_server.inference.layer import BLOCK_BYTES, KEYS, MAX_WHOLE_ROWS, LoadedLayer
 from attention_server.inference.masks import LongMask
+from attention_server.inference.peak import Peak, largest_that
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import Plan, answer_bytes, head_numbers, stage_bytes
 from attention_server.inference.postprocess import check_rows
 from attention_server.inference.prediction_plan import PredictionPlan, candidate_bytes
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
-from attention_server.inference.row_selection import unmasked_rows
+from attention_server.inference.row_selection import computed_rows, unmasked_rows
 from attention_server.inference.site_changes import NO_CHANGE
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.scheduling.cost_model import Costs, Size
@@ -130,8 +131,15 @@ class InputChecker:
             check_rows(output.spec, *unmasked_rows(output, self.layers, prepared), output.field)
         if plan.predictions is not None and plan.predictions.field:
             self._check_predictions(plan.predictions, prepared)
-        profile = self._profile(prepared, plan)
-        limits.check_stages(profile.stage_bytes, sequence.path)
+        profile = self._profile(prepared, plan, limits.slots)
+        queries, keys = profile.queries, profile.keys
+        limits.check_peak(
+            profile.stage_bytes,
+            queries,
+            keys,
+            lambda: self._peak(prepared, plan, limits.slots).fitting(queries, keys, limits.scores_bytes),
+            sequence.path,
+        )
         limits.check_head(profile.head_bytes, sequence.path)
         return prepared, profile
 
@@ -168,37 +176,40 @@ class InputChecker:
             )
         check_rows(OutputSpec(PREDICTIONS, rows=plan.rows), prepared.queries, None, plan.field)
 
-    def _profile(self, prepared: PreparedInput, plan: Plan) -> InputProfile:
+    def _profile(self, prepared: PreparedInput, plan: Plan, slots: int) -> InputProfile:
         queries, keys = prepared.queries, prepared.keys
         projected = queries + (queries if prepared.first else 0 if prepared.memory else keys)
         by_axes = lengths_by_axes(queries, keys, prepared.first)
         sites = [by_axes[layer.axes] for layer in self.layers]
-        scores = all_heads = 0
+        scores = all_heads = largest = 0
         for axes, heads in self._heads:
             scores += heads * by_axes[axes][0] * by_axes[axes][1]
             all_heads += heads
+        stages = stage_bytes(plan, self.manifest, sites)
+        answer = self._answer_bytes(prepared, plan, queries, keys)
+        of_site = 4 * self._most_heads * queries * keys
+        largest, peak = max(stages, of_site), 2 * of_site + stages
+        if max(queries, keys if self._sources else 0) > MAX_WHOLE_ROWS or of_site > BLOCK_BYTES:
+            way = self._peak(prepared, plan, slots)
+            largest = way.bytes(queries, keys)
+            if way.is_long(queries, keys):
+                stages, scores = 0, way.pairs(queries, keys)
+                peak = max(0, largest - answer - prepared.size)  # these are counted by themselves
         run = len(plan.stages) - (self._sources if prepared.memory else 0)
         size = Size(projected, scores // all_heads, run / len(self.layers))
-        answer = 0
-        if plan.predictions is not None:
-            answer = candidate_bytes(plan.predictions, self.manifest.predictors, self.labels, queries)
-        for output in plan.outputs:
-            widths = self.layers[output.layer].widths(*prepared.input_widths())
-            answer += answer_bytes(output, self.manifest, widths, *sites[output.layer])
         is_step = prepared.continuation is not None and queries == 1
         max_batch, batch_factor = self.costs.best_batch(1 if is_step else max(queries, keys))
         kind = self._kind(prepared, plan) if max_batch > 1 else None
-        stages = stage_bytes(plan, self.manifest, sites)
         head = 4 * head_numbers(plan, self.manifest, self.labels, queries)
         return InputProfile(
             queries=queries,
             keys=keys,
-            score_bytes=scores * 4,
-            stage_bytes=stages,
+            work_bytes=max(4 * scores, stages),
+            stage_bytes=largest,
             head_bytes=head,
             input_bytes=prepared.size + self._kept_bytes(prepared),
             answer_bytes=answer,
-            peak_bytes=2 * min(4 * scores // len(self.layers), BLOCK_BYTES) + stages + head,
+            peak_bytes=peak + head,
             kind=kind,
             max_batch=max_batch if kind is not None else 1,
             seconds=self.costs.seconds(size),
@@ -211,6 +222,50 @@ class InputChecker:
             return 0
         own = [each for each in self.layers if each.kept is None and each.axes != OF_SOURCE]
         return 4 * prepared.queries * sum([sum(each.key_widths) for each in own])
+
+    def fitting_answer(self, prepared: PreparedInput, plan: Plan, most: int) -> int:
+        """Return the largest number of positions of a sequence with an answer of at most so many bytes; 0 for none."""
+        queries, keys = prepared.queries, prepared.keys
+        own = keys == queries or prepared.first > 0  # then its keys become fewer with the queries
+
+        def fits(length: int) -> bool:
+            return self._answer_bytes(prepared, plan, length, length + keys - queries if own else keys) <= most
+
+        return largest_that(fits, queries)
+
+    def _answer_bytes(self, prepared: PreparedInput, plan: Plan, queries: int, keys: int) -> int:
+        by_axes = lengths_by_axes(queries, keys, prepared.first)
+        answer = 0
+        if plan.predictions is not None:
+            answer = candidate_bytes(plan.predictions, self.manifest.predictors, self.labels, queries)
+        for output in plan.outputs:
+            layer = self.layers[output.layer]
+            widths = layer.widths(*prepared.input_widths())
+            answer += answer_bytes(output, self.manifest, widths, *by_axes[layer.axes])
+        return answer
+
+    @cached_property
+    def _most_heads(self) -> int:
+        return max(layer.about.heads for layer in self.layers)
+
+    def _peak(self, prepared: PreparedInput, plan: Plan, slots: int) -> Peak:
+        """Return what predicts the peak of a plan for a sequence like this one."""
+        rows = computed_rows(prepared, plan, self.layers, self.manifest.predictors)
+        window = 0
+        if isinstance(prepared.added, LongMask):
+            begin, end = prepared.added.reach(slice(None))
+            window = max(1, int((end - begin).max()))
+        return Peak(
+            plan=plan,
+            manifest=self.manifest,
+            layers=self.layers,
+            widths=[layer.widths(*prepared.input_widths()) for layer in self.layers[: len(plan.stages)]],
+            first=prepared.first,
+            rows=0 if rows is None else len(rows),
+            window=window,
+            is_masked=prepared.added is not None,
+            slots=slots,
+        )
 
     def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
         if prepared.continuation is not None:

@@ -9,8 +9,9 @@ class InputProfile(NamedTuple):
 
     Attributes:
         queries, keys: T and S.
-        score_bytes: of the scores of all layers.
-        stage_bytes: of the stages asked for, before rows and heads are chosen or reduced.
+        work_bytes: of the scores of all layers that are computed, or of the stages asked for, if these are more.
+        stage_bytes: predicted, while it is computed; of a short sequence of a site's scores, or of the stages asked for
+            before rows and heads are chosen or reduced, if these are more.
         head_bytes: of the numbers that the head computes.
         input_bytes: of the prepared sequence.
         answer_bytes: of its outputs.
@@ -23,7 +24,7 @@ class InputProfile(NamedTuple):
 
     queries: int
     keys: int
-    score_bytes: int
+    work_bytes: int
     stage_bytes: int
     head_bytes: int
     input_bytes: int

@@ -43,7 +43,8 @@ KEYS = ("k", "v")  # inputs that every row needs whole
 MAX_WHOLE_ROWS = 256  # of a sequence that is computed at once
 BLOCK_ROWS = 128  # of a longer one, at most
 LEAST_BLOCK_ROWS = 16
-BLOCK_BYTES = 48 * 2**20  # of the scores of a block
+BLOCK_BYTES = 48 * 2**20  # of the scores of a block, of which there are several arrays where weights are asked for
+BLOCK_BYTES_WITHOUT_WEIGHTS = 192 * 2**20  # of the one array that a graph then has
 
 
 class AttendRecipe(NamedTuple):
@@ -131,16 +132,18 @@ class LoadedLayer:
         """Return whether a graph, or scores, has to be computed for tensors and stages."""
         return not wanted.isdisjoint(FROM_SCORES) or bool(self._recipe(wanted, False).outputs)
 
-    def block_rows(self, queries: int, keys: int) -> int:
+    def block_rows(self, queries: int, keys: int, *, weights: bool = True) -> int:
         """Return the number of rows that are computed together; less than the queries of a long sequence.
 
-        The shape alone decides. A site with a window computes the keys that a block sees.
+        The shape alone decides, and whether weights or scores are asked for. A site with a window computes the keys
+        that a block sees.
         """
         about = self.about
         seen = min(keys, BLOCK_ROWS + about.window * (1 if about.causal else 2)) if about.window else keys
-        fitting = BLOCK_BYTES // (4 * about.heads * seen)
-        if queries <= MAX_WHOLE_ROWS and queries <= fitting:
+        row_bytes = 4 * about.heads * seen
+        if queries <= MAX_WHOLE_ROWS and queries <= BLOCK_BYTES // row_bytes:
             return queries
+        fitting = (BLOCK_BYTES if weights else BLOCK_BYTES_WITHOUT_WEIGHTS) // row_bytes
         return max(LEAST_BLOCK_ROWS, min(BLOCK_ROWS, 1 << max(fitting.bit_length() - 1, 0)))
 
     @property

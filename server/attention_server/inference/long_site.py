@@ -66,13 +66,18 @@ def compute_long(
             block(rows, sums)
         return sums
 
-    reductions.close(run.map(strip, _strips(queries, layer.block_rows(queries, keys))))
+    reductions.close(
+        run.map(strip, _strips(queries, layer.block_rows(queries, keys, weights=bool(of_rows & BY_BLOCK))))
+    )
     tensors.update(further)
     return found | {name: split_heads(tensors[name], layer.about.key_value_heads) for name in wanted & frozenset(KEYS)}
 
 
 def _strips(rows: int, size: int) -> list[list[slice]]:
-    """Cut rows into blocks, and these into strips."""
-    blocks = [slice(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+    """Cut rows into blocks, and these into strips: the last rows first, and the rest of a block in the end.
+
+    The first block sees the most keys: what a graph's arena holds for it suffices for all others.
+    """
+    blocks = [slice(max(0, end - size), end) for end in range(rows, 0, -size)]
     count = -(-len(blocks) // STRIPS)
     return [blocks[begin : begin + count] for begin in range(0, len(blocks), count)]

@@ -148,7 +148,7 @@ def prepare(
         check.source_mask(mask, "mask")
         check.source_mask(sequence.mask, join_path(path, "mask"))
     else:
-        limits.check_scores(layer.heads, queries, keys, path)
+        limits.check_pairs(layer.heads, queries, keys, path)
     added = requested_mask(sequence, mask, layer, queries, keys, 0 if is_pair else first)
     attending, attended = unmasked(added)
     # A query that is its own key matters where it is attended, not where it attends; one that is the input of all
@@ -180,7 +180,7 @@ def _check_sites(manifest: Manifest, limits: Limits, queries: int, keys: int, fi
     kinds = {(site_axes(layer, manifest), layer.heads) for layer in manifest.layers}
     lengths = lengths_by_axes(queries, keys, first)
     for axes, heads in sorted(kinds):
-        limits.check_scores(heads, *lengths[axes], path)
+        limits.check_pairs(heads, *lengths[axes], path)
     return next(layer for layer in manifest.layers if layer.side == Side.SIDE_CROSS)
 
 
@@ -266,7 +266,7 @@ def prepare_memory(
     tokens = _read_memory(request, memory_reader, "")
     if tokens is not None and manifest.block == TRANSFORMER:
         length, layers = len(tokens.ids), (source_chain(manifest) or target_chain(manifest)).layers
-        limits.check_scores(max(layer.heads for layer in layers), length, length, "memory_text")
+        limits.check_pairs(max(layer.heads for layer in layers), length, length, "memory_text")
     if request.key is None:
         return None, None, tokens
     layer = manifest.layers[0]

@@ -67,11 +67,17 @@ class Part(NamedTuple):
 
     def widened(self, length: int) -> "Part":
         """Return the part with all keys; those that were not computed are masked, with zeros."""
-        shape = self.numbers.shape[:-1]
-        numbers, hidden = np.zeros((*shape, length), np.float32), np.ones((*shape, length), np.bool_)
-        numbers[..., self.keys] = self.numbers
-        hidden[..., self.keys] = np.False_ if self.hidden is None else self.hidden
+        numbers, hidden = widen(self.numbers, self.hidden, self.keys, length)
         return self._replace(numbers=numbers, hidden=hidden, keys=slice(0, length))
+
+
+def widen(numbers: Vectors, hidden: Hidden | None, keys: slice, length: int) -> tuple[Vectors, Hidden]:
+    """Return numbers, and which of them are masked, for all keys; those that were not computed are masked zeros."""
+    shape = (*numbers.shape[:-1], length)
+    wide, masked = np.zeros(shape, np.float32), np.ones(shape, np.bool_)
+    wide[..., keys] = numbers
+    masked[..., keys] = np.False_ if hidden is None else hidden
+    return wide, masked
 
 
 class Reading:
@@ -176,26 +182,27 @@ class Kept(Reduction):
 
     def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
         spec, field = self.reading.spec, self.reading.field
-        part = self._with_fillers(part)
         for place, head in enumerate(part.heads):
             numbers, hidden = part.of_head(place)
+            keys = part.keys
+            if spec.top_k and self._needs_fillers(numbers, hidden):
+                numbers, hidden = widen(numbers, hidden, keys, self.reading.keys)
+                keys = slice(0, self.reading.keys)
             found = finish(numbers, spec, hidden, field)
             if isinstance(found, TopK):
                 assert self._indices is not None
-                self._indices[head][part.places] = found.indices + np.array(part.keys.start, self._indices.dtype)
+                self._indices[head][part.places] = found.indices + np.array(keys.start, self._indices.dtype)
                 self._values[head][part.places] = found.values
             elif found.ndim > 1:
-                self._values[head][part.places, part.keys] = found
+                self._values[head][part.places, keys] = found
             else:
                 self._values[head][part.places] = found
 
-    def _with_fillers(self, part: Part) -> Part:
-        """Return the part with all keys, if in some row the masked ones are needed for a top k."""
-        count = part.numbers.shape[-1]
-        if not self.reading.spec.top_k or count == self.reading.keys:
-            return part
-        seen = count if part.hidden is None else count - int(part.hidden.sum(-1).max())
-        return part if seen >= self.reading.spec.top_k else part.widened(self.reading.keys)
+    def _needs_fillers(self, numbers: Vectors, hidden: Hidden | None) -> bool:
+        """Return whether in some row masked keys, of which any may come first, fill up the top k."""
+        count = numbers.shape[-1]
+        seen = count if hidden is None else count - int(hidden.sum(-1).max())
+        return bool(count < self.reading.keys and seen < self.reading.spec.top_k)
 
 
 class Links(Reduction):

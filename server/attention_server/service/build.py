@@ -89,4 +89,5 @@ def _limits(settings: Settings) -> Limits:
         memory_ttl=settings.memory_ttl,
         outputs=settings.max_outputs,
         work_bytes=settings.max_work_mib * MIB,
+        slots=settings.compute_slots,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
@@ -378,16 +379,20 @@ class Service:
             raise InvalidRequest("send at least one sequence", field="inputs")
         prepared: list[PreparedInput] = []
         profiles: list[InputProfile] = []
-        answer_bytes = work_bytes = 0
+        answer_bytes = work_bytes = longest = 0
         seed = sampling_seed(request.outputs)
         for sequence in request.inputs:
             for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan, held):
                 prepared.append(each if seed is None else each._replace(seed=seed))
                 profiles.append(profile)
-                work_bytes += (max(profile.score_bytes, profile.stage_bytes) + profile.head_bytes) * each.batch
+                work_bytes += (profile.work_bytes + profile.head_bytes) * each.batch
                 answer_bytes += profile.answer_bytes * each.batch
-                self.limits.check_work(work_bytes)
-                self.limits.check_answer(answer_bytes)
+                longest = max(longest, profile.queries, profile.keys)
+                self.limits.check_work(work_bytes, longest)
+                self.limits.check_answer(
+                    answer_bytes,
+                    partial(model.checker.fitting_answer, each, cached_plan.plan, self.limits.answer_bytes),
+                )
         return prepared, profiles
 
     def _prepare_sequence(

@@ -155,5 +155,7 @@ def _options_of(run: Run) -> ort.RunOptions:
 def _new_options(run: Run) -> ort.RunOptions:
     """Make options of a run; setting `terminate` ends a graph between two nodes."""
     options = ort.RunOptions()
+    if run.releases:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     run.on_end(lambda: setattr(options, "terminate", True))
     return options

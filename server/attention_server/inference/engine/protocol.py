@@ -1,5 +1,6 @@
 """The protocol of an engine, of its graphs and of a run. No inference library is imported here."""
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
@@ -41,6 +42,7 @@ class Run:
     def __init__(self, helpers: IdleSlots | None = None, callers: int = 1) -> None:
         self.helpers = helpers
         self.was_helped = False
+        self.releases = False  # whether graphs free in the end what the engine would keep for later runs
         self.of_engine: object = None  # kept by the engine between the graphs of a run
         self._on_end: list[Callable[[], object]] = []
         self._callers = [None] * callers  # a list, since pop is atomic
@@ -69,6 +71,12 @@ class Run:
             return [each(item) for item in items]
         self.was_helped = True
         return self.helpers.map(each, items)
+
+    def releasing(self) -> "Run":
+        """Return the same run for graphs that free memory in the end; it ends with this one."""
+        same = copy.copy(self)
+        same.releases, same.of_engine = True, None
+        return same
 
     def parts(self, rows: int) -> list[slice]:
         """Cut rows into one block per usable slot, this job's own included.

@@ -1,0 +1,22 @@
+"""The memory that a long sequence is predicted to take, against what it takes in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("measure_peak.py")
+
+
+@pytest.mark.parametrize(
+    ("case", "length"),
+    [("whole", 3000), ("top 8", 12000), ("causal mean", 12000), ("entropy", 8192), ("output", 16384)],
+)
+def test_the_predicted_peak_is_the_true_one(repository, case, length):
+    """Predicted and true peak of an answer agree within a quarter, over ways, outputs and lengths."""
+    done = subprocess.run(
+        [sys.executable, PROGRAM, repository / "multi/1", case, str(length)], capture_output=True, text=True, check=True
+    )
+    predicted, true = map(int, done.stdout.split())
+    assert predicted == pytest.approx(true, rel=0.25)
