@@ -9,6 +9,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import requests
+from attention_client import AttentionClient
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from attention_server.auth.callers import Callers
@@ -16,7 +18,7 @@ from attention_server.errors import Cancelled
 from attention_server.http2.limits import RESET_BURST
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
-from serving import HANG, start_server, wait_until
+from serving import HANG, ROOT, start_server, wait_until
 
 from tests.local_server import DEADLINES, IN_A_SLOT, SOON_IN_A_SLOT, local_server
 from tests.messages import tensor
@@ -79,6 +81,29 @@ def test_a_greedy_caller_does_not_starve_others(self_only, two_callers):
         refusal = refused_by_grpc(error)
         assert refusal.code == "UNAVAILABLE"
         assert refusal.retry_after > 0
+
+
+def test_tokens_wait_for_a_slot(tmp_path):
+    """A request for tokens is queued as any other, so that long texts take no core from further callers."""
+    (tmp_path / "multi-head").symlink_to(ROOT / "models/multi-head")
+    text = "Leo gave Mia a letter"
+    with (
+        local_server(tmp_path, predicted=IN_A_SLOT) as server,
+        AttentionClient(server.grpc) as client,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        server.gate.close()
+        running = threads.submit(client.attend, "multi-head", text=text)
+        assert server.gate.arrived.wait(HANG)
+        by_grpc = threads.submit(client.tokenize, "multi-head", [text])
+        url = f"{server.url}/v1/models/multi-head:tokenize"
+        by_rest = threads.submit(requests.post, url, json={"text": text}, timeout=HANG)
+        wait_until(lambda: server.scheduler.state().queued == 2)
+        assert not by_grpc.done()
+        assert not by_rest.done()
+        server.gate.open()
+        assert running.result(HANG).tokens == by_grpc.result(HANG)[0].tokens == tuple(text.split())
+        assert by_rest.result(HANG).json()["results"][0]["tokens"] == text.split()
 
 
 def test_a_client_of_many_connections_is_one_caller(self_only, connect):

@@ -7,6 +7,7 @@ from attention_proto.text import Truncate
 from attention_server.domain.messages import Tokens
 
 HELD_TOKEN_BYTES = 400  # of a token in memory: its id, its texts and its place
+INLINE_TOKENS = 1024  # of an answer that is written on the event loop
 TOKEN_BYTES = 1024  # to make and write a token takes as long as to write so many bytes of a tensor
 
 
@@ -48,3 +49,8 @@ class Tokenization(NamedTuple):
     model: str
     version: int
     results: tuple[Tokens, ...]
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether the answer takes long to write."""
+        return sum([len(each.ids) for each in self.results]) > INLINE_TOKENS

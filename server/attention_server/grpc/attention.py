@@ -44,13 +44,13 @@ class AttentionServicer:
 
     async def Tokenize(self, message: pb.TokenizeRequest, context: CallContext) -> bytes:
         service = self._service
-
-        def answer() -> bytes:
-            request = tokenization.decode_proto(message, service.limits)
-            return tokenization.encode_proto(service.tokenize(request, context))
-
         takes_long = should_offload(context.record.request_bytes, len(message.inputs), text=True)
-        return await self._threads.run_if(takes_long, answer)
+        future = await self._threads.run_if(
+            takes_long,
+            lambda: service.submit_tokenize(tokenization.decode_proto(message, service.limits), context),
+        )
+        found = await wait_for(future, context)
+        return await self._threads.run_if(found.takes_long, lambda: tokenization.encode_proto(found))
 
     def ListModels(self, message: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=self._service.models())

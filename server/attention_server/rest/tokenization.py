@@ -11,6 +11,7 @@ from attention_server.domain.tokenization import TokenizeRequest
 from attention_server.rest.attention import parse_protobuf, sends_protobuf
 from attention_server.rest.exchange import JSON, PROTOBUF, Exchange, answers, call_of, version_of, wants_protobuf
 from attention_server.service.service import Service
+from attention_server.transport.futures import wait_until_deadline
 from attention_server.transport.offload import INLINE_TEXT_BYTES
 
 
@@ -46,15 +47,14 @@ class TokenizationRoutes:
             message.version = url_or_body("version", version, message.version)
             return tokenization.decode_proto(message, service.limits)
 
-        def answer(body: bytes) -> bytes:
-            found = service.tokenize(decode(body), call)
-            return tokenization.encode_proto(found) if as_protobuf else tokenization.encode_json(found)
-
         async def handle(body: bytes) -> HttpResponse:
-            if len(body) > INLINE_TEXT_BYTES:
-                content = await self._exchange.decode_large(body, call.lease, lambda: answer(body))
-            else:
-                content = answer(body)
+            large = len(body) > INLINE_TEXT_BYTES
+            decoded = (
+                await self._exchange.decode_large(body, call.lease, lambda: decode(body)) if large else decode(body)
+            )
+            found = await wait_until_deadline(service.submit_tokenize(decoded, call), call)
+            encode = tokenization.encode_proto if as_protobuf else tokenization.encode_json
+            content = await self._exchange.threads.run_if(found.takes_long, lambda: encode(found))
             return HttpResponse(content, media_type=PROTOBUF if as_protobuf else JSON)
 
         return await self._exchange.compute(request, call, handle)

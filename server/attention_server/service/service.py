@@ -22,7 +22,7 @@ from attention_server.domain.messages import (
     Response,
     Sequence,
 )
-from attention_server.domain.tokenization import HELD_TOKEN_BYTES, TOKEN_BYTES, Tokenization, TokenizeRequest
+from attention_server.domain.tokenization import Tokenization, TokenizeRequest
 from attention_server.errors import InvalidRequest, NotFound, Unavailable
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.model import LoadedModel
@@ -37,7 +37,7 @@ from attention_server.scheduling.scheduler import Scheduler, SchedulerState
 from attention_server.service.attend_job import AttendJob
 from attention_server.service.embeddings import EmbeddingsJob, attention_request
 from attention_server.service.memory_job import MemoryJob
-from attention_server.service.tokenization import tokenize
+from attention_server.service.tokenization import tokenize_job
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
 
@@ -147,22 +147,21 @@ class Service:
             call,
         )
 
-    def tokenize(self, request: TokenizeRequest, call: CallContext) -> Tokenization:
-        """Return the tokens of texts. It is computed in this thread: a long text takes long.
+    def submit_tokenize(self, request: TokenizeRequest, call: CallContext) -> "Future[Tokenization]":
+        """Submit the job of a request for tokens; return the future of these.
 
         Raises:
-            PermissionDenied: the caller lacks the right to attend.
-            NotFound: there is no such model or version.
-            Full: there is no room for as many tokens as characters.
-            AttentionServiceError: as `service.tokenization.tokenize`.
+            AttentionServiceError: as `submit`, and Full: there is no room for as many tokens as characters. The
+                future raises as `service.tokenization.tokenize`.
         """
         call.require("attend")
         call.raise_if_ended()
-        with self._repository.lease(request.model, request.version) as model:
+
+        def make_job(model: LoadedModel, _: HeldMemories) -> Job[TokenizeRequest, Tokenization]:
             call.record.set_target(model.name, model.version)
-            characters = sum([len(each.text) + len(each.text_pair or "") for each in request.inputs])
-            call.lease.grow(HELD_TOKEN_BYTES * min(characters, self.limits.answer_bytes // TOKEN_BYTES))
-            return tokenize(request, model, self.limits, call)
+            return tokenize_job(request, model, self.limits, call)
+
+        return self._submit(request.model, request.version, make_job, None, call)
 
     def submit_memory(self, request: MemoryRequest, call: CallContext) -> "Future[Memory]":
         """Validate a request to keep a memory and submit its job; return the future of the memory.

@@ -1,12 +1,42 @@
 """The tokens of texts, as a model reads them."""
 
+from collections.abc import Callable, Sequence
+
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import Tokens
-from attention_server.domain.tokenization import TOKEN_BYTES, Tokenization, TokenizeRequest
+from attention_server.domain.tokenization import HELD_TOKEN_BYTES, TOKEN_BYTES, Tokenization, TokenizeRequest
 from attention_server.errors import InvalidRequest, TooLarge, join_path
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.tokenizer import TextTokenizer
+from attention_server.scheduling.job import Job
+
+SECONDS_OF_CHARACTER = 1e-6  # some tokenizers take a third
+
+
+def tokenize_job(
+    request: TokenizeRequest, model: LoadedModel, limits: Limits, call: CallContext
+) -> Job[TokenizeRequest, Tokenization]:
+    """Return the job of a request for tokens, of the predicted cost of its characters.
+
+    Raises:
+        Full: there is no room for as many tokens as characters.
+    """
+    characters = sum([len(each.text) + len(each.text_pair or "") for each in request.inputs])
+    held = HELD_TOKEN_BYTES * min(characters, limits.answer_bytes // TOKEN_BYTES)
+    call.lease.grow(held)
+
+    def run(_: Sequence[TokenizeRequest]) -> Callable[[], list[Tokenization | Exception]]:
+        call.record.mark_running()
+        try:
+            found = tokenize(request, model, limits, call)
+        finally:
+            call.record.mark_computed()
+        return lambda: [found]
+
+    call.record.mark_submitted()
+    cost = SECONDS_OF_CHARACTER * characters
+    return Job(request, run, deadline=call.deadline, caller=call.caller, cost=cost, size=held)
 
 
 def tokenize(request: TokenizeRequest, model: LoadedModel, limits: Limits, call: CallContext) -> Tokenization:
