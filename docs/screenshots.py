@@ -22,8 +22,8 @@ def ready(selector: str) -> Callable[[Page], None]:
     return lambda page: page.locator(selector).first.wait_for(state="attached")
 
 
-def hide_a_word(page: Page) -> None:
-    page.get_by_role("button", name="Hide Tater").click()
+def switch_off(page: Page) -> None:
+    page.get_by_role("switch", name="head 0").click()
     page.locator(".other").first.wait_for()
 
 
@@ -31,11 +31,17 @@ MEET = {"model": "multi-head", "text": SENTENCE}
 # Each picture: the page's state, its colours, its size, and what happens before it is taken.
 SHOTS: dict[str, tuple[dict[str, object], str, tuple[int, int], Callable[[Page], None]]] = {
     "page-meet": (MEET, "light", (1440, 840), ready(".arc")),
-    "page-changed": (MEET, "dark", (1440, 840), hide_a_word),
+    "page-changed": (MEET, "dark", (1440, 840), switch_off),
     "page-steps": (
         MEET | {"view": "steps", "step": 4, "query": 1, "head": 1},
         "light",
         (1440, 900),
+        ready(".flow"),
+    ),
+    "page-head-alone": (
+        MEET | {"view": "steps", "track": "heads", "query": 1, "head": 1},
+        "light",
+        (1440, 680),
         ready(".flow"),
     ),
     "page-layer": (

@@ -106,3 +106,38 @@ def test_many_heads_and_a_phone(visit, ask):
     expect(page.locator(".struck")).to_have_count(0)
     page.get_by_role("button", name="All 24 heads").tap()
     expect(page.locator(".thumbnail")).to_have_count(24)
+
+
+def test_a_head_is_switched_off(visit, ask):
+    """A head's switch shows the answer without it, as in the API; it is off in the atlas too, and in the link."""
+    after = ask("multi-head", text=SENTENCE, ablate=[{"heads": [0]}], outputs=["predictions"])["predictions"]
+    page = visit(model="multi-head", text=SENTENCE)
+    page.locator(".arc").first.wait_for(state="attached")
+    heights = [card.bounding_box() for card in page.locator(".card").all()]
+    page.get_by_role("switch", name="head 0").click()
+    expect(page.locator(".changes")).to_contain_text("head 0 off")
+    for now, (*shown,) in zip(after, cards(page), strict=True):
+        assert shown[2] == now["label"]
+        assert near(shown[3], now["probability"])
+    assert "off=0.0" in page.url
+    assert [card.bounding_box() for card in page.locator(".card").all()] == heights
+    page.get_by_role("group", name="Views").get_by_text("Atlas").click()
+    expect(page.get_by_role("button", name="switch on")).to_be_visible()
+    asked: list[str] = []
+    page.on("request", lambda sent: asked.append(sent.url))
+    page.get_by_role("button", name="switch on").click()
+    expect(page.get_by_role("button", name="switch off")).to_be_visible()
+    assert asked == []
+
+
+def test_a_temperature(visit, ask):
+    """The temperature's slider, by keyboard: weights are those of the API at this temperature."""
+    true = ask("multi-head", text=SENTENCE, score_temperature=4, outputs=["weights"])["outputs"]["weights"]
+    page = visit(model="multi-head", text=SENTENCE)
+    slider = page.get_by_label("temperature")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".changes")).to_contain_text("temperature 4")
+    for head, label in enumerate(page.locator(".arc-label text").all_text_contents()):
+        assert near(label.split(" · ")[1], true[head, 1].max())

@@ -234,10 +234,13 @@ def test_track_a_has_the_numbers_of_the_api(visit, ask):
 
 
 def test_track_b_has_the_numbers_of_the_api(visit, ask):
-    """One head's weights, all heads' weights, and their parts of the output, are the API's."""
+    """One head alone answers one question; all heads' weights, and their parts of the output, are the API's."""
+    alone = ask("multi-head", text=SENTENCE, ablate=[{"heads": [0, 2]}], outputs=["predictions"])["predictions"]
     true = ask("multi-head", text=SENTENCE, outputs=["weights", "contributions", "output"])["outputs"]
     page = visit(view="steps", track="heads", model="multi-head", text=SENTENCE, query=1, head=1)
-    page.locator(".flow").wait_for()
+    said = page.locator('.flow tr[data-row="alone"] b')
+    expect(said).to_have_text([each["label"] for each in alone])
+    expect(page.locator('.flow tr[data-row="alone"] .other')).to_have_count(2)
     page.keyboard.press("2")
     expect(page.locator(".count")).to_have_text("2 / 3")
     assert close(cells(page, "allHeads"), true["weights"][:, 1].ravel())

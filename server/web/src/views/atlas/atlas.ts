@@ -8,7 +8,7 @@ import { cut, token } from "../../drawing/format.ts";
 import { palette } from "../../drawing/palette.ts";
 import { aboutPicture, type Picture } from "../../drawing/picture.ts";
 import { range, type Weights } from "../../drawing/weights.ts";
-import { SORTS, type Sort, type Tab } from "../../state/state.ts";
+import { SORTS, type Sort, type Tab, toggled } from "../../state/state.ts";
 import { HeadsView } from "../heads/heads.ts";
 import { layerChoice } from "../heads/layers.ts";
 import { firstQuery } from "../meet/heads.ts";
@@ -225,7 +225,7 @@ export class AtlasView implements View {
   }
 
   private showLarge(): void {
-    const { state, change } = this.context!;
+    const { state, change, edit } = this.context!;
     const cells = this.cells();
     const shown = [this.chosen(cells), this.cellOf(cells, state.beside)];
     shown.forEach((cell, at) => {
@@ -237,6 +237,8 @@ export class AtlasView implements View {
         query: this.query,
         statistics: this.counts[cell.layer][cell.head],
         style: this.style,
+        off: cell.off,
+        turn: () => edit({ off: toggled(state.a.off, `${cell.layerName}.${cell.head}`) }),
         ask: (query) => change({ query }),
       });
     });

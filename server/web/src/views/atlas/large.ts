@@ -14,6 +14,8 @@ export interface Large {
   query: number;
   statistics: Statistics;
   style: Style;
+  off: boolean;
+  turn(): void;
   ask(query: number): void;
 }
 
@@ -40,10 +42,11 @@ export class LargeHead {
   show(large: Large): void {
     this.large = large;
     this.hovered = null;
-    const { picture, layer, head, statistics } = large;
+    const { picture, layer, head, statistics, off } = large;
     const { name, weights } = picture.layers[layer];
     render(
-      html`<header><h2>${picture.layers.length > 1 ? `layer ${name} · ` : ""}head ${head}</h2></header>
+      html`<header><h2>${picture.layers.length > 1 ? `layer ${name} · ` : ""}head ${head}</h2>
+          <button type="button" class="pill" aria-pressed=${off} @click=${() => large.turn()}>${off ? "switch on" : "switch off"}</button></header>
         <p class="looks" role="status"></p>
         ${this.panel.element}
         <p class="statistics quiet-text">${

@@ -4,7 +4,7 @@ import type { Answer } from "../../api/ask.ts";
 import { cut, share } from "../../drawing/format.ts";
 import { headColour, palette } from "../../drawing/palette.ts";
 import type { Prediction } from "../../drawing/picture.ts";
-import { isChanged } from "../../state/state.ts";
+import { isChanged, toggled } from "../../state/state.ts";
 import { saidChanges } from "../changes.ts";
 import type { Context } from "../view.ts";
 import { answers, best, kept, type Met, said } from "./heads.ts";
@@ -30,6 +30,7 @@ export function cards({ context, before, after, met, query }: Cards): TemplateRe
     ${met.map((each) => {
       const name = answered.get(each.pair);
       return card(
+        context,
         after,
         each,
         query,
@@ -45,8 +46,9 @@ export function cards({ context, before, after, met, query }: Cards): TemplateRe
 }
 
 function card(
+  { state, edit }: Context,
   { picture }: Answer,
-  { head, layer, name, colour }: Met,
+  { pair, head, layer, name, colour }: Met,
   query: number,
   answers: string | undefined,
   first: Prediction | undefined,
@@ -56,8 +58,10 @@ function card(
   const row = picture.layers[layer].weights.row(head, query);
   const ordered = Array.from(row.keys()).sort((a, b) => row[b] - row[a]);
   const { key, weight } = best(row);
+  const on = !state.a.off.includes(pair);
   return html`<article class="card" .style=${`--head: ${headColour(palette(), colour)}`}>
-    <header><h3><span class="dot"></span>${name}${answers ? html` · ${answers}?` : nothing}</h3></header>
+    <header><h3><span class="dot"></span>${name}${answers ? html` · ${answers}?` : nothing}</h3>
+      <button type="button" role="switch" aria-checked=${on} aria-label=${`${name} on`} @click=${() => edit({ off: toggled(state.a.off, pair) })}>${on ? "on" : "off"}</button></header>
     ${
       first
         ? html`<p class="quiet-text">looks at ${cut(picture.keys[key] ?? "", 16)} ${share(weight)}; the model answers</p>

@@ -10,6 +10,7 @@ import { range } from "../../drawing/weights.ts";
 import { toggled, unchanged } from "../../state/state.ts";
 import { saidChanges } from "../changes.ts";
 import type { Context, View } from "../view.ts";
+import { temperatureOf } from "../what-if.ts";
 import { type Arc, apart, type Box, between, type Layout, within } from "./arcs.ts";
 import { cards } from "./cards.ts";
 import { best, firstQuery, type Met, metHeads } from "./heads.ts";
@@ -127,8 +128,9 @@ export class MeetView implements View {
   /** What is changed, and the way back. */
   private changes(): TemplateResult {
     const { state, model, edit } = this.context!;
+    const { temperature } = state.a;
     const said = saidChanges(state.a, this.after!.picture.keys, model);
-    return html`<div class="what-if"><p class="changes" role="status">${
+    return html`<div class="what-if">${temperatureOf(temperature, (to) => edit({ temperature: to }))}<p class="changes" role="status">${
       said.length
         ? html`<b>Changed:</b> ${said.join(", ")} <button type="button" class="quiet" @click=${() => edit({ hidden: [], off: [], temperature: 1 })}>undo all</button>`
         : nothing

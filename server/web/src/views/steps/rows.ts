@@ -21,6 +21,7 @@ export type RowName =
   | "value"
   | "part"
   | "sum"
+  | "alone"
   | "allHeads"
   | "contributions"
   | "output"
@@ -169,6 +170,7 @@ function learnedRows(name: RowName, shown: Shown): Row[] {
     sum: () => [
       { name: html`<i>y</i> <small>their sum, head ${head}</small>`, across: strip(stages.heads[head], "head", mostV) },
     ],
+    alone: () => [{ name: html`answers <small>of this head alone</small>`, across: answers(tour.alone, tour.answers) }],
     allHeads: () => range(tour.heads).map((each) => headRow(each, shown)),
     contributions: () => contributionRows(tour),
     output: () =>

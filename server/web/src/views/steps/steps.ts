@@ -14,6 +14,7 @@ import { TRACKS, UNCHOSEN } from "../../state/state.ts";
 import { layerChoice } from "../heads/layers.ts";
 import { firstQuery } from "../meet/heads.ts";
 import type { Context, View } from "../view.ts";
+import { temperatureOf } from "../what-if.ts";
 import { header, rowsOf } from "./rows.ts";
 import type { Scene } from "./scene.ts";
 import { STAGES } from "./stages.ts";
@@ -131,6 +132,7 @@ export class StepsView implements View {
         }
         <span class="strip-name">what if</span><div class="strip">
           ${layerChoice(picture.layers, Math.max(0, at), (to) => change({ layer: picture.layers[to].name, head: 0 }))}
+          ${temperatureOf(state.a.temperature, (temperature) => edit({ temperature }))}
           ${picture.toItself ? html`<label class="check"><input type="checkbox" .checked=${state.a.causal !== "none"} @change=${() => edit({ causal: state.a.causal === "none" ? "top_left" : "none" })}> hide the future</label>` : nothing}
           ${state.track === "stages" ? nothing : html`<label class="check"><input type="checkbox" .checked=${state.exact} @change=${() => change({ exact: !state.exact })}> all digits</label>`}</div>
       </div>`;

@@ -1,6 +1,6 @@
 // The numbers of a track: every stage of one position, the vectors before, and what single heads answer and add.
 import type { Layer, Model, OutputSpec, Tensor } from "../../api/api.ts";
-import { type Answer, askStages, besides, type Stages, sequence } from "../../api/ask.ts";
+import { type Answer, askAnswer, askStages, besides, type Stages, sequence } from "../../api/ask.ts";
 import type { Known } from "../../api/known.ts";
 import { row as vectorOf } from "../../api/matrix.ts";
 import { token } from "../../drawing/format.ts";
@@ -24,6 +24,8 @@ export interface Tour {
   /** [H][D] of this position; null where the layer does not give them. */
   contributions: Float32Array[] | null;
   answers: Prediction[];
+  /** What the model answers with the looked-at head alone in its layer; null without predictions, or with one head. */
+  alone: Prediction[] | null;
 }
 
 export interface Asked {
@@ -41,9 +43,10 @@ export async function askTour(asked: Asked, signal: AbortSignal): Promise<Tour> 
   const { picture } = answer;
   const sizes: [number, number] = [picture.queries.length, picture.keys.length];
   const stages = await askStages(known, model, input, layer, query, head, sizes, signal);
-  const [vectors, contributions] = await Promise.all([
+  const [vectors, contributions, alone] = await Promise.all([
     askVectors(asked, stages, signal),
     askContributions(asked, signal),
+    askAlone(asked, signal),
   ]);
   return {
     input,
@@ -57,6 +60,7 @@ export async function askTour(asked: Asked, signal: AbortSignal): Promise<Tour> 
     vectors,
     contributions,
     answers: said(picture, query),
+    alone,
   };
 }
 
@@ -99,6 +103,17 @@ async function askContributions(
   const { shape, data } = outputs.contributions as Tensor;
   const width = shape.at(-1)!;
   return range(shape[0]).map((head) => (data as Float32Array).subarray(head * width, (head + 1) * width));
+}
+
+async function askAlone(
+  { known, model, layer, input, query, head }: Asked,
+  signal: AbortSignal,
+): Promise<Prediction[] | null> {
+  if (layer.heads < 2 || !model.manifest.predictors?.length || input.kind === "vectors") return null;
+  const others = range(layer.heads).filter((each) => each !== head);
+  const off = [...new Set([...input.off, ...others.map((each) => `${layer.name}.${each}`)])].sort();
+  const answer = await askAnswer(known, model, { ...input, off }, besides(model, layer), signal);
+  return said(answer.picture, query);
 }
 
 /** What nothing learned gives: dot products of the vectors, their softmax, and the vectors' weighted sum. */

@@ -74,9 +74,9 @@ const HEADS: Screen[] = [
     title: "One relationship at a time",
     says: (
       tour,
-    ) => html`One head is one weighted sum: it can follow one relationship of ${word(tour)}. This is head ${tour.head}; below is
-      all that the model answers here.`,
-    rows: ["weight", "answers"],
+    ) => html`One head is one weighted sum: it can follow one relationship of ${word(tour)}. This is head ${tour.head}; below is what
+      the model answers with this head alone, every other switched off.`,
+    rows: ["weight", "alone"],
     news: 2,
   },
   {
