@@ -17,6 +17,7 @@ from typing import Any
 from attention_client import display  # noqa: F401  # registers the notebook's view of a result
 from attention_client.api.aio import AsyncAttentionClient
 from attention_client.api.client import AttentionClient
+from attention_client.api.generate import GeneratedToken
 from attention_client.api.translate import Translation, translate, translate_async
 from attention_client.errors import (
     AttentionError,
@@ -44,6 +45,7 @@ __all__ = [
     "AttentionError",
     "Candidate",
     "DeadlineExceeded",
+    "GeneratedToken",
     "InternalError",
     "InvalidRequest",
     "Link",

@@ -34,6 +34,7 @@ def test_public_names():
         "AttentionError",
         "Candidate",
         "DeadlineExceeded",
+        "GeneratedToken",
         "InternalError",
         "InvalidRequest",
         "Link",

@@ -1,20 +1,34 @@
 """Imported decoders, served without torch, give the weights, hidden states, logits and greedy tokens of the source."""
 
+import asyncio
 import copy
 import functools
+import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 import torch
-from attention_client import AttendResult, AttentionClient, InvalidRequest, OutputSpec
+from attention_client import (
+    AsyncAttentionClient,
+    AttendResult,
+    AttentionClient,
+    GeneratedToken,
+    InvalidRequest,
+    OutputSpec,
+    Sample,
+)
+from attention_client.cli.commands import app
 from attention_export.importing.transformer import import_transformer
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.store import HeldMemories, MemoryStore
@@ -29,8 +43,9 @@ from export.tiny_checkpoints import BEGIN, DECODERS, END, SPECIAL, WORDS, tiny_m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from serving import HANG, start_server
+from serving import HANG, free_port, start_server
 from transformers import PreTrainedModel
+from typer.testing import CliRunner
 
 TOLERANCE = 5e-5  # of the largest value
 TOP = 5
@@ -71,8 +86,9 @@ class Decoders:
 
     client: AttentionClient
     rest: str
-    refused: dict[str, str]
+    grpc: str
     models: Path
+    refused: dict[str, str]
 
     def answer(self, kind: str, tokens: list[int], outputs: list[OutputSpec] = EVERYTHING) -> AttendResult:
         assert kind not in self.refused, self.refused[kind]
@@ -87,7 +103,7 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoders]:
         made = {kind: pool.submit(make, folder, kind) for kind in DECODERS}
         refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
     with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
-        yield Decoders(client, server.rest, refused, folder / "models")
+        yield Decoders(client, server.rest, server.grpc, folder / "models", refused)
 
 
 def eager(model: PreTrainedModel, tokens: list[int]) -> tuple[list[NDArray], NDArray, NDArray]:
@@ -228,6 +244,103 @@ def test_sums_over_rows_behind_a_prefix(decoders: Decoders) -> None:
         decoders.client.attend("mistral", ablate=[{"layers": ["0"]}], **sent)
     with pytest.raises(InvalidRequest, match="extend: keeps a sequence as it is without"):
         decoders.client.attend("mistral", token_ids=tokens, score_temperature=2, extend=True)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+def test_generate_is_transformers_generate(kind: str, decoders: Decoders) -> None:
+    """Greedy tokens are those of `transformers.generate`, its end token too; each has the keys of its own row."""
+    given, name = [BEGIN, 31, 8, 99, 5], name_of(kind)
+    steps = list(
+        decoders.client.generate(
+            name, token_ids=given, tokens=STEPS, outputs=[{"name": "weights", "top_k": 2}, "entropy"], top=2
+        )
+    )
+    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0, "eos_token_id": END}
+    expected = source(kind).generate(torch.tensor([given]), **options)[0].tolist()
+    assert [*given, *(step.id for step in steps)] == expected
+    assert steps[-1].ends == ("end" if expected[-1] == END else "length")
+    assert not any(step.ends for step in steps[:-1])
+    for count, step in enumerate(steps, len(given)):
+        assert (len(step.result.key_tokens), step.result["weights"].indices.shape[1:]) == (count, (1, 2))
+        assert step.top[0] == (step.id, step.token, step.probability)
+        assert step.result["entropy"].shape[1] == 1
+
+
+def test_generate_draws_and_stops(decoders: Decoders) -> None:
+    """Draws are the same for a seed and differ between steps; a stop string ends the text; asyncio gives the same."""
+    client, prompt = decoders.client, "w31 w8 w99"
+
+    def words(**given: Any) -> list[GeneratedToken]:
+        return list(client.generate("gpt2", prompt, **given))
+
+    drawn = words(tokens=8, sample={"seed": 3, "temperature": 2.0})
+    assert [each.id for each in drawn] == [each.id for each in words(tokens=8, sample=Sample(2.0, seed=3))]
+    assert len({each.id for each in drawn}) > 2
+    (cut,) = [each for each in words(tokens=8, sample=Sample(2.0, seed=3), stop=[drawn[2].token]) if each.ends]
+    assert (cut.ends, cut.text.split()) == ("stop", [each.token for each in drawn[:2]])
+    assert words(tokens=None)[-1].ends in ("end", "length")
+
+    async def awaited() -> list[int]:
+        async with AsyncAttentionClient(decoders.grpc) as twin:
+            return [each.id async for each in twin.generate("gpt2", prompt, tokens=4)]
+
+    assert asyncio.run(awaited()) == [each.id for each in words(tokens=4)]
+    for options, field in (
+        ({"outputs": ["predictions"]}, "outputs[0]"),
+        ({"memory_text": "w3"}, "memory_text"),
+        ({"token_ids": []}, "inputs[0].token_ids"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            words(**options)
+        assert refused.value.field == field
+
+
+def test_generate_by_command(decoders: Decoders) -> None:
+    """The command prints each token with the keys of its largest weights, or the text alone, or JSON."""
+    prompt = "w31 w8 w99"
+    steps = list(
+        decoders.client.generate(
+            "gpt2",
+            prompt,
+            tokens=3,
+            outputs=[{"name": "weights", "pairs": ["0.1", "1.2"], "reduce": "mean", "top_k": 1}],
+        )
+    )
+
+    def said(*options: str) -> str:
+        arguments = ["generate", "gpt2", prompt, "--tokens", "3", "--target", decoders.grpc, *options]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    lines = said("--greedy", "--show-attention", "--pairs", "0.1,1.2").splitlines()
+    for line, step in zip(lines, steps, strict=True):
+        looked_at = step.result["weights"]
+        key = step.result.key_tokens[looked_at.indices[0, 0, 0]]
+        assert line.split()[:3] == [step.token, key, f"{looked_at.values[0, 0, 0]:.2f}"]
+    assert said("--greedy").split() == steps[-1].text.split()
+    documents = [json.loads(line) for line in said("--seed", "5", "--temperature", "2", "--json").splitlines()]
+    drawn = decoders.client.generate("gpt2", prompt, tokens=3, sample=Sample(2.0, seed=5))
+    assert [each["id"] for each in documents] == [each.id for each in drawn]
+    assert CliRunner().invoke(app, ["generate", "gpt2", prompt, "--greedy", "--seed", "1"]).exit_code == 2
+
+
+def test_a_killed_server_loses_no_token(decoders: Decoders, tmp_path: Path) -> None:
+    """A server is killed and started anew in mid-generation: the client makes the memory again, and goes on."""
+    shutil.copytree(decoders.models / "gpt2", tmp_path / "gpt2")
+    prompt, ports = [BEGIN, 31, 8, 99, 5], ("--grpc-port", free_port())
+    options = {"token_ids": prompt, "tokens": 9, "sample": Sample(2.0, seed=1), "timeout": HANG}
+    expected = [each.id for each in decoders.client.generate("gpt2", **options)]
+    with ExitStack() as ended, AttentionClient(f"127.0.0.1:{ports[1]}") as client:
+        ended.enter_context(suppress(AssertionError))  # of a server that did not stop cleanly
+        server = ended.enter_context(start_server(tmp_path, *ports))
+        steps = client.generate("gpt2", **options)
+        found = [next(steps).id for _ in range(5)]
+        server.process.kill()
+        server.process.wait()
+        with start_server(tmp_path, *ports):
+            found += [each.id for each in steps]
+    assert found == expected
 
 
 def test_a_prefix_over_rest(decoders: Decoders) -> None:

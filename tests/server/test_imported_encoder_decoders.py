@@ -87,7 +87,7 @@ def test_every_site_and_both_hidden_states_are_those_of_eager(kind: str, client:
 
 def test_greedy_steps_over_a_kept_source_are_those_of_generate(client: AttentionClient) -> None:
     """The most probable token behind the target, asked for step by step over a memory, gives `generate`'s tokens; so
-    does `translate`."""
+    do the client's `generate` and `translate`."""
     model = model_of(HEADED)
     model.generation_config.update(eos_token_id=None, forced_eos_token_id=None, bad_words_ids=None, pad_token_id=PAD)
     source = "w9 w14 w88 w5 w5 w70 w23"
@@ -99,5 +99,9 @@ def test_greedy_steps_over_a_kept_source_are_those_of_generate(client: Attention
         result = client.attend(HEADED, token_ids=found, memory=memory, outputs=["predictions"])
         found.append(result.predictions[0].id)
     assert found == expected
+    steps = list(client.generate(HEADED, memory_text=source, tokens=9, outputs=["weights"]))
+    assert [step.id for step in steps] == expected[1 : 1 + len(steps)]
+    assert steps[-1].ends == ("length" if len(steps) == 9 else "end")
+    assert {step.result.weights.shape[1:] for step in steps} == {(1, len(ids[0]))}
     said = translate(client, HEADED, source).words[: len(found) - 1]
     assert list(said) == word_tokenizer().convert_ids_to_tokens(expected[1:])

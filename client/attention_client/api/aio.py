@@ -14,8 +14,9 @@ from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
 from attention_client.api.base import BaseClient
+from attention_client.api.generate import GeneratedToken, Generation
 from attention_client.errors import AttentionError
-from attention_client.inputs import Output, Sequence
+from attention_client.inputs import Output, Sample, Sequence
 from attention_client.memory import Memory
 from attention_client.result import Ablation, AttendResult, Tokenization
 from attention_client.streaming.aio import AsyncStream
@@ -215,6 +216,40 @@ class AsyncAttentionClient(BaseClient):
         async with aclosing(AsyncStream(self._open_stream, plan).answers(sequences)) as answers:
             async for answer in answers:
                 yield answer
+
+    async def generate(
+        self,
+        model: str,
+        text: str | None = None,
+        *,
+        token_ids: ArrayLike | None = None,
+        memory_text: str | None = None,
+        memory: Memory | None = None,
+        tokens: int | None = 40,
+        outputs: Iterable[Output] = (),
+        sample: Sample | Mapping[str, Any] | None = None,
+        top: int = 0,
+        stop: Iterable[str] = (),
+        version: int = 0,
+        timeout: float | None = None,  # noqa: ASYNC109  # the deadline travels to the server
+    ) -> AsyncIterator[GeneratedToken]:
+        """Go on with a text; yield each token as it comes. Otherwise as `AttentionClient.generate`."""
+        generation = Generation(
+            model,
+            text=text,
+            token_ids=token_ids,
+            memory_text=memory_text,
+            memory=memory,
+            tokens=tokens,
+            outputs=outputs,
+            sample=sample,
+            top=top,
+            stop=stop,
+            version=version,
+            timeout=timeout,
+        )
+        while not generation.is_over:
+            yield await run_async(generation.step(), lambda method: method(self))
 
     async def create_memory(
         self,

@@ -12,8 +12,9 @@ from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
 from attention_client.api.base import BaseClient
+from attention_client.api.generate import GeneratedToken, Generation
 from attention_client.errors import AttentionError
-from attention_client.inputs import Output, Sequence
+from attention_client.inputs import Output, Sample, Sequence
 from attention_client.memory import Memory
 from attention_client.result import Ablation, AttendResult, Tokenization
 from attention_client.streaming.blocking import BlockingStream
@@ -206,6 +207,62 @@ class AttentionClient(BaseClient):
             model, outputs, version, token_offsets, timeout, return_exceptions, ablate, score_temperature
         )
         yield from BlockingStream(self._open_stream, plan).answers(sequences)
+
+    def generate(
+        self,
+        model: str,
+        text: str | None = None,
+        *,
+        token_ids: ArrayLike | None = None,
+        memory_text: str | None = None,
+        memory: Memory | None = None,
+        tokens: int | None = 40,
+        outputs: Iterable[Output] = (),
+        sample: Sample | Mapping[str, Any] | None = None,
+        top: int = 0,
+        stop: Iterable[str] = (),
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[GeneratedToken]:
+        """Go on with a text; yield each token as it comes, with the outputs of the row that it was predicted from.
+
+        Each token is one call of one row behind a memory of everything before it. Where the server no longer has the
+        memory, it is created again from the tokens so far, and the same tokens follow.
+
+        Args:
+            model: a decoder or an encoder-decoder with a vocabulary, or a model whose labels are the next words.
+            text: what it goes on from; of an encoder-decoder the target so far.
+            token_ids: in place of `text`, special tokens included.
+            memory_text: the source of an encoder-decoder.
+            memory: a kept prefix that the text goes on behind, or a kept source in place of `memory_text`.
+            tokens: the most tokens to generate; None for as many as the model reads.
+            outputs: further outputs, of each token's row alone where they name no rows: `pairs`, `top_k` and so on.
+            sample: draws tokens, step i with the seed `seed + i`; the most probable ones when absent.
+            top: the number of most probable tokens to return with each.
+            stop: strings that end the text.
+            version: of the model; 0 is its default, and every token is by one version.
+            timeout: seconds for each token, in place of the client's.
+
+        Raises:
+            InvalidRequest: the model does not go on with a text, or not with this one.
+            AttentionError: as for `attend`.
+        """
+        generation = Generation(
+            model,
+            text=text,
+            token_ids=token_ids,
+            memory_text=memory_text,
+            memory=memory,
+            tokens=tokens,
+            outputs=outputs,
+            sample=sample,
+            top=top,
+            stop=stop,
+            version=version,
+            timeout=timeout,
+        )
+        while not generation.is_over:
+            yield run(generation.step(), lambda method: method(self))
 
     def create_memory(
         self,

@@ -1,25 +1,16 @@
-"""Translation by greedy search: word after word, each predicted over a memory that is sent once."""
+"""Translation: greedy generation over a source, with the alignment of each word."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from operator import methodcaller
-from typing import Any, TypeVar
 
 import numpy as np
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_client.api.aio import AsyncAttentionClient
 from attention_client.api.client import AttentionClient
+from attention_client.api.generate import GeneratedToken, Generation, Turns, joined
 from attention_client.errors import InvalidRequest
-from attention_client.inputs import Output, OutputSpec
-from attention_client.memory import Memory
-from attention_client.result import Array, Prediction
-from attention_client.wire.call import Flow, run, run_async
-
-_MAX_TOKENS = 512  # of a text, where the model names no bound
-T = TypeVar("T")
-Turns = Flow[Callable[[Any], Any], T]  # each step calls a method of the client that it is given
-_NEXT: list[Output] = [OutputSpec("weights", rows=[-1]), "predictions"]
+from attention_client.result import Array
+from attention_client.wire.call import run, run_async
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +40,7 @@ class Translation:
     complete: bool
 
     def __str__(self) -> str:
-        # Tokens that begin a word have the space before it, where a vocabulary has such tokens.
-        return ("" if any(word.startswith(" ") for word in self.words) else " ").join(self.words).strip()
+        return joined(self.words)
 
     def alignment(self, head: int | None = None) -> Array:
         """Return the weights [words, S] of one head; by default of the head that aligns, or the mean of all heads.
@@ -109,102 +99,26 @@ async def translate_async(
 
 
 def _translation_flow(model: str, text: str, version: int, timeout: float | None) -> Turns[Translation]:
-    """Ask for the model, create the memory and predict the words."""
-    served = yield methodcaller("model", model, version, timeout=timeout)
-    version = served.version
-    speech = _speech(served)
-    memory = yield methodcaller("create_memory", model, memory_text=text, version=version, timeout=timeout)
-    steps = yield from _words_flow(served, speech, memory, timeout)
-    spoken = [prediction for prediction, _ in steps if not speech.ends(prediction)]
+    """Generate the words, each with the weights [H, S] of its row, and read the translation of them."""
+    generation = Generation(model, memory_text=text, outputs=["weights"], version=version, timeout=timeout)
+    steps: list[GeneratedToken] = []
+    while not generation.is_over:
+        steps.append((yield from generation.step()))
+    served, source = generation.model, generation.source
+    assert served is not None
+    assert source is not None
+    spoken = [step for step in steps if step.ends != "end"]
     return Translation(
         model=model,
-        version=version,
+        version=served.version,
         text=text,
-        words=tuple(prediction.label for prediction in spoken),
-        probabilities=tuple(prediction.probability for prediction in spoken),
-        memory_tokens=memory.tokens,
-        weights=np.stack([weights for _, weights in steps])[: len(spoken)],
+        words=tuple(step.token for step in spoken),
+        probabilities=tuple(step.probability for step in spoken),
+        memory_tokens=source.tokens,
+        weights=np.stack([step.result.weights[:, 0] for step in steps])[: len(spoken)],
         head=_aligning_head(served.manifest),
         complete=len(spoken) < len(steps),
     )
-
-
-@dataclass(frozen=True)
-class _Speech:
-    """How a model predicts a text word after word.
-
-    Attributes:
-        predictor: the name of the predictor of the next word.
-        start, ends_with: ids of the token before a text, and of those that end it; empty where words are sent as text,
-            and a label in brackets ends it.
-    """
-
-    predictor: str
-    start: tuple[int, ...] = ()
-    ends_with: frozenset[int] = frozenset()
-
-    def ends(self, prediction: Prediction) -> bool:
-        """Return whether a prediction is the end of the text."""
-        return prediction.id in self.ends_with if self.start else _is_mark(prediction.label)
-
-    def so_far(self, spoken: list[Prediction]) -> dict[str, Any]:
-        """Return the arguments of `attend` for the words so far."""
-        if self.start:
-            return {"token_ids": [*self.start, *(each.id for each in spoken)]}
-        return {"text": " ".join(each.label for each in spoken)}
-
-
-def _words_flow(
-    model: pb.Model, speech: _Speech, memory: Memory, timeout: float | None
-) -> Turns[list[tuple[Prediction, Array]]]:
-    """Predict word after word, the end included, each with the weights [H, S] that it was read from."""
-    steps: list[tuple[Prediction, Array]] = []
-    spoken: list[Prediction] = []
-    longest = model.manifest.text.max_tokens or _MAX_TOKENS
-    tokens = len(speech.start)
-    while tokens <= longest:
-        result = yield methodcaller(
-            "attend",
-            model.name,
-            version=model.version,
-            **speech.so_far(spoken),
-            memory=memory,
-            outputs=_NEXT,
-            timeout=timeout,
-        )
-        word = next(prediction for prediction in result.predictions if prediction.name == speech.predictor)
-        steps.append((word, result.weights[:, 0]))
-        if speech.ends(word):
-            break
-        spoken.append(word)
-        tokens = len(result.tokens) + 1
-    return steps
-
-
-def _speech(model: pb.Model) -> _Speech:
-    """Return how a model predicts the next word.
-
-    Raises:
-        InvalidRequest: it does not.
-    """
-    text = model.manifest.text
-    for predictor in model.manifest.predictors:
-        if predictor.rows != pb.Predictor.ROWS_LAST:
-            continue
-        if any(map(_is_mark, predictor.labels)):
-            return _Speech(predictor.name)
-        if predictor.vocabulary and text.HasField("start_token") and text.end_tokens:
-            return _Speech(predictor.name, (text.start_token,), frozenset(text.end_tokens))
-    raise InvalidRequest(
-        f"{model.name!r} does not translate: it has no predictor that reads the next word from the last row, with a "
-        "label for the end, as [END], or with a vocabulary, a start token and end tokens",
-        field="model",
-    )
-
-
-def _is_mark(label: str) -> bool:
-    """Return whether a label is no word of a text."""
-    return label.startswith("[") and label.endswith("]")
 
 
 def _aligning_head(manifest: pb.Manifest) -> int | None:

@@ -22,15 +22,16 @@ from attention_client import __version__
 from attention_client.api.client import AttentionClient
 from attention_client.api.translate import translate as translate_text
 from attention_client.cli.options import Causal, Truncate
-from attention_client.display.document import as_document, translation_document
+from attention_client.display.document import as_document, token_document, translation_document
 from attention_client.display.heatmap import render, render_translation
 from attention_client.display.viewer import page
 from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
-from attention_client.inputs import OutputSpec
+from attention_client.inputs import OutputSpec, Sample
 from attention_client.result import Array, AttendResult
 from attention_client.wire import channel
 
 TABLE_WIDTH = 160  # of the list of models
+SHOWN_KEYS = 3  # that a generated token looked at most
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -238,6 +239,64 @@ def translate(
         _fail("nothing was said, so there is no alignment to draw")
     if png:
         _import_plot().alignment(translation, head).savefig(png)
+
+
+@app.command(no_args_is_help=True)
+def generate(
+    model: Annotated[str, typer.Argument(help="The model's name; `attention-client models` lists them.")],
+    prompt: Annotated[str, typer.Argument(help="What to go on from; of an encoder-decoder the source.")],
+    *,
+    version: Version = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 40,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the most probable token each time; otherwise tokens are drawn.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Divides the logits of a draw.")] = None,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw of the k most probable tokens.")] = 0,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Draw of tokens of this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws: the same tokens for the same seed.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be given again.")] = None,
+    show_attention: Annotated[
+        bool, typer.Option("--show-attention", help="Show what each token looked at most, by the mean of all heads.")
+    ] = False,
+    pairs: Annotated[str, typer.Option(help="With --show-attention: by these heads, as 10.5, with commas.")] = "",
+    target: Target = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for each token.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a token.")] = False,
+) -> None:
+    """Go on with a text token by token, and show what each token was read from."""
+    draws = (temperature, top_p, seed)
+    if greedy and (top_k or any(each is not None for each in draws)):
+        raise typer.BadParameter("--greedy draws no tokens; leave --temperature, --top-k, --top-p and --seed out")
+    sample = None if greedy else Sample(temperature, top_k, top_p, seed)
+    heads: dict[str, Any] = {"pairs": pairs.split(",")} if pairs else {}
+    weights = {"name": "weights", "reduce": "mean", "top_k": SHOWN_KEYS, **heads}
+    with _connect(target, timeout) as client:
+        has_source = client.model(model, version).manifest.text.HasField("start_token")
+        steps = client.generate(
+            model,
+            None if has_source else prompt,
+            memory_text=prompt if has_source else None,
+            tokens=tokens,
+            outputs=[weights] if show_attention else [],
+            sample=sample,
+            stop=stop or (),
+            version=version,
+        )
+        text = ""
+        for step in steps:
+            said = token_document(step)
+            if as_json:
+                typer.echo(json.dumps(said))
+            elif show_attention:
+                looked_at = "  ".join(f"{key} {weight:.2f}" for key, weight in said["attention"])
+                typer.echo(f"{step.token:<16} {looked_at}")
+            else:
+                begins = step.text.startswith(text)  # a space may turn out to be none
+                typer.echo(step.text[len(text) :] if begins else f"\n{step.text}", nl=False)
+                text = step.text
+    if not (as_json or show_attention):
+        typer.echo()
 
 
 @app.command()

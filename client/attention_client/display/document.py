@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from attention_proto import codec
 
+from attention_client.api.generate import GeneratedToken
 from attention_client.api.translate import Translation
 from attention_client.result import Alignment, Array, AttendResult, Candidate, OutputValue, Prediction, TopK
 
@@ -33,6 +34,27 @@ def translation_document(translation: Translation, head: int | None = None) -> d
         "memory_tokens": list(translation.memory_tokens),
         "alignment": shortest(translation.alignment(head)),
     }
+
+
+def token_document(step: GeneratedToken) -> dict[str, Any]:
+    """Return a generated token as JSON values, with the keys that it looked at most where `weights` has a top k.
+
+    `attention` has pairs of a key and its weight, the largest first, of the first head.
+    """
+    document: dict[str, Any] = {
+        "id": step.id,
+        "token": step.token,
+        "probability": shortest(np.asarray(step.probability, np.float32)),
+        "text": step.text,
+        "ends": step.ends,
+        "top": [_with_probability(candidate) for candidate in step.top],
+    }
+    weights = step.result.outputs.get("weights")
+    if isinstance(weights, TopK):
+        _, keys = step.result.axes("weights")
+        row = zip(weights.indices[0, -1], weights.values[0, -1], strict=True)
+        document["attention"] = [[keys[index], shortest(value)] for index, value in row]
+    return {name: value for name, value in document.items() if value not in ("", [])}
 
 
 def prediction_document(prediction: Prediction) -> dict[str, Any]:

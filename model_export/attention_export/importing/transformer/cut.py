@@ -36,7 +36,7 @@ def cut_source(source: Source) -> TransformerParts:
         position_base=traced.position_base,
         max_tokens=max(0, longest(source.config) - traced.position_base),
         start_token=_start_token(source) if len(chains) > 1 else None,
-        end_tokens=source.end_tokens if len(chains) > 1 else (),
+        end_tokens=source.end_tokens,
         head=chains[-1].head(),
         notes=(*source.notes, *rotation_notes(source.config)),
     )

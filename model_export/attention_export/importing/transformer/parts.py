@@ -96,7 +96,7 @@ class TransformerParts:
         position_base: position of the first token.
         max_tokens: longest sequence that the source has positions for; 0 for any.
         start_token: that a decoder's sequences begin with; None in a model of one sequence.
-        end_tokens: that end a decoder's sequences; empty in a model of one sequence.
+        end_tokens: that end a sequence which is predicted token by token; empty where no file says them.
         head: hidden [N,D] -> logits [N,labels]; None for a base model.
         notes: sentences on tensors and heads that are left out.
     """

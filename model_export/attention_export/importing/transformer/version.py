@@ -5,7 +5,16 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from attention_proto.attention.v1.attention_pb2 import AttendGraph, File, Layer, Manifest, Segment, Side, Text
+from attention_proto.attention.v1.attention_pb2 import (
+    AttendGraph,
+    File,
+    Layer,
+    Manifest,
+    Predictor,
+    Segment,
+    Side,
+    Text,
+)
 from attention_proto.folder import FORMAT, TRANSFORMER, named_files
 
 from attention_export.graphs import OPSET
@@ -117,6 +126,8 @@ def write_version(
         manifest.head.CopyFrom(files.add("head", head.graph))
         manifest.predictors.extend(head.predictors)
         manifest.logits_dim = head.logits_dim
+    if any(each.vocabulary and each.rows == Predictor.ROWS_LAST for each in manifest.predictors):
+        manifest.text.end_tokens.extend(parts.end_tokens)
     files.rename_shared(manifest)
     manifest.doubled_bytes = doubled_bytes(folder, manifest)
     return manifest
@@ -145,7 +156,7 @@ def _write_chain(manifest: Manifest, chain: ChainParts, files: VersionFolder) ->
 
 
 def _write_source_text(text: Text, parts: TransformerParts, tokenizer: ImportedTokenizer, folder: Path) -> None:
-    """Write tokenizer, limits, start and end tokens of an encoder-decoder."""
+    """Write tokenizer, limits and start token of an encoder-decoder."""
     file = add_file(folder, "source-tokenizer.json", tokenizer.content())
     if file.sha256 == text.tokenizer.sha256:
         (folder / file.name).unlink()
@@ -156,7 +167,6 @@ def _write_source_text(text: Text, parts: TransformerParts, tokenizer: ImportedT
     text.memory_vocabulary_size = parts.source.vocabulary_size
     text.max_memory_tokens = tokenizer.limit(parts.max_tokens)
     text.start_token = parts.start_token
-    text.end_tokens.extend(parts.end_tokens)
 
 
 def _write_text(parts: TransformerParts, tokenizer: ImportedTokenizer, pooling: Pooling, folder: Path) -> Text:

@@ -1794,7 +1794,7 @@ class Text(_message.Message):
 
     @_builtins.property
     def end_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens that end a target text, in an encoder-decoder that predicts one; empty where the source does not say them."""
+        """The tokens that end a text which the model predicts token by token; empty where the source does not say them."""
 
     def __init__(
         self,
