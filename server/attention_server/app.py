@@ -120,7 +120,7 @@ class Application:
             callers=access.callers,
             certificates=access.certificates,
         )
-        self._trimmer = Trimmer(core.service.account, usable_memory(), give_back)
+        self._trimmer = Trimmer(core.service.account, usable_memory(), give_back, core.service.release_memory)
         self._follower = Follower(core.repository, settings.repository_poll)
 
     async def start(self) -> None:

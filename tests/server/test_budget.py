@@ -168,6 +168,22 @@ def test_freed_memory_is_given_back_when_there_is_little_left():
     assert trimmed
 
 
+def test_freed_memory_is_given_back_at_rest():
+    """Once nothing has run for two looks, what engines and the allocator keep is given back, and not again."""
+    account, done = Account(2**40), []
+    trimmer = Trimmer(account, 2**40, lambda: done.append("trim"), lambda: done.append("release"))
+    account.add_peak(1)
+    for _ in range(3):
+        trimmer.look(2**26)
+    account.remove_peak(1)
+    trimmer.look(2**26)
+    assert not done
+    trimmer.look(2**26)
+    assert done == ["release", "trim"]
+    trimmer.look(2**20)
+    assert len(done) == 2
+
+
 # --- requests and answers --------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,14 @@
 """Long sequences: sites computed in blocks of rows give what whole matrices give."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import grpc
 import numpy as np
+import psutil
 import pytest
+from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Mask
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
@@ -14,10 +18,13 @@ from attention_server.inference import model as models
 from attention_server.inference.engine.onnxruntime import OnnxGraph, OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from attention_server.repository.loader import load
+from serving import HANG, start_server
 
+from tests.messages import request_message
 from tests.server import small_transformer as small
 
 LIMITS = Limits(sequences=1, scores_bytes=2**30, answer_bytes=2**30, memory_ttl=1.0)
+NO_LIMIT = [("grpc.max_receive_message_length", -1)]
 QUERIES, KEYS, TOKENS = 23, 19, 9
 RNG = np.random.default_rng(5)
 VECTORS = {
@@ -234,3 +241,19 @@ def test_long_sequences_against_float64(repository, length, kind):
         equal = np.diff(top.values[0, rows]) == 0
         assert (np.diff(top.indices[0, rows].astype(int))[equal] > 0).all()
     np.testing.assert_allclose(found["mean"][0], total / pooled, atol=1e-6)
+
+
+def test_memory_comes_back(dot_only):
+    """Soon after the last of some large answers the server has no more memory than before, up to 64 MiB."""
+    with start_server(dot_only) as server, grpc.insecure_channel(server.grpc, options=NO_LIMIT) as channel:
+        attend = channel.unary_unary("/attention.v1.AttentionService/Attend", pb.AttendRequest.SerializeToString)
+        process = psutil.Process(server.process.pid)
+        before = process.memory_info().rss
+        query = np.random.default_rng(0).standard_normal((6000, 8)).astype(np.float32)
+        body = request_message("dot", [{"query": query}], outputs=["weights"])
+        for _ in range(2):
+            assert len(attend(body, timeout=HANG)) > 4 * 6000**2
+        end = time.monotonic() + HANG
+        while process.memory_info().rss > before + 64 * 2**20:
+            assert time.monotonic() < end, "the memory does not come back"
+            time.sleep(0.05)

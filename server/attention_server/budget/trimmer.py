@@ -1,4 +1,4 @@
-"""Gives freed memory back to the system while there is little left.
+"""Gives freed memory back to the system while there is little left, and at rest.
 
 The allocator keeps freed blocks for the next messages, in pieces that a larger message may not fit in. Such memory is
 in no lease, and still counts in the cgroup.
@@ -9,11 +9,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
+
 from attention_server.budget.account import Account
 
 SECONDS = 0.25  # between two looks
 USED = 1 / 2  # share of the memory that the process uses before anything is given back
 FREED = 1 / 16  # share of the memory that is freed and kept before it is given back
+AT_REST = 32 * 2**20  # bytes that are freed and kept while nothing runs before they are given back
+LOOKS_AT_REST = 2  # without anything that runs
+log = structlog.get_logger()
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -24,14 +30,20 @@ class Trimmer:
         account: of the bytes in use, beside those at the start.
         memory: bytes that the process may use.
         trim: gives freed memory back to the system.
+        release: frees what engines keep for later runs; called at rest, before a trim.
     """
 
-    def __init__(self, account: Account, memory: int, trim: Callable[[], None]) -> None:
+    def __init__(
+        self, account: Account, memory: int, trim: Callable[[], None], release: Callable[[], None] = lambda: None
+    ) -> None:
         self._account = account
         self._memory = memory
         self._trim = trim
         self._stopping = threading.Event()
+        self._release = release
         self._base = 0
+        self._looks_at_rest = 0
+        self._rested = 0  # bytes in memory after the last trim at rest
         self._thread = threading.Thread(target=self._run, name="trimmer", daemon=True)
 
     def start(self) -> None:
@@ -51,12 +63,20 @@ class Trimmer:
         """
         state = self._account.state()
         freed = resident - self._base - state.held - state.running
-        if resident > USED * self._memory and freed > FREED * self._memory:
+        self._looks_at_rest = 0 if state.running else self._looks_at_rest + 1
+        if self._looks_at_rest >= LOOKS_AT_REST and freed > AT_REST and resident > self._rested + AT_REST:
+            self._release()
+            self._trim()
+            self._rested = resident_bytes()
+        elif resident > USED * self._memory and freed > FREED * self._memory:
             self._trim()
 
     def _run(self) -> None:
         while not self._stopping.wait(SECONDS):
-            self.look(resident_bytes())
+            try:
+                self.look(resident_bytes())
+            except Exception:  # what cannot be freed now must not end the thread
+                log.exception("freed memory could not be given back; at the next look it is tried again")
 
 
 def resident_bytes() -> int:

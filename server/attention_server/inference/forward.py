@@ -134,9 +134,9 @@ class Forward:
         alone = [self.head(outputs, row[None], Run()) for row in rows]
         return all(np.array_equal(found, np.concatenate(each)) for found, *each in zip(together, *alone, strict=True))
 
-    def warm(self) -> None:
+    def warm(self, run: Run) -> None:
         """Run every graph once, so that no request waits for a first allocation."""
-        text, run = self.manifest.text, Run()
+        text = self.manifest.text
         for front in (name for name in (text.front.name, text.memory_front.name) if name):
             self._fronts.run(front, [None], run)
         if self._pair is not None:

@@ -152,7 +152,11 @@ class LoadedModel:
 
     def warm(self) -> None:
         """Run every graph once, so that no request waits for a first allocation."""
-        self._forward.warm()
+        self._forward.warm(Run())
+
+    def release(self) -> None:
+        """Free what the engine keeps of earlier long sequences: each graph runs over a short one, and frees it then."""
+        self._forward.warm(Run().releasing())
 
     @cached_property
     def _plans(self) -> PlanCache:

@@ -260,6 +260,15 @@ class Service:
         """Return the current load of the scheduler, of the memory store and of the account of bytes."""
         return self._scheduler.state(), self._memories.state(), self.account.state()
 
+    def release_memory(self) -> None:
+        """Free what the engine keeps of earlier long sequences, for every loaded version on a CPU."""
+        with suppress(Unavailable):  # models are still loading
+            for name in self._repository.names():
+                for version in self._repository.versions(name):
+                    with suppress(NotFound, Unavailable), self._repository.lease(name, version) as model:
+                        if model.device == "cpu":
+                            model.release()
+
     def index(self) -> list[IndexEntry]:
         """Return every version of the repository with its current state, also while models are loading."""
         return self._repository.index()
