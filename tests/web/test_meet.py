@@ -141,3 +141,21 @@ def test_a_temperature(visit, ask):
     expect(page.locator(".changes")).to_contain_text("temperature 4")
     for head, label in enumerate(page.locator(".arc-label text").all_text_contents()):
         assert near(label.split(" · ")[1], true[head, 1].max())
+
+
+def test_a_long_sequence_has_gaps(visit, ask):
+    """Of 140 words those that are looked at stand in the picture, with the sizes of the gaps."""
+    text = " ".join([SENTENCE] * 20)
+    weights = ask("encoder", text=text, outputs=[{"name": "weights", "layers": ["*"], "rows": [70]}])["outputs"]
+    page = visit(model="encoder", text=text, query=70)
+    page.locator(".arc").first.wait_for(state="attached")
+    words = page.locator(".words [data-key]")
+    shown = {int(each) for each in words.evaluate_all("all => all.map((each) => each.dataset.key)")}
+    gaps = [int(text.split()[1]) for text in page.locator(".gap").all_inner_texts()]
+    assert len(shown) + sum(gaps) == 140
+    for name in page.locator(".card:not(.answer) h3").all_inner_texts():
+        layer, head = re.fullmatch(r"layer (\d) · head (\d+)", name).groups()
+        assert int(weights[f"weights@{layer}"][int(head), 0].argmax()) in shown
+    page.locator(".gap button").first.click()
+    expect(page.locator(".words [aria-pressed=true]")).to_have_count(1)
+    assert "query=70" not in page.url

@@ -6,6 +6,17 @@ export interface Box {
   bottom: number;
 }
 
+/** The box of an element within another. */
+export function boxOf(element: Element, origin: DOMRect): Box {
+  const { left, right, top, bottom } = element.getBoundingClientRect();
+  return {
+    left: left - origin.left,
+    right: right - origin.left,
+    top: top - origin.top,
+    bottom: bottom - origin.top,
+  };
+}
+
 export interface Arc {
   d: string;
   /** Where the middle of the arc lies. */

@@ -11,12 +11,13 @@ import { toggled, unchanged } from "../../state/state.ts";
 import { saidChanges } from "../changes.ts";
 import type { Context, View } from "../view.ts";
 import { temperatureOf } from "../what-if.ts";
-import { type Arc, apart, type Box, between, type Layout, within } from "./arcs.ts";
+import { type Arc, apart, type Box, between, boxOf, type Layout, within } from "./arcs.ts";
 import { cards } from "./cards.ts";
 import { best, firstQuery, type Met, metHeads } from "./heads.ts";
 
 const FAINTEST = 0.02; // of a weight that has an arc
 const MOST_ARCS = 8; // of a head
+const MOST_WORDS = 40; // that stand without gaps
 const ROOM = 190; // pixels that arcs may rise above a row
 
 export class MeetView implements View {
@@ -83,12 +84,11 @@ export class MeetView implements View {
     const { state } = this.context!;
     const { hidden } = state.a;
     const hide = (key: number) => this.context!.edit({ hidden: toggled(hidden, key).sort((a, b) => a - b) });
-    return html`<ol class="words" aria-label=${ask ? "Words" : "Words that are attended to"}>${names.map(
-      (name, key) => {
-        const struck = hidden.includes(key);
-        const classes = `word ${struck ? "struck" : ""} ${this.after!.special[key] ? "special" : ""}`;
-        const label = cut(name, 24);
-        return html`<li class=${classes} data-key=${key}>
+    const one = (key: number) => {
+      const struck = hidden.includes(key);
+      const classes = `word ${struck ? "struck" : ""} ${this.after!.special[key] ? "special" : ""}`;
+      const label = cut(names[key], 24);
+      return html`<li class=${classes} data-key=${key}>
         ${
           ask
             ? html`<button type="button" class="ask" aria-pressed=${key === this.query} tabindex=${key === this.query ? 0 : -1}
@@ -96,8 +96,31 @@ export class MeetView implements View {
             : html`<span class="ask">${label}</span>`
         }
         <button type="button" class="hide" aria-label=${`${struck ? "Show" : "Hide"} ${label}`} @click=${() => hide(key)}>${struck ? "show" : "hide"}</button></li>`;
-      },
-    )}</ol>`;
+    };
+    const shown = this.shownKeys();
+    const behind = names.length - 1 - shown.at(-1)!;
+    return html`<ol class="words" aria-label=${ask ? "Words" : "Words that are attended to"}>${shown.map((key, at) => {
+      const left = key - (at ? shown[at - 1] : -1) - 1;
+      return html`${left ? this.gap(key - Math.ceil(left / 2), left, ask) : nothing}${one(key)}`;
+    })}${behind ? this.gap(names.length - 1, behind, ask) : nothing}</ol>`;
+  }
+
+  /** Words that are left out of a long sequence; a click asks from one of them. */
+  private gap(key: number, count: number, ask: boolean): TemplateResult {
+    const label = `… ${count}`;
+    return html`<li class="gap">${ask ? html`<button type="button" class="quiet" title="ask from one of the words left out" @click=${() => this.ask(key)}>${label}</button>` : html`<span class="quiet-text">${label}</span>`}</li>`;
+  }
+
+  /** All keys, or of a long sequence those that are looked at, and those around the word that asks. */
+  private shownKeys(): number[] {
+    const { picture } = this.after!;
+    const count = picture.keys.length;
+    if (count <= MOST_WORDS) return range(count);
+    const met = metHeads(this.before!, this.query, this.context!.state.a.off);
+    const looked = met.flatMap(({ layer, head }) => strongest(picture.layers[layer].weights.row(head, this.query)));
+    const around = picture.toItself ? range(5).map((at) => this.query - 2 + at) : [0];
+    const chosen = new Set([...looked, ...around, ...this.context!.state.a.hidden]);
+    return [...chosen].filter((key) => key >= 0 && key < count).sort((a, b) => a - b);
   }
 
   private queries(names: string[]): TemplateResult {
@@ -146,26 +169,25 @@ export class MeetView implements View {
     const { picture } = this.after;
     const layout = this.lay(figure);
     const origin = figure.getBoundingClientRect();
-    const boxes = (selector: string): Box[] =>
-      [...figure.querySelectorAll<HTMLElement>(`${selector} .ask`)].map((each) => {
-        const { left, right, top, bottom } = each.getBoundingClientRect();
-        return {
-          left: left - origin.left,
-          right: right - origin.left,
-          top: top - origin.top,
-          bottom: bottom - origin.top,
-        };
-      });
-    const keys = boxes("[data-key]");
-    const from = (picture.toItself ? keys : boxes("[data-query]"))[this.query];
+    const boxes = (name: "key" | "query"): Map<number, Box> =>
+      new Map(
+        [...figure.querySelectorAll<HTMLElement>(`[data-${name}]`)].map((each) => [
+          Number(each.dataset[name]),
+          boxOf(each.querySelector(".ask")!, origin),
+        ]),
+      );
+    const keys = boxes("key");
+    const from = (picture.toItself ? keys : boxes("query")).get(this.query);
     if (!from) return;
     const surface = figure.querySelector<SVGSVGElement>(".arcs")!;
     surface.setAttribute("viewBox", `0 0 ${origin.width} ${origin.height}`);
     const met = metHeads(this.before!, this.query, this.context!.state.a.off);
     const room =
-      layout === "row" ? ROOM / 1.05 : Math.max(30, origin.width - Math.max(...keys.map(({ right }) => right)) - 60);
+      layout === "row"
+        ? ROOM / 1.05
+        : Math.max(30, origin.width - Math.max(...[...keys.values()].map(({ right }) => right)) - 60);
     const arc = (key: number, lane: number): Arc =>
-      picture.toItself ? within(layout, from, keys[key], lane, room) : between(layout, from, keys[key], lane);
+      picture.toItself ? within(layout, from, keys.get(key)!, lane, room) : between(layout, from, keys.get(key)!, lane);
     render(this.curves(met, arc, origin.width, layout), surface as unknown as HTMLElement);
   }
 
@@ -187,10 +209,7 @@ export class MeetView implements View {
     const { off } = this.context!.state.a;
     const drawn = met.map((each, at) => {
       const row = layers[each.layer].weights.row(each.head, this.query);
-      const keys = range(row.length)
-        .filter((key) => row[key] >= FAINTEST)
-        .sort((a, b) => row[b] - row[a])
-        .slice(0, MOST_ARCS);
+      const keys = strongest(row);
       const lane = at - (met.length - 1) / 2;
       const top = best(row);
       return { each, at, lane, row, keys, label: `${each.name} · ${top.weight.toFixed(2)}`, place: arc(top.key, lane) };
@@ -246,4 +265,12 @@ export class MeetView implements View {
   picture(): Picture | null {
     return this.after?.picture ?? null;
   }
+}
+
+/** The keys that a head has arcs to: the largest weights of a row, and at least the largest. */
+function strongest(row: Float32Array): number[] {
+  return range(row.length)
+    .sort((a, b) => row[b] - row[a])
+    .slice(0, MOST_ARCS)
+    .filter((key, at) => at === 0 || row[key] >= FAINTEST);
 }

@@ -2,7 +2,7 @@
 import { html, nothing, render, svg, type TemplateResult } from "lit-html";
 import { cut } from "../../drawing/format.ts";
 import { range } from "../../drawing/weights.ts";
-import { type Box, between, type Layout } from "../meet/arcs.ts";
+import { type Box, between, boxOf, type Layout } from "../meet/arcs.ts";
 
 export interface Alignment {
   keys: string[];
@@ -55,15 +55,7 @@ export class Lines {
     const layout = this.lay();
     const origin = this.element.getBoundingClientRect();
     const boxes = (selector: string): Box[] =>
-      [...this.element.querySelectorAll<HTMLElement>(`${selector} .ask`)].map((each) => {
-        const { left, right, top, bottom } = each.getBoundingClientRect();
-        return {
-          left: left - origin.left,
-          right: right - origin.left,
-          top: top - origin.top,
-          bottom: bottom - origin.top,
-        };
-      });
+      [...this.element.querySelectorAll<HTMLElement>(`${selector} .ask`)].map((each) => boxOf(each, origin));
     const surface = this.element.querySelector<SVGSVGElement>(".arcs")!;
     surface.setAttribute("viewBox", `0 0 ${origin.width} ${origin.height}`);
     render(this.curves(layout, boxes("[data-key]"), boxes("[data-query]")), surface as unknown as HTMLElement);
