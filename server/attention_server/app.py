@@ -31,7 +31,7 @@ from attention_server.repository.trial import Trials
 from attention_server.rest.server import RestServer
 from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.build import Core, fork_trials, make_core
-from attention_server.settings import MIB, Settings, usable_memory
+from attention_server.settings import MIB, Settings, misspelt_variables, usable_memory
 from attention_server.telemetry import logs
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.tracing import TracingError, open_tracing
@@ -109,6 +109,7 @@ class Application:
             grace=settings.grace,
             callers=access.callers,
             certificates=access.certificates,
+            allowed_hosts=settings.allowed_hosts,
         )
         self.grpc = make_grpc_server(
             settings.grpc_server,
@@ -117,6 +118,8 @@ class Application:
             settings.grpc_port,
             requests=requests,
             max_message_bytes=settings.max_message_mib * MIB,
+            max_age=settings.max_connection_age,
+            grace=settings.grace,
             callers=access.callers,
             certificates=access.certificates,
         )
@@ -168,6 +171,8 @@ def main(engine: Engine | None = None) -> None:
     except (ValidationError, SettingsError) as error:
         sys.exit(f"attention-server: {error}")
     logs.configure(settings.log_level, settings.log_format)
+    for name, meant in misspelt_variables(os.environ).items():
+        log.warning("there is no such variable", name=name, meant=meant)
     keep_freed()
     trials = fork_trials(settings) if engine is None else None
     try:

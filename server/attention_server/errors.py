@@ -14,7 +14,8 @@ AttentionServiceError
 ├── Unauthenticated     no credentials, or unknown ones
 ├── PermissionDenied    the credentials lack a right
 ├── Misdirected         the Host header names another server
-└── Unimplemented       not offered
+├── Unimplemented       not offered
+└── BrokenProtocol      bytes that no client of gRPC sends
 """
 
 
@@ -101,3 +102,7 @@ class Misdirected(AttentionServiceError):
 
 class Unimplemented(AttentionServiceError):
     """The operation is not offered."""
+
+
+class BrokenProtocol(AttentionServiceError):
+    """The bytes break a rule of gRPC; its specification has INTERNAL for that."""

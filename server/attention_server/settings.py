@@ -1,6 +1,8 @@
 """The settings: each is a flag, an `ATTENTION_*` variable and a line of `--help`."""
 
+import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -9,6 +11,9 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
+PREFIX = "ATTENTION_"
+CLIENT_VARIABLES = {"CA", "CERT", "KEY", "TARGET", "TLS", "TOKEN"}
+SIMILAR = 0.8  # ratio of difflib
 PROCESS_BYTES = 128 * MIB  # without models
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_QUOTAS = ((CGROUPS / "cpu.max",), (CGROUPS / "cpu/cpu.cfs_quota_us", CGROUPS / "cpu/cpu.cfs_period_us"))
@@ -94,6 +99,18 @@ def _share(part: int, most: int) -> int:
     return max(1, min(most, usable_memory() // part // MIB))
 
 
+def misspelt_variables(names: Iterable[str]) -> dict[str, str]:
+    """Return variables that are close to a setting's and no setting's, each with the one that may be meant.
+
+    Further variables of the prefix are not told: Kubernetes makes some for a service of this name, and the client has
+    its own.
+    """
+    known = {name.upper() for name in Settings.model_fields}
+    given = {name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)} - known - CLIENT_VARIABLES
+    close = {name: difflib.get_close_matches(name, known, 1, SIMILAR) for name in sorted(given)}
+    return {PREFIX + name: PREFIX + found[0] for name, found in close.items() if found}
+
+
 class Settings(BaseSettings):
     """Serves attention, its outputs and its weights, over gRPC and REST.
 
@@ -101,7 +118,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="ATTENTION_",
+        env_prefix=PREFIX,
         frozen=True,
         cli_prog_name="attention-server",
         cli_kebab_case=True,
@@ -129,6 +146,17 @@ class Settings(BaseSettings):
         300.0, gt=0, description="seconds to load, warm and measure one version, in modes poll and explicit"
     )
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="a name in the Host header of HTTP requests that is accepted, beside localhost, 127.0.0.1 and "
+        "[::1]; repeatable; by default every name, or none on a loopback address",
+    )
+    max_connection_age: float = Field(
+        0.0,
+        ge=0,
+        description="seconds after which a gRPC client is told to open a new connection, to meet new replicas; its "
+        "calls have --grace seconds more; 0 for never",
+    )
     rest_port: int = Field(8080, ge=0, le=65535, description="the port of REST; 0 picks a free one")
     grpc_port: int = Field(50051, ge=0, le=65535, description="the port of gRPC; 0 picks a free one")
     grpc_server: Literal["auto", "native", "grpcio"] = Field(
@@ -206,7 +234,7 @@ class Settings(BaseSettings):
         "errors", description="the requests that have a line in the log, at level info: none, those that fail, or all"
     )
 
-    @field_validator("load_model", mode="before")
+    @field_validator("load_model", "allowed_hosts", mode="before")
     @classmethod
     def _names(cls, given: object) -> object:
         return [name for name in given.split(",") if name] if isinstance(given, str) else given

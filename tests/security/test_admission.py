@@ -267,7 +267,7 @@ def test_a_stream_that_nobody_reads(dot_only):
             wait_until(lambda: server.gate.runs - before >= 5)
             threading.Event().wait(1)  # in which all would be computed
             assert unsent_bytes(server) > 0
-            assert server.gate.runs - before < 24
+            assert server.gate.runs - before < 24 * 8  # an answer is computed in eight blocks of rows
             done.set()
             call.cancel()
             wait_until(lambda: unsent_bytes(server) == kept_answers() == 0)

@@ -21,6 +21,8 @@ SOME = {  # a value that is not the default, for every setting
     "max_version_mib": 9,
     "max_load_seconds": 12.5,
     "host": "127.0.0.2",
+    "allowed_hosts": "a.example,b.example",
+    "max_connection_age": 60.0,
     "rest_port": 1,
     "grpc_port": 2,
     "grpc_server": "grpcio",

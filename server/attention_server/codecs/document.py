@@ -52,7 +52,8 @@ def fields(value: object, path: str, known: tuple[str, ...]) -> Json:
     for name in value:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known)}"
+            others = f"there is {', '.join(known)}" if known else "leave it out"
+            hint = f"; did you mean {close[0]!r}?" if close else f"; {others}"
             raise InvalidRequest(f"there is no such field{hint}", field=join_path(path, name[:64]))
     return value
 

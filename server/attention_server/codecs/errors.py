@@ -13,6 +13,7 @@ from google.rpc.status_pb2 import Status
 from attention_server.domain.request_record import OK, RequestRecord
 from attention_server.errors import (
     AttentionServiceError,
+    BrokenProtocol,
     Cancelled,
     DeadlineExceeded,
     Full,
@@ -73,6 +74,7 @@ CODES: dict[type[AttentionServiceError], Code] = {
     PermissionDenied: Code(StatusCode.PERMISSION_DENIED, 403),
     Misdirected: Code(StatusCode.INVALID_ARGUMENT, 421),
     Unimplemented: Code(StatusCode.UNIMPLEMENTED, 501),
+    BrokenProtocol: Code(StatusCode.INTERNAL, 500),
 }
 # Of OpenAI's API, by HTTP status.
 OPENAI_TYPES: dict[object, str] = {

@@ -7,6 +7,7 @@ from attention_server import errors
 from attention_server.budget.account import Lease
 from attention_server.errors import AttentionServiceError
 from attention_server.http2.errors import (
+    BrokenProtocol,
     CallError,
     Cancelled,
     ConnectionRetired,
@@ -24,6 +25,7 @@ Header = tuple[bytes, bytes]
 
 SERVICE_ERRORS: dict[type[CallError], type[AttentionServiceError]] = {
     InvalidMessage: errors.InvalidRequest,
+    BrokenProtocol: errors.BrokenProtocol,
     UnknownEncoding: errors.Unimplemented,
     MessageTooLarge: errors.TooLarge,
     HeadersTooLarge: errors.TooLarge,
@@ -91,6 +93,13 @@ class GrpcCall(Protocol):
 
     async def read(self) -> Buffer | None:
         """Return the next request message; None behind the last."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a further message has come already."""
+
+    def begin_response(self) -> None:
+        """Send the response's headers, for a caller that waits for them before it sends."""
 
     def write(self, content: bytes, on_sent: Callable[[], None] | None = None, /) -> None:
         """Send a response message; `on_sent` is called when it is on its way, as far as flow control lets it."""

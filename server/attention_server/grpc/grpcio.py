@@ -32,6 +32,8 @@ class GrpcioServer:
         host, port: where to listen; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
+        max_age: seconds that a connection lasts; 0 for any.
+        grace: seconds that its calls have from then.
         callers: the known callers.
         certificates: of TLS; None speaks without.
 
@@ -50,13 +52,15 @@ class GrpcioServer:
         *,
         requests: int,
         max_message_bytes: int,
+        max_age: float,
+        grace: float,
         callers: Callers,
         certificates: Certificates | None = None,
     ) -> None:
         self._threads = Threads(requests + SPARE_THREADS, "grpc")
         self._services = GrpcServices(service, callers, self._threads)
         self._handlers = GrpcioHandlers(self._services.on_call, service.account.lease)
-        self._server = grpc.aio.server(options=_options(requests, max_message_bytes))
+        self._server = grpc.aio.server(options=_options(requests, max_message_bytes, max_age, grace))
         self._server.add_generic_rpc_handlers((self._handlers,))
         self.port = self._listen(host, port, certificates)
 
@@ -100,9 +104,11 @@ class GrpcioServer:
             raise OSError(f"cannot listen for gRPC on {host}:{port}") from error
 
 
-def _options(requests: int, max_message_bytes: int) -> list[tuple[str, int]]:
+def _options(requests: int, max_message_bytes: int, max_age: float, grace: float) -> list[tuple[str, int]]:
     timeouts = Timeouts()
+    age = [("grpc.max_connection_age_ms", int(max_age * 1000)), ("grpc.max_connection_age_grace_ms", int(grace * 1000))]
     return [
+        *(age if max_age else ()),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", requests + STREAMS + SPARE_THREADS),

@@ -56,9 +56,10 @@ class GrpcioCall(CallLifetime):
         self.timeout = context.time_remaining()
         self._context = context
         self._message_bytes: int | None = None
-        self._responses: deque[tuple[bytes, Callable[[], None] | None]] = deque()
+        self._responses: deque[tuple[bytes | None, Callable[[], None] | None]] = deque()
         self._queued = asyncio.Event()
         self._is_finished = False
+        self._has_begun = False  # the response
         self._read_bytes = 0  # of the message read last
         self.lease = open_lease(self.certificate or self.host)
         self.lease.add(CALL_BYTES)
@@ -108,9 +109,22 @@ class GrpcioCall(CallLifetime):
         self._read_bytes = len(content)
         return content
 
+    @property
+    def has_more(self) -> bool:
+        """False: the core hands out a further message when it is read, and not before."""
+        return False
+
+    def begin_response(self) -> None:
+        """Send the response's headers, for a caller that waits for them before it sends."""
+        if not (self._has_begun or self._is_finished):
+            self._has_begun = True
+            self._responses.append((None, None))
+            self._queued.set()
+
     def write(self, content: bytes, on_sent: Callable[[], None] | None = None, /) -> None:
         """Send a response message; `on_sent` is called when it is on its way, as far as flow control lets it."""
         if not self._is_finished:
+            self._has_begun = True
             self._responses.append((content, on_sent))
             self._queued.set()
 
@@ -153,7 +167,10 @@ class GrpcioCall(CallLifetime):
             return
         content, on_sent = self._responses.popleft()
         try:
-            await self._context.write(content)
+            if content is None:
+                await self._context.send_initial_metadata(())
+            else:
+                await self._context.write(content)
         except grpc.aio.BaseError as error:
             raise PeerGone from error
         if on_sent:

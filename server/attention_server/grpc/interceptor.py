@@ -28,6 +28,7 @@ from attention_server.transport.offload import INLINE_BYTES
 from attention_server.transport.threads import Threads
 
 OPEN_BYTES = 4096  # of a message to a method that needs no credentials
+BEGIN_SECONDS = 0.05  # until a stream without an answer begins its response
 HELD_BYTES = 256 * 1024  # what an answered call holds may stay counted for so many bytes
 ID, TIMING = REQUEST_ID.encode(), SERVER_TIMING.encode()
 PUSHBACK = b"grpc-retry-pushback-ms"  # obeyed by gRPC's own retries
@@ -164,7 +165,11 @@ class Interceptor:
 
     async def _run(self, call: GrpcCall, method: Method, context: CallContext) -> None:
         if method.is_streaming:
-            await method.handler(MessageStream(call, method.request_type, self._threads), context)
+            beginning = asyncio.get_running_loop().call_later(BEGIN_SECONDS, call.begin_response)
+            try:
+                await method.handler(MessageStream(call, method.request_type, self._threads), context)
+            finally:
+                beginning.cancel()
             call.finish(_trailers(context.record))
         else:
             await self._reply(call, method, context, await read_single(call))
@@ -187,12 +192,14 @@ async def read_single(call: GrpcCall) -> Buffer:
     """Return the message of a call that has one.
 
     Raises:
-        InvalidRequest: there is none.
+        Unimplemented: there is none, or more than one.
         Exception: as `GrpcCall.read`.
     """
     content = await call.read()
     if content is None:
-        raise InvalidRequest("the method takes one message")
+        raise Unimplemented("the method takes one message; none was sent")
+    if call.has_more:
+        raise Unimplemented("the method takes one message; more were sent")
     return content
 
 

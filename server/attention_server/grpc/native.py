@@ -5,6 +5,7 @@ The loop moves bytes, parses and writes messages, and lets the scheduler compute
 """
 
 import asyncio
+from dataclasses import replace
 
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates, common_name, grpc_context
@@ -17,7 +18,7 @@ from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
 from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.transport.inflate import inflate
-from attention_server.transport.sockets import listen, max_connections
+from attention_server.transport.sockets import listen, max_connections, max_connections_of_host
 from attention_server.transport.threads import Threads
 from attention_server.transport.tls_listener import TlsListener
 
@@ -32,6 +33,8 @@ class NativeServer:
         host, port: where to listen; port 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
+        max_age: seconds that a connection lasts; 0 for any.
+        grace: seconds that its calls have from then.
         callers: the known callers.
         certificates: of TLS; None speaks without.
 
@@ -51,6 +54,8 @@ class NativeServer:
         *,
         requests: int,
         max_message_bytes: int,
+        max_age: float,
+        grace: float,
         callers: Callers,
         certificates: Certificates | None = None,
     ) -> None:
@@ -63,8 +68,16 @@ class NativeServer:
             message_bytes=max_message_bytes,
             concurrent_calls=requests + STREAMS + SPARE_THREADS,  # further calls wait at the client
             connections=max_connections(),
+            connections_of_host=max_connections_of_host(max_connections()),
         )
-        self.http2 = Server(self._services.on_call, limits, TIMEOUTS, self._inflate, service.account.lease, common_name)
+        self.http2 = Server(
+            self._services.on_call,
+            limits,
+            replace(TIMEOUTS, age=max_age, grace=grace),
+            self._inflate,
+            service.account.lease,
+            common_name,
+        )
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -78,6 +91,7 @@ class NativeServer:
                 grpc_context(self._certificates),
                 http2.connect,
                 lambda: len(http2.connections),
+                http2.by_host,
                 http2.limits.connections,
             )
             self._listener.start()

@@ -50,6 +50,8 @@ def make_grpc_server(
     *,
     requests: int,
     max_message_bytes: int,
+    max_age: float,
+    grace: float,
     callers: Callers,
     certificates: Certificates | None = None,
 ) -> GrpcServer:
@@ -62,6 +64,8 @@ def make_grpc_server(
         port: where to listen; 0 picks a free one.
         requests: how many requests can be running and queued.
         max_message_bytes: the largest request.
+        max_age: seconds that a connection lasts; 0 for any.
+        grace: seconds that its calls have from then.
         callers: the known callers.
         certificates: of TLS; None speaks without.
 
@@ -75,6 +79,8 @@ def make_grpc_server(
         port,
         requests=requests,
         max_message_bytes=max_message_bytes,
+        max_age=max_age,
+        grace=grace,
         callers=callers,
         certificates=certificates,
     )

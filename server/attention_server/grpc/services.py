@@ -4,6 +4,8 @@ from typing import Any
 
 from attention_proto.attention.v1 import attention_pb2
 from attention_proto.inference import grpc_predict_v2_pb2
+from google.protobuf import descriptor_pool, text_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -22,6 +24,8 @@ INFERENCE = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceServic
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
 COMPUTING = frozenset({"Attend", "CreateMemory", "ModelInfer", "Tokenize"})
 
 
@@ -39,13 +43,17 @@ class GrpcServices:
 
     def __init__(self, service: Service, callers: Callers, threads: Threads) -> None:
         self._health = Health()
-        self._reflection = Reflection([each.full_name for each in (ATTENTION, INFERENCE, HEALTH, REFLECTION)])
+        reflection_v1 = _reflection_v1()
+        services = (ATTENTION, INFERENCE, HEALTH, reflection_v1, REFLECTION)
+        self._reflection = Reflection([each.full_name for each in services])
         self._sessions = StreamSessions(service.observer, threads)
+        reflection = _methods(REFLECTION, self._reflection)
         methods = {
             **_methods(ATTENTION, AttentionServicer(service, self._sessions, threads)),
             **_methods(INFERENCE, InferenceServicer(service, self._sessions, threads, lambda: self._is_serving)),
             **_methods(HEALTH, self._health),
-            **_methods(REFLECTION, self._reflection),
+            **reflection,
+            **{path.replace("v1alpha", "v1"): method for path, method in reflection.items()},
         }
         self.on_call = Interceptor(callers, service, methods, threads).on_call
         self.set_serving(False)
@@ -75,3 +83,14 @@ def _methods(service: Any, servicer: Any) -> dict[str, Method]:
         )
         for method in service.methods
     }
+
+
+def _reflection_v1() -> Any:
+    """Return the descriptor of reflection's version 1, the library's v1alpha by another name."""
+    pool = descriptor_pool.Default()
+    try:
+        return pool.FindServiceByName(REFLECTION_V1)
+    except KeyError:
+        text = text_format.MessageToString(FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb))
+        pool.Add(text_format.Parse(text.replace("v1alpha", "v1"), FileDescriptorProto()))
+        return pool.FindServiceByName(REFLECTION_V1)

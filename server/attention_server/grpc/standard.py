@@ -1,21 +1,20 @@
 """The standard services, health and reflection, with bounds on the streams that a caller may leave open."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from attention_server.budget.shares import Shares
 from attention_server.domain.call import CallContext
-from attention_server.errors import Cancelled, NotFound, Stopping, Unavailable
+from attention_server.errors import Cancelled, NotFound, Stopping
 from attention_server.grpc.call import GrpcCall
 from attention_server.grpc.interceptor import MessageStream
 
-WATCHES = 256  # of health at once, which need no credentials
-REFLECTIONS = 8  # streams at once
+WATCHES = 256  # of health of one address, which need no credentials
+REFLECTIONS = 8  # streams of one caller
 REFLECTION_SECONDS = 60.0  # of one stream, since idle streams hold slots
 
 SERVING = HealthCheckResponse.SERVING
@@ -23,40 +22,11 @@ NOT_SERVING = HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class StreamSlots:
-    """A number of slots for long-lived streams.
-
-    Args:
-        count: of slots.
-        kind: of the streams, for the error.
-    """
-
-    def __init__(self, count: int, kind: str) -> None:
-        self._count = count
-        self._kind = kind
-        self._taken = 0
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold a slot.
-
-        Raises:
-            Unavailable: none is free.
-        """
-        if self._taken >= self._count:
-            raise Unavailable(f"{self._count} {self._kind} are open, as many as may be")
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
-
-
 class Health:
     """The servicer of grpc.health.v1."""
 
     def __init__(self) -> None:
-        self._slots = StreamSlots(WATCHES, "watches of health")
+        self._slots = Shares(WATCHES, "watches of health")
         self._statuses: dict[str, int] = {}
         self._changed: set[asyncio.Event] = set()  # one of each watch
         self._ended = False
@@ -84,7 +54,7 @@ class Health:
     async def Watch(self, stream: MessageStream, context: CallContext) -> None:
         request = await stream.read_single()
         changed = asyncio.Event()
-        with self._slots.hold():
+        with self._slots.hold(stream.call.host):
             self._changed.add(changed)
             try:
                 last = None
@@ -105,14 +75,14 @@ class Health:
 
 
 class Reflection:
-    """The servicer of grpc.reflection.v1alpha; gRPC's own computes the answers.
+    """The servicer of grpc.reflection.v1 and v1alpha, of equal messages; gRPC's own computes the answers.
 
     Args:
         services: names of the services to be listed.
     """
 
     def __init__(self, services: list[str]) -> None:
-        self._slots = StreamSlots(REFLECTIONS, "streams of reflection")
+        self._slots = Shares(REFLECTIONS, "streams of reflection")
         self._services = services
         self._open: set[GrpcCall] = set()
 
@@ -128,7 +98,7 @@ class Reflection:
             call.stop(Stopping("the server is stopping"))
 
     async def ServerReflectionInfo(self, stream: MessageStream, context: CallContext) -> None:
-        with self._slots.hold():
+        with self._slots.hold(context.caller):
             self._open.add(stream.call)
             try:
                 async with asyncio.timeout(REFLECTION_SECONDS):

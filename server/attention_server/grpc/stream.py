@@ -14,10 +14,11 @@ import structlog
 
 from attention_server.budget.account import Lease
 from attention_server.budget.current import current_lease
+from attention_server.budget.shares import Shares
 from attention_server.codecs.errors import record_error
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
-from attention_server.errors import AttentionServiceError, Cancelled, Full, Stopping
+from attention_server.errors import AttentionServiceError, Cancelled, Stopping, Unavailable
 from attention_server.grpc.interceptor import MessageStream
 from attention_server.http2.lease import COPIES
 from attention_server.scheduling.future import Future
@@ -26,7 +27,8 @@ from attention_server.transport.futures import make_poster
 from attention_server.transport.offload import INLINE_BYTES
 from attention_server.transport.threads import Threads
 
-STREAMS = 64  # open at once
+STREAMS = 64  # of one caller; of all callers together a third more
+IDLE_SECONDS = 300.0  # without a request or an unanswered one
 IN_FLIGHT = 32  # requests of one stream
 IN_FLIGHT_BYTES = 64 * 1024 * 1024  # of its requests
 ANSWER_BYTES = 16 * 1024 * 1024  # of its unsent answers; the size of the next is predicted by that of the last
@@ -88,6 +90,7 @@ class StreamSessions:
         self._observer = observer
         self._threads = threads
         self._open: set[StreamSession] = set()
+        self._slots = Shares(STREAMS, "streams")
         self._ended = False
 
     async def run(self, stream: MessageStream, protocol: StreamProtocol, context: CallContext) -> None:
@@ -99,14 +102,13 @@ class StreamSessions:
         """
         if self._ended:
             raise Stopping("the server is stopping")
-        if len(self._open) >= STREAMS:
-            raise Full(f"{STREAMS} streams are open; send several sequences in one request, or come back")
-        session = StreamSession(stream, protocol, context, self._observer, self._threads)
-        self._open.add(session)
-        try:
-            await session.run()
-        finally:
-            self._open.discard(session)
+        with self._slots.hold(context.caller):
+            session = StreamSession(stream, protocol, context, self._observer, self._threads)
+            self._open.add(session)
+            try:
+                await session.run()
+            finally:
+                self._open.discard(session)
 
     def end(self) -> None:
         """Let every stream receive no more, and answer all received requests."""
@@ -149,6 +151,7 @@ class StreamSession:
         self._progress: asyncio.Future[None] | None = None  # an answer was sent
         self._is_over = False
         self._receiver: asyncio.Task[None] | None = None
+        self._last = self._loop.time()  # that a request came, or an answer went
 
     async def run(self) -> None:
         """Answer requests until the stream has ended and every request is answered.
@@ -157,8 +160,10 @@ class StreamSession:
             Cancelled: the caller has gone.
             Stopping: the server stops; all received requests are answered.
             InvalidRequest: a message could not be parsed; those before it are answered.
+            Unavailable: the stream was idle for too long.
         """
         self._receiver = self._loop.create_task(self._receive())
+        timer = self._loop.call_later(IDLE_SECONDS, self._check_idle)
         try:
             await asyncio.wait([self._receiver])
             while self._count:
@@ -168,6 +173,7 @@ class StreamSession:
             self._receiver.result()
         finally:
             self._is_over = True
+            timer.cancel()
             if not self._receiver.cancel() and not self._receiver.cancelled():
                 self._receiver.exception()  # marks it as retrieved where the caller has gone
             self._forget()
@@ -187,6 +193,16 @@ class StreamSession:
             await self._submit(message, item)
             del message, found, item  # not to be held while the next is awaited
 
+    def _check_idle(self) -> None:
+        """End a stream on which nothing was sent for some time, and nothing is being computed."""
+        if self._is_over:
+            return
+        idle = 0.0 if self._items else self._loop.time() - self._last
+        if idle >= IDLE_SECONDS:
+            self._stream.call.stop(Unavailable(f"the stream was idle for {IDLE_SECONDS:g} s; open it again"))
+        else:
+            self._loop.call_later(IDLE_SECONDS - idle, self._check_idle)
+
     def _has_room(self, size: int) -> bool:
         """Return whether one more request fits; a request that exceeds the bounds alone may be alone."""
         fits = self._size + size <= IN_FLIGHT_BYTES and self._answer_size + self._predicted <= ANSWER_BYTES
@@ -197,6 +213,7 @@ class StreamSession:
 
     def _add(self, item: StreamItem) -> None:
         self._items[item] = None
+        self._last = self._loop.time()
         self._leases.add(item.context.lease)
         self._count += 1
         self._size += item.size
@@ -273,6 +290,7 @@ class StreamSession:
     def _on_sent(self, size: int, answer_size: int, lease: Lease) -> None:
         """Note that an answer is on its way."""
         self._release(lease)
+        self._last = self._loop.time()
         self._count -= 1
         self._size -= size
         self._answer_size -= answer_size

@@ -11,6 +11,7 @@ import structlog
 
 from attention_server.http2.callbacks import Buffer
 from attention_server.http2.errors import (
+    BrokenProtocol,
     CallError,
     Cancelled,
     DeadlineExceeded,
@@ -80,7 +81,7 @@ class Call(CallLifetime):
 
     Attributes:
         headers, lease: as given.
-        headers_error: why some headers are missing; None where none is.
+        headers_error: why some headers are missing, or cannot be read; None where all are.
         method: the path, `/package.Service/Method`.
         timeout: seconds that the caller waits; None without a limit.
         is_closed: nothing more of it can be sent.
@@ -100,9 +101,13 @@ class Call(CallLifetime):
     ) -> None:
         super().__init__()
         self.headers = headers
-        self.headers_error = None if fit else _headers_error()
+        self.headers_error: CallError | None = None if fit else _headers_error()
         self.method = headers.get(b":path", b"").decode("latin-1")
-        self.timeout = _parse_timeout(headers.get(b"grpc-timeout"))
+        self.timeout: float | None = None
+        try:
+            self.timeout = _parse_timeout(headers.get(b"grpc-timeout"))
+        except InvalidMessage as error:
+            self.headers_error = error.with_traceback(None)
         self.is_closed = False
         self._connection = connection
         self._stream = stream
@@ -258,7 +263,7 @@ class Call(CallLifetime):
     async def _inflated(self, content: Buffer) -> bytes:
         encoding = self.headers.get(b"grpc-encoding", b"").decode("latin-1")
         if encoding in ("", "identity"):
-            raise InvalidMessage("a message is compressed, and this does not say how", field="grpc-encoding")
+            raise BrokenProtocol("a message is compressed, and this does not say how", field="grpc-encoding")
         if encoding not in ENCODINGS:
             raise UnknownEncoding(f"messages may be compressed by {', '.join(ENCODINGS)}", field="grpc-encoding")
         async with self._inflating:
@@ -290,6 +295,18 @@ class Call(CallLifetime):
         self._messages.drop()
 
     # --- the response ---
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a further message has come already."""
+        return bool(self._messages.complete)
+
+    def begin_response(self) -> None:
+        """Send the response's headers, for a caller that waits for them before it sends."""
+        if not (self.is_closed or self._has_headers):
+            self._has_headers = True
+            self._connection.session.send_headers(self._stream, RESPONSE_HEADERS)
+            self._connection.flush()
 
     def write(self, content: bytes, on_sent: Callable[[], None] | None = None) -> None:
         """Send a message.
@@ -366,7 +383,15 @@ def _headers_error() -> CallError:
 
 
 def _parse_timeout(sent: bytes | None) -> float | None:
-    """Return a timeout in seconds; None without one, or for one that cannot be parsed: the caller keeps its own."""
-    found = TIMEOUT.fullmatch(sent) if sent else None
-    seconds = int(found[1]) * UNITS[found[2]] if found else LONGEST
+    """Return a timeout in seconds; None without one.
+
+    Raises:
+        InvalidMessage: it cannot be parsed.
+    """
+    if sent is None:
+        return None
+    found = TIMEOUT.fullmatch(sent)
+    if not found:
+        raise InvalidMessage("must be up to eight digits and a unit, as in 100m", field="grpc-timeout")
+    seconds = int(found[1]) * UNITS[found[2]]
     return seconds if seconds < LONGEST else None

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,7 @@ class ServerState:
         certificate_name: returns the name in the certificate of a transport's peer; None without one.
         inflating: held while a compressed message is inflated, which may become as large as any.
         connections: that are open.
+        by_host: their number by the peer's address.
         calls: with a running task.
         is_stopping: no further connection is accepted.
         yielding: connections that are not read, since their last turn took long.
@@ -52,12 +54,19 @@ class ServerState:
     certificate_name: Callable[[asyncio.BaseTransport], str | None]
     inflating: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INFLATING))
     connections: "set[Connection]" = field(default_factory=set)
+    by_host: Counter[str] = field(default_factory=Counter)
     calls: set[Call] = field(default_factory=set)
     is_stopping: bool = False
     yielding: int = 0
     something_ended: asyncio.Event = field(default_factory=asyncio.Event)
     # All connections are read into one buffer: each has processed it before another is read.
     received: bytearray = field(default_factory=lambda: bytearray(READ_MOST))
+
+    def forget_host(self, host: str) -> None:
+        """Count a connection of an address no more."""
+        self.by_host[host] -= 1
+        if not self.by_host[host]:
+            del self.by_host[host]
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -101,11 +110,14 @@ class Connection(asyncio.BufferedProtocol):
         self.session = Session(self, server.limits.concurrent_calls)
         self._transport = transport
         server.connections.add(self)
-        if len(server.connections) > server.limits.connections or server.is_stopping:
-            transport.abort()
-            return
         peer: Any = transport.get_extra_info("peername")
         self.host = peer[0] if peer else ""
+        server.by_host[self.host] += 1
+        limits = server.limits
+        is_over = len(server.connections) > limits.connections or server.by_host[self.host] > limits.connections_of_host
+        if is_over or server.is_stopping:
+            transport.abort()
+            return
         self.certificate = server.certificate_name(transport) or ""
         self._lease = server.lease(self.certificate or self.host)
         self._lease.add(CONNECTION_BYTES)
@@ -169,6 +181,7 @@ class Connection(asyncio.BufferedProtocol):
             call.on_closed()
         self._streams.clear()
         self._server.connections.discard(self)
+        self._server.forget_host(self.host)
         self._server.something_ended.set()
         self.session.close()
         if self._lease:

@@ -4,6 +4,7 @@ LibraryError            libnghttp2 is missing or too old
 ConnectionBroken        the peer does not speak HTTP/2; its connection ends
 CallError               one call ends with an error status
 ├── InvalidMessage      the bytes are not messages of gRPC
+├── BrokenProtocol      the bytes break a rule of gRPC that its clients keep
 ├── UnknownEncoding     the messages are compressed by an encoding that is not supported
 ├── MessageTooLarge     a message is over the limit
 ├── HeadersTooLarge     the request's headers are over the limit
@@ -39,6 +40,10 @@ class CallError(Exception):
 
 class InvalidMessage(CallError):
     """The request's bytes are not messages of gRPC, or not as many as the method takes."""
+
+
+class BrokenProtocol(CallError):
+    """The request's bytes break a rule of gRPC that every client of it keeps."""
 
 
 class UnknownEncoding(CallError):

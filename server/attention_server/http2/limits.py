@@ -22,11 +22,13 @@ class Limits:
         message_bytes: of one request message, as it is sent and as it is when inflated.
         concurrent_calls: on one connection; peers are told so.
         connections: open at once; a further one is closed when it is made.
+        connections_of_host: of these, by one address.
     """
 
     message_bytes: int
     concurrent_calls: int
     connections: int
+    connections_of_host: int = 2**31
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,10 @@ class TextTokenizer:
         sent = ((text, field),) if pair is None else ((text, field), (pair, pair_field))
         for each in sent:
             self._check_characters(*each)
-        encoding = self._tokenizer.encode(text, pair, add_special_tokens=not first)
+        try:
+            encoding = self._tokenizer.encode(text, pair, add_special_tokens=not first)
+        except Exception as error:  # the library has no type for a pattern that gives up on a text
+            raise InvalidRequest("this model's tokenizer cannot split the text", field=field) from error
         # For each token the index of its text; None for a special token that is put beside.
         texts: Sequence[int | None] = [0] * len(encoding) if pair is None else encoding.sequence_ids
         self._check_words(encoding, texts, sent)

@@ -6,6 +6,7 @@ waits for a computation is not cut off.
 """
 
 from asyncio import TimerHandle, Transport
+from collections import Counter
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from attention_server.auth.certificates import common_name
 from attention_server.budget.account import OPEN, Account, Lease
 from attention_server.http2.lease import CONNECTION_BYTES
 from attention_server.http2.stall import StallDetector
-from attention_server.transport.sockets import max_connections
+from attention_server.transport.sockets import max_connections, max_connections_of_host
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
 HEADERS = 128
@@ -35,6 +36,7 @@ class Connection(HttpToolsProtocol):
 
     Args:
         account: of the bytes of connections.
+        by_host: counts the connections of a server by the peer's address.
         given: Uvicorn's arguments.
     """
 
@@ -45,9 +47,10 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _bytes_since_body = 0  # bytes of chunk headers and trailers since the last byte of a body
 
-    def __init__(self, *, account: Account = OPEN, **given: Any) -> None:
+    def __init__(self, *, account: Account = OPEN, by_host: Counter[str] | None = None, **given: Any) -> None:
         super().__init__(**given)
         self._account = account
+        self._by_host = Counter() if by_host is None else by_host
         self._lease: Lease | None = None
         self._unsent: list[Lease] = []  # of answers that the transport has not taken
 
@@ -55,11 +58,14 @@ class Connection(HttpToolsProtocol):
         """Accept a connection; abort it if there are too many."""
         self._stall = StallDetector(LEAST_BYTES)
         super().connection_made(transport)
-        if len(self.connections) > max_connections():
+        self._host = self.client[0] if self.client else ""
+        self._by_host[self._host] += 1
+        most = max_connections()
+        if len(self.connections) > most or self._by_host[self._host] > max_connections_of_host(most):
             transport.abort()
             return
         self._certificate = common_name(transport)
-        self._lease = self._account.lease(self._certificate or (self.client[0] if self.client else ""))
+        self._lease = self._account.lease(self._certificate or self._host)
         self._lease.add(CONNECTION_BYTES)
         self._check = self.loop.call_later(CHECK_SECONDS, self._check_progress)
 
@@ -67,6 +73,9 @@ class Connection(HttpToolsProtocol):
         """Disconnect every unanswered request and stop the checks."""
         super().connection_lost(exc)
         self._disconnect_requests()  # Uvicorn disconnects only the last of several pipelined requests
+        self._by_host.subtract({self._host: 1})
+        if not self._by_host[self._host]:
+            del self._by_host[self._host]
         self._release_sent()
         if self._lease:
             self._lease.release()

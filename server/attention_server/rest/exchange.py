@@ -254,7 +254,7 @@ def _timeout(request: Request) -> float | None:
     if sent is None:
         return None
     try:
-        seconds = float(sent)
+        seconds = math.nan if "_" in sent else float(sent)  # Python reads 1_0 as 10
     except ValueError:
         seconds = math.nan
     if not seconds > 0:

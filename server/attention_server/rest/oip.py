@@ -16,7 +16,7 @@ from attention_server.codecs.oip import models as oip_models
 from attention_server.codecs.oip.messages import InferRequest, Parameters
 from attention_server.domain.call import CallContext
 from attention_server.domain.messages import Response
-from attention_server.errors import Unimplemented
+from attention_server.errors import InvalidRequest, Unimplemented
 from attention_server.rest.exchange import (
     COPIES,
     JSON,
@@ -107,7 +107,10 @@ class InferenceRoutes:
 
     async def model_infer(self, request: Request) -> HttpResponse:
         call = call_of(request)
-        header_length = request.headers.get(oip_json.HEADER_LENGTH)
+        lengths = request.headers.getlist(oip_json.HEADER_LENGTH)
+        if len(lengths) > 1:
+            raise InvalidRequest(f"send it once; there are {len(lengths)}", field=oip_json.HEADER_LENGTH)
+        header_length = lengths[0] if lengths else None
         decode_infer = functools.partial(
             oip_json.decode_request, header_length=header_length, model=_model(request), version=version_of(request)
         )

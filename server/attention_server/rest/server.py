@@ -5,7 +5,8 @@ import functools
 import math
 import socket
 import ssl
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -145,6 +146,7 @@ class RestServer:
         grace: seconds that a stop waits for running requests.
         callers: the known callers.
         certificates: certificates for TLS; None for plain HTTP.
+        allowed_hosts: names in Host headers that are accepted beside loopback's; empty for the default.
 
     Raises:
         OSError: the address is not available.
@@ -161,6 +163,7 @@ class RestServer:
         grace: float,
         callers: Callers,
         certificates: Certificates | None = None,
+        allowed_hosts: Collection[str] = (),
     ) -> None:
         self._service = service
         self._socket = listen("REST", host, port)
@@ -185,7 +188,7 @@ class RestServer:
             middleware=[
                 Middleware(
                     ObservingMiddleware,
-                    HostPolicy(loopback_only=is_loopback(host)),
+                    HostPolicy(is_loopback(host), frozenset(allowed_hosts)),
                     callers,
                     certificates is not None and certificates.mutual,
                     service.observer,
@@ -194,6 +197,7 @@ class RestServer:
             ],
         )
         self.routes = application.routes
+        by_host: Counter[str] = Counter()
         config = uvicorn.Config(
             application,
             lifespan="off",
@@ -201,11 +205,11 @@ class RestServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(grace),
-            http=functools.partial(Connection, account=service.account),  # type: ignore[arg-type] # it is called alone
+            http=functools.partial(Connection, account=service.account, by_host=by_host),  # type: ignore[arg-type] # it is called alone
             ws="none",
             proxy_headers=False,  # any caller can send the headers of a proxy
         )
-        self._server = _Server(config, http_context(certificates) if certificates else None, service.account)
+        self._server = _Server(config, http_context(certificates) if certificates else None, service.account, by_host)
         self.port: int = self._socket.getsockname()[1]
 
     def start(self) -> None:
@@ -256,11 +260,15 @@ class _Server(uvicorn.Server):
         config: Uvicorn's configuration.
         context: the TLS context; None for plain HTTP.
         account: of the bytes of connections.
+        by_host: counts connections by address.
     """
 
-    def __init__(self, config: uvicorn.Config, context: ssl.SSLContext | None, account: Account) -> None:
+    def __init__(
+        self, config: uvicorn.Config, context: ssl.SSLContext | None, account: Account, by_host: Counter[str]
+    ) -> None:
         super().__init__(config)
         self._account = account
+        self._by_host = by_host
         self._context = context
         self._listener: TlsListener | None = None
 
@@ -273,7 +281,7 @@ class _Server(uvicorn.Server):
         await super().startup([])  # everything but accepting
         connections = self.server_state.connections
         self._listener = TlsListener(
-            sockets[0], self._context, self._connect, lambda: len(connections), max_connections()
+            sockets[0], self._context, self._connect, lambda: len(connections), self._by_host, max_connections()
         )
         self._listener.start()
 
@@ -285,7 +293,11 @@ class _Server(uvicorn.Server):
 
     def _connect(self) -> Connection:
         return Connection(
-            account=self._account, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            account=self._account,
+            by_host=self._by_host,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
         )
 
     @contextmanager

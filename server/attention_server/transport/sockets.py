@@ -25,3 +25,8 @@ def listen(protocol: str, host: str, port: int) -> socket.socket:
 def max_connections() -> int:
     """Return the maximum number of connections of a port: half of the files that the process may open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+def max_connections_of_host(most: int) -> int:
+    """Return the maximum number of connections by one address, of so many in all: others are let in beside it."""
+    return most - most // 8

@@ -3,9 +3,12 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import structlog
+
+from attention_server.transport.sockets import max_connections_of_host
 
 log = structlog.get_logger()
 
@@ -24,6 +27,7 @@ class TlsListener:
         context: of TLS.
         protocol: makes the protocol of a connection whose handshake is complete.
         open_connections: returns how many of those are open.
+        open_by_host: how many each address has open.
         max_connections: connections, open or in a handshake; a further one is closed when it is accepted.
     """
 
@@ -33,12 +37,15 @@ class TlsListener:
         context: ssl.SSLContext,
         protocol: Callable[[], asyncio.BaseProtocol],
         open_connections: Callable[[], int],
+        open_by_host: Mapping[str, int],
         max_connections: int,
     ) -> None:
         self._listening = listening
         self._context = context
         self._protocol = protocol
         self._open_connections = open_connections
+        self._open_by_host = open_by_host
+        self._hands: Counter[str] = Counter()  # handshakes by address
         self._max_connections = max_connections
         self._handshakes: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
@@ -60,19 +67,26 @@ class TlsListener:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                peer, _ = await loop.sock_accept(self._listening)
+                peer, address = await loop.sock_accept(self._listening)
             except OSError as error:
                 log.warning("a connection could not be accepted", reason=str(error))
                 await asyncio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
-            if len(self._handshakes) + self._open_connections() >= self._max_connections:
+            host = str(address[0])
+            if not self._has_room(host):
                 peer.close()
                 continue
-            handshake = loop.create_task(self._shake_hands(peer))
+            handshake = loop.create_task(self._shake_hands(peer, host))
             self._handshakes.add(handshake)
             handshake.add_done_callback(self._handshakes.discard)
 
-    async def _shake_hands(self, peer: socket.socket) -> None:
+    def _has_room(self, host: str) -> bool:
+        own = self._hands[host] + self._open_by_host.get(host, 0)
+        is_full = len(self._handshakes) + self._open_connections() >= self._max_connections
+        return not is_full and own < max_connections_of_host(self._max_connections)
+
+    async def _shake_hands(self, peer: socket.socket, host: str) -> None:
+        self._hands[host] += 1
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._protocol,
@@ -83,3 +97,7 @@ class TlsListener:
             )
         except OSError as error:  # of TLS too, and a timeout
             log.debug("a handshake of TLS failed", reason=str(error))
+        finally:
+            self._hands[host] -= 1
+            if not self._hands[host]:
+                del self._hands[host]

@@ -101,6 +101,9 @@ def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes])
         return decode_raw(data_type, shape, next(raw, b""), field)
     if data_type not in CONTENTS:
         raise InvalidRequest(f"of type {data_type[:64]!r} cannot be sent in contents, but in raw", field=field)
+    beside = [each.name for each, _ in tensor.contents.ListFields() if each.name != CONTENTS[data_type]]
+    if beside:
+        raise InvalidRequest(f"is {data_type}, sent in {CONTENTS[data_type]}; leave out {beside[0]}", field=field)
     contents = getattr(tensor.contents, CONTENTS[data_type])
     if data_type == BYTES:
         return texts(contents, shape, field)
