@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -124,7 +125,8 @@ class Application:
             certificates=access.certificates,
         )
         self._trimmer = Trimmer(core.service.account, usable_memory(), give_back, core.service.release_memory)
-        self._follower = Follower(core.repository, settings.repository_poll)
+        self._follower = Follower(core.repository, settings.repository_poll, self._on_looked)
+        self._is_stopping = False
 
     async def start(self) -> None:
         """Accept connections on the running loop, which also computes short requests; no model is loaded yet."""
@@ -138,16 +140,27 @@ class Application:
         Raises:
             RepositoryError: a model cannot be served.
         """
+        self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._core.repository.load)
         self._trimmer.start()
-        self.grpc.set_serving(True)
+        self._set_serving()
         if self._settings.repository_mode == "poll":
             self._follower.start()
 
     def set_stopping(self) -> None:
         """Report not ready on both ports, and go on answering."""
+        self._is_stopping = True
         self.rest.set_stopping()
         self.grpc.set_serving(False)
+
+    def _on_looked(self) -> None:
+        """Report whether there is a model, which a look at the folder may have changed."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._set_serving)
+
+    def _set_serving(self) -> None:
+        if not self._is_stopping:
+            self.grpc.set_serving(self._core.service.ready)
 
     async def stop(self) -> bool:
         """Close both ports within the grace; return whether everything but the scheduler's jobs has ended."""
@@ -190,10 +203,12 @@ class Follower:
     Args:
         repository: the repository.
         seconds: seconds between two polls.
+        looked: is called after each poll.
     """
 
-    def __init__(self, repository: Repository, seconds: float) -> None:
+    def __init__(self, repository: Repository, seconds: float, looked: Callable[[], None]) -> None:
         self._repository = repository
+        self._looked = looked
         self._seconds = seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="repository", daemon=True)
@@ -213,6 +228,7 @@ class Follower:
         while not self._stopping.wait(self._seconds):
             try:
                 self._repository.poll()
+                self._looked()
             except Exception:  # a bug in one poll must not end the polling
                 log.exception("the repository could not be followed; at the next look it is tried again")
 

@@ -118,7 +118,7 @@ def test_a_stop_does_not_wait_for_a_look(models):
     with local_server(models, **POLL) as server:
         shutil.copytree(models / "multi/1", models / "multi/2")
         server.gate.close()
-        follower = Follower(server.repository, 0.001)
+        follower = Follower(server.repository, 0.001, lambda: None)
         follower.start()
         assert server.gate.arrived.wait(HANG)
         assert not follower.stop(0.01)

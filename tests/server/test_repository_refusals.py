@@ -4,9 +4,12 @@ import os
 import re
 import shutil
 
+import grpc
 import numpy as np
 import requests
 from attention_server.domain.messages import IndexEntry
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 from serving import HANG, start_server, wait_until
 
 from tests.local_server import local_server
@@ -155,6 +158,11 @@ def test_the_index_tells_why(models, publish):
         assert state(server.service, 3) is None
 
 
+def health(target):
+    with grpc.insecure_channel(target) as channel:
+        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=HANG).status
+
+
 def test_a_start_without_anything_to_serve(models, connect):
     """In mode poll the server starts with any content of the folder: the model that cannot be served says why, until it
     can."""
@@ -163,6 +171,7 @@ def test_a_start_without_anything_to_serve(models, connect):
     with start_server(models, *POLLING) as server:
         probe = requests.get(f"{server.url}/readyz", timeout=HANG)
         assert (probe.status_code, probe.json()) == (503, {"status": "empty"})
+        assert health(server.grpc) == HealthCheckResponse.NOT_SERVING
         assert requests.get(f"{server.url}/v1/models", timeout=HANG).json() == {"models": []}
         transport = connect("rest-json", server.rest, server.grpc)
         with refused("UNAVAILABLE", "model", "manifest.json cannot be read"):
@@ -173,3 +182,4 @@ def test_a_start_without_anything_to_serve(models, connect):
         wait_until(lambda: "model loaded" in server.log)
         assert version_of(transport) == 1
         assert requests.get(f"{server.url}/readyz", timeout=HANG).status_code == 200
+        wait_until(lambda: health(server.grpc) == HealthCheckResponse.SERVING)
