@@ -71,6 +71,7 @@ def _write(model: Model, folder: Path, progress: Progress) -> None:
         license=model.license,
         source=model.source,
         opset=OPSET,
+        examples=model.examples,
     )
     surroundings = [*front_graphs(model), *([head] if (head := head_graph(model)) else [])]
     layer = manifest.layers.add()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from attention_proto.attention.v1.attention_pb2 import Predictor, Training
+from attention_proto.attention.v1.attention_pb2 import Example, Predictor, Training
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -45,6 +45,7 @@ class Model:
         training: the record of the training.
         license: the weights' license, an SPDX expression; empty if unknown.
         source: the origin of imported weights.
+        examples: texts to try it with.
     """
 
     block: DotProduct
@@ -55,3 +56,4 @@ class Model:
     training: Training | None = None
     license: str = ""
     source: str = ""
+    examples: Sequence[Example] = field(default_factory=tuple)

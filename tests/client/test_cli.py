@@ -197,14 +197,15 @@ def test_translate_cut_short(run):
 
 
 def test_models(run):
-    """Models are listed with version, block, heads, widths, text, predictions, device and size."""
+    """Models are listed with version, block, heads, widths, text, predictions, device, size and an example."""
     status, out, _ = run("models")
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
     size = ["0.5", "MiB,", "0.125", "in", "memory"]
     assert ["dot-product", "1", "dot_product", "1", "any", "→", "any", "no", "cpu", *size] in lines
     (multi,) = (line for line in lines if line[:1] == ["multi-head"])
-    assert multi[-7:] == ["3", "MiB,", "0.25", "twice,", "2", "in", "memory"]
+    assert multi[-14:-7] == ["3", "MiB,", "0.25", "twice,", "2", "in", "memory"]
+    assert " ".join(multi[-7:]) == "I gave my cat Tater a toy"
 
 
 def test_a_refused_request(run):

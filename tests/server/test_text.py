@@ -5,6 +5,8 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
+import requests
+from attention_client import AttentionClient
 
 from tests.refusals import refused
 from tests.server.reference import CLOSE, STAGES, read_block
@@ -99,10 +101,30 @@ def test_places_only_when_asked(transport):
 
 
 def test_an_unknown_word(transport):
-    """A word outside the vocabulary is refused by name."""
+    """A word outside the vocabulary is refused by name, with near ones where there are some."""
     with refused("INVALID_ARGUMENT", None, "'Schrödinger'") as caught:
         transport.attend("multi-head", text="I gave Schrödinger a 🐈 toy")
     assert caught.value.field == transport.at("text")
+    with refused(
+        "INVALID_ARGUMENT", None, "'frend' is not in this model's vocabulary of 127 words; did you mean 'friend'"
+    ):
+        transport.attend("multi-head", text="I gave my frend a toy")
+
+
+def test_the_words_of_a_closed_vocabulary(server):
+    """GetModel tells the words that a text may have, over both protocols; the list of models does not."""
+    with AttentionClient(server.grpc) as client:
+        described = client.model("multi-head")
+        listed = {each.name: each for each in client.models()}
+        words = list(described.words)
+        assert {"i", "gave", "tater", "toy"} <= set(words)
+        assert not listed["multi-head"].words
+        assert list(client.attend("multi-head", text=" ".join(words[:5])).tokens) == words[:5]
+        assert described.manifest.examples[0].text == SENTENCE
+        for each in described.manifest.examples:
+            assert client.attend("multi-head", text=each.text).predictions
+    document = requests.get(f"http://{server.rest}/v1/models/multi-head", timeout=60).json()
+    assert (document["words"], document["manifest"]["examples"][0]["text"]) == (words, SENTENCE)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "...", "\n"])

@@ -30,7 +30,7 @@ from attention_client.inputs import OutputSpec, Sample
 from attention_client.result import Array, AttendResult
 from attention_client.wire import channel
 
-TABLE_WIDTH = 160  # of the list of models
+TABLE_WIDTH = 200  # of the list of models
 SHOWN_KEYS = 3  # that a generated token looked at most
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -304,7 +304,9 @@ def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
     """List the served models."""
     with _connect(target, timeout) as client:
         served = client.models()
-    table = Table("name", "version", "block", "heads", "widths", "text", "predictions", "device", "size", box=None)
+    table = Table(
+        "name", "version", "block", "heads", "widths", "text", "predictions", "device", "size", "example", box=None
+    )
     for model in served:
         table.add_row(*_table_row(model))
     Console(width=max(TABLE_WIDTH, Console().width)).print(table)  # in a narrower one names would be cut
@@ -321,7 +323,13 @@ def _table_row(model: pb.Model) -> tuple[str, ...]:
     text = "yes" if manifest.HasField("text") else "no"
     version, heads = str(model.version), f"{layers}{layer.heads}"
     row = (model.name, version, manifest.block, heads, _widths(layer), text, predictors, model.device)
-    return *row, _size(model)
+    return *row, _size(model), _example(manifest)
+
+
+def _example(manifest: pb.Manifest) -> str:
+    """Return the first text to try a model with, behind its memory text; empty for none."""
+    texts = [text for each in manifest.examples[:1] for text in (each.memory_text, each.text) if text]
+    return " → ".join(texts)
 
 
 def _size(model: pb.Model) -> str:

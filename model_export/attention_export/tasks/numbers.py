@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from attention_proto.attention.v1.attention_pb2 import Example as ManifestExample
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from torch import Tensor, nn
 from torch.nn import functional
@@ -209,6 +210,15 @@ def measure(result: Evaluation, head: int) -> dict[str, float]:
     }
 
 
+EXAMPLES = [
+    ManifestExample(
+        text="ein und", memory_text="twenty one", note="the next word is zwanzig, and a head aligns it with twenty"
+    ),
+    ManifestExample(text="", memory_text="four thousand twenty one", note="the first word of a translation"),
+    ManifestExample(text="", memory_text="seven hundred six", note="the first word of a translation"),
+]
+
+
 def build_model(network: Network) -> Model:
     """Return the network as a served model."""
     return Model(
@@ -225,6 +235,7 @@ def build_model(network: Network) -> Model:
         ),
         head=network.head,
         predictors=[Predictor(name="next", rows=Predictor.ROWS_LAST, labels=LABELS)],
+        examples=EXAMPLES,
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 
 import torch
+from attention_proto.attention.v1.attention_pb2 import Example as ManifestExample
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from torch import Tensor, nn
 from torch.nn import functional
@@ -172,6 +173,12 @@ def evaluate_batch(network: Network, tokens: Tensor, asked: Tensor, answers: Ten
     return probabilities.argmax(-1) == answers, weights.gather(-1, asked[:, None]).squeeze(-1)
 
 
+EXAMPLES = [
+    ManifestExample(text="cat=3 dog=7 cow=1 dog=?", note="the question attends to the pair that it is about, dog=7"),
+    ManifestExample(text="owl=12 fox=4 owl=?", note="the question attends to the pair of owl"),
+]
+
+
 def build_model(network: Network) -> Model:
     """Return the network as a served model."""
     return Model(
@@ -181,6 +188,7 @@ def build_model(network: Network) -> Model:
         text=TextFront(TOKENIZER, network.front),
         head=network.head,
         predictors=[Predictor(name="value", rows=Predictor.ROWS_LAST, labels=NUMBERS)],
+        examples=EXAMPLES,
     )
 
 

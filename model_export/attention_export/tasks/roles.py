@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from attention_proto.attention.v1.attention_pb2 import Example as ManifestExample
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from torch import Tensor, nn
 from torch.nn import functional
@@ -120,6 +121,15 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x[torch.arange(len(x)), rows]
 
 
+EXAMPLES = [
+    ManifestExample(
+        text="I gave my cat Tater a toy", note="at the verb each head finds a role: giver, receiver, thing"
+    ),
+    ManifestExample(text="Mia was shown a letter by Leo", note="the same roles in the passive, with the giver last"),
+    ManifestExample(text="the doctor sent her a book", note="the receiver is a pronoun"),
+]
+
+
 def build_model(network: Network) -> Model:
     """Return the network as a served model."""
     return Model(
@@ -131,6 +141,7 @@ def build_model(network: Network) -> Model:
         predictors=[
             Predictor(name=role, rows=Predictor.ROWS_TOKENS, tokens=verb_forms(), labels=labels(role)) for role in ROLES
         ],
+        examples=EXAMPLES,
     )
 
 

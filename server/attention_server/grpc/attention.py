@@ -56,7 +56,7 @@ class AttentionServicer:
         return pb.ListModelsResponse(models=self._service.models())
 
     def GetModel(self, message: pb.GetModelRequest, context: CallContext) -> pb.Model:
-        return self._service.model(message.model, message.version)
+        return self._service.model(message.model, message.version, words=True)
 
     async def CreateMemory(self, message: pb.CreateMemoryRequest, context: CallContext) -> pb.Memory:
         future = await self._threads.run_if(

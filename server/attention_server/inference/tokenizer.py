@@ -1,7 +1,9 @@
 """The tokenizer of one model's texts."""
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Text
@@ -15,6 +17,7 @@ from attention_server.inference.truncation import kept_tokens
 
 LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
 METASPACE = "\u2581"  # stands for a space in vocabularies of SentencePiece
+NEAR_WORDS = 3  # named in the refusal of an unknown word
 MOST_TOKENS = 16_384  # of a model without a limit of its own
 
 
@@ -78,6 +81,19 @@ class TextTokenizer:
     def labels(self) -> tuple[str, ...]:
         """The tokens by id, as `names`."""
         return tuple(self.names(range(len(self.vocabulary))))
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words that a text may consist of, by id, where no others are read; empty where others are."""
+        if self._unknown is None:
+            return ()
+        beside = {
+            self._unknown,
+            "",
+            *self._tokenizer.encode("").tokens,
+            *map(self._tokenizer.id_to_token, self._special),
+        }
+        return tuple([word for word in self.vocabulary if word not in beside])
 
     @property
     def special_ids(self) -> list[int]:
@@ -186,9 +202,11 @@ class TextTokenizer:
         for token, (start, end), index in zip(encoding.tokens, encoding.offsets, texts, strict=True):
             if token == self._unknown:
                 text, field = sent[index or 0]
+                word = text[start:end][:LONGEST_TOKEN]
+                near = " or ".join(map(repr, difflib.get_close_matches(word.lower(), self.words, NEAR_WORDS)))
                 raise InvalidRequest(
-                    f"the word {text[start:end][:64]!r} is not in this model's vocabulary of "
-                    f"{self._tokenizer.get_vocab_size()} words; use others",
+                    f"the word {word!r} is not in this model's vocabulary of {self._tokenizer.get_vocab_size()} words; "
+                    + (f"did you mean {near}?" if near else "use others"),
                     field=field,
                 )
 

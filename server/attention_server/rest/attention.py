@@ -89,7 +89,7 @@ class AttentionRoutes:
         return json_response({"models": [json.encode_model(model) for model in models]})
 
     async def get_model(self, request: Request) -> HttpResponse:
-        model = self._service.model(request.path_params["model"], version_of(request))
+        model = self._service.model(request.path_params["model"], version_of(request), words=True)
         return _protobuf(model) if wants_protobuf(request) else json_response(json.encode_model(model))
 
     async def create_memory(self, request: Request) -> HttpResponse:

@@ -187,8 +187,13 @@ class Service:
                 described.append(self.model(name))
         return described
 
-    def model(self, name: str, version: int = 0) -> Model:
+    def model(self, name: str, version: int = 0, *, words: bool = False) -> Model:
         """Describe one version of a model; version 0 is the default.
+
+        Args:
+            name: the model's.
+            version: of the model.
+            words: whether to tell the words of a closed vocabulary.
 
         Raises:
             NotFound: there is no such model or version.
@@ -204,6 +209,8 @@ class Service:
                 file_bytes=model.file_bytes,
                 memory_bytes=model.tensor_bytes,
                 manifest=model.manifest,
+                words=model.reader.words if words and model.reader else (),
+                memory_words=model.memory_reader.words if words and model.memory_reader else (),
             )
 
     def memory(self, model: str, id_: str, call: CallContext) -> Memory:

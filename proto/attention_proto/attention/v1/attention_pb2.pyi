@@ -1322,6 +1322,8 @@ class Model(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     FILE_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    MEMORY_WORDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name."""
     version: _builtins.int
@@ -1348,6 +1350,14 @@ class Model(_message.Message):
         for, and arithmetic with the sizes of tensors; the server's log names them.
         """
 
+    @_builtins.property
+    def words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The words that a text may consist of, by id, in a model that reads no others; of GetModel alone."""
+
+    @_builtins.property
+    def memory_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The words that a memory text may consist of."""
+
     def __init__(
         self,
         *,
@@ -1359,10 +1369,12 @@ class Model(_message.Message):
         nodes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         file_bytes: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
+        words: _abc.Iterable[_builtins.str] | None = ...,
+        memory_words: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "file_bytes", b"file_bytes", "manifest", b"manifest", "memory_bytes", b"memory_bytes", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "file_bytes", b"file_bytes", "manifest", b"manifest", "memory_bytes", b"memory_bytes", "memory_words", b"memory_words", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1393,6 +1405,7 @@ class Manifest(_message.Message):
     DOUBLED_BYTES_FIELD_NUMBER: _builtins.int
     LOGITS_DIM_FIELD_NUMBER: _builtins.int
     FRONT_ROWS_DEPENDENT_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """The version of the manifest's form: 2."""
     block: _builtins.str
@@ -1457,6 +1470,10 @@ class Manifest(_message.Message):
         connected by the names of their inputs and outputs alone; `docs/models.md` lists the names.
         """
 
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
+        """Texts to try the model with."""
+
     def __init__(
         self,
         *,
@@ -1479,14 +1496,45 @@ class Manifest(_message.Message):
         doubled_bytes: _builtins.int = ...,
         logits_dim: _builtins.int = ...,
         front_rows_dependent: _builtins.bool = ...,
+        examples: _abc.Iterable[Global___Example] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "parity", b"parity", "quantization", b"quantization", "text", b"text", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block", b"block", "description", b"description", "doubled_bytes", b"doubled_bytes", "format", b"format", "front_rows_dependent", b"front_rows_dependent", "head", b"head", "hidden_dim", b"hidden_dim", "layers", b"layers", "license", b"license", "logits_dim", b"logits_dim", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "segments", b"segments", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "block", b"block", "description", b"description", "doubled_bytes", b"doubled_bytes", "examples", b"examples", "format", b"format", "front_rows_dependent", b"front_rows_dependent", "head", b"head", "hidden_dim", b"hidden_dim", "layers", b"layers", "license", b"license", "logits_dim", b"logits_dim", "opset", b"opset", "parity", b"parity", "predictors", b"predictors", "quantization", b"quantization", "segments", b"segments", "source", b"source", "text", b"text", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
+
+@_typing.final
+class Example(_message.Message):
+    """A text to try a model with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    MEMORY_TEXT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text; in an encoder-decoder or a cross-attention model the target so far."""
+    memory_text: _builtins.str
+    """The memory text, for a model that attends to a second sequence."""
+    note: _builtins.str
+    """The thing to see there, in one sentence."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        memory_text: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_text", b"memory_text", "note", b"note", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Example: _TypeAlias = Example  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
