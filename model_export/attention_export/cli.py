@@ -204,7 +204,7 @@ def heads_command(
     ],
     most: Annotated[int, typer.Option("--most", min=1, help="the number of rows shown")] = 20,
 ) -> None:
-    """Rank layers and heads by how well each aligns words: by their alignment error rate."""
+    """Rank layers and heads by alignment error rate."""
     # onnxruntime and the runner of transformers take time to import, and few commands need both.
     from attention_export.alignment import rank_heads, ranked_rows  # noqa: PLC0415
 

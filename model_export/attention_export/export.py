@@ -39,7 +39,7 @@ def export(model: Model, repository: Path, name: str, version: int, *, progress:
     """Export a model, verify it, and move the verified version into the repository.
 
     Args:
-        model: what to export.
+        model: the model to export.
         repository: the folder of models; made when absent.
         name: the model's name.
         version: 1 or above.

@@ -71,7 +71,7 @@ def import_transformer_command(
     source: Annotated[str, typer.Option(help="where the weights come from; by default the folder's name")] = "",
 ) -> None:
     """Export a checkpoint of `transformers`, every attention of it, if it is equal to the checkpoint."""
-    # `transformers` takes seconds to import, and no other command needs it.
+    # `transformers` takes seconds to import, and no further command needs it.
     from attention_export.importing.transformer import import_transformer  # noqa: PLC0415
 
     with exit_on_user_error(), console.status(f"importing {folder}"):

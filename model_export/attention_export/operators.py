@@ -1,4 +1,4 @@
-"""The exporter's operators: their sources are parsed once for a process, and programs are traced once."""
+"""The exporter's operators: each source is parsed once for a process, and programs are traced once."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Attention that others trained, as blocks: only safetensors, or PyTorch files read with `weights_only`."""
+"""Attention that was trained elsewhere, as blocks: only safetensors, or PyTorch files read with `weights_only`."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ CALLED = re.compile(r"GLOBAL (\S+)")  # the function or class that a pickled fil
 
 
 class ImportFailure(ValueError):
-    """A file does not hold what can be imported; says what is missing or in the way."""
+    """A file does not hold what can be imported; names the missing part or the obstacle."""
 
 
 def reason(error: Exception) -> str:

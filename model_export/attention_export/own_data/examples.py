@@ -34,7 +34,7 @@ class Padded:
 
 @dataclass(frozen=True)
 class Examples:
-    """N sequences with their labels.
+    """N sequences with labels.
 
     Attributes:
         sequence: the query sequences.

@@ -22,7 +22,7 @@ ROUND = range(50, 501)  # bounds of the steps between two evaluations, otherwise
 
 @dataclass
 class Best:
-    """The weights with the lowest held-out loss, and their step.
+    """The weights with the lowest held-out loss, and the step.
 
     `looks_since` counts evaluations since then. The fields' names are stored in checkpoints.
     """

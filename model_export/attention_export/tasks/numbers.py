@@ -1,4 +1,4 @@
-"""Translation of English number words to German, whose words correspond but differ in order."""
+"""Translation of English number words to German: the words correspond but differ in order."""
 
 import copy
 from collections import Counter

@@ -59,7 +59,7 @@ def german(number: int) -> list[Word]:
 def split_numbers(seed: int) -> tuple[list[int], list[int]]:
     """Return training numbers, `TRAIN_BY_DIGITS` of each count of digits, and `HELD_OUT` held-out numbers.
 
-    All numbers of one digit are training numbers, since every longer number contains their words.
+    All numbers of one digit are training numbers, since every longer number contains these words.
     """
     rng = random.Random(seed)  # noqa: S311 - data, not secrets
     train: list[int] = []

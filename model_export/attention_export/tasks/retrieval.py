@@ -93,7 +93,7 @@ def sequences(asked: Sequence[Pair], others: Sequence[Pair], count: int, seed: i
 
     Args:
         asked: the candidates for the requested pair.
-        others: the candidates for the remaining pairs.
+        others: candidates for the remaining pairs.
         count: the number of sequences.
         seed: the same seed gives the same sequences.
     """

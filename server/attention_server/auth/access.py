@@ -25,7 +25,7 @@ class Access:
 
 
 def open_access(settings: Settings) -> Access:
-    """Read tokens and certificates; warn if the settings let other machines in without them.
+    """Read tokens and certificates; warn if the settings let further machines in without tokens.
 
     Raises:
         AccessError: a file cannot be used.

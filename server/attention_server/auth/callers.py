@@ -124,7 +124,7 @@ ANYONE = Caller()
 
 
 class Callers:
-    """The known callers, by their tokens. Without a token file every caller is anonymous and has every right.
+    """The known callers by token. Without a token file every caller is anonymous and has every right.
 
     Args:
         path: the token file.

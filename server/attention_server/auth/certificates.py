@@ -11,7 +11,7 @@ from attention_server.auth.file_watcher import FileWatcher
 
 @dataclass(frozen=True, slots=True)
 class PemFiles:
-    """The contents of the files: the key, the server's chain, and the authorities of callers; None without them."""
+    """The contents of the files: the key, the server's chain, and the authorities of callers; None without TLS."""
 
     key: bytes
     chain: bytes
@@ -45,7 +45,7 @@ class Certificates:
         self._contexts = FileWatcher("certificates", paths, lambda: _read(cert, key, client_ca))
 
     def current(self) -> TlsContexts:
-        """Return the contexts of the files as they are now."""
+        """Return the contexts of the current files."""
         return self._contexts.get()
 
 

@@ -1,4 +1,4 @@
-"""Requests for embeddings and their answers, in the form of OpenAI's API. Decoding is strict."""
+"""Requests for embeddings and answers, in the form of OpenAI's API. Decoding is strict."""
 
 import base64
 from typing import Any, Literal

@@ -50,7 +50,7 @@ class Snapshot:
         memories: the store of kept memories.
         account: the account of bytes.
         versions: statistics of each version that has had a request.
-        requests: statistics of ended requests by their labels.
+        requests: statistics of ended requests by label.
         open_records: the records of requests that have not ended.
         index: every version in the repository.
         log_losses: log lines that are missing, by cause.

@@ -1,4 +1,4 @@
-"""Requests for the tokens of texts, and their answers, in protobuf and JSON."""
+"""Requests for the tokens of texts, and answers, in protobuf and JSON."""
 
 from typing import Any
 

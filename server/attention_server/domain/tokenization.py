@@ -1,4 +1,4 @@
-"""Requests for the tokens of texts, and their answers."""
+"""Requests for the tokens of texts, and answers."""
 
 from typing import NamedTuple
 

@@ -69,7 +69,7 @@ class GrpcioServer:
         await self._server.start()
 
     def set_serving(self, is_serving: bool) -> None:
-        """Set what health checks are told: SERVING or NOT_SERVING. Call it on the loop."""
+        """Set the answer to health checks: SERVING or NOT_SERVING. Call it on the loop."""
         self._services.set_serving(is_serving)
 
     async def stop(self, grace: float) -> None:
@@ -85,7 +85,7 @@ class GrpcioServer:
             call.stop(Stopping("the server is stopping, and its time is over"))
         await stopped
         answering = [call.task for call in self._handlers.calls if call.task]
-        if answering:  # gRPC cancels its handlers, and does not wait for them
+        if answering:  # gRPC cancels its handlers, and does not wait for the end of these
             await asyncio.wait(answering, timeout=STOP_SECONDS)
         self._threads.close()
 

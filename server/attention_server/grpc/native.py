@@ -97,7 +97,7 @@ class NativeServer:
             self._listener.start()
 
     def set_serving(self, is_serving: bool) -> None:
-        """Set what health checks are told: SERVING or NOT_SERVING. Call it on the loop."""
+        """Set the answer to health checks: SERVING or NOT_SERVING. Call it on the loop."""
         self._services.set_serving(is_serving)
 
     async def stop(self, grace: float) -> None:

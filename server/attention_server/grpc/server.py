@@ -32,7 +32,7 @@ class GrpcServer(Protocol):
         """Begin to accept."""
 
     def set_serving(self, is_serving: bool) -> None:
-        """Set what health checks are told: SERVING or NOT_SERVING. Call it on the loop."""
+        """Set the answer to health checks: SERVING or NOT_SERVING. Call it on the loop."""
 
     async def stop(self, grace: float) -> None:
         """Accept no more connections, and answer all calls; after `grace` seconds stop the rest."""

@@ -17,7 +17,7 @@ ANY_WIDTH = 64  # of a head, where a block takes any width
 
 
 class CalibrationInputs:
-    """Random sequences of a model, and their runs; the subject of `cost_model.measure`."""
+    """Random sequences of a model, and runs of these; the subject of `cost_model.measure`."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""The profile of an input: its predicted cost, its size and its kind, as its shapes decide them."""
+"""The profile of an input: its predicted cost, its size and its kind, which follow from its shapes."""
 
 from collections.abc import Hashable
 from typing import NamedTuple

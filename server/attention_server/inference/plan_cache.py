@@ -18,12 +18,12 @@ MAX_SPEC_SIZE = 64  # names, rows, heads and characters of the specs of a plan t
 
 @dataclass(slots=True, eq=False)
 class CachedPlan:
-    """An execution plan with its cost correction and the profiles of inputs by their shapes.
+    """An execution plan with its cost correction and the profiles of inputs by shape.
 
     Attributes:
         plan: the plan.
         correction: the factor between measured and predicted cost; learned from each run.
-        profiles: the profiles of sequences that were prepared for this plan, by their shapes.
+        profiles: the profiles of sequences that were prepared for this plan, by shape.
     """
 
     plan: Plan

@@ -1,4 +1,4 @@
-"""The end of retired versions: wait for their leases, forget their memories, return freed bytes to the system."""
+"""The end of retired versions: wait for leases, forget memories, return freed bytes to the system."""
 
 import ctypes
 import threading

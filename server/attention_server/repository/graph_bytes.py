@@ -18,7 +18,7 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
 
 
 def tensor_bytes(content: bytes) -> int:
-    """Return the bytes of all tensors in an ONNX file; of elements that are not raw, as they are encoded.
+    """Return the bytes of all tensors in an ONNX file; of elements that are not raw, the encoded bytes.
 
     Raises:
         ValueError: the file is no protobuf message.

@@ -1,4 +1,4 @@
-"""The log of loaded versions: on which device their graphs compute."""
+"""The log of loaded versions: the device on which the graphs compute."""
 
 import structlog
 

@@ -50,7 +50,7 @@ class Tried:
     """A version that was loaded, probed, warmed and measured by another process.
 
     Attributes:
-        digest: of its manifest, which names all files with their hashes.
+        digest: of its manifest, which names all files with a hash.
         device: where it was computed.
         costs: its measured costs.
     """
@@ -66,7 +66,7 @@ class Found:
 
     Attributes:
         versions: the version folders of all models, ordered by name and number.
-        unreadable: the reason by name of each model whose folder cannot be read.
+        unreadable: the reason by name of each model with a folder that cannot be read.
     """
 
     versions: list[Path]

@@ -55,7 +55,7 @@ class Policy:
 class Repository:
     """Models by name and version.
 
-    Changes run one after another and take their time; a request sees the versions before or after a change.
+    Changes run one after another; a request sees the versions before or after a change.
 
     Args:
         root: the folder: `NAME/VERSION/manifest.json`.
@@ -318,12 +318,12 @@ class Repository:
         return ""
 
     def _keep(self, kept: Mapping[Key, str]) -> None:
-        """Serve versions without their folders."""
+        """Serve versions without a folder."""
         for reason in sorted(self._state.set_kept(kept)):
             log.warning("models are served without their folder", root=str(self._root), reason=reason)
 
     def _find(self) -> list[Path]:
-        """Return all version folders; note and log models whose folder cannot be read. Raises as `find`."""
+        """Return all version folders; note and log models with a folder that cannot be read. Raises as `find`."""
         found = find(self._root)
         for name, reason in self._state.set_unreadable(found.unreadable).items():
             log.warning("model cannot be read", model=name, reason=reason)

@@ -1,6 +1,6 @@
 """The trial of a version in a process of its own, before the serving process opens anything of it.
 
-What a version costs is bounded there: a graph that never ends, or needs more memory than there is, fails alone.
+The cost of a version is bounded there: a graph that never ends, or needs more memory than there is, fails alone.
 The process is forked at the start, before there are threads, and forks once more for each trial.
 """
 
@@ -39,7 +39,7 @@ class _Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """Tries versions in processes of their own.
+    """Tries each version in a process of its own.
 
     Attributes:
         seconds: the time for one version.
@@ -152,7 +152,7 @@ def _outcome(request: _Request, try_version: TryVersion) -> Tried | _Refusal:
 
 
 def _bound(memory: int) -> None:
-    """Bound the memory of this process to what it has and so many bytes more."""
+    """Bound the memory of this process to its present memory and so many bytes more."""
     most = _status_bytes("VmData") + memory
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,4 +1,4 @@
-"""The page at `/`: static files; their script calls the public API."""
+"""The page at `/`: static files, with a script that calls the public API."""
 
 import gzip
 import re

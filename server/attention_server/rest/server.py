@@ -1,4 +1,4 @@
-"""The HTTP server: every route, and the uvicorn server that serves them."""
+"""The HTTP server: every route, and the uvicorn server."""
 
 import asyncio
 import functools

@@ -1,8 +1,8 @@
 """Admission control under sustained overload: a circuit breaker with exponential back-off.
 
 A queue absorbs bursts. Under sustained overload it is always full, and its length only adds latency to every request.
-So a full queue trips the breaker: for a while only a few requests per slot hold a permit, and all others are refused
-before their messages are parsed (over gRPC before they are received), since refusals must cost little when they are
+So a full queue trips the breaker: for a while only a few requests per slot hold a permit, and the rest is refused
+before its messages are parsed (over gRPC: received), since refusals must cost little when these are
 most of the load. Then the breaker closes again, with a shorter queue; if that fills too, the breaker trips for twice as
 long. Shedding ends early when arrivals, refused ones included, would keep the slots busy for less than half of the
 time: the queue absorbs such bursts.
@@ -70,7 +70,7 @@ class AdmissionController:
         """Acquire a permit for a request.
 
         Raises:
-            Full: the breaker is open, all permits are held, and no other caller holds more.
+            Full: the breaker is open, all permits are held, and each further caller holds fewer.
         """
         with self._lock:
             now = self._clock()

@@ -3,7 +3,7 @@
 Start-time fair queueing (Goyal, Vin and Cheng, 1996). An entry's tag is its start time on a virtual clock that counts
 predicted seconds of work: the end of its caller's last entry, or the clock's present if that is later. The entry with
 the least tag is next. So a caller with many requests queues behind callers with few, and no caller waits for more than
-its share of other callers' work.
+its share of the work of all callers.
 """
 
 import math

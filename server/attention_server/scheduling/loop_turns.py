@@ -1,6 +1,6 @@
 """Turns of an event loop in which the loop's own thread computes short jobs.
 
-Handing a short job to another thread and back takes longer than the job. But a loop that computes serves no other
+Handing a short job to another thread and back takes longer than the job. But a loop that computes serves no further
 caller meanwhile. So a turn is bounded: by TURN_SECONDS, or by SHORT_SECONDS under overload, when refusals are due.
 """
 

@@ -47,7 +47,7 @@ class EmbeddingsJob(AttendJob):
 
 
 def _normalized(result: Result) -> Result:
-    """Divide the vectors of a result by their lengths; zeros stay zeros."""
+    """Divide each vector of a result by its length; zeros stay zeros."""
     vector = np.asarray(result.outputs[HIDDEN], np.float64)
     length = np.linalg.norm(vector, axis=-1, keepdims=True)
     unit = np.divide(vector, length, out=np.zeros_like(vector), where=length > 0)

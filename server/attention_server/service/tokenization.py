@@ -1,4 +1,4 @@
-"""The tokens of texts, as a model reads them."""
+"""The tokens that a model reads of texts."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Limits on log lines: at most so many a second of one cause, whatever callers send."""
+"""Limits on log lines: at most so many a second of one cause, for any number of requests."""
 
 import logging
 import threading

@@ -65,7 +65,7 @@ class LogWriter:
         """Return at once: lines are written as soon as the reader takes these."""
 
     def drain(self, seconds: float = SECONDS_TO_DRAIN) -> bool:
-        """Wait until all lines are written, `seconds` at most; return whether they are."""
+        """Wait until all lines are written, `seconds` at most; return whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._size, seconds)
 

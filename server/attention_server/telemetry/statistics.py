@@ -65,8 +65,8 @@ class VersionStatistics:
         computing: time in a slot of answered requests.
         encoding: time to encode the answers.
         sequences: sequences in each answered request.
-        queries: lengths T of their sequences.
-        keys: lengths S of their sequences.
+        queries: lengths T of all sequences.
+        keys: lengths S of all sequences.
     """
 
     model: str

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from attention_server.domain.request_record import OK, RequestRecord
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-# Codes of errors of the server; other codes are errors of the caller.
+# Codes of errors of the server; all further codes are errors of the caller.
 FAULTS = ("DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNIMPLEMENTED", "UNKNOWN")
 CLOSE_SECONDS = 3.0  # to wait for a collector that does not answer
 
@@ -42,7 +42,7 @@ class Tracing(Protocol):
 
 
 def open_tracing() -> Tracing | None:
-    """Return the tracing that OpenTelemetry's environment variables ask for; None if they ask for none.
+    """Return the tracing that OpenTelemetry's environment variables ask for; None without such variables.
 
     Raises:
         TracingError: the protocol is unknown, or its exporter is not installed.

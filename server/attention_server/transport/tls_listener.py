@@ -25,7 +25,7 @@ class TlsListener:
     Args:
         listening: the socket to accept from.
         context: of TLS.
-        protocol: makes the protocol of a connection whose handshake is complete.
+        protocol: makes the protocol of a connection after its handshake.
         open_connections: returns how many of those are open.
         open_by_host: how many each address has open.
         max_connections: connections, open or in a handshake; a further one is closed when it is accepted.

@@ -35,7 +35,7 @@ def import_transformer(
     """Write a checkpoint as a version, compare it with the checkpoint, and move it into the repository if it is equal.
 
     Args:
-        folder: of config.json, weights and tokenizer, as `transformers` loads them.
+        folder: of config.json, weights and tokenizer, which `transformers` loads.
         repository: the folder of models; made when absent.
         name: of the model.
         version: 1 or above.

@@ -231,7 +231,7 @@ def _keep_sequences(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _sequences(value: ir.Value) -> ir.Value | None:
-    """Return the tensor [B,T,width] whose rows [B*T,width] a reshape has put below each other; None for another one."""
+    """Return the tensor [B,T,width] whose rows [B*T,width] a reshape has put below each other; None else."""
     node = value.producer()
     if node is None or node.op_type != "Reshape" or node.inputs[0] is None:
         return None

@@ -29,7 +29,7 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a checkpoint by the names in its files, without reading them.
+    """Return the tensors of a checkpoint by name, without reading these.
 
     Raises:
         ImportFailure: there are none, or a file holds more than tensors.

@@ -33,7 +33,7 @@ class Head:
 
     Attributes:
         graph: ONNX, hidden [N, D] -> the probabilities of each predictor, [N, labels] [, logits [N, logits_dim]].
-        predictors: their names are those of the graph's results.
+        predictors: of the names of the graph's results.
         logits_dim: the number of labels where each row has logits; else 0.
     """
 

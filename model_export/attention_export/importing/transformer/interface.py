@@ -97,7 +97,7 @@ def _has_sinks(module: nn.Module, path: str, kwargs: dict[str, Any]) -> bool:
     """Whether an attention has sinks; they have to be its own parameter, which the version is to hold.
 
     Raises:
-        ImportFailure: they are computed.
+        ImportFailure: the sinks are computed.
     """
     given, own = kwargs.get(SINKS), getattr(module, "sinks", None)
     if given is None and own is None:

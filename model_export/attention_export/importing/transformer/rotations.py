@@ -1,6 +1,6 @@
 """Rotary positions with frequencies that depend on the length of the sequence, fixed at the original length.
 
-`dynamic` and `longrope` take other frequencies for a sequence beyond the length of the training, so that a row would
+`dynamic` and `longrope` have new frequencies for a sequence beyond the length of the training, so that a row would
 depend on the number of rows behind. Up to that length, the longest that a version takes, frequencies are fixed.
 """
 
@@ -23,7 +23,7 @@ def longest(config: PretrainedConfig) -> int:
 
 
 def rotation_notes(config: PretrainedConfig) -> list[str]:
-    """Return a sentence on texts that are refused for their length."""
+    """Return a sentence on texts that are too long."""
     kinds = sorted({_type(each) for each in _changing(config)})
     return [
         f"rope_type {kind!r} changes with the length of a text: imported for texts of up to {longest(config)} tokens"

@@ -43,7 +43,7 @@ class SiteGraph:
 
 @dataclass(frozen=True)
 class SiteShape:
-    """The constants that the graphs of a site depend on; sites of one shape share their files.
+    """The constants that the graphs of a site depend on; sites of one shape share these files.
 
     Attributes:
         heads: H.

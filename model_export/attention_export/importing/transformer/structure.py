@@ -104,7 +104,7 @@ def check_rows(version: VersionRunner, chain: Chain, index: int, inputs: Environ
     """Compare a segment's rows with the same rows in another order, with half of the rows, and with one row.
 
     Raises:
-        Mismatch: they differ.
+        Mismatch: the structures differ.
     """
     if not inputs:
         return

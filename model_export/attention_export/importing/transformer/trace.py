@@ -234,7 +234,7 @@ def _export(wrapper: _Wrapper) -> ir.Model:
 
 
 def _length(model: PreTrainedModel, side: Side) -> Dim:
-    """Return the dimension of sequences, which some models, such as CLIP, compare with their positions."""
+    """Return the dimension of sequences, which some models, such as CLIP, compare with positions."""
     longest = getattr(model.config, "max_position_embeddings", None) or 0
     return Dim(side.length, max=longest) if longest > EXAMPLE[1] else Dim(side.length)
 
@@ -253,7 +253,7 @@ def _refusal(model: nn.Module, error: BaseException) -> ImportFailure:
 
 
 def _with_experts(model: nn.Module) -> str:
-    """Name a mixture of experts, whose choice is the likeliest reason that a model cannot be traced."""
+    """Name a mixture of experts, for its choice is the likeliest reason that a model cannot be traced."""
     name = next((type(each).__name__ for each in model.modules() if "Experts" in type(each).__name__), "")
     return f", a mixture of experts ({name})," if name else ""
 

@@ -1,4 +1,4 @@
-"""Parameters that are read when an operation takes them, and dropped behind it."""
+"""Parameters that are read for each operation, and dropped behind it."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Values = Callable[[str], Tensor]
 
 
 def without_values(model: nn.Module, dtype: torch.dtype) -> Any:
-    """Return a copy of a model whose parameters take no memory; its buffers are real, in the given precision.
+    """Return a copy of a model with parameters that take no memory; its buffers are real, in the given precision.
 
     Each number of a parameter is NaN until `ValuesOnUse` puts the value in its place, so that a parameter that is
     read in another way is found in the result.
@@ -37,7 +37,7 @@ class ValuesOnUse(TorchDispatchMode):
     """Gives each operation the values of the parameters that it takes, one operation at a time.
 
     Args:
-        model: one whose parameters have no values, such as those of `without_values`.
+        model: one with parameters that have no values, such as those of `without_values`.
         values: of its parameters.
     """
 

@@ -1,4 +1,4 @@
-"""Requests and responses of the Open Inference Protocol, independent of their wire format."""
+"""Requests and responses of the Open Inference Protocol, independent of the wire format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -58,7 +58,7 @@ def batch_lengths(inputs: Mapping[str, Array], memory: str) -> BatchLengths:
 def split(
     inputs: Mapping[str, Array], memory: str, limits: Limits, truncate: Truncate = "none"
 ) -> Iterator[domain.Sequence]:
-    """Yield the sequences of a dense batch without their padding; equal lengths stay one batch.
+    """Yield the sequences of a dense batch without padding; equal lengths stay one batch.
 
     Args:
         inputs: query [B, T, Dq], key [B, S, Dk], value [B, S, Dv], text [B], token_ids [B, T], lengths [B], masks.

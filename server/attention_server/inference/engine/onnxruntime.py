@@ -121,7 +121,7 @@ class OnnxGraph:
             raise
 
     def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
-        """Compute outputs and what they depend on; see `Graph.run_path`."""
+        """Compute outputs and the nodes on the path to these; see `Graph.run_path`."""
         options = _new_options(run)
         options.only_execute_path_to_fetches = True
         try:

@@ -19,7 +19,7 @@ class DeviceError(RuntimeError):
 
 
 class IdleSlots(Protocol):
-    """Slots that a run may borrow while no job waits for them."""
+    """Slots that a run may borrow while no job waits."""
 
     @property
     def idle_slots(self) -> int:
