@@ -325,10 +325,14 @@ def test_plot_vectors(run, tmp_path):
 
 
 def test_plot_refused(run, tmp_path):
-    """Without a file, or with an unknown layer, the command names the possible options or layers."""
+    """Without a file, with a file of another kind, or with an unknown layer, the command says what would do."""
     status, _, err = run("plot", "multi-head", SENTENCE)
     assert status == 2
     assert "--html FILE" in err
+    status, _, err = run("plot", "multi-head", SENTENCE, "--html", tmp_path / "w.pdf")
+    assert status == 2
+    assert "'w.pdf' has to end in .html" in err
+    assert not (tmp_path / "w.pdf").exists()
     status, _, err = run("plot", "multi-head", SENTENCE, "--layer", "9", "--png", tmp_path / "weights.png")
     assert (status, err) == (1, "error: there is no layer '9'; there is 0\n")
 

@@ -37,6 +37,18 @@ def test_the_last_picture_stays_dimmed(visit, site):
     page.console_errors.clear()  # the browser logs a response of 400
 
 
+def test_near_words_of_an_unknown_one(visit):
+    """Near words of an unknown one are a click away, and so are all that the model reads."""
+    page = visit(model="multi-head", text="I gave my cat Tate a toy")
+    page.locator(".near").get_by_role("button", name="tater", exact=True).click()
+    expect(page.locator(".words")).to_contain_text("tater")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.get_by_label("Sentence").fill("I gave my zzz a toy")
+    page.get_by_text("The words that multi-head reads").click()
+    expect(page.locator(".vocabulary p")).to_contain_text("tater")
+    page.console_errors.clear()  # the browser logs responses of 400
+
+
 def test_a_slow_answer_is_dimmed(visit):
     """While an answer is awaited, the picture before is dimmed and the view says that it is busy."""
     page = visit(model="multi-head", text=SENTENCE)

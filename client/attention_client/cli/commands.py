@@ -174,6 +174,9 @@ def plot(
     pictures = [file for file in (svg, png) if file is not None]
     if not pictures and html is None:
         raise typer.BadParameter("say where to draw: --svg FILE, --png FILE or --html FILE")
+    for kind, file in (("svg", svg), ("png", png), ("html", html)):
+        if file is not None and file.suffix.lower() != f".{kind}":
+            raise typer.BadParameter(f"--{kind} writes {kind.upper()}: {file.name!r} has to end in .{kind}")
     drawing = _import_plot("--svg and --png need") if pictures else None
     with _connect(target, timeout) as client:
         described = client.model(model, version)

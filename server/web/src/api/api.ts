@@ -17,10 +17,19 @@ export interface Layer {
   side?: "SIDE_TARGET" | "SIDE_SOURCE" | "SIDE_CROSS";
 }
 
+/** A text to try a model with. */
+export interface ManifestExample {
+  text?: string;
+  memory_text?: string;
+  note?: string;
+}
+
 export interface Model {
   name: string;
   version: number;
   versions: number[];
+  words?: string[];
+  memory_words?: string[];
   manifest: {
     block: "dot_product" | "self_attention" | "multi_head" | "cross_attention" | "transformer";
     description?: string;
@@ -37,7 +46,7 @@ export interface Model {
     };
     predictors?: { name: string; rows: string; labels?: string[] }[];
     training?: { task?: string; figures?: Record<string, number> };
-    examples?: { text?: string; memory_text?: string; note?: string }[];
+    examples?: ManifestExample[];
   };
 }
 
@@ -103,8 +112,6 @@ export class ApiError extends Error {
     message: string,
     readonly status: number,
     readonly field: string,
-    /** What else the server says of the error, such as near words. */
-    readonly details: Record<string, unknown> = {},
   ) {
     super(message);
   }
@@ -146,6 +153,11 @@ export class Api {
     return { ...result, outputs: Object.fromEntries(outputsRead) };
   }
 
+  /** The words that a model of a closed vocabulary reads, in a text and in a memory text; none of one that reads others. */
+  async words(model: Model): Promise<{ words?: string[]; memory_words?: string[] }> {
+    return (await this.json("GET", `v1/models/${encodeURIComponent(model.name)}`)) as Model;
+  }
+
   /** The ids of a text's tokens, special tokens included. */
   async tokenize(model: Model, text: string): Promise<number[]> {
     const path = `v1/models/${encodeURIComponent(model.name)}:tokenize`;
@@ -166,8 +178,8 @@ export class Api {
     }
     const content = await response.json().catch(() => null);
     if (!response.ok) {
-      const { message, field, ...details } = content?.error ?? {};
-      throw new ApiError(message ?? `the server answered ${response.status}`, response.status, field ?? "", details);
+      const { message, field } = content?.error ?? {};
+      throw new ApiError(message ?? `the server answered ${response.status}`, response.status, field ?? "");
     }
     return content;
   }

@@ -21,10 +21,11 @@ import { DATA, PICTURES, save } from "./files.ts";
 import { top } from "./frame.ts";
 import { closeMenus, modelMenu } from "./menus.ts";
 import { OpenedView } from "./opened.ts";
-import { type Problem, problemOf } from "./problem.ts";
-import { sentence } from "./sentence.ts";
+import { type Problem, problemOf, type Unknown } from "./problem.ts";
+import { nearWords, sentence } from "./sentence.ts";
 import { Theme } from "./theme.ts";
 import { TokenForm } from "./token.ts";
+import { Vocabulary } from "./vocabulary.ts";
 import { modelsOf, RETRIES } from "./waiting.ts";
 
 const SETTLED = 350; // milliseconds after the last key, until what was typed is asked; twice as many after each time
@@ -35,6 +36,7 @@ export class App {
   private readonly token = new TokenForm(() => this.render());
   private readonly api = new Api(() => this.token.ask());
   private readonly known = new Known(this.api);
+  private readonly vocabulary = new Vocabulary(this.api, () => this.render());
   private readonly theme = new Theme();
   private readonly views: Record<ViewName, View> = {
     meet: new MeetView(),
@@ -363,13 +365,22 @@ export class App {
     ${missing.length ? html`<p class="notice">The link to this page leaves out ${missing.join(", ")}: too many for an address. Whoever opens it needs the file.</p>` : nothing}`;
   }
 
+  /** Near words of an unknown one, in the input where it stands. */
+  private near(unknown: Unknown) {
+    const { a, b } = this.state;
+    const found = nearWords(unknown, a, (changes) => this.input("a", changes, true));
+    return found === nothing && b ? nearWords(unknown, b, (changes) => this.input("b", changes, true)) : found;
+  }
+
   private problems() {
     if (!this.problem) return nothing;
-    const { message, passes } = this.problem;
+    const { message, passes, unknown } = this.problem;
     const drawn = this.opened ? null : this.view.picture();
     return html`<div class="problem-place"><div class="problem" role="alert"><p>${message}</p>
       ${passes ? html`<p>The page asks again by itself. <button type="button" @click=${() => this.retry()}>Ask now</button></p>` : nothing}
-      ${drawn && drawn.title !== titleOf(this.state.a) ? html`<p class="quiet-text">Below, dimmed: the last answer, of “${drawn.title}”.</p>` : nothing}</div></div>`;
+      ${drawn && drawn.title !== titleOf(this.state.a) ? html`<p class="quiet-text">Below, dimmed: the last answer, of “${drawn.title}”.</p>` : nothing}
+      ${unknown ? this.near(unknown) : nothing}
+      ${unknown ? this.vocabulary.template(this.modelOf(this.state.a)) : nothing}</div></div>`;
   }
 }
 

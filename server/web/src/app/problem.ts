@@ -25,12 +25,10 @@ export function problemOf(error: unknown): Problem {
   };
 }
 
-function unknownOf({ message, details }: ApiError): Unknown | null {
+/** Reads the refusal of a word: which one, and those that are near it, in quotes. */
+function unknownOf({ message }: ApiError): Unknown | null {
   const word = /the word '(.+?)' is not in/.exec(message)?.[1];
   if (word === undefined) return null;
-  const told = details.near_words ?? details.near;
-  const near = Array.isArray(told)
-    ? told.map(String)
-    : (/near (?:it|words)[^:]*: (.+?)(?:;|$)/.exec(message)?.[1] ?? "").split(", ");
-  return { word, near: near.map((each) => each.replace(/^'|'$/g, "")).filter(Boolean) };
+  const near = /did you mean (.+)\?$/.exec(message)?.[1] ?? "";
+  return { word, near: [...near.matchAll(/(['"])(.+?)\1(?: or |$)/g)].map((each) => each[2]) };
 }

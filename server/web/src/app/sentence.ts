@@ -11,7 +11,8 @@ export interface SentenceEvents {
   open(): void;
 }
 
-type Field = "text" | "pair" | "memoryText";
+const FIELDS = ["text", "pair", "memoryText"] as const;
+type Field = (typeof FIELDS)[number];
 
 /** @param translates whether the model itself says the words, so that the source alone is typed */
 export function sentence(
@@ -37,16 +38,6 @@ export function sentence(
   return html`<div class="sentence">
     ${fields.map(([name, label]) => field(`${id}-${name}`, name, label, fields.length > 1, input, unknown, events))}
     ${input.kind === "ids" ? html`<p class="given">token ids ${input.ids.join(" ")}</p>${more("Change the ids", events)}` : nothing}
-    ${
-      unknown
-        ? nearWords(
-            unknown,
-            input,
-            fields.map(([name]) => name),
-            events,
-          )
-        : nothing
-    }
   </div>`;
 }
 
@@ -101,18 +92,18 @@ function wordAt(text: string, word: string): number {
   return alone >= 0 ? alone : text.indexOf(word);
 }
 
-function nearWords(
+/** The words near an unknown one, each of which replaces it in the field where it stands. */
+export function nearWords(
   { word, near }: Unknown,
   input: Input,
-  fields: Field[],
-  events: SentenceEvents,
+  change: (changes: Partial<Input>) => void,
 ): TemplateResult | typeof nothing {
-  const name = fields.find((each) => wordAt(input[each] ?? "", word) >= 0);
+  const name = FIELDS.find((each) => wordAt(input[each] ?? "", word) >= 0);
   if (!near.length || !name) return nothing;
   const text = input[name]!;
   const at = wordAt(text, word);
   return html`<p class="near">Near <b>${word}</b>: ${near.map(
     (each) =>
-      html`<button type="button" @click=${() => events.input({ [name]: text.slice(0, at) + each + text.slice(at + word.length) }, true)}>${each}</button> `,
+      html`<button type="button" @click=${() => change({ [name]: text.slice(0, at) + each + text.slice(at + word.length) })}>${each}</button> `,
   )}</p>`;
 }

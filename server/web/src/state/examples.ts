@@ -1,5 +1,5 @@
 // Something to begin with: a sentence that the model was trained for, or a few small vectors.
-import { isCross, type Model } from "../api/api.ts";
+import { isCross, type ManifestExample, type Model } from "../api/api.ts";
 import type { Matrix } from "../api/matrix.ts";
 import type { Input } from "./state.ts";
 
@@ -9,34 +9,17 @@ export interface Example {
   note: string;
 }
 
-const SENTENCE = "I gave my cat Tater a toy";
+const FREE = ["The animal didn't cross the street because it was too tired", "I gave my cat Tater a toy"];
 
-/** The sentences of the tasks that the embedded models were trained for. */
-const TASKS: Record<string, [string, string?][]> = {
-  roles: [[SENTENCE], ["Mia was shown a letter by Leo"], ["the doctor sent her a book"]],
-  retrieval: [["cat=3 dog=7 cow=1 dog=?"], ["owl=12 fox=4 owl=?"]],
-  numbers: [
-    ["ein und", "twenty one"],
-    ["", "four thousand twenty one"],
-    ["", "seven hundred six"],
-  ],
-};
-
-/** Sentences to try; the manifest's own, where it has some. */
+/** Sentences to try: the manifest's own, else some that any model of any words reads. */
 export function examples({ manifest }: Model): Example[] {
   const own = manifest.examples ?? [];
-  if (own.length)
-    return own.map(({ text, memory_text, note }) => ({
-      text: text ?? "",
-      memoryText: memory_text ?? "",
-      note: note ?? "",
-    }));
-  const trained = TASKS[manifest.training?.task ?? ""];
-  const free: [string, string?][] =
-    manifest.text?.allow_unknown || manifest.block === "transformer"
-      ? [["The animal didn't cross the street because it was too tired"], [SENTENCE]]
-      : [];
-  return (trained ?? free).map(([text, memoryText]) => ({ text, memoryText: memoryText ?? "", note: "" }));
+  const free = manifest.text?.allow_unknown || manifest.block === "transformer" ? FREE.map((text) => ({ text })) : [];
+  return (own.length ? own : free).map(({ text = "", memory_text = "", note = "" }: ManifestExample) => ({
+    text,
+    memoryText: memory_text,
+    note,
+  }));
 }
 
 export function example(model: Model): Input {
