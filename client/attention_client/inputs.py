@@ -16,7 +16,8 @@ from attention_client.memory import Memory
 class Sequence:
     """One sequence, and the memory that it attends to.
 
-    One of `query`, `text` and `token_ids`; at most one of `key`, `memory_text`, `memory_token_ids` and `memory`.
+    One of `query`, `text` and `token_ids`; at most one of `key`, `memory_text`, `memory_token_ids` and `memory`, but
+    that `key` may stand beside `memory` in a `dot_product` model: the memory's keys come before.
 
     Numbers are sent as float32, or as float16 where the array is float16.
 

@@ -122,7 +122,7 @@ SCHEMAS: dict[str, Schema] = {
     "Sequence": request(
         SEQUENCE,
         words="Exactly one of `query`, `text` and `token_ids`; at most one of `key`, `memory_text`, `memory_token_ids` "
-        f"and `memory`. {BATCH}",
+        f"and `memory`, but that `key` may stand beside `memory` in a `dot_product` model. {BATCH}",
     ),
     "Mask": request(
         {

@@ -18,7 +18,6 @@ from onnx import helper, numpy_helper
 from onnx.backend.test.case import node as node_cases
 
 NOT_OFFERED = {
-    "past_key": "past and present keys: a cache of generation; here a memory is sent, or kept by handle",
     "bf16": "bf16: onnxruntime has no CPU kernel for it; FP32 and FP16 are taken",
 }
 CAUSAL = {True: "bottom_right", False: "top_left"}
@@ -61,6 +60,7 @@ class Case:
     rtol: float
     atol: float
     sequences: list[dict[str, Any]] = field(default_factory=list)
+    pasts: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)  # key and value before each sequence's
     outputs: list[NDArray[Any]] = field(default_factory=list)  # [T, H * Dv]
     stages: dict[str, list[NDArray[Any]]] = field(default_factory=dict)  # stage -> [H, T, S]
 
@@ -99,16 +99,21 @@ def _case(test: Any, node: onnx.NodeProto) -> Case:
     )
     case = Case(test.name, fixed, test.rtol, test.atol)
     lengths = given.get("nonpad_kv_seqlen", np.full(len(q), k.shape[1]))
+    before = given["past_key"].shape[2] if "past_key" in given else 0
+    if before:
+        case.pasts = list(zip(*[_packed(given[name]) for name in ("past_key", "past_value")], strict=True))
+        case.stages = {"k": list(expected["present_key"]), "v": list(expected["present_value"])}
     for index, length in enumerate(lengths):
         sequence = {"query": q[index], "key": k[index, :length], "value": v[index, :length]}
         sequence |= _position_mask(attributes, cached="nonpad_kv_seqlen" in given)
         if "attn_mask" in given:
-            sequence |= _explicit_mask(given["attn_mask"], index, heads, q.shape[1], k.shape[1], int(length))
+            keys = before + k.shape[1]
+            sequence |= _explicit_mask(given["attn_mask"], index, heads, q.shape[1], keys, before + int(length))
         case.sequences.append(sequence)
         case.outputs.append(_packed(expected["Y"])[index])
     if "qk_matmul_output" in expected and (stage := _stage_of(attributes)):
         case.stages[stage] = [
-            each[..., : int(n)] for each, n in zip(expected["qk_matmul_output"], lengths, strict=True)
+            each[..., : before + int(n)] for each, n in zip(expected["qk_matmul_output"], lengths, strict=True)
         ]
     return case
 
@@ -185,6 +190,7 @@ def _features(case: Case) -> list[str]:
         "fp16": first["query"].dtype == np.float16,
         "scores": "scores" in case.stages,
         "weights": "weights" in case.stages,
+        "past and present keys": bool(case.pasts),
     }
     return [name for name, there in features.items() if there]
 

@@ -41,6 +41,23 @@ def test_by_handle_is_what_sending_it_is(client, value):
         np.testing.assert_array_equal(kept[name], sent[name])
 
 
+def test_keys_beside_a_memory_come_behind_its_own(client):
+    """In a block that projects nothing, own keys are behind the memory's, and queries at the positions behind these."""
+    memory = client.create_memory("dot-product", key=KEY[:4], value=VALUE[:4])
+    outputs = ["output", "weights", "k", "v"]
+    behind = client.attend(
+        "dot-product", query=QUERY, memory=memory, key=KEY[4:], value=VALUE[4:], outputs=outputs, causal="top_left"
+    )
+    allowed = np.arange(9) <= 4 + np.arange(3)[:, None]
+    sent = client.attend("dot-product", query=QUERY, key=KEY, value=VALUE, outputs=outputs, allowed=allowed)
+    for name in outputs:
+        np.testing.assert_array_equal(behind[name], sent[name])
+    for field, wrong in (("key", {"key": KEY[:, :2]}), ("value", {"key": KEY, "value": KEY})):
+        with pytest.raises(InvalidRequest, match=r"must be .* wide") as caught:
+            client.attend("dot-product", query=QUERY, memory=memory, **wrong)
+        assert caught.value.field.endswith(field)
+
+
 def test_a_text_memory_brings_its_tokens(client):
     """A memory made from text answers with the text's tokens, as if it had been sent."""
     memory = client.create_memory("cross-attention", memory_text="twenty one")

@@ -106,6 +106,14 @@ class Past(NamedTuple):
         block.claim(0, rows)
         return cls((Piece(block, rows),), rows)
 
+    @classmethod
+    def of(cls, keys: Vectors, values: Vectors) -> "Past":
+        """Return the keys and values of one site, each [rows, width], as a prefix."""
+        widths = ((keys.shape[1], values.shape[1]),)
+        past = cls.begin(widths, len(keys), FLOAT)
+        past.pieces[0].block.sites = [(keys, values)]
+        return cls(past.pieces)
+
     @property
     def length(self) -> int:
         """The number of positions."""

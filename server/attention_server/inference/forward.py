@@ -66,7 +66,7 @@ class Forward:
             return self._pair.stages(batch, plan, run, rows, reductions)
         memory = batch[0].memory
         continued = [each.continuation for each in batch if each.continuation is not None]
-        kept = NO_NAMES if memory is None else memory.names
+        kept = NO_NAMES if memory is None or continued else memory.names
         tensors, added = self._inputs(batch, run), batch[0].added
         if continued:
             return self._chain.continued(tensors, plan.stages, kept, run, added, rows, continued, reductions)
@@ -198,7 +198,7 @@ class Forward:
         assert query is not None
         key = query if key is None else key
         tensors: Tensors = {"query": query, "key": key, "value": key if value is None else value}
-        if (memory := batch[0].memory) is not None:
+        if (memory := batch[0].memory) is not None and batch[0].continuation is None:
             tensors |= memory.vectors()
         elif not self._chain.segments:
             tensors["k"], tensors["v"] = tensors["key"], tensors["value"]

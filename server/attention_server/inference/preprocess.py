@@ -20,7 +20,7 @@ from attention_proto.stages import OF_KEYS
 from numpy.typing import NDArray
 
 from attention_server.contexts.memory import Memory
-from attention_server.contexts.past import Continuation
+from attention_server.contexts.past import Continuation, Past
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequence, Tokens
 from attention_server.domain.tokenization import HELD_TOKEN_BYTES
@@ -131,6 +131,8 @@ def prepare(
     is_pair, path = has_source(manifest), sequence.path
     layer = target_chain(manifest).layers[0] if is_pair else manifest.layers[0]
     past = None if memory is None else memory.past
+    if memory is not None and sequence.key is not None:  # checked: of a block that projects nothing
+        past = Past.of(*[memory.vectors()[name][0] for name in ("k", "v")])
     first = 0 if past is None else past.length
     tokens = _read_query(sequence, reader, first)
     memory_tokens = _read_memory(sequence, memory_reader, path)
@@ -138,11 +140,14 @@ def prepare(
     query, key, value = _vectors(sequence, layer, memory_apart=memory_apart)
     if memory is not None:
         _check_memory(memory, layer, query, join_path(path, "query"))
+    if key is not None and past is not None:
+        _check_own(key, value, past, path)
     queries = _length(tokens, query)
     _check_length(queries, first, manifest, join_path(path, "query"))
-    keys = (memory.source_length if memory else _length(memory_tokens, key)) or first + queries
+    keys = _length(memory_tokens, key) or queries
     if value is not None and len(value) != keys:
         raise InvalidRequest(f"has {len(value)} positions, but there are {keys} keys", field=join_path(path, "value"))
+    keys = (memory.source_length if memory is not None and key is None else 0) or first + keys
     if is_pair:
         layer = _check_sites(manifest, limits, queries, keys, first, path)
         check.source_mask(mask, "mask")
@@ -155,12 +160,12 @@ def prepare(
     # projections matters where it does either; a target's row is a key of all later ones, whatever is masked.
     is_only_input = check.attends_to_itself(manifest)
     own_key = query is not None and key is None and not memory_apart and added is not None and not is_only_input
-    own_rows = attended if attended is None else attended[first:]
+    own_rows = attended if attended is None or is_pair else attended[first:]
     read = _either(attending, own_rows) if is_only_input else None if is_pair else attending
     return PreparedInput(
         query=_ready(query, read, path, "query"),
-        key=_ready(query if own_key else key, attended, path, "query" if own_key else "key"),
-        value=_ready(value, attended, path, "value"),
+        key=_ready(query if own_key else key, own_rows, path, "query" if own_key else "key"),
+        value=_ready(value, own_rows, path, "value"),
         tokens=tokens,
         memory_tokens=memory_tokens,
         queries=queries,
@@ -278,6 +283,16 @@ def prepare_memory(
     if len(value) != len(key):
         raise InvalidRequest(f"has {len(value)} positions, but there are {len(key)} keys", field="value")
     return key, value, None
+
+
+def _check_own(key: Vectors, value: Vectors | None, past: Past, path: str) -> None:
+    """Check that keys and values are as wide as those of the memory before them."""
+    of_key, of_value = past.widths[0]
+    check.vectors(key, of_key, join_path(path, "key"))
+    if value is None:
+        check.stands_in(key, of_value, "the key", join_path(path, "value"))
+    else:
+        check.vectors(value, of_value, join_path(path, "value"))
 
 
 def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: str) -> None:

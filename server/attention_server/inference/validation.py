@@ -16,6 +16,7 @@ from attention_server.domain.messages import Array, MemoryRequest, Sequence
 from attention_server.errors import InvalidRequest, join_path
 
 CROSS_ATTENTION = "cross_attention"
+DOT_PRODUCT = "dot_product"
 SOURCES = "give memory_text, memory_token_ids or memory"
 MEMORY_ID = re.compile("[0-9a-f]{32}")
 HARMLESS = 1e15  # the product of two such numbers, over any width, is a float32
@@ -75,6 +76,8 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
         given.append("memory_token_ids")
     if sequence.memory:
         given.append("memory")
+    # Where nothing is projected, the keys of a memory may come before those of the sequence.
+    given = ["key"] if given == ["key", "memory"] and manifest.block == DOT_PRODUCT else given
     if len(given) > 1:
         raise InvalidRequest(f"give only one of {' and '.join(given)}", field=join_path(path, given[1]))
     if sequence.value is not None and given not in ([], ["key"]):

@@ -252,7 +252,8 @@ class Sequence(_message.Message):
     """A sequence and its memory, the positions that it attends to. It has exactly one of `query`, `text` and `token_ids`,
     and at most one of `key`, `memory_text`, `memory_token_ids` and `memory`. In an encoder-decoder the memory is the source,
     and the query is the target so far, which may be left out. In a decoder `memory` alone is taken: a prefix that the
-    sequence goes on behind, as if both were one text: T counts its own positions, S the prefix and its own.
+    sequence goes on behind, as if both were one text: T counts its own positions, S the prefix and its own. In a
+    `dot_product` model `key` may stand beside `memory`, whose keys are then a prefix of the sequence's own.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
