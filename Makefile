@@ -58,8 +58,12 @@ setup: .venv/.ready .venv-dev/.ready .venv-clients/.ready server/web/node_module
 run: .venv/.ready ## serve the embedded models and show an answer
 	deploy/run.sh $(if $(ONCE),--once)
 
-test: setup check ## every check and every test, on every core
+test: setup check repository ## every check and every test, on every core
 	$(DEV)/pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(PYTEST)
+
+# Made beside the checks, since every worker of the tests would wait for it.
+repository: .venv-dev/.ready
+	PYTHONPATH=tests $(DEV)/python -c 'import serving; serving.made_repository()'
 
 bench: setup ## measure against peers and write docs/benchmarks.md; BENCH=--quick for a moment each, BENCH=--help
 	$(DEV)/python -m benchmarks.serving $(BENCH)
@@ -133,4 +137,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test bench gpu gpu-import tried trials fuzz chaos soak check rules types format proto web screenshots train lock sbom audit
+.PHONY: help setup run test repository bench gpu gpu-import tried trials fuzz chaos soak check rules types format proto web screenshots train lock sbom audit

@@ -16,7 +16,9 @@ from serving import Server, made_repository, start_server
 
 from tests.transports import TRANSPORTS, Base64Sender, GrpcSender, JsonSender, ProtobufSender, Transport
 
-LONGEST = ("containers", "conformance", "batch", "export", "trials", "benchmarks")  # folders of tests, longest first
+# Folders and files of tests, longest first.
+IMPORTED = ("test_imported_decoders.py", "test_imported_models.py", "test_imported_encoder_decoders.py")
+LONGEST = ("containers", "conformance", "batch", *IMPORTED, "export", "trials", "benchmarks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,10 +71,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Have workers begin with the folders that take longest, so that none ends long after the others."""
+    """Have workers begin with the folders and files that take longest, so that none ends long after the others."""
     if hasattr(config, "workerinput"):
         order = {folder: place for place, folder in enumerate(LONGEST)}
-        items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+        items.sort(key=lambda item: order.get(item.path.name, order.get(item.path.parent.name, len(order))))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -104,6 +106,17 @@ def dot_only(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("dot_only")
     (folder / "dot").symlink_to(repository / "dot")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_versions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Versions imported of tiny checkpoints, shared by all workers: a `TinyVersions`."""
+    from export.tiny_versions import TinyVersions  # noqa: PLC0415 # torch is imported only where it is used
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if hasattr(request.config, "workerinput") else folder) / "tiny-versions"
+    folder.mkdir(exist_ok=True)
+    return TinyVersions(folder)
 
 
 @pytest.fixture(scope="session")

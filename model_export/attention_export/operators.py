@@ -1,11 +1,13 @@
 """The exporter's operators: each source is parsed once for a process, and programs are traced once."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from onnxscript._internal import values
+from torch import Tensor
 from torch._ops import HigherOrderOperator, OperatorBase, OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -50,10 +52,31 @@ def skip_decompositions(program: ExportedProgram) -> ExportedProgram:
         if all(_is_translated(node, table) for node in graph.nodes):
             graph.eliminate_dead_code()
             return program
-        return decompose(table)
+        return decompose({**table, **OF_SIZES})
 
     program.run_decompositions = run
     return program
+
+
+def _flatten(x: Tensor, start: int = 0, end: int = -1) -> Tensor:
+    first, last = start % x.dim(), end % x.dim()
+    return x.reshape(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
+
+
+def _repeat(x: Tensor, repeats: int, dim: int | None = None, **_: Any) -> Tensor:
+    """Repeat each element along a dimension, all of the flat tensor without one."""
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    before, size, behind = x.shape[: dim % x.dim()], x.shape[dim], x.shape[dim % x.dim() + 1 :]
+    repeated = x.unsqueeze(len(before) + 1).expand(*before, size, repeats, *behind)
+    return repeated.reshape(*before, size * repeats, *behind)
+
+
+# Their translations compute with sizes at run time, and leave out shapes by which the rows of a sequence are followed.
+OF_SIZES: dict[OperatorBase, Callable[..., Any]] = {
+    aten.flatten.using_ints: _flatten,
+    aten.repeat_interleave.self_int: _repeat,
+}
 
 
 def _simplify(node: Node) -> None:
@@ -81,5 +104,6 @@ def _is_translated(node: Node, table: Table) -> bool:
     if node.op != "call_function":
         return node.op in ("placeholder", "output")
     if isinstance(node.target, OpOverload):
-        return node.target not in table and not node.target._schema.is_mutable  # noqa: SLF001
+        is_known = node.target not in table and node.target not in OF_SIZES
+        return is_known and not node.target._schema.is_mutable  # noqa: SLF001
     return not isinstance(node.target, HigherOrderOperator)

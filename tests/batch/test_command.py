@@ -16,7 +16,7 @@ from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait
 
 def test_a_bar_on_a_terminal(server, tmp_path):
     """On a terminal the command shows a bar, and at the end one line with failed rows and rates."""
-    source = write_texts(tmp_path / "in.jsonl", 3000)
+    source = write_texts(tmp_path / "in.jsonl", 500)
     with source.open("a") as file:
         file.write("{\n")
     ours, theirs = pty.openpty()
@@ -33,8 +33,8 @@ def test_a_bar_on_a_terminal(server, tmp_path):
     os.close(ours)
     assert run.returncode == 3
     assert "━".encode() in shown
-    assert b"3000 rows" in shown
-    assert b"complete: 3000 rows, 1 failed, " in shown
+    assert b"500 rows" in shown
+    assert b"complete: 500 rows, 1 failed, " in shown
     assert b"sequences/s" in shown
     assert b'"event"' not in shown
 

@@ -71,17 +71,17 @@ def invoke(*arguments: object) -> Result:
 
 @pytest.mark.usefixtures("few_lengths")
 def test_a_block_of_given_matrices_is_exported_and_verified(tmp_path: Path) -> None:
-    """`block` exports the given matrices with the given license; `verify` prints the errors."""
+    """`block` exports the given matrices as the given version and license; `verify` prints the errors."""
     torch.manual_seed(0)
     block = SelfAttention(Dims(query=6))
     save_file(block.state_dict(), tmp_path / "matrices.safetensors")
     options = ("--width", 6, "--weights", tmp_path / "matrices.safetensors", "--license", "MIT", "--models", tmp_path)
-    made = invoke("block", "self_attention", "--name", "mine", *options)
+    made = invoke("block", "self_attention", "--name", "mine", "--version", 3, *options)
     assert made.exit_code == 0, made.stderr
-    manifest = read_manifest(tmp_path / "mine/1")
+    manifest = read_manifest(tmp_path / "mine/3")
     assert manifest.license == "MIT"
-    assert torch.equal(read_block(tmp_path / "mine/1", manifest, manifest.layers[0]).M_V, block.M_V)
-    verified = invoke("verify", tmp_path / "mine/1")
+    assert torch.equal(read_block(tmp_path / "mine/3", manifest, manifest.layers[0]).M_V, block.M_V)
+    verified = invoke("verify", tmp_path / "mine/3")
     assert verified.exit_code == 0
     assert re.search(r"weights +│ +\d\.\d+e-0\d", verified.stdout)
 
@@ -137,11 +137,8 @@ def test_matrices_that_do_not_fit_are_refused_in_a_line(
     assert refused.exception is None or isinstance(refused.exception, SystemExit)
 
 
-def test_a_version_may_be_chosen(tmp_path: Path) -> None:
-    """`--version N` of a subcommand is the version to write; alone it tells the program's."""
+def test_the_command_tells_its_version() -> None:
+    """`--version` alone tells the program's version, beside that of a subcommand, which is the version to write."""
     command = Path(sys.executable).with_name("attention-export")
-    arguments = ["block", "dot_product", "--name", "plain", "--models", tmp_path, "--version", "3"]
-    subprocess.run([command, *arguments], check=True, capture_output=True)
-    assert (tmp_path / "plain/3/manifest.json").exists()
     told = subprocess.run([command, "--version"], check=True, capture_output=True, text=True)
     assert told.stdout.startswith("attention-export ")

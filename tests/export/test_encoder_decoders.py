@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +17,12 @@ from attention_export.importing.transformer.source import load_source
 from attention_export.manifest import read_manifest, write_manifest
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor, Side
 from export.tiny_checkpoints import ENCODER_DECODERS, END, PAD, tiny_model, write_checkpoint
-from transformers import PreTrainedModel
+from export.tiny_versions import TinyVersions
 
 SHORT = ("t5", "marian")  # further ones are imported and served in tests of the server
 NAMES = ["encoder.0", "encoder.1", "decoder.0", "decoder.0.cross", "decoder.1", "decoder.1.cross"]
 CROSS = ["cross_k_0", "cross_v_0", "cross_k_1", "cross_v_1"]
 TASKS = {"t5": "ForSeq2SeqLM", "marian": "ForSeq2SeqLM"}  # further kinds are imported without a head
-
-
-class Versions:
-    """Tiny checkpoints, and the versions imported of them, each made once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.version = cache(self._import)
-
-    def model(self, kind: str) -> PreTrainedModel:
-        return tiny_model(kind, task=TASKS.get(kind, ""))
-
-    def checkpoint(self, kind: str) -> Path:
-        return self.folder / "checkpoints" / kind
-
-    def _import(self, kind: str) -> Path:
-        checkpoint = write_checkpoint(self.checkpoint(kind), self.model(kind))
-        return import_transformer(checkpoint, self.folder / "models", kind, 1)
-
-
-@pytest.fixture(scope="module")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
-    return Versions(tmp_path_factory.mktemp("encoder-decoders"))
 
 
 def results(version: Path, file: str) -> list[str]:
@@ -56,12 +32,12 @@ def results(version: Path, file: str) -> list[str]:
 @pytest.mark.parametrize(
     "kind", [kind if kind in SHORT else pytest.param(kind, marks=pytest.mark.long) for kind in ENCODER_DECODERS]
 )
-def test_an_encoder_decoder_is_two_chains(kind: str, versions: Versions) -> None:
+def test_an_encoder_decoder_is_two_chains(kind: str, tiny_versions: TinyVersions) -> None:
     """The import is equal to its source at every site; its manifest tells sides, masks and the start token.
 
     The last segment of the source gives k and v of every cross site, and the segment before a cross site q alone.
     """
-    version = versions.version(kind)
+    version = tiny_versions.version(kind, TASKS.get(kind, ""))
     manifest = read_manifest(version)
     assert manifest.parity.cases >= 8
     assert {"embeddings", "weights", "hidden", "output"} <= set(manifest.parity.max_abs_error)
@@ -85,22 +61,22 @@ def test_an_encoder_decoder_is_two_chains(kind: str, versions: Versions) -> None
     assert ["k" in graph for graph in graphs] == [True, True, False, True, False, True, False, False]
 
 
-def test_an_embedding_of_both_sides_is_one_file(versions: Versions) -> None:
+def test_an_embedding_of_both_sides_is_one_file(tiny_versions: TinyVersions) -> None:
     """T5's front is the file of the source's front too; Marian's sides have embeddings of their own."""
-    text = read_manifest(versions.version("t5")).text
+    text = read_manifest(tiny_versions.version("t5", TASKS["t5"])).text
     assert text.front == text.memory_front
-    text = read_manifest(versions.version("marian")).text
+    text = read_manifest(tiny_versions.version("marian", TASKS["marian"])).text
     assert text.front.sha256 != text.memory_front.sha256
     assert not text.HasField("memory_tokenizer")  # the checkpoint has one tokenizer
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_greedy_steps_are_those_of_generate(kind: str, versions: Versions) -> None:
+def test_greedy_steps_are_those_of_generate(kind: str, tiny_versions: TinyVersions) -> None:
     """The most probable token behind the last row, put behind the target step by step, gives `generate`'s tokens."""
-    runner = VersionRunner(versions.version(kind), kept_bytes=2**30)
+    runner = VersionRunner(tiny_versions.version(kind, TASKS.get(kind, "")), kept_bytes=2**30)
     (predictor,) = runner.manifest.predictors
     assert (predictor.name, predictor.rows, predictor.vocabulary) == ("token", Predictor.ROWS_LAST, True)
-    model = versions.model(kind)
+    model = tiny_versions.model(kind, TASKS.get(kind, ""))
     model.generation_config.update(eos_token_id=None, forced_eos_token_id=None, bad_words_ids=None, pad_token_id=PAD)
     source = np.arange(7, 29)[None]
     expected = model.generate(torch.from_numpy(source), max_new_tokens=12, do_sample=False, num_beams=1)[0].tolist()
@@ -145,23 +121,23 @@ def a_decoder_that_sees_the_future(manifest: Manifest) -> None:
     ],
 )
 def test_a_changed_manifest_is_refused(
-    kind: str, change: Callable[[Manifest], None], site: str, stage: str, versions: Versions, tmp_path: Path
+    kind: str, change: Callable[[Manifest], None], site: str, stage: str, tiny_versions: TinyVersions, tmp_path: Path
 ) -> None:
     """The first site at which the version differs from its source is named."""
-    folder = shutil.copytree(versions.version(kind), tmp_path / "1")
+    folder = shutil.copytree(tiny_versions.version(kind, TASKS.get(kind, "")), tmp_path / "1")
     manifest = read_manifest(folder)
     change(manifest)
     write_manifest(folder, manifest)
     with pytest.raises(Mismatch) as refused:
-        compare(load_source(versions.checkpoint(kind)), folder, lambda _: None)
+        compare(load_source(tiny_versions.checkpoint(kind, TASKS[kind])), folder, lambda _: None)
     assert (refused.value.site, refused.value.stage) == (site, stage)
     assert f"site {site} (" in str(refused.value)
 
 
-def test_swapped_heads_of_a_cross_site_are_refused(versions: Versions, tmp_path: Path) -> None:
+def test_swapped_heads_of_a_cross_site_are_refused(tiny_versions: TinyVersions, tmp_path: Path) -> None:
     """A source with two heads swapped in a cross attention has the same hidden states and logits, and other weights."""
-    version = versions.version("marian")
-    model = versions.model("marian")
+    version = tiny_versions.version("marian", TASKS["marian"])
+    model = tiny_versions.model("marian", TASKS["marian"])
     attention = model.model.decoder.layers[1].encoder_attn
     order = torch.arange(32).view(4, 8)[[0, 2, 1, 3]].flatten()
     with torch.no_grad():
@@ -185,7 +161,7 @@ def test_swapped_heads_of_a_cross_site_are_refused(versions: Versions, tmp_path:
     ],
 )
 def test_a_refusal_names_the_task_or_the_field(
-    task: str | None, fields: dict[str, object], words: str, versions: Versions, tmp_path: Path
+    task: str | None, fields: dict[str, object], words: str, tmp_path: Path
 ) -> None:
     """A classifier's head of an encoder-decoder, and a checkpoint that says no start token, are refused in words."""
     checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_model("bart"))

@@ -69,6 +69,7 @@ def test_dimensions_vary_by_name(exported: Path) -> None:
     assert shapes["weights"] == ["B", 2, "T", "S"]
 
 
+@pytest.mark.usefixtures("few_lengths")
 def test_a_mismatch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph with slightly wrong numbers is refused, and no file remains."""
     monkeypatch.setattr(export_module, "project_graph", _project_of_another_block)

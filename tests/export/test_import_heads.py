@@ -10,8 +10,6 @@ import torch
 import transformers
 from attention_client import AttentionClient, OutputSpec, Sample, TooLarge
 from attention_export.cli import app
-from attention_export.importing import transformer
-from attention_export.importing.transformer.comparison import Mismatch
 from attention_export.manifest import read_manifest
 from attention_proto.attention.v1.attention_pb2 import Predictor
 from attention_server.domain import messages
@@ -236,17 +234,3 @@ def test_an_imported_version_is_neither_verified_nor_quantized(served: Served) -
     quantized = CliRunner().invoke(app, ["quantize", folder, "--data", data, "--version", "2"])
     assert quantized.exit_code == 1
     assert "imported BertForMaskedLM: only versions of the blocks that this project defines" in quantized.stderr
-
-
-def test_a_version_that_differs_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the comparison finds a difference, the message is said and no folder is left, the repository's neither."""
-
-    def differ(*_: object) -> None:
-        raise Mismatch("0", "weights", "site 0 differs")
-
-    save(tmp_path / "checkpoint", transformers.BertModel)
-    monkeypatch.setattr(transformer, "compare", differ)
-    result = import_by_command(tmp_path / "checkpoint", tmp_path / "models", "model")
-    assert result.exit_code == 1
-    assert "site 0 differs" in result.stderr
-    assert not (tmp_path / "models").exists()

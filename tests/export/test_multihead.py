@@ -63,6 +63,7 @@ def test_multihead_attention_of_torch_is_the_same_block(
         torch.testing.assert_close(stages.weights, weights[..., :7], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("few_lengths")
 def test_a_zero_key_is_served_by_every_graph(tmp_path: Path) -> None:
     """Imported with `--add-zero-attn`, weights, masks, pooling and kept keys are PyTorch's, over the wire."""
     theirs = attention(add_zero_attn=True)

@@ -31,6 +31,11 @@ def with_an_operator_to_decompose(x: Tensor) -> Tensor:
     return nn.functional.one_hot(x.argmax(-1), 4) * x
 
 
+def of_sizes(x: Tensor) -> Tensor:
+    repeated = [x.repeat_interleave(2, each) for each in (0, -1)]
+    return torch.stack([repeated[0], -repeated[0]], -1).flatten(-2) + repeated[1].repeat_interleave(2, 0)
+
+
 def written_in_place(x: Tensor) -> Tensor:
     return torch.zeros_like(x).add_(x).masked_fill_(x > 0, 3.0)
 
@@ -38,7 +43,7 @@ def written_in_place(x: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch by torch
 @pytest.mark.parametrize(
     ("function", "traced_again"),
-    [(translated, 0), (with_an_operator_to_decompose, 1), (written_in_place, 1)],
+    [(translated, 0), (with_an_operator_to_decompose, 1), (of_sizes, 1), (written_in_place, 1)],
 )
 def test_a_program_is_traced_again_where_it_must_be(
     function: Callable[[Tensor], Tensor], traced_again: int, monkeypatch: pytest.MonkeyPatch

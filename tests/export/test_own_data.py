@@ -160,7 +160,7 @@ def on_progress(progress):
         {then}
 
 path, checkpoint = map(Path, sys.argv[1:])
-task = own_data(path, "mine", Options("multi_head", steps=250), checkpoint)
+task = own_data(path, "mine", Options("multi_head", steps=160), checkpoint)
 task.train(0, task.steps, on_progress)
 """
 
@@ -183,9 +183,9 @@ class TestCheckpoint:
             *([".checkpoint.pt.partial"] if partial else []),
         }
         seen = []
-        options = Options("multi_head", steps=250)
+        options = Options("multi_head", steps=160)
         resumed = train(path, options, checkpoint=checkpoint, on_progress=lambda progress: seen.append(progress.step))
-        assert seen == list(range(101, 251))
+        assert seen == list(range(101, 161))
         assert same(resumed, train(path, options))
 
     def test_a_finished_run_is_not_run_again(self, tmp_path):
@@ -238,6 +238,7 @@ class TestCommand:
         assert result.exit_code == 1
         assert said in result.output
 
+    @pytest.mark.usefixtures("few_lengths")
     def test_from_file_to_service(self, tmp_path):
         """A model trained by the command predicts the learned labels over the wire."""
         data, figure, models = generate(tmp_path, lookup, 500), tmp_path / "figures" / "figure.png", tmp_path / "models"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_export.importing.transformer import import_transformer
 from attention_export.importing.transformer.comparison import WHOLE, Mismatch, compare
 from attention_export.importing.transformer.sites import SiteShape
 from attention_export.importing.transformer.source import load_source
 from attention_export.manifest import add_file, read_manifest, write_manifest
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from export.checkpoints import import_by_command
 from export.tiny_checkpoints import tiny_model, write_checkpoint
+from export.tiny_versions import TinyVersions
 from transformers import PreTrainedModel
 
 KINDS = ("bert", "roberta", "modernbert", "clip_text_model")
@@ -21,25 +22,9 @@ KINDS = ("bert", "roberta", "modernbert", "clip_text_model")
 class Honest:
     """A checkpoint of each kind and the version imported of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.models = {kind: tiny_model(kind) for kind in KINDS}
-        self.versions = {kind: self.version_of(kind, model) for kind, model in self.models.items()}
-
-    def checkpoint(self, kind: str) -> Path:
-        return self.folder / "checkpoints" / kind
-
-    def version_of(self, name: str, model: PreTrainedModel) -> Path:
-        """Write a model as a checkpoint, and import it."""
-        checkpoint = write_checkpoint(self.checkpoint(name), model)
-        return import_transformer(checkpoint, self.folder / "models", name, 1)
-
-    def sabotaged_model(self, kind: str, change: Callable[[PreTrainedModel], object], name: str) -> Path:
-        """Import a changed model; return the version."""
-        model = tiny_model(kind)
-        with torch.no_grad():
-            change(model)
-        return self.version_of(name, model)
+    def __init__(self, made: TinyVersions) -> None:
+        self.checkpoint = made.checkpoint
+        self.versions = {kind: made.version(kind) for kind in KINDS}
 
     def sabotaged_folder(self, kind: str, change: Callable[[Manifest, Path], object], target: Path) -> Path:
         """Copy the version and change its manifest; return the copy."""
@@ -50,19 +35,24 @@ class Honest:
         return folder
 
     def refusal(self, kind: str, version: Path) -> Mismatch:
-        """Compare a version with the source, whole and with a parameter in memory at a time; return the refusal."""
-        refusals = []
-        for whole in (WHOLE, 0):
-            with pytest.raises(Mismatch) as refused:
-                compare(load_source(self.checkpoint(kind)), version, lambda _: None, whole=whole)
-            refusals.append(refused.value)
-        assert (refusals[0].site, refusals[0].stage) == (refusals[1].site, refusals[1].stage)
-        return refusals[0]
+        """Compare a version with the source of a kind; return the refusal."""
+        return refusal(self.checkpoint(kind), version)
+
+
+def refusal(checkpoint: Path, version: Path) -> Mismatch:
+    """Compare a version with a source, whole and with a parameter in memory at a time; return the refusal."""
+    refusals = []
+    for whole in (WHOLE, 0):
+        with pytest.raises(Mismatch) as refused:
+            compare(load_source(checkpoint), version, lambda _: None, whole=whole)
+        refusals.append(refused.value)
+    assert (refusals[0].site, refusals[0].stage) == (refusals[1].site, refusals[1].stage)
+    return refusals[0]
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
-    return Honest(tmp_path_factory.mktemp("honest"))
+def honest(tiny_versions: TinyVersions) -> Honest:
+    return Honest(tiny_versions)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,21 +176,24 @@ def another_gelu(model: PreTrainedModel) -> None:
     ],
 )
 def test_a_changed_model_is_refused(
-    change: Callable[[PreTrainedModel], None], site: str, stages: set[str], honest: Honest
+    change: Callable[[PreTrainedModel], None], site: str, stages: set[str], honest: Honest, tmp_path: Path
 ) -> None:
-    """A version of another model differs from the source at the first stage that the change reaches."""
-    version = honest.sabotaged_model("bert", change, change.__name__.replace("_", "-"))
-    refusal = honest.refusal("bert", version)
-    assert refusal.site == site and refusal.stage in stages
-    assert f"site {site} (" in str(refusal) and refusal.stage in str(refusal)
+    """A version differs from another model than its source at the first stage that the change reaches."""
+    model = tiny_model("bert")
+    with torch.no_grad():
+        change(model)
+    refused = refusal(write_checkpoint(tmp_path, model), honest.versions["bert"])
+    assert refused.site == site and refused.stage in stages
+    assert f"site {site} (" in str(refused) and refused.stage in str(refused)
 
 
 def test_a_refused_import_writes_nothing(honest: Honest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The folder of models stays as it was when the comparison finds a difference."""
+    """Where the comparison finds a difference, the command says it, and no folder is left, the repository's neither."""
     monkeypatch.setattr(SiteShape, "of", classmethod(_off_by_a_hundredth))
-    with pytest.raises(Mismatch, match="site 0 "):
-        import_transformer(honest.checkpoint("bert"), tmp_path, "bert", 1)
-    assert not list(tmp_path.rglob("manifest.json"))
+    result = import_by_command(honest.checkpoint("bert"), tmp_path / "models", "bert")
+    assert result.exit_code == 1
+    assert "site 0 " in result.stderr
+    assert not (tmp_path / "models").exists()
 
 
 def _off_by_a_hundredth(cls: type[SiteShape], site: object) -> SiteShape:

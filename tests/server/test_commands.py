@@ -47,7 +47,7 @@ def test_the_base_install(command):
     assert line.endswith(f"pip install 'attention-service[{COMMANDS[command][1]}]'")
 
 
-@pytest.mark.parametrize("missing", ["onnxruntime", "uvloop", "uvicorn"])
+@pytest.mark.parametrize("missing", ["onnxruntime", "uvicorn"])
 def test_one_missing_module(missing):
     """A server without one of its modules names it; its help has every setting all the same."""
     done = run("attention-server", missing)

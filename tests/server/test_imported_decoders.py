@@ -4,14 +4,11 @@ import asyncio
 import copy
 import functools
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +26,20 @@ from attention_client import (
     Sample,
 )
 from attention_client.cli.commands import app
-from attention_export.importing.transformer import import_transformer
+from attention_export.manifest import read_manifest
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.store import HeldMemories, MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK
 from attention_server.domain.messages import OutputSpec as DomainSpec
 from attention_server.domain.messages import Sequence as DomainSequence
+from attention_server.errors import InvalidRequest as ServerInvalidRequest
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
+from attention_server.inference.validation import keeps_prefixes
 from attention_server.repository.loader import load
-from export.tiny_checkpoints import BEGIN, DECODERS, END, SPECIAL, WORDS, tiny_model, write_checkpoint
+from export.tiny_checkpoints import BEGIN, DECODERS, END, SPECIAL, WORDS, tiny_model
+from export.tiny_versions import TinyVersions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 TOLERANCE = 5e-5  # of the largest value
+TASK = "ForCausalLM"
 TOP = 5
 STEPS = 12
 EVERYTHING = [
@@ -57,7 +58,6 @@ EVERYTHING = [
     OutputSpec("predictions", top=TOP),
 ]
 SEQUENCES = ([BEGIN], [BEGIN, 31, 8, 99, 4, 5, 7, 7, 64, END], [5 + 7 * i % 95 for i in range(31)])
-MIXED = "cohere"
 STEPPED = ("gpt2", "gemma2", "llama")  # a mixture of experts gives other bits beside others: its steps run alone
 LIMITS = Limits(sequences=8, scores_bytes=2**24, answer_bytes=2**24, memory_ttl=60, outputs=64, work_bytes=2**24)
 GREEDY = ("gpt2", "llama", "gemma2", "gpt_oss", "mistral")
@@ -70,14 +70,7 @@ def name_of(kind: str) -> str:
 @functools.cache
 def source(kind: str) -> PreTrainedModel:
     """Return a decoder with its head; the same parameters in each process."""
-    torch.set_num_threads(1)
-    return tiny_model(kind, task="ForCausalLM")
-
-
-def make(folder: Path, kind: str) -> None:
-    """Write a checkpoint of a decoder, and import it."""
-    checkpoint = write_checkpoint(folder / "checkpoints" / name_of(kind), source(kind))
-    import_transformer(checkpoint, folder / "models", name_of(kind))
+    return tiny_model(kind, task=TASK)
 
 
 @dataclass
@@ -96,14 +89,17 @@ class Decoders:
 
 
 @pytest.fixture(scope="module")
-def decoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoders]:
-    """One server of all decoders; checkpoints are imported on every core, each process on one."""
-    folder = tmp_path_factory.mktemp("decoders")
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        made = {kind: pool.submit(make, folder, kind) for kind in DECODERS}
-        refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
-    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
-        yield Decoders(client, server.rest, server.grpc, folder / "models", refused)
+def decoders(tiny_versions: TinyVersions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoders]:
+    """One server of all decoders."""
+    models = tmp_path_factory.mktemp("decoders")
+    refused = {}
+    for kind in DECODERS:
+        try:
+            tiny_versions.serve_in(models, name_of(kind), kind, TASK)
+        except AssertionError as error:
+            refused[kind] = str(error)
+    with start_server(models) as server, AttentionClient(server.grpc) as client:
+        yield Decoders(client, server.rest, server.grpc, models, refused)
 
 
 def eager(model: PreTrainedModel, tokens: list[int]) -> tuple[list[NDArray], NDArray, NDArray]:
@@ -151,7 +147,7 @@ def test_a_decoder_gives_what_eager_gives(kind: str, decoders: Decoders) -> None
         np.testing.assert_allclose([each.probability for each in prediction.top], probabilities[best], rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [each for each in DECODERS if each != MIXED])
+@pytest.mark.parametrize("kind", DECODERS)
 def test_a_sequence_goes_on_behind_a_kept_prefix(kind: str, decoders: Decoders) -> None:
     """Every stage of the rows behind a prefix is that of the whole text: weights over both, and predictions too."""
     tokens, outputs = SEQUENCES[2], [*EVERYTHING, OutputSpec("scores"), OutputSpec("k"), OutputSpec("entropy")]
@@ -225,9 +221,12 @@ def test_steps_of_many_in_one_pass_have_the_bits_of_each_alone(kind: str, decode
 
 
 def test_rows_that_may_be_mixed_keep_no_prefix(decoders: Decoders) -> None:
-    """A graph of which the import cannot tell that its rows are independent is not continued: Cohere's rotation."""
-    with pytest.raises(InvalidRequest, match="rows of this transformer depend on further rows of one pass"):
-        decoders.client.create_memory(MIXED, memory_token_ids=[BEGIN])
+    """A graph of which the import could not tell that its rows are independent is not continued."""
+    manifest = read_manifest(decoders.models / "gemma2/1")
+    keeps_prefixes(manifest, "model")
+    manifest.segments[1].rows_dependent = True
+    with pytest.raises(ServerInvalidRequest, match="rows of this transformer depend on further rows of one pass"):
+        keeps_prefixes(manifest, "model")
 
 
 def test_sums_over_rows_behind_a_prefix(decoders: Decoders) -> None:

@@ -1,16 +1,12 @@
 """Imported encoder-decoders, served without torch, give the numbers of `transformers`, and its greedy tokens."""
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 import torch
 from attention_client import AttentionClient, OutputSpec, translate
-from attention_export.importing.transformer import import_transformer
-from export.tiny_checkpoints import ENCODER_DECODERS, PAD, tiny_model, word_tokenizer, write_checkpoint
+from export.tiny_checkpoints import ENCODER_DECODERS, PAD, tiny_model, word_tokenizer
+from export.tiny_versions import TinyVersions
 from numpy.typing import NDArray
 from serving import start_server
 from transformers import PreTrainedModel
@@ -18,7 +14,8 @@ from transformers import PreTrainedModel
 from tests.server.test_imported_models import TOLERANCE, distance
 
 SHORT = ("t5", "marian", "bart", "mbart", "pegasus", "m2m_100")
-HEADED = "mbart"  # imported with its head
+HEADED = "t5"  # with its head, as `marian` is
+TASKS = {"t5": "ForSeq2SeqLM", "marian": "ForSeq2SeqLM"}  # further kinds are imported without a head
 TEXTS = (
     ("w7", ""),
     ("w31 w8 w99 <mask> w5 w7 w7 w64", "w12 w90"),
@@ -27,24 +24,16 @@ TEXTS = (
 
 
 def model_of(kind: str) -> PreTrainedModel:
-    return tiny_model(kind, task="ForSeq2SeqLM" if kind == HEADED else "")
-
-
-def make(folder: Path, kind: str) -> None:
-    """Write a checkpoint of a kind, and import it."""
-    torch.set_num_threads(1)
-    checkpoint = write_checkpoint(folder / "checkpoints" / kind, model_of(kind))
-    import_transformer(checkpoint, folder / "models", kind)
+    return tiny_model(kind, task=TASKS.get(kind, ""))
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttentionClient]:
-    """A client of one server of all models; checkpoints are imported on every core, each process on one."""
-    folder = tmp_path_factory.mktemp("encoder-decoders")
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for made in [pool.submit(make, folder, kind) for kind in SHORT]:
-            made.result()
-    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
+def client(tiny_versions: TinyVersions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttentionClient]:
+    """A client of one server of all models."""
+    models = tmp_path_factory.mktemp("encoder-decoders")
+    for kind in SHORT:
+        tiny_versions.serve_in(models, kind, kind, TASKS.get(kind, ""))
+    with start_server(models) as server, AttentionClient(server.grpc) as client:
         yield client
 
 
@@ -76,7 +65,7 @@ def test_every_site_and_both_hidden_states_are_those_of_eager(kind: str, client:
     """Over gRPC, weights of all sites, hidden states of both sides, and logits of a head, equal the source's."""
     model = model_of(kind)
     outputs = [OutputSpec("weights", layers=["*"]), OutputSpec("hidden", layers=["encoder.1", "decoder.1"])]
-    outputs += [OutputSpec("logits")] if kind == HEADED else []
+    outputs += [OutputSpec("logits")] if kind in TASKS else []
     for source, target in TEXTS:
         answer = client.attend(kind, text=target, memory_text=source, outputs=outputs)
         expected = eager(model, source, target)

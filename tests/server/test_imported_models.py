@@ -1,55 +1,32 @@
 """Imported models of many architectures, served without torch, give the numbers of `transformers`."""
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from attention_client import AttendResult, AttentionClient, OutputSpec
-from attention_export import cli
+from export.checkpoints import import_by_command
 from export.tiny_checkpoints import (
     FAR_FROM_UNIFORM,
     KINDS,
-    SMALL,
     sharpness,
     tiny_model,
     word_tokenizer,
     write_checkpoint,
 )
+from export.tiny_versions import TinyVersions
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from serving import start_server
 from transformers import PreTrainedModel
-from typer.testing import CliRunner
 
 TOLERANCE = 5e-5  # of the largest value
-FEW_POSITIONS = SMALL | {"vocab_size": 400, "max_position_embeddings": 40, "pad_token_id": 1, "initializer_range": 0.5}
-VARIANTS = {  # further models: kind and fields of the config
-    "albert-4": ("albert", {"num_hidden_layers": 4}),
-    "data2vec-40": ("data2vec-text", FEW_POSITIONS),
-}
 TEXTS = ("w7", "w31 w8 w99 <mask> w5 w7 w7 w64 w12 w90 w33 w41 w58", " ".join(f"w{5 + 7 * i % 95}" for i in range(29)))
 EVERY_SITE = [OutputSpec("weights", layers=["*"]), OutputSpec("hidden")]
-
-
-def import_checkpoint(checkpoint: Path, models: Path, name: str) -> None:
-    """Import a checkpoint by the command."""
-    arguments = ["import", "transformer", str(checkpoint), "--name", name, "--models", str(models)]
-    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-
-
-def make(folder: Path, name: str, kind: str, fields: Mapping[str, object]) -> None:
-    """Write a checkpoint of a kind, and import it."""
-    torch.set_num_threads(1)
-    checkpoint = write_checkpoint(folder / "checkpoints" / name, tiny_model(kind, **fields))
-    import_checkpoint(checkpoint, folder / "models", name)
 
 
 @dataclass
@@ -65,21 +42,21 @@ class Imported:
 
     def files(self, name: str) -> list[str]:
         """Return the names of a version's graphs and the hashes of the files, in order."""
-        manifest = json.loads((self.folder / "models" / name / "1/manifest.json").read_text())
-        return [segment["graph"]["sha256"] for segment in manifest["segments"]]
+        return files(self.folder / name)
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
-    """One server of all models; checkpoints are imported on every core, each process on one."""
-    folder = tmp_path_factory.mktemp("imported")
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        made = {kind: pool.submit(make, folder, kind, kind, {}) for kind in KINDS}
-        made |= {name: pool.submit(make, folder, name, *variant) for name, variant in VARIANTS.items()}
-        made["spellings"] = pool.submit(make_spellings, folder)
-        refused = {kind: str(error) for kind, each in made.items() if (error := each.exception())}
-    with start_server(folder / "models") as server, AttentionClient(server.grpc) as client:
-        yield Imported(folder, client, refused)
+def imported(tiny_versions: TinyVersions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
+    """One server of all models."""
+    models = tmp_path_factory.mktemp("imported")
+    refused = {}
+    for kind in KINDS:
+        try:
+            tiny_versions.serve_in(models, kind, kind)
+        except AssertionError as error:
+            refused[kind] = str(error)
+    with start_server(models) as server, AttentionClient(server.grpc) as client:
+        yield Imported(models, client, refused)
 
 
 def eager(model: PreTrainedModel, text: str) -> tuple[list[NDArray], NDArray]:
@@ -116,54 +93,34 @@ def test_every_site_and_the_last_hidden_state_are_those_of_eager(kind: str, impo
 def test_shared_layers_stand_once(imported: Imported) -> None:
     """ALBERT's layers share matrices; the segments between its sites are one file."""
     files = imported.files("albert")
-    assert len(files) == 1 + SMALL["num_hidden_layers"]
-    assert "albert-4" not in imported.refused, imported.refused["albert-4"]
-    four = imported.files("albert-4")
-    assert len(set(four)) < len(four)
+    assert len(files) == 1 + KINDS["albert"]["num_hidden_layers"]
+    assert len(set(files[1:-1])) == 1 and len(set(files)) == 3
 
 
 # Spellings of one checkpoint -----------------------------------------------------------------------------------------
 
 
-def as_saved(folder: Path, model: PreTrainedModel) -> None:
-    write_checkpoint(folder, model)
+def files(model: Path) -> list[str]:
+    """Return the hashes of the files of a model's graphs, in order."""
+    manifest = json.loads((model / "1/manifest.json").read_text())
+    return [segment["graph"]["sha256"] for segment in manifest["segments"]]
 
 
-def in_shards_with_gamma_and_beta(folder: Path, model: PreTrainedModel) -> None:
-    """Write shards, with a prefix and the older names of a normalization's parameters."""
-    write_checkpoint(folder, model, max_shard_size="20KB")
-    shards = list(folder.glob("model-*.safetensors"))
-    assert len(shards) > 2
-    for shard in shards:
-        save_file({older(name): tensor for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    index["weight_map"] = {older(name): shard for name, shard in index["weight_map"].items()}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+def spell_anew(folder: Path) -> None:
+    """Write a checkpoint as shards of PyTorch in bfloat16, with the older names of a normalization's parameters."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for number, (name, tensor) in enumerate(tensors.items()):
+        shards.setdefault(f"pytorch_model-{number % 3}.bin", {})[older(name)] = tensor.to(torch.bfloat16)
+    for file, held in shards.items():
+        torch.save(held, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
 def older(name: str) -> str:
     return "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-
-
-def as_pytorch_in_bfloat16(folder: Path, model: PreTrainedModel) -> None:
-    write_checkpoint(folder, model.to(torch.bfloat16))
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-SPELLINGS: dict[str, Callable[[Path, PreTrainedModel], None]] = {
-    each.__name__.replace("_", "-"): each for each in (as_saved, in_shards_with_gamma_and_beta, as_pytorch_in_bfloat16)
-}
-
-
-def make_spellings(folder: Path) -> None:
-    """Import one BERT, with values that bfloat16 holds exactly, in each spelling."""
-    torch.set_num_threads(1)
-    for name, write in SPELLINGS.items():
-        model = tiny_model("bert").to(torch.bfloat16).float()
-        checkpoint = folder / "checkpoints" / name
-        write(checkpoint, model)
-        import_checkpoint(checkpoint, folder / "models", name)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta-v2"])
@@ -184,19 +141,23 @@ def test_a_pair_has_the_types_that_the_source_takes(kind: str, imported: Importe
     assert distance(answer["hidden"], result.last_hidden_state[0].numpy()) < TOLERANCE
 
 
-@pytest.mark.parametrize("spelling", [name for name in SPELLINGS if name != "as-saved"])
-def test_spellings_of_a_checkpoint_are_one_model(spelling: str, imported: Imported) -> None:
-    """Shards, a prefix with gamma and beta, PyTorch's file and bfloat16 give the same graphs."""
-    assert "spellings" not in imported.refused, imported.refused["spellings"]
-    assert imported.files(spelling) == imported.files("as-saved")
+def test_spellings_of_a_checkpoint_are_one_model(tmp_path: Path) -> None:
+    """Shards, a prefix with gamma and beta, PyTorch's files and bfloat16 give the same graphs."""
+    model = tiny_model("bert").to(torch.bfloat16).float()  # values that bfloat16 holds exactly
+    for name, change in {"as-saved": lambda _: None, "anew": spell_anew}.items():
+        checkpoint = write_checkpoint(tmp_path / "checkpoints" / name, model)
+        change(checkpoint)
+        result = import_by_command(checkpoint, tmp_path / "models", name)
+        assert result.exit_code == 0, result.output
+    assert files(tmp_path / "models/anew") == files(tmp_path / "models/as-saved")
 
 
 def test_a_data2vec_of_few_positions_is_served_rightly(imported: Imported) -> None:
     """Positions begin behind the padding token, and a text fills the table of positions to its end."""
-    assert "data2vec-40" not in imported.refused, imported.refused["data2vec-40"]
+    assert "data2vec-text" not in imported.refused, imported.refused["data2vec-text"]
     text = " ".join(f"w{5 + i}" for i in range(36))
-    answer = imported.answers("data2vec-40", text)
-    weights, hidden = eager(tiny_model("data2vec-text", **FEW_POSITIONS), text)
+    answer = imported.answers("data2vec-text", text)
+    weights, hidden = eager(tiny_model("data2vec-text"), text)
     assert len(answer.tokens) == 38
     for index, expected in enumerate(weights):
         assert distance(answer[f"weights@{index}"], expected) < TOLERANCE

@@ -134,8 +134,7 @@ def test_cuda_where_there_is_none(dot_only):
 # --- the stop --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("name", ["grpc", "rest-json"])
+@pytest.mark.parametrize(("name", "number"), [("grpc", signal.SIGTERM), ("rest-json", signal.SIGINT)])
 def test_a_stop_finishes_what_was_accepted(dot_only, tmp_path_factory, connect, name, number):
     """On a signal, requests that run and requests that wait are answered; then the process ends with 0."""
     held = tmp_path_factory.mktemp("stop") / "held"

@@ -439,10 +439,10 @@ def test_many_streams_at_once(client):
         assert [each.output.shape for each in answers] == [each.shape for each in given]
 
 
-def test_a_server_that_is_killed_in_mid_stream(repository, connected):
+def test_a_server_that_is_killed_in_mid_stream(dot_only, connected):
     """When one of two servers is killed, its unanswered messages are sent to the second: none is lost or doubled."""
-    given = sequences(3000, 20)
-    with start_server(repository) as stays, start_server(repository) as goes:
+    given = sequences(1500, 20)
+    with start_server(dot_only) as stays, start_server(dot_only) as goes:
         with connected(f"{stays.grpc},{goes.grpc}") as client:
             streams = [client.attend_many("dot", given) for _ in range(4)]  # balanced: some are held by each
             firsts = [next(each) for each in streams]
