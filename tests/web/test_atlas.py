@@ -73,7 +73,7 @@ def test_a_filter_and_an_order(visit, true):
     expect(page.locator(".atlas-grid.flat")).to_be_visible()
     order = [each.get_attribute("data-head") for each in page.locator(".thumbnail").all()]
     assert order == sorted(spread, key=lambda pair: -spread[pair])
-    pills = page.locator(".pill")
+    pills = page.locator(".atlas-tools .pill")
     for pill in pills.all():
         badge, count = pill.inner_text().split()
         pill.click()
