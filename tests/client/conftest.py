@@ -186,6 +186,7 @@ class Service(AttentionServiceServicer):
                 )
             else:
                 stage = stages[spec.name]
+                stage = stage[list(spec.heads)] if spec.heads else stage
                 result.outputs.append(self.output(spec, stage[:, list(spec.rows)] if spec.rows else stage))
         return result
 
@@ -266,6 +267,7 @@ MODELS = [
             text=pb.Text(),
             predictors=[pb.Predictor(name=name) for name in ROLES],
             doubled_bytes=2**18,
+            examples=[pb.Example(text="I gave my cat Tater a toy")],
         ),
         file_bytes=3 * 2**20,
         memory_bytes=2**21,

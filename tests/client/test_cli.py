@@ -306,7 +306,7 @@ def test_plot(run, tmp_path):
     """One command draws a picture, an SVG with the tokens as text, and a page of its own; and prints nothing."""
     files = {kind: tmp_path / f"weights.{kind}" for kind in ("svg", "png", "html")}
     options = [part for kind, file in files.items() for part in (f"--{kind}", file)]
-    status, out, err = run("plot", "multi-head", SENTENCE, *options)
+    status, out, err = run("plot", "--model", "multi-head", SENTENCE, *options)
     assert (status, out, err) == (0, "", "")
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in files["svg"].read_bytes()
@@ -316,24 +316,62 @@ def test_plot(run, tmp_path):
     assert "url(" not in page
 
 
+def test_weights_are_chosen(run, service, tmp_path):
+    """`attend` and `plot` choose layer, heads, pairs and top k, and change heads, by the same options."""
+    changes = ("--ablate", "0.1,1.*", "--score-temperature", "0.5")
+    one = ("--layer", "0", "--head", "2", "--head", "0")
+    assert run("attend", SENTENCE, "--model", "multi-head", *one, "--top-k", "3", *changes)[0] == 0
+    assert run("attend", SENTENCE, "--model", "multi-head", "--pairs", "0.2, 0.0")[0] == 0
+    assert run("plot", SENTENCE, "--model", "multi-head", *one, *changes, "--png", tmp_path / "one.png")[0] == 0
+    attended, of_pairs, plotted = service.requests
+    weights = attended.outputs[0]
+    assert (weights.name, list(weights.layers), list(weights.heads), weights.top_k) == ("weights", ["0"], [2, 0], 3)
+    assert list(of_pairs.outputs[0].pairs) == ["0.2", "0.0"]
+    assert (list(plotted.outputs[0].layers), list(plotted.outputs[0].heads)) == (["0"], [2, 0])
+    for request in (attended, plotted):
+        assert [(list(each.layers), list(each.heads)) for each in request.ablate] == [(["0"], [1]), (["1"], [])]
+        assert request.score_temperature == 0.5
+    assert not of_pairs.ablate and not of_pairs.HasField("score_temperature")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("attend", "--pairs", "0.1", "--head", "1"), "--pairs: names layers and heads"),
+        (("attend", "--outputs", "output", "--top-k", "2"), "--outputs: says which weights"),
+        (("attend", "--ablate", "1"), "--ablate: '1' is no LAYER.HEAD"),
+        (("plot", "--html", "w.html", "--head", "1"), "the page has every head"),
+    ],
+    ids=str,
+)
+def test_a_choice_that_is_none(run, options, words):
+    """Options that contradict each other are refused in words."""
+    command, *rest = options
+    status, out, err = run(command, SENTENCE, "--model", "multi-head", *rest)
+    assert (status, out) == (2, "")
+    assert words in " ".join(err.replace("│", " ").split())
+
+
 def test_plot_vectors(run, tmp_path):
     """Rows and columns of vectors are named by position."""
     np.save(tmp_path / "query.npy", np.eye(3))
-    status, _, _ = run("plot", "dot-product", "--query", tmp_path / "query.npy", "--html", tmp_path / "weights.html")
+    status, _, _ = run(
+        "plot", "--model", "dot-product", "--query", tmp_path / "query.npy", "--html", tmp_path / "weights.html"
+    )
     assert status == 0
     assert '"queries": ["0", "1", "2"]' in (tmp_path / "weights.html").read_text("utf-8")
 
 
 def test_plot_refused(run, tmp_path):
     """Without a file, with a file of another kind, or with an unknown layer, the command says what would do."""
-    status, _, err = run("plot", "multi-head", SENTENCE)
+    status, _, err = run("plot", "--model", "multi-head", SENTENCE)
     assert status == 2
     assert "--html FILE" in err
-    status, _, err = run("plot", "multi-head", SENTENCE, "--html", tmp_path / "w.pdf")
+    status, _, err = run("plot", "--model", "multi-head", SENTENCE, "--html", tmp_path / "w.pdf")
     assert status == 2
     assert "'w.pdf' has to end in .html" in err
     assert not (tmp_path / "w.pdf").exists()
-    status, _, err = run("plot", "multi-head", SENTENCE, "--layer", "9", "--png", tmp_path / "weights.png")
+    status, _, err = run("plot", "--model", "multi-head", SENTENCE, "--layer", "9", "--png", tmp_path / "weights.png")
     assert (status, err) == (1, "error: there is no layer '9'; there is 0\n")
 
 

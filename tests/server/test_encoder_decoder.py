@@ -418,7 +418,7 @@ def test_translation(server, source):
 def test_pictures_name_what_a_site_reads(server, tmp_path, layer, layers, queries, keys):
     """`plot` draws the layers of one kind, with the tokens of the source or the target at rows and columns."""
     program = Path(sys.executable).with_name("attention-client")
-    command = [program, "plot", "translator", TARGET, "--memory-text", SOURCE, "--layer", layer]
+    command = [program, "plot", "--model", "translator", TARGET, "--memory-text", SOURCE, "--layer", layer]
     command += ["--html", tmp_path / "page.html", "--target", server.grpc]
     subprocess.run(command, check=True, capture_output=True, timeout=HANG)
     drawn = re.search(r'\{"format".*\}(?=</script>|\n|;)', (tmp_path / "page.html").read_text())

@@ -16,11 +16,12 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.chains import OF_SOURCE, site_axes
 from attention_proto.stages import OUTPUTS
 from rich.console import Console
-from rich.table import Table
 
 from attention_client import __version__
 from attention_client.api.client import AttentionClient
 from attention_client.api.translate import translate as translate_text
+from attention_client.cli import choice
+from attention_client.cli.listing import models_table
 from attention_client.cli.options import Causal, Truncate
 from attention_client.display.document import as_document, token_document, translation_document
 from attention_client.display.heatmap import render, render_translation
@@ -107,7 +108,7 @@ CausalMask = Annotated[Causal, typer.Option(help="Hide the future, lined up at f
 def attend(
     text: Text = None,
     *,
-    model: Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")],
+    model: choice.Model,
     version: Version = 0,
     text_pair: Annotated[
         str | None, typer.Option(help="The second text of a pair, for a model that takes pairs.")
@@ -119,14 +120,28 @@ def attend(
     value: ArrayFile = None,
     causal: CausalMask = Causal.NONE,
     outputs: Annotated[str, typer.Option(help=OUTPUTS_HELP)] = "",
+    layer: choice.Layer = "",
+    head: choice.Heads = None,
+    pairs: choice.Pairs = "",
+    top_k: choice.TopK = 0,
+    ablate: choice.Ablate = "",
+    score_temperature: choice.Temperature = None,
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON document.")] = False,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the weights into a picture.")] = None,
 ) -> None:
     """Attend over one sequence, and show the weights of each head."""
+    chosen = choice.chosen_weights(layer, head, pairs, top_k)
+    if chosen is not None and outputs:
+        raise typer.BadParameter(
+            "says which weights; leave --layer, --head, --pairs and --top-k out", param_hint="--outputs"
+        )
+    off = choice.read_ablate(ablate)
     with _connect(target, timeout) as client:
         shown: list[Any] = read_outputs(outputs) or _default_outputs(client.model(model, version), text)
+        if chosen is not None:
+            shown = [chosen.spec if each == "weights" else each for each in shown]
         whole = "weights" in shown or {"name": "weights"} in shown
         result = client.attend(
             model,
@@ -140,6 +155,8 @@ def attend(
             value=value,
             causal=causal.value,
             outputs=shown,
+            ablate=off,
+            score_temperature=score_temperature,
         )
     if as_json:
         typer.echo(json.dumps(as_document([result])))
@@ -154,16 +171,20 @@ def attend(
 
 @app.command(no_args_is_help=True)
 def plot(
-    model: Annotated[str, typer.Argument(help="The model's name; `attention-client models` lists them.")],
     text: Text = None,
     *,
+    model: choice.Model,
     version: Version = 0,
     memory_text: MemoryText = None,
     query: ArrayFile = None,
     key: ArrayFile = None,
     value: ArrayFile = None,
     causal: CausalMask = Causal.NONE,
-    layer: Annotated[str, typer.Option(help="Which layer is drawn; --html has all of its kind.")] = "",
+    layer: choice.Layer = "",
+    head: choice.Heads = None,
+    pairs: choice.Pairs = "",
+    ablate: choice.Ablate = "",
+    score_temperature: choice.Temperature = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw lines and letters that can be edited.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw dots.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that can be pointed at.")] = None,
@@ -177,6 +198,10 @@ def plot(
     for kind, file in (("svg", svg), ("png", png), ("html", html)):
         if file is not None and file.suffix.lower() != f".{kind}":
             raise typer.BadParameter(f"--{kind} writes {kind.upper()}: {file.name!r} has to end in .{kind}")
+    chosen = choice.chosen_weights(layer, head, pairs)
+    if html is not None and chosen is not None and chosen.titles:
+        raise typer.BadParameter("the page has every head; leave --html out", param_hint="--head, --pairs")
+    off = choice.read_ablate(ablate)
     drawing = _import_plot("--svg and --png need") if pictures else None
     with _connect(target, timeout) as client:
         described = client.model(model, version)
@@ -185,7 +210,8 @@ def plot(
             _fail(f"there is no layer {layer!r}; there is {', '.join(every)}")
         axes = every[layer or list(every)[-1]]
         layers = [name for name, own in every.items() if own == axes]  # one page has matrices of one shape
-        weights = [OutputSpec("weights", layers=layers if html else [layer] if layer else ())]
+        drawn_spec = chosen.spec if chosen is not None else OutputSpec("weights")
+        weights = [OutputSpec("weights", layers=layers) if html else drawn_spec]
         predicts = text is not None and axes != OF_SOURCE and described.manifest.predictors
         predictions = ["predictions"] if predicts else []
         result = client.attend(
@@ -198,11 +224,14 @@ def plot(
             value=value,
             causal=causal.value,
             outputs=[*weights, *predictions],
+            ablate=off,
+            score_temperature=score_temperature,
         )
     if html:
         html.write_text(page(result), "utf-8")
     if drawing:
-        drawn = drawing.figure(_one_layer(result, layer or layers[-1]))
+        titles = () if chosen is None else chosen.titles
+        drawn = drawing.figure(_one_layer(result, layer or layers[-1]), titles)
         for format_, file in (("svg", svg), ("png", png)):
             if file:
                 drawn.savefig(file, format=format_)
@@ -307,50 +336,11 @@ def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
     """List the served models."""
     with _connect(target, timeout) as client:
         served = client.models()
-    table = Table(
-        "name", "version", "block", "heads", "widths", "text", "predictions", "device", "size", "example", box=None
-    )
-    for model in served:
-        table.add_row(*_table_row(model))
+    table = models_table(served)
     Console(width=max(TABLE_WIDTH, Console().width)).print(table)  # in a narrower one names would be cut
 
 
 app.command(no_args_is_help=True)(score)
-
-
-def _table_row(model: pb.Model) -> tuple[str, ...]:
-    manifest = model.manifest
-    layer = manifest.layers[0]
-    layers = "" if len(manifest.layers) == 1 else f"{len(manifest.layers)} layers of "
-    predictors = ", ".join(predictor.name for predictor in manifest.predictors)
-    text = "yes" if manifest.HasField("text") else "no"
-    version, heads = str(model.version), f"{layers}{layer.heads}"
-    row = (model.name, version, manifest.block, heads, _widths(layer), text, predictors, model.device)
-    return *row, _size(model), _example(manifest)
-
-
-def _example(manifest: pb.Manifest) -> str:
-    """Return the first text to try a model with, behind its memory text; empty for none."""
-    texts = [text for each in manifest.examples[:1] for text in (each.memory_text, each.text) if text]
-    return " → ".join(texts)
-
-
-def _size(model: pb.Model) -> str:
-    """Return the size of a version's files, the matrices in more than one of them, and the size in memory."""
-    doubled = f", {_mebibytes(model.manifest.doubled_bytes)} twice" if model.manifest.doubled_bytes else ""
-    return f"{_mebibytes(model.file_bytes)} MiB{doubled}, {_mebibytes(model.memory_bytes)} in memory"
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.3g}"
-
-
-def _widths(layer: pb.Layer) -> str:
-    """Return the widths of the vectors in and out: one where query, key and value share it."""
-    inputs = [layer.query_dim, layer.key_dim or layer.query_dim, layer.value_dim or layer.key_dim or layer.query_dim]
-    output = layer.output_dim or layer.heads * layer.value_head_dim
-    taken = " ".join(str(width or "any") for width in (inputs if len(set(inputs)) > 1 else inputs[:1]))
-    return f"{taken} → {output or 'any'}"
 
 
 def _default_outputs(model: pb.Model, text: str | None) -> list[str]:

@@ -1,6 +1,8 @@
 """Attention weights as a figure, by matplotlib (the extra `plot`)."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,13 +21,18 @@ _MAX_PREDICTIONS = 4  # in the caption
 _ROUNDS_TO_ZERO = 0.005  # below it a weight is printed as .00
 
 
-def figure(result: AttendResult) -> Figure:
+def figure(result: AttendResult, titles: Sequence[str] = ()) -> Figure:
     """Draw a heat map for each head: query positions down, keys across; the row predictions were read from is framed.
+
+    Args:
+        result: has weights.
+        titles: the names of the heads; `head 0`, `head 1`, .. when empty.
 
     Raises:
         NotRequested: the weights were not asked for.
     """
-    return _draw(picture(result), _caption(result))
+    drawn = picture(result)
+    return _draw(replace(drawn, titles=list(titles)) if titles else drawn, _caption(result))
 
 
 def alignment(translation: Translation, head: int | None = None) -> Figure:

@@ -1,0 +1,76 @@
+"""The options by which `attend` and `plot` choose weights, and change heads: one language for both."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from attention_client.inputs import OutputSpec
+from attention_client.result import Ablation
+
+Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")]
+Layer = Annotated[str, typer.Option(help="The layer of the weights; the last one by default.")]
+Heads = Annotated[list[int] | None, typer.Option("--head", min=0, help="A head of the weights; may be repeated.")]
+Pairs = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads of several layers, in place of these two.")]
+TopK = Annotated[int, typer.Option(min=0, help="The largest weights of each row alone; 0 shows all.")]
+Ablate = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads to switch off; LAYER.* is all of a layer.")]
+Temperature = Annotated[float | None, typer.Option(help="Divides the masked scores before the softmax; above 0.")]
+
+
+@dataclass(frozen=True)
+class ChosenWeights:
+    """The choice of weights.
+
+    Attributes:
+        layers: their names; empty for the last one.
+        heads: of one layer; empty for all.
+        pairs: LAYER.HEAD, in place of both.
+        top_k: the number of keys of each row; 0 for all.
+    """
+
+    layers: tuple[str, ...] = ()
+    heads: tuple[int, ...] = ()
+    pairs: tuple[str, ...] = ()
+    top_k: int = 0
+
+    @property
+    def spec(self) -> OutputSpec:
+        """The output of a request."""
+        return OutputSpec("weights", layers=self.layers, heads=self.heads, pairs=self.pairs, top_k=self.top_k)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The names of the heads, in order; empty where all heads of a layer are shown."""
+        return self.pairs or tuple([f"head {head}" for head in self.heads])
+
+
+def chosen_weights(layer: str, heads: list[int] | None, pairs: str, top_k: int = 0) -> ChosenWeights | None:
+    """Return the choice that options make; None where none is given.
+
+    Raises:
+        typer.BadParameter: --pairs stands beside --layer or --head.
+    """
+    if pairs and (layer or heads):
+        raise typer.BadParameter("names layers and heads; leave --layer and --head out", param_hint="--pairs")
+    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(_listed(pairs)), top_k)
+    return None if chosen == ChosenWeights() else chosen
+
+
+def read_ablate(text: str) -> list[Ablation]:
+    """Read `--ablate`.
+
+    Raises:
+        typer.BadParameter: an item is no LAYER.HEAD.
+    """
+    ablations = []
+    for item in _listed(text):
+        layer, dot, head = item.rpartition(".")
+        if not dot or not (head == "*" or (head.isascii() and head.isdigit())):
+            raise typer.BadParameter(f"{item!r} is no LAYER.HEAD, such as 0.1", param_hint="--ablate")
+        ablations.append(Ablation(layers=[layer], heads=[] if head == "*" else [int(head)]))
+    return ablations
+
+
+def _listed(text: str) -> Iterator[str]:
+    return (item.strip() for item in text.split(",") if item.strip())
