@@ -135,7 +135,7 @@ class Memory:
         return [request, *_joined(requests, model, version)]
 
     def _chain(self) -> "tuple[Memory | None, list[Extension]]":
-        """Return the memory that others were put behind, None for none, and the steps from there to this one."""
+        """Return the memory at the beginning, None for none, and the steps from there to this one."""
         root: Memory | None = self
         steps: list[Extension] = []
         while root is not None and isinstance(root.source, Extension):

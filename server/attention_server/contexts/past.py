@@ -27,9 +27,9 @@ class Block:
     Attributes:
         sites: k and v of each site, [capacity, width].
         capacity: the number of rows that it has room for.
-        tokens, special: of the rows written, as they are shown, and whether the tokenizer put them beside the text.
+        tokens, special: of the rows written: the shown form of each token, and whether the tokenizer added the token.
         error: the largest absolute difference between a kept number and the computed one.
-        is_first: whether it begins a prefix: it is then shared by everything that continues it, and never copied.
+        is_first: whether it begins a prefix, which every continuation shares and none copies.
     """
 
     __slots__ = ("_has_successor", "_written", "capacity", "error", "is_first", "sites", "special", "tokens")
@@ -65,7 +65,7 @@ class Block:
             return True
 
     def succeed(self, length: int) -> bool:
-        """Return whether the first rows are all that are written, and no larger block has taken their place yet."""
+        """Return whether the first rows are all that are written, and no larger block has replaced this one yet."""
         with _claims:
             if self.is_first or self._written != length or self._has_successor:
                 return False
@@ -131,12 +131,12 @@ class Past(NamedTuple):
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The tokens of all positions, as they are shown; empty strings for vectors."""
+        """The shown form of the token of each position; empty strings for vectors."""
         return tuple([token for block, length in self.pieces for token in block.tokens[:length]])
 
     @property
     def special(self) -> tuple[bool, ...]:
-        """Whether each token is one that the tokenizer put beside the text."""
+        """Whether the tokenizer added the token of each position to the text."""
         return tuple([each for block, length in self.pieces for each in block.special[:length]])
 
     @property
@@ -149,7 +149,7 @@ class Past(NamedTuple):
 
         The rows are claimed at the end of the last block. If that is full, a larger one is made, with a copy of its
         rows if these are few. If the rows behind are claimed already, the prefix branches: the new rows are in a block
-        of their own, behind the rows that both share.
+        apart, behind the shared rows.
         """
         *before, (block, length) = self.pieces
         if block.claim(length, rows):
@@ -171,7 +171,7 @@ class Past(NamedTuple):
         """Write the rows added: k and v of a site, [rows, width].
 
         Raises:
-            InvalidRequest: a number is beyond the range of FP16, in which they are kept.
+            InvalidRequest: a number is beyond the range of FP16, the format of the prefix.
         """
         block, length = self.pieces[-1]
         for kept, computed in zip(block.sites[site], (keys, values), strict=True):
@@ -187,7 +187,7 @@ class Past(NamedTuple):
         block.release(length - self.added, self.added)
 
     def read(self, site: int) -> list[tuple[Vectors, Vectors]]:
-        """Return k and v of a site, each [rows, width], piece by piece: views where they are kept in float32."""
+        """Return k and v of a site, each [rows, width], piece by piece: views of float32, casts of float16."""
         views = []
         for block, length in self.pieces:
             k, v = block.sites[site]
@@ -281,7 +281,12 @@ class Continuation:
             self.kept = None
 
     def pieces(self, site: int, keys: Vectors, values: Vectors) -> list[tuple[Vectors, Vectors]]:
-        """Return k and v of a site for the prefix and the sequence, whose own are [T, width]; keep these if asked.
+        """Return k and v of a site for the prefix and the sequence; keep those of the sequence if asked.
+
+        Args:
+            site: its place among the sites with keys of the chain.
+            keys: of the sequence, [T, width].
+            values: of the sequence, [T, width].
 
         Raises:
             InvalidRequest: a number is beyond the range of FP16, in which the prefix is kept.
