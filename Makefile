@@ -65,8 +65,9 @@ test: setup check repository ## every check and every test, on every core
 repository: .venv-dev/.ready
 	PYTHONPATH=tests $(DEV)/python -c 'import serving; serving.made_repository()'
 
-bench: setup ## measure against peers and write docs/benchmarks.md; BENCH=--quick for a moment each, BENCH=--help
+bench: setup ## measure against peers and write docs/benchmarks.md and docs/long-sequences.md; BENCH=--quick for a moment each, BENCH=--help
 	$(DEV)/python -m benchmarks.serving $(BENCH)
+	$(DEV)/python -m benchmarks.long_sequences $(filter --quick,$(BENCH))
 
 # On the machine with the GPU; its packages are PYTHON's, or of the folder WHEELS. The imported model is made before, on any
 # machine, and carried: CHECKPOINT is a folder of a checkpoint, by default the one of the import's tests.
