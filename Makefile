@@ -92,6 +92,9 @@ fuzz: setup ## malformed requests through every door: N=100000 of them, or for S
 chaos: setup ## faults under load, ROUNDS=5 times: the slow, the leaving, the dying
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.chaos $(if $(ROUNDS),--rounds $(ROUNDS))
 
+siege: setup ## attacks without a token on servers in cgroups of MIB="512 2048"
+	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.siege $(if $(MIB),--mib $(MIB))
+
 soak: setup ## a mixed load for SECONDS=3600, and whether anything grows
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.soak $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS))
 
@@ -139,3 +142,4 @@ audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locke
 	deploy/audit.sh
 
 .PHONY: help setup run test repository bench gpu gpu-import tried trials fuzz chaos soak check rules types format proto web screenshots train lock sbom audit
+.PHONY: help setup run test bench gpu gpu-import tried trials fuzz chaos siege soak check rules types format proto web screenshots train lock sbom audit

@@ -36,6 +36,10 @@ from attention_server.settings import MIB, Settings, misspelt_variables, usable_
 from attention_server.telemetry import logs
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.tracing import TracingError, open_tracing
+from attention_server.transport.health_listener import HealthListener
+
+BEAT_SECONDS = 1.0  # between two signs that the loop turns
+STUCK_SECONDS = 60.0  # without a turn of the loop; a server is then not alive
 
 log = structlog.get_logger()
 
@@ -124,6 +128,11 @@ class Application:
             callers=access.callers,
             certificates=access.certificates,
         )
+        self.health: HealthListener | None = None
+        if settings.health_port is not None:
+            checks = {"/healthz": self._is_alive, "/readyz": lambda: self.rest.is_ready}
+            self.health = HealthListener(settings.host, settings.health_port, checks)
+        self._beat = time.monotonic()
         self._trimmer = Trimmer(core.service.account, usable_memory(), give_back, core.service.release_memory)
         self._follower = Follower(core.repository, settings.repository_poll, self._on_looked)
         self._is_stopping = False
@@ -133,6 +142,9 @@ class Application:
         self.rest.start()
         await self.grpc.start()
         self._core.scheduler.attach(asyncio.get_running_loop())
+        if self.health:
+            self._note_beat()
+            self.health.start()
 
     async def load(self) -> None:
         """Load the models, report ready, and follow the repository in mode `poll`.
@@ -146,6 +158,14 @@ class Application:
         self._set_serving()
         if self._settings.repository_mode == "poll":
             self._follower.start()
+
+    def _note_beat(self) -> None:
+        """Note that the loop turns, each second."""
+        self._beat = time.monotonic()
+        asyncio.get_running_loop().call_later(BEAT_SECONDS, self._note_beat)
+
+    def _is_alive(self) -> bool:
+        return time.monotonic() - self._beat < STUCK_SECONDS
 
     def set_stopping(self) -> None:
         """Report not ready on both ports, and go on answering."""
@@ -168,6 +188,8 @@ class Application:
         self.set_stopping()
         self._trimmer.stop()
         await asyncio.gather(self.rest.stop(), self.grpc.stop(self._settings.grace))
+        if self.health:
+            self.health.stop()
         finished = self._follower.stop(max(0.0, end - time.monotonic())) and self.rest.is_idle and self.grpc.is_idle
         self._core.service.observer.close()
         return finished

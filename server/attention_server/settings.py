@@ -151,6 +151,12 @@ class Settings(BaseSettings):
         description="a name in the Host header of HTTP requests that is accepted, beside localhost, 127.0.0.1 and "
         "[::1]; repeatable; by default every name, or none on a loopback address",
     )
+    health_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="a port of HTTP for /healthz and /readyz alone, with a thread of its own; 0 picks a free one",
+    )
     max_connection_age: float = Field(
         0.0,
         ge=0,

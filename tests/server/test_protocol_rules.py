@@ -1,6 +1,7 @@
 """Rules of the protocols that honest clients keep, and the errors of those that do not."""
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 import requests
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.inference import grpc_predict_v2_pb2 as oip
+from attention_server import app
 from attention_server.auth.hosts import HostPolicy
 from attention_server.budget.shares import Shares
 from attention_server.codecs.document import fields as json_fields
@@ -187,3 +189,22 @@ def test_a_list_of_hosts():
         with pytest.raises(Misdirected, match="--allowed-hosts"):
             hosts.check([refused], "1.1")
     HostPolicy(loopback_only=False).check(["example.org"], "1.1")
+
+
+def test_health_on_a_port_of_its_own(repository, tmp_path, monkeypatch):
+    """The health port answers while the loop is busy, beside a peer that sends nothing, and tells a stop."""
+    (tmp_path / "dot").symlink_to(repository / "dot")
+    with local_server(tmp_path, health_port=0) as server:
+        assert server.application.health
+        url = f"http://127.0.0.1:{server.application.health.port}"
+        with socket.create_connection(("127.0.0.1", server.application.health.port)):
+            blocked, going_on = threading.Event(), threading.Event()
+            server.loop.call_soon_threadsafe(lambda: (blocked.set(), going_on.wait(HANG)))
+            assert blocked.wait(HANG)
+            for path, status in (("healthz", 200), ("readyz", 200), ("metrics", 404)):
+                assert requests.get(f"{url}/{path}", timeout=HANG).status_code == status
+            going_on.set()
+        server.application.rest.set_stopping()
+        assert requests.get(f"{url}/readyz", timeout=HANG).status_code == 503
+        monkeypatch.setattr(app, "STUCK_SECONDS", -1.0)
+        assert requests.get(f"{url}/healthz", timeout=HANG).status_code == 503

@@ -22,6 +22,7 @@ SOME = {  # a value that is not the default, for every setting
     "max_load_seconds": 12.5,
     "host": "127.0.0.2",
     "allowed_hosts": "a.example,b.example",
+    "health_port": 3,
     "max_connection_age": 60.0,
     "rest_port": 1,
     "grpc_port": 2,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from attention_server.budget.account import OPEN, Lease
 from attention_server.contexts.account import Account, Entry
 from attention_server.contexts.memory import Memory, new_id
 from attention_server.domain.messages import MemoryDescription
@@ -57,10 +58,12 @@ class MemoryStore:
     Args:
         budget: bytes of all memories together.
         clock: `time.monotonic`.
+        lease: holds the bytes of all memories, within the account of the process.
     """
 
-    def __init__(self, budget: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, budget: int, clock: Callable[[], float] = time.monotonic, lease: Lease | None = None) -> None:
         self._budget = budget
+        self._lease = lease or OPEN.lease("")
         self._clock = clock
         self._lock = threading.Lock()
         self._accounts: dict[str, Account] = {}  # by owner; each has a memory
@@ -105,6 +108,7 @@ class MemoryStore:
                 self._state.evicted += 1
             self._accounts[memory.owner] = account
             account.add(entry)
+            self._lease.settle(self._bytes())
             self._touch(account, entry)
             return memory
 
@@ -330,6 +334,7 @@ class MemoryStore:
         account.remove_parts(entry)
         if not account.parts:
             del self._accounts[entry.memory.owner]
+        self._lease.settle(self._bytes())
 
     def _entries(self) -> list[Entry]:
         return [entry for account in self._accounts.values() for entry in account.listed.values()]

@@ -20,7 +20,7 @@ from attention_server.transport.sockets import max_connections, max_connections_
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
 HEADERS = 128
-PIPELINED = 32  # requests that a peer may send ahead of their answers
+PIPELINED = 16  # requests that a peer may send ahead of their answers
 SENT_BYTES = 64 * 1024  # of an answer that may be unsent and counted with the connection
 CHECK_SECONDS = 10.0  # between two checks for progress
 LEAST_BYTES = 10 * 1024  # least progress between two checks, while bytes are due in either direction

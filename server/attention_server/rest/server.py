@@ -228,6 +228,11 @@ class RestServer:
         self._threads.close()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered; may be read in any thread."""
+        return self._health.is_ready()
+
+    @property
     def is_idle(self) -> bool:
         """Whether every thread is idle."""
         return self._threads.is_idle

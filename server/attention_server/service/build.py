@@ -46,11 +46,11 @@ def make_core(
         DeviceError: the device of the settings is not available.
     """
     engine = engine or OnnxRuntime(settings.device, threads=1)
-    memories = MemoryStore(settings.memory_mib * MIB)
+    account = Account(settings.memory_budget_mib * MIB, settings.compute_slots)
+    memories = MemoryStore(settings.memory_mib * MIB, lease=account.lease("kept memories"))
     repository = Repository(settings.models, engine, memories, _policy(settings), trials)
     waiting = QueueLimits(settings.max_queued, settings.max_wait, settings.max_queued_mib * MIB)
     scheduler = Scheduler(settings.compute_slots, waiting)
-    account = Account(settings.memory_budget_mib * MIB, settings.compute_slots)
     service = Service(repository, scheduler, memories, _limits(settings), observer, account)
     return Core(engine, repository, scheduler, service)
 

@@ -3,6 +3,8 @@
 import resource
 import socket
 
+BACKLOG = 512  # connections that wait to be accepted: more would all be read in one turn of the loop
+
 
 def listen(protocol: str, host: str, port: int) -> socket.socket:
     """Return a listening socket.
@@ -17,7 +19,7 @@ def listen(protocol: str, host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise OSError(f"cannot listen for {protocol} on {host}:{port}: {error.strerror}") from error
 
