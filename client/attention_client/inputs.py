@@ -97,6 +97,8 @@ class OutputSpec:
         top: `predictions` only: the number of most probable labels to return for each prediction.
         sample: `predictions` only: draws the label in place of the most probable one. A dict of its fields does as
             well.
+        baseline: a memory as long as that of the sequence: the same output behind it is subtracted. It is not created
+            again when the server no longer has it.
     """
 
     name: str
@@ -111,6 +113,7 @@ class OutputSpec:
     pairs: Iterable[str] = ()
     top: int = 0
     sample: Sample | Mapping[str, Any] | None = None
+    baseline: Memory | str = ""
 
 
 Item = Sequence | str | ArrayLike

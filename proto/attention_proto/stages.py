@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D", "V", "C"]
 Level = Literal["site", "layer", "model"]
-OptionName = Literal["as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool", "pairs", "top", "sample"]
+OptionName = Literal[
+    "as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool", "pairs", "top", "sample", "baseline"
+]
 Kind = Literal["string", "strings", "integer", "integers", "choice", "sample"]
 Reduce = Literal["none", "mean", "max"]
 Pool = Literal["none", "mean", "first", "last"]
@@ -286,6 +288,12 @@ OPTIONS: Mapping[str, Option] = {
             "sample",
             "sample",
             f"For `{PREDICTIONS}` only: draws the label of each prediction in place of the most probable one.",
+        ),
+        Option(
+            "baseline",
+            "string",
+            "The id of a memory as long as that of the sequence: the same output behind it is subtracted, so that what "
+            "is left is owed to the content of the sequence's own memory. One memory a request; whole rows in FP32.",
         ),
     )
 }

@@ -21,7 +21,7 @@ CHANGES = {
     "a number of an enumeration goes": ("    POOL_LAST = 3;\n", "", '"3"'),
     "a field without a comment": (
         "  repeated Result results = 3;\n",
-        "  repeated Result results = 3;\n  bool x = 4;\n",
+        "  repeated Result results = 3;\n  bool x = 900;\n",
         "x",
     ),
 }

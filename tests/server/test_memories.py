@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 import requests
-from attention_client import AttentionClient, InvalidRequest, NotFound, TooLarge
+from attention_client import AttentionClient, InvalidRequest, NotFound, Sequence, TooLarge
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.attention.v1.attention_pb2_grpc import AttentionServiceStub
 from serving import HANG, ROOT, start_server
@@ -109,6 +109,49 @@ def test_fp16_halves_the_bytes_and_tells_its_error(client, server):
     assert (answer["data_type"], answer["pinned"], answer["shared_bytes"]) == ("FP16", True, 0)
     assert 0 < answer["max_storage_error"] < 0.01
     client.delete_memory(next(each for each in client.memories("cross-attention") if each.id == answer["id"]))
+
+
+def test_a_baseline_is_subtracted(client, server):
+    """Outputs with a baseline are those behind the memory minus those behind the baseline; further ones are as ever."""
+    memory, other = (client.create_memory("cross-attention", memory_text=text) for text in ("twenty one", "forty two"))
+    plain = ["output", {"name": "weights", "rows": [-1], "as": "row"}, "entropy", "predictions"]
+    asked = [{"name": "output", "baseline": other}, {**plain[1], "baseline": other.id}, "entropy", "predictions"]
+    texts = ["ein", "ein und"]
+    behind, of_other, found = (
+        client.attend_batch("cross-attention", [Sequence(text=text, memory=each) for text in texts], outputs=outputs)
+        for each, outputs in ((memory, plain), (other, plain), (memory, asked))
+    )
+    for own, others, difference in zip(behind, of_other, found, strict=True):
+        for name in ("output", "row"):
+            np.testing.assert_array_equal(difference[name], own[name] - others[name])
+        np.testing.assert_array_equal(difference["entropy"], own["entropy"])
+        assert difference.predictions == own.predictions
+    url, longer = (
+        f"{server.url}/v1/models/cross-attention:attend",
+        client.create_memory("cross-attention", memory_text="nine"),
+    )
+    sent = {"text": "ein", "memory": memory.id}
+    answer = requests.post(
+        url, json={**sent, "outputs": [{"name": "output", "baseline": other.id}]}, timeout=HANG
+    ).json()
+    values = answer["results"][0]["outputs"]["output"]["values"]
+    np.testing.assert_allclose(values, found[0].output, rtol=1e-6)
+    for outputs, field, code in (
+        ([{"name": "predictions", "baseline": other.id}], "outputs[0].baseline", 400),
+        ([{"name": "weights", "top_k": 1, "baseline": other.id}], "outputs[0].baseline", 400),
+        ([{"name": "weights", "data_type": "FP16", "baseline": other.id}], "outputs[0].baseline", 400),
+        ([{"name": "weights", "baseline": longer.id}], "outputs[0].baseline", 400),
+        ([{"name": "weights", "baseline": "0" * 32}], "outputs[0].baseline", 404),
+        (
+            [{"name": "weights", "baseline": other.id}, {"name": "output", "baseline": longer.id}],
+            "outputs[1].baseline",
+            400,
+        ),
+    ):
+        refused = refused_by_http(requests.post(url, json={**sent, "outputs": outputs}, timeout=HANG))
+        assert (refused.http, refused.field) == (code, field)
+    unkept = {"text": "ein", "memory_text": "nine", "outputs": [{"name": "output", "baseline": other.id}]}
+    assert refused_by_http(requests.post(url, json=unkept, timeout=HANG)).field == "memory"
 
 
 def test_memories_are_listed_described_and_forgotten_over_rest(server):

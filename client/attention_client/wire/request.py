@@ -247,6 +247,7 @@ def _output(item: Output, field: str) -> pb.OutputSpec:
             pairs=_names(spec.pairs, "pairs"),
             top=spec.top,
             sample=_sample(spec.sample),
+            baseline=spec.baseline.id if isinstance(spec.baseline, Memory) else spec.baseline,
         )
 
 

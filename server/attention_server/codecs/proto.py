@@ -239,6 +239,7 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         pairs=tuple(message.pairs),
         top=message.top,
         sample=_sample(message.sample) if message.HasField("sample") else None,
+        baseline=message.baseline,
     )
 
 

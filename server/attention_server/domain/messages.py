@@ -109,6 +109,7 @@ class OutputSpec(NamedTuple):
     pairs: tuple[str, ...] = ()
     top: int = 0
     sample: Sample | None = None
+    baseline: str = ""
     path: str = ""
 
     @property

@@ -19,6 +19,7 @@ from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.scheduling.job import Job
 from attention_server.scheduling.scheduler import Scheduler
+from attention_server.service.baseline import NO_BASELINE, Baseline
 
 T = TypeVar("T")
 
@@ -73,6 +74,7 @@ class AttendJob:
         call: the context of the call.
         memories: keeps the sequences that go on behind a memory.
         memory_ttl: seconds to keep one that begins a prefix.
+        baseline: subtracted from some outputs; the second half of the prepared sequences is behind it.
         groups: the sequences in groups that run as one batch each.
         cost: predicted seconds in one slot.
     """
@@ -85,6 +87,7 @@ class AttendJob:
     call: CallContext
     memories: MemoryStore
     memory_ttl: float
+    baseline: Baseline = NO_BASELINE
     groups: list[Group] = field(init=False)
     cost: float = field(init=False)
 
@@ -128,7 +131,8 @@ class AttendJob:
         Raises:
             TooLarge, Full: the store has no room for one.
         """
-        told = tuple([self._kept(each, result) for each, result in zip(self.prepared, results, strict=True)])
+        kept = [self._kept(each, result) for each, result in zip(self.prepared, results, strict=True)]
+        told = tuple(self.baseline.subtract(kept, self.cached_plan))
         request, model = self.request, self.model
         changes = request.ablate, request.score_temperature
         return Response(model.name, model.version, told, request.token_offsets, *changes)

@@ -35,6 +35,7 @@ from attention_server.scheduling.future import Future
 from attention_server.scheduling.job import Job
 from attention_server.scheduling.scheduler import Scheduler, SchedulerState
 from attention_server.service.attend_job import AttendJob
+from attention_server.service.baseline import behind_baseline, without_baselines
 from attention_server.service.embeddings import EmbeddingsJob, attention_request
 from attention_server.service.memory_job import MemoryJob
 from attention_server.service.tokenization import tokenize_job
@@ -371,13 +372,15 @@ class Service:
         count = sum([each.batch for each in request.inputs])
         call.record.set_target(model.name, model.version, count)
         self.limits.check_sequences(count, "inputs")
-        cached_plan = model.plan(request.outputs, request.ablate, request.score_temperature)
-        prepared, profiles = self._prepare(request, model, cached_plan, held)
+        outputs, baseline = without_baselines(request.outputs)
+        cached_plan = model.plan(outputs, request.ablate, request.score_temperature)
+        computed = behind_baseline(request, baseline, model, held)
+        prepared, profiles = self._prepare(computed, model, cached_plan, held)
         for each, profile in zip(prepared, profiles, strict=True):
             call.record.queries += [profile.queries] * each.batch
             call.record.keys += [profile.keys] * each.batch
         kept_in = (self._memories, self.limits.memory_ttl)
-        return kind(request, model, cached_plan, prepared, profiles, call, *kept_in).to_job(self._scheduler)
+        return kind(request, model, cached_plan, prepared, profiles, call, *kept_in, baseline).to_job(self._scheduler)
 
     def _memory_job(self, request: MemoryRequest, model: LoadedModel, call: CallContext) -> Job[MemoryJob, Memory]:
         """Validate a memory request."""

@@ -518,6 +518,7 @@ class OutputSpec(_message.Message):
     PAIRS_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of a stage:
     - `embeddings` [T, D]: the vectors that go into the first layer, of a text or as sent.
@@ -562,6 +563,10 @@ class OutputSpec(_message.Message):
     """For `predictions` only: returns the most probable labels of each prediction, up to this number, each with its id
     and probability; 0 returns the most probable one alone.
     """
+    baseline: _builtins.str
+    """The id of a memory as long as that of the sequence: the same output behind it is subtracted, so that what is left
+    is owed to the content of the sequence's own memory. One memory a request; whole rows in FP32.
+    """
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The heads to return, in this order, without duplicates; all when empty."""
@@ -605,10 +610,11 @@ class OutputSpec(_message.Message):
         pairs: _abc.Iterable[_builtins.str] | None = ...,
         top: _builtins.int = ...,
         sample: Global___Sample | None = ...,
+        baseline: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "sample", b"sample", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "baseline", b"baseline", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "sample", b"sample", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
