@@ -1,6 +1,6 @@
 """Outputs of a long sequence, made of blocks of rows: each block is reduced to what is sent of it, and dropped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +11,11 @@ from attention_server.domain.messages import Array, OutputSpec, OutputValue, Top
 from attention_server.inference import validation as check
 from attention_server.inference.alignment import align, largest_keys
 from attention_server.inference.layer import LoadedLayer
-from attention_server.inference.masks import HIDDEN, Vectors
-from attention_server.inference.planner import OutputPlan, Plan, checked_stages, index_type
-from attention_server.inference.postprocess import Rows, finish, gather, read_rows, shape_hidden, shape_stage
+from attention_server.inference.masks import Vectors
+from attention_server.inference.planner import Plan, checked_stages, index_type
+from attention_server.inference.postprocess import Rows, finish, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput, separators
+from attention_server.inference.reading import Block, Hidden, Part, Reading, widen
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
 from attention_server.inference.row_statistics import OVER_ROWS
 
@@ -23,111 +24,7 @@ BY_BLOCK = frozenset(
 )
 FINISHED_ROWS = 128  # of a matrix that stands whole
 
-Hidden = NDArray[np.bool_]
 Sums = list[NDArray[Any]]
-
-
-class Block(NamedTuple):
-    """Some rows of a site's stages.
-
-    Attributes:
-        rows: among the rows that are computed.
-        keys: the keys that are computed; the weights of all others are zeros.
-        mask: of these rows and keys, [1 or H, r, keys]; None for no mask.
-        stages: of these rows and keys, by name, [H, r, keys] or [H, r].
-    """
-
-    rows: slice
-    keys: slice
-    mask: Vectors | None
-    stages: Mapping[str, Vectors]
-
-
-class Part(NamedTuple):
-    """The part of a block that an output reads.
-
-    Attributes:
-        places: of the rows, in the output.
-        heads: places of the heads in the output.
-        numbers: [heads, r, keys], or a column of one number a row.
-        hidden: which keys are masked, [1 or heads, r, keys]; None for none, or where it does not matter.
-        keys: the keys.
-    """
-
-    places: slice | Rows
-    heads: Sequence[int]
-    numbers: Vectors
-    hidden: Hidden | None
-    keys: slice
-
-    def of_head(self, place: int) -> tuple[Vectors, Hidden | None]:
-        """Return the numbers of a head by its place among the heads, and the keys that are masked."""
-        hidden = None if self.hidden is None else self.hidden[place % len(self.hidden)]  # one may serve all heads
-        return self.numbers[place], hidden
-
-    def widened(self, length: int) -> "Part":
-        """Return the part with all keys; those that were not computed are masked, with zeros."""
-        numbers, hidden = widen(self.numbers, self.hidden, self.keys, length)
-        return self._replace(numbers=numbers, hidden=hidden, keys=slice(0, length))
-
-
-def widen(numbers: Vectors, hidden: Hidden | None, keys: slice, length: int) -> tuple[Vectors, Hidden]:
-    """Return numbers, and which of them are masked, for all keys; those that were not computed are masked zeros."""
-    shape = (*numbers.shape[:-1], length)
-    wide, masked = np.zeros(shape, np.float32), np.ones(shape, np.bool_)
-    wide[..., keys] = numbers
-    masked[..., keys] = np.False_ if hidden is None else hidden
-    return wide, masked
-
-
-class Reading:
-    """The rows and heads of which an output is made.
-
-    Args:
-        output: its plan.
-        rows: the positions of its rows, in order; None for all.
-        at: by layer, the places of these rows among those computed; None for all.
-        shape: heads, rows and keys of its stage, before rows and heads are chosen.
-    """
-
-    def __init__(
-        self, output: OutputPlan, rows: Rows | None, at: Mapping[int, Rows | None], shape: tuple[int, int, int]
-    ) -> None:
-        self.rows = np.arange(shape[1]) if rows is None else rows
-        self.keys = shape[2]
-        self.spec, self.field = output.spec, output.field
-        self._at = at
-        stage = STAGES[self.spec.name]
-        if stage.computed != stage.name:  # heads of links are reduced at once, those of sums over rows in the end
-            self.spec = self.spec._replace(name=stage.computed, reduce="mean" if stage.is_links else "none")
-        heads = self.spec.heads or tuple(range(shape[0]))
-        self._heads = {output.layer: (range(len(heads)), self.spec.heads)}
-        for layer in {layer for layer, _ in output.pairs}:
-            places = [i for i, pair in enumerate(output.pairs) if pair[0] == layer]
-            self._heads[layer] = (places, tuple([output.pairs[i][1] for i in places]))  # type: ignore[assignment]
-        self.layers = len(self._heads)
-        self.heads = 1 if self.spec.reduce != "none" else sum(len(places) for places, _ in self._heads.values())
-
-    def part(self, layer: int, block: Block) -> Part | None:
-        """Return the part of a block that the output reads; None for none."""
-        at, (heads, chosen) = self._at[layer], self._heads[layer]
-        within: slice | Rows = slice(None)
-        places: slice | Rows = block.rows
-        if at is not None:
-            places = np.flatnonzero((at >= block.rows.start) & (at < block.rows.stop))
-            within = at[places] - block.rows.start
-            if not len(places):
-                return None
-        spec = self.spec._replace(heads=chosen, pool="none")
-        hidden = None
-        if spec.top_k and block.mask is not None:
-            hidden = shape_hidden(block.mask[:, within] == HIDDEN, spec)
-        numbers = gather(block.stages[self.spec.name], within, spec)
-        return Part(places, [0] if spec.reduce != "none" else heads, numbers, hidden, block.keys)
-
-    def share(self, layer: int) -> np.float32:
-        """Return the share of a layer's heads in all heads."""
-        return np.float32(len(self._heads[layer][0]) / sum(len(places) for places, _ in self._heads.values()))
 
 
 class Reduction:
