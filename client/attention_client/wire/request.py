@@ -122,8 +122,8 @@ def create_memory_request(
     truncate: Truncate,
     version: int,
     ttl: float | None,
-    pinned: bool,
-    data_type: str,
+    pinned: bool = False,
+    data_type: str = "FP32",
 ) -> pb.CreateMemoryRequest:
     """Build the request for a memory.
 
