@@ -141,5 +141,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test repository bench gpu gpu-import tried trials fuzz chaos soak check rules types format proto web screenshots train lock sbom audit
-.PHONY: help setup run test bench gpu gpu-import tried trials fuzz chaos siege soak check rules types format proto web screenshots train lock sbom audit
+.PHONY: help setup run test repository bench gpu gpu-import tried trials fuzz chaos siege soak check rules types format proto web screenshots train lock sbom audit

@@ -158,7 +158,8 @@ def main() -> None:
         for name, line in siege(mib, attacks, chosen.seconds).items():
             lines[f"{mib} MiB: {name}"] = line
     if not chosen.only:
-        scorecard.write("siege", "make siege", lines)
+        sizes = " ".join(map(str, chosen.mib))
+        scorecard.write("siege", f"python -m tests.trials.siege --mib {sizes} --seconds {chosen.seconds:g}", lines)
 
 
 if __name__ == "__main__":
