@@ -75,7 +75,7 @@ def usable_memory() -> int:
 
 
 def budget() -> int:
-    """Return half of the usable memory in MiB, without what the process itself takes."""
+    """Return half of the usable memory in MiB, without the memory of the process itself."""
     memory = usable_memory()
     return max(memory // 4, (memory - PROCESS_BYTES) // 2) // MIB or 1
 

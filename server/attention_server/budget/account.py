@@ -81,7 +81,7 @@ class Account:
             return AccountState(self._limit, self._held, self._running, self._refused)
 
     def add_peak(self, count: int) -> None:
-        """Reserve what a job needs while it runs. As many of the largest jobs as there are slots are counted.
+        """Reserve the peak of a job's memory while it runs. As many of the largest jobs as there are slots are counted.
 
         Raises:
             Full: there is no room.
@@ -96,7 +96,7 @@ class Account:
             self._running = running
 
     def remove_peak(self, count: int) -> None:
-        """Give back what a job has reserved."""
+        """Release a job's reservation."""
         with self._lock:
             self._remove_peak(count)
             self._running = sum(self._peaks[-self._slots :])
@@ -119,7 +119,7 @@ class Account:
             self._give(lease, count)
 
     def change_users(self, lease: "Lease", by: int) -> None:
-        """Add or remove users of a lease, whose last one gives its bytes back; called by the lease."""
+        """Add or remove users of a lease, and release its bytes with the last one; called by the lease."""
         with self._lock:
             lease.users += by
             if not lease.users:
@@ -173,13 +173,13 @@ class Lease:
         """Hold more bytes.
 
         Raises:
-            Full: there is no room for them, or their holder has its share.
+            Full: there is no room, or the holder has its share.
             TooLarge: there will never be as much room.
         """
         self._account.take(self, count, is_checked=True)
 
     def add(self, count: int) -> None:
-        """Hold more bytes in any case: they are in memory already, and bounded by another rule."""
+        """Hold more bytes in any case: the bytes are in memory already, and bounded by another rule."""
         self._account.take(self, count, is_checked=False)
 
     def shrink(self, count: int) -> None:

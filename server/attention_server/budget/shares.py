@@ -13,7 +13,7 @@ class Shares:
 
     Args:
         alone: slots that a holder may have alone; all together may have a third more.
-        kind: plural of what takes a slot, for the error.
+        kind: plural of the thing that takes a slot, for the error.
     """
 
     def __init__(self, alone: int, kind: str) -> None:

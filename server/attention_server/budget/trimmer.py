@@ -30,7 +30,7 @@ class Trimmer:
         account: of the bytes in use, beside those at the start.
         memory: bytes that the process may use.
         trim: gives freed memory back to the system.
-        release: frees what engines keep for later runs; called at rest, before a trim.
+        release: frees memory that engines keep for later runs; called at rest, before a trim.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Trimmer:
         self._thread = threading.Thread(target=self._run, name="trimmer", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, once the models are loaded: what the process uses now is no freed memory."""
+        """Start the thread, once the models are loaded: memory in use is no freed memory."""
         self._base = resident_bytes()
         self._thread.start()
 
@@ -75,7 +75,7 @@ class Trimmer:
         while not self._stopping.wait(SECONDS):
             try:
                 self.look(resident_bytes())
-            except Exception:  # what cannot be freed now must not end the thread
+            except Exception:  # a failure to free must not end the thread
                 log.exception("freed memory could not be given back; at the next look it is tried again")
 
 

@@ -244,7 +244,7 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
 
 
 def _sample(message: pb.Sample) -> Sample:
-    """Decode a sample; what is absent has its default."""
+    """Decode a sample; an absent field has its default."""
     return Sample(**{field.name: value for field, value in message.ListFields()})
 
 
@@ -268,7 +268,7 @@ def _response_parts(response: Response) -> wire.Parts:
 
 
 def _changes(response: Response) -> bytes:
-    """Encode what the request changed at sites."""
+    """Encode the request's changes of sites."""
     if not response.ablate and response.score_temperature is None:
         return b""
     told = [pb.Ablation(layers=each.layers, heads=each.heads) for each in response.ablate]

@@ -51,7 +51,7 @@ class Account:
     Attributes:
         listed: memories by id, the least recently used first.
         by_content: one memory of each content.
-        parts: what its memories keep, also the deleted ones that requests hold.
+        parts: of its memories, with deleted ones that requests hold.
         bytes: of the parts.
         pinned: bytes of the parts that a pinned memory keeps.
     """

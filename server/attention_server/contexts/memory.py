@@ -14,7 +14,7 @@ from attention_server.domain.messages import Array, Tokens
 
 Vectors = NDArray[np.float32]
 
-# What a memory takes beside its tensors, as measured of a thousand small ones: its objects, and those of each token.
+# Bytes of a memory beside its tensors, measured on a thousand small memories: objects, and those of each token.
 HANDLE_BYTES = 1024
 TOKEN_BYTES = 256
 SHOWN_BYTES = 64  # of a token of a prefix, which is kept as it is shown alone
@@ -128,7 +128,7 @@ def new_id() -> str:
 
 
 def content_hash(model: str, version: int, parts: list[Array | str | None]) -> bytes:
-    """Return 128 bits of the SHA-256 of what a memory is made of. No caller sees it."""
+    """Return 128 bits of the SHA-256 of a memory's content. No caller sees it."""
     digest = hashlib.sha256(f"{model}/{version}".encode())
     for part in parts:
         if isinstance(part, str):
@@ -153,7 +153,7 @@ def stored(tensors: Mapping[str, Vectors], data_type: str) -> tuple[dict[str, ND
 
 
 def _buffer(array: NDArray[Any]) -> NDArray[Any]:
-    """Return the array whose buffer an array is a view of."""
+    """Return the array that owns an array's buffer."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array

@@ -250,7 +250,7 @@ class MemoryStore:
         """Check that a memory may be pinned.
 
         Raises:
-            TooLarge: it is over its owner's share, or over what is left for pinned memories.
+            TooLarge: it is over its owner's share, or over the rest of the budget for pinned memories.
         """
         most = int(self._budget * PINNED)
         share = most // self._callers_with(account)

@@ -16,8 +16,8 @@ class Limits:
     Attributes:
         sequences: sequences in a request.
         scores_bytes: predicted bytes that one sequence takes while it is computed: of a short one the scores of a site,
-            heads x queries x keys x 4, and all of its stages; of a long one what stands at once; and of the numbers of
-            the head, rows x labels x 4.
+            heads x queries x keys x 4, and all of its stages; of a long one those that stand at once; and of the
+            numbers of the head, rows x labels x 4.
         answer_bytes: bytes of all tensors of an answer, and of the candidates of its predictions.
         memory_ttl: default time to live of a memory after its last use, in seconds.
         outputs: output specifications in a request.

@@ -185,7 +185,7 @@ class MemoryDescription:
         source_length, prefix_length: number of keys of another sequence, and of positions to go on behind.
         tokens: as its text spells them; empty for a memory made of vectors.
         truncated_tokens: number of tokens of its text that were dropped.
-        size, shared_size: bytes of its keys and values, and of those that other memories keep too.
+        size, shared_size: bytes of its keys and values, and of the shared ones.
         seconds_left: until it is forgotten unless used.
         pinned: whether it is never evicted.
         data_type: FP32 or FP16, the format in which it is kept.
@@ -336,7 +336,7 @@ class Result(NamedTuple):
         memory_tokens: tokens of the memory, where it is no vectors.
         predictions: predictions of the model's head; None where the request has none.
         batch: B; 1 for one sequence, with arrays without a batch dimension.
-        memory: what is kept of it, its tokens left out; None where it is not kept.
+        memory: the kept part of it, without its tokens; None where it is not kept.
     """
 
     outputs: dict[str, OutputValue]

@@ -33,7 +33,7 @@ class TokenizeRequest(NamedTuple):
         version: version of the model; 0 for the default.
         inputs: the texts.
         truncate: where tokens are dropped that are more than the model reads.
-        memory: whether the model's tokenizer of memory texts reads them.
+        memory: whether the tokenizer of memory texts reads the texts.
     """
 
     model: str

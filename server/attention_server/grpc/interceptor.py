@@ -29,7 +29,7 @@ from attention_server.transport.threads import Threads
 
 OPEN_BYTES = 4096  # of a message to a method that needs no credentials
 BEGIN_SECONDS = 0.05  # until a stream without an answer begins its response
-HELD_BYTES = 256 * 1024  # what an answered call holds may stay counted for so many bytes
+HELD_BYTES = 256 * 1024  # bytes of answered calls that may stay counted
 ID, TIMING = REQUEST_ID.encode(), SERVER_TIMING.encode()
 PUSHBACK = b"grpc-retry-pushback-ms"  # obeyed by gRPC's own retries
 OBSERVED_HEADERS = {name.encode(): name for name in (REQUEST_ID, *TRACE_HEADERS)}
@@ -204,7 +204,7 @@ async def read_single(call: GrpcCall) -> Buffer:
 
 
 async def _parse(kind: type[M], content: Buffer, threads: Threads, lease: Lease) -> M:
-    """Parse a message, one that is large or of many fields in a thread, and hold what it takes when it is parsed.
+    """Parse a message, one that is large or of many fields in a thread, and hold the bytes of its parsed form.
 
     Raises:
         InvalidRequest: the bytes are no message of this type.

@@ -318,7 +318,7 @@ class Connection(asyncio.BufferedProtocol):
         self.abort()
 
     def _check(self) -> None:
-        """End what stalls: calls, or a connection that takes nothing at all; retire an idle or old connection.
+        """End stalled transfers: calls, or a connection that takes nothing at all; retire an idle or old connection.
 
         A quiet peer is pinged, and has until the next check to answer.
         """

@@ -41,7 +41,7 @@ class Timeouts:
             takes nothing at all.
         idle: without a call; the peer is then told to open a new connection for its next call, and this one is closed.
         age: of a connection; the peer is then told to open a new one, and calls end as at `idle`. 0 for any age.
-        grace: that calls on a connection have from its age until they are ended; a client opens its streams again.
+        grace: that calls on a connection have from its age to their end; a client opens its streams again.
         quiet: without a byte; the peer is then pinged, and has until the next check to answer.
         goaway: between the first GOAWAY of a shutdown and the second, where the peer does not answer the ping.
     """

@@ -30,7 +30,7 @@ class RateLimit:
 
 
 class ReadShare:
-    """How much is read of a connection at once: few bytes of one whose bytes take long, so that others have a turn.
+    """How much is read of a connection at once: few bytes of a slow one, so that all connections have a turn.
 
     Attributes:
         size: bytes of the next read.
@@ -42,11 +42,11 @@ class ReadShare:
         self.size = READ_LEAST
 
     def learn(self, count: int, seconds: float) -> bool:
-        """Note what a read took; return whether others have to have a turn before the next.
+        """Record the time of a read; return whether the other connections have a turn before the next.
 
         Args:
             count: bytes that were read.
-            seconds: that they took.
+            seconds: that the bytes took.
         """
         if seconds > SLOW_SECONDS:
             self.size = max(READ_LEAST // 4, self.size // 2)

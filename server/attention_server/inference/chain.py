@@ -202,7 +202,7 @@ class LoadedChain:
         continued: Sequence[Continuation],
         reductions: LayerReductions | None,
     ) -> Stages:
-        """Return the stages of a site whose keys begin with those of prefixes.
+        """Return the stages of a site behind prefixes.
 
         Args:
             layer: the site.

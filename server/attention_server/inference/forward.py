@@ -77,7 +77,7 @@ class Forward:
         """Run the chain of a decoder on a text; return the keys and values of every site.
 
         Raises:
-            InvalidRequest: a number is beyond the range of the format to keep them in.
+            InvalidRequest: a number is beyond the range of the kept format.
         """
         length = len(tokens.ids)
         kept_as = np.dtype(np.float16 if data_type == "FP16" else np.float32)

@@ -30,7 +30,7 @@ class Fronts:
     def run(self, name: str, texts: Sequence[Tokens | None], run: Run, firsts: Sequence[int] = ()) -> Stages:
         """Run a front on texts of one length, None for one token of any kind; return its outputs by name.
 
-        `firsts` are the positions of their first tokens; empty for 0.
+        `firsts` are the positions of the first tokens; empty for 0.
         """
         graph = self.graphs[name]
         tensors: Tensors = {"tokens": np.array([np.zeros(1, np.int64) if text is None else text.ids for text in texts])}

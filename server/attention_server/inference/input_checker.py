@@ -249,7 +249,7 @@ class InputChecker:
         return max(layer.about.heads for layer in self.layers)
 
     def _peak(self, prepared: PreparedInput, plan: Plan, slots: int) -> Peak:
-        """Return what predicts the peak of a plan for a sequence like this one."""
+        """Return the predictor of a plan's peak for a sequence of this kind."""
         rows = computed_rows(prepared, plan, self.layers, self.manifest.predictors)
         window = 0
         if isinstance(prepared.added, LongMask):

@@ -244,7 +244,7 @@ class LoadedLayer:
 
     @cached_property
     def query(self) -> str:
-        """The tensor whose rows are the queries."""
+        """The tensor with a row for each query."""
         return "query" if "query" in self.takes else "q"
 
     @cached_property

@@ -1,6 +1,6 @@
 """A site of a long sequence, computed in blocks of query rows.
 
-A row needs no other row, so what is made of rows is made of a block, and the block is dropped. The size of a block
+A row needs no further row, so outputs are made block by block, and each block is dropped. The size of a block
 follows from the shape alone: the bits of an answer depend neither on the number of slots nor on their load.
 """
 
@@ -77,7 +77,7 @@ def compute_long(
 def _strips(rows: int, size: int) -> list[list[slice]]:
     """Cut rows into blocks, and these into strips: the last rows first, and the rest of a block in the end.
 
-    The first block sees the most keys: what a graph's arena holds for it suffices for all others.
+    The first block sees the most keys: a graph's arena that holds it suffices for the rest.
     """
     blocks = [slice(max(0, end - size), end) for end in range(rows, 0, -size)]
     count = -(-len(blocks) // STRIPS)

@@ -144,7 +144,7 @@ def requested_mask(
         first: the position of the first query among the keys, behind a prefix; 0 for the alignment of the mask.
 
     Returns:
-        Float32 [1 or H, T, S], -inf only where a key is hidden; of a long sequence what makes it; None for no mask.
+        Float32 [1 or H, T, S], -inf only where a key is hidden; of a long sequence its parts; None for no mask.
 
     Raises:
         InvalidRequest: a mask does not fit.
@@ -212,7 +212,7 @@ _kept_site_mask = lru_cache(MAX_SITE_MASKS)(_site_mask)
 
 
 def mask_parts(added: "Vectors | LongMask | None") -> list[Array | str | None]:
-    """Return what a mask is made of: equal for equal masks."""
+    """Return the parts of a mask: equal for equal masks."""
     if not isinstance(added, LongMask):
         return [added]
     of_bands = f"{added.queries} {added.keys} {added.first}"

@@ -155,7 +155,7 @@ class LoadedModel:
         self._forward.warm(Run())
 
     def release(self) -> None:
-        """Free what the engine keeps of earlier long sequences: each graph runs over a short one, and frees it then."""
+        """Free memory that the engine keeps of earlier long sequences: each graph frees it after a short run."""
         self._forward.warm(Run().releasing())
 
     @cached_property

@@ -13,12 +13,12 @@ from attention_server.inference.long_site import STRIPS
 from attention_server.inference.planner import OutputPlan, Plan, stage_bytes
 from attention_server.inference.reductions import BY_BLOCK
 
-# Arrays as large as the scores of a block: of a graph without weights, what weights add, and what stages add.
+# Arrays as large as the scores of a block: of a graph without weights, added by weights, and added by stages.
 GRAPH, OF_WEIGHTS = 1.0, 1.0
 OF_STAGE = {"scores": 2.0, "lse": 4.0, "entropy": 2.0, "statistics": 3.0}
 MASK = 1.0  # of a masked block
-MASK_BYTES = 12  # of what makes the mask of one row and key
-TOP_BYTES = 8  # of what orders one row and key of one head
+MASK_BYTES = 12  # of the arrays that make the mask of one row and key
+TOP_BYTES = 8  # of the arrays that order one row and key of one head
 HIDDEN_WIDTHS = 4  # of a segment's largest tensor, in widths of its rows
 
 

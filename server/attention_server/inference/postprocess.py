@@ -83,12 +83,12 @@ def gather(stage: NDArray[np.float32], rows: Rows | slice | None, spec: OutputSp
 def finish(
     gathered: NDArray[np.float32], spec: OutputSpec, hidden: NDArray[np.bool_] | None, field: str
 ) -> Array | TopK:
-    """Return what is gathered in the form that is sent: its top k, and its type.
+    """Return gathered numbers in the form that is sent: its top k, and its type.
 
     Args:
         gathered: [.., columns].
         spec: top k and data type.
-        hidden: whether a key is masked, broadcastable to what is gathered.
+        hidden: whether a key is masked, broadcastable to the numbers.
         field: for the error.
 
     Raises:

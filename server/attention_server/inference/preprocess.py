@@ -302,7 +302,7 @@ def _check_memory(memory: Memory, layer: Layer, query: Vectors | None, field: st
 
 
 def _read_query(sequence: Sequence, reader: TextTokenizer | None, first: int) -> Tokens | None:
-    """Return the tokens of a sequence's text or ids, behind `first` others; None for vectors, or without a target."""
+    """Return the tokens of a sequence's text or ids, behind `first` tokens; None for vectors, or without a target."""
     path = sequence.path
     if reader is not None and sequence.token_ids is not None:
         return reader.take(sequence.token_ids, join_path(path, "token_ids"), first)

@@ -19,7 +19,7 @@ class Block(NamedTuple):
 
     Attributes:
         rows: among the rows that are computed.
-        keys: the keys that are computed; the weights of all others are zeros.
+        keys: the keys that are computed; all further weights are zeros.
         mask: of these rows and keys, [1 or H, r, keys]; None for no mask.
         stages: of these rows and keys, by name, [H, r, keys] or [H, r].
     """

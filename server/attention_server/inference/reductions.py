@@ -1,5 +1,6 @@
-"""Outputs of a long sequence, made of blocks of rows: each block is reduced to what is sent of it, and dropped."""
+"""Outputs of a long sequence, made of blocks of rows: each block is reduced, and dropped."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ FINISHED_ROWS = 128  # of a matrix that stands whole
 Sums = list[NDArray[Any]]
 
 
-class Reduction:
+class Reduction(ABC):
     """One output. Blocks may be added from several threads, each with sums of its own.
 
     Args:
@@ -38,24 +39,25 @@ class Reduction:
         self.reading = reading
 
     def sums(self) -> Sums:
-        """Return what the blocks of one strip add to."""
+        """Return sums of zero for the blocks of one strip."""
         return []
 
     def add(self, layer: int, block: Block, sums: Sums) -> None:
-        """Take what is sent of a block."""
+        """Reduce a block."""
         part = self.reading.part(layer, block)
         if part is not None:
             self._add(layer, part, sums)
 
-    def close(self, strips: Sequence[Sums]) -> None:
-        """Take the sums of all strips of a layer, in their order."""
+    def close(self, strips: Sequence[Sums]) -> None:  # noqa: B027 # most outputs have no sums
+        """Add up the sums of all strips of a layer, in order."""
 
+    @abstractmethod
     def result(self) -> OutputValue:
         """Return the output."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _add(self, layer: int, part: Part, sums: Sums) -> None:
-        raise NotImplementedError
+        """Reduce the part of a block that the output reads."""
 
 
 class Kept(Reduction):
@@ -150,7 +152,7 @@ class Pooled(Reduction):
 
 
 class Summed(Reduction):
-    """An output that is one for all rows, such as what each key receives of them.
+    """An output that is one for all rows, such as the sum of weights on each key.
 
     Args:
         reading: the rows and heads.
@@ -291,11 +293,11 @@ class LayerReductions(NamedTuple):
     path: str
 
     def sums(self) -> list[Sums]:
-        """Return what the blocks of one strip add to."""
+        """Return sums of zero for the blocks of one strip."""
         return [each.sums() for each in self.reductions]
 
     def add(self, block: Block, sums: Sequence[Sums]) -> None:
-        """Take what is sent of a block.
+        """Reduce a block.
 
         Raises:
             InvalidRequest: a number overflowed, or FP16 cannot hold it.
@@ -306,7 +308,7 @@ class LayerReductions(NamedTuple):
             each.add(self.layer, block, own)
 
     def close(self, strips: Sequence[Sequence[Sums]]) -> None:
-        """Take the sums of all strips, in their order."""
+        """Add up the sums of all strips, in order."""
         for each, own in zip(self.reductions, zip(*strips, strict=True), strict=True):
             each.close(own)
 

@@ -45,7 +45,7 @@ def unmasked_rows(
 ) -> tuple[int, NDArray[np.bool_] | None]:
     """Return the number of rows of an output's stage, and whether each may attend, or be attended, in a layer of it.
 
-    None stands for all. Where rows are not pooled, masked ones are not looked for: they are sent like all others.
+    None stands for all. Where rows are not pooled, masked ones are not looked for: such rows are sent as all rows.
     """
     if output.spec.pool == "none":
         return layers[min(output.layers)].lengths(prepared)[output.spec.name in OF_KEYS], None
@@ -60,7 +60,7 @@ def is_cut(stage: str) -> bool:
 
 
 def predictor_rows(predictor: Predictor, prepared: PreparedInput, chosen: Sequence[int]) -> Rows:
-    """Return the rows that a predictor reads, or takes the mean of: those chosen, in their order, or its own."""
+    """Return the rows that a predictor reads, or takes the mean of: the chosen ones, in order, or its own."""
     if chosen:
         return np.array(chosen, np.intp) % prepared.queries
     match predictor.rows:

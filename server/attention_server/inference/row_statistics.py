@@ -93,7 +93,7 @@ def means(sums: Sums) -> Sums:
 
 
 OverRows = Callable[[Rows, Positions, Separators], Sums]
-# Stages over rows of weights: the sums of a block of rows, and what makes the stage of the sums of all.
+# Stages over rows of weights: the sums of a block of rows, and the function from all sums to the stage.
 OVER_ROWS: Mapping[str, tuple[OverRows, Callable[[Sums], Sums]]] = {
     "received": (received, lambda sums: sums),
     "statistics": (statistics, means),

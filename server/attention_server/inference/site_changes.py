@@ -28,7 +28,7 @@ class SiteChange(NamedTuple):
     """The change of a request at one site.
 
     Attributes:
-        ablated: the heads whose results are zero.
+        ablated: the heads with a result of zero.
         temperature: divides the masked scores.
     """
 

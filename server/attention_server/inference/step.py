@@ -16,7 +16,7 @@ from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.scores import split_heads
 
 Pieces = Sequence[tuple[Vectors, Vectors]]  # k and v, each [rows, width], of consecutive positions
-BLOCK_ROWS = 256  # of k and v: every head reads them while they are in the processor's cache
+BLOCK_ROWS = 256  # of k and v: a block stays in the processor's cache for all heads
 LOW = np.float32(-1e30)  # below every score; the largest of a row without keys
 
 
@@ -39,7 +39,7 @@ def step_stages(
         run: the computation that this is a part of.
 
     Returns:
-        Arrays [B, H, 1, ..]; of several sequences, whose keys differ in number, a list of arrays [H, 1, S].
+        Arrays [B, H, 1, ..]; of several sequences, with different numbers of keys, a list of arrays [H, 1, S].
     """
     found = [_step(layer, q[0], pieces, added, wanted, run) for q, pieces in zip(tensors["q"], sequences, strict=True)]
     tensors["heads"] = np.stack([each.heads for each in found])
@@ -61,7 +61,7 @@ def step_stages(
 def _step(
     layer: LoadedLayer, q: Vectors, pieces: Pieces, added: Vectors | None, wanted: frozenset[str], run: Run
 ) -> "StepResult":
-    """Compute one query over the keys that the site's window leaves, or all where their scores are wanted."""
+    """Compute one query over the keys that the site's window leaves, or all keys where scores are wanted."""
     about = layer.about
     keys = sum([len(k) for k, _ in pieces])
     bias = layer.step_bias(keys - 1, run)

@@ -84,7 +84,7 @@ class TextTokenizer:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """The words that a text may consist of, by id, where no others are read; empty where others are."""
+        """The words of a closed vocabulary, by id; empty where any word is read."""
         if self._unknown is None:
             return ()
         beside = {
@@ -118,7 +118,7 @@ class TextTokenizer:
             truncate: where tokens beyond the longest text are dropped; special tokens stay.
             pair: the second text of a pair; None for one text.
             pair_field: its path in the request.
-            first: the number of tokens that stand before the text; behind them it has no special tokens.
+            first: the number of tokens that stand before the text; behind tokens a text has no special tokens.
 
         Raises:
             InvalidRequest: a word is not in the vocabulary, or the text has no tokens or too many.
@@ -152,10 +152,10 @@ class TextTokenizer:
         )
 
     def take(self, ids: Array, field: str, first: int = 0) -> Tokens:
-        """Return tokens that were sent as ids, as they are, behind `first` others.
+        """Return tokens that were sent as ids, as they are, behind `first` tokens.
 
         Raises:
-            InvalidRequest: they are no list of ids of this model, or too few or too many.
+            InvalidRequest: an id is not of this model, or there are too few or too many.
         """
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise InvalidRequest(f"must be a list of integers, not {ids.dtype} {list(ids.shape)}", field=field)
@@ -180,7 +180,7 @@ class TextTokenizer:
         )
 
     def _check_length(self, length: int, field: str, first: int, remedy: str = "", most: int = 0) -> None:
-        """Check a number of tokens behind `first` others; `most` is for a model without a limit of its own."""
+        """Check a number of tokens behind `first` tokens; `most` is for a model without a limit of its own."""
         longest = self._max_tokens or most
         if 0 < longest < first + length:
             behind = f" behind the {first} of the memory" if first else ""

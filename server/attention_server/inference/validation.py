@@ -95,7 +95,7 @@ def _memory_sources(sequence: Sequence, manifest: Manifest, *, reads_memory_text
 
 
 def _check_prefix(sequence: Sequence, manifest: Manifest, given: list[str]) -> None:
-    """Check that a model that attends to its own sequence is given no other keys than those of a kept prefix."""
+    """Check that a model that attends to its own sequence is given no keys but those of a kept prefix."""
     path = sequence.path
     if given == ["memory"]:
         keeps_prefixes(manifest, join_path(path, "memory"))
@@ -124,7 +124,7 @@ def attends_to_itself(manifest: Manifest) -> bool:
 
 
 def keeps_prefixes(manifest: Manifest, field: str) -> None:
-    """Check that a model can go on behind a prefix that is kept: no row of it depends on what follows.
+    """Check that a model can go on behind a prefix that is kept: no row of it depends on later rows.
 
     Raises:
         InvalidRequest: it cannot.

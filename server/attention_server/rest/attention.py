@@ -186,7 +186,7 @@ def sends_protobuf(request: Request) -> bool:
 
 
 def parse_protobuf(kind: type[M], body: bytes, lease: Lease) -> M:
-    """Parse the message in a body, and hold what it takes when it is parsed.
+    """Parse the message in a body, and hold the bytes of its parsed form.
 
     Raises:
         InvalidRequest: the body is none.

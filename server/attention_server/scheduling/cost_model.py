@@ -17,7 +17,7 @@ MAX_BATCH_SHARE = 0.85  # a batch has to take less than this share of the time o
 MAX_SECONDS = 0.1  # seconds: a slower run is measured once, and larger ones are not measured
 BATCH_SECONDS = 0.5  # seconds for all batches: a large model had better start than batch
 REPETITIONS = 4  # at least
-SHORT_SECONDS = 0.01  # seconds that short runs are repeated for: a busy machine spoils a few of them, not all
+SHORT_SECONDS = 0.01  # seconds of repeated short runs: a busy machine spoils a few runs, not all
 LEARNING_RATE = 0.1  # weight of the latest run in a correction
 MAX_CORRECTION = 16.0  # bound on a correction and on its inverse: beyond, the time went elsewhere
 
@@ -144,7 +144,7 @@ def _possible(subject: Subject[S], lengths: Sequence[int]) -> list[int]:
 
 
 def _seconds(subject: Subject[S], length: int, count: int) -> float:
-    """Return the least of several measurements: a busy machine only adds to them."""
+    """Return the least of several measurements: a busy machine only adds time."""
     sequences = subject.draw(length, count)
     best, repetitions = np.inf, 0
     end = time.perf_counter() + SHORT_SECONDS

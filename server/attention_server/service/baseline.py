@@ -1,4 +1,4 @@
-"""Outputs behind another prefix, subtracted: what a sequence owes to what its own prefix says.
+"""Outputs behind another prefix, subtracted: the part of an output that a sequence owes to its own prefix.
 
 The sequences are computed twice in one job, behind their own memories and behind the baseline, by the same plan.
 """

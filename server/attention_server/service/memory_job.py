@@ -70,7 +70,7 @@ class MemoryJob:
         """Put the projected memory into the store.
 
         Raises:
-            InvalidRequest: the numbers are beyond the range of the format to keep them in, or the id names a memory of
+            InvalidRequest: a number is beyond the range of the kept format, or the id names a memory of
                 other content.
             TooLarge: the memory is over the budget or its owner's share.
             Full: requests in progress hold the memories that would make room.

@@ -269,7 +269,7 @@ class Service:
         return self._scheduler.state(), self._memories.state(), self.account.state()
 
     def release_memory(self) -> None:
-        """Free what the engine keeps of earlier long sequences, for every loaded version on a CPU."""
+        """Free memory that the engine keeps of earlier long sequences, for every loaded version on a CPU."""
         with suppress(Unavailable):  # models are still loading
             for name in self._repository.names():
                 for version in self._repository.versions(name):
@@ -342,10 +342,10 @@ class Service:
         return future
 
     def _reserve(self, job: Job[S, T], lease: Lease) -> Callable[[], None]:
-        """Hold the bytes that a job needs; return a function that gives back what its answer does not need.
+        """Hold the bytes that a job needs; return a function that releases the rest beside its answer.
 
         Raises:
-            Full: there is no room for them.
+            Full: there is no room.
             TooLarge: there will never be.
         """
         account, peak = self.account, job.peak

@@ -7,7 +7,7 @@ from typing import Any
 from attention_server.errors import InvalidRequest, TooLarge
 
 ENCODINGS = ("gzip", "deflate")
-FED, PIECE = 64 * 1024, 1024 * 1024  # bytes that are inflated at once, and that become of them
+FED, PIECE = 64 * 1024, 1024 * 1024  # bytes that are inflated at once, and bytes of the result
 EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib tells gzip's header from its own
 
 

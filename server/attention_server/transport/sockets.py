@@ -30,5 +30,5 @@ def max_connections() -> int:
 
 
 def max_connections_of_host(most: int) -> int:
-    """Return the maximum number of connections by one address, of so many in all: others are let in beside it."""
+    """Return the maximum number of connections by one address, of `most` in all."""
     return most - most // 8

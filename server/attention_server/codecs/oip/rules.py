@@ -102,7 +102,7 @@ def ablations(parameters: Parameters) -> tuple[Ablation, ...]:
 
 
 def score_temperature(parameters: Parameters) -> float | None:
-    """Return what divides the scores; None for nothing.
+    """Return the divisor of the scores; None for nothing.
 
     Raises:
         InvalidRequest: it is no number.

@@ -42,7 +42,7 @@ class Run:
     def __init__(self, helpers: IdleSlots | None = None, callers: int = 1) -> None:
         self.helpers = helpers
         self.was_helped = False
-        self.releases = False  # whether graphs free in the end what the engine would keep for later runs
+        self.releases = False  # whether graphs free at their end the memory that the engine would keep
         self.of_engine: object = None  # kept by the engine between the graphs of a run
         self._on_end: list[Callable[[], object]] = []
         self._callers = [None] * callers  # a list, since pop is atomic
