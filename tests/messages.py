@@ -62,7 +62,13 @@ def output_message(spec: str | Mapping[str, Any]) -> pb.OutputSpec:
     content["reduce"] = REDUCE[content.get("reduce", "none")]
     content["pool"] = POOL[content.get("pool", "none")]
     content["data_type"] = pb.DataType.Value(f"DATA_TYPE_{content.get('data_type', 'UNSPECIFIED')}")
+    content["spans"] = [span_message(*each) for each in content.get("spans", {}).items()]
     return pb.OutputSpec(**content)
+
+
+def span_message(name: str, span: Any) -> pb.KeySpan:
+    ends = span if isinstance(span, dict) else {"begin": span[0], "end": span[1]}
+    return pb.KeySpan(name=name, **ends)
 
 
 def request_message(

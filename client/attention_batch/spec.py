@@ -189,6 +189,8 @@ def _dims(output: OutputSpec, stage: Stage, layer: int, manifest: pb.Manifest) -
     known: dict[Axis, int | None] = dict(lengths(stage, manifest.layers[layer], manifest))
     if stage.head_axis and heads:
         known[stage.head_axis] = heads
+    if stage.column_axis and output.spans:
+        known[stage.column_axis] = len(output.spans)
     known[stage.row_axis] = len(tuple(output.rows))
     if output.pool or stage.sums_rows:
         del known[stage.row_axis]

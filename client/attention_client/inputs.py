@@ -1,7 +1,7 @@
 """The inputs of a request: sequences, and the outputs to send back."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -97,6 +97,9 @@ class OutputSpec:
         top: `predictions` only: the number of most probable labels to return for each prediction.
         sample: `predictions` only: draws the label in place of the most probable one. A dict of its fields does as
             well.
+        spans: `weights` and `received` only: ranges of keys by name, `(begin, end)`, or a dict of these and of
+            `characters`, whether they count characters of the text; the output has one column for each, the weights
+            of each head summed over it.
         baseline: a memory as long as that of the sequence: the same output behind it is subtracted. It is not created
             again when the server no longer has it.
     """
@@ -113,6 +116,7 @@ class OutputSpec:
     pairs: Iterable[str] = ()
     top: int = 0
     sample: Sample | Mapping[str, Any] | None = None
+    spans: Mapping[str, tuple[int, int] | Mapping[str, Any]] = field(default_factory=dict)
     baseline: Memory | str = ""
 
 

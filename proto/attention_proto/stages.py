@@ -17,9 +17,21 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 Axis = Literal["H", "Hkv", "T", "S", "Dh", "Dv", "D", "V", "C"]
 Level = Literal["site", "layer", "model"]
 OptionName = Literal[
-    "as", "heads", "rows", "reduce", "top_k", "data_type", "layers", "pool", "pairs", "top", "sample", "baseline"
+    "as",
+    "heads",
+    "rows",
+    "reduce",
+    "top_k",
+    "data_type",
+    "layers",
+    "pool",
+    "pairs",
+    "top",
+    "sample",
+    "spans",
+    "baseline",
 ]
-Kind = Literal["string", "strings", "integer", "integers", "choice", "sample"]
+Kind = Literal["string", "strings", "integer", "integers", "choice", "sample", "spans"]
 Reduce = Literal["none", "mean", "max"]
 Pool = Literal["none", "mean", "first", "last"]
 DataType = Literal["FP32", "FP16"]
@@ -107,9 +119,7 @@ class Stage:
 
     def takes(self, option: str) -> bool:
         """Return whether an option applies to this stage."""
-        if option in ("top", "sample"):
-            return False
-        if self.is_links and option not in LINK_OPTIONS:
+        if option in ("top", "sample") or (self.is_links and option not in LINK_OPTIONS):
             return False
         if option in ("heads", "reduce", "pairs"):
             return self.head_axis is not None
@@ -117,6 +127,8 @@ class Stage:
             return self.level != "model"
         if option == "pool":
             return not (self.is_of_head or self.sums_rows)
+        if option == "spans":
+            return self.is_pairwise and self.computed == "weights"
         return option != "top_k" or self.is_pairwise
 
 
@@ -288,6 +300,13 @@ OPTIONS: Mapping[str, Option] = {
             "sample",
             "sample",
             f"For `{PREDICTIONS}` only: draws the label of each prediction in place of the most probable one.",
+        ),
+        Option(
+            "spans",
+            "spans",
+            "For `weights` and `received` only: ranges of keys with names, up to 1,024, in whose order the output has "
+            "one column for each in place of one for each key: the weights of each head on the range, summed before "
+            "the reduction of heads.",
         ),
         Option(
             "baseline",

@@ -28,6 +28,7 @@ AS_THEY_ARE = "They are taken as they are, special tokens included."
 TRUNCATE_WORDS = "Where tokens of a text are dropped that are more than the model reads; special tokens stay."
 BATCH = "A query [B, T, D] stands for B sequences."
 OTHER_RANKS = "The server takes nested lists of any rank too."
+SPAN_WORDS = "A range is `[begin, end]`, in positions of keys from 0, or an object; `end` is behind it."
 OPTION_SCHEMAS = {"reduce": "Reduce", "pool": "Pool", "data_type": "OutputDataType"}  # of choices
 
 
@@ -57,6 +58,9 @@ def _option(option: Option) -> Schema:
         )
     if option.kind == "sample":
         return described(ref("Sample"), option.words)
+    if option.kind == "spans":
+        ranges = {"anyOf": [array(integer(0)), ref("KeySpan")]}
+        return {"type": "object", "additionalProperties": ranges, "description": f"{option.words} {SPAN_WORDS}"}
     items = {"string": STRING, "strings": STRING}.get(option.kind) or integer(option.minimum)
     return described(array(items) if option.kind in ("integers", "strings") else items, option.words)
 
@@ -156,6 +160,19 @@ SCHEMAS: dict[str, Schema] = {
         SAMPLE,
         words="A draw of a prediction's label: of logits / temperature the largest `top_k` are kept, of these the most "
         "probable up to a sum of `top_p`, and one is drawn by the softmax of what is kept.",
+    ),
+    "KeySpan": request(
+        {
+            "begin": integer(0, "The first key, counted from 0; behind a kept prefix, whose keys come first, too."),
+            "end": integer(0, "The first key behind the range; above `begin`."),
+            "characters": described(
+                BOOLEAN,
+                "Whether both count characters of the sequence's own text that the keys are of. The range then has the "
+                "tokens that have one of these characters, and those between. Default: false.",
+            ),
+        },
+        ["end"],
+        "A range of keys.",
     ),
     "OutputName": enumeration(OUTPUTS, f"{STAGE_WORDS}; `{PREDICTIONS}`: the answers of the model's head."),
     "Reduce": enumeration(REDUCES),

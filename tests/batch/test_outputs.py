@@ -68,6 +68,11 @@ CASES = {
         pa.list_(pa.list_(pa.list_(FLOAT, 5)), 2),
         lambda ask: ask("heads")["heads"][[2, 0]],
     ),
+    "spans": (
+        '[{"name": "weights", "heads": [2, 0], "spans": {"first": [0, 1]}}]',
+        pa.list_(pa.list_(pa.list_(FLOAT, 1)), 2),
+        lambda ask: ask("weights")["weights"][[2, 0], :, :1],
+    ),
     "entropy": ("entropy", pa.list_(pa.list_(FLOAT), 3), lambda ask: ask("entropy")["entropy"]),
     "entropy:mean": (
         "entropy:mean",

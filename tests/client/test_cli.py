@@ -323,7 +323,11 @@ def test_weights_are_chosen(run, service, tmp_path):
     assert run("attend", SENTENCE, "--model", "multi-head", *one, "--top-k", "3", *changes)[0] == 0
     assert run("attend", SENTENCE, "--model", "multi-head", "--pairs", "0.2, 0.0")[0] == 0
     assert run("plot", SENTENCE, "--model", "multi-head", *one, *changes, "--png", tmp_path / "one.png")[0] == 0
-    attended, of_pairs, plotted = service.requests
+    spans = ("--span", "a=b=0:2", "--span", "last=5:7")
+    assert run("attend", SENTENCE, "--model", "multi-head", *spans)[0] == 0
+    attended, of_pairs, plotted, of_spans = service.requests
+    sent = [(each.name, each.begin, each.end, each.characters) for each in of_spans.outputs[0].spans]
+    assert sent == [("a=b", 0, 2, False), ("last", 5, 7, False)]
     weights = attended.outputs[0]
     assert (weights.name, list(weights.layers), list(weights.heads), weights.top_k) == ("weights", ["0"], [2, 0], 3)
     assert list(of_pairs.outputs[0].pairs) == ["0.2", "0.0"]
@@ -339,6 +343,8 @@ def test_weights_are_chosen(run, service, tmp_path):
     [
         (("attend", "--pairs", "0.1", "--head", "1"), "--pairs: names layers and heads"),
         (("attend", "--outputs", "output", "--top-k", "2"), "--outputs: says which weights"),
+        (("attend", "--span", "first=1"), "--span: 'first=1' is no NAME=FROM:TO"),
+        (("attend", "--span", "0:1"), "--span: '0:1' is no NAME=FROM:TO"),
         (("attend", "--ablate", "1"), "--ablate: '1' is no LAYER.HEAD"),
         (("plot", "--html", "w.html", "--head", "1"), "the page has every head"),
     ],

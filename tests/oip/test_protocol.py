@@ -252,6 +252,10 @@ def test_pairs_of_layer_and_head(server):
     got = arrays(infer(server, "multi", inputs=[query], outputs=outputs))
     assert got["weights"].shape == (1, 2, 2, 2)
     assert (got["weights"] == got["heads"]).all()
+    parts = {"pairs": "0.2,0.0", "spans": '{"both": [0, 2], "first": [0, 1], "last": {"begin": 1, "end": 2}}'}
+    found = arrays(infer(server, "multi", inputs=[query], outputs=[{"name": "weights", "parameters": parts}]))
+    summed = np.concatenate([got["weights"].sum(-1, keepdims=True), got["weights"]], -1)
+    np.testing.assert_allclose(found["weights"], summed, rtol=1e-6)
     text = TEXT | {"shape": [2], "data": ["twenty one", "cats"]}
     memory_text = TEXT | {"name": "memory_text", "shape": [2], "data": ["ein", "Katzen und Hunde"]}
     outputs = [{"name": "embeddings"}]

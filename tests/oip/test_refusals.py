@@ -46,6 +46,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"outputs": [{"name": "predictions"}]}, "outputs[0].name: this model has no head"),
     ({"outputs": [{"name": "tokens"}]}, "outputs[0]: there are none"),
     ({"outputs": [{"name": "weights", "parameters": {"top": 1}}]}, "outputs[0].top: is for predictions"),
+    (
+        {"outputs": [{"name": "weights", "parameters": {"spans": '{"a": [0, 1], "a": [1, 2]}'}}]},
+        "outputs[0].spans: must be a JSON object",
+    ),
     ({"outputs": [{"name": "weights", "parameters": {"pairs": "1.0"}}]}, "outputs[0].pairs: there is no layer '1'"),
     ({"outputs": [{}]}, "outputs[0].name: say which"),
     (

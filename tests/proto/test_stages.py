@@ -5,7 +5,7 @@ import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.offers import offers
 from attention_proto.stages import OPTIONS, POOLS, REDUCES, STAGES, Stage, numbers_of
-from attention_server.domain.messages import OutputSpec
+from attention_server.domain.messages import KeySpan, OutputSpec
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.planner import answer_bytes, make_plan
 from google.protobuf import json_format
@@ -23,6 +23,8 @@ CHOICES = [
     {"data_type": "FP16"},
     {"reduce": "max", "pool": "last", "rows": (1, -1)},
     {"pairs": ("0.1", "0.0")},
+    {"spans": (KeySpan("first", 0, 2), KeySpan("all", 0, 6), KeySpan("last", 5, 6)), "data_type": "FP16"},
+    {"spans": (KeySpan("first", 0, 2), KeySpan("last", 5, 6)), "pool": "mean", "reduce": "max"},
 ]
 
 
@@ -89,10 +91,10 @@ def test_the_size_predicted_is_the_size_sent(transport, repository, case, choice
     layer = manifest.layers[0]
     offered = [stage for stage in STAGES.values() if offers(stage, layer, manifest) and not stage.is_links]
     names = [stage.name for stage in offered if all(stage.takes(option) for option in choice)]
-    asked = [
-        {"name": name, **{option: list(x) if isinstance(x, tuple) else x for option, x in choice.items()}}
-        for name in names
-    ]
+    options = {option: list(x) if isinstance(x, tuple) else x for option, x in choice.items()}
+    if "spans" in options:
+        options["spans"] = {span.name: [span.begin, span.end] for span in choice["spans"]}
+    asked = [{"name": name, **options} for name in names]
     sent = transport.outputs(case.model, outputs=asked, **vectors)
     widths = LoadedLayer(layer, "cpu", {}).widths(case.query, case.value)
     for name, plan in zip(

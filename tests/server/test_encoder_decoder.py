@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from attention_client import AttentionClient, translate
+from attention_client import OutputSpec as Asked
 from attention_proto.attention.v1.attention_pb2 import Side
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.store import MemoryStore
@@ -305,6 +306,55 @@ def test_a_target_goes_on_behind_its_prefix(transport, server):
         kept = next(each for each in client.memories("translator") if each.id == before["id"])
     assert (kept.source_length, kept.prefix_length, kept.length) == (6, len(sent), 6 + len(sent))
     assert list(kept.tokens) == source_tokens(SOURCE) + target_tokens(TARGET)
+
+
+def test_spans_of_characters(transport, server):
+    """Characters are those of the text that the keys of a site are of; behind a prefix, those of the text alone."""
+    sites = expected()
+    spans = {"c d": {"begin": 4, "end": 7, "characters": True}, "first": [0, 2]}
+    layers = ["encoder.1", "decoder.1.cross"]
+    found = ask(transport, *[{"name": "weights", "as": each, "layers": [each], "spans": spans} for each in layers])
+    for site in layers:
+        weights = sites[site]["weights"]
+        summed = np.stack([weights[..., 2:4].sum(-1), weights[..., :2].sum(-1)], -1)
+        np.testing.assert_allclose(found[site], summed, **CLOSE)
+    with AttentionClient(server.grpc) as client:
+        source = client.create_memory("translator", memory_text=SOURCE).id
+    prefix = transport.one("translator", memory=source, text="f", extend=True, outputs=["hidden"])["memory"]["id"]
+    spans = {"d": {"begin": 2, "end": 3, "characters": True}, "[START]": [0, 1]}
+    own = {"name": "weights", "layers": ["decoder.1"], "spans": spans}
+    outputs = transport.outputs("translator", memory=prefix, text="e d", outputs=[own])
+    np.testing.assert_allclose(outputs["weights"], sites["decoder.1"]["weights"][:, 2:, [3, 0]], **CLOSE)
+    cross, beyond = {**own, "layers": ["decoder.1.cross"]}, {"begin": 2, "end": 4, "characters": True}
+    between = {"begin": 1, "end": 2, "characters": True}
+    for spec, sent, words in (
+        (cross, {"text": "e d"}, "'d' counts characters, but the keys are of a memory"),
+        (own, {"token_ids": [5, 6]}, "'d' counts characters, but the keys are of no text"),
+        (own | {"spans": {"end": beyond}}, {"text": "e d"}, "'end' ends at character 4; the text has 3"),
+        (own | {"spans": {"between": between}}, {"text": "e d"}, "'between' has no token"),
+        (own | {"spans": {"all": [0, 5]}}, {"text": "e d"}, "'all' ends at 5; there are 4 keys"),
+    ):
+        with refused("INVALID_ARGUMENT", "outputs[0].spans", words):
+            transport.attend("translator", memory=prefix, outputs=[spec], **sent)
+
+
+def test_spans_of_generated_words(server):
+    """Each generated word has the weights that its row has on the spans of the source; a baseline is subtracted."""
+    spans = {"begin": (0, 2), "end": {"begin": 2, "end": 6}}
+    with AttentionClient(server.grpc) as client:
+        memory, other = (client.create_memory("translator", memory_text=text) for text in (SOURCE, "e e e e e"))
+        asked = ["weights", Asked("weights", alias="parts", spans=spans)]
+        for step in client.generate("translator", memory=memory, tokens=3, outputs=asked):
+            weights = step.result["weights"]
+            summed = np.stack([weights[..., :2].sum(-1), weights[..., 2:].sum(-1)], -1)
+            np.testing.assert_allclose(step.result["parts"], summed, rtol=1e-6)
+        own, behind = (
+            client.attend("translator", text=TARGET, memory=each, outputs=asked[1:])["parts"]
+            for each in (memory, other)
+        )
+        owed = Asked("weights", alias="parts", spans=spans, baseline=other)
+        found = client.attend("translator", text=TARGET, memory=memory, outputs=[owed])["parts"]
+        np.testing.assert_allclose(found, own - behind, atol=1e-6)
 
 
 def test_mixed_lengths_together(transport):

@@ -12,7 +12,7 @@ from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Mask
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
-from attention_server.domain.messages import NO_MASK, Alignment, OutputSpec, Sequence, TopK
+from attention_server.domain.messages import NO_MASK, Alignment, KeySpan, OutputSpec, Sequence, TopK
 from attention_server.inference import layer, masks
 from attention_server.inference import model as models
 from attention_server.inference.engine.onnxruntime import OnnxGraph, OnnxRuntime
@@ -49,6 +49,7 @@ MASKS = {
     "allowed": Mask(allowed=ALLOWED[:1]),
     "bias": Mask(window=(6, 4), bias=np.where(ALLOWED, np.float32(0.5), -np.float32(np.inf))),
 }
+SPANS = tuple([KeySpan(f"{ends}", *ends) for ends in ((3, 5), (0, 9), (8, 9), (1, 2), (4, 8))])
 SPECS = [
     OutputSpec("weights"),
     OutputSpec("scores", heads=(1, 0)),
@@ -63,6 +64,10 @@ SPECS = [
     OutputSpec("entropy"),
     OutputSpec("entropy", reduce="max", pool="mean"),
     OutputSpec("lse"),
+    OutputSpec("weights", spans=SPANS),
+    OutputSpec("weights", spans=SPANS, reduce="max", rows=(7, 2)),
+    OutputSpec("weights", spans=SPANS[3:4], pool="mean", data_type="FP16"),
+    OutputSpec("received", spans=SPANS, rows=(5, 8)),
     OutputSpec("received", reduce="max"),
     OutputSpec("received", rows=(5, 2, 8), top_k=4),
     OutputSpec("statistics", heads=(1, 0)),
@@ -80,6 +85,8 @@ OF_LAYERS = [
     OutputSpec("entropy", pairs=("1.0", "0.1"), reduce="mean"),
     OutputSpec("received", pairs=("1.0", "0.1"), reduce="mean"),
     OutputSpec("statistics", layers=("*",)),
+    OutputSpec("weights", pairs=("1.0", "0.1"), spans=SPANS),
+    OutputSpec("weights", pairs=("1.0", "0.1", "0.0"), spans=SPANS, reduce="max"),
     OutputSpec("hidden", layers=("*",)),
 ]
 

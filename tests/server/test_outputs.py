@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import requests
+from serving import HANG
 
 from tests.refusals import refused
 from tests.server.reference import CLOSE, ROWS, STAGES, read_block
@@ -187,6 +189,20 @@ def test_a_long_name(transport):
         ({"name": "hidden"}, "outputs[0].name", "this model gives no hidden"),
         ({"name": "embeddings"}, "outputs[0].name", "this model gives no embeddings"),
         ({"name": "embeddings", "layers": ["0"]}, "outputs[0].layers", "of the model, not of a layer"),
+        ({"name": "scores", "spans": {"a": [0, 1]}}, "outputs[0].spans", "is for weights and received, not for scores"),
+        ({"name": "statistics", "spans": {"a": [0, 1]}}, "outputs[0].spans", "weights and received"),
+        ({"name": "weights", "spans": {"a": [0, 1]}, "top_k": 1}, "outputs[0].top_k", "beside spans"),
+        ({"name": "weights", "spans": {"a": [0, 1], "b": [2, 2]}}, "outputs[0].spans", "'b' is from 2 to 2"),
+        ({"name": "weights", "spans": {"a": [3, 2]}}, "outputs[0].spans", "'a' is from 3 to 2"),
+        ({"name": "weights", "spans": {"a": [5, 7]}}, "outputs[0].spans", "'a' ends at 7; there are 6 keys"),
+        ({"name": "weights", "spans": {"": [0, 1]}}, "outputs[0].spans", "1 to 256 characters"),
+        ({"name": "weights", "spans": {"a" * 257: [0, 1]}}, "outputs[0].spans", "1 to 256 characters"),
+        ({"name": "weights", "spans": {f"{i}": [0, 1] for i in range(1025)}}, "outputs[0].spans", "1025 ranges"),
+        (
+            {"name": "weights", "spans": {"a": {"begin": 0, "end": 1, "characters": True}}},
+            "outputs[0].spans",
+            "'a' counts characters, but the keys are of no text",
+        ),
     ],
 )
 def test_what_is_not_offered(transport, spec, field, word):
@@ -233,6 +249,54 @@ def test_options_of_pairs(transport, options):
     of_pairs = only(transport, name="weights", pairs=["0.3", "0.1"], **options)
     of_heads = only(transport, name="weights", heads=[3, 1], **options)
     np.testing.assert_array_equal(of_pairs, of_heads)
+
+
+def test_spans(transport, stages):
+    """Each span has the weights of its keys summed, in the order of the names, before heads are reduced."""
+    spans = {"b": [3, 6], "a": [0, 4], "one": [2, 3], "all": {"end": 6}}
+
+    def summed(weights):
+        return np.stack([weights[..., 3:6].sum(-1), weights[..., :4].sum(-1), weights[..., 2], weights.sum(-1)], -1)
+
+    weights = stages["weights"]
+    expected = {
+        "whole": ({}, summed(weights)),
+        "max": ({"reduce": "max", "rows": [2, 0]}, summed(weights)[:, [2, 0]].max(0, keepdims=True)),
+        "pairs": ({"pairs": ["0.2", "0.0"], "pool": "mean"}, summed(weights)[[2, 0]].mean(1)),
+        "received": ({"name": "received", "rows": [1, 3]}, summed(weights)[:, [1, 3]].sum(1)),
+        "two": ({"name": "received", "pairs": ["0.2", "0.0"]}, summed(weights)[[2, 0]].sum(1)),
+        "half": ({"data_type": "FP16", "heads": [1]}, summed(weights)[[1]].astype(np.float16)),
+    }
+    asked = [{"name": "weights", "as": name, "spans": spans, **each} for name, (each, _) in expected.items()]
+    found = transport.outputs("cross", outputs=asked, **VECTORS)
+    for name, (_, value) in expected.items():
+        assert found[name].dtype == (np.float16 if name == "half" else np.float32)
+        np.testing.assert_allclose(found[name], value, err_msg=name, **(CLOSE if name != "half" else {"rtol": 1e-3}))
+
+
+def test_a_span_of_masked_keys(transport):
+    """The weights on masked keys are zeros, and so is their sum, however small a part the others are."""
+    mask = {"allowed": np.array([True, True, False, False, True, True])}
+    spec = {"name": "weights", "spans": {"hidden": [2, 4], "rest": [0, 2]}}
+    found = transport.outputs("cross", mask=mask, outputs=[spec], **VECTORS)["weights"]
+    assert (found[..., 0] == 0).all()
+    assert (found[..., 1] > 0).all()
+
+
+def test_what_is_no_span(server):
+    """In JSON a span is two numbers or an object; anything else is refused by the name of the span."""
+    url = f"{server.url}/v1/models/cross:attend"
+    for spans, field, words in (
+        ([[0, 1]], "outputs[0].spans", "must be an object of ranges by name, not a list"),
+        ({"a": [0]}, "outputs[0].spans.a", "must be [begin, end], not 1 numbers"),
+        ({"a": [-1, 2]}, "outputs[0].spans.a.range[0]", "at least 0"),
+        ({"a": {"from": 1}}, "outputs[0].spans.a.from", "there is no such field"),
+        ({"a": {"begin": -1, "end": 2}}, "outputs[0].spans.a.begin", "must be 0 or above"),
+    ):
+        sent = {name: array.tolist() for name, array in VECTORS.items()}
+        sent["outputs"] = [{"name": "weights", "spans": spans}]
+        error = requests.post(url, json=sent, timeout=HANG).json()["error"]
+        assert (error["field"], words in error["message"]) == (field, True), error
 
 
 def test_masked_keys_of_pairs_come_last(transport):

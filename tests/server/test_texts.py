@@ -156,6 +156,9 @@ def test_models_that_take_no_pairs(transport):
     with refused("INVALID_ARGUMENT", None, "goes with text") as caught:
         transport.attend("wordpiece", token_ids=[1, 2], text_pair="dog")
     assert caught.value.field == transport.at("text_pair")
+    spans = {"fox": {"begin": 0, "end": 3, "characters": True}}
+    with refused("INVALID_ARGUMENT", "outputs[0].spans", "of a pair of texts count tokens"):
+        transport.attend("wordpiece", text="Fox", text_pair="dog", outputs=[{"name": "weights", "spans": spans}])
 
 
 def test_what_is_not_cut(transport):

@@ -1,5 +1,6 @@
 """The options by which `attend` and `plot` choose weights, and change heads: one language for both."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,6 +15,10 @@ Layer = Annotated[str, typer.Option(help="The layer of the weights; the last one
 Heads = Annotated[list[int] | None, typer.Option("--head", min=0, help="A head of the weights; may be repeated.")]
 Pairs = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads of several layers, in place of these two.")]
 TopK = Annotated[int, typer.Option(min=0, help="The largest weights of each row alone; 0 shows all.")]
+Spans = Annotated[
+    list[str] | None,
+    typer.Option("--span", metavar="NAME=FROM:TO", help="Sum the weights on keys FROM to before TO; may be repeated."),
+]
 Ablate = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads to switch off; LAYER.* is all of a layer.")]
 Temperature = Annotated[float | None, typer.Option(help="Divides the masked scores before the softmax; above 0.")]
 
@@ -27,17 +32,20 @@ class ChosenWeights:
         heads: of one layer; empty for all.
         pairs: LAYER.HEAD, in place of both.
         top_k: the number of keys of each row; 0 for all.
+        spans: name, begin and end of ranges of keys whose weights are summed; empty for each key by itself.
     """
 
     layers: tuple[str, ...] = ()
     heads: tuple[int, ...] = ()
     pairs: tuple[str, ...] = ()
     top_k: int = 0
+    spans: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def spec(self) -> OutputSpec:
         """The output of a request."""
-        return OutputSpec("weights", layers=self.layers, heads=self.heads, pairs=self.pairs, top_k=self.top_k)
+        spans = {name: (begin, end) for name, begin, end in self.spans}
+        return OutputSpec("weights", **{**vars(self), "spans": spans})
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -45,16 +53,27 @@ class ChosenWeights:
         return self.pairs or tuple([f"head {head}" for head in self.heads])
 
 
-def chosen_weights(layer: str, heads: list[int] | None, pairs: str, top_k: int = 0) -> ChosenWeights | None:
+def chosen_weights(
+    layer: str, heads: list[int] | None, pairs: str, top_k: int = 0, spans: list[str] | None = None
+) -> ChosenWeights | None:
     """Return the choice that options make; None where none is given.
 
     Raises:
-        typer.BadParameter: --pairs stands beside --layer or --head.
+        typer.BadParameter: --pairs stands beside --layer or --head, or a --span is no NAME=FROM:TO.
     """
     if pairs and (layer or heads):
         raise typer.BadParameter("names layers and heads; leave --layer and --head out", param_hint="--pairs")
-    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(_listed(pairs)), top_k)
+    ranges = tuple(map(_read_span, spans or ()))
+    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(_listed(pairs)), top_k, ranges)
     return None if chosen == ChosenWeights() else chosen
+
+
+def _read_span(text: str) -> tuple[str, int, int]:
+    name, _, ends = text.rpartition("=")
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", ends)
+    if not name or not found:
+        raise typer.BadParameter(f"{text!r} is no NAME=FROM:TO, such as first=0:5", param_hint="--span")
+    return name, int(found[1]), int(found[2])
 
 
 def read_ablate(text: str) -> list[Ablation]:

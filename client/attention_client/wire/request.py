@@ -247,8 +247,16 @@ def _output(item: Output, field: str) -> pb.OutputSpec:
             pairs=_names(spec.pairs, "pairs"),
             top=spec.top,
             sample=_sample(spec.sample),
+            spans=itertools.starmap(_span, spec.spans.items()),
             baseline=spec.baseline.id if isinstance(spec.baseline, Memory) else spec.baseline,
         )
+
+
+def _span(name: str, given: tuple[int, int] | Mapping[str, Any]) -> pb.KeySpan:
+    if isinstance(given, Mapping):
+        return pb.KeySpan(name=name, **given)
+    begin, end = given
+    return pb.KeySpan(name=name, begin=begin, end=end)
 
 
 def _sample(sample: Sample | Mapping[str, Any] | None) -> pb.Sample | None:

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from attention_proto.stages import Option
 
-from attention_server.domain.messages import Ablation, Array, Sample
+from attention_server.domain.messages import Ablation, Array, KeySpan, Sample
 from attention_server.errors import InvalidRequest, TooLarge, join_path
 
 LEAVES: dict[str, tuple[set[type], str]] = {
@@ -20,6 +20,7 @@ LEAVES: dict[str, tuple[set[type], str]] = {
 }
 Json = Mapping[str, Any]
 SAMPLE_FIELDS = Sample._fields
+SPAN_ENDS = ("begin", "end")
 MAX_SEED = 2**64 - 1
 MAX_CONTAINERS = 1_000_000  # lists and objects in a document; an empty one takes about 70 bytes in memory
 
@@ -124,8 +125,30 @@ def read_option(option: Option, content: Json, path: str) -> Any:
             return tuple(each_typed(content, name, str, path))
         case "string":
             return typed(content, name, str, "", path)
-        case "sample":
-            return read_sample(content.get(name), join_path(path, name))
+        case "sample" | "spans":
+            read = read_sample if option.kind == "sample" else read_spans
+            return read(content.get(name), join_path(path, name))
+
+
+def read_spans(value: object, path: str) -> tuple[KeySpan, ...]:
+    """Return the option `spans`: an object of a range for each name."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"must be an object of ranges by name, not {kind_of(value)}", field=path)
+    return tuple([_read_span(name, each, join_path(path, name[:64])) for name, each in value.items()])
+
+
+def _read_span(name: str, value: object, path: str) -> KeySpan:
+    """Return a range, sent as `[begin, end]` or as an object."""
+    if not isinstance(value, list):
+        content = fields(value, path, KeySpan._fields[1:])
+        begin, end = [at_least_zero(typed(content, each, int, 0, path), join_path(path, each)) for each in SPAN_ENDS]
+        return KeySpan(name, begin, end, typed(content, "characters", bool, False, path))
+    ends = integers({"range": value}, "range", path, minimum=0)
+    if len(ends) != len(SPAN_ENDS):
+        raise InvalidRequest(f"must be [begin, end], not {len(ends)} numbers", field=path)
+    return KeySpan(name, ends[0], ends[1])
 
 
 def read_sample(value: object, path: str) -> Sample | None:

@@ -22,6 +22,7 @@ from attention_server.domain.messages import (
     Ablation,
     Alignment,
     Array,
+    KeySpan,
     MemoryDescription,
     MemoryRequest,
     OutputSpec,
@@ -239,6 +240,7 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         pairs=tuple(message.pairs),
         top=message.top,
         sample=_sample(message.sample) if message.HasField("sample") else None,
+        spans=tuple([KeySpan(each.name, each.begin, each.end, each.characters) for each in message.spans]),
         baseline=message.baseline,
     )
 

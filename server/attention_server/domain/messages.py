@@ -91,6 +91,15 @@ class Sample(NamedTuple):
     seed: int | None = None
 
 
+class KeySpan(NamedTuple):
+    """A range of keys with a name; see `KeySpan` of the contract."""
+
+    name: str
+    begin: int
+    end: int
+    characters: bool = False
+
+
 class OutputSpec(NamedTuple):
     """One requested output; see `OutputSpec` of the contract.
 
@@ -109,6 +118,7 @@ class OutputSpec(NamedTuple):
     pairs: tuple[str, ...] = ()
     top: int = 0
     sample: Sample | None = None
+    spans: tuple[KeySpan, ...] = ()
     baseline: str = ""
     path: str = ""
 

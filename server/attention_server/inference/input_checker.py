@@ -20,6 +20,7 @@ from attention_server.domain.messages import Sequence as Sent
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
+from attention_server.inference.key_spans import check_spans
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import BLOCK_BYTES, KEYS, MAX_WHOLE_ROWS, LoadedLayer
 from attention_server.inference.masks import LongMask
@@ -129,6 +130,7 @@ class InputChecker:
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
         for output in plan.outputs:
             check_rows(output.spec, *unmasked_rows(output, self.layers, prepared), output.field)
+            check_spans(output, self.layers[output.layer], prepared, sequence)
         if plan.predictions is not None and plan.predictions.field:
             self._check_predictions(plan.predictions, prepared)
         profile = self._profile(prepared, plan, limits.slots)

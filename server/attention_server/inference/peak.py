@@ -18,7 +18,9 @@ GRAPH, OF_WEIGHTS = 1.0, 1.0
 OF_STAGE = {"scores": 2.0, "lse": 4.0, "entropy": 2.0, "statistics": 3.0}
 MASK = 1.0  # of a masked block
 MASK_BYTES = 12  # of the arrays that make the mask of one row and key
+SPAN_BYTES = 48  # of the sums of one row and span of one head
 TOP_BYTES = 8  # of the arrays that order one row and key of one head
+SUMMED_BYTES = 8  # of one row and key of one head, in float64 to be summed
 HIDDEN_WIDTHS = 4  # of a segment's largest tensor, in widths of its rows
 
 
@@ -110,6 +112,7 @@ class Peak:
             return 0
         heads = 1 if spec.reduce != "none" else len(output.pairs) or len(spec.heads) or self._heads(output)
         rows = len(spec.rows) or queries
+        keys = len(spec.spans) or keys
         if spec.pool == "mean" or stage.sums_rows:  # sums in float64, for each strip
             return STRIPS * 9 * heads * (len(stage.columns) or keys)
         columns = 1 if stage.column_axis is None else min(spec.top_k or keys, keys)
@@ -141,8 +144,11 @@ class Peak:
         number = 4 * arrays * layer.about.heads  # bytes of one row and key
         if self.is_masked or layer.about.causal or layer.about.window or layer.about.HasField("bias"):
             number += 4 * MASK * layer.about.heads + MASK_BYTES
+        number += SUMMED_BYTES * any(output.spec.spans and index in output.layers for output in self.plan.outputs)
         number += TOP_BYTES * any(output.spec.top_k and index in output.layers for output in self.plan.outputs)
-        return number * size * self._seen(index, rows, keys) * min(self.slots, -(-rows // size))
+        spans = max([len(each.spec.spans) for each in self.plan.outputs if index in each.layers], default=0)
+        of_row = number * self._seen(index, rows, keys) + SPAN_BYTES * layer.about.heads * min(spans, keys)
+        return size * of_row * min(self.slots, -(-rows // size))
 
     def _seen(self, index: int, rows: int, keys: int) -> int:
         """Return the most keys that a block computes."""

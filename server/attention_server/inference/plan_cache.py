@@ -61,7 +61,7 @@ def is_small(specs: tuple[OutputSpec, ...]) -> bool:
     if len(specs) > MAX_SPEC_SIZE:
         return False
     for spec in specs:  # a generator would take longer than the comparison
-        names = (spec.alias, *spec.layers, *spec.pairs)
+        names = (spec.alias, *spec.layers, *spec.pairs, *[span.name for span in spec.spans])
         if len(spec.rows) + len(spec.heads) + sum(map(len, names)) > MAX_SPEC_SIZE:
             return False
     return True

@@ -30,6 +30,7 @@ from attention_server.inference.prediction_plan import PredictionPlan, plan_pred
 from attention_server.inference.site_changes import Changes
 
 ALIAS = 256  # characters
+MAX_SPANS = 1024  # of one output
 WITHOUT_ATTENTION = PROJECTED | {"embeddings"}  # stages that come before the scores
 
 SUMS = frozenset({"output", "hidden"})  # an overflow in any stage but those of CHECKED shows there
@@ -150,6 +151,7 @@ def answer_bytes(output: OutputPlan, manifest: Manifest, widths: tuple[int, int,
     heads = 1 if spec.reduce != "none" or not stage.head_axis else heads
     rows = 1 if spec.pool != "none" or stage.sums_rows else len(spec.rows) or (keys if stage.is_of_keys else queries)
     columns = (stage.column_axis and known[stage.column_axis]) or of_sequence[stage.column_axis]
+    columns = len(spec.spans) or columns
     size = 2 if spec.data_type == "FP16" else 4
     if spec.top_k:
         columns, size = min(spec.top_k, keys), size + index_type(keys).itemsize
@@ -257,6 +259,29 @@ def _check_options(spec: OutputSpec, manifest: Manifest, field: str) -> None:
         raise InvalidRequest(_why_not(stage, refused[0]), field=join_path(field, refused[0]))
     if beside := {"layers", "heads"} & given if spec.pairs else set():
         raise InvalidRequest("stands beside pairs, which name layers and heads", field=join_path(field, min(beside)))
+    _check_spans(spec, field)
+
+
+def _check_spans(spec: OutputSpec, field: str) -> None:
+    """Check the ranges of keys as far as they do not depend on a sequence."""
+    if not spec.spans:
+        return
+    path = join_path(field, "spans")
+    if spec.top_k:
+        raise InvalidRequest("stands beside spans, whose sums are sent all; leave it out", field=f"{field}.top_k")
+    if len(spec.spans) > MAX_SPANS:
+        raise InvalidRequest(f"has {len(spec.spans)} ranges; one output may have {MAX_SPANS}", field=path)
+    taken: set[str] = set()
+    for span in spec.spans:
+        name = repr(span.name[:64])
+        if not 0 < len(span.name) <= ALIAS:
+            raise InvalidRequest(f"has the name {name}; a name has 1 to {ALIAS} characters", field=path)
+        if span.name in taken:
+            raise InvalidRequest(f"has the name {name} twice", field=path)
+        if span.begin >= span.end:
+            reason = f"{name} is from {span.begin} to {span.end}; the end is behind the range, and above its begin"
+            raise InvalidRequest(reason, field=path)
+        taken.add(span.name)
 
 
 def _why_not(stage: Stage, option: str) -> str:
@@ -266,8 +291,9 @@ def _why_not(stage: Stage, option: str) -> str:
             return f"is not for {stage.name}, whose heads are reduced by their mean"
         case "top" | "sample":
             return f"is for {PREDICTIONS}, not for {stage.name}"
-        case "top_k":
-            return f"is for {PAIRWISE_WORDS.replace('`', '')}, not for {stage.name}"
+        case "top_k" | "spans":
+            takers = PAIRWISE_WORDS.replace("`", "") if option == "top_k" else "weights and received"
+            return f"is for {takers}, not for {stage.name}"
         case "layers" | "pool":
             words = {"layers": "is of the model, not of a layer", "pool": "is not pooled; ask for rows"}
             return f"{stage.name} {words[option]}"

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array, OutputSpec, TopK
 from attention_server.errors import InvalidRequest, join_path
+from attention_server.inference.key_spans import Ranges, sums_over
 from attention_server.inference.top_k import top_k
 
 Rows = NDArray[np.intp]
@@ -47,7 +48,12 @@ def read_rows(spec: OutputSpec, length: int, left: NDArray[np.bool_] | None) -> 
 
 
 def shape_stage(
-    stage: NDArray[np.float32], rows: Rows | None, spec: OutputSpec, hidden: NDArray[np.bool_] | None, field: str
+    stage: NDArray[np.float32],
+    rows: Rows | None,
+    spec: OutputSpec,
+    hidden: NDArray[np.bool_] | None,
+    field: str,
+    ranges: Ranges | None = None,
 ) -> Array | TopK:
     """Return a stage shaped as a spec says.
 
@@ -57,24 +63,29 @@ def shape_stage(
         spec: heads, reduction, pooling, top k and data type.
         hidden: whether a key is masked, [1 or H, the rows, S]; masked keys come last among the top k.
         field: for the error.
+        ranges: of keys that are summed; None for each key by itself.
 
     Raises:
         InvalidRequest: FP16 cannot hold a number of this output.
     """
-    gathered = gather(stage, rows, spec)
+    gathered = gather(stage, rows, spec, ranges)
     if spec.pool != "none":
         gathered = gathered.mean(-2) if gathered.shape[-2] > 1 else gathered[..., 0, :]
     return finish(gathered, spec, None if hidden is None else shape_hidden(hidden, spec), field)
 
 
-def gather(stage: NDArray[np.float32], rows: Rows | slice | None, spec: OutputSpec) -> NDArray[np.float32]:
+def gather(
+    stage: NDArray[np.float32], rows: Rows | slice | None, spec: OutputSpec, ranges: Ranges | None = None
+) -> NDArray[np.float32]:
     """Return the rows of a stage, and of these the heads that a spec chooses, or their reduction, [H, rows, columns].
 
-    A stage without columns gets one.
+    A stage without columns gets one. Ranges of keys are summed before the reduction: the maximum over heads is that of
+    the sums.
     """
     stage = stage if STAGES[spec.name].column_axis is not None else stage[..., None]
     stage = stage if rows is None else stage[..., rows, :]
     stage = stage[list(spec.heads)] if spec.heads else stage
+    stage = stage if ranges is None else sums_over(stage, ranges)
     if spec.reduce == "mean":  # to the same bits as `stage.mean`, which divides by way of float64
         return stage.sum(0, keepdims=True) / np.float32(len(stage))  # type: ignore[no-any-return] # float32
     return stage.max(0, keepdims=True) if spec.reduce == "max" else stage

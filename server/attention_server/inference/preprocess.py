@@ -223,13 +223,20 @@ def separators(prepared: PreparedInput, axes: SiteAxes) -> NDArray[np.bool_] | N
         axes: of the site.
     """
     memory = prepared.memory
-    source = memory.tokens if memory else prepared.memory_tokens
-    has_source = prepared.key is not None or source is not None or (memory is not None and memory.source_length > 0)
-    if axes != OF_TARGET and has_source:
+    if keys_are_apart(prepared, axes):
+        source = memory.tokens if memory else prepared.memory_tokens
         return None if source is None else np.array(source.special, np.bool_)
     kept = () if memory is None or memory.past is None else memory.past.special
     own = [False] * prepared.queries if prepared.tokens is None else prepared.tokens.special
     return np.array([*kept, *own], np.bool_)
+
+
+def keys_are_apart(prepared: PreparedInput, axes: SiteAxes) -> bool:
+    """Return whether the keys of a site are of another sequence than the queries."""
+    memory = prepared.memory
+    source = memory.tokens if memory else prepared.memory_tokens
+    has_keys = prepared.key is not None or source is not None or (memory is not None and memory.source_length > 0)
+    return axes != OF_TARGET and has_keys
 
 
 def prepare_alike(sequence: Sequence, queries: int, keys: int) -> PreparedInput:

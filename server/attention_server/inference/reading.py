@@ -7,6 +7,7 @@ import numpy as np
 from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
+from attention_server.inference.key_spans import Ranges, within
 from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan
 from attention_server.inference.postprocess import Rows, gather, shape_hidden
@@ -75,13 +76,20 @@ class Reading:
         rows: the positions of its rows, in order; None for all.
         at: by layer, the places of these rows among those computed; None for all.
         shape: heads, rows and keys of its stage, before rows and heads are chosen.
+        ranges: of keys that are summed, and stand in place of keys; None for each key by itself.
     """
 
     def __init__(
-        self, output: OutputPlan, rows: Rows | None, at: Mapping[int, Rows | None], shape: tuple[int, int, int]
+        self,
+        output: OutputPlan,
+        rows: Rows | None,
+        at: Mapping[int, Rows | None],
+        shape: tuple[int, int, int],
+        ranges: Ranges | None = None,
     ) -> None:
         self.rows = np.arange(shape[1]) if rows is None else rows
-        self.keys = shape[2]
+        self.keys = shape[2] if ranges is None else len(ranges)
+        self._ranges = ranges
         self.spec, self.field = output.spec, output.field
         self._at = at
         stage = STAGES[self.spec.name]
@@ -98,19 +106,21 @@ class Reading:
     def part(self, layer: int, block: Block) -> Part | None:
         """Return the part of a block that the output reads; None for none."""
         at, (heads, chosen) = self._at[layer], self._heads[layer]
-        within: slice | Rows = slice(None)
+        of_block: slice | Rows = slice(None)
         places: slice | Rows = block.rows
         if at is not None:
             places = np.flatnonzero((at >= block.rows.start) & (at < block.rows.stop))
-            within = at[places] - block.rows.start
+            of_block = at[places] - block.rows.start
             if not len(places):
                 return None
         spec = self.spec._replace(heads=chosen, pool="none")
         hidden = None
         if spec.top_k and block.mask is not None:
-            hidden = shape_hidden(block.mask[:, within] == HIDDEN, spec)
-        numbers = gather(block.stages[self.spec.name], within, spec)
-        return Part(places, [0] if spec.reduce != "none" else heads, numbers, hidden, block.keys)
+            hidden = shape_hidden(block.mask[:, of_block] == HIDDEN, spec)
+        ranges = None if self._ranges is None else within(self._ranges, block.keys)
+        numbers = gather(block.stages[self.spec.name], of_block, spec, ranges)
+        keys = block.keys if ranges is None else slice(0, len(ranges))
+        return Part(places, [0] if spec.reduce != "none" else heads, numbers, hidden, keys)
 
     def share(self, layer: int) -> np.float32:
         """Return the share of a layer's heads in all heads."""

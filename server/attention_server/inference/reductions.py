@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from attention_server.domain.messages import Array, OutputSpec, OutputValue, TopK
 from attention_server.inference import validation as check
 from attention_server.inference.alignment import align, largest_keys
+from attention_server.inference.key_spans import key_ranges
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import Vectors
 from attention_server.inference.planner import Plan, checked_stages, index_type
@@ -259,7 +260,7 @@ class Reductions:
                 for index in output.layers
             }
             shape = (layer.about.heads, *layer.lengths(prepared))
-            reading = Reading(output, rows, at, shape)
+            reading = Reading(output, rows, at, shape, key_ranges(output, layer, prepared))
             made = self._by_name[output.name] = (
                 Summed(reading, output.spec, separators(prepared, layer.axes), layer.first(prepared))
                 if STAGES[output.spec.name].sums_rows

@@ -16,6 +16,7 @@ from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.head_results import HeadResults, StepsHead
+from attention_server.inference.key_spans import key_ranges
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan, Plan, checked_stages, head_source
@@ -169,7 +170,8 @@ def _output(
         stage, layer = stages[output.layer][computed_name], output.layer
         if STAGES[spec.name].sums_rows:
             return _summed(output, stage, places(layer), rows, hidden(layer), prepared, layers)
-        return shape_stage(stage, places(layer), spec, hidden(layer), output.field)
+        ranges = key_ranges(output, layers[layer], prepared)
+        return shape_stage(stage, places(layer), spec, hidden(layer), output.field, ranges)
     heads, masks = [], []
     for layer, head in output.pairs:
         of_head, chosen, mask = stages[layer][computed_name][head], places(layer), hidden(layer)
@@ -179,7 +181,7 @@ def _output(
     of_pairs = np.stack([np.broadcast_to(mask, stage.shape[1:]) for mask in masks]) if spec.top_k else None
     if STAGES[spec.name].sums_rows:
         return _summed(output, stage, None, rows, of_pairs, prepared, layers)
-    return shape_stage(stage, None, spec, of_pairs, output.field)
+    return shape_stage(stage, None, spec, of_pairs, output.field, key_ranges(output, layers[output.layer], prepared))
 
 
 def _summed(
@@ -208,4 +210,5 @@ def _summed(
     at = layer.first(prepared) + (np.arange(chosen.shape[-2]) if rows is None else rows)
     found = finish(sums(chosen, at, separators(prepared, layer.axes)))
     whole = found[:, None].astype(np.float32)  # one row, which the pooling of one row removes
-    return shape_stage(whole, None, output.spec._replace(pool="first"), hidden, output.field)
+    spec, ranges = output.spec._replace(pool="first"), key_ranges(output, layer, prepared)
+    return shape_stage(whole, None, spec, hidden, output.field, ranges)

@@ -518,6 +518,7 @@ class OutputSpec(_message.Message):
     PAIRS_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of a stage:
@@ -595,6 +596,12 @@ class OutputSpec(_message.Message):
     def sample(self) -> Global___Sample:
         """For `predictions` only: draws the label of each prediction in place of the most probable one."""
 
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeySpan]:
+        """For `weights` and `received` only: ranges of keys with names, up to 1,024, in whose order the output has one column
+        for each in place of one for each key: the weights of each head on the range, summed before the reduction of heads.
+        """
+
     def __init__(
         self,
         *,
@@ -610,15 +617,53 @@ class OutputSpec(_message.Message):
         pairs: _abc.Iterable[_builtins.str] | None = ...,
         top: _builtins.int = ...,
         sample: Global___Sample | None = ...,
+        spans: _abc.Iterable[Global___KeySpan] | None = ...,
         baseline: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "baseline", b"baseline", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "sample", b"sample", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "baseline", b"baseline", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "sample", b"sample", "spans", b"spans", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutputSpec: _TypeAlias = OutputSpec  # noqa: Y015
+
+@_typing.final
+class KeySpan(_message.Message):
+    """A range of keys, from `begin` to before `end`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    CHARACTERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name, up to 256 characters. Names in one output must differ."""
+    begin: _builtins.int
+    """The first key, counted from 0; behind a kept prefix, whose keys come first, too."""
+    end: _builtins.int
+    """The first key behind the range; above `begin`, and at most the number of keys."""
+    characters: _builtins.bool
+    """Whether `begin` and `end` count characters of the sequence's own text that the keys are of: its `text`, or for keys
+    of another text its `memory_text`. The range then has the tokens that have one of these characters, and those
+    between. A text_pair and a kept memory's own text have no such positions.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        begin: _builtins.int = ...,
+        end: _builtins.int = ...,
+        characters: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "characters", b"characters", "end", b"end", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeySpan: _TypeAlias = KeySpan  # noqa: Y015
 
 @_typing.final
 class Sample(_message.Message):

@@ -157,7 +157,7 @@ def _least_shape(spec: OutputSpec, lengths: BatchLengths) -> tuple[int, ...]:
     """Return the least padded shape of a stage: as long as the inputs sent, even if every sequence is shorter."""
     stage = STAGES[spec.name]
     rows = 0 if spec.rows else lengths.keys if stage.is_of_keys else lengths.queries
-    columns = lengths.keys if stage.is_pairwise and not spec.top_k else 0
+    columns = lengths.keys if stage.is_pairwise and not (spec.top_k or spec.spans) else 0
     has = (stage.head_axis, spec.pool == "none" and not stage.sums_rows, stage.column_axis)
     return tuple(length for length, there in zip((0, rows, columns), has, strict=True) if there)
 

@@ -16,6 +16,7 @@ from attention_server.codecs.document import (
     read_ablate,
     read_option,
     read_sample,
+    read_spans,
     typed,
 )
 from attention_server.codecs.duplicates import refuse_duplicates
@@ -209,6 +210,10 @@ def _option(option: Option, options: Parameters, path: str) -> Any:
     sent = options[option.name]
     if option.kind == "sample":
         return _sample(typed(options, option.name, str, "", path), join_path(path, option.name))
+    if option.kind == "spans":
+        field = join_path(path, option.name)
+        text = typed(options, option.name, str, "", path)
+        return read_spans(_json(text, 'object, such as {"first": [0, 5]}', field), field) if text else ()
     if option.kind == "strings":
         names = typed(options, option.name, str, "", path)
         return tuple(names.split(",")) if names else ()
