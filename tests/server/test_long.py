@@ -153,6 +153,9 @@ def test_blocks_give_what_a_whole_matrix_gives(loaded, blocks, name, mask):
     compare(answer(model, VECTORS[name], specs, asked), whole)
     last = tuple(spec for spec in specs if spec.rows)  # the last layer computes these rows alone
     compare(answer(model, VECTORS[name], last, asked), {spec.alias: whole[spec.alias] for spec in last})
+    cut = tuple(spec for spec in specs if spec.name != "scores")  # a block computes the keys that it sees alone
+    found = answer(model, VECTORS[name], cut, asked)
+    compare(found, {output: whole[output] for output in found})
 
 
 def test_the_bits_do_not_depend_on_slots(loaded, blocks):
