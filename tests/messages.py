@@ -14,6 +14,7 @@ TEXTS = ("text", "text_pair", "memory_text", "token_ids", "memory_token_ids", "t
 TRUNCATE = {"none": 0, "right": 1, "left": 2}
 CAUSAL = {"none": 1, "top_left": 2, "bottom_right": 3}
 REDUCE = {"none": 0, "mean": 1, "max": 2}
+FOLD = {"none": 0, "mean": 1, "max": 2, "rollout": 3}
 POOL = {"none": 0, "mean": 1, "first": 2, "last": 3}
 
 
@@ -60,6 +61,7 @@ def output_message(spec: str | Mapping[str, Any]) -> pb.OutputSpec:
     content = {"name": spec} if isinstance(spec, str) else dict(spec)
     content["alias"] = content.pop("as", "")
     content["reduce"] = REDUCE[content.get("reduce", "none")]
+    content["fold"] = FOLD[content.get("fold", "none")]
     content["pool"] = POOL[content.get("pool", "none")]
     content["data_type"] = pb.DataType.Value(f"DATA_TYPE_{content.get('data_type', 'UNSPECIFIED')}")
     content["spans"] = [span_message(*each) for each in content.get("spans", {}).items()]

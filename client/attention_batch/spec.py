@@ -14,7 +14,7 @@ import numpy as np
 from attention_client import AttendResult, InvalidRequest, OutputSpec
 from attention_client.wire.request import attend_request
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths
+from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, folded_layers, lengths
 from attention_proto.stages import OPTIONS as OUTPUT_OPTIONS
 from attention_proto.stages import PREDICTIONS, STAGES, Axis, Stage
 
@@ -175,6 +175,10 @@ def _columns(output: OutputSpec, manifest: pb.Manifest) -> Iterator[Column]:
             (layer, _), *_ = chosen_pairs(stage, pairs, manifest)
             yield Column(name, kind, _dims(output, stage, layer, manifest), dtype)
             return
+        if output.fold:
+            layer = folded_layers(stage, output.fold, tuple(output.layers), manifest)[-1]
+            yield Column(name, kind, _dims(output, stage, layer, manifest), dtype)
+            return
         layers = chosen_layers(stage, tuple(output.layers), manifest)
     except NotOfferedError as error:
         raise Refused(f"--outputs: {output.name}: {error}") from error
@@ -187,7 +191,9 @@ def _dims(output: OutputSpec, stage: Stage, layer: int, manifest: pb.Manifest) -
     """Return the shape of an output of one sequence; the server refuses options that the stage does not take."""
     heads = 1 if output.reduce else len(tuple(output.pairs)) or len(tuple(output.heads))
     known: dict[Axis, int | None] = dict(lengths(stage, manifest.layers[layer], manifest))
-    if stage.head_axis and heads:
+    if stage.head_axis and output.fold:
+        del known[stage.head_axis]
+    elif stage.head_axis and heads:
         known[stage.head_axis] = heads
     if stage.column_axis and output.spans:
         known[stage.column_axis] = len(output.spans)

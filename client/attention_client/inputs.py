@@ -100,6 +100,9 @@ class OutputSpec:
         spans: `weights` and `received` only: ranges of keys by name, `(begin, end)`, or a dict of these and of
             `characters`, whether they count characters of the text; the output has one column for each, the weights
             of each head summed over it.
+        fold: `weights` only: makes the layers one, [T, S], of all layers when `layers` is empty: their mean or maximum,
+            after the reduction of heads (`mean` when None), or the attention rollout, for self-attention without a
+            kept prefix.
         baseline: a memory as long as that of the sequence: the same output behind it is subtracted. It is not created
             again when the server no longer has it.
     """
@@ -117,6 +120,7 @@ class OutputSpec:
     top: int = 0
     sample: Sample | Mapping[str, Any] | None = None
     spans: Mapping[str, tuple[int, int] | Mapping[str, Any]] = field(default_factory=dict)
+    fold: Literal["mean", "max", "rollout"] | None = None
     baseline: Memory | str = ""
 
 

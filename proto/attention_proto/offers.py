@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
 from attention_proto.chains import crosses, site_axes
-from attention_proto.stages import STAGES, Axis, Stage
+from attention_proto.stages import STAGES, Axis, Fold, Stage
 
 EVERY_LAYER = "*"
 
@@ -105,8 +105,35 @@ def chosen_pairs(stage: Stage, pairs: Iterable[str], manifest: Manifest) -> list
             if place in chosen:
                 raise NotOfferedError(f"names {pair[:64]!r} twice", "pairs")
             chosen[place] = pair
-    _check_alike(stage, chosen, manifest)
+    _check_alike(stage, [(layer, pair) for (layer, _), pair in chosen.items()], manifest, "pairs")
     return list(chosen)
+
+
+def folded_layers(stage: Stage, fold: Fold, names: Sequence[str], manifest: Manifest) -> list[int]:
+    """Return the positions of the layers that a fold makes one, in the order of computation.
+
+    Args:
+        stage: the output's stage.
+        fold: a rollout is of sites over their own sequence.
+        names: as of `chosen_layers`; empty for all with the rows and keys of the last that the fold takes.
+        manifest: of the model.
+
+    Raises:
+        NotOfferedError: as of `chosen_layers`, or the fold does not take a layer, or the rows or keys of two differ.
+    """
+    layers = manifest.layers
+    if names:
+        chosen = sorted(chosen_layers(stage, names, manifest))
+        crossing = [layers[i].name for i in chosen if fold == "rollout" and crosses(layers[i], manifest)]
+        if crossing:
+            raise NotOfferedError(f"rollout is of self-attention; layer {crossing[0]} reads another sequence", "fold")
+    else:
+        chosen = [i for i, layer in enumerate(layers) if not (fold == "rollout" and crosses(layer, manifest))]
+        if not chosen:
+            raise NotOfferedError("rollout is of self-attention, which no layer of this model is", "fold")
+        chosen = [i for i in chosen if site_axes(layers[i], manifest) == site_axes(layers[chosen[-1]], manifest)]
+    _check_alike(stage, [(i, layers[i].name) for i in chosen], manifest, "layers")
+    return chosen
 
 
 def _check_distinct(names: Sequence[str]) -> None:
@@ -124,16 +151,24 @@ def _lacks(stage: Stage, index: int, manifest: Manifest, option: str) -> NotOffe
     return NotOfferedError(f"layer {manifest.layers[index].name} gives no {stage.name}; {there}", option)
 
 
-def _check_alike(stage: Stage, chosen: Mapping[tuple[int, int], str], manifest: Manifest) -> None:
-    """Check that the heads of pairs can stand in one array: rows and columns are of the same length."""
+def _check_alike(stage: Stage, chosen: Iterable[tuple[int, str]], manifest: Manifest, option: str) -> None:
+    """Check that heads of layers can stand in one array: rows and columns are of the same length.
+
+    Args:
+        stage: the output's stage.
+        chosen: the position of each layer, and its name, or that of its pair.
+        manifest: of the model.
+        option: the field that has these names: `pairs` or `layers`.
+    """
     first: tuple[list[str], str] | None = None
-    for (layer, _), pair in chosen.items():
+    for layer, name in chosen:
         shape = _shape_of_head(stage, manifest.layers[layer], manifest)
         if first is None:
-            first = (shape, pair)
+            first = (shape, name)
         elif shape != first[0]:
-            words = f"is [{', '.join(first[0])}] for the pair {first[1]!r} and [{', '.join(shape)}] for {pair!r}"
-            raise NotOfferedError(f"{stage.name} {words}: ask for them apart", "pairs")
+            noun = "the pair" if option == "pairs" else "layer"
+            words = f"is [{', '.join(first[0])}] for {noun} {first[1]!r} and [{', '.join(shape)}] for {name!r}"
+            raise NotOfferedError(f"{stage.name} {words}: ask for them apart", option)
 
 
 def _shape_of_head(stage: Stage, layer: Layer, manifest: Manifest) -> list[str]:

@@ -29,11 +29,13 @@ OptionName = Literal[
     "top",
     "sample",
     "spans",
+    "fold",
     "baseline",
 ]
 Kind = Literal["string", "strings", "integer", "integers", "choice", "sample", "spans"]
 Reduce = Literal["none", "mean", "max"]
 Pool = Literal["none", "mean", "first", "last"]
+Fold = Literal["none", "mean", "max", "rollout"]
 DataType = Literal["FP32", "FP16"]
 
 Choice = TypeVar("Choice", bound=str)
@@ -127,8 +129,8 @@ class Stage:
             return self.level != "model"
         if option == "pool":
             return not (self.is_of_head or self.sums_rows)
-        if option == "spans":
-            return self.is_pairwise and self.computed == "weights"
+        if option in ("spans", "fold"):
+            return self.is_pairwise and (self.name if option == "fold" else self.computed) == "weights"
         return option != "top_k" or self.is_pairwise
 
 
@@ -237,6 +239,7 @@ OUTPUTS = (*STAGES, PREDICTIONS)  # every name that an output can have
 
 REDUCES: tuple[Reduce, ...] = get_args(Reduce)
 POOLS: tuple[Pool, ...] = get_args(Pool)
+FOLDS: tuple[Fold, ...] = get_args(Fold)
 DATA_TYPES: tuple[DataType, ...] = get_args(DataType)
 
 OPTIONS: Mapping[str, Option] = {
@@ -307,6 +310,16 @@ OPTIONS: Mapping[str, Option] = {
             "For `weights` and `received` only: ranges of keys with names, up to 1,024, in whose order the output has "
             "one column for each in place of one for each key: the weights of each head on the range, summed before "
             "the reduction of heads.",
+        ),
+        Option(
+            "fold",
+            "choice",
+            "For `weights` only: reduces layers to one, after the reduction of heads, which is `mean` unless `reduce` "
+            "says another; the shape loses the dimension of heads: [T, S]. `rollout` is the product over layers of "
+            "(A + I) / 2 with rows that sum to 1, A the mean over all heads (Abnar and Zuidema 2020, "
+            "arXiv:2005.00928), for self-attention without a kept prefix. `layers` need the same rows and keys; all "
+            "layers with those of the last when empty.",
+            FOLDS,
         ),
         Option(
             "baseline",

@@ -4,7 +4,7 @@ from typing import get_args
 
 from attention_proto.codec import DTYPES
 from attention_proto.masks import UNBOUNDED, Causal
-from attention_proto.stages import DATA_TYPES, OPTIONS, OUTPUTS, POOLS, PREDICTIONS, REDUCES, STAGES, Option
+from attention_proto.stages import DATA_TYPES, FOLDS, OPTIONS, OUTPUTS, POOLS, PREDICTIONS, REDUCES, STAGES, Option
 from attention_proto.text import TRUNCATES
 
 from openapi_document.schema import (
@@ -29,7 +29,7 @@ TRUNCATE_WORDS = "Where tokens of a text are dropped that are more than the mode
 BATCH = "A query [B, T, D] stands for B sequences."
 OTHER_RANKS = "The server takes nested lists of any rank too."
 SPAN_WORDS = "A range is `[begin, end]`, in positions of keys from 0, or an object; `end` is behind it."
-OPTION_SCHEMAS = {"reduce": "Reduce", "pool": "Pool", "data_type": "OutputDataType"}  # of choices
+OPTION_SCHEMAS = {"reduce": "Reduce", "pool": "Pool", "fold": "Fold", "data_type": "OutputDataType"}  # of choices
 
 
 def _tensor(words: str, items: Schema = NUMBER, tensor: str = "InputTensor") -> Schema:
@@ -177,6 +177,7 @@ SCHEMAS: dict[str, Schema] = {
     "OutputName": enumeration(OUTPUTS, f"{STAGE_WORDS}; `{PREDICTIONS}`: the answers of the model's head."),
     "Reduce": enumeration(REDUCES),
     "Pool": enumeration(POOLS),
+    "Fold": enumeration(FOLDS),
     "OutputDataType": enumeration(DATA_TYPES),
     "StorageType": enumeration(DATA_TYPES),
     "DataType": enumeration(DTYPES, "The number format of a tensor, in the Open Inference Protocol's words."),

@@ -73,6 +73,11 @@ CASES = {
         pa.list_(pa.list_(pa.list_(FLOAT, 1)), 2),
         lambda ask: ask("weights")["weights"][[2, 0], :, :1],
     ),
+    "fold": (
+        '[{"name": "weights", "fold": "mean", "rows": [0]}]',
+        pa.list_(pa.list_(FLOAT), 1),
+        lambda ask: ask("weights").weights.mean(0)[:1],
+    ),
     "entropy": ("entropy", pa.list_(pa.list_(FLOAT), 3), lambda ask: ask("entropy")["entropy"]),
     "entropy:mean": (
         "entropy:mean",

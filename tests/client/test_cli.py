@@ -11,6 +11,7 @@ import attention_client
 import numpy as np
 import pytest
 from attention_client import cli, display
+from attention_proto.attention.v1.attention_pb2 import OutputSpec
 
 SENTENCE = "I gave my cat Tater a toy"
 
@@ -325,9 +326,11 @@ def test_weights_are_chosen(run, service, tmp_path):
     assert run("plot", SENTENCE, "--model", "multi-head", *one, *changes, "--png", tmp_path / "one.png")[0] == 0
     spans = ("--span", "a=b=0:2", "--span", "last=5:7")
     assert run("attend", SENTENCE, "--model", "multi-head", *spans)[0] == 0
-    attended, of_pairs, plotted, of_spans = service.requests
+    assert run("attend", SENTENCE, "--model", "multi-head", "--fold", "rollout")[0] == 0
+    attended, of_pairs, plotted, of_spans, folded = service.requests
     sent = [(each.name, each.begin, each.end, each.characters) for each in of_spans.outputs[0].spans]
     assert sent == [("a=b", 0, 2, False), ("last", 5, 7, False)]
+    assert folded.outputs[0].fold == OutputSpec.FOLD_ROLLOUT
     weights = attended.outputs[0]
     assert (weights.name, list(weights.layers), list(weights.heads), weights.top_k) == ("weights", ["0"], [2, 0], 3)
     assert list(of_pairs.outputs[0].pairs) == ["0.2", "0.0"]

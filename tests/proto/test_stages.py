@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.offers import offers
-from attention_proto.stages import OPTIONS, POOLS, REDUCES, STAGES, Stage, numbers_of
+from attention_proto.stages import FOLDS, OPTIONS, POOLS, REDUCES, STAGES, Stage, numbers_of
 from attention_server.domain.messages import KeySpan, OutputSpec
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.planner import answer_bytes, make_plan
@@ -25,6 +25,7 @@ CHOICES = [
     {"pairs": ("0.1", "0.0")},
     {"spans": (KeySpan("first", 0, 2), KeySpan("all", 0, 6), KeySpan("last", 5, 6)), "data_type": "FP16"},
     {"spans": (KeySpan("first", 0, 2), KeySpan("last", 5, 6)), "pool": "mean", "reduce": "max"},
+    {"fold": "mean", "rows": (1,), "top_k": 3},
 ]
 
 
@@ -80,6 +81,7 @@ def test_numbers_of_an_enumeration():
     """Each choice has the number that the contract gives it, and every number has a choice."""
     assert numbers_of(REDUCES, pb.OutputSpec.Reduce.items()) == {"none": 0, "mean": 1, "max": 2}
     assert sorted(numbers_of(POOLS, pb.OutputSpec.Pool.items()).values()) == sorted(pb.OutputSpec.Pool.values())
+    assert sorted(numbers_of(FOLDS, pb.OutputSpec.Fold.items()).values()) == sorted(pb.OutputSpec.Fold.values())
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)

@@ -93,6 +93,26 @@ def test_a_target_that_begins(transport, text):
     np.testing.assert_allclose(outputs["weights"], sites["decoder.1.cross"]["weights"], **CLOSE)
 
 
+def test_folds(transport):
+    """Without `layers`, a fold is of all sites like the last, a rollout of the last self-attention; else two differ."""
+    sites = {name: expected()[name]["weights"] for name in SITES}
+    specs = [{"name": "weights", "as": fold, "fold": fold} for fold in ("max", "rollout")]
+    source = {"name": "weights", "as": "source", "fold": "mean", "layers": ["encoder.*"]}
+    found = ask(transport, *specs, source)
+    np.testing.assert_allclose(found["max"], np.stack([sites[name].mean(0) for name in CROSS]).max(0), **CLOSE)
+    np.testing.assert_allclose(found["source"], np.stack([sites[name].mean(0) for name in ENCODER]).mean(0), **CLOSE)
+    product = 1.0
+    for name in DECODER:
+        own = sites[name].mean(0) + np.eye(sites[name].shape[-1])
+        product = own / own.sum(-1, keepdims=True) @ (np.eye(len(own)) * product if np.isscalar(product) else product)
+    np.testing.assert_allclose(found["rollout"], product, **CLOSE)
+    words = "[T, T] for layer 'decoder.0' and [T, S] for 'decoder.0.cross'"
+    with refused("INVALID_ARGUMENT", "outputs[0].layers", words):
+        ask(transport, {"name": "weights", "fold": "mean", "layers": ["decoder.0.cross", "decoder.0"]})
+    with refused("INVALID_ARGUMENT", "outputs[0].fold", "layer decoder.1.cross reads another sequence"):
+        ask(transport, {"name": "weights", "fold": "rollout", "layers": ["decoder.1.cross"]})
+
+
 @pytest.mark.parametrize(
     ("layers", "sites"),
     [
@@ -291,6 +311,7 @@ def test_a_target_goes_on_behind_its_prefix(transport, server):
     own, cross = ("scores", "weights", "heads", "output"), ("weights", "heads")
     outputs = [{"name": name, "layers": ["decoder.*"]} for name in (*own, "hidden")]
     outputs += [{"name": name, "layers": ["decoder.*.cross"]} for name in cross]
+    outputs.append({"name": "weights", "as": "weights of all", "fold": "max", "layers": ["decoder.*"]})
     whole = ask(transport, *outputs)
     sent = [{"outputs": outputs[:1]}, *({"text": word, "outputs": outputs} for word in TARGET.split())]
     for row, step in enumerate(sent):  # the start token is in the first one
@@ -306,6 +327,9 @@ def test_a_target_goes_on_behind_its_prefix(transport, server):
         kept = next(each for each in client.memories("translator") if each.id == before["id"])
     assert (kept.source_length, kept.prefix_length, kept.length) == (6, len(sent), 6 + len(sent))
     assert list(kept.tokens) == source_tokens(SOURCE) + target_tokens(TARGET)
+    rollout = {"name": "weights", "fold": "rollout"}
+    with refused("INVALID_ARGUMENT", "outputs[0].fold", "the whole text; send it without a kept prefix"):
+        transport.attend("translator", memory=before["id"], text="a", outputs=[rollout])
 
 
 def test_spans_of_characters(transport, server):

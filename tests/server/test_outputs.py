@@ -185,6 +185,7 @@ def test_a_long_name(transport):
         ({"name": "weights", "pairs": ["0.1"], "heads": [1]}, "outputs[0].heads", "beside pairs"),
         ({"name": "weights", "pairs": ["0.1"], "layers": ["0"]}, "outputs[0].layers", "beside pairs"),
         ({"name": "output", "pairs": ["0.1"]}, "outputs[0].pairs", "contributions"),
+        ({"name": "weights", "fold": "rollout"}, "outputs[0].fold", "self-attention"),
         ({"name": "weights", "top": 2}, "outputs[0].top", "is for predictions, not for weights"),
         ({"name": "hidden"}, "outputs[0].name", "this model gives no hidden"),
         ({"name": "embeddings"}, "outputs[0].name", "this model gives no embeddings"),
@@ -209,6 +210,16 @@ def test_what_is_not_offered(transport, spec, field, word):
     """A name, head, row, layer or option that is not offered is refused by its field, with the accepted ones."""
     with refused("INVALID_ARGUMENT", field, word):
         transport.attend("cross", outputs=[spec], **VECTORS)
+
+
+def test_a_rollout_is_of_one_sequence(transport):
+    """With a key of its own, even as long as the query, a site attends to another sequence."""
+    query, key, value = (RNG.standard_normal((3, width)).astype(np.float32) for width in (16, 8, 6))
+    folds = [{"name": "weights", "as": fold, "fold": fold} for fold in ("mean", "rollout")]
+    with refused("INVALID_ARGUMENT", "outputs[1].fold", "leave key and memory out"):
+        transport.attend("grouped", query=query, key=key, value=value, outputs=folds)
+    found = transport.outputs("grouped", query=query, key=key, value=value, outputs=[*folds[:1], "weights"])
+    np.testing.assert_allclose(found["mean"], found["weights"].mean(0), rtol=1e-6)
 
 
 def test_heads_of_grouped_keys(transport, repository):

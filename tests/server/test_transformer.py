@@ -159,9 +159,79 @@ def test_the_largest_of_pairs(transport, model):
     np.testing.assert_array_equal(outputs["pairs"].indices[1], np.argsort(-layers[0]["scores"][1], axis=-1))
 
 
+def rolled_out(layers):
+    """Return the rollout of layers' weights [H, T, T] in float64, as the paper has it."""
+    product = np.eye(layers[0].shape[-1])
+    for weights in layers:
+        own = 0.5 * weights.mean(0) + 0.5 * np.eye(len(product))
+        product = own / own.sum(-1, keepdims=True) @ product
+    return product
+
+
+SPANS = {"first": [0, 2], "all": [0, LENGTH]}
+
+
+def spans_of(weights):
+    return np.stack([weights[..., begin:end].sum(-1) for begin, end in SPANS.values()], -1)
+
+
+def test_folds(transport, model):
+    """`fold` makes layers one after their heads: mean, maximum or rollout of all layers, or of those chosen, [T, S]."""
+    weights = [stages["weights"] for stages in model.layers(TEXT)]
+    every, some = np.stack(weights), np.stack(weights)[[0, 2]]
+    first_rows = rolled_out(weights)[[3, 0]]
+    cases = [
+        ({"fold": "mean"}, every.mean((0, 1))),
+        ({"fold": "max"}, every.mean(1).max(0)),
+        ({"fold": "rollout"}, rolled_out(weights)),
+        ({"fold": "mean", "reduce": "max", "layers": ["2", "0"]}, some.max(1).mean(0)),
+        ({"fold": "max", "heads": [1], "layers": ["2", "0"], "rows": [-1, 2]}, some[:, 1].max(0)[[-1, 2]]),
+        ({"fold": "rollout", "layers": ["1"]}, rolled_out(weights[1:2])),
+        ({"fold": "rollout", "layers": ["2", "0"], "pool": "mean"}, rolled_out(some).mean(0)),
+        ({"fold": "rollout", "rows": [3, 0]}, first_rows),
+        ({"fold": "rollout", "rows": [3, 0], "pool": "last", "data_type": "FP16"}, first_rows[1].astype(np.float16)),
+        ({"fold": "mean", "pool": "first"}, every.mean((0, 1))[0]),
+        ({"fold": "max", "spans": SPANS}, spans_of(every.mean(1)).max(0)),
+        ({"fold": "rollout", "spans": SPANS, "rows": [2]}, spans_of(rolled_out(weights))[[2]]),
+    ]
+    specs = [{"name": "weights", "as": str(i), **options} for i, (options, _) in enumerate(cases)]
+    found = ask(transport, *specs, {"name": "weights", "as": "top", "fold": "rollout", "top_k": 2})
+    alone = ask(transport, specs[7])  # the last layer computes these rows alone
+    for i, (options, expected) in enumerate(cases):
+        assert (found[str(i)].shape, found[str(i)].dtype) == (expected.shape, "f2" if "data_type" in options else "f4")
+        np.testing.assert_allclose(found[str(i)], expected, **CLOSE, err_msg=str(options))
+    np.testing.assert_allclose(alone["7"], first_rows, **CLOSE)
+    order = np.argsort(-rolled_out(weights), -1, kind="stable")[:, :2]
+    np.testing.assert_array_equal(found["top"].indices, order)
+
+
+def test_masked_rows_and_keys_of_folds(transport):
+    """A row that may attend to no key is zeros, and passes itself on in a rollout; a key hidden everywhere is last."""
+    allowed = np.ones((LENGTH, LENGTH), bool)
+    allowed[2] = allowed[:, 3] = False
+    folds = [{"name": "weights", "as": fold, "fold": fold} for fold in ("mean", "max", "rollout")]
+    top = {"name": "weights", "as": "top", "fold": "mean", "top_k": LENGTH}
+    pooled = {"name": "weights", "as": "pooled", "fold": "rollout", "pool": "mean"}
+    found = ask(transport, *folds, top, pooled, {"name": "weights", "layers": ["*"]}, mask={"allowed": allowed})
+    weights = [found[f"weights@{layer}"].astype(np.float64) for layer in LAYERS]
+    np.testing.assert_allclose(found["mean"], np.stack(weights).mean((0, 1)), **CLOSE)
+    np.testing.assert_allclose(found["max"], np.stack(weights).mean(1).max(0), **CLOSE)
+    np.testing.assert_allclose(found["rollout"], rolled_out(weights), **CLOSE)
+    np.testing.assert_array_equal(found["rollout"][2], np.eye(LENGTH)[2])
+    others = [0, 1, 3, 4]
+    np.testing.assert_allclose(found["pooled"], rolled_out(weights)[others].mean(0), **CLOSE)
+    assert (found["top"].indices[others, -1] == 3).all()
+
+
 @pytest.mark.parametrize(
     ("spec", "field", "words"),
     [
+        ({"name": "scores", "fold": "mean"}, "fold", "is for weights, not for scores"),
+        ({"name": "weights", "fold": "mean", "pairs": ["0.1"]}, "fold", "not of pairs"),
+        ({"name": "weights", "fold": "rollout", "heads": [1]}, "heads", "mean of all heads"),
+        ({"name": "weights", "fold": "rollout", "reduce": "max"}, "reduce", "mean of all heads"),
+        ({"name": "weights", "fold": "max", "layers": ["7"]}, "layers", "there is no layer '7'"),
+        ({"name": "weights", "fold": "max", "heads": [2]}, "heads", "there is no head 2"),
         ({"name": "output"}, "name", "layer 2 gives no output; there is that of 0, 1"),
         ({"name": "contributions", "layers": ["1"]}, "layers", "layer 1 gives no contributions; there is that of 0"),
         ({"name": "contributions", "pairs": ["1.0"]}, "pairs", "layer 1 gives no contributions; there is that of 0"),
@@ -210,6 +280,7 @@ def test_the_open_inference_protocol(encoder):
         {"name": "hidden", "parameters": {"pool": "mean"}},
         {"name": "weights", "parameters": {"pairs": "2.1,0.0"}},
         {"name": "contributions", "parameters": {"layers": "0"}},
+        {"name": "flow", "parameters": {"stage": "weights", "fold": "rollout"}},
     ]
     text = {"name": "text", "datatype": "BYTES", "shape": [2], "data": [TEXT, "ein und"]}
     answer = requests.post(f"{url}/infer", json={"inputs": [text], "outputs": outputs}, timeout=HANG).json()
@@ -221,21 +292,27 @@ def test_the_open_inference_protocol(encoder):
         np.testing.assert_allclose(found["weights"][i, :, :length, :length], pairs, **CLOSE)
         np.testing.assert_allclose(found["contributions"][i, :, :length], layers[0]["contributions"], **CLOSE)
         assert not found["weights"][i, :, length:].any()
+        flow = rolled_out([stages["weights"] for stages in layers])
+        np.testing.assert_allclose(found["flow"][i], np.pad(flow, (0, len(TEXT.split()) - length)), **CLOSE)
 
 
 def test_file_scoring(encoder, tmp_path):
-    """`score --outputs hidden:mean` writes one embedding a row, as wide as the model's vectors."""
+    """`score` writes one embedding a row, as wide as the model's vectors, and weights of all layers as one matrix."""
     model, server = encoder
     texts = [TEXT, "ein", "Hunde und Katzen"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     program = Path(sys.executable).with_name("attention-client")
+    outputs = [{"name": "hidden", "pool": "mean"}, {"name": "weights", "fold": "rollout"}]
     command = [program, "score", tmp_path / "in.jsonl", tmp_path / "out.parquet"]
-    command += ["--model", "encoder", "--outputs", "hidden:mean", "--target", server.grpc]
+    command += ["--model", "encoder", "--outputs", json.dumps(outputs), "--target", server.grpc]
     subprocess.run(command, check=True, capture_output=True, timeout=HANG)
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("hidden").type.shape == [transformer.WIDTH]
-    for found, text in zip(table["hidden"].combine_chunks().to_numpy_ndarray(), texts, strict=True):
-        np.testing.assert_allclose(found, model.layers(text)[2]["hidden"].mean(0), **CLOSE)
+    columns = table["hidden"].combine_chunks().to_numpy_ndarray(), table["weights"].to_pylist()
+    for hidden, folded, text in zip(*columns, texts, strict=True):
+        layers = model.layers(text)
+        np.testing.assert_allclose(hidden, layers[2]["hidden"].mean(0), **CLOSE)
+        np.testing.assert_allclose(folded, rolled_out([stages["weights"] for stages in layers]), **CLOSE)
 
 
 def test_the_client(encoder):

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from attention_client.cli.options import Fold
 from attention_client.inputs import OutputSpec
 from attention_client.result import Ablation
+
+FoldName = Literal["mean", "max", "rollout"]
 
 Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")]
 Layer = Annotated[str, typer.Option(help="The layer of the weights; the last one by default.")]
@@ -19,6 +22,7 @@ Spans = Annotated[
     list[str] | None,
     typer.Option("--span", metavar="NAME=FROM:TO", help="Sum the weights on keys FROM to before TO; may be repeated."),
 ]
+Folded = Annotated[Fold | None, typer.Option("--fold", help="Makes the weights of all layers one.")]
 Ablate = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads to switch off; LAYER.* is all of a layer.")]
 Temperature = Annotated[float | None, typer.Option(help="Divides the masked scores before the softmax; above 0.")]
 
@@ -33,6 +37,7 @@ class ChosenWeights:
         pairs: LAYER.HEAD, in place of both.
         top_k: the number of keys of each row; 0 for all.
         spans: name, begin and end of ranges of keys whose weights are summed; empty for each key by itself.
+        fold: makes the layers one; None for the last one alone.
     """
 
     layers: tuple[str, ...] = ()
@@ -40,12 +45,14 @@ class ChosenWeights:
     pairs: tuple[str, ...] = ()
     top_k: int = 0
     spans: tuple[tuple[str, int, int], ...] = ()
+    fold: Fold | None = None
 
     @property
     def spec(self) -> OutputSpec:
         """The output of a request."""
         spans = {name: (begin, end) for name, begin, end in self.spans}
-        return OutputSpec("weights", **{**vars(self), "spans": spans})
+        fold: FoldName | None = None if self.fold is None else self.fold.value
+        return OutputSpec("weights", **{**vars(self), "spans": spans, "fold": fold})
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -54,7 +61,12 @@ class ChosenWeights:
 
 
 def chosen_weights(
-    layer: str, heads: list[int] | None, pairs: str, top_k: int = 0, spans: list[str] | None = None
+    layer: str,
+    heads: list[int] | None,
+    pairs: str,
+    top_k: int = 0,
+    spans: list[str] | None = None,
+    fold: Fold | None = None,
 ) -> ChosenWeights | None:
     """Return the choice that options make; None where none is given.
 
@@ -64,7 +76,7 @@ def chosen_weights(
     if pairs and (layer or heads):
         raise typer.BadParameter("names layers and heads; leave --layer and --head out", param_hint="--pairs")
     ranges = tuple(map(_read_span, spans or ()))
-    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(_listed(pairs)), top_k, ranges)
+    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(_listed(pairs)), top_k, ranges, fold)
     return None if chosen == ChosenWeights() else chosen
 
 

@@ -125,6 +125,7 @@ def attend(
     pairs: choice.Pairs = "",
     top_k: choice.TopK = 0,
     span: choice.Spans = None,
+    fold: choice.Folded = None,
     ablate: choice.Ablate = "",
     score_temperature: choice.Temperature = None,
     target: Target = "127.0.0.1:50051",
@@ -133,10 +134,10 @@ def attend(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the weights into a picture.")] = None,
 ) -> None:
     """Attend over one sequence, and show the weights of each head."""
-    chosen = choice.chosen_weights(layer, head, pairs, top_k, span)
+    chosen = choice.chosen_weights(layer, head, pairs, top_k, span, fold)
     if chosen is not None and outputs:
         raise typer.BadParameter(
-            "says which weights; leave --layer, --head, --pairs, --top-k and --span out", param_hint="--outputs"
+            "says which weights; leave --layer, --head, --pairs, --top-k, --span and --fold out", param_hint="--outputs"
         )
     off = choice.read_ablate(ablate)
     with _connect(target, timeout) as client:

@@ -17,3 +17,11 @@ class Truncate(StrEnum):
     NONE = "none"
     RIGHT = "right"
     LEFT = "left"
+
+
+class Fold(StrEnum):
+    """What makes the weights of several layers one."""
+
+    MEAN = "mean"
+    MAX = "max"
+    ROLLOUT = "rollout"

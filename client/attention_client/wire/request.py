@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from attention_proto import codec, wire
 from attention_proto.attention.v1 import attention_pb2 as pb
-from attention_proto.stages import POOLS, REDUCES, numbers_of
+from attention_proto.stages import FOLDS, POOLS, REDUCES, numbers_of
 from attention_proto.text import TRUNCATES, Truncate
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -27,6 +27,7 @@ _CAUSAL = {
     "bottom_right": pb.Mask.CAUSAL_BOTTOM_RIGHT,
 }
 _REDUCE = {None if name == "none" else name: n for name, n in numbers_of(REDUCES, pb.OutputSpec.Reduce.items()).items()}
+_FOLD = {None if name == "none" else name: n for name, n in numbers_of(FOLDS, pb.OutputSpec.Fold.items()).items()}
 _POOL = {None if name == "none" else name: n for name, n in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
 _TRUNCATE = numbers_of(TRUNCATES, pb.Truncate.items())
 _LARGE_BYTES = 2**17  # bytes
@@ -248,6 +249,7 @@ def _output(item: Output, field: str) -> pb.OutputSpec:
             top=spec.top,
             sample=_sample(spec.sample),
             spans=itertools.starmap(_span, spec.spans.items()),
+            fold=_choice(_FOLD, spec.fold),
             baseline=spec.baseline.id if isinstance(spec.baseline, Memory) else spec.baseline,
         )
 

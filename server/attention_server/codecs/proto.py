@@ -11,7 +11,7 @@ from attention_proto import wire
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.codec import decode, head
 from attention_proto.masks import UNBOUNDED, Causal, Mask
-from attention_proto.stages import POOLS, REDUCES, Pool, Reduce, numbers_of
+from attention_proto.stages import FOLDS, POOLS, REDUCES, Fold, Pool, Reduce, numbers_of
 from attention_proto.text import TRUNCATES, Truncate
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -64,6 +64,7 @@ CAUSAL: dict[int, Causal] = {
 REDUCE: dict[int, Reduce] = {number: name for name, number in numbers_of(REDUCES, pb.OutputSpec.Reduce.items()).items()}
 TRUNCATE: dict[int, Truncate] = {number: name for name, number in numbers_of(TRUNCATES, pb.Truncate.items()).items()}
 POOL: dict[int, Pool] = {number: name for name, number in numbers_of(POOLS, pb.OutputSpec.Pool.items()).items()}
+FOLD: dict[int, Fold] = {number: name for name, number in numbers_of(FOLDS, pb.OutputSpec.Fold.items()).items()}
 
 
 def decode_request(message: pb.AttendRequest, limits: Limits) -> Request:
@@ -225,6 +226,8 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         raise InvalidRequest(f"there is no reduction {message.reduce}", field=join_path(path, "reduce"))
     if message.pool not in POOL:
         raise InvalidRequest(f"there is no pooling {message.pool}", field=join_path(path, "pool"))
+    if message.fold not in FOLD:
+        raise InvalidRequest(f"there is no fold {message.fold}", field=join_path(path, "fold"))
     if message.data_type not in (pb.DATA_TYPE_UNSPECIFIED, pb.DATA_TYPE_FP32, pb.DATA_TYPE_FP16):
         raise InvalidRequest("must be FP32 or FP16", field=join_path(path, "data_type"))
     return OutputSpec(
@@ -241,6 +244,7 @@ def _spec(message: pb.OutputSpec, path: str) -> OutputSpec:
         top=message.top,
         sample=_sample(message.sample) if message.HasField("sample") else None,
         spans=tuple([KeySpan(each.name, each.begin, each.end, each.characters) for each in message.spans]),
+        fold=FOLD[message.fold],
         baseline=message.baseline,
     )
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from attention_proto.masks import Mask
-from attention_proto.stages import OPTIONS, DataType, Pool, Reduce
+from attention_proto.stages import OPTIONS, DataType, Fold, Pool, Reduce
 from attention_proto.text import Truncate
 from numpy.typing import NDArray
 
@@ -119,6 +119,7 @@ class OutputSpec(NamedTuple):
     top: int = 0
     sample: Sample | None = None
     spans: tuple[KeySpan, ...] = ()
+    fold: Fold = "none"
     baseline: str = ""
     path: str = ""
 

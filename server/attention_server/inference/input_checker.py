@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
-from attention_proto.chains import OF_SOURCE, SiteAxes, lengths_by_axes
+from attention_proto.chains import CROSS, OF_SOURCE, SiteAxes, lengths_by_axes
 from attention_proto.masks import Mask
 from attention_proto.stages import PREDICTIONS
 
@@ -26,7 +26,7 @@ from attention_server.inference.layer import BLOCK_BYTES, KEYS, MAX_WHOLE_ROWS, 
 from attention_server.inference.masks import LongMask
 from attention_server.inference.peak import Peak, largest_that
 from attention_server.inference.plan_cache import CachedPlan
-from attention_server.inference.planner import Plan, answer_bytes, head_numbers, stage_bytes
+from attention_server.inference.planner import OutputPlan, Plan, answer_bytes, head_numbers, stage_bytes
 from attention_server.inference.postprocess import check_rows
 from attention_server.inference.prediction_plan import PredictionPlan, candidate_bytes
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
@@ -131,6 +131,8 @@ class InputChecker:
         for output in plan.outputs:
             check_rows(output.spec, *unmasked_rows(output, self.layers, prepared), output.field)
             check_spans(output, self.layers[output.layer], prepared, sequence)
+            if output.spec.fold == "rollout":
+                self._check_rolls_out(output, prepared)
         if plan.predictions is not None and plan.predictions.field:
             self._check_predictions(plan.predictions, prepared)
         profile = self._profile(prepared, plan, limits.slots)
@@ -170,6 +172,15 @@ class InputChecker:
                 "changes sites of which the memory keeps keys and values; send the text that it was made of",
                 field=field,
             )
+
+    def _check_rolls_out(self, output: OutputPlan, prepared: PreparedInput) -> None:
+        """Check that the layers of a rollout attend to the whole sequence of their queries, and to no other."""
+        field = join_path(output.field, "fold")
+        axes = self.layers[output.layer].axes
+        if prepared.first and axes != OF_SOURCE:
+            raise InvalidRequest("rollout needs the rows of the whole text; send it without a kept prefix", field=field)
+        if axes == CROSS and (prepared.key is not None or prepared.memory is not None):
+            raise InvalidRequest("rollout is of self-attention; leave key and memory out", field=field)
 
     def _check_predictions(self, plan: PredictionPlan, prepared: PreparedInput) -> None:
         if self._predicts_by_word and prepared.tokens is None:

@@ -12,7 +12,8 @@ from attention_server.inference.engine.protocol import Run
 from attention_server.inference.layer import KEYS, LoadedLayer, Tensors
 from attention_server.inference.masks import SiteMask, Vectors
 from attention_server.inference.reading import Block
-from attention_server.inference.reductions import BY_BLOCK, LayerReductions, Sums
+from attention_server.inference.reduction import Sums
+from attention_server.inference.reductions import BY_BLOCK, LayerReductions
 from attention_server.inference.scores import split_heads
 
 STRIPS = 16  # of blocks; each strip has sums of its own, so that the order of additions is fixed

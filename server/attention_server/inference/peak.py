@@ -21,6 +21,7 @@ MASK_BYTES = 12  # of the arrays that make the mask of one row and key
 SPAN_BYTES = 48  # of the sums of one row and span of one head
 TOP_BYTES = 8  # of the arrays that order one row and key of one head
 SUMMED_BYTES = 8  # of one row and key of one head, in float64 to be summed
+ROLLOUT_BYTES = 12  # of one row and key of a block that is multiplied
 HIDDEN_WIDTHS = 4  # of a segment's largest tensor, in widths of its rows
 
 
@@ -112,12 +113,15 @@ class Peak:
             return 0
         heads = 1 if spec.reduce != "none" else len(output.pairs) or len(spec.heads) or self._heads(output)
         rows = len(spec.rows) or queries
-        keys = len(spec.spans) or keys
-        if spec.pool == "mean" or stage.sums_rows:  # sums in float64, for each strip
-            return STRIPS * 9 * heads * (len(stage.columns) or keys)
+        whole, keys = keys, len(spec.spans) or keys
         columns = 1 if stage.column_axis is None else min(spec.top_k or keys, keys)
         size = heads * rows * columns * ((2 if spec.data_type == "FP16" else 4) + (4 if spec.top_k else 0))
-        if len(output.layers) > 1 and spec.reduce != "none":
+        if spec.pool == "mean" or stage.sums_rows:  # sums in float64, for each strip
+            size = STRIPS * 9 * heads * (len(stage.columns) or keys)
+        if spec.fold == "rollout":  # the product, and that of the layers before
+            products = {1: rows, 2: queries + rows}.get(len(output.folded), 2 * queries)
+            return size + 4 * products * whole
+        if len(output.layers) > 1 and spec.reduce != "none" and not stage.sums_rows:
             size += rows * keys * 5
         return size
 
@@ -146,6 +150,7 @@ class Peak:
             number += 4 * MASK * layer.about.heads + MASK_BYTES
         number += SUMMED_BYTES * any(output.spec.spans and index in output.layers for output in self.plan.outputs)
         number += TOP_BYTES * any(output.spec.top_k and index in output.layers for output in self.plan.outputs)
+        number += ROLLOUT_BYTES * any(output.spec.fold == "rollout" for output in self.plan.outputs)
         spans = max([len(each.spec.spans) for each in self.plan.outputs if index in each.layers], default=0)
         of_row = number * self._seen(index, rows, keys) + SPAN_BYTES * layer.about.heads * min(spans, keys)
         return size * of_row * min(self.slots, -(-rows // size))

@@ -9,7 +9,7 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import AttendGraph, Layer, Manifest
 from attention_proto.chains import last_site, segment_behind
 from attention_proto.folder import TRANSFORMER
-from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, lengths, offers
+from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, folded_layers, lengths, offers
 from attention_proto.stages import (
     DEFAULT,
     LINK_OPTIONS,
@@ -47,6 +47,7 @@ class OutputPlan:
         layer: the layer that it is of; the last one of several.
         field: in the request.
         pairs: layer and head of each head of the output; empty where all are of one layer.
+        folded: the layers that are made one, in the order of computation; empty without `fold`.
     """
 
     name: str
@@ -54,11 +55,12 @@ class OutputPlan:
     layer: int
     field: str
     pairs: tuple[tuple[int, int], ...] = ()
+    folded: tuple[int, ...] = ()
 
     @property
     def layers(self) -> set[int]:
         """Every layer that the output reads."""
-        return {layer for layer, _ in self.pairs} or {self.layer}
+        return {layer for layer, _ in self.pairs} or set(self.folded) or {self.layer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +194,20 @@ def index_type(keys: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
 
 
 def _outputs(spec: OutputSpec, manifest: Manifest, field: str) -> Iterator[OutputPlan]:
-    """Yield the plan of one output for each layer that a spec asks for; one for all pairs."""
+    """Yield the plan of one output for each layer that a spec asks for; one for all pairs, or layers of a fold."""
     _check_options(spec, manifest, field)
     stage, name = STAGES[spec.name], spec.alias or spec.name
     try:
         if spec.pairs:
             pairs = chosen_pairs(stage, spec.pairs, manifest)
             yield OutputPlan(name, spec, max(layer for layer, _ in pairs), field, tuple(pairs))
+            return
+        if spec.fold != "none":
+            folded = folded_layers(stage, spec.fold, spec.layers, manifest)
+            for index in folded:
+                _check_heads(spec, manifest.layers[index].heads, field)
+            of_heads = spec._replace(reduce="mean" if spec.reduce == "none" else spec.reduce)
+            yield OutputPlan(name, of_heads, folded[-1], field, folded=tuple(folded))
             return
         layers = chosen_layers(stage, spec.layers, manifest)
     except NotOfferedError as error:
@@ -259,6 +268,11 @@ def _check_options(spec: OutputSpec, manifest: Manifest, field: str) -> None:
         raise InvalidRequest(_why_not(stage, refused[0]), field=join_path(field, refused[0]))
     if beside := {"layers", "heads"} & given if spec.pairs else set():
         raise InvalidRequest("stands beside pairs, which name layers and heads", field=join_path(field, min(beside)))
+    if spec.fold != "none" and spec.pairs:
+        raise InvalidRequest("makes one of layers, not of pairs; `reduce` does so", field=join_path(field, "fold"))
+    if beside := {"heads", "reduce"} & given if spec.fold == "rollout" else set():
+        words = "rollout is made of the mean of all heads; leave it out"
+        raise InvalidRequest(words, field=join_path(field, min(beside)))
     _check_spans(spec, field)
 
 
@@ -291,9 +305,9 @@ def _why_not(stage: Stage, option: str) -> str:
             return f"is not for {stage.name}, whose heads are reduced by their mean"
         case "top" | "sample":
             return f"is for {PREDICTIONS}, not for {stage.name}"
-        case "top_k" | "spans":
-            takers = PAIRWISE_WORDS.replace("`", "") if option == "top_k" else "weights and received"
-            return f"is for {takers}, not for {stage.name}"
+        case "top_k" | "spans" | "fold":
+            takers = {"top_k": PAIRWISE_WORDS.replace("`", ""), "spans": "weights and received", "fold": "weights"}
+            return f"is for {takers[option]}, not for {stage.name}"
         case "layers" | "pool":
             words = {"layers": "is of the model, not of a layer", "pool": "is not pooled; ask for rows"}
             return f"{stage.name} {words[option]}"

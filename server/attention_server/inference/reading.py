@@ -96,11 +96,14 @@ class Reading:
         if stage.computed != stage.name:  # heads of links are reduced at once, those of sums over rows in the end
             self.spec = self.spec._replace(name=stage.computed, reduce="mean" if stage.is_links else "none")
         heads = self.spec.heads or tuple(range(shape[0]))
+        self._heads: dict[int, tuple[Sequence[int], tuple[int, ...]]]
         self._heads = {output.layer: (range(len(heads)), self.spec.heads)}
+        self._heads |= {layer: ([0], self.spec.heads) for layer in output.folded}
         for layer in {layer for layer, _ in output.pairs}:
             places = [i for i, pair in enumerate(output.pairs) if pair[0] == layer]
-            self._heads[layer] = (places, tuple([output.pairs[i][1] for i in places]))  # type: ignore[assignment]
+            self._heads[layer] = (places, tuple([output.pairs[i][1] for i in places]))
         self.layers = len(self._heads)
+        self.is_folded = bool(output.folded)
         self.heads = 1 if self.spec.reduce != "none" else sum(len(places) for places, _ in self._heads.values())
 
     def part(self, layer: int, block: Block) -> Part | None:

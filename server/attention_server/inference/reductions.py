@@ -1,12 +1,10 @@
 """Outputs of a long sequence, made of blocks of rows: each block is reduced, and dropped."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from attention_proto.stages import STAGES
-from numpy.typing import NDArray
 
 from attention_server.domain.messages import Array, OutputSpec, OutputValue, TopK
 from attention_server.inference import validation as check
@@ -14,51 +12,18 @@ from attention_server.inference.alignment import align, largest_keys
 from attention_server.inference.key_spans import key_ranges
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import Vectors
-from attention_server.inference.planner import Plan, checked_stages, index_type
+from attention_server.inference.over_layers import OverLayers, Rollout
+from attention_server.inference.planner import OutputPlan, Plan, checked_stages, index_type
 from attention_server.inference.postprocess import Rows, finish, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput, separators
 from attention_server.inference.reading import Block, Hidden, Part, Reading, widen
+from attention_server.inference.reduction import Reduction, Sums
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
 from attention_server.inference.row_statistics import OVER_ROWS
 
 BY_BLOCK = frozenset(
     stage.name for stage in STAGES.values() if stage.is_pairwise or stage.source or stage.name == "lse"
 )
-FINISHED_ROWS = 128  # of a matrix that stands whole
-
-Sums = list[NDArray[Any]]
-
-
-class Reduction(ABC):
-    """One output. Blocks may be added from several threads, each with sums of its own.
-
-    Args:
-        reading: the rows and heads.
-    """
-
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-
-    def sums(self) -> Sums:
-        """Return sums of zero for the blocks of one strip."""
-        return []
-
-    def add(self, layer: int, block: Block, sums: Sums) -> None:
-        """Reduce a block."""
-        part = self.reading.part(layer, block)
-        if part is not None:
-            self._add(layer, part, sums)
-
-    def close(self, strips: Sequence[Sums]) -> None:  # noqa: B027 # most outputs have no sums
-        """Add up the sums of all strips of a layer, in order."""
-
-    @abstractmethod
-    def result(self) -> OutputValue:
-        """Return the output."""
-
-    @abstractmethod
-    def _add(self, layer: int, part: Part, sums: Sums) -> None:
-        """Reduce the part of a block that the output reads."""
 
 
 class Kept(Reduction):
@@ -198,40 +163,6 @@ class Summed(Reduction):
             sums[1][head, part.keys] &= np.False_ if hidden is None else np.all(hidden, -2)
 
 
-class OverLayers(Reduction):
-    """An output of heads of several layers that are reduced to one.
-
-    The matrix stands whole, since each layer adds to all rows of it; `then` takes its rows in the end.
-    """
-
-    def __init__(self, reading: Reading, then: Reduction) -> None:
-        super().__init__(reading)
-        self._then = then
-        shape = (len(reading.rows), reading.keys if STAGES[reading.spec.name].is_pairwise else 1)
-        self._matrix = np.full(shape, -np.inf if reading.spec.reduce == "max" else 0, np.float32)
-        self._hidden = np.ones(shape, np.bool_) if reading.spec.top_k else None
-
-    def result(self) -> OutputValue:
-        """Return the output."""
-        sums = self._then.sums()
-        for begin in range(0, len(self._matrix), FINISHED_ROWS):
-            rows = slice(begin, min(begin + FINISHED_ROWS, len(self._matrix)))
-            hidden = None if self._hidden is None else self._hidden[None, rows]
-            self._then._add(0, Part(rows, [0], self._matrix[None, rows], hidden, slice(0, self.reading.keys)), sums)  # noqa: SLF001 # of its own kind
-        self._then.close([sums])
-        return self._then.result()
-
-    def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
-        part = part.widened(self.reading.keys) if part.numbers.shape[-1] < self._matrix.shape[-1] else part
-        (numbers,) = part.numbers
-        if self.reading.spec.reduce == "max":
-            self._matrix[part.places] = np.maximum(self._matrix[part.places], numbers)
-        else:
-            self._matrix[part.places] += numbers * self.reading.share(layer)
-        if self._hidden is not None:
-            self._hidden[part.places] &= np.False_ if part.hidden is None else part.hidden[0]
-
-
 class Reductions:
     """The outputs of one long sequence that are made of blocks of rows.
 
@@ -253,19 +184,7 @@ class Reductions:
         for output in plan.outputs:
             if output.spec.name not in BY_BLOCK:
                 continue
-            layer = layers[output.layer]
-            rows = read_rows(output.spec, *unmasked_rows(output, layers, prepared))
-            at = {
-                index: positions(rows, computed if index == last and is_cut(output.spec.name) else None)
-                for index in output.layers
-            }
-            shape = (layer.about.heads, *layer.lengths(prepared))
-            reading = Reading(output, rows, at, shape, key_ranges(output, layer, prepared))
-            made = self._by_name[output.name] = (
-                Summed(reading, output.spec, separators(prepared, layer.axes), layer.first(prepared))
-                if STAGES[output.spec.name].sums_rows
-                else _by_rows(output.spec, reading)
-            )
+            made = self._by_name[output.name] = make_reduction(output, prepared, layers, computed, last)
             for index in output.layers:
                 self._by_layer[index].append(made)
 
@@ -275,7 +194,7 @@ class Reductions:
 
     def results(self) -> dict[str, OutputValue]:
         """Return every output by its name."""
-        return {name: each.result() for name, each in self._by_name.items()}
+        return {name: result_of(each) for name, each in self._by_name.items()}
 
 
 class LayerReductions(NamedTuple):
@@ -317,12 +236,40 @@ class LayerReductions(NamedTuple):
 NO_REDUCTIONS = LayerReductions(0, (), frozenset(), "")
 
 
-def _by_rows(spec: OutputSpec, reading: Reading) -> Reduction:
-    """Return the reduction of an output that is made of each row by itself."""
+def make_reduction(
+    output: OutputPlan, prepared: PreparedInput, layers: Sequence[LoadedLayer], computed: Rows | None, last: int
+) -> Reduction:
+    """Return the reduction of one output.
+
+    Args:
+        output: its plan.
+        prepared: the sequence.
+        layers: of the model.
+        computed: the rows of the last layer that are computed; None for all.
+        last: the position of that layer.
+    """
+    spec, layer = output.spec, layers[output.layer]
+    rows = read_rows(spec, *unmasked_rows(output, layers, prepared))
+    at = {index: positions(rows, computed if index == last and is_cut(spec.name) else None) for index in output.layers}
+    if spec.fold == "rollout":
+        at |= dict.fromkeys(output.folded[:-1])
+    shape, ranges = (layer.about.heads, *layer.lengths(prepared)), key_ranges(output, layer, prepared)
+    reading = Reading(output, rows, at, shape, ranges)
+    if STAGES[spec.name].sums_rows:
+        return Summed(reading, spec, separators(prepared, layer.axes), layer.first(prepared))
     if STAGES[spec.name].is_links:
-        made: Reduction = Links(reading)
-    elif spec.pool == "mean" and len(reading.rows) > 1:
-        made = Pooled(reading)
-    else:
-        made = Kept(reading)
-    return OverLayers(reading, made) if reading.layers > 1 and reading.spec.reduce != "none" else made
+        return Links(reading)
+    made: Reduction = Pooled(reading) if spec.pool == "mean" and len(reading.rows) > 1 else Kept(reading)
+    if spec.fold == "rollout":
+        made = Rollout(Reading(output, rows, at, shape), made, output, ranges)
+    elif reading.layers > 1 and reading.spec.reduce != "none":
+        made = OverLayers(reading, made, largest=(spec.reduce if spec.fold == "none" else spec.fold) == "max")
+    return made
+
+
+def result_of(reduction: Reduction) -> OutputValue:
+    """Return a reduction's output; of layers that are made one it has no axis of heads."""
+    value = reduction.result()
+    if not reduction.reading.is_folded:
+        return value
+    return TopK(value.indices[0], value.values[0]) if isinstance(value, TopK) else value[0]  # type: ignore[index] # numbers

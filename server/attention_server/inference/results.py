@@ -22,7 +22,8 @@ from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.planner import OutputPlan, Plan, checked_stages, head_source
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput, separators
-from attention_server.inference.reductions import Reductions
+from attention_server.inference.reading import Block
+from attention_server.inference.reductions import Reductions, make_reduction, result_of
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
 from attention_server.inference.row_statistics import OVER_ROWS
 
@@ -151,6 +152,8 @@ def _output(
 ) -> OutputValue:
     """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
     spec = output.spec
+    if output.folded:
+        return _folded(output, stages, prepared, computed, layers)
     rows = read_rows(spec, *unmasked_rows(output, layers, prepared))
     if STAGES[spec.name].is_links:
         mean = replace(output, spec=spec._replace(name=STAGES[spec.name].source, reduce="mean"))
@@ -182,6 +185,28 @@ def _output(
     if STAGES[spec.name].sums_rows:
         return _summed(output, stage, None, rows, of_pairs, prepared, layers)
     return shape_stage(stage, None, spec, of_pairs, output.field, key_ranges(output, layers[output.layer], prepared))
+
+
+def _folded(
+    output: OutputPlan,
+    stages: Sequence[Mapping[str, Vectors]],
+    prepared: PreparedInput,
+    computed: Rows | None,
+    layers: Sequence[LoadedLayer],
+) -> OutputValue:
+    """Return an output of layers that are made one: each is one block of rows."""
+    last = len(stages) - 1
+    reduction = make_reduction(output, prepared, layers, computed, last)
+    for layer in output.folded:
+        weights = stages[layer][output.spec.name]
+        mask = layers[layer].mask(prepared) if output.spec.top_k else None
+        mask = mask[:, computed] if mask is not None and computed is not None and layer == last else mask
+        sums = reduction.sums()
+        reduction.add(
+            layer, Block(slice(0, weights.shape[1]), slice(0, weights.shape[2]), mask, {"weights": weights}), sums
+        )
+        reduction.close([sums])
+    return result_of(reduction)
 
 
 def _summed(

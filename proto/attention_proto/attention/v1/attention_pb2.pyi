@@ -506,6 +506,33 @@ class OutputSpec(_message.Message):
     POOL_LAST: OutputSpec.Pool.ValueType  # 3
     """The last of the chosen rows."""
 
+    class _Fold:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FoldEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[OutputSpec._Fold.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FOLD_UNSPECIFIED: OutputSpec._Fold.ValueType  # 0
+        """No reduction: every chosen layer is an output of its own."""
+        FOLD_MEAN: OutputSpec._Fold.ValueType  # 1
+        """The mean over the chosen layers."""
+        FOLD_MAX: OutputSpec._Fold.ValueType  # 2
+        """The maximum over the chosen layers."""
+        FOLD_ROLLOUT: OutputSpec._Fold.ValueType  # 3
+        """The product over the chosen layers of (A + I) / 2, A the mean over heads; every row sums to 1."""
+
+    class Fold(_Fold, metaclass=_FoldEnumTypeWrapper):
+        """The reduction of several layers to one."""
+
+    FOLD_UNSPECIFIED: OutputSpec.Fold.ValueType  # 0
+    """No reduction: every chosen layer is an output of its own."""
+    FOLD_MEAN: OutputSpec.Fold.ValueType  # 1
+    """The mean over the chosen layers."""
+    FOLD_MAX: OutputSpec.Fold.ValueType  # 2
+    """The maximum over the chosen layers."""
+    FOLD_ROLLOUT: OutputSpec.Fold.ValueType  # 3
+    """The product over the chosen layers of (A + I) / 2, A the mean over heads; every row sums to 1."""
+
     NAME_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
@@ -519,6 +546,7 @@ class OutputSpec(_message.Message):
     TOP_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
+    FOLD_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of a stage:
@@ -563,6 +591,12 @@ class OutputSpec(_message.Message):
     top: _builtins.int
     """For `predictions` only: returns the most probable labels of each prediction, up to this number, each with its id
     and probability; 0 returns the most probable one alone.
+    """
+    fold: Global___OutputSpec.Fold.ValueType
+    """For `weights` only: reduces layers to one, after the reduction of heads, which is `mean` unless `reduce` says
+    another; the shape loses the dimension of heads: [T, S]. `rollout` is the product over layers of (A + I) / 2 with
+    rows that sum to 1, A the mean over all heads (Abnar and Zuidema 2020, arXiv:2005.00928), for self-attention
+    without a kept prefix. `layers` need the same rows and keys; all layers with those of the last when empty.
     """
     baseline: _builtins.str
     """The id of a memory as long as that of the sequence: the same output behind it is subtracted, so that what is left
@@ -618,11 +652,12 @@ class OutputSpec(_message.Message):
         top: _builtins.int = ...,
         sample: Global___Sample | None = ...,
         spans: _abc.Iterable[Global___KeySpan] | None = ...,
+        fold: Global___OutputSpec.Fold.ValueType = ...,
         baseline: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "baseline", b"baseline", "data_type", b"data_type", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "sample", b"sample", "spans", b"spans", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "baseline", b"baseline", "data_type", b"data_type", "fold", b"fold", "heads", b"heads", "layers", b"layers", "name", b"name", "pairs", b"pairs", "pool", b"pool", "reduce", b"reduce", "rows", b"rows", "sample", b"sample", "spans", b"spans", "top", b"top", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

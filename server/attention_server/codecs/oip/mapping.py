@@ -158,7 +158,7 @@ def _least_shape(spec: OutputSpec, lengths: BatchLengths) -> tuple[int, ...]:
     stage = STAGES[spec.name]
     rows = 0 if spec.rows else lengths.keys if stage.is_of_keys else lengths.queries
     columns = lengths.keys if stage.is_pairwise and not (spec.top_k or spec.spans) else 0
-    has = (stage.head_axis, spec.pool == "none" and not stage.sums_rows, stage.column_axis)
+    has = (stage.head_axis and spec.fold == "none", spec.pool == "none" and not stage.sums_rows, stage.column_axis)
     return tuple(length for length, there in zip((0, rows, columns), has, strict=True) if there)
 
 
