@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
-from attention_proto.masks import Mask
 
 from attention_server.budget.account import Account, AccountState, Lease
 from attention_server.contexts.memory import Memory
@@ -20,15 +18,11 @@ from attention_server.domain.messages import (
     MemoryRequest,
     Request,
     Response,
-    Sequence,
 )
 from attention_server.domain.tokenization import Tokenization, TokenizeRequest
-from attention_server.errors import InvalidRequest, NotFound, Unavailable
-from attention_server.inference.input_profile import InputProfile
+from attention_server.errors import NotFound, Unavailable
 from attention_server.inference.model import LoadedModel
-from attention_server.inference.plan_cache import CachedPlan
-from attention_server.inference.prediction_plan import sampling_seed
-from attention_server.inference.preprocess import PreparedInput, prepare_memory
+from attention_server.inference.preprocess import prepare_memory
 from attention_server.repository.repository import Repository
 from attention_server.scheduling.admission import AdmissionController
 from attention_server.scheduling.future import Future
@@ -38,6 +32,7 @@ from attention_server.service.attend_job import AttendJob
 from attention_server.service.baseline import behind_baseline, without_baselines
 from attention_server.service.embeddings import EmbeddingsJob, attention_request
 from attention_server.service.memory_job import MemoryJob
+from attention_server.service.preparation import prepare_request
 from attention_server.service.tokenization import tokenize_job
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
@@ -375,7 +370,7 @@ class Service:
         outputs, baseline = without_baselines(request.outputs)
         cached_plan = model.plan(outputs, request.ablate, request.score_temperature)
         computed = behind_baseline(request, baseline, model, held)
-        prepared, profiles = self._prepare(computed, model, cached_plan, held)
+        prepared, profiles = prepare_request(computed, model, cached_plan, held, self.limits)
         for each, profile in zip(prepared, profiles, strict=True):
             call.record.queries += [profile.queries] * each.batch
             call.record.keys += [profile.keys] * each.batch
@@ -388,44 +383,6 @@ class Service:
         key, value, tokens = prepare_memory(request, model.manifest, model.reader, model.memory_reader, self.limits)
         ttl = request.ttl if request.ttl is not None else self.limits.memory_ttl
         return MemoryJob(request, model, key, value, tokens, ttl, call, self._memories).to_job()
-
-    def _prepare(
-        self, request: Request, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories
-    ) -> tuple[list[PreparedInput], list[InputProfile]]:
-        """Validate and prepare every sequence, within the limits on the whole request."""
-        if not request.inputs:
-            raise InvalidRequest("send at least one sequence", field="inputs")
-        prepared: list[PreparedInput] = []
-        profiles: list[InputProfile] = []
-        answer_bytes = work_bytes = longest = 0
-        seed = sampling_seed(request.outputs)
-        for sequence in request.inputs:
-            for each, profile in self._prepare_sequence(sequence, request.mask, model, cached_plan, held):
-                prepared.append(each if seed is None else each._replace(seed=seed))
-                profiles.append(profile)
-                work_bytes += (profile.work_bytes + profile.head_bytes) * each.batch
-                answer_bytes += profile.answer_bytes * each.batch
-                longest = max(longest, profile.queries, profile.keys)
-                self.limits.check_work(work_bytes, longest)
-                self.limits.check_answer(
-                    answer_bytes,
-                    partial(model.checker.fitting_answer, each, cached_plan.plan, self.limits.answer_bytes),
-                )
-        return prepared, profiles
-
-    def _prepare_sequence(
-        self, sequence: Sequence, mask: Mask, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories
-    ) -> list[tuple[PreparedInput, InputProfile]]:
-        """Validate and prepare a sequence or a batch; an error names the sequence of a batch."""
-        try:
-            return model.checker.prepare(sequence, cached_plan, mask, held, self.limits)
-        except InvalidRequest as error:
-            if sequence.part is None:
-                raise
-            if sequence.batch > 1:
-                for one in sequence.each():
-                    self._prepare_sequence(one, mask, model, cached_plan, held)
-            raise error.of_part(sequence.part) from error
 
 
 def _call_all(functions: Iterable[Callable[[], None]]) -> None:

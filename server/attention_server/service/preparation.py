@@ -1,0 +1,67 @@
+"""The preparation of a request: each of its sequences by itself, and the limits on all of them together."""
+
+from functools import partial
+
+from attention_proto.masks import Mask
+
+from attention_server.contexts.store import HeldMemories
+from attention_server.domain.limits import Limits
+from attention_server.domain.messages import Request, Sequence
+from attention_server.errors import InvalidRequest
+from attention_server.inference.input_profile import InputProfile
+from attention_server.inference.model import LoadedModel
+from attention_server.inference.plan_cache import CachedPlan
+from attention_server.inference.prediction_plan import sampling_seed
+from attention_server.inference.preprocess import PreparedInput
+
+
+def prepare_request(
+    request: Request, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories, limits: Limits
+) -> tuple[list[PreparedInput], list[InputProfile]]:
+    """Validate and prepare every sequence, within the limits on the whole request.
+
+    Args:
+        request: the request.
+        model: the leased model version.
+        cached_plan: the plan of its outputs.
+        held: receives the memories that sequences name.
+        limits: on one request.
+
+    Raises:
+        InvalidRequest: the model cannot take a sequence; the error names it.
+        NotFound: a memory is not kept.
+        TooLarge: the request is over a limit.
+    """
+    if not request.inputs:
+        raise InvalidRequest("send at least one sequence", field="inputs")
+    prepared: list[PreparedInput] = []
+    profiles: list[InputProfile] = []
+    answer_bytes = work_bytes = longest = 0
+    seed = sampling_seed(request.outputs)
+    for sequence in request.inputs:
+        for each, profile in _prepare_sequence(sequence, request.mask, model, cached_plan, held, limits):
+            prepared.append(each if seed is None else each._replace(seed=seed))
+            profiles.append(profile)
+            work_bytes += (profile.work_bytes + profile.head_bytes) * each.batch
+            answer_bytes += profile.answer_bytes * each.batch
+            longest = max(longest, profile.queries, profile.keys)
+            limits.check_work(work_bytes, longest)
+            limits.check_answer(
+                answer_bytes, partial(model.checker.fitting_answer, each, cached_plan.plan, limits.answer_bytes)
+            )
+    return prepared, profiles
+
+
+def _prepare_sequence(
+    sequence: Sequence, mask: Mask, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories, limits: Limits
+) -> list[tuple[PreparedInput, InputProfile]]:
+    """Validate and prepare a sequence or a batch; an error names the sequence of a batch."""
+    try:
+        return model.checker.prepare(sequence, cached_plan, mask, held, limits)
+    except InvalidRequest as error:
+        if sequence.part is None:
+            raise
+        if sequence.batch > 1:
+            for one in sequence.each():
+                _prepare_sequence(one, mask, model, cached_plan, held, limits)
+        raise error.of_part(sequence.part) from error
