@@ -45,6 +45,7 @@ TABLE = {
     "PermissionDenied": ("PERMISSION_DENIED", 403),
     "Misdirected": ("INVALID_ARGUMENT", 421),
     "DeadlineExceeded": ("DEADLINE_EXCEEDED", 504),
+    "BrokenProtocol": ("INTERNAL", 500),
     "Unimplemented": ("UNIMPLEMENTED", 501),
     "Cancelled": ("CANCELLED", 499),
 }
