@@ -19,6 +19,7 @@ CASES = {
     "top 8": (OutputSpec("weights", top_k=8), NO_MASK),
     "causal mean": (OutputSpec("weights", reduce="mean", top_k=8), Mask(causal="top_left")),
     "entropy": (OutputSpec("entropy"), NO_MASK),
+    "rollout": (OutputSpec("weights", fold="rollout"), NO_MASK),
     "output": (OutputSpec("output"), NO_MASK),
 }
 

@@ -13,7 +13,8 @@ from attention_proto.masks import Mask
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import NO_MASK, Alignment, KeySpan, OutputSpec, Sequence, TopK
-from attention_server.inference import layer, masks
+from attention_server.errors import TooLarge
+from attention_server.inference import input_checker, layer, masks
 from attention_server.inference import model as models
 from attention_server.inference.engine.onnxruntime import OnnxGraph, OnnxRuntime
 from attention_server.inference.engine.protocol import Run
@@ -164,6 +165,31 @@ def test_blocks_give_what_a_whole_matrix_gives(loaded, blocks, name, mask):
     cut = tuple(spec for spec in specs if spec.name != "scores")  # a block computes the keys that it sees alone
     found = answer(model, VECTORS[name], cut, asked)
     compare(found, {output: whole[output] for output in found})
+
+
+def test_a_rollout_that_is_too_long(loaded, blocks, monkeypatch):
+    """Its matrices count as memory, with a length that fits, and its products as work."""
+    blocks(4)
+    monkeypatch.setattr(input_checker, "MAX_WHOLE_ROWS", 2)
+    checker, sequence = loaded["small"].checker, VECTORS["small"]
+    mean, rollout = (loaded["small"].plan((OutputSpec("weights", fold=fold),)) for fold in ("mean", "rollout"))
+
+    def profile(text, cached, limits=LIMITS):
+        return checker.prepare(Sequence(text=text), cached, NO_MASK, MemoryStore(1), limits)[0][1]
+
+    of_mean, of_rollout = (profile(sequence.text, each) for each in (mean, rollout))
+    products = TOKENS**3 // sum(loaded["small"].layers[-1].widths(small.WIDTH, small.WIDTH)[:2])
+    assert of_rollout.work_bytes == of_mean.work_bytes + 4 * products
+    whole = of_rollout.stage_bytes
+    assert whole > of_mean.stage_bytes
+    limits = replace(LIMITS, scores_bytes=whole - 1)
+    with pytest.raises(TooLarge, match=r"--max-scores-mib\): (\d+) positions fit") as refused:
+        profile(sequence.text, rollout, limits)
+    fits = int(str(refused.value).rpartition(": ")[2].split()[0])
+    words = sequence.text.split()
+    profile(" ".join(words[:fits]), rollout, limits)
+    with pytest.raises(TooLarge):
+        profile(" ".join(words[: fits + 1]), rollout, limits)
 
 
 def test_the_bits_do_not_depend_on_slots(loaded, blocks):

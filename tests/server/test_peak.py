@@ -11,7 +11,14 @@ PROGRAM = Path(__file__).with_name("measure_peak.py")
 
 @pytest.mark.parametrize(
     ("case", "length"),
-    [("whole", 3000), ("top 8", 12000), ("causal mean", 12000), ("entropy", 8192), ("output", 16384)],
+    [
+        ("whole", 3000),
+        ("top 8", 12000),
+        ("causal mean", 12000),
+        ("entropy", 8192),
+        ("rollout", 3000),
+        ("output", 16384),
+    ],
 )
 def test_the_predicted_peak_is_the_true_one(repository, case, length):
     """Predicted and true peak of an answer agree within a quarter, over ways, outputs and lengths."""

@@ -84,13 +84,17 @@ class Peak:
         )
 
     def pairs(self, queries: int, keys: int) -> int:
-        """Return the number of scores that are computed."""
+        """Return the number of scores that are computed; products of a rollout count by their multiply-adds."""
         by_axes = lengths_by_axes(queries, keys, self.first)
         total = 0
         for index, layer in enumerate(self.layers[: len(self.plan.stages)]):
             rows, columns = by_axes[layer.axes]
             rows = min(self.rows, rows) if self.rows and index == len(self.plan.stages) - 1 else rows
             total += layer.about.heads * rows * self._seen(index, rows, columns)
+        for output in self.plan.outputs:
+            if output.spec.fold == "rollout":  # a score and its part of a head take Dh + Dv each
+                head, value, _ = self.widths[output.layer]
+                total += (len(output.folded) - 1) * by_axes[self.layers[output.layer].axes][0] ** 3 // (head + value)
         return total
 
     def _kept(self, index: int, queries: int, keys: int) -> int:
