@@ -10,7 +10,7 @@ Usage: attention-client [OPTIONS] COMMAND [ARGS]...
 
   Ask an Attention Service.
 
-Commands: attend, models, plot, score, translate
+Commands: attend, generate, models, plot, score, translate
 
 """
 
