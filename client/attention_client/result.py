@@ -184,10 +184,10 @@ class AttendResult:
 
     @property
     def weights(self) -> Array:
-        """The attention weights, [H, T, S], rows sum to 1. Raises NotRequested when left out, pooled or top-k alone."""
+        """The attention weights, [H, T, S], rows sum to 1. Raises NotRequested without these, and of a top k."""
         weights = self._array("weights")
         if weights.ndim < 3:
-            raise NotRequested("pooled weights were asked for: read them as result['weights']")
+            raise NotRequested("weights without heads or rows were asked for: read them as result['weights']")
         return weights
 
     def __getitem__(self, name: str) -> Any:

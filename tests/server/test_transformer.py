@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import requests
-from attention_client import AttentionClient
+from attention_client import AttentionClient, OutputSpec
 
 from tests.refusals import refused
 from tests.server import transformer
@@ -316,12 +316,15 @@ def test_file_scoring(encoder, tmp_path):
 
 
 def test_the_client(encoder):
-    """The client takes pairs and top, and reads the candidates."""
+    """The client takes pairs, top and folds, and reads the candidates."""
     model, server = encoder
     with AttentionClient(server.grpc) as client:
         outputs = [{"name": "weights", "pairs": ["1.0", "0.1"]}, {"name": "predictions", "top": 2}]
         result = client.attend("encoder", text=TEXT, outputs=outputs)
+        folded = client.attend("encoder", text=TEXT, outputs=[OutputSpec("weights", fold="rollout")])
     layers = model.layers(TEXT)
     np.testing.assert_allclose(result.weights, np.stack([layers[1]["weights"][0], layers[0]["weights"][1]]), **CLOSE)
     assert [len(each.top) for each in result.predictions] == [2] * 6
     assert all(each.top[0] == (each.id, each.label, each.probability) for each in result.predictions)
+    np.testing.assert_allclose(folded["weights"], rolled_out([stages["weights"] for stages in layers]), **CLOSE)
+    assert folded._repr_html_() is None  # a notebook shows its numbers

@@ -83,7 +83,7 @@ def _weights(result: AttendResult) -> dict[str, Array]:
     found = {
         name.partition("@")[2] or "weights": value
         for name, value in result.outputs.items()
-        if name.partition("@")[0] == "weights" and not isinstance(value, TopK | Alignment)
+        if name.partition("@")[0] == "weights" and not isinstance(value, TopK | Alignment) and value.ndim > 2
     }
     if not found:
         raise NotRequested("the result has no whole 'weights' to draw: add them to `outputs` of the request")
