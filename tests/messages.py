@@ -54,6 +54,7 @@ def mask_message(mask: Mapping[str, Any] | None) -> pb.Mask | None:
         window=window,
         allowed=tensor(mask.get("allowed")),
         bias=tensor(mask.get("bias")),
+        layers=mask.get("layers", ()),
     )
 
 

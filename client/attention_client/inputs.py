@@ -39,6 +39,7 @@ class Sequence:
         window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
         allowed: bool, broadcastable to [H, T, S]; true = may attend.
         bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
+        mask_layers: the layers whose sites these four are for, by the names that outputs take; all when empty.
     """
 
     query: ArrayLike | None = None
@@ -56,6 +57,7 @@ class Sequence:
     window: tuple[int, int] | None = None
     allowed: ArrayLike | None = None
     bias: ArrayLike | None = None
+    mask_layers: Iterable[str] = ()
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ class Mask:
         window: (left, right), inclusive distances from the diagonal; -1 is unbounded.
         allowed: bool, broadcastable to [H, T, S]; true = may attend.
         bias: float32, broadcastable to [H, T, S], added to the scores; -inf hides a key.
+        layers: the sites that it is for, as in the option `layers` of an output; empty for all.
     """
 
     causal: Causal = "none"
     window: tuple[int, int] = (UNBOUNDED, UNBOUNDED)
     allowed: NDArray[np.bool_] | None = None
     bias: NDArray[np.float32] | None = None
+    layers: tuple[str, ...] = ()
 
     @property
     def is_open(self) -> bool:

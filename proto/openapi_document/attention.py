@@ -141,6 +141,9 @@ SCHEMAS: dict[str, Schema] = {
             "bias": _tensor(
                 f"Broadcastable to [H, T, S], added to the scores; -inf, in base64, hides a key. {OTHER_RANKS}"
             ),
+            "layers": array(
+                STRING, "The layers whose sites it is for, by the names that an output takes; all when absent."
+            ),
         },
         words="The keys that each query may attend to. A key must pass every part.",
     ),

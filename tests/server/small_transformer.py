@@ -234,7 +234,7 @@ def reference(query, added=0.0, dependent=()):
 
     Args:
         query: [T, D].
-        added: a request's mask, added to the scores, [1 or H, T, T].
+        added: a request's mask, added to the scores, [1 or H, T, T]; or one for each layer.
         dependent: as in `write`.
     """
     w = {name: array.astype(np.float64) for name, array in W.items()}
@@ -248,7 +248,7 @@ def reference(query, added=0.0, dependent=()):
         q = q.reshape(length, HEADS, HEAD).transpose(1, 0, 2)
         k, v = (x @ w[f"{name}{layer}"] for name in "kv")
         scores = q @ k.T * 0.5 + biases[layer]
-        masked = np.where(hides[layer], -np.inf, scores + added)
+        masked = np.where(hides[layer], -np.inf, scores + (added[layer] if isinstance(added, tuple) else added))
         largest = masked.max(-1, keepdims=True)
         powers = np.exp(masked - np.where(np.isfinite(largest), largest, 0))
         weights = powers / np.maximum(powers.sum(-1, keepdims=True), 1e-300)

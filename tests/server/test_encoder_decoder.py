@@ -332,6 +332,32 @@ def test_a_target_goes_on_behind_its_prefix(transport, server):
         transport.attend("translator", memory=before["id"], text="a", outputs=[rollout])
 
 
+def test_a_mask_of_some_cross_sites(transport, server):
+    """A mask is for the cross sites that its layers name; a target that is kept under it is no other's."""
+    allowed = np.arange(6) < 2
+    mask = {"allowed": allowed, "layers": ["decoder.1.cross"]}
+    spec = [{"name": "weights", "layers": ["decoder.*.cross"]}]
+    whole, found = ask(transport, *spec), ask(transport, *spec, mask=mask)
+    np.testing.assert_array_equal(found["weights@decoder.0.cross"], whole["weights@decoder.0.cross"])
+    scores = expected()["decoder.1.cross"]["scores"][..., :2]
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    weights = np.concatenate([powers / powers.sum(-1, keepdims=True), np.zeros((HEADS, 4, 4))], -1)
+    np.testing.assert_allclose(found["weights@decoder.1.cross"], weights, **CLOSE)
+    for name in ("encoder.0", "decoder.1", "*"):
+        with refused("INVALID_ARGUMENT", None, "is for cross sites, not for") as caught:
+            ask(transport, *spec, mask=mask | {"layers": [name]})
+        assert caught.value.field == transport.at("mask.layers")
+    with AttentionClient(server.grpc) as client:
+        memory = client.create_memory("translator", memory_text=SOURCE)
+        sent = {"text": "f", "memory": memory, "extend": True, "allowed": allowed, "outputs": ["hidden"]}
+        kept = [
+            client.attend("translator", **sent, mask_layers=layers).memory.id
+            for layers in (["decoder.0.cross"], ["decoder.1.cross"], [], ["decoder.1.cross"])
+        ]
+    assert len(set(kept)) == 3
+    assert kept[1] == kept[3]
+
+
 def test_spans_of_characters(transport, server):
     """Characters are those of the text that the keys of a site are of; behind a prefix, those of the text alone."""
     sites = expected()

@@ -46,6 +46,7 @@ ALLOWED[:, 5:10] = False
 MASKS = {
     "none": NO_MASK,
     "window": Mask(causal="top_left", window=(2, -1)),
+    "of a layer": Mask(causal="top_left", window=(2, -1), layers=("0",)),
     "two windows": Mask(causal="bottom_right", window=(3, 1)),
     "allowed": Mask(allowed=ALLOWED[:1]),
     "bias": Mask(window=(6, 4), bias=np.where(ALLOWED, np.float32(0.5), -np.float32(np.inf))),

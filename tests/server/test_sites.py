@@ -73,6 +73,67 @@ def test_a_masked_request(transport):
     np.testing.assert_allclose(outputs["weights@0"][:, 4].sum(-1), allowed[:, 4, :5].any(-1), **CLOSE)
 
 
+def test_a_mask_of_some_layers(transport):
+    """A mask with `layers` is for their sites alone, in sum with one for all, its heads and hidden rows included."""
+    rng = np.random.default_rng(4)
+    allowed = rng.random((HEADS, 6, 6)) < 0.7
+    allowed[:, 3] = False
+    bias = rng.standard_normal((1, 6, 6)).astype(np.float32)
+    masks = {"mask": {"allowed": allowed, "layers": ["1"]}, "shared_mask": {"bias": bias}}
+    spec = {"name": "weights", "layers": ["*"], "top_k": 2, "as": "top"}
+    pooled = {"name": "weights", "layers": ["*"], "pool": "last", "as": "last"}
+    asked = [*EVERY, spec, pooled, "embeddings"]
+    sent = {"inputs": [{"text": TEXT, "mask": masks["mask"]}], "shared_mask": masks["shared_mask"]}
+    (result,) = transport.attend("small", outputs=asked, **sent)["results"]
+    of_layers = reference(embed(TEXT), (bias.astype(np.float64), np.where(allowed, bias.astype(np.float64), -np.inf)))
+    compare(result["outputs"], of_layers)
+    for layer, stages in enumerate(of_layers):
+        largest = np.sort(stages["weights"], -1)[..., :-3:-1]
+        np.testing.assert_allclose(result["outputs"][f"top@{layer}"].values, largest, **CLOSE)
+        np.testing.assert_allclose(result["outputs"][f"last@{layer}"], stages["weights"][:, -1], **CLOSE)
+    window = {"window": {"left": 1, "right": 0}, "layers": ["0"]}
+    (result,) = transport.attend("small", outputs=EVERY, text=TEXT, mask=window)["results"]
+    distance = np.arange(6) - np.arange(6)[:, None]
+    near = np.where((distance <= 0) & (distance >= -1), 0.0, -np.inf)
+    compare(result["outputs"], reference(embed(TEXT), (near, 0.0)))
+    for mask, field, words in (
+        ({"causal": "top_left", "layers": ["2"]}, "mask.layers", "there is no layer '2'"),
+        ({"causal": "top_left", "layers": ["0", "0"]}, "mask.layers", "twice"),
+        ({"layers": ["0"]}, "mask.layers", "there is no mask for these layers"),
+        ({"allowed": np.ones((HEADS + 1, 6, 6), bool), "layers": ["0"]}, "mask.allowed", "broadcastable"),
+    ):
+        with refused("INVALID_ARGUMENT", None, words) as caught:
+            transport.attend("small", text=TEXT, mask=mask, outputs=EVERY)
+        assert caught.value.field == transport.at(field)
+
+
+def test_masks_of_some_layers_in_the_open_inference_protocol(server):
+    """The parameter `mask_layers` is of all masks of a request: those of parameters and those that are tensors."""
+    query = embed(TEXT).astype(np.float32)
+    inputs = [{"name": "query", "datatype": "FP32", "shape": [1, *query.shape], "data": query.ravel().tolist()}]
+    allowed = {"name": "allowed", "datatype": "BOOL", "shape": [1, 1, 1, 6], "data": [True] * 3 + [False] * 3}
+    outputs = [{"name": "weights", "parameters": {"layers": "*"}}]
+
+    def infer(inputs, **parameters):
+        document = {"inputs": inputs, "outputs": outputs, "parameters": parameters}
+        return requests.post(f"{server.url}/v2/models/small/infer", json=document, timeout=HANG).json()
+
+    near = np.where(np.arange(6) >= np.arange(6)[:, None] - 1, 0.0, -np.inf)
+    first = np.where(np.arange(6) < 3, 0.0, -np.inf)
+    for sent, parameters, added in (
+        (inputs, {"window_left": 1, "mask_layers": "1"}, (0.0, near)),
+        ([*inputs, allowed], {"mask_layers": "0"}, (first, 0.0)),
+        ([*inputs, allowed], {"window_left": 1, "mask_layers": "0,1"}, (first + near, first + near)),
+    ):
+        found = {
+            each["name"]: np.reshape(each["data"], each["shape"])[0] for each in infer(sent, **parameters)["outputs"]
+        }
+        for layer, stages in enumerate(reference(query.astype(np.float64), added)):
+            np.testing.assert_allclose(found[f"weights@{layer}"], stages["weights"], **CLOSE)
+    assert "parameters.mask_layers: there is no layer '2'" in infer(inputs, window_left=1, mask_layers="2")["error"]
+    assert "parameters.mask_layers: there is no mask" in infer(inputs, mask_layers="0")["error"]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_asked_alone(transport, model):
     """Chosen rows of the last layer, over each stage, are those of all rows; also behind a dependent segment."""

@@ -73,6 +73,7 @@ class AsyncAttentionClient(BaseClient):
         window: tuple[int, int] | None = None,
         allowed: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        mask_layers: Iterable[str] = (),
         outputs: Iterable[Output] = (),
         version: int = 0,
         token_offsets: bool = False,
@@ -103,6 +104,7 @@ class AsyncAttentionClient(BaseClient):
             window: (left, right), the farthest keys a query may attend to, inclusive; -1 is unbounded.
             allowed: bool, broadcastable to [H, T, S]; true = may attend.
             bias: broadcastable to [H, T, S], added to the scores; -inf hides a key.
+            mask_layers: the layers whose sites these four are for, by the names that outputs take; all when empty.
             outputs: the outputs to send back: names, `OutputSpec`s or dicts of their fields. Empty: `output`, and
                 `predictions` where the model has a head.
             version: of the model; 0 is its default.
@@ -134,6 +136,7 @@ class AsyncAttentionClient(BaseClient):
             window=window,
             allowed=allowed,
             bias=bias,
+            mask_layers=mask_layers,
         )
         return (
             await run_async(

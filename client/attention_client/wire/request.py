@@ -207,7 +207,8 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
     if item.truncate != "none":
         with _named_field(f"{field}.truncate"):
             message.truncate = _choice(_TRUNCATE, item.truncate)
-    if item.causal != "none" or any(each is not None for each in (item.window, item.allowed, item.bias)):
+    has_mask = item.causal != "none" or any(each is not None for each in (item.window, item.allowed, item.bias))
+    if has_mask or item.mask_layers:
         _write_mask(item, message.mask, f"{field}.mask")  # without a mask the server takes a faster path
 
 
@@ -228,6 +229,8 @@ def _write_mask(item: Sequence, message: pb.Mask, field: str) -> None:
     if item.allowed is not None:
         codec.write(_booleans(item.allowed, f"{field}.allowed"), message.allowed)
     _write_numbers(item.bias, message.bias, f"{field}.bias")
+    with _named_field(f"{field}.layers"):
+        message.layers.extend(_names(item.mask_layers, "mask_layers"))
 
 
 def _output(item: Output, field: str) -> pb.OutputSpec:

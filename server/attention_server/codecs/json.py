@@ -20,6 +20,7 @@ from attention_server.codecs.batch import expand
 from attention_server.codecs.document import (
     Json,
     choice,
+    each_typed,
     elements,
     fields,
     float32,
@@ -70,7 +71,7 @@ REQUEST_FIELDS = (
     "score_temperature",
 )
 OUTPUT_FIELDS = ("name", *OPTIONS)
-MASK_FIELDS = ("causal", "window", "allowed", "bias")
+MASK_FIELDS = ("causal", "window", "allowed", "bias", "layers")
 MEMORY_FIELDS = (
     *("model", "version", "key", "value", "memory_text", "memory_token_ids", "truncate", "ttl"),
     *("pinned", "data_type", "id"),
@@ -231,6 +232,7 @@ def _mask(value: object, path: str) -> Mask:
         window=(UNBOUNDED, UNBOUNDED) if window is None else _window(window, join_path(path, "window")),
         allowed=_tensor(content.get("allowed"), np.bool_, join_path(path, "allowed")),  # type: ignore[arg-type]
         bias=_tensor(content.get("bias"), np.float32, join_path(path, "bias")),  # type: ignore[arg-type]
+        layers=tuple(each_typed(content, "layers", str, path)),
     )
 
 

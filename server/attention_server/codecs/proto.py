@@ -207,6 +207,7 @@ def _mask(message: pb.Mask, path: str) -> Mask:
         window=window,
         allowed=_tensor(message, "allowed", path),  # type: ignore[arg-type] # its type is checked with its shape
         bias=_tensor(message, "bias", path),  # type: ignore[arg-type]
+        layers=tuple(message.layers),
     )
 
 

@@ -12,7 +12,7 @@ from attention_server.contexts.past import Continuation, Widths
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors
 from attention_server.inference.long_site import compute_long
-from attention_server.inference.masks import LongMask, SiteMask, Vectors
+from attention_server.inference.masks import LongMask, RequestMask, SiteMask, Vectors, at_site
 from attention_server.inference.reductions import NO_REDUCTIONS, LayerReductions
 from attention_server.inference.row_blocks import run_rows
 from attention_server.inference.scores import split_heads
@@ -52,7 +52,7 @@ class LoadedChain:
         tensors: Tensors,
         walk: Walk,
         run: Run,
-        added: Vectors | LongMask | None = None,
+        added: RequestMask = None,
         rows: Rows | None = None,
         pooling: Vectors | None = None,
         continued: Sequence[Continuation] = (),
@@ -86,7 +86,7 @@ class LoadedChain:
                 stages[-1].update({name: tensors[name] for name in behind})
             if layer.kept is not None and step.attends:
                 layer.read_keys(tensors)
-            of_request = added if layer.axes is CROSS else None
+            of_request = at_site(added, layer.about.name) if layer.axes is CROSS else None
             reduced = None if reductions is None else reductions(len(stages))
             if continued and layer.kept is None:
                 computed = self._continued(
@@ -107,7 +107,7 @@ class LoadedChain:
         wanted: Wanted,
         kept: Names,
         run: Run,
-        added: Vectors | LongMask | None,
+        added: RequestMask,
         rows: Rows | None,
         continued: Sequence[Continuation],
         reductions: Callable[[int], LayerReductions] | None = None,

@@ -23,7 +23,7 @@ from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.key_spans import check_spans
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import BLOCK_BYTES, KEYS, MAX_WHOLE_ROWS, LoadedLayer
-from attention_server.inference.masks import LongMask
+from attention_server.inference.masks import LimitedMasks, LongMask
 from attention_server.inference.peak import Peak, largest_that
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import OutputPlan, Plan, answer_bytes, head_numbers, stage_bytes
@@ -285,7 +285,9 @@ class InputChecker:
             return self._step_kind(prepared, prepared.continuation, plan)
         added = prepared.added
         if (
-            prepared.memory or isinstance(added, LongMask) or (plan.predictions is not None and self._predicts_by_word)
+            prepared.memory
+            or isinstance(added, LongMask | LimitedMasks)
+            or (plan.predictions is not None and self._predicts_by_word)
         ):  # computed rows differ from sequence to sequence
             return None
         sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)

@@ -20,6 +20,7 @@ from attention_server.inference.masks import (
     Positions,
     Vectors,
     add_masks,
+    at_site,
     raise_low_rows,
     site_mask,
     unmasked,
@@ -181,8 +182,11 @@ class LoadedLayer:
         first = self.first(prepared)
         rows = np.arange(first, first + prepared.queries) if first else None
         own = site_mask(*self.lengths(prepared), causal=self.about.causal, window=self.about.window, positions=rows)
-        assert not isinstance(prepared.added, LongMask)  # of a long sequence, whose masks are made by blocks
-        return add_masks(prepared.added, own) if self.axes == CROSS else own
+        if self.axes != CROSS:
+            return own
+        added = at_site(prepared.added, self.about.name)
+        assert not isinstance(added, LongMask)  # of a long sequence, whose masks are made by blocks
+        return add_masks(added, own)
 
     def rows(self, stage: str, prepared: PreparedInput) -> tuple[int, Positions]:
         """Return the number of rows of a stage, and whether each may attend or be attended at this site; None for all.
@@ -191,10 +195,12 @@ class LoadedLayer:
         """
         if self.axes != CROSS:  # requests mask sites of the axes CROSS alone
             return self.lengths(prepared)[stage in OF_KEYS], None
-        if prepared.added is None or not (self.about.causal or self.about.window):
+        added = at_site(prepared.added, self.about.name)
+        is_alone = added is prepared.added and not (self.about.causal or self.about.window)
+        if added is None or is_alone:
             return prepared.rows(stage)
-        if isinstance(prepared.added, LongMask):
-            attending, attended = prepared.added.beside(self.own_mask).unmasked()
+        if isinstance(added, LongMask):
+            attending, attended = added.beside(self.own_mask).unmasked()
         else:
             attending, attended = unmasked(self.mask(prepared))
         return (prepared.keys, attended) if stage in OF_KEYS else (prepared.queries, attending)

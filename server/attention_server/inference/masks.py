@@ -3,6 +3,7 @@
 Masks of long sequences are made for some rows and keys at a time: a whole one has a number for every pair.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from attention_proto import masks
-from attention_proto.attention.v1.attention_pb2 import Layer
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
+from attention_proto.chains import CROSS, site_axes
 from attention_proto.masks import Mask, additive, additive_block, reach
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import NO_MASK, Array, Sequence
-from attention_server.errors import join_path
+from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
 
 Vectors = NDArray[np.float32]
@@ -95,6 +97,36 @@ class LongMask:
         return np.arange(self.queries) if self.chosen is None else self.chosen
 
 
+@dataclass(frozen=True, eq=False)
+class LimitedMasks:
+    """The masks of a request of which some are for some sites alone.
+
+    Attributes:
+        by_site: the sum of the masks of each site that a request can mask, by the site's name; None for none.
+    """
+
+    by_site: Mapping[str, Vectors | LongMask | None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays; sites with the same masks have the same sum."""
+        return sum({id(each): each.nbytes for each in self.by_site.values() if each is not None}.values())
+
+
+RequestMask = Vectors | LongMask | LimitedMasks | None
+
+
+def at_site(added: RequestMask, name: str) -> Vectors | LongMask | None:
+    """Return the request's mask at a site by its name."""
+    return added.by_site[name] if isinstance(added, LimitedMasks) else added
+
+
+def is_long(added: RequestMask) -> bool:
+    """Return whether a request's mask is made by blocks."""
+    each = added.by_site.values() if isinstance(added, LimitedMasks) else (added,)
+    return any(isinstance(mask, LongMask) for mask in each)
+
+
 @dataclass(frozen=True)
 class SiteMask:
     """The mask of a site by blocks: that of the request and the site's own.
@@ -131,30 +163,55 @@ class SiteMask:
 
 
 def requested_mask(
-    sequence: Sequence, mask: Mask, layer: Layer, queries: int, keys: int, first: int
-) -> Vectors | LongMask | None:
+    sequence: Sequence, mask: Mask, manifest: Manifest, layer: Layer, queries: int, keys: int, first: int
+) -> RequestMask:
     """Add up the request's mask and the sequence's own.
 
     Args:
         sequence: as sent.
         mask: the request's.
+        manifest: of the model.
         layer: the mask may differ by its heads.
         queries: T.
         keys: S.
         first: the position of the first query among the keys, behind a prefix; 0 for the alignment of the mask.
 
     Returns:
-        Float32 [1 or H, T, S], -inf only where a key is hidden; of a long sequence its parts; None for no mask.
+        Float32 [1 or H, T, S], -inf only where a key is hidden; of a long sequence its parts; None for no mask. Where
+        the masks of sites differ, those of each.
 
     Raises:
         InvalidRequest: a mask does not fit.
     """
-    given: list[Mask] = []
+    given: list[tuple[Mask, frozenset[str] | None]] = []
     for each, path in ((mask, ""), (sequence.mask, sequence.path)):
-        if each is NO_MASK or each.is_open:
+        if each is NO_MASK:
             continue
-        check.mask(each, layer, queries, keys, join_path(path, "mask"))
-        given.append(each)
+        named = check.mask_layers(each, manifest, join_path(path, "mask"))
+        if each.is_open and named is not None:
+            raise InvalidRequest("there is no mask for these layers", field=join_path(path, "mask.layers"))
+        if each.is_open:
+            continue
+        sites = {one.heads: one for one in manifest.layers if named is not None and one.name in named}
+        for site in sites.values() if named is not None else (layer,):
+            check.mask(each, site, queries, keys, join_path(path, "mask"))
+        given.append((each, named))
+    if all(named is None for _, named in given):
+        return _whole_or_long([each for each, _ in given], queries, keys, first)
+    by_site: dict[str, Vectors | LongMask | None] = {}
+    sums: dict[tuple[int, ...], Vectors | LongMask | None] = {}
+    for site in manifest.layers:
+        if site_axes(site, manifest) != CROSS:
+            continue
+        own = tuple([i for i, (_, named) in enumerate(given) if named is None or site.name in named])
+        if own not in sums:
+            sums[own] = _whole_or_long([given[i][0] for i in own], queries, keys, first)
+        by_site[site.name] = sums[own]
+    return LimitedMasks(by_site) if len(sums) > 1 else by_site[layer.name]
+
+
+def _whole_or_long(given: Items[Mask], queries: int, keys: int, first: int) -> Vectors | LongMask | None:
+    """Return the sum of masks, that of a long sequence by its parts; None for none."""
     if not given:
         return None
     if queries * keys > MAX_WHOLE_PAIRS:
@@ -211,8 +268,10 @@ def _mask_of_rows(positions: NDArray[np.intp], keys: int, *, causal: bool, windo
 _kept_site_mask = lru_cache(MAX_SITE_MASKS)(_site_mask)
 
 
-def mask_parts(added: "Vectors | LongMask | None") -> list[Array | str | None]:
+def mask_parts(added: RequestMask) -> list[Array | str | None]:
     """Return the parts of a mask: equal for equal masks."""
+    if isinstance(added, LimitedMasks):
+        return [part for name, each in added.by_site.items() for part in (name, *mask_parts(each))]
     if not isinstance(added, LongMask):
         return [added]
     of_bands = f"{added.queries} {added.keys} {added.first}"
@@ -250,9 +309,12 @@ def raise_low_rows(added: NDArray[np.floating[Any]]) -> Vectors:
     return np.where(added == HIDDEN, HIDDEN, np.maximum(added, LEAST)).astype(np.float32)
 
 
-def unmasked(added: Vectors | LongMask | None) -> tuple[Positions, Positions]:
-    """Return whether each query position may attend, [T], and each key position is attended, [S]; None for all."""
-    if added is None:
+def unmasked(added: RequestMask) -> tuple[Positions, Positions]:
+    """Return whether each query position may attend, [T], and each key position is attended, [S]; None for all.
+
+    Where the masks of sites differ, each position counts as one that does: what one site hides, another may read.
+    """
+    if added is None or isinstance(added, LimitedMasks):
         return None, None
     if isinstance(added, LongMask):
         return added.unmasked()

@@ -15,7 +15,7 @@ from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.labels import Labels, read_labels
 from attention_server.inference.layer import MAX_WHOLE_ROWS, LoadedLayer
-from attention_server.inference.masks import LongMask, Vectors
+from attention_server.inference.masks import Vectors, is_long
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
@@ -198,7 +198,7 @@ class LoadedModel:
 
     def _is_long(self, prepared: PreparedInput, plan: Plan) -> bool:
         """Return whether a site is computed in blocks of rows."""
-        if isinstance(prepared.added, LongMask):
+        if is_long(prepared.added):
             return True
         if max(prepared.queries, prepared.keys) <= MAX_WHOLE_ROWS:
             return False

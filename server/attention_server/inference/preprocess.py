@@ -26,7 +26,7 @@ from attention_server.domain.messages import NO_MASK, Array, MemoryRequest, Sequ
 from attention_server.domain.tokenization import HELD_TOKEN_BYTES
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference import validation as check
-from attention_server.inference.masks import LongMask, requested_mask, unmasked
+from attention_server.inference.masks import RequestMask, requested_mask, unmasked
 from attention_server.inference.tokenizer import TextTokenizer
 
 Vectors = NDArray[np.float32]
@@ -40,7 +40,8 @@ class PreparedInput(NamedTuple):
             made of tokens, or that defaults to another of the three.
         tokens, memory_tokens: of the texts.
         queries, keys: T and S.
-        added: the mask, added to the scores, [1 or H, T, S]; of a long sequence made by blocks; None for no mask.
+        added: the mask, added to the scores, [1 or H, T, S]; of a long sequence made by blocks; None for no mask. Some
+            may be for some sites alone.
         attending: whether a query position may attend to any key in any head, [T]; None where all may.
         attended: whether any query may attend to a key position, [S]; None where all are attended.
         memory: kept tensors.
@@ -58,7 +59,7 @@ class PreparedInput(NamedTuple):
     memory_tokens: Tokens | None
     queries: int
     keys: int
-    added: Vectors | LongMask | None = None
+    added: RequestMask = None
     memory: Memory | None = None
     path: str = ""
     part: int | None = None
@@ -154,7 +155,7 @@ def prepare(
         check.source_mask(sequence.mask, join_path(path, "mask"))
     else:
         limits.check_pairs(layer.heads, queries, keys, path)
-    added = requested_mask(sequence, mask, layer, queries, keys, 0 if is_pair else first)
+    added = requested_mask(sequence, mask, manifest, layer, queries, keys, 0 if is_pair else first)
     attending, attended = unmasked(added)
     # A query that is its own key matters where it is attended, not where it attends; one that is the input of all
     # projections matters where it does either; a target's row is a key of all later ones, whatever is masked.

@@ -5,10 +5,11 @@ import re
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Layer, Manifest, Side
-from attention_proto.chains import has_source, target_chain
+from attention_proto.chains import CROSS, has_source, site_axes, target_chain
 from attention_proto.folder import TRANSFORMER
 from attention_proto.masks import UNBOUNDED, Mask
-from attention_proto.stages import DATA_TYPES
+from attention_proto.offers import NotOfferedError, chosen_layers
+from attention_proto.stages import DATA_TYPES, STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.limits import MAX_SECONDS
@@ -226,6 +227,25 @@ def mask(mask: Mask, layer: Layer, queries: int, keys: int, field: str) -> None:
                 f"must be finite or -inf, but is {mask.bias[wrong][0]} at {_first(wrong)}",
                 field=join_path(field, "bias"),
             )
+
+
+def mask_layers(mask: Mask, manifest: Manifest, field: str) -> frozenset[str] | None:
+    """Return the names of the sites that a mask is for; None for all that a request can mask.
+
+    Raises:
+        InvalidRequest: there is no such layer, or its queries and keys are not those of the request.
+    """
+    if not mask.layers:
+        return None
+    path = join_path(field, "layers")
+    try:
+        chosen = [manifest.layers[i] for i in chosen_layers(STAGES["weights"], mask.layers, manifest)]
+    except NotOfferedError as error:
+        raise InvalidRequest(str(error), field=path) from error
+    for layer in chosen:
+        if site_axes(layer, manifest) != CROSS:
+            raise InvalidRequest(f"a mask of an encoder-decoder is for cross sites, not for {layer.name}", field=path)
+    return frozenset(layer.name for layer in chosen)
 
 
 def source_mask(mask: Mask, field: str) -> None:

@@ -420,6 +420,7 @@ class Mask(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
     BIAS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     causal: Global___Mask.Causal.ValueType
     """Hides later keys."""
     @_builtins.property
@@ -434,6 +435,10 @@ class Mask(_message.Message):
     def bias(self) -> Global___Tensor:
         """FP32 or FP16, broadcastable to [H, T, S], added to the scores; -inf hides a key."""
 
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The layers whose sites it is for, by the names of `OutputSpec.layers`; all that a request can mask when empty."""
+
     def __init__(
         self,
         *,
@@ -441,10 +446,11 @@ class Mask(_message.Message):
         window: Global___Mask.Window | None = ...,
         allowed: Global___Tensor | None = ...,
         bias: Global___Tensor | None = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bias", b"bias", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bias", b"bias", "causal", b"causal", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bias", b"bias", "causal", b"causal", "layers", b"layers", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

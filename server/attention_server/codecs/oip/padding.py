@@ -56,7 +56,11 @@ def batch_lengths(inputs: Mapping[str, Array], memory: str) -> BatchLengths:
 
 
 def split(
-    inputs: Mapping[str, Array], memory: str, limits: Limits, truncate: Truncate = "none"
+    inputs: Mapping[str, Array],
+    memory: str,
+    limits: Limits,
+    truncate: Truncate = "none",
+    mask_layers: tuple[str, ...] = (),
 ) -> Iterator[domain.Sequence]:
     """Yield the sequences of a dense batch without padding; equal lengths stay one batch.
 
@@ -65,6 +69,7 @@ def split(
         memory: the id of a kept memory that all sequences attend to, or empty.
         limits: limits of one request.
         truncate: where tokens of each text are dropped that are more than the model reads.
+        mask_layers: the layers that the masks are for; empty for all.
 
     Raises:
         InvalidRequest: an input has the wrong rank, type or batch size, or a length is out of range.
@@ -96,7 +101,7 @@ def split(
             token_ids=None if ids is None else ids[i, : queries[i]],
             memory_token_ids=None if memory_ids is None else memory_ids[i, : keys[i]],
             memory=memory,
-            mask=Mask(**trimmed) if trimmed else NO_MASK,
+            mask=Mask(**trimmed, layers=mask_layers) if trimmed else NO_MASK,
         )
 
 

@@ -29,7 +29,8 @@ TRUNCATED = ("truncated_tokens", "memory_truncated_tokens")  # of these, [B]
 PREDICTION_PARTS = ("name", "label", "probability", "row", "id")
 TOP_PARTS = ("top.id", "top.label", "top.probability")  # of predictions with the option `top`
 TOLD = ("ablate", "score_temperature")  # request parameters that the response repeats
-REQUEST_PARAMETERS = ("causal", "window_left", "window_right", "memory", "truncate", "timeout", *TOLD)
+MASK_PARAMETERS = ("causal", "window_left", "window_right", "mask_layers")
+REQUEST_PARAMETERS = (*MASK_PARAMETERS, "memory", "truncate", "timeout", *TOLD)
 OUTPUT_PARAMETERS = ("stage", *(name for name in OPTIONS if name != "as"))  # an output's own name is the alias
 # Parameters of the wire format: oip/json.py and oip/proto.py read them.
 WIRE_PARAMETERS = ("binary_data", "binary_data_output", "binary_data_size", "triton_enable_empty_final_response")
@@ -38,6 +39,7 @@ FIELD_NAMES = {
     "mask.allowed": "allowed",
     "mask.bias": "bias",
     "mask.window": "parameters.window_left, parameters.window_right",
+    "mask.layers": "parameters.mask_layers",
     "memory": "parameters.memory",
     "truncate": "parameters.truncate",
     "score_temperature": "parameters.score_temperature",
@@ -55,8 +57,12 @@ def request_parameters(infer: InferRequest) -> Mapping[str, Parameter]:
     return own
 
 
-def mask_of(parameters: Parameters) -> Mask:
-    """Return the mask that the parameters `causal`, `window_left` and `window_right` describe.
+def mask_of(parameters: Parameters, *, has_tensors: bool) -> Mask:
+    """Return the mask that the parameters `causal`, `window_left`, `window_right` and `mask_layers` describe.
+
+    Args:
+        parameters: of the request.
+        has_tensors: whether the request has masks as tensors, which `mask_layers` are for too.
 
     Raises:
         InvalidRequest: a parameter has the wrong type or value.
@@ -67,8 +73,19 @@ def mask_of(parameters: Parameters) -> Mask:
             typed(parameters, "window_left", int, UNBOUNDED, "parameters"),
             typed(parameters, "window_right", int, UNBOUNDED, "parameters"),
         ),
+        layers=mask_layers(parameters),
     )
-    return NO_MASK if mask.is_open else mask
+    return NO_MASK if mask.is_open and (has_tensors or not mask.layers) else mask
+
+
+def mask_layers(parameters: Parameters) -> tuple[str, ...]:
+    """Return the layers that all masks of a request are for; empty for all.
+
+    Raises:
+        InvalidRequest: the parameter is not a string.
+    """
+    names: str = typed(parameters, "mask_layers", str, "", "parameters")
+    return tuple(names.split(",")) if names else ()
 
 
 def memory_id(parameters: Parameters) -> str:
