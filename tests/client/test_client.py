@@ -27,6 +27,7 @@ X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 def test_public_names():
     """The public names change only on purpose."""
     assert attention_client.__all__ == [
+        "Ablation",
         "Alignment",
         "AsyncAttentionClient",
         "AttendResult",
@@ -147,6 +148,7 @@ def with_every_option() -> pb.AttendRequest:
                     window=pb.Mask.Window(left=2, right=-1),
                     allowed=wire(np.ones((1, 5, 5), bool)),
                     bias=wire(np.zeros((5, 5), np.float32)),
+                    layers=["5", "6"],
                 ),
             )
         ],
@@ -155,7 +157,7 @@ def with_every_option() -> pb.AttendRequest:
             pb.OutputSpec(
                 name="weights",
                 alias="last",
-                heads=[2],
+                heads=[0],
                 rows=[-1],
                 reduce=pb.OutputSpec.REDUCE_MAX,
                 top_k=4,
@@ -164,6 +166,15 @@ def with_every_option() -> pb.AttendRequest:
                 layers=["5"],
             ),
             pb.OutputSpec(name="weights", alias="mean", reduce=pb.OutputSpec.REDUCE_MEAN, data_type=pb.DATA_TYPE_FP32),
+            pb.OutputSpec(
+                name="weights",
+                alias="parts",
+                data_type=pb.DATA_TYPE_FP32,
+                spans=[
+                    pb.KeySpan(name="a", begin=0, end=2),
+                    pb.KeySpan(name="b", begin=1, end=3, characters=True),
+                ],
+            ),
         ],
     )
 
@@ -175,7 +186,7 @@ def test_every_option_reaches_the_wire(target, service):
         OutputSpec(
             "weights",
             alias="last",
-            heads=[2],
+            heads=[0],
             rows=[-1],
             reduce="max",
             top_k=4,
@@ -184,6 +195,7 @@ def test_every_option_reaches_the_wire(target, service):
             pool="first",
         ),
         {"name": "weights", "as": "mean", "reduce": "mean"},
+        OutputSpec("weights", alias="parts", spans={"a": (0, 2), "b": {"begin": 1, "end": 3, "characters": True}}),
     ]
     with AttentionClient(target) as client:
         client.attend(
@@ -195,6 +207,7 @@ def test_every_option_reaches_the_wire(target, service):
             window=(2, -1),
             allowed=np.ones((1, 5, 5), bool),
             bias=np.zeros((5, 5)),
+            mask_layers=["5", "6"],
             outputs=outputs,
             version=3,
             token_offsets=True,

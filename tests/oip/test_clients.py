@@ -205,7 +205,8 @@ def test_what_models_are(reports, name):
     facts = reports(name).facts
     inputs = ["query", "key", "value", "text", "token_ids", "query_lengths", "key_lengths", "allowed", "bias"]
     assert facts["metadata"]["inputs"] == inputs
-    outputs = ["output", "contributions", "heads", "entropy", "weights", "scores", "v", "k", "q", "embeddings"]
+    outputs = ["output", "contributions", "heads", "statistics", "received", "lse", "entropy", "weights", "scores"]
+    outputs += ["v", "k", "q", "embeddings"]
     predictions = [f"predictions.{part}" for part in ("name", "label", "probability", "row", "id")]
     assert facts["metadata"]["outputs"] == [*outputs, *predictions, "tokens", "truncated_tokens"]
     assert facts["config"] == "multi"

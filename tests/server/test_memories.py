@@ -252,6 +252,9 @@ def test_rest_speaks_protobuf_of_memories_and_models_too(server):
     models = pb.ListModelsResponse.FromString(requests.get(url, headers=both, timeout=HANG).content).models
     assert [model.name for model in models] == ["cross-attention", "dot-product", "multi-head", "self-attention"]
     one = pb.Model.FromString(requests.get(f"{url}/multi-head", headers=both, timeout=HANG).content)
+    assert "tater" in [word.lower() for word in one.words]  # GetModel alone tells these
+    one.ClearField("words")
+    one.ClearField("memory_words")
     assert one == models[2]
     wanted = pb.CreateMemoryRequest(memory_text="seven").SerializeToString()
     memories = f"{url}/cross-attention/memories"
