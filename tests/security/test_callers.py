@@ -54,6 +54,7 @@ READING = {
 READING_RPCS = {
     "/attention.v1.AttentionService/ListModels",
     "/attention.v1.AttentionService/GetModel",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     "/grpc.health.v1.Health/List",
     *(
