@@ -29,7 +29,7 @@ def typed(datatype: str, shape: list[int], **contents: Any) -> list[pb.ModelInfe
         (rpc_message(inputs=typed("FP32", [1, 1, 2], fp32_contents=[1])), "query: has shape [1, 1, 2], but 1 values"),
         (
             rpc_message(inputs=typed("FP32", [1, 1, 1], int64_contents=[1])),
-            "query: has shape [1, 1, 1], but 0 values",
+            "query: is FP32, sent in fp32_contents; leave out int64_contents",
         ),
         (
             rpc_message(inputs=typed("FP16", [1, 1, 1], fp32_contents=[1])),

@@ -244,7 +244,7 @@ def test_refused_unread(dot_only, endless, transport):
         assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
         with pytest.raises(grpc.RpcError) as caught:
             list(channel.stream_unary("/attention.v1.AttentionService/Attend")(iter([]), timeout=HANG))
-        assert refused_by_grpc(caught.value).code == "INVALID_ARGUMENT"
+        assert refused_by_grpc(caught.value).code == "UNIMPLEMENTED"
         for _ in range(PERMITS_PER_SLOT):  # no refusal has kept a permit
             assert stub.Attend(message(), timeout=HANG) == expected
 

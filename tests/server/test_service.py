@@ -123,6 +123,7 @@ def test_a_client_from_reflection_alone(server):
         assert set(database.get_services()) == {
             "attention.v1.AttentionService",
             "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",
             "inference.GRPCInferenceService",
         }
