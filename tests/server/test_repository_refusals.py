@@ -7,7 +7,7 @@ import shutil
 import grpc
 import numpy as np
 import requests
-from attention_server.domain.messages import IndexEntry
+from attention_server.domain.index_entry import IndexEntry
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from serving import HANG, start_server, wait_until

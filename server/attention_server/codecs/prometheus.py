@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from attention_server.budget.account import AccountState
 from attention_server.contexts.store import MemoryState
-from attention_server.domain.messages import IndexEntry
+from attention_server.domain.index_entry import IndexEntry
 from attention_server.domain.request_record import RequestRecord
 from attention_server.scheduling.scheduler import SchedulerState
 from attention_server.telemetry.statistics import Histogram, RequestLabels, RequestStatistics, VersionStatistics

@@ -5,7 +5,7 @@ Shapes: B sequences of a batch, T queries, S keys, H heads; Dq, Dk and Dv are th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from attention_proto.masks import Mask
@@ -391,21 +391,3 @@ class Response(NamedTuple):
             for x in result.outputs.values():
                 size += x.indices.nbytes + x.values.nbytes if isinstance(x, TopK) else x.nbytes
         return size
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One version of the repository and its state.
-
-    Attributes:
-        name: name of the model.
-        version: number of the version.
-        state: READY answers requests; LOADING is verified and warmed; UNLOADING finishes the requests that hold it;
-            UNAVAILABLE is in the repository and is not served.
-        reason: reason why the version is not ready; for READY empty, or why it is served without its folder.
-    """
-
-    name: str
-    version: int
-    state: Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
-    reason: str

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from attention_server.domain.messages import IndexEntry
+from attention_server.domain.index_entry import IndexEntry
 from attention_server.repository.loader import Fingerprint
 from attention_server.repository.registry import Key
 

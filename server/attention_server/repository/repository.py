@@ -12,7 +12,7 @@ import structlog
 from attention_proto.folder import MANIFEST, NAME
 
 from attention_server.contexts.store import MemoryStore
-from attention_server.domain.messages import IndexEntry
+from attention_server.domain.index_entry import IndexEntry
 from attention_server.errors import AttentionServiceError, InvalidRequest, Loading, NotFound, Unavailable, Unimplemented
 from attention_server.inference.engine.protocol import Engine
 from attention_server.repository.drain import Drain

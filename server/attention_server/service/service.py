@@ -10,10 +10,10 @@ from attention_server.budget.account import Account, AccountState, Lease
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.store import HeldMemories, MemoryState, MemoryStore
 from attention_server.domain.call import CallContext
+from attention_server.domain.index_entry import IndexEntry
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
     EmbeddingsRequest,
-    IndexEntry,
     MemoryDescription,
     MemoryRequest,
     Request,

@@ -15,7 +15,7 @@ from attention_proto.stages import DEFAULT, PREDICTIONS, STAGES
 from attention_server.codecs.document import fields
 from attention_server.codecs.oip.rules import PREDICTION_PARTS, TOKENS, TRUNCATED
 from attention_server.codecs.oip.tensor import BYTES
-from attention_server.domain.messages import IndexEntry
+from attention_server.domain.index_entry import IndexEntry
 from attention_server.telemetry.statistics import VersionStatistics
 
 PLATFORM = "onnxruntime_onnx"
