@@ -289,7 +289,7 @@ def test_a_call_that_stalls_ends_alone():
 BURST = 40  # more than the frames of a handshake
 
 
-@pytest.mark.parametrize("kind", ["ping", "settings", "empty data", "priority"])
+@pytest.mark.parametrize("kind", ["ping", "settings", "empty data", "padding", "priority"])
 def test_frames_that_carry_nothing(echo, monkeypatch, kind):
     """A peer that floods with frames that carry nothing is told to calm down, and is disconnected if it goes on."""
     monkeypatch.setattr(callbacks, "CONTROLS_PER_SECOND", 0)
@@ -298,6 +298,7 @@ def test_frames_that_carry_nothing(echo, monkeypatch, kind):
         "ping": PingFrame(0, bytes(8)).serialize(),
         "settings": SettingsFrame(0).serialize(),
         "empty data": data(1),
+        "padding": raw(0, 8, 1, b"\0"),
         "priority": raw(2, 0, 1, bytes(4) + b"\1"),
     }[kind]
     with connected(echo) as peer:

@@ -17,8 +17,12 @@ from attention_server.auth.callers import Callers
 from attention_server.budget.account import SHARE, Account
 from attention_server.budget.trimmer import Trimmer
 from attention_server.codecs.parsed_size import ManyFields, parsed_bytes
+from attention_server.domain.call import CallContext
+from attention_server.domain.limits import Limits
+from attention_server.domain.tokenization import HELD_TOKEN_BYTES, TokenizeInput, TokenizeRequest
 from attention_server.errors import Full, TooLarge
 from attention_server.rest.connection import PIPELINED
+from attention_server.service.tokenization import tokenize_job
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving import HANG, wait_until
 
@@ -152,6 +156,15 @@ def test_what_a_message_becomes_is_counted_before_it_is_parsed():
     assert parsed_bytes(weights(50_000).SerializeToString(), pb.AttendRequest.DESCRIPTOR) < 4000
     with pytest.raises(ManyFields):
         parsed_bytes(many, pb.AttendRequest.DESCRIPTOR, 40_000)
+
+
+def test_the_tokens_of_texts_are_counted_once():
+    """A job names the bytes of its tokens, and whoever submits it holds these: making it holds none."""
+    account = Account(1000)
+    call = CallContext("id", lease=account.lease("a"))
+    limits = Limits(sequences=1, scores_bytes=1, answer_bytes=2**20, memory_ttl=1.0)
+    job = tokenize_job(TokenizeRequest("any", inputs=(TokenizeInput("one", "a"),)), None, limits, call)
+    assert (job.size, account.state().held) == (4 * HELD_TOKEN_BYTES, 0)
 
 
 def test_freed_memory_is_given_back_when_there_is_little_left():

@@ -8,7 +8,7 @@ from attention_server.domain.messages import Tokens
 
 HELD_TOKEN_BYTES = 400  # of a token in memory: its id, its texts and its place
 INLINE_TOKENS = 1024  # of an answer that is written on the event loop
-TOKEN_BYTES = 1024  # to make and write a token takes as long as to write so many bytes of a tensor
+TOKEN_WORK_BYTES = 1024  # to make and write a token takes as long as to write so many bytes of a tensor
 
 
 class TokenizeInput(NamedTuple):

@@ -131,6 +131,7 @@ class SessionState:
         self.receiving: set[int] = set()
         self.answered: set[int] = set()
         self.has_settings = False
+        self.has_content = False  # of the DATA frame that is being received: padding is none
         self.received_bytes = 0
         self.out: list[Buffer] = []
         self.out_size = 0
@@ -232,11 +233,8 @@ def _on_header(_: Any, frame: Any, name: Any, name_size: int, value: Any, value_
 def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
     kind = frame.type
     if kind == DATA:
-        if frame.flags & END_STREAM:
-            _end_request(from_handle(user), frame.stream_id)
-        elif not frame.length:
-            return int(from_handle(user).count_control())
-    elif kind == HEADERS:
+        return _on_data(from_handle(user), frame)
+    if kind == HEADERS:
         _on_headers(from_handle(user), frame)
     elif kind == RST_STREAM:
         return int(from_handle(user).count_reset())
@@ -247,6 +245,15 @@ def _on_frame_recv(_: Any, frame: Any, user: Any) -> int:
         state.has_settings |= kind == SETTINGS
         return state.count_control()
     return 0
+
+
+def _on_data(state: SessionState, frame: Any) -> int:
+    """End the request with its last DATA frame, or count one without content."""
+    is_empty, state.has_content = not state.has_content, False
+    if frame.flags & END_STREAM:
+        _end_request(state, frame.stream_id)
+        return 0
+    return state.count_control() if is_empty else 0
 
 
 def _on_headers(state: SessionState, frame: Any) -> None:
@@ -268,6 +275,7 @@ def _end_request(state: SessionState, stream: int) -> None:
 def _on_data_chunk(_: Any, __: int, stream: int, content: Any, size: int, user: Any) -> int:
     state: SessionState = from_handle(user)
     state.received_bytes += size
+    state.has_content = True
     if stream not in state.answered:
         state.events.on_data(stream, memoryview(ffi.buffer(content, size)))
     return 0

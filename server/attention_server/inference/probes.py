@@ -174,7 +174,7 @@ def _site_probes(
 
     The positions of a bias go up to the last one of the longest text.
     """
-    query = "query" if "query" in layer.takes else "q"
+    query = layer.query
     sequences, queries, keys = *tensors[query].shape[:2], tensors["k"].shape[1]
     mask = _draw_mask(sequences, queries, keys)
     for attend in layer.about.attend:

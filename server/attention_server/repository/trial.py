@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from attention_server.budget.trimmer import resident_bytes
 from attention_server.inference.engine.protocol import Engine
 from attention_server.inference.model import LoadedModel
 from attention_server.repository.loader import RepositoryError, Tried, load
@@ -76,7 +77,7 @@ class Trials:
             RepositoryError: the version cannot be served, or takes too long, or too much memory.
         """
         try:
-            self._connection.send(_Request(folder, max_bytes, max(0, self.memory - _resident_bytes())))
+            self._connection.send(_Request(folder, max_bytes, max(0, self.memory - resident_bytes())))
             found = self._connection.recv()
         except (EOFError, OSError) as error:
             raise RepositoryError(GONE) from error
@@ -153,7 +154,7 @@ def _outcome(request: _Request, try_version: TryVersion) -> Tried | _Refusal:
 
 def _bound(memory: int) -> None:
     """Bound the memory of this process to its present memory and so many bytes more."""
-    most = _status_bytes("VmData") + memory
+    most = _data_bytes() + memory
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/oom_score_adj").write_text(FIRST_TO_KILL)
@@ -163,12 +164,8 @@ def _refusal(reason: str) -> _Refusal:
     return _Refusal(reason, reason)
 
 
-def _resident_bytes() -> int:
-    return _status_bytes("VmRSS")
-
-
-def _status_bytes(name: str) -> int:
-    """Return a number of `/proc/self/status`, in bytes."""
+def _data_bytes() -> int:
+    """Return the bytes of this process that RLIMIT_DATA bounds."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (each for each in lines if each.startswith(f"{name}:"))
+    (line,) = (each for each in lines if each.startswith("VmData:"))
     return int(line.split()[1]) * 1024

@@ -24,7 +24,7 @@ class Baseline(NamedTuple):
         memory: id of the prefix.
     """
 
-    fields: frozenset[str] = frozenset()
+    fields: tuple[str, ...] = ()
     memory: str = ""
 
     def subtract(self, results: Sequence[Result], cached_plan: CachedPlan) -> list[Result]:
@@ -48,10 +48,13 @@ def without_baselines(outputs: Sequence[OutputSpec]) -> tuple[tuple[OutputSpec, 
     named = {each.path or f"outputs[{i}]": each for i, each in enumerate(outputs) if each.baseline}
     for field, spec in named.items():
         _check(spec, join_path(field, "baseline"))
-    memories = {each.baseline for each in named.values()}
-    if len(memories) > 1:
-        raise InvalidRequest("names a second memory; one request has one baseline", field=f"{max(named)}.baseline")
-    return tuple(each._replace(baseline="") for each in outputs), Baseline(frozenset(named), "".join(memories))
+    memory = next((each.baseline for each in named.values()), "")
+    for field, spec in named.items():
+        if spec.baseline != memory:
+            raise InvalidRequest(
+                "names a second memory; one request has one baseline", field=join_path(field, "baseline")
+            )
+    return tuple(each._replace(baseline="") for each in outputs), Baseline(tuple(named), memory)
 
 
 def behind_baseline(request: Request, baseline: Baseline, model: LoadedModel, held: HeldMemories) -> Request:
@@ -63,7 +66,7 @@ def behind_baseline(request: Request, baseline: Baseline, model: LoadedModel, he
     """
     if not baseline.fields:
         return request
-    field = join_path(min(baseline.fields), "baseline")
+    field = join_path(baseline.fields[0], "baseline")
     other = held.get(baseline.memory, model.name, model.version, field, model.digest)
     for sequence in request.inputs:
         path = join_path(sequence.path, "memory")

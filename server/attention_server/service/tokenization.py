@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from attention_server.domain.call import CallContext
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import Tokens
-from attention_server.domain.tokenization import HELD_TOKEN_BYTES, TOKEN_BYTES, Tokenization, TokenizeRequest
+from attention_server.domain.tokenization import HELD_TOKEN_BYTES, TOKEN_WORK_BYTES, Tokenization, TokenizeRequest
 from attention_server.errors import InvalidRequest, TooLarge, join_path
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.tokenizer import TextTokenizer
@@ -17,14 +17,9 @@ SECONDS_OF_CHARACTER = 1e-6  # some tokenizers take a third
 def tokenize_job(
     request: TokenizeRequest, model: LoadedModel, limits: Limits, call: CallContext
 ) -> Job[TokenizeRequest, Tokenization]:
-    """Return the job of a request for tokens, of the predicted cost of its characters.
-
-    Raises:
-        Full: there is no room for as many tokens as characters.
-    """
+    """Return the job of a request for tokens, with the predicted cost of its characters and bytes of as many tokens."""
     characters = sum([len(each.text) + len(each.text_pair or "") for each in request.inputs])
-    held = HELD_TOKEN_BYTES * min(characters, limits.answer_bytes // TOKEN_BYTES)
-    call.lease.grow(held)
+    held = HELD_TOKEN_BYTES * min(characters, limits.answer_bytes // TOKEN_WORK_BYTES)
 
     def run(_: Sequence[TokenizeRequest]) -> Callable[[], list[Tokenization | Exception]]:
         call.record.mark_running()
@@ -52,7 +47,7 @@ def tokenize(request: TokenizeRequest, model: LoadedModel, limits: Limits, call:
     limits.check_sequences(len(request.inputs), "inputs")
     reader, takes_pairs = _reader(request, model)
     results: list[Tokens] = []
-    count, most = 0, limits.answer_bytes // TOKEN_BYTES
+    count, most = 0, limits.answer_bytes // TOKEN_WORK_BYTES
     for each in request.inputs:
         call.raise_if_ended()
         pair_field = join_path(each.path, "text_pair")

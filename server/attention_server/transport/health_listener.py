@@ -11,6 +11,7 @@ from attention_server.transport.sockets import listen
 
 REQUEST_BYTES = 4096
 CONNECTIONS = 256  # at once; of more the oldest is closed
+ACCEPT_RETRY_SECONDS = 0.1
 SECONDS = 2.0  # that a peer has to send its request
 Checks = Mapping[str, Callable[[], bool]]
 
@@ -60,11 +61,14 @@ class HealthListener:
             peer.close()
 
     def _accept(self) -> None:
-        with suppress(OSError):
+        try:
             peer, _ = self._socket.accept()
-            peer.setblocking(False)
-            self._peers[peer] = time.monotonic()
-            self._selector.register(peer, selectors.EVENT_READ)
+        except OSError:  # such as no file left for it: the socket stays ready, and asking at once would spin
+            self._stopping.wait(ACCEPT_RETRY_SECONDS)
+            return
+        peer.setblocking(False)
+        self._peers[peer] = time.monotonic()
+        self._selector.register(peer, selectors.EVENT_READ)
 
     def _answer(self, peer: socket.socket) -> None:
         with suppress(OSError, IndexError):
