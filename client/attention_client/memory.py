@@ -160,7 +160,7 @@ def _joined(steps: Sequence[pb.AttendRequest], model: str, version: int) -> list
     requests: list[pb.AttendRequest] = []
     for step in steps:
         (sequence,) = step.inputs
-        if requests and _is_of_ids(sequence) and _is_of_ids(requests[-1].inputs[0]) and not step.HasField("mask"):
+        if requests and _is_of_ids(sequence) and _is_of_ids(requests[-1].inputs[0]):
             requests[-1].inputs[0].token_ids.extend(sequence.token_ids)
             continue
         request = pb.AttendRequest()

@@ -270,6 +270,20 @@ def test_a_file_that_is_replaced_during_a_run(tmp_path, tables, name):
         list(tables.slices(str(path), 10, 2**20))
 
 
+def test_an_empty_row_group_before_a_large_one(tmp_path):
+    """A row group without rows is no slice, whether it stands before a large row group, a small one, or at the end."""
+    path, empty = tmp_path / "in.parquet", pa.table({"id": pa.array([], pa.int64())})
+    with pq.ParquetWriter(path, empty.schema) as writer:
+        for rows in (0, 15, 0, 3, 0):
+            writer.write_table(pa.table({"id": pa.array(range(rows), pa.int64())}))
+    assert pq.read_metadata(path).num_row_groups == 5
+    slices = [each[:3] for each in parquet.slices(str(path), 10, 2**20)]
+    assert slices == [(1, 0, 10), (1, 10, 5), (2, 0, 3)]
+    cursor = parquet.Cursor()
+    read = [batch for each in slices for batch in cursor.read(str(path), *each, ["id"])]
+    assert pa.Table.from_batches(read)["id"].to_pylist() == [*range(15), *range(3)]
+
+
 def test_an_empty_file_is_scored(job, tmp_path):
     """An input without rows gives an output without rows."""
     source = write(tmp_path / "in.parquet", {"text": pa.array([], pa.string())})

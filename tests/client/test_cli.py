@@ -197,6 +197,32 @@ def test_translate_cut_short(run):
     assert out.split("\n")[1].strip() == "F E D C B … the model reads no longer text"
 
 
+@pytest.mark.parametrize("options", [(), ("--json",), ("--show-attention",)], ids=str)
+def test_generate_by_words(run, options):
+    """A model of words goes on over the prompt as its source, up to the label of the end."""
+    status, out, err = run("generate", "aloud", "a b", "--greedy", *options[:1])
+    assert (status, err) == (0, "")
+    if options == ("--json",):
+        documents = [json.loads(line) for line in out.splitlines()]
+        assert [(each["token"], each["text"]) for each in documents] == [("B", "B"), ("A", "B A"), ("[END]", "B A")]
+        assert documents[-1]["ends"] == "end"
+    elif options:
+        looked_at = ["a", "0.50", "b", "0.50"]
+        assert [line.split() for line in out.splitlines()] == [[word, *looked_at] for word in ("B", "A", "[END]")]
+    else:
+        assert out == "B A\n"
+
+
+def test_generate_refused(run):
+    """A model that predicts no next word is refused in words, and so are heads of an attention that is not shown."""
+    status, out, err = run("generate", "aloud", "a b", "--pairs", "0.1")
+    assert (status, out) == (2, "")
+    assert "--pairs: chooses the heads of --show-attention; give both" in " ".join(err.replace("│", " ").split())
+    status, out, err = run("generate", "multi-head", SENTENCE)
+    assert (status, out) == (1, "")
+    assert "'multi-head' does not translate or go on with a text" in err
+
+
 def test_models(run):
     """Models are listed with version, block, heads, widths, text, predictions, device, size and an example."""
     status, out, _ = run("models")
@@ -323,7 +349,9 @@ def test_weights_are_chosen(run, service, tmp_path):
     one = ("--layer", "0", "--head", "2", "--head", "0")
     assert run("attend", SENTENCE, "--model", "multi-head", *one, "--top-k", "3", *changes)[0] == 0
     assert run("attend", SENTENCE, "--model", "multi-head", "--pairs", "0.2, 0.0")[0] == 0
-    assert run("plot", SENTENCE, "--model", "multi-head", *one, *changes, "--png", tmp_path / "one.png")[0] == 0
+    drawn = tmp_path / "one.svg"
+    assert run("plot", SENTENCE, "--model", "multi-head", *one, *changes, "--svg", drawn)[0] == 0
+    assert re.findall(r"\bhead \d", drawn.read_text("utf-8")) == ["head 2", "head 0"]
     spans = ("--span", "a=b=0:2", "--span", "last=5:7")
     assert run("attend", SENTENCE, "--model", "multi-head", *spans)[0] == 0
     assert run("attend", SENTENCE, "--model", "multi-head", "--fold", "rollout")[0] == 0

@@ -12,8 +12,10 @@ from attention_client import (
     translate,
     translate_async,
 )
+from attention_client.cli.commands import app
 from attention_proto.attention.v1 import attention_pb2 as pb
 from serving import ROOT, start_server
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.both_grpc_servers
 
@@ -152,6 +154,12 @@ def test_a_number(server, kind):
     assert aligned == {"vier": "four", "tausend": "thousand", "ein": "one", "zwanzig": "twenty"}
     np.testing.assert_allclose(translation.weights.sum(-1), 1, rtol=1e-5)
     assert min(translation.probabilities) > 0.5
+
+
+def test_generate_by_command(server):
+    """The command goes on with the trained model of words, over its prompt as the source."""
+    said = CliRunner().invoke(app, ["generate", "cross-attention", "twenty one", "--greedy", "--target", server.grpc])
+    assert (said.exit_code, said.output) == (0, "ein und zwanzig\n")
 
 
 def test_the_longest_number(numbers):

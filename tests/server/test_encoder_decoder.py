@@ -15,6 +15,7 @@ import pytest
 import requests
 from attention_client import AttentionClient, translate
 from attention_client import OutputSpec as Asked
+from attention_client.cli.commands import app
 from attention_proto.attention.v1.attention_pb2 import Side
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.store import MemoryStore
@@ -24,6 +25,7 @@ from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Run
 from attention_server.repository.loader import RepositoryError, load
 from serving import HANG, ROOT, start_server
+from typer.testing import CliRunner
 
 from tests.refusals import refused
 from tests.server import small_translator as small
@@ -386,6 +388,29 @@ def test_spans_of_characters(transport, server):
     ):
         with refused("INVALID_ARGUMENT", "outputs[0].spans", words):
             transport.attend("translator", memory=prefix, outputs=[spec], **sent)
+
+
+@pytest.mark.parametrize(
+    ("pair", "rows", "keys"),
+    [
+        ("encoder.0.1", source_tokens(SOURCE), source_tokens(SOURCE)),
+        ("decoder.1.0", target_tokens(TARGET), target_tokens(TARGET)),
+        ("decoder.1.cross.0", target_tokens(TARGET), source_tokens(SOURCE)),
+    ],
+    ids=str,
+)
+def test_pairs_have_the_names_of_their_site(server, tmp_path, pair, rows, keys):
+    """Heads of pairs have rows and keys of the chain that their site is of: in the result, and in a picture."""
+    with AttentionClient(server.grpc) as client:
+        asked = [Asked("weights", alias="chosen", pairs=[pair]), Asked("scores", pairs=[pair])]
+        result = client.attend("translator", text=TARGET, memory_text=SOURCE, outputs=asked)
+    assert result.axes("chosen") == result.axes("scores") == (tuple(rows), tuple(keys))
+    drawn = tmp_path / "drawn.svg"
+    options = ["--model", "translator", "--memory-text", SOURCE, "--pairs", pair, "--svg", drawn]
+    done = CliRunner().invoke(app, ["plot", TARGET, *map(str, options), "--target", server.grpc])
+    assert done.exit_code == 0, done.output
+    texts = re.findall("<!-- (.*) -->", drawn.read_text("utf-8"))
+    assert Counter(texts) >= Counter([*rows, *keys, pair])
 
 
 def test_spans_of_generated_words(server):

@@ -52,7 +52,7 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
         if pending is not None and pending[1] + count <= rows and pending[2] + size <= most_bytes:
             pending = (pending[0], pending[1] + count, pending[2] + size)
             continue
-        if pending is not None:
+        if pending is not None and pending[1]:
             yield pending[0], 0, pending[1], pending[1] / metadata.num_rows
         pending = (number, count, size) if count <= rows and size <= most_bytes else None
         if pending is None:

@@ -46,7 +46,7 @@ class GeneratedToken:
 
 def joined(tokens: Sequence[str]) -> str:
     """Return tokens as a text: where one of them begins with a space, as they are; else with spaces between."""
-    return ("" if any(token.startswith(" ") for token in tokens) else " ").join(tokens).strip()
+    return ("" if any(token.startswith(" ") for token in tokens) else " ").join(tokens)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Generation:
         """Return the text so far, up to a stop string, and whether there is one."""
         text = joined(self._said)
         begins = [begin for each in self._stop if (begin := text.find(each)) >= 0]
-        return (text[: min(begins)], True) if begins else (text, False)
+        return text[: min(begins, default=None)].strip(), bool(begins)  # a stop string may be white space
 
     def _is_full(self, result: AttendResult) -> bool:
         """Return whether no further token was asked for, or none can be read behind this one."""

@@ -72,8 +72,6 @@ class MemoriesOfRequest:
         if result.memory is None or (sequence.memory and before is None):  # an id alone cannot be created again
             return result
         request = pb.AttendRequest(model=self._request.model, inputs=[sequence], outputs=[_LEAST])
-        if self._request.HasField("mask"):
-            request.mask.CopyFrom(self._request.mask)
         return replace(result, memory=result.memory.after(Extension(before, request, result.tokens)))
 
     def _creations(self, memory: Memory) -> list[Creation]:

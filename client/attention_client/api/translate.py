@@ -40,7 +40,7 @@ class Translation:
     complete: bool
 
     def __str__(self) -> str:
-        return joined(self.words)
+        return joined(self.words).strip()
 
     def alignment(self, head: int | None = None) -> Array:
         """Return the weights [words, S] of one head; by default of the head that aligns, or the mean of all heads.
@@ -66,9 +66,9 @@ def translate(
     and has the possible next words as its labels. A label in square brackets, as `[END]`, is not a word, and ends the
     translation. So does `text.max_tokens`, the longest text that the model reads (512 tokens without one).
 
-    An encoder-decoder with a vocabulary translates when its manifest has `text.end_tokens`: token after token, the most
-    probable one each, behind `text.start_token`. That is the greedy search of `transformers` for a model whose
-    generation config forces and forbids no tokens.
+    An encoder-decoder with a vocabulary translates token after token, the most probable one each, behind
+    `text.start_token`; one of `text.end_tokens` ends the translation. That is the greedy search of `transformers` for a
+    model whose generation config forces and forbids no tokens.
 
     The memory stays on the server until it expires; when it is gone between two words, it is sent again.
 

@@ -3,15 +3,13 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from attention_client.cli.options import Fold
 from attention_client.inputs import OutputSpec
 from attention_client.result import Ablation
-
-FoldName = Literal["mean", "max", "rollout"]
 
 Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")]
 Layer = Annotated[str, typer.Option(help="The layer of the weights; the last one by default.")]
@@ -51,8 +49,12 @@ class ChosenWeights:
     def spec(self) -> OutputSpec:
         """The output of a request."""
         spans = {name: (begin, end) for name, begin, end in self.spans}
-        fold: FoldName | None = None if self.fold is None else self.fold.value
-        return OutputSpec("weights", **{**vars(self), "spans": spans, "fold": fold})
+        return OutputSpec("weights", **{**vars(self), "spans": spans})
+
+    @property
+    def layer(self) -> str:
+        """The layer of the first head; empty for the last one."""
+        return self.pairs[0].rpartition(".")[0] if self.pairs else next(iter(self.layers), "")
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ def chosen_weights(
     if pairs and (layer or heads):
         raise typer.BadParameter("names layers and heads; leave --layer and --head out", param_hint="--pairs")
     ranges = tuple(map(_read_span, spans or ()))
-    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(_listed(pairs)), top_k, ranges, fold)
+    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(listed(pairs)), top_k, ranges, fold)
     return None if chosen == ChosenWeights() else chosen
 
 
@@ -95,7 +97,7 @@ def read_ablate(text: str) -> list[Ablation]:
         typer.BadParameter: an item is no LAYER.HEAD.
     """
     ablations = []
-    for item in _listed(text):
+    for item in listed(text):
         layer, dot, head = item.rpartition(".")
         if not dot or not (head == "*" or (head.isascii() and head.isdigit())):
             raise typer.BadParameter(f"{item!r} is no LAYER.HEAD, such as 0.1", param_hint="--ablate")
@@ -103,5 +105,6 @@ def read_ablate(text: str) -> list[Ablation]:
     return ablations
 
 
-def _listed(text: str) -> Iterator[str]:
+def listed(text: str) -> Iterator[str]:
+    """Return the items of a list with commas."""
     return (item.strip() for item in text.split(",") if item.strip())

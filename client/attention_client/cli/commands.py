@@ -19,6 +19,7 @@ from rich.console import Console
 
 from attention_client import __version__
 from attention_client.api.client import AttentionClient
+from attention_client.api.generate import speech_of
 from attention_client.api.translate import translate as translate_text
 from attention_client.cli import choice
 from attention_client.cli.listing import models_table
@@ -207,6 +208,7 @@ def plot(
     drawing = _import_plot("--svg and --png need") if pictures else None
     with _connect(target, timeout) as client:
         described = client.model(model, version)
+        layer = "" if chosen is None else chosen.layer
         every = {each.name: site_axes(each, described.manifest) for each in described.manifest.layers}
         if layer and layer not in every:
             _fail(f"there is no layer {layer!r}; there is {', '.join(every)}")
@@ -303,10 +305,11 @@ def generate(
     if greedy and (top_k or any(each is not None for each in draws)):
         raise typer.BadParameter("--greedy draws no tokens; leave --temperature, --top-k, --top-p and --seed out")
     sample = None if greedy else Sample(temperature, top_k, top_p, seed)
-    heads: dict[str, Any] = {"pairs": pairs.split(",")} if pairs else {}
-    weights = {"name": "weights", "reduce": "mean", "top_k": SHOWN_KEYS, **heads}
+    if pairs and not show_attention:
+        raise typer.BadParameter("chooses the heads of --show-attention; give both", param_hint="--pairs")
+    weights = {"name": "weights", "reduce": "mean", "top_k": SHOWN_KEYS, "pairs": list(choice.listed(pairs))}
     with _connect(target, timeout) as client:
-        has_source = client.model(model, version).manifest.text.HasField("start_token")
+        has_source = speech_of(client.model(model, version)).has_source
         steps = client.generate(
             model,
             None if has_source else prompt,

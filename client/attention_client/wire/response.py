@@ -27,7 +27,8 @@ def read(request: pb.AttendRequest, response: pb.AttendResponse) -> list[AttendR
     if len(request.inputs) != len(response.results):  # an input with `lengths` holds several sequences
         sequences = [each for each in sequences for _ in range(len(each.lengths) or 1)]
     layers = {spec.alias or spec.name: spec.layers[0] for spec in request.outputs if len(spec.layers) == 1}
-    return [_read(response, layers, *each) for each in zip(sequences, response.results, strict=True)]
+    of_pairs = {each.alias or each.name: each.pairs[0].rpartition(".")[0] for each in request.outputs if each.pairs}
+    return [_read(response, layers | of_pairs, *each) for each in zip(sequences, response.results, strict=True)]
 
 
 def read_tokens(response: pb.TokenizeResponse) -> list[Tokenization]:
