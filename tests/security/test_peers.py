@@ -112,7 +112,7 @@ def test_a_peer_that_does_not_take_its_answer(dot_only, impatient):
         rows = ",".join(["[1.0]"] * 2000)
         body = f'{{"query": [{rows}], "outputs": ["weights"]}}'.encode()
         peer.sendall((ATTEND + f"content-length: {len(body)}\r\n\r\n").encode() + body)
-        wait_until(lambda: server.gate.runs == 1)
+        wait_until(lambda: server.gate.runs > 0)
         wait_until(lambda: connections(server.rest) == 0)
         assert answers(server)
 

@@ -10,7 +10,8 @@ import pytest
 import requests
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
 from attention_proto.inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from attention_server.domain.messages import IndexEntry, MemoryRequest, Request, Sequence
+from attention_server.domain.index_entry import IndexEntry
+from attention_server.domain.messages import MemoryRequest, Request, Sequence
 from attention_server.errors import InvalidRequest, NotFound, Unimplemented
 from attention_server.repository import repository as repository_module
 from attention_server.repository.loader import find
