@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -60,6 +61,22 @@ def test_arrow_keys_and_two_beside_each_other(visit, true):
     expect(page.locator(".large-head h2")).to_have_text("layer 1 · head 1")
 
 
+def badge_of(weights: np.ndarray) -> str | None:
+    """Return the badge of a head of weights [T, T] without a mask: the first kind of key with half of its weight."""
+    rows = weights.astype(float)
+    length = len(rows)
+    entropy = -(rows * np.log(np.where(rows > 0, rows, 1))).sum(-1).mean()
+    shares = {
+        "previous": np.trace(rows, -1) / length,
+        "next": np.trace(rows, 1) / length,
+        "self": np.trace(rows) / length,
+        "first": rows[:, 0].mean(),
+    }
+    if (most := next((name for name, share in shares.items() if share >= 0.5), None)) is not None:
+        return most
+    return "broad" if entropy / np.log(length) >= 0.85 else None
+
+
 def test_a_filter_and_an_order(visit, true):
     """Heads sorted broad first stand by their mean entropy; a badge's filter leaves those with the badge."""
     page = visit(view="atlas", model="encoder", text=SENTENCE)
@@ -73,7 +90,10 @@ def test_a_filter_and_an_order(visit, true):
     expect(page.locator(".atlas-grid.flat")).to_be_visible()
     order = [each.get_attribute("data-head") for each in page.locator(".thumbnail").all()]
     assert order == sorted(spread, key=lambda pair: -spread[pair])
-    pills = page.locator(".atlas-tools .pill")
+    badges = Counter(filter(None, (badge_of(true[f"weights@{layer}"][head]) for layer in (0, 1) for head in range(12))))
+    assert badges
+    pills = page.locator(".atlas-tools .pill[title]")
+    assert dict(pill.inner_text().split() for pill in pills.all()) == {name: str(n) for name, n in badges.items()}
     for pill in pills.all():
         badge, count = pill.inner_text().split()
         pill.click()

@@ -69,6 +69,27 @@ def test_a_slow_answer_is_dimmed(visit):
     expect(page.locator(".view.stale")).to_have_count(0)
 
 
+def test_a_file_ends_the_wait(visit):
+    """A file that is opened while an answer is awaited takes its place: the view is no longer busy."""
+    page = visit(model="multi-head", text=SENTENCE)
+    page.locator(".arc").first.wait_for(state="attached")
+    page.route("**/*:attend", lambda _: None)  # never answered
+    page.get_by_label("Sentence").fill(OTHER)
+    page.get_by_label("Sentence").press("Enter")
+    expect(page.locator(".view[aria-busy=true]")).to_be_visible()
+    content = json.dumps({"attn": [[[[0.25, 0.75], [1, 0]]]], "left_text": ["x", "y"], "right_text": ["x", "y"]})
+    page.evaluate(
+        """(content) => {
+            const data = new DataTransfer();
+            data.items.add(new File([content], "heads.json"));
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+        }""",
+        content,
+    )
+    expect(page.get_by_text("heads.json:")).to_be_visible()
+    expect(page.locator(".view[aria-busy=false]")).to_be_visible()
+
+
 def test_a_server_that_comes_back_is_found_again(visit):
     """Without a server the picture stays and the page asks again, by itself and by its button."""
     page = visit(model="multi-head", text=SENTENCE)
@@ -136,7 +157,7 @@ def test_a_sentence_survives_another_model(visit):
 
 
 def test_token_ids_and_vectors_can_be_sent(visit, ask):
-    """The drawer sends ids of tokens, or vectors, in place of a text, and begins with some that can be sent."""
+    """The drawer sends ids of tokens, or vectors, and begins with some that can be sent; other ids have none struck."""
     page = visit(model="multi-head", text=SENTENCE)
     page.get_by_role("button", name="Input").click()
     page.get_by_role("button", name="Token ids").click()
@@ -148,6 +169,14 @@ def test_token_ids_and_vectors_can_be_sent(visit, ask):
     tokens = ask("multi-head", token_ids=[1, 2, 3], outputs=["weights"])["tokens"]
     expect(page.locator(".words .ask")).to_have_text([token.strip() for token in tokens])
     assert "ids=1.2.3" in page.url
+    page.locator(".words .hide").nth(1).click()
+    expect(page.locator(".changes")).to_contain_text("hidden")
+    page.get_by_role("button", name="Change the ids").click()
+    field.fill("1 3 2")
+    field.blur()
+    page.keyboard.press("Escape")
+    expect(page.locator(".words .ask")).to_have_text([tokens[0].strip(), tokens[2].strip(), tokens[1].strip()])
+    expect(page.locator(".words .struck")).to_have_count(0)  # the place of a word in other ids is that of another
     page.get_by_role("button", name="Change the ids").click()
     page.get_by_role("button", name="Vectors").click()
     page.keyboard.press("Escape")

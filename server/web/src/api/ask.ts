@@ -17,7 +17,7 @@ import {
 import type { Known } from "./known.ts";
 
 /** Up to here every weight is shown; above, the largest of each row. */
-export const WHOLE = 64;
+const WHOLE = 64;
 /** How many of a row, of long sequences. */
 const LARGEST = 16;
 /** How many keys a step shows. */

@@ -130,7 +130,7 @@ export class App {
   private input(which: "a" | "b", changes: Partial<Input>, now: boolean): void {
     const before = this.state[which] ?? this.state.a;
     const input = { ...before, ...changes };
-    const same = input.text === before.text && input.memoryText === before.memoryText && input.kind === before.kind;
+    const same = isSameSequence(input, before);
     // Positions are struck in one sentence, and mean nothing in another.
     if (!same && !changes.hidden) input.hidden = [];
     this.state = { ...this.state, [which]: input, ...(same || which === "b" ? {} : { lock: null, said: 0 }) };
@@ -277,6 +277,7 @@ export class App {
         return;
       }
       this.asking?.abort();
+      this.busy = false;
       this.opened = new OpenedView(readPicture(content.content, file.name), file.name, () => this.render());
       this.problem = null;
     } catch (error) {
@@ -382,6 +383,12 @@ export class App {
       ${unknown ? this.near(unknown) : nothing}
       ${unknown ? this.vocabulary.template(this.modelOf(this.state.a)) : nothing}</div></div>`;
   }
+}
+
+/** Whether two inputs have the same positions, whatever was changed in them. */
+function isSameSequence(one: Input, other: Input): boolean {
+  const fields = ["kind", "text", "pair", "memoryText", "query", "key"] as const;
+  return fields.every((each) => one[each] === other[each]) && one.ids.join() === other.ids.join();
 }
 
 /** A text for a model that translates. */

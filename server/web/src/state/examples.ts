@@ -58,7 +58,7 @@ export function someVectors(model: Model): Pick<Input, "query" | "key" | "value"
 /** The input for another model: the sentence stays, unless it was an example of the model before. */
 export function carried(input: Input, from: Model, to: Model): Input {
   const fresh = example(to);
-  if (fresh.kind !== "text" || input.kind !== "text") return { ...fresh, causal: fresh.causal };
+  if (fresh.kind !== "text" || input.kind !== "text") return fresh;
   const untouched = examples(from).some(
     ({ text, memoryText }) => text === input.text && memoryText === input.memoryText,
   );

@@ -28,10 +28,10 @@ export function nextWord(model: Model): string | null {
   if (!isCross(model)) return null;
   const { predictors = [], text } = model.manifest;
   const ends = (labels: string[] | undefined) => labels?.some(isMark) || (text?.end_tokens?.length ?? 0) > 0;
-  return predictors.find(({ rows, labels }) => ["ROWS_LAST", "ROWS_ALL"].includes(rows) && ends(labels))?.name ?? null;
+  return predictors.find(({ rows, labels }) => rows === "ROWS_LAST" && ends(labels))?.name ?? null;
 }
 
-export function isMark(label: string): boolean {
+function isMark(label: string): boolean {
   return label.startsWith("[") && label.endsWith("]");
 }
 
