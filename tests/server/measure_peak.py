@@ -21,6 +21,7 @@ CASES = {
     "entropy": (OutputSpec("entropy"), NO_MASK),
     "rollout": (OutputSpec("weights", fold="rollout"), NO_MASK),
     "output": (OutputSpec("output"), NO_MASK),
+    "output, temperature": (OutputSpec("output"), NO_MASK),
 }
 
 
@@ -29,10 +30,10 @@ def status(name: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 
-def answer(model, spec, mask, length):
+def answer(model, spec, mask, temperature, length):
     """Return the predicted bytes and those that the process had more at its peak."""
     width = model.layers[0].about.query_dim
-    plan = model.plan((spec,))
+    plan = model.plan((spec,), (), temperature)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident
     query = np.random.default_rng(0).standard_normal((length, width), np.float32)
@@ -46,9 +47,9 @@ def answer(model, spec, mask, length):
 def main() -> None:
     keep_freed()
     model = load(Path(sys.argv[1]), OnnxRuntime("cpu", 1), 2**30)
-    spec, mask = CASES[sys.argv[2]]
-    answer(model, spec, mask, 300)
-    print(*answer(model, spec, mask, int(sys.argv[3])))
+    case = (*CASES[sys.argv[2]], 2.0 if "temperature" in sys.argv[2] else None)
+    answer(model, *case, 300)
+    print(*answer(model, *case, int(sys.argv[3])))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ PROGRAM = Path(__file__).with_name("measure_peak.py")
         ("entropy", 8192),
         ("rollout", 3000),
         ("output", 16384),
+        ("output, temperature", 8192),
     ],
 )
 def test_the_predicted_peak_is_the_true_one(repository, case, length):

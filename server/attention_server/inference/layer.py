@@ -1,6 +1,6 @@
 """One loaded site: an attention that computes its stages from q (or the query), k and v, by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -377,3 +377,8 @@ class LoadedLayer:
         """Compute q.k * scale and the model's bias, [B, H, T, S]; no graph gives scores, which are seldom asked for."""
         scores = raw_scores(self.about, q, k)
         return scores if bias is None else scores + bias
+
+
+def runs_in_blocks(layers: Sequence[LoadedLayer], lengths: Sequence[tuple[int, int]]) -> bool:
+    """Return whether a site with so many queries and keys is computed in blocks of rows; `lengths` are of each site."""
+    return any(layer.block_rows(*each) < each[0] for layer, each in zip(layers, lengths, strict=True))

@@ -68,9 +68,8 @@ def compute_long(
             block(rows, sums)
         return sums
 
-    reductions.close(
-        run.map(strip, _strips(queries, layer.block_rows(queries, keys, weights=bool(of_rows & BY_BLOCK))))
-    )
+    makes_weights = bool(of_rows & BY_BLOCK) or layer.change.makes_weights
+    reductions.close(run.map(strip, _strips(queries, layer.block_rows(queries, keys, weights=makes_weights))))
     tensors.update(further)
     return found | {name: split_heads(tensors[name], layer.about.key_value_heads) for name in wanted & frozenset(KEYS)}
 

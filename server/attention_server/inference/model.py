@@ -14,7 +14,7 @@ from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.labels import Labels, read_labels
-from attention_server.inference.layer import MAX_WHOLE_ROWS, LoadedLayer
+from attention_server.inference.layer import MAX_WHOLE_ROWS, LoadedLayer, runs_in_blocks
 from attention_server.inference.masks import Vectors, is_long
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
@@ -202,11 +202,8 @@ class LoadedModel:
             return True
         if max(prepared.queries, prepared.keys) <= MAX_WHOLE_ROWS:
             return False
-        for layer, _ in zip(self.layers, plan.stages, strict=False):
-            queries, keys = layer.lengths(prepared)
-            if layer.block_rows(queries, keys) < queries:
-                return True
-        return False
+        layers = self.layers[: len(plan.stages)]
+        return runs_in_blocks(layers, [layer.lengths(prepared) for layer in layers])
 
     def _pools(self, prepared: PreparedInput, plan: Plan) -> bool:
         """Return whether the graph `pool` computes the means of the last layer's rows."""

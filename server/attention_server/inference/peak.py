@@ -8,13 +8,14 @@ from attention_proto.chains import lengths_by_axes
 from attention_proto.offers import lengths
 from attention_proto.stages import STAGES, Axis
 
-from attention_server.inference.layer import BLOCK_ROWS, LoadedLayer
+from attention_server.inference.layer import BLOCK_ROWS, LoadedLayer, runs_in_blocks
 from attention_server.inference.long_site import STRIPS
 from attention_server.inference.planner import OutputPlan, Plan, stage_bytes
 from attention_server.inference.reductions import BY_BLOCK
 
 # Arrays as large as the scores of a block: of a graph without weights, added by weights, and added by stages.
 GRAPH, OF_WEIGHTS = 1.0, 1.0
+OF_TEMPERATURE = 2.0  # in place of those of weights, which NumPy makes then
 OF_STAGE = {"scores": 2.0, "lse": 4.0, "entropy": 2.0, "statistics": 3.0}
 MASK = 1.0  # of a masked block
 MASK_BYTES = 12  # of the arrays that make the mask of one row and key
@@ -67,11 +68,8 @@ class Peak:
     def is_long(self, queries: int, keys: int) -> bool:
         """Return whether a site that is computed runs in blocks of rows."""
         by_axes = lengths_by_axes(queries, keys, self.first)
-        for layer, _ in zip(self.layers, self.plan.stages, strict=False):
-            rows, columns = by_axes[layer.axes]
-            if layer.block_rows(rows, columns) < rows:
-                return True
-        return False
+        layers = self.layers[: len(self.plan.stages)]
+        return runs_in_blocks(layers, [by_axes[layer.axes] for layer in layers])
 
     def fitting(self, queries: int, keys: int, most: int) -> int:
         """Return the largest number of positions with a peak of at most so many bytes; 0 for none.
@@ -146,9 +144,11 @@ class Peak:
         layer, wanted = self.layers[index], self.plan.stages[index]
         is_last = index == len(self.plan.stages) - 1
         rows = min(self.rows, queries) if is_last and self.rows else queries
-        size = min(layer.block_rows(rows, keys, weights=bool(wanted & BY_BLOCK)), rows)
+        changed = bool(self.plan.changes) and self.plan.changes[index].makes_weights
+        size = min(layer.block_rows(rows, keys, weights=bool(wanted & BY_BLOCK) or changed), rows)
         sources = {STAGES[name].source or name for name in wanted}
-        arrays = GRAPH + OF_WEIGHTS * ("weights" in sources) + sum(OF_STAGE.get(name, 0) for name in wanted)
+        weights = OF_TEMPERATURE if changed else OF_WEIGHTS * ("weights" in sources)
+        arrays = GRAPH + weights + sum(OF_STAGE.get(name, 0) for name in wanted)
         number = 4 * arrays * layer.about.heads  # bytes of one row and key
         if self.is_masked or layer.about.causal or layer.about.window or layer.about.HasField("bias"):
             number += 4 * MASK * layer.about.heads + MASK_BYTES

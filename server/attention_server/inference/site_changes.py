@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from attention_server.domain.messages import Ablation, Array
 from attention_server.errors import InvalidRequest, join_path
 from attention_server.inference.engine.protocol import Graph, Run, Shape
-from attention_server.inference.scores import raw_scores, sinks_of, split_heads
+from attention_server.inference.scores import raw_scores, sinks_of, softmax, split_heads
 
 Vectors = NDArray[np.float32]
 WITHOUT_M_O = ("dot_product", "self_attention")  # blocks whose heads are the output
@@ -34,6 +34,11 @@ class SiteChange(NamedTuple):
 
     ablated: tuple[int, ...] = ()
     temperature: float = 1.0
+
+    @property
+    def makes_weights(self) -> bool:
+        """Whether weights are made, also where none are asked for."""
+        return self.temperature != 1.0
 
 
 NO_CHANGE = SiteChange()
@@ -199,20 +204,7 @@ class PlainAttention:
         """Return softmax(masked scores / temperature), [B, H, T, S]; zeros in a row without keys."""
         about = self.about
         scores = raw_scores(about, split_heads(q, about.heads), split_heads(k, about.key_value_heads))
-        masked = scores if mask is None else scores + mask
-        largest = masked.max(-1, keepdims=True)
-        sinks = sinks_of(about)
-        if sinks is not None:
-            largest = np.maximum(largest, sinks.reshape(1, -1, 1, 1))
-        largest = np.where(largest == -np.inf, np.float32(0), largest)
-        factor = np.float32(1 / self.temperature)
-        with np.errstate(over="ignore"):  # of a very low temperature: exp of -inf is 0
-            powers = np.exp((masked - largest) * factor)
-            sums = powers.sum(-1, keepdims=True)
-            if sinks is not None:
-                sums = sums + np.exp((sinks.reshape(1, -1, 1, 1) - largest) * factor)
-        weights: Vectors = powers / np.where(sums > 0, sums, np.float32(1))
-        return weights
+        return softmax(scores if mask is None else scores + mask, sinks_of(about), self.temperature)
 
 
 def result_of(graph: Graph) -> str:

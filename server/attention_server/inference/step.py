@@ -13,11 +13,10 @@ from attention_server.inference import row_statistics
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.layer import LoadedLayer, Tensors
 from attention_server.inference.masks import HIDDEN, Vectors
-from attention_server.inference.scores import split_heads
+from attention_server.inference.scores import sinks_of, softmax, split_heads
 
 Pieces = Sequence[tuple[Vectors, Vectors]]  # k and v, each [rows, width], of consecutive positions
 BLOCK_ROWS = 256  # of k and v: a block stays in the processor's cache for all heads
-LOW = np.float32(-1e30)  # below every score; the largest of a row without keys
 
 
 def step_stages(
@@ -131,7 +130,7 @@ def attend_step(about: Layer, q: Vectors, pieces: Pieces, bias: Vectors | None, 
     if about.softcap:
         told = np.float32(about.softcap) * np.tanh(told / np.float32(about.softcap))
     told = told if bias is None else told + bias
-    weights = _softmax(told if added is None else told + added, about)
+    weights = softmax(told if added is None else told + added, sinks_of(about))
     by_group = weights.reshape(scores.shape)
     first, *others = blocks
     heads = by_group[:, :, : first.end] @ first.v.transpose(1, 0, 2)
@@ -160,19 +159,3 @@ def _blocks(pieces: Pieces, groups: int) -> "list[_Block]":
             )
             begin = end
     return blocks
-
-
-def _softmax(scores: Vectors, about: Layer) -> Vectors:
-    """Return the softmax of masked scores, [H, 1, S], of which sinks and a key of zeros take a part."""
-    largest = np.maximum(scores.max(-1, keepdims=True), LOW)
-    beside: list[Vectors] = [np.array(about.sinks, np.float32)[:, None, None]] if about.sinks else []
-    if about.zero_key:
-        beside.append(np.zeros((1, 1, 1), np.float32))
-    for each in beside:
-        largest = np.maximum(largest, each)
-    powers: Vectors = np.exp(scores - largest)
-    sums = powers.sum(-1, keepdims=True)
-    for each in beside:
-        sums = sums + np.exp(each - largest)
-    powers /= np.where(sums > 0, sums, np.float32(1))
-    return powers
