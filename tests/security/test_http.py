@@ -39,6 +39,43 @@ def exchange(server: Server, request: bytes) -> bytes:
         return received
 
 
+# --- offers of another protocol ---
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("size", [1, 7, 100_000], ids=["bytes", "pieces", "at once"])
+def test_an_offered_upgrade_is_declined(server, framing, size):
+    """A request that offers HTTP/2, as Java's client sends its first one, is answered as HTTP/1.1, body and all.
+
+    So are those behind it on the connection, however the bytes arrive.
+    """
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+    head = b"POST /v1/models/dot:attend HTTP/1.1\r\n" + offer + b"Host: 127.0.0.1\r\nUpgrade: h2c\r\n"
+    framed = {
+        "length": b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+        "chunked": b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK + b"0\r\n\r\n",
+    }[framing]
+    plain = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+    sent = head + framed + head + framed + plain
+    with connect(server) as peer:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), size):
+            peer.sendall(sent[start : start + size])
+        received = b""
+        while more := peer.recv(65536):
+            received += more
+    assert received.count(b"HTTP/1.1 200 ") == 3
+    assert received.count(b'"model":"dot"') == 2
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0, HTTP/1.1"])
+def test_an_upgrade_changes_no_other_answer(server, offer):
+    """Bounds hold for a head that offers an upgrade, and a method that is not offered is refused in words."""
+    start = b"DELETE /v1/models/dot:attend HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close, upgrade\r\nupgrade: "
+    assert exchange(server, start + offer + b"\r\n\r\n").startswith(b"HTTP/1.1 405 ")
+    assert exchange(server, start + offer + b"\r\nx: %b\r\n\r\n" % (b"a" * 65536)).startswith(b"HTTP/1.1 431 ")
+
+
 # --- trailers ---
 
 

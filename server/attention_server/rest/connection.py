@@ -10,6 +10,7 @@ from collections import Counter
 from http import HTTPStatus
 from typing import Any, Literal
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from attention_server.auth.certificates import common_name
@@ -44,6 +45,7 @@ class Connection(HttpToolsProtocol):
     _check: TimerHandle | None = None
     _unanswered: tuple[RequestResponseCycle, ...] = ()
     _in_head = True
+    _offers_upgrade = False
     _head_bytes = 0
     _bytes_since_body = 0  # bytes of chunk headers and trailers since the last byte of a body
 
@@ -96,7 +98,8 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
         else:
             self._bytes_since_body += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if (self._head_bytes if self._in_head else self._bytes_since_body) > HEAD_BYTES:
             self._refuse()
 
@@ -121,6 +124,9 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
             self._disconnect_requests()
             raise ValueError
+        self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._offers_upgrade:
+            return
         self._in_head = False
         self._head_bytes = 0
         self._bytes_since_body = 0
@@ -135,6 +141,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Expect the next head."""
+        if self._offers_upgrade:
+            return  # the parser takes what follows the head for another protocol
         self._in_head = True
         super().on_message_complete()
 
@@ -149,6 +157,26 @@ class Connection(HttpToolsProtocol):
         self._stall.has_advanced = True
         self._release_sent()
         super().resume_writing()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._offers_upgrade:
+                head = self._head_without_upgrade()
+                self.parser = httptools.HttpRequestParser(self)  # the last one reads nothing behind Connection: close
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn's own
+                self._parse(head + data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _head_without_upgrade(self) -> bytes:
+        """Return the head of the request that was parsed last; the parser reads no body behind one with Upgrade."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join((*lines, b"", b""))
 
     def _refuse(self) -> None:
         """Close the connection because of a large head or trailers; answer 431 unless a response has begun."""
