@@ -41,6 +41,8 @@ help: ## this list
 	$(PYTHON) -m venv .venv-clients
 	# Most of it is never imported: what is, is compiled then.
 	.venv-clients/bin/pip install --quiet --no-compile 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0' 'openai==3.57.0' 'openapi-python-client==0.29.1'
+	# The codecs alone: what its server depends on is not needed.
+	.venv-clients/bin/pip install --quiet --no-compile --no-deps --ignore-requires-python mlserver==1.7.1 pydantic-settings==2.16.3
 	@touch $@
 
 # What the page is built from, as the lock has it; whoever serves needs none of it.

@@ -9,8 +9,9 @@ from attention_proto.codec import DTYPES
 
 from attention_server.codecs.document import Json, elements, fields, integers, nested, parse, reshape, typed
 from attention_server.codecs.duplicates import refuse_duplicates
+from attention_server.codecs.oip.content import CONTENT_TYPE, read_content
 from attention_server.codecs.oip.messages import InferRequest, InferResponse, OutputTensor, Parameters, RequestedOutput
-from attention_server.codecs.oip.tensor import BYTES, data_type_of, decode_raw, encode_raw, texts
+from attention_server.codecs.oip.tensor import BYTES, check_data_type, data_type_of, decode_raw, encode_raw, texts
 from attention_server.codecs.url import parse_version, url_or_body
 from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest
@@ -120,9 +121,14 @@ def _name(content: Json, path: str) -> str:
 
 
 def _tensor(content: Json, name: str, path: str, raw: _BinaryData) -> Array:
-    data_type = typed(content, "datatype", str, "", path)
+    parameters = fields(parameters_of(content, path), f"{path}.parameters", ("binary_data_size", CONTENT_TYPE))
+    array = _array(content, parameters, name, path, raw)
+    return read_content(array, parameters, f"{path}.parameters")
+
+
+def _array(content: Json, parameters: Parameters, name: str, path: str, raw: _BinaryData) -> Array:
+    data_type = check_data_type(typed(content, "datatype", str, "", path), name)
     shape = integers(content, "shape", path, minimum=0)
-    parameters = fields(parameters_of(content, path), f"{path}.parameters", ("binary_data_size",))
     size = typed(parameters, "binary_data_size", int, None, f"{path}.parameters")
     if size is not None:
         if "data" in content:
@@ -133,10 +139,6 @@ def _tensor(content: Json, name: str, path: str, raw: _BinaryData) -> Array:
     data = elements(content, "data", path)
     if data_type == BYTES:
         return texts(_strings(data, f"{path}.data"), shape, name)
-    if data_type not in DTYPES:
-        raise InvalidRequest(
-            f"has data type {data_type[:64]!r}; it must be one of {', '.join((*DTYPES, BYTES))}", field=name
-        )
     return reshape(nested(data, DTYPES[data_type], name), shape, name)
 
 
@@ -159,14 +161,17 @@ def _outputs(content: Json) -> Iterator[RequestedOutput]:
 
 
 def parameters_of(content: Json, path: str) -> Parameters:
-    """Return the parameters of a request, input or output.
+    """Return the parameters of a request, input or output, without those that are null.
+
+    MLServer's clients write `"content_type": null`, and `headers` of a request that was received.
 
     Raises:
         InvalidRequest: the parameters are not an object, or a value is a list or an object.
     """
     sent = content.get("parameters")
     where = f"{path}.parameters" if path else "parameters"
-    parameters = {} if sent is None else fields(sent, where, tuple(sent) if isinstance(sent, dict) else ())
+    given = {} if sent is None else fields(sent, where, tuple(sent) if isinstance(sent, dict) else ())
+    parameters = {name: value for name, value in given.items() if value is not None and name != "headers"}
     for name, value in parameters.items():
         if not isinstance(value, bool | int | float | str):
             raise InvalidRequest("must be a string, a number, true or false", field=f"{where}.{name[:64]}")

@@ -35,6 +35,7 @@ def to_domain(infer: InferRequest, limits: Limits) -> Request:
     """
     parameters = rules.request_parameters(infer)
     fields(dict(infer.inputs), "inputs", padding.INPUTS)
+    inputs = padding.without_columns(infer.inputs)
     mask = rules.mask_of(parameters, has_tensors=not infer.inputs.keys().isdisjoint(padding.MASKS))
     layers = rules.mask_layers(parameters)
     memory = rules.memory_id(parameters)
@@ -42,7 +43,7 @@ def to_domain(infer: InferRequest, limits: Limits) -> Request:
     return Request(
         model=infer.model,
         version=infer.version,
-        inputs=tuple(padding.split(infer.inputs, memory, limits, rules.truncation(parameters), layers)),
+        inputs=tuple(padding.split(inputs, memory, limits, rules.truncation(parameters), layers)),
         outputs=tuple(
             rules.output_spec(requested.name, own, f"outputs[{i}]")
             for i, (requested, own) in enumerate(zip(infer.outputs, options, strict=True))

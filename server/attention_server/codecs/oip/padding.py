@@ -55,6 +55,14 @@ def batch_lengths(inputs: Mapping[str, Array], memory: str) -> BatchLengths:
     return BatchLengths(queries, queries if self_attention else keys, self_attention)
 
 
+def without_columns(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return inputs of one value for each sequence as [B], which MLServer's clients send as columns [B, 1]."""
+    return {
+        name: array[:, 0] if RANKS.get(name) == 1 and array.ndim == 2 and array.shape[1] == 1 else array
+        for name, array in inputs.items()
+    }
+
+
 def split(
     inputs: Mapping[str, Array],
     memory: str,

@@ -8,9 +8,10 @@ from attention_proto import wire
 from attention_proto.codec import DTYPES
 from attention_proto.inference import grpc_predict_v2_pb2 as pb
 
-from attention_server.codecs.document import reshape
+from attention_server.codecs.document import fields, reshape
+from attention_server.codecs.oip.content import CONTENT_TYPE, read_content
 from attention_server.codecs.oip.messages import InferRequest, InferResponse, Parameters, RequestedOutput
-from attention_server.codecs.oip.tensor import BYTES, data_type_of, decode_raw, encode_raw, texts
+from attention_server.codecs.oip.tensor import BYTES, check_data_type, data_type_of, decode_raw, encode_raw, texts
 from attention_server.codecs.url import parse_version
 from attention_server.domain.messages import Array
 from attention_server.errors import InvalidRequest
@@ -24,6 +25,8 @@ CONTENTS = {
     "FP32": "fp32_contents",
     BYTES: "bytes_contents",
 }
+# KServe's client repeats HTTP's size of a tensor here, which raw contents tell themselves.
+INPUT_PARAMETERS = ("binary_data_size", CONTENT_TYPE)
 RAW = wire.tag(pb.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"])
 INFER_RESPONSE = wire.tag(pb.ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"])
 
@@ -36,10 +39,12 @@ def decode_request(message: pb.ModelInferRequest) -> InferRequest:
     """
     raw = iter(message.raw_input_contents)
     inputs: dict[str, Array] = {}
-    for tensor in message.inputs:
+    for i, tensor in enumerate(message.inputs):
         if tensor.name in inputs:
             raise InvalidRequest("is sent twice", field=tensor.name[:64])
-        inputs[tensor.name] = _tensor(tensor, raw)
+        array = _tensor(tensor, raw)
+        path = f"inputs[{i}].parameters"
+        inputs[tensor.name] = read_content(array, fields(_parameters(tensor.parameters), path, INPUT_PARAMETERS), path)
     if next(raw, None) is not None:
         raise InvalidRequest("has more elements than there are inputs without contents", field="raw_input_contents")
     return InferRequest(
@@ -96,7 +101,8 @@ def _told(parameters: Parameters) -> dict[str, pb.InferParameter]:
 
 
 def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: Iterator[bytes]) -> Array:
-    field, data_type, shape = tensor.name[:64], tensor.datatype, tuple(tensor.shape)
+    field, shape = tensor.name[:64], tuple(tensor.shape)
+    data_type = check_data_type(tensor.datatype, field)
     if not tensor.contents.ByteSize():
         return decode_raw(data_type, shape, next(raw, b""), field)
     if data_type not in CONTENTS:

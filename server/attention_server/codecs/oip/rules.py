@@ -20,6 +20,7 @@ from attention_server.codecs.document import (
     typed,
 )
 from attention_server.codecs.duplicates import refuse_duplicates
+from attention_server.codecs.oip.content import CONTENT_TYPE, check_content_type, is_neutral
 from attention_server.codecs.oip.messages import InferRequest, Parameter, Parameters
 from attention_server.domain.messages import NO_MASK, Ablation, OutputSpec, Sample
 from attention_server.errors import InvalidRequest, NotFound, TooLarge, join_path
@@ -32,8 +33,14 @@ TOLD = ("ablate", "score_temperature")  # request parameters that the response r
 MASK_PARAMETERS = ("causal", "window_left", "window_right", "mask_layers")
 REQUEST_PARAMETERS = (*MASK_PARAMETERS, "memory", "truncate", "timeout", *TOLD)
 OUTPUT_PARAMETERS = ("stage", *(name for name in OPTIONS if name != "as"))  # an output's own name is the alias
-# Parameters of the wire format: oip/json.py and oip/proto.py read them.
-WIRE_PARAMETERS = ("binary_data", "binary_data_output", "binary_data_size", "triton_enable_empty_final_response")
+# Parameters of the wire format: oip/json.py, oip/proto.py and oip/content.py read them.
+WIRE_PARAMETERS = (
+    "binary_data",
+    "binary_data_output",
+    "binary_data_size",
+    "triton_enable_empty_final_response",
+    CONTENT_TYPE,
+)
 # The protocol's names of domain fields.
 FIELD_NAMES = {
     "mask.allowed": "allowed",
@@ -52,7 +59,12 @@ def request_parameters(infer: InferRequest) -> Mapping[str, Parameter]:
     Raises:
         InvalidRequest: a parameter is unknown.
     """
-    own = {name: value for name, value in infer.parameters.items() if "." not in name and name not in WIRE_PARAMETERS}
+    check_content_type(infer.parameters, "parameters")
+    own = {
+        name: value
+        for name, value in infer.parameters.items()
+        if "." not in name and name not in WIRE_PARAMETERS and not is_neutral(name, value)
+    }
     fields(own, "parameters", REQUEST_PARAMETERS)
     return own
 
@@ -158,6 +170,7 @@ def output_options(infer: InferRequest) -> list[Parameters]:
         named[output][option] = value
     options: list[Parameters] = []
     for i, requested in enumerate(infer.outputs):
+        check_content_type(requested.parameters, f"outputs[{i}].parameters")
         own = {name: value for name, value in requested.parameters.items() if name not in WIRE_PARAMETERS}
         merged: Parameters = {**own, **named[requested.name]}
         fields(merged, f"outputs[{i}].parameters", OUTPUT_PARAMETERS)

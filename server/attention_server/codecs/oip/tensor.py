@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from attention_proto.codec import NAMES, from_bytes
+from attention_proto.codec import DTYPES, NAMES, from_bytes
 
 from attention_server.codecs.document import reshape
 from attention_server.domain.messages import Array
@@ -17,6 +17,19 @@ LENGTH = struct.Struct("<I")  # precedes each element of BYTES
 def data_type_of(array: Array) -> str:
     """Return the protocol's name of an array's type."""
     return BYTES if array.dtype == object else NAMES[array.dtype]
+
+
+def check_data_type(name: str, field: str) -> str:
+    """Return the name of a data type.
+
+    Raises:
+        InvalidRequest: there is no such data type.
+    """
+    if name == BYTES or name in DTYPES:
+        return name
+    known = ", ".join((*DTYPES, BYTES))
+    remedy = "; send array.astype('float32') as FP32" if name == "FP64" else ""  # NumPy's own type of numbers
+    raise InvalidRequest(f"has data type {name[:64]!r}; it must be one of {known}{remedy}", field=field)
 
 
 def decode_raw(data_type: str, shape: Iterable[int], data: bytes, field: str) -> Array:
