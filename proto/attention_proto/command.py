@@ -1,10 +1,38 @@
 """Entry points of commands whose dependencies are extras of the package: a missing one is named in one line."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 PACKAGE = "attention-service"
+PIPE_WIDTH = 200  # columns of text that no terminal shows
+TRACE = "ATTENTION_TRACE"
+
+
+def output_width() -> int | None:
+    """Return the width of text on stdout: 200 columns in a pipe or a file; None where a terminal or COLUMNS says it."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+
+
+@contextmanager
+def errors_on_one_line(name: str) -> Iterator[None]:
+    """Print an unexpected exception as one line, and exit with status 1; with ATTENTION_TRACE=1 raise it.
+
+    Args:
+        name: name of the command.
+    """
+    try:
+        yield
+    except OSError as error:
+        if os.environ.get(TRACE):
+            raise
+        sys.exit(f"{name}: {error}")
+    except Exception as error:
+        if os.environ.get(TRACE):
+            raise
+        sys.exit(f"{name}: unexpected {type(error).__name__}: {error} (with {TRACE}=1 the command shows where)")
 
 
 def run_command(

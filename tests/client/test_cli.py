@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import socket
 import subprocess
@@ -10,7 +11,9 @@ import sys
 import attention_client
 import numpy as np
 import pytest
+import requests
 from attention_client import cli, display
+from attention_proto import codec
 from attention_proto.attention.v1.attention_pb2 import OutputSpec
 
 SENTENCE = "I gave my cat Tater a toy"
@@ -18,11 +21,14 @@ SENTENCE = "I gave my cat Tater a toy"
 
 @pytest.fixture
 def run(target, monkeypatch, capsys):
-    """Run the command in process: exit status, stdout, stderr."""
+    """Run the command in process: exit status, stdout, stderr; 80 columns wide, or as wide as into a pipe."""
 
-    def run(*arguments):
+    def run(*arguments, columns="80"):
         monkeypatch.setenv("ATTENTION_TARGET", target)
-        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERMINAL_WIDTH", "80")
+        monkeypatch.setenv("COLUMNS", columns)
+        if not columns:
+            monkeypatch.delenv("COLUMNS")
         monkeypatch.setattr(sys, "argv", ["attention-client", *map(str, arguments)])
         status = 0
         try:
@@ -49,6 +55,31 @@ def test_piped_text_is_plain(run):
     _, out, _ = run("attend", SENTENCE, "--model", "multi-head")
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_pipe_has_room(run):
+    """Nothing is cut or broken at 80 columns where no terminal reads; the help neither."""
+    _, out, _ = run("attend", " ".join(f"word{i}" for i in range(16)), "--model", "multi-head", columns="")
+    assert "looks most at" not in out
+    assert max(map(len, out.splitlines())) > 80
+    code = "from attention_client.cli import main; main()"
+    asked = [sys.executable, "-c", code, "attend", "--help"]
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "TERMINAL_WIDTH"}}
+    shown = subprocess.run(asked, capture_output=True, text=True, check=True, env=env).stdout
+    assert "<none|top_left|bottom_right>" in shown
+
+
+def test_faults_are_one_line(run, tmp_path, monkeypatch):
+    """A file that cannot be written, and a fault of the command itself, are one line, not a page of trace."""
+    missing = tmp_path / "none" / "weights.png"
+    status, _, err = run("attend", SENTENCE, "--model", "multi-head", "--png", missing)
+    assert err == ""
+    assert status == f"attention-client: [Errno 2] No such file or directory: {str(missing)!r}"
+    monkeypatch.setattr("attention_client.cli.commands.describe_models", lambda _: 1 / 0)
+    assert run("models")[0].startswith("attention-client: unexpected ZeroDivisionError: division by zero (")
+    monkeypatch.setenv("ATTENTION_TRACE", "1")
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        run("models")
 
 
 def test_long_sequences_show_their_largest(run):
@@ -200,7 +231,7 @@ def test_translate_cut_short(run):
 @pytest.mark.parametrize("options", [(), ("--json",), ("--show-attention",)], ids=str)
 def test_generate_by_words(run, options):
     """A model of words goes on over the prompt as its source, up to the label of the end."""
-    status, out, err = run("generate", "aloud", "a b", "--greedy", *options[:1])
+    status, out, err = run("generate", "a b", "--model", "aloud", "--greedy", *options[:1])
     assert (status, err) == (0, "")
     if options == ("--json",):
         documents = [json.loads(line) for line in out.splitlines()]
@@ -215,24 +246,43 @@ def test_generate_by_words(run, options):
 
 def test_generate_refused(run):
     """A model that predicts no next word is refused in words, and so are heads of an attention that is not shown."""
-    status, out, err = run("generate", "aloud", "a b", "--pairs", "0.1")
+    status, out, err = run("generate", "a b", "--model", "aloud", "--pairs", "0.1")
     assert (status, out) == (2, "")
     assert "--pairs: chooses the heads of --show-attention; give both" in " ".join(err.replace("│", " ").split())
-    status, out, err = run("generate", "multi-head", SENTENCE)
+    status, out, err = run("generate", SENTENCE, "--model", "multi-head")
     assert (status, out) == (1, "")
     assert "'multi-head' does not translate or go on with a text" in err
 
 
+def test_generate_names_the_option_of_the_model(run):
+    """A model in front of the prompt, as an earlier version took it, is refused with the command that does."""
+    for given in (("generate", "aloud", "a b"), ("generate", "a b")):
+        status, out, err = run(*given)
+        name = "aloud" if len(given) == 3 else "NAME"
+        assert (status, out) == (2, "")
+        assert f"attention-client generate 'a b' --model {name}" in " ".join(err.replace("│", " ").split())
+
+
 def test_models(run):
-    """Models are listed with version, block, heads, widths, text, predictions, device, size and an example."""
-    status, out, _ = run("models")
+    """Models are listed with version, block, device, size, heads, widths, tokens, predictions and an example."""
+    status, out, _ = run("models", columns="")
     assert status == 0
-    lines = [line.split() for line in out.splitlines()]
-    size = ["0.5", "MiB,", "0.125", "in", "memory"]
-    assert ["dot-product", "1", "dot_product", "1", "any", "→", "any", "no", "cpu", *size] in lines
-    (multi,) = (line for line in lines if line[:1] == ["multi-head"])
-    assert multi[-14:-7] == ["3", "MiB,", "0.25", "twice,", "2", "in", "memory"]
-    assert " ".join(multi[-7:]) == "I gave my cat Tater a toy"
+    lines = [line.strip() for line in out.splitlines()]
+    assert "dot-product 1  dot_product  cpu  0.5 MiB, 0.125 in memory" in lines
+    multi = lines[lines.index("multi-head 2  multi_head  cpu  3 MiB, 0.25 twice, 2 in memory") :]
+    shown = dict(line.split(maxsplit=1) for line in multi[1:])
+    assert shown["layers"].startswith("0: 3 heads, ")
+    assert shown["predicts"] == "giver, recipient, object"
+    assert shown["try"] == "attention-client attend 'I gave my cat Tater a toy' --model multi-head"
+
+
+def test_models_of_the_repository(run, server):
+    """`models` shows of real models widths, the longest text and the figures of the training; --json is REST's list."""
+    asked = ("models", "--target", server.grpc)
+    shown = " ".join(run(*asked)[1].split())
+    assert "layers 0: 3 heads, 16 wide, vectors 48 → 48" in shown
+    assert "Held out: " in shown
+    assert json.loads(run(*asked, "--json")[1]) == requests.get(f"http://{server.rest}/v1/models", timeout=60).json()
 
 
 def test_a_refused_request(run):
@@ -355,7 +405,9 @@ def test_weights_are_chosen(run, service, tmp_path):
     spans = ("--span", "a=b=0:2", "--span", "last=5:7")
     assert run("attend", SENTENCE, "--model", "multi-head", *spans)[0] == 0
     assert run("attend", SENTENCE, "--model", "multi-head", "--fold", "rollout")[0] == 0
-    attended, of_pairs, plotted, of_spans, folded = service.requests
+    assert run("attend", SENTENCE, "--model", "multi-head", "--rows", "1, -1")[0] == 0
+    attended, of_pairs, plotted, of_spans, folded, of_rows = service.requests
+    assert list(of_rows.outputs[0].rows) == [1, -1]
     sent = [(each.name, each.begin, each.end, each.characters) for each in of_spans.outputs[0].spans]
     assert sent == [("a=b", 0, 2, False), ("last", 5, 7, False)]
     assert folded.outputs[0].fold == OutputSpec.FOLD_ROLLOUT
@@ -369,9 +421,33 @@ def test_weights_are_chosen(run, service, tmp_path):
     assert not of_pairs.ablate and not of_pairs.HasField("score_temperature")
 
 
+def test_masks(run, service, tmp_path):
+    """`attend` and `plot` hide keys by the same options: a window, a matrix as JSON or a file, and chosen layers."""
+    (tmp_path / "mask.json").write_text('{"allowed": [[true, false]], "bias": [[0, -1.5]]}')
+    options = ("--causal", "top_left", "--window=-1,0", "--mask-json", tmp_path / "mask.json", "--mask-layer", "0")
+    assert run("attend", "a b", "--model", "multi-head", *options)[0] == 0
+    assert run("plot", "a b", "--model", "multi-head", *options, "--html", tmp_path / "w.html")[0] == 0
+    assert run("attend", "a b", "--model", "multi-head", "--mask-json", "[1, 0.5]")[0] == 0
+    *both, added = [request.inputs[0].mask for request in service.requests]
+    for mask in both:
+        assert (mask.causal, mask.window.left, mask.window.right) == (mask.CAUSAL_TOP_LEFT, -1, 0)
+        assert codec.decode(mask.allowed).tolist() == [[True, False]]
+        assert codec.decode(mask.bias).tolist() == [[0, -1.5]]
+        assert list(mask.layers) == ["0"]
+    assert codec.decode(added.bias).tolist() == [1, 0.5]
+    assert not added.HasField("allowed") and not added.HasField("window")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("attend", "--rows", "1,b"), "--rows: 'b' is no number in a list such as 0,2,-1"),
+        (("attend", "--window", "1"), "--window: '1' is not LEFT,RIGHT, such as 2,0"),
+        (("attend", "--mask-json", "none.json"), "--mask-json: neither JSON nor a file of it"),
+        (("attend", "--mask-json", "[[1], [1, 2]]"), "--mask-json: rows of a matrix must have one length"),
+        (("attend", "--mask-json", '["a"]'), "--mask-json: must hold true and false, or numbers alone"),
+        (("attend", "--mask-json", '{"mask": []}'), '--mask-json: must be a matrix, or {"allowed": .., "bias": ..}'),
+        (("attend", "--mask-layer", "0"), "--mask-layer: there is no mask to limit"),
         (("attend", "--pairs", "0.1", "--head", "1"), "--pairs: names layers and heads"),
         (("attend", "--outputs", "output", "--top-k", "2"), "--outputs: says which weights"),
         (("attend", "--span", "first=1"), "--span: 'first=1' is no NAME=FROM:TO"),

@@ -158,7 +158,8 @@ def test_a_number(server, kind):
 
 def test_generate_by_command(server):
     """The command goes on with the trained model of words, over its prompt as the source."""
-    said = CliRunner().invoke(app, ["generate", "cross-attention", "twenty one", "--greedy", "--target", server.grpc])
+    asked = ["generate", "twenty one", "--model", "cross-attention", "--greedy", "--target", server.grpc]
+    said = CliRunner().invoke(app, asked)
     assert (said.exit_code, said.output) == (0, "ein und zwanzig\n")
 
 

@@ -307,7 +307,7 @@ def test_generate_by_command(decoders: Decoders) -> None:
     )
 
     def said(*options: str) -> str:
-        arguments = ["generate", "gpt2", prompt, "--tokens", "3", "--target", decoders.grpc, *options]
+        arguments = ["generate", prompt, "--model", "gpt2", "--tokens", "3", "--target", decoders.grpc, *options]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
         return result.output
@@ -321,7 +321,7 @@ def test_generate_by_command(decoders: Decoders) -> None:
     documents = [json.loads(line) for line in said("--seed", "5", "--temperature", "2", "--json").splitlines()]
     drawn = decoders.client.generate("gpt2", prompt, tokens=3, sample=Sample(2.0, seed=5))
     assert [each["id"] for each in documents] == [each.id for each in drawn]
-    assert CliRunner().invoke(app, ["generate", "gpt2", prompt, "--greedy", "--seed", "1"]).exit_code == 2
+    assert CliRunner().invoke(app, ["generate", prompt, "--model", "gpt2", "--greedy", "--seed", "1"]).exit_code == 2
 
 
 def test_a_killed_server_loses_no_token(decoders: Decoders, tmp_path: Path) -> None:

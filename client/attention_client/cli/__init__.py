@@ -3,7 +3,10 @@
 The commands need the extra `cli`. Without it `--version` and `--help` work; a command names the package to install.
 """
 
+import os
 import sys
+
+from attention_proto.command import errors_on_one_line, output_width
 
 _USAGE = """\
 Usage: attention-client [OPTIONS] COMMAND [ARGS]...
@@ -22,6 +25,8 @@ def main() -> None:
 
         sys.stdout.write(f"attention-client {__version__}\n")
         return
+    if width := output_width():
+        os.environ.setdefault("TERMINAL_WIDTH", str(width))  # typer reads it for the help
     try:
         from attention_client.cli.commands import app  # noqa: PLC0415  # needs the extra
     except ModuleNotFoundError as missing:
@@ -31,4 +36,5 @@ def main() -> None:
             sys.stdout.write(f"{_USAGE}They need {missing.name}: pip install 'attention-service[cli]'\n")
             return
         sys.exit(f"attention-client needs {missing.name}: pip install 'attention-service[cli]'")
-    app()
+    with errors_on_one_line("attention-client"):
+        app()

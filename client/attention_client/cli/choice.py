@@ -12,8 +12,17 @@ from attention_client.inputs import OutputSpec
 from attention_client.result import Ablation
 
 Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")]
-Layer = Annotated[str, typer.Option(help="The layer of the weights; the last one by default.")]
-Heads = Annotated[list[int] | None, typer.Option("--head", min=0, help="A head of the weights; may be repeated.")]
+Layer = Annotated[str, typer.Option(help="The layer of the weights.", show_default="the last one")]
+Heads = Annotated[
+    list[int] | None,
+    typer.Option("--head", min=0, help="A head of the weights; may be repeated.", show_default="all"),
+]
+Rows = Annotated[
+    str,
+    typer.Option(
+        metavar="ROW,..", help="Rows of the weights, by position of the query; -1 is the last.", show_default="all"
+    ),
+]
 Pairs = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads of several layers, in place of these two.")]
 TopK = Annotated[int, typer.Option(min=0, help="The largest weights of each row alone; 0 shows all.")]
 Spans = Annotated[
@@ -22,7 +31,9 @@ Spans = Annotated[
 ]
 Folded = Annotated[Fold | None, typer.Option("--fold", help="Makes the weights of all layers one.")]
 Ablate = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads to switch off; LAYER.* is all of a layer.")]
-Temperature = Annotated[float | None, typer.Option(help="Divides the masked scores before the softmax; above 0.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Divides the masked scores before the softmax; above 0.", show_default="1")
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class ChosenWeights:
         top_k: the number of keys of each row; 0 for all.
         spans: name, begin and end of ranges of keys whose weights are summed; empty for each key by itself.
         fold: makes the layers one; None for the last one alone.
+        rows: positions of the query; empty for all.
     """
 
     layers: tuple[str, ...] = ()
@@ -44,6 +56,7 @@ class ChosenWeights:
     top_k: int = 0
     spans: tuple[tuple[str, int, int], ...] = ()
     fold: Fold | None = None
+    rows: tuple[int, ...] = ()
 
     @property
     def spec(self) -> OutputSpec:
@@ -69,16 +82,20 @@ def chosen_weights(
     top_k: int = 0,
     spans: list[str] | None = None,
     fold: Fold | None = None,
+    rows: str = "",
 ) -> ChosenWeights | None:
     """Return the choice that options make; None where none is given.
 
     Raises:
-        typer.BadParameter: --pairs stands beside --layer or --head, or a --span is no NAME=FROM:TO.
+        typer.BadParameter: --pairs stands beside --layer or --head, or a --span is no NAME=FROM:TO, or --rows
+            are no numbers.
     """
     if pairs and (layer or heads):
         raise typer.BadParameter("names layers and heads; leave --layer and --head out", param_hint="--pairs")
     ranges = tuple(map(_read_span, spans or ()))
-    chosen = ChosenWeights((layer,) if layer else (), tuple(heads or ()), tuple(listed(pairs)), top_k, ranges, fold)
+    positions = tuple(read_numbers(rows, "--rows", "0,2,-1"))
+    layers = (layer,) if layer else ()
+    chosen = ChosenWeights(layers, tuple(heads or ()), tuple(listed(pairs)), top_k, ranges, fold, positions)
     return None if chosen == ChosenWeights() else chosen
 
 
@@ -103,6 +120,18 @@ def read_ablate(text: str) -> list[Ablation]:
             raise typer.BadParameter(f"{item!r} is no LAYER.HEAD, such as 0.1", param_hint="--ablate")
         ablations.append(Ablation(layers=[layer], heads=[] if head == "*" else [int(head)]))
     return ablations
+
+
+def read_numbers(text: str, option: str, example: str) -> list[int]:
+    """Read whole numbers with commas between them.
+
+    Raises:
+        typer.BadParameter: an item is no whole number.
+    """
+    items = list(listed(text))
+    if wrong := [item for item in items if not re.fullmatch(r"-?[0-9]{1,9}", item, re.ASCII)]:
+        raise typer.BadParameter(f"{wrong[0]!r} is no number in a list such as {example}", param_hint=option)
+    return list(map(int, items))
 
 
 def listed(text: str) -> Iterator[str]:

@@ -1,57 +1,38 @@
 """The commands of `attention-client`. To import this module needs the extra `cli`."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-import grpc
 import numpy as np
 import typer
 from attention_batch.cli import read_outputs, score
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.chains import OF_SOURCE, site_axes
+from attention_proto.command import output_width
 from attention_proto.stages import OUTPUTS
 from rich.console import Console
 
 from attention_client import __version__
-from attention_client.api.client import AttentionClient
 from attention_client.api.generate import speech_of
 from attention_client.api.translate import translate as translate_text
-from attention_client.cli import choice
-from attention_client.cli.listing import models_table
+from attention_client.cli import choice, mask
+from attention_client.cli.connection import Target, Timeout, caller, connect, fail
+from attention_client.cli.listing import describe_models, models_document
 from attention_client.cli.options import Causal, Truncate
 from attention_client.display.document import as_document, token_document, translation_document
 from attention_client.display.heatmap import render, render_translation
 from attention_client.display.viewer import page
-from attention_client.errors import AttentionError, DeadlineExceeded, Unavailable
 from attention_client.inputs import OutputSpec, Sample
 from attention_client.result import Array, AttendResult
 from attention_client.wire import channel
 
-TABLE_WIDTH = 200  # of the list of models
 SHOWN_KEYS = 3  # that a generated token looked at most
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-
-@dataclass
-class CallerCredentials:
-    """The caller's credentials, which every command sends.
-
-    Attributes:
-        token: the caller's; None sends none.
-        credentials: of TLS; None speaks without TLS.
-    """
-
-    token: str | None = None
-    credentials: grpc.ChannelCredentials | None = None
-
-
-caller = CallerCredentials()
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def _pem_option(variable: str, help_: str) -> Any:
@@ -96,13 +77,12 @@ OUTPUTS_HELP = (
     f"Outputs to show, with commas: {', '.join(OUTPUTS)}; NAME:mean, NAME:first or NAME:last pools rows. Or a JSON "
     'list of outputs with their options, such as [{"name": "weights", "pairs": ["0.1"]}].'
 )
-Target = Annotated[str, typer.Option(envvar="ATTENTION_TARGET", help="Where the server listens, HOST:PORT.")]
-Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for an answer.")]
 ArrayFile = Annotated[Array | None, typer.Option(parser=_array, metavar="FILE.npy")]
 Text = Annotated[str | None, typer.Argument(help="The sequence, for a text model; others take --query.")]
-Version = Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")]
+Version = Annotated[
+    int, typer.Option(min=0, help="The model's version.", show_default="0, the version that the server answers with")
+]
 MemoryText = Annotated[str | None, typer.Option(help="The sequence to attend to, when it is another.")]
-CausalMask = Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")]
 
 
 @app.command(no_args_is_help=True)
@@ -119,10 +99,14 @@ def attend(
     query: ArrayFile = None,
     key: ArrayFile = None,
     value: ArrayFile = None,
-    causal: CausalMask = Causal.NONE,
+    causal: mask.CausalMask = Causal.NONE,
+    window: mask.Window = "",
+    mask_json: mask.MaskJson = "",
+    mask_layer: mask.MaskLayers = None,
     outputs: Annotated[str, typer.Option(help=OUTPUTS_HELP)] = "",
     layer: choice.Layer = "",
     head: choice.Heads = None,
+    rows: choice.Rows = "",
     pairs: choice.Pairs = "",
     top_k: choice.TopK = 0,
     span: choice.Spans = None,
@@ -135,13 +119,15 @@ def attend(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the weights into a picture.")] = None,
 ) -> None:
     """Attend over one sequence, and show the weights of each head."""
-    chosen = choice.chosen_weights(layer, head, pairs, top_k, span, fold)
+    chosen = choice.chosen_weights(layer, head, pairs, top_k, span, fold, rows)
     if chosen is not None and outputs:
         raise typer.BadParameter(
-            "says which weights; leave --layer, --head, --pairs, --top-k, --span and --fold out", param_hint="--outputs"
+            "says which weights; leave --layer, --head, --rows, --pairs, --top-k, --span and --fold out",
+            param_hint="--outputs",
         )
     off = choice.read_ablate(ablate)
-    with _connect(target, timeout) as client:
+    masked = mask.read_mask(causal, window, mask_json, mask_layer)
+    with connect(target, timeout) as client:
         shown: list[Any] = read_outputs(outputs) or _default_outputs(client.model(model, version), text)
         if chosen is not None:
             shown = [chosen.spec if each == "weights" else each for each in shown]
@@ -156,7 +142,7 @@ def attend(
             query=query,
             key=key,
             value=value,
-            causal=causal.value,
+            **masked,
             outputs=shown,
             ablate=off,
             score_temperature=score_temperature,
@@ -164,10 +150,10 @@ def attend(
     if as_json:
         typer.echo(json.dumps(as_document([result])))
     else:
-        console = Console()
+        console = Console(width=output_width())
         console.print(render(result, console.width, whole=whole))
     if png and not whole:
-        _fail("--png draws whole weights; ask for `weights` without options")
+        fail("--png draws whole weights; ask for `weights` without options")
     if png:
         _import_plot().figure(result).savefig(png)
 
@@ -182,7 +168,10 @@ def plot(
     query: ArrayFile = None,
     key: ArrayFile = None,
     value: ArrayFile = None,
-    causal: CausalMask = Causal.NONE,
+    causal: mask.CausalMask = Causal.NONE,
+    window: mask.Window = "",
+    mask_json: mask.MaskJson = "",
+    mask_layer: mask.MaskLayers = None,
     layer: choice.Layer = "",
     head: choice.Heads = None,
     pairs: choice.Pairs = "",
@@ -205,13 +194,14 @@ def plot(
     if html is not None and chosen is not None and chosen.titles:
         raise typer.BadParameter("the page has every head; leave --html out", param_hint="--head, --pairs")
     off = choice.read_ablate(ablate)
+    masked = mask.read_mask(causal, window, mask_json, mask_layer)
     drawing = _import_plot("--svg and --png need") if pictures else None
-    with _connect(target, timeout) as client:
+    with connect(target, timeout) as client:
         described = client.model(model, version)
         layer = "" if chosen is None else chosen.layer
         every = {each.name: site_axes(each, described.manifest) for each in described.manifest.layers}
         if layer and layer not in every:
-            _fail(f"there is no layer {layer!r}; there is {', '.join(every)}")
+            fail(f"there is no layer {layer!r}; there is {', '.join(every)}")
         axes = every[layer or list(every)[-1]]
         layers = [name for name, own in every.items() if own == axes]  # one page has matrices of one shape
         drawn_spec = chosen.spec if chosen is not None else OutputSpec("weights")
@@ -226,7 +216,7 @@ def plot(
             query=query,
             key=key,
             value=value,
-            causal=causal.value,
+            **masked,
             outputs=[*weights, *predictions],
             ablate=off,
             score_temperature=score_temperature,
@@ -263,25 +253,28 @@ def translate(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the alignment into a picture.")] = None,
 ) -> None:
     """Translate a text word by word, and show the alignment of the words."""
-    with _connect(target, timeout) as client:
+    with connect(target, timeout) as client:
         translation = translate_text(client, model, text, version=version)
         aligned = translation_document(translation, head)
     if as_json:
         typer.echo(json.dumps(aligned))
     else:
-        console = Console()
+        console = Console(width=output_width())
         console.print(render_translation(translation, console.width, head))
     if png and not translation.words:
-        _fail("nothing was said, so there is no alignment to draw")
+        fail("nothing was said, so there is no alignment to draw")
     if png:
         _import_plot().alignment(translation, head).savefig(png)
 
 
 @app.command(no_args_is_help=True)
 def generate(
-    model: Annotated[str, typer.Argument(help="The model's name; `attention-client models` lists them.")],
     prompt: Annotated[str, typer.Argument(help="What to go on from; of an encoder-decoder the source.")],
+    former: Annotated[str | None, typer.Argument(hidden=True, metavar="")] = None,
     *,
+    model: Annotated[
+        str, typer.Option(help="The model's name; `attention-client models` lists them.", show_default="required")
+    ] = "",
     version: Version = 0,
     tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 40,
     greedy: Annotated[
@@ -301,6 +294,12 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a token.")] = False,
 ) -> None:
     """Go on with a text token by token, and show what each token was read from."""
+    if former is not None or not model:
+        text, name = (prompt, "NAME") if former is None else (former, prompt)
+        raise typer.BadParameter(
+            f"the model is an option: attention-client generate {shlex.quote(text)} --model {name}",
+            param_hint="--model",
+        )
     draws = (temperature, top_p, seed)
     if greedy and (top_k or any(each is not None for each in draws)):
         raise typer.BadParameter("--greedy draws no tokens; leave --temperature, --top-k, --top-p and --seed out")
@@ -308,7 +307,7 @@ def generate(
     if pairs and not show_attention:
         raise typer.BadParameter("chooses the heads of --show-attention; give both", param_hint="--pairs")
     weights = {"name": "weights", "reduce": "mean", "top_k": SHOWN_KEYS, "pairs": list(choice.listed(pairs))}
-    with _connect(target, timeout) as client:
+    with connect(target, timeout) as client:
         has_source = speech_of(client.model(model, version)).has_source
         steps = client.generate(
             model,
@@ -337,12 +336,22 @@ def generate(
 
 
 @app.command()
-def models(target: Target = "127.0.0.1:50051", timeout: Timeout = 30.0) -> None:
-    """List the served models."""
-    with _connect(target, timeout) as client:
+def models(
+    target: Target = "127.0.0.1:50051",
+    timeout: Timeout = 30.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the models as one JSON document, as REST does.")
+    ] = False,
+) -> None:
+    """List the served models: layers, heads, widths, tokens, and what each learned."""
+    with connect(target, timeout) as client:
         served = client.models()
-    table = models_table(served)
-    Console(width=max(TABLE_WIDTH, Console().width)).print(table)  # in a narrower one names would be cut
+    if as_json:
+        typer.echo(json.dumps(models_document(served)))
+    else:
+        console = Console(width=output_width())
+        for line in describe_models(served):
+            console.print(line)
 
 
 app.command(no_args_is_help=True)(score)
@@ -353,33 +362,9 @@ def _default_outputs(model: pb.Model, text: str | None) -> list[str]:
     return ["weights", "predictions"] if text is not None and model.manifest.predictors else ["weights"]
 
 
-@contextmanager
-def _connect(target: str, timeout: float) -> Iterator[AttentionClient]:
-    """Connect a client; print a failed call as one line on stderr and exit with status 1."""
-    try:
-        with AttentionClient(target, timeout=timeout, token=caller.token, credentials=caller.credentials) as client:
-            yield client
-    except AttentionError as error:
-        _fail(_describe_failure(error, target, timeout))
-
-
-def _describe_failure(error: AttentionError, target: str, timeout: float) -> str:
-    if isinstance(error, DeadlineExceeded):
-        return f"no answer from {target} within {timeout:g} s (--timeout)"
-    if isinstance(error, Unavailable) and error.retry_after is None:
-        cause = error.message.rpartition(": ")[-1].rstrip("]")  # the last of the reasons that gRPC nests
-        return f"cannot reach {target}: {cause}. Start a server there with `attention-server`, or name one by --target"
-    return str(error)
-
-
 def _import_plot(options: str = "--png needs") -> ModuleType:
     try:
         from attention_client.display import plot  # noqa: PLC0415  # matplotlib is an extra, and slow to import
     except ModuleNotFoundError:
-        _fail(f"{options} matplotlib: pip install 'attention-service[plot]'")
+        fail(f"{options} matplotlib: pip install 'attention-service[plot]'")
     return plot
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
