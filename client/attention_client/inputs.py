@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
 from attention_proto.text import Truncate
 from numpy.typing import ArrayLike
 
+from attention_client.keywords import suggests_keywords
 from attention_client.memory import Memory
+from attention_client.result import Ablation
 
 
+@suggests_keywords
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sequence:
     """One sequence, and the memory that it attends to.
@@ -60,6 +63,7 @@ class Sequence:
     mask_layers: Iterable[str] = ()
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Sample:
     """The draw of a prediction's label: logits / temperature, of which the largest are kept.
@@ -77,6 +81,7 @@ class Sample:
     seed: int | None = None
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class OutputSpec:
     """One output to send back; in a request's `outputs` a name alone, or a dict of these fields, does as well.
@@ -130,3 +135,14 @@ Item = Sequence | str | ArrayLike
 """A sequence as callers give it: a `Sequence`, a text, or a query [T, query width]."""
 
 Output = str | OutputSpec | Mapping[str, Any] | pb.OutputSpec
+
+
+class StreamOptions(TypedDict, total=False):
+    """The options of `attend_many` that all of its forms have; the method describes them."""
+
+    outputs: Iterable[Output]
+    version: int
+    token_offsets: bool
+    ablate: Iterable[Ablation | Mapping[str, Any]]
+    score_temperature: float | None
+    timeout: float | None

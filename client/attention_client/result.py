@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from attention_client.errors import NotRequested
+from attention_client.keywords import suggests_keywords
 from attention_client.memory import Memory
 
 Array = NDArray[Any]
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Ablation:
     """Heads that are switched off: their results are zero behind the weights, which are still told.
@@ -117,6 +119,11 @@ class Tokenization:
 @dataclass(frozen=True, repr=False, eq=False)
 class AttendResult:
     """The answer for one sequence.
+
+        result = client.attend("multi-head", text="I gave my cat Tater a toy", outputs=["weights", "predictions"])
+        result.weights             # [H, T, S]; as `output` and `alignment`, an attribute
+        result["weights"]          # any output by its name or alias, such as result["q"]
+        result.tokens, result.predictions
 
     Arrays are read-only views of the message: copy one to change it.
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 import grpc
 import grpc.aio
@@ -16,14 +16,17 @@ from numpy.typing import ArrayLike
 from attention_client.api.base import BaseClient
 from attention_client.api.generate import GeneratedToken, Generation
 from attention_client.errors import AttentionError
-from attention_client.inputs import Output, Sample, Sequence
+from attention_client.inputs import Output, Sample, Sequence, StreamOptions
+from attention_client.keywords import suggests_keywords
 from attention_client.memory import Memory
 from attention_client.result import Ablation, AttendResult, Tokenization
 from attention_client.streaming.aio import AsyncStream
 from attention_client.wire import channel
 from attention_client.wire.call import run_async, send_async
+from attention_client.wire.request import several
 
 
+@suggests_keywords
 class AsyncAttentionClient(BaseClient):
     """`AttentionClient` for asyncio; create it where the event loop runs; use it as an asynchronous context manager.
 
@@ -179,6 +182,26 @@ class AsyncAttentionClient(BaseClient):
             send_async,
         )
 
+    @overload
+    def attend_many(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike] | AsyncIterable[Sequence | str | ArrayLike],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[StreamOptions],
+    ) -> AsyncIterator[AttendResult]: ...
+
+    @overload
+    def attend_many(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike] | AsyncIterable[Sequence | str | ArrayLike],
+        *,
+        return_exceptions: bool,
+        **options: Unpack[StreamOptions],
+    ) -> AsyncIterator[AttendResult | AttentionError]: ...
+
     async def attend_many(
         self,
         model: str,
@@ -216,7 +239,7 @@ class AsyncAttentionClient(BaseClient):
         plan = self._stream_plan(
             model, outputs, version, token_offsets, timeout, return_exceptions, ablate, score_temperature
         )
-        async with aclosing(AsyncStream(self._open_stream, plan).answers(sequences)) as answers:
+        async with aclosing(AsyncStream(self._open_stream, plan).answers(several(sequences))) as answers:
             async for answer in answers:
                 yield answer
 

@@ -26,6 +26,7 @@ from attention_client.wire.request import (
     output_specs,
     packed_request,
     serialize,
+    several,
     tokenize_request,
 )
 from attention_client.wire.response import read, read_tokens
@@ -69,7 +70,7 @@ class BaseClient:
         score_temperature: float | None = None,
     ) -> Flow[Call, list[AttendResult]]:
         """Attend over sequences in one message; recreate lost memories and repeat the call, within the timeout."""
-        sequences = list(sequences)
+        sequences = list(several(sequences))
         request = attend_request(model, sequences, outputs, version, token_offsets, ablate, score_temperature)
         memories = MemoriesOfRequest(request, sequences)
         deadline = time.monotonic() + self._seconds(timeout)

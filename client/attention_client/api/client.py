@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 import grpc
 from attention_proto.attention.v1 import attention_pb2 as pb
@@ -14,14 +14,17 @@ from numpy.typing import ArrayLike
 from attention_client.api.base import BaseClient
 from attention_client.api.generate import GeneratedToken, Generation
 from attention_client.errors import AttentionError
-from attention_client.inputs import Output, Sample, Sequence
+from attention_client.inputs import Output, Sample, Sequence, StreamOptions
+from attention_client.keywords import suggests_keywords
 from attention_client.memory import Memory
 from attention_client.result import Ablation, AttendResult, Tokenization
 from attention_client.streaming.blocking import BlockingStream
 from attention_client.wire import channel
 from attention_client.wire.call import run, send
+from attention_client.wire.request import several
 
 
+@suggests_keywords
 class AttentionClient(BaseClient):
     """A client of one Attention Service, or of several replicas; use it as a context manager, from any thread.
 
@@ -173,6 +176,26 @@ class AttentionClient(BaseClient):
             send,
         )
 
+    @overload
+    def attend_many(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[StreamOptions],
+    ) -> Iterator[AttendResult]: ...
+
+    @overload
+    def attend_many(
+        self,
+        model: str,
+        sequences: Iterable[Sequence | str | ArrayLike],
+        *,
+        return_exceptions: bool,
+        **options: Unpack[StreamOptions],
+    ) -> Iterator[AttendResult | AttentionError]: ...
+
     def attend_many(
         self,
         model: str,
@@ -209,7 +232,7 @@ class AttentionClient(BaseClient):
         plan = self._stream_plan(
             model, outputs, version, token_offsets, timeout, return_exceptions, ablate, score_temperature
         )
-        yield from BlockingStream(self._open_stream, plan).answers(sequences)
+        yield from BlockingStream(self._open_stream, plan).answers(several(sequences))
 
     def generate(
         self,

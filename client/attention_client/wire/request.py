@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from attention_proto import codec, wire
@@ -21,6 +21,8 @@ from attention_client.inputs import Item, Output, OutputSpec, Sample, Sequence
 from attention_client.memory import Memory
 from attention_client.result import Ablation
 
+ItemsT = TypeVar("ItemsT")
+
 _CAUSAL = {
     "none": pb.Mask.CAUSAL_NONE,
     "top_left": pb.Mask.CAUSAL_TOP_LEFT,
@@ -33,6 +35,18 @@ _TRUNCATE = numbers_of(TRUNCATES, pb.Truncate.items())
 _LARGE_BYTES = 2**17  # bytes
 NUMBERS = "fiu"  # kinds of dtypes
 _DATA_TYPE = {"FP32": pb.DATA_TYPE_FP32, "FP16": pb.DATA_TYPE_FP16}
+
+
+def several(sequences: ItemsT) -> ItemsT:
+    """Return sequences as they are.
+
+    Raises:
+        InvalidRequest: they are one text, which would be taken for a text a letter, or one `Sequence`.
+    """
+    if isinstance(sequences, str | bytes | Sequence):
+        kind = "`Sequence`" if isinstance(sequences, Sequence) else "text"
+        raise InvalidRequest(f"is one {kind}, not several; write [it], or call attend", field="sequences")
+    return sequences
 
 
 def output_specs(outputs: Iterable[Output]) -> list[pb.OutputSpec]:
@@ -203,6 +217,12 @@ def _write_sequence(item: Item, message: pb.Sequence, field: str) -> None:
         _write_ids(getattr(item, name), message, name, field)
     memory = item.memory.id if isinstance(item.memory, Memory) else item.memory
     texts = {"text": item.text, "text_pair": item.text_pair, "memory_text": item.memory_text}
+    for name, text in texts.items():
+        if text is not None and not isinstance(text, str | bytes):
+            raise InvalidRequest(
+                f"is one text, but {type(text).__name__} was given; attend_many and attend_batch take several",
+                field=f"{field}.{name}",
+            )
     _write_scalars(message, f"{field}.", **texts, memory=memory, extend=item.extend)
     if item.truncate != "none":
         with _named_field(f"{field}.truncate"):
