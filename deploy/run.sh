@@ -15,6 +15,10 @@ done
 rest=$(sed -n 's/^ready rest=\([^ ]*\).*/\1/p' "$ready") grpc=$(sed -n 's/.*grpc=//p' "$ready")
 
 .venv/bin/attention-client attend "$sentence" --model multi-head --target "$grpc"
+if [ "${1:-}" = --once ]; then
+  echo "The answer came over gRPC from $grpc; the server has ended. \`make run\` keeps it for you, with its page and REST."
+  exit 0
+fi
 cat <<EOF
 
 Serving:
@@ -24,7 +28,6 @@ Serving:
 Try:
   curl http://$rest/v1/models/multi-head:attend -d '{"text": "$sentence", "outputs": ["weights", "predictions"]}'
 EOF
-[ "${1:-}" = --once ] && exit 0
 echo "Ctrl-C stops it."
 trap 'exit 0' INT TERM
 wait "$server"

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
+from google.protobuf.json_format import MessageToDict
 from rich.table import Table
 
-from attention_export.arguments import License, Version
+from attention_export.arguments import WRITTEN, AsJson, License, Repository, Version
 from attention_export.blocks import BLOCKS, Dims, DotProduct, SelfAttention
-from attention_export.console import console, exit_on_user_error, print_line
+from attention_export.console import console, exit_on_user_error, print_line, print_result, version_document
 from attention_export.export import export
 from attention_export.figures import save_figure
 from attention_export.import_commands import imports
@@ -25,7 +25,12 @@ from attention_export.training import LICENSE, Task, TrainedModel, check_bars, r
 from attention_export.training_bars import training_bars
 from attention_export.verify import verify
 
-app = typer.Typer(help="Trains attention blocks, exports them to ONNX and verifies them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Trains attention blocks, exports them to ONNX and verifies them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(imports, name="import")
 
 FIGURE = "training.png"  # the manifest does not name it, so no server reads it
@@ -41,7 +46,6 @@ class Layout(StrEnum):
     OUT_IN = "out-in"
 
 
-Repository = Annotated[Path, typer.Option("--models", help="the repository to write to")]
 Seed = Annotated[int, typer.Option(min=0, help="the seed of random weights and of generated data")]
 
 
@@ -49,7 +53,7 @@ Seed = Annotated[int, typer.Option(min=0, help="the seed of random weights and o
 def block(
     kind: Annotated[BlockName, typer.Argument(help="the kind of block")],
     name: Annotated[str, typer.Option(help="the model's name")],
-    models: Repository = Path("models"),
+    models: Repository = WRITTEN,
     version: Version = 1,
     width: Annotated[int, typer.Option(min=0, help="width of a query; 0 is any width in dot_product")] = 0,
     key_width: Annotated[int, typer.Option(min=0, help="width of a key; 0 is the query's")] = 0,
@@ -81,6 +85,7 @@ def block(
     ] = None,
     license_: License = "",
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Export one block, with weights of your own or drawn from a seed."""
     with exit_on_user_error(), reproducible(seed):
@@ -99,20 +104,21 @@ def block(
             else f"drawn from seed {seed}"
         )
         model = Model(made, f"A {kind.value} block, {origin}.", license=license_)
-        export(model, models, name, version, progress=print_line)
+        folder = export(model, models, name, version, progress=print_line)
+    print_result(version_document(folder), as_json)
 
 
 @app.command()
 def train(
     task: Annotated[Optional[TaskName], typer.Argument(help="the task; or give --data")] = None,  # noqa: UP045
-    models: Repository = Path("models"),
-    name: Annotated[str, typer.Option(help="the model's name; by default the task's")] = "",
+    models: Repository = WRITTEN,
+    name: Annotated[str, typer.Option(help="the model's name", show_default="the task's")] = "",
     version: Version = 1,
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=0, help="optimiser steps; 0 is the task's default")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="optimiser steps", show_default="0, the task's number")] = 0,
     figure: Annotated[
         Path | None,
-        typer.Option(help=f"file of the figure of loss and weights; by default {FIGURE} in the version's folder"),
+        typer.Option(help="file of the figure of loss and weights", show_default=f"{FIGURE} in the version's folder"),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="your own data: JSONL of sequences and labels")
@@ -121,28 +127,35 @@ def train(
     heads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="with --data: number of heads; by default 4 in multi_head and cross_attention, otherwise 1"
+            min=1,
+            help="with --data: number of heads",
+            show_default="4 in multi_head and cross_attention, otherwise 1",
         ),
     ] = None,
     width: Annotated[
-        int | None, typer.Option(min=1, help="with --data: width of embedding and output; by default 64")
+        int | None, typer.Option(min=1, help="with --data: width of embedding and output", show_default="64")
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="with --data, in place of --steps: epochs; by default 20, and at least 2,000 steps"),
+        typer.Option(
+            min=1, help="with --data, in place of --steps: epochs", show_default="20, and at least 2,000 steps"
+        ),
     ] = None,
     held_out: Annotated[
-        float | None, typer.Option(help="with --data: share of rows for evaluation only; by default 0.2")
+        float | None, typer.Option(help="with --data: share of rows for evaluation only", show_default="0.2")
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option(min=1, help="with --data: evaluations without a lower loss until training ends; by default 10"),
+        typer.Option(
+            min=1, help="with --data: evaluations without a lower loss until training ends", show_default="10"
+        ),
     ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="with --data of words: the greatest length of a text to serve; by default 512, or the longest row's",
+            help="with --data of words: the greatest length of a text to serve",
+            show_default="512, or the longest row's",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -151,6 +164,7 @@ def train(
             file_okay=False, help="with --data: a folder to save checkpoints in and resume an interrupted run from"
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train a block on a task, or on data of your own, measure it on held-out data, and export it.
 
@@ -171,11 +185,13 @@ def train(
         check_bars(trained.training.figures, chosen.bars)
         folder = export(trained.model, models, name or chosen.model, version, progress=print_line)
         _draw(trained, figure or folder / FIGURE)
+    print_result(version_document(folder) | {"held_out": dict(trained.training.figures)}, as_json)
 
 
 @app.command("verify")
 def verify_command(
     folder: Annotated[Path, typer.Argument(help="a version's folder, such as models/multi-head/1")],
+    as_json: AsJson = False,
 ) -> None:
     """Compare every graph of a version with PyTorch in float64."""
     with exit_on_user_error():
@@ -187,7 +203,8 @@ def verify_command(
     )
     for stage, error in sorted(parity.max_abs_error.items()):
         table.add_row(stage, f"{error:.2e}")
-    Console().print(table)
+    document = {"folder": str(folder), "cases": parity.cases, "atol": parity.atol, "rtol": parity.rtol}
+    print_result(document | {"max_abs_error": dict(parity.max_abs_error)}, as_json, table)
 
 
 @app.command("heads")
@@ -203,6 +220,7 @@ def heads_command(
         ),
     ],
     most: Annotated[int, typer.Option("--most", min=1, help="the number of rows shown")] = 20,
+    as_json: AsJson = False,
 ) -> None:
     """Rank layers and heads by alignment error rate."""
     # onnxruntime and the runner of transformers take time to import, and few commands need both.
@@ -213,7 +231,9 @@ def heads_command(
     table = Table("layer or head", "error rate", "precision", "recall", "links", title=f"{folder}: the best aligners")
     for row in ranked_rows(scores[:most]):
         table.add_row(*row)
-    Console().print(table)
+    fields = ("name", "error_rate", "precision", "recall", "links")
+    best = [{field: getattr(score, field) for field in fields} for score in scores[:most]]
+    print_result({"folder": str(folder), "best": best}, as_json, table)
 
 
 @app.command("quantize")
@@ -223,15 +243,14 @@ def quantize_command(
         Path, typer.Option(exists=True, help="sequences to measure on: .npy, or JSON lines of text or vectors")
     ],
     version: Version,
-    models: Annotated[
-        Optional[Path], typer.Option(help="the repository to write to; by default the version's own")  # noqa: UP045
-    ] = None,
+    models: Repository = WRITTEN,
     max_weight_error: Annotated[float, typer.Option(min=0, help="bound of a weight's error")] = 0.05,
     max_output_error: Annotated[
         float, typer.Option(min=0, help="bound of an output's error, as a share of the largest output")
     ] = 0.05,
     min_speedup: Annotated[float, typer.Option(min=0, help="bound of float32's time / int8's")] = 1.1,
     allow_slower: Annotated[bool, typer.Option("--allow-slower", help="no bound of speed")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write an int8 version for CPUs, if its error and speed on your data are within bounds."""
     with exit_on_user_error():
@@ -250,7 +269,7 @@ def quantize_command(
     for error in found.errors:
         row = (f"{error.largest:.2e}", f"{error.mean:.2e}", f"{error.relative:.2%}")
         table.add_row(error.layer, error.stage, *row)
-    Console().print(table)
+    print_result(version_document(written) | {"quantization": MessageToDict(found)}, as_json, table)
 
 
 @app.command()

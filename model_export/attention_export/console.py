@@ -1,10 +1,15 @@
-"""The output of `attention-export`: progress and errors go to stderr."""
+"""The output of `attention-export`: results go to stdout, progress and errors to stderr."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from attention_proto.command import output_width
 from rich.console import Console
+from rich.table import Table
 
 from attention_export.graphs import ExportFailure
 from attention_export.manifest import ManifestError
@@ -17,6 +22,19 @@ console = Console(stderr=True)
 def print_line(line: str) -> None:
     """Print a line of progress as it is."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_result(document: dict[str, Any], as_json: bool, table: Table | None = None) -> None:
+    """Print a command's result on stdout: one JSON document, or the table where there is one."""
+    if as_json:
+        print(json.dumps(document))  # noqa: T201 # the command's answer
+    elif table is not None:
+        Console(width=output_width()).print(table)
+
+
+def version_document(folder: Path) -> dict[str, Any]:
+    """Return the place of a written version: its folder, model and number."""
+    return {"folder": str(folder), "model": folder.parent.name, "version": int(folder.name)}
 
 
 @contextmanager

@@ -5,18 +5,14 @@ from typing import Annotated
 
 import typer
 
-from attention_export.arguments import License, Version
-from attention_export.console import console, exit_on_user_error, print_line
+from attention_export.arguments import WRITTEN, AsJson, License, Repository, Version
+from attention_export.console import console, exit_on_user_error, print_line, print_result, version_document
 from attention_export.export import export
 from attention_export.importing import read_tensors
 from attention_export.importing.multihead import import_multihead
 from attention_export.model import Model
 
 imports = typer.Typer(help="Export attention that was trained elsewhere.", no_args_is_help=True)
-
-IMPORTED = Path("served-models")  # not `models`, which a checkout of this project tracks
-
-ImportRepository = Annotated[Path, typer.Option("--models", help="the repository to write to, made when absent")]
 
 
 @imports.command("multihead")
@@ -26,7 +22,7 @@ def import_multihead_command(
     ],
     name: Annotated[str, typer.Option(help="the model's name")],
     heads: Annotated[int, typer.Option(min=1, help="number of heads, which the state dict does not contain")],
-    models: ImportRepository = IMPORTED,
+    models: Repository = WRITTEN,
     version: Version = 1,
     cross: Annotated[
         bool, typer.Option("--cross", help="import as cross_attention: keys and values of another sequence")
@@ -38,6 +34,7 @@ def import_multihead_command(
         bool, typer.Option("--add-zero-attn", help="it was made with add_zero_attn, which the state dict does not say")
     ] = False,
     license_: License = "",
+    as_json: AsJson = False,
 ) -> None:
     """Export an `nn.MultiheadAttention`: projections packed or separate, with or without bias, kdim and vdim."""
     with exit_on_user_error():
@@ -45,7 +42,8 @@ def import_multihead_command(
         block = import_multihead(tensors, heads, prefix=prefix, cross=cross, zero_key=add_zero_attn)
         source = f"{weights.name}, {prefix}" if prefix else weights.name
         model = Model(block, "An imported nn.MultiheadAttention.", license=license_, source=source)
-        export(model, models, name, version, progress=print_line)
+        folder = export(model, models, name, version, progress=print_line)
+    print_result(version_document(folder), as_json)
 
 
 @imports.command("transformer")
@@ -54,7 +52,7 @@ def import_transformer_command(
         Path, typer.Argument(exists=True, file_okay=False, help="a checkpoint: config.json, weights and tokenizer")
     ],
     name: Annotated[str, typer.Option(help="the model's name")],
-    models: ImportRepository = IMPORTED,
+    models: Repository = WRITTEN,
     version: Version = 1,
     task: Annotated[
         str,
@@ -65,10 +63,13 @@ def import_transformer_command(
     ] = "auto",
     pool: Annotated[
         str,
-        typer.Option(help="mean, first or last: how `hidden` becomes an embedding; by default as modules.json says"),
+        typer.Option(
+            help="mean, first or last: how `hidden` becomes an embedding", show_default="as modules.json says"
+        ),
     ] = "",
     license_: License = "",
-    source: Annotated[str, typer.Option(help="where the weights come from; by default the folder's name")] = "",
+    source: Annotated[str, typer.Option(help="where the weights come from", show_default="the folder's name")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint of `transformers`, every attention of it, if it is equal to the checkpoint."""
     # `transformers` takes seconds to import, and no further command needs it.
@@ -86,3 +87,4 @@ def import_transformer_command(
             source=source,
             progress=print_line,
         )
+    print_result(version_document(models / name / str(version)), as_json)

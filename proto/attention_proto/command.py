@@ -16,6 +16,12 @@ def output_width() -> int | None:
     return None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
 
 
+def widen_help() -> None:
+    """Give the help of a command of typer the width of the text on stdout; call it before typer is imported."""
+    if width := output_width():
+        os.environ.setdefault("TERMINAL_WIDTH", str(width))
+
+
 @contextmanager
 def errors_on_one_line(name: str) -> Iterator[None]:
     """Print an unexpected exception as one line, and exit with status 1; with ATTENTION_TRACE=1 raise it.

@@ -1,8 +1,10 @@
 """The command `attention-export`: an impossible request fails at once, in one line."""
 
+import json
 import re
 import subprocess
 import sys
+from inspect import Parameter, signature
 from pathlib import Path
 
 import pytest
@@ -76,14 +78,18 @@ def test_a_block_of_given_matrices_is_exported_and_verified(tmp_path: Path) -> N
     block = SelfAttention(Dims(query=6))
     save_file(block.state_dict(), tmp_path / "matrices.safetensors")
     options = ("--width", 6, "--weights", tmp_path / "matrices.safetensors", "--license", "MIT", "--models", tmp_path)
-    made = invoke("block", "self_attention", "--name", "mine", "--version", 3, *options)
+    made = invoke("block", "self_attention", "--name", "mine", "--version", 3, "--json", *options)
     assert made.exit_code == 0, made.stderr
+    assert json.loads(made.stdout) == {"folder": str(tmp_path / "mine/3"), "model": "mine", "version": 3}
     manifest = read_manifest(tmp_path / "mine/3")
     assert manifest.license == "MIT"
     assert torch.equal(read_block(tmp_path / "mine/3", manifest, manifest.layers[0]).M_V, block.M_V)
     verified = invoke("verify", tmp_path / "mine/3")
     assert verified.exit_code == 0
     assert re.search(r"weights +│ +\d\.\d+e-0\d", verified.stdout)
+    document = json.loads(invoke("verify", tmp_path / "mine/3", "--json").stdout)
+    assert document["cases"] == manifest.parity.cases
+    assert 0 < document["max_abs_error"]["weights"] < document["atol"]
 
 
 def test_matrices_of_linear_modules_are_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +99,7 @@ def test_matrices_of_linear_modules_are_turned(tmp_path: Path, monkeypatch: pyte
     matrices = {f"M_{name}": module.weight for name, module in linear.items()}
     save_file(matrices | {f"b_{name}": module.bias for name, module in linear.items()}, tmp_path / "x.safetensors")
     exported: list[Model] = []
-    monkeypatch.setattr(cli, "export", lambda model, *_, **__: exported.append(model))
+    monkeypatch.setattr(cli, "export", lambda model, *_, **__: exported.append(model) or tmp_path / "x/1")
     options = ("block", "self_attention", "--name", "x", "--width", 4, "--layout", "out-in")
     made = invoke(*options, "--weights", tmp_path / "x.safetensors")
     assert made.exit_code == 0, made.stderr
@@ -135,6 +141,16 @@ def test_matrices_that_do_not_fit_are_refused_in_a_line(
     assert refused.exit_code == 1
     assert said in " ".join(refused.stderr.split())
     assert refused.exception is None or isinstance(refused.exception, SystemExit)
+
+
+def test_no_default_is_the_tracked_repository() -> None:
+    """Each command that writes a version writes to `served-models`, or to the folder that is named."""
+    commands = [*cli.app.registered_commands, *cli.imports.registered_commands]
+    named = {each.name or each.callback.__name__: signature(each.callback).parameters for each in commands}
+    defaults = {name: given["models"].default for name, given in named.items() if "models" in given}
+    assert defaults.pop("embedded") is Parameter.empty
+    assert set(defaults) == {"block", "train", "quantize", "multihead", "transformer"}
+    assert set(defaults.values()) == {Path("served-models")}
 
 
 def test_the_command_tells_its_version() -> None:

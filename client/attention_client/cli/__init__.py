@@ -3,10 +3,9 @@
 The commands need the extra `cli`. Without it `--version` and `--help` work; a command names the package to install.
 """
 
-import os
 import sys
 
-from attention_proto.command import errors_on_one_line, output_width
+from attention_proto.command import errors_on_one_line, widen_help
 
 _USAGE = """\
 Usage: attention-client [OPTIONS] COMMAND [ARGS]...
@@ -25,8 +24,7 @@ def main() -> None:
 
         sys.stdout.write(f"attention-client {__version__}\n")
         return
-    if width := output_width():
-        os.environ.setdefault("TERMINAL_WIDTH", str(width))  # typer reads it for the help
+    widen_help()
     try:
         from attention_client.cli.commands import app  # noqa: PLC0415  # needs the extra
     except ModuleNotFoundError as missing:
