@@ -19,7 +19,7 @@ class Engine(StrEnum):
 
 
 Input = Annotated[
-    str, typer.Argument(metavar="INPUT", help="Parquet, Arrow or JSON lines: a file, folder or pattern; or -.")
+    str, typer.Argument(metavar="INPUT", help="Parquet, Arrow, JSON lines or CSV: a file, folder or pattern; or -.")
 ]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="A .parquet or .jsonl file; or -.")]
 Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists the names.")]

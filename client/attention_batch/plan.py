@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import grpc
+import pyarrow as pa
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
 
 from attention_batch.engines.task import Task
 from attention_batch.errors import Refused
 from attention_batch.output.sink import OUTPUT_FORMATS, OutputFormat, OutputLayout
+from attention_batch.readers.documents import ANY_INTEGER
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.selection import STREAM
 from attention_batch.readers.source import Source
@@ -99,10 +101,13 @@ def make_plan(job: ScoringJob, source: Source, model: pb.Model) -> Plan:
         Refused: the input has not the columns, the model not the outputs, or the output's name no known format.
     """
     columns, id_type = source.columns(job.columns)
+    output_format = _format(job.output)
+    if output_format == "jsonl" and pa.types.is_integer(id_type):
+        id_type = ANY_INTEGER  # JSON has one type for all
     fields = Fields(columns, id_type, job.causal)
     outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
     spec = ScoringSpec(model.name, model.version, digest(model), outputs)
-    return Plan(job, source, fields, spec, OutputLayout(_format(job.output), outputs.columns, id_type))
+    return Plan(job, source, fields, spec, OutputLayout(output_format, outputs.columns, id_type))
 
 
 def _format(output: str) -> OutputFormat:

@@ -62,7 +62,9 @@ def run(job: ScoringJob, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
     resumable = STREAM not in (job.input, job.output)
     with _ended_cleanly(interrupts, resumable=resumable), ExitStack() as held:
         output = job.output_file
-        source = open_source(job.input, stdin, written_by(output) if output else ())
+        source = open_source(
+            job.input, stdin, written_by(output) if output else (), lambda said: write_event("passed over", reason=said)
+        )
         workers = _early_workers(job, source)
         if workers is not None:
             held.callback(workers.close)

@@ -1,5 +1,6 @@
 """Lines of JSON: one answer, or one failed row."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -45,5 +46,7 @@ def _with_probability(labelled: Prediction | Candidate) -> dict[str, Any]:
 
 
 def _text(id_: Any) -> str:
-    """Return an id of a type that JSON lacks as a string."""
+    """Return an id of a type that JSON lacks as a string, bytes as base64."""
+    if isinstance(id_, bytes):
+        return base64.b64encode(id_).decode()
     return str(id_.cast(pa.string())) if isinstance(id_, pa.Scalar) else str(id_)

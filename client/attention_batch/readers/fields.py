@@ -1,22 +1,23 @@
 """The fields of a sequence: the column of each in the input, and rows from Arrow batches or JSON documents."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from attention_client import Sequence
 from attention_proto.masks import Causal
 from attention_proto.text import TRUNCATES
-from numpy.typing import NDArray
 
 from attention_batch.errors import Refused
+from attention_batch.readers.columns import is_string, type_of
+from attention_batch.readers.documents import field_value, id_fault, value_of
 from attention_batch.readers.rows import FIELDS, IDS, OPTIONAL, SOURCES, TEXTS, VECTORS, FailedRow, Row
 from attention_batch.readers.strings import NotUtf8, values
 from attention_batch.readers.vectors import is_integers, is_vectors, vectors
-
-LARGEST_INT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,32 @@ class Fields:
         for i in range(batch.num_rows):
             yield self._row(file, first + i, ids[i], {field: column[i] for field, column in parts.items()})
 
-    def of_document(self, document: Any, file: str, row: int, before: int) -> Row | FailedRow:
-        """Return the row of a JSON document, with the arguments of `of_batch`."""
+    def of_document(
+        self, document: Any, file: str, row: int, before: int, *, of_strings: bool = False
+    ) -> Row | FailedRow:
+        """Return the row of a JSON document.
+
+        Args:
+            document: an object, if the row is readable.
+            file: the file's name.
+            row: the row's number in the file.
+            before: as in `of_batch`.
+            of_strings: whether all values are strings, of which vectors, and ids of tokens, are JSON.
+        """
         if not isinstance(document, dict):
             return FailedRow(file, row, None, "", f"must be an object, not {type(document).__name__}")
-        id_ = document.get(self.columns["id"]) if "id" in self.columns else before + row
-        if reason := self._id_fault(id_):
+        id_ = value_of(document, self.columns["id"]) if "id" in self.columns else before + row
+        if reason := id_fault(id_, self.id_type):
             return FailedRow(file, row, id_, "id", reason)
         parts: dict[str, Any] = {}
         for field, column in self.columns.items():
             if field == "id":
                 continue
             try:
-                parts[field] = _json_value(field, document.get(column))
+                value = value_of(document, column)
+                if of_strings and value is not None and field not in TEXTS:
+                    value = orjson.loads(value)
+                parts[field] = field_value(field, value)
             except (TypeError, ValueError) as error:
                 return FailedRow(file, row, id_, field, str(error))
         return self._row(file, row, id_, parts)
@@ -95,12 +109,6 @@ class Fields:
             size += own_size
         return Row(file, row, id_, Sequence(**given, causal=self.causal), size)
 
-    def _id_fault(self, id_: Any) -> str | None:
-        if self.id_type == pa.int64():
-            good = isinstance(id_, int) and not isinstance(id_, bool) and abs(id_) <= LARGEST_INT
-            return None if good else f"must be an integer, as the first row's is, not {id_!r}"
-        return None if isinstance(id_, str) else f"must be a string, as the first row's is, not {id_!r}"
-
 
 def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str) -> dict[str, str]:
     """Return field -> column: the columns that the user chose, and those that have a field's name.
@@ -111,7 +119,8 @@ def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str
         where: the input's name, for errors.
 
     Raises:
-        Refused: a chosen column does not exist, or the input has not exactly one of text, query and token_ids.
+        Refused: a chosen column does not exist, or is there twice, or the input has not exactly one of text, query and
+            token_ids.
     """
     for field, column in chosen.items():
         if field not in FIELDS:
@@ -125,7 +134,20 @@ def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str
     if len(found) != 1:
         have = f"both {' and '.join(found)}" if found else "neither text nor query nor token_ids"
         raise Refused(f"{where} has {have} (of {', '.join(names)}); say which column to read: --column text=COLUMN")
+    check_unique(names, columns, where)
     return {field: columns[field] for field in FIELDS if field in columns}
+
+
+def check_unique(names: Collection[str], columns: Mapping[str, str], where: str) -> None:
+    """Check that each column that is read is the only one of its name.
+
+    Raises:
+        Refused: it is not.
+    """
+    counts = Counter(names)
+    for column in columns.values():
+        if counts[column] > 1:
+            raise Refused(f"{where} has {counts[column]} columns of the name {column!r}; give each a name of its own")
 
 
 def check_types(schema: pa.Schema, columns: Mapping[str, str], where: str) -> None:
@@ -135,10 +157,12 @@ def check_types(schema: pa.Schema, columns: Mapping[str, str], where: str) -> No
         Refused: a column has another type.
     """
     for field, column in columns.items():
-        kind = schema.field(column).type
+        kind = type_of(schema, column)
         if field == "id" and (pa.types.is_nested(kind) or isinstance(kind, pa.FixedShapeTensorType)):
             raise Refused(f"{where}: column {column!r} holds {kind}; an id is one value")
-        if field in TEXTS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if pa.types.is_null(kind) and field in OPTIONAL:
+            continue
+        if field in TEXTS and not is_string(kind):
             raise Refused(f"{where}: column {column!r} holds {kind}; {field} must be strings")
         if field in IDS and not is_integers(kind):
             raise Refused(f"{where}: column {column!r} holds {kind}; {field} must be lists of integers")
@@ -170,34 +194,3 @@ def _checked(field: str, value: Any) -> tuple[Any, int]:
     if value.ndim < 2:
         raise ValueError("has vectors of several widths, or a null in place of one")
     return value, value.nbytes
-
-
-def _json_value(field: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if field in TEXTS:
-        if not isinstance(value, str):
-            raise TypeError(f"must be a string, not {type(value).__name__}")
-        return value
-    if field in IDS and isinstance(value, list) and all(type(each) is int for each in value):
-        return value
-    if field in IDS:
-        raise TypeError("must be a list of integers")
-    return _json_vectors(value)
-
-
-def _json_vectors(value: Any) -> NDArray[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"must be a list of vectors, not {type(value).__name__}")
-    if not value:
-        return np.empty((0, 0), np.float32)
-    try:
-        array = np.array(value)
-    except ValueError as error:
-        raise ValueError("has vectors of several widths") from error
-    if array.dtype.kind not in "fiu":
-        raise TypeError("must hold numbers")
-    if array.ndim == 1:
-        raise ValueError(f"must have shape [length, width], not {list(array.shape)}")
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from attention_batch.errors import Refused
-from attention_batch.readers.strings import check_offsets
+from attention_batch.readers.columns import select
 
+OLD_FEATHER = b"FEA1"
 Reader = Any  # pa.ipc.RecordBatchFileReader or RecordBatchStreamReader: pyarrow is untyped
 
 
@@ -72,9 +73,7 @@ class Cursor:
         while at < number:
             at, batch = at + 1, self._reader.read_next_batch()
         if batch is not self._batch[1]:
-            batch = batch.select(columns)
-            for column in batch.columns:
-                check_offsets(column)
+            batch = select(batch, columns, checked=False)
         self._batch = at, batch
         return batch
 
@@ -87,6 +86,9 @@ def _slice(batch: pa.RecordBatch, skipped: int, count: int) -> pa.RecordBatch:
 
 def _open(path: str) -> Reader:
     mapped = pa.memory_map(path)
+    if mapped.read(len(OLD_FEATHER)) == OLD_FEATHER:
+        raise Refused(f"{path} is Feather version 1; write it again: pyarrow.feather.write_feather(table, OUT)")
+    mapped.seek(0)
     try:
         return pa.ipc.open_file(mapped)
     except pa.ArrowInvalid:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attention_batch.errors import Refused
+from attention_batch.readers.columns import select, type_of
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 2**22  # about; far larger batches would take fresh memory from the system each time
@@ -115,9 +116,9 @@ class Cursor:
             return
         opened = pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)
         self._tensors = {}
-        if any(pa.types.is_dictionary(opened.schema_arrow.field(name).type) for name in columns):
-            fields = map(opened.schema_arrow.field, columns)
-            self._tensors = {each.name: each.type for each in fields if isinstance(each.type, pa.FixedShapeTensorType)}
+        kinds = {name: type_of(opened.schema_arrow, name) for name in columns}
+        if any(map(pa.types.is_dictionary, kinds.values())):
+            self._tensors = {name: kind for name, kind in kinds.items() if isinstance(kind, pa.FixedShapeTensorType)}
             metadata = _without_arrow_schema(path)
             opened = pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=READ_BYTES)
         self._path, self._columns, self._opened = path, columns, opened
@@ -131,7 +132,7 @@ class Cursor:
             raise LookupError("it has fewer rows than when the run began")
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // _row_bytes(opened.metadata.row_group(group))))
         # Without threads: all further cores are the engine's.
-        self._batches = opened.iter_batches(rows, [group], _leaves(opened, self._columns), use_threads=False)
+        self._batches = opened.iter_batches(rows, [group], self._columns, use_threads=False)
         self._rest = None
 
     def _next(self, count: int) -> Iterator[pa.RecordBatch]:
@@ -146,7 +147,7 @@ class Cursor:
             self._rest = batch.slice(taken) if taken < batch.num_rows else None
             count -= taken
             self._place = (group, row + taken)
-            yield self._with_tensors(batch.slice(0, taken))
+            yield self._with_tensors(select(batch.slice(0, taken), self._columns))
 
     def _end(self, group: int, row: int) -> None:
         """Check that a row group that was read to its end has as many rows as the file says."""
@@ -179,7 +180,3 @@ def _without_arrow_schema(path: str) -> pq.FileMetaData:
 def _row_bytes(group: pq.RowGroupMetaData) -> int:
     size: int = group.total_byte_size // max(1, group.num_rows)
     return max(1, size)
-
-
-def _leaves(opened: pq.ParquetFile, columns: list[str]) -> list[str]:
-    return [name for name in opened.schema_arrow.names if name in columns]

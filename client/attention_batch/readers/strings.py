@@ -6,6 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_BYTES_OF = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class NotUtf8:
@@ -19,6 +25,9 @@ def values(column: pa.Array) -> list[Any]:
 
     Arrow does not check strings when it reads a file. The column is decoded row by row only if a row is at fault.
     """
+    if pa.types.is_dictionary(column.type):
+        known = values(column.dictionary)
+        return [None if index is None else known[index] for index in column.indices.to_pylist()]
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
@@ -39,9 +48,13 @@ def check_offsets(column: pa.Array) -> None:
         check_offsets(column.dictionary)
         column.indices.validate(full=True)
         _check_indices(column)
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    elif kind in _BYTES_OF:
         column.validate()
-        column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary()).validate(full=True)
+        column.view(_BYTES_OF[kind]).validate(full=True)
+    elif pa.types.is_struct(kind):
+        column.validate()
+        for part in range(kind.num_fields):
+            check_offsets(column.field(part))
     else:
         column.validate(full=True)
 

@@ -6,7 +6,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from attention_batch.errors import Refused
-from attention_batch.readers.fields import Fields, check_types, choose_columns
+from attention_batch.readers.columns import id_type, names_of, type_of
+from attention_batch.readers.fields import Fields, check_types, check_unique, choose_columns
 from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
 
@@ -54,19 +55,20 @@ class TableSource:
     def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field, and the type of ids; every file must have both. See `Source.columns`."""
         first = self._schema(self.files[0].path)
-        columns = choose_columns(first.names, chosen, self.files[0].path)
-        id_type = first.field(columns["id"]).type if "id" in columns else pa.int64()
+        columns = choose_columns(names_of(first), chosen, self.files[0].path)
+        ids = id_type(type_of(first, columns["id"])) if "id" in columns else pa.int64()
         for file in self.files:
             schema = self._schema(file.path)
-            missing = [column for column in columns.values() if column not in schema.names]
+            names = names_of(schema)
+            missing = [column for column in columns.values() if column not in names]
             if missing:
                 raise Refused(f"{file.path} has no column {missing[0]!r}, as {self.files[0].path} has")
+            check_unique(names, columns, file.path)
             check_types(schema, columns, file.path)
-            if "id" in columns and schema.field(columns["id"]).type != id_type:
-                raise Refused(
-                    f"{file.path}: ids are {schema.field(columns['id']).type}, but {id_type} in the first file"
-                )
-        return columns, id_type
+            own = id_type(type_of(schema, columns["id"])) if "id" in columns else ids
+            if own != ids:
+                raise Refused(f"{file.path}: ids are {own}, but {ids} in the first file")
+        return columns, ids
 
     def _schema(self, path: str) -> pa.Schema:
         schema = self._tables.schema(path)

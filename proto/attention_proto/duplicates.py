@@ -1,0 +1,74 @@
+"""Detection of duplicate names in JSON objects, of which the parser silently keeps the last.
+
+A hook for each parsed name would cost many times the parsing. Colons are counted instead: outside of strings the text
+has one colon for each name. If the text has more colons than the parsed document has names and colons within strings,
+a name was dropped. Counting bytes is cheap, and lists of numbers, the bulk of a large body, are skipped.
+"""
+
+import json
+from collections import Counter
+from typing import Any
+
+
+def has_duplicates(body: bytes, content: object) -> bool:
+    """Return whether an object of a document may have a name twice.
+
+    Args:
+        body: valid JSON.
+        content: the parsed body. Where each list that begins with a number has numbers only, the answer is exact;
+            otherwise it may be true for a document without.
+    """
+    return body.count(b":") + _escaped(body) != _colons(content)
+
+
+def duplicate_name(body: bytes, content: object) -> str | None:
+    """Return a name, cut to 64 characters, that stands twice in one object.
+
+    Args:
+        body: valid JSON.
+        content: the parsed body.
+
+    Returns:
+        None where there is none, or Python's own parser fails on the body.
+    """
+    return _searched(body) if has_duplicates(body, content) else None
+
+
+def _escaped(body: bytes) -> int:
+    """Return the number of colons written as an escape, which only the parsed document has."""
+    if b"\\" not in body:
+        return 0
+    plain = body.replace(b"\\\\", b"--")  # every backslash that is left begins an escape
+    return plain.count(b"\\u003a") + plain.count(b"\\u003A")
+
+
+def _colons(content: object) -> int:
+    """Return the number of colons that the text must have: one for each name, and those within strings."""
+    if isinstance(content, dict):
+        return len(content) + sum(map(_colons, content)) + sum(map(_colons, content.values()))
+    if isinstance(content, str):
+        return content.count(":") if ":" in content else 0  # a search is faster than a count where there is none
+    if isinstance(content, list) and not _of_numbers(content):
+        return sum(map(_colons, content))
+    return 0
+
+
+def _of_numbers(content: list[Any]) -> bool:
+    first: object = content
+    while isinstance(first, list) and first:
+        first = first[0]
+    return not isinstance(first, dict | str | type(None))
+
+
+def _searched(body: bytes) -> str | None:
+    found: list[str] = []
+
+    def collect(pairs: list[tuple[str, object]]) -> None:
+        counts = Counter(name for name, _ in pairs)
+        found.extend(name for name, count in counts.items() if count > 1)
+
+    try:
+        json.loads(body, object_pairs_hook=collect)
+    except (ValueError, RecursionError):
+        return None
+    return found[0][:64] if found else None
