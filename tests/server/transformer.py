@@ -42,6 +42,7 @@ class Shape:
         stages: those that each layer's manifest lists.
         causal, biased: the layers that are causal, or have a bias.
         longest: the number of tokens that have positions.
+        goes_on: whether the model predicts the next token of a text, and nothing else.
     """
 
     words: Sequence[str] = WORDS
@@ -53,6 +54,7 @@ class Shape:
     causal: Sequence[int] = (1,)
     biased: Sequence[int] = (2,)
     longest: int = LONGEST
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ class _Writer:
         manifest.text.CopyFrom(self._text())
         manifest.segments.extend(Segment(graph=self._segment(index)) for index in range(len(self._shape.head_dims) + 1))
         manifest.layers.extend(self._layer(index) for index in range(len(self._shape.head_dims)))
-        if self._shape.classes:
+        if self._shape.goes_on:
+            self._add_next_token(manifest)
+        elif self._shape.classes:
             self._add_head(manifest)
         content = json_format.MessageToDict(manifest, preserving_proto_field_name=True)
         (self._folder / "manifest.json").write_text(json.dumps(content))
@@ -162,6 +166,15 @@ class _Writer:
         outputs = ", ".join(f"float[N,{len(each.labels)}] {each.name}" for each in manifest.predictors)
         matrices = {f"{name}_matrix": name for name in names}
         manifest.head.CopyFrom(self._graph("head", f"float[N,{self._shape.width}] hidden", outputs, body, matrices))
+
+    def _add_next_token(self, manifest: Manifest) -> None:
+        labels = len(self._shape.words)
+        manifest.predictors.add(name="token", rows=Predictor.ROWS_LAST, vocabulary=True)
+        manifest.logits_dim = labels
+        outputs = f"float[N,{labels}] logits, float[N,{labels}] token"
+        body = "logits = MatMul(hidden, matrix) token = Softmax(logits)"
+        inputs = f"float[N,{self._shape.width}] hidden"
+        manifest.head.CopyFrom(self._graph("head", inputs, outputs, body, {"matrix": "token"}))
 
     def _text(self) -> Text:
         tokenizer = Tokenizer(

@@ -27,6 +27,21 @@ ENCODER = transformer.Shape(
     biased=(),
     longest=512,
 )
+DECODER = transformer.Shape(
+    words=(
+        "[UNK]",
+        *["the", "cat", "sat", "on", "a", "mat", ".", "dog", "ran", "to", "my", "house", "and", "saw", "it"],
+    ),
+    classes=(),
+    width=16,
+    heads=2,
+    head_dims=(8, 8),
+    stages=(EVERY_STAGE, EVERY_STAGE),
+    causal=(0, 1),
+    biased=(),
+    longest=128,
+    goes_on=True,
+)
 CHROMIUM = "/usr/bin/chromium"
 LONGEST_WAIT = 1000 * HANG  # milliseconds
 
@@ -35,12 +50,13 @@ expect.set_options(timeout=LONGEST_WAIT)
 
 @pytest.fixture(scope="session")
 def served_models(request: pytest.FixtureRequest) -> Path:
-    """The embedded models, and a text model of two layers and twelve heads, made once for each state of its sources."""
+    """The embedded models, an encoder of 2 x 12 heads and a decoder, made once for each state of its sources."""
     sources = [Path(__file__), Path(transformer.__file__), ROOT / "proto/attention/v1/attention.proto"]
     sources += sorted((ROOT / "models").rglob("*.*"))
 
     def make(folder: Path) -> None:
         transformer.write(folder / "encoder/1", ENCODER)
+        transformer.write(folder / "decoder/1", DECODER)
         shutil.copytree(ROOT / "models", folder, dirs_exist_ok=True)
 
     return made_once(request.config.cache.mkdir("web-models"), sources, make)

@@ -17,6 +17,7 @@ VIEWS = {
     "rollout": {"view": "atlas", "tab": "rollout", "model": "encoder"},
     "compare": {},
     "translate": {"model": "cross-attention", "memory": "twenty one", "text": "", "said": 2},
+    "generate": {"model": "decoder", "text": "the cat sat . my dog ran", "said": 3, "draw": 1, "read": "1.0"},
 }
 SHOWN = {
     "meet": ".arc",
@@ -27,6 +28,7 @@ SHOWN = {
     "rollout": ".rollout canvas",
     "compare": ".panels canvas",
     "translate": ".spoken .said-word",
+    "generate": ".written .own",
 }
 SCREENS = [(scheme, width, height) for width, height in ((1280, 900), (390, 844)) for scheme in ("light", "dark")]
 

@@ -44,7 +44,7 @@ export interface Model {
       start_token?: number;
       end_tokens?: number[];
     };
-    predictors?: { name: string; rows: string; labels?: string[] }[];
+    predictors?: { name: string; rows: string; labels?: string[]; vocabulary?: boolean }[];
     training?: { task?: string; figures?: Record<string, number> };
     examples?: ManifestExample[];
   };
@@ -85,6 +85,8 @@ export interface Result {
   memory_token_offsets?: Place[];
   outputs: Record<string, Tensor | TopK>;
   predictions?: (Candidate & { name: string; row?: number; top?: Candidate[] })[];
+  /** What a sequence was kept as, where it was to be. */
+  memory?: { id: string };
 }
 
 export interface OutputSpec {
@@ -98,12 +100,19 @@ export interface OutputSpec {
   pool?: "mean" | "first" | "last";
   pairs?: string[];
   top?: number;
+  sample?: { temperature: number; seed: number };
+  spans?: Record<string, { begin: number; end: number }>;
 }
 
 export interface Memory {
   id: string;
   version: number;
   tokens?: string[];
+}
+
+export interface Tokens {
+  token_ids: number[];
+  tokens: string[];
 }
 
 /** What the server answers in place of a result. */
@@ -158,11 +167,12 @@ export class Api {
     return (await this.json("GET", `v1/models/${encodeURIComponent(model.name)}`)) as Model;
   }
 
-  /** The ids of a text's tokens, special tokens included. */
-  async tokenize(model: Model, text: string): Promise<number[]> {
-    const path = `v1/models/${encodeURIComponent(model.name)}:tokenize`;
-    const { results } = (await this.json("POST", path, { text })) as { results: [{ token_ids: number[] }] };
-    return results[0].token_ids;
+  /** The tokens of a text, special tokens included. */
+  async tokenize(model: Model, text: string, pair: string | null = null): Promise<Tokens> {
+    const path = `v1/models/${encodeURIComponent(model.name)}/versions/${model.version}:tokenize`;
+    const body = { text, ...(pair === null ? {} : { text_pair: pair }) };
+    const { results } = (await this.json("POST", path, body)) as { results: [Tokens] };
+    return results[0];
   }
 
   async createMemory(model: Model, memory: object): Promise<Memory> {

@@ -2,15 +2,17 @@
 import { html, nothing, render } from "lit-html";
 import { Api, ApiError, type Layer, type Model } from "../api/api.ts";
 import { sequence, titleOf } from "../api/ask.ts";
+import { nextToken } from "../api/generation.ts";
 import { Known } from "../api/known.ts";
 import { onSystemChange } from "../drawing/palette.ts";
 import { readPicture } from "../drawing/picture.ts";
 import { hideTip } from "../drawing/tip.ts";
-import { carried, type Example, example, examples, someVectors } from "../state/examples.ts";
+import { carried, type Example, example, someVectors, translated } from "../state/examples.ts";
 import { fromHash, leftOut, toHash } from "../state/link.ts";
-import { type Input, type State, UNCHOSEN, type View as ViewName } from "../state/state.ts";
+import { type Input, isSameSequence, type State, UNCHOSEN, VIEWS, type View as ViewName } from "../state/state.ts";
 import { AtlasView } from "../views/atlas/atlas.ts";
 import { CompareView } from "../views/compare/compare.ts";
+import { GenerateView } from "../views/generate/generate.ts";
 import { MeetView } from "../views/meet/meet.ts";
 import { StepsView } from "../views/steps/steps.ts";
 import { TranslateView } from "../views/translate/translate.ts";
@@ -43,6 +45,7 @@ export class App {
     steps: new StepsView(),
     atlas: new AtlasView(),
     translate: new TranslateView(this.api),
+    generate: new GenerateView(this.api),
     compare: new CompareView(),
   };
   private readonly drawer = new Drawer({
@@ -153,12 +156,14 @@ export class App {
     const { a } = this.state;
     const model = this.modelOf(a);
     if (changes.kind === "vectors" && !a.query && !changes.query) changes = { ...changes, ...someVectors(model) };
-    if (changes.kind === "ids" && !a.ids.length)
-      changes = { ...changes, ids: await this.api.tokenize(model, a.text).catch(() => [0]) };
+    if (changes.kind === "ids" && !a.ids.length) {
+      const tokens = await this.api.tokenize(model, a.text).catch(() => ({ token_ids: [0] }));
+      changes = { ...changes, ids: tokens.token_ids };
+    }
     this.input("a", changes, true);
   }
 
-  private pick(which: "a" | "b", model: Model, chosen: Example | null): void {
+  private pick(which: "a" | "b", model: Model, chosen: Example | null, also: Partial<State> = {}): void {
     const before = this.state[which] ?? this.state.a;
     const input = chosen
       ? { ...example(model), text: chosen.text, memoryText: chosen.memoryText }
@@ -166,7 +171,7 @@ export class App {
     this.opened = null;
     this.typed = 0;
     if (which === "b") this.change({ b: input, sides: null });
-    else this.change({ a: input, ...(model.name === before.model ? { said: 0, lock: null } : UNCHOSEN) });
+    else this.change({ a: input, ...(model.name === before.model ? { said: 0, lock: null } : UNCHOSEN), ...also });
   }
 
   /** Opens a view; to translate, with a model that does. */
@@ -175,7 +180,14 @@ export class App {
     const translator = this.models.find((each) => nextWord(each));
     if (view === "translate" && translator && !nextWord(this.modelOf(this.state.a)))
       this.change({ view, a: translated(translator), ...UNCHOSEN });
+    else if (view === "generate" && !nextToken(this.modelOf(this.state.a)))
+      this.pick("a", this.models.find((each) => nextToken(each))!, null, { view });
     else this.change({ view });
+  }
+
+  /** The views that some model can be seen in. */
+  private get seen(): ViewName[] {
+    return VIEWS.filter((each) => each !== "generate" || this.models.some(nextToken));
   }
 
   // --- asking ----------------------------------------------------------------------------------------------------------
@@ -310,6 +322,7 @@ export class App {
     render(
       html`
         ${top({
+          views: this.seen,
           view: this.opened ? null : state.view,
           models: modelMenu("Model", this.models, model, (picked, chosen) => this.pick("a", picked, chosen)),
           kinds: state.view === "compare" && !this.opened ? PICTURES : [...PICTURES, ...DATA],
@@ -383,16 +396,4 @@ export class App {
       ${unknown ? this.near(unknown) : nothing}
       ${unknown ? this.vocabulary.template(this.modelOf(this.state.a)) : nothing}</div></div>`;
   }
-}
-
-/** Whether two inputs have the same positions, whatever was changed in them. */
-function isSameSequence(one: Input, other: Input): boolean {
-  const fields = ["kind", "text", "pair", "memoryText", "query", "key"] as const;
-  return fields.every((each) => one[each] === other[each]) && one.ids.join() === other.ids.join();
-}
-
-/** A text for a model that translates. */
-function translated(model: Model): Input {
-  const given = examples(model).find(({ text, memoryText }) => memoryText && !text);
-  return { ...example(model), ...(given ? { text: given.text, memoryText: given.memoryText } : {}) };
 }

@@ -24,7 +24,7 @@ export async function save(kind: string, view: View, context: Context | null): P
 
 /** A picture with every layer that has the same queries and keys. */
 async function wholePicture(picture: Picture, context: Context | null): Promise<Picture> {
-  if (!context || context.state.view === "translate") return picture;
+  if (!context || ["translate", "generate"].includes(context.state.view)) return picture;
   const layers = besides(context.model, context.layer);
   if (picture.layers.length === layers.length) return picture;
   return (await askAnswer(context.known, context.model, context.state.a, layers)).picture;

@@ -1,6 +1,6 @@
 // The head of the page: views, the model, input, files.
 import { html, type TemplateResult } from "lit-html";
-import { VIEWS, type View } from "../state/state.ts";
+import type { View } from "../state/state.ts";
 import { menu } from "./menus.ts";
 
 const NAMES: Record<View, string> = {
@@ -8,10 +8,12 @@ const NAMES: Record<View, string> = {
   steps: "Steps",
   atlas: "Atlas",
   translate: "Translate",
+  generate: "Generate",
   compare: "Compare",
 };
 
 export interface Top {
+  views: View[];
   view: View | null;
   models: TemplateResult;
   kinds: string[];
@@ -21,7 +23,7 @@ export interface Top {
   theme(): void;
 }
 
-export function top({ view, models, kinds, go, input, save, theme }: Top): TemplateResult {
+export function top({ views, view, models, kinds, go, input, save, theme }: Top): TemplateResult {
   const copy: [string, () => void][] = navigator.clipboard
     ? [["Copy link", () => navigator.clipboard.writeText(location.href)]]
     : [];
@@ -35,7 +37,7 @@ export function top({ view, models, kinds, go, input, save, theme }: Top): Templ
       document.getElementById("main")?.focus();
     }}>Skip to the picture</a>
     <h1>Attention</h1>
-    <div class="tabs" role="group" aria-label="Views">${VIEWS.map(
+    <div class="tabs" role="group" aria-label="Views">${views.map(
       (each) =>
         html`<button type="button" aria-pressed=${view === each} @click=${() => go(each)}>${NAMES[each]}</button>`,
     )}</div>

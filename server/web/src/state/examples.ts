@@ -42,6 +42,12 @@ export function example(model: Model): Input {
   };
 }
 
+/** A text for a model that translates. */
+export function translated(model: Model): Input {
+  const given = examples(model).find(({ text, memoryText }) => memoryText && !text);
+  return { ...example(model), ...(given ? { text: given.text, memoryText: given.memoryText } : {}) };
+}
+
 /** A few small vectors of the widths that a model takes. */
 export function someVectors(model: Model): Pick<Input, "query" | "key" | "value"> {
   const [layer] = model.manifest.layers;

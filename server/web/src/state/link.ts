@@ -49,6 +49,10 @@ export function toHash(state: State): string {
   put("lock", state.lock ? [state.lock.query, ...(state.lock.key === null ? [] : [state.lock.key])].join(".") : "", "");
   put("sides", state.sides?.join(",") ?? "", "");
   put("said", state.said, 0);
+  put("written", state.written ?? "", "");
+  put("read", state.read, "");
+  put("draw", state.draw, 0);
+  put("seed", state.seed, 0);
   return params.toString();
 }
 
@@ -110,6 +114,10 @@ export function fromHash(hash: string, models: Model[]): State {
     lock: lock.length ? { query: lock[0], key: lock[1] ?? null } : null,
     sides: sides.length === 2 && sides.every(Number.isInteger) ? [sides[0], sides[1]] : null,
     said: integer(params.get("said"), 0),
+    written: params.has("written") ? integer(params.get("written"), 0) : null,
+    read: params.get("read") ?? "",
+    draw: positive(params.get("draw"), 0),
+    seed: integer(params.get("seed"), 0),
   };
 }
 
@@ -139,8 +147,7 @@ function readInput(params: URLSearchParams, prefix: string, models: Model[], oth
   input.right = integer(get("right"), -1);
   input.hidden = integers(get("hide"));
   input.off = (get("off") ?? "").split(",").filter((each) => /\.\d+$/.test(each));
-  const temperature = Number(get("temperature") ?? 1);
-  input.temperature = temperature > 0 && Number.isFinite(temperature) ? temperature : 1;
+  input.temperature = positive(get("temperature"), 1);
   return input;
 }
 
@@ -150,6 +157,11 @@ function readOr(text: string): Matrix | null {
   } catch {
     return null;
   }
+}
+
+function positive(text: string | null, otherwise: number): number {
+  const value = Number(text ?? "");
+  return value > 0 && Number.isFinite(value) ? value : otherwise;
 }
 
 function integer(text: string | null, otherwise: number): number {

@@ -4,7 +4,7 @@ import type { Matrix } from "../api/matrix.ts";
 import type { Place, Style } from "../drawing/drawing.ts";
 import { example } from "./examples.ts";
 
-export const VIEWS = ["meet", "steps", "atlas", "translate", "compare"] as const;
+export const VIEWS = ["meet", "steps", "atlas", "translate", "generate", "compare"] as const;
 export type View = (typeof VIEWS)[number];
 
 export type Causal = "none" | "top_left" | "bottom_right";
@@ -60,8 +60,14 @@ export interface State {
   lock: Place | null;
   /** Of the two sides of a comparison; -1 is the mean over heads. */
   sides: [number, number] | null;
-  /** How many words a translation has said. */
+  /** How many words a translation has said, or tokens a generation has written. */
   said: number;
+  /** Of a generation: the token that was written whose row is shown, null for the last; of which heads, see ReadBy. */
+  written: number | null;
+  read: string;
+  /** How its tokens are chosen: the most probable where the temperature is 0, else drawn. */
+  draw: number;
+  seed: number;
 }
 
 export const TRACKS = ["qkv", "heads", "two", "stages"] as const;
@@ -88,6 +94,8 @@ export function begin(model: Model): State {
     special: true,
     style: null,
     mean: true,
+    draw: 0,
+    seed: 0,
   };
 }
 
@@ -101,6 +109,8 @@ export const UNCHOSEN = {
   lock: null,
   sides: null,
   said: 0,
+  written: null,
+  read: "",
 };
 
 /** Whether something was changed whose effect can be seen. */
@@ -111,6 +121,12 @@ export function isChanged({ hidden, off, temperature }: Input): boolean {
 /** The input as it was before anything was changed. */
 export function unchanged(input: Input): Input {
   return isChanged(input) ? { ...input, hidden: [], off: [], temperature: 1 } : input;
+}
+
+/** Whether two inputs have the same positions, whatever was changed in them. */
+export function isSameSequence(one: Input, other: Input): boolean {
+  const fields = ["kind", "text", "pair", "memoryText", "query", "key"] as const;
+  return fields.every((each) => one[each] === other[each]) && one.ids.join() === other.ids.join();
 }
 
 /** A list with a member that it had not, or without one that it had. */

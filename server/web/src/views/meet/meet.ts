@@ -8,9 +8,8 @@ import { headColour, headDash, palette } from "../../drawing/palette.ts";
 import { aboutPicture, type Picture } from "../../drawing/picture.ts";
 import { range } from "../../drawing/weights.ts";
 import { toggled, unchanged } from "../../state/state.ts";
-import { saidChanges } from "../changes.ts";
 import type { Context, View } from "../view.ts";
-import { temperatureOf } from "../what-if.ts";
+import { whatIf } from "../what-if.ts";
 import { type Arc, apart, type Box, between, boxOf, type Layout, within } from "./arcs.ts";
 import { cards } from "./cards.ts";
 import { best, firstQuery, type Met, metHeads } from "./heads.ts";
@@ -61,7 +60,7 @@ export class MeetView implements View {
             <svg class="arcs" aria-hidden="true"></svg>
             ${picture.toItself ? this.words(picture.keys, true) : html`${this.words(picture.keys, false)}${this.queries(picture.queries)}`}
           </div>
-          ${this.changes()}
+          ${whatIf(context, picture.keys)}
         </div>
         ${cards({ context, before: this.before, after: this.after, met, query })}
         <p class="note">Attention weights are not explanations by themselves: they say what was summed, and how much of it, not why.
@@ -146,18 +145,6 @@ export class MeetView implements View {
     } else if (event.key === "Delete" || event.key === "Backspace") hide();
     else return;
     event.preventDefault();
-  }
-
-  /** What is changed, and the way back. */
-  private changes(): TemplateResult {
-    const { state, model, edit } = this.context!;
-    const { temperature } = state.a;
-    const said = saidChanges(state.a, this.after!.picture.keys, model);
-    return html`<div class="what-if">${temperatureOf(temperature, (to) => edit({ temperature: to }))}<p class="changes" role="status">${
-      said.length
-        ? html`<b>Changed:</b> ${said.join(", ")} <button type="button" class="quiet" @click=${() => edit({ hidden: [], off: [], temperature: 1 })}>undo all</button>`
-        : nothing
-    }</p></div>`;
   }
 
   // --- the arcs --------------------------------------------------------------------------------------------------------
