@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,12 @@ def test_a_prefix_over_rest(decoders: Decoders) -> None:
     body = {"text": "four", "memory": memory["id"], "mask": {"window": {"left": 0}}, "outputs": ["weights"]}
     (alone,) = requests.post(f"{url}:attend", json=body, timeout=HANG).json()["results"]
     assert alone["outputs"]["weights"]["values"] == [[[0.0] * count + [1.0]]] * 4
+    longer = requests.post(f"{url}/memories", json={"memory_text": "one two three", "ttl": 3600}, timeout=HANG).json()
+    body = {"text": "four", "memory": memory["id"], "extend": True, "outputs": ["weights"]}
+    (behind,) = requests.post(f"{url}:attend", json=body, timeout=HANG).json()["results"]
+    assert longer["id"] == memory["id"]
+    lives = datetime.fromisoformat(behind["memory"]["expire_time"]) - datetime.now(UTC)
+    assert lives > timedelta(seconds=1200)  # as long as the memory that it goes on behind; 600 by itself
 
 
 REFUSED = [

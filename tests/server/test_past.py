@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.past import MAX_COPIED, Continuation, Past
-from attention_server.contexts.store import MemoryStore
+from attention_server.contexts.store import HeldMemories, MemoryStore
 from attention_server.errors import InvalidRequest
 
 WIDTHS = ((6, 4), (6, 6))
@@ -108,6 +108,32 @@ def test_room_that_was_not_used_is_given_back():
     continuation, _ = put_behind(grown, 1)
     place = continuation.kept.pieces[-1]
     continuation.close()
+    assert put_behind(grown, 1)[0].kept.pieces[-1] == place
+
+
+def test_a_larger_block_that_is_not_kept_is_made_again():
+    """A failed computation that made a larger block for a full one leaves the full one as it was."""
+    (past, _) = Tree(5).kept[0]
+    full = past.extend(4)
+    for _ in range(2):
+        continuation, _ = put_behind(full, 1)
+        assert continuation.copied == 4 * ROW  # into the larger block
+        continuation.close()
+
+
+def test_a_request_that_fails_gives_its_room_back():
+    """The end of a request closes the sequences that the store does not keep, and no other."""
+    (past, _) = Tree(5).kept[0]
+    grown = past.extend(1).extend(1).extend(1)
+    held = HeldMemories(MemoryStore(2**20))
+    failed, _ = put_behind(grown, 1)
+    kept, _ = put_behind(grown, 2)
+    place = failed.kept.pieces[-1]
+    for each in (failed, kept):
+        held.close_at_end(each)
+    kept.hand_over()
+    held.release()
+    assert failed.kept is None
     assert put_behind(grown, 1)[0].kept.pieces[-1] == place
 
 

@@ -78,6 +78,11 @@ class Block:
             if self._written == begin + rows:
                 self._written = begin
 
+    def take_back(self) -> None:
+        """Note that the larger block which was to replace this one is not kept."""
+        with _claims:
+            self._has_successor = False
+
 
 class Piece(NamedTuple):
     """The first rows of a block."""
@@ -93,11 +98,13 @@ class Past(NamedTuple):
         pieces: of blocks, first to last.
         added: the number of rows at the end that are to be written.
         copied: bytes of earlier rows that were copied to make room for these.
+        replaced: the full block that the last one replaces for these rows; None for none.
     """
 
     pieces: tuple[Piece, ...]
     added: int = 0
     copied: int = 0
+    replaced: Block | None = None
 
     @classmethod
     def begin(cls, widths: Widths, rows: int, data_type: "np.dtype[Any]") -> "Past":
@@ -155,10 +162,11 @@ class Past(NamedTuple):
         if block.claim(length, rows):
             return Past((*before, Piece(block, length + rows)), rows)
         grows = block.succeed(length)
+        replaced = block if grows else None
         if grows and length <= MAX_COPIED:
-            return self._with_block(self.pieces[-1:], rows, length // 2)
+            return self._with_block(self.pieces[-1:], rows, length // 2, replaced)
         copied = _short(self.pieces) if len(self.pieces) > MAX_PIECES else ()
-        return self._with_block(copied, rows, MAX_COPIED // 2 if grows else 0)
+        return self._with_block(copied, rows, MAX_COPIED // 2 if grows else 0, replaced)
 
     def write_tokens(self, tokens: Tokens | None) -> None:
         """Write the tokens of the rows added; None for vectors."""
@@ -185,6 +193,8 @@ class Past(NamedTuple):
         """Give back the room for the rows added, which were not written."""
         block, length = self.pieces[-1]
         block.release(length - self.added, self.added)
+        if self.replaced is not None:
+            self.replaced.take_back()
 
     def read(self, site: int) -> list[tuple[Vectors, Vectors]]:
         """Return k and v of a site, each [rows, width], piece by piece: views of float32, casts of float16."""
@@ -194,7 +204,7 @@ class Past(NamedTuple):
             views.append((k[:length].astype(np.float32, copy=False), v[:length].astype(np.float32, copy=False)))
         return views
 
-    def _with_block(self, copied: Sequence[Piece], rows: int, spare: int) -> "Past":
+    def _with_block(self, copied: Sequence[Piece], rows: int, spare: int, replaced: Block | None) -> "Past":
         """Return this prefix with a new block behind it, which begins with copies of its last pieces."""
         length = sum([piece.length for piece in copied])
         block = Block(self.widths, length + rows + spare, self.data_type, is_first=False)
@@ -209,7 +219,7 @@ class Past(NamedTuple):
             begin = end
         block.claim(0, length + rows)
         kept = self.pieces[: len(self.pieces) - len(copied)]
-        return Past((*kept, Piece(block, length + rows)), rows, block.size * length // block.capacity)
+        return Past((*kept, Piece(block, length + rows)), rows, block.size * length // block.capacity, replaced)
 
 
 def _short(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
@@ -248,7 +258,8 @@ class Continuation:
 
     Attributes:
         before, keeps: as given.
-        kept: the prefix with the sequence behind it, once it is computed; None where it is not kept.
+        kept: the prefix with the sequence behind it, once it is computed; None where it is not kept, and once the
+            store keeps it.
         copied: bytes of the prefix that were copied for this computation.
     """
 
@@ -279,6 +290,10 @@ class Continuation:
         if self.kept is not None:
             self.kept.release()
             self.kept = None
+
+    def hand_over(self) -> None:
+        """Leave the prefix with the sequence to the store, which keeps it: `close` gives no room back any more."""
+        self.kept = None
 
     def pieces(self, site: int, keys: Vectors, values: Vectors) -> list[tuple[Vectors, Vectors]]:
         """Return k and v of a site for the prefix and the sequence; keep those of the sequence if asked.

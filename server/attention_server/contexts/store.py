@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from attention_server.budget.account import OPEN, Lease
 from attention_server.contexts.account import Account, Entry
 from attention_server.contexts.memory import Memory, new_id
+from attention_server.contexts.past import Continuation
 from attention_server.domain.messages import MemoryDescription
 from attention_server.errors import Full, InvalidRequest, NotFound, TooLarge
 
@@ -146,6 +147,13 @@ class MemoryStore:
                 self._touch(self._accounts[entry.memory.owner], entry)
             else:
                 self._remove_parts(entry)
+
+    def time_to_live(self, memory: Memory) -> float:
+        """Return the seconds that a memory is kept after its last use: the longest time that was asked for."""
+        with self._lock:
+            account = self._accounts.get(memory.owner)
+            entry = account.listed.get(memory.id) if account else None
+            return memory.ttl if entry is None or entry.memory is not memory else entry.ttl
 
     def count_copied(self, size: int) -> None:
         """Count bytes of a prefix that were copied to go on behind it."""
@@ -351,19 +359,20 @@ class MemoryStore:
 
 
 class HeldMemories:
-    """The memories that one request names: looked up as its caller, and held until the request ends.
+    """What one request holds until it ends: the memories that it names, and room behind them for its sequences.
 
     Args:
         store: keeps the memories.
         owner: name of the caller; empty without credentials.
     """
 
-    __slots__ = ("_entries", "_owner", "_store")
+    __slots__ = ("_continuations", "_entries", "_owner", "_store")
 
     def __init__(self, store: MemoryStore, owner: str = "") -> None:
         self._store = store
         self._owner = owner
         self._entries: list[Entry] = []
+        self._continuations: list[Continuation] = []
 
     def get(self, id_: str, model: str, version: int, field: str, digest: str) -> Memory:
         """Return a memory and hold it.
@@ -375,7 +384,13 @@ class HeldMemories:
         self._entries.append(entry)
         return entry.memory
 
+    def close_at_end(self, continuation: Continuation) -> None:
+        """Give the room of a sequence back when the request ends, unless the store keeps the sequence by then."""
+        self._continuations.append(continuation)
+
     def release(self) -> None:
-        """Release the memories."""
+        """Release the memories and the room."""
+        while self._continuations:
+            self._continuations.pop().close()
         while self._entries:
             self._store.release(self._entries.pop())

@@ -128,6 +128,8 @@ class InputChecker:
             memory = memories.get(sequence.memory, self.name, self.version, field, self.digest)
             self._check_kept_unchanged(plan, memory)
         prepared = prepare(sequence, mask, memory, limits, self.manifest, self.reader, self.memory_reader)
+        if prepared.continuation is not None:
+            memories.close_at_end(prepared.continuation)
         for output in plan.outputs:
             check_rows(output.spec, *unmasked_rows(output, self.layers, prepared), output.field)
             check_spans(output, self.layers[output.layer], prepared, sequence)

@@ -16,6 +16,7 @@ from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.labels import Labels, read_labels
 from attention_server.inference.layer import MAX_WHOLE_ROWS, LoadedLayer, runs_in_blocks
 from attention_server.inference.masks import Vectors, is_long
+from attention_server.inference.peak import Peak
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
@@ -146,9 +147,19 @@ class LoadedModel:
         return Size(length, length**2, len(chain.layers) / len(self.layers))
 
     def memory_bytes(self, length: int) -> int:
-        """Return the bytes of the keys and values that a transformer keeps of a source or prefix; 0 of other models."""
-        sites = [each for each in self.layers if self.keeps_prefix or each.kept is not None]
+        """Return the bytes of the keys and values of a memory; 0 where a block takes them as they are sent."""
+        sites = [each for each in self.layers if self.keeps_prefix or each.kept is not None] or self.layers[:1]
         return 4 * length * sum([sum(each.key_widths) for each in sites])
+
+    def memory_peak(self, length: int) -> int:
+        """Return the predicted bytes that computing a memory takes beside its keys and values."""
+        chain = source_chain(self.manifest)
+        sites = len(self.layers if chain is None else chain.layers)
+        if chain is None and not self.keeps_prefix:
+            return 0
+        plan = Plan((), (frozenset[str](),) * sites, None, pools=False, shapes=False, cuts_rows=False)
+        widths = [layer.widths(0, 0) for layer in self.layers[:sites]]
+        return Peak(plan, self.manifest, self.layers, widths).bytes(length, length)
 
     def warm(self) -> None:
         """Run every graph once, so that no request waits for a first allocation."""

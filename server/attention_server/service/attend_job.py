@@ -156,20 +156,16 @@ class AttendJob:
             version=model.version,
             tensors={} if before is None else before.tensors,
             tokens=None if before is None else before.tokens,
-            ttl=self.memory_ttl if before is None else before.ttl,
+            ttl=self.memory_ttl if before is None else self.memories.time_to_live(before),
             digest=model.digest,
             owner=self.call.owner,
             content=content_hash(model.name, model.version, [model.digest, f"extend {ids}", *sent]),
             storage_error=0.0 if before is None else before.storage_error,
             past=past,
         )
-        try:
-            kept = self.memories.put(memory)
-        except AttentionServiceError:
-            continuation.close()
-            raise
-        if kept.past is not past:  # the same sequence was kept before
-            continuation.close()
+        kept = self.memories.put(memory)
+        if kept.past is past:  # not where the same sequence was kept before
+            continuation.hand_over()
         return result._replace(memory=replace(self.memories.describe(kept), tokens=()))
 
     def _naming_part(self, group: Group, function: Callable[[], T]) -> T:

@@ -49,7 +49,8 @@ class MemoryJob:
             deadline=self.call.deadline,
             caller=self.call.caller,
             cost=self.model.costs.seconds(self.model.memory_size(length)),
-            size=2 * size + self.model.memory_bytes(length),
+            size=size + max(size, self.model.memory_bytes(length)),
+            peak=self.model.memory_peak(length),
         )
 
     def project(self) -> tuple[dict[str, Vectors], Past | None]:
