@@ -18,21 +18,21 @@ from contextlib import suppress
 import structlog
 import uvloop
 from attention_proto.allocator import give_back, keep_freed
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+from pydantic_settings import SettingsError
 
 from attention_server.auth.access import Access, AccessError, open_access
 from attention_server.budget.trimmer import Trimmer
 from attention_server.grpc.server import make_grpc_server
 from attention_server.http2.errors import LibraryError
 from attention_server.inference.engine.protocol import DeviceError, Engine
+from attention_server.machine import usable_memory
 from attention_server.repository.loader import RepositoryError
 from attention_server.repository.repository import Repository
 from attention_server.repository.trial import Trials
 from attention_server.rest.server import RestServer
 from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.build import Core, fork_trials, make_core
-from attention_server.settings import MIB, Settings, misspelt_variables, usable_memory
+from attention_server.settings import MIB, Settings, misspelt_variables, read_settings
 from attention_server.telemetry import logs
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.tracing import TracingError, open_tracing
@@ -202,8 +202,8 @@ def main(engine: Engine | None = None) -> None:
         engine: the engine that opens the graphs; None for onnxruntime on the device of the settings.
     """
     try:
-        settings = CliApp.run(Settings)
-    except (ValidationError, SettingsError) as error:
+        settings = read_settings()
+    except SettingsError as error:
         sys.exit(f"attention-server: {error}")
     logs.configure(settings.log_level, settings.log_format)
     for name, meant in misspelt_variables(os.environ).items():

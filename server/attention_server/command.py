@@ -1,5 +1,6 @@
 """The commands `attention-server` and `attention-token`: a missing dependency is named in one line."""
 
+import sys
 from collections.abc import Callable
 
 from attention_proto.command import run_command
@@ -7,6 +8,11 @@ from attention_proto.command import run_command
 
 def main() -> None:
     """Run the command `attention-server` with the arguments of the process; a missing package ends it with status 1."""
+    if sys.argv[1:2] == ["doctor"]:
+        from attention_server.doctor import main as examine  # noqa: PLC0415 # reads the machine
+
+        examine(sys.argv[2:])
+        return
     run_command(
         "attention-server",
         _load_server,
@@ -42,6 +48,6 @@ def _show_server_help() -> None:
     # Imported here: the help of every setting needs pydantic, and no engine, event loop or HTTP library.
     from pydantic_settings import CliApp  # noqa: PLC0415
 
-    from attention_server.settings import Settings  # noqa: PLC0415
+    from attention_server.settings import settings_of_this_machine  # noqa: PLC0415
 
-    CliApp.run(Settings)
+    CliApp.run(settings_of_this_machine())

@@ -1,22 +1,22 @@
 """The settings: each is a flag, an `ATTENTION_*` variable and a line of `--help`."""
 
+import copy
 import difflib
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from attention_proto.folder import NAME
-from pydantic import Field, StringConstraints, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, StringConstraints, ValidationError, create_model, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
+
+from attention_server.machine import usable_cores, usable_memory
 
 MIB = 1024 * 1024
 PREFIX = "ATTENTION_"
 CLIENT_VARIABLES = {"CA", "CERT", "KEY", "TARGET", "TLS", "TOKEN"}
 SIMILAR = 0.8  # ratio of difflib
 PROCESS_BYTES = 128 * MIB  # without models
-CGROUPS = Path("/sys/fs/cgroup")
-CGROUP_QUOTAS = ((CGROUPS / "cpu.max",), (CGROUPS / "cpu/cpu.cfs_quota_us", CGROUPS / "cpu/cpu.cfs_period_us"))
 
 ModelName = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 Version = Annotated[int, Field(ge=1, le=999_999_999)]
@@ -26,52 +26,6 @@ def embedded_models() -> Path:
     """Return the folder of the embedded models: inside the package, or in the checkout."""
     inside = Path(__file__).parent / "models"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "models"
-
-
-def usable_cores() -> int:
-    """Return the number of cores for this process: the cgroup's quota if there is one, else the affinity."""
-    cores = len(os.sched_getaffinity(0))
-    for files in CGROUP_QUOTAS:
-        try:
-            quota, period = map(int, " ".join(file.read_text() for file in files).split())
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-        if quota > 0:  # version 1 has -1 for no quota
-            return max(1, min(cores, quota // period))
-    return cores
-
-
-def memory_limits(groups: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """Return the files that may limit this process's memory, for both versions of cgroups.
-
-    These are the ones of its own groups and of all groups around them; inside a container, the ones at the root.
-
-    Args:
-        groups: the file that lists the process's groups, a line `ID:CONTROLLERS:PATH` each.
-    """
-    files = [CGROUPS / "memory.max", CGROUPS / "memory/memory.limit_in_bytes"]
-    lines = groups.read_text().splitlines() if groups.is_file() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        is_second = not controllers
-        if is_second or "memory" in controllers.split(","):
-            root, name = (CGROUPS, "memory.max") if is_second else (CGROUPS / "memory", "memory.limit_in_bytes")
-            group = root / path.lstrip("/")
-            files += [each / name for each in (group, *group.parents) if each != root and each.is_relative_to(root)]
-    return files
-
-
-CGROUP_LIMITS = memory_limits()
-
-
-def usable_memory() -> int:
-    """Return the bytes of memory for this process: the least limit of its cgroups, or the machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in CGROUP_LIMITS:
-        try:
-            memory = min(memory, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return memory
 
 
 def budget() -> int:
@@ -114,7 +68,8 @@ def misspelt_variables(names: Iterable[str]) -> dict[str, str]:
 class Settings(BaseSettings):
     """Serves attention, its outputs and its weights, over gRPC and REST.
 
-    Every flag is also an environment variable: --rest-port is ATTENTION_REST_PORT.
+    Every flag is also an environment variable: --rest-port is ATTENTION_REST_PORT. `attention-server doctor`, with the
+    same flags, reports what this machine has and what the server would do.
     """
 
     model_config = SettingsConfigDict(
@@ -262,3 +217,38 @@ class Settings(BaseSettings):
     def compute_slots(self) -> int:
         """The number of requests computed at once."""
         return self.slots or usable_cores()
+
+
+def settings_of_this_machine() -> type[Settings]:
+    """Return settings whose defaults are values: what the factories give here. Their help shows the values."""
+    fields: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        if field.default_factory is not None:
+            valued = copy.copy(field)
+            valued.default, valued.default_factory = field.get_default(call_default_factory=True), None
+            fields[name] = (field.annotation, valued)
+    return create_model("Settings", __base__=Settings, __doc__=Settings.__doc__, **fields)
+
+
+def read_settings(arguments: list[str] | None = None) -> Settings:
+    """Return the settings that flags and variables give.
+
+    Args:
+        arguments: the flags; None for those of the process.
+
+    Raises:
+        SettingsError: one of them is refused; the error has a line for each.
+    """
+    try:
+        return CliApp.run(Settings, cli_args=arguments)
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_describe, error.errors()))) from error
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    """Return one line on a refused value, with the flag and the variable that set it."""
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    item = "".join(f"[{each}]" for each in error["loc"][1:])
+    return f"--{name.replace('_', '-')} ({PREFIX}{name.upper()}){item}: {error['msg']}; it is {error['input']!r}"

@@ -1,9 +1,14 @@
 """The commands without dependencies: `--help` and `--version` work, all else says in one line what to install."""
 
+import json
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from attention_server.machine import usable_cores, usable_memory
+from attention_server.settings import larger_eighth, read_settings
 
 # The modules that an import finds where only the base install is there, or where one module of an extra is missing.
 HIDING = """
@@ -68,3 +73,67 @@ def test_help_and_version_without_extras(command):
     told = run(command, EXTRAS, "--version")
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.split()[0] == command
+
+
+def examined(*arguments):
+    """Run the doctor as a user runs it: exit status and report."""
+    command = [Path(sys.executable).with_name("attention-server"), "doctor", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_doctor(tmp_path):
+    """The doctor reports cores and memory, and what a server with these flags does; a start here has no obstacle."""
+    status, report = examined("--rest-port", "0", "--grpc-port", "0", "--slots", "3", "--models", str(tmp_path))
+    assert (status, report["problems"]) == (0, [])
+    machine = report["machine"]
+    assert (machine["cores"], machine["memory_mib"]) == (usable_cores(), usable_memory() // 2**20)
+    assert machine["libnghttp2"].split(".") >= ["1", "41"]
+    assert report["extras"]["server"] == []
+    told = report["server"]
+    settings = read_settings(["--slots", "3"])
+    assert (told["slots"], told["grpc_server"]) == (3, "native, on libnghttp2")
+    assert told["memory_budget_mib"] == settings.memory_budget_mib
+    assert told["models"] == f"{tmp_path}, 0 models"
+
+
+def test_the_doctor_names_obstacles(tmp_path):
+    """A port that is taken, a folder that is not there and a refused flag are each a problem, and status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, report = examined("--grpc-port", port, "--rest-port", "0", "--models", str(tmp_path / "none"))
+    assert status == 1
+    assert report["problems"] == [
+        f"--models: there is no folder {tmp_path}/none",
+        f"--grpc-port: 127.0.0.1:{port}: Address already in use",
+    ]
+    status, report = examined("--slots", "x")
+    assert (status, len(report["problems"])) == (1, 1)
+    assert report["problems"][0].startswith("--slots (ATTENTION_SLOTS): ")
+
+
+def test_the_doctor_without_extras():
+    """Without any extra the doctor still reports the machine, and names the extra of the server."""
+    done = run("attention-server", EXTRAS, "doctor")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"  cores               {usable_cores()}\n" in done.stdout
+    assert "pip install 'attention-service[server]'" in done.stdout
+    assert run("attention-server", EXTRAS, "doctor", "--help").stdout.startswith("usage: attention-server doctor")
+
+
+def test_the_help_shows_defaults_as_values():
+    """A default that depends on the machine is shown as the number that it is here."""
+    shown = " ".join(run("attention-server", "onnxruntime", "--help").stdout.split())
+    assert "default factory" not in shown
+    assert f"at most 512 (default: {larger_eighth()})" in shown
+
+
+def test_refused_settings_are_one_line():
+    """Each refused setting is named by flag and variable, in one line."""
+    command = [Path(sys.executable).with_name("attention-server"), "--slots", "x", "--grace", "-1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "--slots (ATTENTION_SLOTS): " in line
+    assert "--grace (ATTENTION_GRACE): " in line

@@ -6,7 +6,7 @@ import sys
 import pytest
 import requests
 import yaml
-from attention_server import app, settings
+from attention_server import app, machine
 from attention_server.settings import Settings
 from pydantic_settings import CliApp
 from serving import HANG, ROOT, run_server, start_server
@@ -104,10 +104,10 @@ def test_repeated_settings():
 
 def test_limits_of_the_groups_around(monkeypatch, tmp_path):
     """A limit on memory is read from the process's own group and from each around it, in both versions of cgroups."""
-    monkeypatch.setattr(settings, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     groups = tmp_path / "cgroup"
     groups.write_text("5:cpu,cpuacct:/x\n3:memory:/a/b\n0::/c/d\n")
-    found = {str(each.relative_to(tmp_path)) for each in settings.memory_limits(groups)}
+    found = {str(each.relative_to(tmp_path)) for each in machine.memory_limits(groups)}
     first = {f"memory{each}/memory.limit_in_bytes" for each in ("", "/a", "/a/b")}
     assert found == first | {f"{each}memory.max" for each in ("", "c/", "c/d/")}
 
@@ -124,9 +124,9 @@ def test_limits_of_the_groups_around(monkeypatch, tmp_path):
 )
 def test_what_follows_from_the_memory(monkeypatch, tmp_path, limits, expected):
     """A limit on memory is by default a share of the cgroup's memory; a limit that is set keeps its value."""
-    monkeypatch.setattr(settings, "CGROUP_LIMITS", [tmp_path / "v2", tmp_path / "v1"])
-    monkeypatch.setattr(settings.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}[name])
-    for path, limit in zip(settings.CGROUP_LIMITS, limits, strict=True):
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", [tmp_path / "v2", tmp_path / "v1"])
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}[name])
+    for path, limit in zip(machine.CGROUP_LIMITS, limits, strict=True):
         if limit is not None:
             path.write_text(limit + "\n")
     made = CliApp.run(Settings, cli_args=[])
@@ -147,8 +147,8 @@ def test_what_follows_from_the_memory(monkeypatch, tmp_path, limits, expected):
 )
 def test_what_follows_from_the_quota(monkeypatch, tmp_path, files, expected):
     """Slots are by default the whole cores of the cgroup's quota, of version 2 or 1, and at least one."""
-    monkeypatch.setattr(settings, "CGROUP_QUOTAS", [[tmp_path / "v2"], [tmp_path / "quota", tmp_path / "period"]])
-    monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(machine, "CGROUP_QUOTAS", [[tmp_path / "v2"], [tmp_path / "quota", tmp_path / "period"]])
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(4)))
     for name, content in files.items():
         (tmp_path / name).write_text(content + "\n")
     assert CliApp.run(Settings, cli_args=[]).compute_slots == expected

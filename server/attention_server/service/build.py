@@ -8,13 +8,14 @@ from attention_server.contexts.store import MemoryStore
 from attention_server.domain.limits import Limits
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Engine
+from attention_server.machine import usable_memory
 from attention_server.repository.loader import Tried, load
 from attention_server.repository.repository import Policy, Repository
 from attention_server.repository.trial import Trials
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.service import Service
-from attention_server.settings import MIB, Settings, usable_memory
+from attention_server.settings import MIB, Settings
 from attention_server.telemetry.observer import Observer
 
 
