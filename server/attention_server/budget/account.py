@@ -34,7 +34,9 @@ class AccountState:
 
 
 class Account:
-    """The bytes of requests, answers, connections and kept memories. Thread-safe; every operation takes constant time.
+    """The bytes of requests, answers, connections and kept memories. Thread-safe.
+
+    Leases take constant time. To add or remove the peak of a job takes time in proportion to the jobs that wait or run.
 
     Args:
         limit: bytes that may be held at once.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from attention_server.budget.account import OPEN, Lease
-from attention_server.contexts.account import Account, Entry
+from attention_server.contexts.caller_memories import CallerMemories, Entry
 from attention_server.contexts.memory import Memory, new_id
 from attention_server.contexts.past import Continuation
 from attention_server.domain.messages import MemoryDescription
@@ -67,7 +67,7 @@ class MemoryStore:
         self._lease = lease or OPEN.lease("")
         self._clock = clock
         self._lock = threading.Lock()
-        self._accounts: dict[str, Account] = {}  # by owner; each has a memory
+        self._by_owner: dict[str, CallerMemories] = {}  # by owner; each has a memory
         self._held: set[Entry] = set()
         self._next_expiry = math.inf  # no memory expires before
         self._state = MemoryState(budget)
@@ -87,11 +87,11 @@ class MemoryStore:
         """
         with self._lock:
             self._sweep()
-            account = self._accounts.get(memory.owner) or Account()
-            same = account.by_content.get(memory.content)
-            known = account.listed.get(memory.id) if memory.id else same
+            caller = self._by_owner.get(memory.owner) or CallerMemories()
+            same = caller.by_content.get(memory.content)
+            known = caller.listed.get(memory.id) if memory.id else same
             if known is not None and known.memory.content == memory.content:
-                self._renew(account, known, memory)
+                self._renew(caller, known, memory)
                 return known.memory
             if known is not None:
                 if known.memory.source == memory.source:
@@ -103,14 +103,14 @@ class MemoryStore:
                 memory = replace(memory, id=new_id())
             entry = Entry(memory, memory.parts, memory.ttl, memory.pinned)
             if entry.pinned:
-                self._check_pinned(account, entry)
-            for victim in self._victims(account, entry):
+                self._check_pinned(caller, entry)
+            for victim in self._victims(caller, entry):
                 self._forget(victim)
                 self._state.evicted += 1
-            self._accounts[memory.owner] = account
-            account.add(entry)
+            self._by_owner[memory.owner] = caller
+            caller.add(entry)
             self._lease.settle(self._bytes())
-            self._touch(account, entry)
+            self._touch(caller, entry)
             return memory
 
     def get(
@@ -144,15 +144,15 @@ class MemoryStore:
                 return
             self._held.discard(entry)
             if entry.is_listed:
-                self._touch(self._accounts[entry.memory.owner], entry)
+                self._touch(self._by_owner[entry.memory.owner], entry)
             else:
                 self._remove_parts(entry)
 
     def time_to_live(self, memory: Memory) -> float:
         """Return the seconds that a memory is kept after its last use: the longest time that was asked for."""
         with self._lock:
-            account = self._accounts.get(memory.owner)
-            entry = account.listed.get(memory.id) if account else None
+            caller = self._by_owner.get(memory.owner)
+            entry = caller.listed.get(memory.id) if caller else None
             return memory.ttl if entry is None or entry.memory is not memory else entry.ttl
 
     def count_copied(self, size: int) -> None:
@@ -164,14 +164,14 @@ class MemoryStore:
         """Return an owner's memories of a model, the most recently used first."""
         with self._lock:
             self._sweep()
-            account = self._accounts.get(owner) or Account()
-            return [each.memory for each in reversed(account.listed.values()) if each.memory.model == model]
+            caller = self._by_owner.get(owner) or CallerMemories()
+            return [each.memory for each in reversed(caller.listed.values()) if each.memory.model == model]
 
     def describe(self, memory: Memory) -> MemoryDescription:
         """Describe a memory as it is kept now."""
         with self._lock:
-            account = self._accounts.get(memory.owner) or Account()
-            entry = account.listed.get(memory.id)
+            caller = self._by_owner.get(memory.owner) or CallerMemories()
+            entry = caller.listed.get(memory.id)
             return MemoryDescription(
                 id=memory.id,
                 model=memory.model,
@@ -181,7 +181,7 @@ class MemoryStore:
                 tokens=memory.shown,
                 truncated_tokens=memory.truncated,
                 size=memory.size,
-                shared_size=account.shared_bytes(memory.tensor_parts),
+                shared_size=caller.shared_bytes(memory.tensor_parts),
                 seconds_left=0.0 if entry is None else max(0.0, entry.expires - self._clock()),
                 pinned=entry is not None and entry.pinned,
                 data_type=memory.data_type,
@@ -213,11 +213,11 @@ class MemoryStore:
             parts = {key: (each.memory.owner, size) for each in held for key, size in each.parts.items()}
             return replace(
                 self._state,
-                entries=sum(len(each.listed) for each in self._accounts.values()),
+                entries=sum(len(each.listed) for each in self._by_owner.values()),
                 size=self._bytes(),
                 held=len(held),
                 held_size=sum(
-                    size for key, (owner, size) in parts.items() if not self._accounts[owner].parts[key].pinned
+                    size for key, (owner, size) in parts.items() if not self._by_owner[owner].parts[key].pinned
                 ),
                 pinned=sum(each.pinned for each in self._entries()),
                 pinned_size=self._pinned(),
@@ -225,10 +225,10 @@ class MemoryStore:
 
     def _find(self, id_: str, model: str, version: int, field: str, digest: str, owner: str) -> Entry:
         self._sweep()
-        account = self._accounts.get(owner)
-        entry = account.listed.get(id_) if account else None
+        caller = self._by_owner.get(owner)
+        entry = caller.listed.get(id_) if caller else None
         self._state.misses += 1  # until it is found
-        if account is None or entry is None or entry.memory.model != model:
+        if caller is None or entry is None or entry.memory.model != model:
             raise NotFound(f"model {model!r} keeps no memory {id_[:64]!r}; create it again", field=field)
         memory = entry.memory
         if version not in (0, memory.version):
@@ -239,31 +239,31 @@ class MemoryStore:
             raise NotFound(f"memory {id_!r} is of what version {version} was before; create it again", field=field)
         self._state.misses -= 1
         self._state.hits += 1
-        self._touch(account, entry)
+        self._touch(caller, entry)
         return entry
 
-    def _touch(self, account: Account, entry: Entry) -> None:
+    def _touch(self, caller: CallerMemories, entry: Entry) -> None:
         entry.expires = self._clock() + entry.ttl
         self._next_expiry = min(self._next_expiry, entry.expires)
-        account.listed.move_to_end(entry.memory.id)
+        caller.listed.move_to_end(entry.memory.id)
 
-    def _renew(self, account: Account, entry: Entry, memory: Memory) -> None:
+    def _renew(self, caller: CallerMemories, entry: Entry, memory: Memory) -> None:
         if memory.pinned and not entry.pinned:
-            self._check_pinned(account, entry)
-            account.pin(entry)
+            self._check_pinned(caller, entry)
+            caller.pin(entry)
         entry.ttl = max(entry.ttl, memory.ttl)
-        self._touch(account, entry)
+        self._touch(caller, entry)
 
-    def _check_pinned(self, account: Account, entry: Entry) -> None:
+    def _check_pinned(self, caller: CallerMemories, entry: Entry) -> None:
         """Check that a memory may be pinned.
 
         Raises:
             TooLarge: it is over its owner's share, or over the rest of the budget for pinned memories.
         """
         most = int(self._budget * PINNED)
-        share = most // self._callers_with(account)
-        fits = min(share - account.pinned, most - self._pinned())
-        added = account.pinned_bytes(entry.parts)
+        share = most // self._callers_with(caller)
+        fits = min(share - caller.pinned, most - self._pinned())
+        added = caller.pinned_bytes(entry.parts)
         if added > fits:
             raise TooLarge(
                 f"the memory would pin {added} bytes; {max(0, fits)} more fit into the caller's share of pinned "
@@ -271,25 +271,25 @@ class MemoryStore:
                 field="pinned",
             )
 
-    def _victims(self, account: Account, new: Entry) -> list[Entry]:
+    def _victims(self, caller: CallerMemories, new: Entry) -> list[Entry]:
         """Return the memories to evict for a new one; nothing is evicted for one that does not fit.
 
         Raises:
             TooLarge, Full: as `put`.
         """
-        added = account.added_bytes(new.parts)
+        added = caller.added_bytes(new.parts)
         over = self._bytes() + added - self._budget
         if over <= 0:
             return []
-        share = (self._budget - self._pinned() - added * new.pinned) / self._callers_with(account)
-        used = {each: each.evictable_bytes for each in self._accounts.values()} | {account: account.evictable_bytes}
-        used[account] += 0 if new.pinned else added
+        share = (self._budget - self._pinned() - added * new.pinned) / self._callers_with(caller)
+        used = {each: each.evictable_bytes for each in self._by_owner.values()} | {caller: caller.evictable_bytes}
+        used[caller] += 0 if new.pinned else added
         evictions = {each: each.evictions(new.parts) for each in used}
         victims: list[Entry] = []
         while over > 0:
-            candidates = [each for each in evictions if each is account or used[each] > share]
+            candidates = [each for each in evictions if each is caller or used[each] > share]
             if not candidates:
-                raise self._no_room(added, added - over, used, share, account, new)
+                raise self._no_room(added, added - over, used, share, caller, new)
             largest = max(candidates, key=used.__getitem__)
             victim, freed = next(evictions[largest], (None, 0))
             if victim is None:
@@ -301,13 +301,13 @@ class MemoryStore:
         return victims
 
     def _no_room(
-        self, added: int, fits: int, used: dict[Account, int], share: float, account: Account, new: Entry
+        self, added: int, fits: int, used: dict[CallerMemories, int], share: float, caller: CallerMemories, new: Entry
     ) -> TooLarge | Full:
         """Return the error of a memory for which evictions make too little room."""
         held = {
             key: each.parts[key].bytes
             for each in used
-            if each is account or used[each] > share
+            if each is caller or used[each] > share
             for entry in each.listed.values()
             if entry.holds and not entry.pinned
             for key in entry.parts
@@ -318,7 +318,7 @@ class MemoryStore:
         return TooLarge(
             f"the memory has {added} bytes; {max(0, fits)} fit now: all memories together have {self._budget} bytes "
             f"(--memory-mib), of which {self._pinned()} are pinned, and the rest is shared equally by "
-            f"{self._callers_with(account)} callers"
+            f"{self._callers_with(caller)} callers"
         )
 
     def _sweep(self) -> None:
@@ -333,29 +333,29 @@ class MemoryStore:
         self._next_expiry = min((each.expires for each in self._entries() if not each.holds), default=math.inf)
 
     def _forget(self, entry: Entry) -> None:
-        self._accounts[entry.memory.owner].unlist(entry)
+        self._by_owner[entry.memory.owner].unlist(entry)
         if not entry.holds:
             self._remove_parts(entry)
 
     def _remove_parts(self, entry: Entry) -> None:
-        account = self._accounts[entry.memory.owner]
-        account.remove_parts(entry)
-        if not account.parts:
-            del self._accounts[entry.memory.owner]
+        caller = self._by_owner[entry.memory.owner]
+        caller.remove_parts(entry)
+        if not caller.parts:
+            del self._by_owner[entry.memory.owner]
         self._lease.settle(self._bytes())
 
     def _entries(self) -> list[Entry]:
-        return [entry for account in self._accounts.values() for entry in account.listed.values()]
+        return [entry for caller in self._by_owner.values() for entry in caller.listed.values()]
 
     def _bytes(self) -> int:
-        return sum(each.bytes for each in self._accounts.values())
+        return sum(each.bytes for each in self._by_owner.values())
 
     def _pinned(self) -> int:
-        return sum(each.pinned for each in self._accounts.values())
+        return sum(each.pinned for each in self._by_owner.values())
 
-    def _callers_with(self, account: Account) -> int:
-        """Return the number of callers that have memories, with the caller of an account."""
-        return len({*self._accounts.values(), account})
+    def _callers_with(self, caller: CallerMemories) -> int:
+        """Return the number of callers that have memories, counting this one."""
+        return len({*self._by_owner.values(), caller})
 
 
 class HeldMemories:

@@ -45,7 +45,7 @@ class Entry:
 
 
 @dataclass(slots=True, eq=False)
-class Account:
+class CallerMemories:
     """The memories of one caller.
 
     Attributes:
