@@ -9,6 +9,7 @@ import onnx_ir as ir
 from attention_export.graphs import OPSET
 from attention_export.importing import ImportFailure
 from attention_export.importing.transformer.clean import dims, fold, graph_constant, is_fake, remove_unused
+from attention_export.importing.transformer.fuse import fuse
 from attention_export.importing.transformer.sides import SOURCE, TARGET
 from attention_export.importing.transformer.trace import PREFIX
 
@@ -67,6 +68,7 @@ class Segment:
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="attention-export")
         fold(model)
         remove_unused(graph)
+        fuse(graph)
         if PACK_PROJECTIONS:
             pack_projections(graph)
             remove_unused(graph)
