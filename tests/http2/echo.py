@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,11 +114,3 @@ def running(
         loop.call_soon_threadsafe(stopping.set)
         thread.join()
         loop.close()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = HANG) -> None:
-    """Wait for a condition that no event tells of."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not come"
-        threading.Event().wait(0.001)

@@ -32,9 +32,9 @@ from hyperframe.frame import (
     SettingsFrame,
     WindowUpdateFrame,
 )
-from serving import HANG
+from serving import HANG, wait_until
 
-from tests.http2.echo import LIMITS, running, wait_until
+from tests.http2.echo import LIMITS, running
 from tests.http2.peer import OPENING, block, connected, data, fields, headers, message, raw, reset
 
 CANCEL, ENHANCE_YOUR_CALM = 8, 11
@@ -221,7 +221,7 @@ def test_compressed_messages_that_wait():
         assert echo.received == 2 * len(framed)
         echo.run(inflating.release)
         assert peer.until(DataFrame, 5).data == message(b"hello")
-        peer.send(reset(3))
+        peer.send(reset(3), reset(5))
         wait_until(lambda: echo.is_free)
 
 
@@ -244,7 +244,7 @@ def test_connections_over_the_limit():
 
 @pytest.mark.parametrize(
     "sent",
-    [b"", headers(1) + data(1, b"\0\0\0\1\0a"), headers(1) + data(1, message(b"sleep") + b"\0\0\0\0\2a")],
+    [b"", headers(1) + data(1, b"\0\0\0\1\0a"), headers(1) + data(1, message(b"hello") + b"\0\0\0\0\2a")],
     ids=["nothing", "a part of a message", "a part of the second message"],
 )
 @pytest.mark.parametrize("opening", [b"", OPENING], ids=["no preface", "preface"])

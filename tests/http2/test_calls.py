@@ -15,9 +15,9 @@ from attention_server.http2.headers import Headers
 from attention_server.http2.messages import QUEUED
 from attention_server.http2.session import Session
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame
-from serving import HANG
+from serving import HANG, wait_until
 
-from tests.http2.echo import ECHO, LIMITS, running, wait_until
+from tests.http2.echo import ECHO, LIMITS, running
 from tests.http2.peer import connected, data, fields, headers, message
 
 MIB = 2**20
