@@ -86,7 +86,7 @@ tried: .venv-dev/.ready ## import tiny checkpoints of every architecture tried, 
 trials: setup ## the tests that take minutes
 	$(DEV)/pytest -m long -s $(PYTEST)
 
-# The page is docs/scorecard.md, which each of the three writes its figures to.
+# The page is docs/scorecard.md, which each of the four writes its figures to.
 fuzz: setup ## malformed requests through every door: N=100000 of them, or for SECONDS=
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.fuzz $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS),$(if $(N),--requests $(N)))
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.mutated_files --files 2000
@@ -94,8 +94,8 @@ fuzz: setup ## malformed requests through every door: N=100000 of them, or for S
 chaos: setup ## faults under load, ROUNDS=5 times: the slow, the leaving, the dying
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.chaos $(if $(ROUNDS),--rounds $(ROUNDS))
 
-siege: setup ## attacks without a token on servers in cgroups of MIB="512 2048"
-	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.siege $(if $(MIB),--mib $(MIB))
+siege: setup ## attacks without a token on servers in cgroups of MIB="512 2048"; ONLY=names of attacks, SECONDS= of each
+	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.siege $(if $(MIB),--mib $(MIB)) $(if $(ONLY),--only $(ONLY)) $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS))
 
 soak: setup ## a mixed load for SECONDS=3600, and whether anything grows
 	PYTHONPATH=tests nice $(DEV)/python -m tests.trials.soak $(if $(filter command line,$(origin SECONDS)),--seconds $(SECONDS))

@@ -147,9 +147,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--seconds", type=float, default=8.0, help="of each attack")
-    parser.add_argument("--only", nargs="*", default=[], help="names of attacks")
-    chosen = parser.parse_args()
     every: list[Callable[..., None]] = [*MEMORY, *FLOODS]
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=[each.__name__ for each in every], help="of the attacks"
+    )
+    chosen = parser.parse_args()
     attacks = [[each.__name__] for each in every if not chosen.only or each.__name__ in chosen.only]
     if not chosen.only:
         attacks.append([each.__name__ for each in MEMORY])
