@@ -1,7 +1,7 @@
-"""`attention-server doctor`: what this machine has, and what a server with the same flags would do here.
+"""`attention-server doctor`: the means of this machine, and the choices of a server with the same flags.
 
-The standard library reads the machine. What the server would do needs pydantic, of the extra `server`; no engine, event
-loop or model is loaded.
+The standard library reads the machine. The settings need pydantic, of the extra `server`. No engine, event loop or
+model is loaded.
 """
 
 import ctypes
@@ -127,7 +127,7 @@ def _has(distribution: str) -> bool:
 
 
 def _server(arguments: list[str], problems: list[str]) -> dict[str, Any]:
-    """Return what a server would do; append the reasons why it would not start."""
+    """Return the choices of a server; append the reasons why it would not start."""
     lacking = _missing("server-gpu" if _has("onnxruntime-gpu") else "server") or []
     if lacking:
         problems.append(f"{', '.join(lacking)} missing: pip install '{PACKAGE}[server]'")
