@@ -10,7 +10,7 @@ from attention_client.wire import channel
 from attention_server.auth.certificates import Certificates
 from attention_server.grpc import native
 from attention_server.rest import server as rest_server
-from attention_server.transport import tls_listener
+from attention_server.transport import listener
 from serving import HANG, wait_until
 
 from tests.local_server import local_server
@@ -47,13 +47,13 @@ def answers(server, pems) -> bool:
 
 def test_a_handshake_has_a_time(dot_only, pems, port, monkeypatch):
     """A peer that does not begin its handshake, or does not end it, is disconnected after a while."""
-    monkeypatch.setattr(tls_listener, "HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 0.3)
     with local_server(dot_only, certificates=Certificates(pems.cert, pems.key)) as server:
         with connect(server, port) as silent, connect(server, port) as halting:
             halting.sendall(b"\x16\x03\x01\x02\x00\x01")  # the begin of a ClientHello
             assert is_closed(silent)
             assert is_closed(halting)
-        monkeypatch.setattr(tls_listener, "HANDSHAKE_SECONDS", 10.0)
+        monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 10.0)
         assert answers(server, pems)
 
 

@@ -4,7 +4,6 @@ The loop moves bytes, parses and writes messages, and lets the scheduler compute
 (`Scheduler.attach`), so that a short request never changes threads.
 """
 
-import asyncio
 from dataclasses import replace
 
 from attention_server.auth.callers import Callers
@@ -18,9 +17,10 @@ from attention_server.http2.limits import Limits, Timeouts
 from attention_server.http2.server import Server
 from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.transport.inflate import inflate
+from attention_server.transport.listener import Listener
+from attention_server.transport.peer_turns import PeerTurns
 from attention_server.transport.sockets import listen, max_connections, max_connections_of_host
 from attention_server.transport.threads import Threads
-from attention_server.transport.tls_listener import TlsListener
 
 TIMEOUTS = Timeouts()
 
@@ -82,19 +82,16 @@ class NativeServer:
     async def start(self) -> None:
         """Begin to accept."""
         http2 = self.http2
-        if self._certificates is None:
-            loop = asyncio.get_running_loop()
-            self._listener: asyncio.Server | TlsListener = await loop.create_server(http2.connect, sock=self._socket)
-        else:
-            self._listener = TlsListener(
-                self._socket,
-                grpc_context(self._certificates),
-                http2.connect,
-                lambda: len(http2.connections),
-                http2.by_host,
-                http2.limits.connections,
-            )
-            self._listener.start()
+        self._listener = Listener(
+            self._socket,
+            grpc_context(self._certificates) if self._certificates else None,
+            http2.connect,
+            lambda: len(http2.connections),
+            http2.by_host,
+            http2.limits.connections,
+            PeerTurns(),
+        )
+        self._listener.start()
 
     def set_serving(self, is_serving: bool) -> None:
         """Set the answer to health checks: SERVING or NOT_SERVING. Call it on the loop."""
@@ -106,7 +103,7 @@ class NativeServer:
         Args:
             grace: seconds, after which the remaining calls are stopped.
         """
-        self._listener.close()
+        await self._listener.close()
         self.http2.begin_shutdown()
         self._services.end_streams()
         await self.http2.drain(grace, Stopping("the server is stopping, and its time is over"))

@@ -1,8 +1,8 @@
-"""An HTTP/1.1 connection with bounds on heads, trailers, requests ahead of their answers, and idle time.
+"""An HTTP/1.1 connection with bounds on heads, trailers, requests ahead of their answers, idle time and turns.
 
 Uvicorn bounds neither the size of a request's head and trailers nor the time that a peer takes. This class refuses a
 head or trailers that are too large, and closes a connection whose peer stalls while it sends or receives. A peer that
-waits for a computation is not cut off.
+waits for a computation is not cut off. All connections of one address share its turns of the event loop.
 """
 
 from asyncio import TimerHandle, Transport
@@ -15,8 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from attention_server.auth.certificates import common_name
 from attention_server.budget.account import OPEN, Account, Lease
+from attention_server.errors import AttentionServiceError
 from attention_server.http2.lease import CONNECTION_BYTES
 from attention_server.http2.stall import StallDetector
+from attention_server.transport.peer_turns import PeerTurns
 from attention_server.transport.sockets import max_connections, max_connections_of_host
 
 HEAD_BYTES = 64 * 1024  # of the request line and the headers; of trailers too
@@ -38,6 +40,7 @@ class Connection(HttpToolsProtocol):
     Args:
         account: of the bytes of connections.
         by_host: counts the connections of a server by the peer's address.
+        turns: of the event loop, which the connections of a server share.
         given: Uvicorn's arguments.
     """
 
@@ -49,11 +52,20 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _bytes_since_body = 0  # bytes of chunk headers and trailers since the last byte of a body
 
-    def __init__(self, *, account: Account = OPEN, by_host: Counter[str] | None = None, **given: Any) -> None:
+    def __init__(
+        self,
+        *,
+        account: Account = OPEN,
+        by_host: Counter[str] | None = None,
+        turns: PeerTurns | None = None,
+        **given: Any,
+    ) -> None:
         super().__init__(**given)
         self._account = account
         self._by_host = Counter() if by_host is None else by_host
+        self._turns = turns or PeerTurns()
         self._lease: Lease | None = None
+        self._held: list[bytes] = []  # received, and to be parsed in a later turn
         self._unsent: list[Lease] = []  # of answers that the transport has not taken
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -92,8 +104,34 @@ class Connection(HttpToolsProtocol):
             self._unsent.append(lease)
 
     def data_received(self, data: bytes) -> None:
-        """Parse bytes; refuse a head or trailers that grow too large."""
+        """Parse bytes, in a later turn if much was done for the peer's address in this one."""
         self._stall.received += len(data)
+        if not self._held and self._turns.take(self._host):
+            self._read(data)
+            return
+        assert self._lease is not None
+        try:
+            self._lease.grow(len(data))
+        except AttentionServiceError:  # there is no room to wait in
+            self.transport.abort()
+            return
+        self.transport.pause_reading()
+        if not self._held:
+            self._turns.wait(self._host, self._read_held)
+        self._held.append(data)
+
+    def _read_held(self) -> None:
+        self._turns.add(self._host)
+        data, self._held = b"".join(self._held), []
+        if self.transport.is_closing() or self._lease is None:
+            return
+        self._lease.shrink(len(data))
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
+        self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        """Parse bytes; refuse a head or trailers that grow too large."""
         if self._in_head:
             self._head_bytes += len(data)
         else:
@@ -115,6 +153,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request, unless its head is too large."""
+        self._turns.add(self._host)
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > HEAD_BYTES or len(self.headers) > HEADERS:
             self._refuse()
@@ -151,6 +190,17 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             super().send_400_response(msg)
             self._disconnect_requests()
+
+    def on_response_complete(self) -> None:
+        """Begin the next pipelined request, in a later turn if much was done for the peer's address in this one."""
+        if self.pipeline and not self._turns.take(self._host):
+            self._turns.wait(self._host, self._begin_pipelined)
+        else:
+            super().on_response_complete()
+
+    def _begin_pipelined(self) -> None:
+        self._turns.add(self._host)
+        super().on_response_complete()
 
     def resume_writing(self) -> None:
         """Record progress in sending."""

@@ -6,7 +6,7 @@ import math
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -27,7 +27,6 @@ from swagger_ui_bundle import swagger_ui_path
 from attention_server.auth.callers import Callers
 from attention_server.auth.certificates import Certificates, http_context
 from attention_server.auth.hosts import HostPolicy, is_loopback
-from attention_server.budget.account import Account
 from attention_server.codecs import prometheus
 from attention_server.codecs.errors import status_name
 from attention_server.rest.attention import AttentionRoutes
@@ -40,9 +39,10 @@ from attention_server.rest.page import page_routes
 from attention_server.rest.tokenization import TokenizationRoutes
 from attention_server.service.service import SPARE_THREADS, Service
 from attention_server.telemetry import logs
+from attention_server.transport.listener import Listener
+from attention_server.transport.peer_turns import PeerTurns
 from attention_server.transport.sockets import listen, max_connections
 from attention_server.transport.threads import Threads
-from attention_server.transport.tls_listener import TlsListener
 
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
@@ -198,6 +198,8 @@ class RestServer:
         )
         self.routes = application.routes
         by_host: Counter[str] = Counter()
+        turns = PeerTurns()
+        connect = functools.partial(Connection, account=service.account, by_host=by_host, turns=turns)
         config = uvicorn.Config(
             application,
             lifespan="off",
@@ -205,11 +207,11 @@ class RestServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=math.ceil(grace),
-            http=functools.partial(Connection, account=service.account, by_host=by_host),  # type: ignore[arg-type] # it is called alone
+            http=connect,  # type: ignore[arg-type] # it is called alone
             ws="none",
             proxy_headers=False,  # any caller can send the headers of a proxy
         )
-        self._server = _Server(config, http_context(certificates) if certificates else None, service.account, by_host)
+        self._server = _Server(config, http_context(certificates) if certificates else None, connect, by_host, turns)
         self.port: int = self._socket.getsockname()[1]
 
     def start(self) -> None:
@@ -259,51 +261,55 @@ def _snapshot(service: Service) -> prometheus.Snapshot:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, and with TLS connections accepted by `TlsListener`.
+    """Uvicorn without its signal handlers, and with connections accepted by `Listener`.
 
     Args:
         config: Uvicorn's configuration.
         context: the TLS context; None for plain HTTP.
-        account: of the bytes of connections.
+        connect: makes a connection.
         by_host: counts connections by address.
+        turns: of the event loop, which the connections share.
     """
 
     def __init__(
-        self, config: uvicorn.Config, context: ssl.SSLContext | None, account: Account, by_host: Counter[str]
+        self,
+        config: uvicorn.Config,
+        context: ssl.SSLContext | None,
+        connect: Callable[..., Connection],
+        by_host: Counter[str],
+        turns: PeerTurns,
     ) -> None:
         super().__init__(config)
-        self._account = account
+        self._new_connection = connect
         self._by_host = by_host
+        self._turns = turns
         self._context = context
-        self._listener: TlsListener | None = None
+        self._listener: Listener | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections from the one socket."""
         assert sockets is not None
-        if self._context is None:
-            await super().startup(sockets)
-            return
         await super().startup([])  # everything but accepting
         connections = self.server_state.connections
-        self._listener = TlsListener(
-            sockets[0], self._context, self._connect, lambda: len(connections), self._by_host, max_connections()
+        self._listener = Listener(
+            sockets[0],
+            self._context,
+            self._connect,
+            lambda: len(connections),
+            self._by_host,
+            max_connections(),
+            self._turns,
         )
         self._listener.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, and wait for open requests."""
         if self._listener:
-            self._listener.close()
+            await self._listener.close()
         await super().shutdown(sockets)
 
     def _connect(self) -> Connection:
-        return Connection(
-            account=self._account,
-            by_host=self._by_host,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
+        return self._new_connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
