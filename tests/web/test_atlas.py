@@ -176,3 +176,44 @@ def test_144_heads_in_one_screen(browser, site, visit):
     expect(page.locator(".thumbnail")).to_have_count(144)
     bottom = page.locator(".thumbnail").last.evaluate("each => each.getBoundingClientRect().bottom")
     assert bottom <= 900
+
+
+def test_a_long_text(visit, ask):
+    """Above 64 tokens badges, entropies and rollout are of whole rows, and so is the row of the word that asks."""
+    words = (SENTENCE.split() * 15)[:100]
+    text = " ".join(words)
+    outputs = ask("encoder", text=text, outputs=[{"name": "weights", "layers": ["*"]}])["outputs"]
+    weights = [outputs[f"weights@{layer}"].astype(float) for layer in (0, 1)]
+    rows = weights[1][:, 40]
+    head = int(np.argmin(rows.max(-1)))
+    page = visit(view="atlas", model="encoder", text=text, query=40, layer="1", head=head)
+    page.get_by_label("sorted").select_option("narrow")
+    expect(page.locator(".atlas-grid.flat")).to_be_visible()
+    spread = {
+        f"{layer}.{head}": -(rows * np.log(np.where(rows > 0, rows, 1))).sum(-1).mean()
+        for layer in (0, 1)
+        for head, rows in enumerate(weights[layer])
+    }
+    order = [each.get_attribute("data-head") for each in page.locator(".thumbnail").all()]
+    assert order == sorted(spread, key=lambda pair: spread[pair])
+    badges = Counter(filter(None, (badge_of(rows) for heads in weights for rows in heads)))
+    pills = page.locator(".atlas-tools .pill[title]")
+    assert dict(pill.inner_text().split() for pill in pills.all()) == {name: str(n) for name, n in badges.items()}
+    expect(page.locator(".looks")).to_contain_text("entropy")
+    bits = float(-(rows[head] * np.log2(rows[head])).sum())
+    said, shown = page.locator(".looks").inner_text().rsplit(" · entropy ", 1)
+    assert abs(number(shown.split()[0]) - bits) <= 0.0051
+    shares = [number(part.rsplit(" ", 1)[1]) for part in said.split(" · ")]
+    assert np.abs(np.subtract(shares, -np.sort(-rows[head])[:3])).max() <= 0.0051
+    page.get_by_role("button", name="Through the layers").click()
+    panel = page.locator(".rollout .stage")
+    panel.focus()
+    page.keyboard.press("ArrowDown")
+    read = np.eye(100)
+    for heads in weights:
+        read = (heads.mean(0) + np.eye(100)) / 2 @ read
+    box = panel.bounding_box()
+    assert box
+    panel.hover(position={"x": box["width"] - 3, "y": box["height"] - 3})
+    value = page.locator(".tip").inner_text().rsplit(": ", 1)[1]
+    assert abs(number(value) - read[40, 99]) <= 6e-5

@@ -13,6 +13,7 @@ export interface Layer {
   softcap?: number;
   zero_key?: boolean;
   causal?: boolean;
+  window?: number;
   stages?: string[];
   side?: "SIDE_TARGET" | "SIDE_SOURCE" | "SIDE_CROSS";
 }
@@ -95,6 +96,7 @@ export interface OutputSpec {
   heads?: number[];
   rows?: number[];
   reduce?: "mean" | "max";
+  fold?: "rollout";
   top_k?: number;
   layers?: string[];
   pool?: "mean" | "first" | "last";

@@ -22,6 +22,8 @@ const WHOLE = 64;
 const LARGEST = 16;
 /** How many keys a step shows. */
 const STEP_KEYS = 12;
+/** Up to here a rollout is told after each layer. */
+const MOST_ROLLED = 512;
 /** The bytes of the largest weights that are asked for at once. */
 const MOST_BYTES = 6e6;
 
@@ -132,9 +134,9 @@ async function lengths(
   return [T, result.memory_tokens?.length ?? T];
 }
 
-/** The least that can be asked for: one row of what every site gives. */
+/** The least that can be asked for: one row of what every site gives, of the first. */
 function rowOfAll(model: Model): OutputSpec {
-  const { name } = model.manifest.layers.at(-1)!;
+  const { name } = model.manifest.layers[0];
   return { name: "q", rows: [0], heads: [0], layers: [name] };
 }
 
@@ -146,6 +148,8 @@ export interface Answer {
   vectors: { width: number; data: Float32Array } | null;
   /** Whether each key is one of the tokens that the tokenizer put beside the text. */
   special: boolean[];
+  /** Of a long sequence, the server's statistics of each head, [layers][H][8]; else the weights are whole and tell them. */
+  statistics: Float32Array[][] | null;
 }
 
 /** Asks for the weights of some layers, which share queries and keys, and what the model predicts. */
@@ -171,6 +175,7 @@ export async function askAnswer(
   const vectors = ["hidden", "output"].find((stage) => last.stages?.includes(stage));
   if (vectors && !long) specs.push({ name: vectors, as: "vectors", layers: [last.name] });
   const body = { ...sequence(input, model, sizes?.[1]), token_offsets: input.kind === "text" };
+  if (long) specs.push(...layers.map(({ name }, i) => ({ name: "statistics", as: `s${i}`, layers: [name] })));
   const result = await known.attend(model, body, specs, signal);
   const side = sideOf(layers[0]);
   const names = namesOf(model, input, result, side, (result.outputs.w0 as TopK).values.shape[1]);
@@ -187,8 +192,9 @@ export async function askAnswer(
   return {
     input,
     picture,
-    vectors: rowsOf(result),
+    vectors: vectorsOf(result),
     special: picture.keys.map((key, at) => isSpecial(key, offsets?.[at])),
+    statistics: long ? layers.map((_, i) => rowsOf(result.outputs[`s${i}`] as Tensor)) : null,
   };
 }
 
@@ -206,7 +212,13 @@ function focusOf({ predictions = [] }: Result): number | null {
   return rows.size === 1 ? ([...rows][0] ?? null) : null;
 }
 
-function rowsOf({ outputs }: Result): Answer["vectors"] {
+/** The rows of a matrix. */
+export function rowsOf({ shape, data }: Tensor): Float32Array[] {
+  const width = shape.at(-1)!;
+  return range(data.length / width).map((row) => (data as Float32Array).subarray(row * width, (row + 1) * width));
+}
+
+function vectorsOf({ outputs }: Result): Answer["vectors"] {
   const found = outputs.vectors as Tensor | undefined;
   return found ? { width: found.shape.at(-1)!, data: found.data as Float32Array } : null;
 }
@@ -242,11 +254,48 @@ export async function askRow(
   layer: string,
   query: number,
   keys: number,
+  signal?: AbortSignal,
 ): Promise<Weights> {
   const spec: OutputSpec = { name: "weights", rows: [query], layers: [layer] };
-  const { outputs } = await known.attend(model, sequence(input, model, keys), [spec]);
+  const { outputs } = await known.attend(model, sequence(input, model, keys), [spec], signal);
   const { shape, data } = outputs.weights as Tensor;
   return Weights.whole(shape, data as Float32Array);
+}
+
+/** Rollout from one word: what it has read after each of some layers, [1, layers, S]. */
+export interface Read {
+  query: number;
+  /** The layers after which it is told. */
+  after: Layer[];
+  weights: Weights;
+}
+
+/**
+ * Asks for attention rollout from a word: of a short sequence for all words, so that another one asks nothing; of a long one,
+ * where each layer is a product of matrices [T, T], after the last layer alone.
+ */
+export async function askRollout(
+  known: Known,
+  model: Model,
+  input: Input,
+  layers: Layer[],
+  query: number,
+  length: number,
+  signal?: AbortSignal,
+): Promise<Read> {
+  const after = length > MOST_ROLLED ? layers.slice(-1) : layers;
+  const rows = length > WHOLE ? { rows: [query] } : {};
+  const specs = after.map((layer): OutputSpec => {
+    const before = layers.slice(0, layers.indexOf(layer) + 1).map(({ name }) => name);
+    return { name: "weights", as: `r${layers.indexOf(layer)}`, fold: "rollout", layers: before, ...rows };
+  });
+  const { outputs } = await known.attend(model, sequence(input, model, length), specs, signal);
+  const values = new Float32Array(after.length * length);
+  after.forEach((layer, at) => {
+    const matrix = rowsOf(outputs[`r${layers.indexOf(layer)}`] as Tensor);
+    values.set(matrix[length > WHOLE ? 0 : query], at * length);
+  });
+  return { query, after, weights: Weights.whole([1, after.length, length], values) };
 }
 
 /** Every stage of one query position. */

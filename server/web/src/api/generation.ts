@@ -12,7 +12,7 @@ import {
   type Tensor,
   type TopK,
 } from "./api.ts";
-import { changes } from "./ask.ts";
+import { changes, rowsOf } from "./ask.ts";
 
 const CANDIDATES = 5;
 const LARGEST = 64; // weights of a row and head
@@ -152,11 +152,6 @@ export class Generation {
       sums: this.sentences.length ? (of("sums") as Tensor[]).map(rowsOf) : [],
     };
   }
-}
-
-function rowsOf({ shape, data }: Tensor): Float32Array[] {
-  const width = shape.at(-1)!;
-  return range(shape[0]).map((head) => (data as Float32Array).subarray(head * width, (head + 1) * width));
 }
 
 /** The sentences of a prompt of several; empty where it is one. */

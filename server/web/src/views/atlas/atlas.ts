@@ -1,6 +1,6 @@
 // The atlas: every head of every layer at once, one or two of them large, one layer in full, and the way through layers.
 import { html, nothing, render, type TemplateResult } from "lit-html";
-import { type Answer, askAnswer, askMean, askRow, besides, sideOf } from "../../api/ask.ts";
+import { type Answer, askAnswer, askMean, askRollout, askRow, besides, type Read, sideOf } from "../../api/ask.ts";
 import { patiently } from "../../api/known.ts";
 import type { Shown } from "../../app/export.ts";
 import type { Style } from "../../drawing/drawing.ts";
@@ -13,7 +13,7 @@ import { HeadsView } from "../heads/heads.ts";
 import { layerChoice } from "../heads/layers.ts";
 import { firstQuery } from "../meet/heads.ts";
 import type { Context, View } from "../view.ts";
-import { BADGES, badgeOf, MEANINGS, type Statistics, statistics } from "./badges.ts";
+import { BADGES, badgeOf, MEANINGS, type Statistics, statistics, told } from "./badges.ts";
 import { isAnswer, readSearch, type Search, strengthOf } from "./find.ts";
 import { LargeHead } from "./large.ts";
 import { RolloutTab } from "./rollout-tab.ts";
@@ -26,12 +26,24 @@ const SORT_NAMES: Record<Sort, string> = {
   broad: "broad first",
   narrow: "narrow first",
 };
+const MOST_ARCS = 512; // tokens that are drawn as arcs unless these are chosen
 const SIDE_NAMES = { SIDE_TARGET: "target", SIDE_SOURCE: "source", SIDE_CROSS: "target over source" };
+
+/** One whole row of a layer, [H, 1, S]. */
+interface WholeRow {
+  answer: Answer | null;
+  layer: string;
+  query: number;
+  weights: Weights;
+}
 
 export class AtlasView implements View {
   readonly element = document.createElement("section");
   private answer: Answer | null = null;
   private context: Context | null = null;
+  private read: Read | null = null;
+  /** Of a long sequence, one whole row of the layer looked at. */
+  private row: WholeRow | null = null;
   /** What is drawn: the answer's picture, or the one without special tokens. */
   private drawn: Picture | null = null;
   private drawnFor = "";
@@ -47,7 +59,12 @@ export class AtlasView implements View {
   }
 
   async load({ state, model, layer, known }: Context, signal: AbortSignal): Promise<void> {
-    this.answer = await askAnswer(known, model, state.a, besides(model, layer), signal);
+    const layers = besides(model, layer);
+    const answer = await askAnswer(known, model, state.a, layers, signal);
+    const { picture } = answer;
+    if (state.tab === "rollout" && rolls(picture))
+      this.read = await askRollout(known, model, state.a, layers, queryOf(state, answer), picture.keys.length, signal);
+    this.answer = answer;
   }
 
   show(context: Context): void {
@@ -55,7 +72,7 @@ export class AtlasView implements View {
     if (!this.answer) return;
     const { state } = context;
     this.prepare();
-    const tabs = (["heads", "layer", ...(this.rolls ? ["rollout"] : [])] as Tab[]).map(
+    const tabs = (["heads", "layer", ...(rolls(this.answer.picture) ? ["rollout"] : [])] as Tab[]).map(
       (tab) =>
         html`<button type="button" aria-pressed=${this.tab === tab} @click=${() => context.change({ tab })}>${TAB_NAMES[tab]}</button>`,
     );
@@ -67,29 +84,21 @@ export class AtlasView implements View {
     );
     if (this.tab === "layer") this.showLayer(state);
     else if (this.tab === "rollout")
-      this.rollout.show(this.answer.picture, this.query, (query) => context.change({ query }));
+      this.rollout.show(this.answer.picture, this.read!, (query) => context.change({ query }));
     else this.showLarge();
   }
 
   private get style(): Style {
-    return this.context!.state.style ?? "lines";
-  }
-
-  /** Whether attention can be followed through the layers. */
-  private get rolls(): boolean {
-    const { picture } = this.answer!;
-    return picture.toItself && picture.layers.length > 1 && picture.layers.every(({ weights }) => weights.complete);
+    return this.context!.state.style ?? (this.answer!.picture.keys.length > MOST_ARCS ? "matrix" : "lines");
   }
 
   private get tab(): Tab {
     const { tab } = this.context!.state;
-    return tab === "rollout" && !this.rolls ? "heads" : tab;
+    return tab === "rollout" && !(this.read && rolls(this.answer!.picture)) ? "heads" : tab;
   }
 
   private get query(): number {
-    const { state } = this.context!;
-    const last = this.answer!.picture.queries.length - 1;
-    return Math.max(0, Math.min(state.query ?? this.search?.queries[0] ?? firstQuery(this.answer!), last));
+    return queryOf(this.context!.state, this.answer!);
   }
 
   private get search(): Search | null {
@@ -110,10 +119,25 @@ export class AtlasView implements View {
       ...picture,
       layers: picture.layers.map(({ name, weights }) => ({ name, weights: changed(weights) })),
     };
+    this.counts = this.statistics();
+  }
+
+  /** Of each head: from its whole weights, or as the server told. */
+  private statistics(): Statistics[][] {
+    const { picture, special, statistics: rows, input } = this.answer!;
     const separators = special.map((each, at) => each && at > 0);
-    this.counts = picture.layers.map(({ weights }) =>
-      range(weights.heads).map((head) => statistics(weights, head, picture.toItself, separators)),
-    );
+    if (!rows)
+      return picture.layers.map(({ weights }) =>
+        range(weights.heads).map((head) => statistics(weights, head, picture.toItself, separators)),
+      );
+    const { layers } = this.context!.model.manifest;
+    const open =
+      input.causal === "none" &&
+      input.left < 0 &&
+      input.right < 0 &&
+      !layers.some((each) => each.causal || each.window);
+    const keys = open ? picture.keys.length - input.hidden.length : null;
+    return rows.map((heads) => heads.map((row) => told(row, special[0], keys)));
   }
 
   private get canHide(): boolean {
@@ -224,6 +248,24 @@ export class AtlasView implements View {
     return [...new Set(picture.keys.filter((_, at) => special[at]))].join(" ");
   }
 
+  /** Of a long sequence, the whole row of the word that asks; asked for beside the picture, which stands meanwhile. */
+  private wholeRow({ layer, layerName, head }: Cell): Float32Array | null {
+    const { known, model, state } = this.context!;
+    const { picture } = this.answer!;
+    const { answer, query, row } = this;
+    if (picture.layers[layer].weights.complete) return null;
+    if (row?.answer === answer && row.query === query && row.layer === layerName) return row.weights.row(head, 0);
+    patiently(() => askRow(known, model, state.a, layerName, query, picture.keys.length)).then(
+      (weights) => {
+        if (answer !== this.answer || query !== this.query) return;
+        this.row = { answer, layer: layerName, query, weights };
+        this.showLarge();
+      },
+      () => undefined, // the largest of the row are there
+    );
+    return null;
+  }
+
   private showLarge(): void {
     const { state, change, edit } = this.context!;
     const cells = this.cells();
@@ -235,6 +277,7 @@ export class AtlasView implements View {
         layer: cell.layer,
         head: cell.head,
         query: this.query,
+        row: at ? null : this.wholeRow(cell),
         statistics: this.counts[cell.layer][cell.head],
         style: this.style,
         off: cell.off,
@@ -330,6 +373,17 @@ export class AtlasView implements View {
   picture(): Picture | null {
     return this.answer?.picture ?? null;
   }
+}
+
+/** Whether attention can be followed through the layers. */
+function rolls({ toItself, layers }: Picture): boolean {
+  return toItself && layers.length > 1;
+}
+
+/** The word that asks: the one chosen, the one searched for, else the first to begin with. */
+function queryOf({ query, find }: Context["state"], answer: Answer): number {
+  const wanted = query ?? readSearch(find, answer.picture)?.queries[0] ?? firstQuery(answer);
+  return Math.max(0, Math.min(wanted, answer.picture.queries.length - 1));
 }
 
 /** Whether cells stand in another order than the model's. */

@@ -58,6 +58,27 @@ export function statistics(weights: Weights, head: number, toItself: boolean, se
   return found;
 }
 
+/**
+ * What the server told of a head (docs/outputs.md: entropy in nats, previous, self, next, first, separators, distance, largest).
+ *
+ * @param firstIsSpecial the first token counts among the server's separators, and is none here
+ * @param keys how many keys each row may attend to; null where rows differ, and evenness is not told
+ */
+export function told(row: ArrayLike<number>, firstIsSpecial: boolean, keys: number | null): Statistics {
+  const [nats, previous, self, next, first, separators, reach] = Array.from(row);
+  const entropy = nats / Math.LN2;
+  return {
+    previous,
+    next,
+    self,
+    first,
+    separator: Math.max(0, separators - (firstIsSpecial ? first : 0)),
+    broad: keys !== null && keys > 1 ? entropy / Math.log2(keys) : 0,
+    entropy,
+    reach,
+  };
+}
+
 /** The one badge of a head: what most of its weight does; null where it does nothing of the kind. */
 export function badgeOf(statistics: Statistics): Badge | null {
   const mostly = BADGES.filter((badge) => statistics[badge] >= (badge === "broad" ? EVENLY : MOSTLY));

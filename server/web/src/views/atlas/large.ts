@@ -1,5 +1,5 @@
 // One head, large: arcs or a matrix, what its chosen word looks at, its statistics, and a switch.
-import { html, nothing, render } from "lit-html";
+import { html, render } from "lit-html";
 import type { Style } from "../../drawing/drawing.ts";
 import { cut, share, token } from "../../drawing/format.ts";
 import { Panel } from "../../drawing/panel.ts";
@@ -12,6 +12,8 @@ export interface Large {
   layer: number;
   head: number;
   query: number;
+  /** The whole row of the query, where the picture has its largest weights alone. */
+  row: Float32Array | null;
   statistics: Statistics;
   style: Style;
   off: boolean;
@@ -43,7 +45,7 @@ export class LargeHead {
     this.large = large;
     this.hovered = null;
     const { picture, layer, head, statistics, off } = large;
-    const { name, weights } = picture.layers[layer];
+    const { name } = picture.layers[layer];
     render(
       html`<header><h2>${picture.layers.length > 1 ? `layer ${name} · ` : ""}head ${head}</h2>
           <button type="button" class="pill" aria-pressed=${off} @click=${() => large.turn()}>${off ? "switch on" : "switch off"}</button></header>
@@ -53,7 +55,7 @@ export class LargeHead {
           picture.toItself
             ? `previous ${share(statistics.previous)} · self ${share(statistics.self)} · first ${share(statistics.first)} · mean reach ${statistics.reach.toFixed(1)} tokens`
             : `first ${share(statistics.first)}`
-        }${weights.complete ? nothing : ", of the largest weights"}</p>`,
+        }</p>`,
       this.element,
     );
     this.draw();
@@ -80,13 +82,14 @@ export class LargeHead {
     if (!line || !this.large) return;
     const { picture, layer, head } = this.large;
     const { weights } = picture.layers[layer];
-    const row = weights.row(head, this.query);
+    const whole = this.hovered === null ? this.large.row : null;
+    const row = whole ?? weights.row(head, this.query);
     const keys = Array.from(row.keys())
       .sort((a, b) => row[b] - row[a])
       .slice(0, MOST_NAMED);
     const named = keys.map((key) => `${cut(picture.keys[key], 14)} ${share(row[key])}`).join(" · ");
     render(
-      html`from <b>${token(picture.queries[this.query])}</b>: ${named}${weights.complete ? ` · entropy ${entropy(row).toFixed(2)} bits` : ""}`,
+      html`from <b>${token(picture.queries[this.query])}</b>: ${named}${whole || weights.complete ? ` · entropy ${entropy(row).toFixed(2)} bits` : ""}`,
       line,
     );
   }

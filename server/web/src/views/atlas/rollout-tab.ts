@@ -1,11 +1,11 @@
 // The way through the layers: what a word has read after each of them, by attention rollout.
-import { html, render } from "lit-html";
+import { html, nothing, render } from "lit-html";
+import type { Read } from "../../api/ask.ts";
 import type { Panel as Drawable } from "../../drawing/drawing.ts";
 import { moveFocus } from "../../drawing/focus.ts";
 import { cut, token } from "../../drawing/format.ts";
 import { Panel } from "../../drawing/panel.ts";
 import type { Picture } from "../../drawing/picture.ts";
-import { rollout } from "./rollout.ts";
 
 export class RolloutTab {
   readonly element = document.createElement("div");
@@ -17,12 +17,8 @@ export class RolloutTab {
     new ResizeObserver(() => this.draw()).observe(this.element);
   }
 
-  show(picture: Picture, query: number, ask: (query: number) => void): void {
-    const weights = rollout(
-      picture.layers.map((each) => each.weights),
-      query,
-    );
-    const names = picture.layers.map(({ name }) => `after ${name}`);
+  show(picture: Picture, { weights, after, query }: Read, ask: (query: number) => void): void {
+    const names = after.map(({ name }) => `after ${name}`);
     const word = token(picture.queries[query]);
     this.drawable = {
       title: `rollout from ${word}`,
@@ -31,7 +27,7 @@ export class RolloutTab {
     render(
       html`<h2>What has “<span class="asking">${word}</span>” read, layer by layer?</h2>
         <p class="quiet-text">Attention rollout: the weights' mean over heads, half of it and half of the word itself, multiplied layer by layer
-          (Abnar and Zuidema, 2020). A row is what the word holds after a layer; it adds up to 1.</p>
+          (Abnar and Zuidema, 2020). A row is what the word holds after a layer${after.length > 1 ? nothing : ", here after the last"}; it adds up to 1.</p>
         <div class="strip" role="group" aria-label="The word">${picture.queries.map(
           (name, at) =>
             html`<button type="button" class="chip" aria-pressed=${at === query} tabindex=${at === query ? 0 : -1} @keydown=${moveFocus} @click=${() => ask(at)}>${cut(name, 24)}</button>`,
