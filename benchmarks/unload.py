@@ -1,4 +1,4 @@
-"""Memory that stays resident after versions are unloaded, and the cost of a request's lease.
+"""Memory that stays resident after versions are unloaded or evicted, and the cost of a request's lease.
 
 .venv-dev/bin/python benchmarks/unload.py
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
-from attention_server.inference.contexts import MemoryStore
+from attention_server.contexts.store import MemoryStore
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
-from attention_server.repository import drain, repository
+from attention_server.repository import drain, policy, repository
 from rich.console import Console
 
 EXPORTER = Path(__file__).parents[1] / ".venv-dev/bin/attention-export"
@@ -32,8 +32,8 @@ def resident() -> int:
 
 def swap(models: Path) -> None:
     """Load a version, replace it `SWAPS` times, unload the last one; print resident memory at each point."""
-    policy = repository.Policy("explicit", at_start=("*",))
-    served = repository.Repository(models, OnnxRuntime("cpu", threads=1), MemoryStore(2**20), policy)
+    loads = policy.Policy("explicit", at_start=("*",))
+    served = repository.Repository(models, OnnxRuntime("cpu", threads=1), MemoryStore(2**20), loads)
     levels = {"before": resident()}
     served.load()
     levels["loaded"] = resident()
@@ -48,6 +48,13 @@ def swap(models: Path) -> None:
             pass
 
     lease = min(timeit.repeat(hold, number=LEASES, repeat=5)) / LEASES
+    shutil.copytree(models / "wide", models / "beside")
+    served.load_model("beside")
+    levels["two"] = resident()
+    served.residency.budget = 1
+    served.residency.make_room()
+    levels["one evicted"] = resident()
+    served.unload_model("beside")
     served.unload_model("wide")
     levels["unloaded"] = resident()
     Console().print(

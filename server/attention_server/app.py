@@ -191,6 +191,7 @@ class Application:
         if self.health:
             self.health.stop()
         finished = self._follower.stop(max(0.0, end - time.monotonic())) and self.rest.is_idle and self.grpc.is_idle
+        finished = finished and self._core.repository.residency.is_idle
         self._core.service.observer.close()
         return finished
 

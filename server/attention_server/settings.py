@@ -97,6 +97,12 @@ class Settings(BaseSettings):
         False, description="end the start when one version that is to be loaded at the start cannot be served"
     )
     max_version_mib: int = Field(4096, ge=1, description="the files of one version of a model, in MiB")
+    model_budget_mib: int | None = Field(
+        None,
+        ge=1,
+        description="what the graphs of all versions may weigh in memory, in MiB: versions used least recently are "
+        "evicted and come back with the next request, which waits for it; without, none is",
+    )
     max_load_seconds: float = Field(
         300.0, gt=0, description="seconds to load, warm and measure one version, in modes poll and explicit"
     )

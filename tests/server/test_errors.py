@@ -18,7 +18,8 @@ from attention_server.codecs.errors import CODES, code_of, encode_json, encode_s
 from attention_server.contexts.store import MemoryStore
 from attention_server.domain.request_record import RequestRecord
 from attention_server.inference.engine.onnxruntime import OnnxRuntime
-from attention_server.repository.repository import Policy, Repository
+from attention_server.repository.policy import Policy
+from attention_server.repository.repository import Repository
 from attention_server.rest.exchange import error_response
 from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -19,6 +19,7 @@ SOME = {  # a value that is not the default, for every setting
     "default_version": "multi=2,self=1",
     "strict": True,
     "max_version_mib": 9,
+    "model_budget_mib": 13,
     "max_load_seconds": 12.5,
     "host": "127.0.0.2",
     "allowed_hosts": "a.example,b.example",

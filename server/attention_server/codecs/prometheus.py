@@ -17,6 +17,7 @@ from attention_server.budget.account import AccountState
 from attention_server.contexts.store import MemoryState
 from attention_server.domain.index_entry import IndexEntry
 from attention_server.domain.request_record import RequestRecord
+from attention_server.domain.residency import ResidencyState
 from attention_server.scheduling.scheduler import SchedulerState
 from attention_server.telemetry.statistics import Histogram, RequestLabels, RequestStatistics, VersionStatistics
 
@@ -54,6 +55,7 @@ class Snapshot:
         open_records: the records of requests that have not ended.
         index: every version in the repository.
         log_losses: log lines that are missing, by cause.
+        residency: which versions have their graphs in memory.
     """
 
     ready: bool
@@ -65,6 +67,7 @@ class Snapshot:
     open_records: list[RequestRecord]
     index: list[IndexEntry]
     log_losses: Mapping[str, int]
+    residency: ResidencyState
 
 
 def exposition(snapshot: Snapshot) -> bytes:
@@ -78,6 +81,7 @@ def exposition(snapshot: Snapshot) -> bytes:
     own = [
         *_of_server(snapshot),
         *_of_models(snapshot.index),
+        *_of_residency(snapshot.residency),
         *_of_requests(snapshot.requests, open_records),
         *_of_versions(versions),
     ]
@@ -143,6 +147,30 @@ def _of_models(index: Iterable[IndexEntry]) -> Iterator[Metric]:
     for entry in index:
         ready.add_metric([entry.name, str(entry.version), entry.state], int(entry.state == "READY"))
     yield ready
+
+
+def _of_residency(residency: ResidencyState) -> Iterator[Metric]:
+    labels = ["model", "version"]
+    if residency.budget is not None:
+        yield GaugeMetricFamily(
+            "attention_model_budget_bytes", "Bytes that graphs in memory may have together.", residency.budget
+        )
+    held = GaugeMetricFamily(
+        "attention_model_resident_bytes", "Bytes of a version's graphs in memory; 0 while it is evicted.", labels=labels
+    )
+    evictions = CounterMetricFamily(
+        "attention_model_evictions", "Versions whose graphs were closed to make room.", labels=labels
+    )
+    reloads = CounterMetricFamily(
+        "attention_model_reloads", "Evicted versions that a request loaded again.", labels=[*labels, "outcome"]
+    )
+    for (name, number), counts in residency.versions.items():
+        values = [name, str(number)]
+        held.add_metric(values, counts.bytes)
+        evictions.add_metric(values, counts.evictions)
+        reloads.add_metric([*values, "loaded"], counts.reloads)
+        reloads.add_metric([*values, "failed"], counts.failed_reloads)
+    yield from (held, evictions, reloads)
 
 
 def _of_requests(

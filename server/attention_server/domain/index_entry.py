@@ -13,7 +13,8 @@ class IndexEntry:
         version: number of the version.
         state: READY answers requests; LOADING is verified and warmed; UNLOADING finishes the requests that hold it;
             UNAVAILABLE is in the repository and is not served.
-        reason: reason why the version is not ready; for READY empty, or why it is served without its folder.
+        reason: reason why the version is not ready; for READY empty, or that its graphs are not in
+            memory, or why it is served without its folder.
     """
 
     name: str

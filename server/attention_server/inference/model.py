@@ -10,7 +10,8 @@ from attention_proto.chains import kept_names, site_axes, source_chain
 
 from attention_server.contexts.past import Past
 from attention_server.domain.messages import Ablation, OutputSpec, Result, Tokens
-from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.engine.evictable import EvictableGraph
+from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.labels import Labels, read_labels
@@ -54,7 +55,7 @@ class LoadedModel:
     device: str
     file_bytes: int
     tensor_bytes: int
-    graphs: Mapping[str, Graph]
+    graphs: Mapping[str, EvictableGraph]
     reader: TextTokenizer | None
     memory_reader: TextTokenizer | None
     costs: Costs = field(default_factory=Costs)

@@ -8,6 +8,9 @@ from attention_server.domain.index_entry import IndexEntry
 from attention_server.repository.loader import Fingerprint
 from attention_server.repository.registry import Key
 
+EVICTED = "evicted to make room; the next request loads it again"
+RELOAD_FAILED = "evicted to make room, and cannot be loaded again: {}; each request tries it again"
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -87,12 +90,16 @@ class LoadSnapshot:
     loading: frozenset[Key]
     kept: Mapping[Key, str]
 
-    def entries(self, loaded: Iterable[Key], draining: Iterable[Key], *, is_open: bool) -> list[IndexEntry]:
+    def entries(
+        self, loaded: Iterable[Key], draining: Iterable[Key], evicted: Mapping[Key, str], *, is_open: bool
+    ) -> list[IndexEntry]:
         """Return one index entry for each version.
 
         Args:
             loaded: versions that are loaded, read after this snapshot: a version that was loaded in between is ready.
             draining: versions that finish the last requests.
+            evicted: loaded versions without graphs in memory, each with the reason why these cannot be loaded again;
+                empty where that was not tried.
             is_open: whether the first load has ended, so that loaded versions answer.
         """
         entries = {key: IndexEntry(*key, "UNAVAILABLE", reason) for key, reason in self.refused.items()}
@@ -100,5 +107,11 @@ class LoadSnapshot:
         entries |= {key: IndexEntry(*key, "LOADING", "being verified and warmed") for key in self.loading}
         for key in loaded:
             waits = IndexEntry(*key, "LOADING", "others are still loading, and all begin to answer together")
-            entries[key] = IndexEntry(*key, "READY", self.kept.get(key, "")) if is_open else waits
+            entries[key] = self._ready(key, evicted.get(key)) if is_open else waits
         return list(entries.values())
+
+    def _ready(self, key: Key, failure: str | None) -> IndexEntry:
+        if failure:
+            return IndexEntry(*key, "UNAVAILABLE", RELOAD_FAILED.format(failure))
+        reasons = (EVICTED if failure is not None else "", self.kept.get(key, ""))
+        return IndexEntry(*key, "READY", "; ".join(filter(None, reasons)))

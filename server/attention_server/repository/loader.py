@@ -11,7 +11,8 @@ from attention_proto.attention.v1.attention_pb2 import File
 from attention_proto.folder import MANIFEST, NAME, VERSION, UnreadableManifestError, named_files, parse_manifest
 
 from attention_server.inference.calibration import CalibrationInputs
-from attention_server.inference.engine.protocol import Engine
+from attention_server.inference.engine.evictable import EvictableGraph
+from attention_server.inference.engine.protocol import Engine, Graph
 from attention_server.inference.independence import DependentRowsError, check_independence, tolerance_of
 from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.probes import ModelProbes
@@ -159,6 +160,21 @@ def load(folder: Path, engine: Engine, max_bytes: int, tried: Tried | None = Non
         raise RepositoryError(OPAQUE, f"cannot be loaded: {_one_line(error)}") from error
 
 
+def reopen(folder: Path, model: LoadedModel, engine: Engine) -> dict[str, Graph]:
+    """Open the graphs of a loaded version again, from files with the hashes of its manifest.
+
+    Raises:
+        RepositoryError: a file is another one now, or cannot be opened.
+    """
+    files = {file.name: file for file in named_files(model.manifest)}
+    try:
+        return {name: engine.open(_read_verified(folder, files[name], _size(folder, name))) for name in model.graphs}
+    except RepositoryError:
+        raise
+    except Exception as error:  # as `load`
+        raise RepositoryError(OPAQUE, f"cannot be loaded: {_one_line(error)}") from error
+
+
 def _check_digest(model: LoadedModel, tried: Tried | None) -> None:
     if tried is not None and tried.digest != model.digest:
         raise RepositoryError("it was written while it was being loaded")
@@ -221,7 +237,7 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
     for name, file in files.items():  # one at a time, each once: a file may stand at many places, and be large
         content = _read_verified(folder, file, sizes[name])
         if name in served:
-            graphs[name] = engine.open(content)
+            graphs[name] = EvictableGraph(engine.open(content))
             held += tensor_bytes(content)
         elif not name.endswith(".onnx"):
             contents[name] = content

@@ -4,9 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import structlog
 from attention_proto.folder import MANIFEST, NAME
@@ -19,37 +17,15 @@ from attention_server.repository.drain import Drain
 from attention_server.repository.load_log import log_loaded
 from attention_server.repository.load_state import LoadState, Refusal
 from attention_server.repository.loader import RepositoryError, choose, find, find_versions, fingerprint
+from attention_server.repository.policy import Policy
 from attention_server.repository.registry import Key, Lease, Registry, ServedVersion
+from attention_server.repository.residency import Residency
 from attention_server.repository.trial import Trials, try_and_load
-
-Mode = Literal["none", "poll", "explicit"]
 
 NOT_LOADED = "not loaded"
 SERVES_ON = "what was loaded from it serves on"
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Which versions are loaded, and when.
-
-    Attributes:
-        mode: `none` loads the whole folder at the start and never again; `poll` follows the folder; `explicit` loads
-            and unloads on request.
-        at_start: names of models that mode `explicit` loads at the start; `*` for all.
-        default_versions: the pinned default version by model; without one it is the latest.
-        max_version_bytes: bytes that the files of one version may have.
-        grace: seconds that an unload waits for requests that hold a version.
-        strict: whether one version that cannot be served ends the start.
-    """
-
-    mode: Mode = "none"
-    at_start: tuple[str, ...] = ()
-    default_versions: Mapping[str, int] = field(default_factory=dict)
-    max_version_bytes: int = 2**32
-    grace: float = 30.0
-    strict: bool = False
 
 
 class Repository:
@@ -63,6 +39,9 @@ class Repository:
         memories: those of a version are forgotten when it is retired.
         policy: which versions are loaded, and when.
         trials: tries each version before it is loaded; None to load it without.
+
+    Attributes:
+        residency: which versions have their graphs in memory.
     """
 
     def __init__(
@@ -76,6 +55,7 @@ class Repository:
         self._state = LoadState()
         self._registry = Registry(policy.default_versions, self._absence)
         self._drain = Drain(self._registry, memories, policy.grace)
+        self.residency = Residency(self._registry, root, engine, policy.model_budget)
 
     @property
     def ready(self) -> bool:
@@ -128,8 +108,8 @@ class Repository:
         """
         if not self.ready:
             return False
-        if self._registry.get((name, version)):
-            return True
+        if served := self._registry.get((name, version)):
+            return not served.failure
         absence = self._absence((name, version))
         on_disk = any(entry.name == name and version in (0, entry.version) for entry in self._unloaded_entries())
         if isinstance(absence, NotFound) and not on_disk:
@@ -252,7 +232,8 @@ class Repository:
     def _entries(self) -> list[IndexEntry]:
         """Return an index entry for each version that is known without reading the disk."""
         state = self._state.snapshot()
-        return state.entries(*self._registry.snapshot(), is_open=self.ready)
+        evicted = {each.key: each.failure for each in self._registry.served() if not each.is_resident}
+        return state.entries(*self._registry.snapshot(), evicted, is_open=self.ready)
 
     def _unloaded_entries(self) -> list[IndexEntry]:
         """Return an index entry for each version on disk, in mode `explicit`; empty in modes `none` and `poll`."""
@@ -375,9 +356,11 @@ class Repository:
         if (served := self._registry.get(key)) is not None and served.model.digest == model.digest:
             served.fingerprint = before  # the same files, written anew
             self._state.set_loaded(key)
+            self.residency.adopt(served, model)
             return
         self._drain.start(self._replace(key, ServedVersion(model, before)))
         log_loaded(model)
+        self.residency.make_room()
 
     def _replace(self, key: Key, new: ServedVersion | None) -> list[ServedVersion]:
         old = self._registry.replace(key, new)

@@ -256,6 +256,7 @@ def _snapshot(service: Service) -> prometheus.Snapshot:
         requests=requests,
         open_records=service.observer.open_records(),
         index=service.index(),
+        residency=service.residency(),
         log_losses=logs.losses(),
     )
 

@@ -10,7 +10,8 @@ from attention_server.inference.engine.onnxruntime import OnnxRuntime
 from attention_server.inference.engine.protocol import Engine
 from attention_server.machine import usable_memory
 from attention_server.repository.loader import Tried, load
-from attention_server.repository.repository import Policy, Repository
+from attention_server.repository.policy import Policy
+from attention_server.repository.repository import Repository
 from attention_server.repository.trial import Trials
 from attention_server.scheduling.fair_queue import QueueLimits
 from attention_server.scheduling.scheduler import Scheduler
@@ -79,6 +80,7 @@ def _policy(settings: Settings) -> Policy:
         max_version_bytes=settings.max_version_mib * MIB,
         grace=settings.grace,
         strict=settings.strict,
+        model_budget=settings.model_budget_mib and settings.model_budget_mib * MIB,
     )
 
 

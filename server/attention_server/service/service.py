@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from attention_proto.attention.v1.attention_pb2 import Model
 
-from attention_server.budget.account import Account, AccountState, Lease
+from attention_server.budget.account import Account, AccountState
 from attention_server.contexts.memory import Memory
 from attention_server.contexts.store import HeldMemories, MemoryState, MemoryStore
 from attention_server.domain.call import CallContext
@@ -19,6 +19,7 @@ from attention_server.domain.messages import (
     Request,
     Response,
 )
+from attention_server.domain.residency import ResidencyState
 from attention_server.domain.tokenization import Tokenization, TokenizeRequest
 from attention_server.errors import NotFound, Unavailable
 from attention_server.inference.model import LoadedModel
@@ -33,6 +34,7 @@ from attention_server.service.baseline import behind_baseline, without_baselines
 from attention_server.service.embeddings import EmbeddingsJob, attention_request
 from attention_server.service.memory_job import MemoryJob
 from attention_server.service.preparation import prepare_request
+from attention_server.service.submission import reserve, submit_after
 from attention_server.service.tokenization import tokenize_job
 from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.statistics import VersionStatistics
@@ -157,7 +159,7 @@ class Service:
             call.record.set_target(model.name, model.version)
             return tokenize_job(request, model, self.limits, call)
 
-        return self._submit(request.model, request.version, make_job, None, call)
+        return self._submit(request.model, request.version, make_job, None, call, computes=False)
 
     def submit_memory(self, request: MemoryRequest, call: CallContext) -> "Future[Memory]":
         """Validate a request to keep a memory and submit its job; return the future of the memory.
@@ -195,7 +197,8 @@ class Service:
             NotFound: there is no such model or version.
             Unavailable: models are still loading.
         """
-        with self._repository.lease(name, version) as model:
+        lease = self._repository.lease(name, version)
+        with lease as model:
             return Model(
                 name=model.name,
                 version=model.version,
@@ -204,6 +207,7 @@ class Service:
                 nodes=model.nodes,
                 file_bytes=model.file_bytes,
                 memory_bytes=model.tensor_bytes,
+                evicted=not lease.is_resident,
                 manifest=model.manifest,
                 words=model.reader.words if words and model.reader else (),
                 memory_words=model.memory_reader.words if words and model.memory_reader else (),
@@ -268,9 +272,15 @@ class Service:
         with suppress(Unavailable):  # models are still loading
             for name in self._repository.names():
                 for version in self._repository.versions(name):
-                    with suppress(NotFound, Unavailable), self._repository.lease(name, version) as model:
-                        if model.device == "cpu":
-                            model.release()
+                    with suppress(NotFound, Unavailable):
+                        lease = self._repository.lease(name, version)
+                        with lease as model:
+                            if model.device == "cpu" and lease.is_resident:
+                                model.release()
+
+    def residency(self) -> ResidencyState:
+        """Return which versions have their graphs in memory, and how often these were evicted and loaded again."""
+        return self._repository.residency.state()
 
     def index(self) -> list[IndexEntry]:
         """Return every version of the repository with its current state, also while models are loading."""
@@ -319,15 +329,25 @@ class Service:
         make_job: Callable[[LoadedModel, HeldMemories], Job[S, T]],
         admitted: Callable[[], None] | None,
         call: CallContext,
+        *,
+        computes: bool = True,
     ) -> "Future[T]":
-        """Submit a job under leases of its model version, its bytes and its memories, which end with the job."""
+        """Submit a job under leases of its model version, its bytes and its memories, which end with the job.
+
+        A job that computes waits until the graphs of its version are in memory.
+        """
         held = HeldMemories(self._memories, call.owner)
         lease = self._repository.lease(name, version)
         ends = [held.release, lease.release]
         try:
             job = make_job(lease.model, held)
-            ends.append(self._reserve(job, call.lease))
-            future = self._scheduler.submit(job, admitted)
+            ends.append(reserve(job, self.account, call.lease))
+            submit = self._scheduler.submit
+            if lease.use() or not computes:
+                future = submit(job, admitted)
+            else:
+                reload = self._repository.residency.reload(lease.version)
+                future = submit_after(reload, lambda: submit(job, admitted), call, admitted)
         except BaseException:
             _call_all(ends)
             raise
@@ -335,24 +355,6 @@ class Service:
         if admitted is None:  # a stream's message that is cancelled is looked at in its turn
             call.attach(future)
         return future
-
-    def _reserve(self, job: Job[S, T], lease: Lease) -> Callable[[], None]:
-        """Hold the bytes that a job needs; return a function that releases the rest beside its answer.
-
-        Raises:
-            Full: there is no room.
-            TooLarge: there will never be.
-        """
-        account, peak = self.account, job.peak
-        lease.grow(job.size)
-        account.add_peak(peak)
-        lease.retain()
-
-        def give_back() -> None:
-            account.remove_peak(peak)
-            lease.release()
-
-        return give_back
 
     def _attend_job(
         self,

@@ -1417,6 +1417,7 @@ class Model(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
     MEMORY_WORDS_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name."""
     version: _builtins.int
@@ -1428,6 +1429,10 @@ class Model(_message.Message):
     memory_bytes: _builtins.int
     """The bytes of the matrices and further tensors of its open graphs, which the device holds while the version is
     served; graphs for other devices are not opened. A matrix in several graphs counts in each.
+    """
+    evicted: _builtins.bool
+    """Whether its graphs are out of memory to make room for others (--model-budget-mib): the next request, which waits
+    for it, loads them again.
     """
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1464,10 +1469,11 @@ class Model(_message.Message):
         memory_bytes: _builtins.int = ...,
         words: _abc.Iterable[_builtins.str] | None = ...,
         memory_words: _abc.Iterable[_builtins.str] | None = ...,
+        evicted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "file_bytes", b"file_bytes", "manifest", b"manifest", "memory_bytes", b"memory_bytes", "memory_words", b"memory_words", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "evicted", b"evicted", "file_bytes", b"file_bytes", "manifest", b"manifest", "memory_bytes", b"memory_bytes", "memory_words", b"memory_words", "name", b"name", "nodes", b"nodes", "version", b"version", "versions", b"versions", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
