@@ -99,6 +99,8 @@ def test_sizes_are_counted(used):
     assert after("attention_query_length_bucket", le="4", **VERSION) == 5
     assert after("attention_request_sequences_sum", **VERSION) == len(lengths)
     assert after("attention_request_sequences_count", **VERSION) == 6
+    assert after("attention_pass_sequences_sum", **VERSION) == len(lengths)
+    assert after("attention_pass_rows_sum", **VERSION) == sum(lengths)
     assert after("attention_request_bytes_total", method="Attend", protocol="grpc", **VERSION) > 2 * 5 * 2 * 4
     assert (
         after("attention_response_bytes_total", method="AttendStream", protocol="grpc", **VERSION)

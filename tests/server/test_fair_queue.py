@@ -1,12 +1,13 @@
 """The scheduler's queue: its limits, and the turns of callers."""
 
+import math
 import threading
 from functools import partial
 
 import pytest
 from attention_server.errors import Stopping, Unavailable
-from attention_server.scheduling.fair_queue import FairQueue, QueueLimits
-from attention_server.scheduling.job import QueueEntry
+from attention_server.scheduling.fair_queue import PASS_BYTES, FairQueue, QueueLimits
+from attention_server.scheduling.job import Job, QueueEntry, Share
 from serving import HANG
 
 from tests.server.jobs import held, submit, work
@@ -212,7 +213,8 @@ def test_callers_who_have_gone_are_forgotten():
 
     def come_and_go(caller, cost):
         queue.push(QueueEntry(work(int, caller=caller, cost=cost)))
-        (entry,) = queue.pop(0)
+        (entry,) = queue.next_batch(0, 0.0)
+        queue.take([entry])
         assert entry.caller == caller
 
     come_and_go("heavy", 100.0)
@@ -221,3 +223,68 @@ def test_callers_who_have_gone_are_forgotten():
     for caller in ("heavy", "light"):
         queue.push(QueueEntry(work(int, caller=caller, cost=0.1)))
     assert queue.first.caller == "heavy"  # it came first, and owes nothing any more
+
+
+# --- passes of several entries ---------------------------------------------------------------------------------------
+
+
+def alike(rows=1, cost=0.01, deadline=math.inf, size=0, caller=""):
+    """Return an entry of a pass of 8 rows, of which each alone takes 1 s."""
+    share = Share("pack", rows, 8, cost, size)
+    return QueueEntry(Job(None, int, cost=1.0, caller=caller, deadline=deadline, share=share))
+
+
+def shared(*entries, spare=0, now=0.0):
+    """Return the places of the entries in the next pass."""
+    queue = FairQueue(QueueLimits(64, 60.0, 1000), 1)
+    for entry in entries:
+        queue.push(entry)
+    return [entries.index(entry) for entry in queue.next_batch(spare, now)]
+
+
+def test_a_pass_ends_at_its_rows_and_bytes():
+    """Entries of one key share a pass in their order, up to its rows and bytes; one beyond begins the next pass."""
+    assert shared(alike(3), alike(3), alike(2), alike(1)) == [0, 1, 2]
+    assert shared(alike(3), alike(6), alike(1)) == [0]  # the order holds: the third one does not overtake
+    assert shared(alike(9), alike(1)) == [0]
+    assert shared(*[alike(1, size=PASS_BYTES // 3) for _ in range(4)]) == [0, 1, 2]
+    assert shared(QueueEntry(work(int)), alike(1), alike(1)) == [0]
+    assert shared(alike(1), alike(1), alike(1), alike(1), spare=1) == [0, 1]  # the rest is for the free slot
+
+
+def test_a_pass_ends_before_the_deadlines_of_its_entries():
+    """An entry joins a pass only if this ends, as predicted, before the deadline of each; one that has expired ends."""
+    assert shared(alike(deadline=1.05, cost=0.04), alike(cost=0.04), now=1.0) == [0]
+    assert shared(alike(cost=0.04), alike(deadline=1.05, cost=0.04), alike(), now=1.0) == [0]
+    assert shared(alike(deadline=1.1, cost=0.04), alike(cost=0.04), now=1.0) == [0, 1]
+    assert shared(alike(cost=0.04), alike(deadline=0.5), alike(), now=1.0) == [0, 1, 2]
+
+
+def test_a_caller_with_many_entries_does_not_hold_up_passes_of_others():
+    """Of a caller with a thousand entries and one with a single one, the single one runs in the next pass but one."""
+    queue = FairQueue(QueueLimits(2000, 1e6, 1000), 1)
+    for _ in range(1000):
+        queue.push(alike(caller="many"))
+    queue.take(queue.next_batch(0, 0.0))
+    queue.push(alike(caller="one"))
+    queue.push(QueueEntry(work(int, caller="other", cost=1.0)))
+    callers = []
+    for _ in range(2):
+        batch = queue.next_batch(0, 0.0)
+        queue.take(batch)
+        callers += [entry.caller for entry in batch]
+    assert {"one", "other"} <= set(callers)
+
+
+def test_an_entry_that_shares_a_pass_counts_for_less():
+    """The first of its key is predicted to run alone; each further one adds to the pass what it costs there."""
+    queue = FairQueue(QueueLimits(64, 60.0, 1000), 1)
+    for _ in range(3):
+        entry = alike()
+        queue.price(entry)
+        queue.push(entry)
+    assert queue.seconds == pytest.approx(1.02)
+    queue.take(queue.next_batch(0, 0.0))
+    entry = alike()
+    queue.price(entry)
+    assert (len(queue), queue.seconds, entry.cost) == (0, pytest.approx(0), 1.0)

@@ -211,7 +211,7 @@ def test_steps_of_many_in_one_pass_have_the_bits_of_each_alone(kind: str, decode
         sequence = DomainSequence(token_ids=np.array([7]), memory=store.put(memory).id)
         ((each, profile),) = model.checker.prepare(sequence, cached, NO_MASK, HeldMemories(store), LIMITS)
         prepared.append(each)
-        kinds.add(profile.kind)
+        kinds.add(profile.company.kind)
     assert len(kinds) == 1 and None not in kinds
     together = model.answer(prepared, cached.plan, Run())()
     for each, result in zip(prepared, together, strict=True):

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from attention_server.scheduling.job import Job
+from attention_server.scheduling.job import Job, Share
 from attention_server.scheduling.loop_turns import SHORT_SECONDS as SHORT
 from attention_server.scheduling.loop_turns import TURN_SECONDS as TURN
 from serving import HANG, wait_until
@@ -69,7 +69,7 @@ def test_a_loop_takes_turns(make, loop):
     for future in loop.do(several):
         future.result(HANG)
     assert ran.index("else") <= TURN / (SHORT / 2)
-    alike = [Job(i, lambda these: told([len(these)] * len(these)), batch_key="alike", max_batch=8) for i in range(5)]
+    alike = [Job(i, lambda these: told([len(these)] * len(these)), share=Share("alike", max_rows=8)) for i in range(5)]
     assert [each.result(HANG) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])] == [5] * 5
 
 
@@ -85,10 +85,9 @@ def test_a_loop_never_computes_what_is_long(make, loop):
         return long
 
     assert runs_in_a_slot(loop.do(given_up))
-    about = {"batch_key": "alike", "max_batch": 8, "cost": SHORT / 2}
-    alike = [Job(i, lambda these: told([len(these)] * len(these)), **about) for i in range(8)]
-    together = [each.result(HANG) for each in loop.do(lambda: [scheduler.submit(each) for each in alike])]
-    assert max(together) == TURN / (SHORT / 2)
+    about = {"share": Share("alike", max_rows=8, cost=TURN / 7), "cost": SHORT / 2}
+    alike = [Job(i, lambda these: told([threading.current_thread()] * len(these)), **about) for i in range(8)]
+    assert all(map(runs_in_a_slot, loop.do(lambda: [scheduler.submit(each) for each in alike])))
 
 
 @pytest.mark.parametrize(("closed", "most"), [(False, TURN), (True, SHORT)])

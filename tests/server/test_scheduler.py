@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from attention_server.errors import DeadlineExceeded, Unavailable
-from attention_server.scheduling.job import Job
+from attention_server.scheduling.job import Job, Share
 from serving import HANG, wait_until
 
 from tests.server.jobs import held, is_closed, runs_in_a_slot, submit, together, work
@@ -206,8 +206,9 @@ def test_one_kind_runs_together(make):
     batches = []
     run = together(batches)
     with held(make(max_queued=20)) as scheduler:
-        kinds = [("a", 1), ("b", None), ("c", 1), ("bad", 1), ("d", 2), ("e", 1)]
-        futures = {each: scheduler.submit(Job(each, run, batch_key=kind, max_batch=3)) for each, kind in kinds}
+        one, two = Share(1, max_rows=3), Share(2, max_rows=3)
+        shares = [("a", one), ("b", None), ("c", one), ("bad", one), ("d", two), ("e", one)]
+        futures = {each: scheduler.submit(Job(each, run, share=share)) for each, share in shares}
         scheduler.release.set()
         for name, future in futures.items():
             if name == "bad":
@@ -225,7 +226,7 @@ def test_an_answer_that_cannot_be_given(make):
         return lambda: 1 / 0
 
     with held(make(max_queued=20)) as scheduler:
-        futures = [scheduler.submit(Job(each, run, batch_key=1, max_batch=2)) for each in "ab"]
+        futures = [scheduler.submit(Job(each, run, share=Share(1, max_rows=2))) for each in "ab"]
         scheduler.release.set()
         for future in futures:
             with pytest.raises(ZeroDivisionError):
@@ -239,7 +240,7 @@ def test_what_is_gone_is_not_run_together(make):
     run = together(batches)
     with held(make(clock=lambda: now[0])) as scheduler:
         works = [
-            Job(each, run, deadline, batch_key=1, max_batch=8)
+            Job(each, run, deadline, share=Share(1, max_rows=8))
             for each, deadline in zip("abcd", (9, 1, 9, 9), strict=True)
         ]
         futures = [scheduler.submit(each) for each in works]

@@ -221,6 +221,8 @@ def _of_versions(versions: Versions) -> Iterator[Metric]:
         "attention_request_sequences": ("Sequences in an answered request.", "sequences", 1),
         "attention_query_length": ("Positions of a sequence that attend.", "queries", 1),
         "attention_key_length": ("Positions of a sequence that are attended to.", "keys", 1),
+        "attention_pass_sequences": ("Sequences that ran together, of one request or several.", "pass_sequences", 1),
+        "attention_pass_rows": ("Positions that attended in one pass.", "pass_rows", 1),
     }
     for name, (words, attribute, unit) in histograms.items():
         family = HistogramMetricFamily(name, words, labels=labels)

@@ -40,6 +40,7 @@ class RequestRecord:
         sequences: number of sequences; None unless attention is requested.
         queries: T of each sequence.
         keys: S of each sequence.
+        passes: sequences and query rows of each pass that was begun for it, those of further requests included.
         request_bytes: bytes of the message or body.
         answer_bytes: bytes of the answer.
         code: name of gRPC's status code.
@@ -66,6 +67,7 @@ class RequestRecord:
     sequences: int | None = None
     queries: list[int] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
+    passes: list[tuple[int, int]] = field(default_factory=list)
     request_bytes: int = 0
     answer_bytes: int = 0
     code: str = OK

@@ -3,16 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Segment as SegmentEntry
 from attention_proto.chains import CROSS
+from numpy.typing import NDArray
 
 from attention_server.contexts.past import Continuation, Widths
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors
 from attention_server.inference.long_site import compute_long
-from attention_server.inference.masks import LongMask, RequestMask, SiteMask, Vectors, at_site
+from attention_server.inference.masks import LongMask, SiteMask, Vectors, at_site
+from attention_server.inference.pack import SiteBatch, Stages, join_rows, split_rows
 from attention_server.inference.reductions import NO_REDUCTIONS, LayerReductions
 from attention_server.inference.row_blocks import run_rows
 from attention_server.inference.scores import split_heads
@@ -30,8 +33,6 @@ from attention_server.inference.walk import (
     walks,
 )
 
-Stages = dict[str, Vectors]  # of one layer, by name, each with a leading dimension B
-
 
 @dataclass(frozen=True)
 class LoadedChain:
@@ -41,107 +42,75 @@ class LoadedChain:
         layers: its sites, first to last.
         entries: the manifest's entries of its segments; empty in a block that projects nothing.
         graphs: the model's graphs by file name.
+        shared: the names of the graphs that run on the rows of several sequences.
     """
 
     layers: Sequence[LoadedLayer]
     entries: Sequence[SegmentEntry]
     graphs: Mapping[str, Graph]
+    shared: Names = NO_NAMES
 
-    def stages(
-        self,
-        tensors: Tensors,
-        walk: Walk,
-        run: Run,
-        added: RequestMask = None,
-        rows: Rows | None = None,
-        pooling: Vectors | None = None,
-        continued: Sequence[Continuation] = (),
-        reductions: Callable[[int], LayerReductions] | None = None,
-    ) -> list[Stages]:
-        """Compute the stages of the sites of a walk.
+    def stages(self, batches: Sequence[SiteBatch], walk: Walk, run: Run) -> None:
+        """Compute the stages of the sites of a walk, for sequences of any lengths; write them into the batches.
 
         Args:
-            tensors: the inputs of the chain; receives the results of segments and sites.
+            batches: the sequences, and the tensors that the chain begins with.
             walk: the segments and sites that run.
             run: the computation that this is a part of.
-            added: the request's mask, added to the scores of sites with T queries and S keys, [1 or H, T, S]; None for
-                no mask.
-            rows: the query rows of the last site to compute; None for all.
-            pooling: the weights of means, [P, rows]: of the last site only the means of `output` are computed.
-            continued: the prefix that each sequence goes on behind: of one sequence, or of several that have one query
-                each; empty for none.
-            reductions: the reductions of each site of one long sequence, by its place here; None for a short one.
         """
-        stages: list[Stages] = []
         own = 0  # sites with keys of this chain
-        for layer, step in zip(self.layers, walk.steps, strict=False):
-            is_last = len(stages) == len(walk.steps) - 1
-            if pooling is not None and is_last:
-                tensors["query"] = tensors["query"] if rows is None else tensors["query"][:, rows]
-                return [*stages, {"output": layer.pool(tensors, pooling, run)}]
-            before: Stages = {EMBEDDINGS: tensors["query"]} if EMBEDDINGS in step.wanted else {}
+        for place, (layer, step) in enumerate(zip(self.layers, walk.steps, strict=False)):
+            is_last = place == len(walk.steps) - 1
+            if is_last and batches[0].pooling is not None:
+                self._pool(layer, batches[0], run)
+                return
+            for batch in batches:
+                batch.stages.append({EMBEDDINGS: batch.tensors["query"]} if EMBEDDINGS in step.wanted else {})
             if step.segment is not None:
-                self._advance(step.segment, tensors, run)
-            if stages and (behind := walk.steps[len(stages) - 1].behind):
-                stages[-1].update({name: tensors[name] for name in behind})
-            if layer.kept is not None and step.attends:
-                layer.read_keys(tensors)
-            of_request = at_site(added, layer.about.name) if layer.axes is CROSS else None
-            reduced = None if reductions is None else reductions(len(stages))
-            if continued and layer.kept is None:
-                computed = self._continued(
-                    layer, own, step, tensors, of_request, rows if is_last else None, run, continued, reduced
-                )
-                own += 1
-            else:
-                computed = self._site(layer, step, tensors, of_request, rows if is_last else None, run, 0, reduced)
-            stages.append(before | computed if before else computed)
+                self._advance(step.segment, batches, run)
+            behind = walk.steps[place - 1].behind if place else NO_NAMES
+            for batch in batches:
+                if behind:
+                    batch.stages[-2].update({name: batch.tensors[name] for name in behind})
+                batch.stages[-1].update(self._attend(layer, own, step, batch, run, is_last=is_last))
+            own += layer.kept is None
         if walk.end is not None:
-            self._advance(walk.end, tensors, run)
-            stages[-1].update({name: tensors[name] for name in walk.steps[-1].behind})
-        return stages
+            self._advance(walk.end, batches, run)
+            for batch in batches:
+                batch.stages[-1].update({name: batch.tensors[name] for name in walk.steps[-1].behind})
 
-    def continued(
-        self,
-        tensors: Tensors,
-        wanted: Wanted,
-        kept: Names,
-        run: Run,
-        added: RequestMask,
-        rows: Rows | None,
-        continued: Sequence[Continuation],
-        reductions: Callable[[int], LayerReductions] | None = None,
-    ) -> list[Stages]:
+    def continued(self, batches: Sequence[SiteBatch], wanted: Wanted, kept: Names, run: Run) -> None:
         """Compute the stages wanted of sequences behind prefixes; of those that are kept, every site's k and v too.
 
         Args:
-            tensors: the inputs of the chain; receives the results of segments and sites.
+            batches: the sequences; either all of them are kept, or none. Their continuations receive their keys and
+                values.
             wanted: stages of each site up to the last one.
             kept: the names of tensors that a memory keeps.
             run: the computation that this is a part of.
-            added: the request's mask, as of `stages`.
-            rows: the query rows of the last site that runs to compute; None for all.
-            continued: the prefix of each sequence, as of `stages`; receives the sequence's keys and values.
-            reductions: as of `stages`.
 
         Raises:
             InvalidRequest: a number is beyond the range of FP16, in which the prefix is kept.
         """
-        keeps = any(each.keeps for each in continued)
+        keeps = any(each.keeps for batch in batches for each in batch.continued)
         further = len(self.layers) - len(wanted) if keeps else 0
         walk = self.walk(wanted + (NO_NAMES,) * further, kept, NO_NAMES, keeps)
-        of_wanted = reductions
+        reductions = batches[0].reductions
         if reductions is not None and further:
             of_wanted = lambda place: reductions(place) if place < len(wanted) else NO_REDUCTIONS  # noqa: E731
+            batches[0].reductions = of_wanted
         try:
-            for each in continued:
-                each.open(tensors["query"].shape[1], self.key_widths)
-            stages = self.stages(tensors, walk, run, added, rows, None, continued, of_wanted)
+            for batch in batches:
+                for each in batch.continued:
+                    each.open(batch.tensors["query"].shape[1], self.key_widths)
+            self.stages(batches, walk, run)
         except BaseException:
-            for each in continued:
-                each.close()
+            for batch in batches:
+                for each in batch.continued:
+                    each.close()
             raise
-        return stages[: len(wanted)]
+        for batch in batches:
+            del batch.stages[len(wanted) :]
 
     @cached_property
     def key_widths(self) -> Widths:
@@ -151,7 +120,7 @@ class LoadedChain:
     @cached_property
     def walk(self) -> Callable[[Wanted, Names, Names, bool], Walk]:
         """The function that plans a walk; see `walks`."""
-        return walks(self.entries, self.layers, self.graphs)
+        return walks(self.entries, self.layers, self.graphs, self.shared)
 
     @cached_property
     def segments(self) -> list[Segment]:
@@ -168,7 +137,7 @@ class LoadedChain:
     def project(self, tensors: Tensors, run: Run) -> None:
         """Run the first segment with all of its outputs; without segments, k is the key and v the value."""
         if self.segments:
-            self._advance(self.segments[0], tensors, run)
+            self._advance(self.segments[0], [SiteBatch(tensors)], run)
         else:
             tensors["k"], tensors["v"] = tensors["key"], tensors["value"]
 
@@ -179,16 +148,44 @@ class LoadedChain:
             layer.read_keys(tensors)
             layer.warm(tensors, run)
             if index + 1 < len(self.segments):
-                self._advance(self.segments[index + 1], tensors, run)
+                self._advance(self.segments[index + 1], [SiteBatch(tensors)], run)
 
-    def _advance(self, segment: Segment, tensors: Tensors, run: Run) -> None:
-        """Run a segment: take its inputs from the tensors, and write its outputs there."""
-        feeds = {name: tensors[name] for name in segment.inputs}
+    def _advance(self, segment: Segment, batches: Sequence[SiteBatch], run: Run) -> None:
+        """Run a segment: take its inputs from the tensors of all sequences, and write its outputs there."""
+        if len(batches) == 1 or not segment.is_shared:
+            for batch in batches:
+                feeds = {name: batch.tensors[name] for name in segment.inputs}
+                batch.tensors.update(zip(segment.tensors, self._run(segment, feeds, run), strict=True))
+            return
+        taken = {name: [batch.tensors[name] for batch in batches] for name in segment.inputs}
+        shapes = [each.shape[:2] for each in next(iter(taken.values()))]
+        feeds = {name: join_rows(arrays) for name, arrays in taken.items()}
+        for name, found in zip(segment.tensors, self._run(segment, feeds, run), strict=True):
+            for batch, part in zip(batches, split_rows(found, shapes), strict=True):
+                batch.tensors[name] = part
+
+    def _run(self, segment: Segment, feeds: Mapping[str, NDArray[Any]], run: Run) -> list[NDArray[Any]]:
         if segment.is_by_row and self.layers[0].device == "cpu":
-            found = run_rows(segment.graph, segment.outputs, feeds, run)
-        else:
-            found = segment.graph.run(segment.outputs, feeds, run)
-        tensors.update(zip(segment.tensors, found, strict=True))
+            return run_rows(segment.graph, segment.outputs, feeds, run)
+        return segment.graph.run(segment.outputs, feeds, run)
+
+    def _pool(self, layer: LoadedLayer, batch: SiteBatch, run: Run) -> None:
+        """Compute the means of rows of the last site's output alone."""
+        assert batch.pooling is not None
+        if batch.rows is not None:
+            batch.tensors["query"] = batch.tensors["query"][:, batch.rows]
+        batch.stages.append({"output": layer.pool(batch.tensors, batch.pooling, run)})
+
+    def _attend(self, layer: LoadedLayer, own: int, step: Step, batch: SiteBatch, run: Run, *, is_last: bool) -> Stages:
+        """Return the stages of a site; `own` is its place among the sites with keys of this chain."""
+        tensors, rows = batch.tensors, batch.rows if is_last else None
+        if layer.kept is not None and step.attends:
+            layer.read_keys(tensors)
+        added = at_site(batch.added, layer.about.name) if layer.axes is CROSS else None
+        reduced = None if batch.reductions is None else batch.reductions(len(batch.stages) - 1)
+        if batch.continued and layer.kept is None:
+            return self._continued(layer, own, step, tensors, added, rows, run, batch.continued, reduced)
+        return self._site(layer, step, tensors, added, rows, run, 0, reduced)
 
     def _continued(
         self,

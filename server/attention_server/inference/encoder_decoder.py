@@ -7,11 +7,12 @@ from functools import cached_property
 import numpy as np
 
 from attention_server.domain.messages import Tokens
-from attention_server.inference.chain import LoadedChain, Stages
+from attention_server.inference.chain import LoadedChain
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.fronts import POSITIONS, TYPES, Fronts, joined
 from attention_server.inference.layer import Rows, Tensors
 from attention_server.inference.masks import Vectors
+from attention_server.inference.pack import SiteBatch, Stages
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.reductions import LayerReductions
@@ -57,31 +58,31 @@ class EncoderDecoder:
         of_sites = None if reductions is None else lambda place: reductions(count + place)
         if first.continuation is not None and memory is not None:
             tensors = memory.vectors() | self._target_inputs(batch, run)
-            target = self.target.continued(
-                tensors, of_target, kept, run, first.added, rows, [first.continuation], of_sites
-            )
-            return [{} for _ in of_source] + target
+            target = SiteBatch(tensors, first.added, rows, continued=[first.continuation], reductions=of_sites)
+            self.target.continued([target], of_target, kept, run)
+            return [{} for _ in of_source] + target.stages
         walk = self.target.walk(of_target, kept, NO_NAMES, False) if of_target else None
         from_source = NO_NAMES if walk is None else walk.takes & self._memory_names
         stages: list[Stages] = [{}] * len(of_source)
         found: Tensors = {} if memory is None else dict(memory.vectors())
         if from_source or any(of_source):
             tensors = self._source_inputs(batch, run)
-            source = self.source.walk(of_source, NO_NAMES, from_source, False)
-            stages = self.source.stages(
-                tensors, source, run, rows=rows if walk is None else None, reductions=reductions
-            )
+            source = SiteBatch(tensors, rows=rows if walk is None else None, reductions=reductions)
+            self.source.stages([source], self.source.walk(of_source, NO_NAMES, from_source, False), run)
+            stages = source.stages
             found = {name: tensors[name] for name in from_source}
         if walk is None:
             return stages
-        tensors = found | self._target_inputs(batch, run)
-        return stages + self.target.stages(tensors, walk, run, first.added, rows, reductions=of_sites)
+        target = SiteBatch(found | self._target_inputs(batch, run), first.added, rows, reductions=of_sites)
+        self.target.stages([target], walk, run)
+        return stages + target.stages
 
     def encode(self, tokens: Tokens, run: Run) -> dict[str, Vectors]:
         """Run the source's chain; return the keys and values of every cross site, each [1, S, width]."""
         tensors = self._inputs(self.source, self.fronts.manifest.text.memory_front.name, [tokens], None, run)
         nothing = (NO_NAMES,) * len(self.source.layers)
-        self.source.stages(tensors, self.source.walk(nothing, NO_NAMES, self._memory_names, False), run)
+        walk = self.source.walk(nothing, NO_NAMES, self._memory_names, False)
+        self.source.stages([SiteBatch(tensors)], walk, run)
         return {name: tensors[name] for name in sorted(self._memory_names)}
 
     def warm(self, run: Run) -> None:

@@ -14,17 +14,18 @@ from attention_proto.folder import LOGITS
 
 from attention_server.contexts.past import Continuation, Past
 from attention_server.domain.messages import Tokens
-from attention_server.inference.chain import LoadedChain, Stages
+from attention_server.inference.chain import LoadedChain
 from attention_server.inference.encoder_decoder import EncoderDecoder
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.fronts import POSITIONS, TYPES, Fronts, joined
 from attention_server.inference.labels import Labels
 from attention_server.inference.layer import KEYS, LoadedLayer, Rows, Tensors
 from attention_server.inference.masks import Vectors
+from attention_server.inference.pack import SiteBatch, Stages
 from attention_server.inference.planner import Plan
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.reductions import LayerReductions
-from attention_server.inference.walk import NO_NAMES
+from attention_server.inference.walk import NO_NAMES, Names
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Forward:
         layers: its sites, first to last.
         graphs: its graphs by file name.
         labels: of each of its predictors.
+        shared: the names of the graphs that run on the rows of several sequences.
     """
 
     manifest: Manifest
     layers: Sequence[LoadedLayer]
     graphs: Mapping[str, Graph]
     labels: Mapping[str, Labels]
+    shared: Names = NO_NAMES
 
     def stages(
         self,
@@ -65,13 +68,37 @@ class Forward:
         if self._pair is not None:
             return self._pair.stages(batch, plan, run, rows, reductions)
         memory = batch[0].memory
-        continued = [each.continuation for each in batch if each.continuation is not None]
-        kept = NO_NAMES if memory is None or continued else memory.names
-        tensors, added = self._inputs(batch, run), batch[0].added
-        if continued:
-            return self._chain.continued(tensors, plan.stages, kept, run, added, rows, continued, reductions)
-        walk = self._chain.walk(plan.stages, kept, NO_NAMES, False)
-        return self._chain.stages(tensors, walk, run, added, rows, pooling, reductions=reductions)
+        kept = NO_NAMES if memory is None or batch[0].continuation is not None else memory.names
+        one = _site_batch(batch, self._inputs(batch, run), rows)
+        one.pooling, one.reductions = pooling, reductions
+        self._run([one], plan, kept, run)
+        return one.stages
+
+    def pack_stages(
+        self, batches: Sequence[Sequence[PreparedInput]], plan: Plan, run: Run, rows: Sequence[Rows | None]
+    ) -> list[list[Stages]]:
+        """Compute the stages of sequences of any lengths in one pass; return those of each batch.
+
+        Args:
+            batches: the sequences, in batches of one kind.
+            plan: says which stages of which layers.
+            run: the computation that this is a part of.
+            rows: of each batch the query rows of the last layer to compute; None for all.
+        """
+        front = self.manifest.text.front.name
+        fronts: Sequence[Stages | None] = [None] * len(batches)
+        if front in self.shared and batches[0][0].tokens is not None:
+            fronts = self._fronts.pack(front, batches, run)
+        inputs = [self._inputs(batch, run, of) for batch, of in zip(batches, fronts, strict=True)]
+        made = [_site_batch(*each) for each in zip(batches, inputs, rows, strict=True)]
+        self._run(made, plan, NO_NAMES, run)
+        return [each.stages for each in made]
+
+    def _run(self, batches: Sequence[SiteBatch], plan: Plan, kept: Names, run: Run) -> None:
+        if any(batch.continued for batch in batches):
+            self._chain.continued(batches, plan.stages, kept, run)
+        else:
+            self._chain.stages(batches, self._chain.walk(plan.stages, kept, NO_NAMES, False), run)
 
     def keep_prefix(self, tokens: Tokens, data_type: str, run: Run) -> Past:
         """Run the chain of a decoder on a text; return the keys and values of every site.
@@ -83,7 +110,7 @@ class Forward:
         kept_as = np.dtype(np.float16 if data_type == "FP16" else np.float32)
         text = PreparedInput(None, None, None, tokens, None, length, length)
         continuation = Continuation(None, keeps=True, data_type=kept_as)
-        self._chain.continued(self._inputs([text], run), (), NO_NAMES, run, None, None, [continuation])
+        self._chain.continued([SiteBatch(self._inputs([text], run), continued=[continuation])], (), NO_NAMES, run)
         assert continuation.kept is not None  # it keeps
         continuation.kept.write_tokens(tokens)
         return continuation.kept
@@ -176,19 +203,20 @@ class Forward:
 
     @cached_property
     def _chain(self) -> LoadedChain:
-        return LoadedChain(self.layers, self.manifest.segments, self.graphs)
+        return LoadedChain(self.layers, self.manifest.segments, self.graphs, self.shared)
 
-    def _inputs(self, batch: Sequence[PreparedInput], run: Run) -> Tensors:
+    def _inputs(self, batch: Sequence[PreparedInput], run: Run, front: Stages | None = None) -> Tensors:
         """Return query, key and value, as sent or from a front; and k and v of a memory, or without segments.
 
-        Key defaults to query, value to key.
+        Key defaults to query, value to key. `front` has the outputs of a front that ran in the pass; None to run it.
         """
         query, key, value = batch[0].query, batch[0].key, batch[0].value
         if len(batch) > 1:
             query, key, value = [joined([getattr(each, name) for each in batch]) for name in ("query", "key", "value")]
         texts = [each.tokens for each in batch]
         if texts[0] is not None:
-            front = self._fronts.run(self.manifest.text.front.name, texts, run, [each.first for each in batch])
+            if front is None:
+                front = self._fronts.run(self.manifest.text.front.name, texts, run, [each.first for each in batch])
             query = front["query"]
             if key is None:
                 key, value = front.get("key"), front.get("value") if value is None else value
@@ -210,3 +238,8 @@ class Forward:
                 [each.first for each in batch],
             )
         return tensors
+
+
+def _site_batch(batch: Sequence[PreparedInput], tensors: Tensors, rows: Rows | None) -> SiteBatch:
+    continued = [each.continuation for each in batch if each.continuation is not None]
+    return SiteBatch(tensors, batch[0].added, rows, continued=continued)

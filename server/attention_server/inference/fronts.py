@@ -7,10 +7,11 @@ import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest
 
 from attention_server.domain.messages import Tokens
-from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Graph, Run
 from attention_server.inference.layer import Tensors
 from attention_server.inference.masks import Vectors
+from attention_server.inference.pack import Stages, split_rows
+from attention_server.inference.preprocess import PreparedInput
 
 POSITIONS, TYPES = "position_ids", "token_type_ids"  # inputs that are made of the text
 
@@ -38,6 +39,24 @@ class Fronts:
             self.add_positions(tensors, tensors["tokens"].shape[1], texts, firsts)
         feeds = {each: tensors[each] for each in graph.inputs}
         return dict(zip(graph.outputs, graph.run(list(graph.outputs), feeds, run), strict=True))  # type: ignore[arg-type]
+
+    def pack(self, name: str, batches: Sequence[Sequence[PreparedInput]], run: Run) -> list[Stages]:
+        """Run a front on texts of any lengths at once; return its outputs of each batch by name."""
+        given = [(each.tokens, each.first) for batch in batches for each in batch]
+        base = self.manifest.text.position_base
+        texts = [text for text, _ in given if text is not None]
+        tensors: Tensors = {
+            "tokens": np.concatenate([text.ids for text in texts])[None],
+            TYPES: np.concatenate([text.types for text in texts])[None],
+            POSITIONS: np.concatenate(
+                [np.arange(base + first, base + first + len(text.ids)) for text, first in given if text is not None]
+            )[None],
+        }
+        graph = self.graphs[name]
+        found = graph.run(list(graph.outputs), {each: tensors[each] for each in graph.inputs}, run)
+        shapes = [(len(batch), batch[0].queries) for batch in batches]
+        parts = zip(*[split_rows(array, shapes) for array in found], strict=True)
+        return [dict(zip(graph.outputs, part, strict=True)) for part in parts]
 
     def add_positions(
         self, tensors: Tensors, length: int, texts: Sequence[Tokens | None], firsts: Sequence[int] = ()

@@ -1,18 +1,16 @@
 """The checking of a sequence for one model and plan, and its profile. Nothing is computed here."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Manifest, Predictor
 from attention_proto.chains import CROSS, OF_SOURCE, SiteAxes, lengths_by_axes
 from attention_proto.masks import Mask
 from attention_proto.stages import PREDICTIONS
 
 from attention_server.contexts.memory import Memory
-from attention_server.contexts.past import Continuation
 from attention_server.contexts.store import HeldMemories
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import OutputSpec
@@ -22,8 +20,8 @@ from attention_server.inference import validation as check
 from attention_server.inference.input_profile import InputProfile
 from attention_server.inference.key_spans import check_spans
 from attention_server.inference.labels import Labels
-from attention_server.inference.layer import BLOCK_BYTES, KEYS, MAX_WHOLE_ROWS, LoadedLayer
-from attention_server.inference.masks import LimitedMasks, LongMask
+from attention_server.inference.layer import BLOCK_BYTES, MAX_WHOLE_ROWS, LoadedLayer
+from attention_server.inference.masks import LongMask
 from attention_server.inference.peak import Peak, largest_that
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.planner import OutputPlan, Plan, answer_bytes, head_numbers, stage_bytes
@@ -31,6 +29,7 @@ from attention_server.inference.postprocess import check_rows
 from attention_server.inference.prediction_plan import PredictionPlan, candidate_bytes
 from attention_server.inference.preprocess import PreparedInput, prepare, prepare_alike, shapes
 from attention_server.inference.row_selection import computed_rows, unmasked_rows
+from attention_server.inference.sharing import ALONE, Sharing
 from attention_server.inference.site_changes import NO_CHANGE
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.scheduling.cost_model import Costs, Size
@@ -92,7 +91,7 @@ class InputChecker:
             if sequence.batch == 1:
                 return [(first, profile)]
         prepared = prepare_alike(sequence, profile.queries, profile.keys)
-        return [(part, profile) for part in prepared.cut(1 if cached.plan.shapes else profile.max_batch)]
+        return [(part, profile) for part in prepared.cut(1 if cached.plan.shapes else profile.company.max_batch)]
 
     @cached_property
     def _heads(self) -> tuple[tuple[SiteAxes, int], ...]:
@@ -204,17 +203,17 @@ class InputChecker:
         answer = self._answer_bytes(prepared, plan, queries, keys)
         of_site = 4 * self._most_heads * queries * keys
         largest, peak = max(stages, of_site), 2 * of_site + stages
+        is_long = False
         if max(queries, keys if self._sources else 0) > MAX_WHOLE_ROWS or of_site > BLOCK_BYTES:
             way = self._peak(prepared, plan, slots)
             largest = way.bytes(queries, keys)
-            if way.is_long(queries, keys):
+            is_long = way.is_long(queries, keys)
+            if is_long:
                 stages, scores = 0, way.pairs(queries, keys)
                 peak = max(0, largest - answer - prepared.size)  # these are counted by themselves
         run = len(plan.stages) - (self._sources if prepared.memory else 0)
         size = Size(projected, scores // all_heads, run / len(self.layers))
-        is_step = prepared.continuation is not None and queries == 1
-        max_batch, batch_factor = self.costs.best_batch(1 if is_step else max(queries, keys))
-        kind = self._kind(prepared, plan) if max_batch > 1 else None
+        company = ALONE if is_long else self._sharing.company(prepared, plan)
         head = 4 * head_numbers(plan, self.manifest, self.labels, queries)
         return InputProfile(
             queries=queries,
@@ -225,10 +224,8 @@ class InputChecker:
             input_bytes=prepared.size + self._kept_bytes(prepared),
             answer_bytes=answer,
             peak_bytes=peak + head,
-            kind=kind,
-            max_batch=max_batch if kind is not None else 1,
             seconds=self.costs.seconds(size),
-            batch_factor=batch_factor,
+            company=company,
         )
 
     def _kept_bytes(self, prepared: PreparedInput) -> int:
@@ -282,29 +279,6 @@ class InputChecker:
             slots=slots,
         )
 
-    def _kind(self, prepared: PreparedInput, plan: Plan) -> Hashable | None:
-        if prepared.continuation is not None:
-            return self._step_kind(prepared, prepared.continuation, plan)
-        added = prepared.added
-        if (
-            prepared.memory
-            or isinstance(added, LongMask | LimitedMasks)
-            or (plan.predictions is not None and self._predicts_by_word)
-        ):  # computed rows differ from sequence to sequence
-            return None
-        sources = (prepared.query, prepared.key, prepared.value, prepared.tokens, prepared.memory_tokens)
-        widths = tuple(None if x is None else x.shape[1:] if isinstance(x, np.ndarray) else () for x in sources)
-        mask = None if added is None else (added.shape, added.tobytes())
-        return prepared.queries, prepared.keys, widths, mask
-
-    def _step_kind(self, prepared: PreparedInput, continuation: Continuation, plan: Plan) -> Hashable | None:
-        """Return the kind of one query behind a prefix of any length; None for further ones, and for masks."""
-        runs = [] if prepared.queries > 1 or prepared.added is not None else plan.stages
-        if not runs or not self._takes_steps or any(not stages.isdisjoint(KEYS) for stages in runs):
-            return None
-        return "step", prepared.query is None, continuation.keeps
-
     @cached_property
-    def _takes_steps(self) -> bool:
-        """Whether single queries of several decoders' sequences run together."""
-        return not self._sources and not self._predicts_by_word and all(each.takes_steps for each in self.layers)
+    def _sharing(self) -> Sharing:
+        return Sharing(self.manifest, self.layers, self.costs)

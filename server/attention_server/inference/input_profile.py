@@ -1,7 +1,8 @@
-"""The profile of an input: its predicted cost, its size and its kind, which follow from its shapes."""
+"""The profile of an input: its predicted cost, its size and its company, which follow from its shapes."""
 
-from collections.abc import Hashable
 from typing import NamedTuple
+
+from attention_server.inference.sharing import Company
 
 
 class InputProfile(NamedTuple):
@@ -16,10 +17,8 @@ class InputProfile(NamedTuple):
         input_bytes: of the prepared sequence.
         answer_bytes: of its outputs.
         peak_bytes: at most in memory while it is computed, beside input and answer.
-        kind: equal for sequences that may run as one batch of the same plan; None for one that runs alone.
-        max_batch: the largest batch of this kind.
         seconds: predicted cost of the sequence by itself, before correction.
-        batch_factor: the factor of that cost for each sequence of a batch.
+        company: the sequences that it may share a pass with.
     """
 
     queries: int
@@ -30,7 +29,5 @@ class InputProfile(NamedTuple):
     input_bytes: int
     answer_bytes: int
     peak_bytes: int
-    kind: Hashable | None
-    max_batch: int
     seconds: float
-    batch_factor: float
+    company: Company

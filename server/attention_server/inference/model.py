@@ -10,6 +10,7 @@ from attention_proto.chains import kept_names, site_axes, source_chain
 
 from attention_server.contexts.past import Past
 from attention_server.domain.messages import Ablation, OutputSpec, Result, Tokens
+from attention_server.errors import InvalidRequest
 from attention_server.inference.engine.evictable import EvictableGraph
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
@@ -20,10 +21,19 @@ from attention_server.inference.masks import Vectors, is_long
 from attention_server.inference.peak import Peak
 from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
+from attention_server.inference.postprocess import Rows
 from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.reductions import Reductions
-from attention_server.inference.results import pooled_results, shaped_results, whole_results
+from attention_server.inference.results import (
+    in_order,
+    pooled_results,
+    raise_first,
+    results_or_errors,
+    shaped_results,
+    whole_results,
+)
 from attention_server.inference.row_selection import computed_rows, pooling
+from attention_server.inference.sharing import Sharing
 from attention_server.inference.site_changes import Changes, plan_changes
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.inference.validation import attends_to_itself
@@ -93,17 +103,55 @@ class LoadedModel:
             changes = plan_changes(ablate, score_temperature, self.manifest)
         return self._plans.plan(specs, changes)
 
-    def answer(self, batch: Sequence[PreparedInput], plan: Plan, run: Run) -> Callable[[], list[Result]]:
-        """Compute a plan for one sequence, one batch, or several sequences of one kind.
+    def answer(self, sequences: Sequence[PreparedInput], plan: Plan, run: Run) -> Callable[[], list[Result]]:
+        """Compute a plan for one sequence, one batch, or several sequences that may share a pass.
 
         Returns:
-            A finalizer that returns one result for each of `batch`. Outputs that are sent as computed are put together
+            A finalizer that returns one result for each of them. Outputs that are sent as computed are put together
             there: doing so between two computations, with cold processor caches, would take twice as long.
 
         Raises:
             InvalidRequest: a number overflows, or FP16 cannot hold it; here or in the finalizer.
             Cancelled: the run was ended meanwhile.
         """
+        finalize = self.answer_each(sequences, plan, run)
+        return lambda: raise_first(finalize())
+
+    def answer_each(
+        self, sequences: Sequence[PreparedInput], plan: Plan, run: Run
+    ) -> Callable[[], list[Result | InvalidRequest]]:
+        """Compute as `answer`, but let the finalizer return the error of a sequence of a pack in its place."""
+        batches = self._sharing.batches(sequences, plan)
+        if len(batches) == 1:
+            return self._answer_batch(sequences, plan, run)  # type: ignore[return-value] # no error is among them
+        return self._answer_pack([[sequences[place] for place in batch] for batch in batches], batches, plan, run)
+
+    def _answer_pack(
+        self, batches: Sequence[Sequence[PreparedInput]], places: Sequence[Sequence[int]], plan: Plan, run: Run
+    ) -> Callable[[], list[Result | InvalidRequest]]:
+        """Compute several batches in one pass; `places` are those of their sequences among the results."""
+        forward = self._changed(plan.changes) if plan.changes else self._forward
+        rows: list[Rows | None] = [None] * len(batches)
+        if plan.shapes:
+            rows = [computed_rows(batch[0], plan, self.layers, self.manifest.predictors) for batch in batches]
+        stages = forward.pack_stages(batches, plan, run, rows)
+        if plan.shapes:
+            shape = partial(shaped_results, plan=plan, forward=forward, run=run)
+            computed = [
+                results_or_errors(batch, partial(shape, batch, stages=of, computed=chosen))
+                for batch, of, chosen in zip(batches, stages, rows, strict=True)
+            ]
+            return lambda: in_order(computed, places)
+
+        def finalize() -> list[Result | InvalidRequest]:
+            whole = zip(batches, stages, strict=True)
+            found = [results_or_errors(batch, partial(whole_results, batch, plan, of)) for batch, of in whole]
+            return in_order(found, places)
+
+        return finalize
+
+    def _answer_batch(self, batch: Sequence[PreparedInput], plan: Plan, run: Run) -> Callable[[], list[Result]]:
+        """Compute one sequence, or one batch; see `answer`."""
         forward = self._changed(plan.changes) if plan.changes else self._forward
         if self._is_long(batch[0], plan):
             rows = computed_rows(batch[0], plan, self.layers, self.manifest.predictors)
@@ -191,7 +239,11 @@ class LoadedModel:
 
     @cached_property
     def _forward(self) -> Forward:
-        return Forward(self.manifest, self.layers, self.graphs, self._labels)
+        return Forward(self.manifest, self.layers, self.graphs, self._labels, self.costs.shared)
+
+    @cached_property
+    def _sharing(self) -> Sharing:
+        return Sharing(self.manifest, self.layers, self.costs)
 
     @cached_property
     def _changed(self) -> Callable[[Changes], Forward]:

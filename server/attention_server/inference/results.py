@@ -1,8 +1,9 @@
 """Results made of computed stages: outputs shaped as asked for, predictions, and the check for overflow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import cast
 
 import numpy as np
@@ -10,15 +11,16 @@ from attention_proto.stages import STAGES
 from numpy.typing import NDArray
 
 from attention_server.domain.messages import OutputValue, Prediction, Result
+from attention_server.errors import InvalidRequest
 from attention_server.inference import validation as check
 from attention_server.inference.alignment import align, largest_keys
-from attention_server.inference.chain import Stages
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.head_results import HeadResults, StepsHead
 from attention_server.inference.key_spans import key_ranges
 from attention_server.inference.layer import LoadedLayer
 from attention_server.inference.masks import HIDDEN, Vectors
+from attention_server.inference.pack import Stages
 from attention_server.inference.planner import OutputPlan, Plan, checked_stages, head_source
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage
 from attention_server.inference.preprocess import PreparedInput, separators
@@ -126,6 +128,32 @@ def pooled_results(
         }
         results.append(_result(each, outputs))
     return results
+
+
+def results_or_errors(
+    batch: Sequence[PreparedInput], make: Callable[[], list[Result]]
+) -> list[Result | InvalidRequest]:
+    """Return the results of a batch of a pack; in place of each its error, where one of the batch fails."""
+    try:
+        return [*make()]
+    except InvalidRequest as error:
+        return [error] * len(batch)
+
+
+def in_order(
+    found: Sequence[Sequence[Result | InvalidRequest]], places: Sequence[Sequence[int]]
+) -> list[Result | InvalidRequest]:
+    """Return the results of batches in the order of the sequences; `places` are those of each batch."""
+    placed = [pair for of_batch, at in zip(found, places, strict=True) for pair in zip(at, of_batch, strict=True)]
+    return [result for _, result in sorted(placed, key=itemgetter(0))]
+
+
+def raise_first(found: Sequence[Result | InvalidRequest]) -> list[Result]:
+    """Return results; raise the first error among them."""
+    for each in found:
+        if isinstance(each, InvalidRequest):
+            raise each
+    return found  # type: ignore[return-value] # without errors
 
 
 def _result(

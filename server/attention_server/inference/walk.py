@@ -26,13 +26,18 @@ NO_NAMES: Names = frozenset()
 
 
 class Segment(NamedTuple):
-    """A segment that runs: its graph, its inputs, the outputs to compute, and the tensor that each becomes."""
+    """A segment that runs: its graph, its inputs, the outputs to compute, and the tensor that each becomes.
+
+    `is_by_row` says whether each row follows from its own inputs, `is_shared` whether it has the same bits, too, in a
+    run of several sequences.
+    """
 
     graph: Graph
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tensors: tuple[str, ...]
     is_by_row: bool
+    is_shared: bool = False
 
 
 class Step(NamedTuple):
@@ -71,15 +76,30 @@ class Walk(NamedTuple):
     takes: Names
 
 
+class _Entry(NamedTuple):
+    """A segment of the manifest."""
+
+    graph: Graph
+    is_by_row: bool
+    is_shared: bool
+
+    def giving(self, outputs: Sequence[str]) -> Segment | None:
+        """Return the segment that gives outputs of the graph; None for none."""
+        segment = make_segment(self.graph, outputs, is_by_row=self.is_by_row)
+        return None if segment is None else segment._replace(is_shared=self.is_shared)
+
+
 def walks(
-    entries: Sequence[SegmentEntry], layers: Sequence[LoadedLayer], graphs: Mapping[str, Graph]
+    entries: Sequence[SegmentEntry], layers: Sequence[LoadedLayer], graphs: Mapping[str, Graph], shared: Names
 ) -> Callable[[Wanted, Names, Names, bool], Walk]:
     """Return the function that plans a chain's walks; the latest ones are kept.
+
+    `shared` has the names of the graphs that run on the rows of several sequences.
 
     Its arguments are the stages wanted, the tensors that are kept for the chain, which no segment has to give, and
     further tensors wanted of the segment behind the last site; and whether k and v of every site are wanted.
     """
-    segments = [(graphs[each.graph.name], not each.rows_dependent) for each in entries]
+    segments = [_Entry(graphs[each.graph.name], not each.rows_dependent, each.graph.name in shared) for each in entries]
 
     def plan(wanted: Wanted, kept: Names, further: Names, keeps: bool) -> Walk:  # by position, for the cache
         return _plan(wanted, kept, further, layers, segments, keeps=keeps)
@@ -92,7 +112,7 @@ def _plan(
     kept: Names,
     further: Names,
     layers: Sequence[LoadedLayer],
-    segments: Sequence[tuple[Graph, bool]],
+    segments: Sequence[_Entry],
     *,
     keeps: bool,
 ) -> Walk:
@@ -122,10 +142,10 @@ def _plan(
     return Walk(tuple(reversed(steps)), end, frozenset(needed))
 
 
-def _segment(segments: Sequence[tuple[Graph, bool]], index: int, wanted: "set[str] | frozenset[str]") -> Segment | None:
+def _segment(segments: Sequence[_Entry], index: int, wanted: "set[str] | frozenset[str]") -> Segment | None:
     """Return the segment that gives wanted tensors; None where it gives none."""
-    graph, is_by_row = segments[index]
-    return make_segment(graph, [name for name in graph.outputs if tensor_name(name) in wanted], is_by_row=is_by_row)
+    entry = segments[index]
+    return entry.giving([name for name in entry.graph.outputs if tensor_name(name) in wanted])
 
 
 def make_segment(graph: Graph, outputs: Sequence[str], *, is_by_row: bool) -> Segment | None:

@@ -8,19 +8,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attention_proto.attention.v1.attention_pb2 import File
-from attention_proto.folder import MANIFEST, NAME, VERSION, UnreadableManifestError, named_files, parse_manifest
+from attention_proto.folder import (
+    MANIFEST,
+    NAME,
+    TRANSFORMER,
+    VERSION,
+    UnreadableManifestError,
+    named_files,
+    parse_manifest,
+)
 
-from attention_server.inference.calibration import CalibrationInputs
+from attention_server.inference.calibration import measured_costs
 from attention_server.inference.engine.evictable import EvictableGraph
 from attention_server.inference.engine.protocol import Engine, Graph
 from attention_server.inference.independence import DependentRowsError, check_independence, tolerance_of
 from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.probes import ModelProbes
+from attention_server.inference.shared_graphs import SharedGraphs
 from attention_server.inference.site_constants import WrongConstantError, check_constants
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.repository.graph_bytes import tensor_bytes
-from attention_server.scheduling.cost_model import Costs, measure
+from attention_server.scheduling.cost_model import Costs
 
 ALL_MODELS = "*"
 LARGE = 64 * 2**20  # bytes; the hash of a larger file is compared before the file is held in memory
@@ -149,9 +158,9 @@ def load(folder: Path, engine: Engine, max_bytes: int, tried: Tried | None = Non
         if tried is not None and tried.device == model.device:
             model.warm()
             return replace(model, costs=tried.costs)
-        _check_rows(model)
+        shared = _check_rows(model)
         model.warm()
-        return replace(model, costs=measure(CalibrationInputs(model)))
+        return replace(model, costs=measured_costs(replace(model, costs=Costs(shared=shared))))
     except RepositoryError:
         raise
     except contract.ContractError as error:
@@ -180,21 +189,28 @@ def _check_digest(model: LoadedModel, tried: Tried | None) -> None:
         raise RepositoryError("it was written while it was being loaded")
 
 
-def _check_rows(model: LoadedModel) -> None:
+def _check_rows(model: LoadedModel) -> frozenset[str]:
     """Check that graphs compute rows and sequences independently, and with the manifest's constants.
+
+    Returns:
+        The names of those that run on the rows of several sequences, to the bit.
 
     Raises:
         RepositoryError: one does not.
     """
     tolerance = tolerance_of(model.manifest, model.device)
     probes = ModelProbes(model.manifest, model.layers, model.graphs, model.reader, model.memory_reader)
+    shared = SharedGraphs(model.graphs)
     try:
         for probe in probes.each():
             check_independence(probe, tolerance)
+            if model.manifest.block == TRANSFORMER:
+                shared.measure(probe)
         for layer in model.layers:
             check_constants(layer, tolerance)
     except (DependentRowsError, WrongConstantError) as error:
         raise RepositoryError(str(error)) from error
+    return frozenset(shared.names)
 
 
 def _folders(folder: Path, names: re.Pattern[str]) -> Iterator[str]:

@@ -11,7 +11,11 @@ S = TypeVar("S")
 
 LENGTHS = (8, 32, 128)  # T at which single sequences are measured
 BATCH_LENGTHS = (1, 2, 4, 8, 16)  # T at which batches of sequences are measured
+PACK_LENGTHS = (2, 8, 16, 32, 64)  # T at which packs of sequences are measured; longer ones gain nothing
 MAX_BATCH_ROWS = 128  # of a batch: more gains nothing
+PACK_ROWS = 256  # of a pack: from there on the products take the time, not the reading of the matrices
+MIN_PACK_ROWS = 16
+PACK_SECONDS = 0.1  # of a pack: the jobs behind it wait for so long
 MAX_BATCH = 32  # sequences in one batch
 MAX_BATCH_SHARE = 0.85  # a batch has to take less than this share of the time of single sequences
 MAX_SECONDS = 0.1  # seconds: a slower run is measured once, and larger ones are not measured
@@ -45,12 +49,18 @@ class Costs:
         row: seconds of each row.
         pair: seconds of each pair.
         batches: by T from 0, the best number of sequences in a batch, and the remaining share of the cost.
+        shared: the names of graphs that run on the rows of several sequences, each with the bits that it has alone.
+        stacked: the largest T of sequences of one length that a site computes as one batch in such a pass.
+        pack_rows: the rows of such a pass: fewer in a large model, so that the pass takes PACK_SECONDS at most.
     """
 
     base: float = 0.0
     row: float = 0.0
     pair: float = 0.0
     batches: list[tuple[int, float]] = field(default_factory=list)
+    shared: frozenset[str] = frozenset()
+    stacked: int = 0
+    pack_rows: int = PACK_ROWS
 
     def seconds(self, size: Size) -> float:
         """Return the predicted seconds of one sequence by itself."""
@@ -99,6 +109,11 @@ class Subject(Protocol[S]):
         """Return whether a batch has the same answers, to the bit, as its sequences one by one."""
         ...
 
+    @property
+    def packs(self) -> bool:
+        """Whether sequences of any lengths share a pass, which was found to be sound."""
+        ...
+
 
 def measure(subject: Subject[S]) -> Costs:
     """Measure a model's costs."""
@@ -108,7 +123,12 @@ def measure(subject: Subject[S]) -> Costs:
     # A fit of relative errors, so that short sequences are predicted as well as long ones.
     found, *_ = np.linalg.lstsq(sizes / seconds[:, None], np.ones(len(seconds)), rcond=None)
     base, row, pair = (max(0.0, float(each)) for each in found)
-    return Costs(base, row, pair, list(_batches(subject)))
+    costs = Costs(base, row, pair)
+    if subject.packs:
+        costs.batches, costs.pack_rows = _packs(subject)
+    else:
+        costs.batches = list(_batches(subject))
+    return costs
 
 
 def _lengths(subject: Subject[S]) -> Iterator[tuple[int, float]]:
@@ -135,6 +155,25 @@ def _batches(subject: Subject[S]) -> Iterator[tuple[int, float]]:
             return
         yield from [(count, remains)] * (length - before)
         before = length
+
+
+def _packs(subject: Subject[S]) -> tuple[list[tuple[int, float]], int]:
+    """Return the entries of `Costs.batches` for packs, and `Costs.pack_rows`.
+
+    A pack costs no length more than sequences one by one; where time is up, no saving is assumed.
+    """
+    found: list[tuple[int, float]] = []
+    rows = MIN_PACK_ROWS
+    end = time.perf_counter() + BATCH_SECONDS
+    for length in sorted({min(each, subject.max_length or each) for each in PACK_LENGTHS}):
+        remains = 1.0
+        if time.perf_counter() < end and (alone := _seconds(subject, length, 1)) < MAX_SECONDS:
+            count = max(2, MAX_BATCH_ROWS // length)
+            seconds = _seconds(subject, length, count)
+            remains = min(1.0, seconds / count / alone)
+            rows = max(rows, min(PACK_ROWS, int(count * length * PACK_SECONDS / seconds)))
+        found += [(max(2, min(MAX_BATCH, PACK_ROWS // length)), remains)] * (length + 1 - len(found))
+    return found, rows
 
 
 def _possible(subject: Subject[S], lengths: Sequence[int]) -> list[int]:

@@ -7,10 +7,17 @@ from typing import Any
 
 from attention_server.errors import AttentionServiceError, DeadlineExceeded, Unavailable
 from attention_server.scheduling.future import Future
-from attention_server.scheduling.job import QueueEntry
+from attention_server.scheduling.job import MIN_COST, QueueEntry
 
 Batch = list[QueueEntry]
 Finalizer = Callable[[], Sequence[Any]]
+
+
+def cost_of(batch: Batch) -> float:
+    """Return the predicted seconds of a batch."""
+    if len(batch) == 1:
+        return max(batch[0].job.cost, MIN_COST)
+    return sum([entry.share.cost if entry.share is not None else entry.cost for entry in batch])
 
 
 def run_batches(batches: Sequence[Batch], clock: Callable[[], float]) -> None:

@@ -8,14 +8,15 @@ its share of the work of all callers.
 
 import math
 from bisect import insort
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from attention_server.scheduling.job import QueueEntry
+from attention_server.scheduling.job import MIN_COST, QueueEntry
 
 PATIENCE = 2  # an entry may wait for this many times its own cost
+PASS_BYTES = 16 * 2**20  # that a pass of several entries may need beside
 MAX_CALLERS = 1024  # callers with a kept tag; beyond, callers without entries in the queue are forgotten
 
 _tag = attrgetter("tag")
@@ -59,6 +60,7 @@ class FairQueue:
         self._entries: list[QueueEntry] = []  # by tag; among equal tags by arrival
         self._clock = 0.0
         self._ends: dict[str, float] = {}  # virtual end of each caller's last entry
+        self._waiting: Counter[Hashable] = Counter()  # entries by the key of their pass
         self.seconds = 0.0
         self.size = 0
 
@@ -78,31 +80,53 @@ class FairQueue:
     def push(self, entry: QueueEntry) -> None:
         """Add an entry; check `has_room` before."""
         entry.tag = self._next_tag(entry.caller, entry.cost)
+        if entry.share is not None:
+            self._waiting[entry.share.key] += 1
         insort(self._entries, entry, key=_tag)
         self.seconds += entry.cost
         self.size += entry.size
 
-    def pop(self, spare_slots: int, seconds: float = math.inf) -> list[QueueEntry]:
-        """Remove the next entry, and entries of the same batch key that run with it. The queue must not be empty.
+    def next_batch(self, spare_slots: int, now: float) -> list[QueueEntry]:
+        """Return the next entry, and those that share a pass with it, in their order. The queue must not be empty.
+
+        A pass ends, as predicted, before the deadline of each of its entries, unless the first entry alone does not.
 
         Args:
-            spare_slots: further free slots; a share of the entries of this key stays in the queue.
-            seconds: bound on the predicted seconds of the batch; the next entry is removed in any case.
+            spare_slots: further free slots; a share of the entries of this pass is left to them.
+            now: the time on the clock of the deadlines.
         """
         first = self._entries[0]
         batch = [first]
-        if first.batch_key is not None:
-            alike = [entry for entry in self._entries if entry.batch_key == first.batch_key]
-            share = -(-len(alike) // (1 + spare_slots))
-            count, cost = first.count, first.cost
-            for entry in alike[1:share]:
-                count, cost = count + entry.count, cost + entry.cost
-                if count > first.job.max_batch or cost > seconds:
-                    break
-                batch.append(entry)
-        self._remove(batch)
-        self._clock = max(self._clock, first.tag)
+        if first.share is None or self._waiting[first.share.key] == 1:
+            return batch
+        alike = [entry for entry in self._entries if entry.share is not None and entry.share.key == first.share.key]
+        rows = seconds = size = 0.0
+        deadline = math.inf
+        for entry in alike[: -(-len(alike) // (1 + spare_slots))]:
+            share = entry.share
+            assert share is not None  # they are alike
+            if entry is not first and (entry.future.cancelled() or entry.job.deadline <= now):
+                batch.append(entry)  # it ends, and does not run
+                continue
+            rows, seconds, size = rows + share.rows, seconds + share.cost, size + share.bytes
+            deadline = min(deadline, entry.job.deadline)
+            if entry is first:
+                continue
+            is_full = rows > first.share.max_rows or size > max(PASS_BYTES, first.share.bytes)
+            if is_full or now + seconds > deadline:
+                break
+            batch.append(entry)
         return batch
+
+    def take(self, batch: list[QueueEntry]) -> None:
+        """Remove the next batch, which runs."""
+        self._remove(batch)
+        self._clock = max(self._clock, batch[0].tag)
+
+    def price(self, entry: QueueEntry) -> None:
+        """Set the cost of an entry that is not in the queue: less where one waits that it can share a pass with."""
+        if entry.share is not None and self._waiting[entry.share.key]:
+            entry.cost = max(entry.share.cost, MIN_COST)
 
     def drop_cancelled_first(self) -> bool:
         """Withdraw all cancelled entries if the next entry is cancelled; return whether the queue has an entry."""
@@ -210,6 +234,10 @@ class FairQueue:
         for entry in entries:
             self.seconds -= entry.cost
             self.size -= entry.size
+            if entry.share is not None:
+                self._waiting[entry.share.key] -= 1
+                if not self._waiting[entry.share.key]:
+                    del self._waiting[entry.share.key]
         self.seconds = max(0.0, self.seconds)
         if len(entries) == 1 and entries[0] is self._entries[0]:
             del self._entries[0]

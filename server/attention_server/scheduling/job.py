@@ -13,6 +13,25 @@ T = TypeVar("T")
 MIN_COST = 1e-6  # seconds: a cost of zero would leave a caller's place in the fair order unchanged
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A job's part of a pass: a computation of several jobs at once.
+
+    Attributes:
+        key: jobs with equal keys may share a pass.
+        rows: of the job.
+        max_rows: of all jobs of a pass.
+        cost: predicted seconds that the job adds to a pass.
+        bytes: that the pass needs beside for this job.
+    """
+
+    key: Hashable
+    rows: int = 1
+    max_rows: int = 1
+    cost: float = 0.0
+    bytes: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Job(Generic[S, T]):
     """A computation to schedule.
@@ -25,10 +44,8 @@ class Job(Generic[S, T]):
         caller: name of the caller; callers share the slots evenly.
         cost: predicted seconds in one slot.
         size: bytes that the job holds while it waits, and that its answer will hold.
-        peak: bytes that it needs beside while it runs.
-        batch_key: jobs with equal keys may run as one batch; None runs alone.
-        max_batch: sequences in one batch of this key.
-        count: sequences of this job.
+        peak: bytes that it needs beside while it runs, or that a full pass of jobs like this one does.
+        share: of a pass; None runs alone.
     """
 
     payload: S
@@ -37,10 +54,8 @@ class Job(Generic[S, T]):
     caller: str = ""
     cost: float = 0.0
     size: int = 0
-    batch_key: Hashable | None = None
-    max_batch: int = 1
-    count: int = 1
     peak: int = 0
+    share: Share | None = None
 
 
 class QueueEntry:
@@ -50,11 +65,12 @@ class QueueEntry:
         job: the job.
         future: holds the job's answer; a cancelled one leaves the queue.
         is_bulk: whether the job waited for room in the queue; such an entry is never shed.
-        caller, cost, size, batch_key, count: the job's; the cost is at least MIN_COST.
+        caller, size, share: the job's.
+        cost: predicted seconds in one slot, at least MIN_COST; of a job that shares a pass, those that it adds.
         tag: start time on the queue's virtual clock; the least tag is next.
     """
 
-    __slots__ = ("batch_key", "caller", "cost", "count", "future", "is_bulk", "job", "size", "tag")
+    __slots__ = ("caller", "cost", "future", "is_bulk", "job", "share", "size", "tag")
 
     def __init__(self, job: Job[Any, Any], *, is_bulk: bool = False) -> None:
         self.job = job
@@ -63,6 +79,5 @@ class QueueEntry:
         self.caller = job.caller
         self.cost = max(job.cost, MIN_COST)
         self.size = job.size
-        self.batch_key = job.batch_key
-        self.count = job.count
+        self.share = job.share
         self.tag = 0.0

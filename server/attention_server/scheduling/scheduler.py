@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from attention_server.errors import Full, Stopping
 from attention_server.scheduling.admission import AdmissionController, queue_full
-from attention_server.scheduling.execution import Batch, LentSlotTask, refuse, run_batches
+from attention_server.scheduling.execution import Batch, LentSlotTask, cost_of, refuse, run_batches
 from attention_server.scheduling.fair_queue import FairQueue, QueueLimits
 from attention_server.scheduling.future import Future
 from attention_server.scheduling.job import Job, QueueEntry
@@ -87,6 +87,7 @@ class Scheduler:
         with self._lock:
             if self._is_closed:
                 raise Stopping("the server is stopping")
+            self._queue.price(entry)
             if admitted is not None:
                 self._lobby.append((entry, admitted))
             elif self._slots.free and not self._queue:
@@ -236,6 +237,7 @@ class Scheduler:
         """Move bulk entries from the lobby into the queue as far as there is room."""
         while self._lobby:
             entry, admitted = self._lobby[0]
+            self._queue.price(entry)
             if not (entry.future.cancelled() or self._queue.has_room(entry, self._slots.busy_seconds())):
                 return
             self._lobby.popleft()
@@ -254,15 +256,16 @@ class Scheduler:
             if self._is_for_loop():
                 self._turns.request()
                 return
-            self._start(self._pop())
+            batch = self._next_batch()
+            self._queue.take(batch)
+            self._start(batch)
 
-    def _pop(self, seconds: float = math.inf) -> Batch:
-        """Remove the next batch; its predicted seconds are bounded, except for a first entry that is longer."""
-        return self._queue.pop(self._slots.free - 1, seconds)
+    def _next_batch(self) -> Batch:
+        return self._queue.next_batch(self._slots.free - 1, self._clock())
 
     def _start(self, batch: Batch) -> None:
         """Start a batch in one of the slots' threads."""
-        self._slots.occupy(batch[0], sum([entry.cost for entry in batch]))
+        self._slots.occupy(batch[0], cost_of(batch))
         self._slots.start(functools.partial(self._serve_batch, batch))
 
     def _serve_batch(self, batch: Batch) -> None:
@@ -283,7 +286,7 @@ class Scheduler:
 
     def _is_for_loop(self) -> bool:
         """Return whether the next entry is to run in the event loop."""
-        return self._turns.is_attached and self._slots.is_idle and self._queue.first.cost <= SHORT_SECONDS
+        return self._turns.is_attached and self._slots.is_idle and self._queue.first.job.cost <= SHORT_SECONDS
 
     def _serve_turn(self) -> None:
         """Compute the next entries in the event loop's thread, in one slot, without the lock."""
@@ -300,14 +303,20 @@ class Scheduler:
         bound = left = TURN_SECONDS if self.admission.bound == math.inf else SHORT_SECONDS
         with self._lock:
             self._turns.begin()
-            while self._queue.drop_cancelled_first() and self._is_for_loop() and self._queue.first.cost <= left:
-                batch = self._pop(left)
+            while self._queue.drop_cancelled_first() and self._is_for_loop() and self._queue.first.job.cost <= left:
+                batch = self._next_batch()
+                cost = cost_of(batch)
+                is_long = cost > left
+                if is_long and batches:
+                    break  # the next turn
+                self._queue.take(batch)
                 self._admit()
-                if self._queue and self._slots.count > 1:  # further slots compute anyway: the loop serves callers
+                # A pass of many is too long for the loop; and where further slots compute anyway, it serves callers.
+                if is_long or (self._queue and self._slots.count > 1):
                     self._start(batch)
                     break
                 batches.append(batch)
-                left -= sum([entry.cost for entry in batch])
+                left -= cost
             if batches:
                 self._slots.occupy(batches[0][0], bound - left)
             self._dispatch()

@@ -1,6 +1,7 @@
 """The job of one attention request: its predicted cost, its computation and its response."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,11 +18,13 @@ from attention_server.inference.masks import mask_parts
 from attention_server.inference.model import LoadedModel
 from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.preprocess import PreparedInput
-from attention_server.scheduling.job import Job
+from attention_server.scheduling.fair_queue import PASS_BYTES
+from attention_server.scheduling.job import Job, Share
 from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.baseline import NO_BASELINE, Baseline
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 Finalizer = Callable[[], list[Response | Exception]]
 
@@ -30,35 +33,60 @@ MIN_SPREAD_SECONDS = 0.001  # a shorter request ends before another thread would
 
 @dataclass(slots=True)
 class Group:
-    """Sequences of one request that run as one batch.
+    """Sequences of one request that run in one pass.
 
     Attributes:
         positions: positions of the sequences among the request's inputs.
         prepared: the prepared sequences, or batches of sequences.
-        profile: the profile of each sequence.
+        profiles: of each.
         count: number of sequences.
+        rows: their query rows.
     """
 
-    positions: list[int]
-    prepared: list[PreparedInput]
-    profile: InputProfile
-    count: int
+    positions: list[int] = field(default_factory=list)
+    prepared: list[PreparedInput] = field(default_factory=list)
+    profiles: list[InputProfile] = field(default_factory=list)
+    count: int = 0
+    rows: int = 0
 
-    def add(self, position: int, prepared: PreparedInput) -> None:
+    def add(self, position: int, prepared: PreparedInput, profile: InputProfile) -> None:
         """Add a sequence, or a batch of sequences."""
         self.positions.append(position)
         self.prepared.append(prepared)
+        self.profiles.append(profile)
         self.count += prepared.batch
+        self.rows += prepared.batch * profile.queries
 
     @property
     def cost(self) -> float:
-        """Predicted seconds, before correction."""
-        return self.profile.seconds * (1 if self.count == 1 else self.profile.batch_factor * self.count)
+        """Predicted seconds of a pass of the group alone, before correction."""
+        return self.profiles[0].seconds if self.count == 1 else self.shared_cost
+
+    @property
+    def shared_cost(self) -> float:
+        """Predicted seconds that the group adds to a pass, before correction."""
+        return self._sum(lambda profile: profile.seconds * profile.company.factor)
 
     @property
     def size(self) -> int:
         """Bytes of the sequences and the answers."""
-        return (self.profile.answer_bytes + self.profile.input_bytes) * self.count
+        return self._sum(lambda profile: profile.answer_bytes + profile.input_bytes)
+
+    @property
+    def peak(self) -> int:
+        """Bytes that it needs beside while it runs."""
+        return self._sum(lambda profile: profile.peak_bytes)
+
+    def full_peak(self) -> int:
+        """Return the bytes that a full pass of such sequences needs beside, or the group itself, if these are more."""
+        of_row = max([profile.peak_bytes / profile.queries for profile in self.profiles])
+        return max(self.peak, min(PASS_BYTES, int(of_row * self.profiles[0].company.max_rows)))
+
+    def _sum(self, number: Callable[[InputProfile], N]) -> N:
+        if len(self.prepared) == 1:
+            return number(self.profiles[0]) * self.count
+        numbers = zip(self.prepared, self.profiles, strict=True)
+        return sum([number(profile) * prepared.batch for prepared, profile in numbers])
 
 
 @dataclass(slots=True, eq=False)
@@ -96,10 +124,19 @@ class AttendJob:
         self.cost = sum([group.cost for group in self.groups]) * self.cached_plan.correction.factor
 
     def to_job(self, scheduler: Scheduler) -> "Job[AttendJob, Response]":
-        """Return the scheduler's job. Jobs of one input each, with equal plans and shapes, may share a batch."""
+        """Return the scheduler's job. Jobs with equal plans, each of sequences that may share a pass, may do so."""
         self.call.record.mark_submitted()
-        first = self.profiles[0]
-        is_batchable = len(self.profiles) == 1 and first.kind is not None
+        group, company = self.groups[0], self.profiles[0].company
+        share, peak = None, max([each.peak for each in self.groups])
+        if len(self.groups) == 1 and company.kind is not None:
+            share = Share(
+                key=(self.cached_plan, company.kind),
+                rows=group.rows,
+                max_rows=company.max_rows,
+                cost=group.shared_cost * self.cached_plan.correction.factor,
+                bytes=peak,
+            )
+            peak = group.full_peak()
         return Job(
             payload=self,
             run=lambda jobs: _compute(jobs, scheduler),
@@ -107,10 +144,8 @@ class AttendJob:
             caller=self.call.caller,
             cost=self.cost,
             size=sum([group.size for group in self.groups]),
-            batch_key=(self.cached_plan, first.kind) if is_batchable else None,
-            max_batch=first.max_batch if is_batchable else 1,
-            count=self.prepared[0].batch if is_batchable else 1,
-            peak=max([group.count * group.profile.peak_bytes for group in self.groups]),
+            peak=peak,
+            share=share,
         )
 
     def compute(self, group: Group, run: Run) -> Callable[[], list[Result]]:
@@ -124,6 +159,11 @@ class AttendJob:
             return self.model.answer(group.prepared, self.cached_plan.plan, run)
         compute = partial(self.model.answer, group.prepared, self.cached_plan.plan, run)
         return partial(self._naming_part, group, self._naming_part(group, compute))
+
+    def count_pass(self, sequences: Sequence[PreparedInput]) -> None:
+        """Count a pass of sequences, of this job and of others, in this job's record."""
+        rows = [each.queries * each.batch for each in sequences]
+        self.call.record.passes.append((sum([each.batch for each in sequences]), sum(rows)))
 
     def response(self, results: Sequence[Result]) -> Response:
         """Return the response of all results, in the order of the inputs, with the memories of those that are kept.
@@ -189,18 +229,18 @@ class AttendJob:
 
 
 def _group(prepared: list[PreparedInput], profiles: list[InputProfile]) -> list[Group]:
-    """Group sequences of one kind, up to the size at which a larger batch gains nothing."""
+    """Group sequences that may share a pass, up to the size at which a larger pass gains nothing."""
     groups: list[Group] = []
     growing: dict[Hashable, Group] = {}
     for position, (one, profile) in enumerate(zip(prepared, profiles, strict=True)):
-        group = None if profile.kind is None else growing.get(profile.kind)
-        if group is not None and group.count + one.batch <= profile.max_batch:
-            group.add(position, one)
-            continue
-        group = Group([position], [one], profile, one.batch)
-        groups.append(group)
-        if profile.kind is not None:
-            growing[profile.kind] = group
+        company = profile.company
+        group = None if company.kind is None else growing.get(company.kind)
+        if group is None or group.rows + one.batch * profile.queries > company.max_rows:
+            group = Group()
+            groups.append(group)
+            if company.kind is not None:
+                growing[company.kind] = group
+        group.add(position, one, profile)
     return groups
 
 
@@ -238,6 +278,7 @@ def _compute_group(job: AttendJob, run: Run, group: Group) -> Callable[[], list[
     job.call.raise_if_ended()  # an ended call does not hold a slot
     begun = time.perf_counter()
     results = job.compute(group, run)
+    job.count_pass(group.prepared)
     if not run.was_helped:
         job.cached_plan.correction.learn(group.cost, time.perf_counter() - begun)
     return results
@@ -253,15 +294,20 @@ def _finalize_one(job: AttendJob, finalizers: Sequence[Callable[[], list[Result]
 
 
 def _compute_batch(jobs: Sequence[AttendJob]) -> Finalizer:
-    """Compute the jobs of connected callers as one batch; where that fails, the finalizer computes each by itself."""
+    """Compute the jobs of connected callers in one pass; the finalizer computes each that fails by itself."""
     connected = [job for job in jobs if not job.call.is_cancelled]
     first, run = jobs[0], Run(callers=len(connected))
     for job in connected:
         job.call.add_run(run)
-    finalize: Callable[[], list[Result]] = list
+    finalize: Callable[[], Sequence[Result | InvalidRequest]] = list
+    sequences = [each for job in connected for each in job.prepared]
     try:
         if connected:
-            finalize = first.model.answer([job.prepared[0] for job in connected], first.cached_plan.plan, run)
+            begun = time.perf_counter()
+            finalize = first.model.answer_each(sequences, first.cached_plan.plan, run)
+            first.count_pass(sequences)
+            cost = sum([job.groups[0].shared_cost for job in connected])
+            first.cached_plan.correction.learn(cost, time.perf_counter() - begun)
     except AttentionServiceError:
         pass
     finally:
@@ -271,23 +317,33 @@ def _compute_batch(jobs: Sequence[AttendJob]) -> Finalizer:
 
 
 def _finalize_batch(
-    jobs: Sequence[AttendJob], connected: Sequence[AttendJob], finalize: Callable[[], list[Result]]
+    jobs: Sequence[AttendJob],
+    connected: Sequence[AttendJob],
+    finalize: Callable[[], Sequence[Result | InvalidRequest]],
 ) -> list[Response | Exception]:
     for job in jobs:
         job.call.record.mark_settled()
     try:
-        results = dict(zip(connected, finalize(), strict=False))
+        found = deque(finalize())
     except AttentionServiceError:
-        results = {}
-    return [job.response([results[job]]) if job in results else _response_or_error(job) for job in jobs]
+        found = deque()
+    results: dict[AttendJob, list[Result]] = {}
+    for job in connected if found else ():
+        own = [found.popleft() for _ in job.prepared]
+        answered = [each for each in own if not isinstance(each, InvalidRequest)]
+        if len(answered) == len(own):
+            results[job] = answered
+    return [_response_or_error(job, results.get(job)) for job in jobs]
 
 
-def _response_or_error(job: AttendJob) -> Response | Exception:
-    record = job.call.record
-    record.mark_running()
+def _response_or_error(job: AttendJob, results: Sequence[Result] | None) -> Response | Exception:
+    """Return the response of a job's results, or where there are none, of the job computed by itself; or its error."""
     try:
+        if results is not None:
+            return job.response(results)
+        job.call.record.mark_running()
         finalize = _compute_one(job, None)
-        record.mark_computed()
+        job.call.record.mark_computed()
         return finalize()
     except Exception as error:  # noqa: BLE001 # the answer of this job alone
         return error

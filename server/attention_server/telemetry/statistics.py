@@ -67,6 +67,8 @@ class VersionStatistics:
         sequences: sequences in each answered request.
         queries: lengths T of all sequences.
         keys: lengths S of all sequences.
+        pass_sequences: sequences in each pass through the model.
+        pass_rows: query rows in each.
     """
 
     model: str
@@ -81,10 +83,15 @@ class VersionStatistics:
     sequences: Histogram = field(default_factory=partial(Histogram, SEQUENCES))
     queries: Histogram = field(default_factory=Lengths)
     keys: Histogram = field(default_factory=Lengths)
+    pass_sequences: Histogram = field(default_factory=partial(Histogram, SEQUENCES))
+    pass_rows: Histogram = field(default_factory=Lengths)
 
     def add(self, record: RequestRecord) -> None:
         """Count a request."""
         ago = time.perf_counter_ns() - record.written
+        for sequences, rows in record.passes:
+            self.pass_sequences.add(sequences)
+            self.pass_rows.add(rows)
         self.last_inference = max(self.last_inference, (time.time_ns() - ago) // 1_000_000)
         if record.code != OK:
             self.failures.setdefault(record.code, Histogram()).add(record.written - record.begun)
