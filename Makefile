@@ -33,6 +33,11 @@ help: ## this list
 	.venv-dev/bin/pip install --quiet --no-deps --no-compile --target .venv-dev/share/rxnmapper rxnmapper==0.4.3
 	@touch $@
 
+# helm and kubectl, which tests of the chart run.
+.venv-dev/share/kubernetes/.ready: tests/deploy/programs.sh .venv-dev/.ready
+	PATH="$(CURDIR)/$(DEV):$$PATH" tests/deploy/programs.sh .venv-dev/share/kubernetes
+	@touch $@
+
 # The clients of the Open Inference Protocol and of OpenAI's API that others wrote, and a generator of clients. Some register the
 # protocol's messages, as the server does, so they are never in one process with it; their own versions of protobuf and
 # gRPC are theirs alone.
@@ -55,7 +60,7 @@ tests/openapi/node_modules/.ready: .venv-dev/.ready tests/openapi/package-lock.j
 	$(NPM) --prefix tests/openapi ci --ignore-scripts --silent
 	@touch $@
 
-setup: .venv/.ready .venv-dev/.ready .venv-clients/.ready server/web/node_modules/.ready tests/openapi/node_modules/.ready ## all environments, and what the page is built from
+setup: .venv/.ready .venv-dev/.ready .venv-dev/share/kubernetes/.ready .venv-clients/.ready server/web/node_modules/.ready tests/openapi/node_modules/.ready ## all environments, and what the page is built from
 
 run: .venv/.ready ## serve the embedded models and show an answer
 	deploy/run.sh $(if $(ONCE),--once)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from serving import HANG, ROOT, SERVER, start_server
+from serving import HANG, ROOT, SERVER, free_port, start_server
 
 FOLDER = ROOT / "deploy/kserve"
 RUNTIMES = sorted(FOLDER.glob("serving-runtime*.yaml"))
@@ -52,11 +52,13 @@ def test_the_server_knows_every_flag(path):
 
 
 def test_the_probes_are_answered(repository):
-    """The paths that the probes of HTTP ask are there."""
-    probes = [container(FOLDER / "serving-runtime.yaml")[kind] for kind in ("readinessProbe", "livenessProbe")]
-    with start_server(repository) as server:
-        for probe in probes:
-            assert requests.get(server.url + probe["httpGet"]["path"], timeout=HANG).status_code == 200
+    """The paths that the probes of HTTP ask are there, on the port of REST or of health."""
+    probes = [container(path)[kind] for path in RUNTIMES for kind in ("readinessProbe", "livenessProbe")]
+    health = free_port()
+    with start_server(repository, f"--health-port={health}") as server:
+        for probe in (each["httpGet"] for each in probes if "httpGet" in each):
+            url = f"http://127.0.0.1:{health}" if probe["port"] == 8090 else server.url
+            assert requests.get(url + probe["path"], timeout=HANG).status_code == 200
 
 
 def test_the_service_names_a_runtime_that_is_there():
@@ -66,3 +68,12 @@ def test_the_service_names_a_runtime_that_is_there():
     runtime = runtimes[model["runtime"]]
     assert model["protocolVersion"] in runtime["protocolVersions"]
     assert model["modelFormat"]["name"] in {each["name"] for each in runtime["supportedModelFormats"]}
+
+
+@pytest.mark.parametrize("path", RUNTIMES, ids=lambda path: path.stem)
+def test_the_stop_fits_in_the_grace_period(path):
+    """KServe waits longer for a pod that ends than the server takes to stop."""
+    arguments = dict(each.removeprefix("--").split("=") for each in container(path)["args"])
+    predictor = yaml.safe_load((FOLDER / "inference-service.yaml").read_text())["spec"]["predictor"]
+    stop = float(arguments["stop-accepting-after"]) + float(arguments["grace"])
+    assert predictor["terminationGracePeriodSeconds"] > stop
