@@ -139,6 +139,7 @@ def test_a_node_that_dies(repository, server, tmp_path, cluster):
     assert output.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.long
 def test_sigterm_on_a_cluster(repository, tmp_path, cluster):
     """On a cluster too, SIGTERM stops a run cleanly, with status 4 and a summary."""
     cluster.node()
