@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from attention_client.cli.options import Causal
+from attention_client.cli.choice import Ablate, read_ablate
+from attention_client.cli.options import Causal, Truncate
 from attention_proto.allocator import keep_freed
 
 
@@ -32,6 +33,15 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(metavar="FIELD=COLUMN", help="The column of a field: id, text, query, key, value or memory_text."),
 ]
+Pair = Annotated[str, typer.Option(metavar="COLUMN", help="The column of the second texts of pairs.")]
+Prefix = Annotated[
+    str,
+    typer.Option(
+        metavar="COLUMN",
+        help="The column of the texts that stand before the rows' own: each is computed once, and kept.",
+    ),
+]
+Cut = Annotated[Truncate, typer.Option(help="Cut texts that are too long, at this end.")]
 Mask = Annotated[Causal, typer.Option(help="Hide the future, lined up at first or last position.")]
 Engines = Annotated[
     Engine, typer.Option(help="Call a service, compute on this machine, or on a Ray cluster (RAY_ADDRESS).")
@@ -58,7 +68,11 @@ def score(
     version: Version = 0,
     outputs: Outputs = "",
     column: Columns = None,
+    text_pair: Pair = "",
+    prefix: Prefix = "",
+    truncate: Cut = Truncate.NONE,
     causal: Mask = Causal.NONE,
+    ablate: Ablate = "",
     engine: Engines = Engine.CLIENT,
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 120.0,
@@ -87,8 +101,10 @@ def score(
             model=model,
             version=version,
             outputs=read_outputs(outputs),
-            columns=_columns(column or []),
+            columns=_columns(column or [], text_pair=text_pair, prefix=prefix),
             causal=causal.value,
+            truncate=truncate.value,
+            ablate=read_ablate(ablate),
             engine=engine.value,
             target=target,
             token=context.obj.token,
@@ -117,12 +133,13 @@ def read_outputs(text: str) -> list[dict[str, Any]]:
         _fail(str(error), error.exit_status)
 
 
-def _columns(options: list[str]) -> dict[str, Any]:
+def _columns(options: list[str], **named: str) -> dict[str, str]:
+    """Return field -> column, of `--column` and of the options for one field each."""
     pairs = [item.partition("=") for item in options]
     for item, (field, _, name) in zip(options, pairs, strict=True):
         if not field or not name:
             raise typer.BadParameter(f"{item!r} must be FIELD=COLUMN", param_hint="--column")
-    return {field: name for field, _, name in pairs}
+    return {field: name for field, _, name in pairs} | {field: name for field, name in named.items() if name}
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import grpc
 import pyarrow as pa
+from attention_client import Ablation
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.masks import Causal
+from attention_proto.text import Truncate
 
 from attention_batch.engines.task import Task
 from attention_batch.errors import Refused
@@ -31,6 +33,8 @@ class ScoringJob:
         outputs: the outputs to write; see `attention_batch.spec`.
         columns: field -> the input's column, where the two names differ.
         causal: the causal mask of every sequence.
+        truncate: the end at which tokens of texts are dropped, in rows that say nothing of it.
+        ablate: the heads that are switched off.
         engine: `client` calls a service, `local` computes on this machine, `ray` on a cluster.
         target, token, credentials: of the service: its address, the caller's token, and TLS.
         timeout, patience: seconds for one call, and seconds to wait for a service that does not answer.
@@ -47,6 +51,8 @@ class ScoringJob:
     outputs: Sequence[Mapping[str, Any]] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     causal: Causal = "none"
+    truncate: Truncate = "none"
+    ablate: Sequence[Ablation] = ()
     engine: Literal["client", "local", "ray"] = "client"
     target: str = "127.0.0.1:50051"
     token: str | None = field(default=None, repr=False)
@@ -86,6 +92,8 @@ class Plan:
             "outputs": [dict(spec) for spec in job.outputs],
             "columns": self.fields.columns,
             "causal": job.causal,
+            "truncate": job.truncate,
+            "ablate": [[list(each.layers), list(each.heads)] for each in job.ablate],
             "shard rows": job.shard_rows,
         }
 
@@ -104,9 +112,11 @@ def make_plan(job: ScoringJob, source: Source, model: pb.Model) -> Plan:
     output_format = _format(job.output)
     if output_format == "jsonl" and pa.types.is_integer(id_type):
         id_type = ANY_INTEGER  # JSON has one type for all
-    fields = Fields(columns, id_type, job.causal)
+    fields = Fields(columns, id_type, job.causal, job.truncate)
+    if job.truncate != "none" and not {"text", "memory_text"} & columns.keys():
+        raise Refused(f"--truncate {job.truncate}: the rows have no texts; only texts are cut")
     outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
-    spec = ScoringSpec(model.name, model.version, digest(model), outputs)
+    spec = ScoringSpec(model.name, model.version, digest(model), outputs, tuple(job.ablate))
     return Plan(job, source, fields, spec, OutputLayout(output_format, outputs.columns, id_type))
 
 

@@ -5,13 +5,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
+from attention_batch.output.failures import failure_kinds
 from attention_batch.output.sink import Counts
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -28,6 +30,7 @@ class Progress:
         done: counts of the shards that this run finished.
         under_way: counts of the shards under way.
         began: the run's begin, by `time.monotonic`.
+        errors: the file of the failed rows, once it is written.
     """
 
     total: float | None
@@ -36,6 +39,7 @@ class Progress:
     done: Counts = Counts()  # noqa: RUF009
     under_way: Counts = Counts()  # noqa: RUF009
     began: float = field(default_factory=time.monotonic)
+    errors: Path | None = None
 
     @property
     def counts(self) -> Counts:
@@ -70,6 +74,11 @@ class Progress:
             "sequences_per_second": round(self.counts.rows * rate, 1),
             "tokens_per_second": round(self.counts.tokens * rate, 1),
         }
+
+    def failures(self) -> dict[str, Any]:
+        """Return the file of the failed rows, and the first reason of each kind; empty where no row failed."""
+        kinds = failure_kinds(self.errors) if self.errors is not None else []
+        return {"errors": str(self.errors), "failures": list(map(asdict, kinds))} if kinds else {}
 
     def seconds_left(self) -> float | None:
         """Estimate the time left from the rate so far; None before there is a rate."""
@@ -121,6 +130,13 @@ class _Bar:
             f"{summary['sequences_per_second']:.0f} sequences/s, {summary['tokens_per_second']:.0f} tokens/s",
             highlight=False,
         )
+        failures = progress.failures()
+        for kind in failures.get("failures", ()):
+            where = f"{kind['file']} row {kind['row']}"
+            said = f"  {kind['rows']} x {kind['field']}: {kind['reason']} (first in {where})"
+            self._progress.console.print(said, highlight=False, markup=False)
+        if failures:
+            self._progress.console.print(f"  all failed rows: {failures['errors']}", highlight=False, markup=False)
 
 
 class _Lines:
@@ -135,7 +151,7 @@ class _Lines:
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def end(self, progress: Progress, status: str) -> None:
-        write_event("summary", status=status, **progress.summary())
+        write_event("summary", status=status, **progress.summary(), **progress.failures())
 
 
 def write_event(name: str, **content: Any) -> None:

@@ -144,6 +144,7 @@ def _to_file(running: _Run, output: Path) -> ExitStatus:
         with _shown(running, progress) as show:
             _score(running, folder, journal, progress, show)
             _finish(plan, folder, journal, output)
+            progress.errors = errors_of(output)
     return _status(progress)
 
 
@@ -151,6 +152,7 @@ def _complete_before(running: _Run, journal: Journal, output: Path, progress: Pr
     if not output.exists():
         raise Refused(f"{output} was complete and has gone; --restart scores all rows again")
     journal.remove_parts()
+    progress.errors = errors_of(output)
     with _shown(running, progress):
         return _status(progress)
 

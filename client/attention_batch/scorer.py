@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from attention_client import AttendResult, AttentionError, InvalidRequest, NotFound, Sequence, TooLarge
+from attention_client import AttendResult, AttentionError, InvalidRequest, NotFound, TooLarge
 from attention_proto.attention.v1 import attention_pb2 as pb
 
 from attention_batch.errors import Refused, Stopped
@@ -24,6 +24,7 @@ BATCH_ROWS = 32
 BATCH_BYTES = 2**20
 BYTES_UNDER_WAY = 32 * 2**20  # of batches, unless one alone has more
 
+_OF_MEMORY = re.compile(r"inputs\[\d+\]\.memory")
 _CULPRIT = re.compile(r"inputs\[(\d+)\]\.?(.*)")
 # Options of an output that can fail for a single row; a fault in any further option fails for every row.
 _OF_ONE_ROW = re.compile(r"outputs\[\d+\]\.(rows|pool|data_type)")
@@ -49,9 +50,13 @@ class Engine(Protocol):
         """Return a model version's description; version 0 is the default one. Raises AttentionError."""
         ...
 
-    def attend(self, spec: ScoringSpec, sequences: list[Sequence]) -> list[AttendResult]:
-        """Return one answer a sequence. Raises AttentionError."""
+    def attend(self, spec: ScoringSpec, rows: list[Row]) -> list[AttendResult]:
+        """Return one answer a row, each behind its prefix. Raises AttentionError."""
         ...
+
+
+class _NoRoom(Exception):
+    """The contexts of all rows together are more than the engine keeps."""
 
 
 @dataclass
@@ -146,22 +151,32 @@ class Scorer:
         """Score rows; if the engine rejects one, score the rest without it."""
         if not rows:
             return []
+        several = len({row.prefix for row in rows} - {None}) > 1
         try:
-            answers = self._call(lambda: self._engine.attend(self._spec, [row.sequence for row in rows]))
+            answers = self._call(lambda: self._engine.attend(self._spec, rows), several_prefixes=several)
         except (InvalidRequest, TooLarge) as error:
-            return self._without_culprit(rows, error)
+            return self._without_culprits(rows, error)
+        except _NoRoom:
+            return self._halves(rows)
         return [self._scored(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
-    def _without_culprit(self, rows: list[Row], error: InvalidRequest | TooLarge) -> list[RowResult]:
-        named = _CULPRIT.fullmatch(error.field or "")
-        if named and int(named[1]) < len(rows):
-            culprit = int(named[1])
-            rest = self._results(rows[:culprit] + rows[culprit + 1 :])
-            return [*rest[:culprit], rows[culprit].failed(named[2], error.message), *rest[culprit:]]
+    def _without_culprits(self, rows: list[Row], error: InvalidRequest | TooLarge) -> list[RowResult]:
+        violations = error.violations if isinstance(error, InvalidRequest) else ()
+        failed: dict[int, FailedRow] = {}
+        for path, message in violations or [(error.field or "", error.message)]:
+            named = _CULPRIT.fullmatch(path)
+            if named and int(named[1]) < len(rows):
+                failed.setdefault(int(named[1]), rows[int(named[1])].failed(named[2], message))
+        if failed:
+            rest = iter(self._results([row for i, row in enumerate(rows) if i not in failed]))
+            return [failed[i] if i in failed else next(rest) for i in range(len(rows))]
         if isinstance(error, InvalidRequest) and not _OF_ONE_ROW.fullmatch(error.field or ""):
             raise Refused(str(error)) from error
         if len(rows) == 1:
             return [rows[0].failed(error.field or "", error.message)]
+        return self._halves(rows)
+
+    def _halves(self, rows: list[Row]) -> list[RowResult]:
         middle = len(rows) // 2
         return self._results(rows[:middle]) + self._results(rows[middle:])
 
@@ -184,13 +199,15 @@ class Scorer:
                 "serve that again to go on, or --restart to score all rows with the new one"
             )
 
-    def _call(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T], *, several_prefixes: bool = False) -> T:
         """Call the engine with retries. Errors that concern no row stop the run, since a later run may succeed."""
         try:
             return self._retries.call(call)
         except (InvalidRequest, TooLarge):
             raise
         except NotFound as error:
+            if several_prefixes and _OF_MEMORY.fullmatch(error.field or ""):
+                raise _NoRoom from error
             raise Stopped(f"what answered before is gone: {error}") from error
         except AttentionError as error:
             raise Stopped(str(error)) from error

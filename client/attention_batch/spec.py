@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from attention_client import AttendResult, InvalidRequest, OutputSpec
+from attention_client import Ablation, AttendResult, InvalidRequest, OutputSpec
 from attention_client.wire.request import attend_request
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.offers import NotOfferedError, chosen_layers, chosen_pairs, folded_layers, lengths
@@ -77,12 +77,14 @@ class ScoringSpec:
         model, version: the model version that answers.
         manifest: the SHA-256 of that version's manifest, see `digest`.
         outputs: the outputs to request, and the columns to write.
+        ablate: the heads that are switched off.
     """
 
     model: str
     version: int
     manifest: str
     outputs: Outputs
+    ablate: tuple[Ablation, ...] = ()
 
 
 def parse(text: str) -> list[dict[str, Any]]:

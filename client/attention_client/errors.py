@@ -37,7 +37,14 @@ class AttentionError(Exception):
 
 
 class InvalidRequest(AttentionError, ValueError):
-    """The caller sent a tensor, text, mask, name or option that the model cannot take."""
+    """The caller sent a tensor, text, mask, name or option that the model cannot take.
+
+    Attributes:
+        violations: field and message of each fault that the server named, this one first; a request of many sequences
+            may have more faults than these.
+    """
+
+    violations: tuple[tuple[str, str], ...] = ()
 
 
 class NotFound(AttentionError, LookupError):

@@ -18,6 +18,8 @@ AttentionServiceError
 └── BrokenProtocol      bytes that no client of gRPC sends
 """
 
+from collections.abc import Sequence
+
 
 def join_path(*parts: str) -> str:
     """Join the parts of a field's path, leaving out empty ones: ("", "query") -> "query"."""
@@ -39,7 +41,16 @@ class AttentionServiceError(Exception):
 
 
 class InvalidRequest(AttentionServiceError):
-    """A tensor, mask, name or option that the model cannot take."""
+    """A tensor, mask, name or option that the model cannot take.
+
+    Attributes:
+        others: the field and the message of each further sequence of the request that the model cannot take, as far
+            as these are known.
+    """
+
+    def __init__(self, message: str, *, field: str = "", others: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message, field=field)
+        self.others = others
 
     def of_part(self, part: int | None) -> "InvalidRequest":
         """Return a copy that names one sequence of a batch; None names none.

@@ -8,13 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from attention_batch.engines.client import ClientEngine
 from attention_batch.errors import Refused, TooManyErrors
+from attention_batch.readers.rows import FailedRow, Row
+from attention_batch.retry import RetryPolicy
+from attention_batch.scorer import BATCH_ROWS, Scorer, make_batches
+from attention_batch.spec import ScoringSpec, resolve
+from attention_client import Sequence
 from serving import start_server
 
 from tests.batch.scoring import (
     SENTENCES,
     WIDTH,
     drawn,
+    events,
     exactly,
     letters_of,
     lines_of,
@@ -176,9 +183,42 @@ def test_poison_in_json(job, tmp_path):
     assert "100 tokens; this model reads at most" in told[8]["reason"]
 
 
+def test_rows_that_fail_together(client, monkeypatch):
+    """A batch is sent without all of its failing rows at once, not once for each; each has its own reason."""
+    sent = []
+    engine = ClientEngine(client)
+    attend = client.attend_batch
+    monkeypatch.setattr(
+        client, "attend_batch", lambda *given, **named: sent.append(len(given[1])) or attend(*given, **named)
+    )
+    model = engine.model("multi-head", 0)
+    outputs = resolve([{"name": "output"}], model.manifest, reads_text=True)
+    texts = [f"xyzzy{i}" if i % 2 else SENTENCES[0] for i in range(BATCH_ROWS)]
+    rows = [Row("in", i, i, Sequence(text=text), 1) for i, text in enumerate(texts)]
+    scorer = Scorer(engine, ScoringSpec("multi-head", model.version, "", outputs), RetryPolicy(0, print))
+    ((_, found),) = scorer.score(make_batches(0, rows))
+    for i, result in enumerate(found):
+        assert isinstance(result, FailedRow) == bool(i % 2)
+        assert i % 2 == 0 or f"'xyzzy{i}'" in result.reason
+    assert len(sent) <= 3, sent
+
+
+def test_the_summary_of_failed_rows(job, tmp_path, capsys):
+    """The summary names the file of failed rows, and the first reason of each kind with the number of its rows."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = [SENTENCES[0], "xyzzy", None, "plugh", SENTENCES[1], 5]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for _ in range(2):  # also where the run was complete before
+        assert score(job(source, output, "multi-head"))[0] == 3
+        last = events(capsys.readouterr().err.encode())[-1]
+        assert last["errors"] == f"{output}.errors.jsonl"
+        assert [(kind["row"], kind["rows"]) for kind in last["failures"]] == [(1, 2), (2, 1), (5, 1)]
+        assert "'xyzzy'" in last["failures"][0]["reason"]
+
+
 def test_ids_in_json_beyond_64_bits(job, tmp_path):
     """An id is an integer of 64 bits; a row with a larger one is a dead letter, and stops nothing."""
-    ids = [0, 2**63 - 1, 2**63, -(2**63) - 1]
+    ids = [0, 2**63 - 1, 2**64, -(2**63) - 1]
     source = write(tmp_path / "in.jsonl", {"id": ids, "text": SENTENCES[:1] * 4})
     assert score(job(source, tmp_path / "out.parquet", "multi-head"))[0] == 3
     assert [row["id"] for row in rows_of(tmp_path / "out.parquet")] == ids[:2]

@@ -5,8 +5,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from attention_batch.errors import Refused
 from attention_batch.plan import ScoringJob
-from attention_client import AttentionClient
+from attention_client import Ablation, AttentionClient
 from serving import start_server
 
 from tests.batch.scoring import score
@@ -38,11 +39,13 @@ def written(path, rows):
     return path
 
 
-def run(texts, source, output, local=False):
+def run(texts, source, output, local=False, **options):
     folder, target, _ = texts
     where = {"engine": "local", "models": folder} if local else {"target": target}
     wanted = [{"name": "output", "pool": "mean"}, {"name": "tokens"}, {"name": "truncated_tokens"}]
-    assert score(ScoringJob(input=str(source), output=str(output), model="wordpiece", outputs=wanted, **where))[0] in (
+    assert score(
+        ScoringJob(input=str(source), output=str(output), model="wordpiece", outputs=wanted, **where, **options)
+    )[0] in (
         0,
         3,
     )
@@ -94,3 +97,20 @@ def test_ids(texts, tmp_path, suffix, local):
     assert {(each["row"], each["field"].partition("[")[0]) for each in failed} == {
         (row, "token_ids") for row in (1, 2, 3)
     }
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_options_of_all_texts(texts, tmp_path, local):
+    """Texts are cut, and heads switched off, as in single calls; a row's own cut goes before; vectors cannot be cut."""
+    rows = [{"text": LONG, "truncate": "right"}, {"text": LONG, "truncate": None}, {"text": "Fox", "truncate": None}]
+    ablate = [Ablation(layers=["*"], heads=[0])]
+    source = written(tmp_path / "in.jsonl", rows)
+    output, failed = run(texts, source, tmp_path / "out.jsonl", local, truncate="left", ablate=ablate)
+    assert not failed
+    for row, sent in zip(map(json.loads, output.read_text().splitlines()), rows, strict=True):
+        one = texts[2].attend("wordpiece", text=sent["text"], truncate=sent["truncate"] or "left", ablate=ablate)
+        assert row["tokens"] == list(one.tokens)
+        assert row["output"] == pytest.approx(one.output.mean(0), abs=1e-5)
+    assert row["output"] != pytest.approx(texts[2].attend("wordpiece", text="Fox").output.mean(0), abs=1e-3)
+    with pytest.raises(Refused, match="--truncate left: the rows have no texts"):
+        run(texts, written(tmp_path / "ids.jsonl", [{"token_ids": [2]}]), tmp_path / "b.jsonl", local, truncate="left")

@@ -359,3 +359,16 @@ def test_a_repository_that_fails_stays_not_ready(tmp_path):
     with pytest.raises(Exception, match="no model"):
         repository.load()
     assert not repository.ready
+
+
+def test_the_faults_of_several_sequences() -> None:
+    """An error names each sequence at fault, as far as the headers that clients accept have room."""
+    others = [(f"inputs[{i}].text", "a reason of some length " * 4) for i in range(1, 64)]
+    for message in ("short", "é" * 600):
+        error = errors.InvalidRequest(message, field="inputs[0].text", others=others)
+        status = encode_status(error, "id-1")
+        (packed,) = (each for each in status.details if each.Is(BadRequest.DESCRIPTOR))
+        found = [each.field for each in BadRequest.FromString(packed.value).field_violations]
+        assert found == [f"inputs[{i}].text" for i in range(len(found))]
+        assert len(found) >= (15 if message == "short" else 5)
+        assert len(status.SerializeToString()) * 4 / 3 + 3 * len(status.message.encode()) < 14_000

@@ -1,8 +1,12 @@
 """An engine that calls a service."""
 
-from attention_client import AttendResult, AttentionClient, Sequence
+from dataclasses import replace
+
+from attention_client import AttendResult, AttentionClient, Memory
 from attention_proto.attention.v1 import attention_pb2 as pb
 
+from attention_batch.engines.prefixes import Prefixes
+from attention_batch.readers.rows import Row
 from attention_batch.spec import ScoringSpec
 
 CONCURRENCY = 8
@@ -16,11 +20,25 @@ class ClientEngine:
 
     def __init__(self, client: AttentionClient) -> None:
         self._client = client
+        self._prefixes: Prefixes[Memory] = Prefixes()
 
     def model(self, name: str, version: int) -> pb.Model:
         """Return a model version's description. Raises AttentionError."""
         return self._client.model(name, version)
 
-    def attend(self, spec: ScoringSpec, sequences: list[Sequence]) -> list[AttendResult]:
-        """Return one answer a sequence, from one call. Raises AttentionError."""
-        return self._client.attend_batch(spec.model, sequences, version=spec.version, outputs=spec.outputs.wire)
+    def attend(self, spec: ScoringSpec, rows: list[Row]) -> list[AttendResult]:
+        """Return one answer a row, from one call; the client creates again what the service has lost.
+
+        Raises:
+            AttentionError: no answer.
+        """
+        memories = self._prefixes.of(
+            rows, lambda text: self._client.create_memory(spec.model, memory_text=text, version=spec.version)
+        )
+        sequences = [
+            row.sequence if memory is None else replace(row.sequence, memory=memory)
+            for row, memory in zip(rows, memories, strict=True)
+        ]
+        return self._client.attend_batch(
+            spec.model, sequences, version=spec.version, outputs=spec.outputs.wire, ablate=spec.ablate
+        )

@@ -3,12 +3,13 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
 import structlog
 from attention_client import Alignment, AttendResult, Candidate, Link, Prediction, Sequence, TopK
-from attention_client.errors import AttentionError
+from attention_client.errors import AttentionError, InvalidRequest, NotFound
 from attention_client.result import OutputValue
 from attention_client.wire.request import attend_request
 from attention_client.wire.status import ERROR_CLASSES
@@ -26,8 +27,12 @@ from attention_server.service.build import make_core
 from attention_server.settings import Settings
 from attention_server.telemetry import logs
 
+from attention_batch.engines.prefixes import Prefixes
 from attention_batch.errors import Refused
+from attention_batch.readers.rows import Row
 from attention_batch.spec import Outputs, ScoringSpec
+
+MEMORY_ATTEMPTS = 3  # to compute a batch while the contexts of its rows are evicted
 
 
 class LocalEngine:
@@ -57,6 +62,7 @@ class LocalEngine:
         self.concurrency = settings.compute_slots
         self.processes = self.concurrency if core.engine.device == "cpu" else 0  # a GPU is shared by threads
         self._service = core.service
+        self._prefixes: Prefixes[str] = Prefixes()
         self._outputs: tuple[Outputs | None, tuple[domain.OutputSpec, ...]] = (None, ())
 
     def model(self, name: str, version: int) -> pb.Model:
@@ -64,17 +70,39 @@ class LocalEngine:
         with _translated():
             return self._service.model(name, version)
 
-    def attend(self, spec: ScoringSpec, sequences: list[Sequence]) -> list[AttendResult]:
-        """Return one answer a sequence. Raises AttentionError."""
+    def attend(self, spec: ScoringSpec, rows: list[Row]) -> list[AttendResult]:
+        """Return one answer a row. Raises AttentionError."""
+        for attempt in range(MEMORY_ATTEMPTS):
+            memories = self._prefixes.of(rows, partial(self._keep, spec))
+            try:
+                return self._attend(spec, rows, memories)
+            except NotFound:  # the budget of memories had no room for one
+                if attempt + 1 == MEMORY_ATTEMPTS or not any(memories):
+                    raise
+                self._prefixes.forget(rows)
+        raise AssertionError  # the last attempt has returned, or raised
+
+    def _attend(self, spec: ScoringSpec, rows: list[Row], memories: list[str | None]) -> list[AttendResult]:
+        inputs = [
+            _sequence(row.sequence, f"inputs[{i}]", memory)
+            for i, (row, memory) in enumerate(zip(rows, memories, strict=True))
+        ]
         with _translated():
             request = domain.Request(
                 model=spec.model,
                 version=spec.version,
-                inputs=tuple([_sequence(each, f"inputs[{i}]") for i, each in enumerate(sequences)]),
+                inputs=tuple(inputs),
                 outputs=self._specs(spec.outputs),
+                ablate=tuple([domain.Ablation(tuple(each.layers), tuple(each.heads)) for each in spec.ablate]),
             )
-            response = self._service.submit(request, CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS)).result()
+            response = self._service.submit(request, _call()).result()
         return [_result(response, result) for result in response.each()]
+
+    def _keep(self, spec: ScoringSpec, text: str) -> str:
+        """Keep a context; return its id."""
+        request = domain.MemoryRequest(model=spec.model, version=spec.version, memory_text=text)
+        with _translated():
+            return self._service.submit_memory(request, _call()).result().id
 
     def _specs(self, outputs: Outputs) -> tuple[domain.OutputSpec, ...]:
         """Return the outputs as the core's specs, parsed from the message of a request as a server does."""
@@ -86,7 +114,11 @@ class LocalEngine:
         return specs
 
 
-def _sequence(row: Sequence, path: str) -> domain.Sequence:
+def _call() -> CallContext:
+    return CallContext(uuid.uuid4().hex, rights=ALL_RIGHTS)
+
+
+def _sequence(row: Sequence, path: str, memory: str | None) -> domain.Sequence:
     """Return a row's sequence; rows have vectors or texts, and no mask besides the causal one."""
     return domain.Sequence(
         path=path,
@@ -99,6 +131,7 @@ def _sequence(row: Sequence, path: str) -> domain.Sequence:
         token_ids=row.token_ids,  # type: ignore[arg-type]
         memory_token_ids=row.memory_token_ids,  # type: ignore[arg-type]
         truncate=row.truncate,
+        memory=memory or "",
         mask=domain.NO_MASK if row.causal == "none" else Mask(causal=row.causal),
     )
 
@@ -133,4 +166,7 @@ def _translated() -> Iterator[None]:
         yield
     except AttentionServiceError as error:
         kind = ERROR_CLASSES.get(grpc.StatusCode[code_of(error).grpc.name], AttentionError)
-        raise kind(error.message, field=error.field or None) from error
+        translated = kind(error.message, field=error.field or None)
+        if isinstance(translated, InvalidRequest):
+            translated.violations = ((error.field, error.message), *getattr(error, "others", ()))
+        raise translated from error

@@ -10,12 +10,12 @@ import orjson
 import pyarrow as pa
 from attention_client import Sequence
 from attention_proto.masks import Causal
-from attention_proto.text import TRUNCATES
+from attention_proto.text import TRUNCATES, Truncate
 
 from attention_batch.errors import Refused
 from attention_batch.readers.columns import is_string, type_of
 from attention_batch.readers.documents import field_value, id_fault, value_of
-from attention_batch.readers.rows import FIELDS, IDS, OPTIONAL, SOURCES, TEXTS, VECTORS, FailedRow, Row
+from attention_batch.readers.rows import CHOSEN, FIELDS, IDS, OPTIONAL, SOURCES, TEXTS, VECTORS, FailedRow, Row
 from attention_batch.readers.strings import NotUtf8, values
 from attention_batch.readers.vectors import is_integers, is_vectors, vectors
 
@@ -28,11 +28,13 @@ class Fields:
         columns: field -> the input's column, for the fields that are read.
         id_type: Arrow type of ids.
         causal: the causal mask of every sequence.
+        truncate: of texts in a row that says nothing of it.
     """
 
     columns: Mapping[str, str]
     id_type: pa.DataType
     causal: Causal
+    truncate: Truncate = "none"
 
     @property
     def reads_text(self) -> bool:
@@ -107,7 +109,10 @@ class Fields:
             except ValueError as error:
                 return FailedRow(file, row, id_, field, str(error))
             size += own_size
-        return Row(file, row, id_, Sequence(**given, causal=self.causal), size)
+        prefix = given.pop("prefix", None)
+        if self.truncate != "none":
+            given.setdefault("truncate", self.truncate)
+        return Row(file, row, id_, Sequence(**given, causal=self.causal), size, prefix)
 
 
 def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str) -> dict[str, str]:
@@ -129,7 +134,8 @@ def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str
             raise Refused(f"--column {field}={column}: {where} has no such column; it has {', '.join(names)}")
     source = set(SOURCES) & chosen.keys()
     # An input may have several sources; a chosen one then excludes all columns that were not chosen.
-    columns = {field: field for field in FIELDS if field in names and (not source or field == "id")} | dict(chosen)
+    own = [field for field in FIELDS if field in names and field not in CHOSEN and (not source or field == "id")]
+    columns = {field: field for field in own} | dict(chosen)
     found = [field for field in SOURCES if field in columns]
     if len(found) != 1:
         have = f"both {' and '.join(found)}" if found else "neither text nor query nor token_ids"

@@ -7,9 +7,10 @@ from attention_client import Sequence
 
 SOURCES = ("text", "query", "token_ids")  # of which a row has one
 VECTORS = ("query", "key", "value")
-TEXTS = ("text", "text_pair", "memory_text", "truncate")
+TEXTS = ("text", "text_pair", "memory_text", "truncate", "prefix")
 IDS = ("token_ids", "memory_token_ids")
-OPTIONAL = ("text_pair", "truncate")  # a row may have a null in place of them
+OPTIONAL = ("text_pair", "truncate", "prefix")  # a row may have a null in place of them
+CHOSEN = ("prefix",)  # only where the user names its column
 FIELDS = ("id", *TEXTS, *VECTORS, *IDS)
 
 
@@ -40,6 +41,7 @@ class Row:
         file, row, id: as in `FailedRow`.
         sequence: the input of the attention block.
         size: bytes of its vectors, and characters of its texts.
+        prefix: the text of the context that stands before it; None for none.
     """
 
     file: str
@@ -47,6 +49,7 @@ class Row:
     id: Any
     sequence: Sequence
     size: int
+    prefix: str | None = None
 
     def failed(self, field: str, reason: str) -> FailedRow:
         """Return this row as a failed one."""

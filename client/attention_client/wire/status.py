@@ -57,6 +57,8 @@ def from_call(call: grpc.Call) -> AttentionError:
     if kind is InternalError and request_id is None:  # the server names its own faults: here the connection broke
         kind = Unavailable
     error = kind(message, field=field, request_id=request_id)
+    if isinstance(error, InvalidRequest):
+        error.violations = tuple((each.field, each.description) for each in violations)
     if isinstance(error, Unavailable):
         error.retry_after = _detail(status, RetryInfo()).retry_delay.ToTimedelta().total_seconds() or None
     return error

@@ -34,6 +34,7 @@ INTERNAL_MESSAGE = "internal error"
 WORDS = re.compile("(?<!^)(?=[A-Z])")  # TooLarge -> too_large
 # Characters: gRPC sends the message twice in its trailers, up to 12 bytes a character; clients accept 16 KiB of them.
 MAX_MESSAGE = 600
+MAX_OTHERS = 2000  # bytes of the further faults of a request, beside the first
 
 
 class StatusCode(IntEnum):
@@ -121,13 +122,25 @@ def encode_status(error: Exception, request_id: str) -> Status:
     """Encode an error as a google.rpc.Status with the field at fault, the retry delay and the request's id."""
     details = [RequestInfo(request_id=request_id)]
     if isinstance(error, AttentionServiceError) and error.field:
-        violation = BadRequest.FieldViolation(field=error.field, description=error.message[:MAX_MESSAGE])
-        details.append(BadRequest(field_violations=[violation]))
+        details.append(BadRequest(field_violations=_violations(error)))
     if isinstance(error, Unavailable):
         retry_delay = Duration()
         retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(RetryInfo(retry_delay=retry_delay))
     return Status(code=code_of(error).grpc, message=message_of(error), details=[_pack(each) for each in details])
+
+
+def _violations(error: AttentionServiceError) -> list[BadRequest.FieldViolation]:
+    """Return the fault of an error, and as many further ones as headers have room for."""
+    found = [BadRequest.FieldViolation(field=error.field, description=error.message[:MAX_MESSAGE])]
+    others = error.others if isinstance(error, InvalidRequest) else ()
+    room = MAX_OTHERS - len(error.message.encode())
+    for field, message in others:
+        found.append(BadRequest.FieldViolation(field=field, description=message[:MAX_MESSAGE]))
+        room -= found[-1].ByteSize()
+        if room < 0:
+            return found[:-1]
+    return found
 
 
 def encode_json(error: Exception, request_id: str) -> dict[str, dict[str, object]]:

@@ -14,6 +14,8 @@ from attention_server.inference.plan_cache import CachedPlan
 from attention_server.inference.prediction_plan import sampling_seed
 from attention_server.inference.preprocess import PreparedInput
 
+MAX_FAULTS = 64  # that one error names
+
 
 def prepare_request(
     request: Request, model: LoadedModel, cached_plan: CachedPlan, held: HeldMemories, limits: Limits
@@ -28,7 +30,7 @@ def prepare_request(
         limits: on one request.
 
     Raises:
-        InvalidRequest: the model cannot take a sequence; the error names it.
+        InvalidRequest: the model cannot take a sequence; the error names it, and the further ones that it cannot take.
         NotFound: a memory is not kept.
         TooLarge: the request is over a limit.
     """
@@ -38,8 +40,18 @@ def prepare_request(
     profiles: list[InputProfile] = []
     answer_bytes = work_bytes = longest = 0
     seed = sampling_seed(request.outputs)
+    faults: list[tuple[str, str]] = []  # of sequences; an error itself would refer to this frame
     for sequence in request.inputs:
-        for each, profile in _prepare_sequence(sequence, request.mask, model, cached_plan, held, limits):
+        try:
+            parts = _prepare_sequence(sequence, request.mask, model, cached_plan, held, limits)
+        except InvalidRequest as error:
+            if sequence.part is not None or not _is_of(error, sequence):
+                raise
+            faults.append((error.field, error.message))
+            if len(faults) == MAX_FAULTS:
+                break
+            continue
+        for each, profile in parts if not faults else ():
             prepared.append(each if seed is None else each._replace(seed=seed))
             profiles.append(profile)
             work_bytes += (profile.work_bytes + profile.head_bytes) * each.batch
@@ -49,7 +61,15 @@ def prepare_request(
             limits.check_answer(
                 answer_bytes, partial(model.checker.fitting_answer, each, cached_plan.plan, limits.answer_bytes)
             )
+    if faults:
+        (field, message), *others = faults
+        raise InvalidRequest(message, field=field, others=others)
     return prepared, profiles
+
+
+def _is_of(error: InvalidRequest, sequence: Sequence) -> bool:
+    """Return whether a fault is one of this sequence alone."""
+    return bool(sequence.path) and error.field.startswith(sequence.path)
 
 
 def _prepare_sequence(
