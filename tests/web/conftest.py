@@ -13,7 +13,7 @@ import requests
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import HANG, ROOT, Server, made_once, start_server
 
-from tests.server import transformer
+from tests.server import small_transformer, tokenizers_of_tests, transformer
 
 EVERY_STAGE = ("output", "contributions", "hidden")
 ENCODER = transformer.Shape(
@@ -28,10 +28,7 @@ ENCODER = transformer.Shape(
     longest=512,
 )
 DECODER = transformer.Shape(
-    words=(
-        "[UNK]",
-        *["the", "cat", "sat", "on", "a", "mat", ".", "dog", "ran", "to", "my", "house", "and", "saw", "it"],
-    ),
+    words=("[UNK]", "the", "cat", "sat", "on", "a", "mat", ".", "dog", "ran", "to", "my", "house", "saw", "it", "and"),
     classes=(),
     width=16,
     heads=2,
@@ -51,12 +48,18 @@ expect.set_options(timeout=LONGEST_WAIT)
 @pytest.fixture(scope="session")
 def served_models(request: pytest.FixtureRequest) -> Path:
     """The embedded models, an encoder of 2 x 12 heads and a decoder, made once for each state of its sources."""
-    sources = [Path(__file__), Path(transformer.__file__), ROOT / "proto/attention/v1/attention.proto"]
+    modules = (transformer, small_transformer, tokenizers_of_tests)
+    sources = [
+        Path(__file__),
+        *(Path(module.__file__) for module in modules),
+        ROOT / "proto/attention/v1/attention.proto",
+    ]
     sources += sorted((ROOT / "models").rglob("*.*"))
 
     def make(folder: Path) -> None:
         transformer.write(folder / "encoder/1", ENCODER)
         transformer.write(folder / "decoder/1", DECODER)
+        tokenizers_of_tests.write(folder, "wordpiece")  # takes pairs of texts
         shutil.copytree(ROOT / "models", folder, dirs_exist_ok=True)
 
     return made_once(request.config.cache.mkdir("web-models"), sources, make)

@@ -1,5 +1,8 @@
 """Access to the page: accessibility, light and dark, phones, proxies, tokens."""
 
+import re
+from urllib.parse import quote, urlencode
+
 import pytest
 from playwright.sync_api import expect
 from serving import start_server
@@ -146,3 +149,83 @@ def test_a_refusal_names_its_field(visit):
     expect(page.get_by_role("alert")).to_contain_text("text: ")
     expect(page.get_by_role("alert")).to_contain_text("Bob")
     page.console_errors.clear()  # the browser logs a response of 400
+
+
+def test_zoom(visit):
+    """At 200 and at 400 percent of a screen of 1280 pixels nothing is wider than the screen, in any view."""
+    page = visit({"viewport": {"width": 640, "height": 450}, "device_scale_factor": 2})
+    for view, own in VIEWS.items():
+        state = {"view": view, "model": "multi-head", "text": SENTENCE, **own}
+        page.evaluate("hash => { location.hash = hash }", urlencode(state, quote_via=quote))
+        page.locator(SHOWN[view]).first.wait_for(state="attached")
+        for width in (640, 320):
+            page.set_viewport_size({"width": width, "height": 450})
+            page.locator(".view[aria-busy=false]:not(.stale)").wait_for()
+            across = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert page.evaluate(across) <= 0, (view, width)
+
+
+COLOURS = {
+    "meet": (".meter span", "backgroundColor"),
+    "atlas": (".thumbnail canvas", "forcedColorAdjust"),
+    "generate": (".written .own", "backgroundColor"),
+}
+
+
+@pytest.mark.parametrize("view", COLOURS)
+def test_forced_colours(view, visit):
+    """With forced colours weights keep theirs, and what is chosen is outlined."""
+    page = visit(**{"view": view, "model": "multi-head", "text": SENTENCE, **VIEWS[view]})
+    selector, style = COLOURS[view]
+    shown = page.locator(selector).first
+    shown.wait_for(state="attached")
+    colour = f"each => getComputedStyle(each).{style}"
+    before = shown.evaluate(colour)
+    page.emulate_media(forced_colors="active")
+    expect(page.locator(".tabs [aria-pressed=true]")).to_have_css("outline-style", "solid")
+    after = shown.evaluate(colour)
+    assert after == (before if style == "backgroundColor" else "none")
+    if view == "meet":
+        arc = page.locator(".arc").first
+        red, green, blue = (
+            int(part) for part in re.findall(r"\d+", arc.evaluate("each => getComputedStyle(each).stroke"))
+        )
+        assert arc.evaluate("each => each.parentNode.getAttribute('stroke')") == f"#{red:02x}{green:02x}{blue:02x}"
+
+
+# The mean of a canvas's pixels that are painted, 0..255.
+BRIGHTNESS = """canvas => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const painted = [...data.keys()].filter((at) => at % 4 === 0 && data[at + 3] === 255);
+    return painted.reduce((sum, at) => sum + data[at], 0) / painted.length;
+}"""
+
+
+def test_print(visit):
+    """Paper has the picture and its numbers without controls, in light colours where the screen is dark."""
+    page = visit({"color_scheme": "dark"}, view="atlas", tab="layer", model="multi-head", text=SENTENCE, lock=1)
+    panel = page.locator(".panels canvas").first
+    page.locator(".row-table td").first.wait_for()
+    assert panel.evaluate(BRIGHTNESS) < 128
+    page.emulate_media(media="print")
+    expect(page.locator(".top")).to_be_hidden()
+    expect(page.locator(".toolbar")).to_be_hidden()
+    expect(page.locator(".row-table td").first).to_be_visible()
+    assert panel.evaluate(BRIGHTNESS) > 128
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+    page.console_errors.clear()  # the browser advises on canvases that are read
+
+
+def test_the_reference_has_both_themes(visit, site):
+    """/docs is light or dark as the page is, by the system or by choice, and leads back to the page."""
+    page = visit({"color_scheme": "dark"}, model="multi-head", text=SENTENCE)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    turned = "document.getElementById('swagger-ui').style.filter"
+    page.goto(f"{site.url}/docs")
+    page.locator(".opblock").first.wait_for()
+    assert (page.evaluate(paper), page.evaluate(turned)[:6]) == ("rgb(16, 19, 25)", "invert")
+    page.get_by_role("link", name="The page of this server").click()
+    page.get_by_role("button", name="Light or dark").click()
+    page.goto(f"{site.url}/docs")
+    page.locator(".opblock").first.wait_for()
+    assert (page.evaluate(paper), page.evaluate(turned)) == ("rgb(255, 255, 255)", "")

@@ -182,3 +182,25 @@ def test_token_ids_and_vectors_can_be_sent(visit, ask):
     page.keyboard.press("Escape")
     expect(page.locator(".given")).to_contain_text("queries of 48 numbers")
     expect(page.locator(".words .ask")).to_have_text(["0", "1", "2", "3"])
+
+
+def test_a_pair_of_texts(visit, ask):
+    """A model that takes pairs reads a second text behind the first, with its own special tokens; a link holds both."""
+    page = visit(model="wordpiece", text="hello world")
+    page.locator(".arc").first.wait_for(state="attached")
+    page.get_by_role("button", name="Input").click()
+    page.get_by_label("a second text, as a pair").check()
+    page.keyboard.press("Escape")
+    page.get_by_label("Second text", exact=True).fill("the fox")
+    page.get_by_label("Second text", exact=True).press("Enter")
+    tokens = ask("wordpiece", text="hello world", text_pair="the fox", outputs=["weights"])["tokens"]
+    assert tokens.count("[SEP]") == 2
+    expect(page.locator(".words .ask")).to_have_text([token.strip() for token in tokens])
+    page.locator(".words .hide").last.click()
+    expect(page.locator(".words .struck")).to_have_count(1)
+    page.reload()
+    expect(page.locator(".words .ask")).to_have_text([token.strip() for token in tokens])
+    expect(page.locator(".words .struck")).to_have_count(1)
+    page.get_by_label("Second text", exact=True).fill("fox")
+    page.get_by_label("Second text", exact=True).press("Enter")
+    expect(page.locator(".words .struck")).to_have_count(0)  # of another pair

@@ -47,16 +47,39 @@ from attention_server.transport.threads import Threads
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <head>
-<meta charset="utf-8"><title>Attention Service</title><link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<meta charset="utf-8"><title>Attention Service</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="docs/assets/favicon-32x32.png">
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<style>
+:root { color-scheme: light dark; }
+:root[data-theme="light"] { color-scheme: light; }
+:root[data-theme="dark"] { color-scheme: dark; }
+body { margin: 0; font: 15px system-ui, sans-serif; }
+body { background: light-dark(#ffffff, #101319); color: light-dark(#1c2027, #e9ebf0); }
+.back { display: block; max-width: 1460px; margin: 0 auto; padding: 1rem 20px 0; color: inherit; }
+</style>
 </head>
 <body>
+<a class="back" href="./">The page of this server</a>
 <div id="swagger-ui"></div>
 <script src="docs/assets/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
 </body>
 </html>
 """
-DOCS_START = 'window.ui = SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", validatorUrl: null});\n'
+# The colours of the page's theme: the one chosen there, else the system's. The viewer has light ones, which are turned.
+DOCS_START = """const chosen = localStorage.getItem("attention.theme");
+if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
+const system = matchMedia("(prefers-color-scheme: dark)");
+const shade = () => {
+  const dark = chosen ? chosen === "dark" : system.matches;
+  document.getElementById("swagger-ui").style.filter = dark ? "invert(0.92) hue-rotate(180deg)" : "";
+};
+shade();
+system.addEventListener("change", shade);
+window.ui = SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", validatorUrl: null});
+"""
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 )

@@ -45,16 +45,18 @@ function along(stops: string[], share: number): string {
 }
 
 const darkSystem = matchMedia("(prefers-color-scheme: dark)");
+const printed = matchMedia("print");
 
-/** The palette of what the page shows now. */
+/** The palette of what the page shows now; on paper the light one. */
 export function palette(): Palette {
   const chosen = document.documentElement.dataset.theme;
+  if (printed.matches) return LIGHT;
   return (chosen ? chosen === "dark" : darkSystem.matches) ? DARK : LIGHT;
 }
 
-/** Calls back when the system changes between light and dark. */
+/** Calls back when the system changes between light and dark, or between the screen and paper. */
 export function onSystemChange(changed: () => void): void {
-  darkSystem.addEventListener("change", changed);
+  for (const each of [darkSystem, printed]) each.addEventListener("change", changed);
 }
 
 export function headColour(colours: Palette, head: number): string {
