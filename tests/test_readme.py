@@ -10,10 +10,12 @@ import pytest
 from serving import ROOT, clean_env, start_server
 
 README = (ROOT / "README.md").read_text()
+USING = (ROOT / "docs/using.md").read_text()
+LINES = 70  # of the README: a screen
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [content for said, content in fenced if said == language]
 
 
@@ -28,14 +30,25 @@ def expected(code: str) -> list[str]:
     return said
 
 
-def test_the_session_runs_as_written() -> None:
-    """The Python session runs on the embedded models and prints the output in its comments."""
-    (session,) = blocks("python")
-    assert session.count("print(") == len(expected(session)) >= 5
-    printed = io.StringIO()
-    with start_server(ROOT / "models") as server, contextlib.redirect_stdout(printed):
-        exec(session.replace("127.0.0.1:50051", server.grpc), {})
-    assert printed.getvalue().splitlines() == expected(session)
+def test_the_sessions_run_as_written() -> None:
+    """The Python of README and docs/using.md runs on the embedded models and prints the output in its comments."""
+    sessions = [*blocks("python"), *blocks("python", USING)]
+    assert len(sessions) == 2
+    with start_server(ROOT / "models") as server:
+        for session in sessions:
+            assert session.count("print(") == len(expected(session)) >= 2
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(session.replace("127.0.0.1:50051", server.grpc), {})
+            assert printed.getvalue().splitlines() == expected(session)
+
+
+def test_the_readme_is_a_screen() -> None:
+    """The README stays short; documents have the rest, and each of them stands in the index by reader."""
+    assert len(README.splitlines()) <= LINES
+    index = (ROOT / "docs/README.md").read_text()
+    for document in (ROOT / "docs").glob("*.md"):
+        assert f"]({document.name})" in index or document.name == "README.md", document.name
 
 
 def test_the_shell_commands_run_as_written() -> None:

@@ -11,7 +11,7 @@ import pytest
 from attention_client import Ablation, AsyncAttentionClient, AttentionClient, InvalidRequest, OutputSpec, Sequence
 from serving import HANG, ROOT
 
-DOCUMENTS = ("README.md", "docs/text.md", "docs/clients/python.md")
+DOCUMENTS = ("README.md", "docs/using.md", "docs/text.md", "docs/clients/python.md")
 PREAMBLE = "from attention_client import AttentionClient\nclient = AttentionClient()\n"
 FORMS = """
 import asyncio
