@@ -1,10 +1,8 @@
 """Results made of computed stages: outputs shaped as asked for, predictions, and the check for overflow."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import itemgetter
-from typing import cast
 
 import numpy as np
 from attention_proto.stages import STAGES
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 from attention_server.domain.messages import OutputValue, Prediction, Result
 from attention_server.errors import InvalidRequest
 from attention_server.inference import validation as check
-from attention_server.inference.alignment import align, largest_keys
 from attention_server.inference.engine.protocol import Run
 from attention_server.inference.forward import Forward
 from attention_server.inference.head_results import HeadResults, StepsHead
@@ -23,11 +20,10 @@ from attention_server.inference.masks import HIDDEN, Vectors
 from attention_server.inference.pack import Stages
 from attention_server.inference.planner import OutputPlan, Plan, checked_stages, head_source
 from attention_server.inference.postprocess import Rows, read_rows, shape_stage
-from attention_server.inference.preprocess import PreparedInput, separators
+from attention_server.inference.preprocess import PreparedInput
 from attention_server.inference.reading import Block
 from attention_server.inference.reductions import Reductions, make_reduction, result_of
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
-from attention_server.inference.row_statistics import OVER_ROWS
 
 
 def whole_results(batch: Sequence[PreparedInput], plan: Plan, stages: list[Stages]) -> list[Result]:
@@ -180,13 +176,10 @@ def _output(
 ) -> OutputValue:
     """Return one output, of every layer's stages; of the last layer some rows may have been computed."""
     spec = output.spec
-    if output.folded:
-        return _folded(output, stages, prepared, computed, layers)
+    stage_of = STAGES[spec.name]
+    if output.folded or stage_of.sums_rows or stage_of.is_links:
+        return _reduced(output, stages, prepared, computed, layers)
     rows = read_rows(spec, *unmasked_rows(output, layers, prepared))
-    if STAGES[spec.name].is_links:
-        mean = replace(output, spec=spec._replace(name=STAGES[spec.name].source, reduce="mean"))
-        (weights,) = cast("Vectors", _output(mean, stages, prepared, computed, layers))
-        return align(largest_keys(weights), np.arange(len(weights)) if rows is None else rows)
 
     def places(layer: int) -> Rows | None:
         of_some = layer == len(stages) - 1 and is_cut(spec.name)
@@ -196,72 +189,36 @@ def _output(
         added = layers[layer].mask(prepared) if spec.top_k else None
         return None if added is None else (added if rows is None else added[:, rows]) == HIDDEN
 
-    computed_name = STAGES[spec.name].computed
     if not output.pairs:
-        stage, layer = stages[output.layer][computed_name], output.layer
-        if STAGES[spec.name].sums_rows:
-            return _summed(output, stage, places(layer), rows, hidden(layer), prepared, layers)
+        stage, layer = stages[output.layer][stage_of.computed], output.layer
         ranges = key_ranges(output, layers[layer], prepared)
         return shape_stage(stage, places(layer), spec, hidden(layer), output.field, ranges)
     heads, masks = [], []
     for layer, head in output.pairs:
-        of_head, chosen, mask = stages[layer][computed_name][head], places(layer), hidden(layer)
+        of_head, chosen, mask = stages[layer][stage_of.computed][head], places(layer), hidden(layer)
         heads.append(of_head if chosen is None else of_head[chosen])
         masks.append(np.False_ if mask is None else mask[head % len(mask)])  # one mask may serve all heads
     stage = np.stack(heads)
     of_pairs = np.stack([np.broadcast_to(mask, stage.shape[1:]) for mask in masks]) if spec.top_k else None
-    if STAGES[spec.name].sums_rows:
-        return _summed(output, stage, None, rows, of_pairs, prepared, layers)
     return shape_stage(stage, None, spec, of_pairs, output.field, key_ranges(output, layers[output.layer], prepared))
 
 
-def _folded(
+def _reduced(
     output: OutputPlan,
     stages: Sequence[Mapping[str, Vectors]],
     prepared: PreparedInput,
     computed: Rows | None,
     layers: Sequence[LoadedLayer],
 ) -> OutputValue:
-    """Return an output of layers that are made one: each is one block of rows."""
+    """Return an output of all rows, or of layers that are made one: each layer is one block of rows."""
     last = len(stages) - 1
     reduction = make_reduction(output, prepared, layers, computed, last)
-    for layer in output.folded:
-        weights = stages[layer][output.spec.name]
+    name = STAGES[output.spec.name].computed
+    for layer in output.folded or output.layers:
+        stage = stages[layer][name]
         mask = layers[layer].mask(prepared) if output.spec.top_k else None
         mask = mask[:, computed] if mask is not None and computed is not None and layer == last else mask
         sums = reduction.sums()
-        reduction.add(
-            layer, Block(slice(0, weights.shape[1]), slice(0, weights.shape[2]), mask, {"weights": weights}), sums
-        )
+        reduction.add(layer, Block(slice(0, stage.shape[1]), slice(0, stage.shape[2]), mask, {name: stage}), sums)
         reduction.close([sums])
     return result_of(reduction)
-
-
-def _summed(
-    output: OutputPlan,
-    weights: Vectors,
-    places: Rows | None,
-    rows: Rows | None,
-    hidden: NDArray[np.bool_] | None,
-    prepared: PreparedInput,
-    layers: Sequence[LoadedLayer],
-) -> OutputValue:
-    """Return an output that is one for all rows chosen.
-
-    Args:
-        output: its plan.
-        weights: [H, computed rows, S].
-        places: of the rows chosen among the computed ones; None for all.
-        rows: the positions of these rows in the sequence; None for all.
-        hidden: which keys are masked in each row, for top k.
-        prepared: the sequence.
-        layers: of the model.
-    """
-    chosen = weights if places is None else weights[:, places]
-    sums, finish = OVER_ROWS[output.spec.name]
-    layer = layers[output.layer]
-    at = layer.first(prepared) + (np.arange(chosen.shape[-2]) if rows is None else rows)
-    found = finish(sums(chosen, at, separators(prepared, layer.axes)))
-    whole = found[:, None].astype(np.float32)  # one row, which the pooling of one row removes
-    spec, ranges = output.spec._replace(pool="first"), key_ranges(output, layer, prepared)
-    return shape_stage(whole, None, spec, hidden, output.field, ranges)
