@@ -60,7 +60,12 @@ tests/openapi/node_modules/.ready: .venv-dev/.ready tests/openapi/package-lock.j
 	$(NPM) --prefix tests/openapi ci --ignore-scripts --silent
 	@touch $@
 
-setup: .venv/.ready .venv-dev/.ready .venv-dev/share/kubernetes/.ready .venv-clients/.ready server/web/node_modules/.ready tests/openapi/node_modules/.ready ## all environments, and what the page is built from
+# gRPC and protobuf of JavaScript, for the programs of tests/clients.
+tests/clients/node_modules/.ready: .venv-dev/.ready tests/clients/package-lock.json
+	$(NPM) --prefix tests/clients ci --ignore-scripts --silent
+	@touch $@
+
+setup: .venv/.ready .venv-dev/.ready .venv-dev/share/kubernetes/.ready .venv-clients/.ready server/web/node_modules/.ready tests/openapi/node_modules/.ready tests/clients/node_modules/.ready ## all environments, and what the page is built from
 
 run: .venv/.ready ## serve the embedded models and show an answer
 	deploy/run.sh $(if $(ONCE),--once)

@@ -1,8 +1,8 @@
 """Generate code and documents from the contract and the table of stages; with --check, fail where a file differs.
 
 Written: the modules of `attention_proto`, from the .proto files; the comments of `OutputSpec` in the contract, and the
-OpenAPI document of the REST API, from `attention_proto/stages.py` and the contract; and `attention.binpb`, the
-contract that `lint.sh` compares the next one with.
+OpenAPI document of the REST API and the TypeScript client, from `attention_proto/stages.py` and the contract; and
+`attention.binpb`, the contract that `lint.sh` compares the next one with.
 
 The generated modules live inside the package `attention_proto`, so that the distribution claims one top-level name;
 protoc writes imports from the proto root, which are moved here.
@@ -28,6 +28,7 @@ CONTRACT = "attention/v1/attention.proto"
 PROTOS = (CONTRACT, "inference/grpc_predict_v2.proto")
 LANDED = HERE / "attention.binpb"
 OPENAPI = ROOT / "server/attention_server/rest/openapi.json"
+TYPESCRIPT = ROOT / "client/typescript/attention.ts"
 WIDTH = 120
 OUTPUT_SPEC = re.compile(r"(?<=\nmessage OutputSpec \{\n).*?(?=\n\}\n)", re.DOTALL)
 COMMENT = r"(?:^  //.*\n)+(?=  (?:repeated )?[\w.]+ {field} = \d+)"  # of a field
@@ -58,7 +59,7 @@ def generated() -> Iterator[tuple[Path, bytes]]:
     with tempfile.TemporaryDirectory() as scratch:
         descriptors = Path(scratch) / "descriptors.binpb"
         yield from modules(Path(scratch), descriptors)
-        yield OPENAPI, openapi(descriptors)
+        yield from zip((OPENAPI, TYPESCRIPT), openapi(descriptors), strict=True)
         yield LANDED, landed(Path(scratch) / "landed.binpb")
 
 
@@ -111,12 +112,14 @@ def landed(descriptors: Path) -> bytes:
     return descriptors.read_bytes()
 
 
-def openapi(descriptors: Path) -> bytes:
-    """Return the OpenAPI document."""
-    # It imports the generated modules, which may be written by the steps before.
+def openapi(descriptors: Path) -> tuple[bytes, bytes]:
+    """Return the OpenAPI document, and the TypeScript client that is made of it."""
+    # They import the generated modules, which may be written by the steps before.
     import openapi_document  # noqa: PLC0415
+    from openapi_document import typescript  # noqa: PLC0415
 
-    return (json.dumps(openapi_document.build(descriptors), indent=2, ensure_ascii=False) + "\n").encode()
+    document = openapi_document.build(descriptors)
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), typescript.client(document).encode()
 
 
 if __name__ == "__main__":

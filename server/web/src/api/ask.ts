@@ -172,10 +172,10 @@ export async function askAnswer(
   }));
   if (input.kind !== "vectors" && model.manifest.predictors?.length) specs.push("predictions");
   const last = model.manifest.layers.at(-1)!;
-  const vectors = ["hidden", "output"].find((stage) => last.stages?.includes(stage));
+  const vectors = (["hidden", "output"] as const).find((stage) => last.stages?.includes(stage));
   if (vectors && !long) specs.push({ name: vectors, as: "vectors", layers: [last.name] });
   const body = { ...sequence(input, model, sizes?.[1]), token_offsets: input.kind === "text" };
-  if (long) specs.push(...layers.map(({ name }, i) => ({ name: "statistics", as: `s${i}`, layers: [name] })));
+  if (long) specs.push(...layers.map(({ name }, i) => ({ name: "statistics" as const, as: `s${i}`, layers: [name] })));
   const result = await known.attend(model, body, specs, signal);
   const side = sideOf(layers[0]);
   const names = namesOf(model, input, result, side, (result.outputs.w0 as TopK).values.shape[1]);
@@ -336,12 +336,13 @@ export async function askStages(
 ): Promise<Stages> {
   const [T, S] = sizes;
   const short = Math.max(T, S) <= WHOLE;
-  const at = (name: string, rows: number[]): OutputSpec => ({
+  const at = (name: OutputSpec["name"], rows: number[]): OutputSpec => ({
     name,
     layers: [layer.name],
     ...(short ? {} : { rows }),
   });
-  const names = ["q", "scores", "weights", "heads", ...(layer.stages?.includes("output") ? ["output"] : [])];
+  const combined = layer.stages?.includes("output") ? (["output"] as const) : [];
+  const names = ["q", "scores", "weights", "heads", ...combined] as const;
   const specs: (OutputSpec | string)[] = names.map((name) => at(name, [query]));
   if (short) specs.push(at("k", []), at("v", []));
   if (input.kind !== "vectors" && model.manifest.predictors?.length) specs.push("predictions");

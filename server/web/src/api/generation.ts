@@ -124,7 +124,7 @@ export class Generation {
   private outputs(): OutputSpec[] {
     const { temperature, seed } = this.choice;
     const heads = this.model.manifest.layers.reduce((sum, each) => sum + each.heads, 0);
-    const row = { name: "weights", layers: ["*"], rows: [-1] };
+    const row = { name: "weights" as const, layers: ["*"], rows: [-1] };
     const spans = Object.fromEntries(this.sentences.map(({ begin, end }, at) => [String(at), { begin, end }]));
     const sample = temperature > 0 ? { sample: { temperature, seed: seed + this.written.length } } : {};
     return [

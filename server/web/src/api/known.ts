@@ -38,7 +38,7 @@ export async function patiently<T>(ask: () => Promise<T>): Promise<T> {
     try {
       return await ask();
     } catch (error) {
-      if (times === PATIENCE || !(error instanceof ApiError && error.passes)) throw error;
+      if (times === PATIENCE || !(error instanceof ApiError && error.retry)) throw error;
       await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }
   }

@@ -20,7 +20,7 @@ export function problemOf(error: unknown): Problem {
   const text = error.message.replace(`${error.field}: `, "");
   return {
     message: error.field ? `${error.field}: ${text}` : text,
-    passes: error.passes,
+    passes: error.retry,
     unknown: unknownOf(error),
   };
 }
