@@ -1,5 +1,7 @@
 """Memories: projected once, used many times, expired in time, over gRPC and REST."""
 
+import runpy
+
 import grpc
 import numpy as np
 import pytest
@@ -39,6 +41,15 @@ def test_by_handle_is_what_sending_it_is(client, value):
     sent = client.attend("dot-product", query=QUERY, key=KEY, value=value, outputs=outputs, causal="bottom_right")
     for name in outputs:
         np.testing.assert_array_equal(kept[name], sent[name])
+
+
+def test_late_interaction(client):
+    """The recipe's score of a document is the sum over query tokens of the largest dot product, in float64."""
+    example = runpy.run_path(str(ROOT / "docs/examples/late_interaction.py"))
+    documents = [RNG.standard_normal((length, 6)).astype(np.float32) for length in (1, 4, 9)]
+    found = example["max_sim"](client, QUERY, example["keep"](client, documents))
+    expected = [(QUERY.astype(np.float64) @ each.astype(np.float64).T).max(1).sum() for each in documents]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)  # documents are kept in FP16
 
 
 def test_keys_beside_a_memory_come_behind_its_own(client):
