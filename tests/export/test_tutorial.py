@@ -7,7 +7,8 @@ import shlex
 import subprocess
 
 import pytest
-from attention_export.cli import app
+from attention_client.cli import commands
+from attention_export import cli
 from serving import ROOT, clean_env, start_server
 from typer.testing import CliRunner
 
@@ -19,12 +20,13 @@ class Reader:
 
     Args:
         folder: the folder, in place of the checkout.
-        trains_apart: whether training is a process of its own, as for a reader; it then takes twice the time.
+        types: whether every command is a process of its own, as for a reader; else the commands of one line run in this
+            process, which has imported them.
     """
 
-    def __init__(self, folder, trains_apart):
+    def __init__(self, folder, types):
         self._folder = folder
-        self._trains_apart = trains_apart
+        self._types = types
         self._servers = contextlib.ExitStack()
         self._server = None
         self.printed = ""
@@ -35,10 +37,8 @@ class Reader:
             self._serve(ROOT / "models")
         elif "attention-server --models" in block:
             self._serve(self._folder / block.split()[-1])
-        elif "attention-export" in block and not self._trains_apart:
-            done = CliRunner().invoke(app, shlex.split(block)[1:])
-            assert done.exit_code == 0, done.output
-            self.printed = done.output
+        elif re.match(r"\.venv\S*/attention-", block) and not self._types:
+            self.printed = "".join(map(self._call, block.splitlines()))
         elif re.search(r"\.venv|^cat ", block):
             self._type(block)
         else:
@@ -54,8 +54,16 @@ class Reader:
         self._servers.close()
         self._server = self._servers.enter_context(start_server(models))
 
-    def _type(self, commands):
-        script = re.sub(r"\.venv(-dev)?/", lambda found: f"{ROOT}/{found[0]}", commands)
+    def _call(self, line):
+        program, *arguments = shlex.split(line)
+        app = {"attention-client": commands.app, "attention-export": cli.app}[program.rpartition("/")[2]]
+        env = {"ATTENTION_TARGET": self._server.grpc}
+        done = CliRunner().invoke(app, arguments, env=env)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def _type(self, lines):
+        script = re.sub(r"\.venv(-dev)?/", lambda found: f"{ROOT}/{found[0]}", lines)
         env = clean_env() | {"ATTENTION_TARGET": self._server.grpc}
         command = ["bash", "-e", "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self._folder, env=env)
@@ -63,9 +71,9 @@ class Reader:
         self.printed = done.stdout + done.stderr
 
 
-def read(folder, trains_apart):
+def read(folder, types):
     """Follow every block in a folder; return the answers that were scored."""
-    reader = Reader(folder, trains_apart)
+    reader = Reader(folder, types)
     try:
         for block in BLOCKS:
             reader.follow(block)
@@ -84,12 +92,12 @@ def check(folder, answers):
 
 @pytest.mark.usefixtures("few_lengths")
 def test_the_tutorial(tmp_path, monkeypatch):
-    """A reader of the tutorial gets a trained model, answers, scores and pictures. Training runs in this process."""
+    """A reader of the tutorial gets a trained model, answers, scores and pictures."""
     monkeypatch.chdir(tmp_path)
-    check(tmp_path, read(tmp_path, trains_apart=False))
+    check(tmp_path, read(tmp_path, types=False))
 
 
 @pytest.mark.long
 def test_the_tutorial_to_the_letter(tmp_path):
     """The same with a process for every command, and the whole verification of the export."""
-    check(tmp_path, read(tmp_path, trains_apart=True))
+    check(tmp_path, read(tmp_path, types=True))
