@@ -24,7 +24,9 @@ Input = Annotated[
 ]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="A .parquet or .jsonl file; or -.")]
 Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists the names.")]
-Version = Annotated[int, typer.Option(min=0, help="The model's version; 0 is its default.")]
+Version = Annotated[
+    int, typer.Option(min=0, help="The model's version.", show_default="0, the version that the server answers with")
+]
 Outputs = Annotated[
     str,
     typer.Option(help="Columns to write, with commas: output:mean, weights, entropy, tokens, ...; or specs as JSON."),
@@ -56,6 +58,9 @@ Models = Annotated[
 ]
 ShardRows = Annotated[int, typer.Option(min=1, help="Rows of a shard; a crash costs at most these.")]
 MaxErrors = Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this have failed.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Show progress and summary as JSON lines on stderr, as into a pipe.")
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Remove an earlier run of this output, and begin again.")]
 
 
@@ -81,6 +86,7 @@ def score(
     shard_rows: ShardRows = 4096,
     max_errors: MaxErrors = None,
     restart: Restart = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a file of sequences. After any end of the run, the same command resumes it.
 
@@ -116,7 +122,7 @@ def score(
             max_errors=max_errors,
             restart=restart,
         )
-        status = run(job, sys.stdin.buffer, sys.stdout.buffer)
+        status = run(job, sys.stdin.buffer, sys.stdout.buffer, as_json=as_json)
     except ScoringError as error:
         _fail(str(error), error.exit_status)
     raise typer.Exit(status)

@@ -103,10 +103,14 @@ class Display(Protocol):
 
 
 @contextmanager
-def display() -> Iterator[Display]:
-    """Return the display for standard error: a bar on a terminal, JSON lines elsewhere."""
+def display(*, as_json: bool = False) -> Iterator[Display]:
+    """Return the display for standard error: a bar on a terminal, JSON lines elsewhere.
+
+    Args:
+        as_json: whether to show JSON lines on a terminal too.
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if as_json or not console.is_terminal:
         yield _Lines()
         return
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

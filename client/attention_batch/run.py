@@ -35,6 +35,7 @@ class _Run:
 
     Attributes:
         workers: processes started early; None for none.
+        as_json: whether progress and summary are JSON lines on a terminal too.
     """
 
     plan: Plan
@@ -42,15 +43,17 @@ class _Run:
     retries: RetryPolicy
     workers: WorkerPool | None
     interrupts: Interrupts
+    as_json: bool
 
 
-def run(job: ScoringJob, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
+def run(job: ScoringJob, stdin: BinaryIO, stdout: BinaryIO, *, as_json: bool = False) -> ExitStatus:
     """Score an input.
 
     Args:
         job: the options.
         stdin: the input, if the job's input is `-`.
         stdout: the output, if the job's output is `-`.
+        as_json: whether progress and summary are JSON lines on a terminal too.
 
     Returns:
         COMPLETE, or WITH_FAILED_ROWS.
@@ -72,7 +75,7 @@ def run(job: ScoringJob, stdin: BinaryIO, stdout: BinaryIO) -> ExitStatus:
         retries = RetryPolicy(job.patience, lambda why: write_event("waiting", reason=why))
         held.callback(retries.cancel)  # before the connection closes, which would otherwise be retried
         plan = make_plan(job, source, _model(job, engine, retries))
-        running = _Run(plan, engine, retries, workers, interrupts)
+        running = _Run(plan, engine, retries, workers, interrupts, as_json)
         return _to_stream(running, stdout) if output is None else _to_file(running, output)
 
 
@@ -240,7 +243,7 @@ def _status(progress: Progress) -> ExitStatus:
 @contextmanager
 def _shown(running: _Run, progress: Progress) -> Iterator[Display]:
     """Show progress, and at the end a summary with the run's status."""
-    with display() as shown:
+    with display(as_json=running.as_json) as shown:
         try:
             with running.interrupts.as_interrupts():
                 yield shown

@@ -34,6 +34,7 @@ LIMITS = (
     "max_scores_mib",
     "max_queued_mib",
     "memory_mib",
+    "model_budget_mib",
 )  # of the settings that are shown
 USAGE = """\
 usage: attention-server doctor [--json] [the flags of attention-server]
@@ -153,7 +154,7 @@ def _server(arguments: list[str], problems: list[str]) -> dict[str, Any]:
         "grpc_server": _grpc_server(settings, problems),
         "device": _device(settings, problems),
         "slots": settings.compute_slots,
-        **{name: getattr(settings, name) for name in LIMITS},
+        **{name: value for name in LIMITS if (value := getattr(settings, name)) is not None},
         "access": f"{'TLS' if settings.tls_cert else 'in the clear'}, "
         f"{f'tokens of {settings.tokens}' if settings.tokens else 'every caller'}",
     }

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from attention_batch.output.sink import Counts
-from attention_batch.progress import Progress
+from attention_batch.progress import Progress, display
 from serving import clean_env
 
 from tests.batch.scoring import SENTENCES, begun, command, scored, summary, wait_until, write_texts
@@ -69,6 +69,17 @@ def test_progress_in_lines(server, tmp_path):
     assert (last["rows"], last["failed"], last["status"]) == (written, 0, "complete")
     assert last["sequences_per_second"] > 0
     assert abs(last["tokens_per_second"] / last["sequences_per_second"] - 7) < 0.5
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_lines_on_a_terminal(monkeypatch, capsys, as_json):
+    """With --json the summary is a JSON line on a terminal too."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    with display(as_json=as_json) as shown:
+        shown.end(Progress(None), "complete")
+    told = capsys.readouterr().err
+    assert ('{"event": "summary", "status": "complete", ' in told) is as_json
+    assert ("0 rows" in told) is not as_json
 
 
 def test_the_time_left():
