@@ -454,6 +454,10 @@ def test_masks(run, service, tmp_path):
         (("attend", "--span", "0:1"), "--span: '0:1' is no NAME=FROM:TO"),
         (("attend", "--ablate", "1"), "--ablate: '1' is no LAYER.HEAD"),
         (("plot", "--html", "w.html", "--head", "1"), "the page has every head"),
+        (
+            ("plot", "--svg", "w.svg", "--layer", "*", "--head", "1"),
+            "--head: all layers are drawn with all their heads",
+        ),
     ],
     ids=str,
 )

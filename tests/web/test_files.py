@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attention_client import AttentionClient, OutputSpec
+from attention_client.cli.commands import app
+from attention_client.display import plot
 from matplotlib.image import imread
 from playwright.sync_api import Page, expect
+from typer.testing import CliRunner
 
 from tests.web.reading import NOTE, OTHER, SENTENCE, close, number, violations
 
@@ -157,6 +161,39 @@ def test_svg_of_every_view(visit, ask, tmp_path):
     expect(page.locator(".spoken .said-word")).to_have_count(1)
     texts = [each.text for each in ET.fromstring(export(page, "SVG", tmp_path).read_text()).iter(f"{SVG}text")]
     assert {"ein", "twenty", "one"} <= set(texts)
+
+
+def test_an_atlas_as_a_file(visit, ask, site, tmp_path):
+    """The heads of all layers stand in one SVG, of the page and of `plot`, with names; cells are the API's."""
+    outputs = ask("encoder", text=SENTENCE, outputs=[{"name": "weights", "layers": ["*"]}])["outputs"]
+    true = [outputs[f"weights@{layer}"] for layer in (0, 1)]
+    page = visit(view="atlas", model="encoder", text=SENTENCE)
+    page.locator(".thumbnail").first.wait_for()
+    root = ET.fromstring(export(page, "SVG of all heads", tmp_path).read_text())
+    texts = [each.text for each in root.iter(f"{SVG}text")]
+    assert {SENTENCE, "0", "11", "weight 0", "in each head rows look at columns"} <= set(texts)
+    assert "encoder, version 1; a row a layer, a column a head" in texts
+    cells = [
+        each.get("fill")
+        for each in root.iter(f"{SVG}rect")
+        if float(each.get("width")) == pytest.approx(72 / 7, abs=0.01)
+    ]
+    assert len(cells) == 24 * 49
+    weights = np.concatenate(true).ravel()
+    light = [int(cell[4:].split(",")[0]) for cell in cells]  # the ramp's red falls as weights rise
+    assert np.all(np.diff(np.array(light)[np.argsort(weights)]) <= 0)
+    assert {cells[at] for at in np.flatnonzero(weights < 1e-3)} == {"rgb(255, 255, 255)"}
+    with AttentionClient(site.grpc) as client:
+        figure = plot.atlas(client.attend("encoder", text=SENTENCE, outputs=[OutputSpec("weights", layers=["*"])]))
+    panels = [each for each in figure.axes if each.images]
+    assert np.array_equal([each.images[0].get_array() for each in panels], np.concatenate(true))
+    files = ["--svg", str(tmp_path / "a.svg"), "--html", str(tmp_path / "a.html")]
+    run = CliRunner().invoke(
+        app, ["plot", SENTENCE, "--model", "encoder", "--layer", "*", "--target", site.grpc, *files]
+    )
+    assert (run.exit_code, run.output) == (0, "")
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+    assert '"name": "1"' in (tmp_path / "a.html").read_text()
 
 
 def blocks(pixels: np.ndarray, side: int = 16) -> np.ndarray:

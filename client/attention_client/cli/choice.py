@@ -13,6 +13,7 @@ from attention_client.result import Ablation
 
 Model = Annotated[str, typer.Option(help="The model's name; `attention-client models` lists them.")]
 Layer = Annotated[str, typer.Option(help="The layer of the weights.", show_default="the last one")]
+DrawnLayer = Annotated[str, typer.Option(help="The layer of the weights; * is all.", show_default="the last one")]
 Heads = Annotated[
     list[int] | None,
     typer.Option("--head", min=0, help="A head of the weights; may be repeated.", show_default="all"),

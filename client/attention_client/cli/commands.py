@@ -13,6 +13,7 @@ from attention_batch.cli import read_outputs, score
 from attention_proto.attention.v1 import attention_pb2 as pb
 from attention_proto.chains import OF_SOURCE, site_axes
 from attention_proto.command import output_width
+from attention_proto.offers import EVERY_LAYER
 from attention_proto.stages import OUTPUTS
 from rich.console import Console
 
@@ -172,7 +173,7 @@ def plot(
     window: mask.Window = "",
     mask_json: mask.MaskJson = "",
     mask_layer: mask.MaskLayers = None,
-    layer: choice.Layer = "",
+    layer: choice.DrawnLayer = "",
     head: choice.Heads = None,
     pairs: choice.Pairs = "",
     ablate: choice.Ablate = "",
@@ -183,29 +184,28 @@ def plot(
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 30.0,
 ) -> None:
-    """Draw the weights of each head into files."""
+    """Draw the weights of each head into files; with --layer '*' an atlas, a row a layer and a column a head."""
+    _check_files(svg=svg, png=png, html=html)
     pictures = [file for file in (svg, png) if file is not None]
-    if not pictures and html is None:
-        raise typer.BadParameter("say where to draw: --svg FILE, --png FILE or --html FILE")
-    for kind, file in (("svg", svg), ("png", png), ("html", html)):
-        if file is not None and file.suffix.lower() != f".{kind}":
-            raise typer.BadParameter(f"--{kind} writes {kind.upper()}: {file.name!r} has to end in .{kind}")
     chosen = choice.chosen_weights(layer, head, pairs)
     if html is not None and chosen is not None and chosen.titles:
         raise typer.BadParameter("the page has every head; leave --html out", param_hint="--head, --pairs")
+    is_atlas = layer == EVERY_LAYER
+    if is_atlas and head:
+        raise typer.BadParameter("all layers are drawn with all their heads; leave it out", param_hint="--head")
     off = choice.read_ablate(ablate)
     masked = mask.read_mask(causal, window, mask_json, mask_layer)
     drawing = _import_plot("--svg and --png need") if pictures else None
     with connect(target, timeout) as client:
         described = client.model(model, version)
-        layer = "" if chosen is None else chosen.layer
+        layer = "" if chosen is None or is_atlas else chosen.layer
         every = {each.name: site_axes(each, described.manifest) for each in described.manifest.layers}
         if layer and layer not in every:
             fail(f"there is no layer {layer!r}; there is {', '.join(every)}")
         axes = every[layer or list(every)[-1]]
         layers = [name for name, own in every.items() if own == axes]  # one page has matrices of one shape
         drawn_spec = chosen.spec if chosen is not None else OutputSpec("weights")
-        weights = [OutputSpec("weights", layers=layers) if html else drawn_spec]
+        weights = [OutputSpec("weights", layers=layers) if html or is_atlas else drawn_spec]
         predicts = text is not None and axes != OF_SOURCE and described.manifest.predictors
         predictions = ["predictions"] if predicts else []
         result = client.attend(
@@ -225,10 +225,18 @@ def plot(
         html.write_text(page(result), "utf-8")
     if drawing:
         titles = () if chosen is None else chosen.titles
-        drawn = drawing.figure(_one_layer(result, layer or layers[-1]), titles)
+        drawn = drawing.atlas(result) if is_atlas else drawing.figure(_one_layer(result, layer or layers[-1]), titles)
         for format_, file in (("svg", svg), ("png", png)):
             if file:
                 drawn.savefig(file, format=format_)
+
+
+def _check_files(**files: Path | None) -> None:
+    if not any(files.values()):
+        raise typer.BadParameter("say where to draw: --svg FILE, --png FILE or --html FILE")
+    for kind, file in files.items():
+        if file is not None and file.suffix.lower() != f".{kind}":
+            raise typer.BadParameter(f"--{kind} writes {kind.upper()}: {file.name!r} has to end in .{kind}")
 
 
 def _one_layer(result: AttendResult, layer: str) -> AttendResult:

@@ -41,7 +41,7 @@ def frame(result: AttendResult) -> str:
     Raises:
         NotRequested: the weights were not asked for.
     """
-    heads, queries, _ = next(iter(_weights(result).values())).shape
+    heads, queries, _ = next(iter(layer_weights(result).values())).shape
     rows = math.ceil((heads + 1) / _PANELS_IN_A_ROW)
     height = 430 + rows * (min(queries, 12) * 30 + 90)
     document = html.escape(page(result), quote=True)
@@ -57,7 +57,7 @@ def picture_document(result: AttendResult, title: str = "") -> dict[str, Any]:
     Raises:
         NotRequested: the weights were not asked for.
     """
-    weights = _weights(result)
+    weights = layer_weights(result)
     _, queries, keys = next(iter(weights.values())).shape
     query_tokens, key_tokens = _axes(result)
     return {
@@ -74,7 +74,7 @@ def picture_document(result: AttendResult, title: str = "") -> dict[str, Any]:
     }
 
 
-def _weights(result: AttendResult) -> dict[str, Array]:
+def layer_weights(result: AttendResult) -> dict[str, Array]:
     """Return the weights of a result by layer, without those of a `TopK`.
 
     Raises:

@@ -19,7 +19,7 @@ import { TranslateView } from "../views/translate/translate.ts";
 import { nextWord } from "../views/translate/translation.ts";
 import type { Context, View } from "../views/view.ts";
 import { Drawer, readFile } from "./drawer.ts";
-import { DATA, PICTURES, save } from "./files.ts";
+import { kindsOf, save } from "./files.ts";
 import { top } from "./frame.ts";
 import { closeMenus, modelMenu } from "./menus.ts";
 import { OpenedView } from "./opened.ts";
@@ -325,7 +325,7 @@ export class App {
           views: this.seen,
           view: this.opened ? null : state.view,
           models: modelMenu("Model", this.models, model, (picked, chosen) => this.pick("a", picked, chosen)),
-          kinds: state.view === "compare" && !this.opened ? PICTURES : [...PICTURES, ...DATA],
+          kinds: kindsOf(this.view, state.view === "compare" && !this.opened),
           go: (view) => this.go(view),
           input: () => this.drawer.open(),
           save: (kind) => this.save(kind),

@@ -1,28 +1,33 @@
 // What leaves the page as a file.
+import { type AtlasSheet, atlasSheet } from "../drawing/atlas-sheet.ts";
 import { type Sheet, sheet } from "../drawing/drawing.ts";
 import { LIGHT } from "../drawing/palette.ts";
-import { CanvasPen, SvgPen } from "../drawing/pen.ts";
+import { CanvasPen, type Pen, SvgPen } from "../drawing/pen.ts";
 import { type Picture, writeBertViz, writePicture } from "../drawing/picture.ts";
 
 /** What is drawn into a file: on white, whatever the page's colours are. */
-export type Shown = Sheet;
+export type Shown = Sheet | AtlasSheet;
+
+function draw(pen: Pen, shown: Shown): { width: number; height: number } {
+  return "layers" in shown ? atlasSheet(pen, LIGHT, shown) : sheet(pen, LIGHT, shown);
+}
 
 export function svg(shown: Shown): Blob {
   const pen = new SvgPen();
-  const { width, height } = sheet(pen, LIGHT, shown);
+  const { width, height } = draw(pen, shown);
   return new Blob([pen.document(width, height, `${shown.heading}: ${shown.about}`)], { type: "image/svg+xml" });
 }
 
 /** Twice as many pixels as the SVG is wide. */
 export async function png(shown: Shown): Promise<Blob> {
-  const { width, height } = sheet(new SvgPen(), LIGHT, shown);
+  const { width, height } = draw(new SvgPen(), shown);
   const canvas = document.createElement("canvas");
   canvas.width = width * 2;
   canvas.height = height * 2;
   // It is read once: drawn by the CPU, it need not come back from a GPU.
   const context = canvas.getContext("2d", { willReadFrequently: true })!;
   context.scale(2, 2);
-  sheet(new CanvasPen(context), LIGHT, shown);
+  draw(new CanvasPen(context), shown);
   const blob = await new Promise<Blob | null>((made) => canvas.toBlob(made, "image/png"));
   if (!blob) throw new Error("the picture is too large for this browser; take SVG, or fewer heads");
   return blob;

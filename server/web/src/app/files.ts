@@ -4,19 +4,26 @@ import type { Picture } from "../drawing/picture.ts";
 import type { Context, View } from "../views/view.ts";
 import { bertViz, download, json, png, standalone, svg } from "./export.ts";
 
-export const PICTURES = ["SVG", "PNG"];
+const PICTURES = ["SVG", "PNG"];
+/** Of a view that has more heads than it shows. */
+const ALL_HEADS = ["SVG of all heads", "PNG of all heads"];
 /** Of one input. */
-export const DATA = ["JSON", "HTML", "BertViz"];
+const DATA = ["JSON", "HTML", "BertViz"];
+
+/** The kinds of files of a view. @param compares whether it is of two inputs */
+export function kindsOf(view: View, compares: boolean): string[] {
+  return [...PICTURES, ...(view.allHeads?.() ? ALL_HEADS : []), ...(compares ? [] : DATA)];
+}
 
 /** Saves what a view shows. Without a context the picture of an opened file is all there is. */
 export async function save(kind: string, view: View, context: Context | null): Promise<void> {
-  const shown = view.shown();
+  const shown = ALL_HEADS.includes(kind) ? (view.allHeads?.() ?? null) : view.shown();
   const picture = view.picture();
   if (!shown || !picture) throw new Error("there is nothing to save yet");
   const name = picture.model || "attention";
   const whole = () => wholePicture(picture, context);
-  if (kind === "SVG") download(svg(shown), `${name}.svg`);
-  else if (kind === "PNG") download(await png(shown), `${name}.png`);
+  if (kind.startsWith("SVG")) download(svg(shown), `${name}.svg`);
+  else if (kind.startsWith("PNG")) download(await png(shown), `${name}.png`);
   else if (kind === "JSON") download(json(await whole()), `${name}.json`);
   else if (kind === "BertViz") download(bertViz(await whole()), `${name}.bertviz.json`);
   else download(standalone(await viewer(), await whole()), `${name}.html`);

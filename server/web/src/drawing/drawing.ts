@@ -145,7 +145,7 @@ function matrix(drawn: Drawn, width: number): Drawing {
 }
 
 /** The largest weight under each pixel, so that a narrow peak is not lost between two. */
-function pixels(
+export function pixels(
   weights: Weights,
   head: number,
   width: number,
@@ -281,7 +281,7 @@ export function sheet(
   pen.text(margin, margin + 6, fitting(heading, 8), { size: 15, fill: colours.ink, bold: true });
   const axes = style === "matrix" ? "rows look at columns" : "left looks at right, as thick as the weight";
   pen.text(margin, margin + 26, fitting(`${about}; ${axes}`, 6.4), { size: 12, fill: colours.muted });
-  if (style === "matrix") scaleOfColours(pen, colours, panels[0].drawn, margin, margin + 38);
+  if (style === "matrix") scaleOfColours(pen, colours, panels[0].drawn.most, margin, margin + 38);
   drawings.forEach((one, i) => {
     const x = margin + (i % columns) * (each + gap);
     const y = top + Math.floor(i / columns) * (tallest + caption + gap);
@@ -294,7 +294,7 @@ export function sheet(
 }
 
 /** Which colour a weight has, from 0 to the largest. */
-function scaleOfColours(pen: Pen, colours: Palette, { most }: Drawn, x: number, y: number): void {
+export function scaleOfColours(pen: Pen, colours: Palette, most: number, x: number, y: number): void {
   const style = { size: 11, fill: colours.muted };
   pen.text(x, y + 5, "weight 0", style);
   for (const step of range(24)) pen.rect(x + 54 + step * 4, y, 4, 10, colours.ramp(shareOf((step / 23) * most, most)));

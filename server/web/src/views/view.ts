@@ -34,6 +34,8 @@ export interface View {
   show(context: Context): void;
   /** What a file of the view would show; null where there is nothing yet. */
   shown(): Shown | null;
+  /** What a file of all heads of all layers would show, of a view that shows these. */
+  allHeads?(): Shown | null;
   /** Acts on a key that nothing else took. */
   pressed?(event: KeyboardEvent, context: Context): void;
   /** The picture behind it, for files that hold numbers. */

@@ -13,7 +13,7 @@ import { HeadsView } from "../heads/heads.ts";
 import { layerChoice } from "../heads/layers.ts";
 import { firstQuery } from "../meet/heads.ts";
 import type { Context, View } from "../view.ts";
-import { BADGES, badgeOf, MEANINGS, type Statistics, statistics, told } from "./badges.ts";
+import { BADGES, badgeOf, MEANINGS, type Statistics, statisticsOf } from "./badges.ts";
 import { isAnswer, readSearch, type Search, strengthOf } from "./find.ts";
 import { LargeHead } from "./large.ts";
 import { RolloutTab } from "./rollout-tab.ts";
@@ -119,25 +119,7 @@ export class AtlasView implements View {
       ...picture,
       layers: picture.layers.map(({ name, weights }) => ({ name, weights: changed(weights) })),
     };
-    this.counts = this.statistics();
-  }
-
-  /** Of each head: from its whole weights, or as the server told. */
-  private statistics(): Statistics[][] {
-    const { picture, special, statistics: rows, input } = this.answer!;
-    const separators = special.map((each, at) => each && at > 0);
-    if (!rows)
-      return picture.layers.map(({ weights }) =>
-        range(weights.heads).map((head) => statistics(weights, head, picture.toItself, separators)),
-      );
-    const { layers } = this.context!.model.manifest;
-    const open =
-      input.causal === "none" &&
-      input.left < 0 &&
-      input.right < 0 &&
-      !layers.some((each) => each.causal || each.window);
-    const keys = open ? picture.keys.length - input.hidden.length : null;
-    return rows.map((heads) => heads.map((row) => told(row, special[0], keys)));
+    this.counts = statisticsOf(this.answer!, this.context!.model);
   }
 
   private get canHide(): boolean {
@@ -189,9 +171,7 @@ export class AtlasView implements View {
     const columns = Math.max(...picture.layers.map(({ weights }) => weights.heads));
     const answering = cells.filter(({ counts }) => counts).length;
     const narrowed = this.search !== null || state.badge !== "";
-    const most = picture.layers.every(({ weights }) => weights.complete)
-      ? 1
-      : Math.max(...picture.layers.map(({ weights }) => weights.most));
+    const { most } = this;
     const colours = palette();
     const paint = ({ layer, head }: Cell, canvas: HTMLCanvasElement) => {
       const stamp = `${this.drawnFor} ${layer} ${head} ${colours.paper}`;
@@ -215,6 +195,12 @@ export class AtlasView implements View {
         <aside class="pane inspector" aria-label="The head looked at">${this.large[0].element}${state.beside ? this.large[1].element : nothing}
           <p class="note">Attention weights are not explanations by themselves: they say what was summed, not why.</p></aside>
       </div>`;
+  }
+
+  /** The weight that has the ramp's last colour. */
+  private get most(): number {
+    const { layers } = this.answer!.picture;
+    return layers.every(({ weights }) => weights.complete) ? 1 : Math.max(...layers.map(({ weights }) => weights.most));
   }
 
   private tools(cells: Cell[]): TemplateResult {
@@ -367,6 +353,17 @@ export class AtlasView implements View {
       about: `${aboutPicture(picture)}${state.special || !this.canHide ? "" : ", without special tokens"}`,
       heading: `${cut(picture.title, 60)}, from ${token(picture.queries[this.query])}`,
       place: { query: this.query, key: null },
+    };
+  }
+
+  allHeads(): Shown | null {
+    if (!this.answer) return null;
+    const { picture } = this.answer;
+    return {
+      layers: (this.drawn ?? picture).layers,
+      heading: picture.title,
+      about: aboutPicture(picture),
+      most: this.most,
     };
   }
 

@@ -1,4 +1,6 @@
 // What a head does, in one word: told by statistics of its weights.
+import type { Model } from "../../api/api.ts";
+import type { Answer } from "../../api/ask.ts";
 import { entropy, range, type Weights } from "../../drawing/weights.ts";
 
 /** Means over the rows of one head. */
@@ -33,7 +35,7 @@ const MOSTLY = 0.5; // of the weight
 const EVENLY = 0.85; // of the largest entropy
 
 /** @param separators which keys are separators; the first token is none */
-export function statistics(weights: Weights, head: number, toItself: boolean, separators: boolean[]): Statistics {
+function statistics(weights: Weights, head: number, toItself: boolean, separators: boolean[]): Statistics {
   const found = { previous: 0, next: 0, self: 0, first: 0, separator: 0, broad: 0, entropy: 0, reach: 0 };
   const { queries, keys } = weights;
   if (!queries) return found;
@@ -64,7 +66,7 @@ export function statistics(weights: Weights, head: number, toItself: boolean, se
  * @param firstIsSpecial the first token counts among the server's separators, and is none here
  * @param keys how many keys each row may attend to; null where rows differ, and evenness is not told
  */
-export function told(row: ArrayLike<number>, firstIsSpecial: boolean, keys: number | null): Statistics {
+function told(row: ArrayLike<number>, firstIsSpecial: boolean, keys: number | null): Statistics {
   const [nats, previous, self, next, first, separators, reach] = Array.from(row);
   const entropy = nats / Math.LN2;
   return {
@@ -77,6 +79,22 @@ export function told(row: ArrayLike<number>, firstIsSpecial: boolean, keys: numb
     entropy,
     reach,
   };
+}
+
+/** The statistics of each head, [layers][H]: from its whole weights, or as the server told. */
+export function statisticsOf(
+  { picture, special, statistics: rows, input }: Answer,
+  { manifest }: Model,
+): Statistics[][] {
+  const separators = special.map((each, at) => each && at > 0);
+  if (!rows)
+    return picture.layers.map(({ weights }) =>
+      range(weights.heads).map((head) => statistics(weights, head, picture.toItself, separators)),
+    );
+  const free = input.causal === "none" && input.left < 0 && input.right < 0;
+  const open = free && !manifest.layers.some(({ causal, window }) => causal || window);
+  const keys = open ? picture.keys.length - input.hidden.length : null;
+  return rows.map((heads) => heads.map((row) => told(row, special[0], keys)));
 }
 
 /** The one badge of a head: what most of its weight does; null where it does nothing of the kind. */
