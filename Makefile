@@ -81,6 +81,9 @@ bench: setup ## measure against peers and write docs/benchmarks.md and docs/long
 	$(DEV)/python -m benchmarks.serving $(BENCH)
 	$(DEV)/python -m benchmarks.long_sequences $(filter --quick,$(BENCH))
 
+bench-text: setup ## measure MiniLM from texts against one fused graph and servers of it; BENCH=--quick for a moment each
+	$(DEV)/python -m benchmarks.text $(BENCH)
+
 # On the machine with the GPU; its packages are PYTHON's, or of the folder WHEELS. The imported model is made before, on any
 # machine, and carried: CHECKPOINT is a folder of a checkpoint, by default the one of the import's tests.
 gpu: ## prove the service on a GPU and write docs/gpu.md; WHEELS=dir to install from, GPU=--help
@@ -153,4 +156,4 @@ sbom: .venv-dev/.ready ## write the images' SBOMs (CycloneDX) from the locks
 audit: .venv-dev/.ready ## ask a database of vulnerabilities about what is locked; needs to reach it
 	deploy/audit.sh
 
-.PHONY: help setup run test repository bench gpu gpu-import tried trials fuzz chaos siege soak check rules types format proto web screenshots train lock sbom audit
+.PHONY: help setup run test repository bench bench-text gpu gpu-import tried trials fuzz chaos siege soak check rules types format proto web screenshots train lock sbom audit

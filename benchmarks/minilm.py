@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,16 @@ def export(source: Path, path: Path) -> None:
     program.save(path)
 
 
-def join(version: Path, path: Path) -> None:
+def join(version: Path, path: Path, *, masked: bool = False, explained: Sequence[int] = ()) -> None:
     """Join the front, the segments and the sites of an imported version as one graph, tokens -> hidden.
 
     q, k and v are one product in it, which no exporter makes of this checkpoint.
+
+    Args:
+        version: the imported version's folder.
+        path: of the graph.
+        masked: whether every site takes the input `mask`, [B, 1, T, S], which is added to the scores.
+        explained: the sites with weights, [B, H, T, S], which are outputs behind `hidden` in this order.
     """
     import onnx  # noqa: PLC0415 # load generators have none
     from attention_proto.folder import parse_manifest, tensor_name  # noqa: PLC0415
@@ -166,9 +172,12 @@ def join(version: Path, path: Path) -> None:
     for place, segment in enumerate(manifest.segments):
         files.append(segment.graph.name)
         if place < len(manifest.layers):
-            attends = manifest.layers[place].attend
-            files.append(next(each.file.name for each in attends if not each.weights and not each.mask))
-    whole, names = onnx.ModelProto(), {name: name for name in INPUTS}
+            wanted = (place in explained, masked)
+            attends = [each for each in manifest.layers[place].attend if not each.devices or "cpu" in each.devices]
+            files.append(next(each.file.name for each in attends if (each.weights, each.mask) == wanted))
+    inputs = (*INPUTS, "mask") if masked else INPUTS
+    whole, names = onnx.ModelProto(), {name: name for name in inputs}
+    weights = []
     for place, file in enumerate(files):
         part = onnx.load(version / file)
         own = {each.name: names[each.name] for each in part.graph.input} | {"": ""}
@@ -180,6 +189,7 @@ def join(version: Path, path: Path) -> None:
             own |= {name: f"{place}/{name}" for name in node.output if name}
             node.output[:] = [own[name] for name in node.output]
         names |= {tensor_name(each.name): own[each.name] for each in part.graph.output}
+        weights += [own[each.name] for each in part.graph.output if each.name == "weights"]
         whole.graph.node.extend(part.graph.node)
         whole.graph.initializer.extend(part.graph.initializer)
         if not place:
@@ -187,7 +197,10 @@ def join(version: Path, path: Path) -> None:
             whole.opset_import.extend(part.opset_import)
     about = onnx.helper.make_tensor_value_info
     whole.graph.input.extend(about(name, onnx.TensorProto.INT64, ["B", "T"]) for name in INPUTS)
+    if masked:
+        whole.graph.input.append(about("mask", onnx.TensorProto.FLOAT, ["B", "one", "T", "S"]))
     whole.graph.output.append(about(names["hidden"], onnx.TensorProto.FLOAT, ["B", "T", manifest.hidden_dim]))
+    whole.graph.output.extend(about(name, onnx.TensorProto.FLOAT, ["B", "H", "T", "S"]) for name in weights)
     onnx.save(whole, path)
 
 

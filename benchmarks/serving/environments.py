@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TOKENIZERS = "tokenizers==0.23.3"
 PINNED = {
-    "mosec": ("mosec==0.9.8", "msgpack==1.2.4", "numpy==2.4.6", "onnxruntime==1.32.0"),
-    "Triton": ("nvidia-pytriton==0.7.0", "tritonclient==2.73.0", "numpy==1.26.4", "onnxruntime==1.32.0"),
-    "MLServer": ("mlserver==1.7.1", "numpy==2.4.6", "onnxruntime==1.32.0"),
+    "mosec": ("mosec==0.9.8", "msgpack==1.2.4", "numpy==2.4.6", "onnxruntime==1.32.0", TOKENIZERS),
+    "Triton": ("nvidia-pytriton==0.7.0", "tritonclient==2.73.0", "numpy==1.26.4", "onnxruntime==1.32.0", TOKENIZERS),
+    "MLServer": ("mlserver==1.7.1", "numpy==2.4.6", "onnxruntime==1.32.0", TOKENIZERS),
+    "FastAPI": ("fastapi==0.165.0", "uvicorn==0.54.0", "httptools==0.9.0", "uvloop==0.23.0"),
     "load": ("tritonclient[grpc]==2.73.0", "msgpack==1.2.4", "numpy==2.4.6", "uvloop==0.23.0"),
 }
 OWN = {"server": ROOT / ".venv", "development": ROOT / ".venv-dev"}

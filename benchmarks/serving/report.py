@@ -9,7 +9,7 @@ from benchmarks import minilm
 from benchmarks.serving import plan
 from benchmarks.serving.plan import Case, Contender
 from benchmarks.serving.results import Results
-from benchmarks.serving.targets import verdicts
+from benchmarks.serving.targets import Verdict, verdicts
 
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
 GENERATED = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
@@ -27,28 +27,30 @@ def write(results: Results, document: Path, template: Path) -> None:
 def _sections(results: Results) -> Iterator[str]:
     """Yield titles and tables, except tables without measurements."""
     sections = {
-        "Targets": (_table(("load", "target", "found", "met"), _targets(results)),),
+        "Targets": (targets(verdicts(results)),),
         "Sequences a second, and relative to the same graphs in process, one by one": (
-            _rates(results, plan.SPEED, IN_PROCESS, "{:.2f}"),
+            rates(results, plan.SPEED, IN_PROCESS, "{:.2f}"),
         ),
-        "Latency of one caller: p50 and p99, ms": (_latencies(results),),
+        "Latency of one caller: p50 and p99, ms": (
+            latencies(results, [case for case in plan.SPEED if case.concurrency == 1]),
+        ),
         "Weights, memory, cores: sequences a second, and relative to the first row": tuple(
-            _rates(results, cases, cases[0].contenders[0].name, "{:.2f} x")
+            rates(results, cases, cases[0].contenders[0].name, "{:.2f} x")
             for cases in (*((each,) for each in plan.WEIGHTS), (plan.MEMORY,), plan.CORES, plan.TWO_CORES)
         ),
         "MiniLM in process, one thread: ms, and relative to one graph": (_minilm(results),),
-        "When a second replica pays": (_table(SECOND_REPLICA, _replicas(results)),),
+        "When a second replica pays": (table(SECOND_REPLICA, _replicas(results)),),
         "Start, and twice the capacity": (
-            _table(("embedded models", "median", "worst"), _starts(results)),
+            table(("embedded models", "median", "worst"), _starts(results)),
             *(
-                _table((case.title, "a second", "p99, ms"), _overload(case, results))
+                table((case.title, "a second", "p99, ms"), _overload(case, results))
                 for case in plan.TOO_MUCH
                 if case.key in results.measured
             ),
         ),
         "Run": (
-            _table(("", ""), _about(results)),
-            _table(("not measured", "reason"), sorted(results.failures.items())),
+            table(("", ""), about(results)),
+            table(("not measured", "reason"), sorted(results.failures.items())),
         ),
     }
     for title, tables in sections.items():
@@ -76,16 +78,21 @@ def against(results: Results, revision: str) -> str:
                     f"{rounds[0]:.2f} to {rounds[-1]:.2f}",
                 )
                 rows.append((case.title, contender.name, *cells))
-    return _table(("load", "sent", "a second", f"at {revision}", "ratio", "rounds"), rows)
+    return table(("load", "sent", "a second", f"at {revision}", "ratio", "rounds"), rows)
 
 
-def _targets(results: Results) -> Iterator[tuple[str, ...]]:
+def targets(found: Iterable[Verdict]) -> str:
+    """Return a table of verdicts."""
+    return table(("load", "target", "found", "met"), _targets(found))
+
+
+def _targets(found: Iterable[Verdict]) -> Iterator[tuple[str, ...]]:
     words = {True: "met", False: "**not met**", None: "not measured"}
-    for verdict in verdicts(results):
+    for verdict in found:
         yield verdict.load, verdict.promise, verdict.found, words[verdict.met]
 
 
-def _rates(results: Results, cases: Sequence[Case], against: str, form: str) -> str:
+def rates(results: Results, cases: Sequence[Case], against: str, form: str) -> str:
     """Return a table of the cases' rates, with ratios to one contender."""
 
     def cell(case: str, contender: Contender) -> str:
@@ -97,12 +104,14 @@ def _rates(results: Results, cases: Sequence[Case], against: str, form: str) -> 
     return _by_case(_measured(results, cases), cell)
 
 
-def _latencies(results: Results) -> str:
+def latencies(results: Results, cases: Sequence[Case]) -> str:
+    """Return a table of p50 and p99 of the cases."""
+
     def cell(case: str, contender: Contender) -> str:
         p50, p99 = (results.median(case, contender.name, what) for what in ("p50", "p99"))
         return "-" if p50 is None or p99 is None else f"{p50:.2f}, {p99:.2f}"
 
-    return _by_case(_measured(results, [case for case in plan.SPEED if case.concurrency == 1]), cell)
+    return _by_case(_measured(results, cases), cell)
 
 
 def _minilm(results: Results) -> str:
@@ -112,7 +121,7 @@ def _minilm(results: Results) -> str:
     for name in (minilm.EXPORTED, minilm.JOINED, minilm.HIDDEN, minilm.WEIGHTS, minilm.EAGER):
         times = [(results.median(case, name, "p50"), results.ratio(case, minilm.EXPORTED, name)) for _, case in cases]
         rows.append((name, *(f"{ms:.2f} ({ratio:.2f} x)" for ms, ratio in times if ms and ratio)))
-    return _table(("", *(f"T={length}" for length, _ in cases)), rows) if cases else ""
+    return table(("", *(f"T={length}" for length, _ in cases)), rows) if cases else ""
 
 
 def _measured(results: Results, cases: Sequence[Case]) -> list[Case]:
@@ -123,12 +132,12 @@ def _by_case(cases: Sequence[Case], cell: Callable[[str, Contender], str]) -> st
     """Return a table with a column for each case and a row for each contender that was measured."""
     contenders = dict.fromkeys(each for case in cases for each in case.contenders)
     rows = ((_name(each), *(cell(case.key, each) for case in cases)) for each in contenders)
-    return _table(("", *(case.title for case in cases)), (row for row in rows if {*row[1:]} != {"-"}))
+    return table(("", *(case.title for case in cases)), (row for row in rows if {*row[1:]} != {"-"}))
 
 
 def _name(contender: Contender) -> str:
-    bare = {plan.UNARY, plan.RAGGED, plan.STREAMED, plan.CLIENT}
-    return f"Attention Service, {contender.name}" if contender in bare else contender.name
+    bare = {plan.UNARY.name, plan.RAGGED.name, plan.STREAMED.name, plan.CLIENT.name}
+    return f"Attention Service, {contender.name}" if contender.name in bare else contender.name
 
 
 def _replicas(results: Results) -> Iterator[tuple[str, ...]]:
@@ -159,7 +168,8 @@ def _overload(case: plan.Case, results: Results) -> Iterator[tuple[str, ...]]:
     yield "refused", figure("refused"), figure("refused_p99", "{:.2f}")
 
 
-def _about(results: Results) -> Iterator[tuple[str, str]]:
+def about(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the facts of a run."""
     yield from ((name, str(value)) for name, value in results.about.items())
     spread = results.spread()
     if spread:
@@ -168,7 +178,8 @@ def _about(results: Results) -> Iterator[tuple[str, str]]:
         yield name, ", ".join(f"{package} {version}" for package, version in versions.items())
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; empty without rows."""
     lines = (head, ("---",) * len(head), *rows)
     if len(lines) == 2:
         return ""

@@ -16,6 +16,7 @@ import psutil
 from benchmarks.serving.environments import OWN, ROOT
 
 SECONDS_TO_STOP = 15
+MODELS: Mapping[str, Mapping[str, float]] = {"attend": {}, "explain": {}}  # of the block
 
 
 class ServerFailed(RuntimeError):
@@ -127,16 +128,31 @@ def mosec(python: Path, block: Path, *, batched: bool) -> Start:
     return Start(command, f"127.0.0.1:{port}", {"BLOCK": str(block), "BATCHED": "1" if batched else ""})
 
 
-def triton(python: Path, block: Path) -> Start:
+def triton(python: Path, graphs: Path, module: str = "benchmarks.serving.peers.triton_server") -> Start:
     """Return the start command of Triton by pytriton, with a path to the Python library that its binary loads."""
     http, grpc, metrics = free_ports(3)
     library = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
-    command = (python, "-m", "benchmarks.serving.peers.triton_server", http, grpc, metrics)
-    return Start(command, f"127.0.0.1:{grpc}", {"BLOCK": str(block), "LD_LIBRARY_PATH": library})
+    command = (python, "-m", module, http, grpc, metrics)
+    env = {"BLOCK": str(graphs), "FUSED": str(graphs), "LD_LIBRARY_PATH": library}
+    return Start(command, f"127.0.0.1:{grpc}", env)
 
 
-def mlserver(python: Path, block: Path, folder: Path) -> Start:
-    """Return the start command of MLServer without worker processes; write its settings into `folder`."""
+def mlserver(
+    python: Path,
+    graphs: Path,
+    folder: Path,
+    implementation: str = "benchmarks.serving.peers.mlserver_runtime.Runtime",
+    models: Mapping[str, Mapping[str, float]] = MODELS,
+) -> Start:
+    """Return the start command of MLServer without worker processes; write its settings into `folder`.
+
+    Args:
+        python: of its environment.
+        graphs: the folder that the runtime reads.
+        folder: of the settings.
+        implementation: the class of the runtime.
+        models: further settings of each model.
+    """
     http, grpc, metrics = free_ports(3)
     settings = {
         "host": "127.0.0.1",
@@ -148,15 +164,15 @@ def mlserver(python: Path, block: Path, folder: Path) -> Start:
         "debug": False,
         "metrics_dir": str(folder / "metrics"),
     }
-    implementation = "benchmarks.serving.peers.mlserver_runtime.Runtime"
     files = {folder / "settings.json": settings} | {
-        folder / name / "model-settings.json": {"name": name, "implementation": implementation}
-        for name in ("attend", "explain")
+        folder / name / "model-settings.json": {"name": name, "implementation": implementation} | dict(more)
+        for name, more in models.items()
     }
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    return Start((python.with_name("mlserver"), "start", folder), f"127.0.0.1:{grpc}", {"BLOCK": str(block)})
+    env = {"BLOCK": str(graphs), "FUSED": str(graphs)}
+    return Start((python.with_name("mlserver"), "start", folder), f"127.0.0.1:{grpc}", env)
 
 
 def free_ports(count: int) -> list[int]:
