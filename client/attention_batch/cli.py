@@ -19,6 +19,13 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
+class Tensors(StrEnum):
+    """How tensors of one shape stand in Parquet."""
+
+    LIST = "list"
+    EXTENSION = "extension"
+
+
 Input = Annotated[
     str, typer.Argument(metavar="INPUT", help="Parquet, Arrow, JSON lines or CSV: a file, folder or pattern; or -.")
 ]
@@ -30,6 +37,9 @@ Version = Annotated[
 Outputs = Annotated[
     str,
     typer.Option(help="Columns to write, with commas: output:mean, weights, entropy, tokens, ...; or specs as JSON."),
+]
+Shapes = Annotated[
+    Tensors, typer.Option(help="Tensors of one shape in Parquet: fixed-size lists, or Arrow's fixed_shape_tensor.")
 ]
 Columns = Annotated[
     list[str] | None,
@@ -72,6 +82,7 @@ def score(
     model: Model,
     version: Version = 0,
     outputs: Outputs = "",
+    tensors: Shapes = Tensors.LIST,
     column: Columns = None,
     text_pair: Pair = "",
     prefix: Prefix = "",
@@ -107,6 +118,7 @@ def score(
             model=model,
             version=version,
             outputs=read_outputs(outputs),
+            tensors=tensors.value,
             columns=_columns(column or [], text_pair=text_pair, prefix=prefix),
             causal=causal.value,
             truncate=truncate.value,

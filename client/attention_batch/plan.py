@@ -1,7 +1,7 @@
 """A job, and the plan that follows from it, its input and its model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,8 @@ class ScoringJob:
         causal: the causal mask of every sequence.
         truncate: the end at which tokens of texts are dropped, in rows that say nothing of it.
         ablate: the heads that are switched off.
+        tensors: how tensors of one shape stand in Parquet: `list`, fixed-size and nested, or `extension`, Arrow's
+            `fixed_shape_tensor`.
         engine: `client` calls a service, `local` computes on this machine, `ray` on a cluster.
         target, token, credentials: of the service: its address, the caller's token, and TLS.
         timeout, patience: seconds for one call, and seconds to wait for a service that does not answer.
@@ -53,6 +55,7 @@ class ScoringJob:
     causal: Causal = "none"
     truncate: Truncate = "none"
     ablate: Sequence[Ablation] = ()
+    tensors: Literal["list", "extension"] = "list"
     engine: Literal["client", "local", "ray"] = "client"
     target: str = "127.0.0.1:50051"
     token: str | None = field(default=None, repr=False)
@@ -94,6 +97,7 @@ class Plan:
             "causal": job.causal,
             "truncate": job.truncate,
             "ablate": [[list(each.layers), list(each.heads)] for each in job.ablate],
+            "tensors": job.tensors,
             "shard rows": job.shard_rows,
         }
 
@@ -116,6 +120,9 @@ def make_plan(job: ScoringJob, source: Source, model: pb.Model) -> Plan:
     if job.truncate != "none" and not {"text", "memory_text"} & columns.keys():
         raise Refused(f"--truncate {job.truncate}: the rows have no texts; only texts are cut")
     outputs = resolve(job.outputs, model.manifest, reads_text=fields.reads_text)
+    if job.tensors == "extension":
+        as_tensors = [replace(column, as_extension=True) for column in outputs.columns]
+        outputs = replace(outputs, columns=tuple(as_tensors))
     spec = ScoringSpec(model.name, model.version, digest(model), outputs, tuple(job.ablate))
     return Plan(job, source, fields, spec, OutputLayout(output_format, outputs.columns, id_type))
 

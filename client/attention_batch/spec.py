@@ -37,6 +37,7 @@ class Column:
         dims: of the tensor in a row; None for an axis that differs from row to row.
         dtype: of the tensor's numbers.
         has_top: whether predictions have their most probable labels.
+        as_extension: whether a tensor of one shape is a `fixed_shape_tensor` in Parquet.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Column:
     dims: Dims = ()
     dtype: "np.dtype[Any]" = np.dtype(np.float32)  # noqa: RUF009 # a dtype never changes
     has_top: bool = False
+    as_extension: bool = False
+
+    @property
+    def is_extension(self) -> bool:
+        """Whether the column, or each part of it, is a `fixed_shape_tensor` in Parquet."""
+        return self.as_extension and None not in self.dims
 
     def take(self, result: AttendResult) -> Any:
         """Return this column's part of an answer: an array, a `TopK`, predictions, tokens, a count, links as text."""

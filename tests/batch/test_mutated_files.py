@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from attention_batch.errors import Refused
-from attention_batch.readers import parquet
+from attention_batch.readers import inflation
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.rows import Row
 from attention_batch.readers.selection import open_source
@@ -26,7 +26,7 @@ def test_damaged_files() -> None:
 
 def test_lists_that_inflate(tmp_path, monkeypatch) -> None:
     """A small Parquet file that becomes far more than its bytes is refused before it is read."""
-    monkeypatch.setattr(parquet, "INFLATED_BYTES", 2**20)
+    monkeypatch.setattr(inflation, "INFLATED_BYTES", 2**20)
     count = 1_000_000
     zeros = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), pa.array([0.0], pa.float32()))
     column = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), zeros)
@@ -34,6 +34,31 @@ def test_lists_that_inflate(tmp_path, monkeypatch) -> None:
     pq.write_table(pa.table({"token_ids": column}), path)
     assert path.stat().st_size < 20_000
     with pytest.raises(Refused, match=r"row group 0 of .* becomes 4000000 bytes of \d+, which is too much"):
+        list(open_source(str(path), sys.stdin.buffer).shards(64))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("opener", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("packed", ["record batch 1", "the dictionaries"])
+def test_buffers_that_inflate(tmp_path, monkeypatch, compression, opener, packed) -> None:
+    """A small Arrow file with buffers, or dictionaries, that become far more is refused before it is decompressed."""
+    monkeypatch.setattr(inflation, "INFLATED_BYTES", 2**20)
+    path = tmp_path / "in.arrow"
+
+    def write(size: int) -> None:
+        texts = pa.array(["a" * size if packed == "the dictionaries" else "a"])
+        text = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), texts)
+        batches = [pa.record_batch({"text": text, "other": ["b" * each]}) for each in (9, size)]
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with opener(path, batches[0].schema, options=options) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+
+    write(2**18)
+    assert [shard.rows for shard in open_source(str(path), sys.stdin.buffer).shards(64)] == [1, 1]
+    write(2**25)
+    assert path.stat().st_size < 2**19
+    with pytest.raises(Refused, match=rf"{packed} of .* becomes \d+ bytes of \d+, which is too much"):
         list(open_source(str(path), sys.stdin.buffer).shards(64))
 
 

@@ -1,6 +1,9 @@
 """Outputs: every output spec, pooled and whole, in Arrow's types and in JSON."""
 
+import duckdb
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,12 +38,12 @@ def weights_type(kind=FLOAT, heads=3):
 
 CASES = {
     "whole": ("output", pa.list_(pa.list_(FLOAT, 20)), lambda ask: ask("output").output),
-    "mean": ("output:mean", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask(pooled("output", "mean")).output),
-    "first": ("output:first", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask(pooled("output", "first")).output),
-    "last": ("output:last", pa.fixed_shape_tensor(FLOAT, [20]), lambda ask: ask(pooled("output", "last")).output),
+    "mean": ("output:mean", pa.list_(FLOAT, 20), lambda ask: ask(pooled("output", "mean")).output),
+    "first": ("output:first", pa.list_(FLOAT, 20), lambda ask: ask(pooled("output", "first")).output),
+    "last": ("output:last", pa.list_(FLOAT, 20), lambda ask: ask(pooled("output", "last")).output),
     "row": (
         '[{"name": "output", "rows": [-1, 0]}]',
-        pa.fixed_shape_tensor(FLOAT, [2, 20]),
+        pa.list_(pa.list_(FLOAT, 20), 2),
         lambda ask: ask(OutputSpec("output", rows=[-1, 0])).output,
     ),
     "rows pooled": (
@@ -61,7 +64,7 @@ CASES = {
         lambda ask: ask(OutputSpec("weights", data_type="FP16")).weights,
     ),
     "heads": ("heads", pa.list_(pa.list_(pa.list_(FLOAT, 5)), 3), lambda ask: ask("heads")["heads"]),
-    "heads:mean": ("heads:mean", pa.fixed_shape_tensor(FLOAT, [3, 5]), lambda ask: ask("heads")["heads"].mean(1)),
+    "heads:mean": ("heads:mean", pa.list_(pa.list_(FLOAT, 5), 3), lambda ask: ask("heads")["heads"].mean(1)),
     "q": ("q", pa.list_(pa.list_(pa.list_(FLOAT, 8)), 3), lambda ask: ask("q")["q"]),
     "pairs": (
         '[{"name": "heads", "pairs": ["0.2", "0.0"]}]',
@@ -81,7 +84,7 @@ CASES = {
     "entropy": ("entropy", pa.list_(pa.list_(FLOAT), 3), lambda ask: ask("entropy")["entropy"]),
     "entropy:mean": (
         "entropy:mean",
-        pa.fixed_shape_tensor(FLOAT, [3]),
+        pa.list_(FLOAT, 3),
         lambda ask: ask(pooled("entropy", "mean"))["entropy"],
     ),
 }
@@ -103,6 +106,35 @@ def test_an_output(job, client, tmp_path, outputs, kind, expected):
                 found, expected(lambda spec, query=query: client.attend("multi", query=query, outputs=[spec]))
             )
     assert pq.read_schema(tmp_path / "out.parquet").field(column).type == kind
+
+
+def test_readers_of_outputs(job, client, tmp_path):
+    """pandas, polars and DuckDB read vectors and matrices as such, and Arrow those that are its tensors, by choice."""
+    source = write_vectors(tmp_path / "in.parquet", 4)
+    outputs = parse("output:mean,heads:mean")
+    output, tensors = tmp_path / "out.parquet", tmp_path / "tensors.parquet"
+    assert score(job(source, output, "multi", outputs=outputs))[0] == 0
+    assert score(job(source, tensors, "multi", outputs=outputs, tensors="extension"))[0] == 0
+    answers = [client.attend("multi", query=query, outputs=["output", "heads"]) for query in drawn(4)]
+    means = np.stack([answer.output.mean(0) for answer in answers])
+    heads = np.stack([answer["heads"].mean(1) for answer in answers])
+    frame = pd.read_parquet(output)
+    lazy = pl.read_parquet(output)
+    rows = duckdb.sql(f"select output, heads, list_sum(output) from '{output}'").fetchall()
+    table = pq.read_table(tensors)
+    for found, expected in (
+        (np.stack(frame["output"]), means),
+        (np.stack(frame["heads"].map(np.stack)), heads),
+        (lazy["output"].to_numpy(), means),
+        (lazy["heads"].to_numpy(), heads),
+        (np.array([row[0] for row in rows]), means),
+        (np.array([row[1] for row in rows]), heads),
+        (np.array([row[2] for row in rows]), means.sum(1)),
+        (table["output"].combine_chunks().to_numpy_ndarray(), means),
+        (table["heads"].combine_chunks().to_numpy_ndarray(), heads),
+    ):
+        assert found.shape == expected.shape
+        assert np.allclose(found, expected, atol=1e-5)
 
 
 def test_the_largest(job, client, tmp_path):

@@ -249,7 +249,7 @@ def test_file_scoring(servers, tmp_path, expected):
     specs += [{"name": "predictions", "rows": [1, 2], "sample": HOT | {"seed": 7}}]
     program = Path(sys.executable).with_name("attention-client")
     command = [program, "score", tmp_path / "in.jsonl", tmp_path / "out.parquet", "--model", "small"]
-    command += ["--outputs", json.dumps(specs), "--target", servers[0].grpc]
+    command += ["--tensors", "extension", "--outputs", json.dumps(specs), "--target", servers[0].grpc]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("logits").type.shape == [2, len(LABELS)]

@@ -304,7 +304,16 @@ def test_file_scoring(encoder, tmp_path):
     program = Path(sys.executable).with_name("attention-client")
     outputs = [{"name": "hidden", "pool": "mean"}, {"name": "weights", "fold": "rollout"}]
     command = [program, "score", tmp_path / "in.jsonl", tmp_path / "out.parquet"]
-    command += ["--model", "encoder", "--outputs", json.dumps(outputs), "--target", server.grpc]
+    command += [
+        "--model",
+        "encoder",
+        "--tensors",
+        "extension",
+        "--outputs",
+        json.dumps(outputs),
+        "--target",
+        server.grpc,
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=HANG)
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("hidden").type.shape == [transformer.WIDTH]

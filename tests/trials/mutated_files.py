@@ -1,10 +1,12 @@
-"""Damaged Parquet, Arrow and JSON files: `python -m tests.trials.mutated_files --files 2000`.
+"""Damaged Parquet, Arrow, JSON and CSV files: `python -m tests.trials.mutated_files --files 2000`.
 
 The scorer's readers give rows, refuse the file in words, or name a failed row; a row that they give is the one that
 pyarrow reads of the same bytes. Memory is bounded, for a file may say that it holds more than there is.
 """
 
 import argparse
+import csv
+import gzip
 import io
 import random
 import resource
@@ -58,6 +60,15 @@ def lines() -> bytes:
     return b"".join(orjson.dumps(row) + b"\n" for row in table().to_pylist())
 
 
+def values() -> bytes:
+    """Return the table as CSV."""
+    written = io.StringIO()
+    writer = csv.writer(written)
+    writer.writerow(["id", "query"])
+    writer.writerows([row["id"], orjson.dumps(row["query"]).decode()] for row in table().to_pylist())
+    return written.getvalue().encode()
+
+
 def read_arrow(content: bytes) -> "pa.Table":
     try:
         return pa.ipc.open_file(content).read_all()
@@ -71,7 +82,10 @@ FORMS: list[tuple[str, bytes, Reader | None]] = [
     (".arrow", arrow(stream=False, compression=None), read_arrow),
     (".arrow", arrow(stream=True, compression=None), read_arrow),
     (".arrow", arrow(stream=False, compression="lz4"), read_arrow),
+    (".arrow", arrow(stream=True, compression="zstd"), read_arrow),
     (".jsonl", lines(), None),
+    (".jsonl.gz", gzip.compress(lines()), None),
+    (".csv", values(), None),
 ]
 
 

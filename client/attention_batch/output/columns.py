@@ -1,7 +1,7 @@
 """Arrow columns of the output, built without a step of Python for each number.
 
-A tensor of a known shape is a `fixed_shape_tensor`. A tensor with a shape that differs from row to row is nested lists,
-fixed-size where an axis has a known length: `[T, D]` is `list<fixed_size_list<float>[D]>`.
+A tensor is nested lists, fixed-size where an axis has a known length: `[T, D]` is `list<fixed_size_list<float>[D]>`. A
+tensor of a known shape may be a `fixed_shape_tensor`.
 """
 
 import math
@@ -13,7 +13,7 @@ import pyarrow as pa
 from attention_client import Prediction
 from numpy.typing import NDArray
 
-from attention_batch.spec import Column, Dims
+from attention_batch.spec import Column
 
 Array = NDArray[Any]
 LABELLED = [("id", pa.int32()), ("label", pa.string()), ("probability", pa.float32())]
@@ -44,19 +44,20 @@ def column_array(column: Column, values: Sequence[Any]) -> pa.Array:
         case "alignment":
             return pa.array(values, pa.string())
         case "top_k":
-            indices = _tensors([each.indices for each in values], column.dims, np.dtype(np.int32))
-            numbers = _tensors([each.values for each in values], column.dims, column.dtype)
+            indices = _tensors([each.indices for each in values], column, np.dtype(np.int32))
+            numbers = _tensors([each.values for each in values], column, column.dtype)
             return pa.StructArray.from_arrays([indices, numbers], fields=list(_column_type(column)))
         case _:
-            return _tensors(values, column.dims, column.dtype)
+            return _tensors(values, column, column.dtype)
 
 
-def _tensors(arrays: Sequence[Array], dims: Dims, dtype: "np.dtype[Any]") -> pa.Array:
+def _tensors(arrays: Sequence[Array], column: Column, dtype: "np.dtype[Any]") -> pa.Array:
     """Concatenate tensors of one rank into an Arrow array with one tensor a row."""
+    dims = column.dims
     flat = np.concatenate([np.ravel(array) for array in arrays]).astype(dtype, copy=False)
-    if None not in dims:
+    if column.is_extension:
         fixed = pa.FixedSizeListArray.from_arrays(pa.array(flat), math.prod(filter(None, dims)))
-        return pa.ExtensionArray.from_storage(_tensor_type(dims, dtype), fixed)
+        return pa.ExtensionArray.from_storage(_tensor_type(column, dtype), fixed)
     shapes = np.array([array.shape for array in arrays], np.int64)
     built = pa.array(flat)
     for axis in range(len(dims) - 1, -1, -1):
@@ -80,17 +81,17 @@ def _column_type(column: Column) -> pa.DataType:
         case "predictions":
             return pa.list_(PREDICTION_WITH_TOP if column.has_top else PREDICTION)
         case "top_k":
-            numbers = _tensor_type(column.dims, column.dtype)
-            return pa.struct([("indices", _tensor_type(column.dims, np.dtype(np.int32))), ("values", numbers)])
+            numbers = _tensor_type(column, column.dtype)
+            return pa.struct([("indices", _tensor_type(column, np.dtype(np.int32))), ("values", numbers)])
         case _:
-            return _tensor_type(column.dims, column.dtype)
+            return _tensor_type(column, column.dtype)
 
 
-def _tensor_type(dims: Dims, dtype: "np.dtype[Any]") -> pa.DataType:
+def _tensor_type(column: Column, dtype: "np.dtype[Any]") -> pa.DataType:
     kind = pa.from_numpy_dtype(dtype)
-    if None not in dims:
-        return pa.fixed_shape_tensor(kind, list(dims))
-    for size in reversed(dims):
+    if column.is_extension:
+        return pa.fixed_shape_tensor(kind, list(column.dims))
+    for size in reversed(column.dims):
         kind = pa.list_(kind) if size is None else pa.list_(kind, size)
     return kind
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from attention_batch.errors import Refused
 from attention_batch.readers.columns import select
+from attention_batch.readers.inflation import check_arrow
 
 OLD_FEATHER = b"FEA1"
 Reader = Any  # pa.ipc.RecordBatchFileReader or RecordBatchStreamReader: pyarrow is untyped
@@ -33,7 +34,7 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
     """
     try:
         # `nbytes` would read offsets, which nothing has checked.
-        counts = [(batch.num_rows, batch.get_total_buffer_size()) for batch in _batches(_open(path))]
+        counts = [(batch.num_rows, batch.get_total_buffer_size()) for batch in _batches(_checked(path))]
     except (OSError, pa.ArrowException) as error:
         raise Refused(f"cannot read {path}: {error}") from error
     total = sum(count for count, _ in counts)
@@ -60,7 +61,7 @@ class Cursor:
         """
         try:
             if path != self._path or number < self._batch[0]:
-                self._path, self._reader, self._batch = path, _open(path), (-1, None)
+                self._path, self._reader, self._batch = path, _checked(path), (-1, None)
             yield _slice(self._at(number, columns), skipped, count)
         except (OSError, LookupError, StopIteration, ValueError, pa.ArrowException) as error:
             self._path = ""
@@ -82,6 +83,13 @@ def _slice(batch: pa.RecordBatch, skipped: int, count: int) -> pa.RecordBatch:
     if batch.num_rows < skipped + count:  # Arrow's own `slice` would be short
         raise LookupError("it has fewer rows than when the run began")
     return batch.slice(skipped, count)
+
+
+def _checked(path: str) -> Reader:
+    """Open a file whose compressed buffers become no more than a bounded multiple. Raises Refused if they do."""
+    with pa.memory_map(path) as mapped:
+        check_arrow(mapped.read_buffer(), path)
+    return _open(path)
 
 
 def _open(path: str) -> Reader:

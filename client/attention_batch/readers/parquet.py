@@ -9,12 +9,11 @@ import pyarrow.parquet as pq
 
 from attention_batch.errors import Refused
 from attention_batch.readers.columns import select, type_of
+from attention_batch.readers.inflation import check_inflation
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 2**22  # about; far larger batches would take fresh memory from the system each time
 VALUE_BYTES = 4  # of a number as it is read, at least
-INFLATED_BYTES = 2**28  # of a row group as it is read; beside so many times its bytes in the file:
-INFLATED_SHARE = 64
 MAGIC = b"PAR1"
 FOOTER_END = 8  # bytes behind the footer: its size, and the magic
 READ_BYTES = 2**20  # buffer; without it a row group's columns are read whole
@@ -74,8 +73,7 @@ def _check_inflation(group: pq.RowGroupMetaData, size_of_file: int, where: str) 
     columns = [group.column(number) for number in range(group.num_columns)]
     compressed = min(size_of_file, sum(max(0, column.total_compressed_size) for column in columns))
     size = max(group.total_byte_size, VALUE_BYTES * sum(column.num_values for column in columns))
-    if size > INFLATED_BYTES + INFLATED_SHARE * compressed:
-        raise Refused(f"{where} becomes {size} bytes of {compressed}, which is too much; write smaller row groups")
+    check_inflation(size, compressed, where)
 
 
 class Cursor:
