@@ -221,6 +221,34 @@ def test_steps_of_many_in_one_pass_have_the_bits_of_each_alone(kind: str, decode
             np.testing.assert_array_equal(result.outputs[name], expected, err_msg=f"{name} of {kind}")
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "llama"])
+@pytest.mark.parametrize("extend", [False, True])
+def test_steps_and_texts_of_many_in_one_pass_have_the_bits_of_each_alone(
+    kind: str, extend: bool, decoders: Decoders
+) -> None:
+    """Single tokens, several, and texts without a prefix share a pass, kept ones too: each is what it is alone."""
+    model = load(decoders.models / name_of(kind) / "1", OnnxRuntime("cpu", 1), 2**31)
+    wanted = [DomainSpec(name, layers=("*",)) for name in ("weights", "heads")]
+    cached = model.plan((*wanted, DomainSpec("hidden"), DomainSpec("predictions", top=3)))
+    store = MemoryStore(2**24)
+    prefix = model.reader.take(np.arange(30) % WORDS, "")
+    past = model.keep_prefix(prefix, "FP32", Run())
+    memory = store.put(Memory("", model.name, 1, {}, None, 60, model.digest, content=b"prefix", past=past)).id
+    prepared, kinds = [], set()
+    for length, behind in ((1, memory), (9, ""), (1, memory), (3, memory), (1, ""), (3, ""), (3, ""), (26, "")):
+        tokens = (7 + np.arange(length) * 5) % WORDS
+        sequence = DomainSequence(token_ids=tokens, memory=behind, extend=extend)
+        ((each, profile),) = model.checker.prepare(sequence, cached, NO_MASK, HeldMemories(store), LIMITS)
+        prepared.append(each)
+        kinds.add(profile.company.kind)
+    assert len(kinds) == 1 and None not in kinds
+    for each, result in zip(prepared, model.answer(prepared, cached.plan, Run())(), strict=True):
+        (alone,) = model.answer([each], cached.plan, Run())()
+        assert alone.predictions == result.predictions
+        for name, expected in alone.outputs.items():
+            np.testing.assert_array_equal(result.outputs[name], expected, err_msg=f"{name} of {kind}")
+
+
 def test_rows_that_may_be_mixed_keep_no_prefix(decoders: Decoders) -> None:
     """A graph of which the import could not tell that its rows are independent is not continued."""
     manifest = read_manifest(decoders.models / "gemma2/1")

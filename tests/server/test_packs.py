@@ -1,11 +1,13 @@
 """Sequences of any lengths, requests and callers in one pass through a transformer have the bits of each alone."""
 
+import hashlib
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event
+from threading import Event, Thread
 
 import numpy as np
 import pytest
+from attention_batch.plan import ScoringJob
 from attention_proto.masks import Mask
 from attention_server.auth.callers import ALL_RIGHTS
 from attention_server.contexts.store import HeldMemories, MemoryStore
@@ -22,6 +24,7 @@ from attention_server.scheduling.fair_queue import PASS_BYTES
 from attention_server.scheduling.job import Job
 from serving import HANG, wait_until
 
+from tests.batch.scoring import score, write
 from tests.local_server import IN_A_SLOT, local_server
 from tests.server import transformer
 from tests.server.transformer import WORDS
@@ -215,3 +218,31 @@ def test_one_that_overflows_fails_alone(server):
     with pytest.raises(InvalidRequest, match="overflows") as caught:
         fault.result(HANG)
     assert caught.value.field == "inputs[1]"
+
+
+def test_scoring_gives_one_file(models, tmp_path):
+    """Texts of any lengths, scored in process, and by a server that answers others meanwhile, are the same bytes."""
+    lengths = [DRAWN.integers(1, 30) for _ in range(80)]
+    texts = [" ".join(WORDS[i] for i in DRAWN.integers(1, len(WORDS), length)) for length in lengths]
+    source = write(tmp_path / "in.parquet", {"id": range(len(texts)), "text": texts})
+    wanted = [{"name": "hidden", "pool": "mean"}, {"name": "weights", "top_k": 2}]
+    about = {"input": str(source), "model": "encoder", "outputs": wanted, "shard_rows": 16}
+    with local_server(models, max_queued=256, max_wait=1000.0) as server:
+        left = Event()
+
+        def keep_busy():
+            while not left.is_set():
+                for _, future in [ask(server, draw(4), caller=f"caller{i}") for i in range(8)]:
+                    future.result(HANG)
+
+        foreign = Thread(target=keep_busy)
+        foreign.start()
+        ways = [{"engine": "local", "models": models}, {"target": server.grpc}, {"target": server.grpc}]
+        outputs = [tmp_path / f"{place}.parquet" for place in range(len(ways))]
+        try:
+            for output, way in zip(outputs, ways, strict=True):
+                assert score(ScoringJob(output=str(output), **about, **way))[0] == 0
+        finally:
+            left.set()
+            foreign.join()
+    assert len({hashlib.sha256(output.read_bytes()).hexdigest() for output in outputs}) == 1

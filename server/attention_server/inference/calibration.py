@@ -114,10 +114,8 @@ def measured_costs(model: LoadedModel) -> Costs:
 def longest_stack(layer: LoadedLayer) -> int:
     """Return the largest of STACKED up to which a site's batch has the bits of each sequence alone; 0 for none."""
     longest, rng = 0, np.random.default_rng(0)
-    for length in STACKED:
-        widths = {layer.query: layer.about.heads * layer.about.head_dim} | dict(
-            zip(KEYS, layer.key_widths, strict=True)
-        )
+    widths = {"q": layer.about.heads * layer.about.head_dim} | dict(zip(KEYS, layer.key_widths, strict=True))
+    for length in STACKED if layer.takes <= widths.keys() else ():
         tensors = {name: rng.standard_normal((STACK, length, width), np.float32) for name, width in widths.items()}
         if not all(_is_same_alone(layer, tensors, weights=weights, masked=masked) for weights, masked in CASES):
             break
