@@ -108,6 +108,24 @@ def test_a_hundred_mixes_have_the_bits_of_each_sequence_alone(model):
         check_mix(model, PLANS[number % len(PLANS)])
 
 
+@pytest.mark.parametrize("specs", [PLANS[1], PLANS[3]], ids=["rows", "stages"])
+def test_dense_batches_share_a_pass_with_sequences(model, specs):
+    """Sequences sent as one array, and single ones, of vectors, run in one pass with the bits of each alone."""
+    cached, held = model.plan(specs), HeldMemories(MemoryStore(1))
+    shapes = [(4, 3), (1, 3), (2, 17), (1, 1), (6, 8), (1, 40)]
+    arrays = [DRAWN.standard_normal((*shape, WIDTH), np.float32) for shape in shapes]
+    sent = [Sequence(query=each if len(each) > 1 else each[0], batch=len(each)) for each in arrays]
+    pairs = [pair for each in sent for pair in model.checker.prepare(each, cached, NO_MASK, held, LIMITS)]
+    mix = [one for one, _ in pairs]
+    assert len({profile.company.kind for _, profile in pairs} - {None}) == 1
+    assert sum(one.batch for one in mix) == sum(count for count, _ in shapes)
+    for one, result in zip(mix, model.answer(mix, cached.plan, Run())(), strict=True):
+        for place, alone in enumerate(one.cut(1)):
+            (expected,) = model.answer([alone], cached.plan, Run())()
+            own = {name: array[place] if one.batch > 1 else array for name, array in result.outputs.items()}
+            assert_same(result._replace(outputs=own), expected)
+
+
 @pytest.mark.parametrize("names", [{"segment-1.onnx"}, {"front.onnx"}, {"segment-0.onnx", "segment-2.onnx"}], ids=str)
 def test_a_graph_with_other_bits_in_company_runs_on_one_sequence_at_a_time(models, model, names):
     """A graph that is not shared has one run for each sequence, the others have one for all; the answers are equal."""
