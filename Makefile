@@ -80,6 +80,7 @@ repository: .venv-dev/.ready
 bench: setup ## measure against peers and write docs/benchmarks.md and docs/long-sequences.md; BENCH=--quick for a moment each, BENCH=--help
 	$(DEV)/python -m benchmarks.serving $(BENCH)
 	$(DEV)/python -m benchmarks.long_sequences $(filter --quick,$(BENCH))
+	$(DEV)/python -m benchmarks.page $(filter --quick,$(BENCH))
 
 bench-text: setup ## measure MiniLM from texts against one fused graph and servers of it; BENCH=--quick for a moment each
 	$(DEV)/python -m benchmarks.text $(BENCH)
