@@ -22,8 +22,8 @@ help: ## this list
 	@touch $@
 
 .venv-dev/.ready: pyproject.toml
-	# What tests run: a real browser, a real Prometheus, and the command of the documentation's examples.
-	deploy/system-packages.sh libnghttp2-14 chromium curl prometheus
+	# What tests run: a real browser, a real Prometheus, real proxies, and the command of the documentation's examples.
+	deploy/system-packages.sh libnghttp2-14 chromium curl prometheus nginx haproxy
 	$(PYTHON) -m venv .venv-dev
 	# Most of it is never imported: what is, is compiled then.
 	.venv-dev/bin/pip install --quiet --no-compile --editable '.[dev]'
