@@ -10,21 +10,25 @@ PROGRAM = Path(__file__).with_name("measure_peak.py")
 
 
 @pytest.mark.parametrize(
-    ("case", "length"),
+    ("case", "length", "model"),
     [
-        ("whole", 3000),
-        ("top 8", 12000),
-        ("causal mean", 12000),
-        ("entropy", 8192),
-        ("rollout", 3000),
-        ("output", 16384),
-        ("output, temperature", 8192),
+        ("whole", 3000, "multi"),
+        ("top 8", 12000, "multi"),
+        ("causal mean", 12000, "multi"),
+        ("entropy", 8192, "multi"),
+        ("rollout", 3000, "multi"),
+        ("output", 16384, "multi"),
+        ("output", 16384, "multi-head"),  # without scores
+        ("output, temperature", 8192, "multi"),
     ],
 )
-def test_the_predicted_peak_is_the_true_one(repository, case, length):
+def test_the_predicted_peak_is_the_true_one(repository, case, length, model):
     """Predicted and true peak of an answer agree within a quarter, over ways, outputs and lengths."""
     done = subprocess.run(
-        [sys.executable, PROGRAM, repository / "multi/1", case, str(length)], capture_output=True, text=True, check=True
+        [sys.executable, PROGRAM, repository / model / "1", case, str(length)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     predicted, true = map(int, done.stdout.split())
     assert predicted == pytest.approx(true, rel=0.25)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from attention_server.inference import row_statistics
 from attention_server.inference.engine.protocol import LEAST_ROWS, Graph, Run
+from attention_server.inference.flash import FlashAttention, is_flash
 from attention_server.inference.masks import (
     LongMask,
     Positions,
@@ -68,6 +69,8 @@ class LoadedLayer:
         axes: of which sequences its queries and keys are.
         kept: the names under which the source gives its k and v; None where a segment before the site does.
         change: of the request.
+        flash: computes heads from q, k and v without scores; None where the site needs these.
+        takes_flash: whether it is used for long sequences, so that the segment behind gives a fused graph's output.
     """
 
     about: Layer
@@ -76,6 +79,8 @@ class LoadedLayer:
     axes: SiteAxes = CROSS
     kept: tuple[str, str] | None = None
     change: SiteChange = NO_CHANGE
+    flash: Graph | None = None
+    takes_flash: bool = False
 
     def stages(
         self,
@@ -97,7 +102,9 @@ class LoadedLayer:
             rows: the positions of the queries among the keys; None for those from 0.
         """
         bias = None
-        if self._has_mask and (not wanted.isdisjoint(FROM_SCORES) or self._recipe(wanted | passed, False).outputs):
+        if self._has_mask and (
+            not wanted.isdisjoint(FROM_SCORES) or self._recipe(wanted | passed, False, False).outputs
+        ):
             bias = self._bias(tensors, rows, run) if self._bias_file else None
             added = self._mask(tensors, added, bias, rows)
         return self._compute(tensors, added, bias, wanted, passed, run)
@@ -111,6 +118,8 @@ class LoadedLayer:
         wanted: frozenset[str],
         passed: frozenset[str],
         run: Run,
+        *,
+        flash: bool = False,
     ) -> dict[str, Vectors]:
         """Return the stages wanted of some rows over some keys; see `stages`.
 
@@ -122,16 +131,17 @@ class LoadedLayer:
             wanted: as in `stages`.
             passed: as in `stages`.
             run: as in `stages`.
+            flash: whether the graph without scores computes the heads.
         """
         bias = None
         if self._bias_file:
             bias = self._bias(tensors, positions, run, keys.start)
             added = add_masks(added, bias) if added is not None else raise_low_rows(bias)
-        return self._compute(tensors, added, bias, wanted, passed, run)
+        return self._compute(tensors, added, bias, wanted, passed, run, flash=flash)
 
     def attends(self, wanted: frozenset[str]) -> bool:
         """Return whether a graph, or scores, has to be computed for tensors and stages."""
-        return not wanted.isdisjoint(FROM_SCORES) or bool(self._recipe(wanted, False).outputs)
+        return not wanted.isdisjoint(FROM_SCORES) or bool(self._recipe(wanted, False, False).outputs)
 
     def block_rows(self, queries: int, keys: int, *, weights: bool = True) -> int:
         """Return the number of rows that are computed together; less than the queries of a long sequence.
@@ -147,6 +157,10 @@ class LoadedLayer:
         fitting = (BLOCK_BYTES if weights else BLOCK_BYTES_WITHOUT_WEIGHTS) // row_bytes
         return max(LEAST_BLOCK_ROWS, min(BLOCK_ROWS, 1 << max(fitting.bit_length() - 1, 0)))
 
+    def is_flash(self, queries: int, keys: int) -> bool:
+        """Return whether the graph without scores is used where neither weights nor a mask are asked for."""
+        return self.flash is not None and self.change == NO_CHANGE and is_flash(queries, keys)
+
     @property
     def own_mask(self) -> Mask:
         """The site's mask, which is added to a request's."""
@@ -156,7 +170,8 @@ class LoadedLayer:
     def gives(self) -> frozenset[str]:
         """The tensors that its graphs give: heads, and in a fused graph q and output, unless the site is changed."""
         given = OF_SITE.intersection(*(self.graphs[each.file.name].outputs for each in self._served)) - {"weights"}
-        return given if self.change == NO_CHANGE or "heads" not in given else given - {"output"}
+        is_whole = self.change == NO_CHANGE and not self.takes_flash
+        return given if is_whole or "heads" not in given else given - {"output"}
 
     @cached_property
     def takes(self) -> frozenset[str]:
@@ -262,13 +277,15 @@ class LoadedLayer:
         return self.about.causal or self.about.window > 0 or bool(self._bias_file)
 
     @cached_property
-    def _recipe(self) -> Callable[[frozenset[str], bool], AttendRecipe]:
-        """The recipe for tensors and stages wanted, and a mask or none."""
+    def _recipe(self) -> Callable[[frozenset[str], bool, bool], AttendRecipe]:
+        """The recipe for tensors and stages wanted, a mask or none, and the graph without scores or not."""
 
-        def recipe(wanted: frozenset[str], mask: bool) -> AttendRecipe:
+        def recipe(wanted: frozenset[str], mask: bool, without_scores: bool) -> AttendRecipe:
             computed = {STAGES[name].source or name if name in STAGES else name for name in wanted}
             attend = choose_graph(about, device, weights="weights" in computed, mask=mask)
             graph = changed_graph(graphs[attend.file.name], about, change)
+            if without_scores and flash is not None:
+                graph = FlashAttention(about, graph, flash)
             # Without M_O, the heads are the output.
             source = {"heads": "heads" if "heads" in graph.outputs else "output", "scores": "q"}
             outputs = sorted({source.get(name, name) for name in computed}.intersection(graph.outputs))
@@ -276,7 +293,7 @@ class LoadedLayer:
             return AttendRecipe(graph, tuple(inputs), attend.mask, outputs)
 
         # Not self: a cache that refers to its owner is a reference cycle.
-        about, device, graphs, change = self.about, self.device, self.graphs, self.change
+        about, device, graphs, change, flash = self.about, self.device, self.graphs, self.change, self.flash
         return cache(recipe)
 
     def _compute(
@@ -287,8 +304,10 @@ class LoadedLayer:
         wanted: frozenset[str],
         passed: frozenset[str],
         run: Run,
+        *,
+        flash: bool = False,
     ) -> dict[str, Vectors]:
-        recipe = self._recipe(wanted | passed, added is not None)
+        recipe = self._recipe(wanted | passed, added is not None, flash)
         found = self._attend(recipe, tensors, added, run) if recipe.outputs else {}
         for name in passed:
             tensors[name] = found[name]
@@ -362,21 +381,17 @@ class LoadedLayer:
             unpacked["q"] = split_heads(tensors[self.query], about.heads)
         if not wanted.isdisjoint(FROM_KEYS):
             unpacked |= {name: split_heads(tensors[name], about.key_value_heads) for name in KEYS}
-        if "scores" in wanted:
-            unpacked["scores"] = self._scores(unpacked["q"], unpacked["k"], bias)
+        if "scores" in wanted:  # no graph gives scores, which are seldom asked for
+            scores = raw_scores(about, unpacked["q"], unpacked["k"])
+            unpacked["scores"] = scores if bias is None else scores + bias
         if "lse" in wanted:  # the mask has the bias too
-            scores = self._scores(unpacked["q"], unpacked["k"], None)
+            scores = raw_scores(about, unpacked["q"], unpacked["k"])
             unpacked["lse"] = row_statistics.lse(scores, added, self.change.temperature)
         if "heads" in wanted and "heads" not in unpacked:
             unpacked["heads"] = split_heads(unpacked["output"], about.heads)
         if "entropy" in wanted:
             unpacked["entropy"] = row_statistics.entropy(unpacked["weights"])
         return unpacked
-
-    def _scores(self, q: Vectors, k: Vectors, bias: Vectors | None) -> Vectors:
-        """Compute q.k * scale and the model's bias, [B, H, T, S]; no graph gives scores, which are seldom asked for."""
-        scores = raw_scores(self.about, q, k)
-        return scores if bias is None else scores + bias
 
 
 def runs_in_blocks(layers: Sequence[LoadedLayer], lengths: Sequence[tuple[int, int]]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attention_server.inference.engine.protocol import Run
+from attention_server.inference.flash import flash_rows
 from attention_server.inference.layer import KEYS, LoadedLayer, Tensors
 from attention_server.inference.masks import SiteMask, Vectors
 from attention_server.inference.reading import Block
@@ -44,6 +45,9 @@ def compute_long(
     of_rows = wanted - frozenset(KEYS)
     found: Tensors = {}
     further: Tensors = {}
+    makes_weights = bool(of_rows & BY_BLOCK) or layer.change.makes_weights
+    flash = layer.takes_flash and layer.is_flash(queries, keys) and mask.is_open and not makes_weights
+    size = flash_rows(queries) if flash else layer.block_rows(queries, keys, weights=makes_weights)
     cut = [name for name in layer.takes - set(KEYS) if name in tensors]
 
     def write(whole: Tensors, parts: Tensors, rows: slice) -> None:
@@ -57,7 +61,7 @@ def compute_long(
         seen = seen if seen.stop > seen.start else slice(0, 1)  # rows without keys: a masked one gives zeros
         own: Tensors = {name: tensors[name][:, rows] for name in cut} | {name: tensors[name][:, seen] for name in KEYS}
         added = mask.block(rows, seen)
-        stages = layer.block_stages(own, added, mask.positions[rows], seen, of_rows, passed, run)
+        stages = layer.block_stages(own, added, mask.positions[rows], seen, of_rows, passed, run, flash=flash)
         write(further, {name: own[name] for name in passed}, rows)
         write(found, {name: stages[name] for name in (of_rows - BY_BLOCK) & stages.keys()}, rows)
         reductions.add(Block(rows, seen, added, {name: stages[name][0] for name in of_rows & BY_BLOCK}), sums)
@@ -68,8 +72,7 @@ def compute_long(
             block(rows, sums)
         return sums
 
-    makes_weights = bool(of_rows & BY_BLOCK) or layer.change.makes_weights
-    reductions.close(run.map(strip, _strips(queries, layer.block_rows(queries, keys, weights=makes_weights))))
+    reductions.close(run.map(strip, _strips(queries, size)))
     tensors.update(further)
     return found | {name: split_heads(tensors[name], layer.about.key_value_heads) for name in wanted & frozenset(KEYS)}
 

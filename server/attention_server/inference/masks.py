@@ -143,6 +143,11 @@ class SiteMask:
     positions: Rows
     keys: int
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is no mask."""
+        return self.added is None and self.own.is_open
+
     def block(self, rows: slice, keys: slice) -> Vectors | None:
         """Return some rows and keys, float32 [1 or H, rows, keys]; None where there is no mask."""
         added = self.added.block(rows, keys) if isinstance(self.added, LongMask) else self.added

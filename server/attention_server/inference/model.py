@@ -5,14 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
-from attention_proto.attention.v1.attention_pb2 import Manifest
+import numpy as np
+from attention_proto.attention.v1.attention_pb2 import Layer, Manifest
 from attention_proto.chains import kept_names, site_axes, source_chain
 
 from attention_server.contexts.past import Past
 from attention_server.domain.messages import Ablation, OutputSpec, Result, Tokens
 from attention_server.errors import InvalidRequest
 from attention_server.inference.engine.evictable import EvictableGraph
-from attention_server.inference.engine.protocol import Run
+from attention_server.inference.engine.protocol import Graph, Run
+from attention_server.inference.flash import Constants, flash_constants
 from attention_server.inference.forward import Forward
 from attention_server.inference.input_checker import InputChecker
 from attention_server.inference.labels import Labels, read_labels
@@ -23,7 +25,7 @@ from attention_server.inference.plan_cache import CachedPlan, PlanCache
 from attention_server.inference.planner import Plan
 from attention_server.inference.postprocess import Rows
 from attention_server.inference.preprocess import PreparedInput
-from attention_server.inference.reductions import Reductions
+from attention_server.inference.reductions import BY_BLOCK, Reductions
 from attention_server.inference.results import (
     in_order,
     pooled_results,
@@ -34,7 +36,7 @@ from attention_server.inference.results import (
 )
 from attention_server.inference.row_selection import computed_rows, pooling
 from attention_server.inference.sharing import Sharing
-from attention_server.inference.site_changes import Changes, plan_changes
+from attention_server.inference.site_changes import Changes, has_fused_output, plan_changes
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.inference.validation import attends_to_itself
 from attention_server.scheduling.cost_model import Costs, Size
@@ -55,6 +57,7 @@ class LoadedModel:
         tensor_bytes: of the tensors of its open graphs.
         graphs: its ONNX graphs by file name.
         reader, memory_reader: its tokenizers; None for a model without text, or without memory text.
+        flash: the graphs of attention without scores, by the constants of sites.
         costs: measured costs of its sequences; zero until it is measured.
     """
 
@@ -68,13 +71,14 @@ class LoadedModel:
     graphs: Mapping[str, EvictableGraph]
     reader: TextTokenizer | None
     memory_reader: TextTokenizer | None
+    flash: Mapping[Constants, Graph] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
 
     @cached_property
     def nodes(self) -> dict[str, int]:
         """The number of nodes of its graphs on each device, `cpu` or `cuda`."""
         counts: Counter[str] = Counter()
-        for graph in self.graphs.values():
+        for graph in (*self.graphs.values(), *self.flash.values()):
             counts.update({device: sum(operators.values()) for device, operators in graph.nodes.items()})
         return dict(counts)
 
@@ -83,7 +87,7 @@ class LoadedModel:
         """The layers, first to last."""
         manifest = self.manifest
         return [
-            LoadedLayer(each, self.device, self.graphs, site_axes(each, manifest), kept)
+            LoadedLayer(each, self.device, self.graphs, site_axes(each, manifest), kept, flash=self._flash_of(each))
             for each, kept in zip(manifest.layers, kept_names(manifest), strict=True)
         ]
 
@@ -154,6 +158,7 @@ class LoadedModel:
         """Compute one sequence, or one batch; see `answer`."""
         forward = self._changed(plan.changes) if plan.changes else self._forward
         if self._is_long(batch[0], plan):
+            forward = self._without_scores if self._takes_flash(batch[0], plan) else forward
             rows = computed_rows(batch[0], plan, self.layers, self.manifest.predictors)
             reductions = Reductions(plan, batch[0], self.layers, rows)
             stages = forward.stages(batch, plan, run, rows, reductions=reductions.of_layer)
@@ -212,11 +217,17 @@ class LoadedModel:
 
     def warm(self) -> None:
         """Run every graph once, so that no request waits for a first allocation."""
-        self._forward.warm(Run())
+        self._warm(Run())
 
     def release(self) -> None:
         """Free memory that the engine keeps of earlier long sequences: each graph frees it after a short run."""
-        self._forward.warm(Run().releasing())
+        self._warm(Run().releasing())
+
+    def _warm(self, run: Run) -> None:
+        self._forward.warm(run)
+        for (heads, _), graph in self.flash.items():
+            x = np.ones((1, 4, 8 * heads), np.float32)
+            graph.run(("heads",), {"q": x, "k": x, "v": x}, run)
 
     @cached_property
     def _plans(self) -> PlanCache:
@@ -257,6 +268,17 @@ class LoadedModel:
         return lru_cache(MAX_CHANGES)(changed)
 
     @cached_property
+    def _without_scores(self) -> Forward:
+        """The forward pass that uses the graphs without scores."""
+        whole = self._forward
+        return replace(whole, layers=[replace(layer, takes_flash=layer.flash is not None) for layer in whole.layers])
+
+    def _flash_of(self, layer: Layer) -> Graph | None:
+        """Return the graph of a site without scores; None where it needs these, or has M_O in its graphs alone."""
+        constants = flash_constants(layer)
+        return None if constants is None or has_fused_output(self.manifest) else self.flash.get(constants)
+
+    @cached_property
     def _labels(self) -> dict[str, Labels]:
         return read_labels(self.manifest, self.reader)
 
@@ -268,6 +290,13 @@ class LoadedModel:
             return False
         layers = self.layers[: len(plan.stages)]
         return runs_in_blocks(layers, [layer.lengths(prepared) for layer in layers])
+
+    def _takes_flash(self, prepared: PreparedInput, plan: Plan) -> bool:
+        """Return whether a site of a long sequence is computed without scores."""
+        if plan.changes or prepared.added is not None:
+            return False
+        sites = zip(self.layers, plan.stages, strict=False)
+        return any(stages.isdisjoint(BY_BLOCK) and layer.is_flash(*layer.lengths(prepared)) for layer, stages in sites)
 
     def _pools(self, prepared: PreparedInput, plan: Plan) -> bool:
         """Return whether the graph `pool` computes the means of the last layer's rows."""

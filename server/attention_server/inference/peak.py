@@ -8,6 +8,7 @@ from attention_proto.chains import lengths_by_axes
 from attention_proto.offers import lengths
 from attention_proto.stages import STAGES, Axis
 
+from attention_server.inference.flash import flash_bytes, flash_rows
 from attention_server.inference.layer import BLOCK_ROWS, LoadedLayer, runs_in_blocks
 from attention_server.inference.long_site import STRIPS
 from attention_server.inference.planner import OutputPlan, Plan, stage_bytes
@@ -15,7 +16,7 @@ from attention_server.inference.reductions import BY_BLOCK
 
 # Arrays as large as the scores of a block: of a graph without weights, added by weights, and added by stages.
 GRAPH, OF_WEIGHTS = 1.0, 1.0
-OF_TEMPERATURE = 2.0  # in place of those of weights, which NumPy makes then
+OF_TEMPERATURE = 1.0  # in place of those of weights, which NumPy makes then
 OF_STAGE = {"scores": 2.0, "lse": 4.0, "entropy": 2.0, "statistics": 3.0}
 MASK = 1.0  # of a masked block
 MASK_BYTES = 12  # of the arrays that make the mask of one row and key
@@ -144,6 +145,11 @@ class Peak:
         layer, wanted = self.layers[index], self.plan.stages[index]
         is_last = index == len(self.plan.stages) - 1
         rows = min(self.rows, queries) if is_last and self.rows else queries
+        if not self.is_masked and wanted.isdisjoint(BY_BLOCK) and not self.plan.changes and layer.is_flash(rows, keys):
+            size = flash_rows(rows)
+            block = flash_bytes(layer.about, size, keys, self.widths[index])
+            split = 0 if self.manifest.hidden_dim or "heads" not in layer.gives else layer.about.heads
+            return block * min(self.slots, -(-rows // size)) + 4 * rows * split * self.widths[index][1]
         changed = bool(self.plan.changes) and self.plan.changes[index].makes_weights
         size = min(layer.block_rows(rows, keys, weights=bool(wanted & BY_BLOCK) or changed), rows)
         sources = {STAGES[name].source or name for name in wanted}

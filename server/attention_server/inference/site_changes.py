@@ -60,11 +60,15 @@ def plan_changes(ablate: Sequence[Ablation], temperature: float | None, manifest
     changes = tuple([SiteChange(tuple(sorted(heads)), temperature or 1.0) for heads in ablated])
     if all(change == NO_CHANGE for change in changes):
         return ()
-    is_fused = manifest.block not in (TRANSFORMER, *WITHOUT_M_O) and segment_behind(0, manifest) is None
-    if is_fused:
+    if has_fused_output(manifest):
         field = "ablate" if any(ablated) else "score_temperature"
         raise InvalidRequest("this version has no graph of M_O alone; export it again", field=field)
     return changes
+
+
+def has_fused_output(manifest: Manifest) -> bool:
+    """Return whether M_O stands in the graphs of attention alone."""
+    return manifest.block not in (TRANSFORMER, *WITHOUT_M_O) and segment_behind(0, manifest) is None
 
 
 def _layers(ablation: Ablation, manifest: Manifest, field: str) -> list[int]:
@@ -183,9 +187,7 @@ class PlainAttention:
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
         """Compute outputs by name; see `Graph.run`."""
         tensors: dict[str, Any] = dict(feeds)
-        q = tensors["q"] if "q" in tensors else tensors["query"]
-        if "q" in self.graph.outputs:
-            (q,) = self.graph.run_path(("q",), feeds, run)
+        q: Any = query_of(self.graph, feeds, run)
         found: dict[str, Array] = {"q": q}
         if set(outputs) - {"q"}:
             weights = self._weights(q, tensors["k"], tensors.get("mask"))
@@ -205,6 +207,16 @@ class PlainAttention:
         about = self.about
         scores = raw_scores(about, split_heads(q, about.heads), split_heads(k, about.key_value_heads))
         return softmax(scores if mask is None else scores + mask, sinks_of(about), self.temperature)
+
+
+def query_of(graph: Graph, feeds: Mapping[str, Array], run: Run) -> Array:
+    """Return q: as it is fed, or projected by a fused graph, which runs over one key, since it runs whole."""
+    if "q" not in graph.outputs:
+        return feeds["q"] if "q" in feeds else feeds["query"]
+    one_key = {name: feeds[name][:, :1] for name in ("k", "v")}
+    one_key |= {name: feeds[name][..., :1] for name in ("mask",) if name in feeds}
+    (q,) = graph.run(("q",), {**feeds, **one_key}, run)
+    return q
 
 
 def result_of(graph: Graph) -> str:

@@ -46,6 +46,30 @@ def check_constants(layer: LoadedLayer, tolerance: float) -> None:
         )
 
 
+def check_flash(layer: LoadedLayer, tolerance: float) -> None:
+    """Compare the heads that a site's graph without scores gives with those of its graph with scores.
+
+    Args:
+        layer: the site.
+        tolerance: as of `check_constants`, times the largest value.
+
+    Raises:
+        WrongConstantError: they differ.
+    """
+    if layer.flash is None:
+        return
+    tensors, rows = _draw(layer), slice(0, ROWS)
+    wanted = frozenset(("heads", "scores"))
+    plain, flash = (
+        layer.block_stages(tensors, None, np.arange(ROWS), rows, wanted, frozenset(), Run(), flash=each)
+        for each in (False, True)
+    )
+    allowed = tolerance * max(1, np.abs(plain["scores"]).max()) * max(1, np.abs(tensors["v"]).max())
+    error = float(np.abs(flash["heads"] - plain["heads"]).max())
+    if not error <= allowed:
+        raise WrongConstantError(f"layer {layer.about.name}: its heads differ by {error:.2g} where no scores are made")
+
+
 def _softmax(scores: Weights, sinks: Vectors | None) -> Weights:
     """Return weights of scores [B, H, T, S], without the column of a sink."""
     if sinks is not None:

@@ -21,11 +21,12 @@ from attention_proto.folder import (
 from attention_server.inference.calibration import measured_costs
 from attention_server.inference.engine.evictable import EvictableGraph
 from attention_server.inference.engine.protocol import Engine, Graph
+from attention_server.inference.flash import open_flash
 from attention_server.inference.independence import DependentRowsError, check_independence, tolerance_of
 from attention_server.inference.model import LoadedModel, served_files
 from attention_server.inference.probes import ModelProbes
 from attention_server.inference.shared_graphs import SharedGraphs
-from attention_server.inference.site_constants import WrongConstantError, check_constants
+from attention_server.inference.site_constants import WrongConstantError, check_constants, check_flash
 from attention_server.inference.tokenizer import TextTokenizer
 from attention_server.repository import graph_contract as contract
 from attention_server.repository.graph_bytes import tensor_bytes
@@ -208,6 +209,7 @@ def _check_rows(model: LoadedModel) -> frozenset[str]:
                 shared.measure(probe)
         for layer in model.layers:
             check_constants(layer, tolerance)
+            check_flash(layer, tolerance)
     except (DependentRowsError, WrongConstantError) as error:
         raise RepositoryError(str(error)) from error
     return frozenset(shared.names)
@@ -267,6 +269,7 @@ def _open(folder: Path, engine: Engine, max_bytes: int) -> LoadedModel:
         file_bytes=sum(sizes.values()),
         tensor_bytes=held,
         graphs=graphs,
+        flash=open_flash(manifest.layers, engine),
         reader=TextTokenizer.of_query(manifest.text, contents),
         memory_reader=TextTokenizer.of_memory(manifest.text, contents),
     )
