@@ -1,12 +1,21 @@
-"""Time of the server from start to ready, and its resident memory then, with the embedded models.
+"""Time of the server from start to ready, and its resident memory then, with the embedded models or copies of one.
 
 .venv-dev/bin/python benchmarks/start.py
+.venv-dev/bin/python benchmarks/start.py --version build/bench/text/models/minilm/1 --copies 20
+
+Copies are loaded without records of trials, then with these; beside each stands the time that reading and hashing all
+files takes. CPU seconds are those of the server's process.
 """
 
+import argparse
+import hashlib
+import os
+import shutil
 import statistics
 import subprocess
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -14,24 +23,60 @@ SERVER = Path(__file__).parents[1] / ".venv/bin/attention-server"
 RUNS = 7
 
 
-def start() -> tuple[float, float]:
+def start(*arguments: object) -> tuple[float, float]:
     """Return seconds to ready and MiB resident."""
+    return started(*arguments)[:2]
+
+
+def started(*arguments: object) -> tuple[float, float, float]:
+    """Return seconds to ready, MiB resident and CPU seconds."""
     begin = time.perf_counter()
-    command = [SERVER, "--rest-port", "0", "--grpc-port", "0", "--log-level", "warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 # our own
+    command = [SERVER, "--rest-port", "0", "--grpc-port", "0", "--log-level", "warning", *arguments]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 # our own
         assert server.stdout is not None
         assert server.stdout.readline().startswith("ready ")
         seconds = time.perf_counter() - begin
         resident = Path(f"/proc/{server.pid}/status").read_text().partition("VmRSS:")[2].split()[0]
+        ticks = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         server.terminate()
-    return seconds, int(resident) / 1024
+    return seconds, int(resident) / 1024, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_copies(version: Path, copies: int, runs: int) -> None:
+    """Print the time to ready with copies of a version under other names, without and with records of trials."""
+    with TemporaryDirectory(dir=version.parent) as folder:  # on one file system, for links
+        models, records = Path(folder) / "models", Path(folder) / "records"
+        for number in range(copies):
+            shutil.copytree(version, models / f"copy-{number:02}/1", copy_function=os.link)
+        for label, more in (("every version tried", ()), ("with --trial-records", ("--trial-records", records))):
+            started("--models", models, *more)  # keeps the records
+            seconds, sizes, cpu = zip(*(started("--models", models, *more) for _ in range(runs)), strict=True)
+            begin, used = time.perf_counter(), time.process_time()
+            for path in sorted(models.rglob("*")):
+                if path.is_file():
+                    hashlib.sha256(path.read_bytes())
+            read, read_cpu = time.perf_counter() - begin, time.process_time() - used
+            Console().print(
+                f"{copies} copies, {label}: {statistics.median(seconds):.2f} s to ready, "
+                f"{statistics.median(cpu):.2f} of CPU; "
+                f"reading and hashing the files {read:.2f} s, {read_cpu:.2f} of CPU; {max(sizes):.0f} MiB resident"
+            )
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", type=Path, help="the folder of a version to copy; the embedded models without")
+    parser.add_argument("--copies", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    options = parser.parse_args()
+    if options.version:
+        measure_copies(options.version, options.copies, options.runs)
+        return
     start()  # fills the file cache, and compiles Python files
-    times, sizes = zip(*(start() for _ in range(RUNS)), strict=True)
+    times, sizes = zip(*(start() for _ in range(options.runs)), strict=True)
     median, worst = statistics.median(times), max(times)
-    Console().print(f"start to ready: {median:.2f} s (of {RUNS}: at most {worst:.2f}); {max(sizes):.0f} MiB resident")
+    count = options.runs
+    Console().print(f"start to ready: {median:.2f} s (of {count}: at most {worst:.2f}); {max(sizes):.0f} MiB resident")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,11 @@ class Settings(BaseSettings):
         False, description="end the start when one version that is to be loaded at the start cannot be served"
     )
     max_version_mib: int = Field(4096, ge=1, description="the files of one version of a model, in MiB")
+    trial_records: Path | None = Field(
+        None,
+        description="a folder in which results of loading are kept: a version with the same bytes is not probed and "
+        "measured again at the next start",
+    )
     model_budget_mib: int | None = Field(
         None,
         ge=1,

@@ -20,6 +20,7 @@ SOME = {  # a value that is not the default, for every setting
     "strict": True,
     "max_version_mib": 9,
     "model_budget_mib": 13,
+    "trial_records": "/tmp/tried",
     "max_load_seconds": 12.5,
     "host": "127.0.0.2",
     "allowed_hosts": "a.example,b.example",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Mode = Literal["none", "poll", "explicit"]
@@ -20,6 +21,7 @@ class Policy:
         grace: seconds that an unload waits for requests that hold a version.
         strict: whether one version that cannot be served ends the start.
         model_budget: bytes that the tensors of graphs in memory may have; see `residency.Residency`. None for no limit.
+        trial_records: the folder in which results of trials are kept; None for none.
     """
 
     mode: Mode = "none"
@@ -29,3 +31,4 @@ class Policy:
     grace: float = 30.0
     strict: bool = False
     model_budget: int | None = None
+    trial_records: Path | None = None

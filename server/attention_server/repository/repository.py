@@ -21,6 +21,7 @@ from attention_server.repository.policy import Policy
 from attention_server.repository.registry import Key, Lease, Registry, ServedVersion
 from attention_server.repository.residency import Residency
 from attention_server.repository.trial import Trials, try_and_load
+from attention_server.repository.trial_records import TrialRecords
 
 NOT_LOADED = "not loaded"
 SERVES_ON = "what was loaded from it serves on"
@@ -48,6 +49,7 @@ class Repository:
         self, root: Path, engine: Engine, memories: MemoryStore, policy: Policy, trials: Trials | None = None
     ) -> None:
         self._trials = trials
+        self._records = TrialRecords(policy.trial_records) if policy.trial_records else None
         self._root = root
         self._engine = engine
         self._policy = policy
@@ -352,7 +354,7 @@ class Repository:
     def _load(self, folder: Path) -> None:
         """Verify, load and warm a version and put it in the place of the one before, which is drained."""
         key, before = _key(folder), fingerprint(folder)
-        model = try_and_load(folder, self._engine, self._policy.max_version_bytes, self._trials)
+        model = try_and_load(folder, self._engine, self._policy.max_version_bytes, self._trials, self._records)
         if (served := self._registry.get(key)) is not None and served.model.digest == model.digest:
             served.fingerprint = before  # the same files, written anew
             self._state.set_loaded(key)

@@ -18,6 +18,7 @@ from attention_server.budget.trimmer import resident_bytes
 from attention_server.inference.engine.protocol import Engine
 from attention_server.inference.model import LoadedModel
 from attention_server.repository.loader import RepositoryError, Tried, load
+from attention_server.repository.trial_records import TrialRecords
 
 MIB = 1024 * 1024
 NO_MEMORY = ("bad_alloc", "Failed to allocate memory")  # words of C++ and of onnxruntime
@@ -86,13 +87,20 @@ class Trials:
         return found
 
 
-def try_and_load(folder: Path, engine: Engine, max_bytes: int, trials: Trials | None) -> LoadedModel:
-    """Load a version's folder, after its trial where there is one; see `loader.load`.
+def try_and_load(
+    folder: Path, engine: Engine, max_bytes: int, trials: Trials | None, records: TrialRecords | None
+) -> LoadedModel:
+    """Load a version's folder, after its trial where there is one, and no record of an earlier; see `loader.load`.
 
     Raises:
         RepositoryError: the version cannot be served.
     """
-    return load(folder, engine, max_bytes, None if trials is None else trials.run(folder, max_bytes))
+    known = None if records is None else records.find(folder, engine.device)
+    tried = trials.run(folder, max_bytes) if trials is not None and known is None else known
+    model = load(folder, engine, max_bytes, tried)
+    if records is not None and known is None:
+        records.keep(Tried(model.digest, model.device, model.costs))
+    return model
 
 
 def _serve(connection: "Connection[Tried | _Refusal, _Request]", try_version: TryVersion, seconds: float) -> None:

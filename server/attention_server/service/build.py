@@ -80,6 +80,7 @@ def _policy(settings: Settings) -> Policy:
         max_version_bytes=settings.max_version_mib * MIB,
         grace=settings.grace,
         strict=settings.strict,
+        trial_records=settings.trial_records,
         model_budget=settings.model_budget_mib and settings.model_budget_mib * MIB,
     )
 
