@@ -78,7 +78,7 @@ def check(compute: dict[str, Compute], texts: Sequence[np.ndarray]) -> None:
 
 
 def contenders(folder: Path) -> dict[str, Compute]:
-    """Return the computations by name; make what they need."""
+    """Return the computations by name; make the files that are missing."""
     checkpoint(folder)
     version, joined = folder / NAME / "1", folder / "joined.onnx"
     minilm.join(version, joined)

@@ -60,7 +60,7 @@ def model(models):
 
 @pytest.fixture
 def server(models):
-    """A server of one slot, in which every request is computed in the slot's thread."""
+    """A server of one slot; every request is computed in the slot's thread."""
     with local_server(models, max_queued=64, max_wait=1000.0, predicted=IN_A_SLOT) as running:
         yield running
 
@@ -128,7 +128,7 @@ def test_dense_batches_share_a_pass_with_sequences(model, specs):
 
 @pytest.mark.parametrize("names", [{"segment-1.onnx"}, {"front.onnx"}, {"segment-0.onnx", "segment-2.onnx"}], ids=str)
 def test_a_graph_with_other_bits_in_company_runs_on_one_sequence_at_a_time(models, model, names):
-    """A graph that is not shared has one run for each sequence, the others have one for all; the answers are equal."""
+    """A graph that is not shared has one run for each sequence, all further ones have one; the answers are equal."""
     own = replace(model, costs=replace(model.costs, shared=model.costs.shared - names))
     for specs in PLANS:
         check_mix(own, specs)
@@ -149,7 +149,7 @@ def test_rows_that_depend_on_the_run_are_not_shared():
 
 
 def test_the_reserved_peak_holds_for_every_pass(model):
-    """The largest peak that a job of a pass reserves is no less than what all jobs of the pass need together."""
+    """The largest peak that a job of a pass reserves is no less than the bytes of all jobs of the pass."""
     for number in range(60):
         cached = model.plan(PLANS[number % len(PLANS)])
         sequences = [each for _ in range(6) for each in draw()]
@@ -176,7 +176,7 @@ def ask(server, inputs, specs=PLANS[2], **call):
 
 @contextmanager
 def busy(server):
-    """Hold up the server's slot until the block ends: what is submitted there shares a pass."""
+    """Hold up the server's slot until the block ends: requests that are submitted there share a pass."""
     held, left = Event(), Event()
     future = server.scheduler.submit(Job(None, lambda _: (held.set(), left.wait(HANG), lambda: [None])[2], cost=0.1))
     assert held.wait(HANG)
@@ -203,7 +203,7 @@ def test_requests_of_many_callers_share_a_pass(server):
 
 
 def test_one_that_ends_does_not_fail_the_others(server):
-    """Of a pass one call expires before and one is cancelled while it runs: all others are answered."""
+    """Of a pass one call expires before and one is cancelled while it runs: all further ones are answered."""
     inputs = [Sequence(text="ein und")]
     expected = ask(server, inputs)[1].result(HANG)
     with busy(server):
@@ -239,7 +239,7 @@ def test_one_that_overflows_fails_alone(server):
 
 
 def test_scoring_gives_one_file(models, tmp_path):
-    """Texts of any lengths, scored in process, and by a server that answers others meanwhile, are the same bytes."""
+    """Texts of any lengths, scored in process, and by a server that answers further callers, are the same bytes."""
     lengths = [DRAWN.integers(1, 30) for _ in range(80)]
     texts = [" ".join(WORDS[i] for i in DRAWN.integers(1, len(WORDS), length)) for length in lengths]
     source = write(tmp_path / "in.parquet", {"id": range(len(texts)), "text": texts})

@@ -1,5 +1,6 @@
 """Random inputs of a model, on which its costs and the soundness of its batches are measured."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -45,6 +46,10 @@ class CalibrationInputs:
         source = source_chain(self._model.manifest)
         lengths = [max_length(self._model.manifest), source.max_tokens if source else 0]
         return min((length for length in lengths if length), default=0)
+
+    def clock(self) -> float:
+        """Return the seconds that computations of this thread took so far: on a CPU one thread computes."""
+        return time.thread_time() if self._model.device == "cpu" else time.perf_counter()
 
     def draw(self, length: int, count: int, *, masked: bool = False) -> list[PreparedInput]:
         """Draw sequences of a length, with a causal mask or none."""

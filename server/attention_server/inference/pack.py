@@ -1,4 +1,4 @@
-"""A pass of several sequences: the rows of all of them run through a segment together, one behind the other.
+"""A pass of several sequences: the rows of all sequences, in a row, run through a segment together.
 
 A segment's rows do not depend on each other, so nothing is padded and lengths are arbitrary. Sites compute one sequence
 at a time, or several of one length.

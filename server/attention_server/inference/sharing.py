@@ -1,4 +1,4 @@
-"""What may share a pass: the sequences that run together, each with the bits that it has alone.
+"""The rule of which sequences may share a pass: those that have the same bits in company as alone.
 
 There are two ways. In a *pack* the rows of sequences of any lengths run through each segment together; sites compute
 one sequence at a time, but single steps behind prefixes, and short sequences of one length, are one batch at a site.
@@ -58,7 +58,7 @@ class Sharing:
     costs: Costs
 
     def company(self, prepared: PreparedInput, plan: Plan) -> Company:
-        """Return what a sequence may share a pass with; a long one, computed in blocks of rows, is no argument."""
+        """Return the sequences that one may share a pass with; not of a long one, computed in blocks of rows."""
         continuation, queries = prepared.continuation, prepared.queries
         length = queries if self.packs or (continuation is not None and queries == 1) else max(queries, prepared.keys)
         count, factor = self.costs.best_batch(length)
