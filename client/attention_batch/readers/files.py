@@ -9,6 +9,7 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 
 from attention_batch.errors import Refused
+from attention_batch.readers import remote
 
 LONGEST = 64 * 2**20  # bytes of a line
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
@@ -100,15 +101,22 @@ def lines_of(path: str) -> Lines:
         OSError: the file cannot be read.
         Refused: it cannot be decompressed.
     """
-    compression = COMPRESSIONS.get(Path(path).suffix.lower())
-    if not compression:
+    compression = COMPRESSIONS.get(Path(remote.inside(path)).suffix.lower())
+    if not compression and not remote.is_remote(path):
         return Lines(open(path, "rb", buffering=BUFFER), path)  # noqa: PTH123 # a path as the user wrote it
-    return Lines(io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path), compression), BUFFER), path)
+    file = remote.opened(path) if remote.is_remote(path) else pa.OSFile(path)
+    raw = pa.CompressedInputStream(file, compression) if compression else file
+    return Lines(io.BufferedReader(raw, BUFFER), path)
+
+
+def table_file(path: str) -> str | pa.NativeFile:
+    """Return a file as Arrow opens it: the path itself, or an open remote file. Raises Refused as `remote.opened`."""
+    return remote.opened(path) if remote.is_remote(path) else path
 
 
 def is_compressed(path: str) -> bool:
     """Return whether a file's name tells a compression."""
-    return Path(path).suffix.lower() in COMPRESSIONS
+    return Path(remote.inside(path)).suffix.lower() in COMPRESSIONS
 
 
 def _refused(path: str, error: OSError) -> OSError | Refused:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from attention_batch.errors import Refused
+from attention_batch.readers import remote
 from attention_batch.readers.columns import select
 from attention_batch.readers.inflation import check_arrow
 
@@ -87,12 +88,15 @@ def _slice(batch: pa.RecordBatch, skipped: int, count: int) -> pa.RecordBatch:
 
 def _checked(path: str) -> Reader:
     """Open a file whose compressed buffers become no more than a bounded multiple. Raises Refused if they do."""
+    _open(path)
     with pa.memory_map(path) as mapped:
         check_arrow(mapped.read_buffer(), path)
     return _open(path)
 
 
 def _open(path: str) -> Reader:
+    if remote.is_remote(path):
+        raise Refused(f"{path}: Arrow files are mapped into memory; copy this one here, or write Parquet")
     mapped = pa.memory_map(path)
     if mapped.read(len(OLD_FEATHER)) == OLD_FEATHER:
         raise Refused(f"{path} is Feather version 1; write it again: pyarrow.feather.write_feather(table, OUT)")

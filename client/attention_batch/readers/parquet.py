@@ -1,15 +1,17 @@
 """Parquet files: slices of row groups, each row group read once from its start."""
 
 import io
-import os
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attention_batch.errors import Refused
+from attention_batch.readers import remote
 from attention_batch.readers.columns import select, type_of
+from attention_batch.readers.files import table_file
 from attention_batch.readers.inflation import check_inflation
+from attention_batch.readers.source import InputFile
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 2**22  # about; far larger batches would take fresh memory from the system each time
@@ -23,7 +25,7 @@ Position = tuple[str, int, int]  # a file, a row group, and a row in it
 def schema(path: str) -> pa.Schema:
     """Return a file's Arrow schema. Raises Refused if it is no Parquet file."""
     try:
-        return pq.read_schema(path)
+        return pq.read_schema(table_file(path))
     except (OSError, pa.ArrowException) as error:
         raise Refused(f"cannot read {path} as Parquet: {error}") from error
 
@@ -40,10 +42,10 @@ def slices(path: str, rows: int, most_bytes: int) -> Iterator[tuple[int, int, in
         Refused: the file is no longer a Parquet file.
     """
     try:
-        metadata = pq.read_metadata(path)
+        metadata = pq.read_metadata(table_file(path))
     except (OSError, pa.ArrowException) as error:
         raise Refused(f"cannot read {path} as Parquet: {error}") from error
-    size_of_file = os.stat(path).st_size  # noqa: PTH116 # a path as the user wrote it
+    size_of_file = InputFile.at(path).size
     pending: tuple[int, int, int] | None = None  # the first of several small row groups, their rows and bytes
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -112,13 +114,13 @@ class Cursor:
         """Open a file, unless it is open."""
         if self._opened is not None and (path, columns) == (self._path, self._columns):
             return
-        opened = pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)
+        opened = pq.ParquetFile(table_file(path), pre_buffer=False, buffer_size=READ_BYTES)
         self._tensors = {}
         kinds = {name: type_of(opened.schema_arrow, name) for name in columns}
         if any(map(pa.types.is_dictionary, kinds.values())):
             self._tensors = {name: kind for name, kind in kinds.items() if isinstance(kind, pa.FixedShapeTensorType)}
             metadata = _without_arrow_schema(path)
-            opened = pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=READ_BYTES)
+            opened = pq.ParquetFile(table_file(path), metadata=metadata, pre_buffer=False, buffer_size=READ_BYTES)
         self._path, self._columns, self._opened = path, columns, opened
 
     def _begin(self, group: int) -> None:
@@ -167,10 +169,11 @@ def _without_arrow_schema(path: str) -> pq.FileMetaData:
 
     Arrow checks the strings of a dictionary, and one that is not UTF-8 would make the whole row group unreadable.
     """
-    with open(path, "rb") as file:  # noqa: PTH123 # a path as the user wrote it
-        file.seek(-FOOTER_END, os.SEEK_END)
+    with remote.opened(path) if remote.is_remote(path) else pa.OSFile(path) as file:
+        end = file.size()
+        file.seek(end - FOOTER_END)
         size = int.from_bytes(file.read(4), "little")
-        file.seek(-FOOTER_END - size, os.SEEK_END)
+        file.seek(end - FOOTER_END - size)
         footer = file.read()
     return pq.read_metadata(io.BytesIO(MAGIC + footer.replace(b"ARROW:schema", b"UNUSED:schem")))
 

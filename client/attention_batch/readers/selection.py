@@ -11,6 +11,7 @@ from attention_batch.readers import ipc, parquet
 from attention_batch.readers.delimited import CsvSource
 from attention_batch.readers.files import COMPRESSIONS
 from attention_batch.readers.jsonl import JsonSource, StreamSource
+from attention_batch.readers.remote import files_below, inside, is_remote
 from attention_batch.readers.source import InputFile, Source
 from attention_batch.readers.tables import TableSource
 
@@ -68,7 +69,7 @@ def files_source(files: tuple[InputFile, ...]) -> Source:
 
 def format_of(path: str) -> Format | None:
     """Return the format that a file's name tells; None for none. Text may be compressed."""
-    name = Path(path)
+    name = Path(inside(path))
     if name.suffix.lower() not in COMPRESSIONS:
         return INPUT_FORMATS.get(name.suffix.lower())
     inner = INPUT_FORMATS.get(Path(name.stem).suffix.lower())
@@ -88,7 +89,9 @@ def _check_formats(text: str, paths: list[str]) -> None:
 
 def _paths(text: str, written: set[Path], say: Say) -> list[str]:
     """Return the paths of the input's files, sorted."""
-    if Path(text).is_dir():
+    if is_remote(text):
+        found = _at_address(text, say)
+    elif Path(text).is_dir():
         found = _in_folder(Path(text), written, say)
     elif Path(text).exists():
         if _is_written(Path(text), written):
@@ -110,16 +113,39 @@ def _in_folder(folder: Path, written: set[Path], say: Say) -> list[str]:
     every = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_written(path, written)]
     # By custom, names that begin with . or _ hold no data.
     shown = [path for path in every if not any(part[0] in "._" for part in path.relative_to(folder).parts)]
-    found = [path for path in shown if format_of(str(path)) is not None]
-    if any(path.suffix != ".json" for path in found):  # beside other files it describes them
-        found = [path for path in found if path.suffix != ".json"]
+    found = _readable(shown)
     if (state := folder / STATE).exists() and (listed := _listed(state)):
         found = [path for path in found if path.name in listed]
     kept = set(found)
-    if passed := [str(path.relative_to(folder)) for path in every if path not in kept]:
+    _say_passed(str(folder), [str(path.relative_to(folder)) for path in every if path not in kept], say)
+    return list(map(str, found))
+
+
+def _at_address(address: str, say: Say) -> list[str]:
+    """Return the files of an address, which may be that of a folder."""
+    every = files_below(address)
+    if every is None:
+        return [address]
+    begin = inside(address).rstrip("/")
+    own = {path: inside(path).removeprefix(begin).strip("/") for path in every}
+    shown = [path for path, name in own.items() if not any(part[:1] in ("_", ".") for part in name.split("/"))]
+    readable = set(_readable([Path(inside(path)) for path in shown]))
+    found = {path for path in shown if Path(inside(path)) in readable}
+    _say_passed(address, [name for path, name in own.items() if path not in found], say)
+    return list(found)
+
+
+def _readable(paths: list[Path]) -> list[Path]:
+    """Return the files with a format, without `.json` beside others, which it describes."""
+    found = [path for path in paths if format_of(str(path)) is not None]
+    others = [path for path in found if path.suffix != ".json"]
+    return others or found
+
+
+def _say_passed(folder: str, passed: list[str], say: Say) -> None:
+    if passed:
         names = ", ".join(passed[:SHOWN]) + (", ..." if len(passed) > SHOWN else "")
         say(f"{folder}: {len(passed)} files are passed over, for they have no format that is read: {names}")
-    return list(map(str, found))
 
 
 def _listed(state: Path) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from attention_batch.errors import Refused
+from attention_batch.readers import remote
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.rows import FailedRow, Row
 
@@ -58,6 +59,8 @@ class InputFile:
             path.encode()  # the journal and the dead letters name it
         except UnicodeEncodeError as error:
             raise Refused(f"{path!a}: the name is not UTF-8; rename the file") from error
+        if remote.is_remote(path):
+            return cls(path, *remote.state(path))
         try:
             found = Path(path).stat()
         except OSError as error:
