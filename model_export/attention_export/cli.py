@@ -72,7 +72,7 @@ def block(
         Path | None,
         typer.Option(
             exists=True,
-            help="safetensors file of the matrices M_Q, b_Q, ..; random by the seed if absent. A matrix is [in, out], "
+            help="safetensors file of the matrices M_Q, b_Q, ..; random by the seed if absent. A matrix is in x out, "
             "as in x @ M_Q + b_Q; see --layout",
         ),
     ] = None,

@@ -78,7 +78,9 @@ OUTPUTS_HELP = (
     f"Outputs to show, with commas: {', '.join(OUTPUTS)}; NAME:mean, NAME:first or NAME:last pools rows. Or a JSON "
     'list of outputs with their options, such as [{"name": "weights", "pairs": ["0.1"]}].'
 )
-ArrayFile = Annotated[Array | None, typer.Option(parser=_array, metavar="FILE.npy")]
+ArrayFile = Annotated[
+    Array | None, typer.Option(parser=_array, metavar="FILE.npy", help="Vectors, a row for each position.")
+]
 Text = Annotated[str | None, typer.Argument(help="The sequence, for a text model; others take --query.")]
 Version = Annotated[
     int, typer.Option(min=0, help="The model's version.", show_default="0, the version that the server answers with")
@@ -104,7 +106,7 @@ def attend(
     window: mask.Window = "",
     mask_json: mask.MaskJson = "",
     mask_layer: mask.MaskLayers = None,
-    outputs: Annotated[str, typer.Option(help=OUTPUTS_HELP)] = "",
+    outputs: Annotated[str, typer.Option(help=OUTPUTS_HELP, show_default="weights, and predictions for a text")] = "",
     layer: choice.Layer = "",
     head: choice.Heads = None,
     rows: choice.Rows = "",
@@ -301,7 +303,7 @@ def generate(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for each token.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a token.")] = False,
 ) -> None:
-    """Go on with a text token by token, and show what each token was read from."""
+    """Go on with a text token by token, and show the tokens that each was read from."""
     if former is not None or not model:
         text, name = (prompt, "NAME") if former is None else (former, prompt)
         raise typer.BadParameter(
@@ -351,7 +353,7 @@ def models(
         bool, typer.Option("--json", help="Print the models as one JSON document, as REST does.")
     ] = False,
 ) -> None:
-    """List the served models: layers, heads, widths, tokens, and what each learned."""
+    """List the served models: layers, heads, widths, tokens, training and its figures."""
     with connect(target, timeout) as client:
         served = client.models()
     if as_json:

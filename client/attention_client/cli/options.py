@@ -20,7 +20,7 @@ class Truncate(StrEnum):
 
 
 class Fold(StrEnum):
-    """What makes the weights of several layers one."""
+    """The reduction of the weights of several layers to one."""
 
     MEAN = "mean"
     MAX = "max"

@@ -17,7 +17,9 @@ def main() -> None:
         "the token itself goes to stderr, once.",
     )
     parser.add_argument("name", help="whose it is, in logs and limits")
-    parser.add_argument("--rights", nargs="*", choices=get_args(Right), default=["attend"], help="what it may do")
+    parser.add_argument(
+        "--rights", nargs="*", choices=get_args(Right), default=["attend"], help="what it may do (default: attend)"
+    )
     arguments = parser.parse_args()
     token = new_token()
     # A JSON string is a valid basic string of TOML.
