@@ -126,6 +126,24 @@ def test_spark(job, tmp_path):
     assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["part-0.parquet", "part-0.json", "part-0.csv.gz"])
+def test_columns_of_folders(tmp_path, name):
+    """Columns in the names of folders are read where they are chosen, and not otherwise; the file's own goes before."""
+    for day, text in enumerate(SENTENCES[:2]):
+        folder = tmp_path / f"in/text=other/day={'__HIVE_DEFAULT_PARTITION__' if day else 'Mon%3A1'}"
+        folder.mkdir(parents=True)
+        frame = pd.DataFrame({"text": [text]})
+        if name.endswith("json"):
+            frame.to_json(folder / name, orient="records", lines=True)
+        else:
+            (frame.to_parquet if name.endswith("parquet") else frame.to_csv)(folder / name, index=False)
+    null = "id" if name.endswith(("json", "gz")) else (None, SENTENCES[1])  # of a table a null is an id
+    assert read(tmp_path / "in", id="day") == [("Mon:1", SENTENCES[0]), null]
+    assert read(tmp_path / "in") == expected(SENTENCES[:2])
+    with pytest.raises(Refused, match="it has text, text, day"):
+        read(tmp_path / "in", id="hour")
+
+
 IDS = (10706345580035347604, -9223372036854775808, 9223372036854775807, 18446744073709551615, -1)
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from attention_batch.errors import Refused
 from attention_batch.readers.fields import check_unique, choose_columns
 from attention_batch.readers.files import LONGEST, Lines
+from attention_batch.readers.partitions import partitions
 from attention_batch.readers.source import InputFile
 from attention_batch.readers.text import BOM, Header, TextSource, Unreadable
 
@@ -32,10 +33,11 @@ class CsvSource(TextSource):
     def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field; ids of a column are strings. See `Source.columns`."""
         first = self.files[0].path
-        columns = choose_columns(self.header_of(first), chosen, first)
+        columns = choose_columns(self.header_of(first), chosen, first, partitions(first))
         for file in self.files:
             names = self.header_of(file.path)
-            if missing := [column for column in columns.values() if column not in names]:
+            known = {*names, *partitions(file.path)}
+            if missing := [column for column in columns.values() if column not in known]:
                 raise Refused(f"{file.path} has no column {missing[0]!r}, as {first} has")
             check_unique(names, columns, file.path)
         return columns, pa.string() if "id" in columns else pa.int64()

@@ -115,13 +115,16 @@ class Fields:
         return Row(file, row, id_, Sequence(**given, causal=self.causal), size, prefix)
 
 
-def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str) -> dict[str, str]:
+def choose_columns(
+    names: Collection[str], chosen: Mapping[str, str], where: str, of_folders: Collection[str] = ()
+) -> dict[str, str]:
     """Return field -> column: the columns that the user chose, and those that have a field's name.
 
     Args:
         names: of the input's columns.
         chosen: field -> column, as the user chose.
         where: the input's name, for errors.
+        of_folders: names of columns that stand in the names of folders, which are read only where they are chosen.
 
     Raises:
         Refused: a chosen column does not exist, or is there twice, or the input has not exactly one of text, query and
@@ -130,8 +133,9 @@ def choose_columns(names: Collection[str], chosen: Mapping[str, str], where: str
     for field, column in chosen.items():
         if field not in FIELDS:
             raise Refused(f"--column: there is no field {field!r}; there are {', '.join(FIELDS)}")
-        if column not in names:
-            raise Refused(f"--column {field}={column}: {where} has no such column; it has {', '.join(names)}")
+        if column not in names and column not in of_folders:
+            known = ", ".join([*names, *of_folders])
+            raise Refused(f"--column {field}={column}: {where} has no such column; it has {known}")
     source = set(SOURCES) & chosen.keys()
     # An input may have several sources; a chosen one then excludes all columns that were not chosen.
     own = [field for field in FIELDS if field in names and field not in CHOSEN and (not source or field == "id")]

@@ -12,6 +12,7 @@ from attention_batch.errors import Refused
 from attention_batch.readers.documents import Document, integer_type, names_of, value_of
 from attention_batch.readers.fields import Fields, choose_columns
 from attention_batch.readers.files import LONGEST, Lines, lines_of
+from attention_batch.readers.partitions import partitions
 from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import InputFile, Shard
 from attention_batch.readers.text import BOM, Header, TextSource, Unreadable, limited, row_of
@@ -30,8 +31,11 @@ class JsonSource(TextSource):
                 for line in lines:
                     document = document_of(line)
                     if isinstance(document, dict):
-                        columns = choose_columns(names_of(document), chosen, file.path)
-                        return columns, _id_type([document, *_more(lines)], columns)
+                        of_folders = partitions(file.path)
+                        columns = choose_columns(names_of(document), chosen, file.path, of_folders)
+                        return columns, _id_type(
+                            [{**of_folders, **each} for each in (document, *_more(lines))], columns
+                        )
                     _refuse_array(document, line, file.path)
         raise _no_row(self.files[0].path)
 

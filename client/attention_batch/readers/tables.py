@@ -8,6 +8,7 @@ import pyarrow as pa
 from attention_batch.errors import Refused
 from attention_batch.readers.columns import id_type, names_of, type_of
 from attention_batch.readers.fields import Fields, check_types, check_unique, choose_columns
+from attention_batch.readers.partitions import partitions
 from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
 
@@ -55,17 +56,20 @@ class TableSource:
     def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
         """Return the column of each field, and the type of ids; every file must have both. See `Source.columns`."""
         first = self._schema(self.files[0].path)
-        columns = choose_columns(names_of(first), chosen, self.files[0].path)
-        ids = id_type(type_of(first, columns["id"])) if "id" in columns else pa.int64()
+        columns = choose_columns(names_of(first), chosen, self.files[0].path, partitions(self.files[0].path))
+        if not set(columns.values()) & set(names_of(first)):
+            raise Refused(f"{self.files[0].path}: no column of the file itself is read, and so no row")
+        ids = _id_type(first, columns)
         for file in self.files:
             schema = self._schema(file.path)
             names = names_of(schema)
-            missing = [column for column in columns.values() if column not in names]
+            of_folders = partitions(file.path)
+            missing = [column for column in columns.values() if column not in names and column not in of_folders]
             if missing:
                 raise Refused(f"{file.path} has no column {missing[0]!r}, as {self.files[0].path} has")
             check_unique(names, columns, file.path)
-            check_types(schema, columns, file.path)
-            own = id_type(type_of(schema, columns["id"])) if "id" in columns else ids
+            check_types(schema, {field: each for field, each in columns.items() if each in names}, file.path)
+            own = _id_type(schema, columns)
             if own != ids:
                 raise Refused(f"{file.path}: ids are {own}, but {ids} in the first file")
         return columns, ids
@@ -93,6 +97,24 @@ class TableSource:
         """Yield a shard's rows."""
         path = self.files[shard.file].path
         first = shard.first
-        for batch in self._cursor.read(path, *shard.position, shard.rows, list(dict.fromkeys(fields.columns.values()))):
+        constants = self._constants(path, fields)
+        columns = [name for name in dict.fromkeys(fields.columns.values()) if name not in constants]
+        for read in self._cursor.read(path, *shard.position, shard.rows, columns):
+            batch = read
+            for name, value in constants.items():
+                batch = batch.append_column(name, pa.array([value] * len(batch), pa.string()))
             yield from fields.of_batch(batch, path, first, shard.before)
             first += batch.num_rows
+
+    def _constants(self, path: str, fields: Fields) -> dict[str, str | None]:
+        """Return the columns that are read of the names of folders, where the file itself has none of that name."""
+        of_folders = partitions(path)
+        wanted = of_folders.keys() & set(fields.columns.values())
+        names = names_of(self._schema(path)) if wanted else []
+        return {name: of_folders[name] for name in sorted(wanted) if name not in names}
+
+
+def _id_type(schema: pa.Schema, columns: Mapping[str, str]) -> pa.DataType:
+    if "id" not in columns:
+        return pa.int64()
+    return id_type(type_of(schema, columns["id"])) if columns["id"] in names_of(schema) else pa.string()

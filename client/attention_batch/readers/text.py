@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from attention_batch.readers.fields import Fields
 from attention_batch.readers.files import LineCursor, Lines, lines_of
+from attention_batch.readers.partitions import partitions
 from attention_batch.readers.rows import FailedRow, Row
 from attention_batch.readers.source import MOST_BYTES, InputFile, Shard
 
@@ -86,10 +87,15 @@ class TextSource(ABC):
         path = self.files[shard.file].path
         start, end = shard.position
         header = self.header_of(path)
+        of_folders = partitions(path)
+        constants = {name: of_folders[name] for name in of_folders.keys() & set(fields.columns.values())}
         parse = partial(fields.of_document, of_strings=self.of_strings)
         with self._cursor.lines(path, start) as lines:
             for row, record in enumerate(self.records(lines), shard.first):
-                found = row_of(record, self.document(record, header), path, row, shard.before, parse)
+                document = self.document(record, header)
+                if constants and isinstance(document, dict):
+                    document = {**constants, **document}
+                found = row_of(record, document, path, row, shard.before, parse)
                 if found is not None:
                     yield found
                 if lines.at >= end:
