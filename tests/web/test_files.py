@@ -317,7 +317,7 @@ def test_html_is_one_self_contained_file(visit, ask, browser, tmp_path):
     assert min(widths) >= 11 * len(true["weights@1"][0])
     assert violations(alone) == []
     expect(alone.locator(".note")).to_contain_text(NOTE)
-    alone.get_by_label("layer").select_option("0")
+    alone.get_by_role("combobox").select_option("0")
     assert close(first_row(alone), true["weights@0"][0, 1])
     assert alone.title() != "run"
     assert [each for each in asked if not each.startswith(("file:", "data:"))] == []

@@ -22,7 +22,7 @@ def row_in_numbers(page: Page | FrameLocator) -> list[list[float]]:
 
 
 def test_a_file_shows_every_layer(browser, client, tmp_path):
-    """A written page shows the result's numbers, layer by layer, and sends no request."""
+    """A written page shows the result's numbers, layer by layer and head by head, and sends no request."""
     result = client.attend("encoder", text=SENTENCE, outputs=[OutputSpec("weights", layers=["*"])])
     file = tmp_path / "weights.html"
     file.write_text(page_of(result), "utf-8")
@@ -30,9 +30,12 @@ def test_a_file_shows_every_layer(browser, client, tmp_path):
         page.goto(file.as_uri())
         page.locator("button.chip").nth(1).click()
         for layer in ("0", "1"):
-            page.get_by_label("layer").select_option(layer)
+            page.get_by_role("combobox").select_option(layer)
             true = result[f"weights@{layer}"][:, 1]
             assert close(row_in_numbers(page), [*true, true.mean(0)])
+        expect(page.locator(".thumbnail canvas")).to_have_count(24)
+        page.get_by_role("button", name="layer 0, head 7").click()
+        assert close(row_in_numbers(page)[0], result["weights@0"][7, 1])
 
 
 def test_a_notebook_shows_a_result(browser, client, tmp_path):

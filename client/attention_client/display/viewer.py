@@ -22,6 +22,7 @@ _TOP_KEYS = 16
 _PLACEHOLDER = '<script type="application/json" id="picture">null</script>'
 _FORMAT = "attention-picture/1"
 _PANELS_IN_A_ROW = 3
+_THUMBNAIL = 120  # pixels of a head in the atlas of several layers
 
 
 def page(result: AttendResult, title: str = "") -> str:
@@ -41,9 +42,11 @@ def frame(result: AttendResult) -> str:
     Raises:
         NotRequested: the weights were not asked for.
     """
-    heads, queries, _ = next(iter(layer_weights(result).values())).shape
+    layers = layer_weights(result)
+    heads, queries, _ = next(iter(layers.values())).shape
     rows = math.ceil((heads + 1) / _PANELS_IN_A_ROW)
-    height = 430 + rows * (min(queries, 12) * 30 + 90)
+    atlas = len(layers) * _THUMBNAIL if len(layers) > 1 else 0
+    height = 430 + atlas + rows * (min(queries, 12) * 30 + 90)
     document = html.escape(page(result), quote=True)
     return (
         f'<iframe srcdoc="{document}" sandbox="allow-scripts" title="Attention weights" width="100%" height="{height}" '
