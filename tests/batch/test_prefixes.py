@@ -1,4 +1,4 @@
-"""Contexts before rows: kept once for each text, made again where they are gone."""
+"""Contexts before rows: kept once for each text, made again where one is gone."""
 
 from dataclasses import replace
 
@@ -76,7 +76,7 @@ def test_contexts_that_are_gone(engine, client):
 
 
 def test_contexts_that_cannot_be_kept(engine):
-    """Rows behind a text that the model cannot read fail by the name of their column; the others have their answers."""
+    """Rows behind a text that the model cannot read fail by the column's name; all further rows have answers."""
     pairs = [("cats and dogs", " " if i % 3 == 0 else SOURCES[0]) for i in range(40)]
     for i, result in enumerate(scored(engine, spec_of(engine), pairs)):
         assert (getattr(result, "field", None) == "prefix") == (i % 3 == 0)

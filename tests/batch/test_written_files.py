@@ -1,4 +1,4 @@
-"""Files as programs of others write them: pandas, polars, DuckDB, datasets, Spark's folders, editors and shells."""
+"""Files as further programs write them: pandas, polars, DuckDB, datasets, Spark's folders, editors and shells."""
 
 import base64
 import gzip
@@ -109,7 +109,7 @@ def test_datasets(tmp_path):
 
 
 def test_spark(job, tmp_path):
-    """A folder of Spark's is read in the order of its parts; what is passed over is said."""
+    """A folder of Spark's is read in the order of its parts; files that are passed over are said."""
     for day in (1, 2):
         folder = tmp_path / f"in/day={day}"
         folder.mkdir(parents=True)
@@ -128,7 +128,7 @@ def test_spark(job, tmp_path):
 
 @pytest.mark.parametrize("name", ["part-0.parquet", "part-0.json", "part-0.csv.gz"])
 def test_columns_of_folders(tmp_path, name):
-    """Columns in the names of folders are read where they are chosen, and not otherwise; the file's own goes before."""
+    """Columns in the names of folders are read where chosen, and not otherwise; the file's own goes before."""
     for day, text in enumerate(SENTENCES[:2]):
         folder = tmp_path / f"in/text=other/day={'__HIVE_DEFAULT_PARTITION__' if day else 'Mon%3A1'}"
         folder.mkdir(parents=True)
@@ -237,7 +237,7 @@ def test_lines_as_rest_has_them(tmp_path):
 
 
 def test_csv(tmp_path):
-    """Values in quotes may have commas, quotes and lines; rows of another length, and other bytes, are failed rows."""
+    """Values in quotes may have commas, quotes and lines; rows of another length, and Latin-1, are failed rows."""
     content = 'n,text,"a,b"\n1,"I said ""no"",\nLeo\u2028said yes",\n2,b\n\n3,"c",x\n4,dLATIN,y\n5,"",z\n'
     (tmp_path / "in.csv").write_bytes(content.encode().replace(b"LATIN", b"\xff"))
     assert read(tmp_path / "in.csv", rows=2, id="n") == [

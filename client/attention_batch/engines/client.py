@@ -27,7 +27,7 @@ class ClientEngine:
         return self._client.model(name, version)
 
     def attend(self, spec: ScoringSpec, rows: list[Row]) -> list[AttendResult]:
-        """Return one answer a row, from one call; the client creates again what the service has lost.
+        """Return one answer a row, from one call; the client creates a memory again that the service has lost.
 
         Raises:
             AttentionError: no answer.

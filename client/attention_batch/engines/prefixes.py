@@ -9,7 +9,7 @@ from attention_client.errors import InvalidRequest, TooLarge
 
 from attention_batch.readers.rows import Row
 
-MOST = 1024  # handles; the engine itself bounds what it keeps behind these
+MOST = 1024  # handles; the engine itself bounds the bytes of its memories
 Handle = TypeVar("Handle")
 
 
@@ -20,7 +20,7 @@ class _Fault(str):
 
 
 class Prefixes(Generic[Handle]):
-    """Handles of contexts by their texts, the least recently used of which are dropped."""
+    """Handles of contexts by text; the least recently used ones are dropped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,13 +46,13 @@ class Prefixes(Generic[Handle]):
         return [None if isinstance(each, _Fault) else each for each in found]
 
     def forget(self, rows: list[Row]) -> None:
-        """Forget the handles of rows: the engine no longer has what they stand for."""
+        """Forget the handles of rows: the engine no longer keeps the contexts."""
         with self._lock:
             for row in rows:
                 self._known.pop(row.prefix or "", None)
 
     def _of(self, text: str, make: Callable[[str], Handle]) -> Handle | _Fault:
-        with self._lock:  # while one is made, the other calls wait for it
+        with self._lock:  # while one is made, all further calls wait
             if text not in self._known:
                 try:
                     self._known[text] = make(text)

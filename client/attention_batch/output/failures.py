@@ -13,7 +13,7 @@ _OWN = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d[\d.e+-]*")  # parts of a reason that
 
 @dataclass
 class FailureKind:
-    """Failed rows with the same reason, but for what it quotes, counts and suggests.
+    """Failed rows with the same reason, but for quoted values, numbers and suggestions.
 
     Attributes:
         field: at fault.
@@ -31,14 +31,14 @@ class FailureKind:
 
 
 def failure_kinds(errors: Path) -> list[FailureKind]:
-    """Return the kinds of failed rows, in the order of their first rows, at most `MOST`; none without a file."""
+    """Return the kinds of failed rows, by first row, at most `MOST`; none without a file."""
     found: dict[tuple[str, str], FailureKind] = {}
     if not errors.exists():
         return []
     with errors.open("rb") as lines:
         for line in lines:
             letter: dict[str, Any] = orjson.loads(line)
-            cause = re.split("[;:]", letter["reason"], maxsplit=1)[0]  # behind it, what would do
+            cause = re.split("[;:]", letter["reason"], maxsplit=1)[0]  # behind it is the remedy
             key = _OWN.sub("", letter["field"]), _OWN.sub("", cause)
             if key not in found and len(found) < MOST:
                 found[key] = FailureKind(letter["field"], letter["reason"], letter["file"], letter["row"])

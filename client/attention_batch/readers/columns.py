@@ -9,7 +9,7 @@ from attention_batch.readers.strings import check_offsets
 
 
 def names_of(schema: pa.Schema) -> list[str]:
-    """Return the names of all columns, and of the parts of structs behind those of their struct."""
+    """Return the names of all columns, each struct's before those of its parts."""
     return [name for field in schema for name in _names(field)]
 
 
@@ -41,7 +41,7 @@ def select(batch: pa.RecordBatch, names: Sequence[str], *, checked: bool = True)
 
     Args:
         batch: has the columns.
-        names: as `names_of` gives them.
+        names: of columns, as `names_of` returns.
         checked: whether the content of the batch is known to be inside its buffers.
 
     Raises:

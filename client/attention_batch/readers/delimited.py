@@ -71,7 +71,7 @@ class CsvSource(TextSource):
                 return
 
     def document(self, record: bytes, header: Header) -> Any:
-        """Return a record as the values by their names, or `Unreadable`."""
+        """Return a record as name -> value, or `Unreadable`."""
         values = self._values(record)
         if isinstance(values, Unreadable):
             return values

@@ -1,4 +1,4 @@
-"""JSON documents as rows: columns by name, and values as a sequence has them."""
+"""JSON documents as rows: columns by name, and values for the fields of a sequence."""
 
 from collections.abc import Mapping
 from itertools import chain

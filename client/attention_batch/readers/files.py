@@ -28,7 +28,7 @@ class Lines:
         at: the byte behind the last line.
 
     Raises:
-        Refused: the file is UTF-16; or, at any line, is not what its compression makes.
+        Refused: the file is UTF-16; or, at any line, cannot be decompressed.
     """
 
     def __init__(self, stream: BinaryIO, path: str) -> None:

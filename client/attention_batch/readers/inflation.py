@@ -1,6 +1,6 @@
-"""The bytes that compressed files become: a bound on them, and what an Arrow IPC file says of its buffers.
+"""A bound on the bytes that compressed files become, and the sizes that an Arrow IPC file names for its buffers.
 
-Arrow allocates what a compressed buffer says that it becomes before it decompresses. The size stands before a buffer,
+Arrow allocates the named size of a compressed buffer before it decompresses. The size stands before the buffer itself,
 and the buffers stand in the messages of the format, which are FlatBuffers (Message.fbs, File.fbs of Apache Arrow).
 """
 
@@ -31,7 +31,7 @@ def check_inflation(size: int, compressed: int, where: str) -> None:
     """Check that bytes of a file become no more than a bounded multiple.
 
     Raises:
-        Refused: they become more.
+        Refused: the size is above the bound.
     """
     if size > INFLATED_BYTES + INFLATED_SHARE * compressed:
         raise Refused(f"{where} becomes {size} bytes of {compressed}, which is too much; write smaller row groups")

@@ -1,4 +1,4 @@
-"""Files at addresses with a scheme: s3:// and others by pyarrow, https:// and the rest by fsspec."""
+"""Files at addresses with a scheme: s3:// and further stores by pyarrow, https:// and the rest by fsspec."""
 
 import io
 import re

@@ -106,7 +106,7 @@ def _paths(text: str, written: set[Path], say: Say) -> list[str]:
 
 
 def _in_folder(folder: Path, written: set[Path], say: Say) -> list[str]:
-    """Return the files below a folder that can be read, and say which others there are."""
+    """Return the files below a folder that can be read, and say which files are passed over."""
     if (splits := folder / SPLITS).exists():
         names = ", ".join(sorted(json.loads(splits.read_bytes()).get("splits", [])))
         raise Refused(f"{folder} has the splits {names}; give the folder of one: {folder}/SPLIT")
@@ -136,7 +136,7 @@ def _at_address(address: str, say: Say) -> list[str]:
 
 
 def _readable(paths: list[Path]) -> list[Path]:
-    """Return the files with a format, without `.json` beside others, which it describes."""
+    """Return the files with a format, without `.json` beside files of further formats, which it describes."""
     found = [path for path in paths if format_of(str(path)) is not None]
     others = [path for path in found if path.suffix != ".json"]
     return others or found

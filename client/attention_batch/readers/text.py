@@ -56,12 +56,12 @@ class TextSource(ABC):
         """Return the document of a record, or `Unreadable`."""
 
     def header(self, lines: Lines) -> Header:
-        """Read the names of a file's columns, where they stand before the first row."""
+        """Read the header of a file: the names of columns; empty for a format without."""
         del lines
         return ()
 
     def header_of(self, path: str) -> Header:
-        """Return the names of a file's columns, where they stand before the first row."""
+        """Return the header of a file; see `header`."""
         if path not in self._headers:
             with lines_of(path) as lines:
                 self._headers[path] = self.header(lines)
