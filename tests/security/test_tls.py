@@ -1,5 +1,6 @@
 """TLS and mutual TLS on both ports, with real certificates; renewed without a restart."""
 
+import re
 import socket
 import ssl
 import subprocess
@@ -54,6 +55,15 @@ def test_tls_on_both_ports(server, pems):
         requests.get(f"http://{server.rest}/v1/models", timeout=HANG)
     with AttentionClient(server.grpc, timeout=HANG) as client, pytest.raises(Unavailable):
         client.models()
+
+
+def test_the_metrics_tell_when_the_certificate_expires(server, pems):
+    """The metric is the end of the validity that openssl reads in the certificate."""
+    shown = https(server, "/metrics", pems).text
+    (value,) = re.findall(r"^attention_certificate_expiry_timestamp_seconds (\S+)$", shown, re.MULTILINE)
+    command = ["openssl", "x509", "-in", pems.cert, "-noout", "-enddate"]
+    end = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().removeprefix("notAfter=")
+    assert float(value) == ssl.cert_time_to_seconds(end)
 
 
 def test_who_does_not_trust_the_authority_says_nothing(server, tmp_path):

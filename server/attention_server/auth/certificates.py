@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from attention_server.auth.expiry import expiry
 from attention_server.auth.file_watcher import FileWatcher
 
 
@@ -20,11 +21,16 @@ class PemFiles:
 
 @dataclass(frozen=True, slots=True)
 class TlsContexts:
-    """A TLS context for each port, and the files as gRPC's own server takes them."""
+    """A TLS context for each port, and the files as gRPC's own server takes them.
+
+    Attributes:
+        expires: when the server's certificate expires, in seconds since 1970.
+    """
 
     http: ssl.SSLContext
     grpc: ssl.SSLContext
     files: PemFiles
+    expires: float
 
 
 class Certificates:
@@ -108,4 +114,9 @@ def _read(cert: Path, key: Path, client_ca: Path | None) -> TlsContexts:
     http, grpc = contexts
     grpc.set_alpn_protocols(["h2"])
     authorities = None if client_ca is None else client_ca.read_bytes()
-    return TlsContexts(http, grpc, PemFiles(key.read_bytes(), cert.read_bytes(), authorities))
+    chain = cert.read_bytes()
+    try:
+        expires = expiry(chain)
+    except ValueError as error:
+        raise ValueError(f"{cert}: {error}") from error
+    return TlsContexts(http, grpc, PemFiles(key.read_bytes(), chain, authorities), expires)

@@ -68,6 +68,7 @@ class Snapshot:
     index: list[IndexEntry]
     log_losses: Mapping[str, int]
     residency: ResidencyState
+    certificate_expires: float | None
 
 
 def exposition(snapshot: Snapshot) -> bytes:
@@ -134,6 +135,9 @@ def _of_server(snapshot: Snapshot) -> Iterator[Metric]:
         "attention_memory_expirations": ("Memories forgotten because nobody used them.", memories.expired),
     }
     yield from (CounterMetricFamily(name, words, value) for name, (words, value) in counters.items())
+    if snapshot.certificate_expires is not None:
+        words = "When the certificate of TLS expires, in seconds since 1970."
+        yield GaugeMetricFamily("attention_certificate_expiry_timestamp_seconds", words, snapshot.certificate_expires)
     losses = CounterMetricFamily("attention_log_lines_dropped", "Log lines that are missing.", labels=["reason"])
     for reason, count in snapshot.log_losses.items():
         losses.add_metric([reason], count)

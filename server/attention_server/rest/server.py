@@ -189,6 +189,7 @@ class RestServer:
         allowed_hosts: Collection[str] = (),
     ) -> None:
         self._service = service
+        self._certificates = certificates
         self._socket = listen("REST", host, port)
         self._threads = Threads(requests + SPARE_THREADS, "rest")
         self._health = HealthRoutes(service)
@@ -263,11 +264,11 @@ class RestServer:
         return self._threads.is_idle
 
     async def metrics(self, request: Request) -> Response:
-        content = await run_in_threadpool(lambda: prometheus.exposition(_snapshot(self._service)))
+        content = await run_in_threadpool(lambda: prometheus.exposition(_snapshot(self._service, self._certificates)))
         return Response(content, media_type=prometheus.CONTENT_TYPE)
 
 
-def _snapshot(service: Service) -> prometheus.Snapshot:
+def _snapshot(service: Service, certificates: Certificates | None) -> prometheus.Snapshot:
     scheduler, memories, account = service.state()
     versions, requests = service.observer.statistics.all()
     return prometheus.Snapshot(
@@ -281,6 +282,7 @@ def _snapshot(service: Service) -> prometheus.Snapshot:
         index=service.index(),
         residency=service.residency(),
         log_losses=logs.losses(),
+        certificate_expires=certificates.current().expires if certificates else None,
     )
 
 
