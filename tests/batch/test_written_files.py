@@ -236,6 +236,18 @@ def test_lines_as_rest_has_them(tmp_path):
     ]
 
 
+def test_optional_names_of_later_lines(tmp_path):
+    """A name that a row may lack is read also where the first row lacks it."""
+    (tmp_path / "in.jsonl").write_text(
+        '{"text": "a"}\n{"text": "b", "text_pair": "c"}\n{"text": "d", "more": {"p": "e"}}\n'
+    )
+    source = open_source(str(tmp_path / "in.jsonl"), io.BytesIO())
+    fields = Fields(*source.columns({"prefix": "more.p"}), "none")
+    rows = [row for shard in source.shards(9) for row in source.read(shard, fields)]
+    assert [row.sequence.text_pair for row in rows] == [None, "c", None]
+    assert [row.prefix for row in rows] == [None, None, "e"]
+
+
 def test_csv(tmp_path):
     """Values in quotes may have commas, quotes and lines; rows of another length, and Latin-1, are failed rows."""
     content = 'n,text,"a,b"\n1,"I said ""no"",\nLeo\u2028said yes",\n2,b\n\n3,"c",x\n4,dLATIN,y\n5,"",z\n'

@@ -13,7 +13,7 @@ from attention_batch.readers.documents import Document, integer_type, names_of, 
 from attention_batch.readers.fields import Fields, choose_columns
 from attention_batch.readers.files import LONGEST, Lines, lines_of
 from attention_batch.readers.partitions import partitions
-from attention_batch.readers.rows import FailedRow, Row
+from attention_batch.readers.rows import OPTIONAL, FailedRow, Row
 from attention_batch.readers.source import InputFile, Shard
 from attention_batch.readers.text import BOM, Header, TextSource, Unreadable, limited, row_of
 
@@ -25,17 +25,16 @@ class JsonSource(TextSource):
     """Rows of files of JSON lines."""
 
     def columns(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], pa.DataType]:
-        """Return the column of each field by the first readable row, and the type of ids by the rows after it too."""
+        """Return the columns by the first readable row; optional ones, and the type of ids, by the next rows too."""
         for file in self.files:
             with lines_of(file.path) as lines:
                 for line in lines:
                     document = document_of(line)
                     if isinstance(document, dict):
                         of_folders = partitions(file.path)
-                        columns = choose_columns(names_of(document), chosen, file.path, of_folders)
-                        return columns, _id_type(
-                            [{**of_folders, **each} for each in (document, *_more(lines))], columns
-                        )
+                        looked = [document, *_more(lines)]
+                        columns = choose_columns(_names(looked, chosen), chosen, file.path, of_folders)
+                        return columns, _id_type([{**of_folders, **each} for each in looked], columns)
                     _refuse_array(document, line, file.path)
         raise _no_row(self.files[0].path)
 
@@ -107,6 +106,13 @@ def _more(lines: Lines) -> Iterator[Document]:
             yield document
         if lines.at >= end:
             return
+
+
+def _names(documents: list[Document], chosen: Mapping[str, str]) -> list[str]:
+    """Return the names in the first document, and those in further ones that a row may lack."""
+    optional = {*OPTIONAL, *chosen.values()}
+    further = (name for each in documents for name in names_of(each) if name in optional)
+    return list(dict.fromkeys([*names_of(documents[0]), *further]))
 
 
 def _id_type(documents: list[Document], columns: Mapping[str, str]) -> pa.DataType:
