@@ -57,7 +57,7 @@ class Program:
     """A client: its command, and how its output becomes a report.
 
     Attributes:
-        command: what comes before the scenario and the address.
+        command: the program and its arguments before the scenario and the address.
         rest: whether it speaks REST.
         read: makes the report of the output and the scenario.
     """
@@ -89,7 +89,7 @@ def server(dot_only: Path) -> Iterator[LocalServer]:
 
 
 def go_through(program: Program, scenario: str, server: LocalServer) -> None:
-    """Run a scenario of a client and check what it reports, and what the server counts."""
+    """Run a scenario of a client and check its report, and the counts of the server."""
     {"cancel": _cancel, "deadline": _deadline, "retry": _retry}.get(scenario, _at_once)(program, scenario, server)
 
 
