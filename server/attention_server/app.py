@@ -59,7 +59,9 @@ async def serve(settings: Settings, engine: Engine | None = None, trials: Trials
         AccessError: tokens or certificates cannot be used.
         TracingError: traces cannot be sent as the environment asks.
     """
-    core = make_core(settings, Observer(open_tracing(), settings.access_log), engine, trials)
+    core = make_core(
+        settings, Observer(open_tracing(), settings.access_log, load_reports=settings.load_reports), engine, trials
+    )
     application = Application(core, open_access(settings), settings)
     stop = asyncio.ensure_future(_stop_signal().wait())
     await application.start()

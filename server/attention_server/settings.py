@@ -205,6 +205,9 @@ class Settings(BaseSettings):
     access_log: Literal["none", "errors", "all"] = Field(
         "errors", description="the requests that have a line in the log, at level info: none, those that fail, or all"
     )
+    load_reports: bool = Field(
+        False, description="whether answers have an ORCA load report beside them, for load balancers that weigh by it"
+    )
 
     @field_validator("load_model", "allowed_hosts", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ def stub(server):
 
 
 @pytest.fixture(scope="module")
-def narrow(repository):
+def narrow(repository, grpc_server):
     """A server that takes and sends little."""
     with start_server(repository, "--max-message-mib", 1, "--max-answer-mib", 1) as running:
         yield running

@@ -91,7 +91,7 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded(dot_only, tmp_path_factory):
+def guarded(dot_only, grpc_server, tmp_path_factory):
     file = tmp_path_factory.mktemp("tokens") / "tokens.toml"
     made = {
         "attend": make_token("search"),

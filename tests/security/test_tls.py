@@ -35,13 +35,13 @@ def https(server, path: str, pems: Pems, *, certificate: bool = False, **options
 
 
 @pytest.fixture(scope="module")
-def server(dot_only, pems):
+def server(dot_only, grpc_server, pems):
     with start_server(dot_only, *tls_flags(pems)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def mutual(dot_only, pems):
+def mutual(dot_only, grpc_server, pems):
     with start_server(dot_only, *tls_flags(pems, mutual=True)) as running:
         yield running
 

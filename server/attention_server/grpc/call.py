@@ -40,9 +40,9 @@ SERVICE_ERRORS: dict[type[CallError], type[AttentionServiceError]] = {
 class GrpcCall(Protocol):
     """One call of gRPC. `http2.Call` is one; a call of another server is adapted to this.
 
-    All methods are called on the loop. Headers and trailers are text: binary ones (`-bin`) are passed as the server
-    has them, encoded or not. The exceptions of `read` and `stop_reason` are the service's errors, or those of
-    `http2.errors`; `service_error` translates the latter.
+    All methods are called on the loop. Headers are text: binary ones (`-bin`) are passed as the server has them,
+    encoded or not. Binary trailers are given as they are; the server encodes them. The exceptions of `read` and
+    `stop_reason` are the service's errors, or those of `http2.errors`; `service_error` translates the latter.
     """
 
     @property

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from attention_server.auth.callers import PUBLIC_PATHS, Caller, Callers
 from attention_server.budget.account import Lease
 from attention_server.budget.current import current_lease
+from attention_server.codecs import orca
 from attention_server.codecs.errors import INTERNAL, INTERNAL_MESSAGE, encode_status, record_error
 from attention_server.codecs.parsed_size import QUICK_FIELDS, ManyFields, check_fields, parsed_bytes
 from attention_server.domain.call import CallContext
@@ -170,7 +171,7 @@ class Interceptor:
                 await method.handler(MessageStream(call, method.request_type, self._threads), context)
             finally:
                 beginning.cancel()
-            call.finish(_trailers(context.record))
+            call.finish(self._trailers(context.record))
         else:
             await self._reply(call, method, context, await read_single(call))
 
@@ -185,7 +186,14 @@ class Interceptor:
         record.mark_written(len(answer))
         if context.lease.size > HELD_BYTES:
             context.lease.settle(len(answer))
-        call.finish(_trailers(record), answer)
+        call.finish(self._trailers(record), answer)
+
+    def _trailers(self, record: RequestRecord) -> tuple[Header, ...]:
+        """Return the trailers of an answered call, with a load report if answers have one."""
+        meter = self._service.observer.meter
+        if meter is None:
+            return _trailers(record)
+        return (*_trailers(record), (orca.TRAILER, orca.encode_protobuf(meter.load())))
 
 
 async def read_single(call: GrpcCall) -> Buffer:

@@ -11,11 +11,13 @@ from attention_server.auth.callers import PUBLIC_PATHS, Caller, Callers
 from attention_server.auth.hosts import HostPolicy
 from attention_server.budget.account import Account, Lease
 from attention_server.budget.current import current_lease
+from attention_server.codecs import orca
 from attention_server.codecs.errors import status_name
 from attention_server.domain.request_record import OK, REQUEST_ID, SERVER_TIMING, RequestRecord, request_id
 from attention_server.errors import AttentionServiceError, PermissionDenied, Unauthenticated
 from attention_server.rest import page
 from attention_server.rest.exchange import REQUEST_BYTES, error_response
+from attention_server.telemetry.load import LoadMeter
 from attention_server.telemetry.observer import Observer
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -60,13 +62,13 @@ class ObservingMiddleware:
         request = Request(scope)
         if scope["path"] in PUBLIC:
             request.state.record = RequestRecord(request_id=request_id(request.headers.get(REQUEST_ID)))
-            await self._serve_public(request, receive, _with_record(send, request.state.record))
+            await self._serve_public(request, receive, _with_record(send, request.state.record, None))
             return
         host = request.client.host if request.client else ""
         record = self._observer.begin("rest", "", request.headers, caller=request.state.certificate or host)
         request.state.record = record
         try:
-            await self._admit(request, receive, _with_record(send, record))
+            await self._admit(request, receive, _with_record(send, record, self._observer.meter))
         finally:
             self._observer.end(record)
 
@@ -127,8 +129,11 @@ async def _refuse(error: AttentionServiceError, request: Request, receive: Recei
     await response(request.scope, receive, send)
 
 
-def _with_record(send: Send, record: RequestRecord) -> Send:
-    """Wrap `send`: add the request's id and timing to the response's headers, and record its status and size."""
+def _with_record(send: Send, record: RequestRecord, meter: LoadMeter | None) -> Send:
+    """Wrap `send`: record the response's status and size, and add to its headers.
+
+    Added are the request's id and timing, and a load report where there is a meter.
+    """
 
     async def recording(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -141,6 +146,8 @@ def _with_record(send: Send, record: RequestRecord) -> Send:
             timing = record.server_timing()
             if timing:
                 headers[SERVER_TIMING] = timing
+            if meter is not None:
+                headers[orca.HEADER] = orca.encode_text(meter.load())
         else:
             record.answer_bytes += len(message.get("body", b""))
         await send(message)

@@ -9,6 +9,7 @@ from typing import Literal
 import structlog
 
 from attention_server.domain.request_record import OK, REQUEST_ID, TRACE_HEADERS, RequestRecord, request_id
+from attention_server.telemetry.load import LoadMeter
 from attention_server.telemetry.statistics import Statistics
 from attention_server.telemetry.tracing import Tracing
 
@@ -24,10 +25,18 @@ class Observer:
     Args:
         tracing: sends spans; None for no traces.
         access_log: the requests that get a line in the log: none, failed ones or all.
+        load_reports: whether answers have a report of the load beside them.
+
+    Attributes:
+        statistics: of all requests.
+        meter: measures the load for the reports; None without reports.
     """
 
-    def __init__(self, tracing: Tracing | None = None, access_log: AccessLog = "errors") -> None:
+    def __init__(
+        self, tracing: Tracing | None = None, access_log: AccessLog = "errors", *, load_reports: bool = False
+    ) -> None:
         self.statistics = Statistics()
+        self.meter = LoadMeter() if load_reports else None
         self._tracing = tracing
         self._access_log = access_log
         self._refused_lock = threading.Lock()
@@ -71,6 +80,8 @@ class Observer:
             record.mark_written()
         if not record.is_stream or record.code != OK:
             self.statistics.count(record)
+            if self.meter:
+                self.meter.count(is_error=record.code != OK)
         if self._tracing:
             self._tracing.end(record)
         if self._access_log == "errors" and record.reason == OVERLOADED:
