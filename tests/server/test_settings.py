@@ -52,6 +52,7 @@ SOME = {  # a value that is not the default, for every setting
     "log_level": "error",
     "log_format": "json",
     "access_log": "all",
+    "load_reports": True,
 }
 
 
