@@ -1,7 +1,7 @@
 """The server of `attention_server.app`, over graphs that run for as long as a test says: HELD_SERVER FILE [FLAG...].
 
-While the file exists no run of a graph ends, and the first one that waits makes FILE.reached; without it each takes a
-hundredth of a second and more, so that no request is one of the short ones, which the loop computes.
+While the file exists no run of a graph ends, and the first one that waits makes FILE.reached. No request is one of the
+short ones, which the event loop computes: the loop would wait too.
 """
 
 import sys
@@ -10,17 +10,17 @@ from pathlib import Path
 
 from attention_server.app import main
 from attention_server.inference.engine.protocol import Run
+from attention_server.scheduling import scheduler
 from engines import ObservedEngine
 
-LEAST_SECONDS = 0.01
+MOMENT = 0.01  # seconds between two looks
 
 
 def hold(file: Path) -> None:
-    """Wait for a moment, and then until the file does not exist; tell by a second file that a run waits."""
-    threading.Event().wait(LEAST_SECONDS)
+    """Wait until the file does not exist; tell by a second file that a run waits."""
     while file.exists():
         file.with_name(f"{file.name}.reached").touch()
-        threading.Event().wait(LEAST_SECONDS)
+        threading.Event().wait(MOMENT)
 
 
 if __name__ == "__main__":
@@ -29,4 +29,5 @@ if __name__ == "__main__":
     def before(_: Run) -> None:
         hold(file)
 
+    scheduler.SHORT_SECONDS = -1.0
     main(ObservedEngine(before))
