@@ -41,7 +41,7 @@ class GrpcCall(Protocol):
     """One call of gRPC. `http2.Call` is one; a call of another server is adapted to this.
 
     All methods are called on the loop. Headers are text: binary ones (`-bin`) are passed as the server has them,
-    encoded or not. Binary trailers are given as they are; the server encodes them. The exceptions of `read` and
+    encoded or not. Binary trailers are given in base64. The exceptions of `read` and
     `stop_reason` are the service's errors, or those of `http2.errors`; `service_error` translates the latter.
     """
 

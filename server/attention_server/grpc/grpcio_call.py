@@ -1,6 +1,7 @@
 """One call of `grpc.aio` behind the protocol `GrpcCall`, and the handler that makes it."""
 
 import asyncio
+from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -139,7 +140,9 @@ class GrpcioCall(CallLifetime):
     def fail(self, status: int, message: str, details: bytes = b"", trailers: Sequence[Header] = (), /) -> None:
         """End the call with an error; `details` is a serialized google.rpc.Status."""
         if not self._is_finished:
-            self._end(STATUSES[status], message, ((DETAILS.encode(), details), *trailers) if details else trailers)
+            self._end(
+                STATUSES[status], message, ((DETAILS.encode(), b64encode(details)), *trailers) if details else trailers
+            )
 
     async def serve(self) -> None:
         """Run the answering coroutine and send its messages, until the call has its status.
@@ -235,4 +238,5 @@ class GrpcioHandlers(grpc.GenericRpcHandler):
 def _metadatum(header: Header) -> tuple[str, str | bytes]:
     name, value = header
     text = name.decode()
-    return text, value if text.endswith("-bin") else value.decode("latin-1")
+    # Binary trailers come in base64, which grpcio writes itself.
+    return text, b64decode(value) if text.endswith("-bin") else value.decode("latin-1")

@@ -4,6 +4,7 @@ A call that is refused for its credentials, or in overload, is refused before an
 """
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ class Interceptor:
         meter = self._service.observer.meter
         if meter is None:
             return _trailers(record)
-        return (*_trailers(record), (orca.TRAILER, orca.encode_protobuf(meter.load())))
+        return (*_trailers(record), (orca.TRAILER, b64encode(orca.encode_protobuf(meter.load()))))
 
 
 async def read_single(call: GrpcCall) -> Buffer:

@@ -323,10 +323,10 @@ class Call(CallLifetime):
         """End the call with the status OK.
 
         Args:
-            trailers: sent beside the status; binary ones (`-bin`) are encoded here.
+            trailers: sent beside the status; binary ones (`-bin`) in base64.
             content: a message to be sent before.
         """
-        self._finish((OK, *[_encoded(each) for each in trailers]), content)
+        self._finish((OK, *trailers), content)
 
     def fail(self, status: int, message: str, details: bytes = b"", trailers: Sequence[Header] = ()) -> None:
         """End the call with an error.
@@ -342,8 +342,8 @@ class Call(CallLifetime):
             (b"grpc-message", quote(message, safe=UNQUOTED).encode()),
         ]
         if details:
-            told.append((b"grpc-status-details-bin", details))
-        self._finish([_encoded(each) for each in (*told, *trailers)], None)
+            told.append((b"grpc-status-details-bin", base64.b64encode(details).rstrip(b"=")))
+        self._finish((*told, *trailers), None)
 
     def refuse(self, headers: Sequence[Header]) -> None:
         """Answer a request that is not gRPC by a response of HTTP without a body."""
@@ -376,12 +376,6 @@ class Call(CallLifetime):
         else:
             session.send_data(self._stream, prefix)
             session.send_data(self._stream, content, on_sent)
-
-
-def _encoded(trailer: Header) -> Header:
-    """Return a trailer as it is sent: a binary one in base64."""
-    name, value = trailer
-    return (name, base64.b64encode(value).rstrip(b"=")) if name.endswith(b"-bin") else trailer
 
 
 def _headers_error() -> CallError:

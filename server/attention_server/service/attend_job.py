@@ -24,7 +24,6 @@ from attention_server.scheduling.scheduler import Scheduler
 from attention_server.service.baseline import NO_BASELINE, Baseline
 
 T = TypeVar("T")
-N = TypeVar("N", int, float)
 
 Finalizer = Callable[[], list[Response | Exception]]
 
@@ -41,6 +40,9 @@ class Group:
         profiles: of each.
         count: number of sequences.
         rows: their query rows.
+        shared_cost: predicted seconds that the group adds to a pass, before correction.
+        size: bytes of the sequences and the answers.
+        peak: bytes that it needs beside while it runs.
     """
 
     positions: list[int] = field(default_factory=list)
@@ -48,45 +50,31 @@ class Group:
     profiles: list[InputProfile] = field(default_factory=list)
     count: int = 0
     rows: int = 0
+    shared_cost: float = 0.0
+    size: int = 0
+    peak: int = 0
 
     def add(self, position: int, prepared: PreparedInput, profile: InputProfile) -> None:
         """Add a sequence, or a batch of sequences."""
         self.positions.append(position)
         self.prepared.append(prepared)
         self.profiles.append(profile)
-        self.count += prepared.batch
-        self.rows += prepared.batch * profile.queries
+        batch = prepared.batch
+        self.count += batch
+        self.rows += batch * profile.queries
+        self.shared_cost += batch * profile.seconds * profile.company.factor
+        self.size += batch * (profile.answer_bytes + profile.input_bytes)
+        self.peak += batch * profile.peak_bytes
 
     @property
     def cost(self) -> float:
         """Predicted seconds of a pass of the group alone, before correction."""
         return self.profiles[0].seconds if self.count == 1 else self.shared_cost
 
-    @property
-    def shared_cost(self) -> float:
-        """Predicted seconds that the group adds to a pass, before correction."""
-        return self._sum(lambda profile: profile.seconds * profile.company.factor)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the sequences and the answers."""
-        return self._sum(lambda profile: profile.answer_bytes + profile.input_bytes)
-
-    @property
-    def peak(self) -> int:
-        """Bytes that it needs beside while it runs."""
-        return self._sum(lambda profile: profile.peak_bytes)
-
     def full_peak(self) -> int:
         """Return the bytes that a full pass of such sequences needs beside, or the group itself, if these are more."""
-        of_row = max([profile.peak_bytes / profile.queries for profile in self.profiles])
+        of_row = max([profile.peak_bytes / profile.queries for profile in self.profiles]) if self.peak else 0.0
         return max(self.peak, min(PASS_BYTES, int(of_row * self.profiles[0].company.max_rows)))
-
-    def _sum(self, number: Callable[[InputProfile], N]) -> N:
-        if len(self.prepared) == 1:
-            return number(self.profiles[0]) * self.count
-        numbers = zip(self.prepared, self.profiles, strict=True)
-        return sum([number(profile) * prepared.batch for prepared, profile in numbers])
 
 
 @dataclass(slots=True, eq=False)
