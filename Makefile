@@ -48,6 +48,8 @@ help: ## this list
 	.venv-clients/bin/pip install --quiet --no-compile 'tritonclient[grpc,http]==2.73.0' 'kserve==0.21.0' 'openai==3.57.0' 'openapi-python-client==0.29.1'
 	# The codecs alone: what its server depends on is not needed.
 	.venv-clients/bin/pip install --quiet --no-compile --no-deps --ignore-requires-python mlserver==1.7.1 pydantic-settings==2.16.3
+	# In a folder of its own: it has OpenTelemetry's messages too, of another version.
+	.venv-clients/bin/pip install --quiet --no-compile --no-deps --target .venv-clients/xds xds-protos==1.85.0
 	@touch $@
 
 # What the page is built from, as the lock has it; whoever serves needs none of it.
