@@ -121,7 +121,7 @@ class OnnxGraph:
             raise
 
     def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
-        """Compute outputs and the nodes on the path to these; see `Graph.run_path`."""
+        """Compute outputs; onnxruntime is asked for the nodes on the path alone, and 1.32 runs all on the CPU."""
         options = _new_options(run)
         options.only_execute_path_to_fetches = True
         try:

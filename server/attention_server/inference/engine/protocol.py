@@ -116,7 +116,7 @@ class Graph(Protocol):
         ...
 
     def run_path(self, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> list[Array]:
-        """Return the named outputs, computing the nodes on the path to these outputs alone; otherwise as `run`."""
+        """Return the named outputs as `run`; an engine that can computes the nodes on the path to these alone."""
         ...
 
 
