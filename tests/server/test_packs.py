@@ -126,7 +126,9 @@ def test_dense_batches_share_a_pass_with_sequences(model, specs):
             assert_same(result._replace(outputs=own), expected)
 
 
-@pytest.mark.parametrize("names", [("segment-1.onnx",), ("front.onnx",), ("segment-0.onnx", "segment-2.onnx")], ids=", ".join)
+@pytest.mark.parametrize(
+    "names", [("segment-1.onnx",), ("front.onnx",), ("segment-0.onnx", "segment-2.onnx")], ids=", ".join
+)
 def test_a_graph_with_other_bits_in_company_runs_on_one_sequence_at_a_time(models, model, names):
     """A graph that is not shared has one run for each sequence, all further ones have one; the answers are equal."""
     own = replace(model, costs=replace(model.costs, shared=model.costs.shared.difference(names)))
