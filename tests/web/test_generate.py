@@ -109,6 +109,7 @@ def test_a_hidden_word_and_a_head_that_is_off(visit, ask):
     expect(page.locator(".changes")).to_contain_text("“cat” hidden")
     page.get_by_role("button", name="switch off").click()
     expect(page.locator(".changes")).to_contain_text("head 1 off")
+    expect(page.locator(OWN)).to_have_count(3)
     expect(page.locator(".view[aria-busy=false]:not(.stale)")).to_be_visible()
     text = TEXT
     for shown in said(page):

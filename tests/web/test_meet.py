@@ -22,7 +22,9 @@ def test_the_first_screen(visit, ask):
     """The first screen asks what "gave" looks at: an arc for each head with its weight, and what the model answers."""
     true = ask("multi-head", text=SENTENCE, outputs=["weights", "predictions"])
     page = visit()
-    expect(page.get_by_role("heading", level=2)).to_have_text(re.compile("What does .gave. look at"))
+    expect(page.get_by_role("heading", level=2)).to_have_text(re.compile("What does gave look at"))
+    expect(page.locator(".meet .lead")).to_contain_text("From “gave”, 3 heads look at I, Tater and toy.")
+    assert page.locator(".looked-at .ask").all_inner_texts() == ["I", "Tater", "toy"]
     labels = page.locator(".arc-label text")
     expect(labels).to_have_count(3)
     for head, label in enumerate(labels.all_text_contents()):
@@ -75,11 +77,11 @@ def test_another_word_asks_nothing(visit, ask):
     asked: list[str] = []
     page.on("request", lambda sent: asked.append(sent.url))
     page.get_by_role("button", name="toy", exact=True).click()
-    expect(page.get_by_role("heading", level=2)).to_contain_text("toy")
+    expect(page.get_by_role("heading", level=2)).to_contain_text("does toy look")
     assert near(page.locator(".arc-label text").all_text_contents()[0].split(" · ")[1], true[0, 6].max())
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", level=2)).to_contain_text("“a”")
+    expect(page.get_by_role("heading", level=2)).to_contain_text("does a look")
     assert asked == []
     page.keyboard.press("Delete")
     expect(page.locator(".struck")).to_have_text(re.compile("^\\s*a"))
@@ -99,6 +101,9 @@ def test_many_heads_and_a_phone(visit, ask):
     strongest = sorted(strength, key=lambda name: -strength[name])[:4]
     assert page.locator(".card:not(.answer) h3").all_inner_texts() == strongest
     assert page.locator(".meet-figure").get_attribute("data-layout") == "column"
+    tabs = [tab.bounding_box() for tab in page.locator(".tabs button").all()]
+    assert len(tabs) == 6
+    assert all(box["height"] >= 44 and box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in tabs), "all are seen"
     page.get_by_role("button", name="Hide cat").tap()
     expect(page.locator(".struck")).to_have_count(1)
     expect(page.locator(".card.answer")).to_contain_text("vector of “cat”")
@@ -114,8 +119,9 @@ def test_a_head_is_switched_off(visit, ask):
     page = visit(model="multi-head", text=SENTENCE)
     page.locator(".arc").first.wait_for(state="attached")
     heights = [card.bounding_box() for card in page.locator(".card").all()]
-    page.get_by_role("switch", name="head 0").click()
+    page.get_by_role("button", name="And without head 0?").click()
     expect(page.locator(".changes")).to_contain_text("head 0 off")
+    expect(page.get_by_role("switch", name="head 0")).to_have_attribute("aria-checked", "false")
     for now, (*shown,) in zip(after, cards(page), strict=True):
         assert shown[2] == now["label"]
         assert near(shown[3], now["probability"])

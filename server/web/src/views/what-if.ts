@@ -1,5 +1,5 @@
 // What can be changed in any view, what was, and the way back.
-import { html, nothing, type TemplateResult } from "lit-html";
+import { html, type TemplateResult } from "lit-html";
 import { saidChanges } from "./changes.ts";
 import type { Context } from "./view.ts";
 
@@ -11,12 +11,12 @@ export function temperatureOf(temperature: number, change: (temperature: number)
       @change=${(event: Event) => change(read(event))}></span>`;
 }
 
-/** The temperature, what is changed in words, and a button that undoes all of it. */
-export function whatIf({ state, model, edit }: Context, keys: string[]): TemplateResult {
+/** The temperature, what is changed in words, and a button that undoes all of it; a hint stands where nothing is changed. */
+export function whatIf({ state, model, edit }: Context, keys: string[], hint = ""): TemplateResult {
   const said = saidChanges(state.a, keys, model);
   return html`<div class="what-if">${temperatureOf(state.a.temperature, (to) => edit({ temperature: to }))}<p class="changes" role="status">${
     said.length
       ? html`<b>Changed:</b> ${said.join(", ")} <button type="button" class="quiet" @click=${() => edit({ hidden: [], off: [], temperature: 1 })}>undo all</button>`
-      : nothing
+      : html`<span class="hint">${hint}</span>`
   }</p></div>`;
 }

@@ -25,7 +25,7 @@ export class RolloutTab {
       drawn: { weights, head: 0, colour: null, queries: names, keys: picture.keys, most: weights.most },
     };
     render(
-      html`<h2>What has “<span class="asking">${word}</span>” read, layer by layer?</h2>
+      html`<h2>What has <span class="asking">${word}</span> read, layer by layer?</h2>
         <p class="quiet-text">Attention rollout: the weights' mean over heads, half of it and half of the word itself, multiplied layer by layer
           (Abnar and Zuidema, 2020). A row is what the word holds after a layer${after.length > 1 ? nothing : ", here after the last"}; it adds up to 1.</p>
         <div class="strip" role="group" aria-label="The word">${picture.queries.map(

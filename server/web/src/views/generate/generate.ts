@@ -120,7 +120,7 @@ export class GenerateView implements View {
     const next = generation.written[this.count];
     render(
       html`<div class="meet-card">
-          <h2>${step ? html`What was read before “<span class="asking">${cut(step.label, 24)}</span>” was written?` : "What comes next?"}</h2>
+          <h2>${step ? html`What was read before <span class="asking">${cut(step.label, 24)}</span> was written?` : "What comes next?"}</h2>
           <p class="quiet-text">A decoder writes one token after another. Before each it reads what stands there, of which the server keeps keys and values.
             Click a written token to see what it read, and a word of the prompt to hide it.</p>
           ${this.controls()}

@@ -59,14 +59,19 @@ function card(
   const ordered = Array.from(row.keys()).sort((a, b) => row[b] - row[a]);
   const { key, weight } = best(row);
   const on = !state.a.off.includes(pair);
+  const turn = () => edit({ off: toggled(state.a.off, pair) });
   return html`<article class="card" .style=${`--head: ${headColour(palette(), colour)}`}>
     <header><h3><span class="dot"></span>${name}${answers ? html` · ${answers}?` : nothing}</h3>
-      <button type="button" role="switch" aria-checked=${on} aria-label=${`${name} on`} @click=${() => edit({ off: toggled(state.a.off, pair) })}>${on ? "on" : "off"}</button></header>
+      <button type="button" role="switch" aria-checked=${on} aria-label=${`${name} on`} @click=${turn}>${on ? "on" : "off"}</button></header>
     ${
       first
-        ? html`<p class="quiet-text">looks at ${cut(picture.keys[key] ?? "", 16)} ${share(weight)}; the model answers</p>
+        ? html`<p class="quiet-text">looks at <b>${cut(picture.keys[key] ?? "", 16)}</b> ${share(weight)}, and the model answers</p>
           ${line(first.label, first.probability)}
-          <div class="after">${now ? html`<p class="quiet-text">${how}</p>${line(now.label, now.probability, now.label !== first.label)}` : nothing}</div>`
+          <div class="after">${
+            now
+              ? html`<p class="quiet-text">${how}</p>${line(now.label, now.probability, now.label !== first.label)}`
+              : html`<button type="button" class="try" @click=${turn}>And without ${name}?</button>`
+          }</div>`
         : html`<p class="quiet-text">looks most at</p>${ordered.slice(0, 3).map((each) => line(cut(picture.keys[each], 16), row[each]))}`
     }
   </article>`;

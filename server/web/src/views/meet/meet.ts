@@ -13,11 +13,12 @@ import { whatIf } from "../what-if.ts";
 import { type Arc, apart, type Box, between, boxOf, type Layout, within } from "./arcs.ts";
 import { cards } from "./cards.ts";
 import { best, firstQuery, type Met, metHeads } from "./heads.ts";
+import { lookedAt, told } from "./told.ts";
 
 const FAINTEST = 0.02; // of a weight that has an arc
 const MOST_ARCS = 8; // of a head
 const MOST_WORDS = 40; // that stand without gaps
-const ROOM = 190; // pixels that arcs may rise above a row
+const ROOM = 180; // pixels that arcs may rise above a row
 
 export class MeetView implements View {
   readonly element = document.createElement("section");
@@ -54,19 +55,19 @@ export class MeetView implements View {
     render(
       html`
         <div class="meet-card">
-          <h2>What does “<span class="asking">${word}</span>” look at?</h2>
-          <p class="quiet-text">Click a word to ask for it, hide one, or type to change the sentence. Every number comes from the model that runs on this server.</p>
+          <h2>What does <span class="asking">${word}</span> look at?</h2>
+          <p class="lead">Attention is how a word takes in other words. ${told(this.after, met, query, all)} Switch one off, and see what changes.</p>
           <div class="meet-figure">
             <svg class="arcs" aria-hidden="true"></svg>
-            ${picture.toItself ? this.words(picture.keys, true) : html`${this.words(picture.keys, false)}${this.queries(picture.queries)}`}
+            ${picture.toItself ? this.words(picture.keys, true, met) : html`${this.words(picture.keys, false, met)}${this.queries(picture.queries)}`}
           </div>
-          ${whatIf(context, picture.keys)}
+          ${whatIf(context, picture.keys, "Click a word to ask from it, hide one, or write your own.")}
         </div>
         ${cards({ context, before: this.before, after: this.after, met, query })}
-        <p class="note">Attention weights are not explanations by themselves: they say what was summed, and how much of it, not why.
-          So cause something, and see whether the answer changes.
-          <button type="button" class="link" @click=${() => context.change({ view: "steps", query })}>How is a weight computed? Step by step →</button>
-          ${all > met.length ? html`<button type="button" class="link" @click=${() => context.change({ view: "atlas", query })}>All ${all} heads →</button>` : nothing}</p>
+        <footer class="onward"><p class="note">Attention weights are not explanations by themselves: they say what was summed, and how much of it, not why.
+          So cause something, and see whether the answer changes.</p>
+          <p><button type="button" class="primary" @click=${() => context.change({ view: "steps", query })}>How is a weight computed? Step by step →</button>
+          ${all > met.length ? html`<button type="button" @click=${() => context.change({ view: "atlas", query })}>All ${all} heads →</button>` : nothing}</p></footer>
       `,
       this.element,
     );
@@ -79,15 +80,17 @@ export class MeetView implements View {
   }
 
   /** The keys, each of which can be hidden; and asked from, where they are the queries too. */
-  private words(names: string[], ask: boolean): TemplateResult {
+  private words(names: string[], ask: boolean, met: Met[]): TemplateResult {
     const { state } = this.context!;
+    const looked = lookedAt(this.after!, met, this.query);
     const { hidden } = state.a;
     const hide = (key: number) => this.context!.edit({ hidden: toggled(hidden, key).sort((a, b) => a - b) });
     const one = (key: number) => {
       const struck = hidden.includes(key);
-      const classes = `word ${struck ? "struck" : ""} ${this.after!.special[key] ? "special" : ""}`;
+      const by = looked.get(key);
+      const classes = `word ${struck ? "struck" : ""} ${this.after!.special[key] ? "special" : ""} ${by ? "looked-at" : ""}`;
       const label = cut(names[key], 24);
-      return html`<li class=${classes} data-key=${key}>
+      return html`<li class=${classes} data-key=${key} .style=${by ? `--head: ${by}` : ""}>
         ${
           ask
             ? html`<button type="button" class="ask" aria-pressed=${key === this.query} tabindex=${key === this.query ? 0 : -1}
@@ -194,19 +197,28 @@ export class MeetView implements View {
     const { layers, title } = this.after!.picture;
     const colours = palette();
     const { off } = this.context!.state.a;
+    // On a phone an arc's colour alone tells its head.
+    const narrow = layout === "column" && width < 420;
     const drawn = met.map((each, at) => {
       const row = layers[each.layer].weights.row(each.head, this.query);
       const keys = strongest(row);
       const lane = at - (met.length - 1) / 2;
       const top = best(row);
-      return { each, at, lane, row, keys, label: `${each.name} · ${top.weight.toFixed(2)}`, place: arc(top.key, lane) };
+      return {
+        each,
+        at,
+        lane,
+        row,
+        keys,
+        label: narrow ? top.weight.toFixed(2) : `${each.name} · ${top.weight.toFixed(2)}`,
+        place: arc(top.key, lane),
+      };
     });
     const labels = apart(
       drawn.map(({ label, place }) => ({ x: place.x, y: place.y, width: label.length * 7 + 18 })),
       24,
       width,
     );
-    const still = layout === "column" && width < 420;
     return svg`${keyed(
       `${title} ${this.query} ${off.join()}`,
       svg`<g>${drawn.map(
@@ -218,10 +230,9 @@ export class MeetView implements View {
             stroke-width=${(1 + 8.5 * row[key]).toFixed(1)} stroke-opacity=${(0.2 + 0.75 * row[key]).toFixed(2)} stroke-linecap="round" data-dash=${headDash(colours, each.colour)} />`,
           )}</g>`,
       )}</g>`,
-    )}${drawn.map(({ each, label }, at) =>
-      still
-        ? nothing
-        : svg`<g class="arc-label" transform="translate(${labels[at].x - labels[at].width / 2} ${labels[at].y - 12})">
+    )}${drawn.map(
+      ({ each, label }, at) =>
+        svg`<g class="arc-label" transform="translate(${labels[at].x - labels[at].width / 2} ${labels[at].y - 12})">
           <rect width=${labels[at].width} height="24" rx="12" fill=${colours.paper} stroke=${headColour(colours, each.colour)} />
           <text x=${labels[at].width / 2} y="16.5" text-anchor="middle" fill=${headColour(colours, each.colour)}>${label}</text></g>`,
     )}` as unknown as TemplateResult;

@@ -74,7 +74,7 @@ export class Translation {
     this.tokens = 0;
   }
 
-  /** Asks for the next word. A source that the server has forgotten is sent again. */
+  /** Asks for the next word; rejects where it was given up. A source that the server has forgotten is sent again. */
   async next(signal: AbortSignal): Promise<void> {
     const { model, input } = this;
     this.memory ??= await this.api.createMemory(model, { memory_text: input.memoryText });
@@ -88,6 +88,8 @@ export class Translation {
       this.memory = await this.api.createMemory(model, { memory_text: input.memoryText });
       result = await this.api.attend(model, { ...body, memory: this.memory.id }, specs, signal);
     }
+    // An answer that was given up meanwhile is no word of what is said now.
+    signal.throwIfAborted();
     const said = result.predictions!.filter(({ name }) => name === nextWord(model)).at(-1)!;
     const { shape, data } = result.outputs.weights as Tensor;
     const [heads, , keys] = shape;
