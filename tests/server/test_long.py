@@ -217,13 +217,17 @@ class Helpers:
 
 
 @pytest.mark.parametrize(
-    ("mask", "share"),
-    [(Mask(causal="top_left", window=(15, 0)), 0.25), (Mask(window=(8, 8)), 0.25), (Mask(causal="top_left"), 0.6)],
+    ("mask", "rows", "share"),
+    [
+        (Mask(causal="top_left", window=(15, 0)), 16, 0.031),
+        (Mask(window=(80, 80)), 32, 0.19),
+        (Mask(causal="top_left"), 128, 0.6),
+    ],
     ids=["causal window", "window", "causal"],
 )
 @pytest.mark.parametrize("spec", [OutputSpec("output"), OutputSpec("weights", top_k=3)], ids=["output", "top 3"])
-def test_a_window_costs_what_it_sees(repository, monkeypatch, mask, share, spec):
-    """Scores are computed of the keys that a block of rows can see, whether weights are asked or not."""
+def test_a_window_costs_what_it_sees(repository, monkeypatch, mask, rows, share, spec):
+    """Scores are computed of the keys that a block of rows can see, few rows where each sees few keys."""
     products = []
     run = OnnxGraph.run
 
@@ -235,7 +239,7 @@ def test_a_window_costs_what_it_sees(repository, monkeypatch, mask, share, spec)
     model = load(repository / "dot/1", OnnxRuntime("cpu", 1), 2**30)
     products.clear()
     answer(model, Sequence(query=np.ones((1024, 2), np.float32)), (spec,), mask)
-    assert len(products) == 1024 // layer.BLOCK_ROWS
+    assert len(products) == 1024 // rows
     assert sum(products) <= share * 1024**2
 
 

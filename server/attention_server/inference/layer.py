@@ -45,6 +45,7 @@ KEYS = ("k", "v")  # inputs that every row needs whole
 MAX_WHOLE_ROWS = 256  # of a sequence that is computed at once
 BLOCK_ROWS = 128  # of a longer one, at most
 LEAST_BLOCK_ROWS = 16
+KEYS_OF_ROW = 4  # that each row sees, at least, for each row of a block: of its keys a row sees four fifths
 BLOCK_BYTES = 48 * 2**20  # of the scores of a block, of which there are several arrays where weights are asked for
 BLOCK_BYTES_WITHOUT_WEIGHTS = 192 * 2**20  # of the one array that a graph then has
 
@@ -143,19 +144,27 @@ class LoadedLayer:
         """Return whether a graph, or scores, has to be computed for tensors and stages."""
         return not wanted.isdisjoint(FROM_SCORES) or bool(self._recipe(wanted, False, False).outputs)
 
-    def block_rows(self, queries: int, keys: int, *, weights: bool = True) -> int:
+    def block_rows(self, queries: int, keys: int, *, seen: int = 0, weights: bool = True) -> int:
         """Return the number of rows that are computed together; less than the queries of a long sequence.
 
-        The shape alone decides, and whether weights or scores are asked for. A site with a window computes the keys
-        that a block sees.
+        The shape and the mask decide, and whether weights or scores are asked for. A block computes the keys that one
+        of its rows sees: where these are few for each row, blocks are small.
+
+        Args:
+            queries: T.
+            keys: S.
+            seen: the most keys that a row sees by the masks of the request and the site; 0 for S.
+            weights: whether weights or scores are asked for.
         """
         about = self.about
-        seen = min(keys, BLOCK_ROWS + about.window * (1 if about.causal else 2)) if about.window else keys
-        row_bytes = 4 * about.heads * seen
+        own = about.window if about.causal else 2 * about.window
+        seen = min(each for each in (seen, own, keys) if each)
+        most = min(BLOCK_ROWS, max(LEAST_BLOCK_ROWS, _power_of_two(seen // KEYS_OF_ROW)))
+        row_bytes = 4 * about.heads * min(keys, seen + most)
         if queries <= MAX_WHOLE_ROWS and queries <= BLOCK_BYTES // row_bytes:
             return queries
         fitting = (BLOCK_BYTES if weights else BLOCK_BYTES_WITHOUT_WEIGHTS) // row_bytes
-        return max(LEAST_BLOCK_ROWS, min(BLOCK_ROWS, 1 << max(fitting.bit_length() - 1, 0)))
+        return max(LEAST_BLOCK_ROWS, min(most, _power_of_two(fitting)))
 
     def is_flash(self, queries: int, keys: int) -> bool:
         """Return whether the graph without scores is used where neither weights nor a mask are asked for."""
@@ -392,6 +401,11 @@ class LoadedLayer:
         if "entropy" in wanted:
             unpacked["entropy"] = row_statistics.entropy(unpacked["weights"])
         return unpacked
+
+
+def _power_of_two(number: int) -> int:
+    """Return the largest power of two up to a number; 1 for none."""
+    return 1 << max(number.bit_length() - 1, 0)
 
 
 def runs_in_blocks(layers: Sequence[LoadedLayer], lengths: Sequence[tuple[int, int]]) -> bool:

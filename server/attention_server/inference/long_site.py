@@ -47,7 +47,8 @@ def compute_long(
     further: Tensors = {}
     makes_weights = bool(of_rows & BY_BLOCK) or layer.change.makes_weights
     flash = layer.takes_flash and layer.is_flash(queries, keys) and mask.is_open and not makes_weights
-    size = flash_rows(queries) if flash else layer.block_rows(queries, keys, weights=makes_weights)
+    seen = mask.most_keys
+    size = flash_rows(queries) if flash else layer.block_rows(queries, keys, seen=seen, weights=makes_weights)
     cut = [name for name in layer.takes - set(KEYS) if name in tensors]
 
     def write(whole: Tensors, parts: Tensors, rows: slice) -> None:

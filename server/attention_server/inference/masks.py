@@ -70,6 +70,12 @@ class LongMask:
         first, last = (np.array(each) for each in zip(*ends, strict=True))
         return first.max(0), np.maximum(first.max(0), last.min(0))
 
+    @cached_property
+    def is_band(self) -> bool:
+        """Whether its rows follow one another, and distances alone decide which keys they see."""
+        has_arrays = any(each.allowed is not None or each.bias is not None for each in self.masks)
+        return not has_arrays and _follow(self._rows)
+
     def unmasked(self) -> tuple[Positions, Positions]:
         """Return whether each row may attend, and whether each key is attended, [S]; None for all."""
         attended = np.zeros(self.keys, np.bool_)
@@ -149,7 +155,20 @@ class SiteMask:
         return self.added is None and self.own.is_open
 
     def block(self, rows: slice, keys: slice) -> Vectors | None:
-        """Return some rows and keys, float32 [1 or H, rows, keys]; None where there is no mask."""
+        """Return some rows and keys, float32 [1 or H, rows, keys]; None where there is no mask.
+
+        Blocks of a window are equal, but those at its ends: the latest is kept.
+        """
+        if not self._is_band:
+            return self._block(rows, keys)
+        shape = (rows.stop - rows.start, int(keys.start - self.positions[rows.start]), keys.stop - keys.start)
+        latest, block = self._latest.get("block", (None, None))
+        if latest != shape:
+            block = self._block(rows, keys)
+            self._latest["block"] = shape, block
+        return block
+
+    def _block(self, rows: slice, keys: slice) -> Vectors | None:
         added = self.added.block(rows, keys) if isinstance(self.added, LongMask) else self.added
         if isinstance(self.added, np.ndarray):
             added = self.added[:, rows, keys]
@@ -159,12 +178,38 @@ class SiteMask:
 
     def reach(self, rows: slice) -> slice:
         """Return the keys that one of the rows may attend to by causality and windows; empty for none."""
-        begin, end = reach(self.own, self.keys, self.keys, self.positions[rows])
-        if isinstance(self.added, LongMask):
-            first, last = self.added.reach(rows)
-            begin, end = np.maximum(begin, first), np.minimum(end, last)
+        begin, end = (each[rows] for each in self._ends)
         seeing = begin < end
         return slice(int(begin[seeing].min()), int(end[seeing].max())) if seeing.any() else slice(0, 0)
+
+    @property
+    def most_keys(self) -> int:
+        """The most keys between the first and the last that a row sees by causality and windows."""
+        begin, end = self._ends
+        return int((end - begin).max(initial=0))
+
+    @cached_property
+    def _ends(self) -> tuple[Rows, Rows]:
+        """The first key that each row may attend to, and the one behind the last."""
+        begin, end = reach(self.own, self.keys, self.keys, self.positions)
+        if isinstance(self.added, LongMask):
+            first, last = self.added.reach(slice(None))
+            begin, end = np.maximum(begin, first), np.minimum(end, last)
+        return begin, end
+
+    @cached_property
+    def _is_band(self) -> bool:
+        added_is = self.added is None or (isinstance(self.added, LongMask) and self.added.is_band)
+        return not self.is_open and added_is and _follow(self.positions)
+
+    @cached_property
+    def _latest(self) -> dict[str, tuple[tuple[int, int, int], Vectors | None]]:
+        return {}
+
+
+def _follow(rows: Rows) -> bool:
+    """Return whether each position is the one behind that before it."""
+    return bool((np.diff(rows) == 1).all())
 
 
 def requested_mask(

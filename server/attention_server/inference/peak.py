@@ -9,7 +9,7 @@ from attention_proto.offers import lengths
 from attention_proto.stages import STAGES, Axis
 
 from attention_server.inference.flash import flash_bytes, flash_rows
-from attention_server.inference.layer import BLOCK_ROWS, LoadedLayer, runs_in_blocks
+from attention_server.inference.layer import LoadedLayer, runs_in_blocks
 from attention_server.inference.long_site import STRIPS
 from attention_server.inference.planner import OutputPlan, Plan, stage_bytes
 from attention_server.inference.reductions import BY_BLOCK
@@ -89,7 +89,7 @@ class Peak:
         for index, layer in enumerate(self.layers[: len(self.plan.stages)]):
             rows, columns = by_axes[layer.axes]
             rows = min(self.rows, rows) if self.rows and index == len(self.plan.stages) - 1 else rows
-            total += layer.about.heads * rows * self._seen(index, rows, columns)
+            total += layer.about.heads * rows * self._shape_of_block(index, rows, columns)[1]
         for output in self.plan.outputs:
             if output.spec.fold == "rollout":  # a score and its part of a head take Dh + Dv each
                 head, value, _ = self.widths[output.layer]
@@ -150,10 +150,9 @@ class Peak:
             block = flash_bytes(layer.about, size, keys, self.widths[index])
             split = 0 if self.manifest.hidden_dim or "heads" not in layer.gives else layer.about.heads
             return block * min(self.slots, -(-rows // size)) + 4 * rows * split * self.widths[index][1]
-        changed = bool(self.plan.changes) and self.plan.changes[index].makes_weights
-        size = min(layer.block_rows(rows, keys, weights=bool(wanted & BY_BLOCK) or changed), rows)
+        size, columns = self._shape_of_block(index, rows, keys)
         sources = {STAGES[name].source or name for name in wanted}
-        weights = OF_TEMPERATURE if changed else OF_WEIGHTS * ("weights" in sources)
+        weights = OF_TEMPERATURE if self._is_tempered(index) else OF_WEIGHTS * ("weights" in sources)
         arrays = GRAPH + weights + sum(OF_STAGE.get(name, 0) for name in wanted)
         number = 4 * arrays * layer.about.heads  # bytes of one row and key
         if self.is_masked or layer.about.causal or layer.about.window or layer.about.HasField("bias"):
@@ -162,15 +161,20 @@ class Peak:
         number += TOP_BYTES * any(output.spec.top_k and index in output.layers for output in self.plan.outputs)
         number += ROLLOUT_BYTES * any(output.spec.fold == "rollout" for output in self.plan.outputs)
         spans = max([len(each.spec.spans) for each in self.plan.outputs if index in each.layers], default=0)
-        of_row = number * self._seen(index, rows, keys) + SPAN_BYTES * layer.about.heads * min(spans, keys)
+        of_row = number * columns + SPAN_BYTES * layer.about.heads * min(spans, keys)
         return size * of_row * min(self.slots, -(-rows // size))
 
-    def _seen(self, index: int, rows: int, keys: int) -> int:
-        """Return the most keys that a block computes."""
-        about = self.layers[index].about
+    def _shape_of_block(self, index: int, rows: int, keys: int) -> tuple[int, int]:
+        """Return the number of rows of a block, and the most keys that one computes."""
+        about, wanted = self.layers[index].about, self.plan.stages[index]
         own = about.window if about.causal else 2 * about.window
-        window = min(each for each in (self.window, own, keys) if each)
-        return keys if "scores" in self.plan.stages[index] else min(keys, window + min(BLOCK_ROWS, rows))
+        seen = min(each for each in (self.window, own, keys) if each)
+        weights = bool(wanted & BY_BLOCK) or self._is_tempered(index)
+        size = min(self.layers[index].block_rows(rows, keys, seen=seen, weights=weights), rows)
+        return size, keys if "scores" in wanted else min(keys, seen + size)
+
+    def _is_tempered(self, index: int) -> bool:
+        return bool(self.plan.changes) and self.plan.changes[index].makes_weights
 
 
 def largest_that(fits: Callable[[int], bool], most: int) -> int:

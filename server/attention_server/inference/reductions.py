@@ -21,6 +21,7 @@ from attention_server.inference.reduction import Reduction, Sums
 from attention_server.inference.row_selection import is_cut, positions, unmasked_rows
 from attention_server.inference.row_statistics import OVER_ROWS
 
+MAX_TOGETHER = 2**18  # numbers of several heads that are ordered together, so that they fit a cache
 BY_BLOCK = frozenset(
     stage.name for stage in STAGES.values() if stage.is_pairwise or stage.source or stage.name == "lse"
 )
@@ -46,22 +47,31 @@ class Kept(Reduction):
         return values if self._indices is None else TopK(self._indices[:, row], values)
 
     def _add(self, layer: int, part: Part, sums: Sums) -> None:  # noqa: ARG002 # as every reduction
+        hidden = None if part.hidden is None else np.broadcast_to(part.hidden, part.numbers.shape)
+        is_small = part.numbers.size <= MAX_TOGETHER and not self._needs_fillers(part.numbers, part.hidden)
+        count = len(part.heads)
+        for some in [slice(0, count)] if is_small else [slice(place, place + 1) for place in range(count)]:
+            own = None if hidden is None else hidden[some]
+            self._add_heads(part._replace(heads=part.heads[some], numbers=part.numbers[some], hidden=own))
+
+    def _add_heads(self, part: Part) -> None:
+        """Add some heads together."""
         spec, field = self.reading.spec, self.reading.field
-        for place, head in enumerate(part.heads):
-            numbers, hidden = part.of_head(place)
-            keys = part.keys
-            if spec.top_k and self._needs_fillers(numbers, hidden):
-                numbers, hidden = widen(numbers, hidden, keys, self.reading.keys)
-                keys = slice(0, self.reading.keys)
-            found = finish(numbers, spec, hidden, field)
-            if isinstance(found, TopK):
-                assert self._indices is not None
-                self._indices[head][part.places] = found.indices + np.array(keys.start, self._indices.dtype)
-                self._values[head][part.places] = found.values
-            elif found.ndim > 1:
-                self._values[head][part.places, keys] = found
-            else:
-                self._values[head][part.places] = found
+        numbers, hidden, keys = part.numbers, part.hidden, part.keys
+        if spec.top_k and self._needs_fillers(numbers, hidden):
+            numbers, hidden = widen(numbers, hidden, keys, self.reading.keys)
+            keys = slice(0, self.reading.keys)
+        found = finish(numbers, spec, hidden, field)
+        heads = np.array(part.heads)
+        at = (heads, part.places) if isinstance(part.places, slice) else (heads[:, None], part.places)
+        if isinstance(found, TopK):
+            assert self._indices is not None
+            self._indices[at] = found.indices + np.array(keys.start, self._indices.dtype)
+            self._values[at] = found.values
+        elif found.ndim > 2:
+            self._values[(*at, keys)] = found
+        else:
+            self._values[at] = found
 
     def _needs_fillers(self, numbers: Vectors, hidden: Hidden | None) -> bool:
         """Return whether in some row masked keys, of which any may come first, fill up the top k."""

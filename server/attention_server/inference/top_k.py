@@ -10,7 +10,7 @@ LAST = np.int64(0xFFFFFFFF)  # the largest position that fits into one integer w
 MASKED = np.iinfo(np.int64).min  # the order of a masked key, and of none
 LEAST_GROUPS = 4  # for each of the k: fewer groups leave too many candidates
 MAX_GROUP = 16
-LEAST_KEYS = 512  # shorter rows are ordered whole as quickly
+LEAST_KEYS = 128  # shorter rows are ordered whole as quickly
 MAX_CANDIDATES = 8  # for each of the k: a row with more, which has many equal numbers, is ordered whole
 
 
