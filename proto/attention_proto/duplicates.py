@@ -9,6 +9,13 @@ import json
 from collections import Counter
 from typing import Any
 
+PIECE = 64 * 1024  # bytes that are counted without letting another thread run
+
+
+def count(text: bytes, byte: bytes) -> int:
+    """Return how often a byte occurs. No other thread waits for the end of a long text."""
+    return sum(text.count(byte, at, at + PIECE) for at in range(0, len(text), PIECE))
+
 
 def has_duplicates(body: bytes, content: object) -> bool:
     """Return whether an object of a document may have a name twice.
@@ -18,7 +25,7 @@ def has_duplicates(body: bytes, content: object) -> bool:
         content: the parsed body. Where each list that begins with a number has numbers only, the answer is exact;
             otherwise it may be true for a document without.
     """
-    return body.count(b":") + _escaped(body) != _colons(content)
+    return count(body, b":") + _escaped(body) != _colons(content)
 
 
 def duplicate_name(body: bytes, content: object) -> str | None:

@@ -38,6 +38,7 @@ from attention_server.telemetry.observer import Observer
 from attention_server.telemetry.tracing import TracingError, open_tracing
 from attention_server.transport.health_listener import HealthListener
 
+SWITCH_SECONDS = 0.001  # that a thread may compute in Python before the event loop has its turn; by default 0.005
 BEAT_SECONDS = 1.0  # between two signs that the loop turns
 STUCK_SECONDS = 60.0  # without a turn of the loop; a server is then not alive
 
@@ -59,6 +60,7 @@ async def serve(settings: Settings, engine: Engine | None = None, trials: Trials
         AccessError: tokens or certificates cannot be used.
         TracingError: traces cannot be sent as the environment asks.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     core = make_core(
         settings, Observer(open_tracing(), settings.access_log, load_reports=settings.load_reports), engine, trials
     )

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import orjson
+from attention_proto.duplicates import count
 from attention_proto.stages import Option
 
+from attention_server.codecs.number_lists import NumberList, converted, put_back, take_out
 from attention_server.domain.messages import Ablation, Array, KeySpan, Sample
 from attention_server.errors import InvalidRequest, TooLarge, join_path
 
@@ -22,25 +24,37 @@ Json = Mapping[str, Any]
 SAMPLE_FIELDS = Sample._fields
 SPAN_ENDS = ("begin", "end")
 MAX_SEED = 2**64 - 1
-MAX_CONTAINERS = 1_000_000  # lists and objects in a document; an empty one takes about 70 bytes in memory
+# In a document, outside of long lists of numbers: lists and objects, of which an empty one takes about 70 bytes in
+# memory, and values, which the parser reads without letting another thread run.
+MAX_CONTAINERS = 1_000_000
+MAX_VALUES = 2_000_000
+LONG_TEXT = 128 * 1024  # bytes of a document whose long lists of numbers are read in pieces
 
 
 def parse(body: bytes) -> object:
-    """Parse JSON.
+    """Parse JSON. In a long text, long nested lists of numbers of equal lengths become a `NumberList` each.
 
     Raises:
-        TooLarge: the body has too many lists and objects, each of which takes many times its two bytes.
+        TooLarge: outside of these the body has too many values, or lists and objects, which take many times their two
+            bytes.
         InvalidRequest: the body is not JSON; NaN and infinity are not JSON.
     """
-    containers = body.count(b"[") + body.count(b"{")
+    text, lists = take_out(body) if len(body) > LONG_TEXT else (body, {})
+    containers = count(text, b"[") + count(text, b"{")
     if containers > MAX_CONTAINERS:
         raise TooLarge(
             f"the body has {containers} lists and objects; JSON may have {MAX_CONTAINERS}: send tensors as base64"
         )
+    if len(text) > MAX_VALUES and count(text, b",") > MAX_VALUES:
+        raise TooLarge(
+            f"the body has over {MAX_VALUES} values outside of long lists of numbers, nested in equal lengths: "
+            "send tensors as base64"
+        )
     try:
-        return orjson.loads(body)
+        content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+    return put_back(content, lists) if lists else content
 
 
 def fields(value: object, path: str, known: tuple[str, ...]) -> Json:
@@ -64,6 +78,8 @@ def typed(content: Json, name: str, kind: type, default: Any, path: str) -> Any:
     value = content.get(name)
     if value is None:
         return default
+    if kind is list and isinstance(value, NumberList):
+        return value.to_list()
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         expected = {bool: "true or false", int: "an integer", str: "a string", list: "a list"}[kind]
         raise InvalidRequest(f"must be {expected}, not {kind_of(value)}", field=join_path(path, name))
@@ -83,6 +99,12 @@ def choice(content: Json, name: str, choices: tuple[str, ...], default: str, pat
 def elements(content: Json, name: str, path: str) -> list[Any]:
     """Return a field that is a list; an absent field is an empty list."""
     return typed(content, name, list, [], path)  # type: ignore[no-any-return]
+
+
+def numbers(content: Json, name: str, path: str) -> list[Any] | NumberList:
+    """Return a field that is a list, for `nested`; an absent field is an empty list."""
+    value = content.get(name)
+    return value if isinstance(value, NumberList) else elements(content, name, path)
 
 
 def each_typed(content: Json, name: str, kind: type, path: str) -> list[Any]:
@@ -193,14 +215,16 @@ def _float32(content: Json, name: str, default: float, path: str) -> float:
         return float(np.float32(value))
 
 
-def nested(value: list[Any], dtype: "np.dtype[Any]", field: str) -> Array:
+def nested(value: list[Any] | NumberList, dtype: "np.dtype[Any]", field: str) -> Array:
     """Convert nested lists of numbers to an array."""
     kinds, wanted = LEAVES[dtype.kind]
-    if not _leaf_types(value) <= kinds:
+    if not (value.types if isinstance(value, NumberList) else _leaf_types(value)) <= kinds:
         raise InvalidRequest(f"must hold {wanted} only, in nested lists of equal lengths", field=field)
     try:
         with np.errstate(over="ignore"):  # a number out of range becomes infinite, and validation names its position
-            return np.asarray(value, np.float64 if float in kinds else None).astype(dtype)
+            if isinstance(value, NumberList):
+                return value.to_array(dtype)
+            return converted(np.asarray(value, np.float64 if float in kinds else None), dtype)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest("must be nested lists of equal lengths, of numbers that fit", field=field) from error
 
@@ -229,6 +253,7 @@ def kind_of(value: object) -> str:
     kinds: dict[type, str] = {
         dict: "an object",
         list: "a list",
+        NumberList: "a list",
         str: "a string",
         bool: "true or false",
         type(None): "null",

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 from attention_proto.attention.v1.attention_pb2 import Model
 from attention_proto.codec import DTYPES, NAMES, from_bytes
 from attention_proto.masks import UNBOUNDED, Mask
@@ -27,6 +26,7 @@ from attention_server.codecs.document import (
     integers,
     kind_of,
     nested,
+    numbers,
     parse,
     read_ablate,
     read_option,
@@ -34,6 +34,7 @@ from attention_server.codecs.document import (
     typed,
 )
 from attention_server.codecs.duplicates import refuse_duplicates
+from attention_server.codecs.number_lists import NumberList, for_writing, write
 from attention_server.codecs.url import url_or_body
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import (
@@ -120,7 +121,7 @@ def encode_response(response: Response, encoding: Encoding) -> bytes:
         document["ablate"] = [each._asdict() for each in response.ablate]
     if response.score_temperature is not None:
         document["score_temperature"] = response.score_temperature
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return write(document)
 
 
 def decode_memory_request(body: bytes, model: str) -> MemoryRequest:
@@ -218,8 +219,9 @@ def _sequences(value: object, path: str, limits: Limits) -> list[Sequence]:
 
 
 def _token_ids(content: Json, name: str, path: str) -> Array | None:
-    ids = typed(content, name, list, None, path)
-    return None if ids is None else nested(ids, np.dtype(np.int64), join_path(path, name))
+    if content.get(name) is None:
+        return None
+    return nested(numbers(content, name, path), np.dtype(np.int64), join_path(path, name))
 
 
 def _mask(value: object, path: str) -> Mask:
@@ -255,7 +257,7 @@ def _tensor(value: object, dtype: type[np.generic], field: str) -> Array | None:
     """Decode nested lists, or an object with data type, shape, and base64 `data` or nested `values`."""
     if value is None:
         return None
-    if isinstance(value, list):
+    if isinstance(value, list | NumberList):
         return nested(value, np.dtype(dtype), field)
     content = fields(value, field, TENSOR_FIELDS)
     data_type = choice(content, "data_type", tuple(DTYPES), NAMES[np.dtype(dtype)], field)
@@ -263,7 +265,7 @@ def _tensor(value: object, dtype: type[np.generic], field: str) -> Array | None:
         raise InvalidRequest("give data (base64) or values (numbers)", field=field)
     if "data" in content:
         return _array_from_bytes(data_type, _shape(content, field), _decode_base64(content, field), field)
-    array = nested(elements(content, "values", field), DTYPES[data_type], join_path(field, "values"))
+    array = nested(numbers(content, "values", field), DTYPES[data_type], join_path(field, "values"))
     return array if "shape" not in content else reshape(array, _shape(content, field), field)
 
 
@@ -328,7 +330,7 @@ def _output(value: OutputValue, encode: Callable[[Array], dict[str, Any]]) -> di
 
 
 def _encode_numbers(array: Array) -> dict[str, Any]:
-    return {"data_type": NAMES[array.dtype], "shape": array.shape, "values": np.ascontiguousarray(array)}
+    return {"data_type": NAMES[array.dtype], "shape": array.shape, "values": for_writing(array)}
 
 
 def _encode_base64(array: Array) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import base64
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
 from attention_server.codecs.document import Json, choice, elements, fields, kind_of, nested, parse, typed
 from attention_server.codecs.duplicates import refuse_duplicates
+from attention_server.codecs.number_lists import for_writing, write
 from attention_server.codecs.url import parse_version
 from attention_server.domain.limits import Limits
 from attention_server.domain.messages import Array, EmbeddingsRequest, Response, Sequence
@@ -57,7 +57,7 @@ def encode_response(response: Response, encoding: Encoding) -> bytes:
         tokens += 0 if result.tokens is None else len(result.tokens.ids)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     document = {"object": "list", "data": data, "model": response.model, "usage": usage}
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return write(document)
 
 
 def _inputs(content: Json, limits: Limits) -> tuple[Sequence, ...]:
@@ -84,4 +84,4 @@ def _sequence(value: object, path: str) -> Sequence:
 
 def _encoded(embedding: Array, encoding: Encoding) -> Any:
     vector = np.ascontiguousarray(embedding, "<f4")
-    return base64.b64encode(vector.tobytes()).decode() if encoding == "base64" else vector
+    return base64.b64encode(vector.tobytes()).decode() if encoding == "base64" else for_writing(vector)

@@ -22,6 +22,7 @@ from attention_server.errors import (
     AttentionServiceError,
     Cancelled,
     DeadlineExceeded,
+    Full,
     InvalidRequest,
     TooLarge,
     Unauthenticated,
@@ -38,6 +39,9 @@ PROTOBUF = "application/x-protobuf"
 COPIES = 2  # of a body: its chunks and the whole
 JSON_COPIES = 4  # of tensors that are written as JSON: their numbers as text
 INFLATING = 2  # bodies at once
+DECODING = 2  # long JSON documents at once: threads that compute take turns, and the event loop waits for its own
+LONG_DOCUMENT = 2**20  # bytes
+SMALL_BODY = 64 * 1024  # bytes of a body that has no tensors or texts, and is parsed on the event loop
 REQUEST_BYTES = 16 * 1024  # that a request takes beside its body and answer
 TIMEOUT = "x-request-timeout"
 OIP = "/v2"
@@ -88,11 +92,12 @@ class Exchange:
         self.threads = threads
         self._max_message_bytes = max_message_bytes
         self._inflating = asyncio.Semaphore(INFLATING)
+        self._decoding = asyncio.Semaphore(DECODING)
 
     async def answer(
         self, request: Request, call: CallContext, handle: Callable[[bytes], Awaitable[Response]]
     ) -> Response:
-        """Read a request's body and answer the request.
+        """Read a request's body, which is small, and answer the request.
 
         Args:
             request: the request.
@@ -100,14 +105,14 @@ class Exchange:
             handle: answers a body.
 
         Raises:
-            TooLarge: the body is over the limit.
+            TooLarge: the body is over SMALL_BODY.
             InvalidRequest: the body is not compressed as its header says.
             ClientDisconnect: the caller disconnected.
             DeadlineExceeded: the deadline passed.
             Exception: that of `handle`.
         """
-        body = await self._read(request, call)
-        return await self._while_connected(request, call, body, handle)
+        body = await self._read(request, call, SMALL_BODY)
+        return await self._while_connected(request, call, body, handle, SMALL_BODY)
 
     async def decode_large(self, body: bytes, lease: Lease, decode: Callable[[], T]) -> T:
         """Decode a large JSON document in a thread; its parsed form is held meanwhile.
@@ -125,7 +130,15 @@ class Exchange:
             finally:
                 parsed.release()
 
-        return await self.threads.run(decode_held)
+        if len(body) <= LONG_DOCUMENT:
+            return await self.threads.run(decode_held)
+        await self._decoding.acquire()
+        try:
+            decoded = self.threads.run(decode_held, on_done=self._decoding.release)
+        except Full:
+            self._decoding.release()
+            raise
+        return await decoded
 
     async def compute(
         self, request: Request, call: CallContext, handle: Callable[[bytes], Awaitable[Response]]
@@ -136,19 +149,24 @@ class Exchange:
             Full: the server is overloaded; refused before the body is parsed.
             Exception: as `answer`.
         """
-        body = await self._read(request, call)
+        body = await self._read(request, call, self._max_message_bytes)
         with self._admission.acquire(call.caller):
-            return await self._while_connected(request, call, body, handle)
+            return await self._while_connected(request, call, body, handle, self._max_message_bytes)
 
     async def _while_connected(
-        self, request: Request, call: CallContext, body: bytes, handle: Callable[[bytes], Awaitable[Response]]
+        self,
+        request: Request,
+        call: CallContext,
+        body: bytes,
+        handle: Callable[[bytes], Awaitable[Response]],
+        most: int,
     ) -> Response:
         encoding = request.headers.get("content-encoding", "")
         try:
             async with asyncio.timeout(call.remaining()) as limit:
                 with _CancelOnDisconnect(request):
                     if encoding:
-                        body = await self._inflate(body, encoding, call.lease)
+                        body = await self._inflate(body, encoding, call.lease, most)
                     return await handle(body)
         except BaseException as error:
             call.cancel()
@@ -156,47 +174,47 @@ class Exchange:
                 raise DeadlineExceeded(LATE) from error
             raise
 
-    async def _inflate(self, body: bytes, encoding: str, lease: Lease) -> bytes:
+    async def _inflate(self, body: bytes, encoding: str, lease: Lease, most: int) -> bytes:
         """Inflate a body in a thread; its pieces and the whole are held, then the whole alone."""
-        limit = self._max_message_bytes
         async with self._inflating:
             inflated = await self.threads.run(
                 lambda: inflate(
-                    body, encoding, limit, "body", "Content-Encoding", lambda count: lease.grow(COPIES * count)
+                    body, encoding, most, "body", "Content-Encoding", lambda count: lease.grow(COPIES * count)
                 )
             )
         lease.settle(REQUEST_BYTES + len(inflated))
         return inflated
 
-    async def _read(self, request: Request, call: CallContext) -> bytes:
+    async def _read(self, request: Request, call: CallContext, most: int) -> bytes:
         """Read the body, within the limit and the deadline."""
         length = int(request.headers.get("content-length", 0))
-        self._check_length(length)
+        _check_length(length, most)
         if length > INLINE_BYTES:
             self.threads.check_idle()  # a large body needs a thread: refuse it unread
         try:
             async with asyncio.timeout(call.remaining()):
-                body = await self._read_chunks(request, call.lease)
+                body = await self._read_chunks(request, call.lease, most)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while the body was read") from error
         call.record.request_bytes = len(body)
         return body
 
-    async def _read_chunks(self, request: Request, lease: Lease) -> bytes:
+    async def _read_chunks(self, request: Request, lease: Lease, most: int) -> bytes:
         chunks = []
         size = 0
         async for chunk in request.stream():
             size += len(chunk)
-            self._check_length(size)
+            _check_length(size, most)
             lease.grow(COPIES * len(chunk))
             chunks.append(chunk)
-        body = b"".join(chunks)
+        body = await self.threads.run_if(size > INLINE_BYTES, lambda: b"".join(chunks))
         lease.shrink((COPIES - 1) * size)  # the chunks are gone when this returns
         return body
 
-    def _check_length(self, length: int) -> None:
-        if length > self._max_message_bytes:
-            raise TooLarge(f"the body is over {self._max_message_bytes} bytes, the largest that is read")
+
+def _check_length(length: int, most: int) -> None:
+    if length > most:
+        raise TooLarge(f"the body is over {most} bytes, the largest that is read")
 
 
 class _CancelOnDisconnect:

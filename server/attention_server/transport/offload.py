@@ -1,5 +1,7 @@
 """Bounds on messages that are parsed, converted or written on the event loop; larger ones go to a thread."""
 
+from attention_proto.duplicates import count
+
 from attention_server.domain.messages import Request
 
 # Up to these sizes the loop is busy for a few milliseconds.
@@ -42,5 +44,5 @@ def parsed_json_bytes(document: bytes) -> int:
 
     These are the texts, and each number, list and object with its place in lists and arrays.
     """
-    containers = document.count(b"[") + document.count(b"{")
-    return len(document) + NUMBER_BYTES * document.count(b",") + CONTAINER_BYTES * containers
+    containers = count(document, b"[") + count(document, b"{")
+    return len(document) + NUMBER_BYTES * count(document, b",") + CONTAINER_BYTES * containers

@@ -34,13 +34,16 @@ class Threads:
         if not self._idle:
             raise Full("more requests are here than can be answered")
 
-    def run(self, work: Callable[[], T], lease: Lease | None = None) -> "asyncio.Future[T]":
+    def run(
+        self, work: Callable[[], T], lease: Lease | None = None, on_done: Callable[[], object] = lambda: None
+    ) -> "asyncio.Future[T]":
         """Run a function in a thread; call this on the event loop.
 
         Args:
             work: the function.
             lease: not given back before the function ends, though its caller may leave; by default that of the request
                 that this task answers.
+            on_done: called on the loop when the function has ended, or will not begin.
 
         Raises:
             Full: all threads are busy.
@@ -52,7 +55,7 @@ class Threads:
         lease.retain()
         done = self._pool.submit(work)
         # The returned future may be cancelled while the thread is still busy: only the thread's own end counts.
-        done.add_done_callback(lambda _: self._on_done(loop, lease))
+        done.add_done_callback(lambda _: self._on_done(loop, lease, on_done))
         result = asyncio.wrap_future(done)
         result.add_done_callback(_retrieve_exception)
         return result
@@ -75,13 +78,14 @@ class Threads:
         """End each thread after its current work."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _on_done(self, loop: asyncio.AbstractEventLoop, lease: Lease) -> None:
+    def _on_done(self, loop: asyncio.AbstractEventLoop, lease: Lease, on_done: Callable[[], object]) -> None:
         lease.release()
         with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(self._add_idle)
+            loop.call_soon_threadsafe(self._add_idle, on_done)
 
-    def _add_idle(self) -> None:
+    def _add_idle(self, on_done: Callable[[], object]) -> None:
         self._idle += 1
+        on_done()
 
 
 def _retrieve_exception(result: "asyncio.Future[Any]") -> None:

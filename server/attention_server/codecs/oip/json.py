@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-import orjson
 from attention_proto.codec import DTYPES
 
-from attention_server.codecs.document import Json, elements, fields, integers, nested, parse, reshape, typed
+from attention_server.codecs.document import Json, elements, fields, integers, nested, numbers, parse, reshape, typed
 from attention_server.codecs.duplicates import refuse_duplicates
+from attention_server.codecs.number_lists import for_writing, write
 from attention_server.codecs.oip.content import CONTENT_TYPE, read_content
 from attention_server.codecs.oip.messages import InferRequest, InferResponse, OutputTensor, Parameters, RequestedOutput
 from attention_server.codecs.oip.tensor import BYTES, check_data_type, data_type_of, decode_raw, encode_raw, texts
@@ -81,14 +81,14 @@ def encode_response(response: InferResponse, infer: InferRequest) -> Body:
             document["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             flat = each.array.ravel()
-            document["data"] = flat.tolist() if flat.dtype == object else flat
+            document["data"] = flat.tolist() if flat.dtype == object else for_writing(flat)
         outputs.append(document)
     document = {"model_name": response.model, "model_version": str(response.version), "outputs": outputs}
     if response.id:
         document["id"] = response.id
     if response.parameters:
         document["parameters"] = response.parameters
-    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    head = write(document)
     return Body(b"".join((head, *raw)), len(head))
 
 
@@ -136,10 +136,9 @@ def _array(content: Json, parameters: Parameters, name: str, path: str, raw: _Bi
         return decode_raw(data_type, shape, raw.take(size, f"{path}.parameters.binary_data_size"), name)
     if "data" not in content:
         raise InvalidRequest("give data, or binary_data_size and bytes behind the JSON", field=f"{path}.data")
-    data = elements(content, "data", path)
     if data_type == BYTES:
-        return texts(_strings(data, f"{path}.data"), shape, name)
-    return reshape(nested(data, DTYPES[data_type], name), shape, name)
+        return texts(_strings(elements(content, "data", path), f"{path}.data"), shape, name)
+    return reshape(nested(numbers(content, "data", path), DTYPES[data_type], name), shape, name)
 
 
 def _strings(data: list[Any], field: str) -> Iterator[str]:
