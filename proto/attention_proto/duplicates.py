@@ -9,11 +9,11 @@ import json
 from collections import Counter
 from typing import Any
 
-PIECE = 64 * 1024  # bytes that are counted without letting another thread run
+PIECE = 64 * 1024  # bytes that are counted before a further thread may run
 
 
 def count(text: bytes, byte: bytes) -> int:
-    """Return how often a byte occurs. No other thread waits for the end of a long text."""
+    """Return how often a byte occurs. Further threads may run before the end of a long text."""
     return sum(text.count(byte, at, at + PIECE) for at in range(0, len(text), PIECE))
 
 

@@ -25,7 +25,7 @@ SAMPLE_FIELDS = Sample._fields
 SPAN_ENDS = ("begin", "end")
 MAX_SEED = 2**64 - 1
 # In a document, outside of long lists of numbers: lists and objects, of which an empty one takes about 70 bytes in
-# memory, and values, which the parser reads without letting another thread run.
+# memory, and values, which the parser reads before a further thread may run.
 MAX_CONTAINERS = 1_000_000
 MAX_VALUES = 2_000_000
 LONG_TEXT = 128 * 1024  # bytes of a document whose long lists of numbers are read in pieces
@@ -35,8 +35,8 @@ def parse(body: bytes) -> object:
     """Parse JSON. In a long text, long nested lists of numbers of equal lengths become a `NumberList` each.
 
     Raises:
-        TooLarge: outside of these the body has too many values, or lists and objects, which take many times their two
-            bytes.
+        TooLarge: outside of these the body has too many values, or too many lists and objects, each of which takes many
+            times its two bytes.
         InvalidRequest: the body is not JSON; NaN and infinity are not JSON.
     """
     text, lists = take_out(body) if len(body) > LONG_TEXT else (body, {})

@@ -2,9 +2,9 @@
 
 The parser holds the interpreter's lock until a document ends, and makes an object of 24 bytes for each number. So the
 lists that are most of a long document are taken out of its text first, and become arrays piece by piece: between two
-pieces other threads have their turn. What is taken out are nested lists of equal lengths, without strings; any text
-that is not plainly such a list stays in the document, where the parser reads or refuses it. Long arrays of an answer
-are likewise written piece by piece and put into the text of the rest.
+pieces further threads have their turn. The lists taken out are nested in equal lengths, without strings; any text that
+is not plainly such a list stays in the document, where the parser reads or refuses it. Long arrays of an answer are
+likewise written piece by piece and put into the text of the rest.
 """
 
 import math
@@ -21,8 +21,9 @@ from attention_server.domain.messages import Array
 
 LONG = 4 * 1024  # bytes of text: shorter lists are not taken out
 PIECE = 64 * 1024  # bytes that are parsed at once, in about a millisecond
-MAX_QUOTES = 200_000  # in a text whose strings are skipped one by one
+MAX_QUOTES = 200_000  # in a text with strings that are skipped one by one
 MAX_DEPTH = 8  # of nested lists
+TYPES = {int, float, bool}
 LONG_ARRAY = 8 * 1024  # bytes of an array that is written in pieces
 PIECE_OF_ARRAY = 64 * 1024  # bytes of an array that are written at once, in about a millisecond
 
@@ -34,12 +35,11 @@ VALUES = bytes([byte if byte in b"[]," else ord("d") for byte in range(256)])  #
 
 @dataclass(frozen=True, slots=True)
 class NumberList:
-    """Nested lists of equal lengths; they stand for lists of Python in a parsed document.
+    """Nested lists of equal lengths, in a parsed document in place of lists of Python.
 
     Attributes:
-        blocks: the values in order: int64, uint64, float64 or bool. Where `types` has more than numbers or more than
-            truth values, they are no such values.
-        types: of the values, as the parser made them.
+        blocks: the values in order: int64, uint64, float64 or bool; objects where a block has numbers and truth values.
+        types: of the values, as made by the parser.
         shape: of the lists.
     """
 
@@ -111,7 +111,7 @@ def take_out(text: bytes) -> tuple[bytes, dict[str, NumberList]]:
 
 
 def put_back(content: object, lists: dict[str, NumberList]) -> object:
-    """Put lists where their strings stand in a parsed document, which is changed; return it."""
+    """Put lists in place of the strings in a parsed document, which is changed; return it."""
     if isinstance(content, str):
         return lists.get(content, content)
     waiting: list[object] = [content]
@@ -136,7 +136,7 @@ class LongArray:
 
 
 def for_writing(array: Array) -> Array | LongArray:
-    """Return what stands for an array in a document that `write` is given."""
+    """Return the form of an array in a document that `write` is given."""
     array = np.ascontiguousarray(array)
     return array if array.nbytes < LONG_ARRAY else LongArray(array)
 
@@ -232,7 +232,7 @@ def _close_of(text: bytes, at: int, end: int, depth: int) -> int:
 
 
 def _read(text: bytes, begin: int, end: int) -> NumberList | None:
-    """Return the lists in a part of the text; None unless they have equal lengths and no more than values."""
+    """Return the lists in a part of the text; None for lists of unequal lengths, or with further types of values."""
     blocks: list[Array] = []
     types: set[type] = set()
     skeleton = []  # its brackets and commas
@@ -248,6 +248,8 @@ def _read(text: bytes, begin: int, end: int) -> NumberList | None:
         if not values:
             return None
         kinds = set(map(type, values))
+        if not kinds <= TYPES:
+            return None
         types |= kinds
         blocks.append(_block(values, kinds))
     shape = _shape(b",".join(skeleton))
@@ -257,7 +259,7 @@ def _read(text: bytes, begin: int, end: int) -> NumberList | None:
 
 
 def _pieces(text: bytes, begin: int, end: int) -> Iterator[bytes]:
-    """Yield a part of the text in pieces without the commas between them."""
+    """Yield a part of the text in pieces without the commas in between."""
     while end - begin > PIECE:
         comma = text.rfind(b",", begin, begin + PIECE)
         comma = text.find(b",", begin, end) if comma < 0 else comma
@@ -278,7 +280,7 @@ def _block(values: list[Any], kinds: set[type]) -> Array:
 
 
 def _shape(skeleton: bytes) -> tuple[int, ...] | None:
-    """Return the shape of lists of equal lengths from their brackets and commas; None for other lists."""
+    """Return the shape of lists of equal lengths from their brackets and commas; None for lists of unequal lengths."""
     depth = len(skeleton[:MAX_DEPTH]) - len(skeleton[:MAX_DEPTH].lstrip(b"["))
     unit = skeleton[depth - 1 : skeleton.find(b"]") + 1]
     shape = [len(unit) - 1]  # one value more than commas
