@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 SERVER_CORE, LOAD_CORE = "0", "1"
 BOTH_CORES = "0,1"
 PEERS = ("mosec", "Triton", "MLServer")
+PEERS_OF_TEXTS = ("FastAPI", *PEERS)
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Contender:
 
     @property
     def peer(self) -> str:
-        """The peer in `PEERS`; empty for the service and in process."""
-        return next((peer for peer in PEERS if any(server.startswith(peer) for server in self.servers)), "")
+        """The peer in `PEERS_OF_TEXTS`; empty for the service and in process."""
+        return next((peer for peer in PEERS_OF_TEXTS if any(server.startswith(peer) for server in self.servers)), "")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import psutil
 from benchmarks.serving.environments import OWN, ROOT
 
 SECONDS_TO_STOP = 15
+MOSEC_TIMEOUT = 30_000  # ms of a request, as the load generators wait; its own is 3,000
 MODELS: Mapping[str, Mapping[str, float]] = {"attend": {}, "explain": {}}  # of the block
 
 
@@ -121,11 +122,12 @@ def bare_grpc(block: Path) -> Start:
     return Start(command, f"127.0.0.1:{port}", {"BLOCK": str(block)})
 
 
-def mosec(python: Path, block: Path, *, batched: bool) -> Start:
+def mosec(python: Path, graphs: Path, *, batched: bool, module: str = "benchmarks.serving.peers.mosec_server") -> Start:
     """Return the start command of mosec, with or without batching."""
     (port,) = free_ports(1)
-    command = (python, "-m", "benchmarks.serving.peers.mosec_server", "--address", "127.0.0.1", "--port", port)
-    return Start(command, f"127.0.0.1:{port}", {"BLOCK": str(block), "BATCHED": "1" if batched else ""})
+    command = (python, "-m", module, "--address", "127.0.0.1", "--port", port, "--timeout", MOSEC_TIMEOUT)
+    env = {"BLOCK": str(graphs), "FUSED": str(graphs), "BATCHED": "1" if batched else ""}
+    return Start(command, f"127.0.0.1:{port}", env)
 
 
 def triton(python: Path, graphs: Path, module: str = "benchmarks.serving.peers.triton_server") -> Start:

@@ -6,8 +6,6 @@ from benchmarks.serving.plan import BOTH_CORES, SERVER_CORE, Case, Contender
 from benchmarks.serving.results import Results
 from benchmarks.serving.targets import Verdict, at_least, judged
 
-PEERS = ("FastAPI", "mosec", "Triton", "MLServer")
-
 ONE = Contender("in process, one by one", "in_process", "one", (), SERVER_CORE)
 SORTED = Contender("in process, padded 32, sorted", "in_process", "sorted", (), SERVER_CORE)
 ARRIVAL = Contender("in process, padded 32, as they come", "in_process", "arrival", (), SERVER_CORE)

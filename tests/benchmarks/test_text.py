@@ -47,7 +47,7 @@ def test_the_report_has_every_way_of_one_load(tmp_path: Path) -> None:
     """One load without peers: every own way has a rate, and the peers a reason."""
     command = [ROOT / ".venv-dev/bin/python", "-m", "benchmarks.text", "--quick", "--build", tmp_path]
     command += ["--environments", tmp_path / "none", "--peers", "mosec", "--loads", "short-c32"]
-    env = clean_env({"PIP_NO_INDEX": "1"})  # prevents the installation of peers
+    env = clean_env({"UV_OFFLINE": "1", "UV_NO_CACHE": "1"})  # prevents the installation of peers
     subprocess.run(list(map(str, command)), cwd=ROOT, env=env, check=True, timeout=HANG)
     report = (tmp_path / "text.md").read_text()
     for name in ("in process, padded 32, sorted", "Attention Service, unary", "Attention Service, streamed"):

@@ -1,6 +1,7 @@
 """Load on a server of the Open Inference Protocol over gRPC, by Triton's own client."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,17 @@ from benchmarks.serving.reference import CHECKED, Reference
 
 
 class Requests:
-    """The model, inputs and outputs of a load's requests."""
+    """Requests of a model, one for each input.
 
-    def __init__(self, load: Load) -> None:
-        weights = load.outputs == "weights"
-        self.model = "explain" if weights else "attend"
-        self.names = ("output", "weights") if weights else ("output",)
-        self.inputs = [_input(x) for x in sequences(load.lengths)]
-        self.outputs = [InferRequestedOutput(name) for name in self.names]
+    Args:
+        model: the name of the model.
+        names: the requested outputs.
+        inputs: the inputs of each request.
+    """
+
+    def __init__(self, model: str, names: Sequence[str], inputs: Sequence[list[InferInput]]) -> None:
+        self.model, self.names, self.inputs = model, names, inputs
+        self.outputs = [InferRequestedOutput(name) for name in names]
 
     def read(self, answer: tritonclient.grpc.InferResult) -> dict[str, np.ndarray]:
         return {name: answer.as_numpy(name)[0] for name in self.names}
@@ -30,16 +34,25 @@ class Requests:
 def main() -> None:
     """Measure unary calls."""
     load = given_load()
-    requests = Requests(load)
+    weights = load.outputs == "weights"
+    names = ("output", "weights") if weights else ("output",)
+    requests = Requests("explain" if weights else "attend", names, [_input(x) for x in sequences(load.lengths)])
     reference = Reference(Path(load.reference), load.lengths)
+    measure(requests, load, CHECKED, reference.check)
+
+
+def measure(
+    requests: Requests, load: Load, checked: int, check: Callable[[int, dict[str, np.ndarray]], object]
+) -> None:
+    """Give the first answers to `check`, measure, and print the measurement."""
     with tritonclient.grpc.InferenceServerClient(load.target) as client:
 
         def ask(i: int) -> dict[str, np.ndarray]:
             inputs = requests.inputs[i % len(requests.inputs)]
             return requests.read(client.infer(requests.model, inputs, outputs=requests.outputs, client_timeout=30))
 
-        for i in range(CHECKED):
-            reference.check(i, ask(i))
+        for i in range(checked):
+            check(i, ask(i))
         if not load.seconds:
             print_measurement({})
         elif load.concurrency == 1:

@@ -41,10 +41,15 @@ def _vectors(data: dict[str, Any]) -> Vectors:
     return np.frombuffer(data["x"], np.float32).reshape(-1, WIDTH)
 
 
-if __name__ == "__main__":
+def serve(single: type[Worker], batched: type[Worker]) -> None:
+    """Serve one by one, or in batches of up to 32 that wait 1 ms."""
     server = Server()
     if os.environ.get("BATCHED"):
-        server.append_worker(Batched, num=1, max_batch_size=32, max_wait_time=1)
+        server.append_worker(batched, num=1, max_batch_size=32, max_wait_time=1)
     else:
-        server.append_worker(Single, num=1)
+        server.append_worker(single, num=1)
     server.run()
+
+
+if __name__ == "__main__":
+    serve(Single, Batched)

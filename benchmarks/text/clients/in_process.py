@@ -1,9 +1,8 @@
 """The fused graph in process, without a server: one by one, or 32 padded texts at once."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.serving.clients.loop import given_load, one_by_one, print_measurement
+from benchmarks.serving.clients.loop import Stopwatch, given_load, one_by_one, print_measurement, rate
 from benchmarks.text.fused import Fused
 from benchmarks.text.texts import CHECKED, Texts
 
@@ -19,14 +18,25 @@ def main() -> None:
         texts.check(number, fused.answer(texts[number], top=top), top=top)
     for number, answer in enumerate(fused.answer_padded(texts[:CHECKED])):
         texts.check(number, answer)
-    run: Callable[[int], object] = lambda i: fused.answer(texts[i % len(texts)], top=top)  # noqa: E731
-    together = 1
-    if load.mode != "one":
+    if not load.seconds:
+        print_measurement({})
+    elif load.mode == "one":
+        print_measurement(one_by_one(lambda i: fused.answer(texts[i % len(texts)], top=top), load.seconds))
+    else:
         given = sorted(texts, key=fused.length) if load.mode == "sorted" else list(texts)
-        packs = [given[i : i + TOGETHER] for i in range(0, len(given), TOGETHER)]
-        # Whole passes over all texts: batches of sorted texts differ in length.
-        run, together = (lambda _: [fused.answer_padded(pack) for pack in packs]), len(texts)
-    print_measurement(one_by_one(run, load.seconds, together) if load.seconds else {})
+        print_measurement(padded(fused, given, load.seconds))
+
+
+def padded(fused: Fused, texts: list[str], seconds: float) -> dict[str, float]:
+    """Measure whole passes over all texts, in batches, since batches of sorted texts differ in length."""
+    batches = [texts[i : i + TOGETHER] for i in range(0, len(texts), TOGETHER)]
+    fused.answer_padded(batches[0])
+    watch, passes = Stopwatch(), 0
+    while not passes or watch.seconds < seconds:
+        for batch in batches:
+            fused.answer_padded(batch)
+        passes += 1
+    return rate(passes * len(texts), watch)
 
 
 if __name__ == "__main__":

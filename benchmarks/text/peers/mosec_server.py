@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mosec import Server, Worker
+from mosec import Worker
 from mosec.mixin import MsgpackMixin
 
+from benchmarks.serving.peers.mosec_server import serve
 from benchmarks.text.fused import Answer, Fused
 
 
@@ -35,9 +36,4 @@ def _answer(answer: Answer) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    server = Server()
-    if os.environ.get("BATCHED"):
-        server.append_worker(Batched, num=1, max_batch_size=32, max_wait_time=1)
-    else:
-        server.append_worker(Single, num=1)
-    server.run()
+    serve(Single, Batched)
