@@ -2,8 +2,9 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from attention_proto.attention.v1.attention_pb2 import Text
@@ -18,7 +19,18 @@ from attention_server.inference.truncation import kept_tokens
 LONGEST_TOKEN = 64  # characters, on average over a text, its spaces included
 METASPACE = "\u2581"  # stands for a space in vocabularies of SentencePiece
 NEAR_WORDS = 3  # named in the refusal of an unknown word
+MAX_NAMES = 1024  # kept, of tokens without characters
 MOST_TOKENS = 16_384  # of a model without a limit of its own
+
+
+class _Encoded(NamedTuple):
+    """A text's tokens as the library gives these, each a list of T."""
+
+    ids: list[int]
+    types: list[int]
+    names: list[str]
+    spans: list[tuple[int, int]]
+    special: list[int]
 
 
 class TextTokenizer:
@@ -133,22 +145,33 @@ class TextTokenizer:
         # For each token the index of its text; None for a special token that is put beside.
         texts: Sequence[int | None] = [0] * len(encoding) if pair is None else encoding.sequence_ids
         self._check_words(encoding, texts, sent)
-        kept, dropped = range(len(encoding)), 0
+        tokens = _Encoded(
+            encoding.ids, encoding.type_ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask
+        )
+        dropped = 0
         if 0 < self._max_tokens - first < len(encoding) and truncate != "none":
             texts = encoding.sequence_ids
-            positions = kept_tokens(texts, self._max_tokens - first, truncate)
-            kept, dropped = positions.tolist(), len(encoding) - len(positions)
-        self._check_length(len(kept), field, first, "; `truncate` cuts it" if truncate == "none" else "")
-        ids, tokens, types, spans = encoding.ids, encoding.tokens, encoding.type_ids, encoding.offsets
-        special = encoding.special_tokens_mask
+            kept = kept_tokens(texts, self._max_tokens - first, truncate).tolist()
+            dropped = len(encoding) - len(kept)
+            tokens = _Encoded(*[[each[place] for place in kept] for each in tokens])
+            texts = [texts[place] for place in kept]
+        self._check_length(len(tokens.ids), field, first, "; `truncate` cuts it" if truncate == "none" else "")
+        each_own = zip(tokens.spans, tokens.ids, strict=True)
+        if pair is None:
+            shown = [text[start:end] or self._named(id_) for (start, end), id_ in each_own]
+        else:
+            each_text = [sent[index or 0][0] for index in texts]
+            shown = [
+                own[start:end] or self._named(id_) for own, ((start, end), id_) in zip(each_text, each_own, strict=True)
+            ]
         return Tokens(
-            ids=np.array([ids[each] for each in kept], np.int64),
-            types=np.array([types[each] for each in kept], np.int64),
-            vocabulary=tuple([tokens[each] for each in kept]),
-            shown=tuple([self._shown(sent[texts[each] or 0][0], ids[each], *spans[each]) for each in kept]),
-            spans=tuple([Span(*spans[each]) for each in kept]),
+            ids=np.array(tokens.ids, np.int64),
+            types=np.array(tokens.types, np.int64),
+            vocabulary=tuple(tokens.names),
+            shown=tuple(shown),
+            spans=tuple(map(Span._make, tokens.spans)),
             truncated=dropped,
-            special=tuple([bool(special[each]) for each in kept]),
+            special=tuple(map(bool, tokens.special)),
         )
 
     def take(self, ids: Array, field: str, first: int = 0) -> Tokens:
@@ -210,10 +233,6 @@ class TextTokenizer:
                     field=field,
                 )
 
-    def _shown(self, text: str, id_: int, start: int, end: int) -> str:
-        """Return a token as it stands in its text; one without characters there, such as a special one, by its name."""
-        return text[start:end] or self.names([id_])[0]
-
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return tokens as text, each by itself: a special token is its name, and an unknown id an empty string.
 
@@ -222,6 +241,11 @@ class TextTokenizer:
         """
         texts = self._tokenizer.decode_batch([[id_] for id_ in ids], skip_special_tokens=False)
         return [self._name(id_, text) for id_, text in zip(ids, texts, strict=True)]
+
+    @cached_property
+    def _named(self) -> Callable[[int], str]:
+        """The function that names a token without characters, such as a special one; the latest names are kept."""
+        return lru_cache(MAX_NAMES)(lambda id_: self.names([id_])[0])
 
     def _name(self, id_: int, text: str) -> str:
         token = self._tokenizer.id_to_token(id_) or ""
