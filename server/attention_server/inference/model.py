@@ -220,7 +220,7 @@ class LoadedModel:
         self._warm(Run())
 
     def release(self) -> None:
-        """Free memory that the engine keeps of earlier long sequences: each graph frees it after a short run."""
+        """Free memory that the engine keeps of earlier long sequences: graphs free it after a short run."""
         self._warm(Run().releasing())
 
     def _warm(self, run: Run) -> None:

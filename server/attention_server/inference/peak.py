@@ -148,8 +148,7 @@ class Peak:
         if not self.is_masked and wanted.isdisjoint(BY_BLOCK) and not self.plan.changes and layer.is_flash(rows, keys):
             size = flash_rows(rows)
             block = flash_bytes(layer.about, size, keys, self.widths[index])
-            split = 0 if self.manifest.hidden_dim or "heads" not in layer.gives else layer.about.heads
-            return block * min(self.slots, -(-rows // size)) + 4 * rows * split * self.widths[index][1]
+            return block * min(self.slots, -(-rows // size))
         size, columns = self._shape_of_block(index, rows, keys)
         sources = {STAGES[name].source or name for name in wanted}
         weights = OF_TEMPERATURE if self._is_tempered(index) else OF_WEIGHTS * ("weights" in sources)

@@ -268,7 +268,7 @@ class Service:
         return self._scheduler.state(), self._memories.state(), self.account.state()
 
     def release_memory(self) -> None:
-        """Free memory that the engine keeps of earlier long sequences, for every loaded version on a CPU."""
+        """Free memory that the engine keeps of earlier long sequences: the graphs of one version free that of all."""
         with suppress(Unavailable):  # models are still loading
             for name in self._repository.names():
                 for version in self._repository.versions(name):
@@ -277,6 +277,7 @@ class Service:
                         with lease as model:
                             if model.device == "cpu" and lease.is_resident:
                                 model.release()
+                                return
 
     def residency(self) -> ResidencyState:
         """Return which versions have their graphs in memory, and how often these were evicted and loaded again."""

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 import onnxruntime as ort
@@ -84,12 +85,12 @@ class OnnxRuntime:
         # With a fallback, a session that fails on the GPU, as for want of memory, would be made on the CPU.
         return ort.InferenceSession(
             content,
-            self._options(),
+            self._options(providers),
             providers=[(name, provider_options(name)) for name in providers],
             enable_fallback=0,
         )
 
-    def _options(self) -> ort.SessionOptions:
+    def _options(self, providers: Sequence[str]) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -97,8 +98,21 @@ class OnnxRuntime:
         # Data outside the graph's file would not be verified by a hash: its folder is set to one that cannot exist.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if CUDA not in providers:
+            # One arena of all graphs: a graph computes in memory that the one before left in the processor's caches.
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+            options.enable_mem_pattern = False  # one block for all tensors of a run finds less of that memory
         options.log_severity_level = 3  # lower levels warn of shapes that are inferred wrongly behind Attention
         return options
+
+
+@cache
+def _share_arena() -> None:
+    """Register the arena that the CPU's sessions of this process allocate tensors from; their weights are outside."""
+    about = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(about, ort.OrtArenaCfg({}))
 
 
 class OnnxGraph:
