@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,8 +51,9 @@ def test_snippets_are_typed(tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG, cwd=ROOT)
     assert len(programs) >= 7
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    expected = {(str(files[-1]), "call-overload"), (str(files[-1]), "call-arg")}
-    assert {(each["file"], each["code"]) for each in found} == expected, done.stdout + done.stderr
+    # By name: mypy's cache repeats errors of an equal program with the path of the run before.
+    expected = {(files[-1].name, "call-overload"), (files[-1].name, "call-arg")}
+    assert {(Path(each["file"]).name, each["code"]) for each in found} == expected, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kind", [AttentionClient, AsyncAttentionClient])
