@@ -3,10 +3,11 @@
 import json
 import re
 from collections import Counter
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.web.reading import SENTENCE, number
 
@@ -217,3 +218,38 @@ def test_a_long_text(visit, ask):
     panel.hover(position={"x": box["width"] - 3, "y": box["height"] - 3})
     value = page.locator(".tip").inner_text().rsplit(": ", 1)[1]
     assert abs(number(value) - read[40, 99]) <= 6e-5
+
+
+def test_many_weights_arrive_in_portions(visit, site):
+    """Of many weights a layer is drawn before the rest is asked for, which can be given up, and asked for again."""
+    asked: list[dict] = []
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        body = json.loads(route.request.post_data or "")
+        if "rows" not in body["outputs"][0]:  # the whole row of the word that asks
+            asked.append(body)
+            if len(asked) == 2:
+                return held.append(route)
+        return route.continue_()
+
+    page = visit()
+    page.locator(".arc").first.wait_for(state="attached")
+    page.route("**/*:attend", hold)
+    text = " ".join((SENTENCE.split() * 74)[:512])
+    page.goto(f"{site.url}/#{urlencode({'view': 'atlas', 'model': 'encoder', 'text': text}, quote_via=quote)}")
+    page.reload()
+    expect(page.locator(".arriving")).to_contain_text("1 of 2 layers are here")
+    expect(page.locator(".large-head h2")).to_have_text("layer 0 · head 0")
+    expect(page.locator(".view[aria-busy=false]:not(.stale)")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".arriving")).to_contain_text("Stopped: 1 of 2 layers are here")
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator(".arriving")).to_have_count(0)
+    expect(page.locator(".large-head h2")).to_have_text("layer 1 · head 0")
+    outputs = [[(each["name"], each["layers"]) for each in body["outputs"] if "layers" in each] for body in asked]
+    first, second, again, counted = outputs
+    assert first == [("weights", ["0"])]
+    assert second == again
+    assert ("weights", ["1"]) in again
+    assert counted == [("statistics", ["0"]), ("statistics", ["1"])], "badges are asked for behind the picture, at once"

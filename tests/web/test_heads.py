@@ -200,7 +200,10 @@ def test_512_tokens(visit, ask):
     true = ask("encoder", text=LONG_TEXT, outputs=[{"name": "weights", "rows": [query]}])["outputs"]["weights"]
     assert np.allclose(entropies(page)[:12], [bits(each[0]) for each in true], atol=0.006)
     weights = [
-        spec for body in asked for spec in body["outputs"] if isinstance(spec, dict) and spec["name"] == "weights"
+        spec
+        for body in asked
+        for spec in body.get("outputs", [])
+        if isinstance(spec, dict) and spec["name"] == "weights"
     ]
     assert weights
     assert all(spec.get("top_k", 0) in range(1, 65) or len(spec.get("rows", [])) == 1 for spec in weights)

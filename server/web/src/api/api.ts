@@ -8,6 +8,7 @@ import {
   type Model,
   type OutputSpec,
   type Result,
+  type TokenizeRequest,
   type Tokenization as Tokens,
 } from "../../../../client/typescript/attention.ts";
 
@@ -22,6 +23,7 @@ export type {
   Span as Place,
   Tensor,
   Tokenization as Tokens,
+  TokenizeRequest,
   TopK,
 } from "../../../../client/typescript/attention.ts";
 export { AttentionError as ApiError, tensor as encode } from "../../../../client/typescript/attention.ts";
@@ -59,9 +61,8 @@ export class Api {
   }
 
   /** The tokens of a text, special tokens included. */
-  async tokenize({ name, version }: Model, text: string, pair: string | null = null): Promise<Tokens> {
-    const body = { text, ...(pair === null ? {} : { text_pair: pair }) };
-    const [tokens] = await this.withToken(() => this.client.tokenize(name, body, { version }));
+  async tokenize({ name, version }: Model, request: TokenizeRequest, signal?: AbortSignal): Promise<Tokens> {
+    const [tokens] = await this.withToken(() => this.client.tokenize(name, request, { version, signal }));
     return tokens;
   }
 

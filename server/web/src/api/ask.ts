@@ -1,6 +1,6 @@
 // What the page asks the API for: no more than it shows.
 
-import { type Picture, type Prediction, positions } from "../drawing/picture.ts";
+import type { Prediction } from "../drawing/picture.ts";
 import { range, Weights } from "../drawing/weights.ts";
 import type { Input } from "../state/state.ts";
 import {
@@ -9,7 +9,6 @@ import {
   type Layer,
   type Model,
   type OutputSpec,
-  type Place,
   type Result,
   type Tensor,
   type TopK,
@@ -17,15 +16,13 @@ import {
 import type { Known } from "./known.ts";
 
 /** Up to here every weight is shown; above, the largest of each row. */
-const WHOLE = 64;
+export const WHOLE = 64;
 /** How many of a row, of long sequences. */
-const LARGEST = 16;
+export const LARGEST = 16;
 /** How many keys a step shows. */
 const STEP_KEYS = 12;
 /** Up to here a rollout is told after each layer. */
 const MOST_ROLLED = 512;
-/** The bytes of the largest weights that are asked for at once. */
-const MOST_BYTES = 6e6;
 
 /** The three kinds of sites of an encoder-decoder; a model of one sequence has targets alone. */
 export type Side = "SIDE_TARGET" | "SIDE_SOURCE" | "SIDE_CROSS";
@@ -116,119 +113,13 @@ export function titleOf(input: Input): string {
   return input.memoryText && text !== input.memoryText ? `${input.memoryText} → ${whole}` : whole;
 }
 
-/** The numbers of positions, asked for without weights where a text may be long. */
-async function lengths(
-  known: Known,
-  model: Model,
-  input: Input,
-  signal?: AbortSignal,
-): Promise<[number, number] | null> {
-  if (input.kind === "vectors") {
-    const rows = input.query?.rows ?? 0;
-    return [rows, input.key?.rows ?? rows];
-  }
-  const characters = Math.max(input.text.length + (input.pair?.length ?? 0), input.memoryText.length, input.ids.length);
-  if (characters <= 2 * WHOLE && !input.hidden.length) return null;
-  const result = await known.attend(model, own(input, model), [rowOfAll(model)], signal);
-  const T = result.tokens?.length ?? 0;
-  return [T, result.memory_tokens?.length ?? T];
-}
-
-/** The least that can be asked for: one row of what every site gives, of the first. */
-function rowOfAll(model: Model): OutputSpec {
-  const { name } = model.manifest.layers[0];
-  return { name: "q", rows: [0], heads: [0], layers: [name] };
-}
-
-/** What is shown of one input: weights of the sites that share queries and keys, predictions, the last vectors. */
-export interface Answer {
-  input: Input;
-  picture: Picture;
-  /** [T, D] behind the last layer, of a short sequence. */
-  vectors: { width: number; data: Float32Array } | null;
-  /** Whether each key is one of the tokens that the tokenizer put beside the text. */
-  special: boolean[];
-  /** Of a long sequence, the server's statistics of each head, [layers][H][8]; else the weights are whole and tell them. */
-  statistics: Float32Array[][] | null;
-}
-
-/** Asks for the weights of some layers, which share queries and keys, and what the model predicts. */
-export async function askAnswer(
-  known: Known,
-  model: Model,
-  input: Input,
-  layers: Layer[],
-  signal?: AbortSignal,
-): Promise<Answer> {
-  const sizes = await lengths(known, model, input, signal);
-  const long = sizes !== null && Math.max(...sizes) > WHOLE;
-  const heads = layers.reduce((sum, each) => sum + each.heads, 0);
-  const top_k = long ? Math.max(1, Math.min(LARGEST, Math.floor(MOST_BYTES / (8 * heads * sizes[0])))) : WHOLE;
-  const specs: (OutputSpec | string)[] = layers.map(({ name }, i) => ({
-    name: "weights",
-    as: `w${i}`,
-    layers: [name],
-    top_k,
-  }));
-  if (input.kind !== "vectors" && model.manifest.predictors?.length) specs.push("predictions");
-  const last = model.manifest.layers.at(-1)!;
-  const vectors = (["hidden", "output"] as const).find((stage) => last.stages?.includes(stage));
-  if (vectors && !long) specs.push({ name: vectors, as: "vectors", layers: [last.name] });
-  const body = { ...sequence(input, model, sizes?.[1]), token_offsets: input.kind === "text" };
-  if (long) specs.push(...layers.map(({ name }, i) => ({ name: "statistics" as const, as: `s${i}`, layers: [name] })));
-  const result = await known.attend(model, body, specs, signal);
-  const side = sideOf(layers[0]);
-  const names = namesOf(model, input, result, side, (result.outputs.w0 as TopK).values.shape[1]);
-  const picture: Picture = {
-    title: titleOf(input),
-    model: model.name,
-    version: model.version,
-    ...names,
-    layers: layers.map(({ name }, i) => ({ name, weights: read(result.outputs[`w${i}`] as TopK, names.keys.length) })),
-    focus: focusOf(result),
-    predictions: result.predictions ?? [],
-  };
-  const offsets = names.toItself && side !== "SIDE_SOURCE" ? result.token_offsets : result.memory_token_offsets;
-  return {
-    input,
-    picture,
-    vectors: vectorsOf(result),
-    special: picture.keys.map((key, at) => isSpecial(key, offsets?.[at])),
-    statistics: long ? layers.map((_, i) => rowsOf(result.outputs[`s${i}`] as Tensor)) : null,
-  };
-}
-
-function namesOf(model: Model, input: Input, result: Result, side: Side, T: number) {
-  const source = result.memory_tokens ?? positions(input.key?.rows ?? T);
-  const target = result.tokens ?? positions(T);
-  if (side === "SIDE_SOURCE") return { queries: source, keys: source, toItself: true };
-  const cross = model.manifest.block === "cross_attention" || side === "SIDE_CROSS";
-  const toItself = input.kind === "vectors" ? !input.key : !cross;
-  return { queries: target, keys: toItself ? target : source, toItself };
-}
-
-function focusOf({ predictions = [] }: Result): number | null {
-  const rows = new Set(predictions.map(({ row }) => row));
-  return rows.size === 1 ? ([...rows][0] ?? null) : null;
-}
-
 /** The rows of a matrix. */
 export function rowsOf({ shape, data }: Tensor): Float32Array[] {
   const width = shape.at(-1)!;
   return range(data.length / width).map((row) => (data as Float32Array).subarray(row * width, (row + 1) * width));
 }
 
-function vectorsOf({ outputs }: Result): Answer["vectors"] {
-  const found = outputs.vectors as Tensor | undefined;
-  return found ? { width: found.shape.at(-1)!, data: found.data as Float32Array } : null;
-}
-
-/** A token without a place in its text, called by a name in brackets. */
-function isSpecial(token: string, place: Place | undefined): boolean {
-  return /^([[<].*[\]>])$/.test(token) && (!place || place.start === place.end);
-}
-
-function read({ indices, values }: TopK, keys: number): Weights {
+export function read({ indices, values }: TopK, keys: number): Weights {
   return Weights.largest(values.shape, keys, indices.data, values.data as Float32Array);
 }
 

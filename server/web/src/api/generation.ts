@@ -99,7 +99,10 @@ export class Generation {
       this.ids = ids; // named by the first answer
       return;
     }
-    const { token_ids, tokens } = await this.api.tokenize(this.model, text, pair);
+    const { token_ids, tokens } = await this.api.tokenize(this.model, {
+      text,
+      ...(pair === null ? {} : { text_pair: pair }),
+    });
     this.ids = token_ids;
     this.prompt = tokens;
     this.sentences = sentencesOf(tokens);

@@ -1,19 +1,38 @@
 // What is known is not asked again: answers by their question.
-import { type Api, ApiError, type Model, type OutputSpec, type Result } from "./api.ts";
+import {
+  type Api,
+  ApiError,
+  type Model,
+  type OutputSpec,
+  type Result,
+  type TokenizeRequest,
+  type Tokens,
+} from "./api.ts";
 
 const MOST = 48; // answers kept
 
 export class Known {
-  private readonly kept = new Map<string, Promise<Result>>();
+  private readonly kept = new Map<string, Promise<unknown>>();
 
   constructor(private readonly api: Api) {}
 
   /** As `Api.attend`, from what is known where it is. */
   attend(model: Model, sequence: object, outputs: (OutputSpec | string)[], signal?: AbortSignal): Promise<Result> {
-    const question = JSON.stringify([model.name, model.version, sequence, outputs]);
-    const known = this.kept.get(question);
+    return this.ask([model.name, model.version, sequence, outputs], signal, () =>
+      this.api.attend(model, sequence, outputs, signal),
+    );
+  }
+
+  /** As `Api.tokenize`, from what is known where it is. */
+  tokens(model: Model, request: TokenizeRequest, signal?: AbortSignal): Promise<Tokens> {
+    return this.ask([model.name, model.version, request], signal, () => this.api.tokenize(model, request, signal));
+  }
+
+  private ask<T>(about: unknown[], signal: AbortSignal | undefined, ask: () => Promise<T>): Promise<T> {
+    const question = JSON.stringify(about);
+    const known = this.kept.get(question) as Promise<T> | undefined;
     if (known) return known;
-    const answer = this.api.attend(model, sequence, outputs, signal);
+    const answer = ask();
     this.kept.set(question, answer);
     const forget = () => {
       if (this.kept.get(question) === answer) this.kept.delete(question);

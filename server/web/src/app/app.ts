@@ -157,7 +157,7 @@ export class App {
     const model = this.modelOf(a);
     if (changes.kind === "vectors" && !a.query && !changes.query) changes = { ...changes, ...someVectors(model) };
     if (changes.kind === "ids" && !a.ids.length) {
-      const tokens = await this.api.tokenize(model, a.text).catch(() => ({ token_ids: [0] }));
+      const tokens = await this.api.tokenize(model, { text: a.text }).catch(() => ({ token_ids: [0] }));
       changes = { ...changes, ids: tokens.token_ids };
     }
     this.input("a", changes, true);

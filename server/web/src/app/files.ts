@@ -1,5 +1,6 @@
 // The files that a view is saved as.
-import { askAnswer, besides } from "../api/ask.ts";
+import { askAnswer } from "../api/answer.ts";
+import { besides } from "../api/ask.ts";
 import type { Picture } from "../drawing/picture.ts";
 import type { Context, View } from "../views/view.ts";
 import { bertViz, download, json, png, standalone, svg } from "./export.ts";

@@ -36,6 +36,11 @@ export class Weights {
     return this.indices === null;
   }
 
+  /** Whether no weight is known yet. */
+  get pending(): boolean {
+    return this.values.length === 0;
+  }
+
   /** How many keys of a row are known. */
   get known(): number {
     return this.heads && this.queries ? this.values.length / (this.heads * this.queries) : 0;

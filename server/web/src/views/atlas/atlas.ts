@@ -1,31 +1,29 @@
 // The atlas: every head of every layer at once, one or two of them large, one layer in full, and the way through layers.
 import { html, nothing, render, type TemplateResult } from "lit-html";
-import { type Answer, askAnswer, askMean, askRollout, askRow, besides, type Read, sideOf } from "../../api/ask.ts";
+import type { Answer } from "../../api/answer.ts";
+import { askMean, askRollout, askRow, besides, type Read, sideOf } from "../../api/ask.ts";
 import { patiently } from "../../api/known.ts";
 import type { Shown } from "../../app/export.ts";
 import type { Style } from "../../drawing/drawing.ts";
 import { cut, token } from "../../drawing/format.ts";
 import { palette } from "../../drawing/palette.ts";
 import { aboutPicture, type Picture } from "../../drawing/picture.ts";
-import { range, type Weights } from "../../drawing/weights.ts";
-import { SORTS, type Sort, type Tab, toggled } from "../../state/state.ts";
+import type { Weights } from "../../drawing/weights.ts";
+import { type Tab, toggled } from "../../state/state.ts";
 import { HeadsView } from "../heads/heads.ts";
 import { layerChoice } from "../heads/layers.ts";
 import { firstQuery } from "../meet/heads.ts";
 import type { Context, View } from "../view.ts";
-import { BADGES, badgeOf, MEANINGS, type Statistics, statisticsOf } from "./badges.ts";
-import { isAnswer, readSearch, type Search, strengthOf } from "./find.ts";
+import { Arrival } from "./arrival.ts";
+import { type Statistics, statisticsOf } from "./badges.ts";
+import { cellsOf, isReordered } from "./cells.ts";
+import { readSearch, type Search } from "./find.ts";
 import { LargeHead } from "./large.ts";
 import { RolloutTab } from "./rollout-tab.ts";
 import { type Cell, grid, paintHead } from "./thumbnails.ts";
+import { tools } from "./tools.ts";
 
 const TAB_NAMES: Record<Tab, string> = { heads: "All heads", layer: "One layer", rollout: "Through the layers" };
-const SORT_NAMES: Record<Sort, string> = {
-  model: "as in the model",
-  search: "by the search",
-  broad: "broad first",
-  narrow: "narrow first",
-};
 const MOST_ARCS = 512; // tokens that are drawn as arcs unless these are chosen
 const SIDE_NAMES = { SIDE_TARGET: "target", SIDE_SOURCE: "source", SIDE_CROSS: "target over source" };
 
@@ -40,6 +38,10 @@ interface WholeRow {
 export class AtlasView implements View {
   readonly element = document.createElement("section");
   private answer: Answer | null = null;
+  /** What is asked, and what is drawn of it: once it is shown, an answer grows. */
+  private arrival: Arrival | null = null;
+  private shownFrom: Arrival | null = null;
+  private arrivalOf = "";
   private context: Context | null = null;
   private read: Read | null = null;
   /** Of a long sequence, one whole row of the layer looked at. */
@@ -47,7 +49,8 @@ export class AtlasView implements View {
   /** What is drawn: the answer's picture, or the one without special tokens. */
   private drawn: Picture | null = null;
   private drawnFor = "";
-  private counts: Statistics[][] = [];
+  /** Of each head; null where they are not counted yet. */
+  private counts: Statistics[][] | null = null;
   private readonly large = [new LargeHead(), new LargeHead()];
   private readonly rollout = new RolloutTab();
   private readonly heads = new HeadsView((changes) =>
@@ -58,18 +61,50 @@ export class AtlasView implements View {
     this.element.className = "atlas";
   }
 
-  async load({ state, model, layer, known }: Context, signal: AbortSignal): Promise<void> {
+  async load(context: Context, signal: AbortSignal): Promise<void> {
+    const { state, model, layer, known } = context;
     const layers = besides(model, layer);
-    const answer = await askAnswer(known, model, state.a, layers, signal);
-    const { picture } = answer;
-    if (state.tab === "rollout" && rolls(picture))
-      this.read = await askRollout(known, model, state.a, layers, queryOf(state, answer), picture.keys.length, signal);
-    this.answer = answer;
+    const arrival = this.arriving(context);
+    await until(arrival.begun, signal);
+    const answer = arrival.answer!;
+    if (state.tab === "rollout" && rolls(answer.picture))
+      this.read = await askRollout(
+        known,
+        model,
+        state.a,
+        layers,
+        queryOf(state, answer),
+        answer.picture.keys.length,
+        signal,
+      );
+    this.answer = arrival.answer;
+  }
+
+  /** The arrival of a state's layers: the one that goes on, or a new one in its place. */
+  private arriving({ known, model, layer, state }: Context): Arrival {
+    const only = state.tab === "layer" ? layer : null;
+    const layers = besides(model, layer);
+    const question = JSON.stringify([model.name, model.version, state.a, layers.map(({ name }) => name), only?.name]);
+    if (this.arrival && question === this.arrivalOf) return this.arrival;
+    this.arrival?.stop();
+    const arrival = new Arrival(known, { model, input: state.a, layers, only }, () => {
+      if (!this.element.isConnected) arrival.stop();
+      if (arrival !== this.shownFrom) return;
+      this.answer = arrival.answer;
+      this.show(this.context!);
+    });
+    arrival.begun.catch(() => {
+      if (this.arrival === arrival) this.arrivalOf = "";
+    });
+    this.arrival = arrival;
+    this.arrivalOf = question;
+    return arrival;
   }
 
   show(context: Context): void {
     this.context = context;
     if (!this.answer) return;
+    this.shownFrom = this.arrival;
     const { state } = context;
     this.prepare();
     const tabs = (["heads", "layer", ...(rolls(this.answer.picture) ? ["rollout"] : [])] as Tab[]).map(
@@ -109,7 +144,9 @@ export class AtlasView implements View {
   private prepare(): void {
     const { picture, special } = this.answer!;
     const hide = !this.context!.state.special && this.canHide;
-    const question = `${picture.title} ${picture.model} ${JSON.stringify(this.answer!.input)} ${hide}`;
+    const { statistics } = this.arrival!;
+    const there = picture.layers.map(({ weights }) => (weights.pending ? "" : "."));
+    const question = `${picture.title} ${picture.model} ${JSON.stringify(this.answer!.input)} ${hide} ${there} ${statistics !== null}`;
     if (this.drawnFor === question && this.drawn) return;
     this.drawnFor = question;
     const keep = special.map((each) => !each);
@@ -119,7 +156,7 @@ export class AtlasView implements View {
       ...picture,
       layers: picture.layers.map(({ name, weights }) => ({ name, weights: changed(weights) })),
     };
-    this.counts = statisticsOf(this.answer!, this.context!.model);
+    this.counts = statisticsOf(this.answer!, this.context!.model, statistics);
   }
 
   private get canHide(): boolean {
@@ -130,26 +167,8 @@ export class AtlasView implements View {
   // --- all heads -------------------------------------------------------------------------------------------------------
 
   private cells(): Cell[] {
-    const { state } = this.context!;
-    const { layers } = this.drawn!;
-    const search = this.search;
-    const cells = layers.flatMap(({ name, weights }, layer) =>
-      range(weights.heads).map((head): Cell => {
-        const badge = badgeOf(this.counts[layer][head]);
-        const found = search && !search.wrong ? strengthOf(this.drawn!, layer, head, search) : null;
-        const counts = (found === null || isAnswer(found)) && (!state.badge || badge === state.badge);
-        return { layer, layerName: name, head, badge, found, counts, off: state.a.off.includes(`${name}.${head}`) };
-      }),
-    );
-    const spread = ({ layer, head }: Cell) => this.counts[layer][head].entropy;
-    const orders: Record<Sort, ((a: Cell, b: Cell) => number) | null> = {
-      model: null,
-      search: search && !search.wrong ? (a, b) => (b.found ?? 0) - (a.found ?? 0) : null,
-      broad: (a, b) => spread(b) - spread(a),
-      narrow: (a, b) => spread(a) - spread(b),
-    };
-    const order = orders[state.sort];
-    return order ? [...cells].sort(order) : cells;
+    const { badge, sort, a } = this.context!.state;
+    return cellsOf(this.drawn!, this.counts, this.search, badge, sort, a.off);
   }
 
   private cellOf(cells: Cell[], pair: string): Cell | undefined {
@@ -160,7 +179,9 @@ export class AtlasView implements View {
     const { state, layer } = this.context!;
     const best =
       this.search && !state.layer ? [...cells].sort((a, b) => (b.found ?? 0) - (a.found ?? 0))[0] : undefined;
-    return best ?? this.cellOf(cells, `${layer.name}.${state.head}`) ?? cells[0];
+    const there = (cell: Cell | undefined) => cell && !this.drawn!.layers[cell.layer].weights.pending;
+    const wanted = best ?? this.cellOf(cells, `${layer.name}.${state.head}`);
+    return (there(wanted) ? wanted : cells.find(there)) ?? cells[0];
   }
 
   private all(): TemplateResult {
@@ -180,10 +201,13 @@ export class AtlasView implements View {
       paintHead(canvas, this.drawn!.layers[layer].weights, head, most, colours);
     };
     return html`
-      ${this.tools(cells)}
+      ${tools({ state, cells, style: this.style, wrong: this.search?.wrong ?? "", special: this.canHide ? this.specialNames() : null, change })}
       <div class="atlas-panes">
         <div class="pane"><p class="quiet-text" role="status">${picture.layers.length} × ${columns}: ${cells.length} heads${narrowed ? html`, <b>${answering}</b> of them answer` : nothing}.
-            Click to open, ⇧ click to compare two.</p>
+            Click to open, ⇧ click to compare two. ${this.arrival!.progress(() => {
+              this.arrivalOf = "";
+              change({});
+            })}</p>
           ${grid(cells, columns, !isReordered(cells), chosen, this.cellOf(cells, state.beside), paint, {
             choose: (cell, beside) =>
               beside
@@ -201,32 +225,6 @@ export class AtlasView implements View {
   private get most(): number {
     const { layers } = this.answer!.picture;
     return layers.every(({ weights }) => weights.complete) ? 1 : Math.max(...layers.map(({ weights }) => weights.most));
-  }
-
-  private tools(cells: Cell[]): TemplateResult {
-    const { state, change } = this.context!;
-    const search = this.search;
-    const count = (badge: string) => cells.filter((cell) => cell.badge === badge).length;
-    const present = BADGES.filter(count);
-    return html`<div class="atlas-tools">
-      <div class="find"><label for="find">find heads</label><input id="find" type="search" placeholder="it -> animal" autocomplete="off" spellcheck="false" .value=${state.find}
-        aria-invalid=${search?.wrong ? "true" : "false"} @change=${(event: Event) => {
-          const find = (event.target as HTMLInputElement).value;
-          change({ find, layer: "", query: null, sort: find ? state.sort : "model" });
-        }}>${search?.wrong ? html`<span class="quiet-text" role="status">${search.wrong}</span>` : nothing}</div>
-      ${present.map(
-        (badge) =>
-          html`<button type="button" class="pill" aria-pressed=${state.badge === badge} title=${MEANINGS[badge]} @click=${() => change({ badge: state.badge === badge ? "" : badge })}>${badge} ${count(badge)}</button>`,
-      )}
-      ${this.canHide ? html`<button type="button" class="pill" aria-pressed=${!state.special} @click=${() => change({ special: !state.special })}>hide ${this.specialNames()}</button>` : nothing}
-      <label class="field inline">sorted <select @change=${(event: Event) => change({ sort: (event.target as HTMLSelectElement).value as Sort })}>${SORTS.map(
-        (sort) => html`<option value=${sort} ?selected=${state.sort === sort}>${SORT_NAMES[sort]}</option>`,
-      )}</select></label>
-      <div class="segmented" role="group" aria-label="Drawing">${(["lines", "matrix"] as const).map(
-        (style) =>
-          html`<button type="button" aria-pressed=${this.style === style} @click=${() => change({ style })}>${style === "lines" ? "arcs" : "matrix"}</button>`,
-      )}</div>
-    </div>`;
   }
 
   private specialNames(): string {
@@ -264,7 +262,7 @@ export class AtlasView implements View {
         head: cell.head,
         query: this.query,
         row: at ? null : this.wholeRow(cell),
-        statistics: this.counts[cell.layer][cell.head],
+        statistics: this.counts?.[cell.layer][cell.head] ?? null,
         style: this.style,
         off: cell.off,
         turn: () => edit({ off: toggled(state.a.off, `${cell.layerName}.${cell.head}`) }),
@@ -360,16 +358,27 @@ export class AtlasView implements View {
     if (!this.answer) return null;
     const { picture } = this.answer;
     return {
-      layers: (this.drawn ?? picture).layers,
+      layers: (this.drawn ?? picture).layers.filter(({ weights }) => !weights.pending),
       heading: picture.title,
       about: aboutPicture(picture),
       most: this.most,
     };
   }
 
+  /** Of the layers that are there. */
   picture(): Picture | null {
-    return this.answer?.picture ?? null;
+    if (!this.answer) return null;
+    const { picture } = this.answer;
+    return { ...picture, layers: picture.layers.filter(({ weights }) => !weights.pending) };
   }
+}
+
+/** Waits for something that goes on by itself, until the wait is given up. */
+function until<T>(going: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((done, fail) => {
+    signal.addEventListener("abort", () => fail(signal.reason), { once: true });
+    going.then(done, fail);
+  });
 }
 
 /** Whether attention can be followed through the layers. */
@@ -381,13 +390,4 @@ function rolls({ toItself, layers }: Picture): boolean {
 function queryOf({ query, find }: Context["state"], answer: Answer): number {
   const wanted = query ?? readSearch(find, answer.picture)?.queries[0] ?? firstQuery(answer);
   return Math.max(0, Math.min(wanted, answer.picture.queries.length - 1));
-}
-
-/** Whether cells stand in another order than the model's. */
-function isReordered(cells: Cell[]): boolean {
-  return cells.some(
-    (cell, at) =>
-      at > 0 &&
-      (cell.layer < cells[at - 1].layer || (cell.layer === cells[at - 1].layer && cell.head < cells[at - 1].head)),
-  );
 }

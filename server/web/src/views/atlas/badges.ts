@@ -1,6 +1,7 @@
 // What a head does, in one word: told by statistics of its weights.
+
+import type { Answer } from "../../api/answer.ts";
 import type { Model } from "../../api/api.ts";
-import type { Answer } from "../../api/ask.ts";
 import { entropy, range, type Weights } from "../../drawing/weights.ts";
 
 /** Means over the rows of one head. */
@@ -81,16 +82,18 @@ function told(row: ArrayLike<number>, firstIsSpecial: boolean, keys: number | nu
   };
 }
 
-/** The statistics of each head, [layers][H]: from its whole weights, or as the server told. */
+/** The statistics of each head, [layers][H]: from its whole weights, or as the server told; null where it has not yet. */
 export function statisticsOf(
-  { picture, special, statistics: rows, input }: Answer,
+  { picture, special, input }: Answer,
   { manifest }: Model,
-): Statistics[][] {
+  rows: Float32Array[][] | null,
+): Statistics[][] | null {
   const separators = special.map((each, at) => each && at > 0);
-  if (!rows)
+  if (picture.layers.every(({ weights }) => weights.complete))
     return picture.layers.map(({ weights }) =>
       range(weights.heads).map((head) => statistics(weights, head, picture.toItself, separators)),
     );
+  if (!rows) return null;
   const free = input.causal === "none" && input.left < 0 && input.right < 0;
   const open = free && !manifest.layers.some(({ causal, window }) => causal || window);
   const keys = open ? picture.keys.length - input.hidden.length : null;

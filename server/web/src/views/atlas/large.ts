@@ -1,5 +1,5 @@
 // One head, large: arcs or a matrix, what its chosen word looks at, its statistics, and a switch.
-import { html, render } from "lit-html";
+import { html, nothing, render } from "lit-html";
 import type { Style } from "../../drawing/drawing.ts";
 import { cut, share, token } from "../../drawing/format.ts";
 import { Panel } from "../../drawing/panel.ts";
@@ -14,7 +14,8 @@ export interface Large {
   query: number;
   /** The whole row of the query, where the picture has its largest weights alone. */
   row: Float32Array | null;
-  statistics: Statistics;
+  /** Null where they are not counted yet. */
+  statistics: Statistics | null;
   style: Style;
   off: boolean;
   turn(): void;
@@ -51,11 +52,7 @@ export class LargeHead {
           <button type="button" class="pill" aria-pressed=${off} @click=${() => large.turn()}>${off ? "switch on" : "switch off"}</button></header>
         <p class="looks" role="status"></p>
         ${this.panel.element}
-        <p class="statistics quiet-text">${
-          picture.toItself
-            ? `previous ${share(statistics.previous)} · self ${share(statistics.self)} · first ${share(statistics.first)} · mean reach ${statistics.reach.toFixed(1)} tokens`
-            : `first ${share(statistics.first)}`
-        }</p>`,
+        <p class="statistics quiet-text">${statistics ? said(statistics, picture.toItself) : nothing}</p>`,
       this.element,
     );
     this.draw();
@@ -93,4 +90,9 @@ export class LargeHead {
       line,
     );
   }
+}
+
+function said({ previous, self, first, reach }: Statistics, toItself: boolean): string {
+  if (!toItself) return `first ${share(first)}`;
+  return `previous ${share(previous)} · self ${share(self)} · first ${share(first)} · mean reach ${reach.toFixed(1)} tokens`;
 }

@@ -1,6 +1,7 @@
 // Two inputs or two models, side by side, and the difference where their lengths are the same.
 import { html, nothing, render, svg, type TemplateResult } from "lit-html";
-import { askAnswer, besides } from "../../api/ask.ts";
+import { askAnswer } from "../../api/answer.ts";
+import { besides } from "../../api/ask.ts";
 import type { Shown } from "../../app/export.ts";
 import type { Panel as Drawable, Drawn, Place, Style } from "../../drawing/drawing.ts";
 import { cut, token, weight as written } from "../../drawing/format.ts";

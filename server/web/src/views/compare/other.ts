@@ -1,5 +1,6 @@
 // What an input is compared with, until something is chosen: itself, with one thing changed.
-import { type Answer, askAnswer, besides } from "../../api/ask.ts";
+import { type Answer, askAnswer } from "../../api/answer.ts";
+import { besides } from "../../api/ask.ts";
 import { range } from "../../drawing/weights.ts";
 import { type Input, isChanged, unchanged } from "../../state/state.ts";
 import { best, firstQuery } from "../meet/heads.ts";

@@ -4,10 +4,11 @@ import { repeat } from "lit-html/directives/repeat.js";
 import { type Panel as Drawable, namedWidth, type Place, type Style, shareOf, spoken } from "../../drawing/drawing.ts";
 import { moveFocus } from "../../drawing/focus.ts";
 import { brief, cut, token, weight as written } from "../../drawing/format.ts";
-import { headColour, inkOn, palette } from "../../drawing/palette.ts";
+import { headColour, palette } from "../../drawing/palette.ts";
 import { Panel } from "../../drawing/panel.ts";
 import type { Picture } from "../../drawing/picture.ts";
 import { entropy, meanEntropy, range, type Weights } from "../../drawing/weights.ts";
+import { Chips } from "./chips.ts";
 
 /** What a view of heads shows; what is not named is as it was. */
 export interface HeadsState {
@@ -40,7 +41,7 @@ export class HeadsView {
   /** What the ramp ends at: 1, or less where a row is spread over very many keys. */
   private most = 1;
   private exact: { query: number; weights: Weights } | null = null;
-  private chips: HTMLElement[] = [];
+  private chips: Chips | null = null;
   /** The width that was drawn for; height changes with what is pointed at, and nothing is drawn anew for it. */
   private room = 0;
 
@@ -171,8 +172,18 @@ export class HeadsView {
   }
 
   private row(head: number, query: number): Float32Array {
-    if (head === MEAN) return this.mean!.row(0, query);
-    return this.exact?.query === query ? this.exact.weights.row(head, 0) : this.current.weights.row(head, query);
+    const row = new Float32Array(this.current.weights.keys);
+    this.eachOf(head, query, (key, weight) => {
+      row[key] = weight;
+    });
+    return row;
+  }
+
+  /** Calls back with each key of a row that is known. */
+  private eachOf(head: number, query: number, visit: (key: number, weight: number) => void): void {
+    if (head === MEAN) this.mean!.each(0, query, visit);
+    else if (this.exact?.query === query) this.exact.weights.each(head, 0, visit);
+    else this.current.weights.each(head, query, visit);
   }
 
   private entropyOf(head: number): string {
@@ -215,7 +226,7 @@ export class HeadsView {
       `,
       this.element,
     );
-    this.chips = [...this.element.querySelectorAll<HTMLElement>(".chip")];
+    this.chips = new Chips(this.element);
   }
 
   /** The choice of a style, and of heads. */
@@ -344,22 +355,13 @@ export class HeadsView {
 
   /** Colours each token by the mean of the chosen heads' weights on it. */
   private colourChips(place: Place | null): void {
-    const colours = palette();
     const heads = this.chosen();
-    const mean = new Float32Array(this.picture!.keys.length);
-    if (place)
-      for (const head of heads) {
-        const row = this.row(head, place.query);
-        for (let key = 0; key < mean.length; key++) mean[key] += row[key] / heads.length;
-      }
-    for (const chip of this.chips) {
-      const value = place && chip.dataset.key !== undefined ? mean[Number(chip.dataset.key)] : 0;
-      chip.classList.toggle("from", place !== null && Number(chip.dataset.query) === place.query);
-      const share = shareOf(value, this.most);
-      const shaded = share >= 0.005;
-      chip.style.backgroundColor = shaded ? colours.ramp(share) : "";
-      chip.style.color = shaded ? inkOn(colours.ramp(share)) : "";
-    }
+    const mean = new Map<number, number>();
+    for (const head of place ? heads : [])
+      this.eachOf(head, place!.query, (key, weight) => {
+        mean.set(key, (mean.get(key) ?? 0) + weight / heads.length);
+      });
+    this.chips?.colour(place?.query ?? null, mean, this.most, palette());
   }
 
   private rowTable(query: number) {
@@ -378,19 +380,19 @@ export class HeadsView {
         )}</tbody></table></div>`;
     return html`<div class="scroll" tabindex="0" role="region" aria-label="The row in numbers"><table class="numbers largest">
       <thead><tr><th scope="col">${from}</th><th scope="col" colspan=${MOST_LARGEST}>looks most at</th></tr></thead>
-      <tbody>${heads.map((head) => html`<tr><th scope="row">${this.title(head)}</th>${this.largest(this.row(head, query))}</tr>`)}
+      <tbody>${heads.map((head) => html`<tr><th scope="row">${this.title(head)}</th>${this.largest(head, query)}</tr>`)}
       </tbody></table></div>`;
   }
 
-  private largest(row: Float32Array) {
-    const found: number[] = [];
+  private largest(head: number, query: number) {
+    const found: { key: number; weight: number }[] = [];
     // A few of many: insertion costs less than sorting all.
-    for (let key = 0; key < row.length; key++) {
-      if (found.length === MOST_LARGEST && row[key] <= row[found[MOST_LARGEST - 1]]) continue;
-      const at = found.findIndex((each) => row[key] > row[each]);
-      found.splice(at < 0 ? found.length : at, 0, key);
+    this.eachOf(head, query, (key, weight) => {
+      if (found.length === MOST_LARGEST && weight <= found[MOST_LARGEST - 1].weight) return;
+      const at = found.findIndex((each) => weight > each.weight);
+      found.splice(at < 0 ? found.length : at, 0, { key, weight });
       found.length = Math.min(found.length, MOST_LARGEST);
-    }
-    return found.map((key) => html`<td>${cut(this.picture!.keys[key], 16)} ${written(row[key])}</td>`);
+    });
+    return found.map(({ key, weight }) => html`<td>${cut(this.picture!.keys[key], 16)} ${written(weight)}</td>`);
   }
 }

@@ -1,6 +1,6 @@
 // A card for each head: what it looks at, what it answers, a switch, and the answer before and after.
 import { html, nothing, type TemplateResult } from "lit-html";
-import type { Answer } from "../../api/ask.ts";
+import type { Answer } from "../../api/answer.ts";
 import { cut, share } from "../../drawing/format.ts";
 import { headColour, palette } from "../../drawing/palette.ts";
 import type { Prediction } from "../../drawing/picture.ts";

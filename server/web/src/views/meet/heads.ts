@@ -1,5 +1,5 @@
 // Which heads are met, and what each of them answers.
-import type { Answer } from "../../api/ask.ts";
+import type { Answer } from "../../api/answer.ts";
 import type { Picture, Prediction } from "../../drawing/picture.ts";
 import { range } from "../../drawing/weights.ts";
 

@@ -1,7 +1,8 @@
 // Meet attention: what one word looks at, an arc and a card for each head, and what changes when something is changed.
 import { html, nothing, render, svg, type TemplateResult } from "lit-html";
 import { keyed } from "lit-html/directives/keyed.js";
-import { type Answer, askAnswer, besides } from "../../api/ask.ts";
+import { type Answer, askAnswer } from "../../api/answer.ts";
+import { besides } from "../../api/ask.ts";
 import type { Shown } from "../../app/export.ts";
 import { cut, token } from "../../drawing/format.ts";
 import { headColour, headDash, palette } from "../../drawing/palette.ts";

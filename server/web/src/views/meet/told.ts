@@ -1,6 +1,6 @@
 // What the heads that are met look at, in a sentence.
 import { html, type TemplateResult } from "lit-html";
-import type { Answer } from "../../api/ask.ts";
+import type { Answer } from "../../api/answer.ts";
 import { cut, token } from "../../drawing/format.ts";
 import { headColour, palette } from "../../drawing/palette.ts";
 import { best, type Met } from "./heads.ts";

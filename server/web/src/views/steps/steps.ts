@@ -1,7 +1,8 @@
 // Steps: the article's tracks on one table that stays while numbers move on, and every stage on a screen of its own.
 import { html, nothing, render, type TemplateResult } from "lit-html";
+import { askAnswer } from "../../api/answer.ts";
 import { isCross } from "../../api/api.ts";
-import { askAnswer, askStages, besides } from "../../api/ask.ts";
+import { askStages, besides } from "../../api/ask.ts";
 import type { Shown } from "../../app/export.ts";
 import { moveFocus } from "../../drawing/focus.ts";
 import { cut } from "../../drawing/format.ts";

@@ -1,6 +1,8 @@
 // The numbers of a track: every stage of one position, the vectors before, and what single heads answer and add.
+
+import { type Answer, askAnswer } from "../../api/answer.ts";
 import type { Layer, Model, OutputSpec, Tensor } from "../../api/api.ts";
-import { type Answer, askAnswer, askStages, besides, type Stages, sequence } from "../../api/ask.ts";
+import { askStages, besides, type Stages, sequence } from "../../api/ask.ts";
 import type { Known } from "../../api/known.ts";
 import { row as vectorOf } from "../../api/matrix.ts";
 import { token } from "../../drawing/format.ts";
