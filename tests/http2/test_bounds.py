@@ -122,6 +122,18 @@ def test_calls_that_are_reset_at_once(echo):
         assert is_answered(peer, 1)
 
 
+def test_calls_that_are_reset_before_their_first_step():
+    """Calls that arrive together with their resets are never run, and leave nothing behind."""
+    with running() as echo:
+        with connected(echo) as peer:
+            peer.send(*[headers(stream) + reset(stream) for stream in range(1, 201, 2)])
+            assert is_answered(peer, 201)
+        wait_until(lambda: not (echo.http2.calls or echo.http2.connections))
+        assert echo.account.state().held == 0
+        assert echo.ends.count("finished") == 1
+        assert len(echo.ends) < 20  # one that a read divides from its reset is run
+
+
 @pytest.mark.usefixtures("at_once")
 def test_resets_that_go_on(echo):
     """A peer that goes on after GOAWAY is disconnected, with or without open calls."""

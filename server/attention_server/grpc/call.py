@@ -79,8 +79,11 @@ class GrpcCall(Protocol):
     def limit_message(self, count: int, /) -> None:
         """Set the largest size of a request message in bytes, before one is read; `read` raises for a larger one."""
 
-    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
-        """Run a coroutine that answers the call; it is cancelled at the timeout, and when the peer leaves."""
+    def start(self, answer: Coroutine[Any, Any, None], /, *, must_run: bool = False) -> None:
+        """Run a coroutine that answers the call; it is cancelled at the timeout, and when the peer leaves.
+
+        Unless it `must_run`, it is not begun for a caller that has left before its first step.
+        """
 
     def stop(self, reason: Exception, /) -> None:
         """Cancel the coroutine, which reads the reason in `stop_reason`. No effect on an ended or stopped call."""

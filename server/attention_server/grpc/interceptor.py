@@ -153,7 +153,7 @@ class Interceptor:
             observation = entered.enter_context(_Observation(self._service.observer, call, method))
             context = observation.enter(self._callers.authenticate(_text(call.headers.get(b"authorization"))))
             entered.enter_context(self._service.admission.acquire(context.caller))
-            call.start(self._answer_admitted(entered.pop_all(), call, method, context))
+            call.start(self._answer_admitted(entered.pop_all(), call, method, context), must_run=True)
 
     async def _answer_admitted(self, entered: ExitStack, call: GrpcCall, method: Method, context: CallContext) -> None:
         with entered:

@@ -62,6 +62,7 @@ class NativeServer:
         self._socket = listen("gRPC", host, port)
         self.port: int = self._socket.getsockname()[1]
         self._certificates = certificates
+        self._turns = PeerTurns()
         self._threads = Threads(requests + SPARE_THREADS, "grpc")
         self._services = GrpcServices(service, callers, self._threads)
         limits = Limits(
@@ -77,6 +78,7 @@ class NativeServer:
             self._inflate,
             service.account.lease,
             common_name,
+            self._turns,
         )
 
     async def start(self) -> None:
@@ -89,7 +91,7 @@ class NativeServer:
             lambda: len(http2.connections),
             http2.by_host,
             http2.limits.connections,
-            PeerTurns(),
+            self._turns,
         )
         self._listener.start()
 

@@ -169,9 +169,9 @@ class Call(CallLifetime):
 
     # --- lifetime ---
 
-    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
+    def start(self, answer: Coroutine[Any, Any, None], /, *, must_run: bool = False) -> None:
         """Run a coroutine that answers the call, until the caller's timeout."""
-        super().start(answer)
+        super().start(answer, must_run=must_run)
         if self.timeout is not None:
             self._timer = asyncio.get_running_loop().call_later(self.timeout, self._on_timeout)
 
@@ -181,7 +181,7 @@ class Call(CallLifetime):
         self._messages.complete.clear()
         self._messages.drop()
         if not self._is_finished:
-            self.stop(Cancelled("the caller has gone"))
+            self.abandon(Cancelled("the caller has gone"))
         if self.task is None:
             self.lease.release()
 

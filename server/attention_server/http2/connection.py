@@ -15,8 +15,8 @@ from attention_server.http2.callbacks import Buffer
 from attention_server.http2.errors import ConnectionBroken, ConnectionRetired
 from attention_server.http2.lease import CALL_BYTES, CONNECTION_BYTES, Lease, OpenLease
 from attention_server.http2.limits import Limits, Timeouts
-from attention_server.http2.session import Session, buffer
-from attention_server.http2.share import READ_MOST, ReadShare
+from attention_server.http2.session import PARTS_AT_ONCE, Session, buffer
+from attention_server.http2.share import READ_MOST, READ_SECONDS, SLOW_SECONDS, ReadShare, Turns
 from attention_server.http2.stall import StallDetector
 
 SENT_AT_ONCE = 256 * 1024  # bytes
@@ -37,6 +37,7 @@ class ServerState:
         inflate: inflates a compressed message.
         lease: opens the lease of a call or connection.
         certificate_name: returns the name in the certificate of a transport's peer; None without one.
+        turns: of the event loop, which the addresses of peers share.
         inflating: held while a compressed message is inflated, which may become as large as any.
         connections: that are open.
         by_host: their number by the peer's address.
@@ -52,6 +53,7 @@ class ServerState:
     inflate: Inflate
     lease: OpenLease
     certificate_name: Callable[[asyncio.BaseTransport], str | None]
+    turns: Turns
     inflating: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INFLATING))
     connections: "set[Connection]" = field(default_factory=set)
     by_host: Counter[str] = field(default_factory=Counter)
@@ -90,6 +92,8 @@ class Connection(asyncio.BufferedProtocol):
         self._streams: dict[int, Call] = {}  # that are open
         self._running = 0  # calls with a running task
         self._received = buffer(server.received)
+        self._held = b""  # received, and processed in a later turn
+        self._begun_calls = 0
         self._share = ReadShare()
         self._will_flush = False
         self._is_full = False  # the transport takes no more at this moment
@@ -129,18 +133,55 @@ class Connection(asyncio.BufferedProtocol):
         return memoryview(self._server.received)[: self._share.size]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Process received bytes."""
+        """Process received bytes, in a later turn if much was done for the peer's address in this one."""
         self._stall.received += nbytes
         self._last_byte = self._loop.time()
-        begun = time.perf_counter()
+        since = time.perf_counter()
+        done = self._process(self._received, 0, nbytes) if self._server.turns.take(self.host) else 0
+        seconds = time.perf_counter() - since
+        if done < nbytes:
+            self._hold(bytes(memoryview(self._server.received)[done:nbytes]))
+        elif self._share.learn(nbytes, seconds):
+            self._yield_turn(seconds)
+
+    def _process(self, content: Any, begin: int, end: int) -> int:
+        """Process bytes from `begin` to `end`, until the turn of the peer's address is over; return the last's end."""
+        turns, share, since, seconds = self._server.turns, self._share, time.perf_counter(), 0.0
         try:
-            self.session.receive(self._received, nbytes)
+            while begin < end and seconds < SLOW_SECONDS and not turns.is_over(self.host):
+                count, calls = min(share.slice, end - begin), self._begun_calls
+                self.session.receive(content + begin, count)
+                begin += count
+                share.learn_slice(self._begun_calls - calls)
+                seconds = time.perf_counter() - since
         except ConnectionBroken as error:
             self._break(error)
+            begin = end
+        turns.add(self.host, int(seconds / READ_SECONDS))
         self.flush()
-        seconds = time.perf_counter() - begun
-        if self._share.learn(nbytes, seconds):
-            self._yield_turn(seconds)
+        return begin
+
+    def _hold(self, content: bytes) -> None:
+        """Process bytes in a later turn of the peer's address, and read no more until then."""
+        if self._lease is None or self._transport is None or self._transport.is_closing():
+            return
+        self._share.shrink()
+        self._held = content
+        self._lease.add(len(content))  # few, see READ_MOST
+        self._transport.pause_reading()
+        self._server.turns.wait(self.host, self._process_held)
+
+    def _process_held(self) -> None:
+        turns, held = self._server.turns, self._held
+        turns.add(self.host)
+        if self._lease is None or self._transport is None or self._transport.is_closing():
+            return
+        self._lease.shrink(len(held))
+        done = self._process(buffer(held), 0, len(held))
+        if done < len(held):
+            self._hold(held[done:])
+        elif self._transport and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _yield_turn(self, seconds: float) -> None:
         """Read no more for a while: all connections that do so take at most half of the loop together."""
@@ -192,6 +233,8 @@ class Connection(asyncio.BufferedProtocol):
     def on_headers(self, stream: int, headers: dict[bytes, bytes], size: int, *, fit: bool) -> None:
         """Begin a call."""
         server = self._server
+        self._begun_calls += 1
+        server.turns.add_call(self.host)
         lease = server.lease(self.certificate or self.host)
         lease.add(CALL_BYTES + size)
         call = Call(
@@ -294,6 +337,9 @@ class Connection(asyncio.BufferedProtocol):
         try:
             while self._can_send and (parts := self.session.data_to_send(SENT_AT_ONCE)):
                 self._write(parts)
+                if len(parts) >= PARTS_AT_ONCE:
+                    self.flush()
+                    return
         except ConnectionBroken as error:
             self._break(error)
         if self._transport and not self._is_broken and self.session.is_over:

@@ -18,11 +18,18 @@ class CallLifetime(ABC):
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self._has_run = False  # the task
+        self._unrun: Coroutine[Any, Any, None] | None = None  # answers the call, and need not
         self._stop_reason: Exception | None = None
         self._done_callbacks: list[Callable[[], None]] = []
 
-    def start(self, answer: Coroutine[Any, Any, None], /) -> None:
-        """Run a coroutine that answers the call."""
+    def start(self, answer: Coroutine[Any, Any, None], /, *, must_run: bool = False) -> None:
+        """Run a coroutine that answers the call.
+
+        Args:
+            answer: the coroutine.
+            must_run: run it even for a call that is over before its first step, since it ends what was begun.
+        """
+        self._unrun = None if must_run else answer
         self.task = asyncio.get_running_loop().create_task(self._run(answer))
         self.task.add_done_callback(self._on_task_done)
 
@@ -36,6 +43,15 @@ class CallLifetime(ABC):
         self._stop_reason = reason
         self._call_done_callbacks()
         self.task.cancel()
+
+    def abandon(self, reason: Exception, /) -> None:
+        """Stop a call that is over. A task before its first step is dropped, which costs little."""
+        if self.task and self._unrun and not (self._has_run or self._stop_reason):
+            self._stop_reason = reason
+            self._unrun.close()
+            self.task.cancel()
+        else:
+            self.stop(reason)
 
     def stop_reason(self) -> Exception:
         """Return the reason for which the task was cancelled."""
@@ -60,6 +76,7 @@ class CallLifetime(ABC):
 
     async def _run(self, answer: Coroutine[Any, Any, None]) -> None:
         self._has_run = True
+        self._unrun = None
         await answer
 
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:

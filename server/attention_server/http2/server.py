@@ -7,6 +7,7 @@ from attention_server.http2.call import Call, Inflate
 from attention_server.http2.connection import Connection, ServerState
 from attention_server.http2.lease import OpenLease
 from attention_server.http2.limits import Limits, Timeouts
+from attention_server.http2.share import OpenTurns, Turns
 
 TURNS = 3  # of the loop, in which a stopped call sends its status
 
@@ -21,6 +22,7 @@ class Server(ServerState):
         inflate: inflates a compressed message.
         lease: opens the lease of a call or connection.
         certificate_name: returns the name in the certificate of a transport's peer; None without one.
+        turns: of the event loop, which the addresses of peers share; None for no bound.
     """
 
     def __init__(
@@ -31,8 +33,9 @@ class Server(ServerState):
         inflate: Inflate,
         lease: OpenLease,
         certificate_name: Callable[[asyncio.BaseTransport], str | None] = lambda _: None,
+        turns: Turns | None = None,
     ) -> None:
-        super().__init__(on_call, limits, timeouts, inflate, lease, certificate_name)
+        super().__init__(on_call, limits, timeouts, inflate, lease, certificate_name, turns or OpenTurns())
 
     def connect(self) -> Connection:
         """Return the protocol of a new connection."""

@@ -25,6 +25,8 @@ from attention_server.http2.library import (
 )
 from attention_server.http2.limits import CONNECTION_WINDOW, FRAME_BYTES, HEADER_BYTES, STREAM_WINDOW
 
+PARTS_AT_ONCE = 512  # of frames that are sent at once
+
 
 class Session(SessionState):
     """One HTTP/2 connection.
@@ -88,15 +90,16 @@ class Session(SessionState):
         """Return the bytes to send now; an empty list when there is nothing, or the peer has no room.
 
         Args:
-            most: bytes, or one frame more.
+            most: bytes, or one frame more; and PARTS_AT_ONCE buffers.
 
         Raises:
             ConnectionBroken: nothing more can be sent.
         """
         session, sent, send = self.session, self._sent, lib.nghttp2_session_mem_send
-        self.out = out = []
+        out: list[Buffer] = []
+        self.out = out
         self.out_size = 0
-        while self.out_size < most and (count := send(session, sent)):
+        while self.out_size < most and len(out) < PARTS_AT_ONCE and (count := send(session, sent)):
             if count < 0:
                 raise error_of(count)
             out.append(ffi.buffer(sent[0], count)[:])
@@ -159,6 +162,6 @@ class Session(SessionState):
             lib.nghttp2_session_resume_data(self.session, stream)
 
 
-def buffer(content: bytearray) -> Any:
+def buffer(content: bytes | bytearray) -> Any:
     """Return a buffer in the form that `Session.receive` takes."""
     return ffi.from_buffer("uint8_t[]", content)

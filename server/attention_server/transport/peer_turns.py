@@ -5,8 +5,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-WORK_OF_A_TURN = 32  # pieces for one address: reads, heads of requests, and pipelined requests that begin
+WORK_OF_A_TURN = 16  # pieces for one address: reads, heads of requests, and pipelined requests that begin
 CONNECTION = 8  # pieces that a new connection takes
+CALL = 2  # pieces that a gRPC call takes
 
 Work = Callable[[], object]
 
@@ -45,6 +46,14 @@ class PeerTurns:
             return False
         self.add(host, count)
         return True
+
+    def is_over(self, host: str) -> bool:
+        """Return whether no more may be done for an address in this turn."""
+        return self._done[host] >= WORK_OF_A_TURN
+
+    def add_call(self, host: str) -> None:
+        """Count a gRPC call that has begun."""
+        self.add(host, CALL)
 
     def add(self, host: str, count: int = 1) -> None:
         """Count pieces of work that are done in any case."""
