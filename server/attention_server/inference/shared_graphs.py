@@ -12,11 +12,13 @@ import numpy as np
 from attention_server.domain.messages import Array
 from attention_server.inference.engine.protocol import Graph
 from attention_server.inference.independence import Probe
+from attention_server.scheduling.cost_model import LONGEST_PACKED
 
-# Lengths of the sequences of a pack, 256 rows together: all small ones, for which kernels differ, at many offsets.
+# Lengths of sequences, 256 rows together: all small ones, for which kernels differ, at many offsets. A pack has each
+# twice: as many rows as a pass has at most.
 PIECES = (5, 1, 16, 2, 47, 3, 12, 64, 4, 7, 23, 1, 8, 6, 13, 32, 12)
-SMALLER = 7  # the number of sequences of a second, smaller pack
-SECONDS = 1.0  # of all measurements of a model: a graph that is not measured is not shared
+SMALLER = (86, LONGEST_PACKED)  # rows of smaller packs, or of one sequence
+SECONDS = 2.0  # of all measurements of a model: a graph that is not measured is not shared
 
 
 class SharedGraphs:
@@ -55,23 +57,22 @@ class SharedGraphs:
 def keeps_bits(probe: Probe) -> bool:
     """Return whether the rows of sequences that run together are equal to the bit to those of each sequence alone."""
     length = sum(PIECES)
-    taken = np.random.default_rng(0).permutation(length)
+    taken = np.tile(np.random.default_rng(0).permutation(length), 2)
     pack: dict[str, Array] = {}
     for name, array in probe.inputs.items():
         rows = array.reshape(-1, *array.shape[2:])
         pack[name] = rows[taken % len(rows)][None]
     ends = list(accumulate(PIECES, initial=0))
-    whole, smaller = (_rows(probe, pack, 0, end) for end in (length, ends[SMALLER]))
-    if any(found.ndim != 3 or found.shape[1] != length for found in whole.values()):  # [B, T, width]
+    whole = _rows(probe, pack, 0, 2 * length)
+    if any(found.ndim != 3 or found.shape[1] != 2 * length for found in whole.values()):  # [B, T, width]
         return False
-    for begin, end in pairwise(ends):
-        alone = _rows(probe, pack, begin, end)
-        for name, rows in alone.items():
-            if not np.array_equal(rows, whole[name][:, begin:end]):
-                return False
-            if end <= ends[SMALLER] and not np.array_equal(rows, smaller[name][:, begin:end]):
-                return False
-    return True
+    if any(not np.array_equal(found[:, :length], found[:, length:]) for found in whole.values()):
+        return False
+    return all(
+        np.array_equal(rows, whole[name][:, begin:end])
+        for begin, end in (*pairwise(ends), *((0, smaller) for smaller in SMALLER))
+        for name, rows in _rows(probe, pack, begin, end).items()
+    )
 
 
 def _rows(probe: Probe, pack: Mapping[str, Array], begin: int, end: int) -> Mapping[str, Array]:

@@ -11,9 +11,10 @@ S = TypeVar("S")
 
 LENGTHS = (8, 32, 128)  # T at which single sequences are measured
 BATCH_LENGTHS = (1, 2, 4, 8, 16)  # T at which batches of sequences are measured
-PACK_LENGTHS = (2, 8, 16, 32, 64)  # T at which packs of sequences are measured; longer ones gain nothing
+PACK_LENGTHS = (2, 8, 16, 32, 64)  # T at which packs of sequences are measured
+LONGEST_PACKED = 128  # T of a pack's sequences: longer ones gain nothing
 MAX_BATCH_ROWS = 128  # of a batch: more gains nothing
-PACK_ROWS = 256  # of a pack: from there on the products take the time, not the reading of the matrices
+PACK_ROWS = 512  # of a pack: from there on the products take the time, not the reading of the matrices
 MIN_PACK_ROWS = 16
 PACK_SECONDS = 0.1  # of a pack: the jobs behind it wait for so long
 MAX_BATCH = 32  # sequences in one batch
@@ -164,7 +165,8 @@ def _batches(subject: Subject[S]) -> Iterator[tuple[int, float]]:
 def _packs(subject: Subject[S]) -> tuple[list[tuple[int, float]], int]:
     """Return the entries of `Costs.batches` for packs, and `Costs.pack_rows`.
 
-    A pack costs no length more than sequences one by one; where time is up, no saving is assumed.
+    A pack costs no length more than sequences one by one; where time is up, and beyond the measured lengths, no
+    saving is assumed.
     """
     found: list[tuple[int, float]] = []
     rows = MIN_PACK_ROWS
@@ -177,6 +179,8 @@ def _packs(subject: Subject[S]) -> tuple[list[tuple[int, float]], int]:
             remains = min(1.0, seconds / count / alone)
             rows = max(rows, min(PACK_ROWS, int(count * length * PACK_SECONDS / seconds)))
         found += [(max(2, min(MAX_BATCH, PACK_ROWS // length)), remains)] * (length + 1 - len(found))
+    longest = min(LONGEST_PACKED, subject.max_length or LONGEST_PACKED)
+    found += [(max(2, PACK_ROWS // longest), 1.0)] * (longest + 1 - len(found))
     return found, rows
 
 
