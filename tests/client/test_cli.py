@@ -393,6 +393,24 @@ def test_plot(run, tmp_path):
     assert "url(" not in page
 
 
+def test_arcs(run, service, tmp_path):
+    """`plot --from WORD` draws arcs from a word, and names tokens, heads, model, layer, scale; the page begins there."""
+    drawn, page = tmp_path / "arcs.svg", tmp_path / "arcs.html"
+    chosen = ("plot", SENTENCE, "--model", "multi-head", "--head", "2", "--head", "0")
+    assert run(*chosen, "--from", "gave", "--svg", drawn) == (0, "", "")
+    content = drawn.read_text("utf-8")
+    said = re.findall("<!-- (.*?) -->", content, re.DOTALL)  # of letters, which are drawn as outlines
+    assert [each for each in said if each in SENTENCE.split()] == SENTENCE.split()
+    assert [each for each in said if each.startswith("head")] == ["head 2", "head 0"]
+    assert any(re.search("multi-head, version [0-9]+, layer 0; arcs from “gave”", each) for each in said)
+    assert any("7 points for 1" in each for each in said)
+    assert run(*chosen[:4], "--from", "1", "--html", page)[0] == 0
+    assert '"focus": 1' in page.read_text("utf-8") and '"style": "lines"' in page.read_text("utf-8")
+    status, _, err = run(*chosen, "--from", "dog", "--svg", drawn)
+    assert status == 1
+    assert "--from: no token is 'dog'; there is I gave" in err
+
+
 def test_weights_are_chosen(run, service, tmp_path):
     """`attend` and `plot` choose layer, heads, pairs and top k, and change heads, by the same options."""
     changes = ("--ablate", "0.1,1.*", "--score-temperature", "0.5")
@@ -458,6 +476,7 @@ def test_masks(run, service, tmp_path):
             ("plot", "--svg", "w.svg", "--layer", "*", "--head", "1"),
             "--head: all layers are drawn with all their heads",
         ),
+        (("plot", "--svg", "w.svg", "--layer", "*", "--from", "I"), "--from: arcs are of one layer"),
     ],
     ids=str,
 )

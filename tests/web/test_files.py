@@ -336,3 +336,31 @@ def test_a_long_sequence_is_exported_by_its_largest(visit, tmp_path):
     page.get_by_label("Export").click()
     page.get_by_role("button", name="BertViz").click()
     expect(page.get_by_role("alert")).to_contain_text("BertViz takes whole weights")
+
+
+def test_a_story(visit, tmp_path):
+    """Views with captions become one HTML file that loads nothing, with a link to each live view."""
+    page = visit(model="multi-head", text=SENTENCE)
+    page.locator(".arc").first.wait_for(state="attached")
+    page.get_by_label("Export").click()
+    page.get_by_role("button", name="Add to story").click()
+    story = page.get_by_role("dialog", name="Story")
+    story.get_by_label("View 1").fill("Three heads <look>")
+    story.get_by_role("button", name="Close").click()
+    page.get_by_role("group", name="Views").get_by_text("Atlas").click()
+    page.locator(".thumbnail").first.wait_for()
+    page.get_by_label("Export").click()
+    page.get_by_role("button", name="Add to story").click()
+    assert violations(page) == []
+    with page.expect_download() as saved:
+        story.get_by_role("button", name="Save as one HTML file").click()
+    file = tmp_path / "story.html"
+    saved.value.save_as(file)
+    told = page.context.new_page()
+    told.goto(file.as_uri())
+    captions = told.locator("figcaption").all_inner_texts()
+    assert captions[0] == "Three heads <look>"
+    assert "multi-head, version 1" in captions[1]
+    assert told.locator("figure svg").count() == 2
+    assert "view=atlas" in (told.locator("figure a").last.get_attribute("href") or "")
+    assert not re.search(r"<script|src=", file.read_text("utf-8"))

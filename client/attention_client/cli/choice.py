@@ -31,6 +31,9 @@ Spans = Annotated[
     typer.Option("--span", metavar="NAME=FROM:TO", help="Sum the weights on keys FROM to before TO; may be repeated."),
 ]
 Folded = Annotated[Fold | None, typer.Option("--fold", help="Makes the weights of all layers one.")]
+From = Annotated[
+    str, typer.Option("--from", metavar="WORD", help="Draw arcs from this word, or position, in place of matrices.")
+]
 Ablate = Annotated[str, typer.Option(metavar="LAYER.HEAD,..", help="Heads to switch off; LAYER.* is all of a layer.")]
 Temperature = Annotated[
     float | None, typer.Option(help="Divides the masked scores before the softmax; above 0.", show_default="1")

@@ -26,6 +26,7 @@ from attention_client.cli.listing import describe_models, models_document
 from attention_client.cli.options import Causal, Truncate
 from attention_client.display.document import as_document, token_document, translation_document
 from attention_client.display.heatmap import render, render_translation
+from attention_client.display.picture import picture, row_of
 from attention_client.display.viewer import page
 from attention_client.inputs import OutputSpec, Sample
 from attention_client.result import Array, AttendResult
@@ -178,6 +179,7 @@ def plot(
     layer: choice.DrawnLayer = "",
     head: choice.Heads = None,
     pairs: choice.Pairs = "",
+    asking: choice.From = "",
     ablate: choice.Ablate = "",
     score_temperature: choice.Temperature = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw lines and letters that can be edited.")] = None,
@@ -186,7 +188,7 @@ def plot(
     target: Target = "127.0.0.1:50051",
     timeout: Timeout = 30.0,
 ) -> None:
-    """Draw the weights of each head into files; with --layer '*' an atlas, a row a layer and a column a head."""
+    """Draw the weights of each head into files; with --layer '*' an atlas, with --from WORD arcs from a word."""
     _check_files(svg=svg, png=png, html=html)
     pictures = [file for file in (svg, png) if file is not None]
     chosen = choice.chosen_weights(layer, head, pairs)
@@ -195,6 +197,8 @@ def plot(
     is_atlas = layer == EVERY_LAYER
     if is_atlas and head:
         raise typer.BadParameter("all layers are drawn with all their heads; leave it out", param_hint="--head")
+    if is_atlas and asking:
+        raise typer.BadParameter("arcs are of one layer; leave --layer '*' out", param_hint="--from")
     off = choice.read_ablate(ablate)
     masked = mask.read_mask(causal, window, mask_json, mask_layer)
     drawing = _import_plot("--svg and --png need") if pictures else None
@@ -223,11 +227,18 @@ def plot(
             ablate=off,
             score_temperature=score_temperature,
         )
+    one = _one_layer(result, layer or layers[-1])
+    row = _row(one, asking) if asking else None
     if html:
-        html.write_text(page(result), "utf-8")
+        html.write_text(page(result, row=row), "utf-8")
     if drawing:
         titles = () if chosen is None else chosen.titles
-        drawn = drawing.atlas(result) if is_atlas else drawing.figure(_one_layer(result, layer or layers[-1]), titles)
+        if row is not None:
+            from attention_client.display.arcs import arcs  # noqa: PLC0415  # matplotlib is there by now
+
+            drawn = arcs(one, row, titles)
+        else:
+            drawn = drawing.atlas(result) if is_atlas else drawing.figure(one, titles)
         for format_, file in (("svg", svg), ("png", png)):
             if file:
                 drawn.savefig(file, format=format_)
@@ -239,6 +250,13 @@ def _check_files(**files: Path | None) -> None:
     for kind, file in files.items():
         if file is not None and file.suffix.lower() != f".{kind}":
             raise typer.BadParameter(f"--{kind} writes {kind.upper()}: {file.name!r} has to end in .{kind}")
+
+
+def _row(result: AttendResult, word: str) -> int:
+    try:
+        return row_of(picture(result), word)
+    except ValueError as error:
+        fail(f"--from: {error}")
 
 
 def _one_layer(result: AttendResult, layer: str) -> AttendResult:

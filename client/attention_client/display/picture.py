@@ -74,3 +74,19 @@ def focused_row(result: AttendResult, queries: int) -> int | None:
     whole = not result.tokens or len(result.tokens) == queries
     rows = {prediction.row for prediction in result.predictions}
     return rows.pop() if whole and len(rows) == 1 else None
+
+
+def row_of(drawn: Picture, word: str) -> int:
+    """Return the row of a word that stands once in the query sequence, or of a position.
+
+    Raises:
+        ValueError: there is no such word or position, or there are several.
+    """
+    rows = [row for row, name in enumerate(drawn.queries) if name == word]
+    if len(rows) == 1:
+        return rows[0]
+    if rows:
+        raise ValueError(f"{word!r} stands at {', '.join(map(str, rows))}: give the position")
+    if word.isascii() and word.isdigit() and int(word) < len(drawn.queries):
+        return int(word)
+    raise ValueError(f"no token is {word!r}; there is {' '.join(drawn.queries[:40])}")

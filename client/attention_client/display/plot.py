@@ -17,9 +17,9 @@ from attention_client.result import Array, AttendResult
 
 # The page's colours (server/web/src/drawing/palette.ts): from no weight to all of it.
 _RAMP = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#a9cbe6", "#2f7fbc", "#08306b"])
-_INK = "#1c2027"
-_MUTED = "#5c6470"
-_ACCENT = "#b34700"
+INK = "#1c2027"
+MUTED = "#5c6470"
+ACCENT = "#b34700"
 _MAX_WIDTH = 15.0  # inches, of all panels of one row
 _MAX_NUMBERS = 12  # positions; with more of them the number in a cell is too small to read
 _MAX_NAMES = 32
@@ -42,7 +42,7 @@ def figure(result: AttendResult, titles: Sequence[str] = ()) -> Figure:
         NotRequested: the weights were not asked for.
     """
     drawn = picture(result)
-    return _draw(replace(drawn, titles=list(titles)) if titles else drawn, _caption(result), about(result))
+    return _draw(replace(drawn, titles=list(titles)) if titles else drawn, caption(result), about(result))
 
 
 def atlas(result: AttendResult) -> Figure:
@@ -60,18 +60,18 @@ def atlas(result: AttendResult) -> Figure:
     drawing = Figure(figsize=size, dpi=150, layout="constrained")
     panels = drawing.subplots(len(layers), columns, squeeze=False)
     for row, (layer, weights) in zip(panels, layers.items(), strict=True):
-        row[0].set_ylabel(layer, color=_MUTED, fontsize=9, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(layer, color=MUTED, fontsize=9, rotation=0, ha="right", va="center")
         for head, panel in enumerate(row):
             panel.set(xticks=[], yticks=[])
-            panel.spines[:].set(color=_MUTED, linewidth=0.5)
+            panel.spines[:].set(color=MUTED, linewidth=0.5)
             if head >= len(weights):
                 panel.spines[:].set_visible(False)
                 continue
             panel.imshow(weights[head], cmap=_RAMP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for head, panel in enumerate(panels[0]):
-        panel.set_title(str(head), color=_MUTED, fontsize=9)
+        panel.set_title(str(head), color=MUTED, fontsize=9)
     words = " ".join(result.tokens) or f"{result.model} {result.version}"
-    drawing.suptitle(words if len(words) <= _MAX_CAPTION else f"{words[: _MAX_CAPTION - 1]}…", color=_INK, fontsize=11)
+    drawing.suptitle(words if len(words) <= _MAX_CAPTION else f"{words[: _MAX_CAPTION - 1]}…", color=INK, fontsize=11)
     _explain(drawing, f"{result.model}, version {result.version}; a row a layer, a column a head")
     return drawing
 
@@ -84,11 +84,11 @@ def about(result: AttendResult) -> str:
 
 def _explain(drawing: Figure, words: str) -> None:
     """Write below a figure what it is of, and the scale of its colours."""
-    drawing.supxlabel(f"{words}; rows look at columns", color=_MUTED, fontsize=8)
+    drawing.supxlabel(f"{words}; rows look at columns", color=MUTED, fontsize=8)
     scale = ScalarMappable(Normalize(0, 1), _RAMP)
     bar = drawing.colorbar(scale, ax=drawing.axes, fraction=0.02, pad=0.01, aspect=30, ticks=[0, 0.5, 1])
-    bar.set_label("weight", color=_MUTED, fontsize=8)
-    bar.ax.tick_params(labelsize=7, colors=_MUTED, length=0)
+    bar.set_label("weight", color=MUTED, fontsize=8)
+    bar.ax.tick_params(labelsize=7, colors=MUTED, length=0)
     bar.outline.set_visible(False)
 
 
@@ -114,7 +114,7 @@ def _draw(drawn: Picture, caption: str, words: str) -> Figure:
             _heat_map(panel, drawn, drawn.weights[head], drawn.titles[head])
         else:
             panel.set_axis_off()
-    drawing.suptitle(caption, color=_INK, fontsize=11)
+    drawing.suptitle(caption, color=INK, fontsize=11)
     _explain(drawing, words)
     return drawing
 
@@ -124,15 +124,16 @@ def _inches(positions: int) -> float:
     return min(max(2.2, positions * (0.42 if positions <= _MAX_NUMBERS else 0.16)), 5.0)
 
 
-def _caption(result: AttendResult) -> str:
+def caption(result: AttendResult) -> str:
+    """Return what a result predicts, in a line; its model where it predicts nothing."""
     said = [f"{each.name}: {each.label} {each.probability:.2f}" for each in result.predictions]
     return "   ".join(said[:_MAX_PREDICTIONS]) or f"{result.model} {result.version}"
 
 
 def _heat_map(panel: Axes, drawn: Picture, weights: Array, title: str) -> None:
     panel.imshow(weights, cmap=_RAMP, vmin=0, vmax=1, aspect="auto")
-    panel.set_title(title, color=_INK, fontsize=10)
-    panel.tick_params(length=0, labelsize=9, colors=_INK)
+    panel.set_title(title, color=INK, fontsize=10)
+    panel.tick_params(length=0, labelsize=9, colors=INK)
     panel.spines[:].set_visible(False)
     if max(weights.shape) <= _MAX_NAMES:
         panel.set_xticks(range(len(drawn.keys)), drawn.keys, rotation=45, ha="right", rotation_mode="anchor")
@@ -147,12 +148,12 @@ def _write_numbers(panel: Axes, weights: Array) -> None:
     for row, values in enumerate(weights):
         for key, value in enumerate(values):
             if value >= _ROUNDS_TO_ZERO:
-                ink = "white" if value > 0.5 else _INK
+                ink = "white" if value > 0.5 else INK
                 panel.text(key, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
 
 
 def _frame_row(panel: Axes, row: int, keys: int) -> None:
-    frame = Rectangle((-0.5, row - 0.5), keys, 1, fill=False, edgecolor=_ACCENT, linewidth=1.8, clip_on=False, zorder=3)
+    frame = Rectangle((-0.5, row - 0.5), keys, 1, fill=False, edgecolor=ACCENT, linewidth=1.8, clip_on=False, zorder=3)
     panel.add_patch(frame)
     for name in panel.get_yticklabels()[row : row + 1]:
-        name.set(color=_ACCENT, fontweight="bold")
+        name.set(color=ACCENT, fontweight="bold")

@@ -25,14 +25,20 @@ _PANELS_IN_A_ROW = 3
 _THUMBNAIL = 120  # pixels of a head in the atlas of several layers
 
 
-def page(result: AttendResult, title: str = "") -> str:
+def page(result: AttendResult, title: str = "", row: int | None = None) -> str:
     """Return an HTML document that shows a result's weights: the heads of each layer, as matrices and as lines.
+
+    Args:
+        result: has weights.
+        title: of the document; the tokens when empty.
+        row: the query position whose lines it begins with; None for the one that predictions were read from.
 
     Raises:
         NotRequested: the weights were not asked for.
     """
     # "<" would let a token end the script element.
-    content = json.dumps(picture_document(result, title), ensure_ascii=False).replace("<", "\\u003c")
+    document = picture_document(result, title) | ({} if row is None else {"focus": row, "style": "lines"})
+    content = json.dumps(document, ensure_ascii=False).replace("<", "\\u003c")
     return _viewer().replace(_PLACEHOLDER, _PLACEHOLDER.replace("null", content))
 
 

@@ -8,9 +8,11 @@ import { HeadsView } from "./views/heads/heads.ts";
 import { layerChoice } from "./views/heads/layers.ts";
 
 const root = document.getElementById("viewer")!;
-const picture = readPicture(JSON.parse(document.getElementById("picture")!.textContent ?? "null"));
+const content = JSON.parse(document.getElementById("picture")!.textContent ?? "null");
+const picture = readPicture(content);
 const view = new HeadsView(() => undefined);
 view.state.lock = picture.focus === null ? null : { query: picture.focus, key: null };
+if (content.style === "lines") view.state.style = "lines";
 let layer = picture.layers.length - 1;
 
 const cells = picture.layers.flatMap(({ name, weights }, at) =>

@@ -23,8 +23,9 @@ import { kindsOf, save } from "./files.ts";
 import { top } from "./frame.ts";
 import { closeMenus, modelMenu } from "./menus.ts";
 import { OpenedView } from "./opened.ts";
-import { type Problem, problemOf, type Unknown } from "./problem.ts";
+import { type Problem, problemOf } from "./problem.ts";
 import { nearWords, sentence } from "./sentence.ts";
+import { Story } from "./story.ts";
 import { Theme } from "./theme.ts";
 import { TokenForm } from "./token.ts";
 import { Vocabulary } from "./vocabulary.ts";
@@ -56,6 +57,7 @@ export class App {
     },
     open: (file) => this.open(file),
   });
+  private readonly story = new Story(() => this.render());
   private models: Model[] = [];
   private state!: State;
   private opened: OpenedView | null = null;
@@ -329,6 +331,8 @@ export class App {
           go: (view) => this.go(view),
           input: () => this.drawer.open(),
           save: (kind) => this.save(kind),
+          story: this.story.length,
+          tell: (add) => this.story.open(add ? this.view.shown() : null),
           theme: () => {
             this.theme.turn();
             this.redraw();
@@ -347,7 +351,7 @@ export class App {
           ${this.problems()}
           <div class=${this.stale ? "view stale" : "view"} aria-busy=${this.busy ? "true" : "false"}>${this.view.element}</div>
         </main>
-        ${this.drawer.element}
+        ${this.drawer.element}${this.story.element}
       `,
       this.root,
     );
@@ -379,13 +383,6 @@ export class App {
     ${missing.length ? html`<p class="notice">The link to this page leaves out ${missing.join(", ")}: too many for an address. Whoever opens it needs the file.</p>` : nothing}`;
   }
 
-  /** Near words of an unknown one, in the input where it stands. */
-  private near(unknown: Unknown) {
-    const { a, b } = this.state;
-    const found = nearWords(unknown, a, (changes) => this.input("a", changes, true));
-    return found === nothing && b ? nearWords(unknown, b, (changes) => this.input("b", changes, true)) : found;
-  }
-
   private problems() {
     if (!this.problem) return nothing;
     const { message, passes, unknown } = this.problem;
@@ -393,7 +390,7 @@ export class App {
     return html`<div class="problem-place"><div class="problem" role="alert"><p>${message}</p>
       ${passes ? html`<p>The page asks again by itself. <button type="button" @click=${() => this.retry()}>Ask now</button></p>` : nothing}
       ${drawn && drawn.title !== titleOf(this.state.a) ? html`<p class="quiet-text">Below, dimmed: the last answer, of “${drawn.title}”.</p>` : nothing}
-      ${unknown ? this.near(unknown) : nothing}
+      ${unknown ? nearWords(unknown, this.state, (which, changes) => this.input(which, changes, true)) : nothing}
       ${unknown ? this.vocabulary.template(this.modelOf(this.state.a)) : nothing}</div></div>`;
   }
 }

@@ -13,9 +13,13 @@ function draw(pen: Pen, shown: Shown): { width: number; height: number } {
 }
 
 export function svg(shown: Shown): Blob {
+  return new Blob([svgText(shown)], { type: "image/svg+xml" });
+}
+
+export function svgText(shown: Shown): string {
   const pen = new SvgPen();
   const { width, height } = draw(pen, shown);
-  return new Blob([pen.document(width, height, `${shown.heading}: ${shown.about}`)], { type: "image/svg+xml" });
+  return pen.document(width, height, `${shown.heading}: ${shown.about}`);
 }
 
 /** Twice as many pixels as the SVG is wide. */

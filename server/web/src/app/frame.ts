@@ -20,16 +20,21 @@ export interface Top {
   go(view: View): void;
   input(): void;
   save(kind: string): void;
+  /** How many views the story has. */
+  story: number;
+  tell(add: boolean): void;
   theme(): void;
 }
 
-export function top({ views, view, models, kinds, go, input, save, theme }: Top): TemplateResult {
+export function top({ views, view, models, kinds, go, input, save, story, tell, theme }: Top): TemplateResult {
   const copy: [string, () => void][] = navigator.clipboard
     ? [["Copy link", () => navigator.clipboard.writeText(location.href)]]
     : [];
   const items: [string, () => void][] = [
     ...kinds.map((kind): [string, () => void] => [kind, () => save(kind)]),
     ...copy,
+    ["Add to story", () => tell(true)],
+    ...(story ? [[`Story of ${story}`, () => tell(false)] as [string, () => void]] : []),
   ];
   return html`<header class="top">
     <a class="skip" href="#main" @click=${(event: Event) => {

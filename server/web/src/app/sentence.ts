@@ -92,18 +92,22 @@ function wordAt(text: string, word: string): number {
   return alone >= 0 ? alone : text.indexOf(word);
 }
 
-/** The words near an unknown one, each of which replaces it in the field where it stands. */
+/** The words near an unknown one, each of which replaces it in the input and the field where it stands. */
 export function nearWords(
   { word, near }: Unknown,
-  input: Input,
-  change: (changes: Partial<Input>) => void,
+  inputs: { readonly a: Input; readonly b: Input | null },
+  change: (which: "a" | "b", changes: Partial<Input>) => void,
 ): TemplateResult | typeof nothing {
-  const name = FIELDS.find((each) => wordAt(input[each] ?? "", word) >= 0);
-  if (!near.length || !name) return nothing;
-  const text = input[name]!;
-  const at = wordAt(text, word);
-  return html`<p class="near">Near <b>${word}</b>: ${near.map(
-    (each) =>
-      html`<button type="button" @click=${() => change({ [name]: text.slice(0, at) + each + text.slice(at + word.length) })}>${each}</button> `,
-  )}</p>`;
+  for (const which of ["a", "b"] as const) {
+    const input = inputs[which];
+    const name = input && FIELDS.find((each) => wordAt(input[each] ?? "", word) >= 0);
+    if (!near.length || !name) continue;
+    const text = input[name]!;
+    const at = wordAt(text, word);
+    const put = (each: string) => text.slice(0, at) + each + text.slice(at + word.length);
+    return html`<p class="near">Near <b>${word}</b>: ${near.map(
+      (each) => html`<button type="button" @click=${() => change(which, { [name]: put(each) })}>${each}</button> `,
+    )}</p>`;
+  }
+  return nothing;
 }
