@@ -394,7 +394,7 @@ def test_plot(run, tmp_path):
 
 
 def test_arcs(run, service, tmp_path):
-    """`plot --from WORD` draws arcs from a word, and names tokens, heads, model, layer, scale; the page begins there."""
+    """`plot --from` draws arcs from a word, and names tokens, heads, model, layer, scale; a page begins there."""
     drawn, page = tmp_path / "arcs.svg", tmp_path / "arcs.html"
     chosen = ("plot", SENTENCE, "--model", "multi-head", "--head", "2", "--head", "0")
     assert run(*chosen, "--from", "gave", "--svg", drawn) == (0, "", "")

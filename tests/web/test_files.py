@@ -155,7 +155,7 @@ def test_svg_of_every_view(visit, ask, tmp_path):
     assert {"B \N{MINUS SIGN} A", *SENTENCE.split(), *OTHER.split()} <= {each.text for each in root.iter(f"{SVG}text")}
     assert numbers_in(root) == drawn(a.mean(0), b.mean(0), b.mean(0) - a.mean(0))
     exports = page.locator("nav .menu-list button").all_text_contents()
-    assert exports == ["SVG", "PNG", "Copy link"]
+    assert exports == ["SVG", "PNG", "Copy link", "Add to story"]
     page = visit(view="translate", model="cross-attention", text="", memory="twenty one")
     page.get_by_role("button", name="Next word").click()
     expect(page.locator(".spoken .said-word")).to_have_count(1)
